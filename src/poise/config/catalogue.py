@@ -1,0 +1,145 @@
+"""Every setting as one flat entry, read from the models: what error messages, environment and documentation have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from poise.config.settings import Section, Settings
+
+Kind = Literal["integer", "number", "switch", "choice", "text", "table"]
+
+VARIABLE_PREFIX = "POISE_"
+_SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting. `limits` is its range in words, empty where the type alone decides."""
+
+    key: str
+    kind: Kind
+    default: Any
+    limits: str
+    choices: tuple[str, ...]
+    description: str
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return VARIABLE_PREFIX + self.key.upper().replace(".", "__")
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, to follow "must be"."""
+        match self.kind:
+            case "integer":
+                return f"a whole number {self.limits}".rstrip()
+            case "number":
+                return f"a number {self.limits}".rstrip()
+            case "switch":
+                return "true or false"
+            case "choice":
+                return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
+            case "table":
+                return "a table of names and texts"
+            case "text":
+                return "text"
+
+    def parse(self, text: str) -> object:
+        """Read text as the setting's type. Text that is not of the type comes back as it is, for validation to report."""
+        try:
+            match self.kind:
+                case "integer":
+                    return int(text)
+                case "number":
+                    return float(text)
+                case "switch":
+                    return _SWITCH_WORDS.get(text.strip().lower(), text)
+        except ValueError:
+            pass
+        return text
+
+
+@cache
+def catalogue() -> Mapping[str, Setting]:
+    """All settings by dotted key, in the order of the models."""
+    return {setting.key: setting for setting in _walk(Settings(), ())}
+
+
+@cache
+def section_keys() -> tuple[str, ...]:
+    """Dotted keys of all sections, in the order of the models."""
+    parents = (key.split(".")[:-1] for key in catalogue())
+    return tuple(dict.fromkeys(".".join(path[:depth]) for path in parents for depth in range(1, len(path) + 1)))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path as TOML writes it: parts that are not bare keys are quoted."""
+    return ".".join(part if _is_bare(part) else quoted(part) for part in map(str, path))
+
+
+def quoted(text: str) -> str:
+    """Text between double quotes, valid in TOML and in messages: JSON's escapes, and DEL, which TOML refuses as it is."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def closest_key(key: str) -> str:
+    """The known key that was probably meant, or an empty string.
+
+    A slip within the section is the likeliest; then a key that was put into the wrong section; then a slip in the section.
+    """
+    known = [*catalogue(), *section_keys()]
+    section, _, name = key.rpartition(".")
+    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
+    elsewhere = [candidate for candidate in catalogue() if candidate.rpartition(".")[2] == name]
+    matches = get_close_matches(key, siblings, n=1, cutoff=0.75) or elsewhere or get_close_matches(key, known, n=1, cutoff=0.75)
+    return " or ".join(matches[:2])
+
+
+def _walk(section: Section, path: tuple[str, ...]) -> Iterator[Setting]:
+    # The instance, not the class, holds the defaults: two pools of one class have different ones.
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _walk(value, (*path, name))
+        else:
+            yield _setting(".".join((*path, name)), field, value)
+
+
+def _setting(key: str, field: FieldInfo, default: object) -> Setting:
+    annotation = field.annotation
+    kind: Kind
+    choices: tuple[str, ...] = ()
+    if get_origin(annotation) is Literal:
+        kind, choices = "choice", get_args(annotation)
+    elif get_origin(annotation) is dict:
+        kind = "table"
+    else:
+        kinds: dict[Any, Kind] = {int: "integer", float: "number", bool: "switch", str: "text"}
+        kind = kinds[annotation]
+    assert field.description, f"{key} has no description"
+    return Setting(key, kind, default, _limits(field), choices, field.description)
+
+
+def _limits(field: FieldInfo) -> str:
+    bounds = {
+        name: f"{getattr(constraint, name):.15g}"
+        for constraint in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(constraint, name, None) is not None
+    }
+    if bounds.keys() == {"ge", "le"}:
+        return f"between {bounds['ge']} and {bounds['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[name]} {bound}" for name, bound in bounds.items())
+
+
+def _is_bare(part: str) -> bool:
+    return part != "" and part.isascii() and all(character.isalnum() or character in "_-" for character in part)

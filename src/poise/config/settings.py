@@ -1,0 +1,164 @@
+"""The whole list of settings: name, type, range, default and one line of description each.
+
+docs/configuration.md repeats the list for operators and a test compares the two. What one value may be is said here; what
+values may be together is in `poise.config.consistency`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+TENANT_NAME = re.compile(r"(?!key-)[a-z0-9_-]{1,64}")
+
+
+def _tenant_name(name: str) -> str:
+    # "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
+    if not TENANT_NAME.fullmatch(name) or name == "local":
+        raise ValueError('a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"')
+    return name
+
+
+def _api_key(key: str) -> str:
+    # A key travels in an HTTP header, where anything else would be cut or altered on the way.
+    if not key or not all("!" <= character <= "~" for character in key):
+        raise ValueError("must be printable ASCII without spaces, at least one character")
+    return key
+
+
+def _optional_api_key(key: str) -> str:
+    return _api_key(key) if key else key
+
+
+TenantName = Annotated[str, AfterValidator(_tenant_name)]
+ApiKey = Annotated[str, AfterValidator(_api_key)]
+OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
+Toggle = Literal["auto", "on", "off"]
+KvType = Literal["f16", "q8_0", "q4_0"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class ServerSettings(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one and prints it."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
+    """Largest request body; a larger one is answered with 413."""
+    body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
+    """Time a client has to send its headers and its body; a slower one is answered with 408."""
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    """Open requests at once; more are answered with 503."""
+    max_choices: Annotated[int, Field(ge=1, le=128)] = 8
+    """Largest `n` of a request."""
+
+
+class ModelSettings(Section):
+    path: str = ""
+    """GGUF file. Empty: the default model, SmolLM2-135M-Instruct."""
+    name: str = ""
+    """Name the API gives the model. Empty: from the file's metadata."""
+
+
+class EngineSettings(Section):
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Compute threads; 0 is one for each core this process may use."""
+    gpu_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Layers kept on a GPU, when the engine was built for one."""
+    kv_type: KvType = "f16"
+    """Type of the KV cells; the quantised types need flash attention."""
+    batch_tokens: Annotated[int, Field(ge=32, le=8192)] = 512
+    """Most tokens in one forward pass."""
+    restart_delay_max_s: Annotated[float, Field(ge=0.1, le=3600)] = 30.0
+    """Longest pause before a crashed engine is started again; it doubles from 0.5 s."""
+    memory_reserve_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
+    """Memory that must stay free after loading; a model that would leave less is refused."""
+
+
+class PoolSettings(Section):
+    slots: Annotated[int, Field(ge=1, le=256)]
+    """Sequences that the pool can hold at once."""
+    slot_tokens: Annotated[int, Field(ge=64, le=1 << 20)]
+    """KV cells of each slot, prompt and output together. Cut to the model's trained context."""
+    reserved_slots: Annotated[int, Field(ge=0, le=255)] = 0
+    """The last free slots that only a tenant without a slot in this pool may take, with interactive work."""
+    flash_attention: Toggle = "auto"
+    """auto: measured once for each host and model."""
+
+
+class PoolsSettings(Section):
+    short: PoolSettings = PoolSettings(slots=10, slot_tokens=4096, reserved_slots=2)
+    long: PoolSettings = PoolSettings(slots=2, slot_tokens=8192)
+
+
+class ClassSettings(Section):
+    queue_max: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Requests of the class that may wait; one more is answered with 429."""
+    itl_target_ms: Annotated[int, Field(ge=5, le=60_000)]
+    """Gap between two tokens that a step keeps to while this class decodes."""
+    min_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
+    """Share of compute that the class is guaranteed while others compete."""
+    slots_max: Annotated[int, Field(ge=1, le=256)]
+    """Slots of the short pool that the class may hold."""
+    heavy_tokens: Annotated[int, Field(ge=16, le=1 << 20)] = 1024
+    """A longer prompt is a heavy job and runs in the long pool."""
+    heavy_max: Annotated[int, Field(ge=1, le=256)]
+    """Heavy jobs of the class that run at once."""
+    default_output_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 512
+    """Output allowance of a request that names none."""
+    max_output_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
+    """Largest output allowance a request may ask for."""
+
+
+class ClassesSettings(Section):
+    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=10, heavy_max=2)
+    background: ClassSettings = ClassSettings(
+        queue_max=256, itl_target_ms=150, min_share=0.15, slots_max=6, heavy_max=1
+    )
+
+
+class SchedulerSettings(Section):
+    quantum_tokens: Annotated[int, Field(ge=1, le=512)] = 16
+    """Least chunk of a prompt in a step, whatever the time budget says."""
+    ageing: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
+    """Share of its waited time that a prompt gains on shorter ones."""
+    hole_steps: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """Steps that a hole between busy slots may persist before a sequence is moved into it."""
+
+
+class SamplingSettings(Section):
+    """Defaults for what a request leaves out."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    """How far sampling strays from the likeliest token; 0 always takes that one."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Only the likeliest tokens that reach this probability together are considered; 1 considers all."""
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 40
+    """0 considers every token, at about fifty times the sampling cost when top_p is set."""
+    min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Tokens less likely than this share of the likeliest one are left out."""
+
+
+class AuthSettings(Section):
+    required: bool = False
+    """Answer requests without a known key with 401."""
+    keys: dict[TenantName, ApiKey] = {}
+    """Tenant name to API key. With none declared, any key is accepted and is a tenant of its own."""
+    admin_key: OptionalApiKey = ""
+    """Key for /admin; without one, /admin answers callers on this machine only."""
+
+
+class Settings(Section):
+    server: ServerSettings = ServerSettings()
+    model: ModelSettings = ModelSettings()
+    engine: EngineSettings = EngineSettings()
+    pools: PoolsSettings = PoolsSettings()
+    classes: ClassesSettings = ClassesSettings()
+    scheduler: SchedulerSettings = SchedulerSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    auth: AuthSettings = AuthSettings()

@@ -1,0 +1,183 @@
+"""The places values come from, each read into a `Layer`: a nested table, and for each key the source to name.
+
+Nothing here knows which source wins or which values are right, except that text from the environment and the command line
+is read by the type of its setting, and that a name which fits no setting is a problem of the source.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from poise.config.catalogue import VARIABLE_PREFIX, catalogue, closest_key, quoted
+
+FILE_NAME = "poise.toml"
+OTHER_VARIABLES = ("POISE_LOG",)
+"""Variables of the prefix that are not settings, described in docs/configuration.md."""
+OPTIONS = {
+    "model.path": "--model",
+    "server.host": "--host",
+    "server.port": "--port",
+    "engine.threads": "--threads",
+    "engine.gpu_layers": "--gpu-layers",
+}
+"""Settings with a command-line option of their own; the others are reached with --set KEY=VALUE."""
+
+_TENANT_KEYS = "auth.keys"
+_TENANT_VARIABLE = "POISE_AUTH__KEYS__"
+# Kubernetes puts these into every container next to a service that happens to be called poise.
+_SERVICE_LINK = re.compile(r"POISE_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `problems` has every reason, one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a value came from: `name` in front of a problem, `origin` in the effective configuration."""
+
+    name: str
+    origin: str
+
+
+DEFAULT = Source("default", "default")
+
+
+@dataclass(slots=True)
+class Layer:
+    """The values of one source, not yet validated, and the problems met while reading them."""
+
+    source_of: Callable[[str], Source]
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def find_file() -> Path | None:
+    """The file that is read when none is named: of this directory, else of this user."""
+    from platformdirs import user_config_path
+
+    candidates = (Path(FILE_NAME), user_config_path("poise", appauthor=False) / FILE_NAME)
+    # Not Path.is_file, which raises for a directory that may not be entered.
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def file_layer(path: Path) -> Layer:
+    source = Source(str(path), f"file {path.absolute()}")
+    layer = Layer(lambda _: source)
+    text = ""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        layer.values = tomllib.loads(text)
+    except OSError as error:
+        layer.problems.append(f"{path}: cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        layer.problems.append(f"{path}: line {line}: not UTF-8 text (byte 0x{error.object[error.start]:02x})")
+    except tomllib.TOMLDecodeError as error:
+        layer.problems.append(f"{path}: {_syntax_problem(str(error), text)}")
+    except (RecursionError, ValueError) as error:
+        # tomllib lets these through for absurd nesting and for integers of thousands of digits.
+        layer.problems.append(f"{path}: not usable as TOML: {error}")
+    return layer
+
+
+def environment_layer(environment: Mapping[str, str]) -> Layer:
+    layer = Layer(lambda key: Source(_variable(key), f"environment {_variable(key)}"))
+    keys = {setting.variable: setting.key for setting in catalogue().values() if setting.kind != "table"}
+    for name, text in _relevant(environment):
+        if name in keys:
+            _put(layer, keys[name], text)
+        elif name.startswith(_TENANT_VARIABLE) and name == name.upper():
+            _put(layer, f"{_TENANT_KEYS}.{name.removeprefix(_TENANT_VARIABLE).lower()}", text)
+        else:
+            known = [*keys, *OTHER_VARIABLES, _TENANT_VARIABLE + "<TENANT>"]
+            matches = get_close_matches(name.upper(), known, n=1, cutoff=0.75)
+            layer.problems.append(f"{name}: unknown variable" + _meant(matches[0] if matches else ""))
+    return layer
+
+
+def command_line_layer(overrides: Mapping[str, object]) -> Layer:
+    """Values by dotted key; None is an option that was not given. Text is read by the type of its setting."""
+    layer = Layer(lambda key: Source(_option(key), f"command line {_option(key)}"))
+    for key, value in overrides.items():
+        if value is None:
+            continue
+        if key in catalogue() or key.startswith(_TENANT_KEYS + "."):
+            _put(layer, key, value)
+        else:
+            layer.problems.append(f"{_option(key)}: unknown key" + _meant(closest_key(key)))
+    return layer
+
+
+def merge(base: dict[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """A new nested table: `upper` over `base`, table by table."""
+    merged = dict(base)
+    for key, value in upper.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _put(layer: Layer, key: str, value: object) -> None:
+    if isinstance(value, str) and key in catalogue():
+        value = catalogue()[key].parse(value)
+    if key.startswith(_TENANT_KEYS + "."):
+        path = [*_TENANT_KEYS.split("."), key.removeprefix(_TENANT_KEYS + ".")]
+    else:
+        path = key.split(".")
+    nested: Any = value
+    for part in reversed(path):
+        nested = {part: nested}
+    layer.values = merge(layer.values, nested)
+
+
+def _relevant(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name in sorted(environment):
+        if not name.startswith(VARIABLE_PREFIX) or name in OTHER_VARIABLES or _SERVICE_LINK.fullmatch(name):
+            continue
+        if name == "POISE_PORT" and "://" in environment[name]:
+            continue  # a service link as well; with a plain number it is someone who means POISE_SERVER__PORT
+        yield name, environment[name]
+
+
+def _variable(key: str) -> str:
+    return VARIABLE_PREFIX + key.upper().replace(".", "__")
+
+
+def _option(key: str) -> str:
+    return OPTIONS.get(key, f"--set {key}")
+
+
+def _meant(suggestion: str) -> str:
+    return f"; did you mean {suggestion}?" if suggestion else ""
+
+
+def _syntax_problem(message: str, text: str) -> str:
+    """tomllib's message with the place first: "Invalid value (at line 3, column 8)" -> "line 3, column 8: invalid value"."""
+    what, _, place = message.rstrip(")").rpartition(" (at ")
+    if place == "end of document":
+        place = f"line {max(1, len(text.splitlines()))}, at the end"
+    return f"{place}: {what[:1].lower()}{what[1:]}"
+
+
+def shown(key: str, value: object) -> str:
+    """A value in a message, short and on one line. What is under `auth` is never shown: it may be a key."""
+    if key.split(".")[0] == "auth" and not isinstance(value, bool):
+        return "***"
+    text = quoted(value) if isinstance(value, str) else _plain(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())

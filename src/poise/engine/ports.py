@@ -1,0 +1,88 @@
+"""The engine's ports: what the loop needs from the world.
+
+Live adapters: `poise.llama.runner.LlamaRunner`, `poise.engine.process` (socket, monotonic clock).
+Simulated adapters: `poise.sim`. Both runners pass one contract suite (tests/contract).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from poise.scheduler.plan import KvOperation
+from poise.wire.messages import PoolInfo, SamplingParams, ToEngine, ToGateway, Token
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tokens of one sequence to compute: `tokens` stand at positions [start, start + len(tokens)) of `slot`.
+
+    With `sample`, one token is drawn from the last position's logits.
+    """
+
+    request_id: int
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    sample: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A drawn token; `ends` is true when it is an end-of-generation token (and not ignored)."""
+
+    token: Token
+    ends: bool
+
+
+class RunnerError(Exception):
+    """A batch could not be computed. The sequences in it are lost; the runner can go on with others."""
+
+
+class Runner(Protocol):
+    """Computes batches on a model. Not thread-safe; every call is made by the engine's one compute thread."""
+
+    @property
+    def pools(self) -> Sequence[PoolInfo]: ...
+
+    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        """Prepare sampling for a request. Called once, before its first row."""
+        ...
+
+    def close(self, request_id: int) -> None:
+        """Free what `open` made. Unknown ids are ignored."""
+        ...
+
+    def apply(self, operation: KvOperation) -> None:
+        """Carry out one KV operation."""
+        ...
+
+    def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        """Compute rows (ascending slots) in one forward pass and sample.
+
+        Returns one Sampled per row with `sample`, in row order. Raises RunnerError; then no slot of `rows` is usable until
+        it was released.
+        """
+        ...
+
+
+class Clock(Protocol):
+    def now_ns(self) -> int:
+        """Monotonic time in nanoseconds."""
+        ...
+
+
+class Inbox(Protocol):
+    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[ToEngine]:
+        """Messages that have arrived, in order. With `block`, wait for one until `wait_until_ns` (None: for ever).
+
+        Raises EOFError when the gateway is gone.
+        """
+        ...
+
+
+class Outbox(Protocol):
+    def send(self, message: ToGateway) -> None:
+        """Queue a message and send what the socket takes without waiting."""
+        ...

@@ -1,0 +1,167 @@
+"""The engine process: binds the loop to llama.cpp, a socket and the real clock. Nothing else in the project does.
+
+Started by the gateway as `python -m poise.engine.process FD`, FD being its end of a socket pair. The first message is
+Configure. It ends on Shutdown, or when the gateway's end closes: an engine never outlives its gateway.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import psutil
+
+from poise.config import Settings, state_dir, to_policy
+from poise.engine.core import Engine
+from poise.engine.journal import Journal
+from poise.llama.library import EngineLibraryError
+from poise.llama.load import load_runner
+from poise.llama.model import ModelError
+from poise.scheduler.scheduler import Scheduler
+from poise.wire import messages as wire
+from poise.wire.framing import FrameReader, encode_frame
+
+READ_BYTES = 1 << 18
+UNSENT_BYTES_MAX = 256 << 20
+EXIT_PERMANENT = 3
+"""Exit code when a restart would end the same way."""
+
+
+class MonotonicClock:
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+
+class SocketPort:
+    """Inbox and Outbox over one stream socket. Sending never waits: what the socket does not take is kept and sent later."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._reader: FrameReader[wire.ToEngine] = FrameReader(wire.ToEngine)
+        self._unsent = bytearray()
+        self._poll = select.poll()
+
+    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
+        self._pump()
+        messages = self._receive()
+        while block and not messages:
+            timeout_ms = None
+            if wait_until_ns is not None:
+                timeout_ms = max(0, wait_until_ns - time.monotonic_ns()) / 1e6
+            self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            ready = self._poll.poll(timeout_ms)
+            self._pump()
+            messages = self._receive()
+            if not ready:
+                break
+        return messages
+
+    def send(self, message: wire.ToGateway) -> None:
+        self._unsent += encode_frame(message)
+        if len(self._unsent) > UNSENT_BYTES_MAX:
+            raise EOFError("the gateway has stopped reading")
+        self._pump()
+
+    def flush(self) -> None:
+        """Send everything, waiting as long as it takes; for the last words of a dying engine."""
+        self._socket.setblocking(True)
+        self._socket.sendall(self._unsent)
+        self._unsent.clear()
+
+    def _pump(self) -> None:
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                raise EOFError("the gateway is gone") from error
+            del self._unsent[:sent]
+
+    def _receive(self) -> list[wire.ToEngine]:
+        messages: list[wire.ToEngine] = []
+        while True:
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return messages
+            except OSError as error:
+                raise EOFError("the gateway is gone") from error
+            if not data:
+                raise EOFError("the gateway is gone")
+            messages += self._reader.feed(data)
+            if len(data) < READ_BYTES:
+                return messages
+
+
+def serve(port: SocketPort) -> int:
+    """Load what Configure names and run the loop until the gateway wants no more. Returns the exit code."""
+    configure = port.drain(None, block=True)[0]
+    assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
+    settings = Settings.model_validate_json(configure.settings)
+    journal = Journal()
+    try:
+        loaded = load_runner(
+            Path(configure.model_path), settings, lambda progress, stage: port.send(wire.Loading(progress, stage))
+        )
+    except (ModelError, EngineLibraryError) as error:
+        port.send(wire.Fatal(str(error), permanent=True))
+        port.flush()
+        return EXIT_PERMANENT
+    with loaded.runner as runner:
+        policy = to_policy(
+            settings,
+            slot_cells={pool.name: pool.slot_cells for pool in runner.pools},
+            chunk_tokens=loaded.chunk_tokens,
+            priors=loaded.priors,
+        )
+        process = psutil.Process()
+        engine = Engine(
+            scheduler=Scheduler(policy),
+            runner=runner,
+            clock=MonotonicClock(),
+            inbox=port,
+            outbox=port,
+            journal=journal,
+            rss_bytes=lambda: int(process.memory_info().rss),
+        )
+        port.send(loaded.ready)
+        try:
+            engine.run()
+        except EOFError:
+            return 0
+        except Exception as error:
+            dump = _dump_journal(journal)
+            traceback.print_exc()
+            port.send(wire.Fatal(f"{type(error).__name__}: {error}; journal in {dump}", permanent=False))
+            port.flush()
+            return 1
+    return 0
+
+
+def _dump_journal(journal: Journal) -> Path:
+    folder = state_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"engine-journal-{os.getpid()}.jsonl"
+    path.write_text("\n".join(journal.lines()) + "\n")
+    return path
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the gateway's to handle
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        return serve(SocketPort(connection))
+    except EOFError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

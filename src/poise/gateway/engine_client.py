@@ -1,0 +1,114 @@
+"""What the gateway's request handlers need from the engine, and the mailbox of one live request.
+
+`poise.gateway.supervisor.Supervisor` is the implementation that owns a real engine process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from poise.scheduler.request import RequestClass
+from poise.wire.messages import Accepted, Finish, Ready, Refused, SamplingParams, Start, Status, Token
+
+ENGINE_LOST = "engine_lost"
+"""Finish.reason given by the gateway to requests that were live when the engine died."""
+
+RequestEvent = Accepted | Refused | Start | Token | Finish
+
+
+class EnginePhase(StrEnum):
+    LOADING = "loading"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    """It stopped for good: a restart would end the same way."""
+    STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class EngineState:
+    """The truth about the engine, for /health, /status and admission."""
+
+    phase: EnginePhase = EnginePhase.LOADING
+    progress: float = 0.0
+    stage: str = "starting"
+    detail: str = ""
+    restarts: int = 0
+    retry_after_s: float = 1.0
+    ready: Ready | None = None
+    status: Status | None = None
+
+
+class EngineUnavailable(Exception):
+    """The engine cannot take requests now. `permanent`: it never will without an operator."""
+
+    def __init__(self, message: str, retry_after_s: float, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.permanent = permanent
+
+
+class RequestHandle:
+    """Mailbox of one request: Accepted or Refused first, then at most one Start, Tokens, and exactly one Finish.
+
+    A Refused or a Finish is the last event. One consumer.
+    """
+
+    def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
+        self.request_id = request_id
+        self.done = False
+        """True when the last event has been put (not necessarily received)."""
+        self._abort = abort
+        self._events: list[RequestEvent] = []
+        self._wakeup: asyncio.Future[None] | None = None
+
+    def put(self, event: RequestEvent) -> None:
+        """Called by the owner of the engine connection, in the event loop."""
+        self._events.append(event)
+        if isinstance(event, Finish | Refused):
+            self.done = True
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)
+
+    async def receive(self) -> list[RequestEvent]:
+        """All events that have arrived since the last call, at least one; waits for it."""
+        if not self._events:
+            self._wakeup = asyncio.get_running_loop().create_future()
+            try:
+                await self._wakeup
+            finally:
+                self._wakeup = None
+        events, self._events = self._events, []
+        return events
+
+    def abort(self) -> None:
+        """The caller no longer wants the request. Safe at any time and any number of times."""
+        if not self.done:
+            self._abort(self.request_id)
+
+
+class EngineClient(Protocol):
+    """The engine as the handlers see it."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    def submit(
+        self,
+        *,
+        tenant: str,
+        request_class: RequestClass,
+        prompt: list[int],
+        max_output: int,
+        sampling: SamplingParams,
+    ) -> RequestHandle:
+        """Hand a request to the engine. Raises EngineUnavailable while there is none."""
+        ...
+
+    async def journal(self) -> list[str]:
+        """The engine's flight recorder, JSON lines, oldest first. Raises EngineUnavailable."""
+        ...

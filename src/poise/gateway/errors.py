@@ -1,0 +1,192 @@
+"""Every error a client can see, in OpenAI's format, and where each one comes from.
+
+    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+
+A message names the value that was found, the limit it broke and what to do about it. `code` is stable and meant for programs;
+`type` follows from the status alone. Nothing else in the gateway writes an error body.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import msgspec
+from starlette.responses import Response
+
+from poise.gateway.engine_client import EnginePhase, EngineState
+from poise.scheduler.request import RejectReason
+from poise.wire.messages import Refused
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "timeout_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+_SHOWN_CHARS = 60
+
+
+class ApiError(Exception):
+    """An answer that is not a result. Raised anywhere below a route; rendered once, by `response`."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.headers = headers or {}
+
+    def body(self) -> bytes:
+        """The JSON object, also used as the last event of a stream that failed."""
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return msgspec.json.encode(
+            {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        )
+
+    def response(self) -> Response:
+        headers = dict(self.headers)
+        if self.status in (408, 413):
+            # The rest of the body is not wanted: without this the server would have to read it to keep the connection.
+            headers["Connection"] = "close"
+        return Response(self.body(), self.status, headers, "application/json")
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete. Nobody is left to be told."""
+
+
+def shown(value: object) -> str:
+    """A value as JSON for an error message, cut to a length that a person reads."""
+    if isinstance(value, list | dict) and len(value) > 8:
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)} entries"
+    if isinstance(value, str):
+        value = value[: _SHOWN_CHARS + 1]
+    try:
+        text = msgspec.json.encode(value).decode()
+    except (UnicodeEncodeError, RecursionError):
+        text = ascii(value)
+    return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+
+
+def invalid_type(param: str, wanted: str, value: object) -> ApiError:
+    return ApiError(400, "invalid_type", f"'{param}' must be {wanted}, but is {shown(value)}.", param=param)
+
+
+def invalid_value(param: str, rule: str, value: object) -> ApiError:
+    """`rule` completes the sentence "'param' must ..."."""
+    return ApiError(400, "invalid_value", f"'{param}' must {rule}, but is {shown(value)}.", param=param)
+
+
+def missing_parameter(param: str, hint: str) -> ApiError:
+    return ApiError(400, "missing_required_parameter", f"'{param}' is missing: {hint}.", param=param)
+
+
+def unknown_parameter(param: str, name: str, known: Iterable[str], hint: str = "") -> ApiError:
+    """`name` is the last part of `param`; `known` are the names it might have been meant to be."""
+    if not hint:
+        close = difflib.get_close_matches(name[:_SHOWN_CHARS], list(known), n=1)
+        hint = f"Did you mean '{close[0]}'?" if close else "Remove it; /openapi.json lists what is known."
+    path = param if len(param) <= 2 * _SHOWN_CHARS else param[: 2 * _SHOWN_CHARS] + "…"
+    return ApiError(400, "unknown_parameter", f"Unknown parameter {shown(path)}. {hint}", param=path)
+
+
+def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
+    return ApiError(
+        400, "unsupported_parameter", f"'{param}' is not supported (found {shown(value)}): {hint}.", param=param
+    )
+
+
+def context_length_exceeded(n_prompt: int, n_output: int, limit: int, param: str) -> ApiError:
+    """`limit` is the largest context: prompt and output together."""
+    return ApiError(
+        400,
+        "context_length_exceeded",
+        f"The prompt has {n_prompt} tokens and {n_output} output tokens were to follow: {n_prompt + n_output} together, "
+        f"but the largest context holds {limit}. Shorten the prompt or ask for fewer output tokens.",
+        param=param,
+    )
+
+
+def model_not_found(model: str, known: list[str]) -> ApiError:
+    names = ", ".join(f"'{name}'" for name in known)
+    message = f"The model {shown(model)} does not exist here. Known: {names}."
+    return ApiError(404, "model_not_found", message, param="model")
+
+
+def not_found(path: str) -> ApiError:
+    return ApiError(404, "not_found", f"There is nothing at {shown(path)}. /openapi.json lists the endpoints.")
+
+
+def body_too_large(limit: int, found: str) -> ApiError:
+    message = f"The request body has {found} bytes, but at most {limit} are accepted. Send a shorter request."
+    return ApiError(413, "request_too_large", message)
+
+
+def refused(event: Refused, request_class: str, param: str) -> ApiError:
+    """The scheduler's refusal on arrival, with its own numbers."""
+    if event.reason == RejectReason.TOO_LONG:
+        return ApiError(
+            400,
+            "context_length_exceeded",
+            f"The request needs {event.value} tokens of context, but at most {event.limit} are available to it. "
+            "Shorten the prompt or ask for fewer output tokens.",
+            param=param,
+        )
+    if event.reason == RejectReason.QUEUE_FULL:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "queue_full",
+            f"The queue of class '{request_class}' is full: {event.value} requests wait, {event.limit} may. "
+            f"Try again in about {headers['Retry-After']} s.",
+            headers=headers,
+        )
+    raise AssertionError(f"unknown reason {event.reason!r}")
+
+
+def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = False) -> ApiError:
+    """No engine takes requests now. Only `permanent` goes without Retry-After: waiting would not help."""
+    if permanent:
+        return ApiError(503, "engine_failed", f"The engine has stopped and needs its operator: {message}")
+    headers = retry_after(retry_after_s)
+    hint = f"Try again in about {headers['Retry-After']} s."
+    return ApiError(503, "engine_unavailable", f"The engine cannot take requests now: {message}. {hint}", headers=headers)
+
+
+def engine_not_ready(state: EngineState) -> ApiError:
+    """The same, told from the engine's state."""
+    if state.phase is EnginePhase.FAILED:
+        return engine_unavailable(state.detail or "it failed", state.retry_after_s, permanent=True)
+    about = f"{state.phase.value}, {state.stage}" if state.stage else state.phase.value
+    return engine_unavailable(about, state.retry_after_s)
+
+
+def engine_lost(retry_after_s: float) -> ApiError:
+    headers = retry_after(retry_after_s)
+    message = f"The engine was lost while it computed this request. Try again in about {headers['Retry-After']} s."
+    return ApiError(503, "engine_lost", message, headers=headers)
+
+
+def too_many_requests_open(limit: int) -> ApiError:
+    message = f"{limit} requests are open, which is the limit of this server. Try again in about 1 s."
+    return ApiError(503, "too_many_open_requests", message, headers=retry_after(1.0))
+
+
+def internal_error(error_id: str) -> ApiError:
+    """What went wrong stands in the log under `error_id`; nothing of it is shown."""
+    return ApiError(500, "internal_error", f"Internal error {error_id}: the server's log has the details.")
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(seconds)))}

@@ -1,0 +1,241 @@
+"""Owns the engine process: starts it, speaks to it, notices its death at once, and starts it again with back-off.
+
+A dead engine is seen as the end of its socket. Its live requests end with ENGINE_LOST, so that every accepted request has
+its one terminal event; requests that come while there is no engine are answered with EngineUnavailable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from itertools import count
+
+from poise.config import Settings
+from poise.gateway.engine_client import (
+    ENGINE_LOST,
+    EnginePhase,
+    EngineState,
+    EngineUnavailable,
+    RequestHandle,
+)
+from poise.scheduler.request import RequestClass
+from poise.wire import messages as wire
+from poise.wire.framing import FrameError, FrameReader, encode_frame
+
+log = logging.getLogger(__name__)
+
+READ_BYTES = 1 << 18
+RESTART_DELAY_FIRST_S = 0.5
+STABLE_AFTER_S = 60.0
+"""An engine that was ready for this long has earned a fresh back-off."""
+SHUTDOWN_GRACE_S = 5.0
+JOURNAL_TIMEOUT_S = 10.0
+
+
+class Supervisor:
+    """An EngineClient over a real engine process. All methods are called in one event loop."""
+
+    def __init__(self, settings: Settings, model_path: str) -> None:
+        self.state = EngineState()
+        self._configure = wire.Configure(settings.model_dump_json(), model_path)
+        self._delay_max_s = settings.engine.restart_delay_max_s
+        self._ids = count(1)
+        self._handles: dict[int, RequestHandle] = {}
+        self._dumps: dict[int, asyncio.Future[list[str]]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begin to start the engine; returns at once."""
+        self._task = asyncio.create_task(self._supervise(), name="engine-supervisor")
+
+    async def wait_until_settled(self) -> None:
+        """Wait until the engine is ready or has failed for good."""
+        while self.state.phase not in (EnginePhase.READY, EnginePhase.FAILED, EnginePhase.STOPPED):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def stop(self) -> None:
+        """End the engine: politely, then by signal. Live requests get their ENGINE_LOST."""
+        self._set(EnginePhase.STOPPED, detail="the server is stopping")
+        self._send(wire.Shutdown())
+        if self._task is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._task), SHUTDOWN_GRACE_S)
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def submit(
+        self,
+        *,
+        tenant: str,
+        request_class: RequestClass,
+        prompt: list[int],
+        max_output: int,
+        sampling: wire.SamplingParams,
+    ) -> RequestHandle:
+        if self.state.phase is not EnginePhase.READY:
+            raise self._unavailable()
+        request_id = next(self._ids)
+        handle = RequestHandle(request_id, self._abort)
+        self._handles[request_id] = handle
+        self._send(wire.Submit(request_id, tenant, request_class.value, prompt, max_output, sampling))
+        return handle
+
+    async def journal(self) -> list[str]:
+        if self.state.phase is not EnginePhase.READY:
+            raise self._unavailable()
+        dump_id = next(self._ids)
+        future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._dumps[dump_id] = future
+        self._send(wire.DumpJournal(dump_id))
+        try:
+            return await asyncio.wait_for(future, JOURNAL_TIMEOUT_S)
+        except TimeoutError as error:
+            raise EngineUnavailable("the engine did not answer in time", self.state.retry_after_s) from error
+        finally:
+            self._dumps.pop(dump_id, None)
+
+    @property
+    def _ended(self) -> bool:
+        return self.state.phase in (EnginePhase.STOPPED, EnginePhase.FAILED)
+
+    def _unavailable(self) -> EngineUnavailable:
+        state = self.state
+        permanent = state.phase is EnginePhase.FAILED
+        detail = state.detail or state.stage
+        return EngineUnavailable(f"the engine is {state.phase}: {detail}", state.retry_after_s, permanent)
+
+    def _abort(self, request_id: int) -> None:
+        self._send(wire.Abort(request_id))
+
+    def _send(self, message: wire.ToEngine) -> None:
+        if self._writer is not None:
+            self._writer.write(encode_frame(message))
+
+    async def _supervise(self) -> None:
+        """Run engines one after the other until one fails for good or the server stops."""
+        loop = asyncio.get_running_loop()
+        delay_s = RESTART_DELAY_FIRST_S
+        while not self._ended:
+            began_s = loop.time()
+            try:
+                code = await self._run_one()
+            except OSError as error:
+                code = None
+                self.state.detail = f"the engine process cannot be started: {error}"
+            finally:
+                self._lose_everything()
+            if self._ended:
+                break
+            if loop.time() - began_s > STABLE_AFTER_S:
+                delay_s = RESTART_DELAY_FIRST_S
+            self.state.restarts += 1
+            self.state.retry_after_s = delay_s + 2.0
+            self._set(EnginePhase.RESTARTING, detail=self._obituary(code))
+            log.error("%s; starting it again in %.1f s", self.state.detail, delay_s)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, self._delay_max_s)
+
+    async def _run_one(self) -> int | None:
+        """Start one engine and read it until it ends; returns its exit code."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "poise.engine.process", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+            )
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            self._send(self._configure)
+            await self._read(reader)
+        except (FrameError, ConnectionError) as error:
+            log.error("the engine's socket broke: %s", error)
+        finally:
+            self._writer.close()
+            self._writer = None
+            code = await self._reap(self._process)
+        return code
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        frames: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
+        while data := await reader.read(READ_BYTES):
+            for message in frames.feed(data):
+                self._dispatch(message)
+
+    def _dispatch(self, message: wire.ToGateway) -> None:
+        match message:
+            case wire.Step():
+                self._step(message)
+            case wire.Accepted() | wire.Refused():
+                if (handle := self._handles.get(message.request_id)) is not None:
+                    handle.put(message)
+                    if handle.done:
+                        del self._handles[message.request_id]
+            case wire.Status():
+                self.state.status = message
+            case wire.Loading():
+                self.state.progress, self.state.stage = message.progress, message.stage
+            case wire.Ready():
+                self.state.ready, self.state.progress, self.state.stage = message, 1.0, "ready"
+                if self.state.phase is not EnginePhase.STOPPED:
+                    self._set(EnginePhase.READY)
+            case wire.Fatal():
+                phase = EnginePhase.FAILED if message.permanent else EnginePhase.RESTARTING
+                self._set(phase, detail=message.message)
+            case wire.Journal():
+                if (future := self._dumps.get(message.dump_id)) is not None and not future.done():
+                    future.set_result(message.lines)
+
+    def _step(self, step: wire.Step) -> None:
+        handles = self._handles
+        for start in step.starts:
+            if (handle := handles.get(start.request_id)) is not None:
+                handle.put(start)
+        for token in step.tokens:
+            if (handle := handles.get(token.request_id)) is not None:
+                handle.put(token)
+        for finish in step.finishes:
+            if (handle := handles.pop(finish.request_id, None)) is not None:
+                handle.put(finish)
+
+    def _lose_everything(self) -> None:
+        """The engine is gone: everything that waited for it is answered now."""
+        self.state.status = None
+        handles, self._handles = self._handles, {}
+        for handle in handles.values():
+            handle.put(wire.Finish(handle.request_id, ENGINE_LOST, 0, 0, 0, "the engine stopped"))
+        for future in self._dumps.values():
+            if not future.done():
+                future.set_exception(self._unavailable())
+
+    async def _reap(self, process: asyncio.subprocess.Process) -> int:
+        """Make sure that the process has ended."""
+        try:
+            return await asyncio.wait_for(process.wait(), SHUTDOWN_GRACE_S)
+        except (TimeoutError, asyncio.CancelledError):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            return await process.wait()
+
+    def _obituary(self, code: int | None) -> str:
+        if self.state.phase is EnginePhase.RESTARTING and self.state.detail:
+            return self.state.detail  # its own last words
+        if code is None:
+            return self.state.detail
+        if code == -signal.SIGILL:
+            return "the engine hit an instruction that this CPU lacks; build it here again with `make engine-rebuild`"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return f"the engine {how}"
+
+    def _set(self, phase: EnginePhase, detail: str = "") -> None:
+        self.state.phase, self.state.detail = phase, detail
+        if phase is not EnginePhase.READY:
+            self.state.ready = self.state.ready if phase is EnginePhase.STOPPED else None
+        self._changed.set()

@@ -1,0 +1,164 @@
+"""What a step costs, and how much of its time budget is left.
+
+The cost of a batch is taken as linear in four features (the form is common in the literature, for example SlidingServe,
+arXiv 2606.05933): one fixed part per call, a part per decode token, per prompt token, and per attended cell. Without the
+last, a chunk late in a long prompt is underestimated five times over. The weights are fitted online, for each pool, from
+measured steps: least squares with exponential forgetting, weights kept non-negative, a pull towards the prior so that
+features that never vary stay where they were. Floating point is used, in a fixed order, so equal inputs give equal plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+
+from poise.scheduler.policy import CostPrior
+
+FORGETTING = 0.98
+"""Weight of the past at each observed step: a memory of about 50 steps."""
+
+PRIOR_STRENGTH = 0.02
+"""Weight of the prior against one observation of typical size."""
+
+OUTLIER_FACTOR = 3.0
+"""A step that took more than this many times its prediction counts as this many times: the host was busy elsewhere."""
+
+TYPICAL = (1.0, 8.0, 64.0, 16_000.0)
+"""Feature values of a typical busy step; they scale the features so that the fit is well conditioned."""
+
+
+@dataclass(slots=True)
+class BatchShape:
+    """The features of a batch. `attended_cells` sums, over its tokens, the cells each one attends to."""
+
+    decode_tokens: int = 0
+    prompt_tokens: int = 0
+    attended_cells: int = 0
+
+    def add(self, *, is_prompt: bool, start: int, n_tokens: int) -> None:
+        if is_prompt:
+            self.prompt_tokens += n_tokens
+        else:
+            self.decode_tokens += n_tokens
+        self.attended_cells += attended_cells(start, n_tokens)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.decode_tokens and not self.prompt_tokens
+
+
+def attended_cells(start: int, n_tokens: int) -> int:
+    """Cells attended to by tokens at positions [start, start + n_tokens): the sum of position + 1."""
+    return n_tokens * start + n_tokens * (n_tokens + 1) // 2
+
+
+class CostModel:
+    """Predicts the cost of a batch in one pool, in microseconds, and learns from what was measured."""
+
+    def __init__(self, prior: CostPrior) -> None:
+        weights = (prior.fixed_us, prior.decode_us, prior.prompt_us, prior.attended_us)
+        self._prior = [w * t for w, t in zip(weights, TYPICAL, strict=True)]
+        self._weights = list(self._prior)
+        self._gram = [[PRIOR_STRENGTH if i == j else 0.0 for j in range(4)] for i in range(4)]
+        self._moment = [PRIOR_STRENGTH * w for w in self._prior]
+        self.n_observed = 0
+
+    @property
+    def fixed_us(self) -> float:
+        return self._weights[0]
+
+    @property
+    def decode_us(self) -> float:
+        """Cost of a decode token, its attention apart."""
+        return self._weights[1] / TYPICAL[1]
+
+    @property
+    def prompt_us(self) -> float:
+        """Cost of a prompt token, its attention apart."""
+        return self._weights[2] / TYPICAL[2]
+
+    @property
+    def attended_us(self) -> float:
+        return self._weights[3] / TYPICAL[3]
+
+    def predict_us(self, shape: BatchShape) -> float:
+        if shape.is_empty:
+            return 0.0
+        return self.fixed_us + self.marginal_us(shape)
+
+    def marginal_us(self, shape: BatchShape) -> float:
+        """The cost without the call's fixed part."""
+        return (
+            self.decode_us * shape.decode_tokens
+            + self.prompt_us * shape.prompt_tokens
+            + self.attended_us * shape.attended_cells
+        )
+
+    def chunk_us(self, *, is_prompt: bool, start: int, n_tokens: int) -> float:
+        """What one chunk adds to a batch."""
+        per_token = self.prompt_us if is_prompt else self.decode_us
+        return per_token * n_tokens + self.attended_us * attended_cells(start, n_tokens)
+
+    def prompt_tokens_within(self, budget_us: float, start: int) -> int:
+        """The most prompt tokens from position `start` that a budget pays for."""
+        if budget_us <= 0:
+            return 0
+        half = self.attended_us / 2
+        linear = self.prompt_us + self.attended_us * (start + 0.5)
+        if half * budget_us < 1e-9 * linear * linear:
+            return int(budget_us / linear) if linear > 0 else 1 << 20
+        return int((sqrt(linear * linear + 4 * half * budget_us) - linear) / (2 * half))
+
+    def observe(self, shape: BatchShape, cost_us: int) -> None:
+        """Learn from one measured batch."""
+        cost = min(float(cost_us), OUTLIER_FACTOR * self.predict_us(shape)) if self.n_observed > 8 else float(cost_us)
+        features = (1.0, shape.decode_tokens / TYPICAL[1], shape.prompt_tokens / TYPICAL[2],
+                    shape.attended_cells / TYPICAL[3])  # fmt: skip
+        # Relative error matters more than absolute error: a small step is weighted up to count like a large one.
+        weight = 1.0 / max(0.05, sum(f * f for f in features))
+        for i in range(4):
+            row, scaled = self._gram[i], weight * features[i]
+            for j in range(4):
+                row[j] = FORGETTING * row[j] + scaled * features[j]
+            self._moment[i] = FORGETTING * self._moment[i] + scaled * cost
+            pull = (1 - FORGETTING) * PRIOR_STRENGTH
+            row[i] += pull
+            self._moment[i] += pull * self._prior[i]
+        self.n_observed += 1
+        self._solve()
+
+    def _solve(self) -> None:
+        """Two sweeps of non-negative coordinate descent from the last solution; steps follow each other closely."""
+        for _ in range(2):
+            for i in range(4):
+                row = self._gram[i]
+                rest = sum(row[j] * self._weights[j] for j in range(4) if j != i)
+                self._weights[i] = max(0.0, (self._moment[i] - rest) / row[i])
+
+
+class StepBudget:
+    """The time budget of one step, and the batches that fill it."""
+
+    def __init__(self, models: dict[str, CostModel], target_us: int, batch_tokens: int) -> None:
+        self._models = models
+        self._left_us = float(target_us)
+        self._tokens_left = dict.fromkeys(models, batch_tokens)
+        self.shapes = {pool: BatchShape() for pool in models}
+
+    @property
+    def left_us(self) -> float:
+        return self._left_us
+
+    def tokens_left(self, pool: str) -> int:
+        return self._tokens_left[pool]
+
+    def entry_us(self, pool: str) -> float:
+        """What the pool's first chunk pays besides its own cost: the call's fixed part."""
+        return self._models[pool].fixed_us if self.shapes[pool].is_empty else 0.0
+
+    def spend(self, pool: str, *, is_prompt: bool, start: int, n_tokens: int) -> None:
+        """Put a chunk into the step, whether or not the budget still covers it."""
+        cost = self.entry_us(pool) + self._models[pool].chunk_us(is_prompt=is_prompt, start=start, n_tokens=n_tokens)
+        self._left_us -= cost
+        self._tokens_left[pool] -= n_tokens
+        self.shapes[pool].add(is_prompt=is_prompt, start=start, n_tokens=n_tokens)

@@ -1,0 +1,64 @@
+"""Served cost by tenant: virtual counters, one set for each class.
+
+After VTC (Sheng et al., OSDI 2024, arXiv 2401.00588): the least-served tenant goes first, and a tenant that returns from
+idleness is lifted to the least-served active one, so that absence earns no credit. What is counted here is not tokens but
+measured compute, in microseconds: the cost of each step is split over its sequences by the cost model's shares.
+"""
+
+from __future__ import annotations
+
+
+class ServedCost:
+    """Virtual counters of the tenants of one class, in microseconds.
+
+    A tenant is active while it has requests waiting or running. Only active tenants are remembered, so the memory is
+    bounded by the requests in the system; the floor remembers how far the least-served active tenant had come.
+    """
+
+    def __init__(self) -> None:
+        self._served: dict[str, int] = {}
+        self._n_active: dict[str, int] = {}
+        self._floor = 0
+
+    def __getitem__(self, tenant: str) -> int:
+        return self._served[tenant]
+
+    @property
+    def tenants(self) -> dict[str, int]:
+        """Counters of the active tenants. Not to be modified."""
+        return self._served
+
+    def enter(self, tenant: str) -> None:
+        """One more request of the tenant is in the system."""
+        if tenant not in self._served:
+            self._served[tenant] = min(self._served.values(), default=self._floor)
+        self._n_active[tenant] = self._n_active.get(tenant, 0) + 1
+
+    def leave(self, tenant: str) -> None:
+        """One of the tenant's requests has left the system."""
+        self._n_active[tenant] -= 1
+        if self._n_active[tenant] == 0:
+            self._floor = max(self._floor, self._served[tenant])
+            del self._n_active[tenant], self._served[tenant]
+
+    def charge(self, tenant: str, cost_us: int) -> None:
+        assert cost_us >= 0, f"negative cost {cost_us}"
+        self._served[tenant] += cost_us
+
+    def check(self) -> None:
+        assert self._served.keys() == self._n_active.keys(), "served cost and activity disagree"
+        assert all(n > 0 for n in self._n_active.values()), "a tenant is active with no requests"
+
+
+def split_cost(cost_us: int, shares: list[float]) -> list[int]:
+    """Split an integer cost over shares; the parts add up to it exactly. `shares` are positive; order matters."""
+    total = sum(shares)
+    parts, given, seen = [], 0, 0.0
+    for share in shares:
+        seen += share
+        upto = cost_us if total <= 0 else min(cost_us, int(cost_us * (seen / total) + 0.5))
+        parts.append(max(0, upto - given))
+        given += parts[-1]
+    if parts:
+        parts[-1] += cost_us - given
+    return parts

@@ -1,0 +1,87 @@
+"""The scheduler's decision for one step, and what came of it.
+
+A plan holds KV operations, which are applied first and in order, then at most one batch per pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`n_tokens` tokens of one sequence, at positions [start, start + n_tokens).
+
+    `sample` is true when the chunk reaches the sequence's last known token, so that one new token is sampled from it.
+    """
+
+    request_id: int
+    slot: int
+    start: int
+    n_tokens: int
+    sample: bool
+    is_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One `llama_decode` call: chunks of different sequences of one pool, in ascending slot order."""
+
+    pool: str
+    chunks: tuple[Chunk, ...]
+    predicted_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSlot:
+    """Forget everything a slot holds."""
+
+    pool: str
+    slot: int
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoveSlot:
+    """Carry a sequence's state from one slot to a free one of the same pool; the source is empty afterwards."""
+
+    pool: str
+    source: int
+    target: int
+    request_id: int
+
+
+KvOperation = ReleaseSlot | MoveSlot
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What one step does. An empty plan is legal; `wake_at_ns` then says when to ask again (None: on the next message)."""
+
+    step: int
+    operations: tuple[KvOperation, ...]
+    batches: tuple[Batch, ...]
+    wake_at_ns: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.operations and not self.batches
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What one batch did: its measured cost, and which sequences' sampled token ended them.
+
+    `failed` is empty when every chunk was computed; otherwise it names the error and nothing of the batch counts.
+    """
+
+    cost_us: int
+    ended: tuple[int, ...] = ()
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Results of a plan's batches, in the plan's order."""
+
+    batches: tuple[BatchResult, ...]

@@ -1,0 +1,219 @@
+"""One planning pass: the rules of a step, in the order in which they spend its time budget.
+
+R1 decode first      every running interactive sequence gets its next token
+R4 guaranteed share  background work that is owed compute goes next
+R3 prompts           by class, then least-served tenant, then shortest remaining with ageing
+R4 leftovers         background decodes, then background prompts, with whatever is left
+R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
+R5 heavy             long prompts have their own pool and a bounded number of slots in it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from poise.scheduler import admission
+from poise.scheduler.budget import CostModel, StepBudget
+from poise.scheduler.fairness import ServedCost
+from poise.scheduler.kv import KvPool
+from poise.scheduler.plan import Batch, Chunk
+from poise.scheduler.policy import LONG_POOL, SchedulerPolicy
+from poise.scheduler.queues import WaitingQueue
+from poise.scheduler.request import RequestClass
+from poise.scheduler.sequence import Sequence
+
+HEAVY_STRETCH = 2.0
+"""A chunk that a heavy prompt saved up for may take this many times the step's target."""
+
+
+@dataclass(slots=True)
+class Books:
+    """What the scheduler knows between steps; a planning pass reads it and gives out slots."""
+
+    policy: SchedulerPolicy
+    pools: dict[str, KvPool]
+    queues: dict[tuple[RequestClass, str], WaitingQueue]
+    served: dict[RequestClass, ServedCost]
+    models: dict[str, CostModel]
+    running: dict[RequestClass, dict[int, Sequence]]
+    """Per class, running sequences by request id, in order of their start."""
+    background_credit_us: float = 0.0
+    """Compute owed to background work (positive) or had in advance (negative)."""
+    heavy_saved_us: float = 0.0
+    """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
+
+    def is_live(self, request_class: RequestClass) -> bool:
+        return bool(self.running[request_class]) or any(
+            queue.n_waiting for (owner, _), queue in self.queues.items() if owner is request_class
+        )
+
+
+@dataclass(slots=True)
+class PlanningPass:
+    """Builds the batches of one step. `start` is called for each waiting sequence that is given a slot."""
+
+    books: Books
+    start: Callable[[Sequence], None]
+    budget: StepBudget = field(init=False)
+    target_us: int = field(init=False)
+    _chunks: dict[str, dict[int, Chunk]] = field(init=False)
+    _chosen: set[int] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        policy = self.books.policy
+        interactive = self.books.is_live(RequestClass.INTERACTIVE)
+        tightest = RequestClass.INTERACTIVE if interactive else RequestClass.BACKGROUND
+        self.target_us = policy.classes[tightest].itl_target_us
+        self.budget = StepBudget(self.books.models, self.target_us, policy.batch_tokens)
+        self._chunks = {name: {} for name in policy.pools}
+
+    def fill(self) -> tuple[Batch, ...]:
+        """Apply the rules and return at most one batch for each pool."""
+        books = self.books
+        self._decode(books.running[RequestClass.INTERACTIVE].values())
+        if books.background_credit_us > 0:
+            self._background_share()
+        self._prompts(RequestClass.INTERACTIVE, quantum=True)
+        if self.budget.left_us > 0:
+            self._decode(books.running[RequestClass.BACKGROUND].values())
+        nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
+        if self.budget.left_us > 0 or nothing_else:
+            self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
+        return self._batches()
+
+    def _decode(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            if sequence.is_decoding and sequence.request.request_id not in self._chosen:
+                self._add(sequence, 1)
+
+    def _background_share(self) -> None:
+        """What background work is owed goes to its least-served tenant: its decodes, or else a quantum of its prompt."""
+        running = self.books.running[RequestClass.BACKGROUND]
+        served = self.books.served[RequestClass.BACKGROUND].tenants
+        tenants = {sequence.request.tenant: None for sequence in running.values()}
+        if (waiting := self._first_waiting(RequestClass.BACKGROUND)) is not None:
+            tenants[waiting.request.tenant] = None
+        if not tenants:
+            return
+        tenant = min(tenants, key=lambda t: (served[t], t))
+        decoding = [s for s in running.values() if s.request.tenant == tenant and s.is_decoding]
+        if decoding:
+            self._decode(decoding)
+        else:
+            self._prompts(RequestClass.BACKGROUND, quantum=True, only=tenant, most=1)
+
+    def _prompts(
+        self, request_class: RequestClass, *, quantum: bool, only: str | None = None, most: int = 1 << 20
+    ) -> None:
+        """Chunks of prompts in order, until the budget is spent. With `quantum`, the first one gets a quantum anyway."""
+        for _ in range(most):
+            sequence = self._next_prompt(request_class, only)
+            if sequence is None:
+                return
+            n_tokens = self._chunk_tokens(sequence, quantum)
+            if n_tokens == 0:
+                return
+            if sequence.slot < 0:
+                self.start(sequence)
+            self._add(sequence, n_tokens)
+            quantum = False
+
+    def _next_prompt(self, request_class: RequestClass, only: str | None) -> Sequence | None:
+        """The prompt that comes first: one already in a slot, or a waiting one that may take a slot now."""
+        served = self.books.served[request_class].tenants
+        best: Sequence | None = self._first_waiting(request_class, only)
+        rank = (served[best.request.tenant], best.order_key, best.request.request_id) if best else None
+        for request_id, sequence in self.books.running[request_class].items():
+            tenant = sequence.request.tenant
+            if sequence.is_decoding or request_id in self._chosen or (only is not None and tenant != only):
+                continue
+            done_us = self.books.models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=sequence.n_computed)
+            candidate = (served[tenant], sequence.order_key - done_us, request_id)
+            if rank is None or candidate < rank:
+                best, rank = sequence, candidate
+        return best
+
+    def _first_waiting(self, request_class: RequestClass, only: str | None = None) -> Sequence | None:
+        served = self.books.served[request_class].tenants
+        limits = self.books.policy.classes[request_class]
+        best: Sequence | None = None
+        for name, pool in self.books.pools.items():
+            class_max = admission.slots_max(name, limits)
+            if not pool.n_free or pool.held_by(request_class) >= class_max:
+                continue
+
+            def may_run(tenant: str, pool: KvPool = pool, class_max: int = class_max) -> bool:
+                return only in (None, tenant) and pool.may_take(request_class, tenant, class_max)
+
+            head = self.books.queues[request_class, name].first(may_run)
+            if head is not None and (
+                best is None
+                or (served[head.request.tenant], head.order_key) < (served[best.request.tenant], best.order_key)
+            ):
+                best = head
+        return best
+
+    def _chunk_tokens(self, sequence: Sequence, quantum: bool) -> int:
+        """Tokens of the prompt that go into this step; 0 when the budget is spent."""
+        pool, start, pending = sequence.pool, sequence.n_computed, sequence.n_pending
+        least = min(self.books.policy.quantum_tokens, pending)
+        room = min(pending, self.budget.tokens_left(pool))
+        if room < least:
+            return 0
+        left_us = self.budget.left_us - self.budget.entry_us(pool)
+        if pool == LONG_POOL and (saved := self._heavy_chunk(sequence, left_us)) is not None:
+            return min(saved, room)
+        n_tokens = min(room, self.books.models[pool].prompt_tokens_within(left_us, start))
+        if n_tokens < least:
+            return least if quantum else 0
+        if pending - n_tokens < least and pending <= room:  # a crumb left over would cost the first token a step
+            return pending
+        return n_tokens if n_tokens == pending else n_tokens - n_tokens % least
+
+    def _heavy_chunk(self, sequence: Sequence, left_us: float) -> int | None:
+        """Rule R2's saving: where larger chunks are cheaper per token, a heavy prompt skips steps to pay for one.
+
+        Returns the chunk to run, 0 to save, or None where the ordinary rule serves.
+        """
+        books = self.books
+        wanted = min(books.policy.chunk_tokens.get(LONG_POOL, 0), sequence.n_pending)
+        if wanted <= books.policy.quantum_tokens:
+            return None
+        model = books.models[LONG_POOL]
+        price = model.chunk_us(is_prompt=True, start=sequence.n_computed, n_tokens=wanted)
+        if price <= left_us or price > HEAVY_STRETCH * self.target_us:
+            return None
+        if price <= left_us + books.heavy_saved_us or not self._chosen:
+            books.heavy_saved_us = 0.0
+            return wanted
+        books.heavy_saved_us += max(left_us, 0.1 * self.target_us)
+        return 0
+
+    def _add(self, sequence: Sequence, n_tokens: int) -> None:
+        request_id, pool, start = sequence.request.request_id, sequence.pool, sequence.n_computed
+        is_prompt = not sequence.is_decoding
+        self.budget.spend(pool, is_prompt=is_prompt, start=start, n_tokens=n_tokens)
+        self._chosen.add(request_id)
+        self._chunks[pool][sequence.slot] = Chunk(
+            request_id=request_id,
+            slot=sequence.slot,
+            start=start,
+            n_tokens=n_tokens,
+            sample=n_tokens == sequence.n_pending,
+            is_prompt=is_prompt,
+        )
+
+    def _batches(self) -> tuple[Batch, ...]:
+        batches = []
+        for pool, chunks in self._chunks.items():
+            if chunks:
+                predicted = self.books.models[pool].predict_us(self.budget.shapes[pool])
+                batches.append(Batch(pool, tuple(chunks[slot] for slot in sorted(chunks)), int(predicted)))
+        return tuple(batches)
+
+
+def batch_shares(batch: Batch, models: Mapping[str, CostModel]) -> list[float]:
+    """Each chunk's part in its batch's cost, by the cost model; at least a trace, so that no work is free."""
+    model = models[batch.pool]
+    return [max(1.0, model.chunk_us(is_prompt=c.is_prompt, start=c.start, n_tokens=c.n_tokens)) for c in batch.chunks]

@@ -1,0 +1,208 @@
+"""Messages that cross the socket between gateway and engine: token ids and counts, never text.
+
+Encoded as tagged msgpack arrays (msgspec). The two sides always come from one installation, so there is no versioning.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
+    """How tokens are drawn. All values are validated by the gateway.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 switch those filters off. repetition_penalty counts prompt and
+    output tokens; presence and frequency penalties count output tokens only. logit_bias holds (token id, bias) pairs.
+    n_logprobs -1 asks for none, 0 for the chosen token's, k for the k most likely ones besides.
+    min_output: end-of-generation tokens cannot be drawn before that many tokens.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    n_logprobs: int = -1
+    ignore_eos: bool = False
+    min_output: int = 0
+
+
+class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
+    """Gateway to engine, first of all: the effective settings as JSON, and the model file."""
+
+    settings: str
+    model_path: str
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
+    """Gateway to engine: compute this request."""
+
+    request_id: int
+    tenant: str
+    request_class: str
+    prompt: list[int]
+    max_output: int
+    sampling: SamplingParams
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """Gateway to engine: the request is no longer wanted. Unknown ids are ignored (it may just have finished)."""
+
+    request_id: int
+
+
+class DumpJournal(msgspec.Struct, frozen=True, array_like=True, tag="dump"):
+    """Gateway to engine: send the flight recorder."""
+
+    dump_id: int
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
+    """Gateway to engine: stop after this step."""
+
+
+class Loading(msgspec.Struct, frozen=True, array_like=True, tag="loading"):
+    """Engine to gateway: start-up progress, 0 to 1, and what is being done."""
+
+    progress: float
+    stage: str
+
+
+class PoolInfo(msgspec.Struct, frozen=True, array_like=True):
+    """A KV pool as it was built."""
+
+    name: str
+    n_slots: int
+    slot_cells: int
+    flash_attention: bool
+    kv_bytes: int
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """Engine to gateway: the model is loaded."""
+
+    model_description: str
+    model_bytes: int
+    n_vocab: int
+    context_train: int
+    pools: list[PoolInfo]
+    pid: int
+
+
+class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
+    """Engine to gateway: it cannot go on. `permanent` means that a restart would end the same way (a bad model file, say)."""
+
+    message: str
+    permanent: bool
+
+
+class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
+    """Engine to gateway: the request waits at `position` (from 1) for about `eta_us`."""
+
+    request_id: int
+    position: int
+    eta_us: int
+
+
+class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):
+    """Engine to gateway: the request was rejected on arrival. `reason` is a scheduler RejectReason."""
+
+    request_id: int
+    reason: str
+    value: int
+    limit: int
+    retry_after_us: int
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """A token id and its log probability under the model's own distribution."""
+
+    token: int
+    logprob: float
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """One generated token. `logprob` and `top` are set when the request asked for them."""
+
+    request_id: int
+    token: int
+    logprob: float | None = None
+    top: list[TokenLogprob] = []
+
+
+class Start(msgspec.Struct, frozen=True, array_like=True):
+    """A request left the queue after `wait_us`."""
+
+    request_id: int
+    wait_us: int
+    pool: str
+
+
+class Finish(msgspec.Struct, frozen=True, array_like=True):
+    """A request ended. `reason` is a scheduler FinishReason. A token that ended it (end of generation) is not sent."""
+
+    request_id: int
+    reason: str
+    n_prompt: int
+    n_output: int
+    served_us: int
+    detail: str = ""
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
+    """Engine to gateway: everything one step brought, in order: starts, then tokens, then finishes."""
+
+    step: int
+    starts: list[Start]
+    tokens: list[Token]
+    finishes: list[Finish]
+
+
+class ClassStatus(msgspec.Struct, frozen=True, array_like=True):
+    """How a class stands: requests waiting and running, and the estimated wait of a new arrival."""
+
+    queued: int
+    running: int
+    wait_estimate_us: int
+
+
+class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
+    """How a pool stands, in slots and KV cells."""
+
+    name: str
+    slots_held: int
+    slots: int
+    cells_used: int
+    cells: int
+
+
+class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
+    """Engine to gateway, a few times a second while anything happens: counters since start and present levels.
+
+    `decode_us`: time inside the runner (forward passes and sampling). `loop_us`: the loop's own time in busy steps.
+    """
+
+    step: int
+    classes: dict[str, ClassStatus]
+    pools: list[PoolStatus]
+    prompt_tokens: int
+    output_tokens: int
+    decode_us: int
+    loop_us: int
+    moves: int
+    rss_bytes: int
+
+
+class Journal(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
+    """Engine to gateway: the flight recorder's lines (JSON, oldest first)."""
+
+    dump_id: int
+    lines: list[str]
+
+
+ToEngine = Configure | Submit | Abort | DumpJournal | Shutdown
+ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Journal
