@@ -129,7 +129,7 @@ class PlannedRequest:
 
     arrival_s            seconds from the start of the load; None in a closed loop
     cancel_after_tokens  the client leaves after so many tokens; None: it stays to the end
-    seed                 differs between any two requests of a run: for the prompt's words and the server's sampling
+    seed                 31 random bits of the request's own: for the prompt's words and the server's sampling
     """
 
     arrival_s: float | None

@@ -119,3 +119,21 @@ class RequestRecord:
     def prompt_tokens_within(self, window_ns: int) -> int:
         """The prompt counts as processed when its first token arrives: all of it or nothing."""
         return self.n_prompt_tokens if self.chunks_ns and self.start_ns + self.chunks_ns[0] <= window_ns else 0
+
+    def as_json(self) -> dict[str, object]:
+        """Everything measured, in milliseconds to the microsecond."""
+        return {
+            "client": self.client,
+            "instance": self.instance,
+            "index": self.index,
+            "status": self.status,
+            "start_ms": round(self.start_ns / NS_PER_MS, 3),
+            "late_ms": round(self.late_ns / NS_PER_MS, 3),
+            "end_ms": round(self.end_ns / NS_PER_MS, 3),
+            "chunks_ms": [round(chunk_ns / NS_PER_MS, 3) for chunk_ns in self.chunks_ns],
+            "prompt_tokens_planned": self.n_prompt_planned,
+            "prompt_tokens": self.n_prompt_reported,
+            "output_tokens_planned": self.n_output_planned,
+            "output_tokens": self.n_output_reported,
+            "message": self.message,
+        }

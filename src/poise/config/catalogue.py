@@ -16,7 +16,7 @@ from poise.config.settings import Section, Settings
 Kind = Literal["integer", "number", "switch", "choice", "text", "table"]
 
 VARIABLE_PREFIX = "POISE_"
-_SWITCH_WORDS = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+_SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Setting:
             case "choice":
                 return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
             case "table":
-                return "a table of names and texts"
+                return "a table of tenant names and keys"
             case "text":
                 return "text"
 
@@ -99,7 +99,11 @@ def closest_key(key: str) -> str:
     section, _, name = key.rpartition(".")
     siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
     elsewhere = [candidate for candidate in catalogue() if candidate.rpartition(".")[2] == name]
-    matches = get_close_matches(key, siblings, n=1, cutoff=0.75) or elsewhere or get_close_matches(key, known, n=1, cutoff=0.75)
+    matches = (
+        get_close_matches(key, siblings, n=1, cutoff=0.75)
+        or elsewhere
+        or get_close_matches(key, known, n=1, cutoff=0.75)
+    )
     return " or ".join(matches[:2])
 
 

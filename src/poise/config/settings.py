@@ -17,7 +17,9 @@ TENANT_NAME = re.compile(r"(?!key-)[a-z0-9_-]{1,64}")
 def _tenant_name(name: str) -> str:
     # "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
     if not TENANT_NAME.fullmatch(name) or name == "local":
-        raise ValueError('a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"')
+        raise ValueError(
+            'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'
+        )
     return name
 
 

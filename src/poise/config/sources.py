@@ -56,11 +56,15 @@ DEFAULT = Source("default", "default")
 
 @dataclass(slots=True)
 class Layer:
-    """The values of one source, not yet validated, and the problems met while reading them."""
+    """The values of one source, not yet validated, and the problems met while reading them.
+
+    Without `complete`, the source could not be read to its end and may have meant to set anything.
+    """
 
     source_of: Callable[[str], Source]
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    complete: bool = True
 
 
 def find_file() -> Path | None:
@@ -89,6 +93,7 @@ def file_layer(path: Path) -> Layer:
     except (RecursionError, ValueError) as error:
         # tomllib lets these through for absurd nesting and for integers of thousands of digits.
         layer.problems.append(f"{path}: not usable as TOML: {error}")
+    layer.complete = not layer.problems
     return layer
 
 
@@ -130,6 +135,9 @@ def merge(base: dict[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put(layer: Layer, key: str, value: object) -> None:
+    if isinstance(value, str) and not _is_unicode(value):
+        layer.problems.append(f"{layer.source_of(key).name}: {key}: not UTF-8 text")
+        return
     if isinstance(value, str) and key in catalogue():
         value = catalogue()[key].parse(value)
     if key.startswith(_TENANT_KEYS + "."):
@@ -180,4 +188,12 @@ def shown(key: str, value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
+    try:
+        return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
+    except ValueError:
+        return "a number of thousands of digits"  # Python refuses to write such a number out
+
+
+def _is_unicode(text: str) -> bool:
+    # Bytes of the environment or the command line that are not UTF-8 arrive as lone surrogates, which cannot be printed.
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from poise.config import Settings, state_dir, to_policy
+from poise.config import Settings, to_policy
+from poise.config.paths import state_dir
 from poise.engine.core import Engine
 from poise.engine.journal import Journal
 from poise.llama.library import EngineLibraryError

@@ -32,6 +32,7 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 _SHOWN_CHARS = 60
+_RETRY_FAILED_S = 60.0
 
 
 class ApiError(Exception):
@@ -83,9 +84,9 @@ def invalid_type(param: str, wanted: str, value: object) -> ApiError:
     return ApiError(400, "invalid_type", f"'{param}' must be {wanted}, but is {shown(value)}.", param=param)
 
 
-def invalid_value(param: str, rule: str, value: object) -> ApiError:
-    """`rule` completes the sentence "'param' must ..."."""
-    return ApiError(400, "invalid_value", f"'{param}' must {rule}, but is {shown(value)}.", param=param)
+def invalid_value(param: str, rule: str, value: object, found: str = "") -> ApiError:
+    """`rule` completes the sentence "'param' must ..."; `found` replaces "is <value>" where that would say little."""
+    return ApiError(400, "invalid_value", f"'{param}' must {rule}, but {found or f'is {shown(value)}'}.", param=param)
 
 
 def missing_parameter(param: str, hint: str) -> ApiError:
@@ -156,12 +157,15 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
 
 
 def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = False) -> ApiError:
-    """No engine takes requests now. Only `permanent` goes without Retry-After: waiting would not help."""
+    """No engine takes requests now. `permanent`: a restart would end the same way, so only the operator can help."""
+    headers = retry_after(_RETRY_FAILED_S if permanent else retry_after_s)
     if permanent:
-        return ApiError(503, "engine_failed", f"The engine has stopped and needs its operator: {message}")
-    headers = retry_after(retry_after_s)
+        text = f"The engine has stopped and needs its operator: {message}"
+        return ApiError(503, "engine_failed", text, headers=headers)
     hint = f"Try again in about {headers['Retry-After']} s."
-    return ApiError(503, "engine_unavailable", f"The engine cannot take requests now: {message}. {hint}", headers=headers)
+    return ApiError(
+        503, "engine_unavailable", f"The engine cannot take requests now: {message}. {hint}", headers=headers
+    )
 
 
 def engine_not_ready(state: EngineState) -> ApiError:

@@ -103,7 +103,6 @@ class Supervisor:
         finally:
             self._dumps.pop(dump_id, None)
 
-    @property
     def _ended(self) -> bool:
         return self.state.phase in (EnginePhase.STOPPED, EnginePhase.FAILED)
 
@@ -124,7 +123,7 @@ class Supervisor:
         """Run engines one after the other until one fails for good or the server stops."""
         loop = asyncio.get_running_loop()
         delay_s = RESTART_DELAY_FIRST_S
-        while not self._ended:
+        while not self._ended():
             began_s = loop.time()
             try:
                 code = await self._run_one()
@@ -133,7 +132,7 @@ class Supervisor:
                 self.state.detail = f"the engine process cannot be started: {error}"
             finally:
                 self._lose_everything()
-            if self._ended:
+            if self._ended():
                 break
             if loop.time() - began_s > STABLE_AFTER_S:
                 delay_s = RESTART_DELAY_FIRST_S

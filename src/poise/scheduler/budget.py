@@ -149,6 +149,10 @@ class StepBudget:
     def left_us(self) -> float:
         return self._left_us
 
+    def cap(self, left_us: float) -> None:
+        """Leave at most that much of the budget."""
+        self._left_us = min(self._left_us, left_us)
+
     def tokens_left(self, pool: str) -> int:
         return self._tokens_left[pool]
 

@@ -88,27 +88,30 @@ class PlanningPass:
                 self._add(sequence, 1)
 
     def _background_share(self) -> None:
-        """What background work is owed goes to its least-served tenant: its decodes, or else a quantum of its prompt."""
-        running = self.books.running[RequestClass.BACKGROUND]
-        served = self.books.served[RequestClass.BACKGROUND].tenants
-        tenants = {sequence.request.tenant: None for sequence in running.values()}
-        if (waiting := self._first_waiting(RequestClass.BACKGROUND)) is not None:
-            tenants[waiting.request.tenant] = None
-        if not tenants:
-            return
-        tenant = min(tenants, key=lambda t: (served[t], t))
-        decoding = [s for s in running.values() if s.request.tenant == tenant and s.is_decoding]
-        if decoding:
-            self._decode(decoding)
-        else:
-            self._prompts(RequestClass.BACKGROUND, quantum=True, only=tenant, most=1)
+        """Pay what background work is owed: decodes by least-served tenant, then one quantum of the first prompt.
 
-    def _prompts(
-        self, request_class: RequestClass, *, quantum: bool, only: str | None = None, most: int = 1 << 20
-    ) -> None:
+        Decodes alone can be too few to absorb the share in a step of full length; then the step is cut shorter, so that
+        the share holds and the next payment comes sooner.
+        """
+        books, before_us = self.books, self.budget.left_us
+        owed_us = books.background_credit_us
+        served = books.served[RequestClass.BACKGROUND].tenants
+        decoding = [s for s in books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
+        decoding.sort(key=lambda s: served[s.request.tenant])
+        for sequence in decoding:
+            self._add(sequence, 1)
+            if before_us - self.budget.left_us >= owed_us:
+                return
+        self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
+        paid_us = before_us - self.budget.left_us
+        if 0 < paid_us < owed_us:
+            share = books.policy.classes[RequestClass.BACKGROUND].min_share
+            self.budget.cap(paid_us * (1 - share) / share)
+
+    def _prompts(self, request_class: RequestClass, *, quantum: bool, most: int = 1 << 20) -> None:
         """Chunks of prompts in order, until the budget is spent. With `quantum`, the first one gets a quantum anyway."""
         for _ in range(most):
-            sequence = self._next_prompt(request_class, only)
+            sequence = self._next_prompt(request_class)
             if sequence is None:
                 return
             n_tokens = self._chunk_tokens(sequence, quantum)
@@ -119,14 +122,14 @@ class PlanningPass:
             self._add(sequence, n_tokens)
             quantum = False
 
-    def _next_prompt(self, request_class: RequestClass, only: str | None) -> Sequence | None:
+    def _next_prompt(self, request_class: RequestClass) -> Sequence | None:
         """The prompt that comes first: one already in a slot, or a waiting one that may take a slot now."""
         served = self.books.served[request_class].tenants
-        best: Sequence | None = self._first_waiting(request_class, only)
+        best: Sequence | None = self._first_waiting(request_class)
         rank = (served[best.request.tenant], best.order_key, best.request.request_id) if best else None
         for request_id, sequence in self.books.running[request_class].items():
             tenant = sequence.request.tenant
-            if sequence.is_decoding or request_id in self._chosen or (only is not None and tenant != only):
+            if sequence.is_decoding or request_id in self._chosen:
                 continue
             done_us = self.books.models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=sequence.n_computed)
             candidate = (served[tenant], sequence.order_key - done_us, request_id)
@@ -134,7 +137,7 @@ class PlanningPass:
                 best, rank = sequence, candidate
         return best
 
-    def _first_waiting(self, request_class: RequestClass, only: str | None = None) -> Sequence | None:
+    def _first_waiting(self, request_class: RequestClass) -> Sequence | None:
         served = self.books.served[request_class].tenants
         limits = self.books.policy.classes[request_class]
         best: Sequence | None = None
@@ -144,7 +147,7 @@ class PlanningPass:
                 continue
 
             def may_run(tenant: str, pool: KvPool = pool, class_max: int = class_max) -> bool:
-                return only in (None, tenant) and pool.may_take(request_class, tenant, class_max)
+                return pool.may_take(request_class, tenant, class_max)
 
             head = self.books.queues[request_class, name].first(may_run)
             if head is not None and (

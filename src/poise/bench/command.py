@@ -1,0 +1,217 @@
+"""`poise bench`: checks the arguments, runs the rounds, prints and stores what they found.
+
+Exit codes: 0; 1 when some round got not a single token from a server; 2 for bad arguments or a server that is not there;
+130 after Ctrl-C. The tables go to stdout; progress, notes and errors go to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import secrets
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import aiohttp
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from poise import __version__
+from poise.bench.report import count_table, figure_table, group_reports, notes, run_as_json
+from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun, ScenarioSource
+from poise.bench.target import TargetError, base_url
+from poise.scenarios import ScenarioError, load_scenario
+
+SCENARIO_FOLDER = Path("scenarios")
+_PLAIN_WIDTH = 200  # Of the tables when stdout is a file or a pipe, which has no width of its own.
+
+
+class UsageError(Exception):
+    """An argument that cannot be used; the message is one line for the user."""
+
+
+def bench(
+    scenarios: Annotated[list[str], typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.")],
+    url: Annotated[str, typer.Option(help="The server to measure.")] = "http://127.0.0.1:8000",
+    against: Annotated[str | None, typer.Option(help="A second server, measured in alternation.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of each scenario.")] = 1,
+    seed: Annotated[int, typer.Option(help="Arrivals and lengths of round 0; each round adds 1.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Write every figure to this file.", metavar="FILE")] = None,
+    pause: Annotated[float, typer.Option(help="Seconds of rest between two loads.")] = 3.0,
+    text_seed: Annotated[
+        int | None, typer.Option(help="Words of the prompts. Drawn anew if not given, so that no cache knows them.")
+    ] = None,
+    against_extensions: Annotated[
+        bool, typer.Option("--against-extensions", help="Send service_tier to the second server, too.")
+    ] = False,
+) -> None:
+    """Measure servers under the load of SCENARIO, from outside."""
+    try:
+        options = _options(scenarios, url, against, rounds, seed, pause, text_seed, against_extensions)
+        if json is not None:
+            _check_writable(json)
+    except (UsageError, ScenarioError, TargetError) as error:
+        raise _failure(str(error)) from error
+    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    benchmark, failure = _run(options)
+    runs = [run for run in benchmark.runs if run.rounds]
+    for run in runs:
+        _print(run, benchmark, options)
+    if json is not None and runs:
+        json.write_bytes(msgspec.json.format(msgspec.json.encode(_as_json(benchmark, options, runs, started_at))))
+    if failure is not None:
+        raise failure
+    silent = [message for run in runs for message in _silent_rounds(run)]
+    if silent:
+        raise _failure(silent[0], exit_code=1)
+
+
+def find_scenario(name: str) -> Path:
+    """The file `name`, or the one of that name in ./scenarios. Raises UsageError."""
+    for path in (Path(name), SCENARIO_FOLDER / f"{name}.toml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in SCENARIO_FOLDER.glob("*.toml"))) or "none"
+    raise UsageError(f"no scenario {name!r}: neither a file nor in ./{SCENARIO_FOLDER}, where there are: {known}")
+
+
+def _options(
+    scenarios: list[str],
+    url: str,
+    against: str | None,
+    rounds: int,
+    seed: int,
+    pause: float,
+    text_seed: int | None,
+    against_extensions: bool,
+) -> RunOptions:
+    _check_range("--rounds", rounds, 1, 1000)
+    _check_range("--seed", seed, 0, 1 << 31)
+    _check_range("--pause", pause, 0, 3600)
+    if text_seed is not None:
+        _check_range("--text-seed", text_seed, 0, 1 << 31)
+    urls = {OURS: base_url(url)}
+    if against is not None:
+        urls[THEIRS] = base_url(against)
+        if urls[THEIRS] == urls[OURS]:
+            raise UsageError("--against is the same server as --url: its caches would know the second turn's prompts")
+    sources = []
+    for name in scenarios:
+        path = find_scenario(name)
+        sources.append(ScenarioSource(load_scenario(path), str(path), path.read_text(encoding="utf-8")))
+    return RunOptions(
+        sources=tuple(sources),
+        urls=urls,
+        extensions={OURS: True, THEIRS: against_extensions},
+        n_rounds=rounds,
+        seed=seed,
+        text_seed=secrets.randbits(31) if text_seed is None else text_seed,
+        pause_s=pause,
+    )
+
+
+def _run(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
+    """Runs to the end, to Ctrl-C or to the loss of a server. What is finished is in the Benchmark in each case."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    total_s = sum(s.scenario.duration_s for s in options.sources) * options.n_rounds * len(options.urls)
+    with Progress(*columns, console=console, refresh_per_second=2, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting", total=total_s)
+        done_s = 0.0
+
+        def on_tick(name: str, side: str, number: int, elapsed_s: float, ended: bool) -> None:
+            nonlocal done_s
+            text = f"{name} · round {number + 1}/{options.n_rounds} · {side}"
+            progress.update(task, description=text, completed=done_s + elapsed_s)
+            if ended:
+                done_s += elapsed_s
+
+        benchmark = Benchmark(options, on_tick)
+        try:
+            asyncio.run(benchmark.run())
+        except KeyboardInterrupt:
+            progress.stop()
+            return benchmark, _failure("interrupted; the finished rounds follow", exit_code=130)
+        except TargetError as error:
+            progress.stop()
+            return benchmark, _failure(str(error))
+    return benchmark, None
+
+
+def _print(run: ScenarioRun, benchmark: Benchmark, options: RunOptions) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+    reports = group_reports(run)
+    servers = " · ".join(f"{side}: {target.url} ({target.model})" for side, target in benchmark.targets.items())
+    title = f"{run.source.scenario.name} · {len(run.rounds)} round(s) from seed {options.seed} · {servers}"
+    console.print(figure_table(run, reports, title), count_table(reports), soft_wrap=False)
+    for note in notes(run, reports):
+        Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
+
+
+def _as_json(benchmark: Benchmark, options: RunOptions, runs: list[ScenarioRun], started_at: str) -> dict[str, object]:
+    return {
+        "format": 1,
+        "complete": benchmark.complete,
+        "started_at": started_at,
+        "options": {
+            "rounds": options.n_rounds,
+            "seed": options.seed,
+            "text_seed": options.text_seed,
+            "pause_s": options.pause_s,
+        },
+        "versions": {"poise": __version__, "python": platform.python_version(), "aiohttp": aiohttp.__version__},
+        "host": {
+            "cpu": _cpu_name(),
+            "n_cpus": os.cpu_count(),
+            "n_cpus_usable": len(os.sched_getaffinity(0)),
+            "system": platform.platform(),
+        },
+        "targets": benchmark.targets,
+        "scenarios": [run_as_json(run, group_reports(run)) for run in runs],
+    }
+
+
+def _silent_rounds(run: ScenarioRun) -> list[str]:
+    """One line for each server's turn in which not a single token arrived."""
+    return [
+        f"{run.source.scenario.name}, round {number}: no token at all from {result.url}"
+        for number, finished in enumerate(run.rounds)
+        for result in finished.results.values()
+        if not any(record.chunks_ns for record in result.records)
+    ]
+
+
+def _check_range(option: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{option} {value}: expected {low:g} to {high:g}")
+
+
+def _check_writable(path: Path) -> None:
+    """Better before the load than after it."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise UsageError(f"--json {path}: cannot be written")
+
+
+def _failure(message: str, exit_code: int = 2) -> typer.Exit:
+    """Says `message` in one line on stderr and returns what to raise."""
+    typer.echo(f"poise bench: {' '.join(message.split())}", err=True)
+    return typer.Exit(exit_code)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    typer.run(bench)

@@ -1,0 +1,252 @@
+"""What a run found: tables for people, JSON for everything else, and notes on what may mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from poise.bench.record import NS_PER_S, Bound, Figure
+from poise.bench.rounds import OURS, THEIRS, ScenarioRun
+from poise.bench.stats import (
+    MEASURES,
+    RATES,
+    Group,
+    Ratio,
+    Summary,
+    groups_of,
+    over_rounds,
+    ratios,
+    summarize,
+)
+
+_SIGNS: dict[Bound, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
+_CPU_SHARE_NOTED = 0.1
+_LATE_MS_NOTED = 50.0
+_LENGTH_RATIO_NOTED = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One group of clients: each side's figures by round, their medians, and the ratios between the sides."""
+
+    group: Group
+    by_round: list[dict[str, Summary]]
+    medians: dict[str, Summary]
+    ratios: dict[str, Ratio]
+
+
+def group_reports(run: ScenarioRun) -> list[GroupReport]:
+    """The figures of a scenario's finished rounds, of which there is at least one."""
+    return [_group_report(run, group) for group in groups_of(run.source.scenario.clients)]
+
+
+def figure_table(run: ScenarioRun, reports: Sequence[GroupReport], title: str) -> Table:
+    """The times and rates of every group: medians over the rounds, and in a comparison the ratios with their spread."""
+    sides = list(reports[0].medians)
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("clients")
+    table.add_column("figure")
+    for side in sides:
+        prefix = f"{side} " if len(sides) > 1 else ""
+        for header in ("p50 or rate", "p95", "p99 or max"):
+            table.add_column(prefix + header, justify="right")
+    if len(sides) > 1:
+        for header in ("p50 or rate", "p95", "p99 or max"):
+            table.add_column(f"ours/theirs {header}", justify="right")
+    for label, report in _distinct(reports):
+        rows = [] if label == "all" else [(_title(measure), _names(measure)) for measure in MEASURES]
+        rows += [(_title(rate), (rate,)) for rate in RATES]
+        for number, (name, figures) in enumerate(rows):
+            cells = [_show(report.medians[side].figures.get(f)) for side in sides for f in _three(figures)]
+            if len(sides) > 1:
+                cells += [_show_ratio(report.ratios.get(f)) for f in _three(figures)]
+            table.add_row("" if number else label, name, *cells)
+        table.add_section()
+    return table
+
+
+def count_table(reports: Sequence[GroupReport]) -> Table:
+    """How the requests ended, in all rounds together, and how long the complete ones were."""
+    table = Table(title="requests, all rounds", title_justify="left")
+    for header in ("clients", "server"):
+        table.add_column(header)
+    for header in ("sent", "ok", "cancelled", "unfinished", "without a token", "failed", "short", "prompt", "output"):
+        table.add_column(header, justify="right")
+    table.add_column("failures")
+    for label, report in _distinct(reports):
+        for side, summary in report.medians.items():
+            counts = [summary.statuses.get(status, 0) for status in ("ok", "cancelled", "unfinished")]
+            counts = [summary.n_requests, *counts, summary.n_censored, summary.n_failed, summary.n_short]
+            lengths = [_show(summary.figures.get(f"{kind}_tokens_p50")) for kind in ("prompt", "output")]
+            table.add_row(label, side, *map(str, counts), *lengths, _failures(summary))
+    return table
+
+
+def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
+    """What a reader should know before believing the tables; mostly nothing."""
+    found = []
+    whole = reports[0]
+    if any(f.bound for report in reports for s in report.medians.values() for f in s.figures.values()):
+        found.append("≥ marks lower bounds: requests were cut at the end of the round and would have taken longer.")
+    for side, summary in whole.medians.items():
+        results = [r.results[side] for r in run.rounds if side in r.results]
+        share = max(result.cpu_s * NS_PER_S / result.elapsed_ns for result in results)
+        if share > _CPU_SHARE_NOTED:
+            found.append(f"{side}: the client itself used up to {share:.0%} of a core.")
+        late_ms = max(result.late_ns_max for result in results) / 1e6
+        if late_ms > _LATE_MS_NOTED:
+            found.append(f"{side}: the client sent requests up to {late_ms:.0f} ms late; this is not in the TTFT.")
+        if summary.n_short:
+            found.append(f"{side}: {summary.n_short} answers were shorter than asked for, so there was less to do.")
+        if any(status != "ok" for result in results for status in result.warmup_statuses):
+            found.append(f"{side}: not every warm-up request succeeded.")
+    if OURS in whole.medians and THEIRS in whole.medians:
+        found += _length_notes(reports)
+    return found
+
+
+def run_as_json(run: ScenarioRun, reports: Sequence[GroupReport]) -> dict[str, object]:
+    """Everything that was measured in a scenario, down to the time of each chunk."""
+    return {
+        "name": run.source.scenario.name,
+        "path": run.source.path,
+        "text": run.source.text,
+        "rounds": [
+            {
+                "round": number,
+                "seed": finished.seed,
+                "order": list(finished.results),
+                "sides": {
+                    side: {
+                        "url": result.url,
+                        "window_s": result.window_ns / NS_PER_S,
+                        "elapsed_s": result.elapsed_ns / NS_PER_S,
+                        "client_cpu_s": result.cpu_s,
+                        "late_ms_max": result.late_ns_max / 1e6,
+                        "warmup": result.warmup_statuses,
+                        "groups": [_summary_as_json(report.by_round[number][side]) for report in reports],
+                        "requests": [record.as_json() for record in result.records],
+                    }
+                    for side, result in finished.results.items()
+                },
+            }
+            for number, finished in enumerate(run.rounds)
+        ],
+        "medians": {
+            side: [_summary_as_json(report.medians[side]) for report in reports] for side in reports[0].medians
+        },
+        "ratios": [
+            {"kind": report.group.kind, "name": report.group.name, "figures": _ratios_as_json(report.ratios)}
+            for report in reports
+            if report.ratios
+        ],
+    }
+
+
+def _group_report(run: ScenarioRun, group: Group) -> GroupReport:
+    by_round = [
+        {side: summarize(group, result.records, result.window_ns) for side, result in finished.results.items()}
+        for finished in run.rounds
+    ]
+    sides = [side for side in (OURS, THEIRS) if any(side in summaries for summaries in by_round)]
+    return GroupReport(
+        group=group,
+        by_round=by_round,
+        medians={side: over_rounds([s[side] for s in by_round if side in s]) for side in sides},
+        ratios=ratios([(s[OURS], s[THEIRS]) for s in by_round if OURS in s and THEIRS in s]),
+    )
+
+
+def _distinct(reports: Sequence[GroupReport]) -> list[tuple[str, GroupReport]]:
+    """One report for each set of clients, with a label that names the set once: a class of one client is one row."""
+    merged: dict[frozenset[str], tuple[dict[str, str], GroupReport]] = {}
+    for report in reports:
+        kinds, _ = merged.setdefault(report.group.clients, ({}, report))
+        kinds[report.group.kind] = report.group.name
+    return [(_label(kinds), report) for kinds, report in merged.values()]
+
+
+def _label(kinds: Mapping[str, str]) -> str:
+    if "client" in kinds:
+        return f"{kinds['client']} ({kinds['class']})" if "class" in kinds else kinds["client"]
+    if "class" in kinds:
+        return f"class {kinds['class']}"
+    return f"tenant {kinds['tenant']}" if "tenant" in kinds else "all"
+
+
+def _names(measure: str) -> tuple[str, ...]:
+    return tuple(f"{measure}_{label}" for label in MEASURES[measure])
+
+
+def _three(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (*names, "", "")[:3]
+
+
+def _title(name: str) -> str:
+    return {
+        "ttft_ms": "TTFT ms",
+        "gap_ms": "gap ms",
+        "max_gap_ms": "longest gap of a stream ms",
+        "e2e_ms": "end to end ms",
+        "output_tokens_per_s": "output tokens/s",
+        "prompt_tokens_per_s": "prompt tokens/s",
+        "stream_tokens_per_s_p50": "tokens/s of a stream",
+    }[name]
+
+
+def _number(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _show(figure: Figure | None) -> str:
+    return "" if figure is None else _SIGNS[figure.bound] + _number(figure.value)
+
+
+def _show_ratio(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{_SIGNS[ratio.median.bound]}{ratio.median.value:.3g} ({ratio.low:.3g}–{ratio.high:.3g})"
+
+
+def _failures(summary: Summary) -> str:
+    plain = ("ok", "cancelled", "unfinished")
+    return ", ".join(f"{count} {status}" for status, count in summary.statuses.items() if status not in plain)
+
+
+def _length_notes(reports: Sequence[GroupReport]) -> list[str]:
+    found = []
+    for report in reports:
+        for kind in ("prompt", "output"):
+            ratio = report.ratios.get(f"{kind}_tokens_p50")
+            if report.group.kind == "client" and ratio and abs(ratio.median.value - 1.0) > _LENGTH_RATIO_NOTED:
+                name = report.group.name
+                found.append(f"{name}: {kind} lengths differ, ours/theirs {ratio.median.value:.3g}: not the same work.")
+    return found
+
+
+def _summary_as_json(summary: Summary) -> dict[str, object]:
+    return {
+        "kind": summary.group.kind,
+        "name": summary.group.name,
+        "statuses": summary.statuses,
+        "censored": summary.n_censored,
+        "short": summary.n_short,
+        "figures": {name: {"value": f.value, "bound": f.bound} for name, f in summary.figures.items()},
+    }
+
+
+def _ratios_as_json(found: Mapping[str, Ratio]) -> dict[str, object]:
+    return {
+        name: {
+            "median": ratio.median.value,
+            "bound": ratio.median.bound,
+            "min": ratio.low,
+            "max": ratio.high,
+            "rounds": ratio.n_rounds,
+        }
+        for name, ratio in found.items()
+    }

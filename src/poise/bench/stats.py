@@ -1,0 +1,193 @@
+"""Figures of a round, medians over rounds, ratios between two servers. Pure.
+
+1. A request that was cut counts with what is known: it took at least so long. A figure that such a lower bound may have
+   touched is a lower bound itself (">="); one that it cannot have touched stays exact.
+2. A quantile interpolates linearly between the two closest samples; with few samples p99 is close to the maximum.
+3. Rounds are never pooled: a figure is computed in each round, then the median over the rounds is taken. Ratios likewise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from poise.bench.record import CANCELLED, NS_PER_S, OK, UNFINISHED, Bound, Figure, RequestRecord
+from poise.scenarios import Client
+
+# Each measure of time and the quantiles that are reported of it.
+MEASURES = {
+    "ttft_ms": ("p50", "p95", "p99"),
+    "gap_ms": ("p50", "p95", "p99"),
+    "max_gap_ms": ("p50", "p95", "max"),
+    "e2e_ms": ("p50", "p95", "p99"),
+}
+RATES = ("output_tokens_per_s", "prompt_tokens_per_s", "stream_tokens_per_s_p50")
+LENGTHS = ("prompt_tokens_p50", "output_tokens_p50")
+_QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Some of a scenario's clients: all, or those of one class, one tenant or one name."""
+
+    kind: str
+    name: str
+    clients: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A group's figures by name (only those that exist) and how its requests ended.
+
+    n_censored  requests cut before their first text: in the TTFT figures with their waiting time as a lower bound
+    n_short     answers that the server ended before the length that was asked for
+    """
+
+    group: Group
+    figures: dict[str, Figure]
+    statuses: dict[str, int]
+    n_censored: int
+    n_short: int
+
+    @property
+    def n_requests(self) -> int:
+        return sum(self.statuses.values())
+
+    @property
+    def n_failed(self) -> int:
+        return self.n_requests - sum(self.statuses.get(status, 0) for status in (OK, CANCELLED, UNFINISHED))
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Ours / theirs of one figure: the median over the rounds where both have it, and the spread."""
+
+    median: Figure
+    low: float
+    high: float
+    n_rounds: int
+
+
+def groups_of(clients: Sequence[Client]) -> list[Group]:
+    """All, each class, each tenant, each client name; in the order of the file."""
+    groups = [Group("all", "", frozenset(client.name for client in clients))]
+    for kind, names in (
+        ("class", [client.request_class for client in clients]),
+        ("tenant", [client.tenant for client in clients]),
+        ("client", [client.name for client in clients]),
+    ):
+        for name in dict.fromkeys(names):
+            members = frozenset(c.name for c, its_name in zip(clients, names, strict=True) if its_name == name)
+            groups.append(Group(kind, name, members))
+    return groups
+
+
+def summarize(group: Group, records: Iterable[RequestRecord], window_ns: int) -> Summary:
+    """The figures of one round for the records that belong to `group`; `window_ns` is the time of load generation."""
+    own = [record for record in records if record.client in group.clients]
+    figures: dict[str, Figure] = {}
+    samples: dict[str, list[Figure | None]] = {
+        "ttft_ms": [record.ttft_ms() for record in own],
+        "gap_ms": [Figure(gap) for record in own for gap in record.gaps_ms()],
+        "max_gap_ms": [record.max_gap_ms() for record in own],
+        "e2e_ms": [record.e2e_ms() for record in own],
+    }
+    for measure, labels in MEASURES.items():
+        _put_quantiles(figures, measure, labels, samples[measure])
+    decoded = (record.decode_tokens_per_s() for record in own)
+    _put_quantiles(figures, "stream_tokens_per_s", ("p50",), [None if r is None else Figure(r) for r in decoded])
+    finished = [record for record in own if record.status == OK]
+    _put_quantiles(figures, "prompt_tokens", ("p50",), [Figure(record.n_prompt_tokens) for record in finished])
+    _put_quantiles(figures, "output_tokens", ("p50",), [Figure(record.n_output_tokens) for record in finished])
+    if window_ns > 0:
+        n_output = sum(record.output_tokens_within(window_ns) for record in own)
+        n_prompt = sum(record.prompt_tokens_within(window_ns) for record in own)
+        figures["output_tokens_per_s"] = Figure(n_output * NS_PER_S / window_ns)
+        figures["prompt_tokens_per_s"] = Figure(n_prompt * NS_PER_S / window_ns)
+    return Summary(
+        group=group,
+        figures=figures,
+        statuses=dict(sorted(Counter(record.status for record in own).items())),
+        n_censored=sum(1 for record in own if record.status == UNFINISHED and not record.chunks_ns),
+        n_short=sum(1 for record in own if record.short),
+    )
+
+
+def over_rounds(rounds: Sequence[Summary]) -> Summary:
+    """One group's median figures over its rounds; the counts are totals. `rounds` is not empty."""
+    names = dict.fromkeys(name for summary in rounds for name in summary.figures)
+    figures = {name: median([s.figures[name] for s in rounds if name in s.figures]) for name in names}
+    statuses: Counter[str] = Counter()
+    for summary in rounds:
+        statuses.update(summary.statuses)
+    return Summary(
+        group=rounds[0].group,
+        figures=figures,
+        statuses=dict(sorted(statuses.items())),
+        n_censored=sum(summary.n_censored for summary in rounds),
+        n_short=sum(summary.n_short for summary in rounds),
+    )
+
+
+def ratios(pairs: Sequence[tuple[Summary, Summary]]) -> dict[str, Ratio]:
+    """Ours / theirs of each figure. `pairs` holds one (ours, theirs) for each round that both sides finished."""
+    names = dict.fromkeys(name for ours, _ in pairs for name in ours.figures)
+    found: dict[str, Ratio] = {}
+    for name in names:
+        per_round = [
+            Figure(a.figures[name].value / b.figures[name].value, _ratio_bound(a.figures[name], b.figures[name]))
+            for a, b in pairs
+            if name in a.figures and name in b.figures and b.figures[name].value > 0
+        ]
+        if per_round:
+            values = [ratio.value for ratio in per_round]
+            found[name] = Ratio(median(per_round), min(values), max(values), len(values))
+    return found
+
+
+def median(figures: Sequence[Figure]) -> Figure:
+    """The median of at least one figure, with what its bounds leave certain."""
+    bounds = {figure.bound for figure in figures}
+    if bounds <= {"", ">="}:
+        result = quantile(figures, 0.5)
+        assert result is not None, "the median of nothing"
+        return result
+    plain = quantile([Figure(figure.value) for figure in figures], 0.5)
+    assert plain is not None, "the median of nothing"
+    return Figure(plain.value, "<=" if bounds <= {"", "<="} else "~")
+
+
+def quantile(samples: Sequence[Figure], q: float) -> Figure | None:
+    """The q-quantile of exact samples and lower bounds; None of nothing.
+
+    A lower bound above the quantile's position does not move it when it grows. One at or below may: then the result is a
+    lower bound too.
+    """
+    if not samples:
+        return None
+    values = sorted(sample.value for sample in samples)
+    position = q * (len(values) - 1)
+    below, above = values[math.floor(position)], values[math.ceil(position)]
+    bounded = any(sample.bound and sample.value <= above for sample in samples)
+    return Figure(below + (above - below) * (position - math.floor(position)), ">=" if bounded else "")
+
+
+def _put_quantiles(
+    figures: dict[str, Figure], measure: str, labels: Iterable[str], samples: Iterable[Figure | None]
+) -> None:
+    """Adds `<measure>_<label>` to `figures` for each label, when there is any sample."""
+    present = [sample for sample in samples if sample is not None]
+    for label in labels:
+        figure = quantile(present, _QUANTILES[label])
+        if figure is not None:
+            figures[f"{measure}_{label}"] = figure
+
+
+def _ratio_bound(ours: Figure, theirs: Figure) -> Bound:
+    if ours.bound and theirs.bound:
+        return "~"
+    if theirs.bound:
+        return "<="
+    return ours.bound

@@ -1,0 +1,112 @@
+"""The server under measurement: where it is, what it serves, whether it is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+_PROBE_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
+_PROBE_PAUSE_S = 0.2
+
+
+class TargetError(Exception):
+    """A server that cannot be measured; the message is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server. `extensions` says whether `service_tier` is sent; `software` is its Server header, if it sends one."""
+
+    url: str
+    model: str
+    extensions: bool
+    software: str = ""
+
+
+def base_url(text: str) -> str:
+    """`text` without a trailing slash or /v1. Raises TargetError for what is no http address."""
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment:
+        raise TargetError(f"{text!r} is not a server address like http://127.0.0.1:8000")
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def new_session() -> aiohttp.ClientSession:
+    """One session for a whole run. Each request gets a connection of its own, as from a client of its own; a kept one
+    could be closed by the server in the moment of its reuse, and that would look like a failure."""
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+
+
+async def probe(session: aiohttp.ClientSession, url: str) -> None:
+    """Asks once whether anybody answers at `url`, whatever the answer. Raises TargetError if not."""
+    try:
+        async with session.get(f"{url}/health", timeout=_PROBE_TIMEOUT):
+            pass
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise TargetError(f"{url} cannot be reached: {_reason(error)}") from error
+
+
+async def discover(session: aiohttp.ClientSession, url: str, extensions: bool) -> Target:
+    """The server at `url` with the first model it lists. Raises TargetError."""
+    try:
+        async with session.get(f"{url}/v1/models", timeout=_PROBE_TIMEOUT) as response:
+            body = await response.read()
+            if response.status != 200:
+                raise TargetError(f"{url}/v1/models answers {response.status}")
+            software = response.headers.get("Server", "")
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise TargetError(f"{url} cannot be reached: {_reason(error)}") from error
+    try:
+        models = msgspec.json.decode(body, type=_Models).data
+    except msgspec.MsgspecError as error:
+        raise TargetError(f"{url}/v1/models is not a list of models: {error}") from error
+    if not models:
+        raise TargetError(f"{url}/v1/models lists no model")
+    return Target(url, models[0].id, extensions, software)
+
+
+async def wait_ready(session: aiohttp.ClientSession, url: str, timeout_s: float) -> None:
+    """Returns when /health answers 200, or /v1/models where there is no /health. Raises TargetError after `timeout_s`."""
+    until = time.monotonic() + timeout_s
+    path = "/health"
+    while True:
+        try:
+            async with session.get(url + path, timeout=_PROBE_TIMEOUT) as response:
+                status = response.status
+            problem = f"{path} answers {status}"
+            if status == 200:
+                return
+            if path == "/health" and status in (404, 405, 501):
+                path = "/v1/models"
+                continue
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            problem = _reason(error)
+        if time.monotonic() >= until:
+            raise TargetError(f"{url} was not ready within {timeout_s:g} s: {problem}")
+        await asyncio.sleep(_PROBE_PAUSE_S)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.strerror or "no connection"
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return str(error) or type(error).__name__
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]

@@ -1,0 +1,232 @@
+"""The command line.
+
+Everything beyond typer is imported inside the commands, and the commands of other packages are imported when they are called,
+so that `poise --help` answers at once and `poise serve` loads only what it runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from poise import __version__
+
+if TYPE_CHECKING:
+    from poise.config import LoadedSettings
+
+USAGE_ERROR = 2
+
+OVERVIEW = """A local LLM server that keeps its composure under load.
+
+poise serves the OpenAI API over llama.cpp. Many requests advance together, a token at a time: interactive chats keep their
+pace while long prompts and background jobs run, every tenant gets a fair share, and what does not fit is refused at once
+with the reason. Settings come from poise.toml, POISE_* variables and options; `poise config` shows the result."""
+
+EXAMPLES = """\b
+Examples:
+  poise serve                                      the default model on http://127.0.0.1:8000
+  poise serve --model model.gguf --port 9000
+  poise serve --set classes.interactive.queue_max=16
+  POISE_SERVER__PORT=9000 poise config             every setting and where it came from
+
+\b
+Ask it something:
+  curl http://127.0.0.1:8000/v1/chat/completions \\
+    -H 'Content-Type: application/json' \\
+    -d '{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}'
+"""
+
+LATER: Mapping[str, tuple[str, str]] = {
+    "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
+    "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
+}
+"""Commands of other packages: name -> module with a function of that name, and the line in `poise --help`."""
+
+
+class _Group(TyperGroup):
+    """Lists placeholders for the commands in LATER; imports the real one when it is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, _imported(name) if name is not None and name in LATER else command, rest
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"poise {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=_Group,
+    help=OVERVIEW,
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain text: half the start-up time, and errors of one line that can be piped
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML file. Else ./poise.toml, else the one of your user directory."),
+]
+# Texts, so that a wrong value is reported by the loader: with its range, and together with all other problems.
+Model = Annotated[str | None, typer.Option("--model", metavar="FILE", help="GGUF file (model.path).")]
+Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on (server.host).")]
+Port = Annotated[str | None, typer.Option("--port", metavar="NUMBER", help="Port to listen on (server.port); 0: any.")]
+Threads = Annotated[str | None, typer.Option("--threads", metavar="NUMBER", help="Compute threads (engine.threads).")]
+GpuLayers = Annotated[
+    str | None, typer.Option("--gpu-layers", metavar="NUMBER", help="Layers kept on a GPU (engine.gpu_layers).")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in engine.batch_tokens=256. Can be repeated."),
+]
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    model: Model = None,
+    host: Host = None,
+    port: Port = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    assignments: Assignments = None,
+) -> None:
+    """Serve the OpenAI API until interrupted."""
+    loaded = _load(config, assignments, _options(model, host, port, threads, gpu_layers))
+    from poise.gateway.serve import serve as run
+
+    raise typer.Exit(run(loaded))
+
+
+@app.command("config")
+def show_config(
+    config: ConfigFile = None,
+    model: Model = None,
+    host: Host = None,
+    port: Port = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
+) -> None:
+    """Print the effective settings and where each came from.
+
+    The output is a valid poise.toml, except that API keys are masked.
+    """
+    loaded = _load(config, assignments, _options(model, host, port, threads, gpu_layers))
+    from poise.config.document import to_json, to_toml
+
+    typer.echo(to_json(loaded) if as_json else to_toml(loaded), nl=as_json)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions that a bug report needs."""
+    import platform
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    typer.echo(f"poise {__version__}")
+    typer.echo(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    try:
+        typer.echo(f"llama-cpp-python {installed('llama-cpp-python')}")
+    except PackageNotFoundError:
+        typer.echo("llama-cpp-python is not installed")
+
+
+def main() -> None:
+    """The console entry point."""
+    app(prog_name="poise")
+
+
+def _placeholder() -> None:
+    raise AssertionError("a placeholder is listed, never called")
+
+
+for _name, (_, _summary) in LATER.items():
+    app.command(_name, help=_summary)(_placeholder)
+
+
+def _options(
+    model: str | None, host: str | None, port: str | None, threads: str | None, gpu_layers: str | None
+) -> dict[str, object]:
+    return {
+        "model.path": model,
+        "server.host": host,
+        "server.port": port,
+        "engine.threads": threads,
+        "engine.gpu_layers": gpu_layers,
+    }
+
+
+def _load(file: Path | None, assignments: list[str] | None, options: Mapping[str, object]) -> LoadedSettings:
+    from poise.config import ConfigError, load
+
+    overrides: dict[str, object] = {}
+    problems: list[str] = []
+    for assignment in assignments or []:
+        key, equals, value = assignment.partition("=")
+        if not equals:
+            problems.append(f"--set {assignment}: must be KEY=VALUE")
+        overrides[key.strip()] = value if equals else None
+    overrides |= {key: value for key, value in options.items() if value is not None}
+    try:
+        loaded = load(file, os.environ, overrides)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise _refusal(*problems)
+    return loaded
+
+
+def _imported(name: str) -> Any:
+    """The real command of another package."""
+    module, summary = LATER[name]
+    try:
+        function: Callable[..., object] = getattr(import_module(module), name)
+    except ImportError as error:
+        raise _refusal(f"poise {name}: cannot be loaded: {error}") from error
+    command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    command.command(name, help=None if function.__doc__ else summary)(_exiting(function))
+    return typer.main.get_command(command)
+
+
+def _exiting(function: Callable[..., object]) -> Callable[..., None]:
+    """The function with its number as exit status; typer drops what a command returns."""
+
+    @wraps(function)
+    def command(*args: object, **kwargs: object) -> None:
+        result = function(*args, **kwargs)
+        if isinstance(result, int) and result:
+            raise typer.Exit(result)
+
+    return command
+
+
+def _refusal(*problems: str) -> typer.Exit:
+    """Print the problems, a line each; the caller raises the result."""
+    for problem in problems:
+        typer.echo(problem, err=True)
+    return typer.Exit(USAGE_ERROR)

@@ -1,0 +1,147 @@
+"""Which values fit together.
+
+Rules:
+- Two values that were set and do not fit are a problem that names both keys.
+- A default never stands in the way: where a set value leaves no room for another setting's default, the default gives way,
+  and its origin says so.
+- A default capacity (slots, cells, batch) is not enlarged behind the operator's back, because it costs memory: setting a share
+  of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from poise.config.sources import DEFAULT, Source, shown
+
+POOLS = ("short", "long")
+CLASSES = ("interactive", "background")
+
+
+@dataclass(slots=True)
+class Draft:
+    """Values by dotted key, on their way to Settings.
+
+    `sources` has only the keys that were set or whose default gave way. `suspect` are the keys and sections whose set value was
+    refused: what is in `values` for them is not what the operator wants, so no conclusion may be drawn from it.
+    """
+
+    values: dict[str, Any]
+    sources: dict[str, Source]
+    suspect: set[str]
+
+    def is_set(self, key: str) -> bool:
+        return not self.source(key).origin.startswith(DEFAULT.origin)
+
+    def is_suspect(self, *keys: str) -> bool:
+        """Whether the value of one of the keys, or of a section around it, was refused."""
+        return any(key == suspect or key.startswith(suspect + ".") for key in keys for suspect in self.suspect)
+
+    def source(self, key: str) -> Source:
+        return self.sources.get(key, DEFAULT)
+
+    def give_way(self, key: str, value: object, reason: str) -> None:
+        """Replace a default."""
+        assert not self.is_set(key), key
+        self.values[key] = value
+        origin = f"{DEFAULT.origin}, {reason}"
+        self.sources[key] = Source(origin, origin)
+
+    def blame(self, key: str) -> str:
+        return f"{self.source(key).name}: {self.show(key)}"
+
+    def cite(self, key: str) -> str:
+        return f"{self.show(key)} ({self.source(key).name})"
+
+    def show(self, key: str) -> str:
+        return f"{key} = {shown(key, self.values[key])}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """`key` is at most the value of `by`, or below it when `strict`. `lifts`: a default `by` is raised to a set `key`."""
+
+    key: str
+    by: str
+    strict: bool = False
+    lifts: bool = False
+
+
+def ceilings() -> Iterator[Ceiling]:
+    """In an order in which a value that gives way is final before something else is measured by it."""
+    yield Ceiling("pools.short.slot_tokens", "pools.long.slot_tokens", lifts=True)
+    for pool in POOLS:
+        yield Ceiling(f"pools.{pool}.reserved_slots", f"pools.{pool}.slots", strict=True)
+        yield Ceiling(f"pools.{pool}.slots", "engine.batch_tokens")  # each running sequence needs a row of the batch
+    for name in CLASSES:
+        yield Ceiling(f"classes.{name}.slots_max", "pools.short.slots")
+        yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots")
+        yield Ceiling(f"classes.{name}.heavy_tokens", "pools.short.slot_tokens", strict=True)
+        yield Ceiling(f"classes.{name}.default_output_tokens", f"classes.{name}.max_output_tokens")
+    yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
+
+
+def reconcile(draft: Draft) -> list[str]:
+    """Let defaults give way, in place, and return what does not fit."""
+    return [
+        *(problem for ceiling in ceilings() for problem in _check_ceiling(draft, ceiling)),
+        *_check_shares(draft),
+        *_check_flash_attention(draft),
+        *_check_keys(draft),
+    ]
+
+
+def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
+    key, by = ceiling.key, ceiling.by
+    most = draft.values[by] - ceiling.strict
+    if draft.is_suspect(key, by) or draft.values[key] <= most:
+        return
+    if not draft.is_set(key):
+        draft.give_way(key, most, f"limited by {by}")
+    elif ceiling.lifts and not draft.is_set(by):
+        draft.give_way(by, draft.values[key], f"raised to {key}")
+    else:
+        yield f"{draft.blame(key)}: must be {'below' if ceiling.strict else 'at most'} {draft.cite(by)}"
+
+
+def _check_shares(draft: Draft) -> Iterator[str]:
+    keys = [f"classes.{name}.min_share" for name in CLASSES]
+    # Rounded, because 0.7 + 0.2 + 0.1 is not quite 1.
+    if draft.is_suspect(*keys) or round(sum(draft.values[key] for key in keys), 9) < 1:
+        return
+    given = [key for key in keys if draft.is_set(key)]
+    if len(given) == len(keys):
+        *others, last = keys
+        with_others = ", ".join(draft.cite(key) for key in others)
+        yield f"{draft.blame(last)}: must add up to less than 1 with {with_others}"
+        return
+    free = 1 - sum(draft.values[key] for key in given)
+    for key in keys:
+        if key not in given:
+            # The defaulted classes and the unreserved rest divide what is left.
+            share = min(draft.values[key], round(free / (len(keys) - len(given) + 1), 4))
+            draft.give_way(key, share, f"limited by {' and '.join(given)}")
+
+
+def _check_flash_attention(draft: Draft) -> Iterator[str]:
+    if draft.values["engine.kv_type"] == "f16" or draft.is_suspect("engine.kv_type"):
+        return
+    for pool in POOLS:
+        key = f"pools.{pool}.flash_attention"
+        if draft.values[key] == "off" and not draft.is_suspect(key):
+            yield f'{draft.blame(key)}: must be "auto" or "on" with {draft.cite("engine.kv_type")}'
+
+
+def _check_keys(draft: Draft) -> Iterator[str]:
+    tenants = [key for key in draft.values if key.startswith("auth.keys.")]
+    refused = any(key.startswith("auth") for key in draft.suspect)
+    if draft.values["auth.required"] and not tenants and not refused:
+        yield f"{draft.blame('auth.required')}: needs at least one key in auth.keys"
+    owners: dict[str, str] = {}
+    for key in [*tenants, "auth.admin_key"]:
+        value = draft.values[key]
+        if value and value in owners:
+            yield f"{draft.blame(key)}: must differ from {draft.cite(owners[value])}"
+        owners.setdefault(value, key)

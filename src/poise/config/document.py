@@ -1,0 +1,61 @@
+"""The effective configuration as text: TOML with the origin of each value beside it, or JSON. Keys are masked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from poise.config.catalogue import quoted
+from poise.config.loader import LoadedSettings, flatten
+from poise.config.sources import shown
+
+
+def to_toml(loaded: LoadedSettings, *, secrets: bool = False) -> str:
+    """Valid TOML that loads to the same settings (but for keys, unless `secrets` are wanted)."""
+    values = _values(loaded, secrets)
+    return "\n\n".join("\n".join(_section(name, values, loaded.origins)) for name in _sections(values)) + "\n"
+
+
+def to_json(loaded: LoadedSettings) -> str:
+    """An object of dotted key to `{"value": ..., "origin": ...}`."""
+    values = _values(loaded, secrets=False)
+    document = {key: {"value": value, "origin": loaded.origins[key]} for key, value in values.items()}
+    return json.dumps(document, indent=2)
+
+
+def _values(loaded: LoadedSettings, secrets: bool) -> dict[str, Any]:
+    values = dict(flatten(loaded.settings.model_dump()))
+    if secrets:
+        return values
+    # An empty key says that there is none, which is no secret.
+    return {key: _masked(key, value) if value else value for key, value in values.items()}
+
+
+def _masked(key: str, value: Any) -> Any:
+    return shown(key, value) if key.startswith("auth.") and isinstance(value, str) else value
+
+
+def _sections(values: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in values))
+
+
+def _section(section: str, values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
+    yield f"[{section}]"
+    keys = [key for key in values if key.rpartition(".")[0] == section]
+    lines = {key: f"{key.rpartition('.')[2]} = {_literal(values[key])}" for key in keys}
+    # A long path must not push every comment of its section out of sight.
+    column = min(max(map(len, lines.values())), 40)
+    for key, line in lines.items():
+        yield f"{line:<{column}}  # {_comment(origins[key])}"
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _comment(text: str) -> str:
+    """An origin holds a path, which may hold anything; a comment ends with its line."""
+    return "".join(character if character.isprintable() else "?" for character in text)

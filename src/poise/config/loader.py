@@ -1,0 +1,139 @@
+"""From a file, the environment and the command line to one validated `Settings`, with the origin of every value.
+
+Each source is validated by itself, so that a problem names the source it is in, and all problems are found at once: a bad
+value is reported even if a stronger source overrides it. What remains is laid over the defaults, the stronger source last,
+and `poise.config.consistency` looks at the values together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from poise.config.catalogue import catalogue, closest_key, dotted, section_keys
+from poise.config.consistency import Draft, reconcile
+from poise.config.settings import Settings
+from poise.config.sources import (
+    DEFAULT,
+    ConfigError,
+    Layer,
+    Source,
+    command_line_layer,
+    environment_layer,
+    file_layer,
+    find_file,
+    merge,
+    shown,
+)
+
+_RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSettings:
+    """Settings that fit together, and for each dotted key where its value came from.
+
+    An origin reads "default", "default, limited by KEY", "file /path/poise.toml", "environment POISE_..." or
+    "command line --...".
+    """
+
+    settings: Settings
+    origins: dict[str, str]
+
+
+def load(file: Path | None, environment: Mapping[str, str], overrides: Mapping[str, object]) -> LoadedSettings:
+    """Read all sources; the later ones win: defaults, file, environment, overrides (dotted key to value; None is not given).
+
+    Without a `file`, ./poise.toml is read, or else poise.toml in the user's configuration directory, if there is one.
+    Raises ConfigError with every problem of every source.
+    """
+    path = file or find_file()
+    layers = [file_layer(path)] if path else []
+    layers += [environment_layer(environment), command_line_layer(overrides)]
+    draft = Draft(values=dict(flatten(Settings().model_dump())), sources={}, suspect=set())
+    problems: list[str] = []
+    for layer in layers:
+        bad = _problems_by_key(layer)
+        problems += [*layer.problems, *bad.values()]
+        draft.suspect |= bad.keys() if layer.complete else set(section_keys())
+        for key, value in flatten(layer.values, skip=bad.keys()):
+            draft.values[key] = value
+            draft.sources[key] = layer.source_of(key)
+    problems += reconcile(draft)
+    if problems:
+        raise ConfigError(problems)
+    return LoadedSettings(_build(draft.values), _origins(draft))
+
+
+def flatten(
+    table: Mapping[str, Any], *, skip: Container[str] = (), path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any]]:
+    """The values of a nested table by dotted key. Sections and the table of API keys are opened, other values are not."""
+    for name, value in table.items():
+        key = dotted((*path, name))
+        if key in skip:
+            continue
+        if isinstance(value, Mapping) and (key in section_keys() or key in catalogue()):
+            yield from flatten(value, skip=skip, path=(*path, name))
+        else:
+            yield key, value
+
+
+def _build(values: Mapping[str, Any]) -> Settings:
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        table = nested
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
+    return Settings.model_validate(nested)
+
+
+def _origins(draft: Draft) -> dict[str, str]:
+    keys = dict.fromkeys([*catalogue(), *draft.values])
+    if any(key.startswith("auth.keys.") for key in keys):
+        del keys["auth.keys"]
+    return {key: draft.sources.get(key, DEFAULT).origin for key in keys}
+
+
+def _problems_by_key(layer: Layer) -> dict[str, str]:
+    """What validation finds in one layer. The defaults below it fill in the required keys, nothing else."""
+    try:
+        Settings.model_validate(merge(Settings().model_dump(), layer.values))
+    except ValidationError as error:
+        problems: dict[str, str] = {}
+        for detail in error.errors(include_url=False):
+            key, problem = _explain(detail, layer)
+            problems.setdefault(key, problem)
+        return problems
+    return {}
+
+
+def _explain(detail: ErrorDetails, layer: Layer) -> tuple[str, str]:
+    """The dotted key that an error is about, and the line that is printed."""
+    names_a_tenant = detail["loc"][-1] == "[key]"
+    key = dotted(detail["loc"][:-1] if names_a_tenant else detail["loc"])
+    source: Source = layer.source_of(key)
+    if detail["type"] == "extra_forbidden":
+        suggestion = closest_key(key)
+        return key, f"{source.name}: {key}: unknown key" + (f"; did you mean {suggestion}?" if suggestion else "")
+    if names_a_tenant:
+        return key, f"{source.name}: {key}: {detail['ctx']['error']}"
+    return key, f"{source.name}: {key} = {shown(key, detail['input'])}: {_rule(detail, key)}"
+
+
+def _rule(detail: ErrorDetails, key: str) -> str:
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if detail["type"] == "model_type":
+        return f"must be a section, [{key}]"
+    setting = catalogue().get(key)
+    if setting is None:  # below auth.keys
+        return "must be text"
+    return f"must be {setting.limits if detail['type'] in _RANGE_ERRORS else setting.allowed}"

@@ -1,0 +1,182 @@
+"""The requests of the OpenAI API: what is accepted, within which limits, and what the engine will be asked for.
+
+`RequestParser` turns a decoded JSON body into a checked `ChatRequest` or `CompletionRequest`, or raises ApiError. It sees neither
+tokens nor the engine: lengths in tokens are checked where the vocabulary is at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from poise.config import ClassSettings, Settings
+from poise.gateway import parameters as p
+from poise.gateway import unsupported
+from poise.gateway.errors import invalid_value, missing_parameter, shown
+from poise.gateway.fields import Field, Integer, JsonObject, Schema, check_names, object_schema, same_json
+from poise.gateway.parameters import Message
+from poise.scheduler.request import RequestClass
+from poise.wire.messages import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What both endpoints share. `max_tokens` None: the class's default. `seed` None: a new one for each request.
+
+    `sampling.seed` is still to be set: each choice gets its own.
+    """
+
+    model: str
+    n: int
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    max_tokens: int | None
+    max_tokens_param: str
+    stop: tuple[str, ...]
+    seed: int | None
+    sampling: SamplingParams
+    service_tier: str
+    request_class: RequestClass
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    options: Options
+    messages: list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """`prompts` holds texts, or token ids that are used as they are."""
+
+    options: Options
+    prompts: list[str] | list[list[int]]
+
+
+class RequestParser:
+    """Both request schemas under the limits of one configuration."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
+        shared = (p.MODEL, *p.SHARED, self._n)
+        self._chat: tuple[Field[Any], ...] = (*shared, p.MESSAGES, p.MAX_COMPLETION_TOKENS, p.LOGPROBS, p.TOP_LOGPROBS)
+        self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT)
+        self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
+        self._elsewhere_completion = {
+            "messages": "It belongs to /v1/chat/completions.",
+            "max_completion_tokens": "Use 'max_tokens' here.",
+            "top_logprobs": "Use 'logprobs' with a count here.",
+        } | {
+            name: "It belongs to /v1/chat/completions."
+            for name in unsupported.CHAT
+            if name not in unsupported.COMPLETION
+        }
+
+    def chat(self, values: JsonObject) -> ChatRequest:
+        check_names(values, self._chat, unsupported.CHAT, elsewhere=self._elsewhere_chat)
+        if values.get("messages") is None:
+            raise missing_parameter("messages", "a list of at least one message is needed")
+        n_logprobs = -1
+        top_logprobs = p.TOP_LOGPROBS.get(values, None)
+        if p.LOGPROBS.get(values, False):
+            n_logprobs = top_logprobs or 0
+        elif top_logprobs:
+            raise invalid_value("top_logprobs", "come with 'logprobs': true", top_logprobs, "'logprobs' is not true")
+        allowance = _same(values, p.MAX_TOKENS, p.MAX_COMPLETION_TOKENS)
+        return ChatRequest(
+            self._options(values, allowance, n_logprobs), p.MESSAGES.read(values["messages"], "messages")
+        )
+
+    def completion(self, values: JsonObject) -> CompletionRequest:
+        n = self._n.get(values, 1)
+        if same_json(values.get("best_of"), n):
+            values = {name: value for name, value in values.items() if name != "best_of"}
+        check_names(values, self._completion, unsupported.COMPLETION, elsewhere=self._elsewhere_completion)
+        if values.get("prompt") is None:
+            raise missing_parameter("prompt", "a string, a list of strings, token ids or lists of token ids are needed")
+        prompts = p.PROMPT.read(values["prompt"], "prompt")
+        limit = self._settings.server.max_choices
+        if len(prompts) * n > limit:
+            raise invalid_value(
+                "prompt", f"make at most {limit} choices", None, f"{len(prompts)} prompts make {len(prompts) * n}"
+            )
+        allowance = _same(values, p.MAX_TOKENS, p.MAX_TOKENS)
+        return CompletionRequest(self._options(values, allowance, p.LOGPROBS_COUNT.get(values, -1)), prompts)
+
+    def chat_schema(self) -> Schema:
+        return object_schema(self._chat, ["model", "messages"])
+
+    def completion_schema(self) -> Schema:
+        return object_schema(self._completion, ["model", "prompt"])
+
+    def _options(self, values: JsonObject, allowance: tuple[int | None, str], n_logprobs: int) -> Options:
+        if values.get("model") is None:
+            raise missing_parameter("model", "name the model; /v1/models lists it")
+        tier = p.SERVICE_TIER.get(values, "auto")
+        request_class = p.TIER_CLASSES[tier]
+        max_tokens, max_tokens_param = allowance
+        limits = class_settings(self._settings, request_class)
+        if max_tokens is not None and max_tokens > limits.max_output_tokens:
+            rule = f"be at most {limits.max_output_tokens} for class '{request_class}'"
+            raise invalid_value(max_tokens_param, rule, max_tokens)
+        min_tokens = p.MIN_TOKENS.get(values, 0)
+        allowed = default_output(limits) if max_tokens is None else max_tokens
+        if min_tokens > allowed:
+            raise invalid_value("min_tokens", f"be at most {allowed}, the output allowance", min_tokens)
+        stream = p.STREAM.get(values, False)
+        stream_options = p.STREAM_OPTIONS.get(values, None)
+        if stream_options and any(stream_options) and not stream:
+            raise invalid_value("stream_options", "come with 'stream': true", stream_options, "'stream' is not true")
+        include_usage, continuous_usage = stream_options or (False, False)
+        p.USER.get(values, "")
+        return Options(
+            model=p.MODEL.read(values["model"], "model"),
+            n=self._n.get(values, 1),
+            stream=stream,
+            include_usage=include_usage,
+            continuous_usage=continuous_usage,
+            max_tokens=max_tokens,
+            max_tokens_param=max_tokens_param,
+            stop=p.STOP.get(values, ()),
+            seed=p.SEED.get(values, None),
+            sampling=self._sampling(values, n_logprobs, min_tokens),
+            service_tier="default" if tier == "auto" else tier,
+            request_class=request_class,
+        )
+
+    def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:
+        defaults = self._settings.sampling
+        repetition, _ = _same(values, p.REPETITION_PENALTY, p.REPEAT_PENALTY)
+        return SamplingParams(
+            temperature=p.TEMPERATURE.get(values, defaults.temperature),
+            top_p=p.TOP_P.get(values, defaults.top_p),
+            top_k=max(0, p.TOP_K.get(values, defaults.top_k)),
+            min_p=p.MIN_P.get(values, defaults.min_p),
+            presence_penalty=p.PRESENCE_PENALTY.get(values, 0.0),
+            frequency_penalty=p.FREQUENCY_PENALTY.get(values, 0.0),
+            repetition_penalty=1.0 if repetition is None else repetition,
+            logit_bias=p.LOGIT_BIAS.get(values, ()),
+            n_logprobs=n_logprobs,
+            ignore_eos=p.IGNORE_EOS.get(values, False),
+            min_output=min_tokens,
+        )
+
+
+def class_settings(settings: Settings, request_class: RequestClass) -> ClassSettings:
+    classes = settings.classes
+    return classes.interactive if request_class is RequestClass.INTERACTIVE else classes.background
+
+
+def default_output(limits: ClassSettings) -> int:
+    """Output allowance of a request that names none."""
+    return min(limits.default_output_tokens, limits.max_output_tokens)
+
+
+def _same(values: JsonObject, field: Field[Any], alias: Field[Any]) -> tuple[Any, str]:
+    """The value of a parameter with two names, and the name that was used. Two different values are an error."""
+    one, other = field.get(values, None), alias.get(values, None)
+    if one is not None and other is not None and one != other:
+        raise invalid_value(alias.name, f"equal '{field.name}' ({shown(one)}) when both are given", other)
+    return (other, alias.name) if one is None and other is not None else (one, field.name)

@@ -1,0 +1,291 @@
+"""Reads a GGUF file's header, so that a bad file is one clear line before any C code sees it.
+
+llama.cpp trusts the header it is given: a file that was cut short loads (through mmap) and then kills the process when the
+missing pages are touched. The header tells exactly where the data ends, so truncation is found without reading the data.
+
+The reader trusts nothing. Every count is bounded by the bytes that are left (each element takes at least one), strings of
+keys and names have a limit, and arrays are walked, not built: garbage costs no more memory or time than the file's size.
+
+    magic "GGUF" | version u32 | n_tensors u64 | n_keys u64 | keys ... | tensor infos ... | padding | tensor data
+
+Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from struct import Struct
+from typing import NoReturn
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+KEYS_MAX = 1 << 16
+TENSORS_MAX = 1 << 20
+NAME_BYTES_MAX = 1 << 16
+TEXT_BYTES_MAX = 16 << 20
+TEXTS_MAX = 1 << 24
+ELEMENTS_MAX = 1 << 48
+KEPT_NUMBERS_MAX = 4096
+"""Arrays of numbers up to this length are kept: per-layer values. Longer ones belong to the vocabulary."""
+
+GgufValue = int | float | bool | str | tuple[int | float, ...]
+
+
+class ModelError(Exception):
+    """A model file cannot be used. One line: the file, what is wrong, what to do."""
+
+    def __init__(self, path: Path | str, problem: str) -> None:
+        super().__init__(" ".join(f"{path}: {problem}".split()))
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What the header says. `data_end` is the file size that the tensors need."""
+
+    path: Path
+    version: int
+    keys: dict[str, GgufValue]
+    n_tensors: int
+    tensor_bytes: int
+    data_end: int
+    file_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture") or ""
+
+    def text(self, key: str) -> str | None:
+        value = self.keys.get(key)
+        return value if isinstance(value, str) else None
+
+    def number(self, suffix: str, default: int = 0) -> int:
+        """A whole number of the architecture's own keys, such as `block_count`; for a per-layer array, the largest."""
+        values = self.per_layer(suffix, 1)
+        return max(values) if values else default
+
+    def per_layer(self, suffix: str, n_layers: int) -> list[int]:
+        """A number for each layer, whether the file gives one for all or an array. Empty when it gives none."""
+        value = self.keys.get(f"{self.architecture}.{suffix}")
+        if isinstance(value, tuple):
+            return [int(number) for number in value]
+        if isinstance(value, bool) or not isinstance(value, int):
+            return []
+        return [value] * n_layers
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Check that `path` is a complete GGUF file and read its header. Raises ModelError."""
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ModelError(path, "is a directory; name the .gguf file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise ModelError(path, "is not a regular file; name a .gguf file")
+        if status.st_size == 0:
+            raise ModelError(path, "is empty; download it again")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _parse(path, data)
+    except OSError as error:
+        raise ModelError(path, _os_problem(error)) from error
+
+
+def _os_problem(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "does not exist; check the path"
+    if isinstance(error, PermissionError):
+        return "cannot be read by this user; change its permissions"
+    return f"cannot be read ({os.strerror(error.errno) if error.errno else error}); check the path and the disk"
+
+
+def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
+    reader = _Reader(path, data)
+    if data[:4] != MAGIC:
+        raise ModelError(path, "is not a GGUF file (it does not begin with GGUF); name a .gguf model file")
+    reader.take(4)
+    version = reader.number(_U32)
+    if version not in VERSIONS:
+        supported = " and ".join(map(str, VERSIONS))
+        raise ModelError(path, f"has GGUF version {version}, supported are {supported}; convert it again")
+    n_tensors = reader.count(TENSORS_MAX, "tensors")
+    n_keys = reader.count(KEYS_MAX, "keys")
+    keys = {}
+    for _ in range(n_keys):
+        name = reader.name()
+        value = reader.value(reader.number(_U32))
+        if value is not None:
+            keys[name] = value
+    if not isinstance(keys.get("general.architecture"), str):
+        raise ModelError(path, "does not name its architecture; it is not a language model, or damaged")
+    tensors = [_read_tensor(reader) for _ in range(n_tensors)]
+    data_end = _data_end(reader, keys, tensors)
+    if data_end > len(data):
+        raise ModelError(
+            path, f"is cut short: it has {len(data):,} bytes and its header announces {data_end:,}; download it again"
+        )
+    return GgufHeader(path, version, keys, n_tensors, sum(size for _, size in tensors), data_end, len(data))
+
+
+def _read_tensor(reader: _Reader) -> tuple[int, int]:
+    """A tensor's (offset, size) in the data. Of a type that is not known here, the size counts as 0: llama.cpp will judge."""
+    name = reader.name()
+    n_dims = reader.number(_U32)
+    if n_dims > 4:
+        reader.fail(f"tensor {name!r} has {n_dims} dimensions")
+    elements = prod(reader.number(_U64) for _ in range(n_dims))
+    if elements > ELEMENTS_MAX:
+        reader.fail(f"tensor {name!r} has {elements:,} elements")
+    block, block_bytes = TENSOR_TYPES.get(reader.number(_U32), (1, 0))
+    return reader.number(_U64), elements // block * block_bytes
+
+
+def _data_end(reader: _Reader, keys: dict[str, GgufValue], tensors: list[tuple[int, int]]) -> int:
+    alignment = keys.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        reader.fail(f"alignment {alignment!r}")
+    data_start = -(-reader.position // alignment) * alignment
+    return max((data_start + offset + size for offset, size in tensors), default=reader.position)
+
+
+class _Reader:
+    """Takes values off the front of the file, never past its end."""
+
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self._path = path
+        self._data = data
+        self._size = len(data)
+        self.position = 0
+
+    def take(self, n_bytes: int) -> int:
+        """Step over `n_bytes` and return where they begin."""
+        start = self.position
+        if n_bytes > self._size - start:
+            raise ModelError(self._path, f"is cut short inside its header (at byte {self._size:,}); download it again")
+        self.position = start + n_bytes
+        return start
+
+    def fail(self, what: str) -> NoReturn:
+        raise ModelError(self._path, f"is damaged ({what} at byte {self.position:,} of its header); download it again")
+
+    def number(self, layout: Struct) -> int:
+        start = self.take(layout.size)
+        return int(layout.unpack_from(self._data, start)[0])
+
+    def count(self, limit: int, what: str) -> int:
+        n = self.number(_U64)
+        if n > limit:
+            self.fail(f"{n:,} {what}")
+        return n
+
+    def name(self) -> str:
+        return self._text(NAME_BYTES_MAX)
+
+    def value(self, kind: int) -> GgufValue | None:
+        """A key's value; None for an array that is not kept."""
+        if kind == _STRING:
+            return self._text(TEXT_BYTES_MAX)
+        if kind == _ARRAY:
+            return self._array()
+        layout = self._layout(kind)
+        start = self.take(layout.size)
+        value: int | float | bool = layout.unpack_from(self._data, start)[0]
+        return value
+
+    def _layout(self, kind: int) -> Struct:
+        layout = _SCALARS.get(kind)
+        if layout is None:
+            self.fail(f"value type {kind}")
+        return layout
+
+    def _text(self, limit: int) -> str:
+        n_bytes = self.number(_U64)
+        if n_bytes > limit:
+            self.fail(f"a text of {n_bytes:,} bytes")
+        start = self.take(n_bytes)
+        return self._data[start : start + n_bytes].decode("utf-8", "replace")
+
+    def _array(self) -> tuple[int | float, ...] | None:
+        kind = self.number(_U32)
+        n = self.number(_U64)
+        if kind == _STRING:
+            self._skip_texts(n)
+            return None
+        layout = self._layout(kind)
+        start = self.take(n * layout.size)
+        if n > KEPT_NUMBERS_MAX:
+            return None
+        return tuple(layout.unpack_from(self._data, start + i * layout.size)[0] for i in range(n))
+
+    def _skip_texts(self, n: int) -> None:
+        # Hundreds of thousands in a large vocabulary, so this loop is kept tight: 0.2 µs a text.
+        if n > TEXTS_MAX:
+            self.fail(f"an array of {n:,} texts")
+        data, size, position, length = self._data, self._size, self.position, _U64.unpack_from
+        for _ in range(n):
+            if position + 8 > size:
+                position = size + 1
+                break
+            position += 8 + length(data, position)[0]
+        self.take(position - self.position)
+
+
+_U32 = Struct("<I")
+_U64 = Struct("<Q")
+_STRING = 8
+_ARRAY = 9
+_SCALARS = {
+    0: Struct("<B"),
+    1: Struct("<b"),
+    2: Struct("<H"),
+    3: Struct("<h"),
+    4: _U32,
+    5: Struct("<i"),
+    6: Struct("<f"),
+    7: Struct("<?"),
+    10: _U64,
+    11: Struct("<q"),
+    12: Struct("<d"),
+}
+
+TENSOR_TYPES = {
+    0: (1, 4),
+    1: (1, 2),
+    2: (32, 18),
+    3: (32, 20),
+    6: (32, 22),
+    7: (32, 24),
+    8: (32, 34),
+    9: (32, 36),
+    10: (256, 84),
+    11: (256, 110),
+    12: (256, 144),
+    13: (256, 176),
+    14: (256, 210),
+    15: (256, 292),
+    16: (256, 66),
+    17: (256, 74),
+    18: (256, 98),
+    19: (256, 50),
+    20: (32, 18),
+    21: (256, 110),
+    22: (256, 82),
+    23: (256, 136),
+    24: (1, 1),
+    25: (1, 2),
+    26: (1, 4),
+    27: (1, 8),
+    28: (1, 8),
+    29: (256, 56),
+    30: (1, 2),
+    34: (256, 54),
+    35: (256, 66),
+    39: (32, 17),
+    40: (64, 36),
+    41: (128, 18),
+    42: (64, 18),
+}
+"""Elements and bytes of one block, by ggml_type."""

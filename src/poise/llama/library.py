@@ -1,0 +1,295 @@
+"""llama.cpp's C API as far as poise uses it: the only module that touches llama_cpp.
+
+Three things about the binding need care, and are dealt with here once:
+
+- `import llama_cpp` runs a package that pulls in what poise does not want (diskcache). Only its ctypes module is imported,
+  under a stand-in package that runs nothing.
+- A library whose structs differ from the binding's definitions does not fail: it computes with misplaced settings. So the
+  defaults are read back at start and compared with llama.cpp's own, and a difference is fatal (`self_check`).
+- llama.cpp explains a failure only in its log. The log goes to a small ring, so that an error can quote its reason; nothing
+  is printed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import sys
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NewType, Protocol
+
+if TYPE_CHECKING:
+    IntPointer = ctypes._Pointer[ctypes.c_int32]
+    FloatPointer = ctypes._Pointer[ctypes.c_float]
+    BytePointer = ctypes._Pointer[ctypes.c_uint8]
+    Buffer = ctypes.Array[ctypes.c_char]
+
+ModelPointer = NewType("ModelPointer", int)
+VocabPointer = NewType("VocabPointer", int)
+ContextPointer = NewType("ContextPointer", int)
+MemoryPointer = NewType("MemoryPointer", int)
+
+FLASH_OFF = 0
+FLASH_ON = 1
+KV_TYPES = {"f16": 1, "q4_0": 2, "q8_0": 8}
+"""ggml_type of the KV cell types that poise offers."""
+
+LOG_LINES = 40
+_LOG_WARN = 3
+_LOG_ERROR = 4
+_LOG_CONTINUED = 5
+_SLACK_BYTES = 256
+
+
+class EngineLibraryError(Exception):
+    """llama.cpp's library is missing, does not load, or is not the one its binding describes. One line."""
+
+
+class ModelParams(Protocol):
+    """struct llama_model_params, as far as it is set."""
+
+    n_gpu_layers: int
+    vocab_only: bool
+    progress_callback: object
+
+
+class ContextParams(Protocol):
+    """struct llama_context_params, as far as it is set."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_seq_max: int
+    n_outputs_max: int
+    n_threads: int
+    n_threads_batch: int
+    flash_attn_type: int
+    type_k: int
+    type_v: int
+    no_perf: bool
+    kv_unified: bool
+
+
+class BatchStruct(Protocol):
+    """struct llama_batch."""
+
+    n_tokens: int
+    token: IntPointer
+    pos: IntPointer
+    n_seq_id: IntPointer
+    seq_id: ctypes._Pointer[IntPointer]
+    logits: ctypes._Pointer[ctypes.c_int8]
+
+
+class Library:
+    """The functions, each named as in llama.h without the prefix `llama_`, and the structs they take.
+
+    Pointers that a function may return as NULL are None here.
+    """
+
+    version: Callable[[], bytes]
+    print_system_info: Callable[[], bytes]
+    max_parallel_sequences: Callable[[], int]
+    backend_init: Callable[[], None]
+    log_set: Callable[[object, None], None]
+
+    model_default_params: Callable[[], ModelParams]
+    model_load_from_file: Callable[[bytes, ModelParams], ModelPointer | None]
+    model_free: Callable[[ModelPointer], None]
+    model_get_vocab: Callable[[ModelPointer], VocabPointer]
+    model_desc: Callable[[ModelPointer, Buffer, int], int]
+    model_size: Callable[[ModelPointer], int]
+    model_n_ctx_train: Callable[[ModelPointer], int]
+    model_chat_template: Callable[[ModelPointer, None], bytes | None]
+    model_meta_count: Callable[[ModelPointer], int]
+    model_meta_key_by_index: Callable[[ModelPointer, int, Buffer, int], int]
+    model_meta_val_str_by_index: Callable[[ModelPointer, int, Buffer, int], int]
+    model_has_encoder: Callable[[ModelPointer], bool]
+    model_has_decoder: Callable[[ModelPointer], bool]
+    model_is_diffusion: Callable[[ModelPointer], bool]
+
+    vocab_n_tokens: Callable[[VocabPointer], int]
+    vocab_is_eog: Callable[[VocabPointer, int], bool]
+    vocab_bos: Callable[[VocabPointer], int]
+    vocab_eos: Callable[[VocabPointer], int]
+    vocab_get_text: Callable[[VocabPointer, int], bytes | None]
+    vocab_get_add_bos: Callable[[VocabPointer], bool]
+    tokenize: Callable[[VocabPointer, bytes, int, IntPointer | None, int, bool, bool], int]
+    token_to_piece: Callable[[VocabPointer, int, Buffer, int, int, bool], int]
+
+    context_default_params: Callable[[], ContextParams]
+    init_from_model: Callable[[ModelPointer, ContextParams], ContextPointer | None]
+    free: Callable[[ContextPointer], None]
+    n_ctx_seq: Callable[[ContextPointer], int]
+    get_memory: Callable[[ContextPointer], MemoryPointer]
+    decode: Callable[[ContextPointer, BatchStruct], int]
+    get_logits_ith: Callable[[ContextPointer, int], FloatPointer]
+    synchronize: Callable[[ContextPointer], None]
+    memory_seq_rm: Callable[[MemoryPointer, int, int, int], bool]
+    memory_seq_cp: Callable[[MemoryPointer, int, int, int, int], None]
+    memory_seq_pos_max: Callable[[MemoryPointer, int], int]
+    state_seq_get_size: Callable[[ContextPointer, int], int]
+    state_seq_get_data: Callable[[ContextPointer, BytePointer, int, int], int]
+    state_seq_set_data: Callable[[ContextPointer, BytePointer, int, int], int]
+
+    def __init__(self, binding: ModuleType) -> None:
+        for name in Library.__annotations__:
+            function = getattr(binding, f"llama_{name}", None)
+            if function is None:
+                raise EngineLibraryError(f"the llama.cpp library has no llama_{name}: run `make engine`")
+            setattr(self, name, function)
+        self.batch: Callable[[], BatchStruct] = binding.llama_batch
+        self.progress_callback: Callable[[Callable[[float, object], bool]], object] = binding.llama_progress_callback
+        self.log = LogRing()
+        # ctypes keeps no reference to a callback; the ring lives as long as the library, which is for ever.
+        self._log_callback = binding.llama_log_callback(self.log.receive)
+
+
+class LogRing:
+    """The last warnings and errors of llama.cpp, oldest first."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._level = 0
+
+    def receive(self, level: int, text: bytes | None, _user_data: object) -> None:
+        """The C callback. A continued line belongs to the line before it."""
+        line = (text or b"").decode("utf-8", "replace").rstrip("\n")
+        if level != _LOG_CONTINUED:
+            self._level = level
+        if self._level not in (_LOG_WARN, _LOG_ERROR) or not line.strip(" ."):
+            return
+        if level == _LOG_CONTINUED and self.lines:
+            self.lines[-1] += line
+        else:
+            self.lines.append(line)
+
+    def clear(self) -> None:
+        self.lines.clear()
+
+    def reason(self) -> str:
+        """The most telling line: the first error since `clear` (later ones say only that something failed), one line."""
+        line = self.lines[0] if self.lines else "no reason given"
+        return " ".join(line.split())
+
+
+@cache
+def load() -> Library:
+    """The library, loaded, checked and initialised once. Raises EngineLibraryError."""
+    binding = import_binding()
+    self_check(*default_params(binding))
+    library = Library(binding)
+    library.log_set(library._log_callback, None)
+    library.backend_init()
+    return library
+
+
+def import_binding() -> ModuleType:
+    """llama_cpp's ctypes module, without running llama_cpp's own __init__."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or not spec.submodule_search_locations:
+        raise EngineLibraryError("the llama.cpp library (llama-cpp-python) is not installed: run `make engine`")
+    stand_in = "llama_cpp" not in sys.modules
+    if stand_in:
+        package = ModuleType("llama_cpp")
+        package.__path__ = list(spec.submodule_search_locations)
+        package.__spec__ = spec
+        sys.modules["llama_cpp"] = package
+    try:
+        return importlib.import_module("llama_cpp.llama_cpp")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        if stand_in:
+            del sys.modules["llama_cpp"]
+        reason = " ".join(str(error).split())
+        raise EngineLibraryError(f"the llama.cpp library does not load ({reason}): run `make engine`") from error
+
+
+def default_params(binding: ModuleType) -> tuple[object, object]:
+    """llama.cpp's default model and context parameters, read with room to spare.
+
+    A library with longer structs than the binding's would write past the binding's; the room keeps that harmless, so that the
+    check is reached.
+    """
+    return _defaults(binding, "llama_model"), _defaults(binding, "llama_context")
+
+
+def self_check(model_params: object, context_params: object) -> None:
+    """Refuse a library whose structs are laid out differently from the binding's definitions.
+
+    An inserted field moves everything after it, so the values compared stand all over the structs, on both sides of and
+    between their bools; pointers are expected to be NULL.
+    """
+    wrong = _differences("llama_model_params", model_params, _MODEL_DEFAULTS, _MODEL_POINTERS)
+    wrong += _differences("llama_context_params", context_params, _CONTEXT_DEFAULTS, _CONTEXT_POINTERS)
+    if wrong:
+        raise EngineLibraryError(
+            f"the llama.cpp library does not match its Python binding ({', '.join(wrong)}): run `make engine`"
+        )
+
+
+def _defaults(binding: ModuleType, prefix: str) -> object:
+    layout: Any = getattr(binding, f"{prefix}_params")
+    roomy: Any = type(
+        "Roomy", (ctypes.Structure,), {"_fields_": [*layout._fields_, ("slack", ctypes.c_char * _SLACK_BYTES)]}
+    )
+    defaults: object = ctypes.CFUNCTYPE(roomy)((f"{prefix}_default_params", binding._lib))()
+    return defaults
+
+
+def _differences(struct: str, params: object, values: dict[str, object], pointers: tuple[str, ...]) -> list[str]:
+    wrong = [
+        f"{struct}.{name} is {getattr(params, name)} and not {value}"
+        for name, value in values.items()
+        if getattr(params, name) != value
+    ]
+    return wrong + [f"{struct}.{name} is not NULL" for name in pointers if getattr(params, name)]
+
+
+_MODEL_DEFAULTS: dict[str, object] = {
+    "n_gpu_layers": -1,
+    "split_mode": 1,
+    "load_mode": -1,
+    "lazy_mode": 1,
+    "main_gpu": 0,
+    "vocab_only": False,
+    "check_tensors": False,
+    "use_extra_bufts": True,
+    "no_host": False,
+    "no_alloc": False,
+    "load_mtp": False,
+}
+_MODEL_POINTERS = ("tensor_buft_overrides", "tensor_split", "progress_callback", "kv_overrides")
+_CONTEXT_DEFAULTS: dict[str, object] = {
+    "n_ctx": 512,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_seq_max": 1,
+    "n_rs_seq": 0,
+    "n_outputs_max": 0,
+    "n_outputs_max_per_seq": 1,
+    "n_threads": 4,
+    "n_threads_batch": 4,
+    "ctx_type": 0,
+    "rope_scaling_type": -1,
+    "pooling_type": -1,
+    "attention_type": -1,
+    "flash_attn_type": -1,
+    "rope_freq_base": 0.0,
+    "yarn_ext_factor": -1.0,
+    "yarn_orig_ctx": 0,
+    "defrag_thold": -1.0,
+    "type_k": KV_TYPES["f16"],
+    "type_v": KV_TYPES["f16"],
+    "embeddings": False,
+    "offload_kqv": True,
+    "no_perf": True,
+    "op_offload": True,
+    "swa_full": True,
+    "kv_unified": False,
+    "n_samplers": 0,
+}
+_CONTEXT_POINTERS = ("cb_eval", "cb_eval_user_data", "abort_callback", "abort_callback_data", "samplers", "ctx_other")

@@ -1,0 +1,175 @@
+"""The engine's loop over simulated ports: tokens, order of messages, aborts, failures, journal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from poise.engine.ports import Row, RunnerError, Sampled
+from poise.scheduler.policy import CostPrior
+from poise.sim.clock import VirtualClock
+from poise.sim.runner import SimRunner
+from poise.wire import messages as wire
+from poise.wire.messages import PoolInfo, SamplingParams
+from tests.engine.harness import Bench
+
+
+def prompt(seed: int, n: int) -> list[int]:
+    return [(seed * 31 + k * 7) % 900 + 1 for k in range(n)]
+
+
+def test_greedy_output_is_the_same_alone_and_among_seven_others() -> None:
+    """Invariant 10's simpler half: chunks, slots and neighbours do not show in the tokens."""
+    alone = Bench()
+    alone.submit(1, prompt(1, 70), 40)
+    alone.run()
+    crowd = Bench()
+    for i in range(2, 9):
+        request_class = "background" if i % 3 == 0 else "interactive"
+        crowd.submit(i, prompt(i, 20 * i), 15 + i, tenant=f"t{i % 3}", request_class=request_class)
+    for _ in range(9):
+        crowd.engine.step()
+    crowd.submit(1, prompt(1, 70), 40)
+    crowd.run()
+    assert len(alone.tokens(1)) == 40
+    assert crowd.tokens(1) == alone.tokens(1)
+    assert all(len(crowd.tokens(i)) == 15 + i for i in range(2, 9))
+
+
+def test_output_survives_moves_between_slots() -> None:
+    """Sequences that were moved to close holes give the tokens they would have given."""
+    crowd = Bench()
+    for i in range(1, 9):
+        crowd.submit(i, prompt(i, 20), 60)
+    for _ in range(30):
+        crowd.engine.step()
+    crowd.mail.incoming += [wire.Abort(2), wire.Abort(3)]
+    crowd.run()
+    assert crowd.scheduler.snapshot().n_moves >= 2
+    for i in (1, 4, 8):
+        alone = Bench()
+        alone.submit(i, prompt(i, 20), 60)
+        alone.run()
+        assert crowd.tokens(i) == alone.tokens(i)
+
+
+@pytest.mark.parametrize("steps_before", [1, 2, 6])
+def test_an_abort_stops_the_sequence_within_one_step(steps_before: int) -> None:
+    """After the step that drains the abort, the request appears in no batch, and it ends exactly once."""
+    bench = Bench()
+    bench.submit(1, prompt(1, 60), 50)
+    bench.submit(2, prompt(2, 10), 30)
+    for _ in range(steps_before):
+        bench.engine.step()
+    received = len(bench.tokens(1))
+    bench.mail.incoming.append(wire.Abort(1))
+    bench.run()
+    assert len(bench.tokens(1)) == received
+    assert [f.reason for f in bench.finishes(1)] == ["aborted"]
+    assert len(bench.tokens(2)) == 30
+
+
+def test_a_queued_request_that_is_aborted_never_runs() -> None:
+    """Work that was queued when its client left costs nothing."""
+    bench = Bench(slots=3)
+    for i in range(1, 6):
+        bench.submit(i, prompt(i, 10), 30)
+    bench.engine.step()
+    bench.mail.incoming.append(wire.Abort(5))
+    bench.run()
+    assert (bench.tokens(5), bench.finishes(5)[0].served_us) == ([], 0)
+
+
+def test_a_refused_request_is_answered_at_once() -> None:
+    """What can never fit gets its reason and leaves nothing behind."""
+    bench = Bench()
+    bench.submit(1, prompt(1, 3000), 10)
+    bench.run()
+    refused = [m for m in bench.mail.sent if isinstance(m, wire.Refused)]
+    assert [(r.request_id, r.reason, r.value, r.limit) for r in refused] == [(1, "too_long", 3009, 2048)]
+
+
+def test_end_of_generation_is_not_sent_as_a_token() -> None:
+    """The token that ends an answer is not part of it; ignore_eos and min_output keep it from being drawn."""
+    bench = Bench(end_rate=5)
+    bench.submit(1, prompt(1, 10), 400, SamplingParams(temperature=0.0))
+    bench.submit(2, prompt(1, 10), 60, SamplingParams(temperature=0.0, ignore_eos=True))
+    bench.submit(3, prompt(1, 10), 400, SamplingParams(temperature=0.0, min_output=50))
+    bench.run()
+    assert bench.finishes(1)[0].reason == "stop"
+    assert len(bench.tokens(1)) == bench.finishes(1)[0].n_output < 400
+    assert 0 not in bench.tokens(1)
+    assert (len(bench.tokens(2)), bench.finishes(2)[0].reason) == (60, "length")
+    assert 50 <= len(bench.tokens(3)) < 400
+
+
+class _Breaking(SimRunner):
+    """Fails every batch of the long pool."""
+
+    def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        if pool == "long":
+            raise RunnerError("the long pool is broken")
+        return super().execute(pool, rows)
+
+
+def test_a_runner_failure_ends_only_the_requests_of_its_batch() -> None:
+    """The error reaches the caller, the others go on, and the books are clean."""
+    pools = [PoolInfo("short", 10, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
+    bench = Bench(runner=_Breaking(pools, clock=VirtualClock(), cost=CostPrior()))
+    bench.submit(1, prompt(1, 1500), 10)
+    bench.submit(2, prompt(2, 20), 10)
+    bench.run()
+    assert [(f.reason, f.detail) for f in bench.finishes(1)] == [("failed", "the long pool is broken")]
+    assert len(bench.tokens(2)) == 10
+
+
+def test_messages_of_a_request_come_in_order() -> None:
+    """Accepted, then Start, then tokens, then exactly one Finish."""
+    bench = Bench()
+    bench.submit(1, prompt(1, 40), 3)
+    bench.run()
+    kinds: list[str] = []
+    for message in bench.mail.sent:
+        if isinstance(message, wire.Accepted):
+            kinds.append("accepted")
+        if isinstance(message, wire.Step):
+            kinds += ["start"] * len(message.starts) + ["token"] * len(message.tokens)
+            kinds += ["finish"] * len(message.finishes)
+    assert kinds == ["accepted", "start", "token", "token", "token", "finish"]
+
+
+def test_an_idle_engine_reports_and_then_waits() -> None:
+    """The last Status says that nothing runs; an idle engine sends nothing more."""
+    bench = Bench()
+    bench.submit(1, prompt(1, 40), 3)
+    bench.run()
+    last = [m for m in bench.mail.sent if isinstance(m, wire.Status)][-1]
+    assert last.classes["interactive"] == wire.ClassStatus(0, 0, 0)
+    assert all(p.slots_held == p.cells_used == 0 for p in last.pools)
+    assert (last.prompt_tokens, last.output_tokens) == (40, 3)
+    sent = len(bench.mail.sent)
+    bench.run()
+    assert len(bench.mail.sent) == sent
+
+
+def test_the_journal_tells_what_was_planned_and_holds_no_prompt() -> None:
+    """A dump is JSON lines with adds, plans, results; token ids are nowhere in it."""
+    bench = Bench()
+    bench.submit(1, [777777] * 40, 3)
+    bench.run()
+    bench.mail.incoming.append(wire.DumpJournal(9))
+    bench.run()
+    (journal,) = [m for m in bench.mail.sent if isinstance(m, wire.Journal)]
+    lines = [json.loads(line) for line in journal.lines]
+    assert lines[0]["dropped"] == 0
+    assert {line["kind"] for line in lines[1:]} == {"add", "plan", "result"}
+    assert "777777" not in "".join(journal.lines)
+
+
+def test_shutdown_ends_the_loop() -> None:
+    """run() returns after the step in which Shutdown was read."""
+    bench = Bench()
+    bench.mail.incoming.append(wire.Shutdown())
+    bench.engine.run()

@@ -1,0 +1,137 @@
+"""Random loads against the scheduler's invariants, checked after every step by the driver and by Scheduler.check."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from poise.scheduler.policy import LONG_POOL, SHORT_POOL
+from poise.scheduler.request import Queued, RequestClass, Started
+from poise.scheduler.scheduler import Scheduler
+from tests.scheduler.driver import BACKGROUND, COST, INTERACTIVE, Driver, chunks, policy
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Adds, aborts, steps, failures and slow machines in any order."""
+
+    @initialize(
+        slots=st.integers(1, 6),
+        reserved=st.integers(0, 2),
+        long_slots=st.integers(1, 2),
+        min_share=st.sampled_from([0.0, 0.15, 0.5]),
+        itl_us=st.sampled_from([5_000, 100_000]),
+        chunk_tokens=st.sampled_from([0, 64]),
+        hole_steps=st.integers(1, 4),
+    )
+    def build(
+        self,
+        slots: int,
+        reserved: int,
+        long_slots: int,
+        min_share: float,
+        itl_us: int,
+        chunk_tokens: int,
+        hole_steps: int,
+    ) -> None:
+        self.driver = Driver(
+            Scheduler(
+                policy(
+                    slots=slots,
+                    slot_cells=256,
+                    reserved=min(reserved, slots - 1),
+                    long_slots=long_slots,
+                    queue_max=8,
+                    min_share=min_share,
+                    background_slots=max(1, slots - 1),
+                    heavy_tokens=100,
+                    chunk_tokens=chunk_tokens,
+                    itl_us=itl_us,
+                    hole_steps=hole_steps,
+                )
+            )
+        )
+
+    @rule(
+        n_prompt=st.integers(1, 600),
+        max_output=st.integers(1, 40),
+        tenant=st.sampled_from("abc"),
+        request_class=st.sampled_from(list(RequestClass)),
+    )
+    def add(self, n_prompt: int, max_output: int, tenant: str, request_class: RequestClass) -> None:
+        answer = self.driver.offer(n_prompt, max_output, tenant, request_class)
+        if n_prompt + max_output - 1 > 512:
+            assert not isinstance(answer, Queued), "what can never fit was accepted"
+
+    @precondition(lambda self: self.driver.accepted)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        self.driver.abort(data.draw(st.sampled_from(list(self.driver.accepted))))
+
+    @rule(
+        n=st.integers(1, 12), factor=st.sampled_from([0.2, 1.0, 20.0]), end=st.booleans(), fail=st.sampled_from("-sl")
+    )
+    def step(self, n: int, factor: float, end: bool, fail: str) -> None:
+        failing = {"s": SHORT_POOL, "l": LONG_POOL}.get(fail)
+        ended = list(self.driver.accepted)[::3] if end else []
+        for _ in range(n):
+            self.driver.step(ended, lambda batch: "broken" if batch.pool == failing else "", factor)
+
+    @invariant()
+    def interactive_decodes_never_wait(self) -> None:
+        """R1: a step leaves no running interactive decode out."""
+        driver = getattr(self, "driver", None)
+        if driver is None or not driver.plans or driver.plans[-1].is_empty:
+            return
+        planned = chunks(driver.plans[-1])
+        for request_id, sequence in driver.scheduler._books.running[INTERACTIVE].items():
+            assert sequence.n_output <= 1 or request_id in planned
+
+    def teardown(self) -> None:
+        """Whatever happened, the rest finishes, everything ends once and nothing is left behind."""
+        driver = getattr(self, "driver", None)
+        if driver is not None:
+            driver.run()
+            driver.assert_all_ended()
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
+    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_no_class_starves_while_work_keeps_coming() -> None:
+    """Under endless arrivals of both classes and sizes no request waits longer than its queue takes at the class's share."""
+    queue_max, share = 12, 0.2
+    d = Driver(Scheduler(policy(slots=4, queue_max=queue_max, background_slots=2, min_share=share, ageing=0.5)))
+    largest_us = COST.prompt_us * 900 + COST.attended_us * 900**2 / 2 + 12 * 1.5 * (COST.decode_us + COST.fixed_us)
+    bound_ns = queue_max * largest_us / share * 1000
+    born: dict[int, int] = {}
+    for step in range(1500):
+        for request_class in (INTERACTIVE, BACKGROUND):
+            request_id = d._next_id
+            sizes = (900, 12) if step % 9 == 0 else (40, 6)
+            answer = d.offer(*sizes, tenant=f"t{step % 3}", request_class=request_class)
+            if isinstance(answer, Queued):
+                born[request_id] = d.now_ns
+        d.step()
+        for event in d.events:
+            if isinstance(event, Started):
+                born.pop(event.request_id, None)
+        d.events.clear()
+        assert d.now_ns - min(born.values()) <= bound_ns
+
+
+def test_equal_inputs_give_equal_plans() -> None:
+    """Invariant 9, within a process; tests/sim repeats it across hash seeds."""
+
+    def plans() -> list[object]:
+        d = Driver(Scheduler(policy(slots=3, reserved=1)))
+        for i in range(12):
+            request_class = BACKGROUND if i % 3 == 0 else INTERACTIVE
+            d.add(20 + 7 * i, 5 + i, tenant=f"t{i % 4}", request_class=request_class)
+        d.run()
+        return list(d.plans)
+
+    assert plans() == plans()

@@ -1,0 +1,184 @@
+"""The command line as a user meets it: help, exit codes, errors in lines, and no needless imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from poise import __version__
+from poise.cli import LATER, app
+from poise.config import LoadedSettings, load
+
+HEAVY = ("pydantic", "aiohttp", "fastapi", "starlette", "uvicorn", "numpy", "jinja2", "llama_cpp", "rich", "msgspec")
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+
+
+def run(
+    *arguments: str, exit_code: int = 0, stderr: str | None = "", variables: dict[str, str] | None = None
+) -> Result:
+    """The result of one call; `stderr` None leaves it unchecked."""
+    result = CliRunner().invoke(app, list(arguments), env=variables or {}, prog_name="poise")
+    assert result.exit_code == exit_code, result.output
+    if stderr is not None:
+        assert result.stderr == stderr
+    return result
+
+
+def module_with(monkeypatch: pytest.MonkeyPatch, module: str, name: str, function: object) -> None:
+    """Stand in for a module that a command imports."""
+    double = ModuleType(module)
+    setattr(double, name, function)
+    monkeypatch.setitem(sys.modules, module, double)
+
+
+def test_help_explains_itself() -> None:
+    """What it is, every command with a whole sentence, and a request to try."""
+    output = run("--help").stdout
+    assert "keeps its composure under load" in output
+    for command in ("serve", "config", "version", *LATER):
+        assert f"\n  {command} " in output
+    assert "..." not in output.partition("Commands:")[2]
+    assert "curl http://127.0.0.1:8000/v1/chat/completions" in output
+    assert run("-h").stdout == output
+
+
+def test_help_is_quick() -> None:
+    """Help and version import none of the libraries that the commands need; that is what makes them quick."""
+    program = "import sys; from poise.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
+    for arguments in (["--help"], ["serve", "--help"], ["--version"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+        modules = done.stdout.rpartition("\n")[0].rpartition("\n")[2].split()
+        assert "typer" in modules
+        assert not {module for module in modules if module in HEAVY}
+
+
+def test_module_is_the_program() -> None:
+    """`python -m poise` is `poise`."""
+    done = subprocess.run([sys.executable, "-m", "poise", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"poise {__version__}\n"
+
+
+def test_version() -> None:
+    """What a bug report needs."""
+    assert run("version").stdout.startswith(f"poise {__version__}\npython 3.")
+
+
+def test_config_prints_what_loads_to_the_same(tmp_path: Path) -> None:
+    """The effective configuration is a configuration file, with each origin beside its value."""
+    (tmp_path / "mine.toml").write_text("[pools.short]\nslots = 4")
+    variables = {"POISE_SERVER__HOST": "::1"}
+    arguments = ("config", "--config", "mine.toml", "--port", "0", "--set", "scheduler.ageing=0.5")
+    output = run(*arguments, variables=variables).stdout
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    for line in (
+        'host = "::1" # environment POISE_SERVER__HOST',
+        "port = 0 # command line --port",
+        "ageing = 0.5 # command line --set scheduler.ageing",
+        f"slots = 4 # file {tmp_path / 'mine.toml'}",
+        "slots_max = 4 # default, limited by pools.short.slots",
+        "threads = 0 # default",
+    ):
+        assert line in lines
+    (tmp_path / "printed.toml").write_text(output)
+    expected = load(Path("mine.toml"), variables, {"server.port": 0, "scheduler.ageing": 0.5})
+    assert load(Path("printed.toml"), {}, {}).settings == expected.settings
+
+
+def test_config_as_json() -> None:
+    """The same for programs; keys are masked here too."""
+    document = json.loads(run("config", "--json", "--set", "auth.keys.alice=sk-1", "--threads", "2").stdout)
+    assert document["engine.threads"] == {"value": 2, "origin": "command line --threads"}
+    assert document["auth.keys.alice"] == {"value": "***", "origin": "command line --set auth.keys.alice"}
+    assert document["auth.admin_key"] == {"value": "", "origin": "default"}
+
+
+def test_option_wins_over_assignment() -> None:
+    """The same setting twice: the option made for it counts."""
+    output = run("config", "--set", "server.port=1", "--port", "2").stdout
+    assert tomllib.loads(output)["server"]["port"] == 2
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_bad_configuration_is_lines_on_stderr(command: str) -> None:
+    """All problems, a line each, status 2, nothing on stdout."""
+    Path("poise.toml").write_text("server.port = '8000'")
+    problems = (
+        "--set nonsense: must be KEY=VALUE\n"
+        'poise.toml: server.port = "8000": must be a whole number between 0 and 65535\n'
+        "POISE_SERVER_HOST: unknown variable; did you mean POISE_SERVER__HOST?\n"
+        "--threads: engine.threads = -1: must be between 0 and 1024\n"
+    )
+    arguments = (command, "--threads", "-1", "--set", "nonsense")
+    result = run(*arguments, variables={"POISE_SERVER_HOST": "a"}, exit_code=2, stderr=problems)
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["serve", "--prot", "1"], "No such option: --prot"),
+        (["severe"], "No such command 'severe'"),
+        (["serve", "extra"], "Got unexpected extra argument"),
+        (["config", "--port"], "Option '--port' requires an argument"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], fragment: str) -> None:
+    """Status 2 and the reason."""
+    assert fragment in run(*arguments, exit_code=2, stderr=None).stderr
+
+
+def test_missing_file() -> None:
+    """A file that was named must exist."""
+    run("config", "--config", "no.toml", exit_code=2, stderr="no.toml: cannot be read: No such file or directory\n")
+
+
+def test_serve_hands_over_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`serve` loads, calls the gateway, and ends with its status."""
+    seen: list[LoadedSettings] = []
+
+    def serve(loaded: LoadedSettings) -> int:
+        seen.append(loaded)
+        return 3
+
+    module_with(monkeypatch, "poise.gateway.serve", "serve", serve)
+    run("serve", "--model", "a b.gguf", "--host", "0.0.0.0", "--gpu-layers", "7", exit_code=3)
+    [loaded] = seen
+    assert (loaded.settings.model.path, loaded.settings.engine.gpu_layers) == ("a b.gguf", 7)
+    assert loaded.origins["server.host"] == "command line --host"
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_commands_of_other_packages(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their own options and help, and the number they return as status."""
+
+    def command(count: int = 0) -> int:
+        """Do the real thing."""
+        print("count", count)
+        return count
+
+    module_with(monkeypatch, LATER[name][0], name, command)
+    assert run(name).stdout == "count 0\n"
+    assert run(name, "--count", "4", exit_code=4).stdout == "count 4\n"
+    output = run(name, "--help").stdout
+    assert "Do the real thing." in output
+    assert f"Usage: poise {name} [OPTIONS]" in output
+
+
+def test_command_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing library is a line, not a traceback."""
+    monkeypatch.setitem(sys.modules, "poise.sim.command", None)
+    result = run("sim", exit_code=2, stderr=None)
+    assert result.stderr.startswith("poise sim: cannot be loaded: ")
+    assert result.stderr.count("\n") == 1
