@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -15,14 +16,30 @@ from typer.testing import CliRunner, Result
 from poise import __version__
 from poise.cli import LATER, app
 from poise.config import LoadedSettings, load
+from poise.config.sources import OPTIONS
 
-HEAVY = ("pydantic", "aiohttp", "fastapi", "starlette", "uvicorn", "numpy", "jinja2", "llama_cpp", "rich", "msgspec")
+ROOT = Path(__file__).parent.parent
+# pydantic is not in the list: typer itself reads options with it.
+HEAVY = (
+    "aiohttp",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "numpy",
+    "jinja2",
+    "llama_cpp",
+    "rich",
+    "msgspec",
+    "poise.config",
+)
 
 
 @pytest.fixture(autouse=True)
 def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "user"))
+    for name in [name for name in os.environ if name.startswith("POISE_")]:
+        monkeypatch.delenv(name)
 
 
 def run(
@@ -34,6 +51,12 @@ def run(
     if stderr is not None:
         assert result.stderr == stderr
     return result
+
+
+def python(*arguments: str) -> str:
+    """What a fresh interpreter prints."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def module_with(monkeypatch: pytest.MonkeyPatch, module: str, name: str, function: object) -> None:
@@ -58,16 +81,22 @@ def test_help_is_quick() -> None:
     """Help and version import none of the libraries that the commands need; that is what makes them quick."""
     program = "import sys; from poise.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
     for arguments in (["--help"], ["serve", "--help"], ["--version"]):
-        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
-        modules = done.stdout.rpartition("\n")[0].rpartition("\n")[2].split()
+        modules = python("-c", program, *arguments).splitlines()[-1].split()
         assert "typer" in modules
         assert not {module for module in modules if module in HEAVY}
 
 
 def test_module_is_the_program() -> None:
     """`python -m poise` is `poise`."""
-    done = subprocess.run([sys.executable, "-m", "poise", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"poise {__version__}\n"
+    assert python("-m", "poise", "--version") == f"poise {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["serve", "config"])
+def test_options_and_their_settings(command: str) -> None:
+    """Each setting with an option of its own is named in the option's help, so that errors and help agree."""
+    output = " ".join(run(command, "--help").stdout.split())
+    for key, option in OPTIONS.items():
+        assert f"({key})" in output.partition(f" {option} ")[2].partition(" --")[0], option
 
 
 def test_version() -> None:

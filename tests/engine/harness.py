@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poise.config import Settings, to_policy
+from poise.config import PoolSettings, PoolsSettings, Settings, to_policy
 from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.scheduler import Scheduler
@@ -39,7 +39,9 @@ class Bench:
         self.mail = Mailboxes()
         pools = [PoolInfo("short", slots, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
         self.runner = runner or SimRunner(pools, clock=self.clock, cost=CostPrior(), end_rate=end_rate)
-        policy = to_policy(Settings(), slot_cells={p.name: p.slot_cells for p in pools})
+        short = PoolSettings(slots=slots, slot_tokens=512, reserved_slots=0)
+        settings = Settings(pools=PoolsSettings(short=short))
+        policy = to_policy(settings, slot_cells={p.name: p.slot_cells for p in pools})
         self.scheduler = Scheduler(policy)
         self.engine = Engine(self.scheduler, self.runner, self.clock, self.mail, self.mail)
 

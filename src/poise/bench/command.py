@@ -63,7 +63,7 @@ def bench(
     for run in runs:
         _print(run, benchmark, options)
     if json is not None and runs:
-        json.write_bytes(msgspec.json.format(msgspec.json.encode(_as_json(benchmark, options, runs, started_at))))
+        json.write_bytes(msgspec.json.encode(_as_json(benchmark, options, runs, started_at)))
     if failure is not None:
         raise failure
     silent = [message for run in runs for message in _silent_rounds(run)]
@@ -136,7 +136,8 @@ def _run(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
             asyncio.run(benchmark.run())
         except KeyboardInterrupt:
             progress.stop()
-            return benchmark, _failure("interrupted; the finished rounds follow", exit_code=130)
+            n_finished = sum(len(run.rounds) for run in benchmark.runs)
+            return benchmark, _failure(f"interrupted after {n_finished} finished round(s)", exit_code=130)
         except TargetError as error:
             progress.stop()
             return benchmark, _failure(str(error))

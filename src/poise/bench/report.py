@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from poise.bench.record import NS_PER_S, Bound, Figure
+from poise.bench.record import NS_PER_S, OK, Bound, Figure
 from poise.bench.rounds import OURS, THEIRS, ScenarioRun
 from poise.bench.stats import (
     MEASURES,
@@ -22,6 +22,7 @@ from poise.bench.stats import (
 )
 
 _SIGNS: dict[Bound, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
+_CAPTION = "Medians over the rounds; ratios are ours/theirs (min–max). Rates stand under p50, the maximum under p99."
 _CPU_SHARE_NOTED = 0.1
 _LATE_MS_NOTED = 50.0
 _LENGTH_RATIO_NOTED = 0.02
@@ -45,16 +46,13 @@ def group_reports(run: ScenarioRun) -> list[GroupReport]:
 def figure_table(run: ScenarioRun, reports: Sequence[GroupReport], title: str) -> Table:
     """The times and rates of every group: medians over the rounds, and in a comparison the ratios with their spread."""
     sides = list(reports[0].medians)
-    table = Table(title=title, title_justify="left", title_style="bold")
-    table.add_column("clients")
-    table.add_column("figure")
-    for side in sides:
-        prefix = f"{side} " if len(sides) > 1 else ""
-        for header in ("p50 or rate", "p95", "p99 or max"):
-            table.add_column(prefix + header, justify="right")
-    if len(sides) > 1:
-        for header in ("p50 or rate", "p95", "p99 or max"):
-            table.add_column(f"ours/theirs {header}", justify="right")
+    table = Table(title=title, title_justify="left", title_style="bold", caption=_CAPTION, caption_justify="left")
+    for header in ("clients", "figure"):
+        table.add_column(header, no_wrap=True)
+    blocks = [*sides, "ratio"] if len(sides) > 1 else [""]
+    for block in blocks:
+        for quantile in ("p50", "p95", "p99"):
+            table.add_column(f"{block} {quantile}".strip(), justify="right", no_wrap=True)
     for label, report in _distinct(reports):
         rows = [] if label == "all" else [(_title(measure), _names(measure)) for measure in MEASURES]
         rows += [(_title(rate), (rate,)) for rate in RATES]
@@ -89,7 +87,7 @@ def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
     found = []
     whole = reports[0]
     if any(f.bound for report in reports for s in report.medians.values() for f in s.figures.values()):
-        found.append("≥ marks lower bounds: requests were cut at the end of the round and would have taken longer.")
+        found.append("≥ and ≤ mark bounds, ~ is uncertain: requests were cut at the round's end and would have gone on.")
     for side, summary in whole.medians.items():
         results = [r.results[side] for r in run.rounds if side in r.results]
         share = max(result.cpu_s * NS_PER_S / result.elapsed_ns for result in results)
@@ -103,7 +101,7 @@ def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
         if any(status != "ok" for result in results for status in result.warmup_statuses):
             found.append(f"{side}: not every warm-up request succeeded.")
     if OURS in whole.medians and THEIRS in whole.medians:
-        found += _length_notes(reports)
+        found += _length_notes(run)
     return found
 
 
@@ -188,11 +186,11 @@ def _title(name: str) -> str:
     return {
         "ttft_ms": "TTFT ms",
         "gap_ms": "gap ms",
-        "max_gap_ms": "longest gap of a stream ms",
+        "max_gap_ms": "longest gap ms, max",
         "e2e_ms": "end to end ms",
         "output_tokens_per_s": "output tokens/s",
         "prompt_tokens_per_s": "prompt tokens/s",
-        "stream_tokens_per_s_p50": "tokens/s of a stream",
+        "stream_tokens_per_s_p50": "tokens/s per stream",
     }[name]
 
 
@@ -209,7 +207,7 @@ def _show(figure: Figure | None) -> str:
 def _show_ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
-    return f"{_SIGNS[ratio.median.bound]}{ratio.median.value:.3g} ({ratio.low:.3g}–{ratio.high:.3g})"
+    return f"{_SIGNS[ratio.median.bound]}{ratio.median.value:.3g} ({ratio.low:.2g}–{ratio.high:.2g})"
 
 
 def _failures(summary: Summary) -> str:
@@ -217,14 +215,22 @@ def _failures(summary: Summary) -> str:
     return ", ".join(f"{count} {status}" for status, count in summary.statuses.items() if status not in plain)
 
 
-def _length_notes(reports: Sequence[GroupReport]) -> list[str]:
+def _length_notes(run: ScenarioRun) -> list[str]:
+    """Compares the lengths of those requests that both servers answered to the end."""
+    totals = {THEIRS: [0, 0], OURS: [0, 0]}
+    for finished in run.rounds:
+        answered = {
+            side: {(r.client, r.instance, r.index): r for r in result.records if r.status == OK}
+            for side, result in finished.results.items()
+        }
+        for key in answered[OURS].keys() & answered[THEIRS].keys():
+            for side, lengths in totals.items():
+                lengths[0] += answered[side][key].n_prompt_tokens
+                lengths[1] += answered[side][key].n_output_tokens
     found = []
-    for report in reports:
-        for kind in ("prompt", "output"):
-            ratio = report.ratios.get(f"{kind}_tokens_p50")
-            if report.group.kind == "client" and ratio and abs(ratio.median.value - 1.0) > _LENGTH_RATIO_NOTED:
-                name = report.group.name
-                found.append(f"{name}: {kind} lengths differ, ours/theirs {ratio.median.value:.3g}: not the same work.")
+    for kind, ours, theirs in zip(("prompt", "output"), totals[OURS], totals[THEIRS], strict=True):
+        if theirs and abs(ours / theirs - 1.0) > _LENGTH_RATIO_NOTED:
+            found.append(f"the same requests had {ours} {kind} tokens on ours, {theirs} on theirs: not the same work.")
     return found
 
 

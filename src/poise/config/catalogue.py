@@ -90,21 +90,31 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def closest_key(key: str) -> str:
-    """The known key that was probably meant, or an empty string.
+def printable(text: str) -> str:
+    """Text that stays on its line and can be encoded. Names of files and variables may hold anything."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
-    A slip within the section is the likeliest; then a key that was put into the wrong section; then a slip in the section.
+
+def closest_keys(key: str) -> list[str]:
+    """The known keys, at most two, that were probably meant.
+
+    A key put into the wrong section is the likeliest; then a slip in the name; then a slip in the section.
     """
     known = [*catalogue(), *section_keys()]
     section, _, name = key.rpartition(".")
-    siblings = [candidate for candidate in known if candidate.rpartition(".")[0] == section]
-    elsewhere = [candidate for candidate in catalogue() if candidate.rpartition(".")[2] == name]
-    matches = (
-        get_close_matches(key, siblings, n=1, cutoff=0.75)
-        or elsewhere
-        or get_close_matches(key, known, n=1, cutoff=0.75)
-    )
-    return " or ".join(matches[:2])
+    elsewhere = [candidate for candidate in catalogue() if _name(candidate) == name]
+    # Siblings are compared by name: with a long section in front, any two of them would look alike.
+    siblings = {_name(candidate): candidate for candidate in known if candidate.rpartition(".")[0] == section}
+    slips = [siblings[match] for match in get_close_matches(name, siblings, n=1, cutoff=0.65)]
+    if elsewhere or slips or section in section_keys():
+        return (elsewhere or slips)[:2]
+    return get_close_matches(key, known, n=1, cutoff=0.75)
+
+
+def meant(suggestions: Iterable[str]) -> str:
+    """The end of a message about an unknown name."""
+    names = " or ".join(suggestions)
+    return f"; did you mean {names}?" if names else ""
 
 
 def _walk(section: Section, path: tuple[str, ...]) -> Iterator[Setting]:
@@ -143,6 +153,10 @@ def _limits(field: FieldInfo) -> str:
         return f"between {bounds['ge']} and {bounds['le']}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{words[name]} {bound}" for name, bound in bounds.items())
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _is_bare(part: str) -> bool:

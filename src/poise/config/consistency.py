@@ -3,7 +3,7 @@
 Rules:
 - Two values that were set and do not fit are a problem that names both keys.
 - A default never stands in the way: where a set value leaves no room for another setting's default, the default gives way,
-  and its origin says so.
+  and its origin says so. It also grows where it means "all of them": the slots that interactive work may hold.
 - A default capacity (slots, cells, batch) is not enlarged behind the operator's back, because it costs memory: setting a share
   of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition.
 """
@@ -61,12 +61,17 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Ceiling:
-    """`key` is at most the value of `by`, or below it when `strict`. `lifts`: a default `by` is raised to a set `key`."""
+    """`key` is at most the value of `by`, or below it when `strict`.
+
+    lifts     a default `by` is raised to a set `key`
+    follows   a default `key` is raised to a set `by`: by default there is no limit besides `by`
+    """
 
     key: str
     by: str
     strict: bool = False
     lifts: bool = False
+    follows: bool = False
 
 
 def ceilings() -> Iterator[Ceiling]:
@@ -76,8 +81,9 @@ def ceilings() -> Iterator[Ceiling]:
         yield Ceiling(f"pools.{pool}.reserved_slots", f"pools.{pool}.slots", strict=True)
         yield Ceiling(f"pools.{pool}.slots", "engine.batch_tokens")  # each running sequence needs a row of the batch
     for name in CLASSES:
-        yield Ceiling(f"classes.{name}.slots_max", "pools.short.slots")
-        yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots")
+        first = name == CLASSES[0]  # nothing outranks it, so it may use all there is
+        yield Ceiling(f"classes.{name}.slots_max", "pools.short.slots", follows=first)
+        yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots", follows=first)
         yield Ceiling(f"classes.{name}.heavy_tokens", "pools.short.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.default_output_tokens", f"classes.{name}.max_output_tokens")
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
@@ -96,9 +102,12 @@ def reconcile(draft: Draft) -> list[str]:
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
     key, by = ceiling.key, ceiling.by
     most = draft.values[by] - ceiling.strict
-    if draft.is_suspect(key, by) or draft.values[key] <= most:
+    if draft.is_suspect(key, by):
         return
-    if not draft.is_set(key):
+    if draft.values[key] <= most:
+        if ceiling.follows and draft.values[key] < most and not draft.is_set(key):
+            draft.give_way(key, most, f"raised to {by}")
+    elif not draft.is_set(key):
         draft.give_way(key, most, f"limited by {by}")
     elif ceiling.lifts and not draft.is_set(by):
         draft.give_way(by, draft.values[key], f"raised to {key}")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from poise.config.catalogue import quoted
+from poise.config.catalogue import printable, quoted
 from poise.config.loader import LoadedSettings, flatten
 from poise.config.sources import shown
 
@@ -47,15 +47,10 @@ def _section(section: str, values: dict[str, Any], origins: dict[str, str]) -> I
     # A long path must not push every comment of its section out of sight.
     column = min(max(map(len, lines.values())), 40)
     for key, line in lines.items():
-        yield f"{line:<{column}}  # {_comment(origins[key])}"
+        yield f"{line:<{column}}  # {printable(origins[key])}"
 
 
 def _literal(value: object) -> str:
     if isinstance(value, str):
         return quoted(value)
     return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _comment(text: str) -> str:
-    """An origin holds a path, which may hold anything; a comment ends with its line."""
-    return "".join(character if character.isprintable() else "?" for character in text)

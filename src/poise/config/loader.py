@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from poise.config.catalogue import catalogue, closest_key, dotted, section_keys
+from poise.config.catalogue import catalogue, closest_keys, dotted, meant, section_keys
 from poise.config.consistency import Draft, reconcile
 from poise.config.settings import Settings
 from poise.config.sources import (
@@ -121,8 +121,7 @@ def _explain(detail: ErrorDetails, layer: Layer) -> tuple[str, str]:
     key = dotted(detail["loc"][:-1] if names_a_tenant else detail["loc"])
     source: Source = layer.source_of(key)
     if detail["type"] == "extra_forbidden":
-        suggestion = closest_key(key)
-        return key, f"{source.name}: {key}: unknown key" + (f"; did you mean {suggestion}?" if suggestion else "")
+        return key, f"{source.name}: {key}: unknown key{meant(closest_keys(key))}"
     if names_a_tenant:
         return key, f"{source.name}: {key}: {detail['ctx']['error']}"
     return key, f"{source.name}: {key} = {shown(key, detail['input'])}: {_rule(detail, key)}"

@@ -15,10 +15,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from poise.config.catalogue import VARIABLE_PREFIX, catalogue, closest_key, quoted
+from poise.config.catalogue import VARIABLE_PREFIX, catalogue, closest_keys, meant, printable, quoted, section_keys
 
 FILE_NAME = "poise.toml"
-OTHER_VARIABLES = ("POISE_LOG",)
+OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER")
 """Variables of the prefix that are not settings, described in docs/configuration.md."""
 OPTIONS = {
     "model.path": "--model",
@@ -39,8 +39,8 @@ class ConfigError(Exception):
     """The configuration cannot be used. `problems` has every reason, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(map(printable, problems))
+        super().__init__("\n".join(self.problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +99,14 @@ def file_layer(path: Path) -> Layer:
 
 def environment_layer(environment: Mapping[str, str]) -> Layer:
     layer = Layer(lambda key: Source(_variable(key), f"environment {_variable(key)}"))
-    keys = {setting.variable: setting.key for setting in catalogue().values() if setting.kind != "table"}
+    keys = _variables()
     for name, text in _relevant(environment):
         if name in keys:
             _put(layer, keys[name], text)
         elif name.startswith(_TENANT_VARIABLE) and name == name.upper():
             _put(layer, f"{_TENANT_KEYS}.{name.removeprefix(_TENANT_VARIABLE).lower()}", text)
         else:
-            known = [*keys, *OTHER_VARIABLES, _TENANT_VARIABLE + "<TENANT>"]
-            matches = get_close_matches(name.upper(), known, n=1, cutoff=0.75)
-            layer.problems.append(f"{name}: unknown variable" + _meant(matches[0] if matches else ""))
+            layer.problems.append(f"{name}: unknown variable{meant(_closest_variables(name.upper()))}")
     return layer
 
 
@@ -121,7 +119,7 @@ def command_line_layer(overrides: Mapping[str, object]) -> Layer:
         if key in catalogue() or key.startswith(_TENANT_KEYS + "."):
             _put(layer, key, value)
         else:
-            layer.problems.append(f"{_option(key)}: unknown key" + _meant(closest_key(key)))
+            layer.problems.append(f"{_option(key)}: {_no_setting(key)}")
     return layer
 
 
@@ -150,6 +148,27 @@ def _put(layer: Layer, key: str, value: object) -> None:
     layer.values = merge(layer.values, nested)
 
 
+def _variables() -> dict[str, str]:
+    return {setting.variable: key for key, setting in catalogue().items() if setting.kind != "table"}
+
+
+def _closest_variables(name: str) -> list[str]:
+    if name.startswith(_TENANT_VARIABLE):
+        return [name]  # it was not in capitals
+    keys = closest_keys(name.removeprefix(VARIABLE_PREFIX).lower().replace("__", "."))
+    settings = [catalogue()[key] for key in keys if key in catalogue()]
+    if settings:
+        return [_TENANT_VARIABLE + "<TENANT>" if setting.kind == "table" else setting.variable for setting in settings]
+    # One underscore where two belong is the usual slip.
+    known = {_squashed(variable): variable for variable in _variables()}
+    slips = [known[match] for match in get_close_matches(_squashed(name), known, n=1, cutoff=0.9)]
+    return slips or get_close_matches(name, OTHER_VARIABLES, n=1, cutoff=0.9)
+
+
+def _squashed(variable: str) -> str:
+    return variable.removeprefix(VARIABLE_PREFIX).replace("_", "")
+
+
 def _relevant(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for name in sorted(environment):
         if not name.startswith(VARIABLE_PREFIX) or name in OTHER_VARIABLES or _SERVICE_LINK.fullmatch(name):
@@ -167,8 +186,8 @@ def _option(key: str) -> str:
     return OPTIONS.get(key, f"--set {key}")
 
 
-def _meant(suggestion: str) -> str:
-    return f"; did you mean {suggestion}?" if suggestion else ""
+def _no_setting(key: str) -> str:
+    return "names a section, not a setting" if key in section_keys() else f"unknown key{meant(closest_keys(key))}"
 
 
 def _syntax_problem(message: str, text: str) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from struct import Struct
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -51,6 +51,7 @@ class GgufHeader:
     version: int
     keys: dict[str, GgufValue]
     n_tensors: int
+    n_params: int
     tensor_bytes: int
     data_end: int
     file_bytes: int
@@ -127,11 +128,26 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         raise ModelError(
             path, f"is cut short: it has {len(data):,} bytes and its header announces {data_end:,}; download it again"
         )
-    return GgufHeader(path, version, keys, n_tensors, sum(size for _, size in tensors), data_end, len(data))
+    return GgufHeader(
+        path=path,
+        version=version,
+        keys=keys,
+        n_tensors=n_tensors,
+        n_params=sum(tensor.elements for tensor in tensors),
+        tensor_bytes=sum(tensor.n_bytes for tensor in tensors),
+        data_end=data_end,
+        file_bytes=len(data),
+    )
 
 
-def _read_tensor(reader: _Reader) -> tuple[int, int]:
-    """A tensor's (offset, size) in the data. Of a type that is not known here, the size counts as 0: llama.cpp will judge."""
+class _Tensor(NamedTuple):
+    elements: int
+    offset: int
+    n_bytes: int
+
+
+def _read_tensor(reader: _Reader) -> _Tensor:
+    """Of a type that is not known here, the size counts as 0: llama.cpp will judge."""
     name = reader.name()
     n_dims = reader.number(_U32)
     if n_dims > 4:
@@ -140,15 +156,15 @@ def _read_tensor(reader: _Reader) -> tuple[int, int]:
     if elements > ELEMENTS_MAX:
         reader.fail(f"tensor {name!r} has {elements:,} elements")
     block, block_bytes = TENSOR_TYPES.get(reader.number(_U32), (1, 0))
-    return reader.number(_U64), elements // block * block_bytes
+    return _Tensor(elements, offset=reader.number(_U64), n_bytes=elements // block * block_bytes)
 
 
-def _data_end(reader: _Reader, keys: dict[str, GgufValue], tensors: list[tuple[int, int]]) -> int:
+def _data_end(reader: _Reader, keys: dict[str, GgufValue], tensors: list[_Tensor]) -> int:
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
         reader.fail(f"alignment {alignment!r}")
     data_start = -(-reader.position // alignment) * alignment
-    return max((data_start + offset + size for offset, size in tensors), default=reader.position)
+    return max((data_start + tensor.offset + tensor.n_bytes for tensor in tensors), default=reader.position)
 
 
 class _Reader:
@@ -251,41 +267,13 @@ _SCALARS = {
     12: Struct("<d"),
 }
 
+# fmt: off
 TENSOR_TYPES = {
-    0: (1, 4),
-    1: (1, 2),
-    2: (32, 18),
-    3: (32, 20),
-    6: (32, 22),
-    7: (32, 24),
-    8: (32, 34),
-    9: (32, 36),
-    10: (256, 84),
-    11: (256, 110),
-    12: (256, 144),
-    13: (256, 176),
-    14: (256, 210),
-    15: (256, 292),
-    16: (256, 66),
-    17: (256, 74),
-    18: (256, 98),
-    19: (256, 50),
-    20: (32, 18),
-    21: (256, 110),
-    22: (256, 82),
-    23: (256, 136),
-    24: (1, 1),
-    25: (1, 2),
-    26: (1, 4),
-    27: (1, 8),
-    28: (1, 8),
-    29: (256, 56),
-    30: (1, 2),
-    34: (256, 54),
-    35: (256, 66),
-    39: (32, 17),
-    40: (64, 36),
-    41: (128, 18),
-    42: (64, 18),
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66),
+    17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136),
+    24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54),
+    35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18), 42: (64, 18),
 }
+# fmt: on
 """Elements and bytes of one block, by ggml_type."""

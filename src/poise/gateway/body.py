@@ -1,0 +1,83 @@
+"""Reading a request's body: JSON, within a size and a time, whatever the client sends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.requests import Request
+
+from poise.gateway.errors import ApiError, ClientGone, body_too_large, shown
+from poise.gateway.fields import JsonObject
+
+CONTAINERS_MAX = 200_000
+"""Arrays and objects a body may open. Millions of empty ones fit into few bytes, but take the event loop seconds to build."""
+
+_decode = msgspec.json.Decoder().decode
+
+
+async def read_json(request: Request, max_bytes: int, timeout_s: float) -> JsonObject:
+    """The JSON object in the body. Raises ApiError, or ClientGone when the client leaves before it is complete."""
+    _check_headers(request, max_bytes)
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await _read(request, max_bytes)
+    except TimeoutError:
+        message = f"The body was not complete after {timeout_s:g} s. Send it faster."
+        raise ApiError(408, "request_timeout", message) from None
+    return parse_object(body)
+
+
+def parse_object(body: bytes) -> JsonObject:
+    """Strict JSON: no NaN, no lone surrogates, no invalid UTF-8, no nesting that exhausts the stack.
+
+    Of two equal keys the last one counts, as JSON parsers do.
+    """
+    if not body.strip(b" \t\r\n"):
+        raise _invalid_json("it is empty; send a JSON object")
+    if body.count(b"[") + body.count(b"{") > CONTAINERS_MAX:
+        raise _invalid_json(f"it opens more than {CONTAINERS_MAX} arrays and objects; send a simpler one")
+    try:
+        value = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _invalid_json(str(error)) from None
+    except RecursionError:
+        raise _invalid_json("it is nested too deeply; send a simpler one") from None
+    if type(value) is not dict:
+        message = f"The request body must be a JSON object, but is {shown(value)}."
+        raise ApiError(400, "invalid_json", message)
+    return value
+
+
+def _check_headers(request: Request, max_bytes: int) -> None:
+    length = request.headers.get("content-length")
+    if length is not None and length.isdecimal() and int(length[:20]) > max_bytes:
+        raise body_too_large(max_bytes, length[:20])
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("", "application/json"):
+        message = f"The body must be sent as application/json, but its Content-Type is {shown(kind)}."
+        raise ApiError(400, "unsupported_content_type", message)
+    coding = request.headers.get("content-encoding", "identity").lower()
+    if coding != "identity":
+        message = f"The body must be sent as it is, but its Content-Encoding is {shown(coding)}."
+        raise ApiError(400, "unsupported_content_encoding", message)
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    chunks: list[bytes] = []
+    n_bytes = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        n_bytes += len(chunk)
+        if n_bytes > max_bytes:
+            raise body_too_large(max_bytes, f"more than {max_bytes}")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return b"".join(chunks)
+
+
+def _invalid_json(why: str) -> ApiError:
+    return ApiError(400, "invalid_json", f"The request body is not valid JSON: {why}.")

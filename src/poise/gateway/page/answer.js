@@ -1,0 +1,135 @@
+// One answer on the page: its text while it grows, what it waits for, how it ended, and its figures.
+
+import { ApiError } from "./api.js";
+import { copyButton, el } from "./dom.js";
+import { count, duration, plural, rate, waiting } from "./format.js";
+import { MarkdownView } from "./markdown.js";
+
+const ENDINGS = {
+  length: "cut at the token limit",
+  content_filter: "ended by a content filter",
+  tool_calls: "ended with a tool call",
+};
+
+export class Answer {
+  text = "";
+  done = false;
+  #figures = new Figures();
+  #status = el("p", { className: "status", textContent: "Sent, waiting for the first token" });
+  #body = el("div", { className: "body" });
+  #foot = el("div", { className: "foot" });
+  #view = new MarkdownView(this.#body);
+  #frame = 0;
+  #onGrowth;
+
+  /** `onGrowth` runs after each change of the answer's height. */
+  constructor(onGrowth) {
+    this.#onGrowth = onGrowth;
+    this.element = el("article", { className: "answer", "aria-label": "Answer", "aria-busy": "true" }, this.#body, this.#status, this.#foot);
+  }
+
+  wait(place) {
+    this.#status.textContent = waiting(place);
+    return this.#status.textContent;
+  }
+
+  append(text) {
+    this.#figures.piece();
+    this.text += text;
+    this.#status.hidden = true;
+    this.element.classList.add("streaming");
+    // At most one redraw per frame, however many tokens arrive.
+    this.#frame ||= requestAnimationFrame(() => this.#draw());
+  }
+
+  usage(usage) {
+    this.#figures.usage = usage;
+  }
+
+  /** The answer is complete, as far as the server is concerned. */
+  finish(reason) {
+    const note = ENDINGS[reason] ?? (this.text ? "" : "The model answered with no text.");
+    this.#end(note, [...this.#figures.list(), `finish: ${reason}`]);
+    return note || `Answer complete, ${this.#figures.list().at(-1)}`;
+  }
+
+  stopped() {
+    this.#end(this.text ? "Stopped" : "Stopped before the first token", this.#figures.list());
+    return "Stopped";
+  }
+
+  /** `actions` are buttons that help with this error. */
+  fail(error, actions) {
+    this.#end("", this.text ? this.#figures.list() : []);
+    const kept = this.text ? " What had arrived is kept above." : "";
+    const line = el("p", { className: "error-text", textContent: error.message + kept });
+    const advice = el("p", { className: "help" });
+    const box = el("div", { className: "error", role: "alert" }, line, advice, el("div", { className: "row" }, ...actions));
+    this.#status.replaceWith(box);
+    if (error instanceof ApiError && error.retryAfterS !== null) countDown(advice, error.retryAfterS);
+    this.#onGrowth();
+  }
+
+  /** The buttons below the answer. They move to the latest answer, so the caller hands them out. */
+  offer(...buttons) {
+    this.#foot.querySelector(".row").append(...buttons);
+  }
+
+  #draw() {
+    this.#frame = 0;
+    this.#view.render(this.text);
+    this.#onGrowth();
+  }
+
+  #end(note, figures) {
+    cancelAnimationFrame(this.#frame);
+    this.done = true;
+    this.element.classList.remove("streaming");
+    this.element.removeAttribute("aria-busy");
+    this.#status.hidden = !note;
+    this.#status.textContent = note;
+    const list = el("ul", { className: "figures", "aria-label": "Figures of this answer" });
+    list.append(...figures.map((text) => el("li", { textContent: text })));
+    const buttons = el("div", { className: "row" }, ...(this.text ? [copyButton(() => this.text)] : []));
+    this.#foot.replaceChildren(buttons, list);
+    this.#draw();
+  }
+}
+
+/** What this browser measured, network included; token counts are the server's where it sent them. */
+class Figures {
+  usage = null;
+  #sentAt = performance.now();
+  #firstAt = null;
+  #lastAt = null;
+  #pieces = 0;
+
+  piece() {
+    this.#lastAt = performance.now();
+    this.#firstAt ??= this.#lastAt;
+    this.#pieces++;
+  }
+
+  list() {
+    if (this.#firstAt === null) return [];
+    const tokens = this.usage?.completion_tokens ?? this.#pieces;
+    const seconds = (this.#lastAt - this.#firstAt) / 1000;
+    const figures = [`first token ${duration(this.#firstAt - this.#sentAt)}`];
+    // The first token ends the wait; the rate is that of the others.
+    if (tokens > 1 && seconds > 0) figures.push(`${rate((tokens - 1) / seconds)} tokens/s`);
+    if (this.usage?.prompt_tokens !== undefined) figures.push(`${count(this.usage.prompt_tokens)} in`);
+    figures.push(this.usage ? plural(tokens, "token") : `about ${plural(tokens, "token")}`);
+    return figures;
+  }
+}
+
+/** Says when the server wants to be asked again. Trying earlier stays possible: the estimate may be too long. */
+function countDown(node, seconds) {
+  const end = performance.now() + seconds * 1000;
+  const tick = () => {
+    const left = Math.ceil((end - performance.now()) / 1000);
+    node.textContent = left > 0 ? `The server suggests trying again in ${left} s.` : "You can try again now.";
+    if (left > 0 && (node.isConnected || left === Math.ceil(seconds))) setTimeout(tick, 1000);
+  };
+  tick();
+}

@@ -1,0 +1,63 @@
+// Requests to the server this page came from.
+
+import { isNumber } from "./format.js";
+import { apiKey } from "./settings.js";
+
+const POLL_TIMEOUT_MS = 5000;
+
+/** The server said no, in OpenAI's error format or in any other way. */
+export class ApiError extends Error {
+  constructor(message, { status = 0, code = null, retryAfterS = null } = {}) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+/** The connection could not be made, or ended before the answer was complete. */
+export class ConnectionLost extends Error {}
+
+/** fetch() with the key, and with a ConnectionLost in place of the browser's own words. */
+export async function send(path, { json, signal, headers = {} } = {}) {
+  const options = { headers: { ...headers }, signal, cache: "no-store" };
+  if (apiKey()) options.headers.Authorization = `Bearer ${apiKey()}`;
+  if (json !== undefined) {
+    options.method = "POST";
+    options.headers["Content-Type"] = "application/json";
+    options.body = JSON.stringify(json);
+  }
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    if (signal?.aborted && error.name !== "TimeoutError") throw error;
+    throw new ConnectionLost("The server cannot be reached.");
+  }
+}
+
+/** A small JSON document. `accept` lists the statuses whose body is wanted besides 200. */
+export async function getJson(path, accept = []) {
+  const response = await send(path, { signal: AbortSignal.timeout(POLL_TIMEOUT_MS) });
+  if (!response.ok && !accept.includes(response.status)) throw await errorFrom(response);
+  try {
+    return await response.json();
+  } catch {
+    throw new ApiError(`${path} did not answer with JSON.`, { status: response.status });
+  }
+}
+
+/** The error that a failed response carries. */
+export async function errorFrom(response) {
+  const seconds = Number.parseFloat(response.headers.get("Retry-After") ?? "");
+  const about = { status: response.status, retryAfterS: isNumber(seconds) ? seconds : null };
+  const body = await response.json().catch(() => null);
+  return errorIn(body, about) ?? new ApiError(`The server answered with status ${response.status}.`, about);
+}
+
+/** The error in a JSON body of the form {"error": {"message": ...}}, or null if it holds none. */
+export function errorIn(body, about = {}) {
+  const error = body?.error;
+  if (!error) return null;
+  const message = typeof error === "string" ? error : error.message;
+  return new ApiError(String(message || "The server reported an error without a message."), { ...about, code: error.code ?? null });
+}

@@ -1,0 +1,211 @@
+"""The bodies and stream events of both endpoints, as OpenAI's clients expect them.
+
+Streams are written per batch of tokens and per client, so an event is put together from bytes that were encoded once for the
+request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+encode = msgspec.json.Encoder().encode
+
+DONE = b"data: [DONE]\n\n"
+_LOGPROB_MIN = -9999.0
+"""OpenAI's stand-in for minus infinity, which JSON does not have."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of a request: each prompt counted once, the output of all choices summed up."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    def as_json(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+
+@dataclass(slots=True)
+class TokenEntry:
+    """A token with its log probability. `offset` is where its text begins in the answer, `end` where it is all told."""
+
+    piece: bytes
+    logprob: float
+    top: list[tuple[bytes, float]]
+    offset: int
+    end: int
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one choice has come to."""
+
+    index: int
+    text: str
+    finish_reason: str
+    entries: list[TokenEntry] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What every body and event of a response repeats."""
+
+    response_id: str
+    created: int
+    model: str
+    service_tier: str
+    fingerprint: str
+
+    def as_json(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.response_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "service_tier": self.service_tier,
+            "system_fingerprint": self.fingerprint,
+        }
+
+
+@dataclass(slots=True)
+class ResponseFormat(ABC):
+    """One response's bodies and events. With `usage_field`, events have a `usage`, null unless one is given."""
+
+    heading: Heading
+    usage_field: bool = False
+    _prefix: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._prefix = b"data: " + encode(self.heading.as_json(self.chunk_kind))[:-1] + b',"choices":['
+
+    @property
+    @abstractmethod
+    def chunk_kind(self) -> str: ...
+
+    @abstractmethod
+    def text_event(
+        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+    ) -> bytes:
+        """A piece of a choice. `first`: it opens the choice."""
+
+    @abstractmethod
+    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes: ...
+
+    @abstractmethod
+    def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
+        """The whole response of a request that did not stream."""
+
+    def usage_event(self, usage: Usage) -> bytes:
+        return self._prefix + b'],"usage":' + encode(usage.as_json()) + b"}\n\n"
+
+    def _event(self, choice: bytes, usage: Usage | None) -> bytes:
+        if usage is not None:
+            tail = b'],"usage":' + encode(usage.as_json()) + b"}\n\n"
+        else:
+            tail = b'],"usage":null}\n\n' if self.usage_field else b"]}\n\n"
+        return self._prefix + choice + tail
+
+
+class ChatFormat(ResponseFormat):
+    @property
+    def chunk_kind(self) -> str:
+        return "chat.completion.chunk"
+
+    def text_event(
+        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+    ) -> bytes:
+        role = b'"role":"assistant",' if first else b""
+        logprobs = b"null" if entries is None else encode(chat_logprobs(entries))
+        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null}'
+        return self._event(choice % (index, role, encode(text), logprobs), usage)
+
+    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes:
+        choice = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (index, encode(reason))
+        return self._event(choice, usage)
+
+    def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
+        choices = [
+            {
+                "index": answer.index,
+                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "logprobs": None if answer.entries is None else chat_logprobs(answer.entries),
+                "finish_reason": answer.finish_reason,
+            }
+            for answer in answers
+        ]
+        return encode(self.heading.as_json("chat.completion") | {"choices": choices, "usage": usage.as_json()})
+
+
+class CompletionFormat(ResponseFormat):
+    @property
+    def chunk_kind(self) -> str:
+        return "text_completion"
+
+    def text_event(
+        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+    ) -> bytes:
+        logprobs = b"null" if entries is None else encode(completion_logprobs(entries))
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}' % (index, encode(text), logprobs)
+        return self._event(choice, usage)
+
+    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes:
+        choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":%b}' % (index, encode(reason))
+        return self._event(choice, usage)
+
+    def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
+        choices = [
+            {
+                "index": answer.index,
+                "text": answer.text,
+                "logprobs": None if answer.entries is None else completion_logprobs(answer.entries),
+                "finish_reason": answer.finish_reason,
+            }
+            for answer in answers
+        ]
+        return encode(self.heading.as_json("text_completion") | {"choices": choices, "usage": usage.as_json()})
+
+
+def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    content = [
+        _token_json(entry.piece, entry.logprob)
+        | {"top_logprobs": [_token_json(piece, logprob) for piece, logprob in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    return {
+        "tokens": [token_text(entry.piece) for entry in entries],
+        "token_logprobs": [max(entry.logprob, _LOGPROB_MIN) for entry in entries],
+        "top_logprobs": [
+            {
+                token_text(piece): max(logprob, _LOGPROB_MIN)
+                for piece, logprob in [*entry.top, (entry.piece, entry.logprob)]
+            }
+            for entry in entries
+        ],
+        "text_offset": [entry.offset for entry in entries],
+    }
+
+
+def token_text(piece: bytes) -> str:
+    """A token as a string; one that is only part of a character as OpenAI writes it, `bytes:\\xe2\\x82`."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def _token_json(piece: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": token_text(piece), "logprob": max(logprob, _LOGPROB_MIN), "bytes": list(piece)}

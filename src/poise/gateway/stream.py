@@ -1,0 +1,95 @@
+"""Answers that take a while: noticing at once that the client has left, and server-sent events.
+
+ASGI tells of a lost connection only to those who ask, by `receive()`. After a disconnect `send()` returns as if all were well,
+so a server that only sends would go on computing for nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from poise.gateway.errors import ApiError, ClientGone, internal_error
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class EventStream(Response):
+    """Sends events until they end or the client leaves; calls `close` in every case, also when nothing could be sent.
+
+    An error after the status line can only be told in the stream: as an event `{"error": {...}}`, after which the stream ends
+    without `[DONE]`.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], None], request_id: str) -> None:
+        super().__init__(media_type="text/event-stream")
+        # No length; and no proxy is to keep the events for later.
+        self.raw_headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        self._events = events
+        self._close = close
+        self._request_id = request_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(receive, self._send(send))
+        except ClientGone:
+            log.info("[%s] client left its stream", self._request_id)
+        finally:
+            self._close()
+            await self._events.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        except ApiError as error:
+            await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
+        except Exception:
+            error_id = new_error_id()
+            log.exception("[%s] internal error %s in a stream", self._request_id, error_id)
+            await send({"type": "http.response.body", "body": error_event(internal_error(error_id)), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`; when the client leaves first, `work` is cancelled and ClientGone raised.
+
+    The request's body must have been read. Both tasks have ended when this returns.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(watch, task, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def error_event(error: ApiError) -> bytes:
+    return b"data: " + error.body() + b"\n\n"
+
+
+def new_error_id() -> str:
+    return "err-" + secrets.token_hex(6)

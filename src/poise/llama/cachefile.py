@@ -1,0 +1,44 @@
+"""Small JSON files in the user's cache directory: what was measured or verified once on this host.
+
+A cache may be deleted, damaged or unwritable at any time: reading then finds nothing, and writing does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+
+def cache_path(name: str) -> Path:
+    return user_cache_path("poise", appauthor=False) / name
+
+
+def read_entries(path: Path) -> dict[str, Any]:
+    """The file's entries; none when it is missing or not what `write_entry` wrote."""
+    try:
+        entries = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return entries if isinstance(entries, dict) else {}
+
+
+def write_entry(path: Path, key: str, entry: object) -> None:
+    """Add or replace one entry. Readers see the old file or the new one, never a part."""
+    entries = read_entries(path)
+    entries[key] = entry
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = file.name
+            json.dump(entries, file, indent=1)
+        os.replace(temporary, path)
+    except OSError:
+        # The next start measures or verifies again; only the half-written file must not stay.
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)

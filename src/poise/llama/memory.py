@@ -1,0 +1,134 @@
+"""What a model and its pools need in memory, and whether this host has it.
+
+llama.cpp allocates until the kernel kills the process. So the need is reckoned from the file's header before anything is
+loaded, and compared with what this process may use: the host's free memory and every memory limit of its control groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from poise.llama.gguf import GgufHeader, ModelError
+
+CELLS_STEP = 256
+"""llama.cpp rounds a slot's cells up to a multiple of this."""
+
+KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """A pool to build: `n_slots` slots of `slot_cells` cells. `flash_attention` None: to be measured."""
+
+    name: str
+    n_slots: int
+    slot_cells: int
+    flash_attention: bool | None = None
+
+    @property
+    def built_cells(self) -> int:
+        """Cells of a slot as llama.cpp builds it."""
+        return -(-self.slot_cells // CELLS_STEP) * CELLS_STEP
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes by purpose."""
+
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+
+def kv_bytes_per_token(header: GgufHeader, kv_type: str) -> int:
+    """Bytes of one KV cell over all layers, from the file's metadata (keys and values of every KV head)."""
+    n_layers = header.number("block_count")
+    n_heads = max(1, header.number("attention.head_count", 1))
+    head_size = header.number("embedding_length") // n_heads
+    elements = header.number("attention.key_length", head_size) + header.number("attention.value_length", head_size)
+    heads = header.per_layer("attention.head_count_kv", n_layers) or [n_heads] * n_layers
+    return int(sum(heads) * elements * KV_ELEMENT_BYTES[kv_type])
+
+
+def memory_needed(header: GgufHeader, pools: Sequence[PoolSpec], *, kv_type: str, batch_tokens: int) -> MemoryNeed:
+    """An estimate, within a few percent for the KV cells and on the safe side for the compute buffers."""
+    per_token = kv_bytes_per_token(header, kv_type)
+    return MemoryNeed(
+        weights=header.tensor_bytes,
+        kv=sum(pool.n_slots * pool.built_cells * per_token for pool in pools),
+        compute=sum(_compute_bytes(header, pool, batch_tokens) for pool in pools),
+    )
+
+
+def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int:
+    """Buffers of one context: attention scores (materialised without flash attention), mask, activations and logits."""
+    scores = 0 if pool.flash_attention else header.number("attention.head_count", 1)
+    per_token = pool.built_cells * (scores + 1) + 4 * header.number("embedding_length")
+    per_token += 2 * header.number("feed_forward_length")
+    logits = 2 * pool.n_slots * header.number("vocab_size", 256_000)
+    return 4 * (batch_tokens * per_token + logits)
+
+
+def check_memory(path: Path, need: MemoryNeed, *, reserve_bytes: int, available: int | None = None) -> None:
+    """Raise ModelError when loading would leave less than `reserve_bytes`, with the numbers and what to change."""
+    available = available_bytes() if available is None else available
+    if need.total + reserve_bytes <= available:
+        return
+    if need.weights + reserve_bytes > available:
+        advice = "use a smaller or more strongly quantised model"
+    else:
+        advice = "set fewer pools.short.slots and pools.long.slots, or smaller slot_tokens"
+    raise ModelError(
+        path,
+        f"needs {_gb(need.total)} of memory (weights {_gb(need.weights)}, KV cells {_gb(need.kv)}, compute"
+        f" {_gb(need.compute)}) with {_gb(reserve_bytes)} to stay free, and {_gb(available)} is available; {advice}",
+    )
+
+
+def _gb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.2f} GB"
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory this process may still take: the host's, and what each of its control groups has left."""
+    return max(0, min([int(psutil.virtual_memory().available), *_cgroup_bytes(proc, cgroup)]))
+
+
+def _cgroup_bytes(proc: Path, cgroup: Path) -> Iterator[int]:
+    """What is left under the limit of each control group (version 1 or 2) that holds this process, up to the root."""
+    for line in _text(proc / "self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, files = cgroup, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, files = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        limit, usage, reclaimable = files
+        # A container may see its own group as the root, under a path that does not exist inside: the parents cover it.
+        for folder in (Path(group), *Path(group).parents):
+            here = base / folder.relative_to("/")
+            yield from _left(here / limit, here / usage, here / "memory.stat", reclaimable)
+
+
+def _left(limit: Path, usage: Path, statistics: Path, reclaimable: str) -> Iterator[int]:
+    limit_text, usage_text = _text(limit).strip(), _text(usage).strip()
+    if not limit_text.isdigit() or not usage_text.isdigit():
+        return  # "max": no limit here
+    cached = [line.split()[1] for line in _text(statistics).splitlines() if line.startswith(f"{reclaimable} ")]
+    yield int(limit_text) - int(usage_text) + sum(map(int, cached))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,239 @@
+"""Draws the next token of one request from the model's logits.
+
+The work is done in numpy rather than in a chain of llama.cpp samplers, which touch every candidate of the vocabulary in
+every stage. Only a few candidates matter; finding them without sorting is what makes this fast:
+
+    The k-th largest of the maxima of blocks of the row is at most the k-th largest value of the row. So the values that
+    reach it, few more than k, contain the k largest, and finding them takes three passes of vector code.
+
+Stages, in llama.cpp's usual order; each one after the first sees only what the one before left over:
+
+    1  logit_bias, penalties, end-of-generation ban    a copy of the row, changed in few places
+    2  temperature 0                                   the largest logit
+    3  top_k   keep the k largest
+    4  top_p   keep the smallest set of the most likely ones whose probabilities reach p
+    5  min_p   keep what is at least min_p times as likely as the likeliest
+    6  temperature, then one draw from a generator of the request's own: same seed and logits, same token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import log
+
+import numpy as np
+import numpy.typing as npt
+
+from poise.engine.ports import RunnerError
+from poise.wire.messages import SamplingParams, TokenLogprob
+
+Floats = npt.NDArray[np.floating]
+Ids = npt.NDArray[np.integer]
+
+SEED_MASK = (1 << 64) - 1
+TEMPERATURE_MIN = 1e-4
+"""A lower temperature makes no difference any more, except that it overflows."""
+
+_NUCLEUS_CUTS = (1e-2, 1e-4, 1e-7)
+"""Thresholds, relative to the likeliest token, at which a nucleus is looked for before the whole row is sorted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token, and its log probability and the likeliest tokens when they were asked for."""
+
+    token: int
+    logprob: float | None = None
+    top: list[TokenLogprob] = field(default_factory=list)
+
+
+class Sampler:
+    """The sampling state of one request. `draw` returns the next token and remembers it."""
+
+    def __init__(
+        self, sampling: SamplingParams, prompt: Sequence[int], n_vocab: int, eog_tokens: Sequence[int]
+    ) -> None:
+        self._sampling = sampling
+        self._eog = np.array(eog_tokens, np.int64)
+        self._temperature = max(sampling.temperature, TEMPERATURE_MIN)
+        self._bias_ids = np.array([token for token, _ in sampling.logit_bias], np.int64)
+        self._bias = np.array([bias for _, bias in sampling.logit_bias], np.float32)
+        assert all(0 <= token < n_vocab for token, _ in sampling.logit_bias), "logit_bias names an unknown token"
+        self._repeated = _TokenCounts(prompt) if sampling.repetition_penalty != 1.0 else None
+        counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
+        self._output = _TokenCounts(()) if counts_output else None
+        self._random = np.random.Generator(np.random.PCG64(sampling.seed & SEED_MASK))
+        self._n_drawn = 0
+
+    def draw(self, row: Floats) -> Drawn:
+        """Draw from a row of logits, which is read and never written. Raises RunnerError when it holds no numbers."""
+        logits = self._adjusted(row)
+        if self._sampling.temperature == 0.0:
+            token = int(logits.argmax())
+            _check(float(logits[token]))
+        else:
+            token = self._pick(logits)
+        self._remember(token)
+        if self._sampling.n_logprobs < 0:
+            return Drawn(token)
+        return _with_logprobs(token, row, self._sampling.n_logprobs)
+
+    def _remember(self, token: int) -> None:
+        self._n_drawn += 1
+        if self._repeated is not None:
+            self._repeated.add(token)
+        if self._output is not None:
+            self._output.add(token)
+
+    def _adjusted(self, row: Floats) -> Floats:
+        """The row, or a changed copy of it."""
+        banned = self._sampling.ignore_eos or self._n_drawn < self._sampling.min_output
+        if not (banned or len(self._bias) or self._repeated or self._output):
+            return row
+        logits = row.copy()
+        if len(self._bias):
+            np.add.at(logits, self._bias_ids, self._bias)
+        if self._repeated is not None:
+            seen = self._repeated.tokens
+            values, factor = logits[seen], self._sampling.repetition_penalty
+            logits[seen] = np.where(values > 0, values / factor, values * factor)
+        if self._output is not None:
+            penalty = self._output.counts * self._sampling.frequency_penalty + self._sampling.presence_penalty
+            logits[self._output.tokens] -= penalty.astype(np.float32)
+        if banned:
+            logits[self._eog] = -np.inf
+        return logits
+
+    def _pick(self, logits: Floats) -> int:
+        sampling = self._sampling
+        best = float(logits.max())
+        _check(best)
+        if 0 < sampling.top_k < len(logits):
+            ids, total = largest(logits, sampling.top_k), None
+        elif sampling.top_p < 1.0:
+            ids, total = _nucleus(logits, best, sampling.top_p, sampling.min_p)
+        elif sampling.min_p > 0.0:
+            ids = np.flatnonzero(logits >= best + log(sampling.min_p))
+            return int(ids[self._choose(self._weights(logits[ids], best))])
+        else:
+            return self._pick_from_all(logits, best)
+        n = _kept(logits[ids].astype(np.float64) - best, total, sampling.top_p, sampling.min_p)
+        return int(ids[self._choose(self._weights(logits[ids[:n]], best))])
+
+    def _weights(self, logits: Floats, best: float) -> Floats:
+        weights: Floats = np.exp((logits.astype(np.float64) - best) / self._temperature)
+        return weights
+
+    def _pick_from_all(self, logits: Floats, best: float) -> int:
+        """Plain temperature: choose a block by its weight, then a token in it; a running sum over all costs four times that."""
+        weights = np.exp((logits - np.float32(best)) / np.float32(self._temperature))
+        starts = np.arange(0, len(weights), 256)
+        block = self._choose(np.add.reduceat(weights, starts, dtype=np.float64))
+        start = int(starts[block])
+        return start + self._choose(weights[start : start + 256].astype(np.float64))
+
+    def _choose(self, weights: Floats) -> int:
+        """An index, with probability in proportion to its weight."""
+        sums = weights.cumsum()
+        # `random` is below 1, but its product with the sum can round up to the sum; a weight of 0 is never chosen.
+        target = self._random.random() * sums[-1]
+        return int(min(sums.searchsorted(target, side="right"), np.flatnonzero(weights)[-1]))
+
+
+class _TokenCounts:
+    """Distinct tokens and how often each occurred, as arrays that numpy can index with; adding one takes constant time."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        distinct, counts = np.unique(np.asarray(tokens, np.int64), return_counts=True)
+        self._n = len(distinct)
+        self._tokens = np.concatenate([distinct, np.zeros(64, np.int64)])
+        self._counts = np.concatenate([counts, np.zeros(64, np.int64)])
+        self._place = {int(token): i for i, token in enumerate(distinct)}
+
+    def add(self, token: int) -> None:
+        place = self._place.get(token)
+        if place is None:
+            if self._n == len(self._tokens):
+                self._tokens = np.concatenate([self._tokens, np.zeros_like(self._tokens)])
+                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+            place = self._place[token] = self._n
+            self._tokens[place] = token
+            self._n += 1
+        self._counts[place] += 1
+
+    @property
+    def tokens(self) -> Ids:
+        return self._tokens[: self._n]
+
+    @property
+    def counts(self) -> Ids:
+        return self._counts[: self._n]
+
+
+def largest(row: Floats, k: int) -> Ids:
+    """Indices of the k largest values, largest first; of equal ones, the lower index."""
+    n_blocks = 64
+    while n_blocks < 4 * k:
+        n_blocks *= 2
+    depth = len(row) // n_blocks
+    if k >= len(row):
+        ids = np.arange(len(row))
+    elif depth < 4:
+        ids = np.flatnonzero(row >= np.partition(row, len(row) - k)[len(row) - k])
+    else:
+        maxima = row[: depth * n_blocks].reshape(depth, n_blocks).max(axis=0)
+        maxima.partition(n_blocks - k)
+        ids = np.flatnonzero(row >= maxima[n_blocks - k])
+    return ids[_descending(row[ids])[:k]]
+
+
+def _descending(values: Floats) -> Ids:
+    order: Ids = np.argsort(-values, kind="stable")
+    return order
+
+
+def _nucleus(logits: Floats, best: float, top_p: float, min_p: float) -> tuple[Ids, float]:
+    """Tokens, likeliest first, among which are all that top_p and min_p keep; and the total weight of the row.
+
+    Weights are relative to the likeliest token's. A model is usually sure enough that a small part of the vocabulary holds
+    the nucleus, so thresholds are tried before everything is sorted.
+    """
+    weights = np.exp(logits - np.float32(best))
+    total = float(weights.sum(dtype=np.float64))
+    ids = np.arange(len(logits))
+    for cut in _NUCLEUS_CUTS:
+        above = np.flatnonzero(weights >= max(cut, min_p))
+        if min_p >= cut or float(weights[above].sum(dtype=np.float64)) >= top_p * total:
+            ids = above
+            break
+    return ids[_descending(logits[ids])], total
+
+
+def _kept(margins: Floats, total: float | None, top_p: float, min_p: float) -> int:
+    """How many of the candidates, likeliest first, top_p and min_p keep.
+
+    `margins` are their logits less the largest. `total` is the weight against which top_p is reckoned when the candidates are not everything that was left.
+    """
+    n = len(margins)
+    if top_p < 1.0:
+        sums = np.exp(margins).cumsum()
+        n = min(n, int(sums.searchsorted(top_p * (sums[-1] if total is None else total))) + 1)
+    if min_p > 0.0:
+        n = min(n, int(np.count_nonzero(margins >= log(min_p))))
+    return max(1, n)
+
+
+def _with_logprobs(token: int, row: Floats, n_top: int) -> Drawn:
+    """Log probabilities under the model's own distribution: before bias, penalties and temperature."""
+    best = row.max()
+    _check(float(best))
+    normaliser = float(best) + log(float(np.exp(row - best).sum(dtype=np.float64)))
+    top = [TokenLogprob(int(i), float(row[i]) - normaliser) for i in largest(row, n_top)] if n_top else []
+    return Drawn(token, float(row[token]) - normaliser, top)
+
+
+def _check(best: float) -> None:
+    """The largest logit is not a number if any of them is not."""
+    if not -np.inf < best < np.inf:
+        raise RunnerError(f"the model's logits are not numbers (the largest is {best})")

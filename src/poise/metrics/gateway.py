@@ -1,0 +1,245 @@
+"""Every metric that /metrics shows, with its meaning, and the recent figures that /status shows.
+
+The gateway reports what it sees of its requests here; the engine's own counters and levels are read from its last status
+message at the time of a scrape. No label has more values than the configuration has classes, pools and error codes: tenants
+and clients are no labels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+
+from poise.scheduler.request import RequestClass
+from poise.wire.messages import Status
+
+NO_CLASS = "none"
+"""Class label of requests that were refused before their class was known."""
+
+_WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+RECENT_S = 60.0
+RATE_S = 5.0
+_RECENT_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReading:
+    """The engine at the time of a scrape. `status` None: it has not told anything (yet, or since it was lost)."""
+
+    up: bool
+    restarts: int
+    status: Status | None
+
+
+class GatewayMetrics:
+    """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
+
+    def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
+        self.registry = CollectorRegistry()
+        by_class, registry = ("class",), self.registry
+        self._ttft = Histogram(
+            "poise_ttft_seconds",
+            "From the arrival of a request to its first token.",
+            by_class,
+            registry=registry,
+            buckets=_WAITS_S,
+        )
+        self._gap = Histogram(
+            "poise_inter_token_seconds",
+            "Between two arrivals of tokens in one choice; a token that comes alone is one arrival.",
+            by_class,
+            registry=registry,
+            buckets=_GAPS_S,
+        )
+        self._queue_wait = Histogram(
+            "poise_queue_wait_seconds",
+            "In the scheduler's queue, as the engine measured it.",
+            by_class,
+            registry=registry,
+            buckets=_WAITS_S,
+        )
+        self._duration = Histogram(
+            "poise_request_seconds",
+            "From the arrival of a request to the end of a choice.",
+            by_class,
+            registry=registry,
+            buckets=_WAITS_S,
+        )
+        self._requests = Counter(
+            "poise_requests_total",
+            "Choices that ended, by outcome: stop, length, cancelled (the client left), engine_lost, failed.",
+            ("class", "outcome"),
+            registry=registry,
+        )
+        self._prompt_tokens = Counter(
+            "poise_prompt_tokens_total",
+            "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
+            by_class,
+            registry=registry,
+        )
+        self._output_tokens = Counter(
+            "poise_output_tokens_total", "Tokens received from the engine.", by_class, registry=registry
+        )
+        self._rejected = Counter(
+            "poise_rejected_total",
+            "Generation requests answered with an error before anything was computed, by error code. "
+            "Class 'none': refused before the class was known.",
+            ("class", "reason"),
+            registry=registry,
+        )
+        self._disconnects = Counter(
+            "poise_client_disconnects_total",
+            "Requests whose client left before the answer was complete.",
+            by_class,
+            registry=registry,
+        )
+        self.open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
+        self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
+        for name in RequestClass:  # so that the series exist, at 0, before the first request
+            for family in (self._ttft, self._gap, self._queue_wait, self._duration):
+                family.labels(name.value)
+            for counter in (self._prompt_tokens, self._output_tokens, self._disconnects):
+                counter.labels(name.value)
+        registry.register(_EngineCollector(read_engine))
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def accepted(self, request_class: str, n_prompt: int) -> None:
+        self._prompt_tokens.labels(request_class).inc(n_prompt)
+
+    def started(self, request_class: str, wait_s: float) -> None:
+        self._queue_wait.labels(request_class).observe(wait_s)
+
+    def first_tokens(self, request_class: str, n_tokens: int, ttft_s: float, now_s: float) -> None:
+        self._ttft.labels(request_class).observe(ttft_s)
+        self._output_tokens.labels(request_class).inc(n_tokens)
+        self.recent_ttft[request_class].add(now_s, ttft_s)
+
+    def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
+        self._gap.labels(request_class).observe(gap_s)
+        self._output_tokens.labels(request_class).inc(n_tokens)
+
+    def ended(self, request_class: str, outcome: str, duration_s: float) -> None:
+        self._requests.labels(request_class, outcome).inc()
+        self._duration.labels(request_class).observe(duration_s)
+
+    def rejected(self, request_class: str | None, reason: str) -> None:
+        self._rejected.labels(request_class or NO_CLASS, reason).inc()
+
+    def disconnected(self, request_class: str) -> None:
+        self._disconnects.labels(request_class).inc()
+
+
+class RecentTimes:
+    """Durations of the last `horizon_s` seconds, the newest few thousand at most."""
+
+    def __init__(self, horizon_s: float) -> None:
+        self._horizon_s = horizon_s
+        self._times: deque[tuple[float, float]] = deque(maxlen=_RECENT_MAX)
+
+    def add(self, now_s: float, duration_s: float) -> None:
+        self._times.append((now_s, duration_s))
+
+    def summary_ms(self, now_s: float) -> dict[str, float | int | None]:
+        """Median and 95th percentile by nearest rank (None without any), and how many there are."""
+        while self._times and self._times[0][0] < now_s - self._horizon_s:
+            self._times.popleft()
+        values = sorted(duration for _, duration in self._times)
+        return {"p50": _rank_ms(values, 0.50), "p95": _rank_ms(values, 0.95), "count": len(values)}
+
+
+class TokenRates:
+    """Tokens per second over the last few seconds, from a counter pair that is read now and then."""
+
+    def __init__(self, horizon_s: float = RATE_S) -> None:
+        self._horizon_s = horizon_s
+        self._samples: deque[tuple[float, int, int]] = deque()
+
+    def sample(self, now_s: float, prompt_tokens: int, output_tokens: int) -> None:
+        """Note the counters. Counters that went back are those of a new engine: what was noted before is forgotten."""
+        last = self._samples[-1] if self._samples else None
+        if last is not None and (prompt_tokens < last[1] or output_tokens < last[2]):
+            self._samples.clear()
+        self._samples.append((now_s, prompt_tokens, output_tokens))
+        # One sample from before the horizon is kept: it is the one to count from.
+        while len(self._samples) > 1 and self._samples[1][0] <= now_s - self._horizon_s:
+            self._samples.popleft()
+
+    def per_second(self) -> tuple[float, float]:
+        """Of prompt and output, between the oldest and the newest sample."""
+        if len(self._samples) < 2:
+            return 0.0, 0.0
+        (then_s, prompt_then, output_then), (now_s, prompt_now, output_now) = self._samples[0], self._samples[-1]
+        elapsed_s = now_s - then_s
+        if elapsed_s <= 0:
+            return 0.0, 0.0
+        return (prompt_now - prompt_then) / elapsed_s, (output_now - output_then) / elapsed_s
+
+
+class _EngineCollector:
+    """Turns the engine's last status into metrics when they are asked for."""
+
+    def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
+        self._read_engine = read_engine
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: otherwise the registry would collect once to learn the names."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        reading = self._read_engine()
+        yield GaugeMetricFamily("poise_engine_up", "1 while the engine takes requests, else 0.", reading.up)
+        yield CounterMetricFamily("poise_engine_restarts", "Times the engine was started again.", reading.restarts)
+        if reading.status is not None:
+            yield from _levels(reading.status)
+            yield from _counters(reading.status)
+
+
+def _levels(status: Status) -> Iterator[Metric]:
+    queued = GaugeMetricFamily("poise_queued_requests", "Choices waiting in the scheduler's queue.", labels=["class"])
+    running = GaugeMetricFamily("poise_running_requests", "Choices being computed.", labels=["class"])
+    wait = GaugeMetricFamily("poise_wait_estimate_seconds", "Estimated queue wait of a new request.", labels=["class"])
+    for name, figures in status.classes.items():
+        queued.add_metric([name], figures.queued)
+        running.add_metric([name], figures.running)
+        wait.add_metric([name], figures.wait_estimate_us / 1e6)
+    slots = GaugeMetricFamily("poise_pool_slots", "Slots of the pool.", labels=["pool"])
+    slots_held = GaugeMetricFamily("poise_pool_slots_held", "Slots that a sequence holds.", labels=["pool"])
+    cells = GaugeMetricFamily("poise_pool_cells", "KV cells of the pool.", labels=["pool"])
+    cells_used = GaugeMetricFamily("poise_pool_cells_used", "KV cells that hold a token.", labels=["pool"])
+    for pool in status.pools:
+        slots.add_metric([pool.name], pool.slots)
+        slots_held.add_metric([pool.name], pool.slots_held)
+        cells.add_metric([pool.name], pool.cells)
+        cells_used.add_metric([pool.name], pool.cells_used)
+    rss = GaugeMetricFamily("poise_engine_rss_bytes", "Resident memory of the engine process.", status.rss_bytes)
+    yield from (queued, running, wait, slots, slots_held, cells, cells_used, rss)
+
+
+def _counters(status: Status) -> Iterator[Metric]:
+    """Since the engine started: a restart sets them back to 0, as Prometheus expects of counters."""
+    yield CounterMetricFamily("poise_engine_steps", "Steps of the engine's loop.", status.step)
+    yield CounterMetricFamily("poise_engine_prompt_tokens", "Prompt tokens computed.", status.prompt_tokens)
+    yield CounterMetricFamily("poise_engine_output_tokens", "Output tokens generated.", status.output_tokens)
+    yield CounterMetricFamily(
+        "poise_engine_decode_seconds", "Time in the model: forward passes and sampling.", status.decode_us / 1e6
+    )
+    yield CounterMetricFamily(
+        "poise_engine_loop_seconds", "Time of the loop itself in busy steps, besides the model.", status.loop_us / 1e6
+    )
+    yield CounterMetricFamily("poise_engine_moves", "Sequences moved to another slot.", status.moves)
+
+
+def _rank_ms(values: list[float], share: float) -> float | None:
+    """The smallest value that at least `share` of the sorted values do not exceed."""
+    return round(values[ceil(share * len(values)) - 1] * 1000, 3) if values else None

@@ -1,0 +1,115 @@
+"""The folder tree is the architecture: layers, purity of the scheduler, sizes, and documents that cannot rot."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "poise"
+MODULES = sorted(SOURCE.rglob("*.py"))
+
+LINES_MAX = 420
+FUNCTION_LINES_MAX = 70
+IMPURE = {
+    "time", "datetime", "random", "secrets", "logging", "os", "sys", "io", "pathlib", "socket", "asyncio", "threading",
+    "subprocess", "numpy", "msgspec", "ctypes", "uuid", "warnings",
+}  # fmt: skip
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "scheduler").glob("*.py")), ids=lambda p: p.name)
+def test_the_scheduler_is_pure(path: Path) -> None:
+    """Invariant 1: no clock, I/O, logging, randomness or model handle, and no sets to iterate by accident."""
+    for module in imports(path):
+        top = module.split(".")[0]
+        assert top not in IMPURE, f"{path.name} imports {module}"
+        assert top != "poise" or module.startswith("poise.scheduler"), f"{path.name} imports {module}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.For | ast.comprehension):
+            assert not isinstance(node.iter, ast.Set | ast.SetComp), f"{path.name}: iterates a set"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in {"open", "print", "hash", "id", "input"}, f"{path.name}: calls {node.func.id}"
+
+
+def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
+    """The loop runs in the simulator because it knows ports only; the gateway uses the vocabulary and nothing else."""
+    allowed = {"engine/process.py", "gateway/serve.py"}
+    for path in MODULES:
+        name = path.relative_to(SOURCE).as_posix()
+        if not name.startswith("llama/") and name not in allowed:
+            assert not any(m.startswith("poise.llama") for m in imports(path)), f"{name} imports poise.llama"
+        if name != "llama/library.py":
+            assert not any(m.split(".")[0] == "llama_cpp" for m in imports(path)), f"{name} imports llama_cpp"
+
+
+def test_the_benchmark_is_an_outside_client() -> None:
+    """It knows scenarios and HTTP only."""
+    for path in (SOURCE / "bench").glob("*.py"):
+        for module in imports(path):
+            if module.startswith("poise"):
+                assert module.startswith(("poise.bench", "poise.scenarios")) or module == "poise", path
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_files_and_functions_fit_a_reader(path: Path) -> None:
+    """Files of 100 to 400 lines, functions on a screen, every module says what it is for."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert text.count("\n") <= LINES_MAX, f"{text.count(chr(10))} lines"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno
+            assert lines <= FUNCTION_LINES_MAX, f"{node.name} is {lines} lines long"
+    if tree.body:
+        assert ast.get_docstring(tree), "no module docstring"
+
+
+def test_every_package_is_on_the_map() -> None:
+    """docs/architecture.md names every package and every one of its modules."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for path in MODULES:
+        if path.name not in ("__init__.py", "__main__.py"):
+            name = path.relative_to(SOURCE).as_posix()
+            assert re.search(rf"`(?:[a-z]+/)?{re.escape(path.name)}`", text), f"{name} is not in docs/architecture.md"
+
+
+def test_the_layers_in_the_document_are_the_linted_ones() -> None:
+    """The layer list in docs/architecture.md is the one import-linter checks."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    lint = (ROOT / ".importlinter").read_text()
+    listed = re.search(r"```layers\n(.*?)```", text, re.DOTALL)
+    linted = re.search(r"layers =\n((?:    .*\n)+)", lint)
+    assert listed, "no layers block in docs/architecture.md"
+    assert linted, "no layers in .importlinter"
+    assert [line.strip() for line in listed[1].split("\n") if line] == [
+        line.strip().replace("poise.", "") for line in linted[1].split("\n") if line
+    ]
+
+
+def test_nothing_is_left_for_nobody() -> None:
+    """No notes to a future that has no owner."""
+    for path in [*MODULES, *sorted((ROOT / "tests").rglob("*.py"))]:
+        if path != Path(__file__):
+            assert not re.search(r"\b(TODO|FIXME|XXX)\b", path.read_text()), path
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_importing_the_core_needs_no_engine(seed: str) -> None:
+    """The scheduler and the loop import without llama.cpp, so that the simulator runs anywhere."""
+    code = "import sys, poise.engine.core, poise.sim.simulate; sys.exit(any('llama_cpp' in m for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=False)
+    assert done.returncode == 0
