@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_MS, NS_PER_S, OK, UNFINISHED, Bound, Figure, RequestRecord
+from poise.bench.record import (
+    CANCELLED,
+    DISCONNECTED,
+    NS_PER_MS,
+    NS_PER_S,
+    OK,
+    UNFINISHED,
+    Bound,
+    Figure,
+    RequestRecord,
+)
 from poise.bench.stats import Group, Summary, groups_of, median, over_rounds, quantile, ratios, summarize
 from poise.scenarios import Arrival, Client, Length, RequestClass
 
@@ -133,9 +143,7 @@ def test_silence_before_the_cut_is_a_gap() -> None:
         ("error:200/engine", (100.0, ""), None),
     ],
 )
-def test_what_each_ending_contributes(
-    status: str, ttft: tuple[float, Bound], e2e: tuple[float, Bound] | None
-) -> None:
+def test_what_each_ending_contributes(status: str, ttft: tuple[float, Bound], e2e: tuple[float, Bound] | None) -> None:
     """First tokens always count; the time to the end only where the answer, and not the client, ended it."""
     records = [record(status, [100, 200], end_ms=300)]
     check(records, "ttft_ms_p50", *ttft)

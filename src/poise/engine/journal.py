@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 CAPACITY = 4096
@@ -35,7 +35,14 @@ class Journal:
 
 def _plain(value: object) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {"type": type(value).__name__, **asdict(value)}
+        values = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"type": type(value).__name__, **_plain_fields(values)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain_fields(value._asdict())
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value
+
+
+def _plain_fields(values: dict[str, object]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in values.items()}

@@ -24,6 +24,9 @@ from poise.wire.messages import Finish, Refused, SamplingParams, Start, Token
 
 log = logging.getLogger(__name__)
 
+CANCELLED = "cancelled"
+"""Outcome of a choice that nobody waits for any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRequest:
@@ -47,12 +50,12 @@ class Origin:
 
 @dataclass(slots=True)
 class Update:
-    """What one batch of events brought to a choice: text that can be shown, and perhaps its end or what went wrong."""
+    """What one batch of events brought to a choice: text that can be shown, and perhaps its end, good or bad."""
 
     text: str = ""
     entries: list[TokenEntry] | None = None
     finish_reason: str | None = None
-    error: ApiError | None = None
+    failure: Finish | None = None
 
 
 class Generation:
@@ -61,6 +64,7 @@ class Generation:
     def __init__(
         self,
         origin: Origin,
+        engine: EngineClient,
         text: TextModel,
         response: ResponseFormat,
         metrics: GatewayMetrics,
@@ -71,6 +75,7 @@ class Generation:
         continuous_usage: bool = False,
     ) -> None:
         self._origin = origin
+        self._engine = engine
         self._text = text
         self._response = response
         self._metrics = metrics
@@ -81,11 +86,11 @@ class Generation:
         self._choices: list[Choice] = []
         self._closed = False
 
-    async def open(self, engine: EngineClient, requests: Sequence[ChoiceRequest]) -> None:
+    async def open(self, requests: Sequence[ChoiceRequest]) -> None:
         """Submit the choices and wait until the engine has taken each of them. Raises ApiError, with nothing left behind."""
         try:
             for index, request in enumerate(requests):
-                handle = self._submit(engine, request)
+                handle = self._submit(request)
                 wants_logprobs = request.sampling.n_logprobs >= 0
                 self._choices.append(Choice(index, handle, self._text, self._stop, wants_logprobs))
             for choice in self._choices:
@@ -93,7 +98,7 @@ class Generation:
                 if isinstance(first, Refused):
                     raise refused(first, self._origin.request_class, self._origin.prompt_param)
                 if isinstance(first, Finish) and first.reason == ENGINE_LOST:
-                    raise engine_lost(engine.state.retry_after_s)
+                    raise self._error(first)
         except BaseException:
             for choice in self._choices:
                 choice.handle.abort()
@@ -114,8 +119,8 @@ class Generation:
                 out += self._response.finish_event(choice.index, update.finish_reason, usage)
             if out:
                 yield out
-            if update.error:
-                raise update.error
+            if update.failure:
+                raise self._error(update.failure)
         if self._include_usage:
             yield self._response.usage_event(self._usage())
         yield DONE
@@ -125,8 +130,8 @@ class Generation:
         texts: list[list[str]] = [[] for _ in self._choices]
         entries: list[list[TokenEntry]] = [[] for _ in self._choices]
         async for choice, update in self._updates():
-            if update.error:
-                raise update.error
+            if update.failure:
+                raise self._error(update.failure)
             texts[choice.index].append(update.text)
             entries[choice.index] += update.entries or []
         answers = [
@@ -146,11 +151,13 @@ class Generation:
             return
         self._closed = True
         origin, now_s = self._origin, time.perf_counter()
-        for choice in self._choices:
+        outcomes = [choice.outcome or CANCELLED for choice in self._choices]
+        for choice, outcome in zip(self._choices, outcomes, strict=True):
             if not choice.ended:
                 choice.handle.abort()
-            self._metrics.ended(origin.request_class, choice.outcome, now_s - origin.arrived_s)
-        if any(choice.outcome == CANCELLED for choice in self._choices) and not any(c.failed for c in self._choices):
+            self._metrics.ended(origin.request_class, outcome, now_s - origin.arrived_s)
+        # When one choice fails the others are cancelled too, but then the client is still there.
+        if CANCELLED in outcomes and ENGINE_LOST not in outcomes and FinishReason.FAILED not in outcomes:
             self._metrics.disconnected(origin.request_class)
         log.info(
             "[%s] %s %s: %d prompt and %d output tokens, %s, %.0f ms",
@@ -159,13 +166,13 @@ class Generation:
             origin.request_class,
             self._n_prompt,
             self._usage().completion_tokens,
-            "+".join(choice.outcome for choice in self._choices),
+            "+".join(outcomes),
             (now_s - origin.arrived_s) * 1000,
         )
 
-    def _submit(self, engine: EngineClient, request: ChoiceRequest) -> RequestHandle:
+    def _submit(self, request: ChoiceRequest) -> RequestHandle:
         try:
-            return engine.submit(
+            return self._engine.submit(
                 tenant=self._origin.tenant,
                 request_class=self._origin.request_class,
                 prompt=request.prompt,
@@ -213,11 +220,16 @@ class Generation:
             choice.tokens_at_s = now_s
         return update
 
+    def _error(self, finish: Finish) -> ApiError:
+        """A bad end, as the client is told. The engine's own words are for the log: they may name files and the like."""
+        if finish.reason == FinishReason.FAILED:
+            error_id = new_error_id()
+            log.error("[%s] failed in the engine, %s: %s", self._origin.request_id, error_id, finish.detail)
+            return internal_error(error_id)
+        return engine_lost(self._engine.state.retry_after_s)
+
     def _usage(self) -> Usage:
         return Usage(self._n_prompt, sum(choice.n_output for choice in self._choices))
-
-
-CANCELLED = "cancelled"
 
 
 class Choice:
@@ -231,7 +243,8 @@ class Choice:
         self.wants_logprobs = wants_logprobs
         self.n_output = 0
         self.finish_reason: str | None = None
-        self.outcome = CANCELLED
+        self.outcome: str | None = None
+        """How the engine request ended, once it has."""
         self.wait_us: int | None = None
         """Set when the choice leaves the queue; taken by who books it."""
         self.tokens_at_s: float | None = None
@@ -244,12 +257,8 @@ class Choice:
         self._backlog: list[RequestEvent] = []
 
     @property
-    def failed(self) -> bool:
-        return self.outcome in (ENGINE_LOST, FinishReason.FAILED)
-
-    @property
     def ended(self) -> bool:
-        return self.outcome != CANCELLED
+        return self.outcome is not None
 
     async def open(self) -> RequestEvent:
         """The engine's first word on the request. What came with it waits for `receive`."""
@@ -274,7 +283,7 @@ class Choice:
                     shown.append(self._push(event))
                     if self._scanner.stopped:
                         self.handle.abort()
-                        self._end("stop", "stop")
+                        self._end("stop", FinishReason.STOP)
                         break
                 case Start():
                     self.wait_us = event.wait_us
@@ -310,20 +319,15 @@ class Choice:
             entries.append(self._entries.popleft())
         return entries
 
-    def _finish(self, event: Finish, update: Update) -> str:
-        """The text that was held back. Sets the finish reason, or the error in `update`."""
-        if event.reason in (FinishReason.STOP, FinishReason.LENGTH):
+    def _finish(self, finish: Finish, update: Update) -> str:
+        """The text that was held back, if the end is a good one; else notes the failure."""
+        if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
             text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()
-            self._end("stop" if self._scanner.stopped else event.reason, event.reason)
+            self._end("stop" if self._scanner.stopped else finish.reason, finish.reason)
             return text
-        if event.reason == FinishReason.FAILED:
-            error_id = new_error_id()
-            log.error("engine request %d failed, %s: %s", event.request_id, error_id, event.detail)
-            update.error = internal_error(error_id)
-            self._end(None, FinishReason.FAILED)
-        else:  # the engine is gone, or is going and has ended what it had
-            update.error = engine_lost(1.0)
-            self._end(None, ENGINE_LOST)
+        # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
+        update.failure = finish
+        self._end(None, FinishReason.FAILED if finish.reason == FinishReason.FAILED else ENGINE_LOST)
         return ""
 
     def _end(self, finish_reason: str | None, outcome: str) -> None:

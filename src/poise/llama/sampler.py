@@ -35,8 +35,10 @@ SEED_MASK = (1 << 64) - 1
 TEMPERATURE_MIN = 1e-4
 """A lower temperature makes no difference any more, except that it overflows."""
 
-_NUCLEUS_CUTS = (1e-2, 1e-4, 1e-7)
-"""Thresholds, relative to the likeliest token, at which a nucleus is looked for before the whole row is sorted."""
+NUCLEUS_CUTS = (1e-2, 1e-3, 1e-4, 1e-6)
+"""Weights, relative to the likeliest token's, above which a nucleus is looked for before the whole row is sorted."""
+
+BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,33 +111,38 @@ class Sampler:
         sampling = self._sampling
         best = float(logits.max())
         _check(best)
-        if 0 < sampling.top_k < len(logits):
-            ids, total = largest(logits, sampling.top_k), None
-        elif sampling.top_p < 1.0:
-            ids, total = _nucleus(logits, best, sampling.top_p, sampling.min_p)
-        elif sampling.min_p > 0.0:
+        if sampling.min_p > 0.0 and sampling.top_p == 1.0:
+            # The likely ones are mostly fewer than top_k, which then need not be looked for.
             ids = np.flatnonzero(logits >= best + log(sampling.min_p))
-            return int(ids[self._choose(self._weights(logits[ids], best))])
+            if 0 < sampling.top_k < len(ids):
+                ids = ids[largest(logits[ids], sampling.top_k)]
+            return int(ids[self._choose(self._tempered(logits[ids], best))])
+        if 0 < sampling.top_k < len(logits):
+            ids = largest(logits, sampling.top_k)
+            weights = np.exp(logits[ids] - np.float32(best))
+            goal = sampling.top_p * float(weights.sum())
+        elif sampling.top_p < 1.0:
+            ids, weights, goal = _likely(logits, best, sampling.top_p, sampling.min_p)
         else:
             return self._pick_from_all(logits, best)
-        n = _kept(logits[ids].astype(np.float64) - best, total, sampling.top_p, sampling.min_p)
-        return int(ids[self._choose(self._weights(logits[ids[:n]], best))])
+        threshold = _nucleus_threshold(weights, goal) if sampling.top_p < 1.0 else 0.0
+        ids = ids[weights >= max(threshold, sampling.min_p)]
+        return int(ids[self._choose(self._tempered(logits[ids], best))])
 
-    def _weights(self, logits: Floats, best: float) -> Floats:
+    def _tempered(self, logits: Floats, best: float) -> Floats:
         weights: Floats = np.exp((logits.astype(np.float64) - best) / self._temperature)
         return weights
 
     def _pick_from_all(self, logits: Floats, best: float) -> int:
-        """Plain temperature: choose a block by its weight, then a token in it; a running sum over all costs four times that."""
+        """Plain temperature: choose a block by its weight, then a token in it; one running sum would cost ten times that."""
         weights = np.exp((logits - np.float32(best)) / np.float32(self._temperature))
-        starts = np.arange(0, len(weights), 256)
-        block = self._choose(np.add.reduceat(weights, starts, dtype=np.float64))
-        start = int(starts[block])
-        return start + self._choose(weights[start : start + 256].astype(np.float64))
+        starts = np.arange(0, len(weights), BLOCK)
+        start = int(starts[self._choose(np.add.reduceat(weights, starts))])
+        return start + self._choose(weights[start : start + BLOCK])
 
     def _choose(self, weights: Floats) -> int:
         """An index, with probability in proportion to its weight."""
-        sums = weights.cumsum()
+        sums = weights.cumsum(dtype=np.float64)
         # `random` is below 1, but its product with the sum can round up to the sum; a weight of 0 is never chosen.
         target = self._random.random() * sums[-1]
         return int(min(sums.searchsorted(target, side="right"), np.flatnonzero(weights)[-1]))
@@ -193,42 +200,34 @@ def _descending(values: Floats) -> Ids:
     return order
 
 
-def _nucleus(logits: Floats, best: float, top_p: float, min_p: float) -> tuple[Ids, float]:
-    """Tokens, likeliest first, among which are all that top_p and min_p keep; and the total weight of the row.
+def _likely(logits: Floats, best: float, top_p: float, min_p: float) -> tuple[Ids, Floats, float]:
+    """Tokens that include all which top_p and min_p keep, their weights, and the weight that a nucleus must reach.
 
     Weights are relative to the likeliest token's. A model is usually sure enough that a small part of the vocabulary holds
-    the nucleus, so thresholds are tried before everything is sorted.
+    the nucleus, so thresholds are tried before everything has to be sorted.
     """
     weights = np.exp(logits - np.float32(best))
-    total = float(weights.sum(dtype=np.float64))
-    ids = np.arange(len(logits))
-    for cut in _NUCLEUS_CUTS:
-        above = np.flatnonzero(weights >= max(cut, min_p))
-        if min_p >= cut or float(weights[above].sum(dtype=np.float64)) >= top_p * total:
-            ids = above
-            break
-    return ids[_descending(logits[ids])], total
+    goal = top_p * float(weights.sum())
+    for cut in NUCLEUS_CUTS:
+        ids = np.flatnonzero(weights >= max(cut, min_p))
+        likely = weights[ids]
+        if min_p >= cut or float(likely.sum()) >= goal:
+            return ids, likely, goal
+    return np.arange(len(logits)), weights, goal
 
 
-def _kept(margins: Floats, total: float | None, top_p: float, min_p: float) -> int:
-    """How many of the candidates, likeliest first, top_p and min_p keep.
-
-    `margins` are their logits less the largest. `total` is the weight against which top_p is reckoned when the candidates are not everything that was left.
-    """
-    n = len(margins)
-    if top_p < 1.0:
-        sums = np.exp(margins).cumsum()
-        n = min(n, int(sums.searchsorted(top_p * (sums[-1] if total is None else total))) + 1)
-    if min_p > 0.0:
-        n = min(n, int(np.count_nonzero(margins >= log(min_p))))
-    return max(1, n)
+def _nucleus_threshold(weights: Floats, goal: float) -> float:
+    """The smallest weight of the nucleus: the heaviest ones that together reach `goal`. Equal weights stay together."""
+    heaviest = np.sort(weights)[::-1]
+    n = int(heaviest.cumsum(dtype=np.float64).searchsorted(goal))
+    return float(heaviest[min(n, len(heaviest) - 1)])
 
 
 def _with_logprobs(token: int, row: Floats, n_top: int) -> Drawn:
     """Log probabilities under the model's own distribution: before bias, penalties and temperature."""
     best = row.max()
     _check(float(best))
-    normaliser = float(best) + log(float(np.exp(row - best).sum(dtype=np.float64)))
+    normaliser = float(best) + log(float(np.exp(row - best).sum()))
     top = [TokenLogprob(int(i), float(row[i]) - normaliser) for i in largest(row, n_top)] if n_top else []
     return Drawn(token, float(row[token]) - normaliser, top)
 

@@ -160,9 +160,17 @@ class StepBudget:
         """What the pool's first chunk pays besides its own cost: the call's fixed part."""
         return self._models[pool].fixed_us if self.shapes[pool].is_empty else 0.0
 
-    def spend(self, pool: str, *, is_prompt: bool, start: int, n_tokens: int) -> None:
-        """Put a chunk into the step, whether or not the budget still covers it."""
-        cost = self.entry_us(pool) + self._models[pool].chunk_us(is_prompt=is_prompt, start=start, n_tokens=n_tokens)
-        self._left_us -= cost
+    def spend_decodes(self, pool: str, n_tokens: int, attended: int) -> None:
+        """Put decodes of `n_tokens` sequences into the step, whether or not the budget still covers them."""
+        model, shape = self._models[pool], self.shapes[pool]
+        self._left_us -= self.entry_us(pool) + n_tokens * model.decode_us + attended * model.attended_us
         self._tokens_left[pool] -= n_tokens
-        self.shapes[pool].add(is_prompt=is_prompt, start=start, n_tokens=n_tokens)
+        shape.decode_tokens += n_tokens
+        shape.attended_cells += attended
+
+    def spend_prompt(self, pool: str, start: int, n_tokens: int) -> None:
+        """Put a chunk of a prompt into the step, whether or not the budget still covers it."""
+        cost = self._models[pool].chunk_us(is_prompt=True, start=start, n_tokens=n_tokens)
+        self._left_us -= self.entry_us(pool) + cost
+        self._tokens_left[pool] -= n_tokens
+        self.shapes[pool].add(is_prompt=True, start=start, n_tokens=n_tokens)

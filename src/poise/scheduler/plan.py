@@ -6,13 +6,14 @@ A plan holds KV operations, which are applied first and in order, then at most o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """`n_tokens` tokens of one sequence, at positions [start, start + n_tokens).
 
     `sample` is true when the chunk reaches the sequence's last known token, so that one new token is sampled from it.
+    A named tuple, because there is one for every sequence in every step.
     """
 
     request_id: int

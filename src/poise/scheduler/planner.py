@@ -83,9 +83,21 @@ class PlanningPass:
         return self._batches()
 
     def _decode(self, sequences: Iterable[Sequence]) -> None:
+        """One token for each decoding sequence that has none yet. The hot path of planning: one pass, no calls."""
+        chosen = self._chosen
+        tally = {pool: [0, 0] for pool in self._chunks}
         for sequence in sequences:
-            if sequence.is_decoding and sequence.request.request_id not in self._chosen:
-                self._add(sequence, 1)
+            request, start = sequence.request, sequence.n_computed
+            if sequence.n_tokens > request.n_prompt and request.request_id not in chosen:
+                chosen.add(request.request_id)
+                slot = sequence.slot
+                self._chunks[sequence.pool][slot] = Chunk(request.request_id, slot, start, 1, True, False)
+                counts = tally[sequence.pool]
+                counts[0] += 1
+                counts[1] += start + 1
+        for pool, (n_tokens, attended) in tally.items():
+            if n_tokens:
+                self.budget.spend_decodes(pool, n_tokens, attended)
 
     def _background_share(self) -> None:
         """Pay what background work is owed: decodes by least-served tenant, then one quantum of the first prompt.
@@ -99,7 +111,7 @@ class PlanningPass:
         decoding = [s for s in books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         decoding.sort(key=lambda s: served[s.request.tenant])
         for sequence in decoding:
-            self._add(sequence, 1)
+            self._decode([sequence])
             if before_us - self.budget.left_us >= owed_us:
                 return
         self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
@@ -119,7 +131,7 @@ class PlanningPass:
                 return
             if sequence.slot < 0:
                 self.start(sequence)
-            self._add(sequence, n_tokens)
+            self._add_prompt(sequence, n_tokens)
             quantum = False
 
     def _next_prompt(self, request_class: RequestClass) -> Sequence | None:
@@ -193,10 +205,9 @@ class PlanningPass:
         books.heavy_saved_us += max(left_us, 0.1 * self.target_us)
         return 0
 
-    def _add(self, sequence: Sequence, n_tokens: int) -> None:
+    def _add_prompt(self, sequence: Sequence, n_tokens: int) -> None:
         request_id, pool, start = sequence.request.request_id, sequence.pool, sequence.n_computed
-        is_prompt = not sequence.is_decoding
-        self.budget.spend(pool, is_prompt=is_prompt, start=start, n_tokens=n_tokens)
+        self.budget.spend_prompt(pool, start, n_tokens)
         self._chosen.add(request_id)
         self._chunks[pool][sequence.slot] = Chunk(
             request_id=request_id,
@@ -204,7 +215,7 @@ class PlanningPass:
             start=start,
             n_tokens=n_tokens,
             sample=n_tokens == sequence.n_pending,
-            is_prompt=is_prompt,
+            is_prompt=True,
         )
 
     def _batches(self) -> tuple[Batch, ...]:

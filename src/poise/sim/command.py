@@ -19,7 +19,9 @@ from poise.sim.simulate import Simulation, simulate
 def sim(
     scenarios: Annotated[list[Path], typer.Argument(help="Scenario files (scenarios/*.toml).", show_default=False)],
     seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 1,
-    runs: Annotated[int, typer.Option(min=1, max=10_000, help="Runs of each scenario, with seeds SEED, SEED+1, ...")] = 1,
+    runs: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Runs of each scenario, with seeds SEED, SEED+1, ...")
+    ] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Run scenarios through the real scheduler and engine loop over a simulated runner.

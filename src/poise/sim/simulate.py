@@ -30,7 +30,9 @@ class Simulation:
     digest: str
 
 
-def simulate(scenario: Scenario, settings: Settings, seed: int, costs: Mapping[str, CostPrior] | None = None) -> Simulation:
+def simulate(
+    scenario: Scenario, settings: Settings, seed: int, costs: Mapping[str, CostPrior] | None = None
+) -> Simulation:
     """Run until every request has ended. The scheduler's invariants are checked after every step.
 
     `costs` are the true costs of the simulated machine, by pool (default: CostPrior's); the scheduler learns them.

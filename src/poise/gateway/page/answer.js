@@ -129,7 +129,7 @@ function countDown(node, seconds) {
   const tick = () => {
     const left = Math.ceil((end - performance.now()) / 1000);
     node.textContent = left > 0 ? `The server suggests trying again in ${left} s.` : "You can try again now.";
-    if (left > 0 && (node.isConnected || left === Math.ceil(seconds))) setTimeout(tick, 1000);
+    if (left > 0 && node.isConnected) setTimeout(tick, 1000);
   };
   tick();
 }

@@ -94,7 +94,6 @@ export class Conversation {
       else if (event.finish) reason = event.finish;
       else if (event.usage) answer.usage(event.usage);
     }
-    signal.throwIfAborted();
     announce(answer.finish(reason));
     answer.offer(this.#retryButton());
   }

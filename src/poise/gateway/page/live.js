@@ -10,7 +10,10 @@ const PERIOD_WHEN_READY_MS = 5000;
 const SAMPLES = 60;
 const CLASSES = ["interactive", "background"];
 
-/** Runs `task` again and again, one at a time, while the page is visible. `task` returns the pause before its next run in ms, or null to stop until wake(). */
+/**
+ * Runs `task` again and again, one at a time, while the page is visible.
+ * `task` resolves to the pause before its next run in ms, or to null to stop until wake().
+ */
 class Poller {
   #task;
   #timer = 0;
@@ -29,8 +32,7 @@ class Poller {
 
   async #run() {
     this.#busy = true;
-    const pauseMs = await this.#task();
-    this.#busy = false;
+    const pauseMs = await this.#task().finally(() => (this.#busy = false));
     if (pauseMs !== null && !document.hidden) this.#timer = setTimeout(() => this.wake(), pauseMs);
   }
 }

@@ -1,0 +1,90 @@
+"""Around every request: its id, the bound on open requests, and the last resort for errors.
+
+Plain ASGI rather than Starlette's BaseHTTPMiddleware, which puts a queue of its own between the client and the answer and
+hides the client's disconnect.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from poise.gateway.errors import ApiError, ClientGone, internal_error, too_many_requests_open
+from poise.gateway.stream import new_error_id
+from poise.metrics.gateway import GatewayMetrics
+
+log = logging.getLogger(__name__)
+
+_SCOPE_KEY = "poise.request_id"
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ALWAYS_ANSWERED = ("/health", "/health/live", "/status", "/metrics")
+"""An operator must be able to look at a server that is full."""
+
+
+class RequestMiddleware:
+    def __init__(self, app: ASGIApp, *, max_open: int, metrics: GatewayMetrics) -> None:
+        self._app = app
+        self._max_open = max_open
+        self._metrics = metrics
+        self._n_open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope[_SCOPE_KEY] = request_id = _request_id(scope)
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        error: ApiError | None = None
+        try:
+            error = await self._bounded(scope, receive, send_with_id)
+        except ClientGone:
+            log.info("[%s] client left before its answer", request_id)
+        except Exception:
+            error_id = new_error_id()
+            log.exception("[%s] internal error %s", request_id, error_id)
+            error = None if started else internal_error(error_id)
+        if error is not None:
+            await error.response()(scope, receive, send_with_id)
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
+        """Let a request pass if there is room for it, else say so."""
+        counts = scope["path"] not in _ALWAYS_ANSWERED
+        if counts and self._n_open >= self._max_open:
+            return too_many_requests_open(self._max_open)
+        self._n_open += counts
+        self._metrics.open_requests.set(self._n_open)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._n_open -= counts
+            self._metrics.open_requests.set(self._n_open)
+        return None
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id of the request that a scope belongs to."""
+    return str(scope.get(_SCOPE_KEY, "-"))
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own id if it is harmless in a log, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value.decode("latin-1")
+            if _CLIENT_ID.fullmatch(given):
+                return str(given)
+    return "req-" + secrets.token_hex(8)
