@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import typer
 from aiohttp import web
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from poise.bench.command import bench, find_scenario
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
@@ -225,6 +224,28 @@ def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_refused("the same server", "tiny", "--url", "http://h:1", "--against", "http://h:1/v1/")
     check_refused("--json absent/x.json: cannot be written", "tiny", "--json", "absent/x.json")
     check_refused("http://127.0.0.1:9 cannot be reached", "tiny", "--url", "http://127.0.0.1:9")
+
+
+def test_the_document_is_complete() -> None:
+    """docs/benchmark.md names every option, every shipped scenario and every measure."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    app = typer.Typer(add_completion=False)
+    app.command()(bench)
+    options = [option for parameter in typer.main.get_command(app).params for option in parameter.opts]
+    named = [option for option in options if option.startswith("--")]
+    assert len(named) == 8
+    named += [f"`{path.stem}`" for path in (root / "scenarios").glob("*.toml")]
+    named += [
+        "TTFT",
+        "| gap |",
+        "longest gap",
+        "end to end",
+        "output tokens/s",
+        "prompt tokens/s",
+        "tokens/s per stream",
+    ]
+    assert [name for name in named if name not in text] == []
 
 
 def test_scenarios_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,9 @@ class Server:
     async def running(self) -> AsyncIterator[Server]:
         app = web.Application()
         app.add_routes([web.post("/v1/chat/completions", self._chat)])
-        runner = web.AppRunner(app, handler_cancellation=True)
+        runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         host, port = runner.addresses[0][:2]
         self.url = f"http://{host}:{port}"
@@ -314,7 +314,7 @@ async def test_cut_before_the_first_token() -> None:
         ttft = record.ttft_ms()
         assert ttft is not None
         assert ttft.bound == ">="
-        assert record.end_ns >= 500_000_000 - record.start_ns
+        assert 0 < record.end_ns <= result.elapsed_ns - record.start_ns
     assert result.window_ns == 300_000_000 < result.elapsed_ns
 
 
@@ -327,7 +327,7 @@ async def test_cut_in_the_stream() -> None:
         await never.wait()
         return response
 
-    result = await check(script, "unfinished", 2, workload=scenario(duration_s=0.3, drain_s=0.2))
+    result = await check(script, "unfinished", 2, workload=scenario(duration_s=1.0, drain_s=0.2))
     ttft, e2e = result.records[0].ttft_ms(), result.records[0].e2e_ms()
     assert ttft is not None
     assert e2e is not None

@@ -64,7 +64,8 @@ def check(records: list[RequestRecord], figure: str, value: float | None, bound:
         assert found is None
     else:
         assert found is not None
-        assert (found.value, found.bound) == (pytest.approx(value), bound)
+        assert found.value == pytest.approx(value)
+        assert found.bound == bound
 
 
 def test_quantiles_interpolate() -> None:

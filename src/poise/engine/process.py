@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -22,7 +23,7 @@ from poise.config.paths import state_dir
 from poise.engine.core import Engine
 from poise.engine.journal import Journal
 from poise.llama.library import EngineLibraryError
-from poise.llama.load import load_runner
+from poise.llama.load import LoadedRunner, Progress, load_runner
 from poise.llama.model import ModelError
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
@@ -102,14 +103,14 @@ class SocketPort:
                 return messages
 
 
-def serve(port: SocketPort) -> int:
+def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRunner]) -> int:
     """Load what Configure names and run the loop until the gateway wants no more. Returns the exit code."""
     configure = port.drain(None, block=True)[0]
     assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
     settings = Settings.model_validate_json(configure.settings)
     journal = Journal()
     try:
-        loaded = load_runner(
+        loaded = load(
             Path(configure.model_path), settings, lambda progress, stage: port.send(wire.Loading(progress, stage))
         )
     except (ModelError, EngineLibraryError) as error:
@@ -155,11 +156,12 @@ def _dump_journal(journal: Journal) -> Path:
     return path
 
 
-def main() -> int:
+def main(load: Callable[[Path, Settings, Progress], LoadedRunner] = load_runner) -> int:
+    """Run an engine over the socket whose number is the last argument."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the gateway's to handle
-    connection = socket.socket(fileno=int(sys.argv[1]))
+    connection = socket.socket(fileno=int(sys.argv[-1]))
     try:
-        return serve(SocketPort(connection))
+        return serve(SocketPort(connection), load)
     except EOFError:
         return 0
 

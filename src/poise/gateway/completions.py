@@ -20,7 +20,14 @@ from poise import __version__
 from poise.config import Settings
 from poise.gateway.body import read_json
 from poise.gateway.engine_client import EngineClient, EnginePhase
-from poise.gateway.errors import ApiError, context_length_exceeded, engine_not_ready, invalid_value, model_not_found
+from poise.gateway.errors import (
+    ApiError,
+    context_length_exceeded,
+    engine_not_ready,
+    engine_unavailable,
+    invalid_value,
+    model_not_found,
+)
 from poise.gateway.fields import JsonObject
 from poise.gateway.generation import ChoiceRequest, Generation, Origin
 from poise.gateway.middleware import request_id_of
@@ -123,14 +130,16 @@ class Completions:
 
     def _available(self) -> tuple[Ready, TextModel]:
         state, text = self._engine.state, self._text.current
-        if state.phase is not EnginePhase.READY or state.ready is None or text is None:
+        if state.phase is not EnginePhase.READY or state.ready is None:
             raise engine_not_ready(state)
+        if text is None:
+            raise engine_unavailable("the vocabulary is being loaded", state.retry_after_s)
         return state.ready, text
 
     async def _tokenise(self, text: TextModel, parsed: ChatRequest | CompletionRequest) -> Prompts:
         if isinstance(parsed, ChatRequest):
             return Prompts([await text.chat_ids(parsed.messages)], "messages")
-        n_vocab = text.vocab.n_vocab
+        n_vocab = text.vocab.n_tokens
         prompts = Prompts([], "prompt")
         for prompt in parsed.prompts:
             ids = await text.prompt_ids(prompt) if isinstance(prompt, str) else prompt
@@ -144,8 +153,8 @@ class Completions:
     def _choices(self, options: Options, prompts: Prompts, ready: Ready, text: TextModel) -> list[ChoiceRequest]:
         """One engine request for each choice of each prompt, in the order of their indices."""
         for token, _ in options.sampling.logit_bias:
-            if token >= text.vocab.n_vocab:
-                raise invalid_value("logit_bias", f"have token ids below {text.vocab.n_vocab}", token, f"has {token}")
+            if token >= text.vocab.n_tokens:
+                raise invalid_value("logit_bias", f"have token ids below {text.vocab.n_tokens}", token, f"has {token}")
         seed = secrets.randbits(32) if options.seed is None else options.seed
         return [
             ChoiceRequest(

@@ -110,13 +110,14 @@ def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
 
 def context_length_exceeded(n_prompt: int, n_output: int, limit: int, param: str) -> ApiError:
     """`limit` is the largest context: prompt and output together."""
-    return ApiError(
-        400,
-        "context_length_exceeded",
-        f"The prompt has {n_prompt} tokens and {n_output} output tokens were to follow: {n_prompt + n_output} together, "
-        f"but the largest context holds {limit}. Shorten the prompt or ask for fewer output tokens.",
-        param=param,
-    )
+    if n_prompt > limit:
+        message = f"The prompt has {n_prompt} tokens, but the largest context holds {limit}. Shorten it."
+    else:
+        message = (
+            f"The prompt has {n_prompt} tokens, and {n_output} output tokens were asked for: {n_prompt + n_output} together, "
+            f"but the largest context holds {limit}. Shorten the prompt or ask for fewer output tokens."
+        )
+    return ApiError(400, "context_length_exceeded", message, param=param)
 
 
 def model_not_found(model: str, known: list[str]) -> ApiError:
@@ -127,6 +128,13 @@ def model_not_found(model: str, known: list[str]) -> ApiError:
 
 def not_found(path: str) -> ApiError:
     return ApiError(404, "not_found", f"There is nothing at {shown(path)}. /openapi.json lists the endpoints.")
+
+
+def method_not_allowed(method: str, path: str, headers: dict[str, str]) -> ApiError:
+    """`headers` has the Allow of the route."""
+    allowed = headers.get("Allow") or headers.get("allow", "GET")
+    message = f"{shown(path)} does not answer {shown(method)}; it answers {allowed}."
+    return ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
 
 
 def body_too_large(limit: int, found: str) -> ApiError:

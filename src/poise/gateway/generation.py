@@ -15,17 +15,19 @@ from dataclasses import dataclass
 
 from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestEvent, RequestHandle
 from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, refused
-from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage
+from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, queue_comment
 from poise.gateway.stream import new_error_id
 from poise.gateway.text import Detokeniser, StopScanner, TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, RequestClass
-from poise.wire.messages import Finish, Refused, SamplingParams, Start, Token
+from poise.wire.messages import Accepted, Finish, Refused, SamplingParams, Start, Token
 
 log = logging.getLogger(__name__)
 
 CANCELLED = "cancelled"
 """Outcome of a choice that nobody waits for any more."""
+TOLD_WAIT_US = 500_000
+"""A stream that will wait at least this long in the queue is told so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Generation:
         self._continuous_usage = continuous_usage
         self._n_prompt = n_prompt
         self._choices: list[Choice] = []
+        self._accepted: Accepted | None = None
         self._closed = False
 
     async def open(self, requests: Sequence[ChoiceRequest]) -> None:
@@ -95,6 +98,8 @@ class Generation:
                 self._choices.append(Choice(index, handle, self._text, self._stop, wants_logprobs))
             for choice in self._choices:
                 first = await choice.open()
+                if isinstance(first, Accepted):
+                    self._accepted = first
                 if isinstance(first, Refused):
                     raise refused(first, self._origin.request_class, self._origin.prompt_param)
                 if isinstance(first, Finish) and first.reason == ENGINE_LOST:
@@ -108,6 +113,8 @@ class Generation:
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The stream's events, [DONE] included. Raises ApiError when a choice fails: what was sent before stands."""
+        if self._accepted is not None and self._accepted.eta_us >= TOLD_WAIT_US:
+            yield queue_comment(self._accepted.position, self._accepted.eta_us // 1000)
         opened = [False] * len(self._choices)
         async for choice, update in self._updates():
             usage = self._usage() if self._continuous_usage else None
@@ -300,16 +307,16 @@ class Choice:
 
     def _push(self, token: Token) -> str:
         self.n_output += 1
-        piece = self._text.token_bytes(token.token)
-        text = self._detokeniser.push(piece)
+        text = self._detokeniser.push(self._text.token_bytes(token.token))
         if self.wants_logprobs:
             offset = self._n_decoded
             self._n_decoded += len(text)
             # A token that ends within a character is all told when the character is.
             end = self._n_decoded + self._detokeniser.holds_bytes
-            top = [(self._text.token_bytes(other.token), other.logprob) for other in token.top]
+            name = self._text.token_name
+            top = [(name(other.token), other.logprob) for other in token.top]
             logprob = token.logprob if token.logprob is not None else 0.0
-            self._entries.append(TokenEntry(piece, logprob, top, offset, end))
+            self._entries.append(TokenEntry(name(token.token), logprob, top, offset, end))
         return self._scanner.push(text)
 
     def _take_entries(self) -> list[TokenEntry]:

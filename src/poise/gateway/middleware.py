@@ -30,7 +30,6 @@ class RequestMiddleware:
         self._app = app
         self._max_open = max_open
         self._metrics = metrics
-        self._n_open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,15 +62,13 @@ class RequestMiddleware:
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Let a request pass if there is room for it, else say so."""
         counts = scope["path"] not in _ALWAYS_ANSWERED
-        if counts and self._n_open >= self._max_open:
+        if counts and self._metrics.n_open >= self._max_open:
             return too_many_requests_open(self._max_open)
-        self._n_open += counts
-        self._metrics.open_requests.set(self._n_open)
+        self._metrics.n_open += counts
         try:
             await self._app(scope, receive, send)
         finally:
-            self._n_open -= counts
-            self._metrics.open_requests.set(self._n_open)
+            self._metrics.n_open -= counts
         return None
 
 

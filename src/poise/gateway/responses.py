@@ -175,6 +175,11 @@ class CompletionFormat(ResponseFormat):
         return encode(self.heading.as_json("text_completion") | {"choices": choices, "usage": usage.as_json()})
 
 
+def queue_comment(position: int, eta_ms: int) -> bytes:
+    """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip."""
+    return b": queued position=%d eta_ms=%d\n\n" % (position, eta_ms)
+
+
 def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
     content = [
         _token_json(entry.piece, entry.logprob)

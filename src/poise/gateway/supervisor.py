@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from itertools import count
 
 from poise.config import Settings
@@ -28,6 +29,7 @@ from poise.wire.framing import FrameError, FrameReader, encode_frame
 
 log = logging.getLogger(__name__)
 
+ENGINE_COMMAND = (sys.executable, "-m", "poise.engine.process")
 READ_BYTES = 1 << 18
 RESTART_DELAY_FIRST_S = 0.5
 STABLE_AFTER_S = 60.0
@@ -39,8 +41,10 @@ JOURNAL_TIMEOUT_S = 10.0
 class Supervisor:
     """An EngineClient over a real engine process. All methods are called in one event loop."""
 
-    def __init__(self, settings: Settings, model_path: str) -> None:
+    def __init__(self, settings: Settings, model_path: str, command: Sequence[str] = ENGINE_COMMAND) -> None:
+        """`command` starts an engine; the number of its end of the socket pair is added as the last argument."""
         self.state = EngineState()
+        self._command = command
         self._configure = wire.Configure(settings.model_dump_json(), model_path)
         self._delay_max_s = settings.engine.restart_delay_max_s
         self._ids = count(1)
@@ -148,7 +152,7 @@ class Supervisor:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "poise.engine.process", str(theirs.fileno()), pass_fds=[theirs.fileno()]
+                *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()]
             )
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         try:

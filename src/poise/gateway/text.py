@@ -36,13 +36,13 @@ _LITERALS_MAX = 1024
 
 
 class Vocabulary(Protocol):
-    """What the gateway needs of a model file: its vocabulary, without the weights. Must be safe to use from two threads."""
+    """What the gateway needs of a model file: its vocabulary, without the weights. It is used from two threads."""
 
     @property
-    def n_vocab(self) -> int: ...
+    def n_tokens(self) -> int: ...
     @property
-    def bos_id(self) -> int:
-        """Beginning-of-text token; negative when there is none."""
+    def bos(self) -> int | None:
+        """Beginning-of-text token."""
         ...
 
     @property
@@ -50,16 +50,10 @@ class Vocabulary(Protocol):
         """Prompts are meant to begin with it."""
         ...
 
-    @property
-    def bos_text(self) -> str: ...
-    @property
-    def eos_text(self) -> str: ...
-    def tokenize(self, text: str, add_special: bool, parse_special: bool, /) -> list[int]: ...
-    def piece(self, token: int, special: bool, /) -> bytes:
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    def piece(self, token: int, *, special: bool) -> bytes:
         """The token's bytes. Control tokens have none unless `special`."""
         ...
-
-    def is_eog(self, token: int, /) -> bool: ...
 
 
 class TextModel:
@@ -80,12 +74,17 @@ class TextModel:
     async def prompt_ids(self, prompt: str) -> list[int]:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""
         return await self._run(
-            len(prompt) > INLINE_CHARS, lambda: self._one_bos(self.vocab.tokenize(prompt, True, True))
+            len(prompt) > INLINE_CHARS,
+            lambda: self._one_bos(self.vocab.tokenize(prompt, add_special=True, parse_special=True)),
         )
 
     def token_bytes(self, token: int) -> bytes:
         """As it shows in an answer: control tokens are empty."""
-        return self.vocab.piece(token, False)
+        return self.vocab.piece(token, special=False)
+
+    def token_name(self, token: int) -> bytes:
+        """As it shows among log probabilities: control tokens have their names."""
+        return self.vocab.piece(token, special=True)
 
     async def _run(self, large: bool, work: Callable[[], T]) -> T:
         if not large:
@@ -103,13 +102,13 @@ class TextModel:
                     ids += [*self._plain_ids(run), part]
                     run = []
         ids += self._plain_ids(run)
-        if self.vocab.add_bos and self.vocab.bos_id >= 0:
-            ids.insert(0, self.vocab.bos_id)
+        if self.vocab.add_bos and self.vocab.bos is not None:
+            ids.insert(0, self.vocab.bos)
         return self._one_bos(ids)
 
     def _plain_ids(self, run: list[str]) -> list[int]:
         text = "".join(run)
-        return self.vocab.tokenize(text, False, False) if text else []
+        return self.vocab.tokenize(text, add_special=False, parse_special=False) if text else []
 
     def _split_literal(self, text: str) -> list[int | str]:
         """A template's own text as control token ids and the plain text between them. Templates repeat theirs: remembered."""
@@ -117,9 +116,9 @@ class TextModel:
         if parts is None:
             parts = []
             rest = text
-            for token in self.vocab.tokenize(text, False, True):
-                written = self.vocab.piece(token, True).decode("utf-8", "replace")
-                if self.vocab.piece(token, False) or not written:
+            for token in self.vocab.tokenize(text, add_special=False, parse_special=True):
+                written = self.vocab.piece(token, special=True).decode("utf-8", "replace")
+                if self.vocab.piece(token, special=False) or not written:
                     continue  # not a control token: part of the plain text around it
                 before, found, after = rest.partition(written)
                 if found:
@@ -133,8 +132,8 @@ class TextModel:
 
     def _one_bos(self, ids: list[int]) -> list[int]:
         """Templates and callers may write the beginning-of-text token that the vocabulary adds as well."""
-        bos = self.vocab.bos_id
-        return ids[1:] if bos >= 0 and ids[:2] == [bos, bos] else ids
+        bos = self.vocab.bos
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
 @dataclass(slots=True)

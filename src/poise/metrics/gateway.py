@@ -101,7 +101,10 @@ class GatewayMetrics:
             by_class,
             registry=registry,
         )
-        self.open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
+        self.n_open = 0
+        """HTTP requests being answered."""
+        open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
+        open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
         for name in RequestClass:  # so that the series exist, at 0, before the first request
             for family in (self._ttft, self._gap, self._queue_wait, self._duration):

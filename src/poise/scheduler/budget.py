@@ -3,8 +3,9 @@
 The cost of a batch is taken as linear in four features (the form is common in the literature, for example SlidingServe,
 arXiv 2606.05933): one fixed part per call, a part per decode token, per prompt token, and per attended cell. Without the
 last, a chunk late in a long prompt is underestimated five times over. The weights are fitted online, for each pool, from
-measured steps: least squares with exponential forgetting, weights kept non-negative, a pull towards the prior so that
-features that never vary stay where they were. Floating point is used, in a fixed order, so equal inputs give equal plans.
+measured steps: least squares with exponential forgetting and weights kept non-negative. A pull towards the prior, scaled to
+the machine's present speed, decides what the steps leave open: in a long run of like batches the features grow together, and
+without it noise would share out the cost among them at random. Floating point is used, in a fixed order, so equal inputs give equal plans.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from math import sqrt
 
 from poise.scheduler.policy import CostPrior
 
-FORGETTING = 0.98
-"""Weight of the past at each observed step: a memory of about 50 steps."""
+FORGETTING = 0.99
+"""Weight of the past at each observed step: a memory of about 100 steps."""
 
-PRIOR_STRENGTH = 0.02
-"""Weight of the prior against one observation of typical size."""
+PRIOR_STRENGTH = 0.05
+"""Weight of the prior against one observed step; about 100 are remembered."""
+
+SPEED_MEMORY = 0.95
+"""How much of the estimate of the machine's speed, relative to the prior, survives a step."""
 
 OUTLIER_FACTOR = 3.0
 """A step that took more than this many times its prediction counts as this many times: the host was busy elsewhere."""
@@ -61,6 +65,7 @@ class CostModel:
         self._weights = list(self._prior)
         self._gram = [[PRIOR_STRENGTH if i == j else 0.0 for j in range(4)] for i in range(4)]
         self._moment = [PRIOR_STRENGTH * w for w in self._prior]
+        self._slowness = 1.0
         self.n_observed = 0
 
     @property
@@ -114,6 +119,8 @@ class CostModel:
         cost = min(float(cost_us), OUTLIER_FACTOR * self.predict_us(shape)) if self.n_observed > 8 else float(cost_us)
         features = (1.0, shape.decode_tokens / TYPICAL[1], shape.prompt_tokens / TYPICAL[2],
                     shape.attended_cells / TYPICAL[3])  # fmt: skip
+        usual = sum(f * w for f, w in zip(features, self._prior, strict=True))
+        self._slowness = SPEED_MEMORY * self._slowness + (1 - SPEED_MEMORY) * cost / max(1.0, usual)
         # Relative error matters more than absolute error: a small step is weighted up to count like a large one.
         weight = 1.0 / max(0.05, sum(f * f for f in features))
         for i in range(4):
@@ -123,7 +130,7 @@ class CostModel:
             self._moment[i] = FORGETTING * self._moment[i] + scaled * cost
             pull = (1 - FORGETTING) * PRIOR_STRENGTH
             row[i] += pull
-            self._moment[i] += pull * self._prior[i]
+            self._moment[i] += pull * self._prior[i] * self._slowness
         self.n_observed += 1
         self._solve()
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
 from poise.config import Settings, to_policy
 from poise.engine.core import Engine
+from poise.engine.journal import Journal
 from poise.scenarios import Scenario
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.scheduler import Scheduler, Snapshot
@@ -30,14 +30,11 @@ class Simulation:
     digest: str
 
 
-def simulate(
-    scenario: Scenario, settings: Settings, seed: int, costs: Mapping[str, CostPrior] | None = None
-) -> Simulation:
+def simulate(scenario: Scenario, settings: Settings, seed: int, cost: CostPrior | None = None) -> Simulation:
     """Run until every request has ended. The scheduler's invariants are checked after every step.
 
-    `costs` are the true costs of the simulated machine, by pool (default: CostPrior's); the scheduler learns them.
+    `cost` is what the simulated machine really costs (default: CostPrior's own figures); the scheduler has to learn it.
     """
-    costs = dict(costs or {})
     pools = [
         PoolInfo(name, pool.slots, pool.slot_tokens, True, 0)
         for name, pool in (("short", settings.pools.short), ("long", settings.pools.long))
@@ -46,8 +43,8 @@ def simulate(
     world = World(scenario, seed, clock)
     policy = to_policy(settings, slot_cells={p.name: p.slot_cells for p in pools})
     scheduler = Scheduler(policy)
-    runner = SimRunner(pools, clock=clock, cost=costs.get("short"))
-    engine = Engine(scheduler, runner, clock, inbox=world, outbox=world)
+    runner = SimRunner(pools, clock=clock, cost=cost)
+    engine = Engine(scheduler, runner, clock, inbox=world, outbox=world, journal=Journal(capacity=None))
     digest = blake2b(digest_size=16)
     try:
         while True:

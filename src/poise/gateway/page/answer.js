@@ -63,8 +63,9 @@ export class Answer {
     this.#end("", this.text ? this.#figures.list() : []);
     const kept = this.text ? " What had arrived is kept above." : "";
     const line = el("p", { className: "error-text", textContent: error.message + kept });
+    // Outside the alert: a screen reader is to hear the error once, not each second of the countdown.
     const advice = el("p", { className: "help" });
-    const box = el("div", { className: "error", role: "alert" }, line, advice, el("div", { className: "row" }, ...actions));
+    const box = el("div", { className: "error" }, el("div", { role: "alert" }, line), el("div", { className: "row" }, ...actions, advice));
     this.#status.replaceWith(box);
     if (error instanceof ApiError && error.retryAfterS !== null) countDown(advice, error.retryAfterS);
     this.#onGrowth();
@@ -128,7 +129,7 @@ function countDown(node, seconds) {
   const end = performance.now() + seconds * 1000;
   const tick = () => {
     const left = Math.ceil((end - performance.now()) / 1000);
-    node.textContent = left > 0 ? `The server suggests trying again in ${left} s.` : "You can try again now.";
+    node.textContent = left > 0 ? `The server suggests in ${left} s.` : "The suggested wait is over.";
     if (left > 0 && node.isConnected) setTimeout(tick, 1000);
   };
   tick();

@@ -21,7 +21,7 @@ export class ConnectionLost extends Error {}
 /** fetch() with the key, and with a ConnectionLost in place of the browser's own words. */
 export async function send(path, { json, signal, headers = {} } = {}) {
   const options = { headers: { ...headers }, signal, cache: "no-store" };
-  if (apiKey()) options.headers.Authorization = `Bearer ${apiKey()}`;
+  if (apiKey()) options.headers.Authorization = `Bearer ${sendableKey()}`;
   if (json !== undefined) {
     options.method = "POST";
     options.headers["Content-Type"] = "application/json";
@@ -33,6 +33,12 @@ export async function send(path, { json, signal, headers = {} } = {}) {
     if (signal?.aborted && error.name !== "TimeoutError") throw error;
     throw new ConnectionLost("The server cannot be reached.");
   }
+}
+
+/** The browser refuses to send anything else in a header, with an error that nobody would understand. */
+function sendableKey() {
+  if (!/^[!-~]+$/.test(apiKey())) throw new ApiError("The API key has spaces or letters that no key can have.", { status: 401 });
+  return apiKey();
 }
 
 /** A small JSON document. `accept` lists the statuses whose body is wanted besides 200. */

@@ -7,13 +7,14 @@ import { watchHealth, watchStatus } from "./live.js";
 import { apiKey, current, onKeyChange, setUpSettings, update } from "./settings.js";
 
 const CLASS_HELP = {
-  interactive: "Answered first: tokens keep a steady pace, also when the server is busy.",
-  background: "Takes what interactive chats leave: it may wait or pause, and gives way to them.",
+  interactive: "Answered first, at a steady pace.",
+  background: "Takes what interactive chats leave: it may wait or pause.",
 };
 
 let model = null;
 
-const conversation = new Conversation({ modelName, onBusy: showBusy });
+// "default" names the server's model as well, so a question need not wait until the name is known.
+const conversation = new Conversation({ modelName: () => model ?? "default", onBusy: showBusy });
 
 setUpSettings();
 setUpComposer();
@@ -21,20 +22,17 @@ setUpClasses();
 setUpHeader();
 copyButton(() => byId("curl").textContent, byId("curl-copy"));
 showCurl();
-onKeyChange(() => modelName().catch(() => {}));
-const health = watchHealth(() => modelName().catch(() => {}));
+onKeyChange(showModel);
+const health = watchHealth(showModel);
 watchStatus(() => health.wake());
 
-/** The first model of the server's list, asked for until it is known. */
-async function modelName() {
-  if (model === null) {
-    const list = await getJson("/v1/models");
-    model = list.data?.[0]?.id ?? "default";
-    byId("model").textContent = model;
-    byId("model").title = model;
-  }
+/** Asks for the model's name. It fails where a key is wanted, and is then asked again when the key changes. */
+async function showModel() {
+  const list = await getJson("/v1/models").catch(() => null);
+  model = list?.data?.[0]?.id ?? model;
+  byId("model").textContent = model ?? "";
+  byId("model").title = model ?? "";
   showCurl();
-  return model;
 }
 
 function setUpComposer() {

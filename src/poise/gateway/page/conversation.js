@@ -17,7 +17,7 @@ export class Conversation {
   #modelName;
   #onBusy;
 
-  /** `modelName()` resolves to the model to ask for; `onBusy(bool)` runs when an answer begins and ends. */
+  /** `modelName()` is the model to ask for; `onBusy(bool)` runs when an answer begins and ends. */
   constructor({ modelName, onBusy }) {
     this.#modelName = modelName;
     this.#onBusy = onBusy;
@@ -86,7 +86,7 @@ export class Conversation {
   }
 
   async #stream(turn, answer, signal) {
-    const request = this.#request(turn, await this.#modelName());
+    const request = this.#request(turn);
     let reason = "unknown";
     for await (const event of chat(request, signal)) {
       if (event.waiting) announce(answer.wait(event.waiting));
@@ -117,10 +117,10 @@ export class Conversation {
     return el("button", { type: "button", className: "small retry", textContent: "Retry", onclick: () => this.retry() });
   }
 
-  #request(turn, model) {
+  #request(turn) {
     const { system, temperature, maxTokens, requestClass } = current();
     const request = {
-      model,
+      model: this.#modelName(),
       messages: this.#messages(turn, system),
       stream: true,
       stream_options: { include_usage: true },

@@ -112,7 +112,8 @@ function healthNotice({ state, stage, detail }) {
   const reason = detail ? `: ${detail}` : "";
   switch (state) {
     case "loading":
-      return stage ? `The server is getting ready: ${stage}.` : "The server is getting ready.";
+      // The engine's last stage is "ready", while the server still reads the vocabulary.
+      return stage && stage !== "ready" ? `The server is getting ready: ${stage}.` : "The server is getting ready.";
     case "restarting":
       return `The engine is starting again${reason}. Messages can be sent in a moment.`;
     case "failed":

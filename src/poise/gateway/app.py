@@ -1,0 +1,241 @@
+"""The gateway as one ASGI application: what answers at which path.
+
+    app = create_app(settings, engine, model_name="smollm2")
+    set_text(app, text)        # as soon as the vocabulary is loaded; until then requests are answered with 503
+
+The application starts nothing: the engine is the caller's, who can run it in `lifespan`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from poise import __version__
+from poise.config import Settings
+from poise.gateway import schemas
+from poise.gateway.completions import MODEL_ALIAS, Completions
+from poise.gateway.engine_client import EngineClient
+from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
+from poise.gateway.health import Health, read_engine
+from poise.gateway.middleware import RequestMiddleware
+from poise.gateway.tenants import Tenants
+from poise.gateway.text import TextModel, TextSlot
+from poise.metrics.gateway import GatewayMetrics
+
+PAGE_DIR = Path(__file__).parent / "page"
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    settings: Settings,
+    engine: EngineClient,
+    *,
+    model_name: str,
+    text: TextModel | None = None,
+    lifespan: Lifespan | None = None,
+    page_dir: Path = PAGE_DIR,
+) -> FastAPI:
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end."""
+    slot = TextSlot(text)
+    metrics = GatewayMetrics(lambda: read_engine(engine))
+    tenants = Tenants(settings.auth)
+    health = Health(engine, slot, tenants, metrics, model_name)
+    completions = Completions(settings, engine, slot, tenants, metrics, model_name)
+    app = FastAPI(
+        title="poise",
+        version=__version__,
+        description="A local LLM server that keeps its composure under load, with the OpenAI API.",
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(health, lifespan),
+    )
+    app.state.text_slot = slot
+    app.state.metrics = metrics
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
+    _add_generation(app, completions)
+    _add_models(app, Models(engine, tenants, model_name))
+    _add_health(app, health)
+    _add_page(app, page_dir)
+    return app
+
+
+def set_text(app: FastAPI, text: TextModel) -> None:
+    """Give an application its vocabulary, from the event loop."""
+    app.state.text_slot.current = text
+
+
+class Models:
+    """Answers /v1/models: there is one."""
+
+    def __init__(self, engine: EngineClient, tenants: Tenants, model_name: str) -> None:
+        self._engine = engine
+        self._tenants = tenants
+        self._model_name = model_name
+        self._created = int(time.time())
+
+    async def list(self, request: Request) -> Response:
+        self._tenants.identify(request)
+        return _json({"object": "list", "data": [self._card()]})
+
+    async def get(self, request: Request) -> Response:
+        self._tenants.identify(request)
+        name = request.path_params["model_id"]
+        if name not in (self._model_name, MODEL_ALIAS):
+            raise model_not_found(name, [self._model_name, MODEL_ALIAS])
+        return _json(self._card())
+
+    def _card(self) -> dict[str, Any]:
+        ready = self._engine.state.ready
+        return {
+            "id": self._model_name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "poise",
+            "context_length": max(pool.slot_cells for pool in ready.pools) if ready else None,
+        }
+
+
+class PageFiles(StaticFiles):
+    """The page's files, told to load nothing from elsewhere."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        return _guarded(await super().get_response(path, scope))
+
+
+def _add_generation(app: FastAPI, completions: Completions) -> None:
+    parser = completions.parser
+    app.add_api_route(
+        "/v1/chat/completions",
+        completions.chat,
+        methods=["POST"],
+        summary="Continue a conversation",
+        responses=schemas.generation(schemas.ChatCompletion),
+        openapi_extra=schemas.request_body(parser.chat_schema()),
+    )
+    app.add_api_route(
+        "/v1/completions",
+        completions.complete,
+        methods=["POST"],
+        summary="Continue a text",
+        responses=schemas.generation(schemas.Completion),
+        openapi_extra=schemas.request_body(parser.completion_schema()),
+    )
+
+
+def _add_models(app: FastAPI, models: Models) -> None:
+    name = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    app.add_api_route(
+        "/v1/models",
+        models.list,
+        summary="List the models",
+        responses=schemas.answer(schemas.ModelList) | schemas.errors(401, 503),
+    )
+    app.add_api_route(
+        "/v1/models/{model_id:path}",
+        models.get,
+        summary="Describe a model",
+        responses=schemas.answer(schemas.ModelCard) | schemas.errors(401, 404, 503),
+        openapi_extra={"parameters": [name]},
+    )
+
+
+def _add_health(app: FastAPI, health: Health) -> None:
+    not_ready = schemas.answer(schemas.HealthBody, 503, "Not ready to take requests.")
+    app.add_api_route(
+        "/health",
+        health.health,
+        summary="Readiness, with progress while loading",
+        responses=schemas.answer(schemas.HealthBody) | not_ready,
+    )
+    app.add_api_route(
+        "/health/live",
+        health.live,
+        summary="Liveness of the gateway",
+        responses=schemas.answer(schemas.LiveBody),
+    )
+    app.add_api_route("/status", health.status, summary="Live figures", responses=schemas.answer(schemas.StatusBody))
+    app.add_api_route("/metrics", health.metrics, summary="Metrics for Prometheus", response_class=PlainTextResponse)
+    app.add_api_route(
+        "/admin/journal",
+        health.journal,
+        summary="The engine's flight recorder, one JSON object a line",
+        responses=schemas.lines() | schemas.errors(401, 403, 503),
+        response_class=PlainTextResponse,
+    )
+
+
+def _add_page(app: FastAPI, page_dir: Path) -> None:
+    index = page_dir / "index.html"
+
+    async def page(request: Request) -> Response:
+        if not index.is_file():
+            raise not_found(request.url.path)
+        return _guarded(FileResponse(index))
+
+    app.add_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
+    app.mount("/page", PageFiles(directory=page_dir, check_dir=False))
+
+
+def _lifespan(health: Health, inner: Lifespan | None) -> Lifespan:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            if inner is not None:
+                await stack.enter_async_context(inner(app))
+            sampler = asyncio.create_task(health.sample_forever(), name="status-sampler")
+            try:
+                yield
+            finally:
+                sampler.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await sampler
+
+    return lifespan
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Errors of the router and of the static files, in the format of all others."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        return not_found(path).response()
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        return method_not_allowed(request.method, path, headers).response()
+    return ApiError(error.status_code, "http_error", str(error.detail), headers=headers).response()
+
+
+def _guarded(response: Response) -> Response:
+    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    response.headers["Referrer-Policy"] = "no-referrer"
+    return response
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

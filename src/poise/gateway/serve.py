@@ -1,0 +1,180 @@
+"""`poise serve`: check what can be checked at once, start the engine, answer HTTP until a signal, end cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from poise.config import LoadedSettings, Settings
+from poise.gateway.app import create_app
+from poise.gateway.chat import ChatTemplate
+from poise.gateway.engine_client import EnginePhase
+from poise.gateway.protocol import protocol_with_timeout
+from poise.gateway.supervisor import Supervisor
+from poise.gateway.text import TextModel
+from poise.llama.default_model import default_model
+from poise.llama.library import EngineLibraryError
+from poise.llama.load import check_fit
+from poise.llama.model import Model, ModelError
+from poise.wire.messages import Ready
+
+CANNOT_START = 2
+SHUTDOWN_GRACE_S = 3
+
+
+def serve(loaded: LoadedSettings) -> int:
+    """Serve until SIGINT or SIGTERM. Returns the exit code; a start that cannot succeed is one line on stderr and 2."""
+    settings = loaded.settings
+    logging.basicConfig(
+        level=os.environ.get("POISE_LOG", "warning").upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        path = Path(settings.model.path) if settings.model.path else default_model()
+        check_fit(path, settings)
+        vocabulary = Model.load(path, vocab_only=True)
+        listener = _listen(settings)
+    except (ModelError, EngineLibraryError, _CannotListen) as error:
+        print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
+        return CANNOT_START
+    with vocabulary, listener:
+        return _Service(settings, path, vocabulary, listener).run()
+
+
+class _CannotListen(Exception):
+    pass
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handling: signals end it normally, so that the process has an exit code of its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Service:
+    """The gateway's parts, put together once."""
+
+    def __init__(self, settings: Settings, path: Path, vocabulary: Model, listener: socket.socket) -> None:
+        self._settings = settings
+        self._path = path
+        self._vocabulary = vocabulary
+        self._listener = listener
+        self._exit_code = 0
+        self._supervisor = Supervisor(settings, str(path))
+        self._model_name = settings.model.name or vocabulary.name
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        vocab = vocabulary.vocab
+        template = ChatTemplate(vocabulary.chat_template, bos_text=vocab.bos_text, eos_text=vocab.eos_text)
+        app = create_app(
+            settings,
+            self._supervisor,
+            model_name=self._model_name,
+            text=TextModel(vocab, template, self._executor),
+            lifespan=self._lifespan,
+        )
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=protocol_with_timeout(settings.server.body_timeout_s),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
+            )
+        )
+
+    def run(self) -> int:
+        self._server.run(sockets=[self._listener])
+        self._executor.shutdown()
+        return self._exit_code
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop)
+        await self._supervisor.start()
+        announcing = asyncio.create_task(self._announce(), name="announce")
+        try:
+            yield
+        finally:
+            announcing.cancel()
+            await self._supervisor.stop()
+
+    def _stop(self) -> None:
+        """The first signal ends it gracefully, the second at once."""
+        self._server.force_exit = self._server.should_exit
+        self._server.should_exit = True
+
+    async def _announce(self) -> None:
+        """Say what the person at the terminal waits for, and then what is being served."""
+        print(f"loading {self._path.name} ...", flush=True)  # noqa: T201
+        await self._supervisor.wait_until_settled()
+        state = self._supervisor.state
+        if state.phase is EnginePhase.READY and state.ready is not None:
+            print(banner(self._settings, self._model_name, state.ready, self._url()), flush=True)  # noqa: T201
+        elif state.phase is EnginePhase.FAILED:
+            print(f"poise: {state.detail}", file=sys.stderr)  # noqa: T201
+            self._exit_code = CANNOT_START
+            self._server.should_exit = True
+
+    def _url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
+    """What was loaded, the limits of each class, and a line to try."""
+    lines = [f"serving {model_name} ({ready.model_description}, {ready.model_bytes / 1e6:.0f} MB) on {url}", ""]
+    for pool in ready.pools:
+        flash = "on" if pool.flash_attention else "off"
+        lines.append(
+            f"  {pool.name + ' pool':<12} {pool.n_slots} slots of {pool.slot_cells} tokens, "
+            f"{pool.kv_bytes / 1e6:.0f} MB, flash attention {flash}"
+        )
+    for name, limits in (("interactive", settings.classes.interactive), ("background", settings.classes.background)):
+        share = f", at least {limits.min_share:.0%} of compute" if limits.min_share else ""
+        lines.append(
+            f"  {name:<12} up to {limits.queue_max} waiting, {limits.max_output_tokens} output tokens, "
+            f"{limits.itl_target_ms} ms between tokens{share}; prompts over {limits.heavy_tokens} tokens are heavy"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"chat page:  {url}/",
+            f"try:        curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\",
+            '              -d \'{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}\'',
+        ]
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """A listening socket, before anything slow is done. Raises _CannotListen with the address and what to do."""
+    host, port = settings.server.host, settings.server.port
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _CannotListen(f"cannot listen on {host}: {error.strerror}; set server.host") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        what = "is in use; choose another with --port" if error.errno == 98 else f"cannot be used: {error.strerror}"
+        raise _CannotListen(f"{host}:{port} {what}") from error
+    return listener

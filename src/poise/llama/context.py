@@ -1,0 +1,182 @@
+"""One KV pool: a llama_context whose slots are streams of their own, and its books.
+
+Separate streams (`kv_unified = false`) keep a long sequence from taxing the attention of the others. The number of cells
+each slot holds is kept here too, so that a batch which does not fit is refused before llama.cpp sees it, and the sequences
+that share no row with the mistake go on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from poise.engine.ports import Row, RunnerError
+from poise.llama.batch import BatchBuffer
+from poise.llama.library import FLASH_OFF, FLASH_ON, KV_TYPES, ContextPointer
+from poise.llama.memory import PoolSpec
+from poise.llama.model import Model, ModelError
+from poise.wire.messages import PoolInfo
+
+DECODE_PROBLEMS = {
+    1: "no room in the KV cells",
+    2: "aborted",
+    -1: "invalid batch",
+    -2: "out of memory",
+    -3: "computation failed",
+}
+
+
+class PoolContext:
+    """A pool on a loaded model; free it with `close` before the model. `unified` builds one stream that all slots share."""
+
+    def __init__(
+        self, model: Model, spec: PoolSpec, *, batch_tokens: int, threads: int, kv_type: str, unified: bool = False
+    ) -> None:
+        flash = bool(spec.flash_attention)
+        if kv_type != "f16" and not flash:
+            raise ModelError(model.path, f"KV cells of type {kv_type} need flash attention in pool {spec.name}")
+        self._library = model.library
+        self._model = model
+        self._pointer: ContextPointer | None = self._create(model, spec, flash, batch_tokens, threads, kv_type, unified)
+        self._memory = self._library.get_memory(self._pointer)
+        self._batch = BatchBuffer(self._library, batch_tokens, spec.slot_cells)
+        self._filled = [0] * spec.n_slots
+        self._state = np.empty(0, np.uint8)
+        self._rows_by_address: dict[int, npt.NDArray[np.float32]] = {}
+        self._row_type = ctypes.c_float * model.n_vocab
+        self.info = PoolInfo(
+            name=spec.name,
+            n_slots=spec.n_slots,
+            slot_cells=spec.slot_cells,
+            flash_attention=flash,
+            kv_bytes=spec.n_slots * spec.built_cells * model.kv_bytes_per_token(kv_type),
+        )
+
+    def _create(
+        self, model: Model, spec: PoolSpec, flash: bool, batch_tokens: int, threads: int, kv_type: str, unified: bool
+    ) -> ContextPointer:
+        params = self._library.context_default_params()
+        params.n_ctx = spec.built_cells * (1 if unified else spec.n_slots)
+        params.n_seq_max = spec.n_slots
+        params.n_batch = params.n_ubatch = batch_tokens
+        # One row of logits for each slot at most; the default would reserve one for each token of the batch.
+        params.n_outputs_max = min(spec.n_slots, batch_tokens)
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = FLASH_ON if flash else FLASH_OFF
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.no_perf = True
+        params.kv_unified = unified
+        self._library.log.clear()
+        pointer = self._library.init_from_model(model.pointer, params)
+        if pointer is None:
+            raise ModelError(model.path, f"pool {spec.name} cannot be built ({self._library.log.reason()})")
+        return pointer
+
+    @property
+    def pointer(self) -> ContextPointer:
+        assert self._pointer is not None, "the pool is closed"
+        return self._pointer
+
+    def compute(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
+        """One forward pass. Returns a row of logits for each row with `sample`, valid until the next pass.
+
+        Raises RunnerError. If the rows did not fit their slots, nothing changed; if the pass failed, their slots are empty.
+        """
+        for row in rows:
+            self._check_fit(row)
+        outputs = self._batch.fill(rows)
+        self._library.log.clear()
+        code = self._library.decode(self.pointer, self._batch.struct)
+        self._library.synchronize(self.pointer)  # a GPU may still be at it, and the caller takes the time
+        if code != 0:
+            for row in rows:
+                self.release(row.slot)
+            problem = DECODE_PROBLEMS.get(code, "unknown error")
+            raise RunnerError(
+                f"llama_decode: {problem} ({code}) in pool {self.info.name}: {self._library.log.reason()}"
+            )
+        for row in rows:
+            self._filled[row.slot] += len(row.tokens)
+        return [self._logits(index) for index in outputs]
+
+    def _check_fit(self, row: Row) -> None:
+        filled = self._filled[row.slot]
+        if row.start != filled:
+            raise RunnerError(
+                f"slot {row.slot} of pool {self.info.name} holds {filled} cells, row starts at {row.start}"
+            )
+        if filled + len(row.tokens) > self.info.slot_cells:
+            raise RunnerError(f"slot {row.slot} of pool {self.info.name} has no room for {len(row.tokens)} more tokens")
+
+    def _logits(self, index: int) -> npt.NDArray[np.float32]:
+        pointer = self._library.get_logits_ith(self.pointer, index)
+        if not pointer:
+            raise RunnerError(f"no logits at {index} of a batch in pool {self.info.name}")
+        # llama.cpp reuses its output buffer, so the same few addresses come back; making an array costs 2 µs.
+        address = ctypes.addressof(pointer.contents)
+        row = self._rows_by_address.get(address)
+        if row is None:
+            row = np.ctypeslib.as_array(self._row_type.from_address(address))
+            self._rows_by_address[address] = row
+        return row
+
+    def release(self, slot: int) -> None:
+        """Empty a slot."""
+        self._library.memory_seq_rm(self._memory, slot, -1, -1)
+        self._filled[slot] = 0
+
+    def truncate(self, slot: int, n_cells: int) -> None:
+        """Forget what a slot holds from position `n_cells` on."""
+        self._library.memory_seq_rm(self._memory, slot, n_cells, -1)
+        self._filled[slot] = n_cells
+
+    def double(self, slot: int, spare: int) -> None:
+        """Give a slot of a unified pool a second copy of each of its cells, at the same positions.
+
+        For measuring only: a pass then attends to twice the cells, while the sequence stands where it was.
+        """
+        self.write_state(spare, self.read_state(slot), self._filled[slot])
+        self._library.memory_seq_cp(self._memory, spare, slot, -1, -1)
+        self.release(spare)
+
+    def move(self, source: int, target: int) -> None:
+        """Carry a sequence's state to an empty slot. A copy through memory costs a fraction of a copy between streams."""
+        assert self._filled[target] == 0, f"move into slot {target} of pool {self.info.name}, which is not empty"
+        if self._filled[source]:
+            self.write_state(target, self.read_state(source), self._filled[source])
+        self.release(source)
+
+    def read_state(self, slot: int) -> npt.NDArray[np.uint8]:
+        """A slot's state, valid until the next call."""
+        size = self._library.state_seq_get_size(self.pointer, slot)
+        if size > len(self._state):
+            self._state = np.empty(size + size // 4, np.uint8)
+        n = self._library.state_seq_get_data(self.pointer, _bytes_at(self._state), size, slot)
+        if n != size:
+            raise RunnerError(f"the state of slot {slot} of pool {self.info.name} could not be read")
+        return self._state[:n]
+
+    def write_state(self, slot: int, state: npt.NDArray[np.uint8], n_cells: int) -> None:
+        """Put a state of `n_cells` cells into a slot, replacing what it held."""
+        if not self._library.state_seq_set_data(self.pointer, _bytes_at(state), len(state), slot):
+            self.release(slot)
+            raise RunnerError(f"a state could not be written to slot {slot} of pool {self.info.name}")
+        self._filled[slot] = n_cells
+
+    def last_position(self, slot: int) -> int:
+        """The highest position llama.cpp holds in a slot, -1 when it is empty."""
+        return self._library.memory_seq_pos_max(self._memory, slot)
+
+    def close(self) -> None:
+        """Free the context. Later calls do nothing."""
+        pointer, self._pointer = self._pointer, None
+        self._rows_by_address.clear()
+        if pointer is not None:
+            self._library.free(pointer)
+
+
+def _bytes_at(array: npt.NDArray[np.uint8]) -> ctypes._Pointer[ctypes.c_uint8]:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -1,0 +1,91 @@
+"""From settings to a runner that is ready: memory check, weights, measured choices, pools."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from poise.config import PoolSettings, Settings
+from poise.llama.gguf import read_header
+from poise.llama.measure import choose
+from poise.llama.memory import PoolSpec, check_memory, memory_needed
+from poise.llama.model import Model
+from poise.llama.runner import LlamaRunner
+from poise.scheduler.policy import LONG_POOL, SHORT_POOL, CostPrior
+from poise.wire.messages import Ready
+
+Progress = Callable[[float, str], None]
+
+WEIGHTS_DONE = 0.6
+"""Share of the progress bar that loading the weights takes; measuring and building the pools take the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRunner:
+    """A runner, what the gateway is told about it, and what was measured for the scheduler (by pool)."""
+
+    runner: LlamaRunner
+    ready: Ready
+    chunk_tokens: dict[str, int]
+    priors: dict[str, CostPrior]
+
+
+def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
+    """Load the model and build the pools. Raises ModelError or EngineLibraryError with one line."""
+    check_fit(path, settings)
+    engine = settings.engine
+    model = Model.load(
+        path,
+        gpu_layers=engine.gpu_layers,
+        progress=lambda done: progress(WEIGHTS_DONE * done, "loading the model"),
+    )
+    try:
+        specs = pool_specs(settings)
+        choices = choose(
+            model,
+            specs,
+            kv_type=engine.kv_type,
+            threads=engine.threads,
+            batch_tokens=engine.batch_tokens,
+            progress=lambda done: progress(
+                WEIGHTS_DONE + (1 - WEIGHTS_DONE) * done, "measuring flash attention (first start with this model)"
+            ),
+        )
+        built = [replace(spec, flash_attention=choices[spec.name].flash_attention) for spec in specs]
+        runner = LlamaRunner(
+            model, built, batch_tokens=engine.batch_tokens, threads=engine.threads, kv_type=engine.kv_type
+        )
+    except BaseException:
+        model.close()
+        raise
+    ready = Ready(
+        model_description=model.description,
+        model_bytes=model.size_bytes,
+        n_vocab=model.n_vocab,
+        context_train=model.context_train,
+        pools=list(runner.pools),
+        pid=os.getpid(),
+    )
+    chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
+    priors = {name: choice.prior for name, choice in choices.items() if choice.prior is not None}
+    return LoadedRunner(runner, ready, chunk_tokens, priors)
+
+
+def check_fit(path: Path, settings: Settings) -> None:
+    """Refuse a file that is not a whole GGUF, or a model and pools that memory cannot hold. Reads the header only."""
+    header = read_header(path)
+    engine = settings.engine
+    need = memory_needed(header, pool_specs(settings), kv_type=engine.kv_type, batch_tokens=engine.batch_tokens)
+    check_memory(path, need, reserve_bytes=engine.memory_reserve_mb << 20)
+
+
+def pool_specs(settings: Settings) -> list[PoolSpec]:
+    """The pools as the settings ask for them."""
+    return [_spec(SHORT_POOL, settings.pools.short), _spec(LONG_POOL, settings.pools.long)]
+
+
+def _spec(name: str, pool: PoolSettings) -> PoolSpec:
+    flash = {"on": True, "off": False, "auto": None}[pool.flash_attention]
+    return PoolSpec(name, pool.slots, pool.slot_tokens, flash)

@@ -1,0 +1,273 @@
+"""Chooses flash attention and the prompt chunk of each pool by measuring this host once, and remembers it.
+
+On a CPU flash attention is faster for short contexts and slower for long ones, by factors that depend on processor and model;
+so "auto" is a measurement. For each pool, with flash attention on and off in turn, a few passes that are typical for it:
+
+    short pool   8 decodes at position 128; a chunk of 16 prompt tokens there
+    long pool    a decode, a chunk of 16 and a chunk of 64 prompt tokens, with 2,048 cells to attend to
+
+Computing 2,048 positions would take many seconds. The time of a pass depends on how many cells are attended to, not on what
+they hold, so 16 computed cells are doubled by copying their state until there are enough. That needs a context whose slots
+share one stream; with one sequence in it, it computes what a slot's own stream would.
+
+The same passes give the scheduler's cost model its first guess. On a model so slow that this would take longer than the
+limit, one token is timed and the rule of thumb is used: on for short contexts, off for long ones on a CPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Self
+
+import msgspec
+
+from poise.config.paths import cache_dir
+from poise.engine.ports import Row
+from poise.llama.cachefile import read_entries, write_entry
+from poise.llama.context import PoolContext
+from poise.llama.memory import PoolSpec
+from poise.llama.model import Model
+from poise.scheduler.budget import BatchShape, CostModel
+from poise.scheduler.policy import LONG_POOL, CostPrior
+
+QUANTUM = 16
+LARGE_CHUNK = 64
+CHEAPER = 0.85
+"""A large chunk is worth saving up for when its tokens cost less than this share of a small one's."""
+NEAR, FAR = 128, 2048
+ROWS_MAX = 8
+REPETITIONS = 3
+LIMIT_S = 8.0
+FIT_ROUNDS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class PoolChoice:
+    """What was measured to be best for a pool, and the first guess of its cost model."""
+
+    flash_attention: bool
+    chunk_tokens: int
+    prior: CostPrior
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """How the pools will be computed."""
+
+    threads: int
+    kv_type: str
+    gpu_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward pass to time: `n_rows` sequences that attend to `depth` cells compute `n_tokens` more each."""
+
+    n_rows: int
+    n_tokens: int
+    depth: int
+
+    @property
+    def shape(self) -> BatchShape:
+        shape = BatchShape()
+        for _ in range(self.n_rows):
+            shape.add(is_prompt=self.n_tokens > 1, start=self.depth, n_tokens=self.n_tokens)
+        return shape
+
+
+Times = dict[Pass, float]
+"""Microseconds of each pass."""
+
+
+def choose(
+    model: Model,
+    pools: Sequence[PoolSpec],
+    host: Host,
+    *,
+    cache_file: Path | None = None,
+    progress: Callable[[float], None] = lambda _: None,
+    limit_s: float = LIMIT_S,
+) -> dict[str, PoolChoice]:
+    """A choice for each pool, from the cache or measured now. A pool's own setting and quantised KV cells go before."""
+    cache_file = cache_file or cache_dir() / "measurements.json"
+    key = _identity(model, pools, host)
+    known = _known(read_entries(cache_file).get(key), pools)
+    if known:
+        return known
+    choices: dict[str, PoolChoice] = {}
+    begin = time.perf_counter()
+    for i, pool in enumerate(pools):
+        progress(i / len(pools))
+        choices[pool.name] = _measure(model, pool, host, deadline=begin + limit_s * (i + 1) / len(pools))
+    write_entry(cache_file, key, msgspec.to_builtins(choices))
+    progress(1.0)
+    return choices
+
+
+def _measure(model: Model, pool: PoolSpec, host: Host, deadline: float) -> PoolChoice:
+    modes = [True, False] if pool.flash_attention is None else [pool.flash_attention]
+    if host.kv_type != "f16":
+        modes = [True]
+    with ExitStack() as stack:
+        probes = [stack.enter_context(_Probe(model, pool, mode, host)) for mode in modes]
+        times = _times(probes, typical_passes(pool), deadline)
+    best = modes.index(_faster(pool, host, dict(zip(modes, times, strict=True))))
+    return PoolChoice(modes[best], _chunk_tokens(times[best]), _fit(times[best]))
+
+
+def typical_passes(pool: PoolSpec) -> list[Pass]:
+    """What is timed for a pool. The first is a single token: it tells how slow this is going to be."""
+    first = Pass(1, 1, 0)
+    if pool.name == LONG_POOL:
+        far = QUANTUM
+        while far * 2 <= min(FAR, pool.slot_cells // 2):
+            far *= 2
+        return [first, Pass(1, QUANTUM, 0), Pass(1, 1, far), Pass(1, QUANTUM, far), Pass(1, LARGE_CHUNK, far)]
+    near = min(NEAR, pool.slot_cells // 2)
+    rows = min(ROWS_MAX, pool.n_slots)
+    return [first, Pass(1, QUANTUM, 0), Pass(1, 1, near), Pass(rows, 1, near), Pass(1, QUANTUM, near)]
+
+
+def _times(probes: Sequence[_Probe], passes: Sequence[Pass], deadline: float) -> list[Times]:
+    """Median times, the probes taking turns. After the deadline, what is left over is missing for all of them."""
+    times: list[Times] = [{} for _ in probes]
+    for timed in passes:
+        samples: list[list[float]] = [[] for _ in probes]
+        while len(samples[0]) < REPETITIONS and not (samples[0] and time.perf_counter() > deadline):
+            for probe, sample in zip(probes, samples, strict=True):
+                sample.append(probe.time_us(timed))
+        for measured, sample in zip(times, samples, strict=True):
+            measured[timed] = median(sample)
+        # No pass costs more than its tokens would one by one, the filling before it included.
+        one_s = max(measured[passes[0]] for measured in times) * 1e-6
+        if time.perf_counter() + one_s * 2 * LARGE_CHUNK > deadline:
+            break
+    return times
+
+
+def _faster(pool: PoolSpec, host: Host, times: dict[bool, Times]) -> bool:
+    """The mode in which the pool's typical step is cheaper; without measurements at depth, the rule of thumb."""
+    if len(times) == 1:
+        return next(iter(times))
+    typical = [timed for timed in times[True] if timed.depth]
+    if len(typical) < len([timed for timed in typical_passes(pool) if timed.depth]):
+        return host.gpu_layers > 0 or pool.name != LONG_POOL
+    return min(times, key=lambda mode: _step_us(times[mode]))
+
+
+def _step_us(times: Times) -> float:
+    """The decodes, and 16 prompt tokens in whichever chunks are cheaper."""
+    deep = {timed: us for timed, us in times.items() if timed.depth}
+    decodes = max(us for timed, us in deep.items() if timed.n_tokens == 1)
+    return decodes + min(us * QUANTUM / timed.n_tokens for timed, us in deep.items() if timed.n_tokens > 1)
+
+
+def _chunk_tokens(times: Times) -> int:
+    """The large chunk, where it was measured and is clearly cheaper."""
+    per_token = {timed.n_tokens: us / timed.n_tokens for timed, us in times.items() if timed.depth}
+    large = per_token.get(LARGE_CHUNK)
+    return LARGE_CHUNK if large is not None and large < CHEAPER * per_token[QUANTUM] else QUANTUM
+
+
+def _fit(times: Times) -> CostPrior:
+    """The scheduler's own cost model, taught with the measured passes."""
+    one = next(iter(times.values()))
+    guess = CostPrior(fixed_us=0.3 * one, decode_us=0.7 * one, prompt_us=0.5 * one, attended_us=1e-4 * one)
+    model = CostModel(guess)
+    for _ in range(FIT_ROUNDS):
+        for timed, us in times.items():
+            model.observe(timed.shape, round(us))
+    return CostPrior(model.fixed_us, model.decode_us, model.prompt_us, model.attended_us)
+
+
+class _Probe:
+    """A small context of a pool's kind, in one mode, in which passes are timed. A context manager."""
+
+    def __init__(self, model: Model, pool: PoolSpec, flash_attention: bool, host: Host) -> None:
+        passes = typical_passes(pool)
+        self._unified = pool.name == LONG_POOL
+        spec = PoolSpec(
+            name=pool.name,
+            n_slots=2 if self._unified else max(timed.n_rows for timed in passes),
+            slot_cells=max(timed.depth + timed.n_tokens for timed in passes) + QUANTUM,
+            flash_attention=flash_attention,
+        )
+        self._context = PoolContext(
+            model, spec, batch_tokens=NEAR, threads=host.threads, kv_type=host.kv_type, unified=self._unified
+        )
+        self._depth = 0
+        self._compute(Pass(1, 1, 0), start=0)  # pages the weights in
+        self._context.release(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.close()
+
+    def time_us(self, timed: Pass) -> float:
+        if timed.depth > self._depth:
+            self._deepen(timed)
+        start = 0 if timed.depth == 0 else QUANTUM if self._unified else timed.depth
+        begin = time.perf_counter()
+        self._compute(timed, start)
+        elapsed = time.perf_counter() - begin
+        for slot in range(timed.n_rows):
+            self._context.truncate(slot, start)
+        return elapsed * 1e6
+
+    def _compute(self, timed: Pass, start: int) -> None:
+        tokens = list(range(timed.n_tokens))
+        self._context.compute([Row(0, slot, start, tokens, timed.n_tokens == 1) for slot in range(timed.n_rows)])
+
+    def _deepen(self, timed: Pass) -> None:
+        """Fill the slots up to the pass's depth: computed in one slot and copied to the others, or doubled."""
+        self._depth = timed.depth
+        self._compute(Pass(1, QUANTUM if self._unified else timed.depth, 0), start=0)
+        if self._unified:
+            for _ in range((timed.depth // QUANTUM).bit_length() - 1):
+                self._context.double(0, spare=1)
+        else:
+            state = self._context.read_state(0)
+            for slot in range(1, self._context.info.n_slots):
+                self._context.write_state(slot, state, timed.depth)
+
+
+def _identity(model: Model, pools: Sequence[PoolSpec], host: Host) -> str:
+    """Everything that a measurement depends on."""
+    with model.path.open("rb") as file:
+        beginning = hashlib.sha256(file.read(1 << 20)).hexdigest()
+    parts = {
+        "model": [model.header.file_bytes, beginning],
+        "cpu": _cpu_name(),
+        "host": msgspec.to_builtins(host),
+        "library": [model.library.version().decode(), metadata.version("llama-cpp-python")],
+        "pools": msgspec.to_builtins(list(pools)),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _known(entry: object, pools: Sequence[PoolSpec]) -> dict[str, PoolChoice]:
+    """A cached answer, if it is one for these pools."""
+    try:
+        choices = msgspec.convert(entry, dict[str, PoolChoice])
+    except msgspec.ValidationError:
+        return {}
+    return choices if list(choices) == [pool.name for pool in pools] else {}

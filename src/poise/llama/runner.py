@@ -1,0 +1,128 @@
+"""Computes the scheduler's batches on llama.cpp: one context per KV pool over one set of weights.
+
+The live adapter of the `Runner` port. It holds no policy: rows, slots and moves come from the plan, and what does not fit is
+an error. Everything runs on the engine's one compute thread; other threads must keep out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+from typing import Self
+
+from poise.engine.ports import Row, Sampled
+from poise.llama.context import PoolContext
+from poise.llama.memory import PoolSpec
+from poise.llama.model import Model
+from poise.llama.sampler import Floats, Sampler
+from poise.scheduler.plan import KvOperation, ReleaseSlot
+from poise.wire.messages import PoolInfo, SamplingParams, Token
+
+__all__ = ["LlamaRunner", "PoolSpec", "fit_to_model", "usable_threads"]
+
+
+class LlamaRunner:
+    """Implements `poise.engine.ports.Runner`. Takes over the model: closing the runner closes it too."""
+
+    def __init__(
+        self,
+        model: Model,
+        pools: Sequence[PoolSpec],
+        *,
+        batch_tokens: int = 512,
+        threads: int = 0,
+        kv_type: str = "f16",
+    ) -> None:
+        """Build the pools. Raises ModelError, with everything freed again.
+
+        A slot has the cells its spec asks for, but never more than the context the model was trained on.
+        threads 0: one for each core that this process may use.
+        """
+        self.model = model
+        self._eog = frozenset(model.vocab.eog_tokens)
+        self._samplers: dict[int, Sampler] = {}
+        self._contexts: dict[str, PoolContext] = {}
+        try:
+            for spec in pools:
+                self._contexts[spec.name] = PoolContext(
+                    model,
+                    fit_to_model(spec, model),
+                    batch_tokens=batch_tokens,
+                    threads=threads or usable_threads(),
+                    kv_type=kv_type,
+                )
+            self._warm_up()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _warm_up(self) -> None:
+        """One token through each pool, so that the first request does not pay for paging in the weights."""
+        for context in self._contexts.values():
+            context.compute([Row(request_id=0, slot=0, start=0, tokens=[0], sample=True)])
+            context.release(0)
+
+    @property
+    def pools(self) -> Sequence[PoolInfo]:
+        return [context.info for context in self._contexts.values()]
+
+    def slot_positions(self, pool: str, slot: int) -> int:
+        """The highest position in the slot, -1 when it is empty."""
+        return self._contexts[pool].last_position(slot)
+
+    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
+        self._samplers[request_id] = Sampler(sampling, prompt, self.model.n_vocab, self.model.vocab.eog_tokens)
+
+    def close(self, request_id: int) -> None:
+        self._samplers.pop(request_id, None)
+
+    def apply(self, operation: KvOperation) -> None:
+        context = self._contexts[operation.pool]
+        if isinstance(operation, ReleaseSlot):
+            context.release(operation.slot)
+        else:
+            context.move(operation.source, operation.target)
+
+    def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        assert all(row.slot < after.slot for row, after in pairwise(rows)), (
+            f"rows are not in ascending slot order: {[row.slot for row in rows]}"
+        )
+        logits = self._contexts[pool].compute(rows)
+        ids = [row.request_id for row in rows if row.sample]
+        return [self._sample(request_id, row) for request_id, row in zip(ids, logits, strict=True)]
+
+    def _sample(self, request_id: int, logits: Floats) -> Sampled:
+        drawn = self._samplers[request_id].draw(logits)
+        return Sampled(Token(request_id, drawn.token, drawn.logprob, drawn.top), ends=drawn.token in self._eog)
+
+    def shutdown(self) -> None:
+        """Free samplers, pools and model, in this order. Later calls do nothing."""
+        self._samplers.clear()
+        for context in self._contexts.values():
+            context.close()
+        self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+
+def fit_to_model(spec: PoolSpec, model: Model) -> PoolSpec:
+    """The pool with its slots cut to the context the model was trained on."""
+    return replace(spec, slot_cells=min(spec.slot_cells, model.context_train)) if model.context_train else spec
+
+
+def usable_threads(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use, by its affinity and by its control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = quota_file.read_text().split()
+        return max(1, min(cores, ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores  # no control group with a quota ("max")

@@ -1,0 +1,265 @@
+"""What every Runner promises, as one suite. `test_runner.py` runs it against each runner of `conftest.py`.
+
+Greedy continuations are the instrument: a sequence whose cells were lost, mixed up or computed twice goes on differently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+import pytest
+
+from poise.engine.ports import Row, Runner, RunnerError, Sampled
+from poise.scheduler.plan import MoveSlot, ReleaseSlot
+from poise.wire.messages import SamplingParams
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+
+# Beginnings of English text in SmolLM2's vocabulary; to the simulated model all ids are alike.
+CAPITALS = [504, 3575, 282, 4649, 314, 7042, 30, 378, 3575, 282, 4521, 314, 11452, 30, 378, 3575, 282, 7158, 314]
+STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6560, 2141, 260, 3150, 30, 1963, 1194]
+TEA = [2068, 919, 7188, 28, 808, 17663, 634, 913, 281, 253, 44328, 30, 3875, 1830, 253, 7188, 8727, 618, 253, 7118, 284]
+
+
+class InspectableRunner(Runner, Protocol):
+    def slot_positions(self, pool: str, slot: int) -> int: ...
+
+
+@dataclass
+class Subject:
+    """A runner under test. `n_comparable`: tokens that must agree when the same sequence was computed in another way."""
+
+    runner: InspectableRunner
+    n_comparable: int
+
+
+class Sequence:
+    """A request driven by hand, one row at a time."""
+
+    ids = count(1)
+
+    def __init__(
+        self, subject: Subject, slot: int, prompt: list[int], sampling: SamplingParams = GREEDY, pool: str = "short"
+    ) -> None:
+        self.runner = subject.runner
+        self.request_id = next(self.ids)
+        self.pool, self.slot, self.prompt = pool, slot, prompt
+        self.n_computed = 0
+        self.output: list[int] = []
+        self.runner.open(self.request_id, prompt, sampling)
+
+    def row(self, n_tokens: int, *, sample: bool | None = None) -> Row:
+        """The next `n_tokens` known tokens; `sample` defaults to whether they are the last."""
+        known = self.prompt + self.output
+        tokens = known[self.n_computed : self.n_computed + n_tokens]
+        last = self.n_computed + n_tokens == len(known)
+        return Row(self.request_id, self.slot, self.n_computed, tokens, last if sample is None else sample)
+
+    def took(self, row: Row, sampled: Sampled | None) -> None:
+        self.n_computed += len(row.tokens)
+        if sampled is not None:
+            self.output.append(sampled.token.token)
+
+    def compute(self, n_tokens: int) -> list[Sampled]:
+        row = self.row(n_tokens)
+        sampled = self.runner.execute(self.pool, [row])
+        self.took(row, sampled[0] if sampled else None)
+        return sampled
+
+    def greedy(self, n: int) -> list[int]:
+        """The output after `n` more tokens were drawn."""
+        for _ in range(n):
+            self.compute(len(self.prompt) + len(self.output) - self.n_computed)
+        return self.output
+
+    def move(self, target: int) -> None:
+        self.runner.apply(MoveSlot(self.pool, self.slot, target, self.request_id))
+        self.slot = target
+
+    def release(self) -> None:
+        self.runner.apply(ReleaseSlot(self.pool, self.slot, self.request_id))
+        self.runner.close(self.request_id)
+
+
+def together(sequences: list[Sequence], n: int) -> None:
+    """Draw `n` tokens for each sequence, all in one batch at a time."""
+    for _ in range(n):
+        rows = [s.row(len(s.prompt) + len(s.output) - s.n_computed) for s in sequences]
+        for sequence, row, sampled in zip(
+            sequences, rows, sequences[0].runner.execute(sequences[0].pool, rows), strict=True
+        ):
+            sequence.took(row, sampled)
+
+
+def alone(subject: Subject, prompt: list[int], n: int) -> list[int]:
+    """A greedy continuation in slot 0 of the short pool, which is empty before and after."""
+    sequence = Sequence(subject, 0, prompt)
+    output = sequence.greedy(n)
+    sequence.release()
+    return output
+
+
+class RunnerContract:
+    def test_greedy_continuation_is_deterministic(self, subject: Subject) -> None:
+        """The same prompt gives the same tokens, whichever slot it is in."""
+        first = alone(subject, STORY, 12)
+        assert alone(subject, STORY, 12) == first
+        assert Sequence(subject, 2, STORY).greedy(12) == first
+
+    def test_different_prompts_differ(self, subject: Subject) -> None:
+        """Otherwise the tests of this suite would prove nothing."""
+        assert alone(subject, STORY, 8) != alone(subject, TEA, 8)
+
+    @pytest.mark.parametrize("chunks", [[1, 18], [7, 7, 5], [16, 3], [18, 1]])
+    def test_chunking_does_not_change_the_tokens(self, subject: Subject, chunks: list[int]) -> None:
+        """A prompt computed in several chunks continues as one computed at once."""
+        whole = alone(subject, CAPITALS, subject.n_comparable)
+        sequence = Sequence(subject, 0, CAPITALS)
+        for n_tokens in chunks:
+            sequence.compute(n_tokens)
+        assert sequence.greedy(subject.n_comparable - 1) == whole
+
+    def test_neighbours_in_a_batch_do_not_influence_each_other(self, subject: Subject) -> None:
+        """Sequences computed in one batch continue as each would alone."""
+        expected = [alone(subject, prompt, subject.n_comparable) for prompt in (CAPITALS, STORY, TEA)]
+        sequences = [Sequence(subject, slot, prompt) for slot, prompt in enumerate((CAPITALS, STORY, TEA))]
+        together(sequences, subject.n_comparable)
+        assert [sequence.output for sequence in sequences] == expected
+
+    def test_a_chunk_and_decodes_share_a_batch(self, subject: Subject) -> None:
+        """A prompt joins while others decode; nobody's tokens change."""
+        expected = [alone(subject, prompt, subject.n_comparable) for prompt in (STORY, TEA)]
+        decoding, joining = Sequence(subject, 0, STORY), Sequence(subject, 3, TEA)
+        decoding.greedy(1)
+        rows = [decoding.row(1), joining.row(9)]
+        (sampled,) = subject.runner.execute("short", rows)
+        decoding.took(rows[0], sampled)
+        joining.took(rows[1], None)
+        assert decoding.greedy(subject.n_comparable - 2) == expected[0]
+        assert joining.greedy(subject.n_comparable) == expected[1]
+
+    def test_a_released_slot_keeps_no_trace(self, subject: Subject) -> None:
+        """What a slot held before does not influence its next sequence."""
+        fresh = alone(subject, CAPITALS, 12)
+        alone(subject, STORY * 3, 12)
+        assert alone(subject, CAPITALS, 12) == fresh
+
+    def test_a_move_carries_the_state_exactly(self, subject: Subject) -> None:
+        """A sequence that is moved in the middle continues as one that stayed."""
+        stayed = alone(subject, TEA, 12)
+        sequence = Sequence(subject, 3, TEA)
+        sequence.greedy(5)
+        sequence.move(1)
+        assert subject.runner.slot_positions("short", 3) == -1
+        assert sequence.greedy(7) == stayed
+
+    def test_the_source_of_a_move_is_free_for_others(self, subject: Subject) -> None:
+        """Two sequences never share cells after a move."""
+        expected = alone(subject, STORY, subject.n_comparable)
+        moved = Sequence(subject, 2, TEA)
+        moved.greedy(2)
+        moved.move(0)
+        newcomer = Sequence(subject, 2, STORY)
+        together([moved, newcomer], subject.n_comparable)
+        assert newcomer.output == expected
+        assert moved.output[: subject.n_comparable] == alone_in(subject, 1, TEA, subject.n_comparable)
+
+    def test_a_row_without_sample_gives_no_token(self, subject: Subject) -> None:
+        """Only rows that ask for a token get one, in row order."""
+        sequences = [Sequence(subject, slot, STORY) for slot in range(3)]
+        rows = [s.row(8, sample=sample) for s, sample in zip(sequences, (True, False, True), strict=True)]
+        sampled = subject.runner.execute("short", rows)
+        assert [s.token.request_id for s in sampled] == [sequences[0].request_id, sequences[2].request_id]
+        silent = [Sequence(subject, 3, STORY).row(8, sample=False)]
+        assert subject.runner.execute("short", silent) == []
+
+    def test_positions_follow_the_rows(self, subject: Subject) -> None:
+        """A slot holds exactly the positions that were computed."""
+        runner, sequence = subject.runner, Sequence(subject, 1, STORY)
+        assert runner.slot_positions("short", 1) == -1
+        sequence.compute(12)
+        assert runner.slot_positions("short", 1) == 11
+        sequence.greedy(3)
+        assert runner.slot_positions("short", 1) == len(STORY) + 1
+        sequence.move(0)
+        assert runner.slot_positions("short", 0) == len(STORY) + 1
+        sequence.release()
+        assert [runner.slot_positions("short", slot) for slot in range(4)] == [-1] * 4
+
+    def test_pools_do_not_touch_each_other(self, subject: Subject) -> None:
+        """The same slot number in two pools is two slots."""
+        expected = alone(subject, CAPITALS, 12)
+        other = Sequence(subject, 0, STORY, pool="long")
+        other.greedy(3)
+        assert alone(subject, CAPITALS, 12) == expected
+        assert subject.runner.slot_positions("long", 0) == len(STORY) + 1
+
+    def test_more_than_a_slot_holds_is_an_error_for_that_batch_only(self, subject: Subject) -> None:
+        """Beyond a slot's cells a batch fails as a whole; sequences that had no row in it go on as if nothing was."""
+        undisturbed = alone(subject, TEA, 12)
+        bystander = Sequence(subject, 1, TEA)
+        bystander.greedy(4)
+        filler = Sequence(subject, 0, STORY * 20)
+        for _ in range(4):
+            filler.compute(60)
+        with pytest.raises(RunnerError):
+            filler.compute(60)
+        filler.release()
+        assert bystander.greedy(8) == undisturbed
+        assert alone(subject, STORY, 4) == alone_in(subject, 2, STORY, 4)
+
+    def test_a_row_that_leaves_a_gap_is_an_error(self, subject: Subject) -> None:
+        """Rows continue where their slot ends."""
+        sequence = Sequence(subject, 0, STORY)
+        sequence.compute(8)
+        sequence.n_computed += 1
+        with pytest.raises(RunnerError):
+            sequence.compute(4)
+
+    def test_closing_an_unknown_request_is_ignored(self, subject: Subject) -> None:
+        """Closing twice, or what never was, does nothing."""
+        subject.runner.close(10**9)
+        sequence = Sequence(subject, 0, STORY)
+        sequence.release()
+        subject.runner.close(sequence.request_id)
+
+    def test_same_seed_same_tokens(self, subject: Subject) -> None:
+        """Sampling is repeatable, and a seed makes a difference."""
+
+        def outputs(seed: int) -> list[int]:
+            sequence = Sequence(subject, 0, STORY, SamplingParams(temperature=1.0, seed=seed, ignore_eos=True))
+            output = sequence.greedy(12)
+            sequence.release()
+            return output
+
+        assert outputs(7) == outputs(7)
+        assert outputs(7) != outputs(8)
+
+    def test_logprobs_come_when_asked_for(self, subject: Subject) -> None:
+        """Of the chosen token, and of as many of the likeliest as were asked for."""
+        plain = Sequence(subject, 0, STORY).compute(len(STORY))[0].token
+        assert plain.logprob is None
+        assert plain.top == []
+        sampling = SamplingParams(temperature=0.0, n_logprobs=3)
+        token = Sequence(subject, 1, STORY, sampling).compute(len(STORY))[0].token
+        assert token.logprob is not None
+        assert token.logprob <= 0.0
+        assert len(token.top) == 3
+        assert token.top[0].token == token.token
+
+    def test_pools_are_reported(self, subject: Subject) -> None:
+        """Every pool with its shape."""
+        assert [(pool.name, pool.n_slots, pool.slot_cells) for pool in subject.runner.pools] == [
+            ("short", 4, 256),
+            ("long", 2, 256),
+        ]
+
+
+def alone_in(subject: Subject, slot: int, prompt: list[int], n: int) -> list[int]:
+    """As `alone`, in a slot that is free now."""
+    sequence = Sequence(subject, slot, prompt)
+    output = sequence.greedy(n)
+    sequence.release()
+    return output

@@ -1,0 +1,110 @@
+"""A real `poise serve` process for tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+START_S_MAX = 240.0
+"""The first start on a host measures flash attention."""
+
+
+@dataclass
+class PoiseServer:
+    """A running server on a free loopback port."""
+
+    process: subprocess.Popen[str]
+    url: str
+    output: list[str]
+
+    @classmethod
+    def start(cls, *options: str, cwd: Path | None = None) -> PoiseServer:
+        """Start and wait until it says that it serves."""
+        command = [sys.executable, "-m", "poise", "serve", "--port", "0", *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
+        assert process.stdout is not None
+        url, output = _wait_for_url(process.stdout)
+        if not url:
+            process.kill()
+            raise AssertionError("the server did not start:\n" + "".join(output))
+        server = cls(process, url, output)
+        server.eventually(lambda: server.get("/health")[0] == 200, "ready")
+        return server
+
+    def stop(self) -> int:
+        """Interrupt it as Ctrl-C does; returns its exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(30)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+
+    def engine(self) -> psutil.Process:
+        """The engine process, which is the server's only child."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status and body (JSON where it is)."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=30) as response:
+                status, body = response.status, response.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                status, body = error.code, error.read()
+        try:
+            return status, json.loads(body)
+        except ValueError:
+            return status, body.decode()
+
+    def eventually(self, condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
+        """Ask again and again until it holds; each question is a request to the server, so this does not spin idly."""
+        until = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < until, f"never came: {what}"
+            assert self.process.poll() is None, f"the server ended while waiting for: {what}"
+
+    def nothing_runs(self) -> bool:
+        classes = self.get("/status")[1]["classes"]
+        return all(c["running"] == c["queued"] == 0 for c in classes.values())
+
+
+def _wait_for_url(stream: IO[str]) -> tuple[str, list[str]]:
+    output: list[str] = []
+    until = time.monotonic() + START_S_MAX
+    for line in stream:
+        output.append(line)
+        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            return found[0], output
+        if time.monotonic() > until:
+            break
+    return "", output
+
+
+def run_poise(*arguments: str, cwd: Path | None = None, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """A `poise` command that is expected to end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "poise", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout_s,
+        check=False,
+        env=dict(os.environ),
+    )

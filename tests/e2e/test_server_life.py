@@ -1,0 +1,181 @@
+"""The server process: clients that leave, an engine that dies, starts that cannot succeed, a clean end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from poise.llama.default_model import locate
+from tests.e2e.server import PoiseServer, run_poise
+
+pytestmark = pytest.mark.slow
+
+
+def body(**changes: object) -> bytes:
+    request: dict[str, object] = {
+        "model": "default",
+        "messages": [{"role": "user", "content": "Tell me a long story."}],
+        "max_tokens": 2000,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    return json.dumps(request | changes).encode()
+
+
+def open_stream(server: PoiseServer, payload: bytes) -> socket.socket:
+    """A raw connection on which the request has been sent, so that the test can close it whenever it wants."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=60)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    connection.sendall(head.encode() + f"Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
+    return connection
+
+
+def read_until(connection: socket.socket, wanted: bytes) -> bytes:
+    seen = b""
+    while wanted not in seen:
+        data = connection.recv(65536)
+        assert data, f"the stream ended without {wanted!r}: {seen[-500:]!r}"
+        seen += data
+    return seen
+
+
+def running(server: PoiseServer) -> int:
+    return sum(c["running"] for c in server.get("/status")[1]["classes"].values())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_compute(poise_server: PoiseServer, stream: bool) -> None:
+    """Streaming or waiting for the whole answer: when the connection closes, the sequence stops."""
+    connection = open_stream(poise_server, body(stream=stream))
+    if stream:
+        read_until(connection, b'"content"')
+    poise_server.eventually(lambda: running(poise_server) == 1, "the request runs")
+    connection.close()
+    poise_server.eventually(lambda: poise_server.nothing_runs(), "the request is gone")
+
+
+def test_queued_work_of_a_client_that_leaves_never_runs(poise_server: PoiseServer) -> None:
+    """With every slot busy, a waiting request whose client goes away costs no compute."""
+    busy = [open_stream(poise_server, body(max_tokens=3000)) for _ in range(10)]
+    poise_server.eventually(lambda: running(poise_server) >= 8, "the slots are busy")
+    waiting = open_stream(poise_server, body(max_tokens=3000))
+
+    def queued() -> int:
+        return sum(c["queued"] for c in poise_server.get("/status")[1]["classes"].values())
+
+    poise_server.eventually(lambda: queued() >= 1, "one waits")
+    waiting.close()
+    for connection in busy:
+        connection.close()
+    poise_server.eventually(lambda: poise_server.nothing_runs(), "everything is gone")
+
+
+@pytest.fixture
+def own_server() -> Iterator[PoiseServer]:
+    server = PoiseServer.start()
+    yield server
+    assert server.stop() == 0
+
+
+def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(own_server: PoiseServer) -> None:
+    """kill -9: the stream gets an error event at once, /health tells the truth, and the next request works."""
+    connection = open_stream(own_server, body())
+    read_until(connection, b'"content"')
+    engine = own_server.engine()
+    engine.send_signal(signal.SIGKILL)
+    seen = read_until(connection, b'"error"')
+    connection.close()
+    assert b"[DONE]" not in seen
+    seen_states: list[str] = []
+
+    def back() -> bool:
+        status, health = own_server.get("/health")
+        seen_states.append(health["status"])
+        assert (status == 200) == health["ready"]
+        return bool(health["ready"]) and health["restarts"] == 1
+
+    own_server.eventually(back, "the engine is back")
+    assert "restarting" in seen_states
+    request = urllib.request.Request(
+        f"{own_server.url}/v1/chat/completions",
+        body(stream=False, max_tokens=4),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert json.load(response)["usage"]["completion_tokens"] == 4
+    assert own_server.engine().pid != engine.pid
+
+
+def test_a_request_that_waits_for_its_whole_answer_gets_503_when_the_engine_dies(own_server: PoiseServer) -> None:
+    """Not streaming: an ordinary HTTP error with Retry-After."""
+    connection = open_stream(own_server, body(stream=False))
+    own_server.eventually(lambda: running(own_server) == 1, "the request runs")
+    own_server.engine().send_signal(signal.SIGKILL)
+    seen = read_until(connection, b'"error"')
+    connection.close()
+    assert seen.startswith(b"HTTP/1.1 503")
+    assert b"retry-after:" in seen.lower()
+
+
+def damaged(folder: Path, name: str, data: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("missing", "missing.gguf"),
+        ("truncated", "truncated.gguf"),
+        ("garbage", "garbage.gguf"),
+        ("too big", "memory"),
+        ("folder", "directory"),
+    ],
+)
+def test_a_model_that_cannot_be_served_is_one_clear_line(tmp_path: Path, case: str, expected: str) -> None:
+    """Exit code 2, no traceback, the file and what is wrong with it."""
+    options: list[str] = []
+    match case:
+        case "missing":
+            path = tmp_path / "missing.gguf"
+        case "truncated":
+            with locate().open("rb") as file:
+                path = damaged(tmp_path, "truncated.gguf", file.read(40_000_000))
+        case "garbage":
+            path = damaged(tmp_path, "garbage.gguf", b"not a model" * 1000)
+        case "folder":
+            path = tmp_path
+        case _:
+            path = locate()
+            options = ["--set", "pools.short.slots=256", "--set", "pools.short.slot_tokens=1048576"]
+            options += ["--set", "engine.batch_tokens=512", "--set", "pools.long.slot_tokens=1048576"]
+    done = run_poise("serve", "--port", "0", "--model", str(path), *options)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    (line,) = [x for x in done.stderr.splitlines() if x.strip()]
+    assert expected in line
+
+
+def test_a_port_in_use_is_one_clear_line(poise_server: PoiseServer) -> None:
+    """The address, what is wrong and what to do; no traceback."""
+    port = poise_server.url.rsplit(":", 1)[1]
+    done = run_poise("serve", "--port", port)
+    assert done.returncode == 2
+    (line,) = [x for x in done.stderr.splitlines() if x.strip()]
+    assert port in line
+    assert "in use" in line
+
+
+def test_the_server_says_what_it_serves(poise_server: PoiseServer) -> None:
+    """The start prints the model, the limits of each class and a curl line to try."""
+    status, models = poise_server.get("/v1/models")
+    assert status == 200
+    assert models["data"][0]["id"] in "".join(poise_server.output)

@@ -1,0 +1,342 @@
+"""Stand-ins for what the gateway talks to: an engine that follows the test, a toy vocabulary, and a client at the ASGI level.
+
+Nothing here waits for time to pass: the engine says what the test tells it to say, and the client waits for messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import Message
+
+from poise.config import Settings
+from poise.gateway.app import create_app
+from poise.gateway.chat import ChatTemplate
+from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
+from poise.gateway.text import TextModel
+from poise.scheduler.request import RequestClass
+from poise.wire.messages import (
+    Accepted,
+    ClassStatus,
+    Finish,
+    PoolInfo,
+    PoolStatus,
+    Ready,
+    Refused,
+    SamplingParams,
+    Start,
+    Status,
+    Token,
+    TokenLogprob,
+)
+
+MODEL = "toy"
+BOS, IM_START, IM_END = 256, 257, 258
+SPECIALS = {"<s>": BOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
+N_TOKENS = 259
+SLOT_CELLS = 600
+WAIT_S = 10.0
+"""Longest wait for a message: only a failing test waits that long."""
+
+
+class ToyVocab:
+    """One token for each byte, and three control tokens."""
+
+    n_tokens = N_TOKENS
+    bos: int | None = BOS
+
+    def __init__(self, add_bos: bool = False) -> None:
+        self.add_bos = add_bos
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        ids = [BOS] if add_special and self.add_bos else []
+        pattern = "(" + "|".join(map(re.escape, SPECIALS)) + ")"
+        for part in re.split(pattern, text) if parse_special else [text]:
+            ids += [SPECIALS[part]] if parse_special and part in SPECIALS else list(part.encode())
+        return ids
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        if token < 256:
+            return bytes([token])
+        return next(name for name, value in SPECIALS.items() if value == token).encode() if special else b""
+
+
+def readable(ids: Iterable[int]) -> str:
+    """Token ids as text, control tokens in angle brackets of their own: `⟨257⟩user`."""
+    out = b"".join(bytes([i]) if i < 256 else f"⟨{i}⟩".encode() for i in ids)
+    return out.decode()
+
+
+@dataclass
+class Submission:
+    """A request that reached the engine, and the means to answer it."""
+
+    handle: RequestHandle
+    tenant: str
+    request_class: RequestClass
+    prompt: list[int]
+    max_output: int
+    sampling: SamplingParams
+    n_output: int = 0
+
+    def accept(self, position: int = 1, eta_us: int = 0) -> None:
+        self.handle.put(Accepted(self.handle.request_id, position, eta_us))
+
+    def start(self, wait_us: int = 1000) -> None:
+        self.handle.put(Start(self.handle.request_id, wait_us, "short"))
+
+    def refuse(self, reason: str, value: int = 0, limit: int = 0, retry_after_us: int = 0) -> None:
+        self.handle.put(Refused(self.handle.request_id, reason, value, limit, retry_after_us))
+
+    def say(self, text: str | bytes | Sequence[int]) -> None:
+        """Tokens, all of one batch."""
+        ids = text.encode() if isinstance(text, str) else text
+        for token in ids:
+            self.n_output += 1
+            k = self.sampling.n_logprobs
+            top = [TokenLogprob(token + i, -0.5 - i) for i in range(max(k, 0))]
+            logprob = -0.5 if k >= 0 else None
+            self.handle.put(Token(self.handle.request_id, token, logprob, top))
+
+    def finish(self, reason: str = "stop", detail: str = "") -> None:
+        n_prompt = len(self.prompt)
+        self.handle.put(Finish(self.handle.request_id, reason, n_prompt, self.n_output, 1000, detail))
+
+
+class FakeEngine:
+    """An EngineClient. `script` is run for each submission; without one the test answers by hand."""
+
+    def __init__(self, script: Callable[[Submission], None] | None = None) -> None:
+        self.state = EngineState(EnginePhase.READY, progress=1.0, stage="ready", ready=ready(), status=status())
+        self.script = script
+        self.submissions: list[Submission] = []
+        self.aborted: list[int] = []
+        self.unavailable_after: int | None = None
+        self._changed = asyncio.Event()
+
+    def submit(
+        self,
+        *,
+        tenant: str,
+        request_class: RequestClass,
+        prompt: list[int],
+        max_output: int,
+        sampling: SamplingParams,
+    ) -> RequestHandle:
+        if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
+            raise EngineUnavailable("the engine is restarting", 2.5)
+        handle = RequestHandle(len(self.submissions) + 1, self._abort)
+        submission = Submission(handle, tenant, request_class, prompt, max_output, sampling)
+        self.submissions.append(submission)
+        self._note()
+        if self.script is not None:
+            self.script(submission)
+        return handle
+
+    async def journal(self) -> list[str]:
+        if self.state.phase is not EnginePhase.READY:
+            raise EngineUnavailable("the engine is restarting", 2.5)
+        return ['{"step":1}', '{"step":2}']
+
+    async def submitted(self, n: int = 1) -> Submission:
+        """The n-th submission, when it has come."""
+        await self._until(lambda: len(self.submissions) >= n)
+        return self.submissions[n - 1]
+
+    async def aborts(self, n: int) -> list[int]:
+        """All aborted ids, when there are n."""
+        await self._until(lambda: len(self.aborted) >= n)
+        return self.aborted
+
+    def _abort(self, request_id: int) -> None:
+        self.aborted.append(request_id)
+        self.submissions[request_id - 1].finish("aborted")
+        self._note()
+
+    def _note(self) -> None:
+        self._changed.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def says(text: str | bytes | Sequence[int], reason: str = "stop") -> Callable[[Submission], None]:
+    """A script: accept, say this in one batch, finish."""
+
+    def script(submission: Submission) -> None:
+        submission.accept()
+        submission.start()
+        submission.say(text)
+        submission.finish(reason)
+
+    return script
+
+
+def ready() -> Ready:
+    pools = [PoolInfo("short", 4, 300, True, 1000), PoolInfo("long", 1, SLOT_CELLS, False, 2000)]
+    return Ready("toy 1K", 1234, N_TOKENS, 1000, pools, 1)
+
+
+def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
+    classes = {"interactive": ClassStatus(2, 3, 250_000), "background": ClassStatus(0, 1, 0)}
+    pools = [PoolStatus("short", 3, 4, 210, 1200), PoolStatus("long", 0, 1, 0, 600)]
+    return Status(7, classes, pools, prompt_tokens, output_tokens, 5_000_000, 1_000, 0, 123_456)
+
+
+def text_model(vocab: ToyVocab | None = None, template: str | None = None) -> TextModel:
+    return TextModel(vocab or ToyVocab(), ChatTemplate(template), ThreadPoolExecutor(1))
+
+
+def make_app(engine: FakeEngine, settings: Settings | None = None, **arguments: Any) -> FastAPI:
+    arguments.setdefault("text", text_model())
+    return create_app(settings or Settings(), engine, model_name=MODEL, **arguments)
+
+
+@dataclass
+class Reply:
+    """A complete response."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error, after a look at its form: nothing else may answer in the place of one."""
+        body = self.json()
+        assert set(body) == {"error"}, body
+        assert set(body["error"]) == {"message", "type", "param", "code"}, body
+        assert body["error"]["message"], body
+        return dict(body["error"])
+
+    @property
+    def events(self) -> list[str]:
+        """The data of the server-sent events."""
+        return [
+            frame.removeprefix("data: ") for frame in self.body.decode().split("\n\n") if frame.startswith("data: ")
+        ]
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        return [json.loads(event) for event in self.events if event != "[DONE]"]
+
+
+@dataclass
+class Exchange:
+    """One request at the ASGI level: what uvicorn would do, under the test's control."""
+
+    app: FastAPI
+    scope: dict[str, Any]
+    parts: list[bytes]
+    complete: bool = True
+    """False: the client has not sent everything and says nothing more."""
+    sent: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+    def open(self) -> Exchange:
+        self.task = asyncio.create_task(self.app(self.scope, self._receive, self._send))
+        return self
+
+    def disconnect(self) -> None:
+        self.gone.set()
+
+    async def message(self) -> Message:
+        """The next message that the application sends."""
+        return await asyncio.wait_for(self.sent.get(), WAIT_S)
+
+    async def start(self) -> int:
+        """The status, when the response begins."""
+        message = await self.message()
+        assert message["type"] == "http.response.start"
+        return int(message["status"])
+
+    async def event(self) -> Any:
+        """The next part of the body, one event."""
+        data: bytes = (await self.message())["body"]
+        return json.loads(data.removeprefix(b"data: ").split(b"\n\n")[0])
+
+    async def ended(self) -> None:
+        """The application has returned."""
+        assert self.task is not None
+        await asyncio.wait_for(self.task, WAIT_S)
+
+    async def reply(self) -> Reply:
+        await self.ended()
+        messages = []
+        while not self.sent.empty():
+            messages.append(self.sent.get_nowait())
+        assert messages, "no response"
+        headers = {name.decode().lower(): value.decode() for name, value in messages[0]["headers"]}
+        body = b"".join(message["body"] for message in messages[1:])
+        return Reply(messages[0]["status"], headers, body)
+
+    async def _receive(self) -> Message:
+        if self.parts:
+            body = self.parts.pop(0)
+            return {"type": "http.request", "body": body, "more_body": bool(self.parts) or not self.complete}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        self.sent.put_nowait(message)
+
+
+def exchange(
+    app: FastAPI,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: dict[str, str] | None = None,
+    *,
+    client: str = "127.0.0.1",
+    complete: bool = True,
+) -> Exchange:
+    """A request that is not sent yet. `body`: JSON, or bytes, or a list of bytes that come one after the other."""
+    parts = body if isinstance(body, list) and body and isinstance(body[0], bytes) else None
+    if parts is None:
+        parts = [body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()]
+    fields = {"host": "localhost", "content-type": "application/json"} | (headers or {})
+    path, _, query = path.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": query.encode(),
+        "headers": [(name.lower().encode(), value.encode("latin-1")) for name, value in fields.items() if value],
+        "client": (client, 50000),
+        "server": ("localhost", 8000),
+        "state": {},
+    }
+    return Exchange(app, scope, list(parts), complete)
+
+
+async def ask(app: FastAPI, method: str, path: str, body: Any = None, **arguments: Any) -> Reply:
+    """The complete response to a request."""
+    return await exchange(app, method, path, body, **arguments).open().reply()
+
+
+def chat_body(content: str = "Hi", **parameters: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], **parameters}
+
+
+def prompt_body(prompt: Any = "Hi", **parameters: Any) -> dict[str, Any]:
+    return {"model": MODEL, "prompt": prompt, **parameters}

@@ -1,0 +1,55 @@
+"""An engine process with a simulated runner: the real loop, socket and scheduler, without a model.
+
+Run by the supervisor's tests as `python -m tests.gateway.simulated_engine MODE FD`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from poise.config import Settings
+from poise.engine.ports import Row, Sampled
+from poise.engine.process import Progress, main
+from poise.llama.load import LoadedRunner
+from poise.llama.model import ModelError
+from poise.sim.runner import SimRunner
+from poise.wire.messages import PoolInfo, Ready
+
+KILL_TOKEN = 666
+"""A prompt that begins with this token kills the process in the middle of a step."""
+BUG_TOKEN = 667
+"""A prompt that begins with this token raises what no runner should raise."""
+
+
+class _Runner(SimRunner):
+    def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        if any(row.start == 0 and row.tokens[0] == KILL_TOKEN for row in rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if any(row.start == 0 and row.tokens[0] == BUG_TOKEN for row in rows):
+            raise ZeroDivisionError("a bug in the runner")
+        return super().execute(pool, rows)
+
+    def __enter__(self) -> _Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def load(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
+    if sys.argv[1] == "bad-model":
+        raise ModelError(path, "is not a model")
+    if sys.argv[1] == "dies":
+        os.kill(os.getpid(), signal.SIGILL)
+    progress(0.5, "loading")
+    pools = [PoolInfo("short", settings.pools.short.slots, 4096, True, 0), PoolInfo("long", 2, 8192, True, 0)]
+    runner = _Runner(pools)
+    return LoadedRunner(runner, Ready("simulated", 0, 1000, 8192, pools, os.getpid()), {}, {})  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    sys.exit(main(load))

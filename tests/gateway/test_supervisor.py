@@ -1,0 +1,181 @@
+"""The supervisor over real processes and sockets, with a simulated model: submit, abort, death, restart, end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from poise.config import EngineSettings, Settings
+from poise.gateway.engine_client import ENGINE_LOST, EnginePhase, EngineUnavailable, RequestHandle
+from poise.gateway.supervisor import Supervisor
+from poise.scheduler.request import RequestClass
+from poise.wire import messages as wire
+from tests.gateway.simulated_engine import BUG_TOKEN, KILL_TOKEN
+
+FOREVER = 4000
+
+
+@contextlib.asynccontextmanager
+async def supervisor(mode: str = "works") -> AsyncIterator[Supervisor]:
+    settings = Settings(engine=EngineSettings(restart_delay_max_s=0.5))
+    command = (sys.executable, "-m", "tests.gateway.simulated_engine", mode)
+    made = Supervisor(settings, "model.gguf", command)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+def submit(s: Supervisor, prompt: list[int], max_output: int = 5) -> RequestHandle:
+    sampling = wire.SamplingParams(temperature=0.0, ignore_eos=True)
+    return s.submit(
+        tenant="t", request_class=RequestClass.INTERACTIVE, prompt=prompt, max_output=max_output, sampling=sampling
+    )
+
+
+async def events(handle: RequestHandle) -> list[object]:
+    """Everything until the last event."""
+    received: list[object] = []
+    while not (received and isinstance(received[-1], wire.Finish | wire.Refused)):
+        received += await handle.receive()
+    return received
+
+
+async def until_ready(s: Supervisor, restarts: int = 0) -> None:
+    while s.state.phase is not EnginePhase.READY or s.state.restarts < restarts:
+        await asyncio.sleep(0.01)  # there is no event for "restarted"; bounded by the test's timeout
+
+
+async def test_a_request_goes_through() -> None:
+    """Accepted, Start, tokens, Finish, in this order, over a real socket."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        received = await events(submit(s, [1, 2, 3]))
+        kinds = [type(e).__name__ for e in received]
+        assert kinds == ["Accepted", "Start", "Token", "Token", "Token", "Token", "Token", "Finish"]
+        assert s.state.ready is not None
+
+
+async def test_before_the_engine_is_ready_requests_are_refused() -> None:
+    """EngineUnavailable with a time to come back, not a hang."""
+    async with supervisor() as s:
+        with pytest.raises(EngineUnavailable) as caught:
+            submit(s, [1])
+        assert caught.value.retry_after_s > 0
+        assert not caught.value.permanent
+
+
+async def test_an_abort_ends_the_request_once() -> None:
+    """Its last event is Finish with reason aborted; a second abort does nothing."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        handle = submit(s, [1, 2, 3], FOREVER)
+        await handle.receive()
+        handle.abort()
+        handle.abort()
+        received = await events(handle)
+        assert isinstance(received[-1], wire.Finish)
+        assert received[-1].reason == "aborted"
+
+
+@pytest.mark.parametrize("token", [KILL_TOKEN, BUG_TOKEN])
+async def test_a_dead_engine_ends_requests_and_is_replaced(token: int) -> None:
+    """Killed or broken in mid-step: every live request ends once with ENGINE_LOST, and the next engine works."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        first = s.state.ready
+        bystander = submit(s, [1, 2, 3], FOREVER)
+        await bystander.receive()
+        culprit = submit(s, [token, 2, 3])
+        for handle in (bystander, culprit):
+            last = (await events(handle))[-1]
+            assert isinstance(last, wire.Finish)
+            assert last.reason == ENGINE_LOST
+        with pytest.raises(EngineUnavailable):
+            submit(s, [1])
+        await until_ready(s, restarts=1)
+        assert len(await events(submit(s, [1, 2, 3]))) == 8
+        assert first is not None
+        assert s.state.ready is not None
+        assert s.state.ready.pid != first.pid
+
+
+async def test_the_engine_s_last_words_are_kept() -> None:
+    """A bug in the loop is reported by its own message, with the journal's place."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        await events(submit(s, [BUG_TOKEN]))
+        while s.state.restarts < 1:
+            await asyncio.sleep(0.01)
+        assert "a bug in the runner" in s.state.detail or s.state.phase is EnginePhase.READY
+
+
+async def test_a_model_that_cannot_be_loaded_is_not_tried_again() -> None:
+    """FAILED with the one line, and requests are refused for good."""
+    async with supervisor("bad-model") as s:
+        await s.wait_until_settled()
+        assert s.state.phase is EnginePhase.FAILED
+        assert "is not a model" in s.state.detail
+        assert s.state.restarts == 0
+        with pytest.raises(EngineUnavailable) as caught:
+            submit(s, [1])
+        assert caught.value.permanent
+
+
+async def test_an_illegal_instruction_is_explained() -> None:
+    """A library compiled for another CPU: what to do is said, while it is tried again with back-off."""
+    async with supervisor("dies") as s:
+        while s.state.restarts < 2:
+            await asyncio.sleep(0.01)
+        assert "make engine-rebuild" in s.state.detail
+        assert s.state.phase is EnginePhase.RESTARTING
+
+
+async def test_stop_ends_the_process_and_what_was_in_flight() -> None:
+    """After stop there is no engine process, and the live request has its last event."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        assert s.state.ready is not None
+        pid = s.state.ready.pid
+        handle = submit(s, [1, 2, 3], FOREVER)
+        await handle.receive()
+    assert isinstance((await events(handle))[-1], wire.Finish)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
+    """The end of the socket ends the engine, also when nobody could tell it to stop."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        assert s._process is not None
+        assert s._writer is not None
+        s._writer.transport.abort()
+        assert await s._process.wait() == 0
+
+
+async def test_the_journal_can_be_asked_for() -> None:
+    """JSON lines from the running engine."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        await events(submit(s, [1, 2, 3]))
+        lines = await s.journal()
+        assert any('"kind": "plan"' in line for line in lines)
+
+
+async def test_interrupting_the_terminal_does_not_kill_the_engine() -> None:
+    """Ctrl-C reaches the whole process group; ending is the gateway's decision."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        assert s.state.ready is not None
+        received = await events(submit(s, [1, 2, 3]))
+        os.kill(s.state.ready.pid, signal.SIGINT)
+        assert len(received) == 8
+        assert len(await events(submit(s, [1, 2, 3]))) == 8
