@@ -65,7 +65,8 @@ class ToyVocab:
     def piece(self, token: int, *, special: bool) -> bytes:
         if token < 256:
             return bytes([token])
-        return next(name for name, value in SPECIALS.items() if value == token).encode() if special else b""
+        name = {value: name for name, value in SPECIALS.items()}[token]
+        return name.encode() if special else b""
 
 
 def readable(ids: Iterable[int]) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from poise.config import Settings
 from poise.scheduler.request import RequestClass
+from poise.wire.messages import Token, TokenLogprob
 from tests.gateway.fakes import (
     MODEL,
     SLOT_CELLS,
@@ -242,8 +243,12 @@ async def test_an_answer_without_text_still_has_a_role() -> None:
 
 async def test_a_long_wait_is_told_in_a_comment() -> None:
     """Its place and the estimate; a short wait is not worth it."""
-    engine = FakeEngine(lambda s: (s.accept(3, 1_200_000), s.say("x"), s.finish())[0])
-    reply = await answered(engine, chat_body(stream=True))
+
+    def waits(submission: Submission) -> None:
+        submission.accept(3, 1_200_000)
+        submission.finish()
+
+    reply = await answered(FakeEngine(waits), chat_body(stream=True))
     assert reply.body.startswith(b": queued position=3 eta_ms=1200\n\ndata: ")
     assert not (await answered(FakeEngine(says("x")), chat_body(stream=True))).body.startswith(b":")
 
@@ -329,7 +334,6 @@ async def test_log_probabilities_do_not_tell_what_is_held_back() -> None:
 
 async def test_a_minus_infinite_log_probability_is_a_number() -> None:
     """JSON has no infinity; OpenAI writes -9999."""
-    from poise.wire.messages import Token, TokenLogprob
 
     def script(submission: Submission) -> None:
         submission.accept()

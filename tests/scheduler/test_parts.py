@@ -15,6 +15,7 @@ from poise.scheduler.policy import CostPrior, PoolPolicy
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.sequence import TRANSITIONS, Sequence, State
+from tests.scheduler.driver import COST
 
 TRUTH = CostPrior(fixed_us=4000, decode_us=3500, prompt_us=2600, attended_us=0.9)
 
@@ -52,6 +53,17 @@ def test_the_cost_model_follows_a_machine_that_slows_down() -> None:
             model.observe(shape, int(truth.predict_us(shape) * factor))
     shape = random_shape(rng)
     assert 2.5 < model.predict_us(shape) / truth.predict_us(shape) < 3.5
+
+
+def test_no_noise_makes_prompt_tokens_free() -> None:
+    """A step of a hundred times the usual time, then a quick one, once made a prompt token's price zero (division by it)."""
+    model = CostModel(COST)
+    for factor, n_tokens in ((20.0, 1), (20.0, 1), (0.2, 17)):
+        shape = BatchShape()
+        shape.add(is_prompt=True, start=0, n_tokens=n_tokens)
+        model.observe(shape, int(CostModel(COST).predict_us(shape) * factor))
+    assert model.prompt_us > 0
+    assert model.prompt_tokens_within(100_000, 0) < 2000
 
 
 def test_one_wild_step_does_not_ruin_the_model() -> None:

@@ -64,7 +64,7 @@ class ModelSettings(Section):
     path: str = ""
     """GGUF file. Empty: the default model, SmolLM2-135M-Instruct."""
     name: str = ""
-    """Name the API gives the model. Empty: from the file's metadata."""
+    """Name the API gives the model. Empty: the file's name."""
 
 
 class EngineSettings(Section):

@@ -194,7 +194,8 @@ def _add_page(app: FastAPI, page_dir: Path) -> None:
         return _guarded(FileResponse(index))
 
     app.add_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
-    app.mount("/page", PageFiles(directory=page_dir, check_dir=False))
+    if page_dir.is_dir():
+        app.mount("/page", PageFiles(directory=page_dir))
 
 
 def _lifespan(health: Health, inner: Lifespan | None) -> Lifespan:

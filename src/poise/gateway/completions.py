@@ -96,7 +96,8 @@ class Completions:
                 raise model_not_found(options.model, [self._model_name, MODEL_ALIAS])
             param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
             origin = Origin(request_id_of(request.scope), tenant, request_class, param, arrived_s)
-            generation = await while_connected(request.receive, self._open(origin, parsed))
+            generation, requests = await self._prepare(origin, parsed)
+            await self._open(request, generation, requests)
         except ApiError as error:
             self._metrics.rejected(request_class, error.code)
             raise
@@ -108,12 +109,13 @@ class Completions:
             generation.close()
         return Response(body, media_type="application/json")
 
-    async def _open(self, origin: Origin, parsed: ChatRequest | CompletionRequest) -> Generation:
-        """A generation that the engine has accepted. Raises ApiError."""
+    async def _prepare(
+        self, origin: Origin, parsed: ChatRequest | CompletionRequest
+    ) -> tuple[Generation, list[ChoiceRequest]]:
+        """A generation and what it is to ask the engine for. Raises ApiError."""
         ready, text = self._available()
         options = parsed.options
         prompts = await self._tokenise(text, parsed)
-        requests = self._choices(options, prompts, ready, text)
         generation = Generation(
             origin,
             self._engine,
@@ -125,8 +127,15 @@ class Completions:
             include_usage=options.include_usage,
             continuous_usage=options.continuous_usage,
         )
-        await generation.open(requests)
-        return generation
+        return generation, self._choices(options, prompts, ready, text)
+
+    async def _open(self, request: Request, generation: Generation, requests: Sequence[ChoiceRequest]) -> None:
+        try:
+            await while_connected(request.receive, generation.open(requests))
+        except BaseException:
+            # Also when this task is cancelled in the very moment in which the engine has accepted.
+            generation.close()
+            raise
 
     def _available(self) -> tuple[Ready, TextModel]:
         state, text = self._engine.state, self._text.current

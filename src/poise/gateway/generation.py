@@ -100,14 +100,14 @@ class Generation:
                 first = await choice.open()
                 if isinstance(first, Accepted):
                     self._accepted = first
-                if isinstance(first, Refused):
+                elif isinstance(first, Refused):
                     raise refused(first, self._origin.request_class, self._origin.prompt_param)
-                if isinstance(first, Finish) and first.reason == ENGINE_LOST:
+                elif isinstance(first, Finish) and first.reason == ENGINE_LOST:
                     raise self._error(first)
-        except BaseException:
+        except ApiError:
             for choice in self._choices:
                 choice.handle.abort()
-            self._closed = True
+            self._closed = True  # it never began: it is counted among the rejected, not among the ended
             raise
         self._metrics.accepted(self._origin.request_class, self._n_prompt)
 

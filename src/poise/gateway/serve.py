@@ -73,7 +73,7 @@ class _Service:
         self._listener = listener
         self._exit_code = 0
         self._supervisor = Supervisor(settings, str(path))
-        self._model_name = settings.model.name or vocabulary.name
+        self._model_name = settings.model.name or path.stem
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         vocab = vocabulary.vocab
         template = ChatTemplate(vocabulary.chat_template, bos_text=vocab.bos_text, eos_text=vocab.eos_text)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from hashlib import sha256
+from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
@@ -72,8 +73,8 @@ def _is_loopback(connection: HTTPConnection) -> bool:
     A web page can make the browser of a local user call us under a name of its own; the Host header gives it away.
     """
     try:
-        host = connection.url.hostname or ""
-    except ValueError:  # a Host header that is no host
+        host = urlsplit("//" + connection.headers.get("host", "")).hostname or ""
+    except ValueError:
         return False
     return connection.client is not None and _is_local(connection.client.host) and _is_local(host)
 

@@ -68,6 +68,7 @@ _BOTH = (
     Unsupported("n_predict", "use 'max_tokens'"),
     Unsupported("n_probs", "use 'logprobs'", (0,)),
     Unsupported("prompt_cache_key", _NO_HINT),
+    Unsupported("prompt_cache_options", _NO_HINT),
     Unsupported("prompt_cache_retention", _NO_HINT),
     Unsupported("safety_identifier", _NO_HINT),
 )

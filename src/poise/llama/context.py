@@ -8,7 +8,10 @@ that share no row with the mistake go on.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +33,10 @@ DECODE_PROBLEMS = {
 
 
 class PoolContext:
-    """A pool on a loaded model; free it with `close` before the model. `unified` builds one stream that all slots share."""
+    """A pool on a loaded model; free it with `close` before the model.
+
+    threads 0: one for each core that this process may use. `unified` builds one stream that all slots share.
+    """
 
     def __init__(
         self, model: Model, spec: PoolSpec, *, batch_tokens: int, threads: int, kv_type: str, unified: bool = False
@@ -64,7 +70,7 @@ class PoolContext:
         params.n_batch = params.n_ubatch = batch_tokens
         # One row of logits for each slot at most; the default would reserve one for each token of the batch.
         params.n_outputs_max = min(spec.n_slots, batch_tokens)
-        params.n_threads = params.n_threads_batch = threads
+        params.n_threads = params.n_threads_batch = threads or usable_threads()
         params.flash_attn_type = FLASH_ON if flash else FLASH_OFF
         params.type_k = params.type_v = KV_TYPES[kv_type]
         params.no_perf = True
@@ -180,3 +186,13 @@ class PoolContext:
 
 def _bytes_at(array: npt.NDArray[np.uint8]) -> ctypes._Pointer[ctypes.c_uint8]:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def usable_threads(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use, by its affinity and by its control group's quota."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = quota_file.read_text().split()
+        return max(1, min(cores, ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return cores  # no control group with a quota ("max")

@@ -27,6 +27,7 @@ VERSIONS = (2, 3)
 KEYS_MAX = 1 << 16
 TENSORS_MAX = 1 << 20
 NAME_BYTES_MAX = 1 << 16
+LAYERS_MAX = 512
 TEXT_BYTES_MAX = 16 << 20
 TEXTS_MAX = 1 << 24
 ELEMENTS_MAX = 1 << 48
@@ -123,6 +124,9 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
     if not isinstance(keys.get("general.architecture"), str):
         raise ModelError(path, "does not name its architecture; it is not a language model, or damaged")
     tensors = [_read_tensor(reader) for _ in range(n_tensors)]
+    layers = keys.get(f"{keys['general.architecture']}.block_count", 0)
+    if isinstance(layers, int) and layers > LAYERS_MAX:
+        reader.fail(f"{layers:,} layers")  # llama.cpp would not refuse: it would abort the process
     data_end = _data_end(reader, keys, tensors)
     if data_end > len(data):
         raise ModelError(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import os
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -152,8 +153,12 @@ class LogRing:
     """The last warnings and errors of llama.cpp, oldest first."""
 
     def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=LOG_LINES)
+        self._lines: deque[tuple[int, str]] = deque(maxlen=LOG_LINES)
         self._level = 0
+
+    @property
+    def lines(self) -> list[str]:
+        return [line for _, line in self._lines]
 
     def receive(self, level: int, text: bytes | None, _user_data: object) -> None:
         """The C callback. A continued line belongs to the line before it."""
@@ -162,17 +167,18 @@ class LogRing:
             self._level = level
         if self._level not in (_LOG_WARN, _LOG_ERROR) or not line.strip(" ."):
             return
-        if level == _LOG_CONTINUED and self.lines:
-            self.lines[-1] += line
+        if level == _LOG_CONTINUED and self._lines:
+            self._lines[-1] = (self._level, self._lines[-1][1] + line)
         else:
-            self.lines.append(line)
+            self._lines.append((self._level, line))
 
     def clear(self) -> None:
-        self.lines.clear()
+        self._lines.clear()
 
     def reason(self) -> str:
-        """The most telling line: the first error since `clear` (later ones say only that something failed), one line."""
-        line = self.lines[0] if self.lines else "no reason given"
+        """Why something failed, on one line: the first error since `clear` (later ones only say that it failed)."""
+        errors = [line for level, line in self._lines if level == _LOG_ERROR]
+        line = next(iter(errors or self.lines), "no reason given")
         return " ".join(line.split())
 
 
@@ -192,6 +198,8 @@ def import_binding() -> ModuleType:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
         raise EngineLibraryError("the llama.cpp library (llama-cpp-python) is not installed: run `make engine`")
+    # On a failed assertion ggml would start a debugger for a stack trace, and hold the dying process up for seconds.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     stand_in = "llama_cpp" not in sys.modules
     if stand_in:
         package = ModuleType("llama_cpp")

@@ -12,6 +12,8 @@ share one stream; with one sequence in it, it computes what a slot's own stream 
 
 The same passes give the scheduler's cost model its first guess. On a model so slow that this would take longer than the
 limit, one token is timed and the rule of thumb is used: on for short contexts, off for long ones on a CPU.
+
+Times are minima: what else runs on the host only ever adds to them.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
+from math import inf
 from pathlib import Path
-from statistics import median
 from typing import Self
 
 import msgspec
@@ -33,7 +35,7 @@ import msgspec
 from poise.config.paths import cache_dir
 from poise.engine.ports import Row
 from poise.llama.cachefile import read_entries, write_entry
-from poise.llama.context import PoolContext
+from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.scheduler.budget import BatchShape, CostModel
@@ -46,26 +48,17 @@ CHEAPER = 0.85
 NEAR, FAR = 128, 2048
 ROWS_MAX = 8
 REPETITIONS = 3
-LIMIT_S = 8.0
+LIMIT_S = 10.0
 FIT_ROUNDS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class PoolChoice:
-    """What was measured to be best for a pool, and the first guess of its cost model."""
+    """What is best for a pool, and the first guess of its cost model."""
 
     flash_attention: bool
     chunk_tokens: int
     prior: CostPrior
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """How the pools will be computed."""
-
-    threads: int
-    kv_type: str
-    gpu_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +84,19 @@ Times = dict[Pass, float]
 def choose(
     model: Model,
     pools: Sequence[PoolSpec],
-    host: Host,
     *,
+    kv_type: str = "f16",
+    threads: int = 0,
+    batch_tokens: int = 512,
     cache_file: Path | None = None,
     progress: Callable[[float], None] = lambda _: None,
     limit_s: float = LIMIT_S,
 ) -> dict[str, PoolChoice]:
     """A choice for each pool, from the cache or measured now. A pool's own setting and quantised KV cells go before."""
+    pools = [pool.cut_to(model.context_train) for pool in pools]
+    threads = threads or usable_threads()
     cache_file = cache_file or cache_dir() / "measurements.json"
-    key = _identity(model, pools, host)
+    key = _identity(model, pools, [threads, kv_type, batch_tokens])
     known = _known(read_entries(cache_file).get(key), pools)
     if known:
         return known
@@ -107,61 +104,69 @@ def choose(
     begin = time.perf_counter()
     for i, pool in enumerate(pools):
         progress(i / len(pools))
-        choices[pool.name] = _measure(model, pool, host, deadline=begin + limit_s * (i + 1) / len(pools))
+        probing = _Probing(model, pool, kv_type, threads, typical_passes(pool, batch_tokens))
+        choices[pool.name] = probing.choose(deadline=begin + limit_s * (i + 1) / len(pools))
     write_entry(cache_file, key, msgspec.to_builtins(choices))
     progress(1.0)
     return choices
 
 
-def _measure(model: Model, pool: PoolSpec, host: Host, deadline: float) -> PoolChoice:
-    modes = [True, False] if pool.flash_attention is None else [pool.flash_attention]
-    if host.kv_type != "f16":
-        modes = [True]
-    with ExitStack() as stack:
-        probes = [stack.enter_context(_Probe(model, pool, mode, host)) for mode in modes]
-        times = _times(probes, typical_passes(pool), deadline)
-    best = modes.index(_faster(pool, host, dict(zip(modes, times, strict=True))))
-    return PoolChoice(modes[best], _chunk_tokens(times[best]), _fit(times[best]))
-
-
-def typical_passes(pool: PoolSpec) -> list[Pass]:
+def typical_passes(pool: PoolSpec, batch_tokens: int) -> list[Pass]:
     """What is timed for a pool. The first is a single token: it tells how slow this is going to be."""
     first = Pass(1, 1, 0)
     if pool.name == LONG_POOL:
         far = QUANTUM
         while far * 2 <= min(FAR, pool.slot_cells // 2):
             far *= 2
-        return [first, Pass(1, QUANTUM, 0), Pass(1, 1, far), Pass(1, QUANTUM, far), Pass(1, LARGE_CHUNK, far)]
+        chunks = [Pass(1, n, far) for n in (QUANTUM, LARGE_CHUNK) if n <= batch_tokens]
+        return [first, Pass(1, QUANTUM, 0), Pass(1, 1, far), *chunks]
     near = min(NEAR, pool.slot_cells // 2)
     rows = min(ROWS_MAX, pool.n_slots)
     return [first, Pass(1, QUANTUM, 0), Pass(1, 1, near), Pass(rows, 1, near), Pass(1, QUANTUM, near)]
 
 
-def _times(probes: Sequence[_Probe], passes: Sequence[Pass], deadline: float) -> list[Times]:
-    """Median times, the probes taking turns. After the deadline, what is left over is missing for all of them."""
-    times: list[Times] = [{} for _ in probes]
-    for timed in passes:
-        samples: list[list[float]] = [[] for _ in probes]
-        while len(samples[0]) < REPETITIONS and not (samples[0] and time.perf_counter() > deadline):
-            for probe, sample in zip(probes, samples, strict=True):
-                sample.append(probe.time_us(timed))
-        for measured, sample in zip(times, samples, strict=True):
-            measured[timed] = median(sample)
-        # No pass costs more than its tokens would one by one, the filling before it included.
-        one_s = max(measured[passes[0]] for measured in times) * 1e-6
-        if time.perf_counter() + one_s * 2 * LARGE_CHUNK > deadline:
-            break
-    return times
+class _Probing:
+    """The measurement of one pool, in every mode that it may be built in."""
 
+    def __init__(self, model: Model, pool: PoolSpec, kv_type: str, threads: int, passes: Sequence[Pass]) -> None:
+        self._model, self._pool, self._kv_type, self._threads, self._passes = model, pool, kv_type, threads, passes
 
-def _faster(pool: PoolSpec, host: Host, times: dict[bool, Times]) -> bool:
-    """The mode in which the pool's typical step is cheaper; without measurements at depth, the rule of thumb."""
-    if len(times) == 1:
-        return next(iter(times))
-    typical = [timed for timed in times[True] if timed.depth]
-    if len(typical) < len([timed for timed in typical_passes(pool) if timed.depth]):
-        return host.gpu_layers > 0 or pool.name != LONG_POOL
-    return min(times, key=lambda mode: _step_us(times[mode]))
+    def choose(self, deadline: float) -> PoolChoice:
+        modes = [True, False] if self._pool.flash_attention is None else [self._pool.flash_attention]
+        if self._kv_type != "f16":
+            modes = [True]
+        with ExitStack() as stack:
+            probes = [stack.enter_context(self._probe(mode)) for mode in modes]
+            times = dict(zip(modes, self._times(probes, deadline), strict=True))
+        best = self._faster(times)
+        return PoolChoice(best, _chunk_tokens(times[best]), _fit(times[best]))
+
+    def _probe(self, flash_attention: bool) -> _Probe:
+        pool = replace(self._pool, flash_attention=flash_attention)
+        return _Probe(self._model, pool, self._kv_type, self._threads, self._passes)
+
+    def _times(self, probes: Sequence[_Probe], deadline: float) -> list[Times]:
+        """Times of each probe's passes, the probes taking turns. What the deadline cut off is missing for all of them."""
+        times: list[Times] = [{} for _ in probes]
+        for timed in self._passes:
+            for repetition in range(REPETITIONS):
+                if repetition and time.perf_counter() > deadline:
+                    break
+                for probe, measured in zip(probes, times, strict=True):
+                    measured[timed] = min(probe.time_us(timed), measured.get(timed, inf))
+            # A large chunk costs at most half of what its tokens would one by one.
+            chunk_s = max(measured[self._passes[0]] for measured in times) * 1e-6 * LARGE_CHUNK / 2
+            if time.perf_counter() + chunk_s > deadline:
+                break
+        return times
+
+    def _faster(self, times: dict[bool, Times]) -> bool:
+        """The mode in which the pool's typical step is cheaper; without all measurements, the rule of thumb."""
+        if len(times) == 1:
+            return next(iter(times))
+        if any(len(measured) < len(self._passes) for measured in times.values()):
+            return self._model.gpu_layers > 0 or self._pool.name != LONG_POOL
+        return min(times, key=lambda mode: _step_us(times[mode]))
 
 
 def _step_us(times: Times) -> float:
@@ -192,17 +197,15 @@ def _fit(times: Times) -> CostPrior:
 class _Probe:
     """A small context of a pool's kind, in one mode, in which passes are timed. A context manager."""
 
-    def __init__(self, model: Model, pool: PoolSpec, flash_attention: bool, host: Host) -> None:
-        passes = typical_passes(pool)
+    def __init__(self, model: Model, pool: PoolSpec, kv_type: str, threads: int, passes: Sequence[Pass]) -> None:
         self._unified = pool.name == LONG_POOL
-        spec = PoolSpec(
-            name=pool.name,
+        spec = replace(
+            pool,
             n_slots=2 if self._unified else max(timed.n_rows for timed in passes),
             slot_cells=max(timed.depth + timed.n_tokens for timed in passes) + QUANTUM,
-            flash_attention=flash_attention,
         )
         self._context = PoolContext(
-            model, spec, batch_tokens=NEAR, threads=host.threads, kv_type=host.kv_type, unified=self._unified
+            model, spec, batch_tokens=NEAR, threads=threads, kv_type=kv_type, unified=self._unified
         )
         self._depth = 0
         self._compute(Pass(1, 1, 0), start=0)  # pages the weights in
@@ -242,14 +245,14 @@ class _Probe:
                 self._context.write_state(slot, state, timed.depth)
 
 
-def _identity(model: Model, pools: Sequence[PoolSpec], host: Host) -> str:
+def _identity(model: Model, pools: Sequence[PoolSpec], host: Sequence[object]) -> str:
     """Everything that a measurement depends on."""
     with model.path.open("rb") as file:
         beginning = hashlib.sha256(file.read(1 << 20)).hexdigest()
     parts = {
         "model": [model.header.file_bytes, beginning],
         "cpu": _cpu_name(),
-        "host": msgspec.to_builtins(host),
+        "host": [*host, model.gpu_layers],
         "library": [model.library.version().decode(), metadata.version("llama-cpp-python")],
         "pools": msgspec.to_builtins(list(pools)),
     }

@@ -7,7 +7,7 @@ loaded, and compared with what this process may use: the host's free memory and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -28,6 +28,10 @@ class PoolSpec:
     n_slots: int
     slot_cells: int
     flash_attention: bool | None = None
+
+    def cut_to(self, context_train: int) -> PoolSpec:
+        """The pool with slots no longer than the context the model was trained on (0: unknown)."""
+        return replace(self, slot_cells=min(self.slot_cells, context_train)) if context_train else self
 
     @property
     def built_cells(self) -> int:
@@ -61,6 +65,7 @@ def kv_bytes_per_token(header: GgufHeader, kv_type: str) -> int:
 def memory_needed(header: GgufHeader, pools: Sequence[PoolSpec], *, kv_type: str, batch_tokens: int) -> MemoryNeed:
     """An estimate, within a few percent for the KV cells and on the safe side for the compute buffers."""
     per_token = kv_bytes_per_token(header, kv_type)
+    pools = [pool.cut_to(header.number("context_length")) for pool in pools]
     return MemoryNeed(
         weights=header.tensor_bytes,
         kv=sum(pool.n_slots * pool.built_cells * per_token for pool in pools),

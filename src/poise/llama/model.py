@@ -28,11 +28,12 @@ _LOADING_FAILED = re.compile(r"^.*error loading model: ")
 class Model:
     """A loaded model. Close it after everything that was made from it."""
 
-    def __init__(self, loaded: Library, pointer: ModelPointer, header: GgufHeader) -> None:
+    def __init__(self, loaded: Library, pointer: ModelPointer, header: GgufHeader, gpu_layers: int) -> None:
         """Use `load`."""
         self.library = loaded
         self._pointer: ModelPointer | None = pointer
         self.header = header
+        self.gpu_layers = gpu_layers
         self.vocab = Vocab(loaded, loaded.model_get_vocab(pointer))
 
     @classmethod
@@ -56,7 +57,7 @@ class Model:
         pointer = loaded.model_load_from_file(bytes(path.absolute()), params)
         if pointer is None:
             raise ModelError(path, _load_problem(loaded.log.reason()))
-        model = cls(loaded, pointer, header)
+        model = cls(loaded, pointer, header, gpu_layers)
         problem = model._unfit()
         if problem:
             model.close()

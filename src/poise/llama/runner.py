@@ -6,12 +6,8 @@ an error. Everything runs on the engine's one compute thread; other threads must
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
-from math import ceil
-from pathlib import Path
 from typing import Self
 
 from poise.engine.ports import Row, Sampled
@@ -21,8 +17,6 @@ from poise.llama.model import Model
 from poise.llama.sampler import Floats, Sampler
 from poise.scheduler.plan import KvOperation, ReleaseSlot
 from poise.wire.messages import PoolInfo, SamplingParams, Token
-
-__all__ = ["LlamaRunner", "PoolSpec", "fit_to_model", "usable_threads"]
 
 
 class LlamaRunner:
@@ -50,9 +44,9 @@ class LlamaRunner:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
                     model,
-                    fit_to_model(spec, model),
+                    spec.cut_to(model.context_train),
                     batch_tokens=batch_tokens,
-                    threads=threads or usable_threads(),
+                    threads=threads,
                     kv_type=kv_type,
                 )
             self._warm_up()
@@ -111,18 +105,3 @@ class LlamaRunner:
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
-
-
-def fit_to_model(spec: PoolSpec, model: Model) -> PoolSpec:
-    """The pool with its slots cut to the context the model was trained on."""
-    return replace(spec, slot_cells=min(spec.slot_cells, model.context_train)) if model.context_train else spec
-
-
-def usable_threads(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may use, by its affinity and by its control group's quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = quota_file.read_text().split()
-        return max(1, min(cores, ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores  # no control group with a quota ("max")

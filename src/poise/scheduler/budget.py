@@ -24,6 +24,10 @@ PRIOR_STRENGTH = 0.05
 SPEED_MEMORY = 0.95
 """How much of the estimate of the machine's speed, relative to the prior, survives a step."""
 
+WEIGHT_FLOOR = (0.0, 0.1, 0.1, 0.0)
+"""Least weights relative to the prior at the machine's speed. No token is free: noise that made prompt tokens look so would
+have the next step swallow a whole prompt."""
+
 OUTLIER_FACTOR = 3.0
 """A step that took more than this many times its prediction counts as this many times: the host was busy elsewhere."""
 
@@ -110,9 +114,8 @@ class CostModel:
             return 0
         half = self.attended_us / 2
         linear = self.prompt_us + self.attended_us * (start + 0.5)
-        if half * budget_us < 1e-9 * linear * linear:
-            return int(budget_us / linear) if linear > 0 else 1 << 20
-        return int((sqrt(linear * linear + 4 * half * budget_us) - linear) / (2 * half))
+        # The root of half * n² + linear * n = budget, in the form that neither cancels nor divides by a small `half`.
+        return int(2 * budget_us / (sqrt(linear * linear + 4 * half * budget_us) + linear))
 
     def observe(self, shape: BatchShape, cost_us: int) -> None:
         """Learn from one measured batch."""
@@ -140,7 +143,8 @@ class CostModel:
             for i in range(4):
                 row = self._gram[i]
                 rest = sum(row[j] * self._weights[j] for j in range(4) if j != i)
-                self._weights[i] = max(0.0, (self._moment[i] - rest) / row[i])
+                floor = WEIGHT_FLOOR[i] * self._prior[i] * self._slowness
+                self._weights[i] = max(floor, (self._moment[i] - rest) / row[i])
 
 
 class StepBudget:

@@ -1,0 +1,154 @@
+"""What operators see, from the engine's state and from what the gateway counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from poise.gateway.app import set_text
+from poise.gateway.engine_client import EnginePhase
+from poise.gateway.schemas import HealthBody, StatusBody
+from poise.metrics.gateway import RecentTimes, TokenRates
+from tests.gateway.fakes import MODEL, FakeEngine, ask, chat_body, make_app, says, status, text_model
+
+
+@pytest.mark.parametrize(
+    ("phase", "shown"),
+    [
+        (EnginePhase.READY, "ok"),
+        (EnginePhase.LOADING, "loading"),
+        (EnginePhase.RESTARTING, "restarting"),
+        (EnginePhase.FAILED, "failed"),
+        (EnginePhase.STOPPED, "stopped"),
+    ],
+)
+async def test_health_follows_the_engine(phase: EnginePhase, shown: str) -> None:
+    """200 only when requests are taken; the gateway itself is alive all along."""
+    engine = FakeEngine()
+    engine.state.phase, engine.state.stage, engine.state.progress, engine.state.restarts = phase, "weights", 0.5, 2
+    app = make_app(engine)
+    reply = await ask(app, "GET", "/health")
+    body = HealthBody.model_validate_json(reply.body)
+    assert (reply.status, body.ready) == ((200, True) if shown == "ok" else (503, False))
+    assert ("retry-after" in reply.headers) == (shown != "ok")
+    assert (body.status, body.live, body.model) == (shown, True, MODEL)
+    assert (body.stage, body.progress, body.restarts) == ("weights", 0.5, 2)
+    assert (await ask(app, "GET", "/health/live")).status == 200
+
+
+async def test_health_waits_for_the_vocabulary() -> None:
+    """Without it no request can be answered, whatever the engine says."""
+    app = make_app(FakeEngine(), text=None)
+    assert (await ask(app, "GET", "/health")).json()["status"] == "loading"
+    set_text(app, text_model())
+    assert (await ask(app, "GET", "/health")).json()["status"] == "ok"
+
+
+async def test_status_is_complete() -> None:
+    """Classes, pools and recent times to the first token."""
+    app = make_app(FakeEngine(says("x")))
+    await ask(app, "POST", "/v1/chat/completions", chat_body(n=2))
+    reply = await ask(app, "GET", "/status")
+    body = StatusBody.model_validate_json(reply.body)
+    interactive = body.classes["interactive"]
+    assert (interactive.queued, interactive.running, interactive.wait_estimate_ms) == (2, 3, 250)
+    assert interactive.ttft_ms.count == 2
+    assert interactive.ttft_ms.p50 is not None
+    assert body.classes["background"].ttft_ms.model_dump() == {"p50": None, "p95": None, "count": 0}
+    short = body.pools[0]
+    assert (short.name, short.slots, short.slots_held, short.cells, short.cells_used) == ("short", 4, 3, 1200, 210)
+    assert body.phase == "ready"
+
+
+async def test_status_before_the_engine_has_told_anything() -> None:
+    """Every field is there all the same."""
+    engine = FakeEngine()
+    engine.state.phase, engine.state.ready, engine.state.status = EnginePhase.LOADING, None, None
+    body = StatusBody.model_validate_json((await ask(make_app(engine), "GET", "/status")).body)
+    assert (body.phase, body.pools, body.classes["interactive"].queued) == ("loading", [], 0)
+
+
+async def test_metrics_count_what_happened() -> None:
+    """A scrape that Prometheus can read, with the sums of a few requests."""
+    engine = FakeEngine(says("four"))
+    app = make_app(engine)
+    await ask(app, "POST", "/v1/chat/completions", chat_body(n=2))
+    await ask(app, "POST", "/v1/chat/completions", chat_body(temperature=9))
+    engine.script = lambda submission: submission.refuse("queue_full", 1, 1)
+    await ask(app, "POST", "/v1/chat/completions", chat_body(service_tier="flex"))
+    reply = await ask(app, "GET", "/metrics")
+    assert reply.headers["content-type"].startswith("text/plain")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(reply.body.decode())
+        for sample in family.samples
+    }
+    assert samples["poise_requests_total", "interactive", "stop"] == 2
+    assert samples["poise_prompt_tokens_total", "interactive"] == 21
+    assert samples["poise_output_tokens_total", "interactive"] == 8
+    assert samples["poise_ttft_seconds_count", "interactive"] == 2
+    assert samples["poise_queue_wait_seconds_sum", "interactive"] == pytest.approx(0.002)
+    assert samples["poise_request_seconds_count", "interactive"] == 2
+    assert samples["poise_rejected_total", "invalid_value", "none"] == 1
+    assert samples["poise_rejected_total", "background", "queue_full"] == 1
+    assert samples["poise_engine_up",] == 1
+    assert samples["poise_queued_requests", "interactive"] == 2
+    assert samples["poise_pool_cells_used", "short"] == 210
+    assert samples["poise_engine_decode_seconds_total",] == 5
+    engine.state.phase, engine.state.status = EnginePhase.RESTARTING, None
+    text = (await ask(app, "GET", "/metrics")).body.decode()
+    assert "poise_engine_up 0.0" in text
+    assert "poise_pool_cells" not in text
+
+
+async def test_two_gateways_in_one_process_count_apart() -> None:
+    """No registry is shared."""
+    one, other = make_app(FakeEngine(says("x"))), make_app(FakeEngine(says("x")))
+    await ask(one, "POST", "/v1/chat/completions", chat_body())
+    assert 'poise_output_tokens_total{class="interactive"} 0.0' in (await ask(other, "GET", "/metrics")).body.decode()
+
+
+def test_recent_times_forget() -> None:
+    """Percentiles by nearest rank over the last minute."""
+    recent = RecentTimes(60.0)
+    for i in range(1, 101):
+        recent.add(0.0, i / 1000)
+    assert recent.summary_ms(60.0) == {"p50": 50.0, "p95": 95.0, "count": 100}
+    recent.add(30.0, 0.007)
+    assert recent.summary_ms(61.0) == {"p50": 7.0, "p95": 7.0, "count": 1}
+    assert recent.summary_ms(91.0) == {"p50": None, "p95": None, "count": 0}
+
+
+def test_token_rates() -> None:
+    """Over the last seconds; a new engine starts from nothing."""
+    rates = TokenRates(5.0)
+    assert rates.per_second() == (0.0, 0.0)
+    for second in range(11):
+        rates.sample(float(second), 100 * second, 10 * second * second)
+    assert rates.per_second() == (100.0, 150.0)
+    rates.sample(11.0, 5, 0)
+    assert rates.per_second() == (0.0, 0.0)
+    rates.sample(12.0, 25, 3)
+    assert rates.per_second() == (20.0, 3.0)
+
+
+async def test_the_lifespan_runs_the_callers_and_samples_the_rates() -> None:
+    """What the caller starts is stopped after the gateway's own."""
+    seen: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: object):  # type: ignore[no-untyped-def]
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    engine = FakeEngine()
+    engine.state.status = status(1000, 500)
+    app = make_app(engine, lifespan=lifespan)
+    async with app.router.lifespan_context(app):
+        assert seen == ["in"]
+        await asyncio.sleep(0)
+    assert seen == ["in", "out"]
