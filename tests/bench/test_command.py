@@ -70,7 +70,7 @@ class Servers:
             if request.path == "/health":
                 return web.Response()
             body = json.loads(await request.read())
-            self.prompts.setdefault(name, []).append(body["messages"][0]["content"])
+            self.prompts.setdefault(name, []).append(body["messages"][1]["content"])
             if self.status != 200:
                 return web.Response(status=self.status)
             return web.Response(body=ANSWER, content_type="text/event-stream")

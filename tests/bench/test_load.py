@@ -156,7 +156,9 @@ async def test_what_is_sent() -> None:
     """The request carries everything that makes two servers do the same work."""
     result, server = await run(answering(COMPLETE), scenario())
     body = server.bodies[0]
-    words = body.pop("messages")[0]["content"].split()
+    system, user = body.pop("messages")
+    assert (system["role"], user["role"]) == ("system", "user")
+    words = [system["content"], *user["content"].split()]
     assert len(words) == 12
     assert set(words) <= set(WORDS)
     assert body.pop("seed") > 0
@@ -188,9 +190,9 @@ async def test_prompts_are_unique() -> None:
     workload = scenario(requests=5, count=3)
     _, first = await run(answering(COMPLETE), workload)
     _, second = await run(answering(COMPLETE), workload)
-    prompts = [body["messages"][0]["content"] for body in first.bodies]
+    prompts = [body["messages"][1]["content"] for body in first.bodies]
     assert len(set(prompts)) == 15
-    assert sorted(prompts) == sorted(body["messages"][0]["content"] for body in second.bodies)
+    assert sorted(prompts) == sorted(body["messages"][1]["content"] for body in second.bodies)
     assert prompt(7, 1, 50) != prompt(7, 2, 50)
 
 

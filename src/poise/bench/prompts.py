@@ -32,3 +32,13 @@ def prompt(seed: int, text_seed: int, n_words: int) -> str:
     """`n_words` words, the same ones for the same two seeds. Two prompts differ from about the first word on."""
     rng = random.Random((text_seed << 32) | seed)  # noqa: S311 - a workload, not a secret
     return " ".join(rng.choices(WORDS, k=n_words))
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    """The text as a conversation: its first word is the system message, the rest the user's.
+
+    Without a system message many chat templates put in a long one of their own, which is the same in every request: a server
+    that keeps prefixes would then be measured with part of each prompt computed already, and another without.
+    """
+    system, _, user = text.partition(" ")
+    return [{"role": "system", "content": system}, {"role": "user", "content": user or system}]
