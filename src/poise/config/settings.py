@@ -127,6 +127,8 @@ class ClassesSettings(Section):
 class SchedulerSettings(Section):
     quantum_tokens: Annotated[int, Field(ge=1, le=512)] = 16
     """Least chunk of a prompt in a step, whatever the time budget says."""
+    step_max_ms: Annotated[int, Field(ge=5, le=60_000)] = 250
+    """Time budget of a step while no request decodes: the longest that a new arrival waits for its turn."""
     ageing: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     """Share of its waited time that a prompt gains on shorter ones."""
     hole_steps: Annotated[int, Field(ge=1, le=10_000)] = 2

@@ -131,7 +131,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         methods=["POST"],
         summary="Continue a conversation",
         responses=schemas.generation(schemas.ChatCompletion),
-        openapi_extra=schemas.request_body(parser.chat_schema()),
+        openapi_extra=schemas.request_body(parser.chat_schema(), completions.model_names),
     )
     app.add_api_route(
         "/v1/completions",
@@ -139,7 +139,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         methods=["POST"],
         summary="Continue a text",
         responses=schemas.generation(schemas.Completion),
-        openapi_extra=schemas.request_body(parser.completion_schema()),
+        openapi_extra=schemas.request_body(parser.completion_schema(), completions.model_names),
     )
 
 
@@ -235,6 +235,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _guarded(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cache-Control"] = "no-cache"  # an upgrade must not mix old and new modules
     return response
 
 

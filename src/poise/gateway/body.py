@@ -10,8 +10,8 @@ from starlette.requests import Request
 from poise.gateway.errors import ApiError, ClientGone, body_too_large, shown
 from poise.gateway.fields import JsonObject
 
-CONTAINERS_MAX = 200_000
-"""Arrays and objects a body may open. Millions of empty ones fit into few bytes, but take the event loop seconds to build."""
+CONTAINERS_MAX = 100_000
+"""Arrays and objects a body may open. A million empty ones fit into few bytes, but hold up all streams while they are built."""
 
 _decode = msgspec.json.Decoder().decode
 

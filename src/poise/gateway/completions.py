@@ -73,6 +73,7 @@ class Completions:
         self._tenants = tenants
         self._metrics = metrics
         self._model_name = model_name
+        self.model_names = [model_name, MODEL_ALIAS]
         self.parser = RequestParser(settings)
 
     async def chat(self, request: Request) -> Response:
@@ -92,8 +93,8 @@ class Completions:
             parsed = parse(await read_json(request, server.max_body_bytes, server.body_timeout_s))
             options = parsed.options
             request_class = options.request_class
-            if options.model not in (self._model_name, MODEL_ALIAS):
-                raise model_not_found(options.model, [self._model_name, MODEL_ALIAS])
+            if options.model not in self.model_names:
+                raise model_not_found(options.model, self.model_names)
             param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
             origin = Origin(request_id_of(request.scope), tenant, request_class, param, arrived_s)
             generation, requests = await self._prepare(origin, parsed)
@@ -148,32 +149,28 @@ class Completions:
     async def _tokenise(self, text: TextModel, parsed: ChatRequest | CompletionRequest) -> Prompts:
         if isinstance(parsed, ChatRequest):
             return Prompts([await text.chat_ids(parsed.messages)], "messages")
-        n_vocab = text.vocab.n_tokens
         prompts = Prompts([], "prompt")
         for prompt in parsed.prompts:
             ids = await text.prompt_ids(prompt) if isinstance(prompt, str) else prompt
             if not ids:
                 raise invalid_value("prompt", "have at least one token", prompt)
-            if max(ids) >= n_vocab:
-                raise invalid_value("prompt", f"have token ids below {n_vocab}", max(ids), f"has {max(ids)}")
             prompts.ids.append(ids)
         return prompts
 
     def _choices(self, options: Options, prompts: Prompts, ready: Ready, text: TextModel) -> list[ChoiceRequest]:
         """One engine request for each choice of each prompt, in the order of their indices."""
-        for token, _ in options.sampling.logit_bias:
-            if token >= text.vocab.n_tokens:
-                raise invalid_value("logit_bias", f"have token ids below {text.vocab.n_tokens}", token, f"has {token}")
+        n_tokens = text.vocab.n_tokens
+        _check_ids([token for token, _ in options.sampling.logit_bias], n_tokens, "logit_bias")
         seed = secrets.randbits(32) if options.seed is None else options.seed
-        return [
-            ChoiceRequest(
-                ids,
-                self._allowance(options, len(ids), ready, prompts.param),
-                msgspec.structs.replace(options.sampling, seed=(seed + i) % _SEEDS),
-            )
-            for ids in prompts.ids
-            for i in range(options.n)
-        ]
+        requests = []
+        for ids in prompts.ids:
+            # The length comes first: looking at each id of a prompt that is far too long would hold up the streams.
+            max_output = self._allowance(options, len(ids), ready, prompts.param)
+            _check_ids(ids, n_tokens, prompts.param)
+            for i in range(options.n):
+                sampling = msgspec.structs.replace(options.sampling, seed=(seed + i) % _SEEDS)
+                requests.append(ChoiceRequest(ids, max_output, sampling))
+        return requests
 
     def _allowance(self, options: Options, n_prompt: int, ready: Ready, prompt_param: str) -> int:
         """Output tokens for a prompt. A named number is kept or refused; the default is cut to what the context has left."""
@@ -196,6 +193,12 @@ class Completions:
         )
         usage_field = options.include_usage or options.continuous_usage
         return ChatFormat(heading, usage_field) if chat else CompletionFormat(heading, usage_field)
+
+
+def _check_ids(ids: list[int], n_tokens: int, param: str) -> None:
+    for token in (min(ids, default=0), max(ids, default=0)):
+        if not 0 <= token < n_tokens:
+            raise invalid_value(param, f"have token ids from 0 to {n_tokens - 1}", token, f"has {token}")
 
 
 def fingerprint(model_name: str, ready: Ready) -> str:

@@ -139,8 +139,6 @@ def _check_ids(ids: list[Any], param: str) -> list[int]:
     read_list(ids, param, "a list of token ids", MAX_PROMPT_IDS)
     if set(map(type, ids)) != {int}:
         raise invalid_type(param, "a list of token ids", ids)
-    if min(ids) < 0 or max(ids) >= 1 << 31:
-        raise invalid_value(param, "hold token ids of the vocabulary", ids, f"holds {min(ids)} to {max(ids)}")
     return ids
 
 
@@ -202,10 +200,11 @@ TOP_K = Integer("top_k", "Draw from that many of the most likely tokens; 0 or -1
 MIN_P = Real("min_p", "Leave out tokens less likely than this share of the most likely one.", 0, 1)
 PRESENCE_PENALTY = Real("presence_penalty", "Taken off once from tokens that the answer already has.", -2, 2)
 FREQUENCY_PENALTY = Real("frequency_penalty", "Taken off for each time the answer already has the token.", -2, 2)
+# Scores are divided by it in 32 bits: nearer to 0 they would overflow.
 REPETITION_PENALTY = Real(
-    "repetition_penalty", "Divides the score of tokens seen in prompt or answer; 1 is off.", 0, 2, above_minimum=True
+    "repetition_penalty", "Divides the score of tokens seen in prompt or answer; 1 is off.", 0.01, 2
 )
-REPEAT_PENALTY = Real("repeat_penalty", "Another name of `repetition_penalty`.", 0, 2, above_minimum=True)
+REPEAT_PENALTY = Real("repeat_penalty", "Another name of `repetition_penalty`.", 0.01, 2)
 LOGIT_BIAS: Field[tuple[tuple[int, float], ...]] = Custom(
     "logit_bias",
     "Added to the score of tokens, by token id; -100 means never.",

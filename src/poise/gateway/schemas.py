@@ -200,7 +200,8 @@ def errors(*statuses: int) -> Responses:
 
 def generation(body: type[BaseModel]) -> Responses:
     """The answers of a generation endpoint."""
-    events = {"text/event-stream": {"schema": {"type": "string", "description": "Chunks, then `data: [DONE]`."}}}
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    events = {"text/event-stream": {"schema": event | {"description": "Chunks as JSON, the last one is `[DONE]`."}}}
     done: Responses = {200: {"model": body, "description": "The answer, or its events.", "content": events}}
     return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
 
@@ -209,6 +210,8 @@ def lines() -> Responses:
     return {200: {"description": "JSON lines.", "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
 
 
-def request_body(schema: Schema) -> dict[str, Any]:
-    """An endpoint's body, for FastAPI's openapi_extra."""
+def request_body(schema: Schema, models: list[str]) -> dict[str, Any]:
+    """A generation endpoint's body, for FastAPI's openapi_extra."""
+    model = schema["properties"]["model"] | {"enum": models}
+    schema = schema | {"properties": schema["properties"] | {"model": model}}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

@@ -131,9 +131,9 @@ class TextModel:
         return parts
 
     def _one_bos(self, ids: list[int]) -> list[int]:
-        """Templates and callers may write the beginning-of-text token that the vocabulary adds as well."""
+        """Where the vocabulary adds its beginning-of-text token, templates and callers often write it as well."""
         bos = self.vocab.bos
-        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+        return ids[1:] if self.vocab.add_bos and ids[:2] == [bos, bos] else ids
 
 
 @dataclass(slots=True)

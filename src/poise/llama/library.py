@@ -228,7 +228,8 @@ def self_check(model_params: object, context_params: object) -> None:
     """Refuse a library whose structs are laid out differently from the binding's definitions.
 
     An inserted field moves everything after it, so the values compared stand all over the structs, on both sides of and
-    between their bools; pointers are expected to be NULL.
+    between their bools; pointers are expected to be NULL. What cannot be seen is a bool that is false by default and was
+    inserted after the last one that is true.
     """
     wrong = _differences("llama_model_params", model_params, _MODEL_DEFAULTS, _MODEL_POINTERS)
     wrong += _differences("llama_context_params", context_params, _CONTEXT_DEFAULTS, _CONTEXT_POINTERS)
@@ -239,12 +240,15 @@ def self_check(model_params: object, context_params: object) -> None:
 
 
 def _defaults(binding: ModuleType, prefix: str) -> object:
-    layout: Any = getattr(binding, f"{prefix}_params")
-    roomy: Any = type(
-        "Roomy", (ctypes.Structure,), {"_fields_": [*layout._fields_, ("slack", ctypes.c_char * _SLACK_BYTES)]}
-    )
+    roomy = _roomy(getattr(binding, f"{prefix}_params"))
     defaults: object = ctypes.CFUNCTYPE(roomy)((f"{prefix}_default_params", binding._lib))()
     return defaults
+
+
+def _roomy(layout: Any) -> Any:
+    """The struct with spare bytes after it."""
+    fields = [*layout._fields_, ("slack", ctypes.c_char * _SLACK_BYTES)]
+    return type("Roomy", (ctypes.Structure,), {"_fields_": fields})
 
 
 def _differences(struct: str, params: object, values: dict[str, object], pointers: tuple[str, ...]) -> list[str]:

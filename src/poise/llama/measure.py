@@ -122,7 +122,8 @@ def typical_passes(pool: PoolSpec, batch_tokens: int) -> list[Pass]:
         return [first, Pass(1, QUANTUM, 0), Pass(1, 1, far), *chunks]
     near = min(NEAR, pool.slot_cells // 2)
     rows = min(ROWS_MAX, pool.n_slots)
-    return [first, Pass(1, QUANTUM, 0), Pass(1, 1, near), Pass(rows, 1, near), Pass(1, QUANTUM, near)]
+    passes = [first, Pass(1, QUANTUM, 0), Pass(1, 1, near), Pass(rows, 1, near), Pass(1, QUANTUM, near)]
+    return list(dict.fromkeys(passes))  # with a single slot, two of them are the same
 
 
 class _Probing:

@@ -43,50 +43,38 @@ class GatewayMetrics:
     """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
 
     def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
-        self.registry = CollectorRegistry()
-        by_class, registry = ("class",), self.registry
-        self._ttft = Histogram(
-            "poise_ttft_seconds",
-            "From the arrival of a request to its first token.",
-            by_class,
-            registry=registry,
-            buckets=_WAITS_S,
+        self.registry = registry = CollectorRegistry()
+        self._ttft = _histograms(
+            registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", _WAITS_S
         )
-        self._gap = Histogram(
+        self._gap = _histograms(
+            registry,
             "poise_inter_token_seconds",
-            "Between two arrivals of tokens in one choice; a token that comes alone is one arrival.",
-            by_class,
-            registry=registry,
-            buckets=_GAPS_S,
+            "Between two arrivals of tokens in one choice; tokens that come together are one arrival.",
+            _GAPS_S,
         )
-        self._queue_wait = Histogram(
-            "poise_queue_wait_seconds",
-            "In the scheduler's queue, as the engine measured it.",
-            by_class,
-            registry=registry,
-            buckets=_WAITS_S,
+        self._queue_wait = _histograms(
+            registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
         )
-        self._duration = Histogram(
-            "poise_request_seconds",
-            "From the arrival of a request to the end of a choice.",
-            by_class,
-            registry=registry,
-            buckets=_WAITS_S,
+        self._duration = _histograms(
+            registry, "poise_request_seconds", "From the arrival of a request to the end of a choice.", _WAITS_S
+        )
+        self._prompt_tokens = _counters_by_class(
+            registry,
+            "poise_prompt_tokens_total",
+            "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
+        )
+        self._output_tokens = _counters_by_class(
+            registry, "poise_output_tokens_total", "Tokens received from the engine."
+        )
+        self._disconnects = _counters_by_class(
+            registry, "poise_client_disconnects_total", "Requests whose client left before the answer was complete."
         )
         self._requests = Counter(
             "poise_requests_total",
             "Choices that ended, by outcome: stop, length, cancelled (the client left), engine_lost, failed.",
             ("class", "outcome"),
             registry=registry,
-        )
-        self._prompt_tokens = Counter(
-            "poise_prompt_tokens_total",
-            "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
-            by_class,
-            registry=registry,
-        )
-        self._output_tokens = Counter(
-            "poise_output_tokens_total", "Tokens received from the engine.", by_class, registry=registry
         )
         self._rejected = Counter(
             "poise_rejected_total",
@@ -95,22 +83,11 @@ class GatewayMetrics:
             ("class", "reason"),
             registry=registry,
         )
-        self._disconnects = Counter(
-            "poise_client_disconnects_total",
-            "Requests whose client left before the answer was complete.",
-            by_class,
-            registry=registry,
-        )
         self.n_open = 0
         """HTTP requests being answered."""
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
-        for name in RequestClass:  # so that the series exist, at 0, before the first request
-            for family in (self._ttft, self._gap, self._queue_wait, self._duration):
-                family.labels(name.value)
-            for counter in (self._prompt_tokens, self._output_tokens, self._disconnects):
-                counter.labels(name.value)
         registry.register(_EngineCollector(read_engine))
 
     def exposition(self) -> bytes:
@@ -118,29 +95,29 @@ class GatewayMetrics:
         return generate_latest(self.registry)
 
     def accepted(self, request_class: str, n_prompt: int) -> None:
-        self._prompt_tokens.labels(request_class).inc(n_prompt)
+        self._prompt_tokens[request_class].inc(n_prompt)
 
     def started(self, request_class: str, wait_s: float) -> None:
-        self._queue_wait.labels(request_class).observe(wait_s)
+        self._queue_wait[request_class].observe(wait_s)
 
     def first_tokens(self, request_class: str, n_tokens: int, ttft_s: float, now_s: float) -> None:
-        self._ttft.labels(request_class).observe(ttft_s)
-        self._output_tokens.labels(request_class).inc(n_tokens)
+        self._ttft[request_class].observe(ttft_s)
+        self._output_tokens[request_class].inc(n_tokens)
         self.recent_ttft[request_class].add(now_s, ttft_s)
 
     def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
-        self._gap.labels(request_class).observe(gap_s)
-        self._output_tokens.labels(request_class).inc(n_tokens)
+        self._gap[request_class].observe(gap_s)
+        self._output_tokens[request_class].inc(n_tokens)
 
     def ended(self, request_class: str, outcome: str, duration_s: float) -> None:
         self._requests.labels(request_class, outcome).inc()
-        self._duration.labels(request_class).observe(duration_s)
+        self._duration[request_class].observe(duration_s)
 
     def rejected(self, request_class: str | None, reason: str) -> None:
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
 
     def disconnected(self, request_class: str) -> None:
-        self._disconnects.labels(request_class).inc()
+        self._disconnects[request_class].inc()
 
 
 class RecentTimes:
@@ -206,6 +183,17 @@ class _EngineCollector:
         if reading.status is not None:
             yield from _levels(reading.status)
             yield from _counters(reading.status)
+
+
+def _histograms(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> dict[str, Histogram]:
+    """One series for each class: they exist, at 0, before the first request, and are found without a look-up of labels."""
+    family = Histogram(name, text, ("class",), registry=registry, buckets=buckets)
+    return {request_class.value: family.labels(request_class.value) for request_class in RequestClass}
+
+
+def _counters_by_class(registry: CollectorRegistry, name: str, text: str) -> dict[str, Counter]:
+    family = Counter(name, text, ("class",), registry=registry)
+    return {request_class.value: family.labels(request_class.value) for request_class in RequestClass}
 
 
 def _levels(status: Status) -> Iterator[Metric]:

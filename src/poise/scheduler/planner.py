@@ -62,11 +62,16 @@ class PlanningPass:
 
     def __post_init__(self) -> None:
         policy = self.books.policy
-        interactive = self.books.is_live(RequestClass.INTERACTIVE)
-        tightest = RequestClass.INTERACTIVE if interactive else RequestClass.BACKGROUND
-        self.target_us = policy.classes[tightest].itl_target_us
+        self.target_us = self._target_us()
         self.budget = StepBudget(self.books.models, self.target_us, policy.batch_tokens)
         self._chunks = {name: {} for name in policy.pools}
+
+    def _target_us(self) -> int:
+        """The ITL target of the first class that decodes. With nobody's tokens to pace, only an arrival could be waiting."""
+        for request_class, policy in self.books.policy.classes.items():
+            if any(sequence.is_decoding for sequence in self.books.running[request_class].values()):
+                return policy.itl_target_us
+        return self.books.policy.step_max_us
 
     def fill(self) -> tuple[Batch, ...]:
         """Apply the rules and return at most one batch for each pool."""
@@ -184,7 +189,7 @@ class PlanningPass:
             return least if quantum else 0
         if pending - n_tokens < least and pending <= room:  # a crumb left over would cost the first token a step
             return pending
-        return n_tokens if n_tokens == pending else n_tokens - n_tokens % least
+        return n_tokens
 
     def _heavy_chunk(self, sequence: Sequence, left_us: float) -> int | None:
         """Rule R2's saving: where larger chunks are cheaper per token, a heavy prompt skips steps to pay for one.

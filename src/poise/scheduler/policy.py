@@ -57,6 +57,7 @@ class SchedulerPolicy:
 
     quantum_tokens   least chunk of a prompt that is planned whatever the budget says
     chunk_tokens     per pool: the chunk at which prompt tokens get cheap; a heavy prompt saves up budget for one
+    step_max_us      a step's time budget while no sequence decodes
     batch_tokens     most tokens in one batch
     ageing           share of waited time that is taken off a prompt's predicted cost when prompts are ordered
     hole_steps       steps a hole in a pool's slots may persist before it is closed by a move
@@ -66,6 +67,7 @@ class SchedulerPolicy:
     pools: Mapping[str, PoolPolicy]
     classes: Mapping[RequestClass, ClassPolicy]
     quantum_tokens: int = 16
+    step_max_us: int = 250_000
     chunk_tokens: Mapping[str, int] = field(default_factory=dict)
     batch_tokens: int = 512
     ageing: float = 0.1

@@ -5,6 +5,9 @@ import { copyButton, el } from "./dom.js";
 import { count, duration, plural, rate, waiting } from "./format.js";
 import { MarkdownView } from "./markdown.js";
 
+// Drawing takes from the same processor that the model may be running on, and nobody reads faster than this.
+const DRAW_EVERY_MS = 50;
+
 const ENDINGS = {
   length: "cut at the token limit",
   content_filter: "ended by a content filter",
@@ -19,13 +22,15 @@ export class Answer {
   #body = el("div", { className: "body" });
   #foot = el("div", { className: "foot" });
   #view = new MarkdownView(this.#body);
-  #frame = 0;
+  #timer = 0;
+  #drawnAt = 0;
   #onGrowth;
 
   /** `onGrowth` runs after each change of the answer's height. */
   constructor(onGrowth) {
     this.#onGrowth = onGrowth;
-    this.element = el("article", { className: "answer", "aria-label": "Answer", "aria-busy": "true" }, this.#body, this.#status, this.#foot);
+    const props = { className: "answer", "aria-label": "Answer", "aria-busy": "true" };
+    this.element = el("article", props, this.#body, this.#status, this.#foot);
   }
 
   wait(place) {
@@ -38,8 +43,7 @@ export class Answer {
     this.text += text;
     this.#status.hidden = true;
     this.element.classList.add("streaming");
-    // At most one redraw per frame, however many tokens arrive.
-    this.#frame ||= requestAnimationFrame(() => this.#draw());
+    this.#timer ||= setTimeout(() => this.#draw(), this.#drawnAt + DRAW_EVERY_MS - performance.now());
   }
 
   usage(usage) {
@@ -65,7 +69,8 @@ export class Answer {
     const line = el("p", { className: "error-text", textContent: error.message + kept });
     // Outside the alert: a screen reader is to hear the error once, not each second of the countdown.
     const advice = el("p", { className: "help" });
-    const box = el("div", { className: "error" }, el("div", { role: "alert" }, line), el("div", { className: "row" }, ...actions, advice));
+    const row = el("div", { className: "row" }, ...actions, advice);
+    const box = el("div", { className: "error" }, el("div", { role: "alert" }, line), row);
     this.#status.replaceWith(box);
     if (error instanceof ApiError && error.retryAfterS !== null) countDown(advice, error.retryAfterS);
     this.#onGrowth();
@@ -77,13 +82,14 @@ export class Answer {
   }
 
   #draw() {
-    this.#frame = 0;
+    this.#timer = 0;
+    this.#drawnAt = performance.now();
     this.#view.render(this.text);
     this.#onGrowth();
   }
 
   #end(note, figures) {
-    cancelAnimationFrame(this.#frame);
+    clearTimeout(this.#timer);
     this.done = true;
     this.element.classList.remove("streaming");
     this.element.removeAttribute("aria-busy");

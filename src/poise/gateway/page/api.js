@@ -37,8 +37,8 @@ export async function send(path, { json, signal, headers = {} } = {}) {
 
 /** The browser refuses to send anything else in a header, with an error that nobody would understand. */
 function sendableKey() {
-  if (!/^[!-~]+$/.test(apiKey())) throw new ApiError("The API key has spaces or letters that no key can have.", { status: 401 });
-  return apiKey();
+  if (/^[!-~]+$/.test(apiKey())) return apiKey();
+  throw new ApiError("The API key has spaces or letters that no key can have.", { status: 401 });
 }
 
 /** A small JSON document. `accept` lists the statuses whose body is wanted besides 200. */
@@ -65,5 +65,6 @@ export function errorIn(body, about = {}) {
   const error = body?.error;
   if (!error) return null;
   const message = typeof error === "string" ? error : error.message;
-  return new ApiError(String(message || "The server reported an error without a message."), { ...about, code: error.code ?? null });
+  const text = String(message || "The server reported an error without a message.");
+  return new ApiError(text, { ...about, code: error.code ?? null });
 }

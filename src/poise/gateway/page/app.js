@@ -113,5 +113,6 @@ function showCurl() {
   const body = JSON.stringify({ model: model ?? "default", messages: [{ role: "user", content: "Hello!" }] });
   // The key itself is not shown: people share their screens.
   const auth = apiKey() ? ' \\\n  -H "Authorization: Bearer $POISE_API_KEY"' : "";
-  byId("curl").textContent = `curl ${location.origin}/v1/chat/completions \\\n  -H "Content-Type: application/json"${auth} \\\n  -d '${body}'`;
+  const type = '-H "Content-Type: application/json"';
+  byId("curl").textContent = `curl ${location.origin}/v1/chat/completions \\\n  ${type}${auth} \\\n  -d '${body}'`;
 }

@@ -32,8 +32,9 @@ export class Conversation {
   }
 
   ask(prompt) {
-    const turn = { prompt, answer: null, element: el("section", { className: "turn", "aria-label": `Turn ${this.#turns.length + 1}` }) };
-    turn.element.append(el("p", { className: "question" }, el("span", { className: "sr-only", textContent: "You: " }), prompt));
+    const question = el("p", { className: "question" }, el("span", { className: "sr-only", textContent: "You: " }), prompt);
+    const props = { className: "turn", "aria-label": `Turn ${this.#turns.length + 1}` };
+    const turn = { prompt, answer: null, element: el("section", props, question) };
     this.#turns.push(turn);
     byId("welcome").hidden = true;
     byId("turns").append(turn.element);
@@ -159,7 +160,8 @@ export class Conversation {
 }
 
 function keyButton() {
-  return el("button", { type: "button", className: "small", textContent: "Enter the API key", onclick: () => openSettings("api-key") });
+  const onclick = () => openSettings("api-key");
+  return el("button", { type: "button", className: "small", textContent: "Enter the API key", onclick });
 }
 
 /** Tells screen readers; the answer itself is not announced token by token. */

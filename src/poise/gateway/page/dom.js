@@ -28,7 +28,8 @@ export async function copyText(text) {
       // No permission: try the old way.
     }
   }
-  // Browsers offer the clipboard API on https and localhost only, and this page is often opened over plain http in a home network.
+  // Browsers offer the clipboard API on https and localhost only, and this page is often opened over plain http in a
+  // home network.
   const area = el("textarea", { value: text, className: "sr-only" });
   const focused = document.activeElement;
   document.body.append(area);

@@ -8,6 +8,15 @@ import { onKeyChange } from "./settings.js";
 const PERIOD_MS = 1000;
 const PERIOD_WHEN_READY_MS = 5000;
 const SAMPLES = 60;
+const KEY_WANTED = "This server shows its numbers to holders of an API key: enter one in Settings.";
+const HEALTH_LABELS = {
+  ready: "Ready",
+  loading: "Loading",
+  restarting: "Restarting",
+  failed: "Failed",
+  stopped: "Stopped",
+  unreachable: "No connection",
+};
 const CLASSES = ["interactive", "background"];
 
 /**
@@ -62,7 +71,7 @@ export function watchStatus(onTrouble) {
       return PERIOD_MS;
     } catch (error) {
       const keyWanted = error instanceof ApiError && (error.status === 401 || error.status === 403);
-      showProblem(keyWanted ? "This server shows its numbers to holders of an API key: enter one in Settings." : error.message);
+      showProblem(keyWanted ? KEY_WANTED : error.message);
       if (!keyWanted) onTrouble();
       return keyWanted ? null : PERIOD_MS;
     }
@@ -104,8 +113,7 @@ function showHealth(health) {
 
 function healthLabel({ state, progress }) {
   if (state === "loading" && isNumber(progress)) return `Loading ${Math.floor(100 * progress)} %`;
-  const labels = { ready: "Ready", loading: "Loading", restarting: "Restarting", failed: "Failed", stopped: "Stopped", unreachable: "No connection" };
-  return labels[state];
+  return HEALTH_LABELS[state];
 }
 
 function healthNotice({ state, stage, detail }) {
@@ -171,7 +179,7 @@ function showPools(pools) {
   const names = pools.map((pool) => pool.name).join("\n");
   if (root.dataset.names !== names) {
     root.dataset.names = names;
-    root.replaceChildren(...pools.map((pool) => el("div", { className: "pool" }, el("h3", { textContent: `Pool ${pool.name}` }), bar("Slots"), bar("KV cells"))));
+    root.replaceChildren(...pools.map(poolGroup));
   }
   pools.forEach((pool, index) => {
     const [slots, cells] = root.children[index].querySelectorAll(".use");
@@ -180,10 +188,14 @@ function showPools(pools) {
   });
 }
 
+function poolGroup({ name }) {
+  return el("div", { className: "pool" }, el("h3", { textContent: `Pool ${name}` }), bar("Slots"), bar("KV cells"));
+}
+
 function bar(label) {
-  const use = el("div", { className: "use" });
-  use.append(el("span", { textContent: label }), el("span", { className: "use-text" }), el("div", { className: "track", "aria-hidden": "true" }, el("div")));
-  return use;
+  const track = el("div", { className: "track", "aria-hidden": "true" }, el("div"));
+  const use = el("span", { className: "use-text" });
+  return el("div", { className: "use" }, el("span", { textContent: label }), use, track);
 }
 
 function fillBar(use, part, whole) {

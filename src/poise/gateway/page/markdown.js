@@ -9,9 +9,12 @@ const RULE = /^\s*(?:-{3,}|\*{3,}|_{3,})\s*$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
 const TABLE_ROW = /^\s*\|/;
 // The spans are bounded, so that text full of unmatched marks costs linear time.
-const INLINE = /(`{1,3})(?!`)(.{1,1000}?)(?<!`)\1(?!`)|\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*|(?<!\w)\*(?=\S)(.{1,500}?)(?<=\S)\*(?!\w)/gs;
+const CODE = /(`{1,3})(?!`)(.{1,1000}?)(?<!`)\1(?!`)/;
+const BOLD = /\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*/;
+const ITALIC = /(?<!\w)\*(?=\S)(.{1,500}?)(?<=\S)\*(?!\w)/;
+const INLINE = new RegExp([CODE, BOLD, ITALIC].map((pattern) => pattern.source).join("|"), "gs");
 
-/** Renders a growing text. Blocks that did not change keep their nodes, so a long answer costs no more per token than a short one. */
+/** Renders a growing text. Blocks that did not change keep their nodes: a token costs no more late in an answer than early. */
 export class MarkdownView {
   #root;
   #shown = [];
@@ -104,12 +107,16 @@ function readList(lines, start) {
   for (; at < lines.length; at++) {
     const line = lines[at];
     const item = RULE.test(line) ? null : ITEM.exec(line);
-    if (item) items.push({ indent: item[1].length, ordered: /\d/.test(item[2]), number: Number.parseInt(item[2], 10), text: item[3] });
+    if (item) items.push(listItem(item));
     else if (line.trim() === "" && ITEM.test(lines[at + 1] ?? "")) continue;
     else if (/^\s+\S/.test(line) && !FENCE.test(line)) items.at(-1).text += `\n${line.trim()}`;
     else break;
   }
   return [{ kind: "list", items, text: lines.slice(start, at).join("\n") }, at];
+}
+
+function listItem([, space, mark, text]) {
+  return { indent: space.length, ordered: /\d/.test(mark), number: Number.parseInt(mark, 10), text };
 }
 
 function isSame(one, other) {
@@ -134,7 +141,8 @@ function renderBlock(block) {
 
 function renderCode({ language, text }) {
   const code = el("code", { textContent: text });
-  const head = el("div", { className: "code-head" }, el("span", { textContent: language || "text" }), copyButton(() => code.textContent));
+  const label = el("span", { textContent: language || "text" });
+  const head = el("div", { className: "code-head" }, label, copyButton(() => code.textContent));
   return el("div", { className: "code" }, head, el("pre", { tabIndex: 0 }, code));
 }
 

@@ -1,0 +1,59 @@
+"""docs/http-api.md and docs/metrics.md name everything that is there, and nothing that is not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from poise.config import Settings
+from poise.gateway.openai import RequestParser
+from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
+
+ROOT = Path(__file__).parents[2]
+API = (ROOT / "docs" / "http-api.md").read_text()
+METRICS = (ROOT / "docs" / "metrics.md").read_text()
+
+
+def test_every_parameter_is_documented() -> None:
+    """In the first column of a table."""
+    listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`[^|]*) \|", API, re.MULTILINE))))
+    parser = RequestParser(Settings())
+    for schema in (parser.chat_schema(), parser.completion_schema()):
+        assert set(schema["properties"]) <= listed
+
+
+def test_every_error_code_is_documented_with_its_status() -> None:
+    """The codes in the source are the codes in the table, each with the status it is raised with."""
+    documented = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", API, re.MULTILINE))
+    raised = set()
+    for path in (ROOT / "src" / "poise" / "gateway").glob("*.py"):
+        text = path.read_text()
+        raised |= set(re.findall(r'ApiError\(\s*(\d{3}),\s*"(\w+)"', text))
+        raised |= {("401", code) for code in re.findall(r'_unauthorized\(\s*"(\w+)"', text)}
+    assert raised == documented
+
+
+async def test_every_endpoint_is_documented() -> None:
+    """As a line of the first table."""
+    paths = (await ask(make_app(FakeEngine()), "GET", "/openapi.json")).json()["paths"]
+    for path, methods in paths.items():
+        for method in methods:
+            assert f"`{method.upper()} {path}`" in API, path
+
+
+async def test_every_metric_is_documented() -> None:
+    """With its type and its labels."""
+    app = make_app(FakeEngine(says("x")))
+    await ask(app, "POST", "/v1/chat/completions", chat_body())
+    await ask(app, "POST", "/v1/chat/completions", {})
+    served = {}
+    for family in text_string_to_metric_families((await ask(app, "GET", "/metrics")).body.decode()):
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        if not name.endswith("_created"):
+            served[name] = (family.type, labels)
+    rows = re.findall(r"^\| `(poise_\w+)` \| (\w+) \| ([\w, ]*?) ?\|", METRICS, re.MULTILINE)
+    documented = {name: (kind, {label for label in labels.split(", ") if label}) for name, kind, labels in rows}
+    assert served == documented

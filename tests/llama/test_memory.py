@@ -1,0 +1,134 @@
+"""What a model needs in memory, and refusing what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from poise.llama.gguf import GgufHeader, ModelError, read_header
+from poise.llama.memory import (
+    MemoryNeed,
+    PoolSpec,
+    available_bytes,
+    check_memory,
+    kv_bytes_per_token,
+    memory_needed,
+)
+from tests.llama.gguf_files import TINY_KEYS, KeyValue, gguf_bytes, write_gguf
+
+POOLS = [PoolSpec("short", 10, 1000), PoolSpec("long", 2, 4096)]
+GIB = 1 << 30
+
+
+def header(tmp_path: Path, **keys: KeyValue) -> GgufHeader:
+    named = {name.replace("__", "."): value for name, value in keys.items()}
+    return read_header(write_gguf(tmp_path / "x.gguf", gguf_bytes({**TINY_KEYS, **named})))
+
+
+def test_kv_bytes_follow_the_heads_of_each_layer(tmp_path: Path) -> None:
+    """2 and 1 KV heads of 16 + 16 elements; quantised types take their blocks' share."""
+    assert kv_bytes_per_token(header(tmp_path), "f16") == 3 * 32 * 2
+    assert kv_bytes_per_token(header(tmp_path), "q8_0") == 3 * 32 * 34 // 32
+    assert kv_bytes_per_token(header(tmp_path), "q4_0") == 3 * 32 * 18 // 32
+    uneven = header(tmp_path, llama__attention__key_length=32, llama__attention__value_length=8)
+    assert kv_bytes_per_token(uneven, "f16") == 3 * 40 * 2
+    same = header(tmp_path, llama__attention__head_count_kv=2)
+    assert kv_bytes_per_token(same, "f16") == 2 * 2 * 32 * 2
+
+
+def test_slots_are_rounded_up_and_cut_to_the_trained_context(tmp_path: Path) -> None:
+    """As they will be built: 1,024 cells for 1,000, and 2,048 where the model knows no more."""
+    need = memory_needed(header(tmp_path), POOLS, kv_type="f16", batch_tokens=512)
+    assert need.kv == (10 * 1024 + 2 * 2048) * 3 * 32 * 2
+    assert need.weights == header(tmp_path).tensor_bytes
+    assert need.total == need.weights + need.kv + need.compute
+
+
+def test_attention_scores_count_only_without_flash_attention(tmp_path: Path) -> None:
+    """They are the largest compute buffer; an undecided pool is reckoned with them."""
+
+    def compute(flash: bool | None) -> int:
+        pools = [PoolSpec("long", 2, 2048, flash)]
+        return memory_needed(header(tmp_path), pools, kv_type="f16", batch_tokens=512).compute
+
+    assert compute(None) == compute(False) == compute(True) + 4 * 512 * 2048 * 4
+
+
+@pytest.mark.parametrize(
+    ("need", "advice"),
+    [
+        (MemoryNeed(GIB, 8 * GIB, GIB), "fewer pools.short.slots and pools.long.slots, or smaller slot_tokens"),
+        (MemoryNeed(8 * GIB, GIB, GIB), "a smaller or more strongly quantised model"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_numbers(need: MemoryNeed, advice: str) -> None:
+    """Needed by purpose, reserve, available, and what to change."""
+    with pytest.raises(ModelError) as caught:
+        check_memory(Path("big.gguf"), need, reserve_bytes=GIB // 2, available=8 * GIB)
+    message = str(caught.value)
+    assert message.startswith("big.gguf: needs 10.74 GB of memory (weights ")
+    assert "with 0.54 GB to stay free, and 8.59 GB is available" in message
+    assert advice in message
+
+
+def test_what_fits_passes() -> None:
+    """Up to the last byte."""
+    need = MemoryNeed(GIB, GIB, GIB)
+    check_memory(Path("x.gguf"), need, reserve_bytes=GIB, available=4 * GIB)
+    check_memory(Path("x.gguf"), MemoryNeed(1, 1, 1), reserve_bytes=0)
+
+
+def fake_host(tmp_path: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
+    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self/cgroup").write_text(groups)
+    for name, content in files.items():
+        path = cgroup / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return proc, cgroup
+
+
+def test_available_memory_is_the_hosts_without_limits(tmp_path: Path) -> None:
+    """No control groups, or groups without a limit."""
+    free = psutil.virtual_memory().available
+    for groups, files in (("", {}), ("0::/app\n", {"app/memory.max": "max\n", "app/memory.current": "5\n"})):
+        proc, cgroup = fake_host(tmp_path / str(len(groups)), groups, files)
+        assert abs(available_bytes(proc, cgroup) - free) < GIB
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        (
+            "0::/app/inner\n",
+            {
+                "app/inner/memory.max": "5000",
+                "app/inner/memory.current": "1000",
+                "app/memory.max": "4000",
+                "app/memory.current": "3000",
+                "app/memory.stat": "anon 1\ninactive_file 500\n",
+            },
+            1500,
+        ),
+        ("0::/gone\n", {"memory.max": "700", "memory.current": "100"}, 600),
+        (
+            "4:cpu,memory:/app\n0::/\n",
+            {
+                "memory/app/memory.limit_in_bytes": "900",
+                "memory/app/memory.usage_in_bytes": "1000",
+                "memory/app/memory.stat": "total_inactive_file 300\n",
+            },
+            200,
+        ),
+        ("0::/\n", {"memory.max": "700", "memory.current": "1000"}, 0),
+    ],
+    ids=["version 2, tightest ancestor", "version 2, seen from inside", "version 1", "over the limit"],
+)
+def test_available_memory_respects_control_groups(
+    tmp_path: Path, groups: str, files: dict[str, str], expected: int
+) -> None:
+    """Both versions, every ancestor; file pages that can be dropped count as free."""
+    assert available_bytes(*fake_host(tmp_path, groups, files)) == expected
