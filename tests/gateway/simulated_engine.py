@@ -13,8 +13,8 @@ from pathlib import Path
 
 from poise.config import Settings
 from poise.engine.ports import Row, Sampled
-from poise.engine.process import Progress, main
-from poise.llama.load import LoadedRunner
+from poise.engine.process import main
+from poise.llama.load import LoadedRunner, Progress
 from poise.llama.model import ModelError
 from poise.sim.runner import SimRunner
 from poise.wire.messages import PoolInfo, Ready

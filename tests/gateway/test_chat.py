@@ -104,6 +104,20 @@ def test_a_template_that_fails_is_the_servers_error(source: str) -> None:
     assert (error.status, error.code) == (500, "template_failed")
 
 
+def test_an_endless_template_is_stopped_at_the_bound() -> None:
+    """While it writes, not when it has filled the memory."""
+    written: list[int] = []
+
+    def now() -> datetime:
+        written.append(1)
+        return datetime(2026, 11, 23)
+
+    source = "{% for i in range(99999) %}{{ strftime_now('x' * 100000) }}{% endfor %}"
+    with pytest.raises(ApiError):
+        ChatTemplate(source, now=now).render([USER])
+    assert len(written) < 200
+
+
 def test_a_broken_template_is_found_at_start() -> None:
     """Not at the first request."""
     with pytest.raises(ValueError, match=r"broken in line 2"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -49,8 +48,7 @@ async def events(handle: RequestHandle) -> list[object]:
 
 
 async def until_ready(s: Supervisor, restarts: int = 0) -> None:
-    while s.state.phase is not EnginePhase.READY or s.state.restarts < restarts:
-        await asyncio.sleep(0.01)  # there is no event for "restarted"; bounded by the test's timeout
+    await s.until(lambda state: state.phase is EnginePhase.READY and state.restarts >= restarts)
 
 
 async def test_a_request_goes_through() -> None:
@@ -112,8 +110,7 @@ async def test_the_engine_s_last_words_are_kept() -> None:
     async with supervisor() as s:
         await s.wait_until_settled()
         await events(submit(s, [BUG_TOKEN]))
-        while s.state.restarts < 1:
-            await asyncio.sleep(0.01)
+        await s.until(lambda state: state.restarts >= 1)
         assert "a bug in the runner" in s.state.detail or s.state.phase is EnginePhase.READY
 
 
@@ -132,8 +129,7 @@ async def test_a_model_that_cannot_be_loaded_is_not_tried_again() -> None:
 async def test_an_illegal_instruction_is_explained() -> None:
     """A library compiled for another CPU: what to do is said, while it is tried again with back-off."""
     async with supervisor("dies") as s:
-        while s.state.restarts < 2:
-            await asyncio.sleep(0.01)
+        await s.until(lambda state: state.restarts >= 2)
         assert "make engine-rebuild" in s.state.detail
         assert s.state.phase is EnginePhase.RESTARTING
 

@@ -77,11 +77,25 @@ def test_r3_the_least_served_tenant_goes_first() -> None:
     running = decoding(d, 4, tenant="flood")
     flood = [d.add(n_prompt=60, tenant="flood") for _ in range(5)]
     polite = d.add(n_prompt=60, tenant="polite")
-    d.step()
+    for _ in range(30):
+        d.step()
     d.abort(running[0])
     while polite not in d.started_order():
         d.step()
     assert not set(flood) & set(d.started_order())
+
+
+def test_r3_prompts_of_equally_served_tenants_do_not_take_turns() -> None:
+    """Eight tenants with equal prompts at once: the first has its first token long before the last (not all at the end)."""
+    d = driver()
+    ids = [d.add(n_prompt=85, max_output=2, tenant=f"t{i}") for i in range(8)]
+    first_token: dict[int, int] = {}
+    while not (plan := d.step()).is_empty:
+        for chunk in (c for b in plan.batches for c in b.chunks if c.sample):
+            first_token.setdefault(chunk.request_id, d.now_ns)
+    times = sorted(first_token[i] for i in ids)
+    assert times[0] < 0.25 * times[-1]
+    assert times[3] < 0.65 * times[-1]
 
 
 def test_r3_shortest_prompt_first_within_a_tenant() -> None:

@@ -129,6 +129,8 @@ class SchedulerSettings(Section):
     """Least chunk of a prompt in a step, whatever the time budget says."""
     step_max_ms: Annotated[int, Field(ge=5, le=60_000)] = 250
     """Time budget of a step while no request decodes: the longest that a new arrival waits for its turn."""
+    fairness_grain_ms: Annotated[int, Field(ge=1, le=60_000)] = 500
+    """Tenants whose served compute differs by less rank alike, so that a prompt that was begun is finished first."""
     ageing: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1
     """Share of its waited time that a prompt gains on shorter ones."""
     hole_steps: Annotated[int, Field(ge=1, le=10_000)] = 2

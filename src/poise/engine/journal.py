@@ -15,7 +15,10 @@ CAPACITY = 4096
 
 
 class Journal:
-    """A ring of the last `capacity` entries (None: all of them). Recording keeps references to immutable values and formats nothing."""
+    """A ring of the last `capacity` entries (None: all of them).
+
+    Recording keeps references to immutable values and formats nothing.
+    """
 
     def __init__(self, capacity: int | None = CAPACITY) -> None:
         self._entries: deque[tuple[int, str, tuple[object, ...]]] = deque(maxlen=capacity)

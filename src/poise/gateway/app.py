@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -31,10 +32,12 @@ from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
 from poise.gateway.health import Health, read_engine
-from poise.gateway.middleware import RequestMiddleware
+from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
+
+log = logging.getLogger(__name__)
 
 PAGE_DIR = Path(__file__).parent / "page"
 CONTENT_SECURITY_POLICY = (
@@ -215,8 +218,10 @@ def _lifespan(health: Health, inner: Lifespan | None) -> Lifespan:
     return lifespan
 
 
-async def _api_error(_: Request, error: Exception) -> Response:
+async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    # Neither message nor parameter: they quote the request.
+    log.info("[%s] answered with %d %s", request_id_of(request.scope), error.status, error.code)
     return error.response()
 
 

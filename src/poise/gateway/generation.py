@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestEvent, RequestHandle
@@ -116,18 +117,19 @@ class Generation:
         if self._accepted is not None and self._accepted.eta_us >= TOLD_WAIT_US:
             yield queue_comment(self._accepted.position, self._accepted.eta_us // 1000)
         opened = [False] * len(self._choices)
-        async for choice, update in self._updates():
-            usage = self._usage() if self._continuous_usage else None
-            out = b""
-            if update.text or update.entries or (update.finish_reason and not opened[choice.index]):
-                first, opened[choice.index] = not opened[choice.index], True
-                out = self._response.text_event(choice.index, update.text, update.entries, first=first, usage=usage)
-            if update.finish_reason:
-                out += self._response.finish_event(choice.index, update.finish_reason, usage)
-            if out:
-                yield out
-            if update.failure:
-                raise self._error(update.failure)
+        async with aclosing(self._updates()) as updates:
+            async for choice, update in updates:
+                usage = self._usage() if self._continuous_usage else None
+                out = b""
+                if update.text or update.entries or (update.finish_reason and not opened[choice.index]):
+                    first, opened[choice.index] = not opened[choice.index], True
+                    out = self._response.text_event(choice.index, update.text, update.entries, first=first, usage=usage)
+                if update.finish_reason:
+                    out += self._response.finish_event(choice.index, update.finish_reason, usage)
+                if out:
+                    yield out
+                if update.failure:
+                    raise self._error(update.failure)
         if self._include_usage:
             yield self._response.usage_event(self._usage())
         yield DONE
@@ -136,11 +138,12 @@ class Generation:
         """The response of a request that does not stream. Raises ApiError when a choice fails."""
         texts: list[list[str]] = [[] for _ in self._choices]
         entries: list[list[TokenEntry]] = [[] for _ in self._choices]
-        async for choice, update in self._updates():
-            if update.failure:
-                raise self._error(update.failure)
-            texts[choice.index].append(update.text)
-            entries[choice.index] += update.entries or []
+        async with aclosing(self._updates()) as updates:
+            async for choice, update in updates:
+                if update.failure:
+                    raise self._error(update.failure)
+                texts[choice.index].append(update.text)
+                entries[choice.index] += update.entries or []
         answers = [
             Answer(
                 choice.index,

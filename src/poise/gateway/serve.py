@@ -43,12 +43,13 @@ def serve(loaded: LoadedSettings) -> int:
         path = Path(settings.model.path) if settings.model.path else default_model()
         check_fit(path, settings)
         vocabulary = Model.load(path, vocab_only=True)
+        template = _template(path, vocabulary)
         listener = _listen(settings)
     except (ModelError, EngineLibraryError, _CannotListen) as error:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
-    with vocabulary, listener:
-        return _Service(settings, path, vocabulary, listener).run()
+    with vocabulary, listener, ThreadPoolExecutor(1, thread_name_prefix="tokenise") as executor:
+        return _Service(settings, path, TextModel(vocabulary.vocab, template, executor), listener).run()
 
 
 class _CannotListen(Exception):
@@ -66,22 +67,18 @@ class _Server(uvicorn.Server):
 class _Service:
     """The gateway's parts, put together once."""
 
-    def __init__(self, settings: Settings, path: Path, vocabulary: Model, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, path: Path, text: TextModel, listener: socket.socket) -> None:
         self._settings = settings
         self._path = path
-        self._vocabulary = vocabulary
         self._listener = listener
         self._exit_code = 0
         self._supervisor = Supervisor(settings, str(path))
         self._model_name = settings.model.name or path.stem
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
-        vocab = vocabulary.vocab
-        template = ChatTemplate(vocabulary.chat_template, bos_text=vocab.bos_text, eos_text=vocab.eos_text)
         app = create_app(
             settings,
             self._supervisor,
             model_name=self._model_name,
-            text=TextModel(vocab, template, self._executor),
+            text=text,
             lifespan=self._lifespan,
         )
         self._server = _Server(
@@ -97,7 +94,6 @@ class _Service:
 
     def run(self) -> int:
         self._server.run(sockets=[self._listener])
-        self._executor.shutdown()
         return self._exit_code
 
     @contextlib.asynccontextmanager
@@ -133,6 +129,14 @@ class _Service:
     def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _template(path: Path, vocabulary: Model) -> ChatTemplate:
+    vocab = vocabulary.vocab
+    try:
+        return ChatTemplate(vocabulary.chat_template, bos_text=vocab.bos_text, eos_text=vocab.eos_text)
+    except ValueError as error:
+        raise ModelError(path, f"{error}; use another file of this model") from error
 
 
 def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:

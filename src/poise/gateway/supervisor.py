@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from poise.config import Settings
@@ -61,7 +61,11 @@ class Supervisor:
 
     async def wait_until_settled(self) -> None:
         """Wait until the engine is ready or has failed for good."""
-        while self.state.phase not in (EnginePhase.READY, EnginePhase.FAILED, EnginePhase.STOPPED):
+        await self.until(lambda state: state.phase in (EnginePhase.READY, EnginePhase.FAILED, EnginePhase.STOPPED))
+
+    async def until(self, condition: Callable[[EngineState], bool]) -> None:
+        """Wait for a change of phase after which the condition holds; returns at once if it does already."""
+        while not condition(self.state):
             self._changed.clear()
             await self._changed.wait()
 

@@ -5,7 +5,8 @@ arXiv 2606.05933): one fixed part per call, a part per decode token, per prompt 
 last, a chunk late in a long prompt is underestimated five times over. The weights are fitted online, for each pool, from
 measured steps: least squares with exponential forgetting and weights kept non-negative. A pull towards the prior, scaled to
 the machine's present speed, decides what the steps leave open: in a long run of like batches the features grow together, and
-without it noise would share out the cost among them at random. Floating point is used, in a fixed order, so equal inputs give equal plans.
+without it noise would share out the cost among them at random. Floating point is used, in a fixed order, so equal inputs
+give equal plans.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ class ServedCost:
     bounded by the requests in the system; the floor remembers how far the least-served active tenant had come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grain_us: int = 1) -> None:
+        """Tenants whose served cost differs by less than about `grain_us` rank alike; see `rank`."""
+        self._grain_us = grain_us
         self._served: dict[str, int] = {}
         self._n_active: dict[str, int] = {}
         self._floor = 0
@@ -27,6 +29,14 @@ class ServedCost:
     def tenants(self) -> dict[str, int]:
         """Counters of the active tenants. Not to be modified."""
         return self._served
+
+    def rank(self, tenant: str) -> int:
+        """Lower goes first. Served cost in whole grains.
+
+        Without a grain, prompts of equally served tenants would take turns chunk by chunk, and all of them end late. With
+        one, a prompt that was begun is mostly finished before another tenant's; it adds at most a grain to the unfairness.
+        """
+        return self._served[tenant] // self._grain_us
 
     def enter(self, tenant: str) -> None:
         """One more request of the tenant is in the system."""

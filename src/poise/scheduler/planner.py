@@ -141,21 +141,20 @@ class PlanningPass:
 
     def _next_prompt(self, request_class: RequestClass) -> Sequence | None:
         """The prompt that comes first: one already in a slot, or a waiting one that may take a slot now."""
-        served = self.books.served[request_class].tenants
+        served = self.books.served[request_class]
         best: Sequence | None = self._first_waiting(request_class)
-        rank = (served[best.request.tenant], best.order_key, best.request.request_id) if best else None
+        rank = (served.rank(best.request.tenant), best.order_key, best.request.request_id) if best else None
         for request_id, sequence in self.books.running[request_class].items():
-            tenant = sequence.request.tenant
             if sequence.is_decoding or request_id in self._chosen:
                 continue
             done_us = self.books.models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=sequence.n_computed)
-            candidate = (served[tenant], sequence.order_key - done_us, request_id)
+            candidate = (served.rank(sequence.request.tenant), sequence.order_key - done_us, request_id)
             if rank is None or candidate < rank:
                 best, rank = sequence, candidate
         return best
 
     def _first_waiting(self, request_class: RequestClass) -> Sequence | None:
-        served = self.books.served[request_class].tenants
+        served = self.books.served[request_class]
         limits = self.books.policy.classes[request_class]
         best: Sequence | None = None
         for name, pool in self.books.pools.items():
@@ -169,7 +168,8 @@ class PlanningPass:
             head = self.books.queues[request_class, name].first(may_run)
             if head is not None and (
                 best is None
-                or (served[head.request.tenant], head.order_key) < (served[best.request.tenant], best.order_key)
+                or (served.rank(head.request.tenant), head.order_key)
+                < (served.rank(best.request.tenant), best.order_key)
             ):
                 best = head
         return best

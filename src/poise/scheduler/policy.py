@@ -59,6 +59,7 @@ class SchedulerPolicy:
     chunk_tokens     per pool: the chunk at which prompt tokens get cheap; a heavy prompt saves up budget for one
     step_max_us      a step's time budget while no sequence decodes
     batch_tokens     most tokens in one batch
+    grain_us         tenants whose served cost differs by less rank alike
     ageing           share of waited time that is taken off a prompt's predicted cost when prompts are ordered
     hole_steps       steps a hole in a pool's slots may persist before it is closed by a move
     weights          per tenant; a tenant not named has weight 1
@@ -70,6 +71,7 @@ class SchedulerPolicy:
     step_max_us: int = 250_000
     chunk_tokens: Mapping[str, int] = field(default_factory=dict)
     batch_tokens: int = 512
+    grain_us: int = 500_000
     ageing: float = 0.1
     hole_steps: int = 2
     priors: Mapping[str, CostPrior] = field(default_factory=dict)

@@ -51,14 +51,11 @@ class WaitingQueue:
 
         Linear in the number of tenants with waiting requests here, not in the requests.
         """
-        served = self._served.tenants
         best: tuple[int, float, int] | None = None
         chosen: Sequence | None = None
         for tenant, heap in self._heaps.items():
-            if best is not None and served[tenant] > best[0]:
-                continue
             key, request_id, sequence = heap[0]
-            rank = (served[tenant], key, request_id)
+            rank = (self._served.rank(tenant), key, request_id)
             if (best is None or rank < best) and may_run(tenant):
                 best, chosen = rank, sequence
         return chosen

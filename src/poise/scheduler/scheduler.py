@@ -62,7 +62,7 @@ class Scheduler:
 
     def __init__(self, policy: SchedulerPolicy) -> None:
         models = {name: CostModel(policy.priors.get(name, CostPrior())) for name in policy.pools}
-        served = {c: ServedCost() for c in RequestClass}
+        served = {c: ServedCost(policy.grain_us) for c in RequestClass}
         self._policy = policy
         self._books = Books(
             policy=policy,
