@@ -216,7 +216,7 @@ def test_defaults_give_way(key: str, given_value: object, changed: dict[str, tup
 def test_to_policy() -> None:
     """Settings become scheduler units: microseconds, cells, enum keys."""
     policy = to_policy(load(None, {}, {"classes.interactive.queue_max": 7, "scheduler.ageing": 0.5}).settings)
-    assert policy.pools == {"short": PoolPolicy(10, 4096, 2), "long": PoolPolicy(2, 8192, 0)}
+    assert policy.pools == {"short": PoolPolicy(16, 3072, 2), "long": PoolPolicy(2, 8192, 0)}
     assert policy.classes == {
         RequestClass.INTERACTIVE: ClassPolicy(7, 100_000, 0.0, 10, 1024, 2),
         RequestClass.BACKGROUND: ClassPolicy(256, 150_000, 0.15, 6, 1024, 1),

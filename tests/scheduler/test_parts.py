@@ -105,9 +105,9 @@ def test_split_cost_loses_nothing(cost: int, shares: list[float]) -> None:
     assert all(abs(p - cost * s / sum(shares)) <= 2 for p, s in zip(parts, shares, strict=True))
 
 
-def test_a_tenant_that_returns_is_lifted() -> None:
-    """Absence earns no credit: a returning tenant starts at the least-served active one (VTC)."""
-    served = ServedCost()
+def test_a_tenant_that_returns_gets_a_head_start_and_no_more() -> None:
+    """Absence earns one grain: a returning tenant starts just below the least-served active one (after VTC)."""
+    served = ServedCost(grain_us=500)
     served.enter("a")
     served.enter("b")
     served.charge("a", 1000)
@@ -115,17 +115,41 @@ def test_a_tenant_that_returns_is_lifted() -> None:
     served.leave("b")
     served.charge("a", 5000)
     served.enter("b")
-    assert served["b"] == served["a"] == 6000
+    assert (served["a"], served["b"]) == (6000, 5500)
+    assert served.rank("b") < served.rank("a")
+
+
+def test_leaving_and_returning_does_not_wipe_out_what_was_served() -> None:
+    """A tenant that sends one request at a time keeps its counter between them."""
+    served = ServedCost(grain_us=500)
+    served.enter("steady")
+    for _ in range(10):
+        served.enter("a")
+        served.charge("a", 300)
+        served.leave("a")
+    served.enter("a")
+    assert served["a"] == 3000
+
+
+def test_departed_tenants_are_forgotten_in_the_end() -> None:
+    """A key for every request does not grow the books without bound."""
+    served = ServedCost()
+    for i in range(5000):
+        served.enter(f"t{i}")
+        served.charge(f"t{i}", 10)
+        served.leave(f"t{i}")
+    assert len(served._departed) <= 1024
+    assert served.tenants == {}
 
 
 def test_an_idle_class_remembers_its_floor() -> None:
-    """When everybody has left, the next tenant does not start below those before it."""
-    served = ServedCost()
+    """When everybody has left, a new tenant starts at most a grain below those before it."""
+    served = ServedCost(grain_us=100)
     served.enter("a")
     served.charge("a", 700)
     served.leave("a")
     served.enter("b")
-    assert served["b"] == 700
+    assert served["b"] == 600
 
 
 def test_order_key_is_ageing_in_disguise() -> None:

@@ -94,7 +94,7 @@ class PoolSettings(Section):
 
 
 class PoolsSettings(Section):
-    short: PoolSettings = PoolSettings(slots=10, slot_tokens=4096, reserved_slots=2)
+    short: PoolSettings = PoolSettings(slots=16, slot_tokens=3072, reserved_slots=2)
     long: PoolSettings = PoolSettings(slots=2, slot_tokens=8192)
 
 
@@ -118,7 +118,7 @@ class ClassSettings(Section):
 
 
 class ClassesSettings(Section):
-    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=10, heavy_max=2)
+    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=16, heavy_max=2)
     background: ClassSettings = ClassSettings(
         queue_max=256, itl_target_ms=150, min_share=0.15, slots_max=6, heavy_max=1
     )

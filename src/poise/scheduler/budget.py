@@ -161,6 +161,11 @@ class StepBudget:
     def left_us(self) -> float:
         return self._left_us
 
+    @property
+    def marginal_us(self) -> float:
+        """What the chunks put in so far cost, without the calls' fixed parts: what tenants are charged in proportion to."""
+        return sum(self._models[pool].marginal_us(shape) for pool, shape in self.shapes.items())
+
     def cap(self, left_us: float) -> None:
         """Leave at most that much of the budget."""
         self._left_us = min(self._left_us, left_us)

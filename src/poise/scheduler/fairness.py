@@ -1,18 +1,21 @@
 """Served cost by tenant: virtual counters, one set for each class.
 
 After VTC (Sheng et al., OSDI 2024, arXiv 2401.00588): the least-served tenant goes first, and a tenant that returns from
-idleness is lifted to the least-served active one, so that absence earns no credit. What is counted here is not tokens but
-measured compute, in microseconds: the cost of each step is split over its sequences by the cost model's shares.
+idleness is lifted to just below the least-served active one, so that absence earns no more than a head start. What is
+counted here is not tokens but measured compute, in microseconds: the cost of each step is split over its sequences by the
+cost model's shares.
 """
 
 from __future__ import annotations
+
+DEPARTED_MAX = 1024
 
 
 class ServedCost:
     """Virtual counters of the tenants of one class, in microseconds.
 
-    A tenant is active while it has requests waiting or running. Only active tenants are remembered, so the memory is
-    bounded by the requests in the system; the floor remembers how far the least-served active tenant had come.
+    A tenant is active while it has requests waiting or running. Of those that have left, the last DEPARTED_MAX are
+    remembered, so that leaving and coming back does not wipe out what was served.
     """
 
     def __init__(self, grain_us: int = 1) -> None:
@@ -20,6 +23,7 @@ class ServedCost:
         self._grain_us = grain_us
         self._served: dict[str, int] = {}
         self._n_active: dict[str, int] = {}
+        self._departed: dict[str, int] = {}
         self._floor = 0
 
     def __getitem__(self, tenant: str) -> int:
@@ -39,17 +43,26 @@ class ServedCost:
         return self._served[tenant] // self._grain_us
 
     def enter(self, tenant: str) -> None:
-        """One more request of the tenant is in the system."""
+        """One more request of the tenant is in the system.
+
+        One that returns starts a grain below the least-served active tenant, at most: its next prompt goes before those of
+        tenants that have been served all the while, but it cannot save up more. (Linux's fair scheduler does the same for
+        tasks that slept.)
+        """
         if tenant not in self._served:
-            self._served[tenant] = min(self._served.values(), default=self._floor)
+            least = min(self._served.values(), default=self._floor)
+            self._served[tenant] = max(self._departed.pop(tenant, 0), least - self._grain_us)
         self._n_active[tenant] = self._n_active.get(tenant, 0) + 1
 
     def leave(self, tenant: str) -> None:
         """One of the tenant's requests has left the system."""
         self._n_active[tenant] -= 1
         if self._n_active[tenant] == 0:
-            self._floor = max(self._floor, self._served[tenant])
+            served = self._departed[tenant] = self._served[tenant]
+            self._floor = max(self._floor, served)
             del self._n_active[tenant], self._served[tenant]
+            if len(self._departed) > DEPARTED_MAX:
+                del self._departed[next(iter(self._departed))]
 
     def charge(self, tenant: str, cost_us: int) -> None:
         assert cost_us >= 0, f"negative cost {cost_us}"

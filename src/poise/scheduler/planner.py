@@ -77,7 +77,7 @@ class PlanningPass:
         """Apply the rules and return at most one batch for each pool."""
         books = self.books
         self._decode(books.running[RequestClass.INTERACTIVE].values())
-        if books.background_credit_us > 0:
+        if books.background_credit_us > self._patience_us():
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
         if self.budget.left_us > 0:
@@ -86,6 +86,15 @@ class PlanningPass:
         if self.budget.left_us > 0 or nothing_else:
             self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
         return self._batches()
+
+    def _patience_us(self) -> float:
+        """How much background may be owed before it is paid ahead of interactive prompts.
+
+        A prompt that waits for its first token is worth a delay to work that nobody watches: mostly the debt is paid from
+        what is left a moment later. Beyond two steps' worth it is paid in any case, so the share holds.
+        """
+        waiting = self._next_prompt(RequestClass.INTERACTIVE) is not None
+        return 2.0 * self.books.policy.classes[RequestClass.BACKGROUND].itl_target_us if waiting else 0.0
 
     def _decode(self, sequences: Iterable[Sequence]) -> None:
         """One token for each decoding sequence that has none yet. The hot path of planning: one pass, no calls."""
@@ -110,17 +119,17 @@ class PlanningPass:
         Decodes alone can be too few to absorb the share in a step of full length; then the step is cut shorter, so that
         the share holds and the next payment comes sooner.
         """
-        books, before_us = self.books, self.budget.left_us
+        books, before_us = self.books, self.budget.marginal_us
         owed_us = books.background_credit_us
         served = books.served[RequestClass.BACKGROUND].tenants
         decoding = [s for s in books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         decoding.sort(key=lambda s: served[s.request.tenant])
         for sequence in decoding:
             self._decode([sequence])
-            if before_us - self.budget.left_us >= owed_us:
+            if self.budget.marginal_us - before_us >= owed_us:
                 return
         self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
-        paid_us = before_us - self.budget.left_us
+        paid_us = self.budget.marginal_us - before_us
         if 0 < paid_us < owed_us:
             share = books.policy.classes[RequestClass.BACKGROUND].min_share
             self.budget.cap(paid_us * (1 - share) / share)
