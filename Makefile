@@ -38,7 +38,7 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
-fast: $(VENV)/.dev
+fast: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
 	$(BIN)/python -m pytest -q -m "not slow"
 
 format: $(VENV)/.dev

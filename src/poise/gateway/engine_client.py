@@ -42,6 +42,11 @@ class EngineState:
     ready: Ready | None = None
     status: Status | None = None
 
+    @property
+    def is_settled(self) -> bool:
+        """It is ready, or nothing more will come."""
+        return self.phase in (EnginePhase.READY, EnginePhase.FAILED, EnginePhase.STOPPED)
+
 
 class EngineUnavailable(Exception):
     """The engine cannot take requests now. `permanent`: it never will without an operator."""

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -19,7 +20,7 @@ from fastapi import FastAPI
 from poise.config import LoadedSettings, Settings
 from poise.gateway.app import create_app
 from poise.gateway.chat import ChatTemplate
-from poise.gateway.engine_client import EnginePhase
+from poise.gateway.engine_client import EnginePhase, EngineState
 from poise.gateway.protocol import protocol_with_timeout
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.text import TextModel
@@ -116,9 +117,12 @@ class _Service:
 
     async def _announce(self) -> None:
         """Say what the person at the terminal waits for, and then what is being served."""
-        print(f"loading {self._path.name} ...", flush=True)  # noqa: T201
-        await self._supervisor.wait_until_settled()
-        state = self._supervisor.state
+        state, told = self._supervisor.state, ""
+        while not state.is_settled:
+            await self._supervisor.until(partial(_is_news, told))
+            if not state.is_settled:
+                told = state.stage
+                print(f"{told} ({self._path.name}) ...", flush=True)  # noqa: T201
         if state.phase is EnginePhase.READY and state.ready is not None:
             print(banner(self._settings, self._model_name, state.ready, self._url()), flush=True)  # noqa: T201
         elif state.phase is EnginePhase.FAILED:
@@ -129,6 +133,10 @@ class _Service:
     def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _is_news(told: str, state: EngineState) -> bool:
+    return state.is_settled or state.stage != told
 
 
 def _template(path: Path, vocabulary: Model) -> ChatTemplate:

@@ -61,10 +61,10 @@ class Supervisor:
 
     async def wait_until_settled(self) -> None:
         """Wait until the engine is ready or has failed for good."""
-        await self.until(lambda state: state.phase in (EnginePhase.READY, EnginePhase.FAILED, EnginePhase.STOPPED))
+        await self.until(lambda state: state.is_settled)
 
     async def until(self, condition: Callable[[EngineState], bool]) -> None:
-        """Wait for a change of phase after which the condition holds; returns at once if it does already."""
+        """Wait until the condition holds of the engine's phase or of its progress in loading."""
         while not condition(self.state):
             self._changed.clear()
             await self._changed.wait()
@@ -189,6 +189,7 @@ class Supervisor:
                 self.state.status = message
             case wire.Loading():
                 self.state.progress, self.state.stage = message.progress, message.stage
+                self._changed.set()
             case wire.Ready():
                 self.state.ready, self.state.progress, self.state.stage = message, 1.0, "ready"
                 if self.state.phase is not EnginePhase.STOPPED:
