@@ -216,9 +216,9 @@ def test_defaults_give_way(key: str, given_value: object, changed: dict[str, tup
 def test_to_policy() -> None:
     """Settings become scheduler units: microseconds, cells, enum keys."""
     policy = to_policy(load(None, {}, {"classes.interactive.queue_max": 7, "scheduler.ageing": 0.5}).settings)
-    assert policy.pools == {"short": PoolPolicy(16, 3072, 2), "long": PoolPolicy(2, 8192, 0)}
+    assert policy.pools == {"short": PoolPolicy(12, 4096, 2), "long": PoolPolicy(2, 8192, 0)}
     assert policy.classes == {
-        RequestClass.INTERACTIVE: ClassPolicy(7, 100_000, 0.0, 16, 1024, 2),
+        RequestClass.INTERACTIVE: ClassPolicy(7, 100_000, 0.0, 12, 1024, 2),
         RequestClass.BACKGROUND: ClassPolicy(256, 150_000, 0.15, 6, 1024, 1),
     }
     assert (policy.quantum_tokens, policy.batch_tokens, policy.ageing, policy.hole_steps) == (16, 512, 0.5, 2)

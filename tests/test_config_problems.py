@@ -101,8 +101,8 @@ def test_one_bad_value(toml: str, problem: str) -> None:
             "pools.short.reserved_slots = 4: must be below pools.short.slots = 4 (poise.toml)",
         ),
         (
-            "pools.short.reserved_slots = 16",
-            "pools.short.reserved_slots = 16: must be below pools.short.slots = 16 (default)",
+            "pools.short.reserved_slots = 12",
+            "pools.short.reserved_slots = 12: must be below pools.short.slots = 12 (default)",
         ),
         (
             "pools.long.reserved_slots = 2",

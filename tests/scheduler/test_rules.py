@@ -146,6 +146,17 @@ def test_r4_background_alone_is_work_conserving() -> None:
     assert set(ids) <= set(d.started_order())
 
 
+def test_r4_background_fills_a_step_that_chats_wait_for_only_in_part() -> None:
+    """With chats decoding, a background prompt takes what is left of a share of the budget, not all of it."""
+    d = driver()
+    decoding(d, 2)
+    d.add(n_prompt=900, max_output=5, tenant="b", request_class=BACKGROUND)
+    for _ in range(10):
+        owed = d.scheduler._books.background_credit_us > 0
+        plan = d.step()
+        assert owed or sum(b.predicted_us for b in plan.batches) <= 0.6 * 100_000 * 1.1
+
+
 def test_r4_background_progresses_where_a_quantum_exceeds_the_budget() -> None:
     """On a slow host a lone background prompt still advances (a plan that stays empty would hang it for ever)."""
     d = driver(itl_us=5_000)

@@ -32,6 +32,7 @@ def to_policy(
             RequestClass.BACKGROUND: _class(settings.classes.background, pools[SHORT_POOL]),
         },
         step_max_us=settings.scheduler.step_max_ms * 1000,
+        fill_share=settings.scheduler.fill_share,
         grain_us=settings.scheduler.fairness_grain_ms * 1000,
         quantum_tokens=settings.scheduler.quantum_tokens,
         chunk_tokens=dict(chunk_tokens or {}),

@@ -94,7 +94,7 @@ class PoolSettings(Section):
 
 
 class PoolsSettings(Section):
-    short: PoolSettings = PoolSettings(slots=16, slot_tokens=3072, reserved_slots=2)
+    short: PoolSettings = PoolSettings(slots=12, slot_tokens=4096, reserved_slots=2)
     long: PoolSettings = PoolSettings(slots=2, slot_tokens=8192)
 
 
@@ -118,7 +118,7 @@ class ClassSettings(Section):
 
 
 class ClassesSettings(Section):
-    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=16, heavy_max=2)
+    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=12, heavy_max=2)
     background: ClassSettings = ClassSettings(
         queue_max=256, itl_target_ms=150, min_share=0.15, slots_max=6, heavy_max=1
     )
@@ -129,6 +129,8 @@ class SchedulerSettings(Section):
     """Least chunk of a prompt in a step, whatever the time budget says."""
     step_max_ms: Annotated[int, Field(ge=5, le=60_000)] = 250
     """Time budget of a step while no request decodes: the longest that a new arrival waits for its turn."""
+    fill_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
+    """Share of a step's time budget that background work may fill up while interactive requests decode."""
     fairness_grain_ms: Annotated[int, Field(ge=1, le=60_000)] = 500
     """Tenants whose served compute differs by less rank alike, so that a prompt that was begun is finished first."""
     ageing: Annotated[float, Field(ge=0.0, le=10.0)] = 0.1

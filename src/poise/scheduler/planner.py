@@ -80,12 +80,19 @@ class PlanningPass:
         if books.background_credit_us > self._patience_us():
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
+        self._keep_free_of_background()
         if self.budget.left_us > 0:
             self._decode(books.running[RequestClass.BACKGROUND].values())
         nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
         if self.budget.left_us > 0 or nothing_else:
             self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
         return self._batches()
+
+    def _keep_free_of_background(self) -> None:
+        """The full ITL target is for interactive prompts. Background fills a step that chats wait for less far, so that its
+        work alone does not bring their tokens down to the slowest pace that is allowed."""
+        if any(sequence.is_decoding for sequence in self.books.running[RequestClass.INTERACTIVE].values()):
+            self.budget.cap(self.budget.left_us - (1 - self.books.policy.fill_share) * self.target_us)
 
     def _patience_us(self) -> float:
         """How much background may be owed before it is paid ahead of interactive prompts.

@@ -58,6 +58,7 @@ class SchedulerPolicy:
     quantum_tokens   least chunk of a prompt that is planned whatever the budget says
     chunk_tokens     per pool: the chunk at which prompt tokens get cheap; a heavy prompt saves up budget for one
     step_max_us      a step's time budget while no sequence decodes
+    fill_share       share of a step's budget that background may fill up while interactive sequences decode
     batch_tokens     most tokens in one batch
     grain_us         tenants whose served cost differs by less rank alike
     ageing           share of waited time that is taken off a prompt's predicted cost when prompts are ordered
@@ -69,6 +70,7 @@ class SchedulerPolicy:
     classes: Mapping[RequestClass, ClassPolicy]
     quantum_tokens: int = 16
     step_max_us: int = 250_000
+    fill_share: float = 0.6
     chunk_tokens: Mapping[str, int] = field(default_factory=dict)
     batch_tokens: int = 512
     grain_us: int = 500_000
