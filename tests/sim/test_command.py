@@ -25,13 +25,13 @@ def run(*arguments: str) -> tuple[int, str]:
 
 def test_a_scenario_is_run_and_repeated_by_its_seed() -> None:
     """The same seed gives the same digest, another one another."""
-    path = str(SCENARIOS / "single.toml")
+    path = str(SCENARIOS / "mixed.toml")
     digests = []
     for seed in ("1", "1", "2"):
         code, output = run(path, "--seed", seed, "--json")
         assert code == 0
         figures = json.loads(output)
-        assert figures["clients"]["alone"]["outcomes"] == {"length": figures["clients"]["alone"]["requests"]}
+        assert figures["clients"]["chat"]["outcomes"] == {"length": figures["clients"]["chat"]["requests"]}
         digests.append(figures["digest"])
     assert digests[0] == digests[1] != digests[2]
 
