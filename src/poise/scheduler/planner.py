@@ -77,7 +77,7 @@ class PlanningPass:
         """Apply the rules and return at most one batch for each pool."""
         books = self.books
         self._decode(books.running[RequestClass.INTERACTIVE].values())
-        if books.background_credit_us > self._patience_us():
+        if books.background_credit_us > 0 and books.background_credit_us > self._patience_us():
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
         self._keep_free_of_background()

@@ -63,7 +63,6 @@ class SchedulerPolicy:
     grain_us         tenants whose served cost differs by less rank alike
     ageing           share of waited time that is taken off a prompt's predicted cost when prompts are ordered
     hole_steps       steps a hole in a pool's slots may persist before it is closed by a move
-    weights          per tenant; a tenant not named has weight 1
     """
 
     pools: Mapping[str, PoolPolicy]
