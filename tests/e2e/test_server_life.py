@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -63,17 +64,17 @@ def test_a_client_that_leaves_frees_its_compute(poise_server: PoiseServer, strea
 
 def test_queued_work_of_a_client_that_leaves_never_runs(poise_server: PoiseServer) -> None:
     """With every slot busy, a waiting request whose client goes away costs no compute."""
-    busy = [open_stream(poise_server, body(max_tokens=3000)) for _ in range(10)]
-    poise_server.eventually(lambda: running(poise_server) == 10, "the slots are busy")
-    waiting = open_stream(poise_server, body(max_tokens=3000))
 
     def queued() -> int:
         return sum(c["queued"] for c in poise_server.get("/status")[1]["classes"].values())
 
-    poise_server.eventually(lambda: queued() >= 1, "one waits")
-    waiting.close()
-    for connection in busy:
-        connection.close()
+    with contextlib.ExitStack() as connections:
+        for _ in range(10):
+            connections.enter_context(open_stream(poise_server, body(max_tokens=3000)))
+        poise_server.eventually(lambda: running(poise_server) == 10, "the slots are busy")
+        with open_stream(poise_server, body(max_tokens=3000)):
+            poise_server.eventually(lambda: queued() == 1, "one waits")
+        poise_server.eventually(lambda: queued() == 0, "it waits no longer")
     poise_server.eventually(lambda: poise_server.nothing_runs(), "everything is gone")
 
 
