@@ -47,15 +47,19 @@ class Runner(Protocol):
     def pools(self) -> Sequence[PoolInfo]: ...
 
     def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        """Prepare sampling for a request. Called once, before its first row."""
+        """Prepare sampling for a request. Called once, before its first row. It outlives preemptions."""
         ...
 
     def close(self, request_id: int) -> None:
         """Free what `open` made. Unknown ids are ignored."""
         ...
 
-    def apply(self, operation: KvOperation) -> None:
-        """Carry out one KV operation."""
+    def apply(self, operation: KvOperation) -> int:
+        """Carry out one KV operation. Returns the bytes that an entry takes in the host store for StoreSlot, else 0.
+
+        Raises RunnerError when a StoreSlot, LoadSlot, CopySlot or MoveSlot failed: then there is no such entry, or the target
+        slot is empty (and a move's source too).
+        """
         ...
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:

@@ -52,7 +52,55 @@ class MoveSlot:
     request_id: int
 
 
-KvOperation = ReleaseSlot | MoveSlot
+@dataclass(frozen=True, slots=True)
+class TrimSlot:
+    """Forget what a slot holds from position `n_cells` on."""
+
+    pool: str
+    slot: int
+    n_cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopySlot:
+    """Put the first `n_cells` cells of one slot into an empty one of the same pool; the source stays as it is."""
+
+    pool: str
+    source: int
+    target: int
+    n_cells: int
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSlot:
+    """Keep a copy of a slot's `n_cells` cells in the host store as `entry`; the slot stays as it is."""
+
+    pool: str
+    slot: int
+    entry: int
+    n_cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSlot:
+    """Put the first `n_cells` cells of a stored entry into an empty slot; the entry stays as it is."""
+
+    pool: str
+    slot: int
+    entry: int
+    n_cells: int
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropEntry:
+    """Forget a stored entry, and overwrite its memory."""
+
+    entry: int
+
+
+KvOperation = ReleaseSlot | MoveSlot | TrimSlot | CopySlot | StoreSlot | LoadSlot | DropEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +131,20 @@ class BatchResult:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Results of a plan's batches, in the plan's order."""
+    """Results of a plan's batches, in the plan's order.
+
+    stored       (entry, bytes) of each StoreSlot: what the state really takes
+    unstored     entries whose StoreSlot failed: there is no such entry
+    lost         requests whose LoadSlot or CopySlot failed: their slot is empty and their chunk was not computed
+    blocks       (request id, key) of each block that a sampled token completed; see `Request.blocks`
+    carried_us   measured cost of the plan's store, load, copy and move operations together
+    carried_cells  the cells that they carried
+    """
 
     batches: tuple[BatchResult, ...]
+    stored: tuple[tuple[int, int], ...] = ()
+    unstored: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
+    blocks: tuple[tuple[int, int], ...] = ()
+    carried_us: int = 0
+    carried_cells: int = 0

@@ -14,11 +14,13 @@ class PoolPolicy:
 
     The last `reserved_slots` free slots go only to interactive requests of a tenant that holds none in the pool, so that
     a tenant which fills the pool cannot keep a newcomer waiting for one of its requests to end.
+    `cell_bytes` is what one cell takes in the host store.
     """
 
     n_slots: int
     slot_cells: int
     reserved_slots: int = 0
+    cell_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class ClassPolicy:
     slots_max        slots of the short pool that the class may hold
     heavy_tokens     prompts longer than this are heavy jobs and run in the long pool
     heavy_max        heavy jobs of the class that may run at once
+    downgrade_output_tokens  output after which a request of the class goes on as background work (0: never)
+    downgrade_served_us      measured compute after which it does (0: never)
     """
 
     queue_max: int
@@ -39,6 +43,40 @@ class ClassPolicy:
     slots_max: int
     heavy_tokens: int
     heavy_max: int
+    downgrade_output_tokens: int = 0
+    downgrade_served_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPolicy:
+    """A tenant's weight and limits; 0 means no limit besides the class's.
+
+    weight             its share of compute beside another tenant of the same class is in proportion
+    running_max        its requests that may run at once
+    queue_max          its requests that may wait
+    tokens_per_minute  prompt and output tokens; a new request is refused while the account is overdrawn
+    """
+
+    weight: float = 1.0
+    running_max: int = 0
+    queue_max: int = 0
+    tokens_per_minute: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StorePolicy:
+    """The host store: memory for swapped sequences, reusable prefixes and pinned templates.
+
+    budget_bytes       all of it (0: nothing is stored; sequences are dropped and computed again instead of swapped)
+    tenant_share       most of the budget that one tenant's reusable prefixes may take
+    prefix_reuse       whether finished sequences' cells are kept for requests that begin alike
+    prefix_min_cells   a shorter common prefix is computed again
+    """
+
+    budget_bytes: int = 512 << 20
+    tenant_share: float = 0.5
+    prefix_reuse: bool = True
+    prefix_min_cells: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +101,8 @@ class SchedulerPolicy:
     grain_us         tenants whose served cost differs by less rank alike
     ageing           share of waited time that is taken off a prompt's predicted cost when prompts are ordered
     hole_steps       steps a hole in a pool's slots may persist before it is closed by a move
+    turn_us          compute that a background sequence is served before another one takes its slot (rule R7)
+    preemptions_max  times a sequence may lose its slot; after that it is protected
     """
 
     pools: Mapping[str, PoolPolicy]
@@ -75,7 +115,15 @@ class SchedulerPolicy:
     grain_us: int = 500_000
     ageing: float = 0.1
     hole_steps: int = 2
+    turn_us: int = 2_000_000
+    preemptions_max: int = 8
+    store: StorePolicy = field(default_factory=StorePolicy)
+    tenants: Mapping[str, TenantPolicy] = field(default_factory=dict)
+    tenant_default: TenantPolicy = field(default_factory=TenantPolicy)
     priors: Mapping[str, CostPrior] = field(default_factory=dict)
+
+    def tenant(self, name: str) -> TenantPolicy:
+        return self.tenants.get(name, self.tenant_default)
 
 
 SHORT_POOL = "short"

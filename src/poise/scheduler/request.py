@@ -25,6 +25,12 @@ class RejectReason(StrEnum):
     QUEUE_FULL = "queue_full"
     """The queue of its class is at its bound."""
 
+    TENANT_QUEUE_FULL = "tenant_queue_full"
+    """Its tenant has as many requests waiting as it may."""
+
+    TENANT_RATE = "tenant_rate"
+    """Its tenant has used up its tokens per minute for now."""
+
 
 class FinishReason(StrEnum):
     """Why an accepted request ended. Every accepted request ends with exactly one of these."""
@@ -38,15 +44,47 @@ class FinishReason(StrEnum):
     ABORTED = "aborted"
     """The caller no longer wants it (cancelled, gone, or a stop string was found)."""
 
+    EXPIRED = "expired"
+    """It was still queued when its queue timeout had passed; nothing of it was computed."""
+
     FAILED = "failed"
     """The runner could not compute it."""
+
+
+class PreemptionKind(StrEnum):
+    """The rungs of the preemption ladder (rule R6), from the cheapest to the dearest."""
+
+    PAUSE = "pause"
+    """In place: the KV cells stay in the slot, nothing is computed."""
+
+    SWAP = "swap"
+    """The KV cells go to the host store and the slot is free for another sequence."""
+
+    DROP = "drop"
+    """The KV cells are given up; the tokens known so far are computed again later."""
+
+
+class Control(StrEnum):
+    """What an operator can do with a live request."""
+
+    PAUSE = "pause"
+    RESUME = "resume"
+    DOWNGRADE = "downgrade"
+
+
+BLOCK_TOKENS = 8
+"""Tokens of one block of a prefix. A block's key stands for all tokens from the sequence's start to the block's end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to compute.
 
-    `n_prompt` is at least 1. `max_output` is the most tokens that may be generated, at least 1.
+    n_prompt           at least 1
+    max_output         the most tokens that may be generated, at least 1
+    blocks             keys of the prompt's whole blocks (BLOCK_TOKENS each), for finding a prefix that was computed before
+    template           a declared template that the prompt begins with ("": none), `template_cells` tokens long
+    queue_timeout_us   how long it may wait for its first slot (0: for ever)
     """
 
     request_id: int
@@ -54,6 +92,10 @@ class Request:
     request_class: RequestClass
     n_prompt: int
     max_output: int
+    blocks: tuple[int, ...] = ()
+    template: str = ""
+    template_cells: int = 0
+    queue_timeout_us: int = 0
 
     def __post_init__(self) -> None:
         assert self.n_prompt >= 1, f"request {self.request_id}: n_prompt = {self.n_prompt}"
@@ -90,24 +132,55 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request got a slot; `wait_us` is the time it spent queued."""
+    """The request got its first slot; `wait_us` is the time it spent queued, `n_cached` the prompt tokens it need not compute."""
 
     request_id: int
     pool: str
     wait_us: int
+    n_cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """The request stops for a while; it will go on by itself, or when an operator says so."""
+
+    request_id: int
+    kind: PreemptionKind
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The request goes on after `away_us`; `n_recomputed` of its tokens have to be computed again."""
+
+    request_id: int
+    away_us: int
+    n_recomputed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Downgraded:
+    """The request goes on as background work. `why`: "operator", "output" or "time" (its class's allowance is used up)."""
+
+    request_id: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one terminal event of an accepted request."""
+    """The one terminal event of an accepted request.
+
+    `served_us` is the measured compute charged to it; `n_recomputed` counts tokens computed again after drops.
+    """
 
     request_id: int
     reason: FinishReason
     n_prompt: int
     n_output: int
     served_us: int
-    """Measured compute charged to the request."""
     detail: str = ""
+    n_cached: int = 0
+    n_preempted: int = 0
+    n_recomputed: int = 0
 
 
-Event = Started | Finished
+Event = Started | Preempted | Resumed | Downgraded | Finished

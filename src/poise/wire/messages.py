@@ -47,6 +47,34 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     prompt: list[int]
     max_output: int
     sampling: SamplingParams
+    template: str = ""
+    """A declared template whose tokens the prompt begins with."""
+    queue_timeout_ms: int = 0
+    """How long it may wait for its first slot; 0: for ever."""
+
+
+class Template(msgspec.Struct, frozen=True, array_like=True, tag="template"):
+    """Gateway to engine: compute these tokens once, as background work, and keep them for requests that name the template.
+
+    Sent again after a restart. A name that is known already is replaced.
+    """
+
+    name: str
+    tokens: list[int]
+
+
+class Control(msgspec.Struct, frozen=True, array_like=True, tag="control"):
+    """Gateway to engine, from an operator: `action` is a scheduler Control. Answered by Controlled."""
+
+    request_id: int
+    action: str
+
+
+class Forget(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
+    """Gateway to engine: drop every cached prefix of a tenant. Its live requests go on. Answered by Forgotten."""
+
+    forget_id: int
+    tenant: str
 
 
 class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
@@ -135,11 +163,23 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True):
-    """A request left the queue after `wait_us`."""
+    """A request left the queue after `wait_us`; `n_cached` of its prompt's tokens need not be computed."""
 
     request_id: int
     wait_us: int
     pool: str
+    n_cached: int = 0
+
+
+class Change(msgspec.Struct, frozen=True, array_like=True):
+    """A running request was preempted ("pause", "swap", "drop"), goes on ("resume") or was downgraded ("downgrade").
+
+    `why` says what for, for a downgrade: "operator", "output" or "time".
+    """
+
+    request_id: int
+    what: str
+    why: str = ""
 
 
 class Finish(msgspec.Struct, frozen=True, array_like=True):
@@ -151,33 +191,98 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     n_output: int
     served_us: int
     detail: str = ""
+    n_cached: int = 0
+    n_preempted: int = 0
+    n_recomputed: int = 0
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """Engine to gateway: everything one step brought, in order: starts, then tokens, then finishes."""
+    """Engine to gateway: everything one step brought, in order: starts, changes, tokens, finishes."""
 
     step: int
     starts: list[Start]
     tokens: list[Token]
     finishes: list[Finish]
+    changes: list[Change] = []
+
+
+class Controlled(msgspec.Struct, frozen=True, array_like=True, tag="controlled"):
+    """Engine to gateway: what an operator's Control did. `state` is the request's state now, "" when it is not known."""
+
+    request_id: int
+    action: str
+    state: str
+    detail: str = ""
+
+
+class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag="forgotten"):
+    """Engine to gateway: what a Forget freed."""
+
+    forget_id: int
+    entries: int
+    cells: int
+
+
+class Waiting(msgspec.Struct, frozen=True, array_like=True):
+    """A queued request's place in its class's queue, from 1, and how long it is still expected to wait."""
+
+    request_id: int
+    position: int
+    eta_us: int
 
 
 class ClassStatus(msgspec.Struct, frozen=True, array_like=True):
-    """How a class stands: requests waiting and running, and the estimated wait of a new arrival."""
+    """How a class stands: requests by state, and the estimated wait of a new arrival."""
 
     queued: int
     running: int
     wait_estimate_us: int
+    paused: int = 0
+    swapped: int = 0
+    wait_error: float = 0.0
+    """Estimates of the wait against what then happened: mean of |log(estimated / waited)| over recent starts that waited."""
 
 
 class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
-    """How a pool stands, in slots and KV cells."""
+    """How a pool stands, in slots and KV cells. Warm slots hold a finished sequence's cells and are free to be taken."""
 
     name: str
     slots_held: int
     slots: int
     cells_used: int
     cells: int
+    slots_warm: int = 0
+    cells_warm: int = 0
+    slots_peak: int = 0
+    cells_peak: int = 0
+    cells_by_class: dict[str, int] = {}
+    cells_by_tenant: dict[str, int] = {}
+    """Used cells of the tenants that hold most, at most 20 of them; the rest under ""."""
+
+
+class StoreStatus(msgspec.Struct, frozen=True, array_like=True):
+    """How the host store stands. `bytes_by_purpose`: "swap", "prefix", "template"."""
+
+    budget_bytes: int
+    bytes_by_purpose: dict[str, int]
+    entries_by_purpose: dict[str, int]
+    peak_bytes: int
+
+
+class Totals(msgspec.Struct, frozen=True, array_like=True):
+    """Counters since the engine's start."""
+
+    preemptions: dict[str, int] = {}
+    """By kind: "pause", "swap", "drop"."""
+    resumes: int = 0
+    downgrades: int = 0
+    expired: int = 0
+    prefix_hits: int = 0
+    cached_tokens: int = 0
+    recomputed_tokens: int = 0
+    evicted_entries: int = 0
+    stored_bytes: int = 0
+    loaded_bytes: int = 0
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
@@ -195,6 +300,12 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     loop_us: int
     moves: int
     rss_bytes: int
+    store: StoreStatus | None = None
+    totals: Totals = Totals()
+    waiting: list[Waiting] = []
+    """Queued requests with their places, in order, at most once a second; empty in between."""
+    unaccounted_bytes: int = 0
+    """Resident memory minus weights, KV cells and host store: compute buffers, the interpreter, and what nobody counts."""
 
 
 class Journal(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
@@ -204,5 +315,5 @@ class Journal(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
     lines: list[str]
 
 
-ToEngine = Configure | Submit | Abort | DumpJournal | Shutdown
-ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Journal
+ToEngine = Configure | Submit | Abort | Template | Control | Forget | DumpJournal | Shutdown
+ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Controlled | Forgotten | Journal
