@@ -25,7 +25,7 @@ def test_every_request_of_a_scenario_ends_and_leaves_nothing(path: Path, seed: i
     done = simulate(load_scenario(path), Settings(), seed)
     assert done.records
     assert all(r.outcome in ("length", "aborted") for r in done.records)
-    assert done.final.n_accepted == done.final.n_finished == len(done.records)
+    assert done.final.counters.accepted == done.final.counters.finished == len(done.records)
     assert all(pool.slots_held == pool.cells_used == 0 for pool in done.final.pools.values())
 
 

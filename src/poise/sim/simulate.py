@@ -10,7 +10,8 @@ from poise.engine.core import Engine
 from poise.engine.journal import Journal
 from poise.scenarios import Scenario
 from poise.scheduler.policy import CostPrior
-from poise.scheduler.scheduler import Scheduler, Snapshot
+from poise.scheduler.scheduler import Scheduler
+from poise.scheduler.snapshot import Snapshot
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner
 from poise.sim.world import Record, World
