@@ -13,18 +13,22 @@ def to_policy(
     settings: Settings,
     *,
     slot_cells: Mapping[str, int] | None = None,
+    cell_bytes: Mapping[str, int] | None = None,
     chunk_tokens: Mapping[str, int] | None = None,
     priors: Mapping[str, CostPrior] | None = None,
 ) -> SchedulerPolicy:
     """The scheduler's parameters.
 
     slot_cells     per pool: cells that a slot really got (a model's trained context can be shorter than the settings ask)
+    cell_bytes     per pool: what one cell takes in the host store
     chunk_tokens   per pool: the chunk at which prompt tokens get cheap, measured
     priors         per pool: first guess of the cost model, measured
     What is not given comes from the settings or from the scheduler's own defaults.
     """
     declared = {SHORT_POOL: settings.pools.short, LONG_POOL: settings.pools.long}
-    pools = {name: _pool(pool, (slot_cells or {}).get(name)) for name, pool in declared.items()}
+    pools = {
+        name: _pool(pool, (slot_cells or {}).get(name), (cell_bytes or {}).get(name, 0)) for name, pool in declared.items()
+    }
     return SchedulerPolicy(
         pools=pools,
         classes={
@@ -43,10 +47,11 @@ def to_policy(
     )
 
 
-def _pool(pool: PoolSettings, slot_cells: int | None) -> PoolPolicy:
+def _pool(pool: PoolSettings, slot_cells: int | None, cell_bytes: int) -> PoolPolicy:
     return PoolPolicy(
         n_slots=pool.slots,
         slot_cells=pool.slot_tokens if slot_cells is None else slot_cells,
+        cell_bytes=cell_bytes,
     )
 
 
