@@ -27,7 +27,8 @@ def to_policy(
     """
     declared = {SHORT_POOL: settings.pools.short, LONG_POOL: settings.pools.long}
     pools = {
-        name: _pool(pool, (slot_cells or {}).get(name), (cell_bytes or {}).get(name, 0)) for name, pool in declared.items()
+        name: _pool(pool, (slot_cells or {}).get(name), (cell_bytes or {}).get(name, 0))
+        for name, pool in declared.items()
     }
     return SchedulerPolicy(
         pools=pools,
