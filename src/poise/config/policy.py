@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise.config.settings import ClassSettings, PoolSettings, Settings
-from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, CostPrior, PoolPolicy, SchedulerPolicy
+from poise.config.settings import ClassSettings, PoolSettings, Settings, StoreSettings, TenantSettings
+from poise.scheduler.policy import (
+    LONG_POOL,
+    SHORT_POOL,
+    ClassPolicy,
+    CostPrior,
+    PoolPolicy,
+    SchedulerPolicy,
+    StorePolicy,
+    TenantPolicy,
+)
 from poise.scheduler.request import RequestClass
 
 
@@ -44,6 +53,11 @@ def to_policy(
         batch_tokens=settings.engine.batch_tokens,
         ageing=settings.scheduler.ageing,
         hole_steps=settings.scheduler.hole_steps,
+        turn_us=settings.scheduler.turn_ms * 1000,
+        preemptions_max=settings.scheduler.preemptions_max,
+        store=_store(settings.store),
+        tenants={name: _tenant(tenant) for name, tenant in settings.tenants.items()},
+        tenant_default=_tenant(settings.tenant_defaults),
         priors=dict(priors or {}),
     )
 
@@ -56,6 +70,24 @@ def _pool(pool: PoolSettings, slot_cells: int | None, cell_bytes: int) -> PoolPo
     )
 
 
+def _store(store: StoreSettings) -> StorePolicy:
+    return StorePolicy(
+        budget_bytes=store.budget_mb << 20,
+        tenant_share=store.tenant_share,
+        prefix_reuse=store.prefix_reuse,
+        prefix_min_cells=store.prefix_min_tokens,
+    )
+
+
+def _tenant(tenant: TenantSettings) -> TenantPolicy:
+    return TenantPolicy(
+        weight=tenant.weight,
+        running_max=tenant.running_max,
+        queue_max=tenant.queue_max,
+        tokens_per_minute=tenant.tokens_per_minute,
+    )
+
+
 def _class(settings: ClassSettings, short: PoolPolicy) -> ClassPolicy:
     return ClassPolicy(
         queue_max=settings.queue_max,
@@ -65,4 +97,6 @@ def _class(settings: ClassSettings, short: PoolPolicy) -> ClassPolicy:
         # Loading made sure of this for the declared slots; slots cut to a short model's context need it again.
         heavy_tokens=max(1, min(settings.heavy_tokens, short.slot_cells - 1)),
         heavy_max=settings.heavy_max,
+        downgrade_output_tokens=settings.downgrade_output_tokens,
+        downgrade_served_us=settings.downgrade_served_ms * 1000,
     )
