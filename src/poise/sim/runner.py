@@ -8,7 +8,7 @@ say, on the virtual clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -17,6 +17,7 @@ from poise.scheduler.budget import BatchShape, CostModel
 from poise.scheduler.plan import KvOperation, ReleaseSlot
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
+from poise.sim.costs import Pace
 from poise.wire.messages import PoolInfo, SamplingParams, Token, TokenLogprob
 
 END_TOKEN = 0
@@ -30,7 +31,11 @@ class _Open:
 
 
 class SimRunner:
-    """Implements `poise.engine.ports.Runner` over hash chains. `end_rate`: one in so many tokens ends a sequence, 0 for none."""
+    """Implements `poise.engine.ports.Runner` over hash chains.
+
+    `cost` is one for all pools or one for each; `pace` says what time a batch of a predicted cost takes (default: just that).
+    `end_rate`: one in so many tokens ends a sequence, 0 for none.
+    """
 
     def __init__(
         self,
@@ -38,13 +43,16 @@ class SimRunner:
         *,
         n_vocab: int = 1000,
         clock: VirtualClock | None = None,
-        cost: CostPrior | None = None,
+        cost: CostPrior | Mapping[str, CostPrior] | None = None,
+        pace: Pace | None = None,
         end_rate: int = 0,
     ) -> None:
         self._pools = list(pools)
         self._n_vocab = n_vocab
         self._clock = clock or VirtualClock()
-        self._cost = CostModel(cost or CostPrior())
+        costs = cost if isinstance(cost, Mapping) else {p.name: cost or CostPrior() for p in pools}
+        self._costs = {name: CostModel(prior) for name, prior in costs.items()}
+        self._pace = pace or (lambda _, predicted_us: int(predicted_us * 1000))
         self._end_rate = end_rate
         # One hash state after each computed token, per pool and slot; its length is the number of cells used.
         self._cells: dict[str, list[list[int]]] = {p.name: [[] for _ in range(p.n_slots)] for p in pools}
@@ -84,7 +92,7 @@ class SimRunner:
             if row.start + len(row.tokens) > self._capacity[pool]:
                 raise RunnerError(f"slot {row.slot} of pool {pool} has no room for {len(row.tokens)} more tokens")
             shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
-        self._clock.advance(int(self._cost.predict_us(shape) * 1000))
+        self._clock.advance(self._pace(pool, self._costs[pool].predict_us(shape)))
         sampled = []
         for row in rows:
             cells = self._cells[pool][row.slot]
