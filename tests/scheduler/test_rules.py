@@ -73,7 +73,7 @@ def test_r3_class_comes_before_everything() -> None:
 
 def test_r3_the_least_served_tenant_goes_first() -> None:
     """A polite tenant's prompt overtakes the queue of a tenant that was served a lot."""
-    d = driver(slots=4, reserved=0)
+    d = driver(slots=4)
     running = decoding(d, 4, tenant="flood")
     flood = [d.add(n_prompt=60, tenant="flood") for _ in range(5)]
     polite = d.add(n_prompt=60, tenant="polite")
@@ -109,7 +109,7 @@ def test_r3_shortest_prompt_first_within_a_tenant() -> None:
 
 def test_r3_ageing_bounds_the_wait_of_a_long_prompt() -> None:
     """A stream of short prompts cannot keep a longer one of the same tenant waiting for ever."""
-    d = driver(slots=1, reserved=0, ageing=1.0, queue_max=1000)
+    d = driver(slots=1, ageing=1.0, queue_max=1000)
     for _ in range(4):
         d.add(n_prompt=16, max_output=1)
     old = d.add(n_prompt=800, max_output=1)
@@ -121,7 +121,7 @@ def test_r3_ageing_bounds_the_wait_of_a_long_prompt() -> None:
 
 def test_r4_background_gets_its_share_under_interactive_pressure() -> None:
     """With interactive prompts that would fill every step, background is still served its share, and not much more."""
-    d = driver(min_share=0.2, queue_max=2000, slots=10, reserved=0)
+    d = driver(min_share=0.2, queue_max=2000, slots=10)
     for _ in range(3):
         d.add(n_prompt=16, max_output=3000, request_class=BACKGROUND, tenant="batch")
     served = {INTERACTIVE: 0, BACKGROUND: 0}
@@ -130,7 +130,7 @@ def test_r4_background_gets_its_share_under_interactive_pressure() -> None:
             d.add(n_prompt=200, max_output=2, tenant=f"t{n % 7}")
         d.step()
     for request in d.accepted.values():
-        sequence = d.scheduler._sequences.get(request.request_id)
+        sequence = d.scheduler._life.sequences.get(request.request_id)
         spent = sequence.served_us if sequence else d.finished(request.request_id).served_us
         served[request.request_class] += spent
     share = served[BACKGROUND] / sum(served.values())
@@ -205,19 +205,6 @@ def test_r8_a_hole_that_persists_is_closed_by_the_highest_sequence() -> None:
     assert [(m.source, m.target, m.request_id) for m in moves] == [(3, 1, ids[3])]
     d.run()
     d.assert_all_ended()
-
-
-def test_reserved_slots_let_a_newcomer_in_at_once() -> None:
-    """A tenant with every unreserved slot cannot keep a newcomer waiting."""
-    d = driver(slots=10, reserved=2)
-    for _ in range(16):
-        d.add(n_prompt=16, max_output=300, tenant="flood")
-    for _ in range(30):
-        d.step()
-    assert d.scheduler.snapshot().pools[SHORT_POOL].slots_held == 8
-    polite = d.add(n_prompt=16, tenant="polite")
-    d.step()
-    assert polite in d.started_order()
 
 
 def test_background_leaves_slots_for_interactive_arrivals() -> None:

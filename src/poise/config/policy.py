@@ -47,7 +47,6 @@ def _pool(pool: PoolSettings, slot_cells: int | None) -> PoolPolicy:
     return PoolPolicy(
         n_slots=pool.slots,
         slot_cells=pool.slot_tokens if slot_cells is None else slot_cells,
-        reserved_slots=pool.reserved_slots,
     )
 
 

@@ -134,6 +134,8 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
             outbox=port,
             journal=journal,
             rss_bytes=lambda: int(process.memory_info().rss),
+            weights_bytes=loaded.ready.model_bytes,
+            secret=os.urandom(32),
         )
         port.send(loaded.ready)
         try:

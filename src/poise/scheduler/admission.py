@@ -1,4 +1,4 @@
-"""Which pool a request belongs to, whether it can ever run, and how long it would wait.
+"""Which pool a request belongs to, and whether it can ever run.
 
 What can never fit is rejected on arrival (invariant 4): a request that is accepted and cannot run would block its queue for
 ever (vLLM issue 39734 describes that failure).
@@ -8,12 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise.scheduler.budget import CostModel
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, PoolPolicy, SchedulerPolicy
-from poise.scheduler.request import Request, RequestClass
-
-OUTPUT_RATIO_FIRST = 0.5
-OUTPUT_RATIO_MEMORY = 0.95
+from poise.scheduler.request import Request
 
 
 def route(request: Request, policy: SchedulerPolicy) -> str | None:
@@ -21,6 +17,8 @@ def route(request: Request, policy: SchedulerPolicy) -> str | None:
 
     A prompt over its class's `heavy_tokens` is a heavy job (rule R5); so is what a short slot cannot hold.
     """
+    if request.pool:
+        return request.pool if request.n_cells <= policy.pools[request.pool].slot_cells else None
     heavy = request.n_prompt > policy.classes[request.request_class].heavy_tokens
     for name in (LONG_POOL,) if heavy else (SHORT_POOL, LONG_POOL):
         pool = policy.pools.get(name)
@@ -37,27 +35,3 @@ def cells_max(pools: Mapping[str, PoolPolicy]) -> int:
 def slots_max(pool: str, policy: ClassPolicy) -> int:
     """Slots of a pool that a class may hold."""
     return policy.heavy_max if pool == LONG_POOL else policy.slots_max
-
-
-class WaitEstimator:
-    """Estimates the wait of a new arrival from the cost models and the backlog.
-
-    With every slot busy, each request ahead must first be computed whole; requests rarely use all the output they ask for,
-    so the used share is learnt from those that ended.
-    """
-
-    def __init__(self, models: Mapping[str, CostModel]) -> None:
-        self._models = models
-        self._output_ratio = dict.fromkeys(RequestClass, OUTPUT_RATIO_FIRST)
-
-    def learn(self, request: Request, n_output: int) -> None:
-        """A request ended by itself with `n_output` tokens."""
-        used = n_output / request.max_output
-        old = self._output_ratio[request.request_class]
-        self._output_ratio[request.request_class] = OUTPUT_RATIO_MEMORY * old + (1 - OUTPUT_RATIO_MEMORY) * used
-
-    def work_us(self, request_class: RequestClass, pool: str, prompt_tokens: int, output_tokens: int) -> float:
-        """Predicted compute of that many prompt and output tokens, attention apart."""
-        model = self._models[pool]
-        output = output_tokens * self._output_ratio[request_class]
-        return prompt_tokens * model.prompt_us + output * model.decode_us

@@ -10,7 +10,7 @@ R5 heavy             long prompts have their own pool and a bounded number of sl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from poise.scheduler import admission
@@ -22,6 +22,7 @@ from poise.scheduler.policy import LONG_POOL, SchedulerPolicy
 from poise.scheduler.queues import WaitingQueue
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
+from poise.scheduler.tenants import TenantBooks
 
 HEAVY_STRETCH = 2.0
 """A chunk that a heavy prompt saved up for may take this many times the step's target."""
@@ -36,6 +37,7 @@ class Books:
     queues: dict[tuple[RequestClass, str], WaitingQueue]
     served: dict[RequestClass, ServedCost]
     models: dict[str, CostModel]
+    tenants: TenantBooks
     running: dict[RequestClass, dict[int, Sequence]]
     """Per class, running sequences by request id, in order of their start."""
     background_credit_us: float = 0.0
@@ -45,16 +47,21 @@ class Books:
 
     def is_live(self, request_class: RequestClass) -> bool:
         return bool(self.running[request_class]) or any(
-            queue.n_waiting for (owner, _), queue in self.queues.items() if owner is request_class
+            queue.n_queued for (owner, _), queue in self.queues.items() if owner is request_class
         )
 
 
 @dataclass(slots=True)
 class PlanningPass:
-    """Builds the batches of one step. `start` is called for each waiting sequence that is given a slot."""
+    """Builds the batches of one step.
+
+    `start` is called for each queued sequence that is given a slot; `cached` says how many of a queued sequence's cells it
+    would not have to compute.
+    """
 
     books: Books
     start: Callable[[Sequence], None]
+    cached: Callable[[Sequence], int]
     budget: StepBudget = field(init=False)
     target_us: int = field(init=False)
     _chunks: dict[str, dict[int, Chunk]] = field(init=False)
@@ -109,7 +116,11 @@ class PlanningPass:
         tally = {pool: [0, 0] for pool in self._chunks}
         for sequence in sequences:
             request, start = sequence.request, sequence.n_computed
-            if sequence.n_tokens > request.n_prompt and request.request_id not in chosen:
+            if (
+                sequence.n_tokens - start == 1
+                and sequence.n_tokens > request.n_prompt
+                and request.request_id not in chosen
+            ):
                 chosen.add(request.request_id)
                 slot = sequence.slot
                 self._chunks[sequence.pool][slot] = Chunk(request.request_id, slot, start, 1, True, False)
@@ -147,11 +158,15 @@ class PlanningPass:
             sequence = self._next_prompt(request_class)
             if sequence is None:
                 return
-            n_tokens = self._chunk_tokens(sequence, quantum)
+            start = sequence.n_computed if sequence.slot >= 0 else self.cached(sequence)
+            n_tokens = self._chunk_tokens(sequence, start, quantum)
             if n_tokens == 0:
                 return
             if sequence.slot < 0:
                 self.start(sequence)
+                assert sequence.n_computed == start, (
+                    f"request {sequence.request.request_id} got other cells than foreseen"
+                )
             self._add_prompt(sequence, n_tokens)
             quantum = False
 
@@ -174,14 +189,9 @@ class PlanningPass:
         limits = self.books.policy.classes[request_class]
         best: Sequence | None = None
         for name, pool in self.books.pools.items():
-            class_max = admission.slots_max(name, limits)
-            if not pool.n_free or pool.held_by(request_class) >= class_max:
+            if not pool.may_take(request_class, admission.slots_max(name, limits)):
                 continue
-
-            def may_run(tenant: str, pool: KvPool = pool, class_max: int = class_max) -> bool:
-                return pool.may_take(request_class, tenant, class_max)
-
-            head = self.books.queues[request_class, name].first(may_run)
+            head = self.books.queues[request_class, name].first(self.books.tenants.may_run)
             if head is not None and (
                 best is None
                 or (served.rank(head.request.tenant), head.order_key)
@@ -190,15 +200,15 @@ class PlanningPass:
                 best = head
         return best
 
-    def _chunk_tokens(self, sequence: Sequence, quantum: bool) -> int:
-        """Tokens of the prompt that go into this step; 0 when the budget is spent."""
-        pool, start, pending = sequence.pool, sequence.n_computed, sequence.n_pending
+    def _chunk_tokens(self, sequence: Sequence, start: int, quantum: bool) -> int:
+        """Tokens from `start` on that go into this step; 0 when the budget is spent."""
+        pool, pending = sequence.pool, sequence.n_tokens - start
         least = min(self.books.policy.quantum_tokens, pending)
         room = min(pending, self.budget.tokens_left(pool))
         if room < least:
             return 0
         left_us = self.budget.left_us - self.budget.entry_us(pool)
-        if pool == LONG_POOL and (saved := self._heavy_chunk(sequence, left_us)) is not None:
+        if pool == LONG_POOL and (saved := self._heavy_chunk(start, pending, left_us)) is not None:
             return min(saved, room)
         n_tokens = min(room, self.books.models[pool].prompt_tokens_within(left_us, start))
         if n_tokens < least:
@@ -207,17 +217,17 @@ class PlanningPass:
             return pending
         return n_tokens
 
-    def _heavy_chunk(self, sequence: Sequence, left_us: float) -> int | None:
+    def _heavy_chunk(self, start: int, pending: int, left_us: float) -> int | None:
         """Rule R2's saving: where larger chunks are cheaper per token, a heavy prompt skips steps to pay for one.
 
         Returns the chunk to run, 0 to save, or None where the ordinary rule serves.
         """
         books = self.books
-        wanted = min(books.policy.chunk_tokens.get(LONG_POOL, 0), sequence.n_pending)
+        wanted = min(books.policy.chunk_tokens.get(LONG_POOL, 0), pending)
         if wanted <= books.policy.quantum_tokens:
             return None
         model = books.models[LONG_POOL]
-        price = model.chunk_us(is_prompt=True, start=sequence.n_computed, n_tokens=wanted)
+        price = model.chunk_us(is_prompt=True, start=start, n_tokens=wanted)
         if price <= left_us or price > HEAVY_STRETCH * self.target_us:
             return None
         if price <= left_us + books.heavy_saved_us or not self._chosen:
@@ -228,7 +238,10 @@ class PlanningPass:
 
     def _add_prompt(self, sequence: Sequence, n_tokens: int) -> None:
         request_id, pool, start = sequence.request.request_id, sequence.pool, sequence.n_computed
-        self.budget.spend_prompt(pool, start, n_tokens)
+        if sequence.is_decoding:  # it comes back from the host store
+            self.budget.spend_decodes(pool, 1, start + 1)
+        else:
+            self.budget.spend_prompt(pool, start, n_tokens)
         self._chosen.add(request_id)
         self._chunks[pool][sequence.slot] = Chunk(
             request_id=request_id,
@@ -236,7 +249,7 @@ class PlanningPass:
             start=start,
             n_tokens=n_tokens,
             sample=n_tokens == sequence.n_pending,
-            is_prompt=True,
+            is_prompt=not sequence.is_decoding,
         )
 
     def _batches(self) -> tuple[Batch, ...]:
@@ -248,7 +261,6 @@ class PlanningPass:
         return tuple(batches)
 
 
-def batch_shares(batch: Batch, models: Mapping[str, CostModel]) -> list[float]:
+def batch_shares(chunks: tuple[Chunk, ...], model: CostModel) -> list[float]:
     """Each chunk's part in its batch's cost, by the cost model; at least a trace, so that no work is free."""
-    model = models[batch.pool]
-    return [max(1.0, model.chunk_us(is_prompt=c.is_prompt, start=c.start, n_tokens=c.n_tokens)) for c in batch.chunks]
+    return [max(1.0, model.chunk_us(is_prompt=c.is_prompt, start=c.start, n_tokens=c.n_tokens)) for c in chunks]

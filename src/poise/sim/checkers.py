@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Queued, Request, RequestClass
-from poise.scheduler.scheduler import Snapshot
+from poise.scheduler.snapshot import Snapshot
 from poise.sim.mirror import Mirror, RealCells
 from poise.wire import messages as wire
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from poise.config import Settings, to_policy
+from poise.config import Settings
 from poise.engine.journal import Journal, JournalError
 from poise.scenarios import Scenario, ScenarioError, load_scenario
 from poise.scheduler.request import RequestClass
@@ -27,7 +27,7 @@ from poise.sim.faults import Fault, parse_faults
 from poise.sim.pressure import Pressure
 from poise.sim.replay import replay
 from poise.sim.report import Totals, figures, table
-from poise.sim.simulate import Options, Simulation, SimulationFailure, simulate
+from poise.sim.simulate import Options, Simulation, SimulationFailure, sim_policy, simulate
 
 TABLES_MAX = 3
 """More runs than this are summed up in a line."""
@@ -176,7 +176,7 @@ def _compare(scenarios: list[Scenario], path: Path, options: Options) -> None:
 
 def _find_break(scenario: Scenario, targets: list[Target], seed: int, options: Options) -> None:
     settings = Settings()
-    policy = to_policy(settings)
+    policy = sim_policy(settings)
 
     def run(load: Scenario) -> tuple[Simulation, dict[RequestClass, Pressure]]:
         watched = {c: Pressure(c, policy) for c in RequestClass}

@@ -42,7 +42,7 @@ class Costs:
     noise: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     step_us: float = 0.0
     row_us: float = 0.0
-    carry_us_per_cell: float = 0.0
+    carry_us_per_cell: float = 3.0
 
     def loop_ns(self, n_rows: int) -> int:
         """The loop's own time in a step with so many rows."""

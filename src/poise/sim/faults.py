@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 
-from poise.config import ClassesSettings, PoolsSettings, Settings
-from poise.scenarios import Arrival, Client, Length, PlannedRequest
-from poise.scheduler.request import Control
+from poise.scenarios import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment
+from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
+from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
 
 NS_PER_S = 1_000_000_000
@@ -53,8 +53,11 @@ class Fault(StrEnum):
     TIMEOUT = "timeout"
     """Some requests give up if they wait too long in the queue."""
 
+    TEMPLATE = "template"
+    """A template that prompts begin with is declared, and again with another text."""
+
     SHAPE = "shape"
-    """The run has pools, queues and limits of other sizes, mostly too small ones."""
+    """The run has pools, queues, a store and tenants' limits of other sizes, mostly too small ones."""
 
 
 PERIOD_S = {
@@ -65,6 +68,7 @@ PERIOD_S = {
     Fault.FORGET: 15.0,
     Fault.BURST: 30.0,
     Fault.MISFIT: 10.0,
+    Fault.TEMPLATE: 45.0,
 }
 """Mean virtual seconds between two strikes of the faults that come by time."""
 
@@ -74,6 +78,8 @@ OPERATION_FAILURE_RATE = 1 / 40
 TIMEOUT_SHARE = 0.3
 CELLS_NOBODY_HAS = 1 << 19
 UNKNOWN_ID = 1 << 40
+TEMPLATE = "shared"
+"""The template that requests name whose prompts have a shared prefix."""
 
 BURST_CLIENT = Client(
     name="burst",
@@ -87,6 +93,11 @@ BURST_CLIENT = Client(
     n_requests_max=None,
     temperature=0.0,
 )
+
+
+def segment_tokens(segment: Segment) -> list[int]:
+    """The tokens of a part of a prompt."""
+    return [segment.seed % 997 + k % 89 for k in range(segment.n_tokens)]
 
 
 def parse_faults(names: str) -> tuple[Fault, ...]:
@@ -141,9 +152,11 @@ class Faults:
         """When the next strike is due."""
         return min(self._next_ns.values(), default=None)
 
-    def settings(self, settings: Settings) -> Settings:
-        """The settings of the run: other sizes with SHAPE, else the given ones."""
-        return _other_shape(settings, self._rngs[Fault.SHAPE]) if Fault.SHAPE in self.chosen else settings
+    def policy(self, policy: SchedulerPolicy, tenants: Sequence[str]) -> SchedulerPolicy:
+        """The run's policy: other sizes and limits with SHAPE, else the given one."""
+        if Fault.SHAPE not in self.chosen:
+            return policy
+        return _other_shape(policy, tenants, self._rngs[Fault.SHAPE])
 
     def pace(self) -> float:
         """How many times its normal time the runner takes for the present step."""
@@ -196,6 +209,9 @@ class Faults:
                 return [(0, _arriving(rng)) for _ in range(rng.randint(10, 80))]
             case Fault.MISFIT:
                 return [(0, _arriving(rng, n_more=CELLS_NOBODY_HAS if rng.random() < 0.3 else rng.randint(2000, 9000)))]
+            case Fault.TEMPLATE:
+                seed = SHARED_PREFIX_SEED if rng.random() < 0.7 else rng.getrandbits(31)
+                return [(0, wire.Template(TEMPLATE, segment_tokens(Segment(seed, rng.choice((20, 60, 90))))))]
         raise AssertionError(f"{fault} does not come by time")
 
     def _is_due(self, fault: Fault, now_ns: int) -> bool:
@@ -248,29 +264,54 @@ def _arriving(rng: random.Random, n_more: int = 0) -> Arriving:
     return Arriving(client, PlannedRequest(None, n_prompt, n_output, None, rng.getrandbits(31)))
 
 
-def _other_shape(settings: Settings, rng: random.Random) -> Settings:
-    """Sizes that press: few slots, short ones, short queues. Every combination is a valid configuration."""
-    n_short, cells = rng.choice((1, 2, 3, 5, 8, 12)), rng.choice((256, 512, 1024, 4096))
-    n_long = rng.choice((1, 2))
-    short = settings.pools.short.model_copy(update={"slots": n_short, "slot_tokens": cells, "reserved_slots": 0})
-    long_cells = rng.choice((2048, 8192)) if cells < 2048 else 8192
-    long = settings.pools.long.model_copy(update={"slots": n_long, "slot_tokens": long_cells})
-    heavy_tokens = min(settings.classes.interactive.heavy_tokens, cells - 1)
-
-    def changed(of: str) -> dict[str, object]:
-        most = n_short if of == "interactive" else rng.randint(1, n_short)
-        return {
-            "queue_max": rng.choice((2, 8, 64, 256)),
-            "slots_max": most,
-            "heavy_tokens": heavy_tokens,
-            "heavy_max": rng.randint(1, n_long),
-        }
-
-    classes = ClassesSettings(
-        interactive=settings.classes.interactive.model_copy(update=changed("interactive")),
-        background=settings.classes.background.model_copy(update=changed("background")),
+def _other_shape(policy: SchedulerPolicy, tenants: Sequence[str], rng: random.Random) -> SchedulerPolicy:
+    """Sizes that press: few slots, short ones, short queues, a small store, tight limits. Every combination is a valid one."""
+    cells, long_cells = rng.choice((256, 512, 1024, 4096)), rng.choice((4096, 8192))
+    pools = {
+        SHORT_POOL: replace(policy.pools[SHORT_POOL], n_slots=rng.choice((1, 2, 3, 5, 8, 12)), slot_cells=cells),
+        LONG_POOL: replace(policy.pools[LONG_POOL], n_slots=rng.choice((1, 2)), slot_cells=long_cells),
+    }
+    classes = {}
+    for request_class, limits in policy.classes.items():
+        first = request_class is RequestClass.INTERACTIVE
+        classes[request_class] = replace(
+            limits,
+            queue_max=rng.choice((2, 8, 32, 64)),
+            slots_max=pools[SHORT_POOL].n_slots if first else rng.randint(1, pools[SHORT_POOL].n_slots),
+            heavy_tokens=min(limits.heavy_tokens, cells - 1),
+            heavy_max=rng.randint(1, pools[LONG_POOL].n_slots),
+            downgrade_output_tokens=rng.choice((0, 0, 16, 64)) if first else 0,
+            downgrade_served_us=rng.choice((0, 0, 500_000)) if first else 0,
+        )
+    store = replace(
+        policy.store,
+        budget_bytes=rng.choice((0, 300, 2_000, 20_000)) * policy.pools[SHORT_POOL].cell_bytes,
+        tenant_share=rng.choice((0.1, 0.5, 1.0)),
+        prefix_reuse=rng.random() < 0.8,
+        prefix_min_cells=rng.choice((8, 16, 64)),
     )
-    return settings.model_copy(update={"pools": PoolsSettings(short=short, long=long), "classes": classes})
+    limited = {name: _tenant_policy(rng) for name in tenants}
+    return replace(
+        policy,
+        pools=pools,
+        classes=classes,
+        store=store,
+        tenants=limited,
+        turn_us=rng.choice((1, 100_000, 1_000_000)),
+        preemptions_max=rng.choice((0, 1, 2, 8)),
+        hole_steps=rng.choice((1, 2, 10)),
+        quantum_tokens=rng.choice((1, 16, 64)),
+        chunk_tokens=rng.choice(({}, {LONG_POOL: 64})),
+    )
+
+
+def _tenant_policy(rng: random.Random) -> TenantPolicy:
+    return TenantPolicy(
+        weight=rng.choice((0.25, 1.0, 1.0, 4.0)),
+        running_max=rng.choice((0, 0, 0, 1, 3)),
+        queue_max=rng.choice((0, 0, 4)),
+        tokens_per_minute=rng.choice((0, 0, 0, 3000)),
+    )
 
 
 def _rng(seed: int, fault: Fault) -> random.Random:

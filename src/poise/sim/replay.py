@@ -15,7 +15,7 @@ import msgspec
 from poise.engine.journal import Entry, JournalError, plain, read_journal
 from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
-from poise.scheduler.request import Request
+from poise.scheduler.request import Control, Request
 from poise.scheduler.scheduler import Scheduler
 
 T = TypeVar("T")
@@ -67,6 +67,12 @@ class _Replay:
                 return _compare("answer", answer, scheduler.add(_convert(request, Request, entry.line), now_ns))
             case "abort", [int(request_id)]:
                 scheduler.abort(request_id, now_ns)
+            case "control", [int(request_id), str(action)]:
+                scheduler.control(request_id, Control(action), now_ns)
+            case "forget", [str(tenant)]:
+                scheduler.forget(tenant)
+            case "expire", [int(n_expired)]:
+                return _compare("expired", n_expired, len(scheduler.expire(now_ns)))
             case "plan" | "rest", [recorded]:
                 plan = scheduler.plan(now_ns)
                 if difference := _compare("plan", recorded, plan):

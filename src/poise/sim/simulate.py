@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import msgspec
@@ -12,8 +12,9 @@ from poise.config import Settings, to_policy
 from poise.engine.core import Engine
 from poise.engine.journal import CAPACITY, Journal
 from poise.scenarios import Scenario
-from poise.scheduler.policy import CostPrior
-from poise.scheduler.scheduler import Scheduler, Snapshot
+from poise.scheduler.policy import CostPrior, SchedulerPolicy
+from poise.scheduler.scheduler import Scheduler
+from poise.scheduler.snapshot import Snapshot
 from poise.sim.checkers import Checkers
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Costs
@@ -24,6 +25,8 @@ from poise.sim.world import Record, World
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo
 
+CELL_BYTES = 23_040
+"""What a cell takes in the host store: SmolLM2-135M's keys and values in f16."""
 N_VOCAB = 1000
 END_RATE = 150
 """With faults, one token in so many ends a request that does not ignore ends."""
@@ -107,24 +110,35 @@ class _Ears:
             listener(message)
 
 
+def sim_policy(settings: Settings, priors: Mapping[str, CostPrior] | None = None) -> SchedulerPolicy:
+    """The policy of the simulated server: the settings', with cells of the default model's size."""
+    policy = to_policy(settings, priors=priors)
+    return replace(policy, pools={name: replace(p, cell_bytes=CELL_BYTES) for name, p in policy.pools.items()})
+
+
 def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options | None = None) -> Simulation:
     """Run until every request has ended. Raises SimulationFailure when an invariant is broken."""
     options = options or Options()
     faults = Faults(options.faults, seed)
-    settings = faults.settings(settings)
     costs = options.costs or Costs()
-    pools = [
-        PoolInfo(name, pool.slots, pool.slot_tokens, True, 0)
-        for name, pool in (("short", settings.pools.short), ("long", settings.pools.long))
-    ]
+    policy = faults.policy(sim_policy(settings, options.priors), sorted({c.tenant for c in scenario.clients}))
+    pools = [PoolInfo(name, p.n_slots, p.slot_cells, True, 0, p.cell_bytes) for name, p in policy.pools.items()]
     clock = VirtualClock()
     end_rate = END_RATE if options.faults else 0
     witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults)
     world = World(scenario, seed, clock, witness, faults, options.n_prompt_extra)
-    policy = to_policy(settings, slot_cells={p.name: p.slot_cells for p in pools}, priors=options.priors)
     scheduler = Scheduler(policy)
     pace = costs.pace(seed, faults.pace)
-    runner = SimRunner(pools, n_vocab=N_VOCAB, clock=clock, cost=costs.pools, end_rate=end_rate, pace=pace)
+    runner = SimRunner(
+        pools,
+        n_vocab=N_VOCAB,
+        clock=clock,
+        cost=costs.pools,
+        pace=pace,
+        end_rate=end_rate,
+        carry_us=costs.carry_us_per_cell,
+        fault=faults.fails,
+    )
     checkers = Checkers(policy, runner)
     journal = _Recorder(None if options.keep_journal else CAPACITY, (checkers.recorded, *options.observers))
     journal.record_policy(policy)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from poise.scenarios import Client, PlannedRequest, Scenario, Segment
 from poise.scheduler.request import Control
 from poise.sim.clock import VirtualClock
-from poise.sim.faults import Arriving, Faults, Live
+from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
 from poise.sim.witness import Witness
 from poise.wire import messages as wire
 
@@ -198,15 +198,15 @@ class World:
         sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
         return wire.Submit(
             request_id, client.tenant, client.request_class, prompt, planned.n_output_tokens, sampling,
-            queue_timeout_ms=self.faults.queue_timeout_ms(),
+            template=TEMPLATE if client.shared_prefix_tokens else "", queue_timeout_ms=self.faults.queue_timeout_ms(),
         )  # fmt: skip
 
     def _prompt(self, stream: _Stream, planned: PlannedRequest) -> list[int]:
         if not any(segment.is_answer for segment in planned.before):
             stream.answers.clear()
-        tokens = _tokens(Segment(997, self._n_prompt_extra))
+        tokens = segment_tokens(Segment(997, self._n_prompt_extra))
         for segment in planned.segments:
-            tokens += stream.answers.get(segment.seed) or _tokens(segment)
+            tokens += stream.answers.get(segment.seed) or segment_tokens(segment)
         return tokens
 
     def _token(self, token: wire.Token, now_ns: int) -> None:
@@ -233,7 +233,3 @@ class World:
             failed = outcome not in ("length", "stop", "aborted")
             pause_ns = max(int(client.arrival.think_s * 1e9), 500_000_000 if failed else 0)
             self._schedule_next(sent.stream, now_ns + pause_ns)
-
-
-def _tokens(segment: Segment) -> list[int]:
-    return [segment.seed % 997 + k % 89 for k in range(segment.n_tokens)]
