@@ -71,7 +71,8 @@ def test_a_flood_does_not_hold_up_a_polite_tenant(seed: int) -> None:
 def test_a_slow_machine_is_learnt() -> None:
     """On a machine five times slower than the prior everything still ends, with a quantum a step."""
     slow = CostPrior(fixed_us=10_000, decode_us=25_000, prompt_us=20_000, attended_us=5)
-    done = simulate(load_scenario(SCENARIOS[0].parent / "flood.toml"), Settings(), 1, slow)
+    costs = Costs(dict.fromkeys(("short", "long"), slow))
+    done = simulate(load_scenario(SCENARIOS[0].parent / "flood.toml"), Settings(), 1, Options(costs=costs))
     assert {r.outcome for r in done.records} == {"length"}
 
 

@@ -92,6 +92,8 @@ class EngineSettings(Section):
     """Type of the KV cells; the quantised types need flash attention."""
     batch_tokens: Annotated[int, Field(ge=32, le=8192)] = 512
     """Most tokens in one forward pass."""
+    journal_entries: Annotated[int, Field(ge=64, le=100_000)] = 4096
+    """Entries that the flight recorder keeps, about three for each step. Only a journal with its beginning can be replayed."""
     restart_delay_max_s: Annotated[float, Field(ge=0.1, le=3600)] = 30.0
     """Longest pause before a crashed engine is started again; it doubles from 0.5 s."""
     memory_reserve_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512

@@ -106,8 +106,8 @@ class Engine:
 
     def _rest(self, plan: StepPlan, now_ns: int) -> None:
         """Nothing can run: say how things stand once, then wait for a message or the plan's time."""
+        self.journal.record(now_ns, "rest", plan)  # each one: a call that finds nothing changes the scheduler, too
         if not self._idle:
-            self.journal.record(now_ns, "rest", plan)
             self._report(self.clock.now_ns())
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns

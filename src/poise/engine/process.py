@@ -108,7 +108,7 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
     configure = port.drain(None, block=True)[0]
     assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
     settings = Settings.model_validate_json(configure.settings)
-    journal = Journal()
+    journal = Journal(settings.engine.journal_entries)
     try:
         loaded = load(
             Path(configure.model_path), settings, lambda progress, stage: port.send(wire.Loading(progress, stage))
@@ -125,6 +125,7 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
             chunk_tokens=loaded.chunk_tokens,
             priors=loaded.priors,
         )
+        journal.record_policy(policy)
         process = psutil.Process()
         engine = Engine(
             scheduler=Scheduler(policy),

@@ -8,7 +8,7 @@ say, on the virtual clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -26,6 +26,7 @@ from poise.scheduler.plan import (
 )
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
+from poise.sim.costs import Pace
 from poise.wire.messages import PoolInfo, SamplingParams, Token, TokenLogprob
 
 END_TOKEN = 0
@@ -44,6 +45,8 @@ class _Open:
 class SimRunner:
     """Implements `poise.engine.ports.Runner` over hash chains.
 
+    cost       what the machine costs: one for all pools, or one for each
+    pace       what time a batch of a predicted cost takes (default: just that)
     end_rate   one in so many tokens ends a sequence, 0 for none
     carry_us   what storing, loading, copying or moving a cell costs
     fault      asked before each ("execute", pool) and each ("apply", operation that carries cells); True makes it fail
@@ -55,7 +58,8 @@ class SimRunner:
         *,
         n_vocab: int = 1000,
         clock: VirtualClock | None = None,
-        cost: CostPrior | None = None,
+        cost: CostPrior | Mapping[str, CostPrior] | None = None,
+        pace: Pace | None = None,
         end_rate: int = 0,
         carry_us: float = 3.0,
         fault: Fault = lambda what, subject: False,
@@ -63,7 +67,9 @@ class SimRunner:
         self._pools = list(pools)
         self._n_vocab = n_vocab
         self._clock = clock or VirtualClock()
-        self._cost = CostModel(cost or CostPrior())
+        costs = cost if isinstance(cost, Mapping) else {p.name: cost or CostPrior() for p in pools}
+        self._costs = {name: CostModel(prior) for name, prior in costs.items()}
+        self._pace = pace or (lambda _, predicted_us: int(predicted_us * 1000))
         self._end_rate = end_rate
         # One hash state after each computed token, per pool and slot; its length is the number of cells used.
         self._cells: dict[str, list[list[int]]] = {p.name: [[] for _ in range(p.n_slots)] for p in pools}
@@ -148,7 +154,7 @@ class SimRunner:
             if row.start + len(row.tokens) > self._capacity[pool]:
                 raise RunnerError(f"slot {row.slot} of pool {pool} has no room for {len(row.tokens)} more tokens")
             shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
-        self._clock.advance(int(self._cost.predict_us(shape) * 1000))
+        self._clock.advance(self._pace(pool, self._costs[pool].predict_us(shape)))
         if self._fault("execute", pool):
             for row in rows:
                 self._cells[pool][row.slot] = []
