@@ -86,6 +86,8 @@ class ModelSettings(Section):
 class EngineSettings(Section):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads; 0 is one for each core this process may use."""
+    adapt_threads: bool = True
+    """Compute with fewer threads while other programs keep the cores busy, and with all again when they do not."""
     gpu_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Layers kept on a GPU, when the engine was built for one."""
     kv_type: KvType = "f16"

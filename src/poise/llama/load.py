@@ -54,8 +54,15 @@ def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRun
             ),
         )
         built = [replace(spec, flash_attention=choices[spec.name].flash_attention) for spec in specs]
+        priors = {name: choice.prior for name, choice in choices.items() if choice.prior is not None}
         runner = LlamaRunner(
-            model, built, batch_tokens=engine.batch_tokens, threads=engine.threads, kv_type=engine.kv_type
+            model,
+            built,
+            batch_tokens=engine.batch_tokens,
+            threads=engine.threads,
+            kv_type=engine.kv_type,
+            adapt_threads=engine.adapt_threads and engine.gpu_layers == 0,
+            costs=priors,
         )
     except BaseException:
         model.close()
@@ -69,7 +76,6 @@ def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRun
         pid=os.getpid(),
     )
     chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
-    priors = {name: choice.prior for name, choice in choices.items() if choice.prior is not None}
     return LoadedRunner(runner, ready, chunk_tokens, priors)
 
 
