@@ -6,7 +6,9 @@ A scenario file names its clients; `Scenario.requests(seed)` turns it into one s
    scenario leaves the requests of the others as they were, and so does consuming the streams in another order.
 2. Every request of a client costs the same number of draws, in the order: arrival, prompt, output, cancel, seed.
 3. No clock is read and nothing is sent here. Times are seconds from the start of the load; the reader waits.
-4. A file is read strictly: an unknown key, a wrong type or a value out of range is a `ScenarioError` in one line.
+4. A prompt is a row of segments, each with a seed for its contents: what is common to two prompts has equal seeds. A shared
+   prefix is the same for all clients of all files; the turns of a conversation repeat the prompts and answers before them.
+5. A file is read strictly: an unknown key, a wrong type or a value out of range is a `ScenarioError` in one line.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ ArrivalKind = Literal["poisson", "closed"]
 LengthKind = Literal["constant", "uniform", "lognormal"]
 
 TOKENS_MAX = 1 << 20
+SHARED_PREFIX_SEED = 1
 _NORMAL = NormalDist()
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
@@ -78,6 +81,10 @@ class Client:
     cancel_after_tokens: Length | None
     n_requests_max: int | None
     temperature: float
+    shared_prefix_tokens: int = 0
+    """Tokens that every prompt begins with, the same ones for whichever client asks for them; `prompt_tokens` come after."""
+    turns: int = 1
+    """Requests of one conversation: each prompt repeats the conversation so far, then come `prompt_tokens` new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +131,23 @@ class RequestStream:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a prompt: `n_tokens` that depend on `seed` alone. With `is_answer`, it stands for the answer to what precedes
+    it: a reader that has that answer puts it here."""
+
+    seed: int
+    n_tokens: int
+    is_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedRequest:
     """One request to send.
 
     arrival_s            seconds from the start of the load; None in a closed loop
     cancel_after_tokens  the client leaves after so many tokens; None: it stays to the end
     seed                 31 random bits of the request's own: for the prompt's words and the server's sampling
+    before               what the prompt repeats: the shared prefix and the conversation so far; part of `n_prompt_tokens`
     """
 
     arrival_s: float | None
@@ -137,6 +155,13 @@ class PlannedRequest:
     n_output_tokens: int
     cancel_after_tokens: int | None
     seed: int
+    before: tuple[Segment, ...] = ()
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The whole prompt, in order."""
+        n_before = sum(segment.n_tokens for segment in self.before)
+        return (*self.before, Segment(self.seed, self.n_prompt_tokens - n_before))
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -186,6 +211,8 @@ def _client(table: _Table) -> Client:
         cancel_after_tokens=_length(table, "cancel_after_tokens") if "cancel_after_tokens" in table.values else None,
         n_requests_max=table.integer("requests", 1, 1_000_000) if "requests" in table.values else None,
         temperature=table.number("temperature", 0.0, 2.0, default=0.8),
+        shared_prefix_tokens=table.integer("shared_prefix_tokens", 0, TOKENS_MAX, default=0),
+        turns=table.integer("turns", 1, 1_000, default=1),
     )
     table.reject_unknown()
     return client
@@ -300,24 +327,33 @@ class _Table:
 def _generate(client: Client, rng: random.Random, duration_s: float) -> Iterator[PlannedRequest]:
     arrival_s = 0.0
     n_requests = 0
+    prefix = (Segment(SHARED_PREFIX_SEED, client.shared_prefix_tokens),) if client.shared_prefix_tokens else ()
+    before = prefix
     while client.n_requests_max is None or n_requests < client.n_requests_max:
         if client.arrival.kind == "poisson":
             arrival_s += -math.log(1.0 - rng.random()) / client.arrival.rate_per_s
             if arrival_s >= duration_s:
                 return
-            yield _draw_request(client, rng, arrival_s)
+            planned = _draw_request(client, rng, arrival_s, before)
         else:
-            yield _draw_request(client, rng, None)
+            planned = _draw_request(client, rng, None, before)
+        yield planned
         n_requests += 1
+        if n_requests % client.turns == 0:
+            before = prefix
+        else:  # The answer's seed differs from the prompt's, or they would be the same words.
+            before = (*planned.segments, Segment(planned.seed ^ 1, planned.n_output_tokens, is_answer=True))
 
 
-def _draw_request(client: Client, rng: random.Random, arrival_s: float | None) -> PlannedRequest:
-    n_prompt_tokens = client.prompt_tokens.draw(rng)
+def _draw_request(
+    client: Client, rng: random.Random, arrival_s: float | None, before: tuple[Segment, ...] = ()
+) -> PlannedRequest:
+    n_prompt_tokens = client.prompt_tokens.draw(rng) + sum(segment.n_tokens for segment in before)
     n_output_tokens = client.output_tokens.draw(rng)
     cancel_after = client.cancel_after_tokens.draw(rng) if client.cancel_after_tokens is not None else None
     if cancel_after is not None and cancel_after >= n_output_tokens:
         cancel_after = None  # The answer ends first.
-    return PlannedRequest(arrival_s, n_prompt_tokens, n_output_tokens, cancel_after, rng.getrandbits(31))
+    return PlannedRequest(arrival_s, n_prompt_tokens, n_output_tokens, cancel_after, rng.getrandbits(31), before)
 
 
 def _rng(seed: int, name: str, instance: int) -> random.Random:

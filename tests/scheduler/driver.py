@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
 
 from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import Batch, BatchResult, MoveSlot, ReleaseSlot, StepPlan, StepResult
-from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, CostPrior, PoolPolicy, SchedulerPolicy
-from poise.scheduler.request import Event, Finished, Queued, Rejected, Request, RequestClass, Started
+from poise.scheduler.plan import (
+    Batch,
+    BatchResult,
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    StepPlan,
+    StepResult,
+    StoreSlot,
+    TrimSlot,
+)
+from poise.scheduler.policy import (
+    LONG_POOL,
+    SHORT_POOL,
+    ClassPolicy,
+    CostPrior,
+    PoolPolicy,
+    SchedulerPolicy,
+    StorePolicy,
+    TenantPolicy,
+)
+from poise.scheduler.request import (
+    BLOCK_TOKENS,
+    Control,
+    Event,
+    Finished,
+    Queued,
+    Rejected,
+    Request,
+    RequestClass,
+    Started,
+)
 from poise.scheduler.scheduler import Scheduler
+from poise.scheduler.sequence import Sequence as SequenceState
+from poise.scheduler.sequence import State
 
 INTERACTIVE, BACKGROUND = RequestClass.INTERACTIVE, RequestClass.BACKGROUND
 
@@ -18,7 +54,6 @@ def policy(
     *,
     slots: int = 10,
     slot_cells: int = 4096,
-    reserved: int = 2,
     long_slots: int = 2,
     queue_max: int = 64,
     min_share: float = 0.15,
@@ -29,24 +64,46 @@ def policy(
     hole_steps: int = 2,
     ageing: float = 0.1,
     itl_us: int = 100_000,
+    turn_us: int = 2_000_000,
+    preemptions_max: int = 8,
+    store: StorePolicy | None = None,
+    tenants: Mapping[str, TenantPolicy] | None = None,
+    grain_us: int = 500_000,
+    downgrade_output_tokens: int = 0,
+    downgrade_served_us: int = 0,
 ) -> SchedulerPolicy:
     """The default policy, with what a test wants otherwise."""
     return SchedulerPolicy(
         pools={
-            SHORT_POOL: PoolPolicy(slots, slot_cells, reserved),
-            LONG_POOL: PoolPolicy(long_slots, 2 * slot_cells),
+            SHORT_POOL: PoolPolicy(slots, slot_cells, cell_bytes=CELL_BYTES),
+            LONG_POOL: PoolPolicy(long_slots, 2 * slot_cells, cell_bytes=CELL_BYTES),
         },
         classes={
-            INTERACTIVE: ClassPolicy(queue_max, itl_us, 0.0, slots, heavy_tokens, long_slots),
+            INTERACTIVE: ClassPolicy(
+                queue_max,
+                itl_us,
+                0.0,
+                slots,
+                heavy_tokens,
+                long_slots,
+                downgrade_output_tokens,
+                downgrade_served_us,
+            ),
             BACKGROUND: ClassPolicy(queue_max, itl_us * 3 // 2, min_share, background_slots, heavy_tokens, heavy_max),
         },
         chunk_tokens={LONG_POOL: chunk_tokens} if chunk_tokens else {},
         hole_steps=hole_steps,
         ageing=ageing,
         priors=dict.fromkeys((SHORT_POOL, LONG_POOL), COST),
+        turn_us=turn_us,
+        preemptions_max=preemptions_max,
+        store=store or StorePolicy(),
+        tenants=tenants or {},
+        grain_us=grain_us,
     )
 
 
+CELL_BYTES = 100
 COST = CostPrior(fixed_us=3000, decode_us=5000, prompt_us=4000, attended_us=0.5)
 
 
@@ -60,7 +117,11 @@ class Driver:
     plans: list[StepPlan] = field(default_factory=list)
     cells: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     """(pool, slot) to (request id, cells computed)."""
+    entries: dict[int, tuple[str, int, int]] = field(default_factory=dict)
+    """Entry of the host store to (pool, request id, cells)."""
     accepted: dict[int, Request] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
+    """Requests whose cells the present step could not carry."""
     _next_id: int = 1
     _cost: CostModel = field(default_factory=lambda: CostModel(COST))
 
@@ -70,10 +131,11 @@ class Driver:
         max_output: int = 10,
         tenant: str = "a",
         request_class: RequestClass = INTERACTIVE,
+        **more: Any,
     ) -> int:
         """Add a request that must be accepted; returns its id."""
         request_id = self._next_id
-        answer = self.offer(n_prompt, max_output, tenant, request_class)
+        answer = self.offer(n_prompt, max_output, tenant, request_class, **more)
         assert isinstance(answer, Queued), answer
         return request_id
 
@@ -83,8 +145,9 @@ class Driver:
         max_output: int = 10,
         tenant: str = "a",
         request_class: RequestClass = INTERACTIVE,
+        **more: Any,
     ) -> Queued | Rejected:
-        request = Request(self._next_id, tenant, request_class, n_prompt, max_output)
+        request = Request(self._next_id, tenant, request_class, n_prompt, max_output, **more)
         self._next_id += 1
         answer = self.scheduler.add(request, self.now_ns)
         if isinstance(answer, Queued):
@@ -98,20 +161,48 @@ class Driver:
         self.scheduler.check()
         return events
 
+    def control(self, request_id: int, action: Control) -> str:
+        """An operator's word; returns why nothing changed, if so."""
+        _, detail, events = self.scheduler.control(request_id, action, self.now_ns)
+        self.events += events
+        self.scheduler.check()
+        return detail
+
+    def events_of(self, request_id: int, kind: type[Event]) -> list[Any]:
+        return [e for e in self.events if isinstance(e, kind) and e.request_id == request_id]
+
     def step(
-        self, ended: Sequence[int] = (), fail: Callable[[Batch], str] = lambda batch: "", factor: float = 1.0
+        self,
+        ended: Sequence[int] = (),
+        fail: Callable[[Batch], str] = lambda batch: "",
+        factor: float = 1.0,
+        break_carrying: bool = False,
     ) -> StepPlan:
-        """Plan, carry out on the mirror of the runner, complete. `ended`: requests whose next sampled token ends them."""
+        """Plan, carry out on the mirror of the runner, complete.
+
+        `ended`: requests whose next sampled token ends them. `break_carrying`: every store, load, copy and move fails.
+        """
+        self.events += self.scheduler.expire(self.now_ns)
+        decoding = [s for s in self.scheduler._books.running[INTERACTIVE].values() if s.is_decoding]
         plan = self.scheduler.plan(self.now_ns)
         self.plans.append(plan)
+        self._assert_decoded(decoding, plan)
         if plan.is_empty:
             return plan
-        for operation in plan.operations:
-            self._apply(operation)
+        self.lost, unstored = [], list[int]()
+        stored = [self._carry(operation, break_carrying, unstored) for operation in plan.operations]
         results = [self._run(batch, ended, fail(batch), factor) for batch in plan.batches]
         self.now_ns += sum(r.cost_us for r in results) * 1000
-        self.events += self.scheduler.complete(plan, StepResult(tuple(results)), self.now_ns)
+        result = StepResult(
+            tuple(results),
+            tuple(s for s in stored if s is not None),
+            tuple(unstored),
+            tuple(self.lost),
+            self._blocks(plan, results),
+        )
+        self.events += self.scheduler.complete(plan, result, self.now_ns)
         self.scheduler.check()
+        self._assert_mirrored()
         return plan
 
     def run(self, steps_max: int = 10_000) -> int:
@@ -120,6 +211,11 @@ class Driver:
             if self.step().is_empty:
                 return n
         raise AssertionError(f"still busy after {steps_max} steps")
+
+    @property
+    def live(self) -> set[int]:
+        """Accepted requests that have not ended."""
+        return set(self.accepted) - {e.request_id for e in self.events if isinstance(e, Finished)}
 
     def finished(self, request_id: int) -> Finished:
         """The request's one terminal event."""
@@ -133,29 +229,123 @@ class Driver:
         """Invariants 2 and 11: one terminal event each, and no cells left."""
         ended = [e.request_id for e in self.events if isinstance(e, Finished)]
         assert sorted(ended) == sorted(self.accepted)
-        assert not self.cells
+        warm = {(p, slot) for p, pool in self.scheduler._placement.pools.items() for slot in pool.warm}
+        assert set(self.cells) == warm
         assert all(books.slots_held == 0 for books in self.scheduler.snapshot().pools.values())
 
-    def _apply(self, operation: ReleaseSlot | MoveSlot) -> None:
-        if isinstance(operation, ReleaseSlot):
-            self.cells.pop((operation.pool, operation.slot), None)
-            return
-        assert (operation.pool, operation.target) not in self.cells, f"{operation} into a slot in use"
-        self.cells[operation.pool, operation.target] = self.cells.pop((operation.pool, operation.source))
+    def _assert_mirrored(self) -> None:
+        """Invariant 3: what the books say is what the runner holds once pending operations are done. Here: held slots."""
+        placement = self.scheduler._placement
+        expected = {entry.number for entry in placement.store}
+        for operation in reversed(placement._operations):  # these wait for the next plan
+            if isinstance(operation, DropEntry):
+                expected.add(operation.entry)
+            elif isinstance(operation, StoreSlot):
+                expected.remove(operation.entry)
+        assert set(self.entries) == expected
+        for name, pool in placement.pools.items():
+            for slot, sequence in pool.holders.items():
+                _, n_cells = self.cells.get((name, slot), (0, 0))
+                assert n_cells == sequence.n_computed, f"slot {slot} of {name} has {n_cells} cells, the books differ"
+
+    def _assert_decoded(self, decoding: list[SequenceState], plan: StepPlan) -> None:
+        """R1: a step leaves no interactive decode out, unless its slot was taken."""
+        planned = chunks(plan)
+        for sequence in decoding:
+            if sequence.state is State.RUNNING:
+                assert sequence.request.request_id in planned, f"{sequence} was left out"
+
+    def _blocks(self, plan: StepPlan, results: list[BatchResult]) -> tuple[tuple[int, int], ...]:
+        """Keys of the blocks that sampled tokens completed: after equal prompts come equal answers."""
+        keys = []
+        for batch, result in zip(plan.batches, results, strict=True):
+            for chunk in batch.chunks:
+                if chunk.sample and not result.failed and chunk.request_id not in (*result.ended, *self.lost):
+                    n_tokens = chunk.start + chunk.n_tokens + 1
+                    said = self.scheduler._life.sequences[chunk.request_id].blocks
+                    if said and n_tokens % BLOCK_TOKENS == 0:
+                        keys.append((chunk.request_id, key(f"after {said[-1]}", n_tokens)))
+        return tuple(keys)
+
+    def _carry(self, operation: KvOperation, broken: bool, unstored: list[int]) -> tuple[int, int] | None:
+        """`_apply`, or its failure, as `poise.engine.execution` tells it."""
+        if isinstance(operation, DropEntry | LoadSlot) and operation.entry in unstored:
+            if isinstance(operation, LoadSlot):
+                self.lost.append(operation.request_id)
+            return None
+        if broken and isinstance(operation, StoreSlot):
+            unstored.append(operation.entry)
+            return None
+        if broken and isinstance(operation, LoadSlot | CopySlot | MoveSlot):
+            self.lost.append(operation.request_id)
+            if isinstance(operation, MoveSlot):
+                del self.cells[operation.pool, operation.source]
+            return None
+        return self._apply(operation)
+
+    def _apply(self, operation: KvOperation) -> tuple[int, int] | None:
+        """The operation on the mirror; for a StoreSlot, the entry and its bytes."""
+        if isinstance(operation, DropEntry):
+            del self.entries[operation.entry]
+            return None
+        pool = operation.pool
+        match operation:
+            case ReleaseSlot():
+                self.cells.pop((pool, operation.slot), None)
+            case TrimSlot():
+                held, n_cells = self.cells[pool, operation.slot]
+                assert operation.n_cells <= n_cells, operation
+                self.cells[pool, operation.slot] = (held, operation.n_cells)
+            case MoveSlot():
+                self._fill(pool, operation.target, self.cells.pop((pool, operation.source)))
+            case CopySlot():
+                assert operation.n_cells <= self.cells[pool, operation.source][1], operation
+                self._fill(pool, operation.target, (operation.request_id, operation.n_cells))
+            case StoreSlot():
+                held, n_cells = self.cells[pool, operation.slot]
+                assert operation.n_cells == n_cells, operation
+                assert operation.entry not in self.entries, operation
+                self.entries[operation.entry] = (pool, held, n_cells)
+                return operation.entry, n_cells * CELL_BYTES
+            case LoadSlot():
+                origin, _, n_cells = self.entries[operation.entry]
+                assert origin == pool, operation
+                assert operation.n_cells <= n_cells, operation
+                self._fill(pool, operation.slot, (operation.request_id, operation.n_cells))
+        return None
+
+    def _fill(self, pool: str, slot: int, held: tuple[int, int]) -> None:
+        assert (pool, slot) not in self.cells, f"slot {slot} of {pool} is in use"
+        self.cells[pool, slot] = held
 
     def _run(self, batch: Batch, ended: Sequence[int], failed: str, factor: float) -> BatchResult:
         slots = [c.slot for c in batch.chunks]
         assert slots == sorted(set(slots)), f"rows out of slot order: {slots}"
         shape = BatchShape()
         for chunk in batch.chunks:
+            if chunk.request_id in self.lost:
+                continue
             held, computed = self.cells.get((batch.pool, chunk.slot), (chunk.request_id, 0))
-            assert held == chunk.request_id, f"slot {chunk.slot} holds request {held}, not {chunk.request_id}"
+            # A slot whose warm cells are taken over in place changes its owner without an operation.
+            assert held == chunk.request_id or held not in self.live, f"slot {chunk.slot} holds request {held}"
             assert chunk.start == computed, f"request {chunk.request_id} skips from {computed} to {chunk.start}"
             if not failed:
                 self.cells[batch.pool, chunk.slot] = (chunk.request_id, computed + chunk.n_tokens)
             shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
-        ends = tuple(c.request_id for c in batch.chunks if c.sample and c.request_id in ended)
+        ends = tuple(
+            c.request_id for c in batch.chunks if c.sample and c.request_id in ended and c.request_id not in self.lost
+        )
         return BatchResult(int(self._cost.predict_us(shape) * factor), ends, failed)
+
+
+def key(text: str, depth: int) -> int:
+    """The key of a made-up text's block; the same text, the same key."""
+    return crc32(f"{text} {depth}".encode())
+
+
+def blocks(text: str, n_tokens: int) -> tuple[int, ...]:
+    """Keys of the whole blocks of a prompt that says `text`."""
+    return tuple(key(text, depth) for depth in range(n_tokens // BLOCK_TOKENS))
 
 
 def chunks(plan: StepPlan) -> dict[int, int]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from poise.scheduler.policy import LONG_POOL, SHORT_POOL
-from poise.scheduler.request import Queued, RequestClass, Started
+from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy, TenantPolicy
+from poise.scheduler.request import Control, Queued, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
-from tests.scheduler.driver import BACKGROUND, COST, INTERACTIVE, Driver, chunks, policy
+from tests.scheduler.driver import BACKGROUND, CELL_BYTES, COST, INTERACTIVE, Driver, blocks, policy
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -17,29 +17,34 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         slots=st.integers(1, 6),
-        reserved=st.integers(0, 2),
         long_slots=st.integers(1, 2),
         min_share=st.sampled_from([0.0, 0.15, 0.5]),
         itl_us=st.sampled_from([5_000, 100_000]),
         chunk_tokens=st.sampled_from([0, 64]),
         hole_steps=st.integers(1, 4),
+        turn_us=st.sampled_from([1, 200_000]),
+        preemptions_max=st.integers(0, 3),
+        store_cells=st.sampled_from([0, 150, 1000, 100_000]),
+        grain_us=st.sampled_from([1, 500_000]),
     )
     def build(
         self,
         slots: int,
-        reserved: int,
         long_slots: int,
         min_share: float,
         itl_us: int,
         chunk_tokens: int,
         hole_steps: int,
+        turn_us: int,
+        preemptions_max: int,
+        store_cells: int,
+        grain_us: int,
     ) -> None:
         self.driver = Driver(
             Scheduler(
                 policy(
                     slots=slots,
                     slot_cells=256,
-                    reserved=min(reserved, slots - 1),
                     long_slots=long_slots,
                     queue_max=8,
                     min_share=min_share,
@@ -48,6 +53,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                     chunk_tokens=chunk_tokens,
                     itl_us=itl_us,
                     hole_steps=hole_steps,
+                    turn_us=turn_us,
+                    preemptions_max=preemptions_max,
+                    store=StorePolicy(budget_bytes=store_cells * CELL_BYTES),
+                    grain_us=grain_us,
+                    tenants={"b": TenantPolicy(weight=2.0, running_max=2), "c": TenantPolicy(tokens_per_minute=2000)},
+                    downgrade_output_tokens=30,
                 )
             )
         )
@@ -57,9 +68,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_output=st.integers(1, 40),
         tenant=st.sampled_from("abc"),
         request_class=st.sampled_from(list(RequestClass)),
+        text=st.sampled_from(["", "one", "two"]),
+        template=st.booleans(),
+        timeout_us=st.sampled_from([0, 0, 1, 3_000_000]),
     )
-    def add(self, n_prompt: int, max_output: int, tenant: str, request_class: RequestClass) -> None:
-        answer = self.driver.offer(n_prompt, max_output, tenant, request_class)
+    def add(
+        self,
+        n_prompt: int,
+        max_output: int,
+        tenant: str,
+        request_class: RequestClass,
+        text: str,
+        template: bool,
+        timeout_us: int,
+    ) -> None:
+        answer = self.driver.offer(
+            n_prompt,
+            max_output,
+            tenant,
+            request_class,
+            blocks=blocks(text or tenant, n_prompt),
+            template="greeting" if template and n_prompt >= 40 else "",
+            template_cells=40 if template and n_prompt >= 40 else 0,
+            queue_timeout_us=timeout_us,
+        )
         if n_prompt + max_output - 1 > 512:
             assert not isinstance(answer, Queued), "what can never fit was accepted"
 
@@ -69,28 +101,42 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver.abort(data.draw(st.sampled_from(list(self.driver.accepted))))
 
     @rule(
-        n=st.integers(1, 12), factor=st.sampled_from([0.2, 1.0, 20.0]), end=st.booleans(), fail=st.sampled_from("-sl")
+        n=st.integers(1, 12),
+        factor=st.sampled_from([0.2, 1.0, 20.0]),
+        end=st.booleans(),
+        fail=st.sampled_from("-----sl"),
+        break_carrying=st.sampled_from([False, False, False, True]),
     )
-    def step(self, n: int, factor: float, end: bool, fail: str) -> None:
+    def step(self, n: int, factor: float, end: bool, fail: str, break_carrying: bool) -> None:
         failing = {"s": SHORT_POOL, "l": LONG_POOL}.get(fail)
         ended = list(self.driver.accepted)[::3] if end else []
         for _ in range(n):
-            self.driver.step(ended, lambda batch: "broken" if batch.pool == failing else "", factor)
+            self.driver.step(ended, lambda batch: "broken" * (batch.pool == failing), factor, break_carrying)
 
-    @invariant()
-    def interactive_decodes_never_wait(self) -> None:
-        """R1: a step leaves no running interactive decode out."""
-        driver = getattr(self, "driver", None)
-        if driver is None or not driver.plans or driver.plans[-1].is_empty:
-            return
-        planned = chunks(driver.plans[-1])
-        for request_id, sequence in driver.scheduler._books.running[INTERACTIVE].items():
-            assert sequence.n_output <= 1 or request_id in planned
+    @precondition(lambda self: self.driver.accepted)
+    @rule(data=st.data(), action=st.sampled_from(list(Control)))
+    def control(self, data: st.DataObject, action: Control) -> None:
+        self.driver.control(data.draw(st.sampled_from(list(self.driver.accepted))), action)
+
+    @rule(pool=st.sampled_from([SHORT_POOL, LONG_POOL]))
+    def declare(self, pool: str) -> None:
+        self.driver.offer(40, 1, "", BACKGROUND, pins="greeting", pool=pool)
+
+    @rule(tenant=st.sampled_from("abc"))
+    def forget(self, tenant: str) -> None:
+        self.driver.scheduler.forget(tenant)
+        self.driver.scheduler.check()
+
+    @rule(seconds=st.integers(1, 100))
+    def time_passes(self, seconds: int) -> None:
+        self.driver.now_ns += seconds * 1_000_000_000
 
     def teardown(self) -> None:
         """Whatever happened, the rest finishes, everything ends once and nothing is left behind."""
         driver = getattr(self, "driver", None)
         if driver is not None:
+            for request_id in driver.live:
+                driver.control(request_id, Control.RESUME)
             driver.run()
             driver.assert_all_ended()
 
@@ -127,7 +173,7 @@ def test_equal_inputs_give_equal_plans() -> None:
     """Invariant 9, within a process; tests/sim repeats it across hash seeds."""
 
     def plans() -> list[object]:
-        d = Driver(Scheduler(policy(slots=3, reserved=1)))
+        d = Driver(Scheduler(policy(slots=3)))
         for i in range(12):
             request_class = BACKGROUND if i % 3 == 0 else INTERACTIVE
             d.add(20 + 7 * i, 5 + i, tenant=f"t{i % 4}", request_class=request_class)

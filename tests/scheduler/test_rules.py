@@ -73,7 +73,7 @@ def test_r3_class_comes_before_everything() -> None:
 
 def test_r3_the_least_served_tenant_goes_first() -> None:
     """A polite tenant's prompt overtakes the queue of a tenant that was served a lot."""
-    d = driver(slots=4, reserved=0)
+    d = driver(slots=4)
     running = decoding(d, 4, tenant="flood")
     flood = [d.add(n_prompt=60, tenant="flood") for _ in range(5)]
     polite = d.add(n_prompt=60, tenant="polite")
@@ -109,7 +109,7 @@ def test_r3_shortest_prompt_first_within_a_tenant() -> None:
 
 def test_r3_ageing_bounds_the_wait_of_a_long_prompt() -> None:
     """A stream of short prompts cannot keep a longer one of the same tenant waiting for ever."""
-    d = driver(slots=1, reserved=0, ageing=1.0, queue_max=1000)
+    d = driver(slots=1, ageing=1.0, queue_max=1000)
     for _ in range(4):
         d.add(n_prompt=16, max_output=1)
     old = d.add(n_prompt=800, max_output=1)
@@ -121,7 +121,7 @@ def test_r3_ageing_bounds_the_wait_of_a_long_prompt() -> None:
 
 def test_r4_background_gets_its_share_under_interactive_pressure() -> None:
     """With interactive prompts that would fill every step, background is still served its share, and not much more."""
-    d = driver(min_share=0.2, queue_max=2000, slots=10, reserved=0)
+    d = driver(min_share=0.2, queue_max=2000, slots=10)
     for _ in range(3):
         d.add(n_prompt=16, max_output=3000, request_class=BACKGROUND, tenant="batch")
     served = {INTERACTIVE: 0, BACKGROUND: 0}
@@ -130,11 +130,27 @@ def test_r4_background_gets_its_share_under_interactive_pressure() -> None:
             d.add(n_prompt=200, max_output=2, tenant=f"t{n % 7}")
         d.step()
     for request in d.accepted.values():
-        sequence = d.scheduler._sequences.get(request.request_id)
+        sequence = d.scheduler._life.sequences.get(request.request_id)
         spent = sequence.served_us if sequence else d.finished(request.request_id).served_us
         served[request.request_class] += spent
     share = served[BACKGROUND] / sum(served.values())
     assert 0.17 <= share <= 0.30
+
+
+def test_r4_background_prompts_and_decodes_share_by_served_cost() -> None:
+    """A reader of long prompts beside writers that decode all the time: what interactive work leaves is divided between them."""
+    d = driver(heavy_tokens=4000, slots=6, background_slots=5, grain_us=100_000)
+    d.add(n_prompt=20, max_output=3000, tenant="person")
+    for _ in range(3):
+        d.add(n_prompt=20, max_output=2000, tenant="writer", request_class=BACKGROUND)
+    for _ in range(40):
+        d.step()
+    reader = d.add(n_prompt=1500, max_output=5, tenant="reader", request_class=BACKGROUND)
+    for _ in range(300):
+        d.step()
+    served = d.scheduler.snapshot().classes[BACKGROUND].served_us
+    assert reader in d.started_order()
+    assert "reader" not in served or served["reader"] > 0.7 * served["writer"]
 
 
 def test_r4_background_alone_is_work_conserving() -> None:
@@ -151,10 +167,15 @@ def test_r4_background_fills_a_step_that_chats_wait_for_only_in_part() -> None:
     d = driver()
     decoding(d, 2)
     d.add(n_prompt=900, max_output=5, tenant="b", request_class=BACKGROUND)
+    lengths = []
     for _ in range(10):
         owed = d.scheduler._books.background_credit_us > 0
         plan = d.step()
-        assert owed or sum(b.predicted_us for b in plan.batches) <= 0.6 * 100_000 * 1.1
+        if not owed:
+            lengths.append(sum(b.predicted_us for b in plan.batches))
+    # Where a step leaves less than a quantum costs, it is saved for the next one: the mean keeps to the share.
+    assert sum(lengths) / len(lengths) <= 0.6 * 100_000 * 1.1
+    assert max(lengths) <= 100_000 * 1.1
 
 
 def test_r4_background_progresses_where_a_quantum_exceeds_the_budget() -> None:
@@ -205,19 +226,6 @@ def test_r8_a_hole_that_persists_is_closed_by_the_highest_sequence() -> None:
     assert [(m.source, m.target, m.request_id) for m in moves] == [(3, 1, ids[3])]
     d.run()
     d.assert_all_ended()
-
-
-def test_reserved_slots_let_a_newcomer_in_at_once() -> None:
-    """A tenant with every unreserved slot cannot keep a newcomer waiting."""
-    d = driver(slots=10, reserved=2)
-    for _ in range(16):
-        d.add(n_prompt=16, max_output=300, tenant="flood")
-    for _ in range(30):
-        d.step()
-    assert d.scheduler.snapshot().pools[SHORT_POOL].slots_held == 8
-    polite = d.add(n_prompt=16, tenant="polite")
-    d.step()
-    assert polite in d.started_order()
 
 
 def test_background_leaves_slots_for_interactive_arrivals() -> None:

@@ -25,7 +25,7 @@ def test_every_request_of_a_scenario_ends_and_leaves_nothing(path: Path, seed: i
     done = simulate(load_scenario(path), Settings(), seed)
     assert done.records
     assert all(r.outcome in ("length", "aborted") for r in done.records)
-    assert done.final.n_accepted == done.final.n_finished == len(done.records)
+    assert done.final.counters.accepted == done.final.counters.finished == len(done.records)
     assert all(pool.slots_held == pool.cells_used == 0 for pool in done.final.pools.values())
 
 
@@ -71,7 +71,8 @@ def test_a_flood_does_not_hold_up_a_polite_tenant(seed: int) -> None:
 def test_a_slow_machine_is_learnt() -> None:
     """On a machine five times slower than the prior everything still ends, with a quantum a step."""
     slow = CostPrior(fixed_us=10_000, decode_us=25_000, prompt_us=20_000, attended_us=5)
-    done = simulate(load_scenario(SCENARIOS[0].parent / "flood.toml"), Settings(), 1, slow)
+    costs = Costs(dict.fromkeys(("short", "long"), slow))
+    done = simulate(load_scenario(SCENARIOS[0].parent / "flood.toml"), Settings(), 1, Options(costs=costs))
     assert {r.outcome for r in done.records} == {"length"}
 
 

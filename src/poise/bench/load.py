@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import aiohttp
 import msgspec
 
-from poise.bench.prompts import messages, prompt
+from poise.bench.prompts import conversation, messages
 from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, UNFINISHED, RequestRecord
 from poise.bench.sse import StreamReader, error_type
 from poise.bench.target import Target
@@ -188,7 +188,7 @@ class RoundLoad:
     def _body(self, client: Client, plan: PlannedRequest) -> bytes:
         body: dict[str, object] = {
             "model": self._target.model,
-            "messages": messages(prompt(plan.seed, self._text_seed, plan.n_prompt_tokens)),
+            "messages": messages(conversation(plan.segments, self._text_seed)),
             "max_tokens": plan.n_output_tokens,
             "ignore_eos": True,
             "temperature": client.temperature,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
+
+from poise.scenarios import Segment
 
 # Each word is one token in the usual English vocabularies when a space precedes it. No digits: they split differently.
 _TEXT = """
@@ -32,6 +35,12 @@ def prompt(seed: int, text_seed: int, n_words: int) -> str:
     """`n_words` words, the same ones for the same two seeds. Two prompts differ from about the first word on."""
     rng = random.Random((text_seed << 32) | seed)  # noqa: S311 - a workload, not a secret
     return " ".join(rng.choices(WORDS, k=n_words))
+
+
+def conversation(segments: Iterable[Segment], text_seed: int) -> str:
+    """The words of a whole prompt. An answer of an earlier turn stands there as words of its length: what the server really
+    said is not repeated, so a turn has in common with the one before it no more than that one's prompt."""
+    return " ".join(prompt(segment.seed, text_seed, segment.n_tokens) for segment in segments)
 
 
 def messages(text: str) -> list[dict[str, str]]:

@@ -9,34 +9,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from poise.engine.blocks import BlockChain
+from poise.engine.execution import Execution, Live
 from poise.engine.journal import Journal
-from poise.engine.ports import Clock, Inbox, Outbox, Row, Runner, RunnerError, Sampled
-from poise.scheduler.plan import Batch, BatchResult, StepPlan, StepResult
-from poise.scheduler.request import Event, Finished, Rejected, Request, RequestClass, Started
+from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
+from poise.engine.report import Reporter
+from poise.scheduler.plan import StepPlan
+from poise.scheduler.request import (
+    Control,
+    Downgraded,
+    Event,
+    Finished,
+    Preempted,
+    Rejected,
+    Request,
+    RequestClass,
+    Resumed,
+    Started,
+)
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
 
-STATUS_PERIOD_NS = 200_000_000
-"""A busy engine reports its levels at most this often."""
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request's tokens: the prompt and what was generated so far."""
-
-    request: Request
-    tokens: list[int]
-    sampling: wire.SamplingParams
+OPERATOR = ""
+"""The tenant of what nobody asked for: the computing of declared templates."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since start. `execute_ns`: inside the runner; `loop_ns`: the loop's own time in steps that ran something."""
+    """Totals since start. `loop_ns`: the loop's own time in steps that ran something."""
 
     steps: int = 0
-    prompt_tokens: int = 0
     output_tokens: int = 0
-    execute_ns: int = 0
     loop_ns: int = 0
 
 
@@ -53,11 +56,21 @@ class Engine:
     counters: Counters = field(default_factory=Counters)
     rss_bytes: Callable[[], int] = lambda: 0
     """Resident memory of the process, asked for when levels are reported."""
-    _live: dict[int, _Live] = field(default_factory=dict)
+    weights_bytes: int = 0
+    secret: bytes = b"poise"
+    """Key of the block hashes; a live engine draws one at random."""
+    execution: Execution = field(init=False)
+    _reporter: Reporter = field(init=False)
+    _live: dict[int, Live] = field(default_factory=dict)
+    _templates: dict[str, list[int]] = field(default_factory=dict)
+    _n_internal: int = 0
     _idle: bool = False
     _wake_at_ns: int | None = None
-    _status_at_ns: int = 0
     _stopping: bool = False
+
+    def __post_init__(self) -> None:
+        self.execution = Execution(self.runner, self.clock, self._live)
+        self._reporter = Reporter(self.scheduler, self.runner)
 
     def run(self) -> None:
         while not self._stopping:
@@ -67,55 +80,75 @@ class Engine:
         """One turn: wait for a message if there is nothing to do, then plan and carry out one step."""
         messages = self.inbox.drain(self._wake_at_ns, block=self._idle)
         began_ns = self.clock.now_ns()
-        ended: list[wire.Finish] = []
+        events: list[Event] = []
         for message in messages:
-            self._handle(message, began_ns, ended)
+            self._handle(message, began_ns, events)
+        if expired := self.scheduler.expire(began_ns):
+            self.journal.record(began_ns, "expire", len(expired))
+            events += expired
         plan = self.scheduler.plan(began_ns)
         if plan.is_empty:
-            if ended:
-                self.outbox.send(wire.Step(plan.step, [], [], ended))
-            self._rest(plan)
+            self._emit(plan, [], events)
+            self._rest(plan, began_ns)
             return
         self._idle = False
         self.journal.record(began_ns, "plan", plan)
-        executed_before = self.counters.execute_ns
-        result, sampled = self._carry_out(plan)
+        busy_before = self.execution.busy_ns
+        result, sampled = self.execution.carry_out(plan)
         now_ns = self.clock.now_ns()
         self.journal.record(now_ns, "result", result)
-        events = self.scheduler.complete(plan, result, now_ns)
-        self._emit(plan, sampled, events, ended)
+        events += self.scheduler.complete(plan, result, now_ns)
+        self._emit(plan, sampled, events)
         self.counters.steps += 1
-        if now_ns >= self._status_at_ns:
+        if now_ns >= self._reporter.due_ns:
             self._report(now_ns)
-        self.counters.loop_ns += self.clock.now_ns() - began_ns - (self.counters.execute_ns - executed_before)
+        self.counters.loop_ns += self.clock.now_ns() - began_ns - (self.execution.busy_ns - busy_before)
 
-    def _rest(self, plan: StepPlan) -> None:
+    def _rest(self, plan: StepPlan, now_ns: int) -> None:
         """Nothing can run: say how things stand once, then wait for a message or the plan's time."""
+        self.journal.record(now_ns, "rest", plan)  # each one: a call that finds nothing changes the scheduler, too
         if not self._idle:
             self._report(self.clock.now_ns())
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns
 
-    def _handle(self, message: wire.ToEngine, now_ns: int, ended: list[wire.Finish]) -> None:
+    def _handle(self, message: wire.ToEngine, now_ns: int, events: list[Event]) -> None:
         match message:
             case wire.Submit():
                 self._submit(message, now_ns)
             case wire.Abort():
                 self.journal.record(now_ns, "abort", message.request_id)
-                events = self.scheduler.abort(message.request_id, now_ns)
-                ended += [self._finish(e) for e in events if isinstance(e, Finished)]
+                events += self.scheduler.abort(message.request_id, now_ns)
+            case wire.Control():
+                self.journal.record(now_ns, "control", message.request_id, message.action)
+                action = Control(message.action)
+                state, detail, changes = self.scheduler.control(message.request_id, action, now_ns)
+                events += changes
+                self.outbox.send(wire.Controlled(message.request_id, message.action, state, detail))
+            case wire.Forget():
+                self.journal.record(now_ns, "forget", message.tenant)
+                self.outbox.send(wire.Forgotten(message.forget_id, *self.scheduler.forget(message.tenant)))
+            case wire.Template():
+                self._declare(message, now_ns)
             case wire.DumpJournal():
                 self.outbox.send(wire.Journal(message.dump_id, list(self.journal.lines())))
             case wire.Shutdown():
                 self._stopping = True
 
     def _submit(self, message: wire.Submit, now_ns: int) -> None:
+        chain = BlockChain(self.secret, message.tenant)
+        template = self._templates.get(message.template, [])
+        begins_alike = bool(template) and message.prompt[: len(template)] == template
         request = Request(
             request_id=message.request_id,
             tenant=message.tenant,
             request_class=RequestClass(message.request_class),
             n_prompt=len(message.prompt),
             max_output=message.max_output,
+            blocks=tuple(chain.extend(message.prompt)),
+            template=message.template if begins_alike else "",
+            template_cells=len(template) if begins_alike else 0,
+            queue_timeout_us=message.queue_timeout_ms * 1000,
         )
         answer = self.scheduler.add(request, now_ns)
         self.journal.record(now_ns, "add", request, answer)
@@ -124,79 +157,79 @@ class Engine:
                 wire.Refused(answer.request_id, answer.reason.value, answer.value, answer.limit, answer.retry_after_us)
             )
             return
-        self._live[request.request_id] = _Live(request, list(message.prompt), message.sampling)
+        self._live[request.request_id] = Live(request, list(message.prompt), message.sampling, chain)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
 
-    def _carry_out(self, plan: StepPlan) -> tuple[StepResult, list[Sampled]]:
-        for operation in plan.operations:
-            self.runner.apply(operation)
-        results: list[BatchResult] = []
-        sampled: list[Sampled] = []
-        for batch in plan.batches:
-            began_ns = self.clock.now_ns()
-            failed, drawn = "", list[Sampled]()
-            try:
-                drawn = self._execute(batch)
-            except RunnerError as error:
-                failed = str(error) or type(error).__name__
-            cost_ns = self.clock.now_ns() - began_ns
-            self.counters.execute_ns += cost_ns
-            ended = tuple(s.token.request_id for s in drawn if s.ends)
-            results.append(BatchResult(cost_ns // 1000, ended, failed))
-            sampled += drawn
-        return StepResult(tuple(results)), sampled
+    def _declare(self, message: wire.Template, now_ns: int) -> None:
+        """Have a template's cells computed in every pool. Where it does not fit, requests compute it themselves."""
+        self._templates[message.name] = message.tokens
+        for pool in self.runner.pools:
+            self._n_internal -= 1
+            request = Request(
+                request_id=self._n_internal,
+                tenant=OPERATOR,
+                request_class=RequestClass.BACKGROUND,
+                n_prompt=len(message.tokens),
+                max_output=1,
+                pins=message.name,
+                pool=pool.name,
+            )
+            answer = self.scheduler.add(request, now_ns)
+            self.journal.record(now_ns, "add", request, answer)
+            if not isinstance(answer, Rejected):
+                sampling, chain = wire.SamplingParams(temperature=0.0), BlockChain(self.secret, OPERATOR)
+                self._live[request.request_id] = Live(request, list(message.tokens), sampling, chain)
 
-    def _execute(self, batch: Batch) -> list[Sampled]:
-        rows = []
-        for chunk in batch.chunks:
-            live = self._live[chunk.request_id]
-            if chunk.start == 0:
-                self.runner.open(chunk.request_id, live.tokens, live.sampling)
-            tokens = live.tokens[chunk.start : chunk.start + chunk.n_tokens]
-            rows.append(Row(chunk.request_id, chunk.slot, chunk.start, tokens, chunk.sample))
-        drawn = self.runner.execute(batch.pool, rows)
-        self.counters.prompt_tokens += sum(c.n_tokens for c in batch.chunks if c.is_prompt)
-        return drawn
-
-    def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event], ended: list[wire.Finish]) -> None:
-        """Send everything that the step brought in one message."""
-        tokens = []
-        for draw in sampled:
-            if not draw.ends:
-                self._live[draw.token.request_id].tokens.append(draw.token.token)
-                tokens.append(draw.token)
+    def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:
+        """Send everything that the step brought in one message; what the engine asked of itself stays here."""
+        tokens = [draw.token for draw in sampled if not draw.ends and draw.token.request_id > 0]
         self.counters.output_tokens += len(tokens)
-        starts = [wire.Start(e.request_id, e.wait_us, e.pool) for e in events if isinstance(e, Started)]
-        finishes = ended + [self._finish(e) for e in events if isinstance(e, Finished)]
-        if starts or tokens or finishes:
-            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes))
-
-    def _finish(self, event: Finished) -> wire.Finish:
-        self.runner.close(event.request_id)
-        del self._live[event.request_id]
-        return wire.Finish(
-            event.request_id, event.reason.value, event.n_prompt, event.n_output, event.served_us, event.detail
-        )
+        starts: list[wire.Start] = []
+        changes: list[wire.Change] = []
+        finishes: list[wire.Finish] = []
+        for event in events:
+            if isinstance(event, Finished):
+                self.runner.close(event.request_id)
+                del self._live[event.request_id]
+            if event.request_id < 0:
+                continue
+            match event:
+                case Started():
+                    starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
+                case Preempted():
+                    changes.append(wire.Change(event.request_id, event.kind.value))
+                case Resumed():
+                    changes.append(wire.Change(event.request_id, "resume"))
+                case Downgraded():
+                    changes.append(wire.Change(event.request_id, "downgrade", event.why))
+                case Finished():
+                    finishes.append(_finish(event))
+        if starts or changes or tokens or finishes:
+            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes))
 
     def _report(self, now_ns: int) -> None:
-        self._status_at_ns = now_ns + STATUS_PERIOD_NS
-        snapshot = self.scheduler.snapshot()
         self.outbox.send(
-            wire.Status(
-                step=snapshot.step,
-                classes={
-                    c.value: wire.ClassStatus(s.n_waiting, s.n_running, s.wait_estimate_us)
-                    for c, s in snapshot.classes.items()
-                },
-                pools=[
-                    wire.PoolStatus(name, b.slots_held, b.slots, b.cells_used, b.cells)
-                    for name, b in snapshot.pools.items()
-                ],
-                prompt_tokens=self.counters.prompt_tokens,
+            self._reporter.status(
+                now_ns,
+                prompt_tokens=self.execution.prompt_tokens,
                 output_tokens=self.counters.output_tokens,
-                decode_us=self.counters.execute_ns // 1000,
+                decode_us=self.execution.busy_ns // 1000,
                 loop_us=self.counters.loop_ns // 1000,
-                moves=snapshot.n_moves,
                 rss_bytes=self.rss_bytes(),
+                weights_bytes=self.weights_bytes,
             )
         )
+
+
+def _finish(event: Finished) -> wire.Finish:
+    return wire.Finish(
+        event.request_id,
+        event.reason.value,
+        event.n_prompt,
+        event.n_output,
+        event.served_us,
+        event.detail,
+        event.n_cached,
+        event.n_preempted,
+        event.n_recomputed,
+    )

@@ -108,7 +108,7 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
     configure = port.drain(None, block=True)[0]
     assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
     settings = Settings.model_validate_json(configure.settings)
-    journal = Journal()
+    journal = Journal(settings.engine.journal_entries)
     try:
         loaded = load(
             Path(configure.model_path), settings, lambda progress, stage: port.send(wire.Loading(progress, stage))
@@ -121,9 +121,11 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
         policy = to_policy(
             settings,
             slot_cells={pool.name: pool.slot_cells for pool in runner.pools},
+            cell_bytes={pool.name: pool.cell_bytes for pool in runner.pools},
             chunk_tokens=loaded.chunk_tokens,
             priors=loaded.priors,
         )
+        journal.record_policy(policy)
         process = psutil.Process()
         engine = Engine(
             scheduler=Scheduler(policy),
@@ -133,6 +135,8 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
             outbox=port,
             journal=journal,
             rss_bytes=lambda: int(process.memory_info().rss),
+            weights_bytes=loaded.ready.model_bytes,
+            secret=os.urandom(32),
         )
         port.send(loaded.ready)
         try:

@@ -59,6 +59,7 @@ class PoolContext:
             slot_cells=spec.slot_cells,
             flash_attention=flash,
             kv_bytes=spec.n_slots * spec.built_cells * model.kv_bytes_per_token(kv_type),
+            cell_bytes=model.kv_bytes_per_token(kv_type),
         )
 
     def _create(
@@ -151,19 +152,37 @@ class PoolContext:
     def move(self, source: int, target: int) -> None:
         """Carry a sequence's state to an empty slot. A copy through memory costs a fraction of a copy between streams."""
         assert self._filled[target] == 0, f"move into slot {target} of pool {self.info.name}, which is not empty"
-        if self._filled[source]:
-            self.write_state(target, self.read_state(source), self._filled[source])
-        self.release(source)
+        try:
+            if self._filled[source]:
+                self.write_state(target, self.read_state(source), self._filled[source])
+        finally:
+            self.release(source)
+
+    def copy(self, source: int, target: int, n_cells: int) -> None:
+        """Put the first `n_cells` cells of a slot into an empty one."""
+        assert self._filled[target] == 0, f"copy into slot {target} of pool {self.info.name}, which is not empty"
+        self.write_state(target, self.read_state(source), self._filled[source])
+        self.truncate(target, n_cells)
 
     def read_state(self, slot: int) -> npt.NDArray[np.uint8]:
         """A slot's state, valid until the next call."""
         size = self._library.state_seq_get_size(self.pointer, slot)
         if size > len(self._state):
             self._state = np.empty(size + size // 4, np.uint8)
-        n = self._library.state_seq_get_data(self.pointer, _bytes_at(self._state), size, slot)
-        if n != size:
+        return self._read_into(self._state[:size], slot)
+
+    def read_own_state(self, slot: int) -> npt.NDArray[np.uint8]:
+        """A slot's state in memory of its own. Raises RunnerError, also when there is no memory for it."""
+        try:
+            state = np.empty(self._library.state_seq_get_size(self.pointer, slot), np.uint8)
+        except MemoryError:
+            raise RunnerError(f"no memory for the state of slot {slot} of pool {self.info.name}") from None
+        return self._read_into(state, slot)
+
+    def _read_into(self, state: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
+        if self._library.state_seq_get_data(self.pointer, _bytes_at(state), len(state), slot) != len(state):
             raise RunnerError(f"the state of slot {slot} of pool {self.info.name} could not be read")
-        return self._state[:n]
+        return state
 
     def write_state(self, slot: int, state: npt.NDArray[np.uint8], n_cells: int) -> None:
         """Put a state of `n_cells` cells into a slot, replacing what it held."""

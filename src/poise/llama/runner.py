@@ -15,7 +15,17 @@ from poise.llama.context import PoolContext
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.llama.sampler import Floats, Sampler
-from poise.scheduler.plan import KvOperation, ReleaseSlot
+from poise.llama.store import StateStore
+from poise.scheduler.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    StoreSlot,
+    TrimSlot,
+)
 from poise.wire.messages import PoolInfo, SamplingParams, Token
 
 
@@ -40,6 +50,7 @@ class LlamaRunner:
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._contexts: dict[str, PoolContext] = {}
+        self._store = StateStore()
         try:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
@@ -64,6 +75,11 @@ class LlamaRunner:
     def pools(self) -> Sequence[PoolInfo]:
         return [context.info for context in self._contexts.values()]
 
+    @property
+    def stored_bytes(self) -> int:
+        """What the host store takes."""
+        return self._store.n_bytes
+
     def slot_positions(self, pool: str, slot: int) -> int:
         """The highest position in the slot, -1 when it is empty."""
         return self._contexts[pool].last_position(slot)
@@ -74,12 +90,25 @@ class LlamaRunner:
     def close(self, request_id: int) -> None:
         self._samplers.pop(request_id, None)
 
-    def apply(self, operation: KvOperation) -> None:
+    def apply(self, operation: KvOperation) -> int:
+        if isinstance(operation, DropEntry):
+            self._store.drop(operation.entry)
+            return 0
         context = self._contexts[operation.pool]
-        if isinstance(operation, ReleaseSlot):
-            context.release(operation.slot)
-        else:
-            context.move(operation.source, operation.target)
+        match operation:
+            case ReleaseSlot():
+                context.release(operation.slot)
+            case MoveSlot():
+                context.move(operation.source, operation.target)
+            case TrimSlot():
+                context.truncate(operation.slot, operation.n_cells)
+            case CopySlot():
+                context.copy(operation.source, operation.target, operation.n_cells)
+            case StoreSlot():
+                return self._store.keep(operation.entry, context, operation.slot, operation.n_cells)
+            case LoadSlot():
+                self._store.load(operation.entry, context, operation.slot, operation.n_cells)
+        return 0
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         assert all(row.slot < after.slot for row, after in pairwise(rows)), (
@@ -94,8 +123,9 @@ class LlamaRunner:
         return Sampled(Token(request_id, drawn.token, drawn.logprob, drawn.top), ends=drawn.token in self._eog)
 
     def shutdown(self) -> None:
-        """Free samplers, pools and model, in this order. Later calls do nothing."""
+        """Free samplers, the host store, pools and model, in this order. Later calls do nothing."""
         self._samplers.clear()
+        self._store.clear()
         for context in self._contexts.values():
             context.close()
         self.model.close()

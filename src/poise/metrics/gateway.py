@@ -69,6 +69,11 @@ class GatewayMetrics:
         self._disconnects = ClassCounter(
             registry, "poise_client_disconnects", "Requests whose client left before the answer was complete."
         )
+        self._long_systems = ClassCounter(
+            registry,
+            "poise_long_system_prompts",
+            "Conversations whose system messages take more than long_system_share of the context.",
+        )
         self._requests = Counter(
             "poise_requests_total",
             "Choices that ended, by outcome: stop, length, cancelled (the client left), engine_lost, failed.",
@@ -114,6 +119,9 @@ class GatewayMetrics:
 
     def rejected(self, request_class: str | None, reason: str) -> None:
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
+
+    def long_system_prompt(self, request_class: str) -> None:
+        self._long_systems.add(request_class, 1)
 
     def disconnected(self, request_class: str) -> None:
         self._disconnects.add(request_class, 1)

@@ -3,24 +3,27 @@
 After VTC (Sheng et al., OSDI 2024, arXiv 2401.00588): the least-served tenant goes first, and a tenant that returns from
 idleness is lifted to just below the least-served active one, so that absence earns no more than a head start. What is
 counted here is not tokens but measured compute, in microseconds: the cost of each step is split over its sequences by the
-cost model's shares.
+cost model's shares, and divided by the tenant's weight.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 DEPARTED_MAX = 1024
 
 
 class ServedCost:
-    """Virtual counters of the tenants of one class, in microseconds.
+    """Virtual counters of the tenants of one class, in microseconds at weight 1.
 
     A tenant is active while it has requests waiting or running. Of those that have left, the last DEPARTED_MAX are
     remembered, so that leaving and coming back does not wipe out what was served.
     """
 
-    def __init__(self, grain_us: int = 1) -> None:
+    def __init__(self, grain_us: int = 1, weight: Callable[[str], float] = lambda tenant: 1.0) -> None:
         """Tenants whose served cost differs by less than about `grain_us` rank alike; see `rank`."""
         self._grain_us = grain_us
+        self._weight = weight
         self._served: dict[str, int] = {}
         self._n_active: dict[str, int] = {}
         self._departed: dict[str, int] = {}
@@ -66,7 +69,8 @@ class ServedCost:
 
     def charge(self, tenant: str, cost_us: int) -> None:
         assert cost_us >= 0, f"negative cost {cost_us}"
-        self._served[tenant] += cost_us
+        weight = self._weight(tenant)
+        self._served[tenant] += cost_us if weight == 1.0 else int(cost_us / weight + 0.5)
 
     def check(self) -> None:
         assert self._served.keys() == self._n_active.keys(), "served cost and activity disagree"

@@ -3,6 +3,9 @@
 A slot is a stream of its own, so cells cannot fragment across sequences; what matters is that the busy slots are dense
 (rule R8): llama.cpp batches only runs of consecutive slot ids, and a badly split batch costs up to 1.7 times as much.
 Hence a sequence takes the lowest free slot, and a hole that persists is closed by moving the highest sequence down.
+
+A slot is held by a sequence, or free. A free slot can be warm: it still has the cells of a finished sequence, for requests
+that begin alike, until a sequence takes it.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import heapq
 from dataclasses import dataclass
 
 from poise.scheduler.policy import PoolPolicy
+from poise.scheduler.prefix import Prefix
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence, State
 
 
 @dataclass(frozen=True, slots=True)
 class PoolBooks:
-    """A pool's figures at one moment, in slots and cells."""
+    """A pool's figures at one moment, in slots and cells. `cells_used` leaves out the warm ones."""
 
     slots_held: int
     slots: int
@@ -26,6 +30,10 @@ class PoolBooks:
     cells: int
     slots_peak: int
     cells_used_peak: int
+    slots_warm: int
+    cells_warm: int
+    cells_by_class: dict[RequestClass, int]
+    cells_by_tenant: dict[str, int]
 
 
 class KvPool:
@@ -36,6 +44,8 @@ class KvPool:
         self.policy = policy
         self.holders: dict[int, Sequence] = {}
         """Slot to sequence, for the slots that are held."""
+        self.warm: dict[int, Prefix] = {}
+        """Slot to what a finished sequence left there, for free slots that are not empty."""
         self._free = list(range(policy.n_slots))
         self._held_by_class: dict[RequestClass, int] = dict.fromkeys(RequestClass, 0)
         self._held_by_tenant: dict[str, int] = {}
@@ -50,16 +60,15 @@ class KvPool:
     def held_by(self, request_class: RequestClass) -> int:
         return self._held_by_class[request_class]
 
-    def may_take(self, request_class: RequestClass, tenant: str, class_slots_max: int) -> bool:
-        """Whether a request of this class and tenant may have a slot now. Modifies nothing."""
-        if not self._free or self._held_by_class[request_class] >= class_slots_max:
-            return False
-        if len(self._free) > self.policy.reserved_slots:
-            return True
-        return request_class is RequestClass.INTERACTIVE and tenant not in self._held_by_tenant
+    def held_by_tenant(self, tenant: str) -> int:
+        return self._held_by_tenant.get(tenant, 0)
+
+    def may_take(self, request_class: RequestClass, class_slots_max: int) -> bool:
+        """Whether a sequence of this class may have a slot now."""
+        return bool(self._free) and self._held_by_class[request_class] < class_slots_max
 
     def take(self, sequence: Sequence) -> None:
-        """Give the sequence the lowest free slot. There must be one."""
+        """Give the sequence the lowest free slot. There must be one. Whether it is warm is for the caller to see to."""
         assert sequence.request.n_cells <= self.policy.slot_cells, f"request {sequence.request.request_id} cannot fit"
         slot = heapq.heappop(self._free)
         sequence.slot = slot
@@ -80,7 +89,8 @@ class KvPool:
     def close_hole(self, persist_steps: int) -> tuple[Sequence, int, int] | None:
         """Move the highest sequence into the lowest hole once holes have persisted for `persist_steps` calls.
 
-        Modifies the books at once and returns (sequence, source slot, target slot); the caller must have the state moved.
+        Modifies the books at once and returns (sequence, source slot, target slot); the caller must have the target emptied
+        and the state moved.
         """
         if not self.holders or not self._free or self._free[0] > max(self.holders):
             self._hole_age = 0
@@ -96,8 +106,19 @@ class KvPool:
         sequence.slot = target
         return sequence, source, target
 
+    def change_class(self, sequence: Sequence, request_class: RequestClass) -> None:
+        """The sequence, which holds a slot, is of another class from now on."""
+        self._held_by_class[sequence.request_class] -= 1
+        self._held_by_class[request_class] += 1
+
     def books(self) -> PoolBooks:
         used = sum(s.n_computed for s in self.holders.values())
+        by_class = dict.fromkeys(RequestClass, 0)
+        by_tenant: dict[str, int] = {}
+        for sequence in self.holders.values():
+            tenant = sequence.request.tenant
+            by_class[sequence.request_class] += sequence.n_computed
+            by_tenant[tenant] = by_tenant.get(tenant, 0) + sequence.n_computed
         self._cells_peak = max(self._cells_peak, used)
         return PoolBooks(
             slots_held=len(self.holders),
@@ -107,6 +128,10 @@ class KvPool:
             cells=self.policy.n_slots * self.policy.slot_cells,
             slots_peak=self._slots_peak,
             cells_used_peak=self._cells_peak,
+            slots_warm=len(self.warm),
+            cells_warm=sum(prefix.n_cells for prefix in self.warm.values()),
+            cells_by_class=by_class,
+            cells_by_tenant=by_tenant,
         )
 
     def check(self) -> None:
@@ -115,15 +140,22 @@ class KvPool:
         for slot, sequence in self.holders.items():
             assert sequence.slot == slot, f"{self.name}: slot {slot} is out of step with its sequence"
             assert sequence.pool == self.name, f"{self.name}: slot {slot} is held by a sequence of {sequence.pool}"
-            assert sequence.state is State.RUNNING, f"{self.name}: slot {slot} is held by a {sequence.state} sequence"
+            state = sequence.state
+            assert state is State.RUNNING or state is State.PAUSED, (
+                f"{self.name}: slot {slot} is held by a {state} sequence"
+            )
             assert sequence.n_computed <= self.policy.slot_cells, f"{self.name}: slot {slot} overflows"
-        by_class = {c: sum(s.request.request_class is c for s in self.holders.values()) for c in RequestClass}
+        for slot, prefix in self.warm.items():
+            assert slot not in self.holders, f"{self.name}: slot {slot} is warm and held"
+            where = (prefix.pool, prefix.slot)
+            assert where == (self.name, slot), f"{self.name}: the prefix in slot {slot} is elsewhere"
+        by_class = {c: sum(s.request_class is c for s in self.holders.values()) for c in RequestClass}
         assert by_class == self._held_by_class, f"{self.name}: class books are wrong"
         assert sum(self._held_by_tenant.values()) == len(self.holders), f"{self.name}: tenant books are wrong"
         assert all(n > 0 for n in self._held_by_tenant.values()), f"{self.name}: a tenant holds nothing"
 
     def _count(self, sequence: Sequence, change: int) -> None:
-        self._held_by_class[sequence.request.request_class] += change
+        self._held_by_class[sequence.request_class] += change
         tenant = sequence.request.tenant
         held = self._held_by_tenant.get(tenant, 0) + change
         if held:

@@ -10,7 +10,7 @@ R5 heavy             long prompts have their own pool and a bounded number of sl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from poise.scheduler import admission
@@ -22,6 +22,7 @@ from poise.scheduler.policy import LONG_POOL, SchedulerPolicy
 from poise.scheduler.queues import WaitingQueue
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
+from poise.scheduler.tenants import TenantBooks
 
 HEAVY_STRETCH = 2.0
 """A chunk that a heavy prompt saved up for may take this many times the step's target."""
@@ -36,25 +37,33 @@ class Books:
     queues: dict[tuple[RequestClass, str], WaitingQueue]
     served: dict[RequestClass, ServedCost]
     models: dict[str, CostModel]
+    tenants: TenantBooks
     running: dict[RequestClass, dict[int, Sequence]]
     """Per class, running sequences by request id, in order of their start."""
     background_credit_us: float = 0.0
     """Compute owed to background work (positive) or had in advance (negative)."""
     heavy_saved_us: float = 0.0
     """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
+    quantum_saved_us: float = 0.0
+    """Budget that background's first prompt has saved up for a quantum."""
 
     def is_live(self, request_class: RequestClass) -> bool:
         return bool(self.running[request_class]) or any(
-            queue.n_waiting for (owner, _), queue in self.queues.items() if owner is request_class
+            queue.n_queued for (owner, _), queue in self.queues.items() if owner is request_class
         )
 
 
 @dataclass(slots=True)
 class PlanningPass:
-    """Builds the batches of one step. `start` is called for each waiting sequence that is given a slot."""
+    """Builds the batches of one step.
+
+    `start` is called for each queued sequence that is given a slot; `cached` says how many of a queued sequence's cells it
+    would not have to compute.
+    """
 
     books: Books
     start: Callable[[Sequence], None]
+    cached: Callable[[Sequence], int]
     budget: StepBudget = field(init=False)
     target_us: int = field(init=False)
     _chunks: dict[str, dict[int, Chunk]] = field(init=False)
@@ -81,6 +90,8 @@ class PlanningPass:
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
         self._keep_free_of_background()
+        if self.budget.left_us > 0 and self._prompt_outranks_decodes():
+            self._prompts(RequestClass.BACKGROUND, quantum=False, most=1)
         if self.budget.left_us > 0:
             self._decode(books.running[RequestClass.BACKGROUND].values())
         nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
@@ -93,6 +104,16 @@ class PlanningPass:
         work alone does not bring their tokens down to the slowest pace that is allowed."""
         if any(sequence.is_decoding for sequence in self.books.running[RequestClass.INTERACTIVE].values()):
             self.budget.cap(self.budget.left_us - (1 - self.books.policy.fill_share) * self.target_us)
+
+    def _prompt_outranks_decodes(self) -> bool:
+        """Whether background's first prompt is of a tenant that was served less than each tenant whose decodes run. Decodes
+        come first otherwise; if they always did, a reader of long prompts beside a few writers would never be served."""
+        served = self.books.served[RequestClass.BACKGROUND]
+        decoding = [
+            served.rank(s.request.tenant) for s in self.books.running[RequestClass.BACKGROUND].values() if s.is_decoding
+        ]
+        first = self._next_prompt(RequestClass.BACKGROUND) if decoding else None
+        return first is not None and served.rank(first.request.tenant) < min(decoding)
 
     def _patience_us(self) -> float:
         """How much background may be owed before it is paid ahead of interactive prompts.
@@ -109,7 +130,11 @@ class PlanningPass:
         tally = {pool: [0, 0] for pool in self._chunks}
         for sequence in sequences:
             request, start = sequence.request, sequence.n_computed
-            if sequence.n_tokens > request.n_prompt and request.request_id not in chosen:
+            if (
+                sequence.n_tokens - start == 1
+                and sequence.n_tokens > request.n_prompt
+                and request.request_id not in chosen
+            ):
                 chosen.add(request.request_id)
                 slot = sequence.slot
                 self._chunks[sequence.pool][slot] = Chunk(request.request_id, slot, start, 1, True, False)
@@ -121,7 +146,7 @@ class PlanningPass:
                 self.budget.spend_decodes(pool, n_tokens, attended)
 
     def _background_share(self) -> None:
-        """Pay what background work is owed: decodes by least-served tenant, then one quantum of the first prompt.
+        """Pay what background work is owed: decodes and one quantum of the first prompt, by least-served tenant.
 
         Decodes alone can be too few to absorb the share in a step of full length; then the step is cut shorter, so that
         the share holds and the next payment comes sooner.
@@ -131,10 +156,14 @@ class PlanningPass:
         served = books.served[RequestClass.BACKGROUND].tenants
         decoding = [s for s in books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         decoding.sort(key=lambda s: served[s.request.tenant])
+        if self._prompt_outranks_decodes():
+            self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
         for sequence in decoding:
-            self._decode([sequence])
             if self.budget.marginal_us - before_us >= owed_us:
                 return
+            self._decode([sequence])
+        if self.budget.marginal_us - before_us >= owed_us:
+            return
         self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
         paid_us = self.budget.marginal_us - before_us
         if 0 < paid_us < owed_us:
@@ -147,11 +176,15 @@ class PlanningPass:
             sequence = self._next_prompt(request_class)
             if sequence is None:
                 return
-            n_tokens = self._chunk_tokens(sequence, quantum)
+            start = sequence.n_computed if sequence.slot >= 0 else self.cached(sequence)
+            n_tokens = self._chunk_tokens(sequence, start, quantum)
             if n_tokens == 0:
                 return
             if sequence.slot < 0:
                 self.start(sequence)
+                assert sequence.n_computed == start, (
+                    f"request {sequence.request.request_id} got other cells than foreseen"
+                )
             self._add_prompt(sequence, n_tokens)
             quantum = False
 
@@ -174,14 +207,9 @@ class PlanningPass:
         limits = self.books.policy.classes[request_class]
         best: Sequence | None = None
         for name, pool in self.books.pools.items():
-            class_max = admission.slots_max(name, limits)
-            if not pool.n_free or pool.held_by(request_class) >= class_max:
+            if not pool.may_take(request_class, admission.slots_max(name, limits)):
                 continue
-
-            def may_run(tenant: str, pool: KvPool = pool, class_max: int = class_max) -> bool:
-                return pool.may_take(request_class, tenant, class_max)
-
-            head = self.books.queues[request_class, name].first(may_run)
+            head = self.books.queues[request_class, name].first(self.books.tenants.may_run)
             if head is not None and (
                 best is None
                 or (served.rank(head.request.tenant), head.order_key)
@@ -190,34 +218,46 @@ class PlanningPass:
                 best = head
         return best
 
-    def _chunk_tokens(self, sequence: Sequence, quantum: bool) -> int:
-        """Tokens of the prompt that go into this step; 0 when the budget is spent."""
-        pool, start, pending = sequence.pool, sequence.n_computed, sequence.n_pending
+    def _chunk_tokens(self, sequence: Sequence, start: int, quantum: bool) -> int:
+        """Tokens from `start` on that go into this step; 0 when the budget is spent."""
+        pool, pending = sequence.pool, sequence.n_tokens - start
         least = min(self.books.policy.quantum_tokens, pending)
         room = min(pending, self.budget.tokens_left(pool))
         if room < least:
             return 0
         left_us = self.budget.left_us - self.budget.entry_us(pool)
-        if pool == LONG_POOL and (saved := self._heavy_chunk(sequence, left_us)) is not None:
+        if pool == LONG_POOL and (saved := self._heavy_chunk(start, pending, left_us)) is not None:
             return min(saved, room)
         n_tokens = min(room, self.books.models[pool].prompt_tokens_within(left_us, start))
         if n_tokens < least:
-            return least if quantum else 0
+            return least if quantum or self._saved_quantum(sequence, start, least, left_us) else 0
         if pending - n_tokens < least and pending <= room:  # a crumb left over would cost the first token a step
             return pending
         return n_tokens
 
-    def _heavy_chunk(self, sequence: Sequence, left_us: float) -> int | None:
+    def _saved_quantum(self, sequence: Sequence, start: int, n_tokens: int, left_us: float) -> bool:
+        """Rule R2's other saving: where a step never leaves enough for a quantum of a background prompt, what it leaves adds up."""
+        if sequence.request_class is not RequestClass.BACKGROUND:
+            return False
+        books = self.books
+        price = books.models[sequence.pool].chunk_us(is_prompt=True, start=start, n_tokens=n_tokens)
+        if left_us + books.quantum_saved_us < price:
+            books.quantum_saved_us += max(0.0, left_us)
+            return False
+        books.quantum_saved_us = 0.0
+        return True
+
+    def _heavy_chunk(self, start: int, pending: int, left_us: float) -> int | None:
         """Rule R2's saving: where larger chunks are cheaper per token, a heavy prompt skips steps to pay for one.
 
         Returns the chunk to run, 0 to save, or None where the ordinary rule serves.
         """
         books = self.books
-        wanted = min(books.policy.chunk_tokens.get(LONG_POOL, 0), sequence.n_pending)
+        wanted = min(books.policy.chunk_tokens.get(LONG_POOL, 0), pending)
         if wanted <= books.policy.quantum_tokens:
             return None
         model = books.models[LONG_POOL]
-        price = model.chunk_us(is_prompt=True, start=sequence.n_computed, n_tokens=wanted)
+        price = model.chunk_us(is_prompt=True, start=start, n_tokens=wanted)
         if price <= left_us or price > HEAVY_STRETCH * self.target_us:
             return None
         if price <= left_us + books.heavy_saved_us or not self._chosen:
@@ -228,7 +268,10 @@ class PlanningPass:
 
     def _add_prompt(self, sequence: Sequence, n_tokens: int) -> None:
         request_id, pool, start = sequence.request.request_id, sequence.pool, sequence.n_computed
-        self.budget.spend_prompt(pool, start, n_tokens)
+        if sequence.is_decoding:  # it comes back from the host store
+            self.budget.spend_decodes(pool, 1, start + 1)
+        else:
+            self.budget.spend_prompt(pool, start, n_tokens)
         self._chosen.add(request_id)
         self._chunks[pool][sequence.slot] = Chunk(
             request_id=request_id,
@@ -236,7 +279,7 @@ class PlanningPass:
             start=start,
             n_tokens=n_tokens,
             sample=n_tokens == sequence.n_pending,
-            is_prompt=True,
+            is_prompt=not sequence.is_decoding,
         )
 
     def _batches(self) -> tuple[Batch, ...]:
@@ -248,7 +291,6 @@ class PlanningPass:
         return tuple(batches)
 
 
-def batch_shares(batch: Batch, models: Mapping[str, CostModel]) -> list[float]:
+def batch_shares(chunks: tuple[Chunk, ...], model: CostModel) -> list[float]:
     """Each chunk's part in its batch's cost, by the cost model; at least a trace, so that no work is free."""
-    model = models[batch.pool]
-    return [max(1.0, model.chunk_us(is_prompt=c.is_prompt, start=c.start, n_tokens=c.n_tokens)) for c in batch.chunks]
+    return [max(1.0, model.chunk_us(is_prompt=c.is_prompt, start=c.start, n_tokens=c.n_tokens)) for c in chunks]

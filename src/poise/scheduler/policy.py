@@ -12,14 +12,11 @@ from poise.scheduler.request import RequestClass
 class PoolPolicy:
     """A KV pool: one llama_context whose slots are separate streams of `slot_cells` cells each.
 
-    The last `reserved_slots` free slots go only to interactive requests of a tenant that holds none in the pool, so that
-    a tenant which fills the pool cannot keep a newcomer waiting for one of its requests to end.
     `cell_bytes` is what one cell takes in the host store.
     """
 
     n_slots: int
     slot_cells: int
-    reserved_slots: int = 0
     cell_bytes: int = 0
 
 
@@ -101,7 +98,7 @@ class SchedulerPolicy:
     grain_us         tenants whose served cost differs by less rank alike
     ageing           share of waited time that is taken off a prompt's predicted cost when prompts are ordered
     hole_steps       steps a hole in a pool's slots may persist before it is closed by a move
-    turn_us          compute that a background sequence is served before another one takes its slot (rule R7)
+    turn_us          time that a background sequence keeps its slot while others of its class wait for one (rule R7)
     preemptions_max  times a sequence may lose its slot; after that it is protected
     """
 

@@ -1,9 +1,10 @@
-"""Waiting requests of one class and pool: a heap for each tenant, and the order between tenants by served cost.
+"""Queued sequences of one class and pool: a heap for each tenant, and the order between tenants by served cost.
 
-The order inside a tenant is shortest predicted prompt first, with ageing: each second of waiting takes `ageing` seconds off
-the predicted cost. As all waiting requests age at one rate, "cost - ageing * waited" orders them as
-"cost + ageing * arrival" does, which never changes: a plain heap suffices, and nothing is re-sorted as time passes.
-(Ageing bounds the wait that shorter prompts can inflict, like the response-ratio policies in the literature.)
+Queued are new requests, and preempted ones that are to go on. The order inside a tenant is shortest predicted prompt first,
+with ageing: each second of waiting takes `ageing` seconds off the predicted cost. As all queued sequences age at one rate,
+"cost - ageing * waited" orders them as "cost + ageing * arrival" does, which never changes: a plain heap suffices, and nothing
+is re-sorted as time passes. (Ageing bounds the wait that shorter prompts can inflict, like the response-ratio policies in the
+literature.)
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import heapq
 from collections.abc import Callable, Iterator
 
 from poise.scheduler.fairness import ServedCost
-from poise.scheduler.sequence import Sequence, State
+from poise.scheduler.sequence import Sequence
 
 
 def order_key(predicted_us: float, arrived_ns: int, ageing: float) -> float:
@@ -21,69 +22,78 @@ def order_key(predicted_us: float, arrived_ns: int, ageing: float) -> float:
 
 
 class WaitingQueue:
-    """Waiting sequences of one class and pool. Removal is lazy: an entry whose sequence no longer waits is skipped."""
+    """Queued sequences of one class and pool. Removal is lazy: an entry that is not its sequence's last push is skipped."""
 
     def __init__(self, served: ServedCost) -> None:
         self._served = served
-        self._heaps: dict[str, list[tuple[float, int, Sequence]]] = {}
+        self._heaps: dict[str, list[tuple[float, int, int, Sequence]]] = {}
         self._n_entries = 0
-        self.n_waiting = 0
+        self.n_queued = 0
+        self.n_new = 0
+        """Those that never had a slot: what the bound of the queue counts."""
         self.prompt_tokens = 0
         self.output_tokens = 0
 
     def push(self, sequence: Sequence) -> None:
+        assert sequence.is_queued, f"request {sequence.request.request_id} is {sequence.state}"
         request = sequence.request
+        sequence.n_pushes += 1
         heap = self._heaps.setdefault(request.tenant, [])
-        heapq.heappush(heap, (sequence.order_key, request.request_id, sequence))
+        heapq.heappush(heap, (sequence.order_key, request.request_id, sequence.n_pushes, sequence))
         self._n_entries += 1
         self._count(sequence, +1)
 
     def remove(self, sequence: Sequence) -> None:
-        """The sequence has stopped waiting (its state says so); its heap entry is dropped when it comes up."""
-        assert sequence.state is not State.WAITING
+        """Called before the sequence's state or tokens change. Its heap entry is dropped when it comes up."""
+        assert sequence.is_queued, f"request {sequence.request.request_id} is {sequence.state}"
         self._count(sequence, -1)
+        sequence.n_pushes += 1
         self._drop_stale_head(sequence.request.tenant)
-        if self._n_entries > 2 * self.n_waiting + 64:  # a storm of cancels behind a head that stays
+        if self._n_entries > 2 * self.n_queued + 64:  # a storm of cancels behind a head that stays
             self._drop_all_stale()
 
     def first(self, may_run: Callable[[str], bool]) -> Sequence | None:
         """The next sequence of the least-served tenant that `may_run`, or None. Modifies nothing.
 
-        Linear in the number of tenants with waiting requests here, not in the requests.
+        Linear in the number of tenants with queued sequences here, not in the sequences.
         """
         best: tuple[int, float, int] | None = None
         chosen: Sequence | None = None
         for tenant, heap in self._heaps.items():
-            key, request_id, sequence = heap[0]
+            key, request_id, _, sequence = heap[0]
             rank = (self._served.rank(tenant), key, request_id)
             if (best is None or rank < best) and may_run(tenant):
                 best, chosen = rank, sequence
         return chosen
 
-    def waiting(self) -> Iterator[Sequence]:
+    def queued(self) -> Iterator[Sequence]:
         for heap in self._heaps.values():
-            for _, _, sequence in heap:
-                if sequence.state is State.WAITING:
-                    yield sequence
+            for entry in heap:
+                if _is_live(entry):
+                    yield entry[3]
 
     def check(self) -> None:
-        assert sum(1 for _ in self.waiting()) == self.n_waiting, "waiting requests miscounted"
-        assert sum(s.request.n_prompt for s in self.waiting()) == self.prompt_tokens, "waiting tokens miscounted"
+        queued = list(self.queued())
+        assert len(queued) == self.n_queued, "queued sequences miscounted"
+        assert sum(not s.started for s in queued) == self.n_new, "new requests miscounted"
+        assert sum(s.request.n_prompt for s in queued) == self.prompt_tokens, "queued prompt tokens miscounted"
+        assert sum(s.request.max_output for s in queued) == self.output_tokens, "queued output tokens miscounted"
         assert sum(len(heap) for heap in self._heaps.values()) == self._n_entries, "entries miscounted"
         for tenant, heap in self._heaps.items():
             assert heap, f"tenant {tenant} has an empty heap"
-            assert heap[0][2].state is State.WAITING, f"tenant {tenant} has a stale head"
+            assert _is_live(heap[0]), f"tenant {tenant} has a stale head"
+            assert heap[0][3].is_queued, f"tenant {tenant}'s head is {heap[0][3].state}"
 
     def _drop_stale_head(self, tenant: str) -> None:
         heap = self._heaps[tenant]
-        while heap and heap[0][2].state is not State.WAITING:
+        while heap and not _is_live(heap[0]):
             heapq.heappop(heap)
             self._n_entries -= 1
         if not heap:
             del self._heaps[tenant]
 
     def _drop_all_stale(self) -> None:
-        live = {t: [e for e in heap if e[2].state is State.WAITING] for t, heap in self._heaps.items()}
+        live = {tenant: [e for e in heap if _is_live(e)] for tenant, heap in self._heaps.items()}
         self._heaps = {tenant: heap for tenant, heap in live.items() if heap}
         self._n_entries = 0
         for heap in self._heaps.values():
@@ -91,6 +101,12 @@ class WaitingQueue:
             self._n_entries += len(heap)
 
     def _count(self, sequence: Sequence, change: int) -> None:
-        self.n_waiting += change
+        self.n_queued += change
+        self.n_new += change * (not sequence.started)
         self.prompt_tokens += change * sequence.request.n_prompt
         self.output_tokens += change * sequence.request.max_output
+
+
+def _is_live(entry: tuple[float, int, int, Sequence]) -> bool:
+    """Whether the entry is its sequence's present place: every push and every removal numbers it anew."""
+    return entry[2] == entry[3].n_pushes

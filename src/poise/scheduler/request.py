@@ -85,6 +85,7 @@ class Request:
     blocks             keys of the prompt's whole blocks (BLOCK_TOKENS each), for finding a prefix that was computed before
     template           a declared template that the prompt begins with ("": none), `template_cells` tokens long
     queue_timeout_us   how long it may wait for its first slot (0: for ever)
+    pins               the template whose cells this request computes ("": it is an ordinary one), in the pool `pool`
     """
 
     request_id: int
@@ -96,6 +97,8 @@ class Request:
     template: str = ""
     template_cells: int = 0
     queue_timeout_us: int = 0
+    pins: str = ""
+    pool: str = ""
 
     def __post_init__(self) -> None:
         assert self.n_prompt >= 1, f"request {self.request_id}: n_prompt = {self.n_prompt}"

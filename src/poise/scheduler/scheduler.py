@@ -3,58 +3,43 @@
 Rule 1: it is pure. No clock, I/O, logging, randomness, text or model handle. Time comes in as integer nanoseconds, cost as
         integer microseconds. The same code runs live, in the simulator and under property tests.
 Rule 2: it answers every request: Queued or Rejected at once, later exactly one Finished.
-Rule 3: a plan always fits. The KV books decide what may run; a shortage of slots is a normal state and means waiting.
+Rule 3: a plan always fits. The KV books decide what may run; a shortage of slots is a normal state: it means waiting, or that
+        somebody else is preempted.
 Rule 4: between `plan` and the `complete` of that plan nothing else is called. The engine's loop drains its inbox first.
 Rule 5: iteration order is always that of lists and dicts, so equal inputs give equal plans in any process.
 
-What a step does is in `planner`; who goes first in `queues` and `fairness`; what it may cost in `budget`.
+What a step does is in `planner`; who goes first in `queues` and `fairness`; what it may cost in `budget`; who loses a slot in
+`preemption`; where cells are in `placement`; the states of a request in `sequence`. docs/scheduler.md tells the whole.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
 
 from poise.scheduler import admission
 from poise.scheduler.budget import BatchShape, CostModel
 from poise.scheduler.fairness import ServedCost, split_cost
-from poise.scheduler.kv import KvPool, PoolBooks
-from poise.scheduler.plan import Batch, BatchResult, KvOperation, MoveSlot, ReleaseSlot, StepPlan, StepResult
+from poise.scheduler.lifecycle import Lifecycle
+from poise.scheduler.placement import Placement
+from poise.scheduler.plan import Batch, BatchResult, StepPlan, StepResult
 from poise.scheduler.planner import Books, PlanningPass, batch_shares
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
+from poise.scheduler.preemption import Preemption
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import (
+    Control,
     Event,
-    Finished,
     FinishReason,
     Queued,
     Rejected,
     RejectReason,
     Request,
     RequestClass,
-    Started,
 )
-from poise.scheduler.sequence import Sequence, State
-
-
-@dataclass(frozen=True, slots=True)
-class ClassSnapshot:
-    n_waiting: int
-    n_running: int
-    wait_estimate_us: int
-    served_us: dict[str, int]
-    """Virtual counters of the class's active tenants."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Levels at one moment. Safe to keep: nothing in it changes later."""
-
-    step: int
-    n_accepted: int
-    n_finished: int
-    n_moves: int
-    classes: dict[RequestClass, ClassSnapshot]
-    pools: dict[str, PoolBooks]
+from poise.scheduler.sequence import Sequence
+from poise.scheduler.snapshot import ClassSnapshot, Place, Snapshot
+from poise.scheduler.tenants import TenantBooks
+from poise.scheduler.waits import WaitEstimator
 
 
 class Scheduler:
@@ -62,62 +47,92 @@ class Scheduler:
 
     def __init__(self, policy: SchedulerPolicy) -> None:
         models = {name: CostModel(policy.priors.get(name, CostPrior())) for name in policy.pools}
-        served = {c: ServedCost(policy.grain_us) for c in RequestClass}
+        tenants = TenantBooks(policy)
+        served = {c: ServedCost(policy.grain_us, tenants.weight) for c in RequestClass}
         self._policy = policy
+        self._placement = Placement(policy, models)
         self._books = Books(
             policy=policy,
-            pools={name: KvPool(name, pool) for name, pool in policy.pools.items()},
+            pools=self._placement.pools,
             queues={(c, name): WaitingQueue(served[c]) for c in RequestClass for name in policy.pools},
             served=served,
             models=models,
+            tenants=tenants,
             running={c: {} for c in RequestClass},
         )
-        self._waits = admission.WaitEstimator(models)
-        self._sequences: dict[int, Sequence] = {}
-        self._operations: list[KvOperation] = []
-        self._started: list[Event] = []
-        self._now_ns = 0
+        self._waits = WaitEstimator(models)
+        self._life = Lifecycle(self._books, self._placement, self._waits)
+        self._preemption = Preemption(policy, served)
+        self._deadlines: list[tuple[int, int]] = []
         self._step = 0
-        self._n_accepted = 0
-        self._n_finished = 0
-        self._n_moves = 0
         self._planned: StepPlan | None = None
 
     def add(self, request: Request, now_ns: int) -> Queued | Rejected:
         """Take a request into its queue, or refuse it with the reason."""
         assert self._planned is None, "add between plan and complete"
-        assert request.request_id not in self._sequences, f"request {request.request_id} is already here"
-        limit = self._policy.classes[request.request_class].queue_max
-        pool = admission.route(request, self._policy)
+        cached = {name: self._placement.cached_prompt(request, name) for name in self._policy.pools}
+        pool = admission.route(request, self._policy, cached)
         if pool is None:
             most = admission.cells_max(self._policy.pools)
             return Rejected(request.request_id, RejectReason.TOO_LONG, request.n_cells, most)
-        waiting = self._n_waiting(request.request_class)
         eta_us = self.wait_estimate_us(request.request_class)
-        if waiting >= limit:
-            return Rejected(request.request_id, RejectReason.QUEUE_FULL, waiting, limit, retry_after_us=eta_us)
-        predicted = self._books.models[pool].chunk_us(is_prompt=True, start=0, n_tokens=request.n_prompt)
-        sequence = Sequence(request, pool, now_ns, order_key(predicted, now_ns, self._policy.ageing))
-        self._sequences[request.request_id] = sequence
-        self._books.served[request.request_class].enter(request.tenant)
-        self._books.queues[request.request_class, pool].push(sequence)
-        self._n_accepted += 1
-        return Queued(request.request_id, waiting + 1, eta_us)
+        if not request.pins and (refusal := self._refusal(request, eta_us, now_ns)) is not None:
+            return refusal
+        sequence = Sequence(request, pool, now_ns, 0.0, eta_us)
+        n_cached = cached[pool]
+        model = self._books.models[pool]
+        predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_prompt - n_cached)
+        sequence.order_key = order_key(predicted, now_ns, self._policy.ageing)
+        self._life.enter(sequence, now_ns)
+        if request.queue_timeout_us:
+            heapq.heappush(self._deadlines, (now_ns + request.queue_timeout_us * 1000, request.request_id))
+        return Queued(request.request_id, self._n_new(request.request_class), eta_us)
 
     def abort(self, request_id: int, now_ns: int) -> list[Event]:
         """End a request in whatever state it is. Its slot is free for the very next plan. Unknown ids give no event."""
         assert self._planned is None, "abort between plan and complete"
-        sequence = self._sequences.get(request_id)
-        return [] if sequence is None else [self._finish(sequence, FinishReason.ABORTED)]
+        sequence = self._life.sequences.get(request_id)
+        return [] if sequence is None else [self._life.finish(sequence, FinishReason.ABORTED)]
+
+    def expire(self, now_ns: int) -> list[Event]:
+        """End the requests whose queue timeout has passed before they got a slot. Called before each plan."""
+        assert self._planned is None, "expire between plan and complete"
+        events: list[Event] = []
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, request_id = heapq.heappop(self._deadlines)
+            sequence = self._life.sequences.get(request_id)
+            if sequence is not None and not sequence.started:
+                events.append(self._life.finish(sequence, FinishReason.EXPIRED))
+        return events
+
+    def control(self, request_id: int, action: Control, now_ns: int) -> tuple[str, str, list[Event]]:
+        """An operator's word on a live request. Returns its state afterwards, why nothing changed (if so), and events.
+
+        The state of an unknown request is "".
+        """
+        assert self._planned is None, "control between plan and complete"
+        sequence = self._life.sequences.get(request_id)
+        if sequence is None:
+            return "", "there is no such live request", []
+        self._life.now_ns = now_ns
+        detail, events = self._life.control(sequence, action)
+        return sequence.state.value, detail, events
+
+    def forget(self, tenant: str) -> tuple[int, int]:
+        """Drop every prefix kept for a tenant; returns how many, and their cells. Its live requests go on."""
+        assert self._planned is None, "forget between plan and complete"
+        return self._placement.forget(tenant)
 
     def plan(self, now_ns: int) -> StepPlan:
-        """Decide the next step. An empty plan means that nothing can run before the next message."""
+        """Decide the next step. An empty plan means that nothing can run before `wake_at_ns` or the next message."""
         assert self._planned is None, "two plans without a complete"
-        self._now_ns = now_ns
-        self._close_holes()
-        batches = PlanningPass(self._books, self._start).fill()
-        operations, self._operations = tuple(self._operations), []
-        plan = StepPlan(self._step, operations, batches)
+        self._life.now_ns = now_ns
+        self._placement.close_holes()
+        self._make_room(now_ns)
+        batches = PlanningPass(self._books, self._life.place, self._placement.cached_cells).fill()
+        operations = self._placement.take_operations()
+        wake_at_ns = self._deadlines[0][0] if self._deadlines else None
+        plan = StepPlan(self._step, operations, batches, wake_at_ns)
         if not plan.is_empty:
             self._step += 1
             self._planned = plan
@@ -128,132 +143,133 @@ class Scheduler:
         assert plan is self._planned, "complete without its plan"
         assert len(result.batches) == len(plan.batches), "results do not match the plan"
         self._planned = None
-        events, self._started = self._started, []
+        life = self._life
+        life.now_ns = now_ns
+        life.lose(self._placement.settle(result), result.lost)
+        events = life.take_events()
+        for request_id, key in result.blocks:
+            life.sequences[request_id].blocks.append(key)
         total_us, background_us = 0, 0
         for batch, batch_result in zip(plan.batches, result.batches, strict=True):
             total_us += batch_result.cost_us
-            background_us += self._account(batch, batch_result, events)
+            background_us += self._account(batch, batch_result, frozenset(result.lost), events)
         self._settle_background(total_us, background_us)
         return events
 
     def wait_estimate_us(self, request_class: RequestClass) -> int:
         """Estimated wait, until it gets a slot, of a request of the class that arrived now."""
-        if self._n_waiting(request_class) == 0 and any(pool.n_free for pool in self._books.pools.values()):
+        books = self._books
+        if self._n_new(request_class) == 0 and any(pool.n_free for pool in books.pools.values()):
             return 0
-        ahead = 0.0
-        for (owner, pool), queue in self._books.queues.items():
-            if owner is request_class or owner is RequestClass.INTERACTIVE:
-                ahead += self._waits.work_us(owner, pool, queue.prompt_tokens, queue.output_tokens)
-        running = self._books.running[request_class]
-        for sequence in running.values():
-            left = sequence.request.max_output - sequence.n_output
-            prompt = sequence.n_pending if not sequence.is_decoding else 0
-            ahead += self._waits.work_us(request_class, sequence.pool, prompt, left) / len(running)
-        return int(ahead)
+        return self._waits.estimate_us(request_class, books.queues, books.running[request_class])
+
+    def places(self) -> list[Place]:
+        """Where each new request stands in its class's queue, the classes one after the other. Sorts what is queued."""
+        places = []
+        for request_class in RequestClass:
+            rank = self._books.served[request_class].rank
+            new = [
+                (rank(s.request.tenant), s.order_key, s.request.request_id)
+                for (owner, _), queue in self._books.queues.items()
+                if owner is request_class and queue.n_new
+                for s in queue.queued()
+                if not s.started
+            ]
+            if new:
+                whole_us = self.wait_estimate_us(request_class)
+                for i, (_, _, request_id) in enumerate(sorted(new), start=1):
+                    places.append(Place(request_id, i, whole_us * i // len(new)))
+        return places
 
     def snapshot(self) -> Snapshot:
-        books = self._books
+        books, life = self._books, self._life
+        counters = life.counters
+        counters.prefix_hits = self._placement.n_hits
         return Snapshot(
             step=self._step,
-            n_accepted=self._n_accepted,
-            n_finished=self._n_finished,
-            n_moves=self._n_moves,
-            classes={
-                c: ClassSnapshot(
-                    n_waiting=self._n_waiting(c),
-                    n_running=len(books.running[c]),
-                    wait_estimate_us=self.wait_estimate_us(c),
-                    served_us=dict(books.served[c].tenants),
-                )
-                for c in RequestClass
-            },
+            n_moves=self._placement.n_moves,
+            counters=life.counters_copy(),
+            classes={c: self._class_snapshot(c) for c in RequestClass},
             pools={name: pool.books() for name, pool in books.pools.items()},
+            store=self._placement.store.books(),
+            carry_us=self._placement.carry_us,
         )
 
     def check(self) -> None:
         """Assert every invariant that can be seen from inside. Linear; for tests, the simulator and idle moments."""
-        books = self._books
-        for pool in books.pools.values():
-            pool.check()
-        for queue in books.queues.values():
+        self._placement.check()
+        for queue in self._books.queues.values():
             queue.check()
-        for served in books.served.values():
+        for served in self._books.served.values():
             served.check()
-        running = [s for c in RequestClass for s in books.running[c].values()]
-        held = [s for pool in books.pools.values() for s in pool.holders.values()]
-        assert sorted(s.request.request_id for s in running) == sorted(s.request.request_id for s in held)
-        waiting = sum(queue.n_waiting for queue in books.queues.values())
-        assert len(self._sequences) == waiting + len(running), "a request is neither waiting nor running"
-        assert self._n_accepted == self._n_finished + len(self._sequences), "a request was lost"
-        for sequence in running:
-            assert 0 <= sequence.n_computed < sequence.n_tokens, f"{sequence} has nothing to compute"
+        self._life.check()
 
-    def _n_waiting(self, request_class: RequestClass) -> int:
-        return sum(queue.n_waiting for (owner, _), queue in self._books.queues.items() if owner is request_class)
+    def _refusal(self, request: Request, eta_us: int, now_ns: int) -> Rejected | None:
+        """Why a request that could run is not taken: its tenant's limits, then its class's queue."""
+        tenants, request_id = self._books.tenants, request.request_id
+        retry_us = max(eta_us, 1_000_000)
+        if (full := tenants.may_queue(request.tenant)) is not None:
+            return Rejected(request_id, RejectReason.TENANT_QUEUE_FULL, *full, retry_after_us=retry_us)
+        if (overdrawn_us := tenants.overdrawn_us(request.tenant, now_ns)) > 0:
+            limit = self._policy.tenant(request.tenant).tokens_per_minute
+            return Rejected(request_id, RejectReason.TENANT_RATE, request.n_prompt, limit, retry_after_us=overdrawn_us)
+        waiting, limit = self._n_new(request.request_class), self._policy.classes[request.request_class].queue_max
+        if waiting >= limit:
+            return Rejected(request_id, RejectReason.QUEUE_FULL, waiting, limit, retry_after_us=eta_us)
+        return None
 
-    def _start(self, sequence: Sequence) -> None:
-        """Give a waiting sequence its slot."""
-        request = sequence.request
-        self._books.pools[sequence.pool].take(sequence)
-        sequence.to(State.RUNNING)
-        self._books.queues[request.request_class, sequence.pool].remove(sequence)
-        self._books.running[request.request_class][request.request_id] = sequence
-        wait_us = max(0, self._now_ns - sequence.arrived_ns) // 1000
-        self._started.append(Started(request.request_id, sequence.pool, wait_us))
+    def _n_new(self, request_class: RequestClass) -> int:
+        return sum(queue.n_new for (owner, _), queue in self._books.queues.items() if owner is request_class)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, detail: str = "") -> Finished:
-        request = sequence.request
-        was_running = sequence.state is State.RUNNING
-        sequence.to(State.FINISHED)
-        if was_running:
-            slot = self._books.pools[sequence.pool].release(sequence)
-            self._operations.append(ReleaseSlot(sequence.pool, slot, request.request_id))
-            del self._books.running[request.request_class][request.request_id]
-        else:
-            self._books.queues[request.request_class, sequence.pool].remove(sequence)
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
-            self._waits.learn(request, sequence.n_output)
-        self._books.served[request.request_class].leave(request.tenant)
-        del self._sequences[request.request_id]
-        self._n_finished += 1
-        return Finished(request.request_id, reason, request.n_prompt, sequence.n_output, sequence.served_us, detail)
+    def _class_snapshot(self, request_class: RequestClass) -> ClassSnapshot:
+        queues = [queue for (owner, _), queue in self._books.queues.items() if owner is request_class]
+        n_new = sum(queue.n_new for queue in queues)
+        return ClassSnapshot(
+            n_waiting=n_new,
+            n_running=len(self._books.running[request_class]),
+            n_paused=sum(s.request_class is request_class for s in self._life.paused.values()),
+            n_swapped=sum(queue.n_queued for queue in queues) - n_new,
+            wait_estimate_us=self.wait_estimate_us(request_class),
+            wait_error=self._waits.error(request_class),
+            served_us=dict(self._books.served[request_class].tenants),
+        )
 
-    def _close_holes(self) -> None:
-        """Rule R8. Pending releases are already in the list, so the target is empty when the move is applied."""
-        for name, pool in self._books.pools.items():
-            if (move := pool.close_hole(self._policy.hole_steps)) is not None:
-                sequence, source, target = move
-                self._operations.append(MoveSlot(name, source, target, sequence.request.request_id))
-                self._n_moves += 1
+    def _make_room(self, now_ns: int) -> None:
+        """Rules R6 and R7: where the first of a queue finds no slot, somebody may have to give up theirs. One a step and pool."""
+        books = self._books
+        for name, pool in books.pools.items():
+            for request_class, limits in books.policy.classes.items():
+                queue = books.queues[request_class, name]
+                if not queue.n_queued or pool.may_take(request_class, admission.slots_max(name, limits)):
+                    continue
+                arrival = queue.first(books.tenants.may_run)
+                victim = None if arrival is None else self._preemption.victim(pool, arrival, now_ns)
+                if arrival is not None and victim is not None:
+                    self._life.preempt(victim, arrival)
+                    break
 
-    def _account(self, batch: Batch, result: BatchResult, events: list[Event]) -> int:
+    def _account(self, batch: Batch, result: BatchResult, lost: frozenset[int], events: list[Event]) -> int:
         """Charge a batch's cost, advance its sequences; returns what background work cost."""
+        chunks = tuple(c for c in batch.chunks if c.request_id not in lost) if lost else batch.chunks
         shape = BatchShape()
-        for chunk in batch.chunks:
+        for chunk in chunks:
             shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
-        costs = split_cost(result.cost_us, batch_shares(batch, self._books.models))
-        if not result.failed:
-            self._books.models[batch.pool].observe(shape, result.cost_us)
+        model = self._books.models[batch.pool]
+        costs = split_cost(result.cost_us, batch_shares(chunks, model))
+        if chunks and not result.failed:
+            model.observe(shape, result.cost_us)
         background_us = 0
-        for chunk, cost_us in zip(batch.chunks, costs, strict=True):
-            sequence = self._sequences[chunk.request_id]
-            request = sequence.request
+        for chunk, cost_us in zip(chunks, costs, strict=True):
+            sequence = self._life.sequences[chunk.request_id]
+            request_class = sequence.request_class
             sequence.served_us += cost_us
-            self._books.served[request.request_class].charge(request.tenant, cost_us)
-            if request.request_class is RequestClass.BACKGROUND:
+            self._books.served[request_class].charge(sequence.request.tenant, cost_us)
+            if request_class is RequestClass.BACKGROUND:
                 background_us += cost_us
             if result.failed:
-                events.append(self._finish(sequence, FinishReason.FAILED, result.failed))
-                continue
-            sequence.n_computed += chunk.n_tokens
-            if not chunk.sample:
-                continue
-            if chunk.request_id in result.ended:
-                events.append(self._finish(sequence, FinishReason.STOP))
-                continue
-            sequence.n_tokens += 1
-            if sequence.n_output == request.max_output:
-                events.append(self._finish(sequence, FinishReason.LENGTH))
+                events.append(self._life.finish(sequence, FinishReason.FAILED, result.failed))
+            else:
+                self._life.advance(sequence, chunk, ended=chunk.request_id in result.ended, events=events)
         return background_us
 
     def _settle_background(self, total_us: int, background_us: int) -> None:

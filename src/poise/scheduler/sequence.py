@@ -2,11 +2,17 @@
 
 Rule 1: every change of state goes through `Sequence.to`, which knows the table below; anything else is a bug and asserts.
 Rule 2: there is no prefill phase and no decode phase. A sequence has `n_tokens` known tokens and `n_computed` of them in
-the KV cells; whatever is planned for it makes `n_computed` catch up. (After the comment in vLLM's v1 scheduler.)
+KV cells; whatever is planned for it makes `n_computed` catch up. (After the comment in vLLM's v1 scheduler.)
+Rule 3: the state says what may happen to a sequence, `slot` and `entry` say where its cells are.
 
-    [0, n_computed)         in the KV cells of its slot
+    [0, n_computed)         in the KV cells of its slot, or in its entry of the host store
     [n_computed, n_tokens)  known, to be computed; sampling happens at n_tokens - 1
     [0, n_prompt)           the prompt
+
+    WAITING    queued, without cells: it is new, or its cells were dropped
+    RUNNING    has a slot and may be given tokens in every step
+    PAUSED     stands still until an operator resumes it; its cells are in its slot, in the store, or nowhere
+    SWAPPED    queued again, its cells in the host store
 """
 
 from __future__ import annotations
@@ -14,43 +20,73 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from poise.scheduler.request import Request
+from poise.scheduler.request import Request, RequestClass
 
 
 class State(StrEnum):
     WAITING = "waiting"
     RUNNING = "running"
+    PAUSED = "paused"
+    SWAPPED = "swapped"
     FINISHED = "finished"
 
 
 TRANSITIONS: dict[State, tuple[State, ...]] = {
-    State.WAITING: (State.RUNNING, State.FINISHED),
-    State.RUNNING: (State.FINISHED,),
+    State.WAITING: (State.RUNNING, State.PAUSED, State.FINISHED),
+    State.RUNNING: (State.PAUSED, State.SWAPPED, State.WAITING, State.FINISHED),
+    State.PAUSED: (State.RUNNING, State.SWAPPED, State.WAITING, State.FINISHED),
+    State.SWAPPED: (State.RUNNING, State.PAUSED, State.WAITING, State.FINISHED),
     State.FINISHED: (),
 }
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way through the scheduler. `slot` is -1 unless it is running."""
+    """A request on its way through the scheduler. `slot` and `entry` are -1 where there is none."""
 
     request: Request
     pool: str
     arrived_ns: int
     order_key: float
-    """Place among its tenant's waiting prompts; see `queues.order_key`."""
+    """Place among its tenant's queued sequences; see `queues.order_key`."""
+    eta_us: int = 0
+    """The wait that was estimated on arrival."""
+    request_class: RequestClass = field(init=False)
+    """The class it is treated as now; a downgrade changes it."""
     state: State = State.WAITING
     slot: int = -1
+    entry: int = -1
     n_computed: int = 0
     n_tokens: int = field(init=False)
+    blocks: list[int] = field(init=False)
+    """Keys of the whole blocks of the known tokens; see `Request.blocks`."""
     served_us: int = 0
+    started: bool = False
+    """It has had a slot."""
+    n_cached: int = 0
+    n_preempted: int = 0
+    n_recomputed: int = 0
+    placed_ns: int = 0
+    """When it got its present slot."""
+    n_chunks: int = 0
+    """Chunks computed since then."""
+    away_ns: int = 0
+    """When it was preempted last."""
+    n_pushes: int = 0
+    """Times it was queued: tells its present place in a queue from older ones."""
 
     def __post_init__(self) -> None:
+        self.request_class = self.request.request_class
         self.n_tokens = self.request.n_prompt
+        self.blocks = list(self.request.blocks)
 
     def to(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"request {self.request.request_id}: {self.state} -> {state}"
         self.state = state
+
+    @property
+    def is_queued(self) -> bool:
+        return self.state is State.WAITING or self.state is State.SWAPPED
 
     @property
     def n_output(self) -> int:
@@ -63,5 +99,5 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """It needs one token computed to give the next one."""
-        return self.n_output > 0
+        """It needs one token computed to give its next one, and it has given one before."""
+        return self.n_tokens - self.n_computed == 1 and self.n_tokens > self.request.n_prompt

@@ -1,91 +1,198 @@
-"""`poise sim`: scenarios through the production scheduler, on virtual time."""
+"""`poise sim`: scenarios through the production scheduler, on virtual time; replay, calibration and the breaking point.
+
+Exit codes: 0; 1 when an invariant was broken or a replay differs; 2 for an argument or a file that cannot be used.
+"""
 
 from __future__ import annotations
 
 import json
+import shlex
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from poise.config import Settings
-from poise.scenarios import ScenarioError, load_scenario
-from poise.sim.simulate import Simulation, simulate
+from poise.engine.journal import Journal, JournalError
+from poise.scenarios import Scenario, ScenarioError, load_scenario
+from poise.scheduler.request import RequestClass
+from poise.sim.breaking import DEFAULT_TARGETS, Target, Trial, explain, find_break, parse_target
+from poise.sim.calibrate import calibrate
+from poise.sim.compare import CompareError, comparison_table, load_live, predict
+from poise.sim.costs import CostError, load_costs
+from poise.sim.faults import Fault, parse_faults
+from poise.sim.pressure import Pressure
+from poise.sim.replay import replay
+from poise.sim.report import Totals, figures, table
+from poise.sim.simulate import Options, Simulation, SimulationFailure, sim_policy, simulate
+
+TABLES_MAX = 3
+"""More runs than this are summed up in a line."""
+USAGE_ERROR = 2
 
 
 def sim(
-    scenarios: Annotated[list[Path], typer.Argument(help="Scenario files (scenarios/*.toml).", show_default=False)],
+    scenarios: Annotated[
+        list[Path] | None, typer.Argument(help="Scenario files (scenarios/*.toml).", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 1,
     runs: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Runs of each scenario, with seeds SEED, SEED+1, ...")
+        int, typer.Option(min=1, max=1_000_000, help="Runs of each scenario, with seeds SEED, SEED+1, ...")
     ] = 1,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Stop a run after so many steps, then let it drain. 0: when the scenario ends.")
+    ] = 0,
+    faults: Annotated[str, typer.Option(help=f"What goes wrong: all, or of {', '.join(Fault)} (with commas).")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    journal: Annotated[Path | None, typer.Option(help="Write the last run's journal.", metavar="FILE")] = None,
+    cost: Annotated[Path | None, typer.Option(help="What the machine costs; see --calibrate.", metavar="FILE")] = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="A file of poise bench --json: predicted beside measured.", metavar="FILE")
+    ] = None,
+    find_break_: Annotated[bool, typer.Option("--find-break", help="Raise the load until a target is missed.")] = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help=f"For --find-break, repeatable. Default: {' '.join(DEFAULT_TARGETS)}")
+    ] = None,
+    replay_: Annotated[
+        Path | None,
+        typer.Option("--replay", help="Repeat a journal; say whether the plans are the same.", metavar="FILE"),
+    ] = None,
+    calibrate_: Annotated[
+        Path | None, typer.Option("--calibrate", help="Fit a cost file to a live journal.", metavar="FILE")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where --calibrate writes; else to stdout.", metavar="FILE")] = None,
 ) -> None:
     """Run scenarios through the real scheduler and engine loop over a simulated runner.
 
     Virtual time: a minute of load takes about a second. Every invariant is checked after every step; a violation stops the
     run and names the scenario and the seed that repeat it.
     """
-    out = Console()
-    for path in scenarios:
-        try:
-            scenario = load_scenario(path)
-        except ScenarioError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from error
-        for run in range(seed, seed + runs):
-            try:
-                done = simulate(scenario, Settings(), run)
-            except AssertionError as error:
-                typer.echo(f"invariant broken: {error}\nrepeat with: poise sim {path} --seed {run}", err=True)
-                raise typer.Exit(1) from error
-            if as_json:
-                typer.echo(json.dumps(_figures(done)))
+    try:
+        if replay_ is not None:
+            _replay(replay_)
+        elif calibrate_ is not None:
+            _calibrate(calibrate_, out)
+        elif not scenarios:
+            raise typer.BadParameter("name at least one scenario file, or --replay or --calibrate")
+        else:
+            costs = load_costs(cost) if cost is not None else None
+            options = Options(costs, costs.pools if costs else None, parse_faults(faults), steps, journal is not None)
+            loaded = [(path, load_scenario(path)) for path in scenarios]
+            if compare is not None:
+                _compare([scenario for _, scenario in loaded], compare, options)
+            elif find_break_:
+                targets = [parse_target(text) for text in target or DEFAULT_TARGETS]
+                for _, scenario in loaded:
+                    _find_break(scenario, targets, seed, options)
             else:
-                out.print(_table(done))
+                extra = f" --cost {shlex.quote(str(cost))}" if cost is not None else ""
+                for path, scenario in loaded:
+                    _simulate(path, scenario, range(seed, seed + runs), options, as_json, journal, extra)
+    except (ScenarioError, CostError, CompareError, JournalError, ValueError, OSError) as error:
+        typer.echo(f"poise sim: {error}", err=True)
+        raise typer.Exit(USAGE_ERROR) from error
 
 
-def _figures(done: Simulation) -> dict[str, object]:
-    clients: dict[str, object] = {}
-    for name in dict.fromkeys(r.client for r in done.records):
-        records = [r for r in done.records if r.client == name]
-        ttft_ms = [(r.first_ns - r.sent_ns) / 1e6 for r in records if r.first_ns is not None]
-        gaps_ms = [gap / 1e6 for r in records for gap in r.gaps_ns]
-        outcomes = [r.outcome for r in records]
-        clients[name] = {
-            "requests": len(records),
-            "outcomes": {outcome: outcomes.count(outcome) for outcome in dict.fromkeys(outcomes)},
-            "ttft_ms": _percentiles(ttft_ms),
-            "gap_ms": _percentiles(gaps_ms),
-            "output_tokens_per_s": sum(len(r.tokens) for r in records) / max(1e-9, done.elapsed_ns / 1e9),
-        }
-    return {
-        "scenario": done.scenario.name,
-        "seed": done.seed,
-        "steps": done.steps,
-        "virtual_s": done.elapsed_ns / 1e9,
-        "digest": done.digest,
-        "clients": clients,
-    }
+def _simulate(
+    path: Path,
+    scenario: Scenario,
+    seeds: range,
+    options: Options,
+    as_json: bool,
+    journal: Path | None,
+    more_arguments: str,
+) -> None:
+    """Every seed in turn, up to the first failure."""
+    out, totals, began_s = Console(), Totals(scenario.name), time.monotonic()
+    for seed in seeds:
+        try:
+            done = simulate(scenario, Settings(), seed, options)
+        except SimulationFailure as failure:
+            if journal is not None:
+                _write_journal(journal, failure.journal)
+            typer.echo(_complaint(path, failure, options, more_arguments), err=True)
+            raise typer.Exit(1) from failure
+        totals.add(done)
+        if as_json:
+            typer.echo(json.dumps(figures(done)))
+        elif len(seeds) <= TABLES_MAX:
+            out.print(table(done))
+        if journal is not None:
+            _write_journal(journal, done.journal)
+    if not as_json and len(seeds) > TABLES_MAX:
+        typer.echo(totals.line(time.monotonic() - began_s))
 
 
-def _percentiles(values: list[float]) -> dict[str, float | None]:
-    return {f"p{p}": float(np.percentile(values, p)) if values else None for p in (50, 95, 99)}
+def _complaint(path: Path, failure: SimulationFailure, options: Options, more_arguments: str) -> str:
+    """What was broken where, and the command that repeats it."""
+    cause = failure.__cause__
+    what = f"invariant broken: {cause}" if isinstance(cause, AssertionError) else f"the engine crashed: {cause!r}"
+    chosen = "all" if options.faults == tuple(Fault) else ",".join(options.faults)
+    command = f"poise sim {shlex.quote(str(path))} --seed {failure.seed}"
+    command += f" --steps {options.n_steps}" if options.n_steps else ""
+    command += f" --faults {chosen}" if chosen else ""
+    return f"{what}\n{failure}, faults: {chosen or 'none'}\nrepeat with: {command}{more_arguments}"
 
 
-def _table(done: Simulation) -> Table:
-    figures = _figures(done)
-    title = f"{done.scenario.name}, seed {done.seed}: {done.steps} steps in {done.elapsed_ns / 1e9:.1f} virtual s"
-    table = Table(title=title, caption=f"digest {done.digest}", title_justify="left")
-    for column in ("client", "requests", "outcomes", "TTFT p50/p95/p99 ms", "gap p50/p95/p99 ms", "output tok/s"):
-        table.add_column(column, justify="left" if column in ("client", "outcomes") else "right")
-    clients = figures["clients"]
-    assert isinstance(clients, dict)
-    for name, c in clients.items():
-        outcomes = ", ".join(f"{n} {outcome}" for outcome, n in c["outcomes"].items())
-        spread = [" / ".join("-" if v is None else f"{v:.0f}" for v in c[k].values()) for k in ("ttft_ms", "gap_ms")]
-        table.add_row(name, str(c["requests"]), outcomes, *spread, f"{c['output_tokens_per_s']:.1f}")
-    return table
+def _write_journal(path: Path, journal: Journal) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in journal.lines())
+
+
+def _replay(path: Path) -> None:
+    with path.open(encoding="utf-8") as lines:
+        done = replay(lines)
+    if done.difference:
+        typer.echo(f"{path}: {done.difference}")
+        raise typer.Exit(1)
+    typer.echo(f"{path}: {done.n_entries} entries, {done.n_plans} plans, all as recorded")
+
+
+def _calibrate(path: Path, out: Path | None) -> None:
+    with path.open(encoding="utf-8") as lines:
+        found = calibrate(lines)
+    if out is None:
+        typer.echo(found.toml(), nl=False)
+    else:
+        out.write_text(found.toml(), encoding="utf-8")
+    for name, fit in found.pools.items():
+        error = f"off by {fit.error_p50:.1%} in the median, {fit.error_p95:.1%} at the 95th percentile"
+        typer.echo(f"pool {name}: {fit.n_batches} batches, {error}", err=True)
+
+
+def _compare(scenarios: list[Scenario], path: Path, options: Options) -> None:
+    for scenario in scenarios:
+        live = load_live(path, scenario)
+        run_options = replace(options, n_prompt_extra=live.n_prompt_extra)
+
+        def run(seed: int, scenario: Scenario = scenario, run_options: Options = run_options) -> Simulation:
+            return simulate(scenario, Settings(), seed, run_options)
+
+        Console().print(comparison_table(predict(scenario, live, run), live))
+
+
+def _find_break(scenario: Scenario, targets: list[Target], seed: int, options: Options) -> None:
+    settings = Settings()
+    policy = sim_policy(settings)
+
+    def run(load: Scenario) -> tuple[Simulation, dict[RequestClass, Pressure]]:
+        watched = {c: Pressure(c, policy) for c in RequestClass}
+        observers = tuple(p.recorded for p in watched.values())
+        listeners = tuple(p.heard for p in watched.values())
+        return simulate(load, settings, seed, replace(options, observers=observers, listeners=listeners)), watched
+
+    def on_trial(trial: Trial) -> None:
+        verdict = "misses " + ", ".join(map(str, trial.missed)) if trial.missed else "keeps every target"
+        typer.echo(f"  x {trial.factor:<6.3g} {verdict}")
+
+    typer.echo(f"{scenario.name}, seed {seed}:")
+    kept, broken = find_break(scenario, targets, run, on_trial)
+    if broken is None:
+        typer.echo(f"no target is missed up to {kept.factor if kept else 0:g} times the load")
+        return
+    typer.echo(f"breaks between {f'{kept.factor:.3g}' if kept else 'nothing'} and {broken.factor:.3g} times the load")
+    for line in explain(broken):
+        typer.echo(f"  {line}")

@@ -8,19 +8,32 @@ say, on the virtual clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import KvOperation, ReleaseSlot
+from poise.scheduler.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    StoreSlot,
+    TrimSlot,
+)
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
+from poise.sim.costs import Pace
 from poise.wire.messages import PoolInfo, SamplingParams, Token, TokenLogprob
 
 END_TOKEN = 0
 """The simulated vocabulary's end-of-generation token."""
+CELL_BYTES = 64
+"""What a cell takes in the host store, where the pool does not say."""
+Fault = Callable[[str, object], bool]
 
 
 @dataclass(slots=True)
@@ -30,7 +43,14 @@ class _Open:
 
 
 class SimRunner:
-    """Implements `poise.engine.ports.Runner` over hash chains. `end_rate`: one in so many tokens ends a sequence, 0 for none."""
+    """Implements `poise.engine.ports.Runner` over hash chains.
+
+    cost       what the machine costs: one for all pools, or one for each
+    pace       what time a batch of a predicted cost takes (default: just that)
+    end_rate   one in so many tokens ends a sequence, 0 for none
+    carry_us   what storing, loading, copying or moving a cell costs
+    fault      asked before each ("execute", pool) and each ("apply", operation that carries cells); True makes it fail
+    """
 
     def __init__(
         self,
@@ -38,18 +58,27 @@ class SimRunner:
         *,
         n_vocab: int = 1000,
         clock: VirtualClock | None = None,
-        cost: CostPrior | None = None,
+        cost: CostPrior | Mapping[str, CostPrior] | None = None,
+        pace: Pace | None = None,
         end_rate: int = 0,
+        carry_us: float = 3.0,
+        fault: Fault = lambda what, subject: False,
     ) -> None:
         self._pools = list(pools)
         self._n_vocab = n_vocab
         self._clock = clock or VirtualClock()
-        self._cost = CostModel(cost or CostPrior())
+        costs = cost if isinstance(cost, Mapping) else {p.name: cost or CostPrior() for p in pools}
+        self._costs = {name: CostModel(prior) for name, prior in costs.items()}
+        self._pace = pace or (lambda _, predicted_us: int(predicted_us * 1000))
         self._end_rate = end_rate
         # One hash state after each computed token, per pool and slot; its length is the number of cells used.
         self._cells: dict[str, list[list[int]]] = {p.name: [[] for _ in range(p.n_slots)] for p in pools}
         self._capacity = {p.name: p.slot_cells for p in pools}
         self._open: dict[int, _Open] = {}
+        self._cell_bytes = {p.name: p.cell_bytes or CELL_BYTES for p in pools}
+        self._entries: dict[int, tuple[str, list[int]]] = {}
+        self._carry_us = carry_us
+        self._fault = fault
 
     @property
     def pools(self) -> Sequence[PoolInfo]:
@@ -65,13 +94,54 @@ class SimRunner:
     def close(self, request_id: int) -> None:
         self._open.pop(request_id, None)
 
-    def apply(self, operation: KvOperation) -> None:
+    @property
+    def stored_bytes(self) -> int:
+        """What the host store takes."""
+        return sum(self._cell_bytes[pool] * len(cells) for pool, cells in self._entries.values())
+
+    def apply(self, operation: KvOperation) -> int:
+        if isinstance(operation, DropEntry):
+            del self._entries[operation.entry]
+            return 0
         cells = self._cells[operation.pool]
-        if isinstance(operation, ReleaseSlot):
-            cells[operation.slot] = []
-            return
-        assert not cells[operation.target], f"move into slot {operation.target}, which is not empty"
-        cells[operation.target], cells[operation.source] = cells[operation.source], []
+        match operation:
+            case ReleaseSlot():
+                cells[operation.slot] = []
+            case TrimSlot():
+                del cells[operation.slot][operation.n_cells :]
+            case MoveSlot():
+                moved, cells[operation.source] = cells[operation.source], []
+                self._fill(operation, operation.target, moved)
+            case CopySlot():
+                self._fill(operation, operation.target, cells[operation.source][: operation.n_cells])
+            case StoreSlot():
+                return self._keep(operation)
+            case LoadSlot():
+                pool, stored = self._entries[operation.entry]
+                assert pool == operation.pool, f"entry {operation.entry} is of pool {pool}, not {operation.pool}"
+                assert operation.n_cells <= len(stored), f"entry {operation.entry} has {len(stored)} cells"
+                self._fill(operation, operation.slot, stored[: operation.n_cells])
+        return 0
+
+    def _fill(self, operation: MoveSlot | CopySlot | LoadSlot, slot: int, carried: list[int]) -> None:
+        """Put carried cells into an empty slot."""
+        cells = self._cells[operation.pool]
+        assert not cells[slot], f"{operation} into slot {slot}, which is not empty"
+        self._carry(len(carried), operation)
+        cells[slot] = list(carried)
+
+    def _keep(self, operation: StoreSlot) -> int:
+        assert operation.entry not in self._entries, f"entry {operation.entry} is there already"
+        cells = self._cells[operation.pool][operation.slot]
+        assert len(cells) == operation.n_cells, f"{operation}, but the slot has {len(cells)} cells"
+        self._carry(len(cells), operation)
+        self._entries[operation.entry] = (operation.pool, list(cells))
+        return self._cell_bytes[operation.pool] * len(cells)
+
+    def _carry(self, n_cells: int, operation: KvOperation) -> None:
+        self._clock.advance(int(self._carry_us * n_cells * 1000))
+        if self._fault("apply", operation):
+            raise RunnerError("a fault was asked for")
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         shape = BatchShape()
@@ -84,7 +154,11 @@ class SimRunner:
             if row.start + len(row.tokens) > self._capacity[pool]:
                 raise RunnerError(f"slot {row.slot} of pool {pool} has no room for {len(row.tokens)} more tokens")
             shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
-        self._clock.advance(int(self._cost.predict_us(shape) * 1000))
+        self._clock.advance(self._pace(pool, self._costs[pool].predict_us(shape)))
+        if self._fault("execute", pool):
+            for row in rows:
+                self._cells[pool][row.slot] = []
+            raise RunnerError("a fault was asked for")
         sampled = []
         for row in rows:
             cells = self._cells[pool][row.slot]

@@ -1,25 +1,67 @@
-"""Run a scenario through the production scheduler and engine loop, on virtual time."""
+"""Run a scenario through the production scheduler and engine loop, on virtual time, and check every step."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
+
+import msgspec
 
 from poise.config import Settings, to_policy
 from poise.engine.core import Engine
-from poise.engine.journal import Journal
+from poise.engine.journal import CAPACITY, Journal
 from poise.scenarios import Scenario
-from poise.scheduler.policy import CostPrior
-from poise.scheduler.scheduler import Scheduler, Snapshot
+from poise.scheduler.policy import CostPrior, SchedulerPolicy
+from poise.scheduler.scheduler import Scheduler
+from poise.scheduler.snapshot import Snapshot
+from poise.sim.checkers import Checkers
 from poise.sim.clock import VirtualClock
+from poise.sim.costs import Costs
+from poise.sim.faults import Fault, Faults
 from poise.sim.runner import SimRunner
+from poise.sim.witness import Witness
 from poise.sim.world import Record, World
+from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo
+
+CELL_BYTES = 23_040
+"""What a cell takes in the host store: SmolLM2-135M's keys and values in f16."""
+N_VOCAB = 1000
+END_RATE = 150
+"""With faults, one token in so many ends a request that does not ignore ends."""
+
+Observer = Callable[[int, str, tuple[object, ...]], None]
+"""Called with every entry of the journal, as it is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What besides the scenario, the settings and the seed decides about a run.
+
+    costs           what the simulated machine really costs (default: CostPrior's figures)
+    priors          what the scheduler takes it to cost at first (default: CostPrior's figures); it learns from each step
+    faults          what goes wrong
+    n_steps         after so many steps nothing new arrives or goes wrong, and the rest drains; 0: when the scenario ends
+    keep_journal    keep every entry of the journal instead of the last ones
+    n_prompt_extra  tokens that a chat template adds to each prompt
+    observers       are called with every entry of the journal, as it is made
+    listeners       are called with every message of the engine
+    """
+
+    costs: Costs | None = None
+    priors: Mapping[str, CostPrior] | None = None
+    faults: Sequence[Fault] = ()
+    n_steps: int = 0
+    keep_journal: bool = False
+    n_prompt_extra: int = 0
+    observers: Sequence[Observer] = ()
+    listeners: Sequence[Callable[[wire.ToGateway], None]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What came of a run. `digest` is a hash of every journal line: equal runs have equal digests."""
+    """What came of a run. `digest` is a hash of every journal entry: equal runs have equal digests."""
 
     scenario: Scenario
     seed: int
@@ -28,32 +70,84 @@ class Simulation:
     records: list[Record]
     final: Snapshot
     digest: str
+    journal: Journal
 
 
-def simulate(scenario: Scenario, settings: Settings, seed: int, cost: CostPrior | None = None) -> Simulation:
-    """Run until every request has ended. The scheduler's invariants are checked after every step.
+class SimulationFailure(Exception):
+    """An invariant was broken, or the engine crashed. `__cause__` is how; a journal of the last steps is kept."""
 
-    `cost` is what the simulated machine really costs (default: CostPrior's own figures); the scheduler has to learn it.
-    """
-    pools = [
-        PoolInfo(name, pool.slots, pool.slot_tokens, True, 0)
-        for name, pool in (("short", settings.pools.short), ("long", settings.pools.long))
-    ]
+    def __init__(self, scenario: Scenario, seed: int, step: int, elapsed_ns: int, journal: Journal) -> None:
+        super().__init__(f"{scenario.name}, seed {seed}: step {step}, {elapsed_ns / 1e9:.3f} virtual s")
+        self.seed = seed
+        self.step = step
+        self.journal = journal
+
+
+class _Recorder(Journal):
+    """A journal that hashes each entry and shows it to observers."""
+
+    def __init__(self, capacity: int | None, observers: Iterable[Observer]) -> None:
+        super().__init__(capacity)
+        self.digest = blake2b(digest_size=16)
+        self._observers = tuple(observers)
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def record(self, now_ns: int, kind: str, *values: object) -> None:
+        super().record(now_ns, kind, *values)
+        self.digest.update(self._encode((now_ns, kind, values)))
+        for observer in self._observers:
+            observer(now_ns, kind, values)
+
+
+class _Ears:
+    """The engine's Outbox: what it sends reaches all listeners in order, the world last."""
+
+    def __init__(self, *listeners: Callable[[wire.ToGateway], None]) -> None:
+        self._listeners = listeners
+
+    def send(self, message: wire.ToGateway) -> None:
+        for listener in self._listeners:
+            listener(message)
+
+
+def sim_policy(settings: Settings, priors: Mapping[str, CostPrior] | None = None) -> SchedulerPolicy:
+    """The policy of the simulated server: the settings', with cells of the default model's size."""
+    policy = to_policy(settings, priors=priors)
+    return replace(policy, pools={name: replace(p, cell_bytes=CELL_BYTES) for name, p in policy.pools.items()})
+
+
+def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options | None = None) -> Simulation:
+    """Run until every request has ended. Raises SimulationFailure when an invariant is broken."""
+    options = options or Options()
+    faults = Faults(options.faults, seed)
+    costs = options.costs or Costs()
+    policy = faults.policy(sim_policy(settings, options.priors), sorted({c.tenant for c in scenario.clients}))
+    pools = [PoolInfo(name, p.n_slots, p.slot_cells, True, 0, p.cell_bytes) for name, p in policy.pools.items()]
     clock = VirtualClock()
-    world = World(scenario, seed, clock)
-    policy = to_policy(settings, slot_cells={p.name: p.slot_cells for p in pools})
+    end_rate = END_RATE if options.faults else 0
+    witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults)
+    world = World(scenario, seed, clock, witness, faults, options.n_prompt_extra)
     scheduler = Scheduler(policy)
-    runner = SimRunner(pools, clock=clock, cost=cost)
-    engine = Engine(scheduler, runner, clock, inbox=world, outbox=world, journal=Journal(capacity=None))
-    digest = blake2b(digest_size=16)
+    pace = costs.pace(seed, faults.pace)
+    runner = SimRunner(
+        pools,
+        n_vocab=N_VOCAB,
+        clock=clock,
+        cost=costs.pools,
+        pace=pace,
+        end_rate=end_rate,
+        carry_us=costs.carry_us_per_cell,
+        fault=faults.fails,
+    )
+    checkers = Checkers(policy, runner)
+    journal = _Recorder(None if options.keep_journal else CAPACITY, (checkers.recorded, *options.observers))
+    journal.record_policy(policy)
+    outbox = _Ears(checkers.heard, *options.listeners, world.send)
+    engine = Engine(scheduler, runner, clock, inbox=world, outbox=outbox, journal=journal)
     try:
-        while True:
-            engine.step()
-            scheduler.check()
-    except EOFError:
-        pass
-    for line in engine.journal.lines():
-        digest.update(line.encode())
+        _run(engine, scheduler, world, checkers, options.n_steps, lambda n: clock.advance(costs.loop_ns(n)))
+    except Exception as error:
+        raise SimulationFailure(scenario, seed, engine.counters.steps, clock.now_ns(), journal) from error
     return Simulation(
         scenario=scenario,
         seed=seed,
@@ -61,5 +155,29 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, cost: CostPrior 
         elapsed_ns=clock.now_ns(),
         records=world.records,
         final=scheduler.snapshot(),
-        digest=digest.hexdigest(),
+        digest=journal.digest.hexdigest(),
+        journal=journal,
     )
+
+
+def _run(
+    engine: Engine,
+    scheduler: Scheduler,
+    world: World,
+    checkers: Checkers,
+    n_steps: int,
+    spend: Callable[[int], None],
+) -> None:
+    """Turn the engine's loop until the world has nothing left, with every checker after every turn.
+
+    `spend` takes the loop's own time for a step with so many rows: virtual time passes in the runner alone otherwise.
+    """
+    while True:
+        try:
+            engine.step()
+        except EOFError:
+            return
+        scheduler.check()
+        spend(checkers.after_step(scheduler.snapshot()))
+        if engine.counters.steps == n_steps:
+            world.stop()

@@ -1,6 +1,7 @@
-"""The world around a simulated engine: clients that follow a scenario, as the engine's Inbox and Outbox.
+"""The world around a simulated engine: clients that follow a scenario, and what goes wrong, as the engine's Inbox and Outbox.
 
 Event-driven on virtual time (the loop shape is Vidur's: a heap of moments): an idle engine's wait jumps to the next moment.
+Every message in either direction passes the witness.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from poise.scenarios import PlannedRequest, RequestStream, Scenario
+from poise.scenarios import Client, PlannedRequest, Scenario, Segment
+from poise.scheduler.request import Control
 from poise.sim.clock import VirtualClock
+from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
+from poise.sim.witness import Witness
 from poise.wire import messages as wire
 
 
@@ -32,40 +36,82 @@ class Record:
 
 
 @dataclass(slots=True)
+class _Stream:
+    """A client instance: its requests, and the answers of its conversation so far by the seed of their segment."""
+
+    client: Client
+    requests: Iterator[PlannedRequest]
+    answers: dict[int, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """The next request of a stream."""
+
+    stream: _Stream
+    planned: PlannedRequest
+
+
+@dataclass(slots=True)
 class _Sent:
-    stream: RequestStream
+    stream: _Stream
     planned: PlannedRequest
     record: Record
 
 
 class World:
-    """Inbox and Outbox of a simulated engine. `drain` raises EOFError when the scenario is over and nothing is in flight."""
+    """Inbox and Outbox of a simulated engine. `drain` raises EOFError when the scenario is over and nothing is in flight.
 
-    def __init__(self, scenario: Scenario, seed: int, clock: VirtualClock) -> None:
+    `n_prompt_extra`: tokens that a server's chat template adds to each prompt.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        seed: int,
+        clock: VirtualClock,
+        witness: Witness,
+        faults: Faults | None = None,
+        n_prompt_extra: int = 0,
+    ) -> None:
         self.records: list[Record] = []
+        self.witness = witness
+        self.faults = faults or Faults((), seed)
         self._clock = clock
+        self._n_prompt_extra = n_prompt_extra
         self._ends_ns = int(scenario.duration_s * 1e9)
-        self._moments: list[tuple[int, int, wire.ToEngine]] = []
+        self._stopped = False
+        self._moments: list[tuple[int, int, wire.ToEngine | _Arrival]] = []
         self._n_moments = 0
         self._n_requests = 0
         self._in_flight: dict[int, _Sent] = {}
+        self._held: dict[int, None] = {}
+        """Requests whose last control was a pause."""
         for stream in scenario.requests(seed):
-            if stream.client.arrival.kind == "closed":
-                self._send_next(stream, 0)
-            else:
-                for planned in stream.requests:
-                    self._submit(stream, planned, int((planned.arrival_s or 0.0) * 1e9))
+            self._schedule_next(_Stream(stream.client, stream.requests), 0)
+
+    @property
+    def n_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    def stop(self) -> None:
+        """No new request and no new fault from now on; what is in flight may end, and announced ends of pauses come."""
+        self._stopped = True
+        self.faults.stop()
+        self._moments = [m for m in self._moments if not isinstance(m[2], _Arrival | wire.Submit)]
+        heapq.heapify(self._moments)
 
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
+        self._clock.advance(self.faults.clock_jump_ns(self._clock.now_ns()))
+        self._strike()
         if block and not self._is_due():
-            if not self._moments and wait_until_ns is None:
-                raise EOFError("the scenario is over")
-            moment_ns = min([m[0] for m in self._moments[:1]] + ([wait_until_ns] if wait_until_ns is not None else []))
-            self._clock.advance_to(moment_ns)
+            self._wait(wait_until_ns)
+            self._strike()
         return list(self._due())
 
     def send(self, message: wire.ToGateway) -> None:
         now_ns = self._clock.now_ns()
+        self.witness.heard(message, now_ns)
         match message:
             case wire.Refused():
                 self._end(message.request_id, message.reason, now_ns)
@@ -75,40 +121,96 @@ class World:
                 for finish in message.finishes:
                     self._end(finish.request_id, finish.reason, now_ns)
 
+    def _wait(self, wait_until_ns: int | None) -> None:
+        """Move the clock to the next thing that happens. Raises EOFError when nothing will."""
+        self._check_waiting_is_right()
+        moments = [m[0] for m in self._moments[:1]]
+        if wait_until_ns is not None:
+            moments.append(wait_until_ns)
+        if moments and self._in_flight and self.faults.next_ns is not None:
+            moments.append(self.faults.next_ns)
+        if not moments:
+            assert not self._in_flight, (
+                f"requests {list(self._in_flight)[:10]} wait for ever: nothing will happen any more"
+            )
+            raise EOFError("the scenario is over")
+        self._clock.advance_to(min(moments))
+
+    def _check_waiting_is_right(self) -> None:
+        """The engine found nothing to do: then all that is in flight is paused, or stands behind something that is."""
+        if self._in_flight and not self._held:
+            raise AssertionError(f"the engine rests while requests {list(self._in_flight)[:10]} could run")
+
+    def _strike(self) -> None:
+        """What the faults that are due do becomes moments like any others."""
+        next_ns, now_ns = self.faults.next_ns, self._clock.now_ns()
+        if next_ns is None or next_ns > now_ns:
+            return
+        live = [Live(i, sent.record.tenant, len(sent.record.tokens)) for i, sent in self._in_flight.items()]
+        for delay_ns, what in self.faults.strikes(now_ns, live):
+            if isinstance(what, Arriving):
+                self._at(now_ns + delay_ns, _Arrival(_Stream(what.client, iter(())), what.planned))
+            else:
+                self._at(now_ns + delay_ns, what)
+
     def _is_due(self) -> bool:
         return bool(self._moments) and self._moments[0][0] <= self._clock.now_ns()
 
     def _due(self) -> Iterator[wire.ToEngine]:
+        """Deliver what is due, in order."""
         while self._is_due():
-            yield heapq.heappop(self._moments)[2]
+            when_ns, _, what = heapq.heappop(self._moments)
+            message = self._submit(what, when_ns) if isinstance(what, _Arrival) else what
+            if isinstance(message, wire.Control) and message.request_id in self._in_flight:
+                if message.action == Control.PAUSE:
+                    self._held[message.request_id] = None
+                elif message.action == Control.RESUME:
+                    self._held.pop(message.request_id, None)
+            self.witness.told(message, self._clock.now_ns())
+            yield message
 
-    def _at(self, when_ns: int, message: wire.ToEngine) -> None:
+    def _at(self, when_ns: int, what: wire.ToEngine | _Arrival) -> None:
         self._n_moments += 1
-        heapq.heappush(self._moments, (when_ns, self._n_moments, message))
+        heapq.heappush(self._moments, (when_ns, self._n_moments, what))
 
-    def _send_next(self, stream: RequestStream, when_ns: int) -> None:
-        if when_ns < self._ends_ns and (planned := next(stream.requests, None)) is not None:
-            self._submit(stream, planned, when_ns)
+    def _schedule_next(self, stream: _Stream, when_ns: int) -> None:
+        """A closed-loop client sends at `when_ns`, an open-loop one when it has planned to."""
+        if self._stopped or when_ns >= self._ends_ns:
+            return
+        planned = next(stream.requests, None)
+        if planned is not None:
+            at_ns = when_ns if planned.arrival_s is None else int(planned.arrival_s * 1e9)
+            self._at(at_ns, _Arrival(stream, planned))
 
-    def _submit(self, stream: RequestStream, planned: PlannedRequest, when_ns: int) -> None:
+    def _submit(self, arrival: _Arrival, when_ns: int) -> wire.Submit:
+        """The request as the gateway would hand it on; an open-loop stream's next one is planned at once."""
         self._n_requests += 1
+        stream, planned, request_id = arrival.stream, arrival.planned, self._n_requests
         client = stream.client
-        record = Record(client.name, client.request_class, client.tenant, when_ns, planned.n_prompt_tokens)
+        prompt = self._prompt(stream, planned)
+        record = Record(client.name, client.request_class, client.tenant, when_ns, len(prompt))
         self.records.append(record)
-        self._in_flight[self._n_requests] = _Sent(stream, planned, record)
-        sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=True)
-        prompt = [planned.seed % 997 + k % 89 for k in range(planned.n_prompt_tokens)]
-        self._at(
-            when_ns,
-            wire.Submit(
-                self._n_requests, client.tenant, client.request_class, prompt, planned.n_output_tokens, sampling
-            ),
-        )
+        self._in_flight[request_id] = _Sent(stream, planned, record)
+        if planned.arrival_s is not None:
+            self._schedule_next(stream, when_ns)
+        # Requests of the scenario use all their output, as the benchmark's do; those that a fault adds may end by themselves.
+        ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
+        sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
+        return wire.Submit(
+            request_id, client.tenant, client.request_class, prompt, planned.n_output_tokens, sampling,
+            template=TEMPLATE if client.shared_prefix_tokens else "", queue_timeout_ms=self.faults.queue_timeout_ms(),
+        )  # fmt: skip
+
+    def _prompt(self, stream: _Stream, planned: PlannedRequest) -> list[int]:
+        if not any(segment.is_answer for segment in planned.before):
+            stream.answers.clear()
+        tokens = segment_tokens(Segment(997, self._n_prompt_extra))
+        for segment in planned.segments:
+            tokens += stream.answers.get(segment.seed) or segment_tokens(segment)
+        return tokens
 
     def _token(self, token: wire.Token, now_ns: int) -> None:
-        sent = self._in_flight.get(token.request_id)
-        if sent is None:
-            return
+        sent = self._in_flight[token.request_id]
         record = sent.record
         if record.last_ns is None:
             record.first_ns = now_ns
@@ -121,8 +223,13 @@ class World:
 
     def _end(self, request_id: int, outcome: str, now_ns: int) -> None:
         sent = self._in_flight.pop(request_id)
-        sent.record.outcome, sent.record.finished_ns = outcome, now_ns
-        arrival = sent.stream.client.arrival
-        if arrival.kind == "closed":
-            pause_ns = max(int(arrival.think_s * 1e9), 1_000_000 if outcome == "queue_full" else 0)
-            self._send_next(sent.stream, now_ns + pause_ns)
+        self._held.pop(request_id, None)
+        record = sent.record
+        record.outcome, record.finished_ns = outcome, now_ns
+        client = sent.stream.client
+        if client.turns > 1 and len(record.tokens) == sent.planned.n_output_tokens:
+            sent.stream.answers[sent.planned.seed ^ 1] = record.tokens
+        if client.arrival.kind == "closed":
+            failed = outcome not in ("length", "stop", "aborted")
+            pause_ns = max(int(client.arrival.think_s * 1e9), 500_000_000 if failed else 0)
+            self._schedule_next(sent.stream, now_ns + pause_ns)

@@ -1,0 +1,138 @@
+"""Carries a plan out on a runner: KV operations first, then the batches, each measured.
+
+An operation that fails does not stop the step. Whoever needed it is left out of the batches, and the result says so; the
+scheduler has those tokens computed again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from poise.engine.blocks import BlockChain
+from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled
+from poise.scheduler.plan import (
+    Batch,
+    BatchResult,
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    StepPlan,
+    StepResult,
+    StoreSlot,
+)
+from poise.scheduler.request import BLOCK_TOKENS, Request
+from poise.wire.messages import SamplingParams
+
+
+@dataclass(slots=True)
+class Live:
+    """A request's tokens, the prompt and what was generated so far, and the chain of its blocks' keys."""
+
+    request: Request
+    tokens: list[int]
+    sampling: SamplingParams
+    chain: BlockChain
+    opened: bool = False
+
+
+class Execution:
+    """Runs plans. `live` is the engine's own table of requests, read here and extended by the sampled tokens."""
+
+    def __init__(self, runner: Runner, clock: Clock, live: dict[int, Live]) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._live = live
+        self.busy_ns = 0
+        """Time inside the runner since start."""
+        self.prompt_tokens = 0
+
+    def carry_out(self, plan: StepPlan) -> tuple[StepResult, list[Sampled]]:
+        """Everything a plan says, and what came of it. Sampled tokens that do not end their sequence are added to its tokens."""
+        stored: list[tuple[int, int]] = []
+        unstored: list[int] = []
+        lost: list[int] = []
+        carried_us, carried_cells = 0, 0
+        if plan.operations:
+            began_ns = self._clock.now_ns()
+            for operation in plan.operations:
+                self._apply(operation, stored, unstored, lost)
+                carried_cells += _cells(operation)
+            spent_ns = self._clock.now_ns() - began_ns
+            self.busy_ns += spent_ns
+            carried_us = spent_ns // 1000
+        results: list[BatchResult] = []
+        sampled: list[Sampled] = []
+        for batch in plan.batches:
+            result, drawn = self._run(batch, lost)
+            results.append(result)
+            sampled += drawn
+        blocks = self._extend(sampled)
+        return (
+            StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, carried_us, carried_cells),
+            sampled,
+        )
+
+    def _apply(
+        self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]
+    ) -> None:
+        missing = isinstance(operation, DropEntry | LoadSlot) and operation.entry in unstored
+        try:
+            if missing and isinstance(operation, DropEntry):
+                return  # it was to be dropped in the step in which storing it failed
+            if missing:
+                raise RunnerError("the entry could not be stored")
+            n_bytes = self._runner.apply(operation)
+        except RunnerError:
+            if isinstance(operation, StoreSlot):
+                unstored.append(operation.entry)
+            elif isinstance(operation, LoadSlot | CopySlot | MoveSlot):
+                lost.append(operation.request_id)
+            else:
+                raise
+            return
+        if isinstance(operation, StoreSlot):
+            stored.append((operation.entry, n_bytes))
+
+    def _run(self, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:
+        rows = []
+        for chunk in batch.chunks:
+            if chunk.request_id in lost:
+                continue
+            live = self._live[chunk.request_id]
+            if not live.opened:
+                self._runner.open(chunk.request_id, live.tokens, live.sampling)
+                live.opened = True
+            tokens = live.tokens[chunk.start : chunk.start + chunk.n_tokens]
+            rows.append(Row(chunk.request_id, chunk.slot, chunk.start, tokens, chunk.sample))
+        if not rows:
+            return BatchResult(0), []
+        began_ns = self._clock.now_ns()
+        failed, drawn = "", list[Sampled]()
+        try:
+            drawn = self._runner.execute(batch.pool, rows)
+            self.prompt_tokens += sum(c.n_tokens for c in batch.chunks if c.is_prompt)
+        except RunnerError as error:
+            failed = str(error) or type(error).__name__
+        cost_ns = self._clock.now_ns() - began_ns
+        self.busy_ns += cost_ns
+        ended = tuple(s.token.request_id for s in drawn if s.ends)
+        return BatchResult(cost_ns // 1000, ended, failed), drawn
+
+    def _extend(self, sampled: list[Sampled]) -> tuple[tuple[int, int], ...]:
+        """Add the sampled tokens to their sequences; returns the keys of the blocks they completed."""
+        keys: list[tuple[int, int]] = []
+        for draw in sampled:
+            if draw.ends:
+                continue
+            request_id = draw.token.request_id
+            live = self._live[request_id]
+            live.tokens.append(draw.token.token)
+            if len(live.tokens) % BLOCK_TOKENS == 0:
+                keys += [(request_id, key) for key in live.chain.extend(live.tokens)]
+        return tuple(keys)
+
+
+def _cells(operation: KvOperation) -> int:
+    return operation.n_cells if isinstance(operation, StoreSlot | LoadSlot | CopySlot) else 0

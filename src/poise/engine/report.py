@@ -1,0 +1,112 @@
+"""The engine's levels and counters as one message, from the scheduler's snapshot and the loop's own counts."""
+
+from __future__ import annotations
+
+from poise.engine.ports import Runner
+from poise.scheduler.kv import PoolBooks
+from poise.scheduler.scheduler import Scheduler
+from poise.scheduler.snapshot import Place, Snapshot
+from poise.wire import messages as wire
+
+STATUS_PERIOD_NS = 200_000_000
+"""A busy engine reports its levels at most this often."""
+PLACES_PERIOD_NS = 1_000_000_000
+"""And the places of queued requests at most this often."""
+TENANTS_MAX = 20
+"""Tenants whose cells are told by name."""
+
+
+class Reporter:
+    """Builds Status messages. `due_ns` is when the next one is worth sending."""
+
+    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+        self._scheduler = scheduler
+        self._runner = runner
+        self._places_ns = 0
+        self.due_ns = 0
+
+    def status(
+        self,
+        now_ns: int,
+        *,
+        prompt_tokens: int,
+        output_tokens: int,
+        decode_us: int,
+        loop_us: int,
+        rss_bytes: int,
+        weights_bytes: int,
+    ) -> wire.Status:
+        """How everything stands."""
+        self.due_ns = now_ns + STATUS_PERIOD_NS
+        snapshot = self._scheduler.snapshot()
+        accounted = weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + self._store_bytes(snapshot)
+        return wire.Status(
+            step=snapshot.step,
+            classes={
+                c.value: wire.ClassStatus(
+                    s.n_waiting, s.n_running, s.wait_estimate_us, s.n_paused, s.n_swapped, round(s.wait_error, 4)
+                )
+                for c, s in snapshot.classes.items()
+            },
+            pools=[_pool_status(name, books) for name, books in snapshot.pools.items()],
+            prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens,
+            decode_us=decode_us,
+            loop_us=loop_us,
+            moves=snapshot.n_moves,
+            rss_bytes=rss_bytes,
+            store=wire.StoreStatus(
+                snapshot.store.budget_bytes,
+                {purpose.value: n for purpose, n in snapshot.store.bytes_by_purpose.items()},
+                {purpose.value: n for purpose, n in snapshot.store.entries_by_purpose.items()},
+                snapshot.store.peak_bytes,
+            ),
+            totals=_totals(snapshot),
+            waiting=[wire.Waiting(p.request_id, p.position, p.eta_us) for p in self._places(now_ns)],
+            unaccounted_bytes=rss_bytes - accounted if rss_bytes else 0,
+        )
+
+    def _places(self, now_ns: int) -> list[Place]:
+        if now_ns < self._places_ns:
+            return []
+        self._places_ns = now_ns + PLACES_PERIOD_NS
+        return self._scheduler.places()
+
+    def _store_bytes(self, snapshot: Snapshot) -> int:
+        return sum(snapshot.store.bytes_by_purpose.values())
+
+
+def _pool_status(name: str, books: PoolBooks) -> wire.PoolStatus:
+    most = sorted(books.cells_by_tenant.items(), key=lambda item: (-item[1], item[0]))
+    by_tenant = dict(most[:TENANTS_MAX])
+    if len(most) > TENANTS_MAX:
+        by_tenant[""] = sum(n for _, n in most[TENANTS_MAX:])
+    return wire.PoolStatus(
+        name,
+        books.slots_held,
+        books.slots,
+        books.cells_used,
+        books.cells,
+        books.slots_warm,
+        books.cells_warm,
+        books.slots_peak,
+        books.cells_used_peak,
+        {c.value: n for c, n in books.cells_by_class.items()},
+        by_tenant,
+    )
+
+
+def _totals(snapshot: Snapshot) -> wire.Totals:
+    counters, store = snapshot.counters, snapshot.store
+    return wire.Totals(
+        preemptions={kind.value: n for kind, n in counters.preempted.items()},
+        resumes=counters.resumed,
+        downgrades=counters.downgraded,
+        expired=counters.expired,
+        prefix_hits=counters.prefix_hits,
+        cached_tokens=counters.cached_tokens,
+        recomputed_tokens=counters.recomputed_tokens,
+        evicted_entries=store.n_evicted,
+        stored_bytes=store.stored_bytes,
+        loaded_bytes=store.loaded_bytes,
+    )

@@ -1,0 +1,283 @@
+"""The life of each request in the scheduler: every change of state, with all the books that change with it.
+
+Enter, get a slot, lose it, stand still, go on, change class, advance, end: each is one method, so that queues, slots, tenants'
+counts and counters can only change together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+
+from poise.scheduler.placement import Placement
+from poise.scheduler.plan import Chunk
+from poise.scheduler.planner import Books
+from poise.scheduler.queues import WaitingQueue, order_key
+from poise.scheduler.request import (
+    Control,
+    Downgraded,
+    Event,
+    Finished,
+    FinishReason,
+    Preempted,
+    PreemptionKind,
+    RequestClass,
+    Resumed,
+    Started,
+)
+from poise.scheduler.sequence import Sequence, State
+from poise.scheduler.snapshot import Counters
+from poise.scheduler.waits import WaitEstimator
+
+TIDY_EVERY = 256
+"""Requests that end between two looks for tenants that have gone."""
+
+
+class Lifecycle:
+    """All live sequences. `now_ns` is set by the scheduler before anything else is called."""
+
+    def __init__(self, books: Books, placement: Placement, waits: WaitEstimator) -> None:
+        self._books = books
+        self._placement = placement
+        self._waits = waits
+        self.sequences: dict[int, Sequence] = {}
+        self.paused: dict[int, Sequence] = {}
+        self.counters = Counters()
+        self.now_ns = 0
+        self._events: list[Event] = []
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call that the plan's `complete` is to report."""
+        events, self._events = self._events, []
+        return events
+
+    def counters_copy(self) -> Counters:
+        return replace(self.counters, preempted=dict(self.counters.preempted))
+
+    def enter(self, sequence: Sequence, now_ns: int) -> None:
+        """A new request is queued."""
+        request = sequence.request
+        assert request.request_id not in self.sequences, f"request {request.request_id} is already here"
+        self.sequences[request.request_id] = sequence
+        self._books.served[sequence.request_class].enter(request.tenant)
+        self._books.tenants.enter(request.tenant, now_ns)
+        self._books.tenants.charge(request.tenant, request.n_prompt, now_ns)
+        self._queue(sequence).push(sequence)
+        self.counters.accepted += 1
+
+    def place(self, sequence: Sequence) -> None:
+        """A queued sequence gets a slot."""
+        request, counters = sequence.request, self.counters
+        self._queue(sequence).remove(sequence)
+        n_before = sequence.n_computed
+        self._placement.place(sequence)
+        n_found = sequence.n_computed - n_before
+        sequence.to(State.RUNNING)
+        self._books.running[sequence.request_class][request.request_id] = sequence
+        self._books.tenants.start(request.tenant)
+        sequence.placed_ns, sequence.n_chunks = self.now_ns, 0
+        if sequence.started:
+            sequence.n_recomputed -= n_found
+            counters.recomputed_tokens -= n_found
+            self._resumed(sequence, self._events)
+            return
+        sequence.started = True
+        sequence.n_cached = n_found
+        counters.cached_tokens += n_found
+        self._books.tenants.leave_queue(request.tenant)
+        wait_us = max(0, self.now_ns - sequence.arrived_ns) // 1000
+        self._waits.learn_wait(request.request_class, sequence.eta_us, wait_us)
+        self._events.append(Started(request.request_id, sequence.pool, wait_us, n_found))
+
+    def preempt(self, sequence: Sequence, arrival: Sequence) -> None:
+        """The sequence gives up its slot to `arrival`, which is queued. It goes on later, after that one has started."""
+        request = sequence.request
+        n_before = sequence.n_computed
+        kind = self._placement.swap_out(sequence)
+        self._books.tenants.stop(request.tenant)
+        self.counters.preempted[kind] += 1
+        self.counters.recomputed_tokens += n_before - sequence.n_computed
+        self._events.append(Preempted(request.request_id, kind))
+        if sequence.state is State.PAUSED:
+            return  # it stands still as before, only elsewhere
+        del self._books.running[sequence.request_class][request.request_id]
+        sequence.n_preempted += 1
+        sequence.away_ns = self.now_ns
+        sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
+        policy = self._books.policy
+        if sequence.request_class is RequestClass.INTERACTIVE:
+            sequence.order_key = order_key(0.0, sequence.arrived_ns, policy.ageing)  # before its tenant's new prompts
+        else:
+            # As if it were a new job of the length of a turn; but never before the one it made room for.
+            turn = order_key(policy.turn_us, self.now_ns, policy.ageing)
+            sequence.order_key = max(turn, arrival.order_key + 1.0)
+        self._queue(sequence).push(sequence)
+
+    def control(self, sequence: Sequence, action: Control) -> tuple[str, list[Event]]:
+        """Returns why nothing changed, if so, and events."""
+        match action:
+            case Control.PAUSE:
+                return self._pause(sequence)
+            case Control.RESUME:
+                return self._resume(sequence)
+            case Control.DOWNGRADE:
+                if sequence.request_class is RequestClass.BACKGROUND:
+                    return "it is background work already", []
+                return "", [self._downgrade(sequence, "operator")]
+
+    def advance(self, sequence: Sequence, chunk: Chunk, *, ended: bool, events: list[Event]) -> None:
+        """A chunk of the sequence was computed; `ended` when the token that was sampled ends it."""
+        request = sequence.request
+        sequence.n_computed += chunk.n_tokens
+        sequence.n_chunks += 1
+        if chunk.sample:
+            if ended:
+                events.append(self.finish(sequence, FinishReason.STOP))
+                return
+            sequence.n_tokens += 1
+            self._books.tenants.charge(request.tenant, 1, self.now_ns)
+            if sequence.n_output == request.max_output:
+                events.append(self.finish(sequence, FinishReason.LENGTH))
+                return
+        limits = self._books.policy.classes[sequence.request_class]
+        if sequence.request_class is not RequestClass.BACKGROUND:
+            if 0 < limits.downgrade_output_tokens <= sequence.n_output:
+                events.append(self._downgrade(sequence, "output"))
+            elif 0 < limits.downgrade_served_us <= sequence.served_us:
+                events.append(self._downgrade(sequence, "time"))
+
+    def lose(self, swapped: SequenceOf[Sequence], placed: SequenceOf[int]) -> None:
+        """The cells of `swapped` are gone from the host store, those of `placed` from their slots: they compute them again."""
+        for sequence in swapped:
+            self.counters.recomputed_tokens += sequence.n_recomputed
+            if sequence.state is State.SWAPPED:
+                self._queue(sequence).remove(sequence)
+                sequence.to(State.WAITING)
+                self._queue(sequence).push(sequence)
+        for request_id in placed:
+            sequence = self.sequences[request_id]
+            sequence.n_recomputed += sequence.n_computed
+            self.counters.recomputed_tokens += sequence.n_computed
+            self.counters.cached_tokens -= sequence.n_cached
+            sequence.n_computed = sequence.n_cached = 0
+
+    def finish(self, sequence: Sequence, reason: FinishReason, detail: str = "") -> Finished:
+        """The one terminal event."""
+        request, tenants = sequence.request, self._books.tenants
+        if sequence.is_queued:
+            self._queue(sequence).remove(sequence)
+        elif sequence.state is State.RUNNING:
+            del self._books.running[sequence.request_class][request.request_id]
+        else:
+            del self.paused[request.request_id]
+        if sequence.slot >= 0:
+            tenants.stop(request.tenant)
+        if not sequence.started:
+            tenants.leave_queue(request.tenant)
+        ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
+        if ended_well and request.pins:
+            self._placement.pin(sequence, request.pins)
+        self._placement.retire(sequence, keep=not request.pins and reason is not FinishReason.FAILED)
+        sequence.to(State.FINISHED)
+        if ended_well and not request.pins:
+            self._waits.learn_output(request, sequence.n_output)
+        self._books.served[sequence.request_class].leave(request.tenant)
+        del self.sequences[request.request_id]
+        self.counters.finished += 1
+        if self.counters.finished % TIDY_EVERY == 0:
+            tenants.tidy(self.now_ns)
+        self.counters.expired += reason is FinishReason.EXPIRED
+        return Finished(
+            request.request_id,
+            reason,
+            request.n_prompt,
+            sequence.n_output,
+            sequence.served_us,
+            detail,
+            sequence.n_cached,
+            sequence.n_preempted,
+            sequence.n_recomputed,
+        )
+
+    def check(self) -> None:
+        """Assert that every sequence is where its state says, once."""
+        books = self._books
+        running = [s for c in RequestClass for s in books.running[c].values()]
+        queued = [s for queue in books.queues.values() for s in queue.queued()]
+        paused = list(self.paused.values())
+        everywhere = sorted(s.request.request_id for s in running + queued + paused)
+        assert everywhere == sorted(self.sequences), "a request is nowhere, or in two places"
+        assert self.counters.accepted == self.counters.finished + len(self.sequences), "a request was lost"
+        held = sorted(s.request.request_id for pool in books.pools.values() for s in pool.holders.values())
+        with_slot = [s for s in running + paused if s.slot >= 0]
+        assert held == sorted(s.request.request_id for s in with_slot), "slots and sequences disagree"
+        for sequence in self.sequences.values():
+            assert 0 <= sequence.n_computed < sequence.n_tokens, f"{sequence} has nothing to compute"
+            assert sequence.slot < 0 or sequence.entry < 0, f"{sequence} is in two places"
+            has_cells = sequence.slot >= 0 or sequence.entry >= 0
+            assert has_cells or sequence.n_computed == 0, f"{sequence} has cells that are nowhere"
+            assert sequence.n_preempted <= books.policy.preemptions_max, f"{sequence} was preempted too often"
+        assert all(s.state is State.RUNNING and s.slot >= 0 for s in running), "a running sequence without a slot"
+        assert all(s.state is State.PAUSED for s in paused), "a paused sequence is not paused"
+        counts = books.tenants.counts()
+        for tenant, (n_queued, n_running) in counts.items():
+            own = [s for s in self.sequences.values() if s.request.tenant == tenant]
+            assert n_queued == sum(not s.started for s in own), f"tenant {tenant}'s queued requests are miscounted"
+            assert n_running == sum(s.slot >= 0 for s in own), f"tenant {tenant}'s running requests are miscounted"
+
+    def _queue(self, sequence: Sequence) -> WaitingQueue:
+        return self._books.queues[sequence.request_class, sequence.pool]
+
+    def _pause(self, sequence: Sequence) -> tuple[str, list[Event]]:
+        request_id = sequence.request.request_id
+        if sequence.state is State.PAUSED:
+            return "it is paused already", []
+        if sequence.is_queued:
+            self._queue(sequence).remove(sequence)
+        else:
+            del self._books.running[sequence.request_class][request_id]
+        sequence.to(State.PAUSED)
+        sequence.away_ns = self.now_ns
+        self.paused[request_id] = sequence
+        self.counters.preempted[PreemptionKind.PAUSE] += 1
+        return "", [Preempted(request_id, PreemptionKind.PAUSE)]
+
+    def _resume(self, sequence: Sequence) -> tuple[str, list[Event]]:
+        request_id = sequence.request.request_id
+        if sequence.state is not State.PAUSED:
+            return "it is not paused", []
+        del self.paused[request_id]
+        events: list[Event] = []
+        if sequence.slot >= 0:
+            sequence.to(State.RUNNING)
+            self._books.running[sequence.request_class][request_id] = sequence
+            self._resumed(sequence, events)
+        else:
+            sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
+            self._queue(sequence).push(sequence)
+        return "", events
+
+    def _resumed(self, sequence: Sequence, events: list[Event]) -> None:
+        self.counters.resumed += 1
+        away_us = max(0, self.now_ns - sequence.away_ns) // 1000
+        events.append(Resumed(sequence.request.request_id, away_us, sequence.n_recomputed))
+
+    def _downgrade(self, sequence: Sequence, why: str) -> Downgraded:
+        """It goes on as background work. It keeps its slot for now; background's rules decide about it from here on."""
+        request, books = sequence.request, self._books
+        old, new = sequence.request_class, RequestClass.BACKGROUND
+        queued = sequence.is_queued
+        if queued:
+            self._queue(sequence).remove(sequence)
+        if sequence.slot >= 0:
+            books.pools[sequence.pool].change_class(sequence, new)
+        if sequence.state is State.RUNNING:
+            del books.running[old][request.request_id]
+            books.running[new][request.request_id] = sequence
+        books.served[old].leave(request.tenant)
+        books.served[new].enter(request.tenant)
+        sequence.request_class = new
+        if queued:
+            self._queue(sequence).push(sequence)
+        self.counters.downgraded += 1
+        return Downgraded(request.request_id, why)

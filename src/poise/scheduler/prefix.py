@@ -1,0 +1,101 @@
+"""Which computed cells can be used again: an index of kept prefixes by the keys of their blocks.
+
+A prefix is what a finished sequence left behind, warm in its slot or as an entry of the host store. The key of a block stands
+for every token up to the block's end, so two sequences share exactly the blocks whose keys are equal, and the longest
+shared prefix is found by bisection. Every tenant has an index of its own in every pool (invariant 12): what belongs to
+another is not looked at, whatever its keys are. (Hash-chained blocks are vLLM's automatic prefix caching; the index for each
+tenant is our own rule.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from poise.scheduler.request import BLOCK_TOKENS
+
+
+@dataclass(slots=True, eq=False)
+class Prefix:
+    """`n_cells` cells of a finished sequence. Either `slot` or `entry` says where they are; the other is -1."""
+
+    tenant: str
+    pool: str
+    blocks: tuple[int, ...]
+    n_cells: int
+    slot: int = -1
+    entry: int = -1
+
+
+class PrefixIndex:
+    """Kept prefixes by tenant and pool."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[tuple[str, str], dict[int, list[Prefix]]] = {}
+        self._by_entry: dict[int, Prefix] = {}
+
+    def longest(self, tenant: str, pool: str, blocks: Sequence[int]) -> tuple[Prefix, int] | None:
+        """The prefix that shares most with `blocks`, and the cells they share; None where none shares a block."""
+        keys = self._by_key.get((tenant, pool))
+        if not keys or not blocks or blocks[0] not in keys:
+            return None
+        low, high = 1, len(blocks)  # blocks[low - 1] is known, and whoever has a block has all before it
+        while low < high:
+            middle = (low + high + 1) // 2
+            if blocks[middle - 1] in keys:
+                low = middle
+            else:
+                high = middle - 1
+        holders = keys[blocks[low - 1]]
+        # The shortest of those is carried with the least effort.
+        return min(holders, key=lambda prefix: prefix.n_cells), low * BLOCK_TOKENS
+
+    def covers(self, prefix: Prefix) -> bool:
+        """Whether another kept prefix has all blocks of this one."""
+        keys = self._by_key.get((prefix.tenant, prefix.pool), {})
+        return any(other is not prefix for other in keys.get(prefix.blocks[-1], ()))
+
+    def nested(self, prefix: Prefix) -> list[Prefix]:
+        """Stored prefixes that this one has all blocks of: not needed beside it."""
+        keys = self._by_key.get((prefix.tenant, prefix.pool), {})
+        found: dict[int, Prefix] = {}
+        for key in prefix.blocks:
+            for other in keys.get(key, ()):
+                if other is not prefix and other.entry >= 0 and other.blocks[-1] == key:
+                    found[other.entry] = other
+        return list(found.values())
+
+    def add(self, prefix: Prefix) -> None:
+        assert prefix.blocks, "a prefix without a whole block cannot be found again"
+        keys = self._by_key.setdefault((prefix.tenant, prefix.pool), {})
+        for key in prefix.blocks:
+            keys.setdefault(key, []).append(prefix)
+        if prefix.entry >= 0:
+            self._by_entry[prefix.entry] = prefix
+
+    def remove(self, prefix: Prefix) -> None:
+        keys = self._by_key[prefix.tenant, prefix.pool]
+        for key in prefix.blocks:
+            holders = keys[key]
+            holders.remove(prefix)
+            if not holders:
+                del keys[key]
+        if not keys:
+            del self._by_key[prefix.tenant, prefix.pool]
+        self._by_entry.pop(prefix.entry, None)
+
+    def of_entry(self, entry: int) -> Prefix:
+        return self._by_entry[entry]
+
+    def of_tenant(self, tenant: str) -> Iterator[Prefix]:
+        """Everything kept for a tenant, each once."""
+        for (owner, _), keys in list(self._by_key.items()):
+            if owner == tenant:
+                seen: dict[int, Prefix] = {}
+                for holders in keys.values():
+                    seen.update((id(prefix), prefix) for prefix in holders)
+                yield from seen.values()
+
+    def __iter__(self) -> Iterator[Prefix]:
+        for tenant in dict.fromkeys(owner for owner, _ in self._by_key):
+            yield from self.of_tenant(tenant)

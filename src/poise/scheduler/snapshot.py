@@ -1,0 +1,60 @@
+"""The scheduler's levels and counters at one moment, as values that never change afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from poise.scheduler.kv import PoolBooks
+from poise.scheduler.request import PreemptionKind, RequestClass
+from poise.scheduler.store import StoreBooks
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSnapshot:
+    """One class. `n_waiting`: new requests without a slot; `served_us`: virtual counters of its active tenants."""
+
+    n_waiting: int
+    n_running: int
+    n_paused: int
+    n_swapped: int
+    wait_estimate_us: int
+    wait_error: float
+    served_us: dict[str, int]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the scheduler was made."""
+
+    accepted: int = 0
+    finished: int = 0
+    expired: int = 0
+    resumed: int = 0
+    downgraded: int = 0
+    prefix_hits: int = 0
+    cached_tokens: int = 0
+    recomputed_tokens: int = 0
+    preempted: dict[PreemptionKind, int] = field(default_factory=lambda: dict.fromkeys(PreemptionKind, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Levels at one moment."""
+
+    step: int
+    n_moves: int
+    counters: Counters
+    classes: dict[RequestClass, ClassSnapshot]
+    pools: dict[str, PoolBooks]
+    store: StoreBooks
+    carry_us: float
+    """Measured cost of carrying one cell between a slot and the host store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A queued request's place in its class's queue, from 1, and its estimated further wait."""
+
+    request_id: int
+    position: int
+    eta_us: int

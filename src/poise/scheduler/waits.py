@@ -1,0 +1,73 @@
+"""How long a request will wait for its slot: estimated from the cost models and the backlog, held against what then happened.
+
+The estimate adds up what is ahead: prompts at their predicted cost, and of the outputs the share that requests of the class
+have really used. That is a serial sum, while a batch shares its cost among many; what the estimates were off by, in
+the mean of its logarithm, corrects the next ones. The error that is left is a metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, log
+
+from poise.scheduler.budget import CostModel
+from poise.scheduler.queues import WaitingQueue
+from poise.scheduler.request import Request, RequestClass
+from poise.scheduler.sequence import Sequence
+
+OUTPUT_RATIO_FIRST = 0.5
+MEMORY = 0.95
+"""How much of what was learnt survives one more observation."""
+
+GRACE_US = 100_000
+"""Added to both sides when an estimate is compared with what happened: nobody minds being 50 ms off."""
+
+
+class WaitEstimator:
+    """Estimates by class, and what they are worth."""
+
+    def __init__(self, models: Mapping[str, CostModel]) -> None:
+        self._models = models
+        self._output_ratio = dict.fromkeys(RequestClass, OUTPUT_RATIO_FIRST)
+        self._correction = dict.fromkeys(RequestClass, 0.0)
+        self._error = dict.fromkeys(RequestClass, 0.0)
+
+    def learn_output(self, request: Request, n_output: int) -> None:
+        """A request ended by itself with `n_output` tokens."""
+        used = n_output / request.max_output
+        old = self._output_ratio[request.request_class]
+        self._output_ratio[request.request_class] = MEMORY * old + (1 - MEMORY) * used
+
+    def learn_wait(self, request_class: RequestClass, estimated_us: int, waited_us: int) -> None:
+        """A request that was told `estimated_us` got its slot after `waited_us`."""
+        if estimated_us < GRACE_US and waited_us < GRACE_US:
+            return  # it did not wait, as it was told
+        off = log((waited_us + GRACE_US) / (estimated_us + GRACE_US))
+        self._correction[request_class] += (1 - MEMORY) * off
+        self._error[request_class] = MEMORY * self._error[request_class] + (1 - MEMORY) * abs(off)
+
+    def error(self, request_class: RequestClass) -> float:
+        """Mean of |log(waited / estimated)| over recent starts that waited: 0.7 is a factor of two."""
+        return self._error[request_class]
+
+    def estimate_us(
+        self,
+        request_class: RequestClass,
+        queues: Mapping[tuple[RequestClass, str], WaitingQueue],
+        running: Mapping[int, Sequence],
+    ) -> int:
+        """The wait of one more request behind all that are queued, and one in the middle of those that run."""
+        ahead = 0.0
+        for (owner, pool), queue in queues.items():
+            if owner is request_class or owner is RequestClass.INTERACTIVE:
+                ahead += self._work_us(owner, pool, queue.prompt_tokens, queue.output_tokens)
+        for sequence in running.values():
+            left = sequence.request.max_output - sequence.n_output
+            prompt = 0 if sequence.is_decoding else sequence.n_pending
+            ahead += self._work_us(request_class, sequence.pool, prompt, left) / len(running)
+        return int(ahead * exp(self._correction[request_class]))
+
+    def _work_us(self, request_class: RequestClass, pool: str, prompt_tokens: int, output_tokens: int) -> float:
+        """Predicted compute of that many prompt and output tokens, attention apart."""
+        model = self._models[pool]
+        return prompt_tokens * model.prompt_us + output_tokens * self._output_ratio[request_class] * model.decode_us

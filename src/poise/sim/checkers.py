@@ -1,0 +1,183 @@
+"""Invariants that need history, checked after every simulated step. `Scheduler.check` sees one moment; this sees the run.
+
+2   an ended request is in no plan any more (that it ends once is the witness's to see)
+3   the scheduler's books, the runner's real cells and a third account (`mirror`) agree
+5   while something runs, some request gets further than it ever was within PROGRESS_STEPS steps
+6   an interactive sequence that decodes misses at most one step at a time
+8   a sequence loses its slot at most `preemptions_max` times, and computes something between two times
+11  when no request is live, no slot is held and no cell in use
+12  cells of one tenant never reach another (in `mirror`; declared templates excepted)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from poise.scheduler.plan import StepPlan, StepResult
+from poise.scheduler.policy import SchedulerPolicy
+from poise.scheduler.request import Queued, Request, RequestClass
+from poise.scheduler.snapshot import Snapshot
+from poise.sim.mirror import Mirror, RealCells
+from poise.wire import messages as wire
+
+PROGRESS_STEPS = 50
+"""Steps that may pass while every computed token is one that had been computed before."""
+
+
+@dataclass(slots=True)
+class _Track:
+    """What the plans say of one accepted request."""
+
+    request: Request
+    interactive: bool
+    n_tokens: int
+    n_computed: int = 0
+    furthest: int = 0
+    running: bool = False
+    n_missed: int = 0
+    n_preempted: int = 0
+    computed_since: bool = True
+    """A chunk was computed since its slot was taken away last."""
+    held: bool = False
+    """An operator paused it; what follows until it is resumed is not the scheduler's choice."""
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.running and self.n_tokens > self.request.n_prompt and self.n_computed == self.n_tokens - 1
+
+
+class Checkers:
+    """Is told what the journal records and what the engine sends; `after_step` draws the conclusions."""
+
+    def __init__(self, policy: SchedulerPolicy, real: RealCells) -> None:
+        self.mirror = Mirror()
+        self._policy = policy
+        self._real = real
+        self._tracks: dict[int, _Track] = {}
+        self._last: tuple[StepPlan, StepResult] | None = None
+        self._plan: StepPlan | None = None
+        self._n_in_place = 0
+
+    def recorded(self, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
+        """An entry of the journal, as it is made."""
+        if kind == "add":
+            request, answer = values
+            assert isinstance(request, Request)
+            if isinstance(answer, Queued):
+                interactive = request.request_class is RequestClass.INTERACTIVE
+                self._tracks[request.request_id] = _Track(request, interactive, request.n_prompt)
+                self.mirror.add(request.request_id, request.tenant)
+        elif kind == "plan":
+            (plan,) = values
+            assert isinstance(plan, StepPlan)
+            self._plan = plan
+            for batch in plan.batches:
+                for chunk in batch.chunks:
+                    assert chunk.request_id in self._tracks, f"{chunk}: it has ended (invariant 2)"
+        elif kind == "result":
+            (result,) = values
+            assert isinstance(result, StepResult)
+            assert self._plan is not None, "a result without its plan"
+            self.mirror.carry_out(self._plan, result)
+            self._last, self._plan = (self._plan, result), None
+
+    def heard(self, message: wire.ToGateway) -> None:
+        """A message of the engine. Changes and ends of one step come after its plan and result."""
+        if not isinstance(message, wire.Step):
+            return
+        for change in message.changes:
+            self._changed(self._tracks[change.request_id], change.what)
+        for finish in message.finishes:
+            self._ended(finish.request_id)
+
+    def after_step(self, snapshot: Snapshot) -> int:
+        """The engine has finished a turn of its loop; returns how many rows it computed."""
+        n_rows = 0
+        if self._last is not None:
+            plan, result = self._last
+            self._last = None
+            self._advance(plan, result)
+            n_rows = sum(len(batch.chunks) for batch in plan.batches)
+        self.mirror.compare(self._real)
+        for name, books in snapshot.pools.items():
+            used = self.mirror.used_by(name, self._tracks)
+            assert books.cells_used == used, f"{name}: the books say {books.cells_used} cells, in use are {used}"
+        if not self._tracks:
+            for name, books in snapshot.pools.items():
+                assert books.slots_held == books.cells_used == 0, (
+                    f"{name}: nothing is live, {books.slots_held} slots held"
+                )
+            self.mirror.compare_empty(self._real, {name: books.slots for name, books in snapshot.pools.items()})
+        return n_rows
+
+    def _changed(self, track: _Track, what: str) -> None:
+        request_id = track.request.request_id
+        match what:
+            case "pause":
+                track.running, track.held = False, True
+            case "resume":
+                track.running, track.held = True, False
+            case "downgrade":
+                track.interactive = False
+            case "swap" | "drop":
+                track.running = False
+                if track.held:
+                    return
+                track.n_preempted += 1
+                most = self._policy.preemptions_max
+                assert track.n_preempted <= most, (
+                    f"request {request_id} lost its slot {track.n_preempted} times; most: {most}"
+                )
+                assert track.computed_since, f"request {request_id} lost its slot twice and computed nothing in between"
+                track.computed_since = False
+
+    def _ended(self, request_id: int) -> None:
+        del self._tracks[request_id]
+        self.mirror.forget(request_id)
+
+    def _advance(self, plan: StepPlan, result: StepResult) -> None:
+        """Invariants 5 and 6 over one step, and where each of its sequences stands after it."""
+        planned: dict[int, None] = {}
+        got_further = False
+        for batch, batch_result in zip(plan.batches, result.batches, strict=True):
+            for chunk in batch.chunks:
+                planned[chunk.request_id] = None
+                track = self._tracks.get(chunk.request_id)
+                if track is None or batch_result.failed or chunk.request_id in result.lost:
+                    got_further = True  # It ended in this step, or starts again for no fault of the scheduler.
+                    continue
+                track.running = track.computed_since = True
+                track.held = False
+                track.n_computed = chunk.start + chunk.n_tokens
+                if chunk.sample:
+                    track.n_tokens += 1
+                if track.n_tokens + track.n_computed > track.furthest:
+                    track.furthest = track.n_tokens + track.n_computed
+                    got_further = True
+        self._end_internal(plan, result)
+        for request_id in result.lost:
+            if request_id in self._tracks:
+                self._tracks[request_id].running = False
+        if plan.batches:
+            self._check_decodes(planned)
+        self._n_in_place = 0 if got_further else self._n_in_place + 1
+        assert self._n_in_place < PROGRESS_STEPS, f"{self._n_in_place} steps and nobody got any further (invariant 5)"
+
+    def _check_decodes(self, planned: dict[int, None]) -> None:
+        for request_id, track in self._tracks.items():
+            if request_id in planned or not (track.interactive and track.is_decoding):
+                track.n_missed = 0
+                continue
+            track.n_missed += 1
+            assert track.n_missed <= 1, f"request {request_id} decodes and was left out of two steps (invariant 6)"
+
+    def _end_internal(self, plan: StepPlan, result: StepResult) -> None:
+        """What the engine asked of itself (ids below 0) ends with its only token or a failure, and nobody is told."""
+        for batch, batch_result in zip(plan.batches, result.batches, strict=True):
+            for chunk in batch.chunks:
+                if (
+                    chunk.request_id < 0
+                    and chunk.request_id not in result.lost
+                    and (chunk.sample or batch_result.failed)
+                ):
+                    self._ended(chunk.request_id)

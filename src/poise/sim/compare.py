@@ -1,0 +1,111 @@
+"""Predicted against live: the same scenario simulated, beside what `poise bench --json` measured of a real server.
+
+Both take the requests of the same seeds, cut at the end of the drain, and the median over the rounds. The simulation has no
+HTTP, no tokenizer and no other process on the machine; what the chat template adds to a prompt is taken from the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from poise.scenarios import Scenario
+from poise.sim.report import token_times_ns
+from poise.sim.simulate import Simulation
+from poise.sim.world import Record
+
+FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "output_tokens_per_s")
+
+
+class CompareError(ValueError):
+    """A benchmark file that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What the benchmark measured of our server: the rounds' seeds, tokens that the template adds, medians by client."""
+
+    seeds: list[int]
+    n_prompt_extra: int
+    clients: dict[str, dict[str, float]]
+
+
+def load_live(path: Path, scenario: Scenario) -> Live:
+    """The scenario's part of a benchmark file. Raises CompareError."""
+    try:
+        scenarios = json.loads(path.read_text(encoding="utf-8"))["scenarios"]
+        found = [s for s in scenarios if s["name"] == scenario.name]
+        if not found:
+            names = ", ".join(s["name"] for s in scenarios)
+            raise CompareError(f"{path}: holds no scenario {scenario.name!r}; it has {names}")
+        requests = [r for n in found[0]["rounds"] for r in n["sides"]["ours"]["requests"]]
+        extra = [r["prompt_tokens"] - r["prompt_tokens_planned"] for r in requests if r["prompt_tokens"] is not None]
+        clients = {
+            group["name"]: {name: f["value"] for name, f in group["figures"].items()}
+            for group in found[0]["medians"]["ours"]
+            if group["kind"] == "client"
+        }
+        return Live([n["seed"] for n in found[0]["rounds"]], max(0, round(median(extra))) if extra else 0, clients)
+    except OSError as error:
+        raise CompareError(f"{path}: cannot be read: {error.strerror}") from error
+    except CompareError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise CompareError(f"{path}: not a file of poise bench --json: {error!r}") from error
+
+
+def predict(scenario: Scenario, live: Live, run: Callable[[int], Simulation]) -> dict[str, dict[str, float]]:
+    """Median figures by client over the rounds' seeds; `run` simulates one seed."""
+    rounds = [_round(scenario, run(seed).records) for seed in live.seeds]
+    predicted: dict[str, dict[str, float]] = {}
+    for client in scenario.clients:
+        values = {f: [r[client.name][f] for r in rounds if f in r.get(client.name, {})] for f in FIGURES}
+        predicted[client.name] = {f: median(found) for f, found in values.items() if found}
+    return predicted
+
+
+def _round(scenario: Scenario, records: list[Record]) -> dict[str, dict[str, float]]:
+    """One round's figures, as the benchmark would have them: a request that is cut has waited at least until then."""
+    window_ns = int(scenario.duration_s * 1e9)
+    cut_ns = window_ns + int(scenario.drain_s * 1e9)
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(r.client for r in records):
+        own = [r for r in records if r.client == name]
+        ttft_ms = [
+            (min(r.first_ns if r.first_ns is not None else cut_ns, cut_ns) - r.sent_ns) / 1e6
+            for r in own
+            if r.first_ns is not None or (r.finished_ns or cut_ns) >= cut_ns
+        ]
+        n_tokens = sum(1 for r in own for at_ns in token_times_ns(r) if at_ns <= window_ns)
+        found[name] = {"output_tokens_per_s": n_tokens / (window_ns / 1e9)}
+        if ttft_ms:
+            found[name] |= {f"ttft_ms_p{q}": float(np.percentile(ttft_ms, q)) for q in (50, 95)}
+    return found
+
+
+def comparison_table(predicted: dict[str, dict[str, float]], live: Live) -> Table:
+    table = Table(title="predicted / live", title_justify="left")
+    for column in ("client", "TTFT p50 ms", "TTFT p95 ms", "output tokens/s"):
+        table.add_column(column, justify="left" if column == "client" else "right")
+    for name, figures in predicted.items():
+        measured: dict[str, Any] = live.clients.get(name, {})
+        table.add_row(name, *(_cell(figures.get(f), measured.get(f)) for f in FIGURES))
+    return table
+
+
+def _cell(predicted: float | None, live: float | None) -> str:
+    if predicted is None or live is None:
+        return "-" if predicted is None and live is None else f"{_show(predicted)} / {_show(live)}"
+    ratio = f" ({predicted / live:.2f})" if live else ""
+    return f"{_show(predicted)} / {_show(live)}{ratio}"
+
+
+def _show(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.1f}"

@@ -1,0 +1,94 @@
+"""What the simulated machine costs: for each pool a linear model and its noise, the loop's own time, and carrying cells.
+
+A cost file is TOML, written by `poise sim --calibrate` from a live journal and read by `poise sim --cost`:
+
+    [pools.short]
+    fixed_us = 2110.0                     of each forward pass
+    decode_us = 4870.0                    of each decoded token
+    prompt_us = 3120.0                    of each prompt token
+    attended_us = 0.91                    of each cell that a token attends to
+    noise = [0.93, ..., 1.41]             measured / predicted, at equally spaced quantiles from the least to the greatest
+
+    [host]
+    step_us = 310.0                       of the loop between two forward passes, at the least
+    row_us = 14.0                         and for each row of a batch
+    carry_us_per_cell = 3.1               of a store, load, copy or move
+"""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poise.scheduler.policy import LONG_POOL, SHORT_POOL, CostPrior
+
+Pace = Callable[[str, float], int]
+"""From a pool and a batch's predicted cost in microseconds to the nanoseconds that it takes."""
+
+
+class CostError(ValueError):
+    """A cost file that cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """See the module's text. Without `noise` every step takes what the model says."""
+
+    pools: Mapping[str, CostPrior] = field(default_factory=lambda: dict.fromkeys((SHORT_POOL, LONG_POOL), CostPrior()))
+    noise: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    step_us: float = 0.0
+    row_us: float = 0.0
+    carry_us_per_cell: float = 3.0
+
+    def loop_ns(self, n_rows: int) -> int:
+        """The loop's own time in a step with so many rows."""
+        return int((self.step_us + self.row_us * n_rows) * 1000)
+
+    def pace(self, seed: int, slowness: Callable[[], float]) -> Pace:
+        """A generator of step times: the prediction, times the noise, times how slow things are just now."""
+        rng = random.Random(seed)  # noqa: S311 - a workload, not a secret
+
+        def pace(pool: str, predicted_us: float) -> int:
+            factor = slowness()
+            if quantiles := self.noise.get(pool):
+                position = rng.random() * (len(quantiles) - 1)
+                below = int(position)
+                above = min(below + 1, len(quantiles) - 1)
+                factor *= quantiles[below] + (quantiles[above] - quantiles[below]) * (position - below)
+            return int(predicted_us * factor * 1000)
+
+        return pace
+
+
+def load_costs(path: Path) -> Costs:
+    """Read a cost file. Raises CostError."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        pools = {name: _prior(table) for name, table in values["pools"].items()}
+        noise = {name: tuple(map(float, t["noise"])) for name, t in values["pools"].items() if t.get("noise")}
+        host = values.get("host", {})
+        costs = Costs(pools, noise, *(float(host.get(key, 0.0)) for key in ("step_us", "row_us", "carry_us_per_cell")))
+    except OSError as error:
+        raise CostError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CostError(f"{path}: not valid TOML: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CostError(f"{path}: not a cost file: {error!r}") from error
+    # A pool that the journal never used is taken to cost what the other one does.
+    known = next(iter(pools.values()), CostPrior())
+    return Costs(
+        {name: pools.get(name, known) for name in (SHORT_POOL, LONG_POOL)},
+        noise, costs.step_us, costs.row_us, costs.carry_us_per_cell,
+    )  # fmt: skip
+
+
+def _prior(table: Mapping[str, Any]) -> CostPrior:
+    names = ("fixed_us", "decode_us", "prompt_us", "attended_us")
+    prior = CostPrior(*(float(table[name]) for name in names))
+    if any(getattr(prior, name) < 0 for name in names):
+        raise ValueError("a cost is negative")
+    return prior

@@ -1,0 +1,157 @@
+"""Where every KV cell is, worked out again from the operations and batches that were carried out, and from nothing else.
+
+The scheduler's books are one account of the cells, the runner's real cells another; this is a third, kept by somebody who
+trusts neither. It knows whose cells they are, so it sees a tenant's cells reach another (invariant 12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from poise.scheduler.plan import (
+    Chunk,
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    StepPlan,
+    StepResult,
+    StoreSlot,
+    TrimSlot,
+)
+
+OPERATOR = ""
+"""The tenant of declared templates, which any other may use."""
+
+
+class RealCells(Protocol):
+    """The part of a simulated runner that tells what is really there."""
+
+    def slot_positions(self, pool: str, slot: int) -> int:
+        """The highest position in the slot, -1 when it is empty."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """`n` cells of one tenant; None: a batch failed, and what is left can only be released."""
+
+    tenant: str
+    request_id: int
+    n: int | None
+
+
+class Mirror:
+    """Slots and entries. Every method asserts that what it is told can be."""
+
+    def __init__(self) -> None:
+        self.slots: dict[tuple[str, int], Cells] = {}
+        self.entries: dict[int, tuple[str, Cells]] = {}
+        """Entry to the pool that it came from and its cells."""
+        self._tenants: dict[int, str] = {}
+
+    def add(self, request_id: int, tenant: str) -> None:
+        self._tenants[request_id] = tenant
+
+    def forget(self, request_id: int) -> None:
+        """The request has ended. Its cells may stay."""
+        self._tenants.pop(request_id, None)
+
+    def carry_out(self, plan: StepPlan, result: StepResult) -> None:
+        """A step as the runner carried it out."""
+        unstored, lost = set(result.unstored), set(result.lost)
+        for operation in plan.operations:
+            self._apply(operation, unstored, lost)
+        for batch, batch_result in zip(plan.batches, result.batches, strict=True):
+            for chunk in batch.chunks:
+                if chunk.request_id not in lost:
+                    self._compute(batch.pool, chunk, failed=bool(batch_result.failed))
+
+    def used_by(self, pool: str, live: Container[int]) -> int:
+        """Cells of a pool that belong to live requests."""
+        return sum(c.n or 0 for (name, _), c in self.slots.items() if name == pool and c.request_id in live)
+
+    def compare(self, real: RealCells) -> None:
+        """Assert that the runner holds exactly these cells (invariant 3). What a failed batch left is unknown."""
+        for (pool, slot), cells in self.slots.items():
+            n_real = real.slot_positions(pool, slot) + 1
+            assert cells.n is None or n_real == cells.n, f"slot {slot} of {pool} holds {n_real} cells, not {cells.n}"
+
+    def compare_empty(self, real: RealCells, pools: dict[str, int]) -> None:
+        """Assert that slots which should be empty are. `pools`: slots by pool."""
+        for pool, n_slots in pools.items():
+            for slot in range(n_slots):
+                if (pool, slot) not in self.slots:
+                    n_real = real.slot_positions(pool, slot) + 1
+                    assert n_real == 0, f"slot {slot} of {pool} should be empty and holds {n_real} cells"
+
+    def _apply(self, operation: KvOperation, unstored: set[int], lost: set[int]) -> None:
+        match operation:
+            case ReleaseSlot(pool, slot, _):
+                self.slots.pop((pool, slot), None)
+            case TrimSlot(pool, slot, n_cells):
+                cells = self._known(pool, slot, n_cells, "trimmed")
+                if n_cells:
+                    self.slots[pool, slot] = replace(cells, n=n_cells)
+                else:
+                    del self.slots[pool, slot]
+            case MoveSlot(pool, source, target, request_id):
+                self._assert_empty(pool, target, operation)
+                cells = self.slots.pop((pool, source), None)
+                if cells is not None and request_id not in lost:
+                    self.slots[pool, target] = cells
+            case CopySlot(pool, source, target, n_cells, request_id):
+                self._assert_empty(pool, target, operation)
+                cells = self._known(pool, source, n_cells, "copied")
+                self._take_over(pool, target, cells, n_cells, request_id, lost)
+            case StoreSlot(pool, slot, entry, n_cells):
+                cells = self._known(pool, slot, n_cells, "stored")
+                assert entry not in self.entries, f"{operation}: the entry is there already"
+                if entry not in unstored:
+                    self.entries[entry] = (pool, replace(cells, n=n_cells))
+            case LoadSlot(pool, slot, entry, n_cells, request_id):
+                self._assert_empty(pool, slot, operation)
+                if entry in unstored:
+                    assert request_id in lost, f"{operation}: a request goes on from cells that were never stored"
+                    return
+                assert entry in self.entries, f"{operation}: there is no such entry"
+                origin, cells = self.entries[entry]
+                assert origin == pool, f"{operation}: the entry is of pool {origin}"
+                assert n_cells <= (cells.n or 0), f"{operation}: the entry has {cells.n} cells"
+                self._take_over(pool, slot, cells, n_cells, request_id, lost)
+            case DropEntry(entry):
+                # An entry whose store failed in the same step is dropped in vain.
+                assert entry in self.entries or entry in unstored, f"{operation}: there is no such entry"
+                self.entries.pop(entry, None)
+
+    def _take_over(self, pool: str, slot: int, cells: Cells, n_cells: int, request_id: int, lost: set[int]) -> None:
+        """Cells of `cells.tenant` become part of a request's sequence."""
+        tenant = self._tenants.get(request_id)
+        assert tenant is not None, f"cells are given to request {request_id}, which is not live"
+        allowed = cells.tenant in (tenant, OPERATOR)
+        assert allowed, f"request {request_id} of tenant {tenant} is given cells of {cells.tenant} (invariant 12)"
+        if request_id not in lost and n_cells:
+            self.slots[pool, slot] = Cells(tenant, request_id, n_cells)
+
+    def _compute(self, pool: str, chunk: Chunk, *, failed: bool) -> None:
+        tenant = self._tenants[chunk.request_id]
+        cells = self.slots.get((pool, chunk.slot), Cells(tenant, chunk.request_id, 0))
+        assert cells.n == chunk.start, f"{chunk} in {pool}: the slot holds {cells.n} cells"
+        assert cells.tenant == tenant or not cells.n, (
+            f"{chunk} in {pool}: tenant {tenant} goes on from cells of {cells.tenant} (invariant 12)"
+        )
+        n_cells = None if failed else chunk.start + chunk.n_tokens
+        self.slots[pool, chunk.slot] = Cells(tenant, chunk.request_id, n_cells)
+
+    def _known(self, pool: str, slot: int, n_cells: int, what: str) -> Cells:
+        cells = self.slots.get((pool, slot))
+        assert cells is not None, f"slot {slot} of {pool} is {what} and empty"
+        assert n_cells <= (cells.n or 0), f"slot {slot} of {pool} holds {cells.n} cells; {n_cells} are {what}"
+        return cells
+
+    def _assert_empty(self, pool: str, slot: int, operation: KvOperation) -> None:
+        assert (pool, slot) not in self.slots, f"{operation}: the target holds {self.slots[pool, slot]}"

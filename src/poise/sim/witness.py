@@ -1,0 +1,158 @@
+"""What a client may rely on, checked message by message from outside the engine.
+
+It knows what was asked and what was answered, and nothing of the scheduler:
+
+1. Every request is accepted or refused, once and at once. An accepted one ends exactly once (invariant 2), and nothing of it
+   is sent after that.
+2. Every token is the one an undisturbed computation gives (invariant 10), however often the request was paused, swapped or
+   computed again: the simulated model is a hash chain, so the reference is one more hash for each token.
+3. An end has its reason: "length" with all tokens, "stop" where the model ends, "aborted" only if somebody asked for it,
+   "expired" only after the timeout and before anything was computed, "failed" only where the runner was made to fail.
+4. A paused request sends nothing until it goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from zlib import crc32
+
+import numpy as np
+
+from poise.wire import messages as wire
+
+
+@dataclass(slots=True)
+class Reference:
+    """The simulated model, computed without batches, slots or steps. `state` has seen the prompt and `n_output` tokens."""
+
+    state: int
+    n_output: int = 0
+
+    @classmethod
+    def of_prompt(cls, prompt: list[int]) -> Reference:
+        return cls(crc32(np.asarray(prompt, "<i8").tobytes()))
+
+    def next(self, sampling: wire.SamplingParams, n_vocab: int, end_rate: int) -> int | None:
+        """The next token, None where the answer ends. Modifies the state."""
+        draw = self.state
+        if sampling.temperature != 0:
+            draw = crc32(sampling.seed.to_bytes(8, "little", signed=True), draw)
+        may_end = end_rate and not sampling.ignore_eos and self.n_output >= sampling.min_output
+        if may_end and draw % end_rate == 0:
+            return None
+        token = 1 + draw % (n_vocab - 1)
+        self.state = crc32(token.to_bytes(8, "little", signed=True), self.state)
+        self.n_output += 1
+        return token
+
+
+@dataclass(slots=True)
+class _Case:
+    submit: wire.Submit
+    sent_ns: int
+    reference: Reference
+    accepted: bool = False
+    started: bool = False
+    aborted: bool = False
+    away: bool = False
+    """Paused, swapped or dropped."""
+
+
+class Witness:
+    """Sees every message in both directions and asserts the rules in the module's text."""
+
+    def __init__(self, *, n_vocab: int, end_rate: int, may_fail: bool) -> None:
+        self.n_accepted = 0
+        self.n_ended = 0
+        self.n_tokens = 0
+        self._n_vocab = n_vocab
+        self._end_rate = end_rate
+        self._may_fail = may_fail
+        self._open: dict[int, _Case] = {}
+
+    @property
+    def open_ids(self) -> list[int]:
+        """Requests that were delivered and have not ended."""
+        return list(self._open)
+
+    def told(self, message: wire.ToEngine, now_ns: int) -> None:
+        """The engine was given a message."""
+        match message:
+            case wire.Submit():
+                self._open[message.request_id] = _Case(message, now_ns, Reference.of_prompt(message.prompt))
+            case wire.Abort() if message.request_id in self._open:
+                self._open[message.request_id].aborted = True
+
+    def heard(self, message: wire.ToGateway, now_ns: int) -> None:
+        """The engine sent a message. It is right, or this asserts."""
+        match message:
+            case wire.Accepted():
+                case = self._case(message.request_id, "accepted")
+                assert not case.accepted, f"request {message.request_id} was accepted twice"
+                case.accepted = True
+                self.n_accepted += 1
+            case wire.Refused():
+                case = self._case(message.request_id, f"refused ({message.reason})")
+                assert not case.accepted, f"request {message.request_id} was refused after it had been accepted"
+                del self._open[message.request_id]
+            case wire.Step():
+                self._step(message, now_ns)
+
+    def _step(self, step: wire.Step, now_ns: int) -> None:
+        for start in step.starts:
+            case = self._case(start.request_id, "started")
+            assert case.accepted, f"request {start.request_id} started without having been accepted"
+            assert not case.started, f"request {start.request_id} started twice"
+            assert 0 <= start.n_cached < len(case.submit.prompt), f"{start}: a prompt's last token is always computed"
+            case.started, case.away = True, False
+        for change in step.changes:
+            case = self._case(change.request_id, change.what)
+            if change.what != "downgrade":
+                case.away = change.what != "resume"
+        for token in step.tokens:
+            self._token(token)
+        for finish in step.finishes:
+            self._finish(finish, now_ns)
+
+    def _token(self, token: wire.Token) -> None:
+        case = self._case(token.request_id, "sent a token")
+        assert case.started, f"request {token.request_id} sent a token before its start"
+        assert not case.away, f"request {token.request_id} sent a token while it was preempted"
+        n_output = case.reference.n_output
+        expected = case.reference.next(case.submit.sampling, self._n_vocab, self._end_rate)
+        assert token.token == expected, (
+            f"request {token.request_id}: token {n_output} is {token.token}; undisturbed it is {expected}"
+        )
+        self.n_tokens += 1
+
+    def _finish(self, finish: wire.Finish, now_ns: int) -> None:
+        case = self._case(finish.request_id, f"ended ({finish.reason})")
+        del self._open[finish.request_id]
+        self.n_ended += 1
+        submit, what = case.submit, f"request {finish.request_id} ({finish.reason})"
+        assert case.accepted, f"{what} ended without having been accepted"
+        assert finish.n_output == case.reference.n_output, f"{what} counts {finish.n_output} tokens; it sent others"
+        assert finish.n_prompt == len(submit.prompt), f"{what} counts {finish.n_prompt} prompt tokens"
+        assert finish.n_output <= submit.max_output, f"{what} has more tokens than were allowed"
+        match finish.reason:
+            case "length":
+                assert finish.n_output == submit.max_output, f"{what} ended after {finish.n_output} tokens"
+            case "stop":
+                token = case.reference.next(submit.sampling, self._n_vocab, self._end_rate)
+                assert token is None, f"{what} ended where the model goes on with {token}"
+            case "aborted":
+                assert case.aborted, f"{what} was aborted by nobody"
+            case "expired":
+                waited_ms = (now_ns - case.sent_ns) / 1e6
+                assert 0 < submit.queue_timeout_ms <= waited_ms + 1, f"{what} after {waited_ms:.0f} ms"
+                assert not case.started, f"{what} had been started"
+            case "failed":
+                assert self._may_fail, f"{what} with no fault of the runner: {finish.detail}"
+                assert finish.detail, f"{what} without a word about why"
+            case _:
+                raise AssertionError(f"{what}: no such reason")
+
+    def _case(self, request_id: int, what: str) -> _Case:
+        case = self._open.get(request_id)
+        assert case is not None, f"request {request_id} {what}, but it has ended or never was"
+        return case
