@@ -23,6 +23,7 @@ from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState
 from poise.gateway.protocol import protocol_with_timeout
 from poise.gateway.supervisor import Supervisor
+from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
 from poise.llama.default_model import default_model
 from poise.llama.library import EngineLibraryError
@@ -50,7 +51,12 @@ def serve(loaded: LoadedSettings) -> int:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
     with vocabulary, listener, ThreadPoolExecutor(1, thread_name_prefix="tokenise") as executor:
-        return _Service(settings, path, TextModel(vocabulary.vocab, template, executor), listener).run()
+        try:
+            service = _Service(settings, path, TextModel(vocabulary.vocab, template, executor), listener)
+        except TemplateUnusable as error:
+            print(f"poise: {error}", file=sys.stderr)  # noqa: T201
+            return CANNOT_START
+        return service.run()
 
 
 class _CannotListen(Exception):
