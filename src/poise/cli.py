@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from poise.config import LoadedSettings
 
 USAGE_ERROR = 2
+DOES_NOT_FIT = 2
 
 OVERVIEW = """A local LLM server that keeps its composure under load.
 
@@ -34,6 +35,7 @@ Examples:
   poise serve                                      the default model on http://127.0.0.1:8000
   poise serve --model model.gguf --port 9000
   poise serve --profile team --set classes.interactive.queue_max=16
+  poise fit --model model.gguf --profile edge      does it fit into memory, and if not, what would
   POISE_SERVER__PORT=9000 poise config             every setting and where it came from
 
 \b
@@ -151,6 +153,30 @@ def show_config(
     from poise.config.document import to_json, to_toml
 
     typer.echo(to_json(loaded) if as_json else to_toml(loaded), nl=as_json)
+
+
+@app.command()
+def fit(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Tell whether the model and the settings fit this host's memory.
+
+    Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
+    """
+    loaded = _load(config, assignments, {"profile": profile, "model.path": model})
+    from poise.llama.fit import judge, to_json, to_text
+    from poise.llama.gguf import ModelError
+
+    try:
+        result = judge(loaded)
+    except ModelError as error:
+        raise _refusal(f"poise: {error}") from error
+    typer.echo(to_json(result) if as_json else to_text(result))
+    raise typer.Exit(0 if result.fits else DOES_NOT_FIT)
 
 
 @app.command()

@@ -36,6 +36,9 @@ class Draft:
     sources: dict[str, Source]
     suspect: set[str]
 
+    def copy(self) -> Draft:
+        return Draft(dict(self.values), dict(self.sources), set(self.suspect))
+
     def is_set(self, key: str) -> bool:
         return not self.source(key).yields
 

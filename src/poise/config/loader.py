@@ -8,7 +8,7 @@ and `poise.config.consistency` looks at the values together.
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,18 @@ class LoadedSettings:
 
     settings: Settings
     origins: dict[str, str]
+    _draft: Draft = field(repr=False, compare=False)
+
+    def varied(self, changes: Mapping[str, object]) -> LoadedSettings:
+        """What would be loaded with more given on the command line, each value valid by itself.
+
+        Raises ConfigError when that does not fit together with what is set.
+        """
+        draft = self._draft.copy()
+        layer = command_line_layer(changes)
+        draft.values |= changes
+        draft.sources |= {key: layer.source_of(key) for key in changes}
+        return _finish(draft, [])
 
 
 def load(file: Path | None, environment: Mapping[str, str], overrides: Mapping[str, object]) -> LoadedSettings:
@@ -69,10 +81,15 @@ def load(file: Path | None, environment: Mapping[str, str], overrides: Mapping[s
             draft.sources[key] = layer.source_of(key)
     if "profile" in draft.suspect:
         draft.suspect |= set(section_keys())  # it may have meant anything
-    problems += reconcile(draft)
+    return _finish(draft, problems)
+
+
+def _finish(given: Draft, problems: list[str]) -> LoadedSettings:
+    draft = given.copy()
+    problems = [*problems, *reconcile(draft)]
     if problems:
         raise ConfigError(problems)
-    return LoadedSettings(_build(draft.values), _origins(draft))
+    return LoadedSettings(_build(draft.values), _origins(draft), given)
 
 
 def _profile(layers: Sequence[Layer]) -> list[Layer]:
