@@ -55,6 +55,7 @@ ApiKey = Annotated[str, AfterValidator(_api_key)]
 OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
 Toggle = Literal["auto", "on", "off"]
 KvType = Literal["f16", "q8_0", "q4_0"]
+Profile = Literal["workstation", "team", "edge"]
 
 
 class Section(BaseModel):
@@ -227,6 +228,8 @@ class TemplateSettings(Section):
 
 
 class Settings(Section):
+    profile: Profile = "workstation"
+    """The values that everything else starts from."""
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
