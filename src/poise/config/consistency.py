@@ -99,7 +99,7 @@ def ceilings() -> Iterator[Ceiling]:
         # One token of output needs room as well.
         yield Ceiling(f"classes.{name}.max_prompt_tokens", "pools.long.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.max_prompt_tokens", context, strict=True, unless_0=True)
-        yield Ceiling(f"classes.{name}.default_output_tokens", context, strict=True, unless_0=True)
+        yield Ceiling(f"classes.{name}.default_output_tokens", context, unless_0=True)
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
     yield Ceiling("store.prefix_min_tokens", "pools.long.slot_tokens", strict=True)
 
