@@ -101,13 +101,14 @@ class Loading(msgspec.Struct, frozen=True, array_like=True, tag="loading"):
 
 
 class PoolInfo(msgspec.Struct, frozen=True, array_like=True):
-    """A KV pool as it was built."""
+    """A KV pool as it was built. `cell_bytes` is what one cell takes in the host store."""
 
     name: str
     n_slots: int
     slot_cells: int
     flash_attention: bool
     kv_bytes: int
+    cell_bytes: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
