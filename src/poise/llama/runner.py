@@ -1,7 +1,7 @@
 """Computes the scheduler's batches on llama.cpp: one context per KV pool over one set of weights.
 
-The live adapter of the `Runner` port. It holds no policy: rows, slots and moves come from the plan, and what does not fit is
-an error. Everything runs on the engine's one compute thread; other threads must keep out.
+The live adapter of the `Runner` port. It holds no policy: rows, slots and stored entries come from the plan, and what does
+not fit is an error. Everything runs on the engine's one compute thread; other threads must keep out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from poise.llama.context import PoolContext
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.llama.sampler import Floats, Sampler
-from poise.scheduler.plan import KvOperation, ReleaseSlot
+from poise.llama.store import StateStore, StoredState
+from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
 from poise.wire.messages import PoolInfo, SamplingParams, Token
 
 
@@ -40,6 +41,7 @@ class LlamaRunner:
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._contexts: dict[str, PoolContext] = {}
+        self._store = StateStore()
         try:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
@@ -64,6 +66,15 @@ class LlamaRunner:
     def pools(self) -> Sequence[PoolInfo]:
         return [context.info for context in self._contexts.values()]
 
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all entries of the host store."""
+        return self._store.n_bytes
+
+    def cell_bytes(self, pool: str) -> int:
+        """Bytes of one KV cell of the pool in the host store; an entry takes a little more (a header, positions)."""
+        return self._contexts[pool].info.cell_bytes
+
     def slot_positions(self, pool: str, slot: int) -> int:
         """The highest position in the slot, -1 when it is empty."""
         return self._contexts[pool].last_position(slot)
@@ -74,12 +85,26 @@ class LlamaRunner:
     def close(self, request_id: int) -> None:
         self._samplers.pop(request_id, None)
 
-    def apply(self, operation: KvOperation) -> None:
-        context = self._contexts[operation.pool]
-        if isinstance(operation, ReleaseSlot):
-            context.release(operation.slot)
-        else:
-            context.move(operation.source, operation.target)
+    def apply(self, operation: KvOperation) -> int:
+        match operation:
+            case ReleaseSlot(pool, slot):
+                self._contexts[pool].release(slot)
+            case MoveSlot(pool, source, target):
+                self._contexts[pool].move(source, target)
+            case TrimSlot(pool, slot, n_cells):
+                self._contexts[pool].truncate(slot, n_cells)
+            case CopySlot(pool, source, target, n_cells):
+                self._contexts[pool].copy(source, target, n_cells)
+            case StoreSlot(pool, slot, entry, n_cells):
+                state = self._contexts[pool].copy_state(slot, n_cells)
+                self._store.put(entry, StoredState(pool, n_cells, state))
+                return len(state)
+            case LoadSlot(pool, slot, entry, n_cells):
+                stored = self._store.get(entry, pool, n_cells)
+                self._contexts[pool].load(slot, stored.state, stored.n_cells, n_cells)
+            case DropEntry(entry):
+                self._store.drop(entry)
+        return 0
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         assert all(row.slot < after.slot for row, after in pairwise(rows)), (
@@ -94,8 +119,9 @@ class LlamaRunner:
         return Sampled(Token(request_id, drawn.token, drawn.logprob, drawn.top), ends=drawn.token in self._eog)
 
     def shutdown(self) -> None:
-        """Free samplers, pools and model, in this order. Later calls do nothing."""
+        """Free samplers, stored states (overwritten), pools and model, in this order. Later calls do nothing."""
         self._samplers.clear()
+        self._store.clear()
         for context in self._contexts.values():
             context.close()
         self.model.close()
