@@ -6,7 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import Batch, BatchResult, MoveSlot, ReleaseSlot, StepPlan, StepResult
+from poise.scheduler.plan import (
+    Batch,
+    BatchResult,
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    StepPlan,
+    StepResult,
+    StoreSlot,
+    TrimSlot,
+)
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, CostPrior, PoolPolicy, SchedulerPolicy
 from poise.scheduler.request import Event, Finished, Queued, Rejected, Request, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
@@ -48,18 +61,22 @@ def policy(
 
 
 COST = CostPrior(fixed_us=3000, decode_us=5000, prompt_us=4000, attended_us=0.5)
+STORED_CELL_BYTES = 100
+"""What the made-up machine's host store takes for a cell."""
 
 
 @dataclass
 class Driver:
-    """One scheduler and a machine that costs what COST says. `cells` mirrors what the runner would hold."""
+    """One scheduler and a machine that costs what COST says. `cells` and `entries` mirror what the runner would hold."""
 
     scheduler: Scheduler
     now_ns: int = 0
     events: list[Event] = field(default_factory=list)
     plans: list[StepPlan] = field(default_factory=list)
     cells: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
-    """(pool, slot) to (request id, cells computed)."""
+    """(pool, slot) to (request id, cells held); a request id that has ended means that the slot is warm."""
+    entries: dict[int, tuple[str, int, int]] = field(default_factory=dict)
+    """Entry of the host store to (pool, request id, cells held)."""
     accepted: dict[int, Request] = field(default_factory=dict)
     _next_id: int = 1
     _cost: CostModel = field(default_factory=lambda: CostModel(COST))
@@ -106,11 +123,11 @@ class Driver:
         self.plans.append(plan)
         if plan.is_empty:
             return plan
-        for operation in plan.operations:
-            self._apply(operation)
+        n_bytes = [self._apply(operation) for operation in plan.operations]
+        stored = tuple((o.entry, n) for o, n in zip(plan.operations, n_bytes, strict=True) if isinstance(o, StoreSlot))
         results = [self._run(batch, ended, fail(batch), factor) for batch in plan.batches]
         self.now_ns += sum(r.cost_us for r in results) * 1000
-        self.events += self.scheduler.complete(plan, StepResult(tuple(results)), self.now_ns)
+        self.events += self.scheduler.complete(plan, StepResult(tuple(results), stored), self.now_ns)
         self.scheduler.check()
         return plan
 
@@ -136,12 +153,42 @@ class Driver:
         assert not self.cells
         assert all(books.slots_held == 0 for books in self.scheduler.snapshot().pools.values())
 
-    def _apply(self, operation: ReleaseSlot | MoveSlot) -> None:
-        if isinstance(operation, ReleaseSlot):
-            self.cells.pop((operation.pool, operation.slot), None)
-            return
-        assert (operation.pool, operation.target) not in self.cells, f"{operation} into a slot in use"
-        self.cells[operation.pool, operation.target] = self.cells.pop((operation.pool, operation.source))
+    def _apply(self, operation: KvOperation) -> int:
+        """Carry out one operation on the mirror. Returns the bytes of a StoreSlot's entry, else 0."""
+        match operation:
+            case ReleaseSlot(pool, slot):
+                self.cells.pop((pool, slot), None)
+            case MoveSlot(pool, source, target):
+                self._fill(operation, target, *self.cells.pop((pool, source)))
+            case TrimSlot(pool, slot, n_cells):
+                owner, held = self.cells[pool, slot]
+                assert 0 <= n_cells <= held, f"{operation}, and the slot holds {held} cells"
+                self.cells[pool, slot] = (owner, n_cells)
+                if n_cells == 0:
+                    del self.cells[pool, slot]
+            case CopySlot(pool, source, target, n_cells, request_id):
+                _, held = self.cells[pool, source]
+                assert 0 < n_cells <= held, f"{operation}, and the source holds {held} cells"
+                self._fill(operation, target, request_id, n_cells)
+            case StoreSlot(pool, slot, entry, n_cells):
+                owner, held = self.cells[pool, slot]
+                assert 0 < n_cells == held, f"{operation}, and the slot holds {held} cells"
+                assert entry not in self.entries, f"{operation}: the entry is there already"
+                self.entries[entry] = (pool, owner, n_cells)
+                return n_cells * STORED_CELL_BYTES
+            case LoadSlot(pool, slot, entry, n_cells, request_id):
+                came_from, _, held = self.entries[entry]
+                assert pool == came_from, f"{operation}, and the entry comes from pool {came_from}"
+                assert 0 < n_cells <= held, f"{operation}, and the entry holds {held} cells"
+                self._fill(operation, slot, request_id, n_cells)
+            case DropEntry(entry):
+                del self.entries[entry]
+        return 0
+
+    def _fill(self, operation: MoveSlot | CopySlot | LoadSlot, slot: int, owner: int, n_cells: int) -> None:
+        """Cells arrive in a slot, which must be empty."""
+        assert (operation.pool, slot) not in self.cells, f"{operation} into a slot in use"
+        self.cells[operation.pool, slot] = (owner, n_cells)
 
     def _run(self, batch: Batch, ended: Sequence[int], failed: str, factor: float) -> BatchResult:
         slots = [c.slot for c in batch.chunks]
@@ -149,13 +196,18 @@ class Driver:
         shape = BatchShape()
         for chunk in batch.chunks:
             held, computed = self.cells.get((batch.pool, chunk.slot), (chunk.request_id, 0))
-            assert held == chunk.request_id, f"slot {chunk.slot} holds request {held}, not {chunk.request_id}"
+            # A warm slot may be taken over as it is; that its cells are counted is checked next.
+            taken = held == chunk.request_id or self._has_ended(held)
+            assert taken, f"slot {chunk.slot} holds request {held}, not {chunk.request_id}"
             assert chunk.start == computed, f"request {chunk.request_id} skips from {computed} to {chunk.start}"
             if not failed:
                 self.cells[batch.pool, chunk.slot] = (chunk.request_id, computed + chunk.n_tokens)
             shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
         ends = tuple(c.request_id for c in batch.chunks if c.sample and c.request_id in ended)
         return BatchResult(int(self._cost.predict_us(shape) * factor), ends, failed)
+
+    def _has_ended(self, request_id: int) -> bool:
+        return any(isinstance(e, Finished) and e.request_id == request_id for e in self.events)
 
 
 def chunks(plan: StepPlan) -> dict[int, int]:
