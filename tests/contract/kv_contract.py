@@ -53,7 +53,10 @@ class KvContract:
         entry = sequence.store(subject)
         sequence.give_up_slot()
         for _ in range(2):
-            alone_in(subject, 2, STORY * 3, 6)
+            other = Sequence(subject, 2, STORY * 3)
+            other.greedy(6)
+            other.move(0)
+            other.release()
             twin = sequence.twin(subject, slot=2)
             twin.load(entry, slot=2)
             assert twin.greedy(LONG_RUN - 5) == stayed
