@@ -53,7 +53,7 @@ class KvContract:
         entry = sequence.store(subject)
         sequence.give_up_slot()
         for _ in range(2):
-            other = Sequence(subject, 2, STORY * 3)
+            other = Sequence(subject, 2, STORY)
             other.greedy(6)
             other.move(0)
             other.release()
