@@ -1,7 +1,7 @@
 """Computes the scheduler's batches on llama.cpp: one context per KV pool over one set of weights.
 
-The live adapter of the `Runner` port. It holds no policy: rows, slots and moves come from the plan, and what does not fit is
-an error. Everything runs on the engine's one compute thread; other threads must keep out.
+The live adapter of the `Runner` port. It holds no policy: rows, slots and stored entries come from the plan, and what does
+not fit is an error. Everything runs on the engine's one compute thread; other threads must keep out.
 """
 
 from __future__ import annotations
@@ -16,19 +16,10 @@ from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.llama.sampler import Floats, Sampler
-from poise.llama.store import StateStore
+from poise.llama.store import StateStore, StoredState
 from poise.llama.threads import ThreadGovernor
 from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import (
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import CostPrior
 from poise.wire.messages import PoolInfo, SamplingParams, Token
 
@@ -90,8 +81,12 @@ class LlamaRunner:
 
     @property
     def stored_bytes(self) -> int:
-        """What the host store takes."""
+        """Bytes of all entries of the host store."""
         return self._store.n_bytes
+
+    def cell_bytes(self, pool: str) -> int:
+        """Bytes of one KV cell of the pool in the host store; an entry takes a little more (a header, positions)."""
+        return self._contexts[pool].info.cell_bytes
 
     def slot_positions(self, pool: str, slot: int) -> int:
         """The highest position in the slot, -1 when it is empty."""
@@ -104,23 +99,24 @@ class LlamaRunner:
         self._samplers.pop(request_id, None)
 
     def apply(self, operation: KvOperation) -> int:
-        if isinstance(operation, DropEntry):
-            self._store.drop(operation.entry)
-            return 0
-        context = self._contexts[operation.pool]
         match operation:
-            case ReleaseSlot():
-                context.release(operation.slot)
-            case MoveSlot():
-                context.move(operation.source, operation.target)
-            case TrimSlot():
-                context.truncate(operation.slot, operation.n_cells)
-            case CopySlot():
-                context.copy(operation.source, operation.target, operation.n_cells)
-            case StoreSlot():
-                return self._store.keep(operation.entry, context, operation.slot, operation.n_cells)
-            case LoadSlot():
-                self._store.load(operation.entry, context, operation.slot, operation.n_cells)
+            case ReleaseSlot(pool, slot):
+                self._contexts[pool].release(slot)
+            case MoveSlot(pool, source, target):
+                self._contexts[pool].move(source, target)
+            case TrimSlot(pool, slot, n_cells):
+                self._contexts[pool].truncate(slot, n_cells)
+            case CopySlot(pool, source, target, n_cells):
+                self._contexts[pool].copy(source, target, n_cells)
+            case StoreSlot(pool, slot, entry, n_cells):
+                state = self._contexts[pool].copy_state(slot, n_cells)
+                self._store.put(entry, StoredState(pool, n_cells, state))
+                return len(state)
+            case LoadSlot(pool, slot, entry, n_cells):
+                stored = self._store.get(entry, pool, n_cells)
+                self._contexts[pool].load(slot, stored.state, stored.n_cells, n_cells)
+            case DropEntry(entry):
+                self._store.drop(entry)
         return 0
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
@@ -151,7 +147,7 @@ class LlamaRunner:
         return Sampled(Token(request_id, drawn.token, drawn.logprob, drawn.top), ends=drawn.token in self._eog)
 
     def shutdown(self) -> None:
-        """Free samplers, the host store, pools and model, in this order. Later calls do nothing."""
+        """Free samplers, stored states (overwritten), pools and model, in this order. Later calls do nothing."""
         self._samplers.clear()
         self._store.clear()
         for context in self._contexts.values():
