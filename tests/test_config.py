@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.config import ConfigError, LoadedSettings, Settings, load, to_policy
-from poise.config.catalogue import Setting, catalogue, quoted, section_keys
+from poise.config.catalogue import NAME, Setting, catalogue, find, quoted, section_keys
 from poise.config.document import to_toml
 from poise.config.sources import OTHER_VARIABLES
-from poise.scheduler.policy import ClassPolicy, CostPrior, PoolPolicy
+from poise.scheduler.policy import ClassPolicy, CostPrior, PoolPolicy, StorePolicy, TenantPolicy
 from poise.scheduler.request import RequestClass
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
+FLAT = {key: setting for key, setting in catalogue().items() if NAME not in key}
+"""The settings that are there without anything being declared."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,7 +55,9 @@ def check(
     untouched = {key for key, origin in loaded.origins.items() if origin == "default"}
     assert untouched == set(loaded.origins) - expected.keys()
     for key in untouched:
-        assert value(loaded, key) == catalogue()[key].default, key
+        setting = find(key)
+        assert setting is not None
+        assert value(loaded, key) == setting.default, key
 
 
 def test_defaults() -> None:
@@ -61,7 +65,7 @@ def test_defaults() -> None:
     loaded = load(None, {}, {})
     assert loaded.settings == Settings()
     assert set(loaded.origins.values()) == {"default"}
-    assert loaded.origins.keys() == catalogue().keys()
+    assert loaded.origins.keys() == FLAT.keys()
 
 
 def test_later_sources_win() -> None:
@@ -97,6 +101,51 @@ def test_tenants_merge_across_sources() -> None:
     assert "auth.keys" not in loaded.origins
 
 
+def test_sections_of_a_table_merge_across_sources() -> None:
+    """What one source says of a tenant or a template, another completes; names may hold underscores, "local" is allowed."""
+    Path("given.toml").write_text(
+        "[tenants]\nalice = {weight = 3, queue_max = 9}\nlocal = {running_max = 1}\n[templates.faq]\ntenants = ['bob']"
+    )
+    environment = {
+        "POISE_TENANTS__ALICE__WEIGHT": "2",
+        "POISE_TENANTS__TEAM__RED__WEIGHT": "0.5",
+        "POISE_TEMPLATES__FAQ__TEXT": "You answer.\n",
+        "POISE_TEMPLATES__FAQ__TENANTS": "alice, key-0a",
+    }
+    loaded = load(Path("given.toml"), environment, {"tenants.key-0a.tokens_per_minute": "60"})
+    tenants = {name: tenant.model_dump(exclude_defaults=True) for name, tenant in loaded.settings.tenants.items()}
+    assert tenants == {
+        "alice": {"weight": 2.0, "queue_max": 9},
+        "local": {"running_max": 1},
+        "team__red": {"weight": 0.5},
+        "key-0a": {"tokens_per_minute": 60},
+    }
+    template = loaded.settings.templates["faq"]
+    assert (template.text, template.tenants) == ("You answer.\n", ["alice", "key-0a"])
+    assert loaded.origins["tenants.alice.weight"] == "environment POISE_TENANTS__ALICE__WEIGHT"
+    assert loaded.origins["tenants.alice.queue_max"] == f"file {Path('given.toml').absolute()}"
+    assert loaded.origins["tenants.alice.running_max"] == "default"
+    assert loaded.origins["tenants.key-0a.tokens_per_minute"] == ("command line --set tenants.key-0a.tokens_per_minute")
+
+
+@pytest.mark.parametrize("toml", ["tenants.alice = {}", "[tenants.alice]\nweight = 2.0"])
+def test_a_tenant_takes_what_it_leaves_out_from_the_defaults(toml: str) -> None:
+    """Also one whose section is empty."""
+    Path("given.toml").write_text(toml)
+    loaded = load(Path("given.toml"), {"POISE_TENANT_DEFAULTS__QUEUE_MAX": "5"}, {})
+    alice = loaded.settings.tenants["alice"]
+    assert (alice.queue_max, alice.running_max) == (5, 0)
+    assert loaded.origins["tenants.alice.queue_max"] == "default, as tenant_defaults.queue_max"
+    assert loaded.origins["tenants.alice.running_max"] == "default"
+
+
+def test_an_empty_section_and_a_filled_one_are_one_tenant() -> None:
+    """Whichever source comes first."""
+    Path("given.toml").write_text("tenants.alice = {}\ntenants.bob.weight = 2")
+    loaded = load(Path("given.toml"), {"POISE_TENANTS__ALICE__WEIGHT": "2"}, {"tenants.bob.queue_max": 1})
+    assert {name: tenant.weight for name, tenant in loaded.settings.tenants.items()} == {"alice": 2.0, "bob": 2.0}
+
+
 @pytest.mark.parametrize(
     ("key", "text", "expected"),
     [
@@ -109,6 +158,8 @@ def test_tenants_merge_across_sources() -> None:
         ("engine.kv_type", "q8_0", "q8_0"),
         ("pools.short.flash_attention", "off", "off"),
         ("auth.admin_key", "true", "true"),
+        ("store.prefix_reuse", "off", False),
+        ("classes.interactive.queue_timeout_s", "30", 30.0),
     ],
 )
 def test_text_is_read_by_the_type_of_the_setting(key: str, text: str, expected: object) -> None:
@@ -174,7 +225,6 @@ def test_variables_of_others_are_left_alone() -> None:
             "pools.short.slots",
             1,
             {
-                "pools.short.reserved_slots": (0, "limited by pools.short.slots"),
                 "classes.interactive.slots_max": (1, "limited by pools.short.slots"),
                 "classes.background.slots_max": (1, "limited by pools.short.slots"),
             },
@@ -202,6 +252,13 @@ def test_variables_of_others_are_left_alone() -> None:
             0.9,
             {"classes.background.min_share": (0.05, "limited by classes.interactive.min_share")},
         ),
+        (
+            "classes.background.max_context_tokens",
+            300,
+            {"classes.background.default_output_tokens": (299, "limited by classes.background.max_context_tokens")},
+        ),
+        ("classes.interactive.max_prompt_tokens", 300, {}),
+        ("store.budget_mb", 0, {}),
         ("engine.batch_tokens", 32, {}),
         ("scheduler.quantum_tokens", 512, {}),
     ],
@@ -216,13 +273,43 @@ def test_defaults_give_way(key: str, given_value: object, changed: dict[str, tup
 def test_to_policy() -> None:
     """Settings become scheduler units: microseconds, cells, enum keys."""
     policy = to_policy(load(None, {}, {"classes.interactive.queue_max": 7, "scheduler.ageing": 0.5}).settings)
-    assert policy.pools == {"short": PoolPolicy(12, 4096, 2), "long": PoolPolicy(2, 8192, 0)}
+    assert policy.pools == {"short": PoolPolicy(12, 4096), "long": PoolPolicy(2, 8192)}
     assert policy.classes == {
         RequestClass.INTERACTIVE: ClassPolicy(7, 100_000, 0.0, 12, 1024, 2),
         RequestClass.BACKGROUND: ClassPolicy(256, 150_000, 0.15, 6, 1024, 1),
     }
     assert (policy.quantum_tokens, policy.batch_tokens, policy.ageing, policy.hole_steps) == (16, 512, 0.5, 2)
     assert (policy.chunk_tokens, policy.priors) == ({}, {})
+    assert (policy.turn_us, policy.preemptions_max) == (2_000_000, 8)
+    assert policy.store == StorePolicy(512 << 20, 0.5, True, 16)
+    assert (policy.tenants, policy.tenant_default) == ({}, TenantPolicy())
+
+
+def test_to_policy_of_the_store_the_tenants_and_the_downgrade() -> None:
+    """Megabytes become bytes, milliseconds microseconds; a tenant without a section gets the defaults."""
+    values = {
+        "store.budget_mb": 3,
+        "store.tenant_share": 0.25,
+        "store.prefix_reuse": False,
+        "store.prefix_min_tokens": 64,
+        "scheduler.turn_ms": 500,
+        "scheduler.preemptions_max": 2,
+        "classes.interactive.downgrade_output_tokens": 700,
+        "classes.interactive.downgrade_served_ms": 9,
+        "tenant_defaults.queue_max": 4,
+        "tenants.alice.weight": 2.5,
+        "tenants.alice.running_max": 3,
+        "tenants.alice.tokens_per_minute": 100,
+    }
+    policy = to_policy(load(None, {}, values).settings, cell_bytes={"short": 46080})
+    assert policy.store == StorePolicy(3 << 20, 0.25, False, 64)
+    assert (policy.turn_us, policy.preemptions_max) == (500_000, 2)
+    interactive, background = (policy.classes[name] for name in RequestClass)
+    assert (interactive.downgrade_output_tokens, interactive.downgrade_served_us) == (700, 9000)
+    assert (background.downgrade_output_tokens, background.downgrade_served_us) == (0, 0)
+    assert policy.tenant("alice") == TenantPolicy(2.5, 3, 4, 100)
+    assert policy.tenant("local") == TenantPolicy(queue_max=4)
+    assert (policy.pools["short"].cell_bytes, policy.pools["long"].cell_bytes) == (46080, 0)
 
 
 def test_to_policy_takes_what_was_measured() -> None:
@@ -241,17 +328,26 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
         if setting.kind == "integer":
             return st.integers(int(low), int(high))
         return st.floats(low, high, exclude_min=setting.limits.startswith("above"))
-    if setting.kind == "table":
-        keys = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
-        return st.dictionaries(st.from_regex(r"(?!key-|local)[a-z0-9_-]{1,64}", fullmatch=True), keys, max_size=3)
-    if setting.key == "auth.admin_key":
-        return st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E))
+    if setting.key.startswith("auth.") and setting.kind == "text":
+        return st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
+    if setting.key == "templates.NAME.text":
+        return st.text().filter(str.strip)
+    if setting.kind == "names":
+        return st.lists(st.sampled_from(["alice", "local", "key-1"]), max_size=3)
     return {"switch": st.booleans(), "choice": st.sampled_from(setting.choices or ("",)), "text": st.text()}[
         setting.kind
     ]
 
 
-SOME_VALUES = st.fixed_dictionaries({}, optional={key: values_of(setting) for key, setting in catalogue().items()})
+NAMES = ("alice", "a-b__c")
+SOME_VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        key.replace(NAME, name): values_of(setting)
+        for key, setting in catalogue().items()
+        for name in (NAMES if NAME in key else ("",))
+    },
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -264,8 +360,8 @@ def test_any_settings_survive_being_written_and_loaded(values: dict[str, object]
             break
         except ConfigError as error:
             # Values drawn at random clash; drop the one that each problem blames, until the rest fits.
-            blamed = [re.findall(r": ([a-z_.]+)[^ ]* =", problem)[0] for problem in error.problems]
-            values = {key: value for key, value in values.items() if not any(name.startswith(key) for name in blamed)}
+            blamed = [re.findall(r": ([a-z_.-]+)", problem)[0] for problem in error.problems]
+            values = {key: value for key, value in values.items() if not key.startswith(tuple(blamed))}
     file = nowhere / "written.toml"
     file.write_text(to_toml(loaded, secrets=True), encoding="utf-8")
     again = load(file, {}, {})
@@ -292,8 +388,9 @@ def test_origin_cannot_break_out_of_its_comment() -> None:
 def test_every_setting_is_documented(setting: Setting) -> None:
     """docs/configuration.md has the row of each setting: default, range and meaning as in the models."""
     default = setting.default
-    literal = quoted(default) if isinstance(default, str) else str(default).lower()
-    row = f"| `{setting.key}` | `{literal}` | {setting.allowed} | {setting.description} |"
+    literal = f"`{quoted(default) if isinstance(default, str) else str(default).lower()}`"
+    shown = "required" if setting.required else literal
+    row = f"| `{setting.key}` | {shown} | {setting.allowed} | {setting.description} |"
     assert row in DOCUMENT.read_text().splitlines()
 
 
@@ -301,8 +398,8 @@ def test_nothing_else_is_documented() -> None:
     """No row of a setting that is gone; every section has its heading; every other variable is explained."""
     text = DOCUMENT.read_text()
     reference = text.partition("## Reference")[2]
-    assert re.findall(r"^\| `([a-z_.]+)`", reference, re.MULTILINE) == list(catalogue())
-    parents = dict.fromkeys(key.rpartition(".")[0] for key in catalogue())
-    assert re.findall(r"^### `\[([a-z.]+)\]`", reference, re.MULTILINE) == list(parents)
+    assert re.findall(r"^\| `([A-Za-z_.]+)`", reference, re.MULTILINE) == list(catalogue())
+    parents = dict.fromkeys(key.rpartition(".")[0] for key in catalogue() if "." in key)
+    assert re.findall(r"^### `\[([A-Za-z_.]+)\]`", reference, re.MULTILINE) == list(parents)
     assert set(parents) <= set(section_keys())
     assert all(f"`{name}`" in text for name in OTHER_VARIABLES)

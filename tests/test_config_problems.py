@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.config import ConfigError, load
-from poise.config.catalogue import catalogue, section_keys
+from poise.config.catalogue import NAME, catalogue, section_keys
 
 RULE_TENANT = 'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'
+RULE_NAME = 'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-"'
 RULE_KEY = "must be printable ASCII without spaces, at least one character"
 
 
@@ -73,7 +74,7 @@ def check(
         ("colour = 'red'", "colour: unknown key"),
         ("auth.required = 'yes'", "auth.required = ***: must be true or false"),
         ("auth.required = true", "auth.required = true: needs at least one key in auth.keys"),
-        ("auth.keys = 'sk-a'", "auth.keys = ***: must be a table of tenant names and keys"),
+        ("auth.keys = 'sk-a'", "auth.keys = ***: must be a section, [auth.keys]"),
         ("auth.keys.alice = 5", "auth.keys.alice = ***: must be text"),
         ("auth.keys.alice = ''", f"auth.keys.alice = ***: {RULE_KEY}"),
         ("auth.keys.alice = 'sk a'", f"auth.keys.alice = ***: {RULE_KEY}"),
@@ -84,6 +85,43 @@ def check(
         ("auth.keys.'a.b' = 'sk'", f'auth.keys."a.b": {RULE_TENANT}'),
         ("auth.keys.'' = 'sk'", f'auth.keys."": {RULE_TENANT}'),
         (f"auth.keys.{'a' * 65} = 'sk'", f"auth.keys.{'a' * 65}: {RULE_TENANT}"),
+        ("store.budget_mb = -1", "store.budget_mb = -1: must be between 0 and 1048576"),
+        ("store.tenant_share = 1.5", "store.tenant_share = 1.5: must be between 0 and 1"),
+        ("store.prefix_reuse = 1", "store.prefix_reuse = 1: must be true or false"),
+        ("store.prefix_min_tokens = 4", "store.prefix_min_tokens = 4: must be between 8 and 1048576"),
+        ("scheduler.turn_ms = 0", "scheduler.turn_ms = 0: must be between 10 and 3600000"),
+        ("scheduler.preemptions_max = -1", "scheduler.preemptions_max = -1: must be between 0 and 1000"),
+        (
+            "classes.interactive.queue_timeout_s = inf",
+            "classes.interactive.queue_timeout_s = inf: must be between 0 and 86400",
+        ),
+        (
+            "classes.interactive.long_system_share = 0",
+            "classes.interactive.long_system_share = 0: must be above 0 and at most 1",
+        ),
+        ("pools.short.reserved_slots = 2", "pools.short.reserved_slots: unknown key"),
+        ("tenant_defaults.weight = 0", "tenant_defaults.weight = 0: must be between 0.01 and 100"),
+        ("tenants = 5", "tenants = 5: must be a section, [tenants]"),
+        ("tenants.alice = 2", "tenants.alice = 2: must be a section, [tenants.alice]"),
+        ("tenants.alice.weight = 'much'", 'tenants.alice.weight = "much": must be a number between 0.01 and 100'),
+        ("tenants.local.running_max = -1", "tenants.local.running_max = -1: must be between 0 and 10000"),
+        ("tenants.alice.wieght = 2", "tenants.alice.wieght: unknown key; did you mean tenants.alice.weight?"),
+        ("tenants.alice.colour = 2", "tenants.alice.colour: unknown key"),
+        ("tenants.weight = 2", "tenants.weight = 2: must be a section, [tenants.weight]"),
+        ("tenants.Alice.weight = 2", f"tenants.Alice: {RULE_NAME}"),
+        ("tenants.'a.b'.weight = 2", f'tenants."a.b": {RULE_NAME}'),
+        ("tenants.NAME.weight = 2", f"tenants.NAME: {RULE_NAME}"),
+        ("[tenant.alice]\nweight = 2", "tenant: unknown key; did you mean tenants?"),
+        ("weight = 2", "weight: unknown key; did you mean tenant_defaults.weight or tenants.NAME.weight?"),
+        ("templates.faq.text = ' '", 'templates.faq.text = " ": must not be empty'),
+        ("templates.faq.text = 5", "templates.faq.text = 5: must be text"),
+        ("templates.faq.tenants = ['alice']", "templates.faq: needs templates.faq.text"),
+        ("templates.faq = {}", "templates.faq: needs templates.faq.text"),
+        ("templates.faq.prompt = 'x'", "templates.faq.prompt: unknown key"),
+        ("[templates.faq]\ntext = 'x'\ntenants = 'a'", 'templates.faq.tenants = "a": must be a list of names'),
+        ("[templates.faq]\ntext = 'x'\ntenants = [1]", "templates.faq.tenants = 1: must be a list of names"),
+        ("[templates.faq]\ntext = 'x'\ntenants = ['A']", f'templates.faq.tenants = "A": {RULE_NAME}'),
+        ("templates.FAQ.text = 'x'", f"templates.FAQ: {RULE_NAME.replace('tenant', 'template')}"),
         ("server.host = [" + "1," * 99 + "]", "server.host = [" + "1, " * 18 + "1,...: must be text"),
         ("server.port = 0x" + "f" * 5000, "server.port = a number of thousands of digits: must be between 0 and 65535"),
     ],
@@ -96,18 +134,6 @@ def test_one_bad_value(toml: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("toml", "problem"),
     [
-        (
-            "pools.short = {slots = 4, reserved_slots = 4}",
-            "pools.short.reserved_slots = 4: must be below pools.short.slots = 4 (poise.toml)",
-        ),
-        (
-            "pools.short.reserved_slots = 12",
-            "pools.short.reserved_slots = 12: must be below pools.short.slots = 12 (default)",
-        ),
-        (
-            "pools.long.reserved_slots = 2",
-            "pools.long.reserved_slots = 2: must be below pools.long.slots = 2 (default)",
-        ),
         (
             "classes.interactive.slots_max = 9\npools.short.slots = 8",
             "classes.interactive.slots_max = 9: must be at most pools.short.slots = 8 (poise.toml)",
@@ -152,6 +178,48 @@ def test_one_bad_value(toml: str, problem: str) -> None:
             'pools.long.flash_attention = "off": must be "auto" or "on" with engine.kv_type = "q8_0" (poise.toml)',
         ),
         (
+            "classes.background.max_context_tokens = 9000",
+            "classes.background.max_context_tokens = 9000: must be at most pools.long.slot_tokens = 8192 (default)",
+        ),
+        (
+            "classes.background.max_prompt_tokens = 8192",
+            "classes.background.max_prompt_tokens = 8192: must be below pools.long.slot_tokens = 8192 (default)",
+        ),
+        (
+            "classes.interactive = {max_prompt_tokens = 900, max_context_tokens = 900}",
+            "classes.interactive.max_prompt_tokens = 900: "
+            "must be below classes.interactive.max_context_tokens = 900 (poise.toml)",
+        ),
+        (
+            "classes.interactive = {default_output_tokens = 900, max_context_tokens = 900}",
+            "classes.interactive.default_output_tokens = 900: "
+            "must be below classes.interactive.max_context_tokens = 900 (poise.toml)",
+        ),
+        (
+            "classes.background.downgrade_served_ms = 5",
+            "classes.background.downgrade_served_ms = 5: must be 0, background work is what a request is downgraded to",
+        ),
+        (
+            "store.prefix_min_tokens = 8192",
+            "store.prefix_min_tokens = 8192: must be below pools.long.slot_tokens = 8192 (default)",
+        ),
+        (
+            "store.budget_mb = 0\ntemplates.faq.text = 'x'",
+            'templates.faq.text = "x": needs room in the store, but store.budget_mb = 0 (poise.toml)',
+        ),
+        (
+            "auth.keys.alice = 'sk'\ntenants.alcie = {weight = 2, queue_max = 1}",
+            "tenants.alcie.weight = 2: no caller can be alcie, auth.keys has no such tenant; did you mean alice?",
+        ),
+        (
+            "auth = {required = true, keys = {alice = 'sk'}}\ntenants.local.queue_max = 1",
+            "tenants.local.queue_max = 1: no caller can be local, auth.keys has no such tenant",
+        ),
+        (
+            "auth.keys.alice = 'sk'\ntemplates.faq = {text = 'x', tenants = ['alice', 'bob', 'local']}",
+            'templates.faq.tenants = ["alice", "bob", "local"]: no caller can be bob, auth.keys has no such tenant',
+        ),
+        (
             "auth.keys = {a = 'sk', b = 'sk'}",
             "auth.keys.b = ***: must differ from auth.keys.a = *** (poise.toml)",
         ),
@@ -189,7 +257,17 @@ def test_clash_between_sources() -> None:
         ("POISE_PORT", "8000", "unknown variable; did you mean POISE_SERVER__PORT?"),
         ("POISE_SERVER__port", "1", "unknown variable; did you mean POISE_SERVER__PORT?"),
         ("POISE_LOGS", "1", "unknown variable; did you mean POISE_LOG?"),
-        ("POISE_AUTH__KEYS", "a=sk", "unknown variable; did you mean POISE_AUTH__KEYS__<TENANT>?"),
+        ("POISE_AUTH__KEYS", "a=sk", "unknown variable; did you mean POISE_AUTH__KEYS__<NAME>?"),
+        ("POISE_TENANTS__ALICE__WEIGHT", "x", 'tenants.alice.weight = "x": must be a number between 0.01 and 100'),
+        ("POISE_TENANTS__ALICE__WIEGHT", "1", "unknown variable; did you mean POISE_TENANTS__ALICE__WEIGHT?"),
+        ("POISE_TENANTS__alice__WEIGHT", "1", "unknown variable; did you mean POISE_TENANTS__ALICE__WEIGHT?"),
+        (
+            "POISE_TENANTS____WEIGHT",
+            "1",
+            "unknown variable; did you mean POISE_TENANT_DEFAULTS__WEIGHT or POISE_TENANTS__<NAME>__WEIGHT?",
+        ),
+        ("POISE_TENANTS__ALICE", "1", "unknown variable"),
+        ("POISE_NAME", "1", "unknown variable; did you mean POISE_MODEL__NAME?"),
         ("POISE_AUTH__KEYS__alice", "sk", "unknown variable; did you mean POISE_AUTH__KEYS__ALICE?"),
         (
             "POISE_CLASSES__INTERACTIVE__QUEUES_MAX",
@@ -213,6 +291,10 @@ def test_bad_variable(name: str, text: str, problem: str) -> None:
         ("scheduler.ageing", 11.0, "--set scheduler.ageing: scheduler.ageing = 11.0: must be between 0 and 10"),
         ("server.prot", "1", "--set server.prot: unknown key; did you mean server.port?"),
         ("server", "1", "--set server: names a section, not a setting"),
+        ("tenants.alice", "1", "--set tenants.alice: names a section, not a setting"),
+        ("tenants.alice.wieght", "1", "--set tenants.alice.wieght: unknown key; did you mean tenants.alice.weight?"),
+        ("tenants.a.b.weight", "1", f'--set tenants."a.b": tenants."a.b": {RULE_NAME}'),
+        ("templates.faq.tenants", "alice", "--set templates.faq.tenants: templates.faq: needs templates.faq.text"),
     ],
 )
 def test_bad_option(key: str, given_value: object, problem: str) -> None:
@@ -272,7 +354,8 @@ def test_no_conclusion_from_a_refused_value(toml: str, problem: str) -> None:
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
-KEYS = st.sampled_from([*catalogue(), *section_keys(), "auth.keys.alice"]) | st.text()
+ENTRIES = [key.replace(NAME, "alice") for key in [*catalogue(), *section_keys()] if NAME in key]
+KEYS = st.sampled_from([*catalogue(), *section_keys(), *ENTRIES]) | st.text()
 
 
 @settings(max_examples=100, deadline=None)

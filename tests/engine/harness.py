@@ -39,7 +39,7 @@ class Bench:
         self.mail = Mailboxes()
         pools = [PoolInfo("short", slots, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
         self.runner = runner or SimRunner(pools, clock=self.clock, cost=CostPrior(), end_rate=end_rate)
-        short = PoolSettings(slots=slots, slot_tokens=512, reserved_slots=0)
+        short = PoolSettings(slots=slots, slot_tokens=512)
         settings = Settings(pools=PoolsSettings(short=short))
         policy = to_policy(settings, slot_cells={p.name: p.slot_cells for p in pools})
         self.scheduler = Scheduler(policy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,6 +85,7 @@ class Submission:
     prompt: list[int]
     max_output: int
     sampling: SamplingParams
+    template: str = ""
     n_output: int = 0
 
     def accept(self, position: int = 1, eta_us: int = 0) -> None:
@@ -119,6 +120,7 @@ class FakeEngine:
         self.script = script
         self.submissions: list[Submission] = []
         self.aborted: list[int] = []
+        self.declared: dict[str, list[int]] = {}
         self.unavailable_after: int | None = None
         self._changed = asyncio.Event()
 
@@ -130,16 +132,20 @@ class FakeEngine:
         prompt: list[int],
         max_output: int,
         sampling: SamplingParams,
+        template: str = "",
     ) -> RequestHandle:
         if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
             raise EngineUnavailable("the engine is restarting", 2.5)
         handle = RequestHandle(len(self.submissions) + 1, self._abort)
-        submission = Submission(handle, tenant, request_class, prompt, max_output, sampling)
+        submission = Submission(handle, tenant, request_class, prompt, max_output, sampling, template)
         self.submissions.append(submission)
         self._note()
         if self.script is not None:
             self.script(submission)
         return handle
+
+    def declare(self, templates: Mapping[str, list[int]]) -> None:
+        self.declared = dict(templates)
 
     async def journal(self) -> list[str]:
         if self.state.phase is not EnginePhase.READY:

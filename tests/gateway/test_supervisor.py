@@ -175,3 +175,26 @@ async def test_interrupting_the_terminal_does_not_kill_the_engine() -> None:
         os.kill(s.state.ready.pid, signal.SIGINT)
         assert len(received) == 8
         assert len(await events(submit(s, [1, 2, 3]))) == 8
+
+
+async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is ready, again after a restart, and at once when they are declared later."""
+    sent: list[wire.ToEngine] = []
+    send = Supervisor._send
+
+    def noting(s: Supervisor, message: wire.ToEngine) -> None:
+        sent.append(message)
+        send(s, message)
+
+    monkeypatch.setattr(Supervisor, "_send", noting)
+    async with supervisor() as s:
+        s.declare({"a": [1, 2]})
+        assert not sent
+        await s.wait_until_settled()
+        assert sent[1:] == [wire.Template("a", [1, 2])]
+        await events(submit(s, [BUG_TOKEN]))
+        sent.clear()
+        await until_ready(s, restarts=1)
+        assert sent[1:] == [wire.Template("a", [1, 2])]
+        s.declare({"a": [1, 2], "b": [3]})
+        assert sent[2:] == [wire.Template("a", [1, 2]), wire.Template("b", [3])]

@@ -256,15 +256,15 @@ class Driver:
                 assert sequence.request.request_id in planned, f"{sequence} was left out"
 
     def _blocks(self, plan: StepPlan, results: list[BatchResult]) -> tuple[tuple[int, int], ...]:
-        """Keys of the blocks that sampled tokens completed: every sequence of a tenant says the same."""
+        """Keys of the blocks that sampled tokens completed: after equal prompts come equal answers."""
         keys = []
         for batch, result in zip(plan.batches, results, strict=True):
             for chunk in batch.chunks:
                 if chunk.sample and not result.failed and chunk.request_id not in (*result.ended, *self.lost):
                     n_tokens = chunk.start + chunk.n_tokens + 1
-                    if n_tokens % BLOCK_TOKENS == 0:
-                        request = self.accepted[chunk.request_id]
-                        keys.append((request.request_id, key(request.tenant, n_tokens // BLOCK_TOKENS - 1)))
+                    said = self.scheduler._life.sequences[chunk.request_id].blocks
+                    if said and n_tokens % BLOCK_TOKENS == 0:
+                        keys.append((chunk.request_id, key(f"after {said[-1]}", n_tokens)))
         return tuple(keys)
 
     def _carry(self, operation: KvOperation, broken: bool, unstored: list[int]) -> tuple[int, int] | None:

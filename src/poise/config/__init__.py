@@ -16,6 +16,9 @@ from poise.config.settings import (
     Section,
     ServerSettings,
     Settings,
+    StoreSettings,
+    TemplateSettings,
+    TenantSettings,
     Toggle,
 )
 from poise.config.sources import ConfigError
@@ -36,6 +39,9 @@ __all__ = [
     "Section",
     "ServerSettings",
     "Settings",
+    "StoreSettings",
+    "TemplateSettings",
+    "TenantSettings",
     "Toggle",
     "load",
     "to_policy",

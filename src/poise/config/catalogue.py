@@ -1,27 +1,34 @@
-"""Every setting as one flat entry, read from the models: what error messages, environment and documentation have in common."""
+"""Every setting as one flat entry, read from the models: what error messages, environment and documentation have in common.
+
+A table holds entries whose names the operator chooses: values (`auth.keys`) or sections (`tenants`). The catalogue has them
+once, with NAME in the place of an entry's name: `auth.keys.NAME`, `tenants.NAME.weight`. `pattern` leads from a path there.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from poise.config.settings import Section, Settings
 
-Kind = Literal["integer", "number", "switch", "choice", "text", "table"]
+Kind = Literal["integer", "number", "switch", "choice", "text", "names"]
 
 VARIABLE_PREFIX = "POISE_"
+NAME = "NAME"
+"""Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting. `limits` is its range in words, empty where the type alone decides."""
+    """One setting. `limits` is its range in words, empty where the type alone decides. A `required` one has no default."""
 
     key: str
     kind: Kind
@@ -29,11 +36,12 @@ class Setting:
     limits: str
     choices: tuple[str, ...]
     description: str
+    required: bool = False
 
     @property
     def variable(self) -> str:
         """Its environment variable."""
-        return VARIABLE_PREFIX + self.key.upper().replace(".", "__")
+        return variable(self.key)
 
     @property
     def allowed(self) -> str:
@@ -47,8 +55,8 @@ class Setting:
                 return "true or false"
             case "choice":
                 return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
-            case "table":
-                return "a table of tenant names and keys"
+            case "names":
+                return "a list of names"
             case "text":
                 return "text"
 
@@ -62,6 +70,8 @@ class Setting:
                     return float(text)
                 case "switch":
                     return _SWITCH_WORDS.get(text.strip().lower(), text)
+                case "names":
+                    return [name.strip() for name in text.split(",") if name.strip()]
         except ValueError:
             pass
         return text
@@ -70,7 +80,7 @@ class Setting:
 @cache
 def catalogue() -> Mapping[str, Setting]:
     """All settings by dotted key, in the order of the models."""
-    return {setting.key: setting for setting in _walk(Settings(), ())}
+    return {setting.key: setting for setting in _walk(Settings, Settings(), ())}
 
 
 @cache
@@ -78,6 +88,42 @@ def section_keys() -> tuple[str, ...]:
     """Dotted keys of all sections, in the order of the models."""
     parents = (key.split(".")[:-1] for key in catalogue())
     return tuple(dict.fromkeys(".".join(path[:depth]) for path in parents for depth in range(1, len(path) + 1)))
+
+
+@cache
+def tables() -> Mapping[tuple[str, ...], bool]:
+    """The paths of all tables; True where the entries are sections."""
+    paths = [key.split(".") for key in catalogue()]
+    return {tuple(path[: path.index(NAME)]): path[-1] != NAME for path in paths if NAME in path}
+
+
+def pattern(path: Sequence[str]) -> str:
+    """The catalogue's key for a path: an entry's own name becomes NAME."""
+    parts = list(path)
+    for depth in range(1, len(parts)):
+        if tuple(parts[:depth]) in tables():
+            parts[depth] = NAME
+    return dotted(parts)
+
+
+def split(key: str) -> tuple[str, ...]:
+    """The path of a dotted key. An entry's name takes in what dots it has, for validation to refuse."""
+    for table, of_sections in tables().items():
+        prefix = ".".join(table) + "."
+        if key.startswith(prefix):
+            entry, dot, field = key.removeprefix(prefix).rpartition(".")
+            return (*table, entry, field) if of_sections and dot else (*table, key.removeprefix(prefix))
+    return tuple(key.split("."))
+
+
+def find(key: str) -> Setting | None:
+    """The setting that a dotted key names, also inside a table."""
+    return catalogue().get(pattern(split(key)))
+
+
+def variable(key: str) -> str:
+    """The environment variable of a dotted key."""
+    return VARIABLE_PREFIX + key.upper().replace(".", "__")
 
 
 def dotted(path: Iterable[str | int]) -> str:
@@ -100,9 +146,20 @@ def closest_keys(key: str) -> list[str]:
 
     A key put into the wrong section is the likeliest; then a slip in the name; then a slip in the section.
     """
+    path = split(key)
+    general = pattern(path)
+    for table in tables():
+        if path[: len(table)] == table and len(path) > len(table):
+            # What is meant inside an entry is meant for this one.
+            here, entry = ".".join((*table, NAME)), dotted((*table, path[len(table)] or NAME))
+            return [near.replace(here, entry) for near in _closest(general)]
+    return _closest(general)
+
+
+def _closest(key: str) -> list[str]:
     known = [*catalogue(), *section_keys()]
     section, _, name = key.rpartition(".")
-    elsewhere = [candidate for candidate in catalogue() if _name(candidate) == name]
+    elsewhere = [candidate for candidate in catalogue() if _name(candidate) == name != NAME]
     # Siblings are compared by name: with a long section in front, any two of them would look alike.
     siblings = {_name(candidate): candidate for candidate in known if candidate.rpartition(".")[0] == section}
     slips = [siblings[match] for match in get_close_matches(name, siblings, n=1, cutoff=0.65)]
@@ -117,14 +174,22 @@ def meant(suggestions: Iterable[str]) -> str:
     return f"; did you mean {names}?" if names else ""
 
 
-def _walk(section: Section, path: tuple[str, ...]) -> Iterator[Setting]:
-    # The instance, not the class, holds the defaults: two pools of one class have different ones.
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
+def _walk(model: type[Section], section: Section | None, path: tuple[str, ...]) -> Iterator[Setting]:
+    # The instance, not the class, holds the defaults: two pools of one class have different ones. An entry has no instance.
+    for name, field in model.model_fields.items():
+        here = (*path, name)
+        value = getattr(section, name) if section is not None else field.default
         if isinstance(value, Section):
-            yield from _walk(value, (*path, name))
+            yield from _walk(type(value), value, here)
+        elif get_origin(field.annotation) is dict:
+            entry = get_args(field.annotation)[1]
+            if isinstance(entry, type):
+                yield from _walk(entry, None, (*here, NAME))
+            else:
+                description = field.description or ""
+                yield Setting(".".join((*here, NAME)), "text", None, "", (), description, required=True)
         else:
-            yield _setting(".".join((*path, name)), field, value)
+            yield _setting(".".join(here), field, value)
 
 
 def _setting(key: str, field: FieldInfo, default: object) -> Setting:
@@ -133,13 +198,16 @@ def _setting(key: str, field: FieldInfo, default: object) -> Setting:
     choices: tuple[str, ...] = ()
     if get_origin(annotation) is Literal:
         kind, choices = "choice", get_args(annotation)
-    elif get_origin(annotation) is dict:
-        kind = "table"
+    elif get_origin(annotation) is list:
+        kind = "names"
     else:
         kinds: dict[Any, Kind] = {int: "integer", float: "number", bool: "switch", str: "text"}
         kind = kinds[annotation]
     assert field.description, f"{key} has no description"
-    return Setting(key, kind, default, _limits(field), choices, field.description)
+    required = default is PydanticUndefined
+    return Setting(
+        key, kind, None if required else default, _limits(field), choices, field.description, required=required
+    )
 
 
 def _limits(field: FieldInfo) -> str:

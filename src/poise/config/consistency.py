@@ -2,6 +2,7 @@
 
 Rules:
 - Two values that were set and do not fit are a problem that names both keys.
+- A section of `tenants` takes what it leaves out from `tenant_defaults`.
 - A default never stands in the way: where a set value leaves no room for another setting's default, the default gives way,
   and its origin says so. It also grows where it means "all of them": the slots that interactive work may hold.
 - A default capacity (slots, cells, batch) is not enlarged behind the operator's back, because it costs memory: setting a share
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
+from poise.config.catalogue import NAME, catalogue, meant, split, tables
 from poise.config.sources import DEFAULT, Source, shown
 
 POOLS = ("short", "long")
@@ -33,7 +36,7 @@ class Draft:
     suspect: set[str]
 
     def is_set(self, key: str) -> bool:
-        return not self.source(key).origin.startswith(DEFAULT.origin)
+        return not self.source(key).yields
 
     def is_suspect(self, *keys: str) -> bool:
         """Whether the value of one of the keys, or of a section around it, was refused."""
@@ -46,8 +49,8 @@ class Draft:
         """Replace a default."""
         assert not self.is_set(key), key
         self.values[key] = value
-        origin = f"{DEFAULT.origin}, {reason}"
-        self.sources[key] = Source(origin, origin)
+        origin = f"{self.source(key).origin.partition(',')[0]}, {reason}"
+        self.sources[key] = Source(origin, origin, yields=True)
 
     def blame(self, key: str) -> str:
         return f"{self.source(key).name}: {self.show(key)}"
@@ -63,6 +66,7 @@ class Draft:
 class Ceiling:
     """`key` is at most the value of `by`, or below it when `strict`.
 
+    unless_0  no limit where `by` is 0
     lifts     a default `by` is raised to a set `key`
     follows   a default `key` is raised to a set `by`: by default there is no limit besides `by`
     """
@@ -72,13 +76,13 @@ class Ceiling:
     strict: bool = False
     lifts: bool = False
     follows: bool = False
+    unless_0: bool = False
 
 
 def ceilings() -> Iterator[Ceiling]:
     """In an order in which a value that gives way is final before something else is measured by it."""
     yield Ceiling("pools.short.slot_tokens", "pools.long.slot_tokens", lifts=True)
     for pool in POOLS:
-        yield Ceiling(f"pools.{pool}.reserved_slots", f"pools.{pool}.slots", strict=True)
         yield Ceiling(f"pools.{pool}.slots", "engine.batch_tokens")  # each running sequence needs a row of the batch
     for name in CLASSES:
         first = name == CLASSES[0]  # nothing outranks it, so it may use all there is
@@ -86,23 +90,58 @@ def ceilings() -> Iterator[Ceiling]:
         yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots", follows=first)
         yield Ceiling(f"classes.{name}.heavy_tokens", "pools.short.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.default_output_tokens", f"classes.{name}.max_output_tokens")
+        context = f"classes.{name}.max_context_tokens"
+        yield Ceiling(context, "pools.long.slot_tokens")
+        # One token of output needs room as well.
+        yield Ceiling(f"classes.{name}.max_prompt_tokens", "pools.long.slot_tokens", strict=True)
+        yield Ceiling(f"classes.{name}.max_prompt_tokens", context, strict=True, unless_0=True)
+        yield Ceiling(f"classes.{name}.default_output_tokens", context, strict=True, unless_0=True)
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
+    yield Ceiling("store.prefix_min_tokens", "pools.long.slot_tokens", strict=True)
 
 
 def reconcile(draft: Draft) -> list[str]:
     """Let defaults give way, in place, and return what does not fit."""
     return [
+        *_complete_entries(draft),
         *(problem for ceiling in ceilings() for problem in _check_ceiling(draft, ceiling)),
         *_check_shares(draft),
         *_check_flash_attention(draft),
         *_check_keys(draft),
+        *_check_downgrade(draft),
+        *_check_templates(draft),
+        *_check_tenant_names(draft),
     ]
+
+
+def _complete_entries(draft: Draft) -> Iterator[str]:
+    """Give every entry of a table of sections the settings that it leaves out."""
+    entries: dict[str, str] = {}  # with one key that was given for it
+    for key in draft.values:
+        path = split(key)
+        for table, of_sections in tables().items():
+            if of_sections and path[: len(table)] == table:
+                entries.setdefault(".".join(path[: len(table) + 1]), key)
+    for entry, given in entries.items():
+        draft.values.pop(entry, None)  # the mark of an empty section
+        parent = entry.rpartition(".")[0]
+        for setting in [setting for known, setting in catalogue().items() if known.startswith(f"{parent}.{NAME}.")]:
+            name = setting.key.rpartition(".")[2]
+            key, shared = f"{entry}.{name}", f"tenant_defaults.{name}"
+            if key in draft.values or draft.is_suspect(key):
+                continue
+            if setting.required:
+                yield f"{draft.source(given).name}: {entry}: needs {key}"
+            elif parent == "tenants" and shared in draft.sources:
+                draft.give_way(key, draft.values[shared], f"as {shared}")
+            else:
+                draft.values[key] = setting.default
 
 
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
     key, by = ceiling.key, ceiling.by
     most = draft.values[by] - ceiling.strict
-    if draft.is_suspect(key, by):
+    if draft.is_suspect(key, by) or (ceiling.unless_0 and draft.values[by] == 0):
         return
     if draft.values[key] <= most:
         if ceiling.follows and draft.values[key] < most and not draft.is_set(key):
@@ -154,3 +193,35 @@ def _check_keys(draft: Draft) -> Iterator[str]:
         if value and value in owners:
             yield f"{draft.blame(key)}: must differ from {draft.cite(owners[value])}"
         owners.setdefault(value, key)
+
+
+def _check_downgrade(draft: Draft) -> Iterator[str]:
+    for key in ("classes.background.downgrade_output_tokens", "classes.background.downgrade_served_ms"):
+        if draft.values[key] and not draft.is_suspect(key):
+            yield f"{draft.blame(key)}: must be 0, background work is what a request is downgraded to"
+
+
+def _check_templates(draft: Draft) -> Iterator[str]:
+    budget = "store.budget_mb"
+    if draft.values[budget] or draft.is_suspect(budget):
+        return
+    for key in [key for key in draft.values if key.startswith("templates.") and key.endswith(".text")]:
+        yield f"{draft.blame(key)}: needs room in the store, but {draft.cite(budget)}"
+
+
+def _check_tenant_names(draft: Draft) -> Iterator[str]:
+    """Where keys are declared, a limit for somebody who has none would silently do nothing."""
+    keys = [key for key in draft.values if key.startswith("auth.keys.")]
+    if not keys or any(suspect.startswith("auth") for suspect in draft.suspect):
+        return
+    names = [key.removeprefix("auth.keys.") for key in keys]
+    names += [] if draft.values["auth.required"] else ["local"]
+    used = [(key, split(key)[1]) for key in draft.values if key.startswith("tenants.")]
+    listed = [key for key in draft.values if key.startswith("templates.") and key.endswith(".tenants")]
+    used += [(key, name) for key in listed for name in draft.values[key]]
+    reported: list[str] = []
+    for key, name in used:
+        if name not in names and name not in reported and draft.is_set(key):
+            reported.append(name)
+            near = get_close_matches(name, names, n=1)
+            yield f"{draft.blame(key)}: no caller can be {name}, auth.keys has no such tenant{meant(near)}"

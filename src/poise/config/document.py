@@ -53,4 +53,6 @@ def _section(section: str, values: dict[str, Any], origins: dict[str, str]) -> I
 def _literal(value: object) -> str:
     if isinstance(value, str):
         return quoted(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)

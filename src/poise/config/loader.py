@@ -15,11 +15,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from poise.config.catalogue import catalogue, closest_keys, dotted, meant, section_keys
+from poise.config.catalogue import NAME, catalogue, closest_keys, dotted, meant, pattern, section_keys, split
 from poise.config.consistency import Draft, reconcile
 from poise.config.settings import Settings
 from poise.config.sources import (
-    DEFAULT,
     ConfigError,
     Layer,
     Source,
@@ -73,12 +72,17 @@ def load(file: Path | None, environment: Mapping[str, str], overrides: Mapping[s
 def flatten(
     table: Mapping[str, Any], *, skip: Container[str] = (), path: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Any]]:
-    """The values of a nested table by dotted key. Sections and the table of API keys are opened, other values are not."""
+    """The values of a nested table by dotted key. Sections are opened, other values are not.
+
+    An empty entry of a table is a value as well: it is there.
+    """
     for name, value in table.items():
         key = dotted((*path, name))
         if key in skip:
             continue
-        if isinstance(value, Mapping) and (key in section_keys() or key in catalogue()):
+        known = pattern((*path, name))
+        is_entry = known.endswith(f".{NAME}")
+        if isinstance(value, Mapping) and known in section_keys() and (value or not is_entry):
             yield from flatten(value, skip=skip, path=(*path, name))
         else:
             yield key, value
@@ -87,7 +91,7 @@ def flatten(
 def _build(values: Mapping[str, Any]) -> Settings:
     nested: dict[str, Any] = {}
     for key, value in values.items():
-        *sections, name = key.split(".")
+        *sections, name = split(key)
         table = nested
         for section in sections:
             table = table.setdefault(section, {})
@@ -96,10 +100,7 @@ def _build(values: Mapping[str, Any]) -> Settings:
 
 
 def _origins(draft: Draft) -> dict[str, str]:
-    keys = dict.fromkeys([*catalogue(), *draft.values])
-    if any(key.startswith("auth.keys.") for key in keys):
-        del keys["auth.keys"]
-    return {key: draft.sources.get(key, DEFAULT).origin for key in keys}
+    return {key: draft.source(key).origin for key in draft.values}
 
 
 def _problems_by_key(layer: Layer) -> dict[str, str]:
@@ -109,30 +110,31 @@ def _problems_by_key(layer: Layer) -> dict[str, str]:
     except ValidationError as error:
         problems: dict[str, str] = {}
         for detail in error.errors(include_url=False):
-            key, problem = _explain(detail, layer)
-            problems.setdefault(key, problem)
+            # Another source may give what is missing here.
+            if detail["type"] != "missing":
+                key, problem = _explain(detail, layer)
+                problems.setdefault(key, problem)
         return problems
     return {}
 
 
 def _explain(detail: ErrorDetails, layer: Layer) -> tuple[str, str]:
     """The dotted key that an error is about, and the line that is printed."""
-    names_a_tenant = detail["loc"][-1] == "[key]"
-    key = dotted(detail["loc"][:-1] if names_a_tenant else detail["loc"])
+    names_an_entry = detail["loc"][-1] == "[key]"
+    path = [str(part) for part in detail["loc"] if not isinstance(part, int)]  # without the place in a list
+    key = dotted(path[:-1] if names_an_entry else path)
     source: Source = layer.source_of(key)
     if detail["type"] == "extra_forbidden":
         return key, f"{source.name}: {key}: unknown key{meant(closest_keys(key))}"
-    if names_a_tenant:
+    if names_an_entry:
         return key, f"{source.name}: {key}: {detail['ctx']['error']}"
-    return key, f"{source.name}: {key} = {shown(key, detail['input'])}: {_rule(detail, key)}"
+    return key, f"{source.name}: {key} = {shown(key, detail['input'])}: {_rule(detail, key, pattern(path))}"
 
 
-def _rule(detail: ErrorDetails, key: str) -> str:
+def _rule(detail: ErrorDetails, key: str, known: str) -> str:
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
-    if detail["type"] == "model_type":
+    if detail["type"] in ("model_type", "dict_type"):
         return f"must be a section, [{key}]"
-    setting = catalogue().get(key)
-    if setting is None:  # below auth.keys
-        return "must be text"
+    setting = catalogue()[known]
     return f"must be {setting.limits if detail['type'] in _RANGE_ERRORS else setting.allowed}"

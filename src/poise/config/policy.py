@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise.config.settings import ClassSettings, PoolSettings, Settings
-from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, CostPrior, PoolPolicy, SchedulerPolicy
+from poise.config.settings import ClassSettings, PoolSettings, Settings, StoreSettings, TenantSettings
+from poise.scheduler.policy import (
+    LONG_POOL,
+    SHORT_POOL,
+    ClassPolicy,
+    CostPrior,
+    PoolPolicy,
+    SchedulerPolicy,
+    StorePolicy,
+    TenantPolicy,
+)
 from poise.scheduler.request import RequestClass
 
 
@@ -13,18 +22,23 @@ def to_policy(
     settings: Settings,
     *,
     slot_cells: Mapping[str, int] | None = None,
+    cell_bytes: Mapping[str, int] | None = None,
     chunk_tokens: Mapping[str, int] | None = None,
     priors: Mapping[str, CostPrior] | None = None,
 ) -> SchedulerPolicy:
     """The scheduler's parameters.
 
     slot_cells     per pool: cells that a slot really got (a model's trained context can be shorter than the settings ask)
+    cell_bytes     per pool: what one cell takes in the host store
     chunk_tokens   per pool: the chunk at which prompt tokens get cheap, measured
     priors         per pool: first guess of the cost model, measured
     What is not given comes from the settings or from the scheduler's own defaults.
     """
     declared = {SHORT_POOL: settings.pools.short, LONG_POOL: settings.pools.long}
-    pools = {name: _pool(pool, (slot_cells or {}).get(name)) for name, pool in declared.items()}
+    pools = {
+        name: _pool(pool, (slot_cells or {}).get(name), (cell_bytes or {}).get(name, 0))
+        for name, pool in declared.items()
+    }
     return SchedulerPolicy(
         pools=pools,
         classes={
@@ -39,14 +53,38 @@ def to_policy(
         batch_tokens=settings.engine.batch_tokens,
         ageing=settings.scheduler.ageing,
         hole_steps=settings.scheduler.hole_steps,
+        turn_us=settings.scheduler.turn_ms * 1000,
+        preemptions_max=settings.scheduler.preemptions_max,
+        store=_store(settings.store),
+        tenants={name: _tenant(tenant) for name, tenant in settings.tenants.items()},
+        tenant_default=_tenant(settings.tenant_defaults),
         priors=dict(priors or {}),
     )
 
 
-def _pool(pool: PoolSettings, slot_cells: int | None) -> PoolPolicy:
+def _pool(pool: PoolSettings, slot_cells: int | None, cell_bytes: int) -> PoolPolicy:
     return PoolPolicy(
         n_slots=pool.slots,
         slot_cells=pool.slot_tokens if slot_cells is None else slot_cells,
+        cell_bytes=cell_bytes,
+    )
+
+
+def _store(store: StoreSettings) -> StorePolicy:
+    return StorePolicy(
+        budget_bytes=store.budget_mb << 20,
+        tenant_share=store.tenant_share,
+        prefix_reuse=store.prefix_reuse,
+        prefix_min_cells=store.prefix_min_tokens,
+    )
+
+
+def _tenant(tenant: TenantSettings) -> TenantPolicy:
+    return TenantPolicy(
+        weight=tenant.weight,
+        running_max=tenant.running_max,
+        queue_max=tenant.queue_max,
+        tokens_per_minute=tenant.tokens_per_minute,
     )
 
 
@@ -59,4 +97,6 @@ def _class(settings: ClassSettings, short: PoolPolicy) -> ClassPolicy:
         # Loading made sure of this for the declared slots; slots cut to a short model's context need it again.
         heavy_tokens=max(1, min(settings.heavy_tokens, short.slot_cells - 1)),
         heavy_max=settings.heavy_max,
+        downgrade_output_tokens=settings.downgrade_output_tokens,
+        downgrade_served_us=settings.downgrade_served_ms * 1000,
     )

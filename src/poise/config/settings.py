@@ -7,16 +7,23 @@ values may be together is in `poise.config.consistency`.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-TENANT_NAME = re.compile(r"(?!key-)[a-z0-9_-]{1,64}")
+NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
-def _tenant_name(name: str) -> str:
+def _name(what: str, name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f'a {what} name must be 1 to 64 of a-z, 0-9, "_" and "-"')
+    return name
+
+
+def _declared_tenant(name: str) -> str:
     # "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
-    if not TENANT_NAME.fullmatch(name) or name == "local":
+    if not NAME.fullmatch(name) or name.startswith("key-") or name == "local":
         raise ValueError(
             'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'
         )
@@ -34,7 +41,16 @@ def _optional_api_key(key: str) -> str:
     return _api_key(key) if key else key
 
 
-TenantName = Annotated[str, AfterValidator(_tenant_name)]
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+DeclaredTenantName = Annotated[str, AfterValidator(_declared_tenant)]
+TenantName = Annotated[str, AfterValidator(partial(_name, "tenant"))]
+TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
+NonBlankText = Annotated[str, AfterValidator(_not_blank)]
 ApiKey = Annotated[str, AfterValidator(_api_key)]
 OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
 Toggle = Literal["auto", "on", "off"]
@@ -89,15 +105,26 @@ class PoolSettings(Section):
     """Sequences that the pool can hold at once."""
     slot_tokens: Annotated[int, Field(ge=64, le=1 << 20)]
     """KV cells of each slot, prompt and output together. Cut to the model's trained context."""
-    reserved_slots: Annotated[int, Field(ge=0, le=255)] = 0
-    """The last free slots that only a tenant without a slot in this pool may take, with interactive work."""
     flash_attention: Toggle = "auto"
     """auto: measured once for each host and model."""
 
 
 class PoolsSettings(Section):
-    short: PoolSettings = PoolSettings(slots=12, slot_tokens=4096, reserved_slots=2)
+    short: PoolSettings = PoolSettings(slots=12, slot_tokens=4096)
     long: PoolSettings = PoolSettings(slots=2, slot_tokens=8192)
+
+
+class StoreSettings(Section):
+    """The host store: memory for sequences that lost their slot, reusable prefixes and pinned templates."""
+
+    budget_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
+    """All of it; 0 stores nothing, and a sequence that loses its slot is computed again."""
+    tenant_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Most of the budget that the reusable prefixes of one tenant may take."""
+    prefix_reuse: bool = True
+    """Keep what finished requests computed for later ones of the same tenant that begin alike."""
+    prefix_min_tokens: Annotated[int, Field(ge=8, le=1 << 20)] = 16
+    """A shorter common beginning is computed again."""
 
 
 class ClassSettings(Section):
@@ -117,6 +144,18 @@ class ClassSettings(Section):
     """Output allowance of a request that names none."""
     max_output_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
     """Largest output allowance a request may ask for."""
+    max_prompt_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """Longest prompt; 0: what a slot holds."""
+    max_context_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """Prompt and output together; 0: what a slot holds."""
+    queue_timeout_s: Annotated[float, Field(ge=0.0, le=86_400)] = 0.0
+    """Longest wait for a slot; 0 waits for ever."""
+    long_system_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """A system prompt over this share of the context earns a warning."""
+    downgrade_output_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """Output after which a request goes on as background work; 0: never."""
+    downgrade_served_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 0
+    """Compute served after which a request goes on as background work; 0: never."""
 
 
 class ClassesSettings(Section):
@@ -139,6 +178,10 @@ class SchedulerSettings(Section):
     """Share of its waited time that a prompt gains on shorter ones."""
     hole_steps: Annotated[int, Field(ge=1, le=10_000)] = 2
     """Steps that a hole between busy slots may persist before a sequence is moved into it."""
+    turn_ms: Annotated[int, Field(ge=10, le=3_600_000)] = 2000
+    """Compute that a background request is served before another one may take its slot."""
+    preemptions_max: Annotated[int, Field(ge=0, le=1000)] = 8
+    """Times a request may lose its slot; after that it is protected."""
 
 
 class SamplingSettings(Section):
@@ -157,10 +200,28 @@ class SamplingSettings(Section):
 class AuthSettings(Section):
     required: bool = False
     """Answer requests without a known key with 401."""
-    keys: dict[TenantName, ApiKey] = {}
-    """Tenant name to API key. With none declared, any key is accepted and is a tenant of its own."""
     admin_key: OptionalApiKey = ""
     """Key for /admin; without one, /admin answers callers on this machine only."""
+    keys: dict[DeclaredTenantName, ApiKey] = {}
+    """The API key of the tenant NAME."""
+
+
+class TenantSettings(Section):
+    weight: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
+    """Share of compute, in proportion to the weights of the other tenants that compete in a class."""
+    running_max: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Requests that may run at once; 0: as many as the class."""
+    queue_max: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Requests that may wait; 0: as many as the class."""
+    tokens_per_minute: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    """Prompt and output tokens; a new request is refused while the account is overdrawn; 0: no limit."""
+
+
+class TemplateSettings(Section):
+    text: NonBlankText
+    """The beginning of a prompt that is computed once and kept."""
+    tenants: list[TenantName] = []
+    """Who may use it; empty: everybody."""
 
 
 class Settings(Section):
@@ -168,7 +229,11 @@ class Settings(Section):
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
     pools: PoolsSettings = PoolsSettings()
+    store: StoreSettings = StoreSettings()
     classes: ClassesSettings = ClassesSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     sampling: SamplingSettings = SamplingSettings()
     auth: AuthSettings = AuthSettings()
+    tenant_defaults: TenantSettings = TenantSettings()
+    tenants: dict[TenantName, TenantSettings] = {}
+    templates: dict[TemplateName, TemplateSettings] = {}

@@ -15,7 +15,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from poise.config.catalogue import VARIABLE_PREFIX, catalogue, closest_keys, meant, printable, quoted, section_keys
+from poise.config.catalogue import (
+    NAME,
+    VARIABLE_PREFIX,
+    catalogue,
+    closest_keys,
+    find,
+    meant,
+    pattern,
+    printable,
+    quoted,
+    section_keys,
+    split,
+    variable,
+)
 
 FILE_NAME = "poise.toml"
 OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER")
@@ -29,8 +42,6 @@ OPTIONS = {
 }
 """Settings with a command-line option of their own; the others are reached with --set KEY=VALUE."""
 
-_TENANT_KEYS = "auth.keys"
-_TENANT_VARIABLE = "POISE_AUTH__KEYS__"
 # Kubernetes puts these into every container next to a service that happens to be called poise.
 _SERVICE_LINK = re.compile(r"POISE_(SERVICE_(HOST|PORT\w*)|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 
@@ -45,13 +56,17 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a value came from: `name` in front of a problem, `origin` in the effective configuration."""
+    """Where a value came from: `name` in front of a problem, `origin` in the effective configuration.
+
+    A value that `yields` gives way to one that was set.
+    """
 
     name: str
     origin: str
+    yields: bool = False
 
 
-DEFAULT = Source("default", "default")
+DEFAULT = Source("default", "default", yields=True)
 
 
 @dataclass(slots=True)
@@ -98,13 +113,11 @@ def file_layer(path: Path) -> Layer:
 
 
 def environment_layer(environment: Mapping[str, str]) -> Layer:
-    layer = Layer(lambda key: Source(_variable(key), f"environment {_variable(key)}"))
-    keys = _variables()
+    layer = Layer(lambda key: Source(variable(key), f"environment {variable(key)}"))
     for name, text in _relevant(environment):
-        if name in keys:
-            _put(layer, keys[name], text)
-        elif name.startswith(_TENANT_VARIABLE) and name == name.upper():
-            _put(layer, f"{_TENANT_KEYS}.{name.removeprefix(_TENANT_VARIABLE).lower()}", text)
+        key = _key_of(name)
+        if key is not None:
+            _put(layer, key, text)
         else:
             layer.problems.append(f"{name}: unknown variable{meant(_closest_variables(name.upper()))}")
     return layer
@@ -116,7 +129,7 @@ def command_line_layer(overrides: Mapping[str, object]) -> Layer:
     for key, value in overrides.items():
         if value is None:
             continue
-        if key in catalogue() or key.startswith(_TENANT_KEYS + "."):
+        if find(key) is not None:
             _put(layer, key, value)
         else:
             layer.problems.append(f"{_option(key)}: {_no_setting(key)}")
@@ -136,37 +149,47 @@ def _put(layer: Layer, key: str, value: object) -> None:
     if isinstance(value, str) and not _is_unicode(value):
         layer.problems.append(f"{layer.source_of(key).name}: {key}: not UTF-8 text")
         return
-    if isinstance(value, str) and key in catalogue():
-        value = catalogue()[key].parse(value)
-    if key.startswith(_TENANT_KEYS + "."):
-        path = [*_TENANT_KEYS.split("."), key.removeprefix(_TENANT_KEYS + ".")]
-    else:
-        path = key.split(".")
+    setting = find(key)
+    if isinstance(value, str) and setting is not None:
+        value = setting.parse(value)
     nested: Any = value
-    for part in reversed(path):
+    for part in reversed(split(key)):
         nested = {part: nested}
     layer.values = merge(layer.values, nested)
 
 
-def _variables() -> dict[str, str]:
-    return {setting.variable: key for key, setting in catalogue().items() if setting.kind != "table"}
+def _key_of(name: str) -> str | None:
+    """The key of an environment variable. Like the rest, an entry's name is in capitals there."""
+    for key in catalogue():
+        table, entry, setting = key.partition(f".{NAME}")
+        if not entry:
+            if name == variable(key):
+                return key
+            continue
+        before, after = variable(f"{table}."), setting.upper().replace(".", "__")
+        inside = name[len(before) : len(name) - len(after)]
+        if name.startswith(before) and name.endswith(after) and inside and name == name.upper():
+            return f"{table}.{inside.lower()}{setting}"
+    return None
 
 
 def _closest_variables(name: str) -> list[str]:
-    if name.startswith(_TENANT_VARIABLE):
+    if _key_of(name) is not None:
         return [name]  # it was not in capitals
-    keys = closest_keys(name.removeprefix(VARIABLE_PREFIX).lower().replace("__", "."))
-    settings = [catalogue()[key] for key in keys if key in catalogue()]
-    if settings:
-        return [_TENANT_VARIABLE + "<TENANT>" if setting.kind == "table" else setting.variable for setting in settings]
+    meant_key = name.removeprefix(VARIABLE_PREFIX).lower().replace("__", ".")
+    is_section = pattern(split(meant_key)) in section_keys()
+    keys = [f"{meant_key}.{NAME}"] if is_section else closest_keys(meant_key)
+    near = [key for key in keys if find(key)]
+    if near:
+        return [variable(key.replace(f".{NAME}", ".<name>")) for key in near]
     # One underscore where two belong is the usual slip.
-    known = {_squashed(variable): variable for variable in _variables()}
+    known = {_squashed(setting.variable): setting.variable for setting in catalogue().values()}
     slips = [known[match] for match in get_close_matches(_squashed(name), known, n=1, cutoff=0.9)]
     return slips or get_close_matches(name, OTHER_VARIABLES, n=1, cutoff=0.9)
 
 
-def _squashed(variable: str) -> str:
-    return variable.removeprefix(VARIABLE_PREFIX).replace("_", "")
+def _squashed(name: str) -> str:
+    return name.removeprefix(VARIABLE_PREFIX).replace("_", "")
 
 
 def _relevant(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -178,16 +201,14 @@ def _relevant(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield name, environment[name]
 
 
-def _variable(key: str) -> str:
-    return VARIABLE_PREFIX + key.upper().replace(".", "__")
-
-
 def _option(key: str) -> str:
     return OPTIONS.get(key, f"--set {key}")
 
 
 def _no_setting(key: str) -> str:
-    return "names a section, not a setting" if key in section_keys() else f"unknown key{meant(closest_keys(key))}"
+    if pattern(split(key)) in section_keys():
+        return "names a section, not a setting"
+    return f"unknown key{meant(closest_keys(key))}"
 
 
 def _syntax_problem(message: str, text: str) -> str:
@@ -202,7 +223,10 @@ def shown(key: str, value: object) -> str:
     """A value in a message, short and on one line. What is under `auth` is never shown: it may be a key."""
     if key.split(".")[0] == "auth" and not isinstance(value, bool):
         return "***"
-    text = quoted(value) if isinstance(value, str) else _plain(value)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        text = f"[{', '.join(map(quoted, value))}]"
+    else:
+        text = quoted(value) if isinstance(value, str) else _plain(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -69,10 +69,10 @@ class Execution:
             results.append(result)
             sampled += drawn
         blocks = self._extend(sampled)
-        result = StepResult(
-            tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, carried_us, carried_cells
+        return (
+            StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, carried_us, carried_cells),
+            sampled,
         )
-        return result, sampled
 
     def _apply(
         self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]

@@ -121,6 +121,7 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
         policy = to_policy(
             settings,
             slot_cells={pool.name: pool.slot_cells for pool in runner.pools},
+            cell_bytes={pool.name: pool.cell_bytes for pool in runner.pools},
             chunk_tokens=loaded.chunk_tokens,
             priors=loaded.priors,
         )

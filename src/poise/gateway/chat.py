@@ -73,8 +73,11 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the model's chat template is broken in line {error.lineno}: {error.message}") from error
 
-    def render(self, messages: Sequence[Message]) -> list[Segment]:
-        """The prompt as segments, ending where the assistant is to speak. Raises ApiError."""
+    def render(self, messages: Sequence[Message], n_added: int = 0) -> list[Segment]:
+        """The prompt as segments, ending where the assistant is to speak. Raises ApiError.
+
+        The first `n_added` messages are not the caller's: errors give the others the places that the caller knows.
+        """
         contents: list[str] = []
         owners: list[int | None] = []
 
@@ -91,12 +94,13 @@ class ChatTemplate:
         segments, used = _split(self._render(variables), contents)
         for index, owner in enumerate(owners):
             if owner is not None and index not in used:
+                place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
                 raise ApiError(
                     400,
                     "message_left_out",
-                    f"The model's chat template has no place for messages[{owner}] (role '{messages[owner].role}'). "
+                    f"The model's chat template has no place for {place} (role '{messages[owner].role}'). "
                     "Remove it or put its text into another message.",
-                    param=f"messages[{owner}]",
+                    param=place if owner >= n_added else "messages",
                 )
         return segments
 

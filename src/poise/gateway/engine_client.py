@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -110,8 +110,13 @@ class EngineClient(Protocol):
         prompt: list[int],
         max_output: int,
         sampling: SamplingParams,
+        template: str = "",
     ) -> RequestHandle:
-        """Hand a request to the engine. Raises EngineUnavailable while there is none."""
+        """Hand a request to the engine. `template`: one whose tokens the prompt begins with. Raises EngineUnavailable."""
+        ...
+
+    def declare(self, templates: Mapping[str, list[int]]) -> None:
+        """The tokens of each template that requests may name. Every engine is told as soon as it is ready."""
         ...
 
     async def journal(self) -> list[str]:

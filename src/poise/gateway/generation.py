@@ -38,6 +38,7 @@ class ChoiceRequest:
     prompt: list[int]
     max_output: int
     sampling: SamplingParams
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Generation:
         opened = [False] * len(self._choices)
         async with aclosing(self._updates()) as updates:
             async for choice, update in updates:
-                usage = self._usage() if self._continuous_usage else None
+                usage = self.usage() if self._continuous_usage else None
                 out = b""
                 if update.text or update.entries or (update.finish_reason and not opened[choice.index]):
                     first, opened[choice.index] = not opened[choice.index], True
@@ -131,11 +132,15 @@ class Generation:
                 if update.failure:
                     raise self._error(update.failure)
         if self._include_usage:
-            yield self._response.usage_event(self._usage())
+            yield self._response.usage_event(self.usage())
         yield DONE
 
     async def body(self) -> bytes:
         """The response of a request that does not stream. Raises ApiError when a choice fails."""
+        return self._response.body(await self.answers(), self.usage())
+
+    async def answers(self) -> list[Answer]:
+        """What every choice has come to. Raises ApiError when one fails."""
         texts: list[list[str]] = [[] for _ in self._choices]
         entries: list[list[TokenEntry]] = [[] for _ in self._choices]
         async with aclosing(self._updates()) as updates:
@@ -144,7 +149,7 @@ class Generation:
                     raise self._error(update.failure)
                 texts[choice.index].append(update.text)
                 entries[choice.index] += update.entries or []
-        answers = [
+        return [
             Answer(
                 choice.index,
                 "".join(texts[choice.index]),
@@ -153,7 +158,6 @@ class Generation:
             )
             for choice in self._choices
         ]
-        return self._response.body(answers, self._usage())
 
     def close(self) -> None:
         """Abort what has not ended, and write the books. Any number of times."""
@@ -175,7 +179,7 @@ class Generation:
             origin.tenant,
             origin.request_class,
             self._n_prompt,
-            self._usage().completion_tokens,
+            self.usage().completion_tokens,
             "+".join(outcomes),
             (now_s - origin.arrived_s) * 1000,
         )
@@ -188,6 +192,7 @@ class Generation:
                 prompt=request.prompt,
                 max_output=request.max_output,
                 sampling=request.sampling,
+                template=request.template,
             )
         except EngineUnavailable as error:
             raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
@@ -238,7 +243,8 @@ class Generation:
             return internal_error(error_id)
         return engine_lost(self._engine.state.retry_after_s)
 
-    def _usage(self) -> Usage:
+    def usage(self) -> Usage:
+        """Tokens so far."""
         return Usage(self._n_prompt, sum(choice.n_output for choice in self._choices))
 
 

@@ -79,13 +79,19 @@ class Heading:
 
 @dataclass(slots=True)
 class ResponseFormat(ABC):
-    """One response's bodies and events. With `usage_field`, events have a `usage`, null unless one is given."""
+    """One response's bodies and events. With `usage_field`, events have a `usage`, null unless one is given.
+
+    `notes` is what the answer says about how it was made, in a field `poise`: of the body, or of a stream's first event.
+    """
 
     heading: Heading
     usage_field: bool = False
+    notes: dict[str, Any] | None = None
     _prefix: bytes = field(init=False)
+    _untold: bytes = field(init=False)
 
     def __post_init__(self) -> None:
+        self._untold = b"" if self.notes is None else b',"poise":' + encode(self.notes)
         self._prefix = b"data: " + encode(self.heading.as_json(self.chunk_kind))[:-1] + b',"choices":['
 
     @property
@@ -109,11 +115,16 @@ class ResponseFormat(ABC):
         return self._prefix + b'],"usage":' + encode(usage.as_json()) + b"}\n\n"
 
     def _event(self, choice: bytes, usage: Usage | None) -> bytes:
+        notes, self._untold = self._untold, b""
         if usage is not None:
-            tail = b'],"usage":' + encode(usage.as_json()) + b"}\n\n"
+            tail = b'],"usage":' + encode(usage.as_json()) + notes
         else:
-            tail = b'],"usage":null}\n\n' if self.usage_field else b"]}\n\n"
-        return self._prefix + choice + tail
+            tail = (b'],"usage":null' if self.usage_field else b"]") + notes
+        return self._prefix + choice + tail + b"}\n\n"
+
+    def _body(self, kind: str, choices: list[dict[str, Any]], usage: Usage) -> bytes:
+        notes = {} if self.notes is None else {"poise": self.notes}
+        return encode(self.heading.as_json(kind) | {"choices": choices, "usage": usage.as_json()} | notes)
 
 
 class ChatFormat(ResponseFormat):
@@ -143,7 +154,7 @@ class ChatFormat(ResponseFormat):
             }
             for answer in answers
         ]
-        return encode(self.heading.as_json("chat.completion") | {"choices": choices, "usage": usage.as_json()})
+        return self._body("chat.completion", choices, usage)
 
 
 class CompletionFormat(ResponseFormat):
@@ -172,12 +183,17 @@ class CompletionFormat(ResponseFormat):
             }
             for answer in answers
         ]
-        return encode(self.heading.as_json("text_completion") | {"choices": choices, "usage": usage.as_json()})
+        return self._body("text_completion", choices, usage)
 
 
 def queue_comment(position: int, eta_ms: int) -> bytes:
     """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip."""
     return b": queued position=%d eta_ms=%d\n\n" % (position, eta_ms)
+
+
+def summary_comment(n_turns: int) -> bytes:
+    """Tells a waiting stream what it waits for."""
+    return b": summarizing turns=%d\n\n" % n_turns
 
 
 def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:

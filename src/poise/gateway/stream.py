@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -29,13 +29,20 @@ class EventStream(Response):
     without `[DONE]`.
     """
 
-    def __init__(self, events: AsyncGenerator[bytes, None], close: Callable[[], None], request_id: str) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        close: Callable[[], None],
+        request_id: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(media_type="text/event-stream")
         # No length; and no proxy is to keep the events for later.
         self.raw_headers = [
             (b"content-type", b"text/event-stream; charset=utf-8"),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
+            *((name.lower().encode(), value.encode()) for name, value in (headers or {}).items()),
         ]
         self._events = events
         self._close = close

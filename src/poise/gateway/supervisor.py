@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 from poise.config import Settings
@@ -50,6 +50,7 @@ class Supervisor:
         self._ids = count(1)
         self._handles: dict[int, RequestHandle] = {}
         self._dumps: dict[int, asyncio.Future[list[str]]] = {}
+        self._templates: dict[str, list[int]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -88,14 +89,25 @@ class Supervisor:
         prompt: list[int],
         max_output: int,
         sampling: wire.SamplingParams,
+        template: str = "",
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
         request_id = next(self._ids)
         handle = RequestHandle(request_id, self._abort)
         self._handles[request_id] = handle
-        self._send(wire.Submit(request_id, tenant, request_class.value, prompt, max_output, sampling))
+        self._send(wire.Submit(request_id, tenant, request_class.value, prompt, max_output, sampling, template))
         return handle
+
+    def declare(self, templates: Mapping[str, list[int]]) -> None:
+        """Tell the engine of these templates: now if it is ready, and each later one when it is."""
+        self._templates = dict(templates)
+        if self.state.phase is EnginePhase.READY:
+            self._send_templates()
+
+    def _send_templates(self) -> None:
+        for name, tokens in self._templates.items():
+            self._send(wire.Template(name, tokens))
 
     async def journal(self) -> list[str]:
         if self.state.phase is not EnginePhase.READY:
@@ -194,6 +206,7 @@ class Supervisor:
                 self.state.ready, self.state.progress, self.state.stage = message, 1.0, "ready"
                 if self.state.phase is not EnginePhase.STOPPED:
                     self._set(EnginePhase.READY)
+                    self._send_templates()  # before any request: what is sent in order arrives in order
             case wire.Fatal():
                 phase = EnginePhase.FAILED if message.permanent else EnginePhase.RESTARTING
                 self._set(phase, detail=message.message)

@@ -65,11 +65,23 @@ class TextModel:
         self._executor = executor
         self._literals: dict[str, list[int | str]] = {}
 
-    async def chat_ids(self, messages: Sequence[Message]) -> list[int]:
-        """The prompt of a conversation. Raises ApiError when the template refuses it."""
+    async def chat_ids(self, messages: Sequence[Message], n_added: int = 0, *, in_thread: bool = False) -> list[int]:
+        """The prompt of a conversation, of which `n_added` messages at the start are not the caller's.
+
+        `in_thread`: one of many, which together would hold up the running streams. Raises ApiError when the template refuses
+        the conversation.
+        """
         n_chars = sum(len(message.content) for message in messages)
-        large = n_chars > INLINE_CHARS or len(messages) > INLINE_MESSAGES
-        return await self._run(large, lambda: self._tokenise(self._template.render(messages)))
+        large = in_thread or n_chars > INLINE_CHARS or len(messages) > INLINE_MESSAGES
+        return await self._run(large, lambda: self.chat_ids_now(messages, n_added))
+
+    def chat_ids_now(self, messages: Sequence[Message], n_added: int = 0) -> list[int]:
+        """The same at once, for a caller who may wait."""
+        return self._tokenise(self._template.render(messages, n_added))
+
+    async def plain_length(self, text: str) -> int:
+        """Tokens of a text that stands for itself."""
+        return await self._run(len(text) > INLINE_CHARS, lambda: len(self._plain_ids([text])))
 
     async def prompt_ids(self, prompt: str) -> list[int]:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""

@@ -70,6 +70,11 @@ class GatewayMetrics:
         self._disconnects = _counters_by_class(
             registry, "poise_client_disconnects_total", "Requests whose client left before the answer was complete."
         )
+        self._long_systems = _counters_by_class(
+            registry,
+            "poise_long_system_prompts_total",
+            "Conversations whose system messages take more than long_system_share of the context.",
+        )
         self._requests = Counter(
             "poise_requests_total",
             "Choices that ended, by outcome: stop, length, cancelled (the client left), engine_lost, failed.",
@@ -115,6 +120,9 @@ class GatewayMetrics:
 
     def rejected(self, request_class: str | None, reason: str) -> None:
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
+
+    def long_system_prompt(self, request_class: str) -> None:
+        self._long_systems[request_class].inc()
 
     def disconnected(self, request_class: str) -> None:
         self._disconnects[request_class].inc()

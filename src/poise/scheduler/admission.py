@@ -12,19 +12,23 @@ from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, PoolPolic
 from poise.scheduler.request import Request
 
 
-def route(request: Request, policy: SchedulerPolicy) -> str | None:
-    """The pool the request will run in, or None when it fits in none.
+def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int]) -> str | None:
+    """The pool the request will run in, or None when it fits in none. `cached`: by pool, prompt tokens it need not compute.
 
-    A prompt over its class's `heavy_tokens` is a heavy job (rule R5); so is what a short slot cannot hold.
+    A prompt of which more than its class's `heavy_tokens` must be computed is a heavy job (rule R5) and runs in the long
+    pool; so does what a short slot cannot hold, and what continues a sequence that ran there.
     """
+    fitting = [name for name, pool in policy.pools.items() if request.n_cells <= pool.slot_cells]
     if request.pool:
-        return request.pool if request.n_cells <= policy.pools[request.pool].slot_cells else None
+        return request.pool if request.pool in fitting else None
+    if SHORT_POOL in fitting and LONG_POOL in fitting:
+        to_compute = request.n_prompt - cached[SHORT_POOL]
+        heavy = to_compute > policy.classes[request.request_class].heavy_tokens
+        continues_long = cached[LONG_POOL] > cached[SHORT_POOL] + policy.quantum_tokens
+        return LONG_POOL if heavy or continues_long else SHORT_POOL
+    # A heavy prompt that only a short slot could hold is refused: the pools are not made for it.
     heavy = request.n_prompt > policy.classes[request.request_class].heavy_tokens
-    for name in (LONG_POOL,) if heavy else (SHORT_POOL, LONG_POOL):
-        pool = policy.pools.get(name)
-        if pool is not None and request.n_cells <= pool.slot_cells:
-            return name
-    return None
+    return next((name for name in fitting if name == LONG_POOL or not heavy), None)
 
 
 def cells_max(pools: Mapping[str, PoolPolicy]) -> int:

@@ -7,6 +7,8 @@ go; who gets a slot and who loses one is decided in `planner` and `preemption`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+
 from poise.scheduler.budget import CostModel
 from poise.scheduler.kv import KvPool
 from poise.scheduler.plan import (
@@ -22,7 +24,7 @@ from poise.scheduler.plan import (
 )
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.prefix import Prefix, PrefixIndex
-from poise.scheduler.request import BLOCK_TOKENS, PreemptionKind
+from poise.scheduler.request import BLOCK_TOKENS, PreemptionKind, Request
 from poise.scheduler.sequence import Sequence
 from poise.scheduler.store import Entry, HostStore, Purpose
 
@@ -58,13 +60,20 @@ class Placement:
         """Cells that the sequence would not have to compute if it got a slot now."""
         if sequence.n_computed:
             return sequence.n_computed
-        found = self._find(sequence)
+        found = self._find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
+        return found[1] if found else 0
+
+    def cached_prompt(self, request: Request, pool: str) -> int:
+        """Tokens of a new request's prompt that it would not have to compute in that pool now."""
+        found = self._find(request, pool, request.blocks, request.n_prompt)
         return found[1] if found else 0
 
     def place(self, sequence: Sequence) -> None:
         """Give the sequence the lowest free slot, with all of its cells that are known anywhere."""
         pool = self.pools[sequence.pool]
-        found = self._find(sequence) if sequence.entry < 0 else None
+        found = None
+        if sequence.entry < 0:
+            found = self._find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
         pool.take(sequence)
         warm = pool.warm.pop(sequence.slot, None)
         if sequence.entry >= 0:
@@ -195,16 +204,17 @@ class Placement:
         pinned = sorted(entry.number for entry in self.templates.values())
         assert pinned == sorted(n for n, e in stored.items() if e.purpose is Purpose.TEMPLATE), "templates are lost"
 
-    def _find(self, sequence: Sequence) -> tuple[Prefix | Entry, int] | None:
-        """Where the longest known beginning of the sequence is, and its cells. The last known token is always computed."""
-        store, request = self._policy.store, sequence.request
-        most = sequence.n_tokens - 1
+    def _find(
+        self, request: Request, pool: str, blocks: SequenceOf[int], n_tokens: int
+    ) -> tuple[Prefix | Entry, int] | None:
+        """Where the longest known beginning of `n_tokens` tokens is, and its cells. The last token is always computed."""
+        store, most = self._policy.store, n_tokens - 1
         found: tuple[Prefix | Entry, int] | None = None
         if store.prefix_reuse:
-            shared = self.index.longest(request.tenant, sequence.pool, sequence.blocks)
+            shared = self.index.longest(request.tenant, pool, blocks)
             if shared is not None and min(shared[1], most) >= store.prefix_min_cells:
                 found = shared[0], min(shared[1], most)
-        template = self.templates.get((sequence.pool, request.template)) if request.template else None
+        template = self.templates.get((pool, request.template)) if request.template else None
         if template is not None:
             n_cells = min(request.template_cells, template.n_cells, most)
             if n_cells > (found[1] if found else 0):

@@ -44,6 +44,8 @@ class Books:
     """Compute owed to background work (positive) or had in advance (negative)."""
     heavy_saved_us: float = 0.0
     """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
+    quantum_saved_us: float = 0.0
+    """Budget that background's first prompt has saved up for a quantum."""
 
     def is_live(self, request_class: RequestClass) -> bool:
         return bool(self.running[request_class]) or any(
@@ -88,6 +90,8 @@ class PlanningPass:
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
         self._keep_free_of_background()
+        if self.budget.left_us > 0 and self._prompt_outranks_decodes():
+            self._prompts(RequestClass.BACKGROUND, quantum=False, most=1)
         if self.budget.left_us > 0:
             self._decode(books.running[RequestClass.BACKGROUND].values())
         nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
@@ -100,6 +104,16 @@ class PlanningPass:
         work alone does not bring their tokens down to the slowest pace that is allowed."""
         if any(sequence.is_decoding for sequence in self.books.running[RequestClass.INTERACTIVE].values()):
             self.budget.cap(self.budget.left_us - (1 - self.books.policy.fill_share) * self.target_us)
+
+    def _prompt_outranks_decodes(self) -> bool:
+        """Whether background's first prompt is of a tenant that was served less than each tenant whose decodes run. Decodes
+        come first otherwise; if they always did, a reader of long prompts beside a few writers would never be served."""
+        served = self.books.served[RequestClass.BACKGROUND]
+        decoding = [
+            served.rank(s.request.tenant) for s in self.books.running[RequestClass.BACKGROUND].values() if s.is_decoding
+        ]
+        first = self._next_prompt(RequestClass.BACKGROUND) if decoding else None
+        return first is not None and served.rank(first.request.tenant) < min(decoding)
 
     def _patience_us(self) -> float:
         """How much background may be owed before it is paid ahead of interactive prompts.
@@ -132,7 +146,7 @@ class PlanningPass:
                 self.budget.spend_decodes(pool, n_tokens, attended)
 
     def _background_share(self) -> None:
-        """Pay what background work is owed: decodes by least-served tenant, then one quantum of the first prompt.
+        """Pay what background work is owed: decodes and one quantum of the first prompt, by least-served tenant.
 
         Decodes alone can be too few to absorb the share in a step of full length; then the step is cut shorter, so that
         the share holds and the next payment comes sooner.
@@ -142,10 +156,14 @@ class PlanningPass:
         served = books.served[RequestClass.BACKGROUND].tenants
         decoding = [s for s in books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         decoding.sort(key=lambda s: served[s.request.tenant])
+        if self._prompt_outranks_decodes():
+            self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
         for sequence in decoding:
-            self._decode([sequence])
             if self.budget.marginal_us - before_us >= owed_us:
                 return
+            self._decode([sequence])
+        if self.budget.marginal_us - before_us >= owed_us:
+            return
         self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
         paid_us = self.budget.marginal_us - before_us
         if 0 < paid_us < owed_us:
@@ -212,10 +230,22 @@ class PlanningPass:
             return min(saved, room)
         n_tokens = min(room, self.books.models[pool].prompt_tokens_within(left_us, start))
         if n_tokens < least:
-            return least if quantum else 0
+            return least if quantum or self._saved_quantum(sequence, start, least, left_us) else 0
         if pending - n_tokens < least and pending <= room:  # a crumb left over would cost the first token a step
             return pending
         return n_tokens
+
+    def _saved_quantum(self, sequence: Sequence, start: int, n_tokens: int, left_us: float) -> bool:
+        """Rule R2's other saving: where a step never leaves enough for a quantum of a background prompt, what it leaves adds up."""
+        if sequence.request_class is not RequestClass.BACKGROUND:
+            return False
+        books = self.books
+        price = books.models[sequence.pool].chunk_us(is_prompt=True, start=start, n_tokens=n_tokens)
+        if left_us + books.quantum_saved_us < price:
+            books.quantum_saved_us += max(0.0, left_us)
+            return False
+        books.quantum_saved_us = 0.0
+        return True
 
     def _heavy_chunk(self, start: int, pending: int, left_us: float) -> int | None:
         """Rule R2's saving: where larger chunks are cheaper per token, a heavy prompt skips steps to pay for one.

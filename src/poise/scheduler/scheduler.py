@@ -70,7 +70,8 @@ class Scheduler:
     def add(self, request: Request, now_ns: int) -> Queued | Rejected:
         """Take a request into its queue, or refuse it with the reason."""
         assert self._planned is None, "add between plan and complete"
-        pool = admission.route(request, self._policy)
+        cached = {name: self._placement.cached_prompt(request, name) for name in self._policy.pools}
+        pool = admission.route(request, self._policy, cached)
         if pool is None:
             most = admission.cells_max(self._policy.pools)
             return Rejected(request.request_id, RejectReason.TOO_LONG, request.n_cells, most)
@@ -78,9 +79,9 @@ class Scheduler:
         if not request.pins and (refusal := self._refusal(request, eta_us, now_ns)) is not None:
             return refusal
         sequence = Sequence(request, pool, now_ns, 0.0, eta_us)
-        cached = self._placement.cached_cells(sequence)
+        n_cached = cached[pool]
         model = self._books.models[pool]
-        predicted = model.chunk_us(is_prompt=True, start=cached, n_tokens=request.n_prompt - cached)
+        predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_prompt - n_cached)
         sequence.order_key = order_key(predicted, now_ns, self._policy.ageing)
         self._life.enter(sequence, now_ns)
         if request.queue_timeout_us:
