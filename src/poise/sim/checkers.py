@@ -119,7 +119,9 @@ class Checkers:
             assert in_books == n_bytes, f"the books say {in_books} bytes in the host store, there are {n_bytes}"
         if not self._tracks:
             for name, books in snapshot.pools.items():
-                assert books.slots_held == books.cells_used == 0, f"{name}: nothing is live, {books.slots_held} slots held"
+                assert books.slots_held == books.cells_used == 0, (
+                    f"{name}: nothing is live, {books.slots_held} slots held"
+                )
             self.mirror.compare_empty(self._real, {name: books.slots for name, books in snapshot.pools.items()})
 
     @property
@@ -138,7 +140,7 @@ class Checkers:
             case "swap" | "drop":
                 track.running = False
                 if what == "drop":
-                    track.furthest = 0  # It computes again; rule 8 bounds how often.
+                    track.n_computed = track.furthest = 0  # It computes again; rule 8 bounds how often.
                 if track.held:
                     return
                 track.n_preempted += 1
@@ -175,7 +177,7 @@ class Checkers:
         self._end_internal(plan, result)
         for request_id in result.lost:
             if (track := self._tracks.get(request_id)) is not None:
-                track.running, track.furthest = False, 0
+                track.running, track.n_computed, track.furthest = False, 0, 0
         if plan.batches:
             self._check_decodes(planned)
         self._n_in_place = 0 if got_further else self._n_in_place + 1

@@ -183,5 +183,5 @@ def _run(
         spend(checkers.after_step())
         if checkers.is_idle or engine.counters.steps % BOOKS_STEPS == 0:
             checkers.compare_books(scheduler.snapshot())
-        if engine.counters.steps == n_steps:
+        if n_steps and engine.counters.steps == n_steps:
             world.stop()
