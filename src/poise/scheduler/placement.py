@@ -134,7 +134,7 @@ class Placement:
 
     def forget(self, tenant: str) -> tuple[int, int]:
         """Drop every kept prefix of a tenant; returns how many there were, and their cells."""
-        kept = list(self.index.of_tenant(tenant))
+        kept = self.index.of_tenant(tenant)
         for prefix in kept:
             self.index.remove(prefix)
             if prefix.slot >= 0:
