@@ -13,7 +13,7 @@ LIVE = [Live(i, f"t{i % 3}", n_tokens=i % 5) for i in range(1, 30)]
 
 def strikes(faults: Faults, seconds: int) -> list[tuple[int, object]]:
     """What strikes in the first seconds, asked for ten times a second."""
-    found = []
+    found: list[tuple[int, object]] = []
     for tenth in range(seconds * 10):
         now_ns = tenth * 100_000_000
         found += [(now_ns + delay_ns, what) for delay_ns, what in faults.strikes(now_ns, LIVE)]
