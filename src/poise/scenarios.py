@@ -327,7 +327,9 @@ class _Table:
 def _generate(client: Client, rng: random.Random, duration_s: float) -> Iterator[PlannedRequest]:
     arrival_s = 0.0
     n_requests = 0
-    prefix = (Segment(SHARED_PREFIX_SEED, client.shared_prefix_tokens),) if client.shared_prefix_tokens else ()
+    prefix: tuple[Segment, ...] = ()
+    if client.shared_prefix_tokens:
+        prefix = (Segment(SHARED_PREFIX_SEED, client.shared_prefix_tokens),)
     before = prefix
     while client.n_requests_max is None or n_requests < client.n_requests_max:
         if client.arrival.kind == "poisson":

@@ -11,6 +11,7 @@ from statistics import median
 
 import pytest
 
+from poise.bench.prompts import conversation
 from poise.scenarios import (
     Length,
     PlannedRequest,
@@ -90,7 +91,51 @@ def test_shipped_scenarios_load(path: Path) -> None:
 
 def test_shipped_scenarios_are_complete() -> None:
     """The scenarios that the documentation names exist."""
-    assert [path.stem for path in SHIPPED] == ["cancel", "flood", "mixed", "single", "sustained"]
+    assert [path.stem for path in SHIPPED] == ["cancel", "flood", "mixed", "single", "storm", "sustained"]
+
+
+CONVERSATION = """
+name = "talk"
+description = "For tests."
+duration_s = 10.0
+drain_s = 5
+
+[[clients]]
+name = "talker"
+tenant = "alice"
+class = "interactive"
+requests = 5
+turns = 3
+shared_prefix_tokens = 30
+arrival = { kind = "closed" }
+prompt_tokens = 20
+output_tokens = 8
+"""
+
+
+def test_a_conversation_repeats_itself() -> None:
+    """Each turn's prompt is all before it and new tokens; the next conversation begins with the shared prefix again."""
+    (requests,) = generated(parse_scenario(CONVERSATION, "a")).values()
+    assert [r.n_prompt_tokens for r in requests] == [50, 78, 106, 50, 78]
+    first, second, third, fourth, _ = requests
+    assert second.segments[:2] == first.segments
+    assert third.segments[:4] == second.segments
+    assert [s.is_answer for s in third.segments] == [False, False, True, False, True, False]
+    assert fourth.segments[0] == first.segments[0]
+    assert fourth.segments[1].seed != first.segments[1].seed
+    assert sum(s.n_tokens for s in third.segments) == third.n_prompt_tokens
+
+
+def test_prefixes_are_common_to_all_who_have_one() -> None:
+    """Two tenants with the same prefix ask for the same words: what a cache must keep apart."""
+    (own,) = generated(parse_scenario(CONVERSATION, "a")).values()
+    (other,) = generated(parse_scenario(CONVERSATION.replace("talker", "twin").replace("alice", "bob"), "a")).values()
+    assert own[0].segments[0] == other[0].segments[0]
+    assert own[0].segments[1] != other[0].segments[1]
+    texts = [conversation(r.segments, text_seed=7).split() for r in (own[0], own[1], other[0])]
+    assert texts[0] == texts[1][:50]
+    assert texts[0][:30] == texts[2][:30]
+    assert len(texts[1]) == 78
 
 
 def test_same_seed_same_requests() -> None:

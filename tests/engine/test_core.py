@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from poise.config import Settings, to_policy
+from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
@@ -173,3 +175,20 @@ def test_shutdown_ends_the_loop() -> None:
     bench = Bench()
     bench.mail.incoming.append(wire.Shutdown())
     bench.engine.run()
+
+
+def test_a_journal_is_read_back_as_it_was_written() -> None:
+    """The header, the policy first, then every entry with its line."""
+    journal = Journal(capacity=3)
+    journal.record_policy(to_policy(Settings()))
+    for request_id in range(5):
+        journal.record(request_id, "abort", request_id)
+    dump = read_journal(journal.lines())
+    assert dump.n_dropped == 2
+    assert dump.policy is not None
+    assert dump.policy["pools"]["short"]["n_slots"] == Settings().pools.short.slots
+    assert [(e.line, e.now_ns, e.kind, e.values) for e in dump.entries] == [
+        (3, 2, "abort", [2]),
+        (4, 3, "abort", [3]),
+        (5, 4, "abort", [4]),
+    ]

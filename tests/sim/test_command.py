@@ -66,3 +66,83 @@ def test_a_broken_invariant_names_the_run_that_repeats_it(monkeypatch: pytest.Mo
     assert code == 1
     assert "books do not balance" in output
     assert f"poise sim {path} --seed 7" in output
+
+
+def test_a_failure_is_repeated_by_the_command_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenario, seed, steps and faults are all in it, and the step of the failure is said."""
+    n_checks = 0
+
+    def breaks_late(self: Scheduler) -> None:
+        nonlocal n_checks
+        n_checks += 1
+        assert n_checks < 40, "books do not balance"
+
+    monkeypatch.setattr(Scheduler, "check", breaks_late)
+    path = str(SCENARIOS / "storm.toml")
+    arguments = [path, "--seed", "3", "--steps", "300", "--faults", "slow,burst"]
+    complaints = []
+    for _ in range(2):
+        n_checks = 0
+        code, output = run(*arguments)
+        assert code == 1
+        complaints.append(output)
+    assert complaints[0] == complaints[1]
+    assert "poise sim " + " ".join(arguments) in complaints[0]
+    assert "storm, seed 3: step " in complaints[0]
+
+
+def test_many_runs_are_one_line() -> None:
+    """What `make sim` prints."""
+    code, output = run(str(SCENARIOS / "storm.toml"), "--runs", "4", "--steps", "30", "--faults", "all")
+    assert code == 0
+    assert "storm: 4 runs, " in output
+    assert "no invariant broken" in output
+
+
+def test_a_journal_is_written_replayed_and_calibrated(tmp_path: Path) -> None:
+    """The way from a recording to a cost file that the next simulation takes."""
+    journal, cost = str(tmp_path / "journal.jsonl"), str(tmp_path / "cost.toml")
+    assert run(str(SCENARIOS / "mixed.toml"), "--journal", journal)[0] == 0
+    code, output = run("--replay", journal)
+    assert (code, "all as recorded" in output) == (0, True)
+    code, output = run("--calibrate", journal, "--out", cost)
+    assert (code, "pool short" in output) == (0, True)
+    assert run(str(SCENARIOS / "single.toml"), "--cost", cost)[0] == 0
+
+
+def test_a_replay_that_differs_exits_with_one(tmp_path: Path) -> None:
+    """So that a script notices."""
+    journal = tmp_path / "journal.jsonl"
+    run(str(SCENARIOS / "single.toml"), "--journal", str(journal))
+    journal.write_text(journal.read_text().replace('"start": 0', '"start": 1', 1))
+    code, output = run("--replay", str(journal))
+    assert code == 1
+    assert "start was 1, is 0" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "name at least one scenario"),
+        (["x.toml"], "x.toml: cannot be read"),
+        ([str(SCENARIOS / "single.toml"), "--faults", "rain"], "unknown fault 'rain'"),
+        ([str(SCENARIOS / "single.toml"), "--find-break", "--target", "joy=1"], "expected CLASS.MEASURE"),
+        ([str(SCENARIOS / "single.toml"), "--cost", "none.toml"], "none.toml: cannot be read"),
+        (["--replay", "none.jsonl"], "none.jsonl"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], complaint: str) -> None:
+    """Exit code 2, without a traceback."""
+    code, output = run(*arguments)
+    assert code == 2
+    assert complaint in output
+    assert "Traceback" not in output
+
+
+def test_the_breaking_point_is_said_with_its_reason() -> None:
+    """Factors as they are tried, then between which two it breaks, and what gave out."""
+    code, output = run(str(SCENARIOS / "flood.toml"), "--find-break", "--target", "interactive.ttft_p95_ms=9000")
+    assert code == 0
+    assert "x 1 " in output
+    assert "breaks between" in output
+    assert "gave out first" in output

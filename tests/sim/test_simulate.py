@@ -6,16 +6,26 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from poise.config import Settings
+from poise.engine.ports import Row, Sampled
 from poise.scenarios import load_scenario, parse_scenario
+from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import CostPrior
-from poise.sim.simulate import Simulation, simulate
+from poise.scheduler.request import Event, Finished
+from poise.scheduler.scheduler import Scheduler
+from poise.sim.costs import Costs
+from poise.sim.faults import Fault
+from poise.sim.runner import SimRunner
+from poise.sim.simulate import Options, Simulation, SimulationFailure, simulate
 
-SCENARIOS = sorted((Path(__file__).parents[2] / "scenarios").glob("*.toml"))
+FOLDER = Path(__file__).parents[2] / "scenarios"
+SCENARIOS = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "storm")
+STORM = FOLDER / "storm.toml"
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
@@ -29,12 +39,15 @@ def test_every_request_of_a_scenario_ends_and_leaves_nothing(path: Path, seed: i
     assert all(pool.slots_held == pool.cells_used == 0 for pool in done.final.pools.values())
 
 
-def test_the_same_seed_gives_the_same_journal_under_any_hash_seed() -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [("mixed", "Options()"), ("storm", "Options(faults=tuple(Fault), n_steps=300)")]
+)
+def test_the_same_seed_gives_the_same_journal_under_any_hash_seed(name: str, options: str) -> None:
     """Invariant 9: equal inputs, equal event log, also in another process with another PYTHONHASHSEED."""
     code = (
         "from pathlib import Path; from poise.config import Settings; from poise.scenarios import load_scenario;"
-        "from poise.sim.simulate import simulate;"
-        f"print(simulate(load_scenario(Path({str(SCENARIOS[0].parent / 'mixed.toml')!r})), Settings(), 3).digest)"
+        "from poise.sim.faults import Fault; from poise.sim.simulate import Options, simulate;"
+        f"print(simulate(load_scenario(Path({str(FOLDER / (name + '.toml'))!r})), Settings(), 3, {options}).digest)"
     )
     digests = [
         subprocess.run(
@@ -54,7 +67,7 @@ def ttft_ms(done: Simulation, client: str, share: float) -> float:
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_a_reader_of_long_prompts_does_not_freeze_chats(seed: int) -> None:
     """In the mixed load, chat gaps stay near the step's target, though 3,000-token prompts are read all the time."""
-    done = simulate(load_scenario(SCENARIOS[0].parent / "mixed.toml"), Settings(), seed)
+    done = simulate(load_scenario(FOLDER / "mixed.toml"), Settings(), seed)
     gaps = sorted(g / 1e6 for r in done.records if r.client == "chat" for g in r.gaps_ns)
     target_ms = Settings().classes.interactive.itl_target_ms
     assert gaps[int(0.95 * len(gaps))] < 2 * target_ms
@@ -64,7 +77,7 @@ def test_a_reader_of_long_prompts_does_not_freeze_chats(seed: int) -> None:
 @pytest.mark.parametrize("seed", [11, 12, 13])
 def test_a_flood_does_not_hold_up_a_polite_tenant(seed: int) -> None:
     """Sixteen requests in flight of one tenant: the other's TTFT is a tenth of the flood's own."""
-    done = simulate(load_scenario(SCENARIOS[0].parent / "flood.toml"), Settings(), seed)
+    done = simulate(load_scenario(FOLDER / "flood.toml"), Settings(), seed)
     assert ttft_ms(done, "polite", 0.95) < 0.15 * ttft_ms(done, "flood", 0.95)
 
 
@@ -72,7 +85,7 @@ def test_a_slow_machine_is_learnt() -> None:
     """On a machine five times slower than the prior everything still ends, with a quantum a step."""
     slow = CostPrior(fixed_us=10_000, decode_us=25_000, prompt_us=20_000, attended_us=5)
     costs = Costs(dict.fromkeys(("short", "long"), slow))
-    done = simulate(load_scenario(SCENARIOS[0].parent / "flood.toml"), Settings(), 1, Options(costs=costs))
+    done = simulate(load_scenario(FOLDER / "flood.toml"), Settings(), 1, Options(costs=costs))
     assert {r.outcome for r in done.records} == {"length"}
 
 
@@ -98,3 +111,83 @@ def test_a_queue_that_is_full_answers_every_request() -> None:
     outcomes = Counter(r.outcome for r in done.records)
     assert set(outcomes) == {"length", "queue_full"}
     assert outcomes["queue_full"] > outcomes["length"] > 10
+
+
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_storms_break_no_invariant(seed: int) -> None:
+    """Every fault at once over every kind of traffic; `make sim` does the same with more seeds and steps."""
+    done = simulate(load_scenario(STORM), Settings(), seed, Options(faults=tuple(Fault), n_steps=400))
+    assert done.steps >= 400
+    assert all(r.outcome != "unfinished" for r in done.records)
+
+
+@pytest.mark.parametrize("fault", Fault)
+def test_each_fault_alone_breaks_no_invariant(fault: Fault) -> None:
+    """What fails under one fault alone is easier to understand than what fails under all."""
+    done = simulate(load_scenario(STORM), Settings(), 1, Options(faults=(fault,), n_steps=250))
+    assert all(r.outcome != "unfinished" for r in done.records)
+
+
+def test_a_run_that_is_stopped_drains() -> None:
+    """After n_steps nothing new arrives; what is in flight ends."""
+    done = simulate(load_scenario(FOLDER / "flood.toml"), Settings(), 1, Options(n_steps=40))
+    assert 40 <= done.steps < 400
+    assert {r.outcome for r in done.records} == {"length"}
+
+
+def test_a_conversation_repeats_what_was_said() -> None:
+    """The second turn's prompt is the first one's, the answer to it and new tokens; so its cells are found again."""
+    scenario = parse_scenario(
+        """
+        name = "talk"
+        description = "one conversation after another"
+        duration_s = 20
+        drain_s = 0
+        [[clients]]
+        name = "talker"
+        tenant = "talker"
+        class = "interactive"
+        requests = 4
+        turns = 2
+        shared_prefix_tokens = 32
+        temperature = 0.0
+        arrival = { kind = "closed" }
+        prompt_tokens = 40
+        output_tokens = 16
+        """,
+        "talk",
+    )
+    done = simulate(scenario, Settings(), 1)
+    assert [r.n_prompt for r in done.records] == [72, 128, 72, 128]
+    # The prefix is found from the second request on, and in each second turn everything before its own tokens.
+    assert done.final.counters.cached_tokens == 80 + 32 + 80
+
+
+def test_a_token_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference does not depend on the runner: a cell computed from another's state gives another token."""
+    load = SimRunner.execute
+
+    def mixed_up(self: SimRunner, pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        sampled = load(self, pool, rows)
+        if len(rows) > 2:
+            first, second = (self._cells[pool][row.slot] for row in rows[:2])
+            first[-1] = second[-1]
+        return sampled
+
+    monkeypatch.setattr(SimRunner, "execute", mixed_up)
+    with pytest.raises(SimulationFailure) as failure:
+        simulate(load_scenario(FOLDER / "sustained.toml"), Settings(), 1)
+    assert "undisturbed it is" in str(failure.value.__cause__)
+
+
+def test_a_request_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end that the scheduler does not report leaves its client waiting for ever."""
+    complete = Scheduler.complete
+
+    def silent(self: Scheduler, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
+        events = complete(self, plan, result, now_ns)
+        return [e for e in events if not isinstance(e, Finished)]
+
+    monkeypatch.setattr(Scheduler, "complete", silent)
+    with pytest.raises(SimulationFailure):
+        simulate(load_scenario(FOLDER / "single.toml"), Settings(), 1)

@@ -21,7 +21,7 @@ from poise.sim.mirror import Mirror, RealCells
 from poise.wire import messages as wire
 
 PROGRESS_STEPS = 50
-"""Steps that may pass while every computed token is one that had been computed before."""
+"""Steps that may pass while nothing is computed that was not there before: cells are carried to and fro."""
 
 
 @dataclass(slots=True)
@@ -57,6 +57,7 @@ class Checkers:
         self._last: tuple[StepPlan, StepResult] | None = None
         self._plan: StepPlan | None = None
         self._n_in_place = 0
+        self._resting = False
 
     def recorded(self, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
         """An entry of the journal, as it is made."""
@@ -67,7 +68,10 @@ class Checkers:
                 interactive = request.request_class is RequestClass.INTERACTIVE
                 self._tracks[request.request_id] = _Track(request, interactive, request.n_prompt)
                 self.mirror.add(request.request_id, request.tenant)
+        elif kind == "rest":
+            self._resting = True
         elif kind == "plan":
+            self._resting = False
             (plan,) = values
             assert isinstance(plan, StepPlan)
             self._plan = plan
@@ -90,7 +94,7 @@ class Checkers:
         for finish in message.finishes:
             self._ended(finish.request_id)
 
-    def after_step(self, snapshot: Snapshot) -> int:
+    def after_step(self) -> int:
         """The engine has finished a turn of its loop; returns how many rows it computed."""
         n_rows = 0
         if self._last is not None:
@@ -99,16 +103,30 @@ class Checkers:
             self._advance(plan, result)
             n_rows = sum(len(batch.chunks) for batch in plan.batches)
         self.mirror.compare(self._real)
+        return n_rows
+
+    def compare_books(self, snapshot: Snapshot) -> None:
+        """Assert that the scheduler's books are right, and clean when nothing is live."""
         for name, books in snapshot.pools.items():
             used = self.mirror.used_by(name, self._tracks)
             assert books.cells_used == used, f"{name}: the books say {books.cells_used} cells, in use are {used}"
+        n_bytes = self._real.stored_bytes
+        stored = self.mirror.stored_cells()
+        expected = sum(self._policy.pools[pool].cell_bytes * n_cells for pool, n_cells in stored.items())
+        assert n_bytes == expected, f"the host store has {n_bytes} bytes, not {expected}"
+        if self._resting:  # Else operations may be on their way that the books know of already.
+            in_books = sum(snapshot.store.bytes_by_purpose.values())
+            assert in_books == n_bytes, f"the books say {in_books} bytes in the host store, there are {n_bytes}"
         if not self._tracks:
             for name, books in snapshot.pools.items():
                 assert books.slots_held == books.cells_used == 0, (
                     f"{name}: nothing is live, {books.slots_held} slots held"
                 )
             self.mirror.compare_empty(self._real, {name: books.slots for name, books in snapshot.pools.items()})
-        return n_rows
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._tracks
 
     def _changed(self, track: _Track, what: str) -> None:
         request_id = track.request.request_id
@@ -121,6 +139,8 @@ class Checkers:
                 track.interactive = False
             case "swap" | "drop":
                 track.running = False
+                if what == "drop":
+                    track.n_computed = track.furthest = 0  # It computes again; rule 8 bounds how often.
                 if track.held:
                     return
                 track.n_preempted += 1
@@ -156,8 +176,8 @@ class Checkers:
                     got_further = True
         self._end_internal(plan, result)
         for request_id in result.lost:
-            if request_id in self._tracks:
-                self._tracks[request_id].running = False
+            if (track := self._tracks.get(request_id)) is not None:
+                track.running, track.n_computed, track.furthest = False, 0, 0
         if plan.batches:
             self._check_decodes(planned)
         self._n_in_place = 0 if got_further else self._n_in_place + 1

@@ -76,7 +76,7 @@ SLOW_RATE = 0.02
 BATCH_FAILURE_RATE = 1 / 400
 OPERATION_FAILURE_RATE = 1 / 40
 TIMEOUT_SHARE = 0.3
-CELLS_NOBODY_HAS = 1 << 19
+CELLS_NOBODY_HAS = 10_000
 UNKNOWN_ID = 1 << 40
 TEMPLATE = "shared"
 """The template that requests name whose prompts have a shared prefix."""

@@ -31,6 +31,11 @@ OPERATOR = ""
 class RealCells(Protocol):
     """The part of a simulated runner that tells what is really there."""
 
+    @property
+    def stored_bytes(self) -> int:
+        """What the host store takes."""
+        ...
+
     def slot_positions(self, pool: str, slot: int) -> int:
         """The highest position in the slot, -1 when it is empty."""
         ...
@@ -75,6 +80,13 @@ class Mirror:
         """Cells of a pool that belong to live requests."""
         return sum(c.n or 0 for (name, _), c in self.slots.items() if name == pool and c.request_id in live)
 
+    def stored_cells(self) -> dict[str, int]:
+        """Cells in the host store, by the pool that they came from."""
+        found: dict[str, int] = {}
+        for pool, cells in self.entries.values():
+            found[pool] = found.get(pool, 0) + (cells.n or 0)
+        return found
+
     def compare(self, real: RealCells) -> None:
         """Assert that the runner holds exactly these cells (invariant 3). What a failed batch left is unknown."""
         for (pool, slot), cells in self.slots.items():
@@ -101,9 +113,9 @@ class Mirror:
                     del self.slots[pool, slot]
             case MoveSlot(pool, source, target, request_id):
                 self._assert_empty(pool, target, operation)
-                cells = self.slots.pop((pool, source), None)
-                if cells is not None and request_id not in lost:
-                    self.slots[pool, target] = cells
+                moved = self.slots.pop((pool, source), None)  # None: its load was lost, and it has yet to begin again
+                if moved is not None and request_id not in lost:
+                    self.slots[pool, target] = moved
             case CopySlot(pool, source, target, n_cells, request_id):
                 self._assert_empty(pool, target, operation)
                 cells = self._known(pool, source, n_cells, "copied")

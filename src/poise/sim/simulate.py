@@ -25,6 +25,8 @@ from poise.sim.world import Record, World
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo
 
+BOOKS_STEPS = 8
+"""The scheduler's books are compared with what is really there in every so many steps, and whenever nothing is live."""
 CELL_BYTES = 23_040
 """What a cell takes in the host store: SmolLM2-135M's keys and values in f16."""
 N_VOCAB = 1000
@@ -178,6 +180,8 @@ def _run(
         except EOFError:
             return
         scheduler.check()
-        spend(checkers.after_step(scheduler.snapshot()))
-        if engine.counters.steps == n_steps:
+        spend(checkers.after_step())
+        if checkers.is_idle or engine.counters.steps % BOOKS_STEPS == 0:
+            checkers.compare_books(scheduler.snapshot())
+        if n_steps and engine.counters.steps == n_steps:
             world.stop()

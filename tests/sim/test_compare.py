@@ -1,0 +1,75 @@
+"""Predicted against live: reading a benchmark's file, and laying the two beside each other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from poise.bench.load import RoundResult
+from poise.bench.record import RequestRecord
+from poise.bench.report import group_reports, run_as_json
+from poise.bench.rounds import Round, ScenarioRun, ScenarioSource
+from poise.config import Settings
+from poise.scenarios import load_scenario
+from poise.sim.compare import CompareError, comparison_table, load_live, predict
+from poise.sim.report import token_times_ns
+from poise.sim.simulate import Options, simulate
+
+SINGLE = Path(__file__).parents[2] / "scenarios" / "single.toml"
+TEMPLATE_TOKENS = 9
+
+
+def bench_file(path: Path, slowness: float) -> None:
+    """What the benchmark would write of a server that is as the simulation says, only slower by a factor."""
+    scenario = load_scenario(SINGLE)
+    rounds = []
+    for number, seed in enumerate((1, 2)):
+        done = simulate(scenario, Settings(), seed, Options(n_prompt_extra=TEMPLATE_TOKENS))
+        records = []
+        for index, r in enumerate(done.records):
+            chunks_ns = [round((at_ns - r.sent_ns) * slowness) for at_ns in token_times_ns(r)]
+            records.append(
+                RequestRecord(
+                    r.client, r.tenant, "interactive", 0, index, r.n_prompt - TEMPLATE_TOKENS, len(r.tokens), r.sent_ns,
+                    status="ok", chunks_ns=chunks_ns, end_ns=chunks_ns[-1], n_prompt_reported=r.n_prompt,
+                    n_output_reported=len(r.tokens),
+                )
+            )  # fmt: skip
+        window_ns = round(scenario.duration_s * 1e9)
+        rounds.append(
+            Round(number, seed, {"ours": RoundResult("http://x", seed, records, [], window_ns, window_ns, 0.0)})
+        )
+    run = ScenarioRun(ScenarioSource(scenario, str(SINGLE), ""), rounds)
+    path.write_text(json.dumps({"scenarios": [run_as_json(run, group_reports(run))]}))
+
+
+def test_the_same_server_compares_as_the_same(tmp_path: Path) -> None:
+    """A server twice as slow has twice the TTFT; what the template adds is taken from the file."""
+    path = tmp_path / "bench.json"
+    bench_file(path, slowness=2.0)
+    scenario = load_scenario(SINGLE)
+    live = load_live(path, scenario)
+    assert (live.seeds, live.n_prompt_extra) == ([1, 2], TEMPLATE_TOKENS)
+    options = Options(n_prompt_extra=live.n_prompt_extra)
+    predicted = predict(scenario, live, lambda seed: simulate(scenario, Settings(), seed, options))
+    for figure in ("ttft_ms_p50", "ttft_ms_p95"):
+        assert live.clients["alone"][figure] == pytest.approx(2 * predicted["alone"][figure], rel=0.01)
+    assert comparison_table(predicted, live).row_count == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nonsense", "not a file of poise bench"),
+        ('{"scenarios": [{"name": "other"}]}', "holds no scenario 'single'; it has other"),
+        ('{"scenarios": [{"name": "single"}]}', "KeyError"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(text: str, complaint: str, tmp_path: Path) -> None:
+    """The file, and what is missing."""
+    path = tmp_path / "bench.json"
+    path.write_text(text)
+    with pytest.raises(CompareError, match=complaint):
+        load_live(path, load_scenario(SINGLE))

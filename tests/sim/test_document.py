@@ -1,0 +1,28 @@
+"""docs/simulation.md names every option, fault and resource, so that it cannot fall behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from poise.sim.breaking import DEFAULT_TARGETS
+from poise.sim.command import sim
+from poise.sim.faults import Fault
+from poise.sim.pressure import Resource
+
+TEXT = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
+
+
+def test_the_document_is_complete() -> None:
+    """Every option of `poise sim`, every fault, every resource, every default target."""
+    app = typer.Typer(add_completion=False)
+    app.command()(sim)
+    options = [option for parameter in typer.main.get_command(app).params for option in parameter.opts]
+    named = [option for option in options if option.startswith("--")]
+    assert len(named) >= 13
+    named += [f"| `{fault}` |" for fault in Fault]
+    named += [f"| {resource} |" for resource in Resource]
+    named += list(DEFAULT_TARGETS)
+    missing = [name for name in named if name not in TEXT]
+    assert not missing

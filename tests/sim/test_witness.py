@@ -1,0 +1,88 @@
+"""What the witness lets pass and what it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from poise.sim.witness import Reference, Witness
+from poise.wire import messages as wire
+
+PROMPT = [5, 6, 7]
+GREEDY = wire.SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+def right_tokens(n: int) -> list[wire.Token]:
+    reference = Reference.of_prompt(PROMPT)
+    return [wire.Token(1, reference.next(GREEDY, 1000, 0) or 0) for _ in range(n)]
+
+
+def finish(reason: str = "length", n_output: int = 2, detail: str = "") -> wire.Finish:
+    return wire.Finish(1, reason, len(PROMPT), n_output, 0, detail)
+
+
+def step(
+    starts: bool = False,
+    tokens: Sequence[wire.Token] = (),
+    finishes: Sequence[wire.Finish] = (),
+    changes: Sequence[wire.Change] = (),
+) -> wire.Step:
+    return wire.Step(1, [wire.Start(1, 0, "short")] * starts, list(tokens), list(finishes), list(changes))
+
+
+ACCEPTED = wire.Accepted(1, 1, 0)
+
+
+def check(*messages: wire.ToGateway, timeout_ms: int = 0, aborted: bool = False, may_fail: bool = False) -> None:
+    """Let a witness see a request of two tokens and what the engine says of it, a second after it was sent."""
+    witness = Witness(n_vocab=1000, end_rate=0, may_fail=may_fail)
+    witness.told(wire.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, queue_timeout_ms=timeout_ms), 0)
+    if aborted:
+        witness.told(wire.Abort(1), 0)
+    for message in messages:
+        witness.heard(message, 1_000_000_000)
+
+
+def test_right_lives_pass() -> None:
+    """To the end, refused, aborted, expired, failed, paused in between."""
+    check(ACCEPTED, step(True, right_tokens(2), [finish()]))
+    check(wire.Refused(1, "queue_full", 1, 1, 0))
+    check(ACCEPTED, step(True, right_tokens(1)), step(finishes=[finish("aborted", 1)]), aborted=True)
+    check(ACCEPTED, step(finishes=[finish("expired", 0)]), timeout_ms=900)
+    check(ACCEPTED, step(True), step(finishes=[finish("failed", 0, "broken")]), may_fail=True)
+    paused, resumed = step(changes=[wire.Change(1, "swap")]), [wire.Change(1, "resume")]
+    check(ACCEPTED, step(True, right_tokens(1)), paused, step(False, right_tokens(2)[1:], [finish()], resumed))
+
+
+WRONG: dict[str, tuple[Sequence[wire.ToGateway], str]] = {
+    "accepted twice": ([ACCEPTED, ACCEPTED], "accepted twice"),
+    "refused later": ([ACCEPTED, wire.Refused(1, "queue_full", 1, 1, 0)], "after it had been accepted"),
+    "ends twice": ([ACCEPTED, step(True, right_tokens(2), [finish(), finish()])], "has ended"),
+    "goes on after its end": (
+        [ACCEPTED, step(True, right_tokens(2), [finish()]), step(tokens=right_tokens(1))],
+        "ended",
+    ),
+    "never accepted": ([step(True)], "without having been accepted"),
+    "starts twice": ([ACCEPTED, step(True), step(True)], "started twice"),
+    "no start": ([ACCEPTED, step(tokens=right_tokens(1))], "before its start"),
+    "another token": ([ACCEPTED, step(True, [wire.Token(1, 3)])], "undisturbed it is"),
+    "too few": ([ACCEPTED, step(True, right_tokens(1), [finish(n_output=1)])], "ended after 1 tokens"),
+    "miscounted": ([ACCEPTED, step(True, right_tokens(2), [finish(n_output=1)])], "it sent others"),
+    "stops where the model does not": ([ACCEPTED, step(True, right_tokens(1), [finish("stop", 1)])], "goes on with"),
+    "aborted by nobody": ([ACCEPTED, step(finishes=[finish("aborted", 0)])], "by nobody"),
+    "expired without a timeout": ([ACCEPTED, step(finishes=[finish("expired", 0)])], "expired"),
+    "failed without a fault": ([ACCEPTED, step(True, [], [finish("failed", 0, "x")])], "no fault of the runner"),
+    "no such reason": ([ACCEPTED, step(True, right_tokens(2), [finish("bored")])], "no such reason"),
+    "speaks while away": (
+        [ACCEPTED, step(True), step(tokens=right_tokens(1), changes=[wire.Change(1, "pause")])],
+        "while it was preempted",
+    ),
+}
+
+
+@pytest.mark.parametrize(("messages", "complaint"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_lives_do_not(messages: Sequence[wire.ToGateway], complaint: str) -> None:
+    """Each rule, broken once."""
+    with pytest.raises(AssertionError, match=complaint):
+        check(*messages)
