@@ -8,6 +8,7 @@ from poise.scheduler.plan import CopySlot, LoadSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy
 from poise.scheduler.request import Started
 from poise.scheduler.scheduler import Scheduler
+from poise.scheduler.store import Purpose
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, Driver, blocks, policy
 
 
@@ -69,7 +70,7 @@ def test_a_warm_slot_that_is_needed_is_carried_to_the_store_and_used_from_there(
     d = driver()
     said(d, "one", 200)
     said(d, "two", 200)
-    assert d.scheduler.snapshot().store.bytes_by_purpose["prefix"] == 207 * CELL_BYTES
+    assert d.scheduler.snapshot().store.bytes_by_purpose[Purpose.PREFIX] == 207 * CELL_BYTES
     third = said(d, "one", 240)
     assert cached(d, third) == 200
     assert [o.n_cells for p in d.plans for o in p.operations if isinstance(o, LoadSlot)] == [200]
@@ -157,7 +158,7 @@ def test_a_declared_template_is_computed_once_and_pinned() -> None:
         d.add(100, 1, "", BACKGROUND, pins="house", pool=pool)
     d.run()
     d.step()
-    assert d.scheduler.snapshot().store.bytes_by_purpose["template"] == 200 * CELL_BYTES
+    assert d.scheduler.snapshot().store.bytes_by_purpose[Purpose.TEMPLATE] == 200 * CELL_BYTES
     for tenant in ("a", "b"):
         for i in range(6):
             said(d, f"filler {i}", 300, tenant)
