@@ -26,6 +26,7 @@ from tests.gateway.fakes import (
     ready,
     says,
     text_model,
+    usage,
 )
 
 CHAT = "/v1/chat/completions"
@@ -262,7 +263,7 @@ async def test_summarize_puts_a_summary_in_the_place_of_the_turns() -> None:
         "summarized_tokens": n_tokens(body["messages"]) - n_tokens(kept),
         "summary_tokens": len(stands["content"]),
         "summary": "They talked.",
-        "summary_usage": {"prompt_tokens": used, "completion_tokens": 14, "total_tokens": used + 14},
+        "summary_usage": usage(used, 14),
         "prompt_tokens": n_tokens(expected),
     }
     assert reply.json()["usage"]["prompt_tokens"] == n_tokens(expected)

@@ -28,17 +28,19 @@ from starlette.types import Scope
 from poise import __version__
 from poise.config import Settings
 from poise.gateway import schemas
+from poise.gateway.admin import Admin
 from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
 from poise.gateway.health import Health, read_engine
+from poise.gateway.live import LiveRequests
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Control, RequestClass
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ def create_app(
     tenants = Tenants(settings.auth)
     health = Health(engine, slot, tenants, metrics, model_name)
     templates = Templates(settings.templates)
-    completions = Completions(settings, engine, slot, tenants, templates, metrics, model_name)
+    live = LiveRequests()
+    completions = Completions(settings, engine, slot, tenants, templates, metrics, live, model_name)
     app = FastAPI(
         title="poise",
         version=__version__,
@@ -86,6 +89,7 @@ def create_app(
     _add_generation(app, completions)
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health)
+    _add_admin(app, Admin(engine, tenants, live))
     _add_page(app, page_dir)
     return app
 
@@ -167,7 +171,6 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
 
 
 def _add_models(app: FastAPI, models: Models) -> None:
-    name = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
     app.add_api_route(
         "/v1/models",
         models.list,
@@ -179,7 +182,7 @@ def _add_models(app: FastAPI, models: Models) -> None:
         models.get,
         summary="Describe a model",
         responses=schemas.answer(schemas.ModelCard) | schemas.errors(401, 404, 503),
-        openapi_extra={"parameters": [name]},
+        openapi_extra={"parameters": [_path_parameter("model_id")]},
     )
 
     app.add_api_route(
@@ -206,13 +209,43 @@ def _add_health(app: FastAPI, health: Health) -> None:
     )
     app.add_api_route("/status", health.status, summary="Live figures", responses=schemas.answer(schemas.StatusBody))
     app.add_api_route("/metrics", health.metrics, summary="Metrics for Prometheus", response_class=PlainTextResponse)
+
+
+def _add_admin(app: FastAPI, admin: Admin) -> None:
     app.add_api_route(
         "/admin/journal",
-        health.journal,
+        admin.journal,
         summary="The engine's flight recorder, one JSON object a line",
         responses=schemas.lines() | schemas.errors(401, 403, 503),
         response_class=PlainTextResponse,
     )
+    app.add_api_route(
+        "/admin/requests",
+        admin.requests,
+        summary="List the live requests, without their text",
+        responses=schemas.answer(schemas.LiveRequestList) | schemas.errors(401, 403),
+    )
+    for action in Control:
+        app.add_api_route(
+            f"/admin/requests/{{request_id}}/{action.value}",
+            admin.controls(action),
+            methods=["POST"],
+            summary=f"{action.value.capitalize()} a live request",
+            responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
+            openapi_extra={"parameters": [_path_parameter("request_id")]},
+        )
+    app.add_api_route(
+        "/admin/tenants/{tenant}/cache",
+        admin.forget,
+        methods=["DELETE"],
+        summary="Drop the cached prefixes of a tenant",
+        responses=schemas.answer(schemas.ForgetResult) | schemas.errors(401, 403, 503),
+        openapi_extra={"parameters": [_path_parameter("tenant")]},
+    )
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def _add_page(app: FastAPI, page_dir: Path) -> None:

@@ -10,7 +10,11 @@ from poise.gateway.engine_client import ENGINE_LOST, RequestEvent, RequestHandle
 from poise.gateway.responses import TokenEntry
 from poise.gateway.text import Detokeniser, StopScanner, TextModel
 from poise.scheduler.request import FinishReason
-from poise.wire.messages import Finish, Start, Token
+from poise.wire.messages import Change, Finish, Start, Token, Waiting
+
+QUEUED, RUNNING = "queued", "running"
+_STATES = {"pause": "paused", "swap": "swapped", "drop": QUEUED}
+"""What a choice is after it was preempted. One that was dropped is in the queue again."""
 
 
 @dataclass(slots=True)
@@ -19,6 +23,9 @@ class Update:
 
     text: str = ""
     entries: list[TokenEntry] | None = None
+    changes: list[Change] | None = None
+    waits: bool = False
+    """It is still queued, at a new `place`."""
     finish_reason: str | None = None
     failure: Finish | None = None
 
@@ -38,6 +45,14 @@ class Choice:
         """How the engine request ended, once it has."""
         self.wait_us: int | None = None
         """Set when the choice leaves the queue; taken by who books it."""
+        self.n_cached = 0
+        """Tokens of its prompt that were not computed for it."""
+        self.state = QUEUED
+        self.started = False
+        """It has left the queue once."""
+        self.place: Waiting | None = None
+        """The last that was told of its place in the queue, while it is there."""
+        self.downgraded = False
         self.tokens_at_s: float | None = None
         self._text = text
         self._detokeniser = Detokeniser()
@@ -76,15 +91,29 @@ class Choice:
                     self._end("stop", FinishReason.STOP)
                     break
             elif type(event) is Start:
-                self.wait_us = event.wait_us
+                self.wait_us, self.n_cached = event.wait_us, event.n_cached
+                self.started, self.state, self.place = True, RUNNING, None
             elif type(event) is Finish:
                 shown.append(self._finish(event, update))
+            elif type(event) is Waiting and not self.started:
+                self.place, update.waits = event, True
+            elif type(event) is Change:
+                self._change(event)
+                update.changes = [*(update.changes or ()), event]
         update.text = "".join(shown)
         update.finish_reason = self.finish_reason
         if self.wants_logprobs:
             self._n_shown += len(update.text)
             update.entries = self._take_entries()
         return update
+
+    def _change(self, change: Change) -> None:
+        if change.what == "downgrade":
+            self.downgraded = True
+        elif change.what == "resume":
+            self.state = RUNNING if self.started else QUEUED
+        else:
+            self.state = _STATES.get(change.what, self.state)
 
     def _push(self, token: Token) -> str:
         self.n_output += 1
@@ -110,12 +139,14 @@ class Choice:
     def _finish(self, finish: Finish, update: Update) -> str:
         """The text that was held back, if the end is a good one; else notes the failure."""
         if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self.n_cached = finish.n_cached
             text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()
             self._end("stop" if self._scanner.stopped else finish.reason, finish.reason)
             return text
-        # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
         update.failure = finish
-        self._end(None, FinishReason.FAILED if finish.reason == FinishReason.FAILED else ENGINE_LOST)
+        told = finish.reason in (FinishReason.FAILED, FinishReason.EXPIRED)
+        # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
+        self._end(None, finish.reason if told else ENGINE_LOST)
         return ""
 
     def _end(self, finish_reason: str | None, outcome: str) -> None:

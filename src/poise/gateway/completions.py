@@ -24,6 +24,7 @@ from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import ApiError, engine_not_ready, engine_unavailable, invalid_value, model_not_found
 from poise.gateway.fields import JsonObject
 from poise.gateway.generation import ChoiceRequest, Generation, Origin
+from poise.gateway.live import LiveRequests
 from poise.gateway.middleware import request_id_of
 from poise.gateway.openai import ChatRequest, CompletionRequest, RequestParser
 from poise.gateway.prompts import Plan, Prompts
@@ -55,6 +56,7 @@ class Completions:
         tenants: Tenants,
         templates: Templates,
         metrics: GatewayMetrics,
+        live: LiveRequests,
         model_name: str,
     ) -> None:
         self._settings = settings
@@ -62,6 +64,7 @@ class Completions:
         self._text = text
         self._tenants = tenants
         self._metrics = metrics
+        self._live = live
         self._model_name = model_name
         self._prompts = Prompts(settings, templates, metrics.long_system_prompt)
         self.model_names = [model_name, MODEL_ALIAS]
@@ -87,7 +90,9 @@ class Completions:
             if options.model not in self.model_names:
                 raise model_not_found(options.model, self.model_names)
             param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
-            origin = Origin(request_id_of(request.scope), tenant, request_class, param, arrived_s)
+            origin = Origin(
+                request_id_of(request.scope), tenant, request_class, param, arrived_s, options.queue_timeout_ms
+            )
             call = await self._prepare(origin, parsed)
             if options.stream and call.is_late:
                 return EventStream(call.late_events(), call.close, origin.request_id, call.plan.headers)
@@ -95,13 +100,14 @@ class Completions:
         except ApiError as error:
             self._metrics.rejected(request_class, error.code)
             raise
+        headers = call.plan.headers | generation.headers
         if options.stream:
-            return EventStream(generation.events(), call.close, origin.request_id, call.plan.headers)
+            return EventStream(generation.events(), call.close, origin.request_id, headers)
         try:
             body = await while_connected(request.receive, generation.body())
         finally:
             call.close()
-        return Response(body, media_type="application/json", headers=call.plan.headers)
+        return Response(body, media_type="application/json", headers=headers)
 
     async def _prepare(self, origin: Origin, parsed: ChatRequest | CompletionRequest) -> Call:
         """Everything that can be known before the engine is asked. Raises ApiError."""
@@ -122,7 +128,7 @@ class Completions:
         # The length came first: looking at each id of a prompt that is far too long would hold up the streams.
         for ids in plan.ids:
             _check_ids(ids, text.vocab.n_tokens, plan.param)
-        return Call(origin, parsed, plan, heading, self._prompts, self._engine, text, self._metrics)
+        return Call(origin, parsed, plan, heading, self._prompts, self._engine, text, self._metrics, self._live)
 
     async def _open(self, request: Request, call: Call) -> Generation:
         try:
@@ -154,11 +160,13 @@ class Call:
         engine: EngineClient,
         text: TextModel,
         metrics: GatewayMetrics,
+        live: LiveRequests,
     ) -> None:
         self.plan = plan
-        self._origin = origin
+        self.origin = origin
         self._parsed = parsed
         self._heading = heading
+        self._live = live
         self._prompts = prompts
         self._engine = engine
         self._text = text
@@ -170,17 +178,27 @@ class Call:
         """A summary comes first: too long to leave a stream without a sign of life."""
         return self.plan.summary is not None
 
+    @property
+    def response_id(self) -> str:
+        return self._heading.response_id
+
+    @property
+    def generation(self) -> Generation | None:
+        """What the engine is computing for it now, the summary included."""
+        return self._running.running if isinstance(self._running, Summarizer) else self._running
+
     async def open(self) -> Generation:
         """The generation, taken by the engine. Raises ApiError, with nothing left behind."""
+        self._live.add(self)
         if self.plan.summary is not None:
             assert isinstance(self._parsed, ChatRequest)
             form = self._format()
-            self._running = summarizer = Summarizer(self._origin, self._engine, self._text, form, self._metrics)
+            self._running = summarizer = Summarizer(self.origin, self._engine, self._text, form, self._metrics)
             summary = await summarizer.summarize(self.plan.summary.pieces, self.plan.summary.n_output)
             await self._prompts.finish(self.plan, self._parsed, self._text, summary)
         options = self._parsed.options
         self._running = generation = Generation(
-            self._origin,
+            self.origin,
             self._engine,
             self._text,
             self._format(),
@@ -200,7 +218,7 @@ class Call:
         try:
             generation = await self.open()
         except ApiError as error:
-            self._metrics.rejected(self._origin.request_class, error.code)
+            self._metrics.rejected(self.origin.request_class, error.code)
             raise
         async with aclosing(generation.events()) as events:
             async for event in events:
@@ -208,6 +226,7 @@ class Call:
 
     def close(self) -> None:
         """Take back from the engine what has not ended. Any number of times."""
+        self._live.discard(self)
         if self._running is not None:
             self._running.close()
 

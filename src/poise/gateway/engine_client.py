@@ -11,13 +11,26 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from poise.scheduler.request import RequestClass
-from poise.wire.messages import Accepted, Finish, Ready, Refused, SamplingParams, Start, Status, Token
+from poise.scheduler.request import Control, RequestClass
+from poise.wire.messages import (
+    Accepted,
+    Change,
+    Controlled,
+    Finish,
+    Forgotten,
+    Ready,
+    Refused,
+    SamplingParams,
+    Start,
+    Status,
+    Token,
+    Waiting,
+)
 
 ENGINE_LOST = "engine_lost"
 """Finish.reason given by the gateway to requests that were live when the engine died."""
 
-RequestEvent = Accepted | Refused | Start | Token | Finish
+RequestEvent = Accepted | Refused | Waiting | Start | Change | Token | Finish
 
 
 class EnginePhase(StrEnum):
@@ -79,7 +92,8 @@ class Wakeup:
 
 
 class RequestHandle:
-    """Mailbox of one request: Accepted or Refused first, then at most one Start, Tokens, and exactly one Finish.
+    """Mailbox of one request: Accepted or Refused first, Waiting while it is queued, then at most one Start, Tokens and Changes,
+    and exactly one Finish.
 
     A Refused or a Finish is the last event. One consumer, who may set `wakeup` to wait for several handles at once.
     """
@@ -132,12 +146,25 @@ class EngineClient(Protocol):
         max_output: int,
         sampling: SamplingParams,
         template: str = "",
+        queue_timeout_ms: int = 0,
     ) -> RequestHandle:
-        """Hand a request to the engine. `template`: one whose tokens the prompt begins with. Raises EngineUnavailable."""
+        """Hand a request to the engine. Raises EngineUnavailable.
+
+        template           one whose tokens the prompt begins with
+        queue_timeout_ms   how long it may wait for its slot; 0: for ever
+        """
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         """The tokens of each template that requests may name. Every engine is told as soon as it is ready."""
+        ...
+
+    async def control(self, request_id: int, action: Control) -> Controlled:
+        """An operator's word on a live request. Raises EngineUnavailable."""
+        ...
+
+    async def forget(self, tenant: str) -> Forgotten:
+        """Drop what is cached for a tenant. Raises EngineUnavailable."""
         ...
 
     async def journal(self) -> list[str]:

@@ -26,6 +26,7 @@ _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
+    409: "conflict_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -168,7 +169,47 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
             f"Try again in about {headers['Retry-After']} s.",
             headers=headers,
         )
+    if event.reason == RejectReason.TENANT_QUEUE_FULL:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "tenant_queue_full",
+            f"Your tenant has {event.value} requests waiting, and {event.limit} may wait. Let some of them end first, or "
+            f"try again in about {headers['Retry-After']} s.",
+            headers=headers,
+        )
+    if event.reason == RejectReason.TENANT_RATE:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "rate_limit_exceeded",
+            f"Your tenant may use {event.limit} tokens per minute, and they are used up for now; the prompt has "
+            f"{event.value}. Try again in about {headers['Retry-After']} s, or ask the operator for more.",
+            headers=headers,
+        )
     raise AssertionError(f"unknown reason {event.reason!r}")
+
+
+def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:
+    """It waited as long as it may; nothing was computed."""
+    headers = retry_after(retry_after_s)
+    message = (
+        f"The request was still queued after {timeout_s:g} s, its 'queue_timeout'. Try again in about "
+        f"{headers['Retry-After']} s, or let it wait longer."
+    )
+    return ApiError(503, "queue_timeout", message, headers=headers)
+
+
+def request_not_found(request_id: str) -> ApiError:
+    message = (
+        f"There is no live request {shown(request_id)}: it has ended, or never was. GET /admin/requests lists them."
+    )
+    return ApiError(404, "request_not_found", message)
+
+
+def not_possible(action: str, request_id: str, reason: str) -> ApiError:
+    """The engine's refusal of what an operator wants. `reason` is its own words: no text of a request is in them."""
+    return ApiError(409, "not_possible", f"Cannot {action} {shown(request_id)}: {reason}.")
 
 
 def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = False) -> ApiError:

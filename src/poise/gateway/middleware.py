@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _SCOPE_KEY = "poise.request_id"
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_ANSWERED = ("/health", "/health/live", "/status", "/metrics")
-"""An operator must be able to look at a server that is full."""
+"""An operator must be able to look at a server that is full, and to act on what fills it: /admin is answered as well."""
 
 
 class RequestMiddleware:
@@ -62,7 +62,8 @@ class RequestMiddleware:
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Let a request pass if there is room for it, else say so."""
-        counts = scope["path"] not in _ALWAYS_ANSWERED
+        path = scope["path"]
+        counts = path not in _ALWAYS_ANSWERED and not path.startswith("/admin/")
         if counts and self._metrics.n_open >= self._max_open:
             return too_many_requests_open(self._max_open)
         self._metrics.n_open += counts

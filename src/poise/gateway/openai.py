@@ -7,6 +7,7 @@ tokens nor the engine: lengths in tokens are checked where the vocabulary is at 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from poise.config import ClassSettings, Settings
@@ -38,6 +39,8 @@ class Options:
     sampling: SamplingParams
     service_tier: str
     request_class: RequestClass
+    queue_timeout_ms: int
+    """How long it may wait for a slot; 0: for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ class RequestParser:
             sampling=self._sampling(values, n_logprobs, min_tokens),
             service_tier="default" if tier == "auto" else tier,
             request_class=request_class,
+            queue_timeout_ms=ceil(1000 * p.QUEUE_TIMEOUT.get(values, limits.queue_timeout_s)),
         )
 
     def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:

@@ -245,6 +245,13 @@ SERVICE_TIER = Text(
     "`flex` makes it a background request; all others are interactive.",
     choices=tuple(TIER_CLASSES),
 )
+QUEUE_TIMEOUT = Real(
+    "queue_timeout",
+    "Seconds that the request may wait for its turn; then it is answered with 503.",
+    0,
+    86_400,
+    above_minimum=True,
+)
 USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
 IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
 
@@ -265,6 +272,7 @@ SHARED: tuple[Field[Any], ...] = (
     STREAM,
     STREAM_OPTIONS,
     SERVICE_TIER,
+    QUEUE_TIMEOUT,
     USER,
     IGNORE_EOS,
 )

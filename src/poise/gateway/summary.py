@@ -113,7 +113,7 @@ class Summarizer:
         self._text = text
         self._response = response
         self._metrics = metrics
-        self._running: Generation | None = None
+        self.running: Generation | None = None
 
     async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> Summary:
         """The answers to all prompts, one after the other. Raises ApiError when one fails."""
@@ -126,8 +126,8 @@ class Summarizer:
         return Summary(joined, usage)
 
     def close(self) -> None:
-        if self._running is not None:
-            self._running.close()
+        if self.running is not None:
+            self.running.close()
 
     async def _answer(self, prompt: list[int], n_output: int, usage: Usage) -> str:
         origin = replace(
@@ -139,7 +139,7 @@ class Summarizer:
         generation = Generation(
             origin, self._engine, self._text, self._response, self._metrics, n_prompt=len(prompt), stop=()
         )
-        self._running = generation
+        self.running = generation
         try:
             await generation.open([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
             (answer,) = await generation.answers()
@@ -148,4 +148,5 @@ class Summarizer:
         used = generation.usage()
         usage.prompt_tokens += used.prompt_tokens
         usage.completion_tokens += used.completion_tokens
+        usage.cached_tokens += used.cached_tokens
         return answer.text.strip()

@@ -12,8 +12,10 @@ import logging
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 from poise.config import Settings
 from poise.gateway.engine_client import (
@@ -23,7 +25,7 @@ from poise.gateway.engine_client import (
     EngineUnavailable,
     RequestHandle,
 )
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
 from poise.wire.framing import FrameError, FrameReader, encode_frame
 
@@ -34,7 +36,7 @@ RESTART_DELAY_FIRST_S = 0.5
 STABLE_AFTER_S = 60.0
 """An engine that was ready for this long has earned a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
-JOURNAL_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
 
 
 class Supervisor:
@@ -48,7 +50,8 @@ class Supervisor:
         self._delay_max_s = settings.engine.restart_delay_max_s
         self._ids = count(1)
         self._handles: dict[int, RequestHandle] = {}
-        self._dumps: dict[int, asyncio.Future[list[str]]] = {}
+        self._asked: dict[object, deque[asyncio.Future[Any]]] = {}
+        """Who waits for an answer of the engine: by what tells the answer, in the order of asking."""
         self._templates: dict[str, list[int]] = {}
         self._transport: asyncio.WriteTransport | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -89,13 +92,18 @@ class Supervisor:
         max_output: int,
         sampling: wire.SamplingParams,
         template: str = "",
+        queue_timeout_ms: int = 0,
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
         request_id = next(self._ids)
         handle = RequestHandle(request_id, self._abort)
         self._handles[request_id] = handle
-        self._send(wire.Submit(request_id, tenant, request_class.value, prompt, max_output, sampling, template))
+        self._send(
+            wire.Submit(
+                request_id, tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms
+            )
+        )
         return handle
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
@@ -108,19 +116,41 @@ class Supervisor:
         for name, tokens in self._templates.items():
             self._send(wire.Template(name, tokens))
 
+    async def control(self, request_id: int, action: Control) -> wire.Controlled:
+        answer: wire.Controlled = await self._ask(wire.Control(request_id, action.value), (request_id, action.value))
+        return answer
+
+    async def forget(self, tenant: str) -> wire.Forgotten:
+        forget_id = next(self._ids)
+        answer: wire.Forgotten = await self._ask(wire.Forget(forget_id, tenant), forget_id)
+        return answer
+
     async def journal(self) -> list[str]:
+        dump_id = next(self._ids)
+        lines: list[str] = await self._ask(wire.DumpJournal(dump_id), dump_id)
+        return lines
+
+    async def _ask(self, message: wire.ToEngine, key: object) -> Any:
+        """Send a message and wait for what answers it."""
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
-        dump_id = next(self._ids)
-        future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
-        self._dumps[dump_id] = future
-        self._send(wire.DumpJournal(dump_id))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(key, deque()).append(future)
+        self._send(message)
         try:
-            return await asyncio.wait_for(future, JOURNAL_TIMEOUT_S)
+            return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineUnavailable("the engine did not answer in time", self.state.retry_after_s) from error
-        finally:
-            self._dumps.pop(dump_id, None)
+
+    def _answer(self, key: object, answer: Any) -> None:
+        """Hand an answer to who asked first. One who no longer waits keeps his place: the answer is his all the same."""
+        if (futures := self._asked.get(key)) is None:
+            return
+        future = futures.popleft()
+        if not futures:
+            del self._asked[key]
+        if not future.done():
+            future.set_result(answer)
 
     def _ended(self) -> bool:
         return self.state.phase in (EnginePhase.STOPPED, EnginePhase.FAILED)
@@ -195,6 +225,9 @@ class Supervisor:
                         del self._handles[message.request_id]
             case wire.Status():
                 self.state.status = message
+                for waiting in message.waiting:
+                    if (handle := self._handles.get(waiting.request_id)) is not None:
+                        handle.put(waiting)
             case wire.Loading():
                 self.state.progress, self.state.stage = message.progress, message.stage
                 self._changed.set()
@@ -207,14 +240,20 @@ class Supervisor:
                 phase = EnginePhase.FAILED if message.permanent else EnginePhase.RESTARTING
                 self._set(phase, detail=message.message)
             case wire.Journal():
-                if (future := self._dumps.get(message.dump_id)) is not None and not future.done():
-                    future.set_result(message.lines)
+                self._answer(message.dump_id, message.lines)
+            case wire.Controlled():
+                self._answer((message.request_id, message.action), message)
+            case wire.Forgotten():
+                self._answer(message.forget_id, message)
 
     def _step(self, step: wire.Step) -> None:
         handles = self._handles
         for start in step.starts:
             if (handle := handles.get(start.request_id)) is not None:
                 handle.put(start)
+        for change in step.changes:
+            if (handle := handles.get(change.request_id)) is not None:
+                handle.put(change)
         for token in step.tokens:
             if (handle := handles.get(token.request_id)) is not None:
                 handle.put(token)
@@ -228,9 +267,11 @@ class Supervisor:
         handles, self._handles = self._handles, {}
         for handle in handles.values():
             handle.put(wire.Finish(handle.request_id, ENGINE_LOST, 0, 0, 0, "the engine stopped"))
-        for future in self._dumps.values():
-            if not future.done():
-                future.set_exception(self._unavailable())
+        asked, self._asked = self._asked, {}
+        for futures in asked.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(self._unavailable())
 
     async def _reap(self, process: asyncio.subprocess.Process) -> int:
         """Make sure that the process has ended."""

@@ -1,4 +1,4 @@
-"""Every metric that /metrics shows, with its meaning, and the recent figures that /status shows.
+"""What the gateway counts of its requests, as /metrics shows it, and the recent figures that /status shows.
 
 The gateway reports what it sees of its requests here; the engine's own counters and levels are read from its last status
 message at the time of a scrape. No label has more values than the configuration has classes, pools and error codes: tenants
@@ -8,20 +8,21 @@ and clients are no labels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from itertools import product
 from math import ceil
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
+from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import Status
 
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
+
+CHANGES = ("pause", "swap", "drop", "resume", "downgrade")
 
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -29,15 +30,6 @@ _GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 
 RECENT_S = 60.0
 RATE_S = 5.0
 _RECENT_MAX = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class EngineReading:
-    """The engine at the time of a scrape. `status` None: it has not told anything (yet, or since it was lost)."""
-
-    up: bool
-    restarts: int
-    status: Status | None
 
 
 class GatewayMetrics:
@@ -76,7 +68,7 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled (the client left), engine_lost, failed.",
+            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -87,12 +79,20 @@ class GatewayMetrics:
             ("class", "reason"),
             registry=registry,
         )
+        self._changes = Counter(
+            "poise_changes_total",
+            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade.",
+            ("class", "change"),
+            registry=registry,
+        )
+        for request_class, change in product(RequestClass, CHANGES):
+            self._changes.labels(request_class.value, change)
         self.n_open = 0
         """HTTP requests being answered."""
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
-        registry.register(_EngineCollector(read_engine))
+        registry.register(EngineCollector(read_engine))
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""
@@ -116,6 +116,9 @@ class GatewayMetrics:
     def ended(self, request_class: str, outcome: str, duration_s: float) -> None:
         self._requests.labels(request_class, outcome).inc()
         self._duration.observe(request_class, duration_s)
+
+    def changed(self, request_class: str, change: str) -> None:
+        self._changes.labels(request_class, change).inc()
 
     def rejected(self, request_class: str | None, reason: str) -> None:
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
@@ -171,60 +174,6 @@ class TokenRates:
         if elapsed_s <= 0:
             return 0.0, 0.0
         return (prompt_now - prompt_then) / elapsed_s, (output_now - output_then) / elapsed_s
-
-
-class _EngineCollector:
-    """Turns the engine's last status into metrics when they are asked for."""
-
-    def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
-        self._read_engine = read_engine
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: otherwise the registry would collect once to learn the names."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        reading = self._read_engine()
-        yield GaugeMetricFamily("poise_engine_up", "1 while the engine takes requests, else 0.", reading.up)
-        yield CounterMetricFamily("poise_engine_restarts", "Times the engine was started again.", reading.restarts)
-        if reading.status is not None:
-            yield from _levels(reading.status)
-            yield from _counters(reading.status)
-
-
-def _levels(status: Status) -> Iterator[Metric]:
-    queued = GaugeMetricFamily("poise_queued_requests", "Choices waiting in the scheduler's queue.", labels=["class"])
-    running = GaugeMetricFamily("poise_running_requests", "Choices being computed.", labels=["class"])
-    wait = GaugeMetricFamily("poise_wait_estimate_seconds", "Estimated queue wait of a new request.", labels=["class"])
-    for name, figures in status.classes.items():
-        queued.add_metric([name], figures.queued)
-        running.add_metric([name], figures.running)
-        wait.add_metric([name], figures.wait_estimate_us / 1e6)
-    slots = GaugeMetricFamily("poise_pool_slots", "Slots of the pool.", labels=["pool"])
-    slots_held = GaugeMetricFamily("poise_pool_slots_held", "Slots that a sequence holds.", labels=["pool"])
-    cells = GaugeMetricFamily("poise_pool_cells", "KV cells of the pool.", labels=["pool"])
-    cells_used = GaugeMetricFamily("poise_pool_cells_used", "KV cells that hold a token.", labels=["pool"])
-    for pool in status.pools:
-        slots.add_metric([pool.name], pool.slots)
-        slots_held.add_metric([pool.name], pool.slots_held)
-        cells.add_metric([pool.name], pool.cells)
-        cells_used.add_metric([pool.name], pool.cells_used)
-    rss = GaugeMetricFamily("poise_engine_rss_bytes", "Resident memory of the engine process.", status.rss_bytes)
-    yield from (queued, running, wait, slots, slots_held, cells, cells_used, rss)
-
-
-def _counters(status: Status) -> Iterator[Metric]:
-    """Since the engine started: a restart sets them back to 0, as Prometheus expects of counters."""
-    yield CounterMetricFamily("poise_engine_steps", "Steps of the engine's loop.", status.step)
-    yield CounterMetricFamily("poise_engine_prompt_tokens", "Prompt tokens computed.", status.prompt_tokens)
-    yield CounterMetricFamily("poise_engine_output_tokens", "Output tokens generated.", status.output_tokens)
-    yield CounterMetricFamily(
-        "poise_engine_decode_seconds", "Time in the model: forward passes and sampling.", status.decode_us / 1e6
-    )
-    yield CounterMetricFamily(
-        "poise_engine_loop_seconds", "Time of the loop itself in busy steps, besides the model.", status.loop_us / 1e6
-    )
-    yield CounterMetricFamily("poise_engine_moves", "Sequences moved to another slot.", status.moves)
 
 
 def _rank_ms(values: list[float], share: float) -> float | None:
