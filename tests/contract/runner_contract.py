@@ -12,7 +12,7 @@ from typing import Protocol
 import pytest
 
 from poise.engine.ports import Row, Runner, RunnerError, Sampled
-from poise.scheduler.plan import MoveSlot, ReleaseSlot
+from poise.scheduler.plan import CopySlot, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
 from poise.wire.messages import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -24,6 +24,9 @@ TEA = [2068, 919, 7188, 28, 808, 17663, 634, 913, 281, 253, 44328, 30, 3875, 183
 
 
 class InspectableRunner(Runner, Protocol):
+    @property
+    def stored_bytes(self) -> int: ...
+
     def slot_positions(self, pool: str, slot: int) -> int: ...
 
 
@@ -78,8 +81,30 @@ class Sequence:
         self.runner.apply(MoveSlot(self.pool, self.slot, target, self.request_id))
         self.slot = target
 
-    def release(self) -> None:
+    def store(self, entry: int) -> int:
+        """Keep a copy of its cells; returns what they take."""
+        return self.runner.apply(StoreSlot(self.pool, self.slot, entry, self.n_computed))
+
+    def load(self, entry: int, slot: int, n_cells: int | None = None) -> None:
+        """Go on in another slot with the first `n_cells` cells of an entry (all that it had computed)."""
+        self.n_computed = self.n_computed if n_cells is None else n_cells
+        self.slot = slot
+        self.runner.apply(LoadSlot(self.pool, slot, entry, self.n_computed, self.request_id))
+
+    def copy_from(self, source: Sequence, n_cells: int) -> None:
+        self.runner.apply(CopySlot(self.pool, source.slot, self.slot, n_cells, self.request_id))
+        self.n_computed = n_cells
+
+    def trim(self, n_cells: int) -> None:
+        self.runner.apply(TrimSlot(self.pool, self.slot, n_cells))
+        self.n_computed = n_cells
+
+    def vacate(self) -> None:
+        """Empty its slot; the sequence may go on elsewhere."""
         self.runner.apply(ReleaseSlot(self.pool, self.slot, self.request_id))
+
+    def release(self) -> None:
+        self.vacate()
         self.runner.close(self.request_id)
 
 

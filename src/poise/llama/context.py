@@ -135,8 +135,13 @@ class PoolContext:
         self._library.memory_seq_rm(self._memory, slot, -1, -1)
         self._filled[slot] = 0
 
+    def filled(self, slot: int) -> int:
+        """Cells that a slot holds."""
+        return self._filled[slot]
+
     def truncate(self, slot: int, n_cells: int) -> None:
         """Forget what a slot holds from position `n_cells` on."""
+        assert n_cells <= self._filled[slot], f"slot {slot} of pool {self.info.name} has {self._filled[slot]} cells"
         self._library.memory_seq_rm(self._memory, slot, n_cells, -1)
         self._filled[slot] = n_cells
 
@@ -161,6 +166,9 @@ class PoolContext:
     def copy(self, source: int, target: int, n_cells: int) -> None:
         """Put the first `n_cells` cells of a slot into an empty one."""
         assert self._filled[target] == 0, f"copy into slot {target} of pool {self.info.name}, which is not empty"
+        assert n_cells <= self._filled[source], (
+            f"slot {source} of pool {self.info.name} has {self._filled[source]} cells"
+        )
         self.write_state(target, self.read_state(source), self._filled[source])
         self.truncate(target, n_cells)
 

@@ -31,6 +31,8 @@ class StateStore:
     def keep(self, entry: int, context: PoolContext, slot: int, n_cells: int) -> int:
         """Copy a slot's `n_cells` cells. Returns their bytes. Raises RunnerError; then there is no such entry."""
         assert entry not in self._states, f"entry {entry} is there already"
+        filled = context.filled(slot)
+        assert filled == n_cells, f"slot {slot} of pool {context.info.name} has {filled} cells, not {n_cells}"
         data = context.read_own_state(slot)
         self._states[entry] = _State(context.info.name, n_cells, data)
         self.n_bytes += len(data)

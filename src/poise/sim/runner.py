@@ -108,11 +108,15 @@ class SimRunner:
             case ReleaseSlot():
                 cells[operation.slot] = []
             case TrimSlot():
+                held = len(cells[operation.slot])
+                assert operation.n_cells <= held, f"{operation}, but the slot has {held} cells"
                 del cells[operation.slot][operation.n_cells :]
             case MoveSlot():
                 moved, cells[operation.source] = cells[operation.source], []
                 self._fill(operation, operation.target, moved)
             case CopySlot():
+                held = len(cells[operation.source])
+                assert operation.n_cells <= held, f"{operation}, but the slot has {held} cells"
                 self._fill(operation, operation.target, cells[operation.source][: operation.n_cells])
             case StoreSlot():
                 return self._keep(operation)
