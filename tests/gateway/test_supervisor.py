@@ -152,8 +152,8 @@ async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
     async with supervisor() as s:
         await s.wait_until_settled()
         assert s._process is not None
-        assert s._writer is not None
-        s._writer.transport.abort()
+        assert s._transport is not None
+        s._transport.abort()
         assert await s._process.wait() == 0
 
 

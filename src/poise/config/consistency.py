@@ -4,7 +4,8 @@ Rules:
 - Two values that were set and do not fit are a problem that names both keys.
 - A section of `tenants` takes what it leaves out from `tenant_defaults`.
 - A default never stands in the way: where a set value leaves no room for another setting's default, the default gives way,
-  and its origin says so. It also grows where it means "all of them": the slots that interactive work may hold.
+  and its origin says so. A profile's value is a default in this. It also grows where it means "all of them": the slots that
+  interactive work may hold.
 - A default capacity (slots, cells, batch) is not enlarged behind the operator's back, because it costs memory: setting a share
   of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition.
 """
@@ -34,6 +35,9 @@ class Draft:
     values: dict[str, Any]
     sources: dict[str, Source]
     suspect: set[str]
+
+    def copy(self) -> Draft:
+        return Draft(dict(self.values), dict(self.sources), set(self.suspect))
 
     def is_set(self, key: str) -> bool:
         return not self.source(key).yields
@@ -95,7 +99,7 @@ def ceilings() -> Iterator[Ceiling]:
         # One token of output needs room as well.
         yield Ceiling(f"classes.{name}.max_prompt_tokens", "pools.long.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.max_prompt_tokens", context, strict=True, unless_0=True)
-        yield Ceiling(f"classes.{name}.default_output_tokens", context, strict=True, unless_0=True)
+        yield Ceiling(f"classes.{name}.default_output_tokens", context, unless_0=True)
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
     yield Ceiling("store.prefix_min_tokens", "pools.long.slot_tokens", strict=True)
 

@@ -46,6 +46,11 @@ class Runner(Protocol):
     @property
     def pools(self) -> Sequence[PoolInfo]: ...
 
+    @property
+    def threads(self) -> int:
+        """Threads that compute the next pass, where the runner adapts them; else 0."""
+        ...
+
     def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
         """Prepare sampling for a request. Called once, before its first row. It outlives preemptions."""
         ...

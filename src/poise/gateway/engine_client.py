@@ -57,38 +57,59 @@ class EngineUnavailable(Exception):
         self.permanent = permanent
 
 
+class Wakeup:
+    """Lets one waiter sleep until somebody has something for it. Who is woken looks for itself what it is."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        """Returns at the next `set`. What was set before does not count."""
+        self._future = asyncio.get_running_loop().create_future()
+        try:
+            await self._future
+        finally:
+            self._future = None
+
+
 class RequestHandle:
     """Mailbox of one request: Accepted or Refused first, then at most one Start, Tokens, and exactly one Finish.
 
-    A Refused or a Finish is the last event. One consumer.
+    A Refused or a Finish is the last event. One consumer, who may set `wakeup` to wait for several handles at once.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.done = False
         """True when the last event has been put (not necessarily received)."""
+        self.wakeup = Wakeup()
+        self.events: list[RequestEvent] = []
+        """What has arrived and was not taken."""
         self._abort = abort
-        self._events: list[RequestEvent] = []
-        self._wakeup: asyncio.Future[None] | None = None
 
     def put(self, event: RequestEvent) -> None:
         """Called by the owner of the engine connection, in the event loop."""
-        self._events.append(event)
-        if isinstance(event, Finish | Refused):
+        self.events.append(event)
+        if type(event) is Finish or type(event) is Refused:
             self.done = True
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
+        self.wakeup.set()
+
+    def take(self) -> list[RequestEvent]:
+        """All events that have arrived since the last call, perhaps none."""
+        events, self.events = self.events, []
+        return events
 
     async def receive(self) -> list[RequestEvent]:
-        """All events that have arrived since the last call, at least one; waits for it."""
-        if not self._events:
-            self._wakeup = asyncio.get_running_loop().create_future()
-            try:
-                await self._wakeup
-            finally:
-                self._wakeup = None
-        events, self._events = self._events, []
-        return events
+        """The same, at least one; waits for it."""
+        while not self.events:
+            await self.wakeup.wait()
+        return self.take()
 
     def abort(self) -> None:
         """The caller no longer wants the request. Safe at any time and any number of times."""

@@ -108,16 +108,23 @@ def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
     )
 
 
-def context_length_exceeded(n_prompt: int, n_output: int, limit: int, param: str) -> ApiError:
-    """`limit` is the largest context: prompt and output together."""
-    if n_prompt > limit:
-        message = f"The prompt has {n_prompt} tokens, but the largest context holds {limit}. Shorten it."
-    else:
-        message = (
-            f"The prompt has {n_prompt} tokens, and {n_output} output tokens were asked for: {n_prompt + n_output} together, "
-            f"but the largest context holds {limit}. Shorten the prompt or ask for fewer output tokens."
-        )
-    return ApiError(400, "context_length_exceeded", message, param=param)
+def context_length_exceeded(message: str, hint: str, param: str) -> ApiError:
+    """`message` has the numbers, `hint` what to do about them."""
+    return ApiError(400, "context_length_exceeded", f"{message} {hint}", param=param)
+
+
+def template_not_found(name: str, known: Iterable[str]) -> ApiError:
+    """`known`: the names that this caller may use. Of others nothing is told, not even that they exist."""
+    names = ", ".join(map(shown, known))
+    hint = f"You may use: {names}." if names else "None is declared for you."
+    return ApiError(400, "template_not_found", f"There is no template {shown(name)} for you. {hint}", param="template")
+
+
+def summary_failed(reason: str) -> ApiError:
+    message = (
+        f"The older turns could not be summarized: {reason}. Shorten the conversation or use 'context_policy': 'trim'."
+    )
+    return ApiError(500, "summary_failed", message, param="context_policy")
 
 
 def model_not_found(model: str, known: list[str]) -> ApiError:

@@ -6,22 +6,20 @@ on `close` takes back what is not finished, whatever the reason.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 
-from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestEvent, RequestHandle
+from poise.gateway.choice import Choice, Update
+from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestHandle, Wakeup
 from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, refused
 from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, queue_comment
 from poise.gateway.stream import new_error_id
-from poise.gateway.text import Detokeniser, StopScanner, TextModel
+from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, RequestClass
-from poise.wire.messages import Accepted, Finish, Refused, SamplingParams, Start, Token
+from poise.wire.messages import Accepted, Finish, Refused, SamplingParams
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +50,6 @@ class Origin:
     arrived_s: float
 
 
-@dataclass(slots=True)
-class Update:
-    """What one batch of events brought to a choice: text that can be shown, and perhaps its end, good or bad."""
-
-    text: str = ""
-    entries: list[TokenEntry] | None = None
-    finish_reason: str | None = None
-    failure: Finish | None = None
-
-
 class Generation:
     """All choices of one API request. Use: `open`, then either `events` or `body`; `close` always, at the end."""
 
@@ -88,6 +76,8 @@ class Generation:
         self._continuous_usage = continuous_usage
         self._n_prompt = n_prompt
         self._choices: list[Choice] = []
+        self._running: list[Choice] = []
+        self._wakeup = Wakeup()
         self._accepted: Accepted | None = None
         self._closed = False
 
@@ -96,6 +86,7 @@ class Generation:
         try:
             for index, request in enumerate(requests):
                 handle = self._submit(request)
+                handle.wakeup = self._wakeup
                 wants_logprobs = request.sampling.n_logprobs >= 0
                 self._choices.append(Choice(index, handle, self._text, self._stop, wants_logprobs))
             for choice in self._choices:
@@ -111,6 +102,7 @@ class Generation:
                 choice.handle.abort()
             self._closed = True  # it never began: it is counted among the rejected, not among the ended
             raise
+        self._running = list(self._choices)
         self._metrics.accepted(self._origin.request_class, self._n_prompt)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -118,8 +110,8 @@ class Generation:
         if self._accepted is not None and self._accepted.eta_us >= TOLD_WAIT_US:
             yield queue_comment(self._accepted.position, self._accepted.eta_us // 1000)
         opened = [False] * len(self._choices)
-        async with aclosing(self._updates()) as updates:
-            async for choice, update in updates:
+        while self._running:
+            for choice, update in await self._updates():
                 usage = self.usage() if self._continuous_usage else None
                 out = b""
                 if update.text or update.entries or (update.finish_reason and not opened[choice.index]):
@@ -143,8 +135,8 @@ class Generation:
         """What every choice has come to. Raises ApiError when one fails."""
         texts: list[list[str]] = [[] for _ in self._choices]
         entries: list[list[TokenEntry]] = [[] for _ in self._choices]
-        async with aclosing(self._updates()) as updates:
-            async for choice, update in updates:
+        while self._running:
+            for choice, update in await self._updates():
                 if update.failure:
                     raise self._error(update.failure)
                 texts[choice.index].append(update.text)
@@ -197,31 +189,20 @@ class Generation:
         except EngineUnavailable as error:
             raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
 
-    async def _updates(self) -> AsyncGenerator[tuple[Choice, Update], None]:
-        """What the choices bring, as it comes, until each has ended. No event of a step waits for another choice's."""
-        if len(self._choices) == 1:
-            choice = self._choices[0]
-            while not choice.ended:
-                yield choice, self._feed(choice, await choice.receive())
-            return
-        waiting = {asyncio.ensure_future(choice.receive()): choice for choice in self._choices}
-        try:
-            while waiting:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in [task for task in waiting if task.done()]:
-                    choice = waiting.pop(task)
-                    yield choice, self._feed(choice, task.result())
-                    if not choice.ended:
-                        waiting[asyncio.ensure_future(choice.receive())] = choice
-        finally:
-            for task in waiting:
-                task.cancel()
+    async def _updates(self) -> list[tuple[Choice, Update]]:
+        """What the choices bring, as soon as one of them has something. None waits for another."""
+        while True:
+            updates = [(choice, self._feed(choice)) for choice in self._running if choice.has_news]
+            if updates:
+                self._running = [choice for choice in self._running if not choice.ended]
+                return updates
+            await self._wakeup.wait()
 
-    def _feed(self, choice: Choice, events: Sequence[RequestEvent]) -> Update:
-        """Give a choice its events, and the metrics what they tell."""
+    def _feed(self, choice: Choice) -> Update:
+        """What has come for a choice; the metrics are told as well."""
         now_s = time.perf_counter()
         before = choice.n_output
-        update = choice.feed(events)
+        update = choice.feed()
         request_class = self._origin.request_class.value
         if choice.wait_us is not None:
             self._metrics.started(request_class, choice.wait_us / 1e6)
@@ -246,105 +227,3 @@ class Generation:
     def usage(self) -> Usage:
         """Tokens so far."""
         return Usage(self._n_prompt, sum(choice.n_output for choice in self._choices))
-
-
-class Choice:
-    """One engine request and the text that has come of it."""
-
-    def __init__(
-        self, index: int, handle: RequestHandle, text: TextModel, stop: Sequence[str], wants_logprobs: bool
-    ) -> None:
-        self.index = index
-        self.handle = handle
-        self.wants_logprobs = wants_logprobs
-        self.n_output = 0
-        self.finish_reason: str | None = None
-        self.outcome: str | None = None
-        """How the engine request ended, once it has."""
-        self.wait_us: int | None = None
-        """Set when the choice leaves the queue; taken by who books it."""
-        self.tokens_at_s: float | None = None
-        self._text = text
-        self._detokeniser = Detokeniser()
-        self._scanner = StopScanner(stop)
-        self._n_decoded = 0
-        self._n_shown = 0
-        self._entries: deque[TokenEntry] = deque()
-        self._backlog: list[RequestEvent] = []
-
-    @property
-    def ended(self) -> bool:
-        return self.outcome is not None
-
-    async def open(self) -> RequestEvent:
-        """The engine's first word on the request. What came with it waits for `receive`."""
-        first, *self._backlog = await self.handle.receive()
-        if isinstance(first, Finish | Start | Token):
-            self._backlog.insert(0, first)
-        return first
-
-    async def receive(self) -> Sequence[RequestEvent]:
-        if self._backlog:
-            events, self._backlog = self._backlog, []
-            return events
-        return await self.handle.receive()
-
-    def feed(self, events: Sequence[RequestEvent]) -> Update:
-        """The next events' effect. Tokens after a stop string are not looked at; the engine is told to end."""
-        update = Update()
-        shown = []
-        for event in events:
-            match event:
-                case Token():
-                    shown.append(self._push(event))
-                    if self._scanner.stopped:
-                        self.handle.abort()
-                        self._end("stop", FinishReason.STOP)
-                        break
-                case Start():
-                    self.wait_us = event.wait_us
-                case Finish():
-                    shown.append(self._finish(event, update))
-                case _:
-                    pass
-        update.text = "".join(shown)
-        update.finish_reason = self.finish_reason
-        if self.wants_logprobs:
-            self._n_shown += len(update.text)
-            update.entries = self._take_entries()
-        return update
-
-    def _push(self, token: Token) -> str:
-        self.n_output += 1
-        text = self._detokeniser.push(self._text.token_bytes(token.token))
-        if self.wants_logprobs:
-            offset = self._n_decoded
-            self._n_decoded += len(text)
-            # A token that ends within a character is all told when the character is.
-            end = self._n_decoded + self._detokeniser.holds_bytes
-            name = self._text.token_name
-            top = [(name(other.token), other.logprob) for other in token.top]
-            logprob = token.logprob if token.logprob is not None else 0.0
-            self._entries.append(TokenEntry(name(token.token), logprob, top, offset, end))
-        return self._scanner.push(text)
-
-    def _take_entries(self) -> list[TokenEntry]:
-        """Of the tokens whose text has been shown: a token held back must not be told through its log probability."""
-        entries = []
-        while self._entries and self._entries[0].end <= self._n_shown:
-            entries.append(self._entries.popleft())
-        return entries
-
-    def _finish(self, finish: Finish, update: Update) -> str:
-        """The text that was held back, if the end is a good one; else notes the failure."""
-        if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
-            text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()
-            self._end("stop" if self._scanner.stopped else finish.reason, finish.reason)
-            return text
-        # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
-        update.failure = finish
-        self._end(None, FinishReason.FAILED if finish.reason == FinishReason.FAILED else ENGINE_LOST)
-        return ""
-
-    def _end(self, finish_reason: str | None, outcome: str) -> None:
-        self.finish_reason, self.outcome = finish_reason, str(outcome)

@@ -14,7 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.gateway.errors import ApiError, ClientGone, internal_error, too_many_requests_open
-from poise.gateway.stream import new_error_id
+from poise.gateway.stream import DIRECT_SEND, new_error_id
 from poise.metrics.gateway import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         scope[_SCOPE_KEY] = request_id = _request_id(scope)
+        scope[DIRECT_SEND] = send
         started = False
 
         async def send_with_id(message: Message) -> None:

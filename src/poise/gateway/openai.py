@@ -42,8 +42,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
+    """`template` is a name, or empty."""
+
     options: Options
     messages: list[Message]
+    context_policy: str = "reject"
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,22 @@ class RequestParser:
         self._settings = settings
         self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
         shared = (p.MODEL, *p.SHARED, self._n)
-        self._chat: tuple[Field[Any], ...] = (*shared, p.MESSAGES, p.MAX_COMPLETION_TOKENS, p.LOGPROBS, p.TOP_LOGPROBS)
+        self._chat: tuple[Field[Any], ...] = (
+            *shared,
+            p.MESSAGES,
+            p.MAX_COMPLETION_TOKENS,
+            p.LOGPROBS,
+            p.TOP_LOGPROBS,
+            p.CONTEXT_POLICY,
+            p.TEMPLATE,
+        )
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
         self._elsewhere_completion = {
             "messages": "It belongs to /v1/chat/completions.",
             "max_completion_tokens": "Use 'max_tokens' here.",
             "top_logprobs": "Use 'logprobs' with a count here.",
+            "template": "It belongs to /v1/chat/completions.",
         } | {
             name: "It belongs to /v1/chat/completions."
             for name in unsupported.CHAT
@@ -86,7 +99,10 @@ class RequestParser:
             raise invalid_value("top_logprobs", "come with 'logprobs': true", top_logprobs, "'logprobs' is not true")
         allowance = _same(values, p.MAX_TOKENS, p.MAX_COMPLETION_TOKENS)
         return ChatRequest(
-            self._options(values, allowance, n_logprobs), p.MESSAGES.read(values["messages"], "messages")
+            self._options(values, allowance, n_logprobs),
+            p.MESSAGES.read(values["messages"], "messages"),
+            context_policy=p.CONTEXT_POLICY.get(values, "reject"),
+            template=p.TEMPLATE.get(values, ""),
         )
 
     def completion(self, values: JsonObject) -> CompletionRequest:

@@ -31,6 +31,7 @@ MAX_STOPS = 8
 MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = ("system", "developer")
 
 TIER_CLASSES = {
     "auto": RequestClass.INTERACTIVE,
@@ -222,6 +223,12 @@ STOP: Field[tuple[str, ...]] = Custom(
     _read_stop,
     {"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS}]},
 )
+CONTEXT_POLICY = Text(
+    "context_policy",
+    "A conversation that is too long is refused (`reject`), loses its oldest turns (`trim`) or has them summarized.",
+    choices=("reject", "trim", "summarize"),
+)
+TEMPLATE = Text("template", "A system prompt that the operator has declared; `/v1/templates` lists them.", min_chars=1)
 SEED = Integer("seed", "Makes the draw repeatable; choice i uses seed + i.")
 LOGPROBS = Flag("logprobs", "Return the log probability of each token.")
 TOP_LOGPROBS = Integer("top_logprobs", "Return that many of the most likely tokens too; needs `logprobs`.", 0, 20)

@@ -65,6 +65,28 @@ class ChatChoice(Closed):
     finish_reason: Literal["stop", "length"]
 
 
+class ContextNote(Closed):
+    """What was left out of a conversation, or summarized: only the fields of the policy that did it are there."""
+
+    policy: Literal["trim", "summarize"]
+    prompt_tokens: int
+    dropped_turns: int = 0
+    dropped_messages: int = 0
+    dropped_tokens: int = 0
+    summarized_turns: int = 0
+    summarized_messages: int = 0
+    summarized_tokens: int = 0
+    summary_tokens: int = 0
+    summary: str = ""
+    summary_usage: TokenUsage | None = None
+
+
+class Notes(Closed):
+    """How the answer was made, where it was not made of all that was sent."""
+
+    context: ContextNote
+
+
 class ResponseHeading(Closed):
     id: str
     created: int
@@ -77,6 +99,7 @@ class ResponseHeading(Closed):
 class ChatCompletion(ResponseHeading):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    poise: Notes | None = None
 
 
 class CompletionLogprobs(Closed):
@@ -109,6 +132,17 @@ class ModelCard(Closed):
 class ModelList(Closed):
     object: Literal["list"]
     data: list[ModelCard]
+
+
+class TemplateCard(Closed):
+    name: str
+    object: Literal["template"]
+    tokens: int | None
+
+
+class TemplateList(Closed):
+    object: Literal["list"]
+    data: list[TemplateCard]
 
 
 class HealthBody(Closed):
@@ -183,6 +217,13 @@ _ERRORS = {
     503: "The engine cannot take requests now, or too many requests are open.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
+_NOTES = {
+    name: {"description": about, "schema": {"type": "string"}}
+    for name, about in {
+        "X-Poise-Context": "What was left out of the conversation under its context policy, with the numbers.",
+        "X-Poise-Warning": "What the caller should know about the request, which was answered all the same.",
+    }.items()
+}
 
 
 def answer(body: type[BaseModel], status: int = 200, description: str = "The answer.") -> Responses:
@@ -202,7 +243,9 @@ def generation(body: type[BaseModel]) -> Responses:
     """The answers of a generation endpoint."""
     event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
     events = {"text/event-stream": {"schema": event | {"description": "Chunks as JSON, the last one is `[DONE]`."}}}
-    done: Responses = {200: {"model": body, "description": "The answer, or its events.", "content": events}}
+    done: Responses = {
+        200: {"model": body, "description": "The answer, or its events.", "content": events, "headers": _NOTES}
+    }
     return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
 
 

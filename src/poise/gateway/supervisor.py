@@ -30,7 +30,6 @@ from poise.wire.framing import FrameError, FrameReader, encode_frame
 log = logging.getLogger(__name__)
 
 ENGINE_COMMAND = (sys.executable, "-m", "poise.engine.process")
-READ_BYTES = 1 << 18
 RESTART_DELAY_FIRST_S = 0.5
 STABLE_AFTER_S = 60.0
 """An engine that was ready for this long has earned a fresh back-off."""
@@ -51,7 +50,7 @@ class Supervisor:
         self._handles: dict[int, RequestHandle] = {}
         self._dumps: dict[int, asyncio.Future[list[str]]] = {}
         self._templates: dict[str, list[int]] = {}
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -136,8 +135,8 @@ class Supervisor:
         self._send(wire.Abort(request_id))
 
     def _send(self, message: wire.ToEngine) -> None:
-        if self._writer is not None:
-            self._writer.write(encode_frame(message))
+        if self._transport is not None:
+            self._transport.write(encode_frame(message))
 
     async def _supervise(self) -> None:
         """Run engines one after the other until one fails for good or the server stops."""
@@ -170,23 +169,20 @@ class Supervisor:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()]
             )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        loop = asyncio.get_running_loop()
+        self._transport, connection = await loop.create_unix_connection(
+            lambda: _Connection(self._dispatch, loop.create_future()), sock=ours
+        )
         try:
             self._send(self._configure)
-            await self._read(reader)
+            await connection.lost
         except (FrameError, ConnectionError) as error:
             log.error("the engine's socket broke: %s", error)
         finally:
-            self._writer.close()
-            self._writer = None
+            self._transport.close()
+            self._transport = None
             code = await self._reap(self._process)
         return code
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        frames: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
-        while data := await reader.read(READ_BYTES):
-            for message in frames.feed(data):
-                self._dispatch(message)
 
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
@@ -260,3 +256,28 @@ class Supervisor:
         if phase is not EnginePhase.READY:
             self.state.ready = self.state.ready if phase is EnginePhase.STOPPED else None
         self._changed.set()
+
+
+class _Connection(asyncio.Protocol):
+    """The gateway's end of the socket. Messages are dispatched as they arrive, with no stream and no task in between."""
+
+    def __init__(self, dispatch: Callable[[wire.ToGateway], None], lost: asyncio.Future[None]) -> None:
+        self.lost = lost
+        """Done at the end of the connection, with what broke it."""
+        self._dispatch = dispatch
+        self._frames: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._frames.feed(data):
+                self._dispatch(message)
+        except Exception as error:
+            self.connection_lost(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost.done():
+            return
+        if exc is None:
+            self.lost.set_result(None)
+        else:
+            self.lost.set_exception(exc)

@@ -87,6 +87,10 @@ class PoolContext:
         assert self._pointer is not None, "the pool is closed"
         return self._pointer
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with that many threads from the next pass on."""
+        self._library.set_n_threads(self.pointer, threads, threads)
+
     def compute(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """One forward pass. Returns a row of logits for each row with `sample`, valid until the next pass.
 

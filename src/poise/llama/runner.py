@@ -6,16 +6,19 @@ an error. Everything runs on the engine's one compute thread; other threads must
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Self
 
 from poise.engine.ports import Row, Sampled
-from poise.llama.context import PoolContext
+from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.llama.sampler import Floats, Sampler
 from poise.llama.store import StateStore
+from poise.llama.threads import ThreadGovernor
+from poise.scheduler.budget import BatchShape, CostModel
 from poise.scheduler.plan import (
     CopySlot,
     DropEntry,
@@ -26,6 +29,7 @@ from poise.scheduler.plan import (
     StoreSlot,
     TrimSlot,
 )
+from poise.scheduler.policy import CostPrior
 from poise.wire.messages import PoolInfo, SamplingParams, Token
 
 
@@ -40,17 +44,22 @@ class LlamaRunner:
         batch_tokens: int = 512,
         threads: int = 0,
         kv_type: str = "f16",
+        adapt_threads: bool = False,
+        costs: Mapping[str, CostPrior] | None = None,
     ) -> None:
         """Build the pools. Raises ModelError, with everything freed again.
 
         A slot has the cells its spec asks for, but never more than the context the model was trained on.
-        threads 0: one for each core that this process may use.
+        threads 0: one for each core that this process may use. adapt_threads: fewer while passes take much longer than
+        `costs` say, as they do beside other busy programs.
         """
         self.model = model
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._contexts: dict[str, PoolContext] = {}
         self._store = StateStore()
+        self._costs = {spec.name: CostModel((costs or {}).get(spec.name, CostPrior())) for spec in pools}
+        self._governor = ThreadGovernor(threads or usable_threads()) if adapt_threads else None
         try:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
@@ -74,6 +83,10 @@ class LlamaRunner:
     @property
     def pools(self) -> Sequence[PoolInfo]:
         return [context.info for context in self._contexts.values()]
+
+    @property
+    def threads(self) -> int:
+        return self._governor.threads if self._governor else 0
 
     @property
     def stored_bytes(self) -> int:
@@ -114,9 +127,24 @@ class LlamaRunner:
         assert all(row.slot < after.slot for row, after in pairwise(rows)), (
             f"rows are not in ascending slot order: {[row.slot for row in rows]}"
         )
-        logits = self._contexts[pool].compute(rows)
+        logits = self._compute(pool, rows)
         ids = [row.request_id for row in rows if row.sample]
         return [self._sample(request_id, row) for request_id, row in zip(ids, logits, strict=True)]
+
+    def _compute(self, pool: str, rows: Sequence[Row]) -> list[Floats]:
+        """A forward pass, with as many threads as the governor thinks right."""
+        context, governor = self._contexts[pool], self._governor
+        if governor is None:
+            return context.compute(rows)
+        context.use_threads(governor.threads)
+        shape = BatchShape()
+        for row in rows:
+            shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
+        began_ns = time.perf_counter_ns()
+        logits = context.compute(rows)
+        now_ns = time.perf_counter_ns()
+        governor.observe((now_ns - began_ns) / 1000 / max(1.0, self._costs[pool].predict_us(shape)), now_ns)
+        return logits
 
     def _sample(self, request_id: int, logits: Floats) -> Sampled:
         drawn = self._samplers[request_id].draw(logits)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
+from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Status
 
@@ -44,35 +45,33 @@ class GatewayMetrics:
 
     def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
         self.registry = registry = CollectorRegistry()
-        self._ttft = _histograms(
+        self._ttft = ClassHistogram(
             registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", _WAITS_S
         )
-        self._gap = _histograms(
+        self._gap = ClassHistogram(
             registry,
             "poise_inter_token_seconds",
             "Between two arrivals of tokens in one choice; tokens that come together are one arrival.",
             _GAPS_S,
         )
-        self._queue_wait = _histograms(
+        self._queue_wait = ClassHistogram(
             registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
         )
-        self._duration = _histograms(
+        self._duration = ClassHistogram(
             registry, "poise_request_seconds", "From the arrival of a request to the end of a choice.", _WAITS_S
         )
-        self._prompt_tokens = _counters_by_class(
+        self._prompt_tokens = ClassCounter(
             registry,
-            "poise_prompt_tokens_total",
+            "poise_prompt_tokens",
             "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
         )
-        self._output_tokens = _counters_by_class(
-            registry, "poise_output_tokens_total", "Tokens received from the engine."
+        self._output_tokens = ClassCounter(registry, "poise_output_tokens", "Tokens received from the engine.")
+        self._disconnects = ClassCounter(
+            registry, "poise_client_disconnects", "Requests whose client left before the answer was complete."
         )
-        self._disconnects = _counters_by_class(
-            registry, "poise_client_disconnects_total", "Requests whose client left before the answer was complete."
-        )
-        self._long_systems = _counters_by_class(
+        self._long_systems = ClassCounter(
             registry,
-            "poise_long_system_prompts_total",
+            "poise_long_system_prompts",
             "Conversations whose system messages take more than long_system_share of the context.",
         )
         self._requests = Counter(
@@ -100,32 +99,32 @@ class GatewayMetrics:
         return generate_latest(self.registry)
 
     def accepted(self, request_class: str, n_prompt: int) -> None:
-        self._prompt_tokens[request_class].inc(n_prompt)
+        self._prompt_tokens.add(request_class, n_prompt)
 
     def started(self, request_class: str, wait_s: float) -> None:
-        self._queue_wait[request_class].observe(wait_s)
+        self._queue_wait.observe(request_class, wait_s)
 
     def first_tokens(self, request_class: str, n_tokens: int, ttft_s: float, now_s: float) -> None:
-        self._ttft[request_class].observe(ttft_s)
-        self._output_tokens[request_class].inc(n_tokens)
+        self._ttft.observe(request_class, ttft_s)
+        self._output_tokens.add(request_class, n_tokens)
         self.recent_ttft[request_class].add(now_s, ttft_s)
 
     def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
-        self._gap[request_class].observe(gap_s)
-        self._output_tokens[request_class].inc(n_tokens)
+        self._gap.observe(request_class, gap_s)
+        self._output_tokens.add(request_class, n_tokens)
 
     def ended(self, request_class: str, outcome: str, duration_s: float) -> None:
         self._requests.labels(request_class, outcome).inc()
-        self._duration[request_class].observe(duration_s)
+        self._duration.observe(request_class, duration_s)
 
     def rejected(self, request_class: str | None, reason: str) -> None:
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
 
     def long_system_prompt(self, request_class: str) -> None:
-        self._long_systems[request_class].inc()
+        self._long_systems.add(request_class, 1)
 
     def disconnected(self, request_class: str) -> None:
-        self._disconnects[request_class].inc()
+        self._disconnects.add(request_class, 1)
 
 
 class RecentTimes:
@@ -191,17 +190,6 @@ class _EngineCollector:
         if reading.status is not None:
             yield from _levels(reading.status)
             yield from _counters(reading.status)
-
-
-def _histograms(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> dict[str, Histogram]:
-    """One series for each class: they exist, at 0, before the first request, and are found without a look-up of labels."""
-    family = Histogram(name, text, ("class",), registry=registry, buckets=buckets)
-    return {request_class.value: family.labels(request_class.value) for request_class in RequestClass}
-
-
-def _counters_by_class(registry: CollectorRegistry, name: str, text: str) -> dict[str, Counter]:
-    family = Counter(name, text, ("class",), registry=registry)
-    return {request_class.value: family.labels(request_class.value) for request_class in RequestClass}
 
 
 def _levels(status: Status) -> Iterator[Metric]:

@@ -33,6 +33,8 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._by_key: dict[tuple[str, str], dict[int, list[Prefix]]] = {}
         self._by_entry: dict[int, Prefix] = {}
+        self._kept: dict[str, list[Prefix]] = {}
+        """By tenant, everything that is kept."""
 
     def longest(self, tenant: str, pool: str, blocks: Sequence[int]) -> tuple[Prefix, int] | None:
         """The prefix that shares most with `blocks`, and the cells they share; None where none shares a block."""
@@ -67,6 +69,7 @@ class PrefixIndex:
 
     def add(self, prefix: Prefix) -> None:
         assert prefix.blocks, "a prefix without a whole block cannot be found again"
+        self._kept.setdefault(prefix.tenant, []).append(prefix)
         keys = self._by_key.setdefault((prefix.tenant, prefix.pool), {})
         for key in prefix.blocks:
             keys.setdefault(key, []).append(prefix)
@@ -74,6 +77,9 @@ class PrefixIndex:
             self._by_entry[prefix.entry] = prefix
 
     def remove(self, prefix: Prefix) -> None:
+        self._kept[prefix.tenant].remove(prefix)
+        if not self._kept[prefix.tenant]:
+            del self._kept[prefix.tenant]
         keys = self._by_key[prefix.tenant, prefix.pool]
         for key in prefix.blocks:
             holders = keys[key]
@@ -87,15 +93,10 @@ class PrefixIndex:
     def of_entry(self, entry: int) -> Prefix:
         return self._by_entry[entry]
 
-    def of_tenant(self, tenant: str) -> Iterator[Prefix]:
-        """Everything kept for a tenant, each once."""
-        for (owner, _), keys in list(self._by_key.items()):
-            if owner == tenant:
-                seen: dict[int, Prefix] = {}
-                for holders in keys.values():
-                    seen.update((id(prefix), prefix) for prefix in holders)
-                yield from seen.values()
+    def of_tenant(self, tenant: str) -> list[Prefix]:
+        """Everything kept for a tenant."""
+        return list(self._kept.get(tenant, ()))
 
     def __iter__(self) -> Iterator[Prefix]:
-        for tenant in dict.fromkeys(owner for owner, _ in self._by_key):
-            yield from self.of_tenant(tenant)
+        for kept in self._kept.values():
+            yield from kept

@@ -95,6 +95,10 @@ class SimRunner:
         self._open.pop(request_id, None)
 
     @property
+    def threads(self) -> int:
+        return 0
+
+    @property
     def stored_bytes(self) -> int:
         """What the host store takes."""
         return sum(self._cell_bytes[pool] * len(cells) for pool, cells in self._entries.values())
