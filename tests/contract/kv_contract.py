@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.scheduler.plan import CopySlot, DropEntry, LoadSlot, ReleaseSlot, StoreSlot, TrimSlot
+from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, ReleaseSlot, StoreSlot, TrimSlot
 from tests.contract.runner_contract import CAPITALS, STORY, TEA, Sequence, Subject, alone, alone_in, together
 
 EXACT = 24
@@ -196,7 +196,7 @@ class KvContract:
         other.compute(5)
         n_cells = sequence.n_computed
         n_bytes = sequence.store(ENTRY)
-        mistakes = [
+        mistakes: list[KvOperation] = [
             StoreSlot("short", 1, ENTRY, 5),
             StoreSlot("short", 1, ENTRY + 1, 6),
             LoadSlot("short", 1, ENTRY, n_cells, 1),
