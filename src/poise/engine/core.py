@@ -98,7 +98,7 @@ class Engine:
         plan = self.scheduler.plan(began_ns)
         if plan.is_empty:
             self._emit(plan, [], events)
-            self._rest(plan, began_ns)
+            self._rest(plan, began_ns, changed=bool(events))
             return
         self._idle = False
         self.journal.record(began_ns, "plan", plan)
@@ -113,10 +113,10 @@ class Engine:
             self._report(now_ns)
         self.counters.loop_ns += self.clock.now_ns() - began_ns - (self.execution.busy_ns - busy_before)
 
-    def _rest(self, plan: StepPlan, now_ns: int) -> None:
-        """Nothing can run: say how things stand once, then wait for a message or the plan's time."""
+    def _rest(self, plan: StepPlan, now_ns: int, *, changed: bool) -> None:
+        """Nothing can run: say how things stand, once or when they have `changed`, then wait for a message or the plan's time."""
         self.journal.record(now_ns, "rest", plan)  # each one: a call that finds nothing changes the scheduler, too
-        if not self._idle:
+        if changed or not self._idle:
             self._report(self.clock.now_ns())
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns
