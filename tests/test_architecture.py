@@ -47,7 +47,11 @@ def test_the_scheduler_is_pure(path: Path) -> None:
 
 def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
     """The loop runs in the simulator because it knows ports only; the gateway uses the vocabulary and nothing else."""
-    allowed = {"engine/process.py", "gateway/serve.py"}
+    allowed = {
+        "engine/process.py",
+        "gateway/serve.py",
+        "cli.py",
+    }  # the last for `poise fit`, which reads a file's header
     for path in MODULES:
         name = path.relative_to(SOURCE).as_posix()
         if not name.startswith("llama/") and name not in allowed:

@@ -17,6 +17,7 @@ from poise import __version__
 from poise.cli import LATER, app
 from poise.config import LoadedSettings, load
 from poise.config.sources import OPTIONS
+from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 ROOT = Path(__file__).parent.parent
 # pydantic is not in the list: typer itself reads options with it.
@@ -70,7 +71,7 @@ def test_help_explains_itself() -> None:
     """What it is, every command with a whole sentence, and a request to try."""
     output = run("--help").stdout
     assert "keeps its composure under load" in output
-    for command in ("serve", "config", "version", *LATER):
+    for command in ("serve", "config", "fit", "version", *LATER):
         assert f"\n  {command} " in output
     assert "..." not in output.partition("Commands:")[2]
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in output
@@ -80,7 +81,7 @@ def test_help_explains_itself() -> None:
 def test_help_is_quick() -> None:
     """Help and version import none of the libraries that the commands need; that is what makes them quick."""
     program = "import sys; from poise.cli import app; app(sys.argv[1:], standalone_mode=False); print(*sys.modules)"
-    for arguments in (["--help"], ["serve", "--help"], ["--version"]):
+    for arguments in (["--help"], ["serve", "--help"], ["fit", "--help"], ["--version"]):
         modules = python("-c", program, *arguments).splitlines()[-1].split()
         assert "typer" in modules
         assert not {module for module in modules if module in HEAVY}
@@ -97,6 +98,48 @@ def test_options_and_their_settings(command: str) -> None:
     output = " ".join(run(command, "--help").stdout.split())
     for key, option in OPTIONS.items():
         assert f"({key})" in output.partition(f" {option} ")[2].partition(" --")[0], option
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """A header that announces KV cells of 48 KiB."""
+    keys = {**TINY_KEYS, "llama.context_length": 8192, "llama.attention.key_length": 4096}
+    return str(write_gguf(tmp_path / "model.gguf", gguf_bytes({**keys, "llama.attention.value_length": 4096})))
+
+
+def test_fit(model: str) -> None:
+    """Status 0 and a table when it fits; profile, file and assignments count."""
+    output = run("fit", "--model", model, "--profile", "edge", "--set", "pools.short.slots=3").stdout
+    assert output.startswith(f"{model}, profile edge\n")
+    assert "3 slots of 2048 tokens, q8_0" in output
+    assert "It fits, with" in output
+
+
+def test_fit_as_json_and_its_advice(model: str) -> None:
+    """Status 2 when it does not fit; with the advice it does."""
+    free = json.loads(run("fit", "--model", model, "--json").stdout)["available_bytes"] >> 20
+    arguments = ("fit", "--model", model, "--set", f"engine.memory_reserve_mb={free - 1200}")
+    lines = run(*arguments, exit_code=2).stdout.splitlines()
+    _, found, options = lines[-1].partition("the least that makes it fit: ")
+    assert found
+    assert json.loads(run(*arguments, *options.split(), "--json").stdout)["fits"] is True
+
+
+def test_fit_without_a_model() -> None:
+    """A file that is not there is one line, as for `serve`."""
+    problem = "poise: no.gguf: does not exist; check the path\n"
+    assert run("fit", "--model", "no.gguf", exit_code=2, stderr=problem).stdout == ""
+
+
+def test_serve_refuses_what_does_not_fit(model: str) -> None:
+    """Before anything is loaded, with the advice that `fit` gives."""
+    document = json.loads(run("fit", "--model", model, "--json").stdout)
+    reserve = (document["available_bytes"] >> 20) - 1200
+    arguments = ("serve", "--model", model, "--port", "0", "--set", f"engine.memory_reserve_mb={reserve}")
+    result = run(*arguments, exit_code=2, stderr=None)
+    assert result.stderr.startswith(f"poise: {model}: needs ")
+    assert "; the least that makes it fit: --set " in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_version() -> None:

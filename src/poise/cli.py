@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from poise.config import LoadedSettings
 
 USAGE_ERROR = 2
+DOES_NOT_FIT = 2
 
 OVERVIEW = """A local LLM server that keeps its composure under load.
 
@@ -33,8 +34,15 @@ EXAMPLES = """\b
 Examples:
   poise serve                                      the default model on http://127.0.0.1:8000
   poise serve --model model.gguf --port 9000
-  poise serve --set classes.interactive.queue_max=16
+  poise serve --profile team --set classes.interactive.queue_max=16
+  poise fit --model model.gguf --profile edge      does it fit into memory, and if not, what would
   POISE_SERVER__PORT=9000 poise config             every setting and where it came from
+
+\b
+Profiles:
+  workstation   one person: chats in front, jobs behind (the defaults)
+  team          several keys on one node: fair shares, limits for each, long answers go on in the background
+  edge          little memory: few slots, short contexts, quantised KV cells
 
 \b
 Ask it something:
@@ -89,6 +97,10 @@ ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="TOML file. Else ./poise.toml, else the one of your user directory."),
 ]
+Profile = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="workstation, team or edge: where values start (profile)."),
+]
 # Texts, so that a wrong value is reported by the loader: with its range, and together with all other problems.
 Model = Annotated[str | None, typer.Option("--model", metavar="FILE", help="GGUF file (model.path).")]
 Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on (server.host).")]
@@ -106,6 +118,7 @@ Assignments = Annotated[
 @app.command()
 def serve(
     config: ConfigFile = None,
+    profile: Profile = None,
     model: Model = None,
     host: Host = None,
     port: Port = None,
@@ -114,7 +127,7 @@ def serve(
     assignments: Assignments = None,
 ) -> None:
     """Serve the OpenAI API until interrupted."""
-    loaded = _load(config, assignments, _options(model, host, port, threads, gpu_layers))
+    loaded = _load(config, assignments, _options(profile, model, host, port, threads, gpu_layers))
     from poise.gateway.serve import serve as run
 
     raise typer.Exit(run(loaded))
@@ -123,6 +136,7 @@ def serve(
 @app.command("config")
 def show_config(
     config: ConfigFile = None,
+    profile: Profile = None,
     model: Model = None,
     host: Host = None,
     port: Port = None,
@@ -135,10 +149,34 @@ def show_config(
 
     The output is a valid poise.toml, except that API keys are masked.
     """
-    loaded = _load(config, assignments, _options(model, host, port, threads, gpu_layers))
+    loaded = _load(config, assignments, _options(profile, model, host, port, threads, gpu_layers))
     from poise.config.document import to_json, to_toml
 
     typer.echo(to_json(loaded) if as_json else to_toml(loaded), nl=as_json)
+
+
+@app.command()
+def fit(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Tell whether the model and the settings fit this host's memory.
+
+    Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
+    """
+    loaded = _load(config, assignments, {"profile": profile, "model.path": model})
+    from poise.llama.fit import judge, to_json, to_text
+    from poise.llama.gguf import ModelError
+
+    try:
+        result = judge(loaded)
+    except ModelError as error:
+        raise _refusal(f"poise: {error}") from error
+    typer.echo(to_json(result) if as_json else to_text(result))
+    raise typer.Exit(0 if result.fits else DOES_NOT_FIT)
 
 
 @app.command()
@@ -170,9 +208,15 @@ for _name, (_, _summary) in LATER.items():
 
 
 def _options(
-    model: str | None, host: str | None, port: str | None, threads: str | None, gpu_layers: str | None
+    profile: str | None,
+    model: str | None,
+    host: str | None,
+    port: str | None,
+    threads: str | None,
+    gpu_layers: str | None,
 ) -> dict[str, object]:
     return {
+        "profile": profile,
         "model.path": model,
         "server.host": host,
         "server.port": port,

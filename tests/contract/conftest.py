@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -10,11 +11,10 @@ from poise.llama.default_model import default_model
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.llama.runner import LlamaRunner
-from poise.scheduler.plan import ReleaseSlot
 from poise.sim.clock import VirtualClock
-from poise.sim.runner import SimRunner
+from poise.sim.runner import CELL_BYTES, SimRunner
 from poise.wire.messages import PoolInfo
-from tests.contract.runner_contract import InspectableRunner, Subject
+from tests.contract.runner_contract import Subject
 
 SHORT_SLOTS, LONG_SLOTS, CELLS = 4, 2, 256
 
@@ -29,19 +29,40 @@ def llama_runner() -> Iterator[LlamaRunner]:
 
 @pytest.fixture(params=["sim", pytest.param("llama", marks=pytest.mark.slow)])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    """A runner with empty slots."""
-    runner: InspectableRunner
-    if request.param == "llama":
-        runner = request.getfixturevalue("llama_runner")
-        # Chunking and neighbours change the order of floating-point sums, so only the first tokens must agree.
-        yield Subject(runner, n_comparable=4)
-    else:
-        pools = [
-            PoolInfo("short", SHORT_SLOTS, CELLS, flash_attention=True, kv_bytes=0),
-            PoolInfo("long", LONG_SLOTS, CELLS, flash_attention=False, kv_bytes=0),
-        ]
-        runner = SimRunner(pools, n_vocab=49_152, clock=VirtualClock())
-        yield Subject(runner, n_comparable=12)
-    for pool in runner.pools:
-        for slot in range(pool.n_slots):
-            runner.apply(ReleaseSlot(pool.name, slot, request_id=0))
+    """A runner with empty slots and nothing stored."""
+    is_llama = request.param == "llama"
+    subject = llama_subject(request.getfixturevalue("llama_runner")) if is_llama else sim_subject()
+    yield subject
+    subject.clean_up()
+
+
+def llama_subject(runner: LlamaRunner) -> Subject:
+    @contextmanager
+    def broken() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("state_seq_get_data", "state_seq_set_data"):
+                patch.setattr(runner.model.library, name, lambda *_: 0)
+            yield
+
+    # Chunking and neighbours change the order of floating-point sums, so only the first tokens must agree.
+    return Subject(runner, 4, lambda entry: runner._store._entries[entry].state.data, 1, broken)
+
+
+def sim_subject() -> Subject:
+    failing = False
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        nonlocal failing
+        failing = True
+        try:
+            yield
+        finally:
+            failing = False
+
+    pools = [
+        PoolInfo("short", SHORT_SLOTS, CELLS, flash_attention=True, kv_bytes=0),
+        PoolInfo("long", LONG_SLOTS, CELLS, flash_attention=False, kv_bytes=0),
+    ]
+    runner = SimRunner(pools, n_vocab=49_152, clock=VirtualClock(), fault=lambda what, detail: failing)
+    return Subject(runner, 12, lambda entry: runner._entries[entry].cells, CELL_BYTES, broken)

@@ -5,14 +5,16 @@ Greedy continuations are the instrument: a sequence whose cells were lost, mixed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
 
 import pytest
 
 from poise.engine.ports import Row, Runner, RunnerError, Sampled
-from poise.scheduler.plan import MoveSlot, ReleaseSlot
+from poise.scheduler.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
 from poise.wire.messages import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -26,13 +28,36 @@ TEA = [2068, 919, 7188, 28, 808, 17663, 634, 913, 281, 253, 44328, 30, 3875, 183
 class InspectableRunner(Runner, Protocol):
     def slot_positions(self, pool: str, slot: int) -> int: ...
 
+    def cell_bytes(self, pool: str) -> int: ...
+
 
 @dataclass
 class Subject:
-    """A runner under test. `n_comparable`: tokens that must agree when the same sequence was computed in another way."""
+    """A runner under test.
+
+    n_comparable   tokens that must agree when the same sequence was computed in another way
+    memory_of      the very memory that an entry of the host store lies in, whose items take `item_bytes` in the books
+    broken         while it lasts, every operation that carries cells fails
+    entries        what the test has stored and not dropped
+    """
 
     runner: InspectableRunner
     n_comparable: int
+    memory_of: Callable[[int], Collection[int]]
+    item_bytes: int
+    broken: Callable[[], AbstractContextManager[object]]
+    entries: list[int] = field(default_factory=list)
+
+    def drop(self, entry: int) -> None:
+        self.runner.apply(DropEntry(entry))
+        self.entries.remove(entry)
+
+    def clean_up(self) -> None:
+        for entry in list(self.entries):
+            self.drop(entry)
+        for pool in self.runner.pools:
+            for slot in range(pool.n_slots):
+                self.runner.apply(ReleaseSlot(pool.name, slot, request_id=0))
 
 
 class Sequence:
@@ -78,8 +103,33 @@ class Sequence:
         self.runner.apply(MoveSlot(self.pool, self.slot, target, self.request_id))
         self.slot = target
 
-    def release(self) -> None:
+    def store(self, subject: Subject) -> int:
+        """Keep the slot's state. Returns the entry."""
+        entry = next(self.ids)
+        assert self.runner.apply(StoreSlot(self.pool, self.slot, entry, self.n_computed)) > 0
+        subject.entries.append(entry)
+        return entry
+
+    def load(self, entry: int, slot: int, n_cells: int | None = None) -> None:
+        """Go on in an empty slot with an entry's first `n_cells` cells, by default as many as were computed."""
+        self.slot, self.n_computed = slot, self.n_computed if n_cells is None else n_cells
+        self.runner.apply(LoadSlot(self.pool, slot, entry, self.n_computed, self.request_id))
+
+    def copy_from(self, source: Sequence, n_cells: int) -> None:
+        self.runner.apply(CopySlot(self.pool, source.slot, self.slot, n_cells, self.request_id))
+        self.n_computed = n_cells
+
+    def twin(self, subject: Subject, slot: int) -> Sequence:
+        """A request that stands where this one stands, but for its cells."""
+        twin = Sequence(subject, slot, self.prompt, pool=self.pool)
+        twin.n_computed, twin.output = self.n_computed, list(self.output)
+        return twin
+
+    def give_up_slot(self) -> None:
         self.runner.apply(ReleaseSlot(self.pool, self.slot, self.request_id))
+
+    def release(self) -> None:
+        self.give_up_slot()
         self.runner.close(self.request_id)
 
 

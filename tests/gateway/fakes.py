@@ -21,11 +21,14 @@ from poise.gateway.app import create_app
 from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
 from poise.gateway.text import TextModel
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Control, RequestClass
 from poise.wire.messages import (
     Accepted,
+    Change,
     ClassStatus,
+    Controlled,
     Finish,
+    Forgotten,
     PoolInfo,
     PoolStatus,
     Ready,
@@ -33,8 +36,11 @@ from poise.wire.messages import (
     SamplingParams,
     Start,
     Status,
+    StoreStatus,
     Token,
     TokenLogprob,
+    Totals,
+    Waiting,
 )
 
 MODEL = "toy"
@@ -86,13 +92,20 @@ class Submission:
     max_output: int
     sampling: SamplingParams
     template: str = ""
+    queue_timeout_ms: int = 0
     n_output: int = 0
 
     def accept(self, position: int = 1, eta_us: int = 0) -> None:
         self.handle.put(Accepted(self.handle.request_id, position, eta_us))
 
-    def start(self, wait_us: int = 1000) -> None:
-        self.handle.put(Start(self.handle.request_id, wait_us, "short"))
+    def wait(self, position: int, eta_us: int) -> None:
+        self.handle.put(Waiting(self.handle.request_id, position, eta_us))
+
+    def start(self, wait_us: int = 1000, n_cached: int = 0) -> None:
+        self.handle.put(Start(self.handle.request_id, wait_us, "short", n_cached))
+
+    def change(self, what: str, why: str = "") -> None:
+        self.handle.put(Change(self.handle.request_id, what, why))
 
     def refuse(self, reason: str, value: int = 0, limit: int = 0, retry_after_us: int = 0) -> None:
         self.handle.put(Refused(self.handle.request_id, reason, value, limit, retry_after_us))
@@ -107,9 +120,9 @@ class Submission:
             logprob = -0.5 if k >= 0 else None
             self.handle.put(Token(self.handle.request_id, token, logprob, top))
 
-    def finish(self, reason: str = "stop", detail: str = "") -> None:
+    def finish(self, reason: str = "stop", detail: str = "", n_cached: int = 0) -> None:
         n_prompt = len(self.prompt)
-        self.handle.put(Finish(self.handle.request_id, reason, n_prompt, self.n_output, 1000, detail))
+        self.handle.put(Finish(self.handle.request_id, reason, n_prompt, self.n_output, 1000, detail, n_cached))
 
 
 class FakeEngine:
@@ -122,6 +135,10 @@ class FakeEngine:
         self.aborted: list[int] = []
         self.declared: dict[str, list[int]] = {}
         self.unavailable_after: int | None = None
+        self.controlled: list[tuple[int, str]] = []
+        self.control_answers: dict[int, tuple[str, str]] = {}
+        """State and refusal by request id; others are done as told."""
+        self.forgotten: list[str] = []
         self._changed = asyncio.Event()
 
     def submit(
@@ -133,11 +150,12 @@ class FakeEngine:
         max_output: int,
         sampling: SamplingParams,
         template: str = "",
+        queue_timeout_ms: int = 0,
     ) -> RequestHandle:
         if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
             raise EngineUnavailable("the engine is restarting", 2.5)
         handle = RequestHandle(len(self.submissions) + 1, self._abort)
-        submission = Submission(handle, tenant, request_class, prompt, max_output, sampling, template)
+        submission = Submission(handle, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms)
         self.submissions.append(submission)
         self._note()
         if self.script is not None:
@@ -147,10 +165,24 @@ class FakeEngine:
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         self.declared = dict(templates)
 
+    async def control(self, request_id: int, action: Control) -> Controlled:
+        self._check_ready()
+        self.controlled.append((request_id, action.value))
+        done = {"pause": "paused", "resume": "running", "downgrade": "running"}[action.value]
+        return Controlled(request_id, action.value, *self.control_answers.get(request_id, (done, "")))
+
+    async def forget(self, tenant: str) -> Forgotten:
+        self._check_ready()
+        self.forgotten.append(tenant)
+        return Forgotten(1, 3, 128)
+
     async def journal(self) -> list[str]:
+        self._check_ready()
+        return ['{"step":1}', '{"step":2}']
+
+    def _check_ready(self) -> None:
         if self.state.phase is not EnginePhase.READY:
             raise EngineUnavailable("the engine is restarting", 2.5)
-        return ['{"step":1}', '{"step":2}']
 
     async def submitted(self, n: int = 1) -> Submission:
         """The n-th submission, when it has come."""
@@ -195,9 +227,27 @@ def ready() -> Ready:
 
 
 def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
-    classes = {"interactive": ClassStatus(2, 3, 250_000), "background": ClassStatus(0, 1, 0)}
-    pools = [PoolStatus("short", 3, 4, 210, 1200), PoolStatus("long", 0, 1, 0, 600)]
-    return Status(7, classes, pools, prompt_tokens, output_tokens, 5_000_000, 1_000, 0, 123_456)
+    classes = {"interactive": ClassStatus(2, 3, 250_000, 1, 0, 0.25), "background": ClassStatus(0, 1, 0, 0, 4)}
+    by_class, by_tenant = {"interactive": 200, "background": 10}, {"local": 190, "": 20}
+    pools = [PoolStatus("short", 3, 4, 210, 1200, 1, 40, 4, 900, by_class, by_tenant), PoolStatus("long", 0, 1, 0, 600)]
+    store = StoreStatus(
+        1 << 20, {"swap": 500, "prefix": 70, "template": 0}, {"swap": 1, "prefix": 2, "template": 0}, 600
+    )
+    totals = Totals({"pause": 5, "swap": 4, "drop": 1}, 9, 2, 3, 11, 700, 60, 8, 5000, 4000)
+    return Status(
+        step=7,
+        classes=classes,
+        pools=pools,
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        decode_us=5_000_000,
+        loop_us=1_000,
+        moves=0,
+        rss_bytes=123_456,
+        store=store,
+        totals=totals,
+        unaccounted_bytes=23_456,
+    )
 
 
 def text_model(vocab: ToyVocab | None = None, template: str | None = None) -> TextModel:
@@ -339,6 +389,16 @@ def exchange(
 async def ask(app: FastAPI, method: str, path: str, body: Any = None, **arguments: Any) -> Reply:
     """The complete response to a request."""
     return await exchange(app, method, path, body, **arguments).open().reply()
+
+
+def usage(n_prompt: int, n_output: int, n_cached: int = 0) -> dict[str, Any]:
+    """As answers tell it."""
+    return {
+        "prompt_tokens": n_prompt,
+        "completion_tokens": n_output,
+        "total_tokens": n_prompt + n_output,
+        "prompt_tokens_details": {"cached_tokens": n_cached},
+    }
 
 
 def chat_body(content: str = "Hi", **parameters: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from tests.gateway.fakes import (
     prompt_body,
     readable,
     says,
+    usage,
 )
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -57,7 +58,7 @@ async def test_a_chat_answer_has_everything_a_client_looks_at() -> None:
         }
     ]
     n_prompt = len("_user\nHi_\n_assistant\n")
-    assert body["usage"] == {"prompt_tokens": n_prompt, "completion_tokens": 5, "total_tokens": n_prompt + 5}
+    assert body["usage"] == usage(n_prompt, 5)
     assert reply.headers["x-request-id"].startswith("req-")
 
 
@@ -172,7 +173,7 @@ async def test_several_prompts_with_several_choices() -> None:
     engine = FakeEngine(lambda s: says(f"{bytes(s.prompt).decode()}{s.sampling.seed}")(s))
     body = (await answered(engine, prompt_body(["a", "bc"], n=2, seed=0), COMPLETIONS)).json()
     assert [(c["index"], c["text"]) for c in body["choices"]] == [(0, "a0"), (1, "a1"), (2, "bc0"), (3, "bc1")]
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 10, "total_tokens": 13}
+    assert body["usage"] == usage(3, 10)
     assert body["id"].startswith("cmpl-")
     assert body["object"] == "text_completion"
 
@@ -201,7 +202,7 @@ async def test_a_stream_has_one_event_for_each_batch_of_tokens() -> None:
     assert [c["choices"][0]["finish_reason"] for c in chunks[:3]] == [None, None, "length"]
     assert [c["usage"] for c in chunks[:3]] == [None] * 3
     assert chunks[3]["choices"] == []
-    assert chunks[3]["usage"] == {"prompt_tokens": 21, "completion_tokens": 5, "total_tokens": 26}
+    assert chunks[3]["usage"] == usage(21, 5)
     assert len({(c["id"], c["created"], c["object"]) for c in chunks}) == 1
     assert chunks[0]["object"] == "chat.completion.chunk"
 

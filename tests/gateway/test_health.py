@@ -60,7 +60,24 @@ async def test_status_is_complete() -> None:
     assert body.classes["background"].ttft_ms.model_dump() == {"p50": None, "p95": None, "count": 0}
     short = body.pools[0]
     assert (short.name, short.slots, short.slots_held, short.cells, short.cells_used) == ("short", 4, 3, 1200, 210)
+    assert (short.slots_warm, short.cells_warm, short.slots_peak, short.cells_peak) == (1, 40, 4, 900)
+    assert (short.cells_by_class, short.cells_by_tenant) == (
+        {"interactive": 200, "background": 10},
+        {"local": 190, "": 20},
+    )
+    assert (interactive.paused, body.classes["background"].swapped, interactive.wait_error) == (1, 4, 0.25)
+    assert body.store is not None
+    assert body.store.bytes_by_purpose == {"swap": 500, "prefix": 70, "template": 0}
+    assert body.totals is not None
+    assert (body.totals.preemptions["swap"], body.totals.prefix_hits, body.totals.loaded_bytes) == (4, 11, 4000)
+    assert (body.engine_rss_bytes, body.engine_unaccounted_bytes) == (123_456, 23_456)
     assert body.phase == "ready"
+
+
+async def test_status_names_tenants_to_operators_only() -> None:
+    """Everybody may look at the figures; who else is here is nobody's business."""
+    reply = await ask(make_app(FakeEngine()), "GET", "/status", client="192.0.2.1")
+    assert [pool.cells_by_tenant for pool in StatusBody.model_validate_json(reply.body).pools] == [None, None]
 
 
 async def test_status_before_the_engine_has_told_anything() -> None:
@@ -69,6 +86,7 @@ async def test_status_before_the_engine_has_told_anything() -> None:
     engine.state.phase, engine.state.ready, engine.state.status = EnginePhase.LOADING, None, None
     body = StatusBody.model_validate_json((await ask(make_app(engine), "GET", "/status")).body)
     assert (body.phase, body.pools, body.classes["interactive"].queued) == ("loading", [], 0)
+    assert (body.store, body.totals, body.engine_unaccounted_bytes) == (None, None, None)
 
 
 async def test_metrics_count_what_happened() -> None:
@@ -98,6 +116,10 @@ async def test_metrics_count_what_happened() -> None:
     assert samples["poise_queued_requests", "interactive"] == 2
     assert samples["poise_pool_cells_used", "short"] == 210
     assert samples["poise_engine_decode_seconds_total",] == 5
+    assert samples["poise_pool_class_cells", "interactive", "short"] == 200
+    assert samples["poise_store_bytes", "swap"] == 500
+    assert samples["poise_engine_preemptions_total", "drop"] == 1
+    assert samples["poise_engine_evicted_entries_total",] == 8
     engine.state.phase, engine.state.status = EnginePhase.RESTARTING, None
     text = (await ask(app, "GET", "/metrics")).body.decode()
     assert "poise_engine_up 0.0" in text

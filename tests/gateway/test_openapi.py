@@ -12,11 +12,17 @@ ENDPOINTS = {
     "/v1/completions": {"200", "400", "401", "404", "408", "413", "429", "500", "503"},
     "/v1/models": {"200", "401", "503"},
     "/v1/models/{model_id}": {"200", "401", "404", "503"},
+    "/v1/templates": {"200", "401", "503"},
     "/health": {"200", "503"},
     "/health/live": {"200"},
     "/status": {"200"},
     "/metrics": {"200"},
     "/admin/journal": {"200", "401", "403", "503"},
+    "/admin/requests": {"200", "401", "403"},
+    "/admin/requests/{request_id}/pause": {"200", "401", "403", "404", "409", "503"},
+    "/admin/requests/{request_id}/resume": {"200", "401", "403", "404", "409", "503"},
+    "/admin/requests/{request_id}/downgrade": {"200", "401", "403", "404", "409", "503"},
+    "/admin/tenants/{tenant}/cache": {"200", "401", "403", "503"},
 }
 
 

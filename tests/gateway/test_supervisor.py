@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -13,7 +14,7 @@ import pytest
 from poise.config import EngineSettings, Settings
 from poise.gateway.engine_client import ENGINE_LOST, EnginePhase, EngineUnavailable, RequestHandle
 from poise.gateway.supervisor import Supervisor
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
 from tests.gateway.simulated_engine import BUG_TOKEN, KILL_TOKEN
 
@@ -152,8 +153,8 @@ async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
     async with supervisor() as s:
         await s.wait_until_settled()
         assert s._process is not None
-        assert s._writer is not None
-        s._writer.transport.abort()
+        assert s._transport is not None
+        s._transport.abort()
         assert await s._process.wait() == 0
 
 
@@ -164,6 +165,52 @@ async def test_the_journal_can_be_asked_for() -> None:
         await events(submit(s, [1, 2, 3]))
         lines = await s.journal()
         assert any('"kind": "plan"' in line for line in lines)
+
+
+async def test_operators_reach_the_engine() -> None:
+    """Each question gets its own answer, also two of a kind; a request that is not there is nobody's failure."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        handle = submit(s, [1, 2, 3], FOREVER)
+        await handle.receive()
+        first, second, unknown, forgotten = await asyncio.gather(
+            s.control(handle.request_id, Control.PAUSE),
+            s.control(handle.request_id, Control.PAUSE),
+            s.control(999, Control.PAUSE),
+            s.forget("nobody"),
+        )
+        assert (first.state, first.detail) == ("paused", "")
+        assert second.detail
+        assert unknown.state == ""
+        assert (forgotten.entries, forgotten.cells) == (0, 0)
+        received: list[object] = []
+        while not any(isinstance(event, wire.Change) for event in received):
+            received += await handle.receive()
+        handle.abort()
+
+
+async def test_a_waiting_request_hears_of_its_place() -> None:
+    """From the engine's status, while it is queued."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        handles = [submit(s, [1, 2, 3], FOREVER) for _ in range(20)]
+        received: list[object] = []
+        while not any(isinstance(event, wire.Waiting) for event in received):
+            received += await handles[-1].receive()
+
+
+async def test_questions_end_with_the_engine() -> None:
+    """Nobody waits for an answer that cannot come."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        assert s._transport is not None
+        asking = asyncio.create_task(s.forget("nobody"))
+        await asyncio.sleep(0)
+        s._transport.abort()
+        with pytest.raises(EngineUnavailable):
+            await asking
+        with pytest.raises(EngineUnavailable):
+            await s.control(1, Control.PAUSE)
 
 
 async def test_interrupting_the_terminal_does_not_kill_the_engine() -> None:

@@ -8,8 +8,7 @@ import pytest
 
 from poise.config import EngineSettings, PoolSettings, PoolsSettings, Settings
 from poise.llama.gguf import ModelError
-from poise.llama.load import check_fit, load_runner, pool_specs
-from poise.llama.memory import PoolSpec
+from poise.llama.load import load_runner
 from tests.llama.gguf_files import write_gguf
 
 SMALL = Settings(
@@ -20,19 +19,12 @@ SMALL = Settings(
 )
 
 
-def test_pools_follow_the_settings() -> None:
-    """ "auto" is left open, to be measured."""
-    assert pool_specs(SMALL) == [PoolSpec("short", 2, 512, True), PoolSpec("long", 1, 1024, False)]
-    assert [spec.flash_attention for spec in pool_specs(Settings())] == [None, None]
-
-
 def test_what_does_not_fit_is_refused_before_loading(tmp_path: Path) -> None:
-    """The header is enough to know."""
+    """The header is enough to know; the file behind it is no model."""
     path = write_gguf(tmp_path / "tiny.gguf")
-    check_fit(path, SMALL)
     greedy = SMALL.model_copy(update={"engine": EngineSettings(memory_reserve_mb=1 << 20)})
-    with pytest.raises(ModelError, match=r"needs .* of memory"):
-        check_fit(path, greedy)
+    with pytest.raises(ModelError, match=r"needs .* of memory and .* is available; `poise fit` says what to change"):
+        load_runner(path, greedy, lambda done, stage: None)
 
 
 @pytest.mark.slow

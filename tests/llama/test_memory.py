@@ -1,4 +1,4 @@
-"""What a model needs in memory, and refusing what does not fit."""
+"""What a model needs in memory, and what this host has."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poise.llama.gguf import GgufHeader, ModelError, read_header
-from poise.llama.memory import (
-    MemoryNeed,
-    PoolSpec,
-    available_bytes,
-    check_memory,
-    kv_bytes_per_token,
-    memory_needed,
-)
+from poise.llama.gguf import GgufHeader, read_header
+from poise.llama.memory import PoolSpec, available_bytes, can_quantise_kv, kv_bytes_per_token, memory_needed
 from tests.llama.gguf_files import TINY_KEYS, KeyValue, gguf_bytes, write_gguf
 
 POOLS = [PoolSpec("short", 10, 1000), PoolSpec("long", 2, 4096)]
@@ -42,8 +35,26 @@ def test_slots_are_rounded_up_and_cut_to_the_trained_context(tmp_path: Path) -> 
     """As they will be built: 1,024 cells for 1,000, and 2,048 where the model knows no more."""
     need = memory_needed(header(tmp_path), POOLS, kv_type="f16", batch_tokens=512)
     assert need.kv == (10 * 1024 + 2 * 2048) * 3 * 32 * 2
+    assert [(pool.name, pool.n_slots, pool.slot_cells) for pool in need.pools] == [
+        ("short", 10, 1000),
+        ("long", 2, 2048),
+    ]
     assert need.weights == header(tmp_path).tensor_bytes
     assert need.total == need.weights + need.kv + need.compute
+
+
+def test_the_store_and_the_reserve_count(tmp_path: Path) -> None:
+    """The store is counted full."""
+    bare = memory_needed(header(tmp_path), POOLS, kv_type="f16", batch_tokens=512)
+    need = memory_needed(header(tmp_path), POOLS, kv_type="f16", batch_tokens=512, store_bytes=5, reserve_bytes=7)
+    assert (need.store, need.reserve, need.total) == (5, 7, bare.total + 12)
+
+
+def test_cells_are_quantised_in_whole_blocks(tmp_path: Path) -> None:
+    """Heads of 16 elements are half a block."""
+    assert not can_quantise_kv(header(tmp_path))
+    assert can_quantise_kv(header(tmp_path, llama__attention__key_length=64, llama__attention__value_length=32))
+    assert not can_quantise_kv(header(tmp_path, llama__attention__key_length=64))
 
 
 def test_attention_scores_count_only_without_flash_attention(tmp_path: Path) -> None:
@@ -54,30 +65,6 @@ def test_attention_scores_count_only_without_flash_attention(tmp_path: Path) -> 
         return memory_needed(header(tmp_path), pools, kv_type="f16", batch_tokens=512).compute
 
     assert compute(None) == compute(False) == compute(True) + 4 * 512 * 2048 * 4
-
-
-@pytest.mark.parametrize(
-    ("need", "advice"),
-    [
-        (MemoryNeed(GIB, 8 * GIB, GIB), "fewer pools.short.slots and pools.long.slots, or smaller slot_tokens"),
-        (MemoryNeed(8 * GIB, GIB, GIB), "a smaller or more strongly quantised model"),
-    ],
-)
-def test_what_does_not_fit_is_refused_with_numbers(need: MemoryNeed, advice: str) -> None:
-    """Needed by purpose, reserve, available, and what to change."""
-    with pytest.raises(ModelError) as caught:
-        check_memory(Path("big.gguf"), need, reserve_bytes=GIB // 2, available=8 * GIB)
-    message = str(caught.value)
-    assert message.startswith("big.gguf: needs 10.74 GB of memory (weights ")
-    assert "with 0.54 GB to stay free, and 8.59 GB is available" in message
-    assert advice in message
-
-
-def test_what_fits_passes() -> None:
-    """Up to the last byte."""
-    need = MemoryNeed(GIB, GIB, GIB)
-    check_memory(Path("x.gguf"), need, reserve_bytes=GIB, available=4 * GIB)
-    check_memory(Path("x.gguf"), MemoryNeed(1, 1, 1), reserve_bytes=0)
 
 
 def fake_host(tmp_path: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:

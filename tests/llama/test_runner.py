@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from poise.engine.ports import Row, RunnerError
@@ -12,7 +13,7 @@ from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model, ModelError
 from poise.llama.runner import LlamaRunner
-from poise.scheduler.plan import MoveSlot
+from poise.scheduler.plan import CopySlot, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
 from poise.wire.messages import SamplingParams
 
 STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6560, 2141, 260, 3150, 30, 1963, 1194]
@@ -31,6 +32,7 @@ def test_pools_are_built_as_reported(runner: LlamaRunner) -> None:
     short, long = runner.pools
     assert (short.n_slots, short.slot_cells, short.flash_attention) == (3, 300, True)
     assert short.kv_bytes == 3 * 512 * 23_040
+    assert short.cell_bytes == long.cell_bytes == runner.cell_bytes("short") == 23_040
     assert (long.n_slots, long.slot_cells, long.flash_attention) == (2, 8192, False)
 
 
@@ -78,6 +80,98 @@ def test_an_empty_sequence_moves_too(runner: LlamaRunner) -> None:
     with pytest.raises(AssertionError, match="not empty"):
         runner.apply(MoveSlot("short", 0, 2, 7))
     runner._contexts["short"].release(2)
+
+
+def fail(*_: object) -> int:
+    return 0
+
+
+def no_memory(*_: object) -> object:
+    raise MemoryError
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("broken", "operation", "words"),
+    [
+        ("state_seq_get_data", StoreSlot("short", 0, 2, 20), "slot 0 of pool short could not be read"),
+        ("state_seq_get_data", MoveSlot("short", 0, 1, 1), "slot 0 of pool short could not be read"),
+        ("state_seq_get_data", CopySlot("short", 0, 1, 20, 1), "slot 0 of pool short could not be read"),
+        ("state_seq_set_data", MoveSlot("short", 0, 1, 1), "not be written to slot 1 of pool short"),
+        ("state_seq_set_data", CopySlot("short", 0, 1, 9, 1), "not be written to slot 1 of pool short"),
+        ("state_seq_set_data", LoadSlot("short", 1, 1, 9, 1), "not be written to slot 1 of pool short"),
+        ("memory", StoreSlot("short", 0, 2, 20), "no memory for 4"),
+        ("memory", MoveSlot("short", 0, 1, 1), "no memory for 5"),
+        ("memory", CopySlot("short", 0, 1, 20, 1), "no memory for 5"),
+    ],
+    ids=str,
+)
+def test_a_state_that_cannot_be_carried(
+    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch, broken: str, operation: KvOperation, words: str
+) -> None:
+    """One line that says what failed; no entry, an empty target, and of a move an empty source."""
+    context = runner._contexts["short"]
+    monkeypatch.setattr(context, "_state", np.empty(0, np.uint8))
+    runner.execute("short", [Row(1, 0, 0, STORY, False)])
+    stored = runner.apply(StoreSlot("short", 0, 1, len(STORY)))
+    try:
+        with monkeypatch.context() as patch:
+            if broken == "memory":
+                patch.setattr("poise.llama.context.np.empty", no_memory)
+            else:
+                patch.setattr(runner.model.library, broken, fail)
+            with pytest.raises(RunnerError, match=words):
+                runner.apply(operation)
+        assert runner.stored_bytes == stored
+        assert runner.slot_positions("short", 1) == -1
+        assert runner.slot_positions("short", 0) == (-1 if isinstance(operation, MoveSlot) else len(STORY) - 1)
+        runner.apply(LoadSlot("short", 1, 1, len(STORY), 1))
+    finally:
+        runner._store.clear()
+        for slot in (0, 1):
+            runner.apply(ReleaseSlot("short", slot, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("operation", "slot"),
+    [(TrimSlot("short", 0, 5), 0), (LoadSlot("short", 1, 1, 5, 1), 1), (CopySlot("short", 0, 1, 5, 1), 1)],
+    ids=str,
+)
+def test_a_memory_that_cannot_be_shortened(
+    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch, operation: KvOperation, slot: int
+) -> None:
+    """Recurrent models refuse to forget a part of a sequence: then the whole is forgotten, and said so."""
+    remove = runner.model.library.memory_seq_rm
+    runner.execute("short", [Row(1, 0, 0, STORY, False)])
+    runner.apply(StoreSlot("short", 0, 1, len(STORY)))
+    monkeypatch.setattr(
+        runner.model.library,
+        "memory_seq_rm",
+        lambda memory, slot, start, end: start < 0 and remove(memory, slot, start, end),
+    )
+    try:
+        with pytest.raises(RunnerError, match=f"slot {slot} of pool short cannot be cut to 5 cells"):
+            runner.apply(operation)
+        assert runner.slot_positions("short", slot) == -1
+    finally:
+        runner._store.clear()
+        for busy in (0, 1):
+            runner.apply(ReleaseSlot("short", busy, 1))
+
+
+@pytest.mark.slow
+def test_shutting_down_overwrites_what_is_stored(model_path: Path) -> None:
+    """Nothing of a tenant stays behind in freed memory."""
+    runner = LlamaRunner(Model.load(model_path), [PoolSpec("short", 1, 64, True)], batch_tokens=32, threads=1)
+    runner.execute("short", [Row(1, 0, 0, STORY, False)])
+    runner.apply(StoreSlot("short", 0, 1, len(STORY)))
+    memory = runner._store.get(1, "short", 1).state
+    assert memory.any()
+    runner.shutdown()
+    runner.shutdown()
+    assert not memory.any()
+    assert runner.stored_bytes == 0
 
 
 @pytest.mark.slow

@@ -299,3 +299,17 @@ def test_the_store_never_exceeds_its_budget() -> None:
     kinds = [e.kind for e in d.events if isinstance(e, Preempted)]
     assert {PreemptionKind.SWAP, PreemptionKind.DROP} <= set(kinds)
     d.assert_all_ended()
+
+
+def test_a_tenant_whose_one_request_is_swapped_out_is_not_forgotten() -> None:
+    """Looking for tenants that have gone, every 256 ends: one with nothing new and nothing in a slot may still have work."""
+    d = driver(slots=1, background_slots=1, queue_max=400, min_share=0.0)
+    job = d.add(40, 50, "job", BACKGROUND)
+    for _ in range(5):
+        d.step()
+    for _ in range(300):
+        d.add(4, 1, "chat")
+    d.run()
+    assert d.events_of(job, Preempted)
+    assert d.finished(job).n_output == 50
+    d.assert_all_ended()

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -106,6 +106,7 @@ def pattern(path: Sequence[str]) -> str:
     return dotted(parts)
 
 
+@lru_cache(maxsize=1024)
 def split(key: str) -> tuple[str, ...]:
     """The path of a dotted key. An entry's name takes in what dots it has, for validation to refuse."""
     for table, of_sections in tables().items():

@@ -4,7 +4,8 @@ Rules:
 - Two values that were set and do not fit are a problem that names both keys.
 - A section of `tenants` takes what it leaves out from `tenant_defaults`.
 - A default never stands in the way: where a set value leaves no room for another setting's default, the default gives way,
-  and its origin says so. It also grows where it means "all of them": the slots that interactive work may hold.
+  and its origin says so. A profile's value is a default in this. It also grows where it means "all of them": the slots that
+  interactive work may hold.
 - A default capacity (slots, cells, batch) is not enlarged behind the operator's back, because it costs memory: setting a share
   of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition.
 """
@@ -34,6 +35,9 @@ class Draft:
     values: dict[str, Any]
     sources: dict[str, Source]
     suspect: set[str]
+
+    def copy(self) -> Draft:
+        return Draft(dict(self.values), dict(self.sources), set(self.suspect))
 
     def is_set(self, key: str) -> bool:
         return not self.source(key).yields
@@ -140,7 +144,7 @@ def _complete_entries(draft: Draft) -> Iterator[str]:
 
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
     key, by = ceiling.key, ceiling.by
-    most = draft.values[by] - ceiling.strict
+    most = max(1, draft.values[by] - ceiling.strict)
     if draft.is_suspect(key, by) or (ceiling.unless_0 and draft.values[by] == 0):
         return
     if draft.values[key] <= most:

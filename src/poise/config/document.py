@@ -41,7 +41,8 @@ def _sections(values: dict[str, Any]) -> list[str]:
 
 
 def _section(section: str, values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
-    yield f"[{section}]"
+    if section:
+        yield f"[{section}]"
     keys = [key for key in values if key.rpartition(".")[0] == section]
     lines = {key: f"{key.rpartition('.')[2]} = {_literal(values[key])}" for key in keys}
     # A long path must not push every comment of its section out of sight.

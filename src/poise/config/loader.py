@@ -1,4 +1,4 @@
-"""From a file, the environment and the command line to one validated `Settings`, with the origin of every value.
+"""From a profile, a file, the environment and the command line to one validated `Settings`, with the origin of every value.
 
 Each source is validated by itself, so that a problem names the source it is in, and all problems are found at once: a bad
 value is reported even if a stronger source overrides it. What remains is laid over the defaults, the stronger source last,
@@ -7,8 +7,8 @@ and `poise.config.consistency` looks at the values together.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from poise.config.sources import (
     file_layer,
     find_file,
     merge,
+    profile_layer,
     shown,
 )
 
@@ -37,16 +38,30 @@ _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_e
 class LoadedSettings:
     """Settings that fit together, and for each dotted key where its value came from.
 
-    An origin reads "default", "default, limited by KEY", "file /path/poise.toml", "environment POISE_..." or
+    An origin reads "default", "default, limited by KEY", "profile NAME", "file /path/poise.toml", "environment POISE_..." or
     "command line --...".
     """
 
     settings: Settings
     origins: dict[str, str]
+    _draft: Draft = field(repr=False, compare=False)
+
+    def varied(self, changes: Mapping[str, object]) -> LoadedSettings:
+        """What would be loaded with more given on the command line, each value valid by itself.
+
+        Raises ConfigError when that does not fit together with what is set.
+        """
+        draft = self._draft.copy()
+        layer = command_line_layer(changes)
+        draft.values |= changes
+        draft.sources |= {key: layer.source_of(key) for key in changes}
+        return _finish(draft, [])
 
 
 def load(file: Path | None, environment: Mapping[str, str], overrides: Mapping[str, object]) -> LoadedSettings:
-    """Read all sources; the later ones win: defaults, file, environment, overrides (dotted key to value; None is not given).
+    """Read all sources; the later ones win: defaults, profile, file, environment, overrides.
+
+    Overrides are values by dotted key; None is not given. The profile is the one that the last source names.
 
     Without a `file`, ./poise.toml is read, or else poise.toml in the user's configuration directory, if there is one.
     Raises ConfigError with every problem of every source.
@@ -54,6 +69,7 @@ def load(file: Path | None, environment: Mapping[str, str], overrides: Mapping[s
     path = file or find_file()
     layers = [file_layer(path)] if path else []
     layers += [environment_layer(environment), command_line_layer(overrides)]
+    layers = [*_profile(layers), *layers]
     draft = Draft(values=dict(flatten(Settings().model_dump())), sources={}, suspect=set())
     problems: list[str] = []
     for layer in layers:
@@ -63,10 +79,23 @@ def load(file: Path | None, environment: Mapping[str, str], overrides: Mapping[s
         for key, value in flatten(layer.values, skip=bad.keys()):
             draft.values[key] = value
             draft.sources[key] = layer.source_of(key)
-    problems += reconcile(draft)
+    if "profile" in draft.suspect:
+        draft.suspect |= set(section_keys())  # it may have meant anything
+    return _finish(draft, problems)
+
+
+def _finish(given: Draft, problems: list[str]) -> LoadedSettings:
+    draft = given.copy()
+    problems = [*problems, *reconcile(draft)]
     if problems:
         raise ConfigError(problems)
-    return LoadedSettings(_build(draft.values), _origins(draft))
+    return LoadedSettings(_build(draft.values), _origins(draft), given)
+
+
+def _profile(layers: Sequence[Layer]) -> list[Layer]:
+    """The layer of the profile that is asked for, if one is and if there is such a one."""
+    asked = [layer.values["profile"] for layer in layers if "profile" in layer.values]
+    return [profile_layer(asked[-1])] if asked and asked[-1] in catalogue()["profile"].choices else []
 
 
 def flatten(

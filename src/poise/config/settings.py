@@ -55,6 +55,7 @@ ApiKey = Annotated[str, AfterValidator(_api_key)]
 OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
 Toggle = Literal["auto", "on", "off"]
 KvType = Literal["f16", "q8_0", "q4_0"]
+Profile = Literal["workstation", "team", "edge"]
 
 
 class Section(BaseModel):
@@ -86,6 +87,8 @@ class ModelSettings(Section):
 class EngineSettings(Section):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads; 0 is one for each core this process may use."""
+    adapt_threads: bool = True
+    """Compute with fewer threads while other programs keep the cores busy, and with all again when they do not."""
     gpu_layers: Annotated[int, Field(ge=0, le=1000)] = 0
     """Layers kept on a GPU, when the engine was built for one."""
     kv_type: KvType = "f16"
@@ -225,6 +228,8 @@ class TemplateSettings(Section):
 
 
 class Settings(Section):
+    profile: Profile = "workstation"
+    """The values that everything else starts from."""
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()

@@ -34,6 +34,7 @@ FILE_NAME = "poise.toml"
 OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER")
 """Variables of the prefix that are not settings, described in docs/configuration.md."""
 OPTIONS = {
+    "profile": "--profile",
     "model.path": "--model",
     "server.host": "--host",
     "server.port": "--port",
@@ -110,6 +111,13 @@ def file_layer(path: Path) -> Layer:
         layer.problems.append(f"{path}: not usable as TOML: {error}")
     layer.complete = not layer.problems
     return layer
+
+
+def profile_layer(name: str) -> Layer:
+    """The values of a profile, which is one of those that the setting allows. They give way like defaults."""
+    source = Source(f"profile {name}", f"profile {name}", yields=True)
+    text = (Path(__file__).parent / "profiles" / f"{name}.toml").read_text(encoding="utf-8")
+    return Layer(lambda _: source, tomllib.loads(text))
 
 
 def environment_layer(environment: Mapping[str, str]) -> Layer:

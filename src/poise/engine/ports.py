@@ -46,6 +46,16 @@ class Runner(Protocol):
     @property
     def pools(self) -> Sequence[PoolInfo]: ...
 
+    @property
+    def threads(self) -> int:
+        """Threads that compute the next pass, where the runner adapts them; else 0."""
+        ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that all entries of the host store take."""
+        ...
+
     def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
         """Prepare sampling for a request. Called once, before its first row. It outlives preemptions."""
         ...
@@ -58,7 +68,8 @@ class Runner(Protocol):
         """Carry out one KV operation. Returns the bytes that an entry takes in the host store for StoreSlot, else 0.
 
         Raises RunnerError when a StoreSlot, LoadSlot, CopySlot or MoveSlot failed: then there is no such entry, or the target
-        slot is empty (and a move's source too).
+        slot is empty (and a move's source too). A TrimSlot fails only with a model whose memory cannot be shortened (a
+        recurrent one): then the slot is empty.
         """
         ...
 

@@ -63,6 +63,7 @@ class Reporter:
             ),
             totals=_totals(snapshot),
             waiting=[wire.Waiting(p.request_id, p.position, p.eta_us) for p in self._places(now_ns)],
+            threads=self._runner.threads,
             unaccounted_bytes=rss_bytes - accounted if rss_bytes else 0,
         )
 

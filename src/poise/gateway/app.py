@@ -28,14 +28,19 @@ from starlette.types import Scope
 from poise import __version__
 from poise.config import Settings
 from poise.gateway import schemas
+from poise.gateway.admin import Admin
 from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
 from poise.gateway.health import Health, read_engine
+from poise.gateway.live import LiveRequests
 from poise.gateway.middleware import RequestMiddleware, request_id_of
+from poise.gateway.prompts import limits_of
+from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
+from poise.scheduler.request import Control, RequestClass
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +61,14 @@ def create_app(
     lifespan: Lifespan | None = None,
     page_dir: Path = PAGE_DIR,
 ) -> FastAPI:
-    """An application that serves `engine`. `lifespan` is entered at its start and left at its end."""
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable."""
     slot = TextSlot(text)
     metrics = GatewayMetrics(lambda: read_engine(engine))
     tenants = Tenants(settings.auth)
     health = Health(engine, slot, tenants, metrics, model_name)
-    completions = Completions(settings, engine, slot, tenants, metrics, model_name)
+    templates = Templates(settings.templates)
+    live = LiveRequests()
+    completions = Completions(settings, engine, slot, tenants, templates, metrics, live, model_name)
     app = FastAPI(
         title="poise",
         version=__version__,
@@ -73,27 +80,36 @@ def create_app(
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
+    app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
+    if text is not None:
+        app.state.declare_templates(text)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
-    _add_models(app, Models(engine, tenants, model_name))
+    _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health)
+    _add_admin(app, Admin(engine, tenants, live))
     _add_page(app, page_dir)
     return app
 
 
 def set_text(app: FastAPI, text: TextModel) -> None:
-    """Give an application its vocabulary, from the event loop."""
+    """Give an application its vocabulary, from the event loop. Raises TemplateUnusable."""
+    app.state.declare_templates(text)
     app.state.text_slot.current = text
 
 
 class Models:
-    """Answers /v1/models: there is one."""
+    """Answers /v1/models, of which there is one, and /v1/templates."""
 
-    def __init__(self, engine: EngineClient, tenants: Tenants, model_name: str) -> None:
+    def __init__(
+        self, settings: Settings, engine: EngineClient, tenants: Tenants, templates: Templates, model_name: str
+    ) -> None:
+        self._settings = settings
         self._engine = engine
         self._tenants = tenants
+        self._templates = templates
         self._model_name = model_name
         self._created = int(time.time())
 
@@ -108,14 +124,22 @@ class Models:
             raise model_not_found(name, [self._model_name, MODEL_ALIAS])
         return _json(self._card())
 
+    async def templates(self, request: Request) -> Response:
+        """Those that the caller may use."""
+        tenant = self._tenants.identify(request)
+        known = self._templates.of_tenant(tenant).items()
+        data = [{"name": name, "object": "template", "tokens": n_tokens} for name, n_tokens in known]
+        return _json({"object": "list", "data": data})
+
     def _card(self) -> dict[str, Any]:
         ready = self._engine.state.ready
+        contexts = [limits_of(name, self._settings, ready).context for name in RequestClass] if ready else []
         return {
             "id": self._model_name,
             "object": "model",
             "created": self._created,
             "owned_by": "poise",
-            "context_length": max(pool.slot_cells for pool in ready.pools) if ready else None,
+            "context_length": max(contexts, default=None),
         }
 
 
@@ -147,7 +171,6 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
 
 
 def _add_models(app: FastAPI, models: Models) -> None:
-    name = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}
     app.add_api_route(
         "/v1/models",
         models.list,
@@ -159,7 +182,14 @@ def _add_models(app: FastAPI, models: Models) -> None:
         models.get,
         summary="Describe a model",
         responses=schemas.answer(schemas.ModelCard) | schemas.errors(401, 404, 503),
-        openapi_extra={"parameters": [name]},
+        openapi_extra={"parameters": [_path_parameter("model_id")]},
+    )
+
+    app.add_api_route(
+        "/v1/templates",
+        models.templates,
+        summary="List the templates that the caller may use",
+        responses=schemas.answer(schemas.TemplateList) | schemas.errors(401, 503),
     )
 
 
@@ -179,13 +209,43 @@ def _add_health(app: FastAPI, health: Health) -> None:
     )
     app.add_api_route("/status", health.status, summary="Live figures", responses=schemas.answer(schemas.StatusBody))
     app.add_api_route("/metrics", health.metrics, summary="Metrics for Prometheus", response_class=PlainTextResponse)
+
+
+def _add_admin(app: FastAPI, admin: Admin) -> None:
     app.add_api_route(
         "/admin/journal",
-        health.journal,
+        admin.journal,
         summary="The engine's flight recorder, one JSON object a line",
         responses=schemas.lines() | schemas.errors(401, 403, 503),
         response_class=PlainTextResponse,
     )
+    app.add_api_route(
+        "/admin/requests",
+        admin.requests,
+        summary="List the live requests, without their text",
+        responses=schemas.answer(schemas.LiveRequestList) | schemas.errors(401, 403),
+    )
+    for action in Control:
+        app.add_api_route(
+            f"/admin/requests/{{request_id}}/{action.value}",
+            admin.controls(action),
+            methods=["POST"],
+            summary=f"{action.value.capitalize()} a live request",
+            responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
+            openapi_extra={"parameters": [_path_parameter("request_id")]},
+        )
+    app.add_api_route(
+        "/admin/tenants/{tenant}/cache",
+        admin.forget,
+        methods=["DELETE"],
+        summary="Drop the cached prefixes of a tenant",
+        responses=schemas.answer(schemas.ForgetResult) | schemas.errors(401, 403, 503),
+        openapi_extra={"parameters": [_path_parameter("tenant")]},
+    )
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def _add_page(app: FastAPI, page_dir: Path) -> None:

@@ -11,13 +11,26 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from poise.scheduler.request import RequestClass
-from poise.wire.messages import Accepted, Finish, Ready, Refused, SamplingParams, Start, Status, Token
+from poise.scheduler.request import Control, RequestClass
+from poise.wire.messages import (
+    Accepted,
+    Change,
+    Controlled,
+    Finish,
+    Forgotten,
+    Ready,
+    Refused,
+    SamplingParams,
+    Start,
+    Status,
+    Token,
+    Waiting,
+)
 
 ENGINE_LOST = "engine_lost"
 """Finish.reason given by the gateway to requests that were live when the engine died."""
 
-RequestEvent = Accepted | Refused | Start | Token | Finish
+RequestEvent = Accepted | Refused | Waiting | Start | Change | Token | Finish
 
 
 class EnginePhase(StrEnum):
@@ -57,38 +70,60 @@ class EngineUnavailable(Exception):
         self.permanent = permanent
 
 
-class RequestHandle:
-    """Mailbox of one request: Accepted or Refused first, then at most one Start, Tokens, and exactly one Finish.
+class Wakeup:
+    """Lets one waiter sleep until somebody has something for it. Who is woken looks for itself what it is."""
 
-    A Refused or a Finish is the last event. One consumer.
+    __slots__ = ("_future",)
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[None] | None = None
+
+    def set(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self) -> None:
+        """Returns at the next `set`. What was set before does not count."""
+        self._future = asyncio.get_running_loop().create_future()
+        try:
+            await self._future
+        finally:
+            self._future = None
+
+
+class RequestHandle:
+    """Mailbox of one request: Accepted or Refused first, Waiting while it is queued, then at most one Start, Tokens and Changes,
+    and exactly one Finish.
+
+    A Refused or a Finish is the last event. One consumer, who may set `wakeup` to wait for several handles at once.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.done = False
         """True when the last event has been put (not necessarily received)."""
+        self.wakeup = Wakeup()
+        self.events: list[RequestEvent] = []
+        """What has arrived and was not taken."""
         self._abort = abort
-        self._events: list[RequestEvent] = []
-        self._wakeup: asyncio.Future[None] | None = None
 
     def put(self, event: RequestEvent) -> None:
         """Called by the owner of the engine connection, in the event loop."""
-        self._events.append(event)
-        if isinstance(event, Finish | Refused):
+        self.events.append(event)
+        if type(event) is Finish or type(event) is Refused:
             self.done = True
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
+        self.wakeup.set()
+
+    def take(self) -> list[RequestEvent]:
+        """All events that have arrived since the last call, perhaps none."""
+        events, self.events = self.events, []
+        return events
 
     async def receive(self) -> list[RequestEvent]:
-        """All events that have arrived since the last call, at least one; waits for it."""
-        if not self._events:
-            self._wakeup = asyncio.get_running_loop().create_future()
-            try:
-                await self._wakeup
-            finally:
-                self._wakeup = None
-        events, self._events = self._events, []
-        return events
+        """The same, at least one; waits for it."""
+        while not self.events:
+            await self.wakeup.wait()
+        return self.take()
 
     def abort(self) -> None:
         """The caller no longer wants the request. Safe at any time and any number of times."""
@@ -111,12 +146,25 @@ class EngineClient(Protocol):
         max_output: int,
         sampling: SamplingParams,
         template: str = "",
+        queue_timeout_ms: int = 0,
     ) -> RequestHandle:
-        """Hand a request to the engine. `template`: one whose tokens the prompt begins with. Raises EngineUnavailable."""
+        """Hand a request to the engine. Raises EngineUnavailable.
+
+        template           one whose tokens the prompt begins with
+        queue_timeout_ms   how long it may wait for its slot; 0: for ever
+        """
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         """The tokens of each template that requests may name. Every engine is told as soon as it is ready."""
+        ...
+
+    async def control(self, request_id: int, action: Control) -> Controlled:
+        """An operator's word on a live request. Raises EngineUnavailable."""
+        ...
+
+    async def forget(self, tenant: str) -> Forgotten:
+        """Drop what is cached for a tenant. Raises EngineUnavailable."""
         ...
 
     async def journal(self) -> list[str]:

@@ -26,6 +26,7 @@ _TYPES = {
     404: "not_found_error",
     405: "invalid_request_error",
     408: "timeout_error",
+    409: "conflict_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -108,16 +109,23 @@ def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
     )
 
 
-def context_length_exceeded(n_prompt: int, n_output: int, limit: int, param: str) -> ApiError:
-    """`limit` is the largest context: prompt and output together."""
-    if n_prompt > limit:
-        message = f"The prompt has {n_prompt} tokens, but the largest context holds {limit}. Shorten it."
-    else:
-        message = (
-            f"The prompt has {n_prompt} tokens, and {n_output} output tokens were asked for: {n_prompt + n_output} together, "
-            f"but the largest context holds {limit}. Shorten the prompt or ask for fewer output tokens."
-        )
-    return ApiError(400, "context_length_exceeded", message, param=param)
+def context_length_exceeded(message: str, hint: str, param: str) -> ApiError:
+    """`message` has the numbers, `hint` what to do about them."""
+    return ApiError(400, "context_length_exceeded", f"{message} {hint}", param=param)
+
+
+def template_not_found(name: str, known: Iterable[str]) -> ApiError:
+    """`known`: the names that this caller may use. Of others nothing is told, not even that they exist."""
+    names = ", ".join(map(shown, known))
+    hint = f"You may use: {names}." if names else "None is declared for you."
+    return ApiError(400, "template_not_found", f"There is no template {shown(name)} for you. {hint}", param="template")
+
+
+def summary_failed(reason: str) -> ApiError:
+    message = (
+        f"The older turns could not be summarized: {reason}. Shorten the conversation or use 'context_policy': 'trim'."
+    )
+    return ApiError(500, "summary_failed", message, param="context_policy")
 
 
 def model_not_found(model: str, known: list[str]) -> ApiError:
@@ -161,7 +169,47 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
             f"Try again in about {headers['Retry-After']} s.",
             headers=headers,
         )
+    if event.reason == RejectReason.TENANT_QUEUE_FULL:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "tenant_queue_full",
+            f"Your tenant has {event.value} requests waiting, and {event.limit} may wait. Let some of them end first, or "
+            f"try again in about {headers['Retry-After']} s.",
+            headers=headers,
+        )
+    if event.reason == RejectReason.TENANT_RATE:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "rate_limit_exceeded",
+            f"Your tenant may use {event.limit} tokens per minute, and they are used up for now; the prompt has "
+            f"{event.value}. Try again in about {headers['Retry-After']} s, or ask the operator for more.",
+            headers=headers,
+        )
     raise AssertionError(f"unknown reason {event.reason!r}")
+
+
+def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:
+    """It waited as long as it may; nothing was computed."""
+    headers = retry_after(retry_after_s)
+    message = (
+        f"The request was still queued after {timeout_s:g} s, its 'queue_timeout'. Try again in about "
+        f"{headers['Retry-After']} s, or let it wait longer."
+    )
+    return ApiError(503, "queue_timeout", message, headers=headers)
+
+
+def request_not_found(request_id: str) -> ApiError:
+    message = (
+        f"There is no live request {shown(request_id)}: it has ended, or never was. GET /admin/requests lists them."
+    )
+    return ApiError(404, "request_not_found", message)
+
+
+def not_possible(action: str, request_id: str, reason: str) -> ApiError:
+    """The engine's refusal of what an operator wants. `reason` is its own words: no text of a request is in them."""
+    return ApiError(409, "not_possible", f"Cannot {action} {shown(request_id)}: {reason}.")
 
 
 def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = False) -> ApiError:

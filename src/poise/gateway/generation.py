@@ -6,29 +6,31 @@ on `close` takes back what is not finished, whatever the reason.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 
-from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestEvent, RequestHandle
-from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, refused
-from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, queue_comment
+from poise.gateway.choice import Choice, Update
+from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestHandle, Wakeup
+from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, queue_timeout, refused
+from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, change_comment, queue_comment
 from poise.gateway.stream import new_error_id
-from poise.gateway.text import Detokeniser, StopScanner, TextModel
+from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, RequestClass
-from poise.wire.messages import Accepted, Finish, Refused, SamplingParams, Start, Token
+from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParams
 
 log = logging.getLogger(__name__)
 
 CANCELLED = "cancelled"
 """Outcome of a choice that nobody waits for any more."""
+_BAD_ENDS = frozenset((ENGINE_LOST, FinishReason.FAILED, FinishReason.EXPIRED))
+POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 TOLD_WAIT_US = 500_000
-"""A stream that will wait at least this long in the queue is told so."""
+"""A client whose request will wait at least this long in the queue is told so."""
+TOLD_AGAIN = 0.2
+"""A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +52,8 @@ class Origin:
     request_class: RequestClass
     prompt_param: str
     arrived_s: float
-
-
-@dataclass(slots=True)
-class Update:
-    """What one batch of events brought to a choice: text that can be shown, and perhaps its end, good or bad."""
-
-    text: str = ""
-    entries: list[TokenEntry] | None = None
-    finish_reason: str | None = None
-    failure: Finish | None = None
+    queue_timeout_ms: int = 0
+    """How long each of its engine requests may wait for a slot; 0: for ever."""
 
 
 class Generation:
@@ -88,20 +82,37 @@ class Generation:
         self._continuous_usage = continuous_usage
         self._n_prompt = n_prompt
         self._choices: list[Choice] = []
+        self._running: list[Choice] = []
+        self._wakeup = Wakeup()
         self._accepted: Accepted | None = None
+        self._told: tuple[int, int] | None = None
+        """Place and estimate, in ms, that the stream was told last."""
         self._closed = False
+
+    @property
+    def choices(self) -> Sequence[Choice]:
+        return self._choices
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response: what the engine said of the wait when it accepted the request, if that was worth telling."""
+        accepted = self._accepted
+        if accepted is None or accepted.eta_us < TOLD_WAIT_US:
+            return {}
+        return {POSITION_HEADER: str(accepted.position), ETA_HEADER: str(accepted.eta_us // 1000)}
 
     async def open(self, requests: Sequence[ChoiceRequest]) -> None:
         """Submit the choices and wait until the engine has taken each of them. Raises ApiError, with nothing left behind."""
         try:
             for index, request in enumerate(requests):
                 handle = self._submit(request)
+                handle.wakeup = self._wakeup
                 wants_logprobs = request.sampling.n_logprobs >= 0
                 self._choices.append(Choice(index, handle, self._text, self._stop, wants_logprobs))
             for choice in self._choices:
                 first = await choice.open()
                 if isinstance(first, Accepted):
-                    self._accepted = first
+                    self._accepted = self._accepted or first  # what comes first decides when something comes
                 elif isinstance(first, Refused):
                     raise refused(first, self._origin.request_class, self._origin.prompt_param)
                 elif isinstance(first, Finish) and first.reason == ENGINE_LOST:
@@ -111,20 +122,23 @@ class Generation:
                 choice.handle.abort()
             self._closed = True  # it never began: it is counted among the rejected, not among the ended
             raise
+        self._running = list(self._choices)
         self._metrics.accepted(self._origin.request_class, self._n_prompt)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The stream's events, [DONE] included. Raises ApiError when a choice fails: what was sent before stands."""
         if self._accepted is not None and self._accepted.eta_us >= TOLD_WAIT_US:
-            yield queue_comment(self._accepted.position, self._accepted.eta_us // 1000)
+            yield self._tell(self._accepted.position, self._accepted.eta_us)
         opened = [False] * len(self._choices)
-        async with aclosing(self._updates()) as updates:
-            async for choice, update in updates:
+        while self._running:
+            for choice, update in await self._updates():
                 usage = self.usage() if self._continuous_usage else None
-                out = b""
+                out = self._comments(choice, update) if update.changes or update.waits else b""
                 if update.text or update.entries or (update.finish_reason and not opened[choice.index]):
                     first, opened[choice.index] = not opened[choice.index], True
-                    out = self._response.text_event(choice.index, update.text, update.entries, first=first, usage=usage)
+                    out += self._response.text_event(
+                        choice.index, update.text, update.entries, first=first, usage=usage
+                    )
                 if update.finish_reason:
                     out += self._response.finish_event(choice.index, update.finish_reason, usage)
                 if out:
@@ -143,8 +157,8 @@ class Generation:
         """What every choice has come to. Raises ApiError when one fails."""
         texts: list[list[str]] = [[] for _ in self._choices]
         entries: list[list[TokenEntry]] = [[] for _ in self._choices]
-        async with aclosing(self._updates()) as updates:
-            async for choice, update in updates:
+        while self._running:
+            for choice, update in await self._updates():
                 if update.failure:
                     raise self._error(update.failure)
                 texts[choice.index].append(update.text)
@@ -171,7 +185,7 @@ class Generation:
                 choice.handle.abort()
             self._metrics.ended(origin.request_class, outcome, now_s - origin.arrived_s)
         # When one choice fails the others are cancelled too, but then the client is still there.
-        if CANCELLED in outcomes and ENGINE_LOST not in outcomes and FinishReason.FAILED not in outcomes:
+        if CANCELLED in outcomes and not _BAD_ENDS.intersection(outcomes):
             self._metrics.disconnected(origin.request_class)
         log.info(
             "[%s] %s %s: %d prompt and %d output tokens, %s, %.0f ms",
@@ -184,6 +198,30 @@ class Generation:
             (now_s - origin.arrived_s) * 1000,
         )
 
+    def _comments(self, choice: Choice, update: Update) -> bytes:
+        """What a stream is told besides the answer: how the wait goes, and what is done with what runs."""
+        several = len(self._choices) > 1
+        out = b"".join(
+            change_comment(change.what, change.why, choice.index if several else None)
+            for change in update.changes or ()
+        )
+        # The wait is over when something begins to come; until then it is that of the first choice in the queue.
+        if update.waits and not any(other.started for other in self._choices):
+            place = min((other.place for other in self._choices if other.place), key=lambda place: place.position)
+            if self._is_news(place.position, place.eta_us // 1000):
+                out += self._tell(place.position, place.eta_us)
+        return out
+
+    def _is_news(self, position: int, eta_ms: int) -> bool:
+        if self._told is None:
+            return True
+        told_position, told_ms = self._told
+        return position != told_position or abs(eta_ms - told_ms) > TOLD_AGAIN * told_ms
+
+    def _tell(self, position: int, eta_us: int) -> bytes:
+        self._told = position, eta_us // 1000
+        return queue_comment(*self._told)
+
     def _submit(self, request: ChoiceRequest) -> RequestHandle:
         try:
             return self._engine.submit(
@@ -193,36 +231,28 @@ class Generation:
                 max_output=request.max_output,
                 sampling=request.sampling,
                 template=request.template,
+                queue_timeout_ms=self._origin.queue_timeout_ms,
             )
         except EngineUnavailable as error:
             raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
 
-    async def _updates(self) -> AsyncGenerator[tuple[Choice, Update], None]:
-        """What the choices bring, as it comes, until each has ended. No event of a step waits for another choice's."""
-        if len(self._choices) == 1:
-            choice = self._choices[0]
-            while not choice.ended:
-                yield choice, self._feed(choice, await choice.receive())
-            return
-        waiting = {asyncio.ensure_future(choice.receive()): choice for choice in self._choices}
-        try:
-            while waiting:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-                for task in [task for task in waiting if task.done()]:
-                    choice = waiting.pop(task)
-                    yield choice, self._feed(choice, task.result())
-                    if not choice.ended:
-                        waiting[asyncio.ensure_future(choice.receive())] = choice
-        finally:
-            for task in waiting:
-                task.cancel()
+    async def _updates(self) -> list[tuple[Choice, Update]]:
+        """What the choices bring, as soon as one of them has something. None waits for another."""
+        while True:
+            updates = [(choice, self._feed(choice)) for choice in self._running if choice.has_news]
+            if updates:
+                self._running = [choice for choice in self._running if not choice.ended]
+                return updates
+            await self._wakeup.wait()
 
-    def _feed(self, choice: Choice, events: Sequence[RequestEvent]) -> Update:
-        """Give a choice its events, and the metrics what they tell."""
+    def _feed(self, choice: Choice) -> Update:
+        """What has come for a choice; the metrics are told as well."""
         now_s = time.perf_counter()
         before = choice.n_output
-        update = choice.feed(events)
-        request_class = self._origin.request_class.value
+        update = choice.feed()
+        request_class = self._class_of(choice).value
+        if update.changes:
+            self._note_changes(update.changes)
         if choice.wait_us is not None:
             self._metrics.started(request_class, choice.wait_us / 1e6)
             choice.wait_us = None
@@ -235,116 +265,35 @@ class Generation:
             choice.tokens_at_s = now_s
         return update
 
+    def _class_of(self, choice: Choice) -> RequestClass:
+        """What a downgraded choice does is background's: it would spoil the figures of the class that it came in."""
+        return RequestClass.BACKGROUND if choice.downgraded else self._origin.request_class
+
+    def _note_changes(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._metrics.changed(self._origin.request_class, change.what)
+        if any(change.what == "downgrade" for change in changes):
+            self._response.downgrade()
+
     def _error(self, finish: Finish) -> ApiError:
         """A bad end, as the client is told. The engine's own words are for the log: they may name files and the like."""
         if finish.reason == FinishReason.FAILED:
             error_id = new_error_id()
             log.error("[%s] failed in the engine, %s: %s", self._origin.request_id, error_id, finish.detail)
             return internal_error(error_id)
+        if finish.reason == FinishReason.EXPIRED:
+            status = self._engine.state.status
+            figures = status.classes.get(self._origin.request_class) if status is not None else None
+            return queue_timeout(
+                self._origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0
+            )
         return engine_lost(self._engine.state.retry_after_s)
 
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._n_prompt, sum(choice.n_output for choice in self._choices))
-
-
-class Choice:
-    """One engine request and the text that has come of it."""
-
-    def __init__(
-        self, index: int, handle: RequestHandle, text: TextModel, stop: Sequence[str], wants_logprobs: bool
-    ) -> None:
-        self.index = index
-        self.handle = handle
-        self.wants_logprobs = wants_logprobs
-        self.n_output = 0
-        self.finish_reason: str | None = None
-        self.outcome: str | None = None
-        """How the engine request ended, once it has."""
-        self.wait_us: int | None = None
-        """Set when the choice leaves the queue; taken by who books it."""
-        self.tokens_at_s: float | None = None
-        self._text = text
-        self._detokeniser = Detokeniser()
-        self._scanner = StopScanner(stop)
-        self._n_decoded = 0
-        self._n_shown = 0
-        self._entries: deque[TokenEntry] = deque()
-        self._backlog: list[RequestEvent] = []
-
-    @property
-    def ended(self) -> bool:
-        return self.outcome is not None
-
-    async def open(self) -> RequestEvent:
-        """The engine's first word on the request. What came with it waits for `receive`."""
-        first, *self._backlog = await self.handle.receive()
-        if isinstance(first, Finish | Start | Token):
-            self._backlog.insert(0, first)
-        return first
-
-    async def receive(self) -> Sequence[RequestEvent]:
-        if self._backlog:
-            events, self._backlog = self._backlog, []
-            return events
-        return await self.handle.receive()
-
-    def feed(self, events: Sequence[RequestEvent]) -> Update:
-        """The next events' effect. Tokens after a stop string are not looked at; the engine is told to end."""
-        update = Update()
-        shown = []
-        for event in events:
-            match event:
-                case Token():
-                    shown.append(self._push(event))
-                    if self._scanner.stopped:
-                        self.handle.abort()
-                        self._end("stop", FinishReason.STOP)
-                        break
-                case Start():
-                    self.wait_us = event.wait_us
-                case Finish():
-                    shown.append(self._finish(event, update))
-                case _:
-                    pass
-        update.text = "".join(shown)
-        update.finish_reason = self.finish_reason
-        if self.wants_logprobs:
-            self._n_shown += len(update.text)
-            update.entries = self._take_entries()
-        return update
-
-    def _push(self, token: Token) -> str:
-        self.n_output += 1
-        text = self._detokeniser.push(self._text.token_bytes(token.token))
-        if self.wants_logprobs:
-            offset = self._n_decoded
-            self._n_decoded += len(text)
-            # A token that ends within a character is all told when the character is.
-            end = self._n_decoded + self._detokeniser.holds_bytes
-            name = self._text.token_name
-            top = [(name(other.token), other.logprob) for other in token.top]
-            logprob = token.logprob if token.logprob is not None else 0.0
-            self._entries.append(TokenEntry(name(token.token), logprob, top, offset, end))
-        return self._scanner.push(text)
-
-    def _take_entries(self) -> list[TokenEntry]:
-        """Of the tokens whose text has been shown: a token held back must not be told through its log probability."""
-        entries = []
-        while self._entries and self._entries[0].end <= self._n_shown:
-            entries.append(self._entries.popleft())
-        return entries
-
-    def _finish(self, finish: Finish, update: Update) -> str:
-        """The text that was held back, if the end is a good one; else notes the failure."""
-        if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
-            text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()
-            self._end("stop" if self._scanner.stopped else finish.reason, finish.reason)
-            return text
-        # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
-        update.failure = finish
-        self._end(None, FinishReason.FAILED if finish.reason == FinishReason.FAILED else ENGINE_LOST)
-        return ""
-
-    def _end(self, finish_reason: str | None, outcome: str) -> None:
-        self.finish_reason, self.outcome = finish_reason, str(outcome)
+        choices = self._choices
+        return Usage(
+            self._n_prompt,
+            sum(choice.n_output for choice in choices),
+            sum(choice.n_cached for choice in choices),
+        )

@@ -10,23 +10,25 @@ import time
 from typing import Any
 
 import msgspec
+from msgspec import structs
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from poise.gateway.engine_client import EngineClient, EnginePhase, EngineUnavailable
-from poise.gateway.errors import engine_unavailable, retry_after
+from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.errors import retry_after
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextSlot
-from poise.metrics.gateway import EngineReading, GatewayMetrics, TokenRates
+from poise.metrics.engine import EngineReading
+from poise.metrics.gateway import GatewayMetrics, TokenRates
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import PoolInfo, Status
+from poise.wire.messages import PoolInfo, PoolStatus, Status, StoreStatus
 
 SAMPLE_EVERY_S = 1.0
 
 
 class Health:
-    """Answers /health, /health/live, /status, /metrics and /admin/journal."""
+    """Answers /health, /health/live, /status and /metrics."""
 
     def __init__(
         self, engine: EngineClient, text: TextSlot, tenants: Tenants, metrics: GatewayMetrics, model_name: str
@@ -52,14 +54,15 @@ class Health:
             "restarts": state.restarts,
             "model": self._model_name,
         }
-        return _json(body, 200 if ready else 503, {} if ready else retry_after(state.retry_after_s))
+        return fresh_json(body, 200 if ready else 503, {} if ready else retry_after(state.retry_after_s))
 
     async def live(self, _: Request) -> Response:
         """The gateway answers: whatever the engine does, the process needs no restart."""
-        return _json({"status": "ok", "live": True})
+        return fresh_json({"status": "ok", "live": True})
 
-    async def status(self, _: Request) -> Response:
-        state = self._engine.state
+    async def status(self, request: Request) -> Response:
+        """Live figures. Which tenants there are is for operators only."""
+        state, figures = self._engine.state, self._engine.state.status
         prompt, output = self._rates.per_second()
         body = {
             "phase": state.phase.value,
@@ -70,24 +73,20 @@ class Health:
             "detail": state.detail,
             "restarts": state.restarts,
             "open_requests": self._metrics.n_open,
-            "classes": self._classes(state.status),
-            "pools": _pools(state.ready.pools if state.ready else [], state.status),
+            "classes": self._classes(figures),
+            "pools": _pools(
+                state.ready.pools if state.ready else [], figures, tenants_shown=self._tenants.is_admin(request)
+            ),
+            "store": _store(figures.store) if figures and figures.store else None,
+            "totals": structs.asdict(figures.totals) if figures else None,
             "tokens_per_s": {"prompt": round(prompt, 1), "output": round(output, 1)},
-            "engine_rss_bytes": state.status.rss_bytes if state.status else None,
+            "engine_rss_bytes": figures.rss_bytes if figures else None,
+            "engine_unaccounted_bytes": figures.unaccounted_bytes if figures else None,
         }
-        return _json(body)
+        return fresh_json(body)
 
     async def metrics(self, _: Request) -> Response:
         return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    async def journal(self, request: Request) -> Response:
-        """The engine's flight recorder: token counts and decisions, no text."""
-        self._tenants.check_admin(request)
-        try:
-            lines = await self._engine.journal()
-        except EngineUnavailable as error:
-            raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
-        return Response("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
     async def sample_forever(self) -> None:
         """Note the engine's token counters once a second, for the rates in /status."""
@@ -112,7 +111,10 @@ class Health:
             classes[name.value] = {
                 "queued": figures.queued if figures else 0,
                 "running": figures.running if figures else 0,
+                "paused": figures.paused if figures else 0,
+                "swapped": figures.swapped if figures else 0,
                 "wait_estimate_ms": figures.wait_estimate_us // 1000 if figures else None,
+                "wait_error": figures.wait_error if figures else None,
                 "ttft_ms": self._metrics.recent_ttft[name.value].summary_ms(now_s),
             }
         return classes
@@ -124,25 +126,45 @@ def read_engine(engine: EngineClient) -> EngineReading:
     return EngineReading(state.phase is EnginePhase.READY, state.restarts, state.status)
 
 
-def _pools(built: list[PoolInfo], status: Status | None) -> list[dict[str, Any]]:
+def _pools(built: list[PoolInfo], status: Status | None, *, tenants_shown: bool) -> list[dict[str, Any]]:
     """The pools as they were built, with what they hold if the engine has told."""
     held = {pool.name: pool for pool in status.pools} if status is not None else {}
-    return [
-        {
-            "name": pool.name,
-            "slots": pool.n_slots,
-            "slots_held": held[pool.name].slots_held if pool.name in held else 0,
-            "cells": held[pool.name].cells if pool.name in held else pool.n_slots * pool.slot_cells,
-            "cells_used": held[pool.name].cells_used if pool.name in held else 0,
-            "slot_cells": pool.slot_cells,
-            "flash_attention": pool.flash_attention,
-            "kv_bytes": pool.kv_bytes,
-        }
-        for pool in built
-    ]
+    return [_pool(pool, held.get(pool.name) or _nothing_held(pool), tenants_shown=tenants_shown) for pool in built]
 
 
-def _json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    # Numbers of this moment: a cache between would show old ones.
+def _pool(built: PoolInfo, held: PoolStatus, *, tenants_shown: bool) -> dict[str, Any]:
+    return {
+        "name": built.name,
+        "slots": built.n_slots,
+        "slots_held": held.slots_held,
+        "slots_warm": held.slots_warm,
+        "slots_peak": held.slots_peak,
+        "cells": held.cells,
+        "cells_used": held.cells_used,
+        "cells_warm": held.cells_warm,
+        "cells_peak": held.cells_peak,
+        "cells_by_class": held.cells_by_class,
+        "cells_by_tenant": held.cells_by_tenant if tenants_shown else None,
+        "slot_cells": built.slot_cells,
+        "flash_attention": built.flash_attention,
+        "kv_bytes": built.kv_bytes,
+    }
+
+
+def _nothing_held(pool: PoolInfo) -> PoolStatus:
+    return PoolStatus(pool.name, 0, pool.n_slots, 0, pool.n_slots * pool.slot_cells)
+
+
+def _store(store: StoreStatus) -> dict[str, Any]:
+    return {
+        "budget_bytes": store.budget_bytes,
+        "peak_bytes": store.peak_bytes,
+        "bytes_by_purpose": store.bytes_by_purpose,
+        "entries_by_purpose": store.entries_by_purpose,
+    }
+
+
+def fresh_json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Numbers of this moment: no cache on the way is to keep them."""
     headers = {"Cache-Control": "no-store", **(headers or {})}
     return Response(msgspec.json.encode(body), status, headers, "application/json")

@@ -14,7 +14,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.gateway.errors import ApiError, ClientGone, internal_error, too_many_requests_open
-from poise.gateway.stream import new_error_id
+from poise.gateway.stream import DIRECT_SEND, new_error_id
 from poise.metrics.gateway import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _SCOPE_KEY = "poise.request_id"
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_ANSWERED = ("/health", "/health/live", "/status", "/metrics")
-"""An operator must be able to look at a server that is full."""
+"""An operator must be able to look at a server that is full, and to act on what fills it: /admin is answered as well."""
 
 
 class RequestMiddleware:
@@ -36,6 +36,7 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
         scope[_SCOPE_KEY] = request_id = _request_id(scope)
+        scope[DIRECT_SEND] = send
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -61,7 +62,8 @@ class RequestMiddleware:
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Let a request pass if there is room for it, else say so."""
-        counts = scope["path"] not in _ALWAYS_ANSWERED
+        path = scope["path"]
+        counts = path not in _ALWAYS_ANSWERED and not path.startswith("/admin/")
         if counts and self._metrics.n_open >= self._max_open:
             return too_many_requests_open(self._max_open)
         self._metrics.n_open += counts

@@ -7,6 +7,7 @@ tokens nor the engine: lengths in tokens are checked where the vocabulary is at 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from poise.config import ClassSettings, Settings
@@ -38,12 +39,18 @@ class Options:
     sampling: SamplingParams
     service_tier: str
     request_class: RequestClass
+    queue_timeout_ms: int
+    """How long it may wait for a slot; 0: for ever."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
+    """`template` is a name, or empty."""
+
     options: Options
     messages: list[Message]
+    context_policy: str = "reject"
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +68,22 @@ class RequestParser:
         self._settings = settings
         self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
         shared = (p.MODEL, *p.SHARED, self._n)
-        self._chat: tuple[Field[Any], ...] = (*shared, p.MESSAGES, p.MAX_COMPLETION_TOKENS, p.LOGPROBS, p.TOP_LOGPROBS)
+        self._chat: tuple[Field[Any], ...] = (
+            *shared,
+            p.MESSAGES,
+            p.MAX_COMPLETION_TOKENS,
+            p.LOGPROBS,
+            p.TOP_LOGPROBS,
+            p.CONTEXT_POLICY,
+            p.TEMPLATE,
+        )
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
         self._elsewhere_completion = {
             "messages": "It belongs to /v1/chat/completions.",
             "max_completion_tokens": "Use 'max_tokens' here.",
             "top_logprobs": "Use 'logprobs' with a count here.",
+            "template": "It belongs to /v1/chat/completions.",
         } | {
             name: "It belongs to /v1/chat/completions."
             for name in unsupported.CHAT
@@ -86,7 +102,10 @@ class RequestParser:
             raise invalid_value("top_logprobs", "come with 'logprobs': true", top_logprobs, "'logprobs' is not true")
         allowance = _same(values, p.MAX_TOKENS, p.MAX_COMPLETION_TOKENS)
         return ChatRequest(
-            self._options(values, allowance, n_logprobs), p.MESSAGES.read(values["messages"], "messages")
+            self._options(values, allowance, n_logprobs),
+            p.MESSAGES.read(values["messages"], "messages"),
+            context_policy=p.CONTEXT_POLICY.get(values, "reject"),
+            template=p.TEMPLATE.get(values, ""),
         )
 
     def completion(self, values: JsonObject) -> CompletionRequest:
@@ -144,6 +163,7 @@ class RequestParser:
             sampling=self._sampling(values, n_logprobs, min_tokens),
             service_tier="default" if tier == "auto" else tier,
             request_class=request_class,
+            queue_timeout_ms=ceil(1000 * p.QUEUE_TIMEOUT.get(values, limits.queue_timeout_s)),
         )
 
     def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:

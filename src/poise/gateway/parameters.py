@@ -31,6 +31,7 @@ MAX_STOPS = 8
 MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = ("system", "developer")
 
 TIER_CLASSES = {
     "auto": RequestClass.INTERACTIVE,
@@ -222,6 +223,12 @@ STOP: Field[tuple[str, ...]] = Custom(
     _read_stop,
     {"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS}]},
 )
+CONTEXT_POLICY = Text(
+    "context_policy",
+    "A conversation that is too long is refused (`reject`), loses its oldest turns (`trim`) or has them summarized.",
+    choices=("reject", "trim", "summarize"),
+)
+TEMPLATE = Text("template", "A system prompt that the operator has declared; `/v1/templates` lists them.", min_chars=1)
 SEED = Integer("seed", "Makes the draw repeatable; choice i uses seed + i.")
 LOGPROBS = Flag("logprobs", "Return the log probability of each token.")
 TOP_LOGPROBS = Integer("top_logprobs", "Return that many of the most likely tokens too; needs `logprobs`.", 0, 20)
@@ -237,6 +244,13 @@ SERVICE_TIER = Text(
     "service_tier",
     "`flex` makes it a background request; all others are interactive.",
     choices=tuple(TIER_CLASSES),
+)
+QUEUE_TIMEOUT = Real(
+    "queue_timeout",
+    "Seconds that the request may wait for its turn; then it is answered with 503.",
+    0,
+    86_400,
+    above_minimum=True,
 )
 USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
 IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
@@ -258,6 +272,7 @@ SHARED: tuple[Field[Any], ...] = (
     STREAM,
     STREAM_OPTIONS,
     SERVICE_TIER,
+    QUEUE_TIMEOUT,
     USER,
     IGNORE_EOS,
 )

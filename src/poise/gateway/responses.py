@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -16,22 +16,29 @@ import msgspec
 encode = msgspec.json.Encoder().encode
 
 DONE = b"data: [DONE]\n\n"
+DOWNGRADED_TIER = "flex"
 _LOGPROB_MIN = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
 
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of a request: each prompt counted once, the output of all choices summed up."""
+    """Tokens of a request: each prompt counted once, the output of all choices summed up.
+
+    `cached_tokens` were not computed, because an earlier request had; every choice begins with the prompt, so they too are
+    summed up over the choices.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
-    def as_json(self) -> dict[str, int]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
@@ -92,7 +99,12 @@ class ResponseFormat(ABC):
 
     def __post_init__(self) -> None:
         self._untold = b"" if self.notes is None else b',"poise":' + encode(self.notes)
-        self._prefix = b"data: " + encode(self.heading.as_json(self.chunk_kind))[:-1] + b',"choices":['
+        self._prefix = self._begin()
+
+    def downgrade(self) -> None:
+        """From here on the answer says that it is background work."""
+        self.heading = replace(self.heading, service_tier=DOWNGRADED_TIER)
+        self._prefix = self._begin()
 
     @property
     @abstractmethod
@@ -113,6 +125,9 @@ class ResponseFormat(ABC):
 
     def usage_event(self, usage: Usage) -> bytes:
         return self._prefix + b'],"usage":' + encode(usage.as_json()) + b"}\n\n"
+
+    def _begin(self) -> bytes:
+        return b"data: " + encode(self.heading.as_json(self.chunk_kind))[:-1] + b',"choices":['
 
     def _event(self, choice: bytes, usage: Usage | None) -> bytes:
         notes, self._untold = self._untold, b""
@@ -189,6 +204,22 @@ class CompletionFormat(ResponseFormat):
 def queue_comment(position: int, eta_ms: int) -> bytes:
     """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip."""
     return b": queued position=%d eta_ms=%d\n\n" % (position, eta_ms)
+
+
+_CHANGES = {
+    "pause": b"paused",
+    "swap": b"swapped",
+    "drop": b"dropped",
+    "resume": b"resumed",
+    "downgrade": b"downgraded",
+}
+
+
+def change_comment(what: str, why: str, index: int | None) -> bytes:
+    """Tells a stream what became of its place in the engine. `index`: of the choice, where there are several."""
+    choice = b"" if index is None else b" choice=%d" % index
+    reason = b" why=%b" % why.encode() if why else b""
+    return b": %b%b%b\n\n" % (_CHANGES.get(what, what.encode()), choice, reason)
 
 
 def summary_comment(n_turns: int) -> bytes:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from poise.gateway.fields import Schema
 
@@ -31,10 +31,15 @@ class ErrorBody(Closed):
     error: ErrorDetail
 
 
+class PromptTokensDetails(Closed):
+    cached_tokens: int
+
+
 class TokenUsage(Closed):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class TokenLogprob(Closed):
@@ -65,6 +70,28 @@ class ChatChoice(Closed):
     finish_reason: Literal["stop", "length"]
 
 
+class ContextNote(Closed):
+    """What was left out of a conversation, or summarized: only the fields of the policy that did it are there."""
+
+    policy: Literal["trim", "summarize"]
+    prompt_tokens: int
+    dropped_turns: int = 0
+    dropped_messages: int = 0
+    dropped_tokens: int = 0
+    summarized_turns: int = 0
+    summarized_messages: int = 0
+    summarized_tokens: int = 0
+    summary_tokens: int = 0
+    summary: str = ""
+    summary_usage: TokenUsage | None = None
+
+
+class Notes(Closed):
+    """How the answer was made, where it was not made of all that was sent."""
+
+    context: ContextNote
+
+
 class ResponseHeading(Closed):
     id: str
     created: int
@@ -77,6 +104,7 @@ class ResponseHeading(Closed):
 class ChatCompletion(ResponseHeading):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    poise: Notes | None = None
 
 
 class CompletionLogprobs(Closed):
@@ -111,6 +139,17 @@ class ModelList(Closed):
     data: list[ModelCard]
 
 
+class TemplateCard(Closed):
+    name: str
+    object: Literal["template"]
+    tokens: int | None
+
+
+class TemplateList(Closed):
+    object: Literal["list"]
+    data: list[TemplateCard]
+
+
 class HealthBody(Closed):
     status: Literal["ok", "loading", "restarting", "failed", "stopped"]
     live: bool
@@ -136,7 +175,10 @@ class RecentTtft(Closed):
 class ClassFigures(Closed):
     queued: int
     running: int
+    paused: int
+    swapped: int
     wait_estimate_ms: int | None
+    wait_error: float | None
     ttft_ms: RecentTtft
 
 
@@ -144,11 +186,72 @@ class PoolFigures(Closed):
     name: str
     slots: int
     slots_held: int
+    slots_warm: int
+    slots_peak: int
     cells: int
     cells_used: int
+    cells_warm: int
+    cells_peak: int
+    cells_by_class: dict[str, int]
+    cells_by_tenant: dict[str, int] | None
     slot_cells: int
     flash_attention: bool
     kv_bytes: int
+
+
+class StoreFigures(Closed):
+    budget_bytes: int
+    peak_bytes: int
+    bytes_by_purpose: dict[str, int]
+    entries_by_purpose: dict[str, int]
+
+
+class TotalFigures(Closed):
+    preemptions: dict[str, int]
+    resumes: int
+    downgrades: int
+    expired: int
+    prefix_hits: int
+    cached_tokens: int
+    recomputed_tokens: int
+    evicted_entries: int
+    stored_bytes: int
+    loaded_bytes: int
+
+
+class LiveRequest(Closed):
+    id: str
+    request_id: str
+    tenant: str
+    class_: str = Field(alias="class")
+    state: Literal["queued", "running", "paused", "swapped"]
+    choices: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    age_ms: int
+
+
+class LiveRequestList(Closed):
+    data: list[LiveRequest]
+
+
+class ControlledChoice(Closed):
+    index: int
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    detail: str
+
+
+class ControlResult(Closed):
+    id: str
+    action: Literal["pause", "resume", "downgrade"]
+    choices: list[ControlledChoice]
+
+
+class ForgetResult(Closed):
+    tenant: str
+    entries: int
+    cells: int
 
 
 class Rates(Closed):
@@ -167,22 +270,35 @@ class StatusBody(Closed):
     open_requests: int
     classes: dict[str, ClassFigures]
     pools: list[PoolFigures]
+    store: StoreFigures | None
+    totals: TotalFigures | None
     tokens_per_s: Rates
     engine_rss_bytes: int | None
+    engine_unaccounted_bytes: int | None
 
 
 _ERRORS = {
     400: "The request is malformed, unsupported, or too long for the context.",
     401: "An API key is missing or unknown.",
     403: "Only callers on this machine may ask.",
-    404: "There is no such model.",
+    404: "There is no such model, template or live request.",
     408: "The body did not arrive in time.",
+    409: "The request's state does not allow it.",
     413: "The body is too large.",
-    429: "The queue of the request's class is full.",
+    429: "The queue of the request's class or tenant is full, or the tenant's tokens per minute are used up.",
     500: "Something failed in the server; its log has the details.",
-    503: "The engine cannot take requests now, or too many requests are open.",
+    503: "The engine cannot take requests now, too many requests are open, or the request waited too long.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
+_NOTES = {
+    name: {"description": about, "schema": {"type": "string"}}
+    for name, about in {
+        "X-Poise-Context": "What was left out of the conversation under its context policy, with the numbers.",
+        "X-Poise-Queue-Position": "Place in the queue on arrival, from 1, of a request that had to wait.",
+        "X-Poise-Queue-Eta-Ms": "How long it was expected to wait.",
+        "X-Poise-Warning": "What the caller should know about the request, which was answered all the same.",
+    }.items()
+}
 
 
 def answer(body: type[BaseModel], status: int = 200, description: str = "The answer.") -> Responses:
@@ -202,7 +318,9 @@ def generation(body: type[BaseModel]) -> Responses:
     """The answers of a generation endpoint."""
     event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
     events = {"text/event-stream": {"schema": event | {"description": "Chunks as JSON, the last one is `[DONE]`."}}}
-    done: Responses = {200: {"model": body, "description": "The answer, or its events.", "content": events}}
+    done: Responses = {
+        200: {"model": body, "description": "The answer, or its events.", "content": events, "headers": _NOTES}
+    }
     return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
 
 

@@ -23,10 +23,10 @@ from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState
 from poise.gateway.protocol import protocol_with_timeout
 from poise.gateway.supervisor import Supervisor
+from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
-from poise.llama.default_model import default_model
+from poise.llama.fit import judge
 from poise.llama.library import EngineLibraryError
-from poise.llama.load import check_fit
 from poise.llama.model import Model, ModelError
 from poise.wire.messages import Ready
 
@@ -41,8 +41,10 @@ def serve(loaded: LoadedSettings) -> int:
         level=os.environ.get("POISE_LOG", "warning").upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     try:
-        path = Path(settings.model.path) if settings.model.path else default_model()
-        check_fit(path, settings)
+        fit = judge(loaded)
+        path = fit.path
+        if not fit.fits:
+            raise ModelError(path, fit.problem)
         vocabulary = Model.load(path, vocab_only=True)
         template = _template(path, vocabulary)
         listener = _listen(settings)
@@ -50,7 +52,12 @@ def serve(loaded: LoadedSettings) -> int:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
     with vocabulary, listener, ThreadPoolExecutor(1, thread_name_prefix="tokenise") as executor:
-        return _Service(settings, path, TextModel(vocabulary.vocab, template, executor), listener).run()
+        try:
+            service = _Service(settings, path, TextModel(vocabulary.vocab, template, executor), listener)
+        except TemplateUnusable as error:
+            print(f"poise: {error}", file=sys.stderr)  # noqa: T201
+            return CANNOT_START
+        return service.run()
 
 
 class _CannotListen(Exception):

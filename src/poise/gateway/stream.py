@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+DIRECT_SEND = "poise.send"
+"""Where the middleware leaves the server's own `send` in the scope. Each layer between wraps it in one that looks at the head of
+an answer and passes on its body; a token's worth of body would go through them all for nothing."""
+
 
 class EventStream(Response):
     """Sends events until they end or the client leaves; calls `close` in every case, also when nothing could be sent.
@@ -50,15 +54,15 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await while_connected(receive, self._send(send))
+            await while_connected(receive, self._send(send, scope.get(DIRECT_SEND, send)))
         except ClientGone:
             log.info("[%s] client left its stream", self._request_id)
         finally:
             self._close()
             await self._events.aclose()
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+    async def _send(self, send_head: Send, send: Send) -> None:
+        await send_head({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             async for event in self._events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})

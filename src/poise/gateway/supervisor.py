@@ -12,8 +12,10 @@ import logging
 import signal
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 from poise.config import Settings
 from poise.gateway.engine_client import (
@@ -23,19 +25,18 @@ from poise.gateway.engine_client import (
     EngineUnavailable,
     RequestHandle,
 )
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
 from poise.wire.framing import FrameError, FrameReader, encode_frame
 
 log = logging.getLogger(__name__)
 
 ENGINE_COMMAND = (sys.executable, "-m", "poise.engine.process")
-READ_BYTES = 1 << 18
 RESTART_DELAY_FIRST_S = 0.5
 STABLE_AFTER_S = 60.0
 """An engine that was ready for this long has earned a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
-JOURNAL_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
 
 
 class Supervisor:
@@ -49,9 +50,10 @@ class Supervisor:
         self._delay_max_s = settings.engine.restart_delay_max_s
         self._ids = count(1)
         self._handles: dict[int, RequestHandle] = {}
-        self._dumps: dict[int, asyncio.Future[list[str]]] = {}
+        self._asked: dict[object, deque[asyncio.Future[Any]]] = {}
+        """Who waits for an answer of the engine: by what tells the answer, in the order of asking."""
         self._templates: dict[str, list[int]] = {}
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.WriteTransport | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -90,13 +92,18 @@ class Supervisor:
         max_output: int,
         sampling: wire.SamplingParams,
         template: str = "",
+        queue_timeout_ms: int = 0,
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
         request_id = next(self._ids)
         handle = RequestHandle(request_id, self._abort)
         self._handles[request_id] = handle
-        self._send(wire.Submit(request_id, tenant, request_class.value, prompt, max_output, sampling, template))
+        self._send(
+            wire.Submit(
+                request_id, tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms
+            )
+        )
         return handle
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
@@ -109,19 +116,41 @@ class Supervisor:
         for name, tokens in self._templates.items():
             self._send(wire.Template(name, tokens))
 
+    async def control(self, request_id: int, action: Control) -> wire.Controlled:
+        answer: wire.Controlled = await self._ask(wire.Control(request_id, action.value), (request_id, action.value))
+        return answer
+
+    async def forget(self, tenant: str) -> wire.Forgotten:
+        forget_id = next(self._ids)
+        answer: wire.Forgotten = await self._ask(wire.Forget(forget_id, tenant), forget_id)
+        return answer
+
     async def journal(self) -> list[str]:
+        dump_id = next(self._ids)
+        lines: list[str] = await self._ask(wire.DumpJournal(dump_id), dump_id)
+        return lines
+
+    async def _ask(self, message: wire.ToEngine, key: object) -> Any:
+        """Send a message and wait for what answers it."""
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
-        dump_id = next(self._ids)
-        future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
-        self._dumps[dump_id] = future
-        self._send(wire.DumpJournal(dump_id))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(key, deque()).append(future)
+        self._send(message)
         try:
-            return await asyncio.wait_for(future, JOURNAL_TIMEOUT_S)
+            return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineUnavailable("the engine did not answer in time", self.state.retry_after_s) from error
-        finally:
-            self._dumps.pop(dump_id, None)
+
+    def _answer(self, key: object, answer: Any) -> None:
+        """Hand an answer to who asked first. One who no longer waits keeps his place: the answer is his all the same."""
+        if (futures := self._asked.get(key)) is None:
+            return
+        future = futures.popleft()
+        if not futures:
+            del self._asked[key]
+        if not future.done():
+            future.set_result(answer)
 
     def _ended(self) -> bool:
         return self.state.phase in (EnginePhase.STOPPED, EnginePhase.FAILED)
@@ -136,8 +165,8 @@ class Supervisor:
         self._send(wire.Abort(request_id))
 
     def _send(self, message: wire.ToEngine) -> None:
-        if self._writer is not None:
-            self._writer.write(encode_frame(message))
+        if self._transport is not None:
+            self._transport.write(encode_frame(message))
 
     async def _supervise(self) -> None:
         """Run engines one after the other until one fails for good or the server stops."""
@@ -170,23 +199,20 @@ class Supervisor:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()]
             )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        loop = asyncio.get_running_loop()
+        self._transport, connection = await loop.create_unix_connection(
+            lambda: _Connection(self._dispatch, loop.create_future()), sock=ours
+        )
         try:
             self._send(self._configure)
-            await self._read(reader)
+            await connection.lost
         except (FrameError, ConnectionError) as error:
             log.error("the engine's socket broke: %s", error)
         finally:
-            self._writer.close()
-            self._writer = None
+            self._transport.close()
+            self._transport = None
             code = await self._reap(self._process)
         return code
-
-    async def _read(self, reader: asyncio.StreamReader) -> None:
-        frames: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
-        while data := await reader.read(READ_BYTES):
-            for message in frames.feed(data):
-                self._dispatch(message)
 
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
@@ -199,6 +225,9 @@ class Supervisor:
                         del self._handles[message.request_id]
             case wire.Status():
                 self.state.status = message
+                for waiting in message.waiting:
+                    if (handle := self._handles.get(waiting.request_id)) is not None:
+                        handle.put(waiting)
             case wire.Loading():
                 self.state.progress, self.state.stage = message.progress, message.stage
                 self._changed.set()
@@ -211,14 +240,20 @@ class Supervisor:
                 phase = EnginePhase.FAILED if message.permanent else EnginePhase.RESTARTING
                 self._set(phase, detail=message.message)
             case wire.Journal():
-                if (future := self._dumps.get(message.dump_id)) is not None and not future.done():
-                    future.set_result(message.lines)
+                self._answer(message.dump_id, message.lines)
+            case wire.Controlled():
+                self._answer((message.request_id, message.action), message)
+            case wire.Forgotten():
+                self._answer(message.forget_id, message)
 
     def _step(self, step: wire.Step) -> None:
         handles = self._handles
         for start in step.starts:
             if (handle := handles.get(start.request_id)) is not None:
                 handle.put(start)
+        for change in step.changes:
+            if (handle := handles.get(change.request_id)) is not None:
+                handle.put(change)
         for token in step.tokens:
             if (handle := handles.get(token.request_id)) is not None:
                 handle.put(token)
@@ -232,9 +267,11 @@ class Supervisor:
         handles, self._handles = self._handles, {}
         for handle in handles.values():
             handle.put(wire.Finish(handle.request_id, ENGINE_LOST, 0, 0, 0, "the engine stopped"))
-        for future in self._dumps.values():
-            if not future.done():
-                future.set_exception(self._unavailable())
+        asked, self._asked = self._asked, {}
+        for futures in asked.values():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(self._unavailable())
 
     async def _reap(self, process: asyncio.subprocess.Process) -> int:
         """Make sure that the process has ended."""
@@ -260,3 +297,28 @@ class Supervisor:
         if phase is not EnginePhase.READY:
             self.state.ready = self.state.ready if phase is EnginePhase.STOPPED else None
         self._changed.set()
+
+
+class _Connection(asyncio.Protocol):
+    """The gateway's end of the socket. Messages are dispatched as they arrive, with no stream and no task in between."""
+
+    def __init__(self, dispatch: Callable[[wire.ToGateway], None], lost: asyncio.Future[None]) -> None:
+        self.lost = lost
+        """Done at the end of the connection, with what broke it."""
+        self._dispatch = dispatch
+        self._frames: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._frames.feed(data):
+                self._dispatch(message)
+        except Exception as error:
+            self.connection_lost(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost.done():
+            return
+        if exc is None:
+            self.lost.set_result(None)
+        else:
+            self.lost.set_exception(exc)

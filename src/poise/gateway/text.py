@@ -160,14 +160,15 @@ class Detokeniser:
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.holds_bytes = False
+        """Whether an incomplete character is held back."""
 
     def push(self, piece: bytes) -> str:
-        return self._decoder.decode(piece)
-
-    @property
-    def holds_bytes(self) -> bool:
-        """Whether an incomplete character is held back."""
-        return bool(self._decoder.getstate()[0])
+        if not self.holds_bytes and piece.isascii():
+            return piece.decode("ascii")  # past the decoder, which is written in Python
+        text = self._decoder.decode(piece)
+        self.holds_bytes = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         """What an answer that ends here still has: an incomplete character as U+FFFD."""

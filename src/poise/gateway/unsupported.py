@@ -100,6 +100,7 @@ CHAT = _table(
 
 COMPLETION = _table(
     *_BOTH,
+    Unsupported("context_policy", "a raw prompt has no turns that could be left out; shorten it", ("reject",)),
     Unsupported("suffix", "text can only be continued, not filled in; leave it out", ("",)),
     Unsupported("echo", "the prompt is not repeated; put it in front of the answer yourself", (False,)),
     Unsupported("best_of", "it must equal 'n'; ask for n choices and choose among them"),

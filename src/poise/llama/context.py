@@ -87,6 +87,10 @@ class PoolContext:
         assert self._pointer is not None, "the pool is closed"
         return self._pointer
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with that many threads from the next pass on."""
+        self._library.set_n_threads(self.pointer, threads, threads)
+
     def compute(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """One forward pass. Returns a row of logits for each row with `sample`, valid until the next pass.
 
@@ -136,8 +140,15 @@ class PoolContext:
         self._filled[slot] = 0
 
     def truncate(self, slot: int, n_cells: int) -> None:
-        """Forget what a slot holds from position `n_cells` on."""
-        self._library.memory_seq_rm(self._memory, slot, n_cells, -1)
+        """Forget what a slot holds from position `n_cells` on.
+
+        Raises RunnerError, with the slot empty, for a model whose memory cannot be shortened (a recurrent one).
+        """
+        filled = self._filled[slot]
+        assert 0 <= n_cells <= filled, f"slot {slot} of pool {self.info.name} holds {filled} cells, not {n_cells}"
+        if not self._library.memory_seq_rm(self._memory, slot, n_cells, -1):
+            self.release(slot)
+            raise RunnerError(f"slot {slot} of pool {self.info.name} cannot be cut to {n_cells} cells with this model")
         self._filled[slot] = n_cells
 
     def double(self, slot: int, spare: int) -> None:
@@ -150,8 +161,11 @@ class PoolContext:
         self.release(spare)
 
     def move(self, source: int, target: int) -> None:
-        """Carry a sequence's state to an empty slot. A copy through memory costs a fraction of a copy between streams."""
-        assert self._filled[target] == 0, f"move into slot {target} of pool {self.info.name}, which is not empty"
+        """Carry a sequence's state to an empty slot. A copy through memory costs a fraction of a copy between streams.
+
+        The source is empty afterwards, also when RunnerError is raised; then the target is empty too.
+        """
+        self._check_empty(target)
         try:
             if self._filled[source]:
                 self.write_state(target, self.read_state(source), self._filled[source])
@@ -159,36 +173,58 @@ class PoolContext:
             self.release(source)
 
     def copy(self, source: int, target: int, n_cells: int) -> None:
-        """Put the first `n_cells` cells of a slot into an empty one."""
-        assert self._filled[target] == 0, f"copy into slot {target} of pool {self.info.name}, which is not empty"
-        self.write_state(target, self.read_state(source), self._filled[source])
-        self.truncate(target, n_cells)
+        """Put the first `n_cells` cells of a slot into an empty one. Raises RunnerError with the target empty."""
+        filled = self._filled[source]
+        assert 0 < n_cells <= filled, f"slot {source} of pool {self.info.name} holds {filled} cells, not {n_cells}"
+        self._check_empty(target)
+        self.load(target, self.read_state(source), filled, n_cells)
 
-    def read_state(self, slot: int) -> npt.NDArray[np.uint8]:
-        """A slot's state, valid until the next call."""
-        size = self._library.state_seq_get_size(self.pointer, slot)
-        if size > len(self._state):
-            self._state = np.empty(size + size // 4, np.uint8)
-        return self._read_into(self._state[:size], slot)
+    def load(self, slot: int, state: npt.NDArray[np.uint8], n_held: int, n_cells: int) -> None:
+        """Put the first `n_cells` of a state's `n_held` cells into an empty slot. Raises RunnerError with the slot empty."""
+        self._check_empty(slot)
+        self.write_state(slot, state, n_held)
+        if n_cells < n_held:  # llama.cpp takes a state whole
+            self.truncate(slot, n_cells)
 
-    def read_own_state(self, slot: int) -> npt.NDArray[np.uint8]:
-        """A slot's state in memory of its own. Raises RunnerError, also when there is no memory for it."""
-        try:
-            state = np.empty(self._library.state_seq_get_size(self.pointer, slot), np.uint8)
-        except MemoryError:
-            raise RunnerError(f"no memory for the state of slot {slot} of pool {self.info.name}") from None
+    def _check_empty(self, slot: int) -> None:
+        assert self._filled[slot] == 0, f"slot {slot} of pool {self.info.name} is to be filled and is not empty"
+
+    def copy_state(self, slot: int, n_cells: int) -> npt.NDArray[np.uint8]:
+        """A slot's state of `n_cells` cells in an array of its own, of exactly its size. Raises RunnerError."""
+        filled = self._filled[slot]
+        assert 0 < n_cells == filled, f"slot {slot} of pool {self.info.name} holds {filled} cells, not {n_cells}"
+        state = self._allocate(self._library.state_seq_get_size(self.pointer, slot))
         return self._read_into(state, slot)
 
+    def read_state(self, slot: int) -> npt.NDArray[np.uint8]:
+        """A slot's state, valid until the next call. Raises RunnerError."""
+        size = self._library.state_seq_get_size(self.pointer, slot)
+        if size > len(self._state):
+            self._state = self._allocate(size + size // 4)
+        return self._read_into(self._state[:size], slot)
+
+    def _allocate(self, size: int) -> npt.NDArray[np.uint8]:
+        try:
+            return np.empty(size, np.uint8)
+        except MemoryError as error:
+            raise RunnerError(f"no memory for {size} bytes of state of pool {self.info.name}") from error
+
     def _read_into(self, state: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
-        if self._library.state_seq_get_data(self.pointer, _bytes_at(state), len(state), slot) != len(state):
-            raise RunnerError(f"the state of slot {slot} of pool {self.info.name} could not be read")
+        self._library.log.clear()
+        n = self._library.state_seq_get_data(self.pointer, _bytes_at(state), len(state), slot)
+        if n != len(state):
+            reason = self._library.log.reason()
+            raise RunnerError(f"the state of slot {slot} of pool {self.info.name} could not be read: {reason}")
         return state
 
     def write_state(self, slot: int, state: npt.NDArray[np.uint8], n_cells: int) -> None:
-        """Put a state of `n_cells` cells into a slot, replacing what it held."""
-        if not self._library.state_seq_set_data(self.pointer, _bytes_at(state), len(state), slot):
+        """Put a state of `n_cells` cells into a slot, replacing what it held. Raises RunnerError with the slot empty."""
+        self._library.log.clear()
+        n = self._library.state_seq_set_data(self.pointer, _bytes_at(state), len(state), slot)
+        if n != len(state):
             self.release(slot)
-            raise RunnerError(f"a state could not be written to slot {slot} of pool {self.info.name}")
+            reason = self._library.log.reason()
+            raise RunnerError(f"a state could not be written to slot {slot} of pool {self.info.name}: {reason}")
         self._filled[slot] = n_cells
 
     def last_position(self, slot: int) -> int:

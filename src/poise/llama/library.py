@@ -125,6 +125,7 @@ class Library:
     init_from_model: Callable[[ModelPointer, ContextParams], ContextPointer | None]
     free: Callable[[ContextPointer], None]
     n_ctx_seq: Callable[[ContextPointer], int]
+    set_n_threads: Callable[[ContextPointer, int, int], None]
     get_memory: Callable[[ContextPointer], MemoryPointer]
     decode: Callable[[ContextPointer, BatchStruct], int]
     get_logits_ith: Callable[[ContextPointer, int], FloatPointer]

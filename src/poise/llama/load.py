@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from poise.config import PoolSettings, Settings
-from poise.llama.gguf import read_header
+from poise.config import Settings
+from poise.llama.fit import check_fit, pool_specs
 from poise.llama.measure import choose
-from poise.llama.memory import PoolSpec, check_memory, memory_needed
 from poise.llama.model import Model
 from poise.llama.runner import LlamaRunner
-from poise.scheduler.policy import LONG_POOL, SHORT_POOL, CostPrior
+from poise.scheduler.policy import CostPrior
 from poise.wire.messages import Ready
 
 Progress = Callable[[float, str], None]
@@ -54,8 +53,15 @@ def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRun
             ),
         )
         built = [replace(spec, flash_attention=choices[spec.name].flash_attention) for spec in specs]
+        priors = {name: choice.prior for name, choice in choices.items() if choice.prior is not None}
         runner = LlamaRunner(
-            model, built, batch_tokens=engine.batch_tokens, threads=engine.threads, kv_type=engine.kv_type
+            model,
+            built,
+            batch_tokens=engine.batch_tokens,
+            threads=engine.threads,
+            kv_type=engine.kv_type,
+            adapt_threads=engine.adapt_threads and engine.gpu_layers == 0,
+            costs=priors,
         )
     except BaseException:
         model.close()
@@ -69,23 +75,4 @@ def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRun
         pid=os.getpid(),
     )
     chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
-    priors = {name: choice.prior for name, choice in choices.items() if choice.prior is not None}
     return LoadedRunner(runner, ready, chunk_tokens, priors)
-
-
-def check_fit(path: Path, settings: Settings) -> None:
-    """Refuse a file that is not a whole GGUF, or a model and pools that memory cannot hold. Reads the header only."""
-    header = read_header(path)
-    engine = settings.engine
-    need = memory_needed(header, pool_specs(settings), kv_type=engine.kv_type, batch_tokens=engine.batch_tokens)
-    check_memory(path, need, reserve_bytes=engine.memory_reserve_mb << 20)
-
-
-def pool_specs(settings: Settings) -> list[PoolSpec]:
-    """The pools as the settings ask for them."""
-    return [_spec(SHORT_POOL, settings.pools.short), _spec(LONG_POOL, settings.pools.long)]
-
-
-def _spec(name: str, pool: PoolSettings) -> PoolSpec:
-    flash = {"on": True, "off": False, "auto": None}[pool.flash_attention]
-    return PoolSpec(name, pool.slots, pool.slot_tokens, flash)

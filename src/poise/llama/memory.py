@@ -1,7 +1,8 @@
 """What a model and its pools need in memory, and whether this host has it.
 
 llama.cpp allocates until the kernel kills the process. So the need is reckoned from the file's header before anything is
-loaded, and compared with what this process may use: the host's free memory and every memory limit of its control groups.
+loaded (`poise.llama.fit` compares), and so is what this process may use: the host's free memory, and every memory limit of its
+control groups.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import psutil
 
-from poise.llama.gguf import GgufHeader, ModelError
+from poise.llama.gguf import GgufHeader
 
 CELLS_STEP = 256
 """llama.cpp rounds a slot's cells up to a multiple of this."""
+
+KV_BLOCK = 32
+"""Elements of a block of the quantised types."""
 
 KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
@@ -40,37 +44,81 @@ class PoolSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryNeed:
-    """Bytes by purpose."""
+class PoolNeed:
+    """A pool as it will be built, and its bytes by purpose."""
 
-    weights: int
+    name: str
+    n_slots: int
+    slot_cells: int
     kv: int
     compute: int
 
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes by purpose. The store is counted full; the reserve is what must stay free beside all of it."""
+
+    weights: int
+    pools: tuple[PoolNeed, ...]
+    kv_type: str = "f16"
+    store: int = 0
+    reserve: int = 0
+
+    @property
+    def kv(self) -> int:
+        return sum(pool.kv for pool in self.pools)
+
+    @property
+    def compute(self) -> int:
+        return sum(pool.compute for pool in self.pools)
+
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.compute
+        return self.weights + self.kv + self.compute + self.store + self.reserve
 
 
 def kv_bytes_per_token(header: GgufHeader, kv_type: str) -> int:
     """Bytes of one KV cell over all layers, from the file's metadata (keys and values of every KV head)."""
     n_layers = header.number("block_count")
     n_heads = max(1, header.number("attention.head_count", 1))
-    head_size = header.number("embedding_length") // n_heads
-    elements = header.number("attention.key_length", head_size) + header.number("attention.value_length", head_size)
     heads = header.per_layer("attention.head_count_kv", n_layers) or [n_heads] * n_layers
-    return int(sum(heads) * elements * KV_ELEMENT_BYTES[kv_type])
+    return int(sum(heads) * sum(_head_elements(header)) * KV_ELEMENT_BYTES[kv_type])
 
 
-def memory_needed(header: GgufHeader, pools: Sequence[PoolSpec], *, kv_type: str, batch_tokens: int) -> MemoryNeed:
+def can_quantise_kv(header: GgufHeader) -> bool:
+    """Whether the model's heads are whole blocks of the quantised types; llama.cpp refuses others."""
+    return all(elements > 0 and elements % KV_BLOCK == 0 for elements in _head_elements(header))
+
+
+def _head_elements(header: GgufHeader) -> tuple[int, int]:
+    """Elements of one head's key and of its value."""
+    head_size = header.number("embedding_length") // max(1, header.number("attention.head_count", 1))
+    return header.number("attention.key_length", head_size), header.number("attention.value_length", head_size)
+
+
+def memory_needed(
+    header: GgufHeader,
+    pools: Sequence[PoolSpec],
+    *,
+    kv_type: str,
+    batch_tokens: int,
+    store_bytes: int = 0,
+    reserve_bytes: int = 0,
+) -> MemoryNeed:
     """An estimate, within a few percent for the KV cells and on the safe side for the compute buffers."""
     per_token = kv_bytes_per_token(header, kv_type)
-    pools = [pool.cut_to(header.number("context_length")) for pool in pools]
-    return MemoryNeed(
-        weights=header.tensor_bytes,
-        kv=sum(pool.n_slots * pool.built_cells * per_token for pool in pools),
-        compute=sum(_compute_bytes(header, pool, batch_tokens) for pool in pools),
+    cut = [pool.cut_to(header.number("context_length")) for pool in pools]
+    needs = tuple(
+        PoolNeed(
+            name=pool.name,
+            n_slots=pool.n_slots,
+            slot_cells=pool.slot_cells,
+            kv=pool.n_slots * pool.built_cells * per_token,
+            compute=_compute_bytes(header, pool, batch_tokens),
+        )
+        for pool in cut
     )
+    return MemoryNeed(header.tensor_bytes, needs, kv_type, store_bytes, reserve_bytes)
 
 
 def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int:
@@ -80,26 +128,6 @@ def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int
     per_token += 2 * header.number("feed_forward_length")
     logits = 2 * pool.n_slots * header.number("vocab_size", 256_000)
     return 4 * (batch_tokens * per_token + logits)
-
-
-def check_memory(path: Path, need: MemoryNeed, *, reserve_bytes: int, available: int | None = None) -> None:
-    """Raise ModelError when loading would leave less than `reserve_bytes`, with the numbers and what to change."""
-    available = available_bytes() if available is None else available
-    if need.total + reserve_bytes <= available:
-        return
-    if need.weights + reserve_bytes > available:
-        advice = "use a smaller or more strongly quantised model"
-    else:
-        advice = "set fewer pools.short.slots and pools.long.slots, or smaller slot_tokens"
-    raise ModelError(
-        path,
-        f"needs {_gb(need.total)} of memory (weights {_gb(need.weights)}, KV cells {_gb(need.kv)}, compute"
-        f" {_gb(need.compute)}) with {_gb(reserve_bytes)} to stay free, and {_gb(available)} is available; {advice}",
-    )
-
-
-def _gb(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:

@@ -1,31 +1,26 @@
 """Computes the scheduler's batches on llama.cpp: one context per KV pool over one set of weights.
 
-The live adapter of the `Runner` port. It holds no policy: rows, slots and moves come from the plan, and what does not fit is
-an error. Everything runs on the engine's one compute thread; other threads must keep out.
+The live adapter of the `Runner` port. It holds no policy: rows, slots and stored entries come from the plan, and what does
+not fit is an error. Everything runs on the engine's one compute thread; other threads must keep out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Self
 
 from poise.engine.ports import Row, Sampled
-from poise.llama.context import PoolContext
+from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.llama.sampler import Floats, Sampler
-from poise.llama.store import StateStore
-from poise.scheduler.plan import (
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.llama.store import StateStore, StoredState
+from poise.llama.threads import ThreadGovernor
+from poise.scheduler.budget import BatchShape, CostModel
+from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
+from poise.scheduler.policy import CostPrior
 from poise.wire.messages import PoolInfo, SamplingParams, Token
 
 
@@ -40,17 +35,22 @@ class LlamaRunner:
         batch_tokens: int = 512,
         threads: int = 0,
         kv_type: str = "f16",
+        adapt_threads: bool = False,
+        costs: Mapping[str, CostPrior] | None = None,
     ) -> None:
         """Build the pools. Raises ModelError, with everything freed again.
 
         A slot has the cells its spec asks for, but never more than the context the model was trained on.
-        threads 0: one for each core that this process may use.
+        threads 0: one for each core that this process may use. adapt_threads: fewer while passes take much longer than
+        `costs` say, as they do beside other busy programs.
         """
         self.model = model
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._contexts: dict[str, PoolContext] = {}
         self._store = StateStore()
+        self._costs = {spec.name: CostModel((costs or {}).get(spec.name, CostPrior())) for spec in pools}
+        self._governor = ThreadGovernor(threads or usable_threads()) if adapt_threads else None
         try:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
@@ -76,9 +76,17 @@ class LlamaRunner:
         return [context.info for context in self._contexts.values()]
 
     @property
+    def threads(self) -> int:
+        return self._governor.threads if self._governor else 0
+
+    @property
     def stored_bytes(self) -> int:
-        """What the host store takes."""
+        """Bytes of all entries of the host store."""
         return self._store.n_bytes
+
+    def cell_bytes(self, pool: str) -> int:
+        """Bytes of one KV cell of the pool in the host store; an entry takes a little more (a header, positions)."""
+        return self._contexts[pool].info.cell_bytes
 
     def slot_positions(self, pool: str, slot: int) -> int:
         """The highest position in the slot, -1 when it is empty."""
@@ -91,39 +99,55 @@ class LlamaRunner:
         self._samplers.pop(request_id, None)
 
     def apply(self, operation: KvOperation) -> int:
-        if isinstance(operation, DropEntry):
-            self._store.drop(operation.entry)
-            return 0
-        context = self._contexts[operation.pool]
         match operation:
-            case ReleaseSlot():
-                context.release(operation.slot)
-            case MoveSlot():
-                context.move(operation.source, operation.target)
-            case TrimSlot():
-                context.truncate(operation.slot, operation.n_cells)
-            case CopySlot():
-                context.copy(operation.source, operation.target, operation.n_cells)
-            case StoreSlot():
-                return self._store.keep(operation.entry, context, operation.slot, operation.n_cells)
-            case LoadSlot():
-                self._store.load(operation.entry, context, operation.slot, operation.n_cells)
+            case ReleaseSlot(pool, slot):
+                self._contexts[pool].release(slot)
+            case MoveSlot(pool, source, target):
+                self._contexts[pool].move(source, target)
+            case TrimSlot(pool, slot, n_cells):
+                self._contexts[pool].truncate(slot, n_cells)
+            case CopySlot(pool, source, target, n_cells):
+                self._contexts[pool].copy(source, target, n_cells)
+            case StoreSlot(pool, slot, entry, n_cells):
+                state = self._contexts[pool].copy_state(slot, n_cells)
+                self._store.put(entry, StoredState(pool, n_cells, state))
+                return len(state)
+            case LoadSlot(pool, slot, entry, n_cells):
+                stored = self._store.get(entry, pool, n_cells)
+                self._contexts[pool].load(slot, stored.state, stored.n_cells, n_cells)
+            case DropEntry(entry):
+                self._store.drop(entry)
         return 0
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         assert all(row.slot < after.slot for row, after in pairwise(rows)), (
             f"rows are not in ascending slot order: {[row.slot for row in rows]}"
         )
-        logits = self._contexts[pool].compute(rows)
+        logits = self._compute(pool, rows)
         ids = [row.request_id for row in rows if row.sample]
         return [self._sample(request_id, row) for request_id, row in zip(ids, logits, strict=True)]
+
+    def _compute(self, pool: str, rows: Sequence[Row]) -> list[Floats]:
+        """A forward pass, with as many threads as the governor thinks right."""
+        context, governor = self._contexts[pool], self._governor
+        if governor is None:
+            return context.compute(rows)
+        context.use_threads(governor.threads)
+        shape = BatchShape()
+        for row in rows:
+            shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
+        began_ns = time.perf_counter_ns()
+        logits = context.compute(rows)
+        now_ns = time.perf_counter_ns()
+        governor.observe((now_ns - began_ns) / 1000 / max(1.0, self._costs[pool].predict_us(shape)), now_ns)
+        return logits
 
     def _sample(self, request_id: int, logits: Floats) -> Sampled:
         drawn = self._samplers[request_id].draw(logits)
         return Sampled(Token(request_id, drawn.token, drawn.logprob, drawn.top), ends=drawn.token in self._eog)
 
     def shutdown(self) -> None:
-        """Free samplers, the host store, pools and model, in this order. Later calls do nothing."""
+        """Free samplers, stored states (overwritten), pools and model, in this order. Later calls do nothing."""
         self._samplers.clear()
         self._store.clear()
         for context in self._contexts.values():

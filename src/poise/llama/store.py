@@ -1,7 +1,7 @@
-"""The host store's bytes: states of slots, kept outside of llama.cpp until they are loaded again or dropped.
+"""The host store's memory: copies of slots' KV state, entry by entry, overwritten before they are given back.
 
-What is kept and for how long is the scheduler's decision (`poise.scheduler.store` has the books). What held somebody's
-conversation is overwritten before its memory goes back.
+What may be kept, and for whom, the scheduler decides; here lie only the bytes. A state can be put back into slots of the pool
+it came from: llama.cpp refuses one from a pool with another number of slots, or with flash attention otherwise.
 """
 
 from __future__ import annotations
@@ -11,47 +11,46 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from poise.llama.context import PoolContext
-
 
 @dataclass(frozen=True, slots=True)
-class _State:
+class StoredState:
+    """`state`: the bytes llama.cpp wrote for `n_cells` cells of a slot of `pool`, in an array that owns exactly them."""
+
     pool: str
     n_cells: int
-    data: npt.NDArray[np.uint8]
+    state: npt.NDArray[np.uint8]
 
 
 class StateStore:
-    """States by entry number."""
+    """Entry id to stored state. It has no bound of its own: the scheduler keeps the budget."""
 
     def __init__(self) -> None:
-        self._states: dict[int, _State] = {}
-        self.n_bytes = 0
+        self._entries: dict[int, StoredState] = {}
 
-    def keep(self, entry: int, context: PoolContext, slot: int, n_cells: int) -> int:
-        """Copy a slot's `n_cells` cells. Returns their bytes. Raises RunnerError; then there is no such entry."""
-        assert entry not in self._states, f"entry {entry} is there already"
-        data = context.read_own_state(slot)
-        self._states[entry] = _State(context.info.name, n_cells, data)
-        self.n_bytes += len(data)
-        return len(data)
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all entries."""
+        return sum(len(stored.state) for stored in self._entries.values())
 
-    def load(self, entry: int, context: PoolContext, slot: int, n_cells: int) -> None:
-        """Put the first `n_cells` cells of an entry into an empty slot. Raises RunnerError; then the slot is empty."""
-        state = self._states[entry]
-        assert state.pool == context.info.name, f"entry {entry} is of pool {state.pool}, not {context.info.name}"
-        assert n_cells <= state.n_cells, f"entry {entry} has {state.n_cells} cells, not {n_cells}"
-        assert context.last_position(slot) < 0, f"load into slot {slot} of pool {state.pool}, which is not empty"
-        context.write_state(slot, state.data, state.n_cells)
-        if n_cells < state.n_cells:
-            context.truncate(slot, n_cells)
+    def put(self, entry: int, stored: StoredState) -> None:
+        """Keep a state, which belongs to the store from here on."""
+        assert entry not in self._entries, f"entry {entry} is stored already"
+        self._entries[entry] = stored
+
+    def get(self, entry: int, pool: str, n_cells: int) -> StoredState:
+        """The state of an entry of this pool that holds at least `n_cells` cells."""
+        assert entry in self._entries, f"there is no entry {entry}"
+        stored = self._entries[entry]
+        assert stored.pool == pool, f"entry {entry} comes from pool {stored.pool}, it cannot go to pool {pool}"
+        assert 0 < n_cells <= stored.n_cells, f"entry {entry} holds {stored.n_cells} cells, asked for {n_cells}"
+        return stored
 
     def drop(self, entry: int) -> None:
-        """Overwrite and forget an entry."""
-        state = self._states.pop(entry)
-        state.data.fill(0)
-        self.n_bytes -= len(state.data)
+        """Forget an entry. Freed memory is handed out again unwiped, so nothing of a tenant may be left in it."""
+        assert entry in self._entries, f"there is no entry {entry}"
+        self._entries.pop(entry).state.fill(0)
 
     def clear(self) -> None:
-        for entry in list(self._states):
+        """Drop every entry."""
+        for entry in list(self._entries):
             self.drop(entry)

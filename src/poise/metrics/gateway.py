@@ -1,4 +1,4 @@
-"""Every metric that /metrics shows, with its meaning, and the recent figures that /status shows.
+"""What the gateway counts of its requests, as /metrics shows it, and the recent figures that /status shows.
 
 The gateway reports what it sees of its requests here; the engine's own counters and levels are read from its last status
 message at the time of a scrape. No label has more values than the configuration has classes, pools and error codes: tenants
@@ -8,19 +8,21 @@ and clients are no labels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from itertools import product
 from math import ceil
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
+from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import Status
 
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
+
+CHANGES = ("pause", "swap", "drop", "resume", "downgrade")
 
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -30,54 +32,43 @@ RATE_S = 5.0
 _RECENT_MAX = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class EngineReading:
-    """The engine at the time of a scrape. `status` None: it has not told anything (yet, or since it was lost)."""
-
-    up: bool
-    restarts: int
-    status: Status | None
-
-
 class GatewayMetrics:
     """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
 
     def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
         self.registry = registry = CollectorRegistry()
-        self._ttft = _histograms(
+        self._ttft = ClassHistogram(
             registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", _WAITS_S
         )
-        self._gap = _histograms(
+        self._gap = ClassHistogram(
             registry,
             "poise_inter_token_seconds",
             "Between two arrivals of tokens in one choice; tokens that come together are one arrival.",
             _GAPS_S,
         )
-        self._queue_wait = _histograms(
+        self._queue_wait = ClassHistogram(
             registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
         )
-        self._duration = _histograms(
+        self._duration = ClassHistogram(
             registry, "poise_request_seconds", "From the arrival of a request to the end of a choice.", _WAITS_S
         )
-        self._prompt_tokens = _counters_by_class(
+        self._prompt_tokens = ClassCounter(
             registry,
-            "poise_prompt_tokens_total",
+            "poise_prompt_tokens",
             "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
         )
-        self._output_tokens = _counters_by_class(
-            registry, "poise_output_tokens_total", "Tokens received from the engine."
+        self._output_tokens = ClassCounter(registry, "poise_output_tokens", "Tokens received from the engine.")
+        self._disconnects = ClassCounter(
+            registry, "poise_client_disconnects", "Requests whose client left before the answer was complete."
         )
-        self._disconnects = _counters_by_class(
-            registry, "poise_client_disconnects_total", "Requests whose client left before the answer was complete."
-        )
-        self._long_systems = _counters_by_class(
+        self._long_systems = ClassCounter(
             registry,
-            "poise_long_system_prompts_total",
+            "poise_long_system_prompts",
             "Conversations whose system messages take more than long_system_share of the context.",
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled (the client left), engine_lost, failed.",
+            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -88,44 +79,55 @@ class GatewayMetrics:
             ("class", "reason"),
             registry=registry,
         )
+        self._changes = Counter(
+            "poise_changes_total",
+            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade.",
+            ("class", "change"),
+            registry=registry,
+        )
+        for request_class, change in product(RequestClass, CHANGES):
+            self._changes.labels(request_class.value, change)
         self.n_open = 0
         """HTTP requests being answered."""
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
-        registry.register(_EngineCollector(read_engine))
+        registry.register(EngineCollector(read_engine))
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self.registry)
 
     def accepted(self, request_class: str, n_prompt: int) -> None:
-        self._prompt_tokens[request_class].inc(n_prompt)
+        self._prompt_tokens.add(request_class, n_prompt)
 
     def started(self, request_class: str, wait_s: float) -> None:
-        self._queue_wait[request_class].observe(wait_s)
+        self._queue_wait.observe(request_class, wait_s)
 
     def first_tokens(self, request_class: str, n_tokens: int, ttft_s: float, now_s: float) -> None:
-        self._ttft[request_class].observe(ttft_s)
-        self._output_tokens[request_class].inc(n_tokens)
+        self._ttft.observe(request_class, ttft_s)
+        self._output_tokens.add(request_class, n_tokens)
         self.recent_ttft[request_class].add(now_s, ttft_s)
 
     def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
-        self._gap[request_class].observe(gap_s)
-        self._output_tokens[request_class].inc(n_tokens)
+        self._gap.observe(request_class, gap_s)
+        self._output_tokens.add(request_class, n_tokens)
 
     def ended(self, request_class: str, outcome: str, duration_s: float) -> None:
         self._requests.labels(request_class, outcome).inc()
-        self._duration[request_class].observe(duration_s)
+        self._duration.observe(request_class, duration_s)
+
+    def changed(self, request_class: str, change: str) -> None:
+        self._changes.labels(request_class, change).inc()
 
     def rejected(self, request_class: str | None, reason: str) -> None:
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
 
     def long_system_prompt(self, request_class: str) -> None:
-        self._long_systems[request_class].inc()
+        self._long_systems.add(request_class, 1)
 
     def disconnected(self, request_class: str) -> None:
-        self._disconnects[request_class].inc()
+        self._disconnects.add(request_class, 1)
 
 
 class RecentTimes:
@@ -172,71 +174,6 @@ class TokenRates:
         if elapsed_s <= 0:
             return 0.0, 0.0
         return (prompt_now - prompt_then) / elapsed_s, (output_now - output_then) / elapsed_s
-
-
-class _EngineCollector:
-    """Turns the engine's last status into metrics when they are asked for."""
-
-    def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
-        self._read_engine = read_engine
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing: otherwise the registry would collect once to learn the names."""
-        return iter(())
-
-    def collect(self) -> Iterator[Metric]:
-        reading = self._read_engine()
-        yield GaugeMetricFamily("poise_engine_up", "1 while the engine takes requests, else 0.", reading.up)
-        yield CounterMetricFamily("poise_engine_restarts", "Times the engine was started again.", reading.restarts)
-        if reading.status is not None:
-            yield from _levels(reading.status)
-            yield from _counters(reading.status)
-
-
-def _histograms(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> dict[str, Histogram]:
-    """One series for each class: they exist, at 0, before the first request, and are found without a look-up of labels."""
-    family = Histogram(name, text, ("class",), registry=registry, buckets=buckets)
-    return {request_class.value: family.labels(request_class.value) for request_class in RequestClass}
-
-
-def _counters_by_class(registry: CollectorRegistry, name: str, text: str) -> dict[str, Counter]:
-    family = Counter(name, text, ("class",), registry=registry)
-    return {request_class.value: family.labels(request_class.value) for request_class in RequestClass}
-
-
-def _levels(status: Status) -> Iterator[Metric]:
-    queued = GaugeMetricFamily("poise_queued_requests", "Choices waiting in the scheduler's queue.", labels=["class"])
-    running = GaugeMetricFamily("poise_running_requests", "Choices being computed.", labels=["class"])
-    wait = GaugeMetricFamily("poise_wait_estimate_seconds", "Estimated queue wait of a new request.", labels=["class"])
-    for name, figures in status.classes.items():
-        queued.add_metric([name], figures.queued)
-        running.add_metric([name], figures.running)
-        wait.add_metric([name], figures.wait_estimate_us / 1e6)
-    slots = GaugeMetricFamily("poise_pool_slots", "Slots of the pool.", labels=["pool"])
-    slots_held = GaugeMetricFamily("poise_pool_slots_held", "Slots that a sequence holds.", labels=["pool"])
-    cells = GaugeMetricFamily("poise_pool_cells", "KV cells of the pool.", labels=["pool"])
-    cells_used = GaugeMetricFamily("poise_pool_cells_used", "KV cells that hold a token.", labels=["pool"])
-    for pool in status.pools:
-        slots.add_metric([pool.name], pool.slots)
-        slots_held.add_metric([pool.name], pool.slots_held)
-        cells.add_metric([pool.name], pool.cells)
-        cells_used.add_metric([pool.name], pool.cells_used)
-    rss = GaugeMetricFamily("poise_engine_rss_bytes", "Resident memory of the engine process.", status.rss_bytes)
-    yield from (queued, running, wait, slots, slots_held, cells, cells_used, rss)
-
-
-def _counters(status: Status) -> Iterator[Metric]:
-    """Since the engine started: a restart sets them back to 0, as Prometheus expects of counters."""
-    yield CounterMetricFamily("poise_engine_steps", "Steps of the engine's loop.", status.step)
-    yield CounterMetricFamily("poise_engine_prompt_tokens", "Prompt tokens computed.", status.prompt_tokens)
-    yield CounterMetricFamily("poise_engine_output_tokens", "Output tokens generated.", status.output_tokens)
-    yield CounterMetricFamily(
-        "poise_engine_decode_seconds", "Time in the model: forward passes and sampling.", status.decode_us / 1e6
-    )
-    yield CounterMetricFamily(
-        "poise_engine_loop_seconds", "Time of the loop itself in busy steps, besides the model.", status.loop_us / 1e6
-    )
-    yield CounterMetricFamily("poise_engine_moves", "Sequences moved to another slot.", status.moves)
 
 
 def _rank_ms(values: list[float], share: float) -> float | None:

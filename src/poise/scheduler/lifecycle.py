@@ -182,6 +182,7 @@ class Lifecycle:
         if ended_well and not request.pins:
             self._waits.learn_output(request, sequence.n_output)
         self._books.served[sequence.request_class].leave(request.tenant)
+        tenants.leave(request.tenant)
         del self.sequences[request.request_id]
         self.counters.finished += 1
         if self.counters.finished % TIDY_EVERY == 0:
@@ -220,8 +221,12 @@ class Lifecycle:
         assert all(s.state is State.RUNNING and s.slot >= 0 for s in running), "a running sequence without a slot"
         assert all(s.state is State.PAUSED for s in paused), "a paused sequence is not paused"
         counts = books.tenants.counts()
-        for tenant, (n_queued, n_running) in counts.items():
+        assert {s.request.tenant for s in self.sequences.values()} <= counts.keys(), (
+            "a live request's tenant is forgotten"
+        )
+        for tenant, (n_live, n_queued, n_running) in counts.items():
             own = [s for s in self.sequences.values() if s.request.tenant == tenant]
+            assert n_live == len(own), f"tenant {tenant}'s requests are miscounted"
             assert n_queued == sum(not s.started for s in own), f"tenant {tenant}'s queued requests are miscounted"
             assert n_running == sum(s.slot >= 0 for s in own), f"tenant {tenant}'s running requests are miscounted"
 

@@ -183,8 +183,10 @@ class Placement:
             pool.check()
         self.store.check()
         kept = list(self.index)
-        warm = [prefix for pool in self.pools.values() for prefix in pool.warm.values()]
-        assert sorted(id(p) for p in kept if p.slot >= 0) == sorted(map(id, warm)), "index and warm slots disagree"
+        warm = sorted((name, slot) for name, pool in self.pools.items() for slot in pool.warm)
+        indexed = [prefix for prefix in kept if prefix.slot >= 0]
+        assert sorted((p.pool, p.slot) for p in indexed) == warm, "index and warm slots disagree"
+        assert all(self.pools[p.pool].warm[p.slot] is p for p in indexed), "a warm slot holds another prefix"
         stored = {e.number: e for e in self.store}
         prefixes = sorted(p.entry for p in kept if p.entry >= 0)
         assert prefixes == sorted(n for n, e in stored.items() if e.purpose is Purpose.PREFIX), (

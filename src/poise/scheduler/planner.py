@@ -236,7 +236,7 @@ class PlanningPass:
         return n_tokens
 
     def _saved_quantum(self, sequence: Sequence, start: int, n_tokens: int, left_us: float) -> bool:
-        """Rule R2's other saving: where a step never leaves enough for a quantum of a background prompt, what it leaves adds up."""
+        """Rule R2's other saving: where a step never leaves enough for a quantum of a background prompt, it is saved up."""
         if sequence.request_class is not RequestClass.BACKGROUND:
             return False
         books = self.books

@@ -17,6 +17,7 @@ MINUTE_NS = 60_000_000_000
 @dataclass(slots=True)
 class _Tenant:
     policy: TenantPolicy
+    n_live: int = 0
     n_queued: int = 0
     n_running: int = 0
     balance: float = 0.0
@@ -61,12 +62,17 @@ class TenantBooks:
             books.balance -= n_tokens
 
     def enter(self, tenant: str, now_ns: int) -> None:
-        """One more request is queued."""
+        """One more request is here, and queued."""
         books = self._tenants.get(tenant)
         if books is None:
             policy = self._policy.tenant(tenant)
             books = self._tenants[tenant] = _Tenant(policy, balance=float(policy.tokens_per_minute), filled_ns=now_ns)
+        books.n_live += 1
         books.n_queued += 1
+
+    def leave(self, tenant: str) -> None:
+        """One of its requests has ended."""
+        self._tenants[tenant].n_live -= 1
 
     def leave_queue(self, tenant: str) -> None:
         self._tenants[tenant].n_queued -= 1
@@ -82,15 +88,15 @@ class TenantBooks:
     def tidy(self, now_ns: int) -> None:
         """Forget tenants that are as if they had never been here."""
         for tenant, books in list(self._tenants.items()):
-            if books.n_queued or books.n_running:
+            if books.n_live:  # a swapped request is neither new nor in a slot, but it will ask for one
                 continue
             self._fill(books, now_ns)
             if books.balance >= books.policy.tokens_per_minute:
                 del self._tenants[tenant]
 
-    def counts(self) -> dict[str, tuple[int, int]]:
-        """Tenant to (new requests queued, sequences in slots)."""
-        return {tenant: (books.n_queued, books.n_running) for tenant, books in self._tenants.items()}
+    def counts(self) -> dict[str, tuple[int, int, int]]:
+        """Tenant to (live requests, new ones queued, sequences in slots)."""
+        return {tenant: (books.n_live, books.n_queued, books.n_running) for tenant, books in self._tenants.items()}
 
     def _fill(self, books: _Tenant, now_ns: int) -> None:
         per_minute = books.policy.tokens_per_minute

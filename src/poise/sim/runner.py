@@ -2,8 +2,8 @@
 
 Its "model" is a hash chain: the state after a token depends on every token before it, and the next greedy token is a
 function of that state. So a sequence whose KV cells were lost, mixed up or computed twice gives other tokens, and greedy
-output must be the same whatever chunks, slots and neighbours the scheduler chose. A step costs what the given cost weights
-say, on the virtual clock.
+output must be the same whatever chunks, slots, neighbours, swaps and copies the scheduler chose. A step costs what the given
+cost weights say, and cells that are carried cost their time too, on the virtual clock.
 """
 
 from __future__ import annotations
@@ -14,16 +14,7 @@ from zlib import crc32
 
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import (
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Pace
@@ -31,9 +22,12 @@ from poise.wire.messages import PoolInfo, SamplingParams, Token, TokenLogprob
 
 END_TOKEN = 0
 """The simulated vocabulary's end-of-generation token."""
+
 CELL_BYTES = 64
-"""What a cell takes in the host store, where the pool does not say."""
+"""What a stored cell takes where the pool's description does not say."""
+
 Fault = Callable[[str, object], bool]
+"""Asked before each forward pass ("execute", pool) and each operation that carries cells ("apply", operation): does it fail?"""
 
 
 @dataclass(slots=True)
@@ -42,14 +36,20 @@ class _Open:
     n_output: int = 0
 
 
+@dataclass(slots=True)
+class _Entry:
+    pool: str
+    cells: list[int]
+
+
 class SimRunner:
     """Implements `poise.engine.ports.Runner` over hash chains.
 
-    cost       what the machine costs: one for all pools, or one for each
-    pace       what time a batch of a predicted cost takes (default: just that)
-    end_rate   one in so many tokens ends a sequence, 0 for none
-    carry_us   what storing, loading, copying or moving a cell costs
-    fault      asked before each ("execute", pool) and each ("apply", operation that carries cells); True makes it fail
+    cost               what the machine costs: one for all pools, or one for each
+    pace               what time a batch of a predicted cost takes (default: just that)
+    end_rate           one in so many tokens ends a sequence, 0 for none
+    carry_us_per_cell  virtual time of storing, loading, copying and moving one cell; a state is always carried whole
+    fault              makes operations fail; a failure is noticed at the end, so it takes as long as success
     """
 
     def __init__(
@@ -61,8 +61,8 @@ class SimRunner:
         cost: CostPrior | Mapping[str, CostPrior] | None = None,
         pace: Pace | None = None,
         end_rate: int = 0,
-        carry_us: float = 3.0,
-        fault: Fault = lambda what, subject: False,
+        carry_us_per_cell: float = 3.0,
+        fault: Fault | None = None,
     ) -> None:
         self._pools = list(pools)
         self._n_vocab = n_vocab
@@ -71,18 +71,31 @@ class SimRunner:
         self._costs = {name: CostModel(prior) for name, prior in costs.items()}
         self._pace = pace or (lambda _, predicted_us: int(predicted_us * 1000))
         self._end_rate = end_rate
+        self._carry_us_per_cell = carry_us_per_cell
+        self._fault = fault or (lambda what, detail: False)
         # One hash state after each computed token, per pool and slot; its length is the number of cells used.
         self._cells: dict[str, list[list[int]]] = {p.name: [[] for _ in range(p.n_slots)] for p in pools}
+        self._entries: dict[int, _Entry] = {}
         self._capacity = {p.name: p.slot_cells for p in pools}
-        self._open: dict[int, _Open] = {}
         self._cell_bytes = {p.name: p.cell_bytes or CELL_BYTES for p in pools}
-        self._entries: dict[int, tuple[str, list[int]]] = {}
-        self._carry_us = carry_us
-        self._fault = fault
+        self._open: dict[int, _Open] = {}
 
     @property
     def pools(self) -> Sequence[PoolInfo]:
         return self._pools
+
+    @property
+    def threads(self) -> int:
+        return 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all entries of the host store: their cells times `cell_bytes`."""
+        return sum(len(stored.cells) * self._cell_bytes[stored.pool] for stored in self._entries.values())
+
+    def cell_bytes(self, pool: str) -> int:
+        """Bytes of one KV cell of the pool in the host store."""
+        return self._cell_bytes[pool]
 
     def slot_positions(self, pool: str, slot: int) -> int:
         """The highest position in the slot, -1 when it is empty (as llama_memory_seq_pos_max)."""
@@ -94,54 +107,62 @@ class SimRunner:
     def close(self, request_id: int) -> None:
         self._open.pop(request_id, None)
 
-    @property
-    def stored_bytes(self) -> int:
-        """What the host store takes."""
-        return sum(self._cell_bytes[pool] * len(cells) for pool, cells in self._entries.values())
-
     def apply(self, operation: KvOperation) -> int:
-        if isinstance(operation, DropEntry):
-            del self._entries[operation.entry]
-            return 0
-        cells = self._cells[operation.pool]
         match operation:
-            case ReleaseSlot():
-                cells[operation.slot] = []
-            case TrimSlot():
-                del cells[operation.slot][operation.n_cells :]
-            case MoveSlot():
-                moved, cells[operation.source] = cells[operation.source], []
-                self._fill(operation, operation.target, moved)
-            case CopySlot():
-                self._fill(operation, operation.target, cells[operation.source][: operation.n_cells])
+            case ReleaseSlot(pool, slot):
+                self._cells[pool][slot] = []
+            case TrimSlot(pool, slot, n_cells):
+                cells = self._cells[pool][slot]
+                assert 0 <= n_cells <= len(cells), f"slot {slot} of pool {pool} holds {len(cells)} cells, not {n_cells}"
+                del cells[n_cells:]
+            case MoveSlot(pool, source, target):
+                self._check_empty(pool, target)
+                cells, self._cells[pool][source] = self._cells[pool][source], []
+                self._carry(operation, len(cells))
+                self._cells[pool][target] = cells
+            case CopySlot(pool, source, target, n_cells):
+                cells = self._cells[pool][source]
+                assert 0 < n_cells <= len(cells), (
+                    f"slot {source} of pool {pool} holds {len(cells)} cells, not {n_cells}"
+                )
+                self._check_empty(pool, target)
+                self._carry(operation, len(cells))
+                self._cells[pool][target] = cells[:n_cells]
             case StoreSlot():
-                return self._keep(operation)
+                return self._store(operation)
             case LoadSlot():
-                pool, stored = self._entries[operation.entry]
-                assert pool == operation.pool, f"entry {operation.entry} is of pool {pool}, not {operation.pool}"
-                assert operation.n_cells <= len(stored), f"entry {operation.entry} has {len(stored)} cells"
-                self._fill(operation, operation.slot, stored[: operation.n_cells])
+                self._load(operation)
+            case DropEntry(entry):
+                assert entry in self._entries, f"there is no entry {entry}"
+                self._entries.pop(entry).cells.clear()
         return 0
 
-    def _fill(self, operation: MoveSlot | CopySlot | LoadSlot, slot: int, carried: list[int]) -> None:
-        """Put carried cells into an empty slot."""
-        cells = self._cells[operation.pool]
-        assert not cells[slot], f"{operation} into slot {slot}, which is not empty"
-        self._carry(len(carried), operation)
-        cells[slot] = list(carried)
+    def _store(self, operation: StoreSlot) -> int:
+        pool, cells = operation.pool, self._cells[operation.pool][operation.slot]
+        assert 0 < operation.n_cells == len(cells), f"{operation}, and the slot holds {len(cells)} cells"
+        assert operation.entry not in self._entries, f"entry {operation.entry} is stored already"
+        self._carry(operation, len(cells))
+        self._entries[operation.entry] = _Entry(pool, cells.copy())
+        return len(cells) * self._cell_bytes[pool]
 
-    def _keep(self, operation: StoreSlot) -> int:
-        assert operation.entry not in self._entries, f"entry {operation.entry} is there already"
-        cells = self._cells[operation.pool][operation.slot]
-        assert len(cells) == operation.n_cells, f"{operation}, but the slot has {len(cells)} cells"
-        self._carry(len(cells), operation)
-        self._entries[operation.entry] = (operation.pool, list(cells))
-        return self._cell_bytes[operation.pool] * len(cells)
+    def _load(self, operation: LoadSlot) -> None:
+        assert operation.entry in self._entries, f"there is no entry {operation.entry}"
+        stored = self._entries[operation.entry]
+        assert stored.pool == operation.pool, f"{operation}, and the entry comes from pool {stored.pool}"
+        assert 0 < operation.n_cells <= len(stored.cells), f"{operation}, and the entry holds {len(stored.cells)} cells"
+        self._check_empty(operation.pool, operation.slot)
+        self._carry(operation, len(stored.cells))
+        self._cells[operation.pool][operation.slot] = stored.cells[: operation.n_cells]
 
-    def _carry(self, n_cells: int, operation: KvOperation) -> None:
-        self._clock.advance(int(self._carry_us * n_cells * 1000))
-        if self._fault("apply", operation):
-            raise RunnerError("a fault was asked for")
+    def _check_empty(self, pool: str, slot: int) -> None:
+        assert not self._cells[pool][slot], f"slot {slot} of pool {pool} is to be filled and is not empty"
+
+    def _carry(self, operation: KvOperation, n_cells: int) -> None:
+        """Take the time of carrying cells, and fail if that is what the test wants."""
+        fails = self._fault("apply", operation)
+        self._clock.advance(int(n_cells * self._carry_us_per_cell * 1000))
+        if fails:
+            raise RunnerError(f"a fault was asked for: {operation}")
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         shape = BatchShape()
@@ -154,11 +175,12 @@ class SimRunner:
             if row.start + len(row.tokens) > self._capacity[pool]:
                 raise RunnerError(f"slot {row.slot} of pool {pool} has no room for {len(row.tokens)} more tokens")
             shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
+        fails = self._fault("execute", pool)
         self._clock.advance(self._pace(pool, self._costs[pool].predict_us(shape)))
-        if self._fault("execute", pool):
+        if fails:
             for row in rows:
                 self._cells[pool][row.slot] = []
-            raise RunnerError("a fault was asked for")
+            raise RunnerError(f"a fault was asked for: a pass in pool {pool}")
         sampled = []
         for row in rows:
             cells = self._cells[pool][row.slot]

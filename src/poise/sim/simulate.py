@@ -138,7 +138,7 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
         cost=costs.pools,
         pace=pace,
         end_rate=end_rate,
-        carry_us=costs.carry_us_per_cell,
+        carry_us_per_cell=costs.carry_us_per_cell,
         fault=faults.fails,
     )
     checkers = Checkers(policy, runner)

@@ -44,6 +44,12 @@ class FrameReader(Generic[T]):
     def feed(self, data: bytes) -> Iterator[T]:
         """Take bytes and yield the messages they complete. Raises FrameError; the stream is then unusable."""
         buffer = self._buffer
+        if not buffer and len(data) >= LENGTH_BYTES:
+            length = int.from_bytes(data[:LENGTH_BYTES], "little")
+            if len(data) == LENGTH_BYTES + length:
+                # One whole frame, as nearly always: no copies.
+                yield self._decode(memoryview(data)[LENGTH_BYTES:])
+                return
         buffer += data
         offset = 0
         try:
@@ -54,11 +60,14 @@ class FrameReader(Generic[T]):
                 end = offset + LENGTH_BYTES + length
                 if len(buffer) < end:
                     break
-                try:
-                    message = self._decoder.decode(memoryview(bytes(buffer[offset + LENGTH_BYTES : end])))
-                except msgspec.MsgspecError as error:
-                    raise FrameError(f"not a message: {error}") from error
+                message = self._decode(memoryview(bytes(buffer[offset + LENGTH_BYTES : end])))
                 offset = end
                 yield message
         finally:
             del buffer[:offset]
+
+    def _decode(self, payload: memoryview) -> T:
+        try:
+            return self._decoder.decode(payload)
+        except msgspec.MsgspecError as error:
+            raise FrameError(f"not a message: {error}") from error

@@ -305,6 +305,8 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     totals: Totals = Totals()
     waiting: list[Waiting] = []
     """Queued requests with their places, in order, at most once a second; empty in between."""
+    threads: int = 0
+    """Threads that compute now, where the engine adapts them to what other programs leave; else 0."""
     unaccounted_bytes: int = 0
     """Resident memory minus weights, KV cells and host store: compute buffers, the interpreter, and what nobody counts."""
 

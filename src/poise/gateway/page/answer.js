@@ -124,7 +124,10 @@ class Figures {
     const figures = [`first token ${duration(this.#firstAt - this.#sentAt)}`];
     // The first token ends the wait; the rate is that of the others.
     if (tokens > 1 && seconds > 0) figures.push(`${rate((tokens - 1) / seconds)} tokens/s`);
-    if (this.usage?.prompt_tokens !== undefined) figures.push(`${count(this.usage.prompt_tokens)} in`);
+    if (this.usage?.prompt_tokens !== undefined) {
+      const cached = this.usage.prompt_tokens_details?.cached_tokens;
+      figures.push(`${count(this.usage.prompt_tokens)} in${cached ? ` (${count(cached)} cached)` : ""}`);
+    }
     figures.push(this.usage ? plural(tokens, "token") : `about ${plural(tokens, "token")}`);
     return figures;
   }

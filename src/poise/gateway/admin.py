@@ -1,0 +1,115 @@
+"""What operators do: look at live requests, pause, resume and downgrade them, drop a tenant's cache, read the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from poise.gateway.choice import QUEUED, RUNNING, Choice
+from poise.gateway.engine_client import EngineClient, EngineUnavailable
+from poise.gateway.errors import engine_unavailable, not_possible, request_not_found
+from poise.gateway.health import fresh_json
+from poise.gateway.live import LiveCall, LiveRequests
+from poise.gateway.tenants import Tenants
+from poise.scheduler.request import Control, RequestClass
+
+T = TypeVar("T")
+
+_STATES = (RUNNING, "paused", "swapped", QUEUED)
+"""A request is as far as its foremost choice."""
+
+
+class Admin:
+    """Answers /admin. Every answer is preceded by the check of who asks."""
+
+    def __init__(self, engine: EngineClient, tenants: Tenants, live: LiveRequests) -> None:
+        self._engine = engine
+        self._tenants = tenants
+        self._live = live
+
+    async def requests(self, request: Request) -> Response:
+        """Live requests: counts and states, no text."""
+        self._tenants.check_admin(request)
+        now_s = time.perf_counter()
+        return fresh_json({"data": [_row(call, now_s) for call in self._live.all()]})
+
+    def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint of one action."""
+
+        async def control(request: Request) -> Response:
+            self._tenants.check_admin(request)
+            return await self._control(request.path_params["request_id"], action)
+
+        return control
+
+    async def forget(self, request: Request) -> Response:
+        """Drop every prefix that is kept for a tenant. Its live requests go on."""
+        self._tenants.check_admin(request)
+        tenant = request.path_params["tenant"]
+        freed = await _asked(self._engine.forget(tenant))
+        return fresh_json({"tenant": tenant, "entries": freed.entries, "cells": freed.cells})
+
+    async def journal(self, request: Request) -> Response:
+        """The engine's flight recorder: token counts and decisions, no text."""
+        self._tenants.check_admin(request)
+        lines = await _asked(self._engine.journal())
+        return Response("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
+
+    async def _control(self, wanted: str, action: Control) -> Response:
+        """On every choice of the request that has not ended. One that could be acted on makes it a success."""
+        call = self._live.find(wanted)
+        choices = _open_choices(call) if call is not None else []
+        if call is None or not choices:
+            raise request_not_found(wanted)
+        answers = await _asked(
+            asyncio.gather(*(self._engine.control(choice.handle.request_id, action) for choice in choices))
+        )
+        if not any(answer.state for answer in answers):
+            raise request_not_found(wanted)
+        if all(answer.detail for answer in answers):
+            raise not_possible(action.value, wanted, next(answer.detail for answer in answers if answer.state))
+        rows = [
+            {"index": choice.index, "state": _shown_state(answer.state), "detail": answer.detail}
+            for choice, answer in zip(choices, answers, strict=True)
+        ]
+        return fresh_json({"id": call.response_id, "action": action.value, "choices": rows})
+
+
+async def _asked(answer: Awaitable[T]) -> T:
+    try:
+        return await answer
+    except EngineUnavailable as error:
+        raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
+
+
+def _open_choices(call: LiveCall) -> list[Choice]:
+    return [choice for choice in call.generation.choices if not choice.ended] if call.generation is not None else []
+
+
+def _row(call: LiveCall, now_s: float) -> dict[str, Any]:
+    origin, choices = call.origin, _open_choices(call)
+    usage = call.generation.usage() if call.generation is not None else None
+    states = {choice.state for choice in choices}
+    downgraded = any(choice.downgraded for choice in choices)
+    return {
+        "id": call.response_id,
+        "request_id": origin.request_id,
+        "tenant": origin.tenant,
+        "class": (RequestClass.BACKGROUND if downgraded else origin.request_class).value,
+        "state": next((state for state in _STATES if state in states), QUEUED),
+        "choices": len(choices),
+        "prompt_tokens": usage.prompt_tokens if usage else 0,
+        "output_tokens": usage.completion_tokens if usage else 0,
+        "cached_tokens": usage.cached_tokens if usage else 0,
+        "age_ms": int((now_s - origin.arrived_s) * 1000),
+    }
+
+
+def _shown_state(state: str) -> str:
+    """The engine's word for a queued request is waiting; everywhere else in the API it is queued."""
+    return {"waiting": QUEUED, "finished": "ended", "": "ended"}.get(state, state)

@@ -1,0 +1,206 @@
+"""What operators do with live requests and with what is cached for a tenant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+
+from poise.config import Settings
+from poise.gateway.engine_client import EnginePhase
+from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList
+from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body
+
+CHAT = "/v1/chat/completions"
+
+
+async def live(app: FastAPI) -> list[dict[str, Any]]:
+    reply = await ask(app, "GET", "/admin/requests")
+    assert reply.status == 200
+    LiveRequestList.model_validate_json(reply.body)
+    return list(reply.json()["data"])
+
+
+async def running(app: FastAPI, engine: FakeEngine, **arguments: Any) -> tuple[Exchange, Submission]:
+    """A stream of one choice that has its slot."""
+    n = len(engine.submissions)
+    asked = exchange(app, "POST", CHAT, chat_body(stream=True), **arguments).open()
+    request = await engine.submitted(n + 1)
+    request.accept()
+    await asked.start()
+    request.start(n_cached=8)
+    request.say("x")
+    await asked.event()
+    return asked, request
+
+
+async def test_live_requests_are_listed_with_their_states() -> None:
+    """Counts and no text; those that have ended are gone."""
+    engine = FakeEngine()
+    app = make_app(engine)
+    assert await live(app) == []
+    asked, request = await running(app, engine, headers={"x-request-id": "mine"})
+    (row,) = await live(app)
+    assert row["id"].startswith("chatcmpl-")
+    assert row.pop("age_ms") >= 0
+    assert row == {
+        "id": row["id"],
+        "request_id": "mine",
+        "tenant": "local",
+        "class": "interactive",
+        "state": "running",
+        "choices": 1,
+        "prompt_tokens": 21,
+        "output_tokens": 1,
+        "cached_tokens": 8,
+    }
+    for what, state in (("pause", "paused"), ("swap", "swapped"), ("drop", "queued"), ("resume", "running")):
+        request.change(what)
+        await asked.message()
+        assert (await live(app))[0]["state"] == state
+    request.change("downgrade", "operator")
+    await asked.message()
+    assert (await live(app))[0]["class"] == "background"
+    request.finish()
+    await asked.ended()
+    assert await live(app) == []
+
+
+async def test_a_request_that_does_not_stream_is_listed_too() -> None:
+    """Queued until its first choice starts; gone when its client is."""
+    engine = FakeEngine()
+    app = make_app(engine)
+    asked = exchange(app, "POST", "/v1/completions", prompt_body(n=2)).open()
+    await engine.submitted(2)
+    (row,) = await live(app)
+    assert row["id"].startswith("cmpl-")
+    assert (row["state"], row["choices"], row["prompt_tokens"]) == ("queued", 2, 2)
+    asked.disconnect()
+    await asked.ended()
+    assert await live(app) == []
+
+
+async def test_a_refused_request_is_not_listed() -> None:
+    """Nothing of it is left behind."""
+    engine = FakeEngine(lambda s: s.refuse("queue_full", 1, 1))
+    app = make_app(engine)
+    await ask(app, "POST", CHAT, chat_body())
+    assert await live(app) == []
+
+
+@pytest.mark.parametrize("action", ["pause", "resume", "downgrade"])
+async def test_an_action_reaches_every_choice(action: str) -> None:
+    """Under the id of the response, or the request's own."""
+    engine = FakeEngine(lambda s: s.accept())
+    app = make_app(engine)
+    headers = {"x-request-id": "mine"}
+    asked = exchange(app, "POST", CHAT, chat_body(stream=True, n=2), headers=headers).open()
+    await asked.start()
+    (row,) = await live(app)
+    for known_as in (row["id"], "mine"):
+        engine.controlled.clear()
+        reply = await ask(app, "POST", f"/admin/requests/{known_as}/{action}")
+        body = ControlResult.model_validate_json(reply.body)
+        assert (reply.status, body.id, body.action) == (200, row["id"], action)
+        assert [choice.index for choice in body.choices] == [0, 1]
+        assert engine.controlled == [(1, action), (2, action)]
+    asked.disconnect()
+    await asked.ended()
+
+
+async def test_what_the_engine_cannot_do_is_409_with_its_reason() -> None:
+    """Unless some choice could be acted on."""
+    engine = FakeEngine(lambda s: s.accept())
+    app = make_app(engine)
+    asked = exchange(app, "POST", CHAT, chat_body(stream=True, n=2)).open()
+    await asked.start()
+    path = f"/admin/requests/{(await live(app))[0]['id']}/resume"
+    engine.control_answers = {1: ("running", "it is not paused"), 2: ("waiting", "it is not paused")}
+    reply = await ask(app, "POST", path)
+    assert (reply.status, reply.error["code"], reply.error["type"]) == (409, "not_possible", "conflict_error")
+    assert "it is not paused" in reply.error["message"]
+    engine.control_answers = {1: ("", "there is no such live request"), 2: ("waiting", "")}
+    reply = await ask(app, "POST", path)
+    assert [choice["state"] for choice in reply.json()["choices"]] == ["ended", "queued"]
+    asked.disconnect()
+    await asked.ended()
+
+
+async def test_unknown_requests_are_404() -> None:
+    """Those that never were, those that the engine has just ended, and ids that more than one request goes by."""
+    engine = FakeEngine(lambda s: s.accept())
+    app = make_app(engine)
+    assert (await ask(app, "POST", "/admin/requests/chatcmpl-1/pause")).error["code"] == "request_not_found"
+    exchanges = []
+    for _ in range(2):
+        exchanges.append(exchange(app, "POST", CHAT, chat_body(stream=True), headers={"x-request-id": "twice"}).open())
+        await exchanges[-1].start()
+    assert (await ask(app, "POST", "/admin/requests/twice/pause")).status == 404
+    engine.control_answers = {1: ("", "there is no such live request")}
+    assert (await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/pause")).status == 404
+    assert (await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/stop")).status == 404
+    for asked in exchanges:
+        asked.disconnect()
+        await asked.ended()
+
+
+async def test_forgetting_what_is_cached_for_a_tenant() -> None:
+    """The engine says what it freed."""
+    engine = FakeEngine()
+    reply = await ask(make_app(engine), "DELETE", "/admin/tenants/key-0123/cache")
+    assert ForgetResult.model_validate_json(reply.body).model_dump() == {
+        "tenant": "key-0123",
+        "entries": 3,
+        "cells": 128,
+    }
+    assert engine.forgotten == ["key-0123"]
+
+
+ENDPOINTS = [
+    ("GET", "/admin/requests"),
+    ("POST", "/admin/requests/x/pause"),
+    ("DELETE", "/admin/tenants/x/cache"),
+    ("GET", "/admin/journal"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ENDPOINTS)
+async def test_only_operators_may(method: str, path: str) -> None:
+    """From this machine without a configured key, with the key otherwise; nothing is done for others."""
+    engine = FakeEngine()
+    reply = await ask(make_app(engine), method, path, client="192.0.2.1")
+    assert (reply.status, reply.error["code"]) == (403, "admin_is_local")
+    keyed = make_app(engine, Settings.model_validate({"auth": {"admin_key": "secret"}}))
+    reply = await ask(keyed, method, path)
+    assert (reply.status, reply.error["code"]) == (401, "invalid_admin_key")
+    reply = await ask(keyed, method, path, headers={"authorization": "Bearer secret"}, client="192.0.2.1")
+    assert reply.status in (200, 404)
+    assert not engine.controlled
+
+
+async def test_without_an_engine_it_is_503() -> None:
+    """The list is the gateway's own."""
+    engine = FakeEngine(lambda s: s.accept())
+    app = make_app(engine)
+    asked = exchange(app, "POST", CHAT, chat_body(stream=True)).open()
+    await asked.start()
+    (row,) = await live(app)
+    engine.state.phase = EnginePhase.RESTARTING
+    for method, path in (("POST", f"/admin/requests/{row['id']}/pause"), ("DELETE", "/admin/tenants/x/cache")):
+        reply = await ask(app, method, path)
+        assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")
+    assert [listed["id"] for listed in await live(app)] == [row["id"]]
+    asked.disconnect()
+    await asked.ended()
+
+
+async def test_a_full_server_can_be_acted_on() -> None:
+    """What fills it is what an operator wants to see."""
+    engine = FakeEngine()
+    app = make_app(engine, Settings.model_validate({"server": {"max_connections": 1}}))
+    asked, _ = await running(app, engine)
+    assert len(await live(app)) == 1
+    assert (await ask(app, "GET", "/v1/models")).status == 503
+    asked.disconnect()
+    await asked.ended()
