@@ -118,12 +118,13 @@ class Mirror:
                     self.slots[pool, target] = moved
             case CopySlot(pool, source, target, n_cells, request_id):
                 self._assert_empty(pool, target, operation)
-                cells = self._known(pool, source, n_cells, "copied")
-                self._take_over(pool, target, cells, n_cells, request_id, lost)
+                if request_id not in lost:
+                    cells = self._known(pool, source, n_cells, "copied")
+                    self._take_over(pool, target, cells, n_cells, request_id)
             case StoreSlot(pool, slot, entry, n_cells):
-                cells = self._known(pool, slot, n_cells, "stored")
                 assert entry not in self.entries, f"{operation}: the entry is there already"
                 if entry not in unstored:
+                    cells = self._known(pool, slot, n_cells, "stored")
                     self.entries[entry] = (pool, replace(cells, n=n_cells))
             case LoadSlot(pool, slot, entry, n_cells, request_id):
                 self._assert_empty(pool, slot, operation)
@@ -134,19 +135,20 @@ class Mirror:
                 origin, cells = self.entries[entry]
                 assert origin == pool, f"{operation}: the entry is of pool {origin}"
                 assert n_cells <= (cells.n or 0), f"{operation}: the entry has {cells.n} cells"
-                self._take_over(pool, slot, cells, n_cells, request_id, lost)
+                if request_id not in lost:
+                    self._take_over(pool, slot, cells, n_cells, request_id)
             case DropEntry(entry):
                 # An entry whose store failed in the same step is dropped in vain.
                 assert entry in self.entries or entry in unstored, f"{operation}: there is no such entry"
                 self.entries.pop(entry, None)
 
-    def _take_over(self, pool: str, slot: int, cells: Cells, n_cells: int, request_id: int, lost: set[int]) -> None:
+    def _take_over(self, pool: str, slot: int, cells: Cells, n_cells: int, request_id: int) -> None:
         """Cells of `cells.tenant` become part of a request's sequence."""
         tenant = self._tenants.get(request_id)
         assert tenant is not None, f"cells are given to request {request_id}, which is not live"
         allowed = cells.tenant in (tenant, OPERATOR)
         assert allowed, f"request {request_id} of tenant {tenant} is given cells of {cells.tenant} (invariant 12)"
-        if request_id not in lost and n_cells:
+        if n_cells:
             self.slots[pool, slot] = Cells(tenant, request_id, n_cells)
 
     def _compute(self, pool: str, chunk: Chunk, *, failed: bool) -> None:
