@@ -59,7 +59,7 @@ def test_a_request_paused_in_a_slot_that_is_needed_comes_back_exactly() -> None:
     b.step(8)
     b.control(1, "pause")
     for i in range(2, 6):
-        b.submit(i, PROMPT + [i], 30)
+        b.submit(i, [*PROMPT, i], 30)
     b.run()
     assert changes(b, 1) == ["pause", "swap"]
     assert b.control(1, "resume").state in ("swapped", "running")

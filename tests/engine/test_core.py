@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from poise.engine.execution import Execution
 from poise.engine.ports import Row, RunnerError, Sampled
+from poise.scheduler.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner
@@ -173,3 +175,29 @@ def test_shutdown_ends_the_loop() -> None:
     bench = Bench()
     bench.mail.incoming.append(wire.Shutdown())
     bench.engine.run()
+
+
+def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
+    """A move costs time, too, but says nothing of its cells; nor does what failed. Either would bend the cost of a cell."""
+    pools = [PoolInfo("short", 4, 512, True, 0)]
+    clock = VirtualClock()
+    runner = SimRunner(
+        pools,
+        clock=clock,
+        carry_us=3.0,
+        fault=lambda what, subject: isinstance(subject, StoreSlot) and subject.slot == 1,
+    )
+    execution = Execution(runner, clock, {})
+    for slot in (0, 1, 2):
+        runner.execute("short", [Row(1 + slot, slot, 0, prompt(1, 100), False)])
+    before_ns = clock.now_ns()
+    operations = (
+        StoreSlot("short", 0, 7, 100),
+        StoreSlot("short", 1, 8, 100),
+        MoveSlot("short", 2, 3, 3),
+        DropEntry(7),
+    )
+    result, _ = execution.carry_out(StepPlan(0, operations, ()))
+    assert (result.carried_us, result.carried_cells) == (300, 100)
+    assert (result.stored, result.unstored) == (((7, 6400),), (8,))
+    assert execution.busy_ns == clock.now_ns() - before_ns == 900_000
