@@ -166,7 +166,7 @@ def test_the_journal_tells_what_was_planned_and_holds_no_prompt() -> None:
     (journal,) = [m for m in bench.mail.sent if isinstance(m, wire.Journal)]
     lines = [json.loads(line) for line in journal.lines]
     assert lines[0]["dropped"] == 0
-    assert {line["kind"] for line in lines[1:]} == {"add", "plan", "result", "rest"}
+    assert {line["kind"] for line in lines[1:]} == {"policy", "add", "plan", "result", "rest"}
     assert "777777" not in "".join(journal.lines)
 
 

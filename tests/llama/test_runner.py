@@ -12,7 +12,7 @@ from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model, ModelError
 from poise.llama.runner import LlamaRunner
-from poise.scheduler.plan import MoveSlot
+from poise.scheduler.plan import DropEntry, MoveSlot, StoreSlot
 from poise.wire.messages import SamplingParams
 
 STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6560, 2141, 260, 3150, 30, 1963, 1194]
@@ -78,6 +78,40 @@ def test_an_empty_sequence_moves_too(runner: LlamaRunner) -> None:
     with pytest.raises(AssertionError, match="not empty"):
         runner.apply(MoveSlot("short", 0, 2, 7))
     runner._contexts["short"].release(2)
+
+
+@pytest.mark.slow
+def test_what_was_stored_is_overwritten_when_it_goes(runner: LlamaRunner) -> None:
+    """Dropped one by one, or all at shutdown: whoever gets the memory next finds nothing of a conversation in it."""
+    for slot in (0, 1):
+        runner.execute("short", [Row(1 + slot, slot, 0, STORY, False)])
+        runner.apply(StoreSlot("short", slot, 5 + slot, len(STORY)))
+    first, second = (runner._store._states[entry].data for entry in (5, 6))
+    try:
+        assert first.any()
+        assert second.any()
+        runner.apply(DropEntry(5))
+        assert not first.any()
+        assert second.any()
+        runner._store.clear()
+        assert not second.any()
+        assert runner.stored_bytes == 0
+    finally:
+        for slot in (0, 1):
+            runner._contexts["short"].release(slot)
+
+
+@pytest.mark.slow
+def test_an_entry_takes_about_what_the_pool_says_of_a_cell(runner: LlamaRunner) -> None:
+    """The scheduler admits entries by that figure; positions and headers come on top, a fraction of a percent."""
+    runner.execute("short", [Row(1, 0, 0, STORY, False)])
+    try:
+        n_bytes = runner.apply(StoreSlot("short", 0, 5, len(STORY)))
+        predicted = len(STORY) * runner.pools[0].cell_bytes
+        assert predicted < n_bytes < 1.01 * predicted
+        runner.apply(DropEntry(5))
+    finally:
+        runner._contexts["short"].release(0)
 
 
 @pytest.mark.slow
