@@ -62,8 +62,10 @@ class Bench:
             slot_cells={p.name: p.slot_cells for p in pools},
             cell_bytes=dict.fromkeys((p.name for p in pools), CELL_BYTES),
         )
-        self.scheduler = Scheduler(replace(policy, **changes))
+        policy = replace(policy, **changes)
+        self.scheduler = Scheduler(policy)
         self.engine = Engine(self.scheduler, self.runner, self.clock, self.mail, self.mail, secret=secret)
+        self.engine.journal.record_policy(policy)
 
     def send(self, *messages: wire.ToEngine) -> None:
         """Messages for the next step."""

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from poise.config import Settings, to_policy
+from poise.engine.execution import Execution
 from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
+from poise.scheduler.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner
@@ -166,7 +168,7 @@ def test_the_journal_tells_what_was_planned_and_holds_no_prompt() -> None:
     (journal,) = [m for m in bench.mail.sent if isinstance(m, wire.Journal)]
     lines = [json.loads(line) for line in journal.lines]
     assert lines[0]["dropped"] == 0
-    assert {line["kind"] for line in lines[1:]} == {"add", "plan", "result", "rest"}
+    assert {line["kind"] for line in lines[1:]} == {"policy", "add", "plan", "result", "rest"}
     assert "777777" not in "".join(journal.lines)
 
 
@@ -192,3 +194,29 @@ def test_a_journal_is_read_back_as_it_was_written() -> None:
         (4, 3, "abort", [3]),
         (5, 4, "abort", [4]),
     ]
+
+
+def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
+    """A move costs time, too, but says nothing of its cells; nor does what failed. Either would bend the cost of a cell."""
+    pools = [PoolInfo("short", 4, 512, True, 0)]
+    clock = VirtualClock()
+    runner = SimRunner(
+        pools,
+        clock=clock,
+        carry_us_per_cell=3.0,
+        fault=lambda what, subject: isinstance(subject, StoreSlot) and subject.slot == 1,
+    )
+    execution = Execution(runner, clock, {})
+    for slot in (0, 1, 2):
+        runner.execute("short", [Row(1 + slot, slot, 0, prompt(1, 100), False)])
+    before_ns = clock.now_ns()
+    operations = (
+        StoreSlot("short", 0, 7, 100),
+        StoreSlot("short", 1, 8, 100),
+        MoveSlot("short", 2, 3, 3),
+        DropEntry(7),
+    )
+    result, _ = execution.carry_out(StepPlan(0, operations, ()))
+    assert (result.carried_us, result.carried_cells) == (300, 100)
+    assert (result.stored, result.unstored) == (((7, 6400),), (8,))
+    assert execution.busy_ns == clock.now_ns() - before_ns == 900_000

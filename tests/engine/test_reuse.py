@@ -13,6 +13,7 @@ from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import BLOCK_TOKENS
 from poise.scheduler.store import Purpose
 from poise.sim.clock import VirtualClock
+from poise.sim.replay import replay
 from poise.sim.runner import CELL_BYTES, Fault
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo
@@ -188,6 +189,23 @@ def test_a_template_that_was_declared_twice_at_once_is_the_second_one() -> None:
     assert ask(b, 1, HOUSE + words(1, 20), template="house") == 0
     assert ask(b, 2, GARDEN + words(2, 20), template="house") == 61
     assert runner.stored_bytes == sum(b.scheduler.snapshot().store.bytes_by_purpose.values())
+
+
+def test_a_journal_with_templates_swaps_and_a_forget_can_be_run_again() -> None:
+    """Every call of the scheduler is in it, a template that is given up included: the plans are the same."""
+    b, _ = bench(slots=2, turn_us=20_000)
+    b.send(wire.Template("house", HOUSE))
+    for i in range(1, 6):
+        b.submit(i, HOUSE + words(i, 20), 30, template="house", request_class="background", queue_timeout_ms=400)
+    b.step(30)
+    b.send(wire.Template("house", GARDEN), wire.Forget(1, "a"), wire.Control(1, "pause"), wire.Control(1, "resume"))
+    b.submit(9, GARDEN + words(9, 20), 30, template="house")
+    b.run()
+    lines = journal(b)
+    assert any('"kind": "retract"' in line for line in lines)
+    done = replay(lines)
+    assert done.difference == ""
+    assert done.n_plans > 30
 
 
 def test_a_template_that_cannot_be_stored_is_done_without() -> None:

@@ -53,15 +53,15 @@ class Execution:
         stored: list[tuple[int, int]] = []
         unstored: list[int] = []
         lost: list[int] = []
-        carried_us, carried_cells = 0, 0
-        if plan.operations:
+        carried_ns, carried_cells = 0, 0
+        for operation in plan.operations:
             began_ns = self._clock.now_ns()
-            for operation in plan.operations:
-                self._apply(operation, stored, unstored, lost)
-                carried_cells += _cells(operation)
+            done = self._apply(operation, stored, unstored, lost)
             spent_ns = self._clock.now_ns() - began_ns
             self.busy_ns += spent_ns
-            carried_us = spent_ns // 1000
+            if done and (n_cells := _cells(operation)):
+                carried_ns += spent_ns
+                carried_cells += n_cells
         results: list[BatchResult] = []
         sampled: list[Sampled] = []
         for batch in plan.batches:
@@ -69,18 +69,17 @@ class Execution:
             results.append(result)
             sampled += drawn
         blocks = self._extend(sampled)
-        return (
-            StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, carried_us, carried_cells),
-            sampled,
-        )
+        carried = (carried_ns // 1000, carried_cells)
+        return StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, *carried), sampled
 
     def _apply(
         self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]
-    ) -> None:
+    ) -> bool:
+        """Whether it was carried out."""
         missing = isinstance(operation, DropEntry | LoadSlot) and operation.entry in unstored
         try:
             if missing and isinstance(operation, DropEntry):
-                return  # it was to be dropped in the step in which storing it failed
+                return False  # it was to be dropped in the step in which storing it failed
             if missing:
                 raise RunnerError("the entry could not be stored")
             n_bytes = self._runner.apply(operation)
@@ -91,9 +90,10 @@ class Execution:
                 lost.append(operation.request_id)
             else:
                 raise
-            return
+            return False
         if isinstance(operation, StoreSlot):
             stored.append((operation.entry, n_bytes))
+        return True
 
     def _run(self, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:
         rows = []

@@ -137,7 +137,7 @@ class StepResult:
     unstored     entries whose StoreSlot failed: there is no such entry
     lost         requests whose LoadSlot or CopySlot failed: their slot is empty and their chunk was not computed
     blocks       (request id, key) of each block that a sampled token completed; see `Request.blocks`
-    carried_us   measured cost of the plan's store, load, copy and move operations together
+    carried_us   measured cost of the plan's store, load and copy operations together, of those that succeeded
     carried_cells  the cells that they carried
     """
 
