@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from poise.config import PoolSettings, PoolsSettings, Settings, to_policy
 from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.scheduler import Scheduler
 from poise.sim.clock import VirtualClock
-from poise.sim.runner import SimRunner
+from poise.sim.runner import CELL_BYTES, SimRunner
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo, SamplingParams
 
@@ -21,9 +24,13 @@ class Mailboxes:
         self.incoming: list[wire.ToEngine] = []
         self.sent: list[wire.ToGateway] = []
         self.blocked = 0
+        self.waits: list[int | None] = []
+        """Until when it would have waited, each time that there was nothing to do."""
 
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
-        self.blocked += block and not self.incoming
+        if block and not self.incoming:
+            self.blocked += 1
+            self.waits.append(wait_until_ns)
         messages, self.incoming = self.incoming, []
         return messages
 
@@ -32,18 +39,35 @@ class Mailboxes:
 
 
 class Bench:
-    """An engine with the default policy (smaller slots) over a SimRunner."""
+    """An engine with the default policy (smaller slots) over a SimRunner. `changes` are to the policy."""
 
-    def __init__(self, *, slots: int = 10, end_rate: int = 0, runner: SimRunner | None = None) -> None:
-        self.clock = VirtualClock()
+    def __init__(
+        self,
+        *,
+        slots: int = 10,
+        end_rate: int = 0,
+        runner: SimRunner | None = None,
+        clock: VirtualClock | None = None,
+        secret: bytes = b"poise",
+        **changes: Any,
+    ) -> None:
+        self.clock = clock or VirtualClock()
         self.mail = Mailboxes()
         pools = [PoolInfo("short", slots, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
         self.runner = runner or SimRunner(pools, clock=self.clock, cost=CostPrior(), end_rate=end_rate)
         short = PoolSettings(slots=slots, slot_tokens=512)
         settings = Settings(pools=PoolsSettings(short=short))
-        policy = to_policy(settings, slot_cells={p.name: p.slot_cells for p in pools})
-        self.scheduler = Scheduler(policy)
-        self.engine = Engine(self.scheduler, self.runner, self.clock, self.mail, self.mail)
+        policy = to_policy(
+            settings,
+            slot_cells={p.name: p.slot_cells for p in pools},
+            cell_bytes=dict.fromkeys((p.name for p in pools), CELL_BYTES),
+        )
+        self.scheduler = Scheduler(replace(policy, **changes))
+        self.engine = Engine(self.scheduler, self.runner, self.clock, self.mail, self.mail, secret=secret)
+
+    def send(self, *messages: wire.ToEngine) -> None:
+        """Messages for the next step."""
+        self.mail.incoming += messages
 
     def submit(
         self,
@@ -53,8 +77,12 @@ class Bench:
         sampling: SamplingParams = GREEDY,
         tenant: str = "a",
         request_class: str = "interactive",
+        template: str = "",
+        queue_timeout_ms: int = 0,
     ) -> None:
-        self.mail.incoming.append(wire.Submit(request_id, tenant, request_class, prompt, max_output, sampling))
+        self.mail.incoming.append(
+            wire.Submit(request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms)
+        )
 
     def run(self, steps_max: int = 5000) -> None:
         """Step until the engine would wait for a message."""
@@ -66,10 +94,36 @@ class Bench:
                 return
         raise AssertionError(f"still busy after {steps_max} steps")
 
+    def step(self, n: int = 1) -> None:
+        for _ in range(n):
+            self.engine.step()
+            self.scheduler.check()
+
+    def control(self, request_id: int, action: str) -> wire.Controlled:
+        """An operator's word, and the engine's answer."""
+        self.send(wire.Control(request_id, action))
+        self.step()
+        return [m for m in self.mail.sent if isinstance(m, wire.Controlled)][-1]
+
+    @property
+    def steps(self) -> list[wire.Step]:
+        return [m for m in self.mail.sent if isinstance(m, wire.Step)]
+
     def tokens(self, request_id: int) -> list[int]:
-        steps = [m for m in self.mail.sent if isinstance(m, wire.Step)]
-        return [t.token for s in steps for t in s.tokens if t.request_id == request_id]
+        return [t.token for s in self.steps for t in s.tokens if t.request_id == request_id]
+
+    def start(self, request_id: int) -> wire.Start:
+        """Its one start."""
+        (start,) = [m for s in self.steps for m in s.starts if m.request_id == request_id]
+        return start
+
+    def changes(self, request_id: int) -> list[wire.Change]:
+        return [c for s in self.steps for c in s.changes if c.request_id == request_id]
 
     def finishes(self, request_id: int) -> list[wire.Finish]:
-        steps = [m for m in self.mail.sent if isinstance(m, wire.Step)]
-        return [f for s in steps for f in s.finishes if f.request_id == request_id]
+        return [f for s in self.steps for f in s.finishes if f.request_id == request_id]
+
+    def finish(self, request_id: int) -> wire.Finish:
+        """Its one end."""
+        (finish,) = self.finishes(request_id)
+        return finish

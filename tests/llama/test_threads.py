@@ -63,6 +63,17 @@ def test_trials_of_more_threads_get_rare_while_they_fail() -> None:
     assert used.count(2) < 40
 
 
+def test_passes_of_different_kinds_are_no_reason_to_change() -> None:
+    """Prompts and decodes differ from what was expected of them in their own ways; those are not compared."""
+    governor = ThreadGovernor(2)
+    now_ns = 0
+    for i in range(600):
+        kind = 3.0 if (i // 7) % 2 else 1.0  # seven decodes, then seven chunks that take three times what they should
+        now_ns += PASS_NS
+        governor.observe(quiet(governor.threads) * kind, now_ns)
+    assert governor.n_changes == 0
+
+
 @pytest.mark.parametrize("noise", [0.7, 1.4])
 def test_ordinary_noise_changes_nothing(noise: float) -> None:
     """Passes that vary by a factor of two are no crowd."""

@@ -34,6 +34,14 @@ OPERATOR = ""
 """The tenant of what nobody asked for: the computing of declared templates."""
 
 
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """A template. The scheduler knows it by `key`, which another text of the same name does not share."""
+
+    key: str
+    tokens: list[int]
+
+
 @dataclass(slots=True)
 class Counters:
     """Totals since start. `loop_ns`: the loop's own time in steps that ran something."""
@@ -62,7 +70,8 @@ class Engine:
     execution: Execution = field(init=False)
     _reporter: Reporter = field(init=False)
     _live: dict[int, Live] = field(default_factory=dict)
-    _templates: dict[str, list[int]] = field(default_factory=dict)
+    _templates: dict[str, Declared] = field(default_factory=dict)
+    _n_declared: int = 0
     _n_internal: int = 0
     _idle: bool = False
     _wake_at_ns: int | None = None
@@ -89,7 +98,7 @@ class Engine:
         plan = self.scheduler.plan(began_ns)
         if plan.is_empty:
             self._emit(plan, [], events)
-            self._rest(plan, began_ns)
+            self._rest(plan, began_ns, changed=bool(events))
             return
         self._idle = False
         self.journal.record(began_ns, "plan", plan)
@@ -104,10 +113,10 @@ class Engine:
             self._report(now_ns)
         self.counters.loop_ns += self.clock.now_ns() - began_ns - (self.execution.busy_ns - busy_before)
 
-    def _rest(self, plan: StepPlan, now_ns: int) -> None:
-        """Nothing can run: say how things stand once, then wait for a message or the plan's time."""
+    def _rest(self, plan: StepPlan, now_ns: int, *, changed: bool) -> None:
+        """Nothing can run: say how things stand, once or when they have `changed`, then wait for a message or the plan's time."""
         self.journal.record(now_ns, "rest", plan)  # each one: a call that finds nothing changes the scheduler, too
-        if not self._idle:
+        if changed or not self._idle:
             self._report(self.clock.now_ns())
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns
@@ -129,7 +138,7 @@ class Engine:
                 self.journal.record(now_ns, "forget", message.tenant)
                 self.outbox.send(wire.Forgotten(message.forget_id, *self.scheduler.forget(message.tenant)))
             case wire.Template():
-                self._declare(message, now_ns)
+                self._declare(message, now_ns, events)
             case wire.DumpJournal():
                 self.outbox.send(wire.Journal(message.dump_id, list(self.journal.lines())))
             case wire.Shutdown():
@@ -137,8 +146,9 @@ class Engine:
 
     def _submit(self, message: wire.Submit, now_ns: int) -> None:
         chain = BlockChain(self.secret, message.tenant)
-        template = self._templates.get(message.template, [])
-        begins_alike = bool(template) and message.prompt[: len(template)] == template
+        template = self._templates.get(message.template)
+        if template is not None and message.prompt[: len(template.tokens)] != template.tokens:
+            template = None
         request = Request(
             request_id=message.request_id,
             tenant=message.tenant,
@@ -146,8 +156,8 @@ class Engine:
             n_prompt=len(message.prompt),
             max_output=message.max_output,
             blocks=tuple(chain.extend(message.prompt)),
-            template=message.template if begins_alike else "",
-            template_cells=len(template) if begins_alike else 0,
+            template="" if template is None else template.key,
+            template_cells=0 if template is None else len(template.tokens),
             queue_timeout_us=message.queue_timeout_ms * 1000,
         )
         answer = self.scheduler.add(request, now_ns)
@@ -160,25 +170,32 @@ class Engine:
         self._live[request.request_id] = Live(request, list(message.prompt), message.sampling, chain)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
 
-    def _declare(self, message: wire.Template, now_ns: int) -> None:
-        """Have a template's cells computed in every pool. Where it does not fit, requests compute it themselves."""
-        self._templates[message.name] = message.tokens
+    def _declare(self, message: wire.Template, now_ns: int, events: list[Event]) -> None:
+        """Have a template's cells computed in every pool. Where it does not fit, requests compute it themselves.
+
+        A text that had the name before is given up at once, with its cells; requests that still name it must not get others.
+        """
+        if (former := self._templates.get(message.name)) is not None:
+            self.journal.record(now_ns, "retract", former.key)
+            events += self.scheduler.retract(former.key)
+        self._n_declared += 1
+        template = self._templates[message.name] = Declared(f"{message.name}@{self._n_declared}", message.tokens)
         for pool in self.runner.pools:
             self._n_internal -= 1
             request = Request(
                 request_id=self._n_internal,
                 tenant=OPERATOR,
                 request_class=RequestClass.BACKGROUND,
-                n_prompt=len(message.tokens),
+                n_prompt=len(template.tokens),
                 max_output=1,
-                pins=message.name,
+                pins=template.key,
                 pool=pool.name,
             )
             answer = self.scheduler.add(request, now_ns)
             self.journal.record(now_ns, "add", request, answer)
             if not isinstance(answer, Rejected):
                 sampling, chain = wire.SamplingParams(temperature=0.0), BlockChain(self.secret, OPERATOR)
-                self._live[request.request_id] = Live(request, list(message.tokens), sampling, chain)
+                self._live[request.request_id] = Live(request, list(template.tokens), sampling, chain)
 
     def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:
         """Send everything that the step brought in one message; what the engine asked of itself stays here."""

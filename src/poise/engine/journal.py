@@ -10,6 +10,7 @@ An entry is (time, kind, values). The kinds, and the call of the scheduler that 
     abort     request id                    abort
     control   request id, action            control
     forget    tenant                        forget
+    retract   template                      retract
     expire    how many requests ended       expire, where it ended any
     plan      StepPlan                      plan, which gave a step to carry out
     rest      StepPlan                      plan, which found nothing to do

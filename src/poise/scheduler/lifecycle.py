@@ -156,8 +156,9 @@ class Lifecycle:
                 self._queue(sequence).push(sequence)
         for request_id in placed:
             sequence = self.sequences[request_id]
-            sequence.n_recomputed += sequence.n_computed
-            self.counters.recomputed_tokens += sequence.n_computed
+            again = sequence.n_computed - sequence.n_cached  # what it had found, it had not computed
+            sequence.n_recomputed += again
+            self.counters.recomputed_tokens += again
             self.counters.cached_tokens -= sequence.n_cached
             sequence.n_computed = sequence.n_cached = 0
 

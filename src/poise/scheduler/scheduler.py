@@ -123,6 +123,14 @@ class Scheduler:
         assert self._planned is None, "forget between plan and complete"
         return self._placement.forget(tenant)
 
+    def retract(self, template: str) -> list[Event]:
+        """Drop a template's cells, and stop computing them. Requests that name it compute what it would have spared them."""
+        assert self._planned is None, "retract between plan and complete"
+        pinning = [s for s in self._life.sequences.values() if s.request.pins == template]
+        for pool in self._policy.pools:
+            self._placement.unpin(pool, template)
+        return [self._life.finish(sequence, FinishReason.ABORTED) for sequence in pinning]
+
     def plan(self, now_ns: int) -> StepPlan:
         """Decide the next step. An empty plan means that nothing can run before `wake_at_ns` or the next message."""
         assert self._planned is None, "two plans without a complete"

@@ -71,6 +71,8 @@ class _Replay:
                 scheduler.control(request_id, Control(action), now_ns)
             case "forget", [str(tenant)]:
                 scheduler.forget(tenant)
+            case "retract", [str(template)]:
+                scheduler.retract(template)
             case "expire", [int(n_expired)]:
                 return _compare("expired", n_expired, len(scheduler.expire(now_ns)))
             case "plan" | "rest", [recorded]:
