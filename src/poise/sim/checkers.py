@@ -70,6 +70,9 @@ class Checkers:
                 self.mirror.add(request.request_id, request.tenant)
         elif kind == "rest":
             self._resting = True
+        elif kind == "retract":  # What computes the template ends with it, and nobody is told.
+            for request_id in [i for i, track in self._tracks.items() if track.request.pins == values[0]]:
+                self._ended(request_id)
         elif kind == "plan":
             self._resting = False
             (plan,) = values
