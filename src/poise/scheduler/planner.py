@@ -3,7 +3,7 @@
 R1 decode first      every running interactive sequence gets its next token
 R4 guaranteed share  background work that is owed compute goes next
 R3 prompts           by class, then least-served tenant, then shortest remaining with ageing
-R4 leftovers         background decodes, then background prompts, with whatever is left
+R4 leftovers         background decodes and its first prompt by served cost, then its prompts, with whatever is left
 R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
 R5 heavy             long prompts have their own pool and a bounded number of slots in it
 """
@@ -46,6 +46,11 @@ class Books:
     """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
     quantum_saved_us: float = 0.0
     """Budget that background's first prompt has saved up for a quantum."""
+
+    def first_waiting(self, request_class: RequestClass, pool: str) -> Sequence | None:
+        """The queued sequence that gets the next slot of the pool that the class may have."""
+        held, tenants = self.pools[pool].held_by_tenant, self.tenants
+        return self.queues[request_class, pool].first(tenants.may_run, lambda t: held(t) / tenants.weight(t))
 
     def is_live(self, request_class: RequestClass) -> bool:
         return bool(self.running[request_class]) or any(
@@ -90,10 +95,8 @@ class PlanningPass:
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
         self._keep_free_of_background()
-        if self.budget.left_us > 0 and self._prompt_outranks_decodes():
-            self._prompts(RequestClass.BACKGROUND, quantum=False, most=1)
         if self.budget.left_us > 0:
-            self._decode(books.running[RequestClass.BACKGROUND].values())
+            self._background_decodes()
         nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
         if self.budget.left_us > 0 or nothing_else:
             self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
@@ -105,15 +108,26 @@ class PlanningPass:
         if any(sequence.is_decoding for sequence in self.books.running[RequestClass.INTERACTIVE].values()):
             self.budget.cap(self.budget.left_us - (1 - self.books.policy.fill_share) * self.target_us)
 
-    def _prompt_outranks_decodes(self) -> bool:
-        """Whether background's first prompt is of a tenant that was served less than each tenant whose decodes run. Decodes
-        come first otherwise; if they always did, a reader of long prompts beside a few writers would never be served."""
-        served = self.books.served[RequestClass.BACKGROUND]
-        decoding = [
-            served.rank(s.request.tenant) for s in self.books.running[RequestClass.BACKGROUND].values() if s.is_decoding
-        ]
+    def _background_decodes(self) -> None:
+        """Decodes, all of them at once; but those of tenants that were served more than the first prompt's come after it.
+
+        If decodes always came first, a reader of long prompts beside a few writers would never be served.
+        """
+        rank = self.books.served[RequestClass.BACKGROUND].rank
+        decoding = [s for s in self.books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         first = self._next_prompt(RequestClass.BACKGROUND) if decoding else None
-        return first is not None and served.rank(first.request.tenant) < min(decoding)
+        if first is not None:
+            limit = rank(first.request.tenant)
+            later = [s for s in decoding if rank(s.request.tenant) > limit]
+            if later:
+                self._decode(s for s in decoding if rank(s.request.tenant) <= limit)
+                if self.budget.left_us > 0:
+                    self._prompts(RequestClass.BACKGROUND, quantum=False, most=1)
+                if first.request.request_id not in self._chosen:
+                    return  # what is left is saved for it, and cannot be spent as well
+                decoding = later
+        if self.budget.left_us > 0:
+            self._decode(decoding)
 
     def _patience_us(self) -> float:
         """How much background may be owed before it is paid ahead of interactive prompts.
@@ -153,12 +167,14 @@ class PlanningPass:
         """
         books, before_us = self.books, self.budget.marginal_us
         owed_us = books.background_credit_us
-        served = books.served[RequestClass.BACKGROUND].tenants
+        served = books.served[RequestClass.BACKGROUND]
         decoding = [s for s in books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         decoding.sort(key=lambda s: served[s.request.tenant])
-        if self._prompt_outranks_decodes():
-            self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
+        first = self._next_prompt(RequestClass.BACKGROUND)
         for sequence in decoding:
+            if first is not None and served.rank(sequence.request.tenant) > served.rank(first.request.tenant):
+                self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
+                first = None
             if self.budget.marginal_us - before_us >= owed_us:
                 return
             self._decode([sequence])
@@ -209,7 +225,7 @@ class PlanningPass:
         for name, pool in self.books.pools.items():
             if not pool.may_take(request_class, admission.slots_max(name, limits)):
                 continue
-            head = self.books.queues[request_class, name].first(self.books.tenants.may_run)
+            head = self.books.first_waiting(request_class, name)
             if head is not None and (
                 best is None
                 or (served.rank(head.request.tenant), head.order_key)
@@ -236,7 +252,7 @@ class PlanningPass:
         return n_tokens
 
     def _saved_quantum(self, sequence: Sequence, start: int, n_tokens: int, left_us: float) -> bool:
-        """Rule R2's other saving: where a step never leaves enough for a quantum of a background prompt, it is saved up."""
+        """Rule R2's other saving: where steps never leave enough for a quantum of a background prompt, it adds up."""
         if sequence.request_class is not RequestClass.BACKGROUND:
             return False
         books = self.books

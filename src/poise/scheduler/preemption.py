@@ -6,7 +6,8 @@ when the slot is needed, to the host store; drop and compute again where the sto
 
     a paused sequence's        for anybody: it holds a slot and computes nothing
     background's               for interactive work that finds no free slot
-    another tenant's           for interactive work of a tenant that has no slot, from the tenant that has most (two or more)
+    another tenant's           for interactive work of a tenant that was served less, by so much that it does not flutter: first
+                               for its slot, and much later, where slots are free, for the compute that its stream takes
     background's, in turns     for background work that waits, once the holder has had its slot for `turn_us`
 
 Victims: lowest class, then most-served tenant, then least lost work. What keeps it from thrashing (invariant 8): a sequence
@@ -24,6 +25,9 @@ from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence, State
 
+COMPUTE_GRAINS = 5
+"""How many grains a tenant must be behind before another's stream is stopped for the compute it takes, not for its slot."""
+
 
 class Preemption:
     """Chooses victims. Modifies nothing."""
@@ -32,10 +36,10 @@ class Preemption:
         self._policy = policy
         self._served = served
 
-    def victim(self, pool: KvPool, arrival: Sequence, now_ns: int) -> Sequence | None:
-        """Whose slot the arrival, which cannot have a free one, may take now; None: it waits."""
-        if self._waits_for_compute(pool, arrival):
-            return None
+    def victim(self, pool: KvPool, arrival: Sequence, now_ns: int, *, finds_slot: bool) -> Sequence | None:
+        """Whose slot is taken now so that the arrival comes on; None: nobody's. `finds_slot`: there is a free one for it."""
+        if finds_slot or self._waits_for_compute(pool, arrival):
+            return self._worst(self._spenders(arrival, pool, now_ns))
         # Where free slots are left it is the class that has as many as it may: then only its own can make room.
         full = pool.n_free == 0
         holders = [s for s in pool.holders.values() if full or s.request_class is arrival.request_class]
@@ -73,16 +77,50 @@ class Preemption:
                 yield sequence
 
     def _hogs(self, arrival: Sequence, pool: KvPool) -> Iterator[Sequence]:
-        """Sequences of the interactive tenants that hold most slots, where the arrival's tenant holds none."""
+        """Interactive sequences of tenants that have been served more, and enough more. A tenant keeps its last stream.
+
+        Each step gives every one of them a token (rule R1), so served cost follows slots. A tenant without a slot gets one
+        as soon as it ranks before a holder of several.
+        """
         rank = self._served[RequestClass.INTERACTIVE].rank
-        if pool.held_by_tenant(arrival.request.tenant):
-            return
-        own = rank(arrival.request.tenant)
-        most = max((pool.held_by_tenant(s.request.tenant) for s in pool.holders.values()), default=0)
-        for sequence in pool.holders.values():
+        own = arrival.request.tenant
+        newcomer = not pool.held_by_tenant(own)
+        for sequence in self._others(arrival, pool):
             tenant = sequence.request.tenant
-            if most >= 2 and pool.held_by_tenant(tenant) == most and self._may_lose(sequence) and rank(tenant) > own:
+            several = pool.held_by_tenant(tenant) > 1
+            ranks_before = newcomer and several and rank(own) < rank(tenant)
+            if (several or not sequence.n_output) and (ranks_before or self._is_behind(arrival, sequence, pool, 1)):
                 yield sequence
+
+    def _spenders(self, arrival: Sequence, pool: KvPool, now_ns: int) -> Iterator[Sequence]:
+        """Streams of tenants that have been served far more, where not slots but compute is short: the arrival finds a slot, or
+        its tenant's prompt is in one. Without an end to it, what streams take beyond their share would add up for ever."""
+        for sequence in self._others(arrival, pool):
+            if sequence.request_class is RequestClass.INTERACTIVE:
+                may_stop = pool.held_by_tenant(sequence.request.tenant) > 1
+            else:
+                may_stop = now_ns - sequence.placed_ns >= self._policy.turn_us * 1000
+            if may_stop and sequence.is_decoding and self._is_behind(arrival, sequence, pool, COMPUTE_GRAINS):
+                yield sequence
+
+    def _others(self, arrival: Sequence, pool: KvPool) -> Iterator[Sequence]:
+        """What other tenants of the arrival's class have in the pool's slots and may lose."""
+        for sequence in pool.holders.values():
+            other = sequence.request.tenant != arrival.request.tenant
+            if other and sequence.request_class is arrival.request_class and self._may_lose(sequence):
+                yield sequence
+
+    def _is_behind(self, arrival: Sequence, sequence: Sequence, pool: KvPool, grains: int) -> bool:
+        """Whether the arrival's tenant is so many grains behind the sequence's, and one more for each slot past its fair share.
+
+        The fair share is that of both tenants' slots and the free ones, which count as the arrival's. So slots follow served
+        cost, and small differences move none.
+        """
+        served = self._served[arrival.request_class]
+        own, tenant = arrival.request.tenant, sequence.request.tenant
+        weight, held = self._policy.tenant(own).weight, pool.held_by_tenant(own) + pool.n_free
+        fair = (held + pool.held_by_tenant(tenant)) * weight / (weight + self._policy.tenant(tenant).weight)
+        return served[tenant] - served[own] >= (grains + max(0.0, held + 1 - fair)) * self._policy.grain_us
 
     def _worst(self, candidates: Iterator[Sequence]) -> Sequence | None:
         """The victim among them: lowest class, then most-served tenant, then least lost work."""

@@ -52,16 +52,18 @@ class WaitingQueue:
         if self._n_entries > 2 * self.n_queued + 64:  # a storm of cancels behind a head that stays
             self._drop_all_stale()
 
-    def first(self, may_run: Callable[[str], bool]) -> Sequence | None:
+    def first(self, may_run: Callable[[str], bool], slots: Callable[[str], float]) -> Sequence | None:
         """The next sequence of the least-served tenant that `may_run`, or None. Modifies nothing.
 
-        Linear in the number of tenants with queued sequences here, not in the sequences.
+        Between tenants that rank alike the one with fewer `slots` goes first: what it would be given is a slot, and the
+        difference in slots is the difference in served cost a moment later. Linear in the number of tenants with queued
+        sequences here, not in the sequences.
         """
-        best: tuple[int, float, int] | None = None
+        best: tuple[int, float, float, int] | None = None
         chosen: Sequence | None = None
         for tenant, heap in self._heaps.items():
             key, request_id, _, sequence = heap[0]
-            rank = (self._served.rank(tenant), key, request_id)
+            rank = (self._served.rank(tenant), slots(tenant), key, request_id)
             if (best is None or rank < best) and may_run(tenant):
                 best, chosen = rank, sequence
         return chosen

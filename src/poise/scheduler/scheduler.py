@@ -243,16 +243,21 @@ class Scheduler:
         )
 
     def _make_room(self, now_ns: int) -> None:
-        """Rules R6 and R7: where the first of a queue finds no slot, somebody may have to give up theirs. One a step and pool."""
+        """Rules R6 and R7: where the first of a queue finds no slot, or no compute, somebody may have to give up their slot.
+
+        One a step and pool.
+        """
         books = self._books
         for name, pool in books.pools.items():
             for request_class, limits in books.policy.classes.items():
-                queue = books.queues[request_class, name]
-                if not queue.n_queued or pool.may_take(request_class, admission.slots_max(name, limits)):
+                if not books.queues[request_class, name].n_queued:
                     continue
-                arrival = queue.first(books.tenants.may_run)
-                victim = None if arrival is None else self._preemption.victim(pool, arrival, now_ns)
-                if arrival is not None and victim is not None:
+                arrival = books.first_waiting(request_class, name)
+                if arrival is None:
+                    continue
+                finds_slot = pool.may_take(request_class, admission.slots_max(name, limits))
+                victim = self._preemption.victim(pool, arrival, now_ns, finds_slot=finds_slot)
+                if victim is not None:
                     self._life.preempt(victim, arrival)
                     break
 

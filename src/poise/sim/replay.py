@@ -6,7 +6,7 @@ hand decides as the recorded one did. The first difference is where a change of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,8 +31,8 @@ class Replayed:
     difference: str = ""
 
 
-def replay(lines: Iterable[str]) -> Replayed:
-    """Raises JournalError when the journal cannot be replayed."""
+def replay(lines: Iterable[str], watch: Callable[[int, Scheduler], None] | None = None) -> Replayed:
+    """Raises JournalError when the journal cannot be replayed. `watch` sees the scheduler after each plan was completed."""
     dump = read_journal(lines)
     if dump.n_dropped:
         raise JournalError(
@@ -50,18 +50,20 @@ def replay(lines: Iterable[str]) -> Replayed:
         if difference:
             at = f"line {entry.line}, {entry.now_ns / 1e9:.6f} s, after {run.n_plans} equal plans: "
             return Replayed(len(dump.entries), run.n_plans, at + difference)
+        if watch is not None and entry.kind == "result":
+            watch(entry.now_ns, run.scheduler)
     return Replayed(len(dump.entries), run.n_plans)
 
 
 class _Replay:
     def __init__(self, scheduler: Scheduler) -> None:
         self.n_plans = 0
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._plan: StepPlan | None = None
 
     def repeat(self, entry: Entry) -> str:
         """Repeat one call; returns what is different, or nothing."""
-        scheduler, now_ns = self._scheduler, entry.now_ns
+        scheduler, now_ns = self.scheduler, entry.now_ns
         match entry.kind, entry.values:
             case "add", [request, answer]:
                 return _compare("answer", answer, scheduler.add(_convert(request, Request, entry.line), now_ns))
