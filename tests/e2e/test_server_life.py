@@ -69,9 +69,9 @@ def test_queued_work_of_a_client_that_leaves_never_runs(poise_server: PoiseServe
         return sum(c["queued"] for c in poise_server.get("/status")[1]["classes"].values())
 
     with contextlib.ExitStack() as connections:
-        for _ in range(10):
+        for _ in range(12):
             connections.enter_context(open_stream(poise_server, body(max_tokens=3000)))
-        poise_server.eventually(lambda: running(poise_server) == 10, "the slots are busy")
+        poise_server.eventually(lambda: running(poise_server) == 12, "the slots are busy")
         with open_stream(poise_server, body(max_tokens=3000)):
             poise_server.eventually(lambda: queued() == 1, "one waits")
         poise_server.eventually(lambda: queued() == 0, "it waits no longer")
