@@ -51,6 +51,37 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     """A declared template whose tokens the prompt begins with."""
     queue_timeout_ms: int = 0
     """How long it may wait for its first slot; 0: for ever."""
+    output: list[int] = []
+    """Tokens that an engine before this one generated: it goes on after them. `max_output` counts them too."""
+    readmitted: bool = False
+    """It was accepted before: neither a full queue nor a limit of its tenant refuses it now."""
+    suspect: bool = False
+    """It was being computed when an engine died: its rows are computed in a forward pass of their own."""
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
+    """Gateway to engine: the reader of a request is behind, or has caught up. Unknown ids are ignored; there is no answer.
+
+    `level`: "run", "pause" (nothing is computed for it) or "swap" (its KV cells make room, too). An operator's pause is another
+    matter: a request runs only when neither holds it.
+    """
+
+    request_id: int
+    level: str
+
+
+class Adjust(msgspec.Struct, frozen=True, array_like=True, tag="adjust"):
+    """Gateway to engine: shares, above 0 to 1, of each class's `queue_max` and `slots_max` that may be used from now on."""
+
+    queue_share: float
+    slots_share: float
+
+
+class Erase(msgspec.Struct, frozen=True, array_like=True, tag="erase"):
+    """Gateway to engine: as Forget, and the tenant's entries in the journal go as well. Answered by Erased."""
+
+    erase_id: int
+    tenant: str
 
 
 class Template(msgspec.Struct, frozen=True, array_like=True, tag="template"):
@@ -173,7 +204,9 @@ class Start(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
-    """A running request was preempted ("pause", "swap", "drop"), goes on ("resume") or was downgraded ("downgrade").
+    """A running request was preempted ("pause", "swap", "drop"), is held because its reader is behind ("stall"), goes on
+    ("resume") or was downgraded ("downgrade"). The gateway itself says "lost" when the engine died under it and "recover" when
+    another one has it.
 
     `why` says what for, for a downgrade: "operator", "output" or "time".
     """
@@ -222,6 +255,16 @@ class Forgotten(msgspec.Struct, frozen=True, array_like=True, tag="forgotten"):
     forget_id: int
     entries: int
     cells: int
+
+
+class Erased(msgspec.Struct, frozen=True, array_like=True, tag="erased"):
+    """Engine to gateway: what an Erase freed and overwrote."""
+
+    erase_id: int
+    entries: int
+    cells: int
+    n_bytes: int
+    journal_entries: int
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True):
@@ -318,5 +361,5 @@ class Journal(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
     lines: list[str]
 
 
-ToEngine = Configure | Submit | Abort | Template | Control | Forget | DumpJournal | Shutdown
-ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Controlled | Forgotten | Journal
+ToEngine = Configure | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | DumpJournal | Shutdown
+ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Controlled | Forgotten | Erased | Journal
