@@ -22,6 +22,7 @@ from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
 from poise.gateway.text import TextModel
 from poise.scheduler.request import Control, RequestClass
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
 from poise.wire.messages import (
     Accepted,
     Change,
@@ -240,13 +241,15 @@ def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
         pools=pools,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        decode_us=5_000_000,
-        loop_us=1_000,
         moves=0,
         rss_bytes=123_456,
         store=store,
         totals=totals,
+        threads=2,
         unaccounted_bytes=23_456,
+        steps=StepFigures({"plan": 1_000, "forward": 5_000_000}, *[Distribution((1.0, 2.0), (1, 3, 2), 7.0)] * 6),
+        bottleneck=Bottleneck({"compute": 3_000_000, "idle": 0}, "compute", 0),
+        equity={"interactive": Equity(4_000_000, 0.9, 250_000), "background": Equity()},
     )
 
 
