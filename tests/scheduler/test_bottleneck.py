@@ -86,7 +86,7 @@ def test_a_tenant_at_its_limit_waits_for_itself() -> None:
 
 def test_computing_again_what_the_store_had_no_room_for_is_short_of_host_memory() -> None:
     """With a store, the same load never is."""
-    found = {}
+    found: dict[int, set[Limit]] = {}
     for budget in (0, 1 << 20):
         store = replace(StorePolicy(), budget_bytes=budget, prefix_reuse=False)
         d = Driver(Scheduler(policy(slots=1, background_slots=1, store=store)))

@@ -41,6 +41,12 @@ def _optional_api_key(key: str) -> str:
     return _api_key(key) if key else key
 
 
+def _optional_url(url: str) -> str:
+    if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise ValueError('must be a URL that begins with "http://" or "https://", or empty')
+    return url
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -50,6 +56,7 @@ def _not_blank(text: str) -> str:
 DeclaredTenantName = Annotated[str, AfterValidator(_declared_tenant)]
 TenantName = Annotated[str, AfterValidator(partial(_name, "tenant"))]
 TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
+OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
 NonBlankText = Annotated[str, AfterValidator(_not_blank)]
 ApiKey = Annotated[str, AfterValidator(_api_key)]
 OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
@@ -200,6 +207,16 @@ class SamplingSettings(Section):
     """Tokens less likely than this share of the likeliest one are left out."""
 
 
+class MetricsSettings(Section):
+    tenants_max: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Tenants that /metrics tells apart, those that were active last; the rest are counted together."""
+
+
+class TelemetrySettings(Section):
+    otlp_endpoint: OptionalUrl = ""
+    """OpenTelemetry collector that is sent a trace of every request, without its text; empty: none."""
+
+
 class AuthSettings(Section):
     required: bool = False
     """Answer requests without a known key with 401."""
@@ -238,6 +255,8 @@ class Settings(Section):
     classes: ClassesSettings = ClassesSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     sampling: SamplingSettings = SamplingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     auth: AuthSettings = AuthSettings()
     tenant_defaults: TenantSettings = TenantSettings()
     tenants: dict[TenantName, TenantSettings] = {}

@@ -63,7 +63,7 @@ def create_app(
 ) -> FastAPI:
     """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable."""
     slot = TextSlot(text)
-    metrics = GatewayMetrics(lambda: read_engine(engine))
+    metrics = GatewayMetrics(lambda: read_engine(engine), settings.metrics.tenants_max)
     tenants = Tenants(settings.auth)
     health = Health(engine, slot, tenants, metrics, model_name)
     templates = Templates(settings.templates)

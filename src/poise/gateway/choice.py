@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from poise.gateway.engine_client import ENGINE_LOST, RequestEvent, RequestHandle
 from poise.gateway.responses import TokenEntry
 from poise.gateway.text import Detokeniser, StopScanner, TextModel
+from poise.metrics.story import ChoiceStory
 from poise.scheduler.request import FinishReason
 from poise.wire.messages import Change, Finish, Start, Token, Waiting
 
@@ -53,6 +54,7 @@ class Choice:
         self.place: Waiting | None = None
         """The last that was told of its place in the queue, while it is there."""
         self.downgraded = False
+        self.story = ChoiceStory(index)
         self.tokens_at_s: float | None = None
         self._text = text
         self._detokeniser = Detokeniser()

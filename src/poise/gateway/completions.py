@@ -81,6 +81,7 @@ class Completions:
     ) -> Response:
         arrived_s = time.perf_counter()
         request_class: RequestClass | None = None
+        tenant: str | None = None
         try:
             tenant = self._tenants.identify(request)
             server = self._settings.server
@@ -91,14 +92,20 @@ class Completions:
                 raise model_not_found(options.model, self.model_names)
             param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
             origin = Origin(
-                request_id_of(request.scope), tenant, request_class, param, arrived_s, options.queue_timeout_ms
+                request_id_of(request.scope),
+                tenant,
+                request_class,
+                param,
+                arrived_s,
+                options.queue_timeout_ms,
+                request.headers.get("traceparent", ""),
             )
             call = await self._prepare(origin, parsed)
             if options.stream and call.is_late:
                 return EventStream(call.late_events(), call.close, origin.request_id, call.plan.headers)
             generation = await self._open(request, call)
         except ApiError as error:
-            self._metrics.rejected(request_class, error.code)
+            self._metrics.rejected(request_class, error.code, tenant)
             raise
         headers = call.plan.headers | generation.headers
         if options.stream:
@@ -218,7 +225,7 @@ class Call:
         try:
             generation = await self.open()
         except ApiError as error:
-            self._metrics.rejected(self.origin.request_class, error.code)
+            self._metrics.rejected(self.origin.request_class, error.code, self.origin.tenant)
             raise
         async with aclosing(generation.events()) as events:
             async for event in events:

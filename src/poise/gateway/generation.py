@@ -18,6 +18,7 @@ from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Us
 from poise.gateway.stream import new_error_id
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.story import RequestStory
 from poise.scheduler.request import FinishReason, RequestClass
 from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParams
 
@@ -54,6 +55,8 @@ class Origin:
     arrived_s: float
     queue_timeout_ms: int = 0
     """How long each of its engine requests may wait for a slot; 0: for ever."""
+    traceparent: str = ""
+    """The caller's span, from the header of that name."""
 
 
 class Generation:
@@ -123,6 +126,9 @@ class Generation:
             self._closed = True  # it never began: it is counted among the rejected, not among the ended
             raise
         self._running = list(self._choices)
+        now_s = time.perf_counter()
+        for choice in self._choices:
+            choice.story.note(now_s, "queued")
         self._metrics.accepted(self._origin.request_class, self._n_prompt)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -183,7 +189,8 @@ class Generation:
         for choice, outcome in zip(self._choices, outcomes, strict=True):
             if not choice.ended:
                 choice.handle.abort()
-            self._metrics.ended(origin.request_class, outcome, now_s - origin.arrived_s)
+            choice.story.ended(now_s, outcome)
+        self._metrics.told(self._story())
         # When one choice fails the others are cancelled too, but then the client is still there.
         if CANCELLED in outcomes and not _BAD_ENDS.intersection(outcomes):
             self._metrics.disconnected(origin.request_class)
@@ -196,6 +203,19 @@ class Generation:
             self.usage().completion_tokens,
             "+".join(outcomes),
             (now_s - origin.arrived_s) * 1000,
+        )
+
+    def _story(self) -> RequestStory:
+        origin = self._origin
+        return RequestStory(
+            request_id=origin.request_id,
+            tenant=origin.tenant,
+            request_class=origin.request_class.value,
+            operation="chat" if origin.prompt_param == "messages" else "text_completion",
+            traceparent=origin.traceparent,
+            arrived_s=origin.arrived_s,
+            n_prompt=self._n_prompt,
+            choices=[choice.story for choice in self._choices],
         )
 
     def _comments(self, choice: Choice, update: Update) -> bytes:
@@ -250,11 +270,14 @@ class Generation:
         now_s = time.perf_counter()
         before = choice.n_output
         update = choice.feed()
-        request_class = self._class_of(choice).value
+        request_class, story = self._class_of(choice).value, choice.story
+        for change in update.changes or ():
+            story.note(now_s, change.what)
         if update.changes:
             self._note_changes(update.changes)
         if choice.wait_us is not None:
-            self._metrics.started(request_class, choice.wait_us / 1e6)
+            self._metrics.started(request_class, choice.wait_us / 1e6, choice.n_cached)
+            story.started(now_s, choice.wait_us / 1e6, choice.n_cached)
             choice.wait_us = None
         if choice.n_output > before:
             n_tokens = choice.n_output - before
@@ -263,6 +286,11 @@ class Generation:
             else:
                 self._metrics.more_tokens(request_class, n_tokens, now_s - choice.tokens_at_s)
             choice.tokens_at_s = now_s
+            story.tokens(now_s, n_tokens)
+        if story.segment_s is None and update.text:
+            story.says(now_s, update.text)
+        if choice.outcome is not None:
+            story.ended(now_s, choice.outcome)
         return update
 
     def _class_of(self, choice: Choice) -> RequestClass:

@@ -217,6 +217,7 @@ class TotalFigures(Closed):
     evicted_entries: int
     stored_bytes: int
     loaded_bytes: int
+    unstored: int
 
 
 class LiveRequest(Closed):
@@ -275,6 +276,7 @@ class StatusBody(Closed):
     tokens_per_s: Rates
     engine_rss_bytes: int | None
     engine_unaccounted_bytes: int | None
+    bottleneck: str | None
 
 
 _ERRORS = {

@@ -25,6 +25,7 @@ from poise.gateway.protocol import protocol_with_timeout
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
+from poise.gateway.traces import Traces, TracesUnavailable, open_traces
 from poise.llama.fit import judge
 from poise.llama.library import EngineLibraryError
 from poise.llama.model import Model, ModelError
@@ -54,7 +55,7 @@ def serve(loaded: LoadedSettings) -> int:
     with vocabulary, listener, ThreadPoolExecutor(1, thread_name_prefix="tokenise") as executor:
         try:
             service = _Service(settings, path, TextModel(vocabulary.vocab, template, executor), listener)
-        except TemplateUnusable as error:
+        except (TemplateUnusable, TracesUnavailable) as error:
             print(f"poise: {error}", file=sys.stderr)  # noqa: T201
             return CANNOT_START
         return service.run()
@@ -89,6 +90,10 @@ class _Service:
             text=text,
             lifespan=self._lifespan,
         )
+        self._traces: Traces | None = None
+        if endpoint := settings.telemetry.otlp_endpoint:
+            self._traces = open_traces(endpoint, self._model_name)
+            app.state.metrics.on_story = self._traces.told
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -116,6 +121,8 @@ class _Service:
         finally:
             announcing.cancel()
             await self._supervisor.stop()
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
 
     def _stop(self) -> None:
         """The first signal ends it gracefully, the second at once."""
