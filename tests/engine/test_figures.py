@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from poise.engine.figures import PARTS
+from poise.sim.clock import VirtualClock
+from poise.sim.runner import SimRunner
 from poise.wire import messages as wire
 from poise.wire.figures import Distribution
+from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench
 
 
@@ -55,3 +58,32 @@ def test_the_bottleneck_is_told() -> None:
     assert (bottleneck.limit, bottleneck.since_ns) == ("idle", bench.clock.now_ns())
     assert bottleneck.limited_us["compute"] > 0
     assert sum(bottleneck.limited_us.values()) == pytest.approx(bench.clock.now_ns() / 1000, abs=5)
+
+
+def test_a_slower_machine_shows_in_the_cost_ratio() -> None:
+    """Another program takes the cores: passes take three times as long as the model had learnt, until it learns that."""
+    clock, slowness = VirtualClock(), [1]
+    pools = [PoolInfo("short", 10, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
+    runner = SimRunner(pools, clock=clock, pace=lambda _, predicted_us: int(predicted_us * 1000) * slowness[0])
+    bench = Bench(runner=runner, clock=clock)
+    bench.submit(1, list(range(1, 100)), 200)
+    bench.step(30)
+    slowness[0] = 3
+    before = bench.engine.tallies.told().cost_ratio
+    bench.step(10)
+    after = bench.engine.tallies.told().cost_ratio
+    assert after.total - before.total > 15
+
+
+def test_memory_that_nobody_accounts_for_is_told() -> None:
+    """What the process has besides weights, KV cells and host store; it grows with a leak, and with nothing else."""
+    bench = Bench()
+    bench.engine.weights_bytes = 300
+    bench.engine.rss_bytes = lambda: 1000
+    bench.submit(1, list(range(1, 10)), 5)
+    bench.run()
+    assert told(bench).unaccounted_bytes == 700
+    bench.engine.rss_bytes = lambda: 5000
+    bench.submit(2, list(range(1, 10)), 5)
+    bench.run()
+    assert told(bench).unaccounted_bytes == 4700

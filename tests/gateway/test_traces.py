@@ -87,7 +87,7 @@ def collector() -> Iterator[tuple[str, queue.Queue[tuple[str, bytes]]]]:
     sent: queue.Queue[tuple[str, bytes]] = queue.Queue()
 
     class Sink(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802 - http.server's name
+        def do_POST(self) -> None:
             sent.put((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.send_header("Content-Length", "0")

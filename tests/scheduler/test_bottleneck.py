@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from poise.scheduler.bottleneck import Bottleneck, Limit
+from poise.scheduler.bottleneck import Bottleneck, Limit, limit_of
 from poise.scheduler.policy import StorePolicy, TenantPolicy
 from poise.scheduler.request import Control, RequestClass
 from poise.scheduler.scheduler import Scheduler
@@ -135,3 +135,13 @@ def test_a_clock_that_jumps_back_takes_nothing_away() -> None:
     for now_ns in (10, 5, 9):
         bottleneck.note(Limit.COMPUTE, now_ns)
     assert bottleneck.limited_ns[Limit.COMPUTE] == 4
+
+
+def test_requests_that_only_their_readers_hold_up_wait_for_readers() -> None:
+    """Where nobody waits for anything else. What could run beside them and does not is short of that."""
+    d = Driver(Scheduler(policy()))
+    books, sequences = d.scheduler._books, d.scheduler._life.sequences
+    assert limit_of(books, (), sequences, 100_000, n_held=1) is Limit.READERS
+    d.add(900, 5)
+    plan = d.step()
+    assert limit_of(books, plan.batches, sequences, 100_000, n_held=1) is Limit.COMPUTE

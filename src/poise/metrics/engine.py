@@ -25,9 +25,7 @@ class EngineReading:
 class EngineCollector:
     """Turns the engine's last status into metrics when they are asked for."""
 
-    def __init__(
-        self, read_engine: Callable[[], EngineReading], now_ns: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, read_engine: Callable[[], EngineReading], now_ns: Callable[[], int] = time.monotonic_ns) -> None:
         """`now_ns` is the engine's clock: the system's monotonic one, which all processes share."""
         self._read_engine = read_engine
         self._now_ns = now_ns
