@@ -46,6 +46,8 @@ class Execution:
         self._live = live
         self._kv_ns = self._forward_ns = self._sample_ns = 0
         self.prompt_tokens = 0
+        self._unfilled: set[tuple[str, int]] = set()
+        """Slots that an operation of the present plan should have filled, and did not."""
 
     @property
     def last_ns(self) -> tuple[int, int, int]:
@@ -59,6 +61,7 @@ class Execution:
         lost: list[int] = []
         carried_ns, carried_cells = 0, 0
         self._kv_ns = self._forward_ns = self._sample_ns = 0
+        self._unfilled.clear()
         for operation in plan.operations:
             began_ns = self._clock.now_ns()
             done = self._apply(operation, stored, unstored, lost)
@@ -80,19 +83,23 @@ class Execution:
     def _apply(
         self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]
     ) -> bool:
-        """Whether it was carried out."""
+        """Whether it was carried out. One that builds on an operation which failed in this plan fails as well."""
         missing = isinstance(operation, DropEntry | LoadSlot) and operation.entry in unstored
         try:
             if missing and isinstance(operation, DropEntry):
                 return False  # it was to be dropped in the step in which storing it failed
             if missing:
                 raise RunnerError("the entry could not be stored")
+            if isinstance(operation, StoreSlot) and (operation.pool, operation.slot) in self._unfilled:
+                raise RunnerError("the slot could not be filled")
             n_bytes = self._runner.apply(operation)
         except RunnerError:
             if isinstance(operation, StoreSlot):
                 unstored.append(operation.entry)
             elif isinstance(operation, LoadSlot | CopySlot | MoveSlot):
                 lost.append(operation.request_id)
+                slot = operation.slot if isinstance(operation, LoadSlot) else operation.target
+                self._unfilled.add((operation.pool, slot))
             else:
                 raise
             return False
