@@ -31,7 +31,7 @@ from poise.config.catalogue import (
 )
 
 FILE_NAME = "poise.toml"
-OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER")
+OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER", "POISE_PROMETHEUS")
 """Variables of the prefix that are not settings, described in docs/configuration.md."""
 OPTIONS = {
     "profile": "--profile",
