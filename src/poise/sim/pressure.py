@@ -10,7 +10,8 @@ After each step, the time that it took is added up for every request of a class 
     queue        it was refused; each refusal counts as REFUSAL_S seconds of waiting, or it would weigh nothing
 
 When a step is full, `poise.scheduler.bottleneck` says; live, that tells which resource each step lacked. A resource has given
-out at the first moment when, over the last WINDOW_S seconds, requests waited for it for GIVEN_OUT_S request-seconds in each second.
+out at the first moment when, over the last WINDOW_S seconds, requests waited for it for GIVEN_OUT_S request-seconds in each
+second.
 """
 
 from __future__ import annotations
