@@ -6,15 +6,17 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poise.gateway.engine_client import ENGINE_LOST, RequestEvent, RequestHandle
+from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
 from poise.gateway.responses import TokenEntry
 from poise.gateway.text import Detokeniser, StopScanner, TextModel
 from poise.scheduler.request import FinishReason
 from poise.wire.messages import Change, Finish, Start, Token, Waiting
 
 QUEUED, RUNNING = "queued", "running"
-_STATES = {"pause": "paused", "swap": "swapped", "drop": QUEUED}
-"""What a choice is after it was preempted. One that was dropped is in the queue again."""
+_STATES = {"pause": "paused", "swap": "swapped", "drop": QUEUED, "lost": QUEUED}
+"""What a choice is after it was preempted, or lost its engine. One that was dropped is in the queue again."""
+_TOLD = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
+"""Bad ends that the client is told as what they are."""
 
 
 @dataclass(slots=True)
@@ -110,7 +112,7 @@ class Choice:
     def _change(self, change: Change) -> None:
         if change.what == "downgrade":
             self.downgraded = True
-        elif change.what == "resume":
+        elif change.what in ("resume", "recover"):
             self.state = RUNNING if self.started else QUEUED
         else:
             self.state = _STATES.get(change.what, self.state)
@@ -137,16 +139,19 @@ class Choice:
         return entries
 
     def _finish(self, finish: Finish, update: Update) -> str:
-        """The text that was held back, if the end is a good one; else notes the failure."""
-        if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
+        """The text that was held back, if the end is a good one; else notes the failure.
+
+        What there is when the server must stop is an answer that was cut, and no failure.
+        """
+        cut = finish.reason == SERVER_STOPPING and self.n_output > 0
+        if cut or finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.n_cached = finish.n_cached
             text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()
             self._end("stop" if self._scanner.stopped else finish.reason, finish.reason)
             return text
         update.failure = finish
-        told = finish.reason in (FinishReason.FAILED, FinishReason.EXPIRED)
         # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
-        self._end(None, finish.reason if told else ENGINE_LOST)
+        self._end(None, finish.reason if finish.reason in _TOLD else ENGINE_LOST)
         return ""
 
     def _end(self, finish_reason: str | None, outcome: str) -> None:

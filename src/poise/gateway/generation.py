@@ -12,8 +12,25 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from poise.gateway.choice import Choice, Update
-from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestHandle, Wakeup
-from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, queue_timeout, refused
+from poise.gateway.engine_client import (
+    ENGINE_LOST,
+    QUARANTINED,
+    SERVER_STOPPING,
+    EngineClient,
+    EngineUnavailable,
+    RequestHandle,
+    Wakeup,
+)
+from poise.gateway.errors import (
+    ApiError,
+    engine_lost,
+    engine_unavailable,
+    internal_error,
+    queue_timeout,
+    refused,
+    request_quarantined,
+    server_stopping,
+)
 from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, change_comment, queue_comment
 from poise.gateway.stream import new_error_id
 from poise.gateway.text import TextModel
@@ -25,7 +42,7 @@ log = logging.getLogger(__name__)
 
 CANCELLED = "cancelled"
 """Outcome of a choice that nobody waits for any more."""
-_BAD_ENDS = frozenset((ENGINE_LOST, FinishReason.FAILED, FinishReason.EXPIRED))
+_BAD_ENDS = frozenset((ENGINE_LOST, QUARANTINED, SERVER_STOPPING, FinishReason.FAILED, FinishReason.EXPIRED))
 POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 TOLD_WAIT_US = 500_000
 """A client whose request will wait at least this long in the queue is told so."""
@@ -115,7 +132,7 @@ class Generation:
                     self._accepted = self._accepted or first  # what comes first decides when something comes
                 elif isinstance(first, Refused):
                     raise refused(first, self._origin.request_class, self._origin.prompt_param)
-                elif isinstance(first, Finish) and first.reason == ENGINE_LOST:
+                elif isinstance(first, Finish) and first.reason in (ENGINE_LOST, SERVER_STOPPING, QUARANTINED):
                     raise self._error(first)
         except ApiError:
             for choice in self._choices:
@@ -232,6 +249,7 @@ class Generation:
                 sampling=request.sampling,
                 template=request.template,
                 queue_timeout_ms=self._origin.queue_timeout_ms,
+                label=self._origin.request_id,
             )
         except EngineUnavailable as error:
             raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
@@ -287,6 +305,10 @@ class Generation:
             return queue_timeout(
                 self._origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0
             )
+        if finish.reason == QUARANTINED:
+            return request_quarantined()
+        if finish.reason == SERVER_STOPPING:
+            return server_stopping()
         return engine_lost(self._engine.state.retry_after_s)
 
     def usage(self) -> Usage:

@@ -16,13 +16,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
 
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
 
-CHANGES = ("pause", "swap", "drop", "resume", "downgrade")
+CHANGES = ("pause", "swap", "drop", "resume", "downgrade", "lost", "recover")
 
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -35,7 +36,8 @@ _RECENT_MAX = 4096
 class GatewayMetrics:
     """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
 
-    def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
+    def __init__(self, read_engine: Callable[[], EngineReading], recovery: RecoveryMetrics | None = None) -> None:
+        self.recovery = recovery or RecoveryMetrics()
         self.registry = registry = CollectorRegistry()
         self._ttft = ClassHistogram(
             registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", _WAITS_S
@@ -68,7 +70,8 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, failed.",
+            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, quarantined, "
+            "server_stopping, failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -81,7 +84,8 @@ class GatewayMetrics:
         )
         self._changes = Counter(
             "poise_changes_total",
-            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade.",
+            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade, lost, "
+            "recover.",
             ("class", "change"),
             registry=registry,
         )
@@ -93,6 +97,7 @@ class GatewayMetrics:
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
         registry.register(EngineCollector(read_engine))
+        registry.register(self.recovery.registry)
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""
