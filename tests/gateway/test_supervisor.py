@@ -153,8 +153,8 @@ async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
     async with supervisor() as s:
         await s.wait_until_settled()
         assert s._process is not None
-        assert s._transport is not None
-        s._transport.abort()
+        assert s._connection is not None
+        s._connection.close()
         assert await s._process.wait() == 0
 
 
@@ -203,10 +203,10 @@ async def test_questions_end_with_the_engine() -> None:
     """Nobody waits for an answer that cannot come."""
     async with supervisor() as s:
         await s.wait_until_settled()
-        assert s._transport is not None
+        assert s._connection is not None
         asking = asyncio.create_task(s.forget("nobody"))
         await asyncio.sleep(0)
-        s._transport.abort()
+        s._connection.close()
         with pytest.raises(EngineUnavailable):
             await asking
         with pytest.raises(EngineUnavailable):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ from itertools import count
 from typing import Any
 
 from poise.config import Settings
-from poise.engine.blackbox import BlackBox, BoxReading
+from poise.engine.blackbox import BlackBox, BoxReading, Phase
 from poise.gateway.blame import Cause, Death
 from poise.gateway.connection import EngineConnection
 from poise.gateway.engine_client import (
@@ -261,16 +262,19 @@ class Supervisor:
         """Start one engine and read it until it ends."""
         self._began_s, self._ready_s, self._hang, self._last_words = time.monotonic(), 0.0, "", ""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with contextlib.closing(BlackBox.create()) as box:
+        box_fd = BlackBox.create()
+        with contextlib.closing(BlackBox(box_fd)) as box:
             try:
                 with theirs:
-                    numbers = [box.fd, theirs.fileno()]
                     self._process = await asyncio.create_subprocess_exec(
-                        *self._command, "--box", str(box.fd), str(theirs.fileno()), pass_fds=numbers
+                        *(*self._command, "--box", str(box_fd), str(theirs.fileno())),
+                        pass_fds=[box_fd, theirs.fileno()],
                     )
             except OSError as error:
                 ours.close()
                 return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
+            finally:
+                os.close(box_fd)
             loop, watching = asyncio.get_running_loop(), None
             connection = EngineConnection(self._dispatch, loop.create_future())
             await loop.create_unix_connection(lambda: connection, sock=ours)
@@ -290,7 +294,7 @@ class Supervisor:
                 self._watchdog = self._connection = None
                 connection.close()
                 code = await self._reap(self._process)
-            return self._death(code, box.read())
+            return self._death(code, _last_record(box))
 
     async def _watch(self, box: BlackBox, process: asyncio.subprocess.Process) -> None:
         """End an engine that hangs. Loading is exempt: it takes as long as the disk does."""
@@ -298,14 +302,15 @@ class Supervisor:
         self._watchdog = watchdog = Watchdog(self._settings.engine.watchdog_s, time.monotonic_ns())
         while not self._hang:
             await asyncio.sleep(watchdog.interval_s)
-            self._hang = watchdog.look(time.monotonic_ns(), box.read())
+            if (reading := _last_record(box)) is not None:
+                self._hang = watchdog.look(time.monotonic_ns(), reading)
         with contextlib.suppress(ProcessLookupError):
             process.kill()
 
-    def _death(self, code: int, reading: BoxReading) -> Death:
+    def _death(self, code: int, reading: BoxReading | None) -> Death:
         cause = Cause.HANG if self._hang else Cause.CRASH if code < 0 else Cause.EXIT
-        computing = reading.phase == "computing"
-        return Death(cause, code, self._obituary(code), tuple(reading.request_ids) if computing else ())
+        computing = reading is not None and reading.phase is Phase.COMPUTING
+        return Death(cause, code, self._obituary(code), reading.request_ids if reading and computing else ())
 
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
@@ -381,6 +386,15 @@ class Supervisor:
         if phase is not EnginePhase.READY:
             self.state.ready = self.state.ready if phase is EnginePhase.STOPPED else None
         self._changed.set()
+
+
+def _last_record(box: BlackBox) -> BoxReading | None:
+    """None: what the engine left is not readable. Then nobody is blamed, and nothing is taken for a hang."""
+    try:
+        return box.read()
+    except ValueError as error:
+        log.error("the engine's black box cannot be read: %s", error)
+        return None
 
 
 class _Backoff:

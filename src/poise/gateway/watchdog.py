@@ -5,22 +5,7 @@ The engine notes what it does in its black box; nothing is asked of it, so an en
 
 from __future__ import annotations
 
-from typing import Protocol
-
-RESTING = "resting"
-
-
-class Reading(Protocol):
-    """What the black box says: what the engine does, in which step, since when, and when it last took its messages."""
-
-    @property
-    def phase(self) -> str: ...
-    @property
-    def step(self) -> int: ...
-    @property
-    def at_ns(self) -> int: ...
-    @property
-    def drained_ns(self) -> int: ...
+from poise.engine.blackbox import BoxReading, Phase
 
 
 class Watchdog:
@@ -45,7 +30,7 @@ class Watchdog:
         if not self._first_sent_ns:
             self._first_sent_ns = now_ns
 
-    def look(self, now_ns: int, reading: Reading) -> str:
+    def look(self, now_ns: int, reading: BoxReading) -> str:
         """Why the engine must be taken to hang, or "" if it need not."""
         waited_ns, self._looked_ns = now_ns - self._looked_ns, now_ns
         if self._first_sent_ns and reading.drained_ns >= self._first_sent_ns:
@@ -55,7 +40,7 @@ class Watchdog:
             return ""
         limit = f"engine.watchdog_s is {self._limit_ns / 1e9:g}"
         busy_ns = now_ns - max(reading.at_ns, self._began_ns)
-        if reading.phase != RESTING and busy_ns > self._limit_ns:
+        if reading.phase is not Phase.RESTING and busy_ns > self._limit_ns:
             return f"it has been {reading.phase} in step {reading.step} for {busy_ns / 1e9:.1f} s; {limit}"
         if self._first_sent_ns and now_ns - self._first_sent_ns > self._limit_ns:
             untouched_s = (now_ns - self._first_sent_ns) / 1e9
