@@ -331,6 +331,12 @@ class Reply:
     def chunks(self) -> list[dict[str, Any]]:
         return [json.loads(event) for event in self.events if event != "[DONE]"]
 
+    @property
+    def text(self) -> str:
+        """What a chat's stream said."""
+        choices = [choice for chunk in self.chunks for choice in chunk.get("choices", ())]
+        return "".join(choice["delta"].get("content", "") for choice in choices)
+
 
 @dataclass
 class Exchange:
