@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
-
 from scripts.measure_recovery import Recovery, disturb
+
 from tests.e2e.server import PoiseServer
 
 pytestmark = pytest.mark.slow
