@@ -18,11 +18,11 @@ import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import ceil
 
-import httpx
 import openai
 import psutil
 
@@ -120,7 +120,8 @@ async def _read(client: openai.AsyncOpenAI, stream: _Stream, n_tokens: int) -> N
 
 
 def _recovered(url: str) -> int:
-    metrics = httpx.get(f"{url}/metrics", timeout=30).text
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:  # noqa: S310 - the server's own address
+        metrics = response.read().decode()
     prefix = 'poise_recovery_seconds_count{class="interactive"} '
     return int(float(next(line.removeprefix(prefix) for line in metrics.splitlines() if line.startswith(prefix))))
 

@@ -144,6 +144,7 @@ class FakeEngine:
         self.forgotten: list[str] = []
         self.queued: dict[str, int] = {}
         """Requests of each class that have not begun."""
+        self.held: list[tuple[int, str]] = []
         self.adjusted: list[tuple[float, float]] = []
         self.settings: Settings | None = None
         """What the next engine is to be started with."""
@@ -175,6 +176,9 @@ class FakeEngine:
         if self.script is not None:
             self.script(submission)
         return handle
+
+    def hold(self, request_id: int, level: str) -> None:
+        self.held.append((request_id, level))
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         self.declared = dict(templates)

@@ -186,15 +186,15 @@ def test_the_time_to_cancel_is_measured() -> None:
 def test_pauses_and_holds_are_put_in_force_again() -> None:
     """An operator's pause and a reader that is behind: neither ends with the engine."""
     desk = Desk()
-    handle = desk.add()
+    desk.add()
     desk.handover.controlled(wire.Controlled(1, "pause", "paused"))
-    handle.hold("swap")
+    desk.handover.hold(1, "swap")
     desk.handover.lose(died())
-    handle.hold("pause")
+    desk.handover.hold(1, "pause")
     assert desk.recover()[1:] == [wire.Control(1, "pause"), wire.Hold(1, "pause")]
     desk.handover.controlled(wire.Controlled(1, "pause", "paused", "it is paused already"))
     desk.handover.controlled(wire.Controlled(1, "resume", "running"))
-    handle.hold("run")
+    desk.handover.hold(1, "run")
     desk.handover.lose(died())
     assert len(desk.recover()) == 1
 

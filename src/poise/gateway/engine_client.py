@@ -106,9 +106,7 @@ class RequestHandle:
     that is lost and replaced in between shows as a Change, "lost" and then "recover", and as nothing else.
     """
 
-    def __init__(
-        self, request_id: int, abort: Callable[[int], None], hold: Callable[[int, str], None] | None = None
-    ) -> None:
+    def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.done = False
         """True when the last event has been put (not necessarily received)."""
@@ -116,7 +114,6 @@ class RequestHandle:
         self.events: list[RequestEvent] = []
         """What has arrived and was not taken."""
         self._abort = abort
-        self._hold = hold
 
     def put(self, event: RequestEvent) -> None:
         """Called by the owner of the engine connection, in the event loop."""
@@ -140,11 +137,6 @@ class RequestHandle:
         """The caller no longer wants the request. Safe at any time and any number of times."""
         if not self.done:
             self._abort(self.request_id)
-
-    def hold(self, level: str) -> None:
-        """The reader is behind ("pause", "swap") or keeps up ("run"). Safe at any time; a later engine is told, too."""
-        if not self.done and self._hold is not None:
-            self._hold(self.request_id, level)
 
 
 class EngineClient(Protocol):
@@ -171,6 +163,10 @@ class EngineClient(Protocol):
         queue_timeout_ms   how long it may wait for its slot; 0: for ever
         label              what reports call it: its X-Request-Id
         """
+        ...
+
+    def hold(self, request_id: int, level: str) -> None:
+        """The readers of a request are behind, or have caught up: `level` is "run", "pause" or "swap". Later engines are told."""
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:

@@ -75,7 +75,7 @@ class Handover:
 
     def add(self, submit: wire.Submit, label: str) -> RequestHandle:
         """Hand a request to the engine, which must be ready."""
-        handle = RequestHandle(submit.request_id, self._abort, self._hold)
+        handle = RequestHandle(submit.request_id, self._abort)
         self._lives[submit.request_id] = _Live(handle, submit, label, utc())
         self._send(submit)
         return handle
@@ -124,6 +124,14 @@ class Handover:
             if self._has_engine:
                 self._send(wire.Abort(live.submit.request_id))
             self._end(live, FinishReason.ABORTED if live.abort_ns else reason, detail)
+
+    def hold(self, request_id: int, level: str) -> None:
+        """How far the readers of a request are behind; every engine is told that has it."""
+        live = self._lives.get(request_id)
+        if live is not None and level != live.hold:
+            live.hold = level
+            if self._has_engine:
+                self._send(wire.Hold(request_id, level))
 
     def answered(self, answer: wire.Accepted | wire.Refused) -> None:
         live = self._lives.get(answer.request_id)
@@ -244,10 +252,3 @@ class Handover:
         elif not live.abort_ns:
             live.abort_ns = time.monotonic_ns()
             self._send(wire.Abort(request_id))
-
-    def _hold(self, request_id: int, level: str) -> None:
-        live = self._lives.get(request_id)
-        if live is not None and level != live.hold:
-            live.hold = level
-            if self._has_engine:
-                self._send(wire.Hold(request_id, level))
