@@ -12,10 +12,9 @@ Layout, in 64-bit words of this machine's byte order:
     8 + RECORD      record B
     a record:  step, phase, at_ns, drained_ns, n_ids, then the first ID_MAX ids
 
-The writer fills the record that was not written last, then counts it in word 1. So the last record is whole at any moment, also
-when the writer dies over the next one; a reader that was overtaken twice while it read sees it from the count, and reads again.
-(One word is written at once on every 64-bit machine, and x86 and ARM publish it after the record's; ARM may need the gateway's
-second reading to see that.)
+The writer fills the record that was not written last, then counts it in word 1, which is written at once. So the last record is
+whole at any moment, also when the writer dies over the next one. A reader that finds the same count before and after has read a
+whole record; else it reads again.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ LAYOUT = 0x706F6973650001
 """Whose it is ("poise") and its version."""
 N_BYTES = 8192
 _N_WORDS = N_BYTES // 8
-_FIRST = 8
-RECORD = (_N_WORDS - _FIRST) // 2
+FIRST = 8
+RECORD = (_N_WORDS - FIRST) // 2
 ID_MAX = RECORD - 5
 READ_TRIES = 100
 
@@ -123,7 +122,7 @@ class BoxWriter:
 
     def _write(self, step: int, phase: int, now_ns: int, ids: Sequence[int]) -> None:
         n_written = self._n_written + 1
-        at = _FIRST + RECORD * (n_written & 1)
+        at = FIRST + RECORD * (n_written & 1)
         record = array("q", (step, phase, now_ns, self._drained_ns, len(ids), *ids[:ID_MAX]))
         self.words[at : at + len(record)] = record
         self.words[1] = self._n_written = n_written
@@ -139,10 +138,9 @@ def read_words(words: memoryview[int]) -> BoxReading:
         n_written = words[1]
         if n_written == 0:
             return BoxReading(Phase.LOADING)
-        at = _FIRST + RECORD * (n_written & 1)
+        at = FIRST + RECORD * (n_written & 1)
         step, phase, at_ns, drained_ns, n_ids = words[at : at + 5].tolist()
         ids = tuple(words[at + 5 : at + 5 + max(0, min(n_ids, ID_MAX))].tolist())
-        # While it was read, the writer may have filled the other record; from the one after that on it writes over this one.
         if words[1] == n_written and 0 < phase < len(_PHASES):
             return BoxReading(_PHASES[phase], step, at_ns, drained_ns, ids)
     raise ValueError("the black box changes faster than it can be read")
