@@ -161,7 +161,12 @@ async def test_a_bad_end_before_the_first_token_has_its_own_error(
     app = make_app(FakeEngine(lambda s: s.finish(reason)))
     reply = await ask(app, "POST", CHAT, chat_body(stream=stream))
     assert (reply.status, reply.error["code"]) == (status, code)
-    app = make_app(FakeEngine(lambda s: (s.accept(), s.finish(reason))[0]))
+
+    def later(submission: Submission) -> None:
+        submission.accept()
+        submission.finish(reason)
+
+    app = make_app(FakeEngine(later))
     reply = await ask(app, "POST", CHAT, chat_body(stream=stream))
     assert (reply.chunks[-1]["error"] if stream else reply.error)["code"] == code
 

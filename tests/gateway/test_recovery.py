@@ -168,7 +168,12 @@ async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPa
     async with supervisor() as s:
         await s.wait_until_settled()
         send = s._send
-        monkeypatch.setattr(s, "_send", lambda message: (sent.append(message), send(message))[1])
+
+        def noting(message: wire.ToEngine) -> None:
+            sent.append(message)
+            send(message)
+
+        monkeypatch.setattr(s, "_send", noting)
         s.adjust(0.5, 0.25)
         lower = Settings()
         s.use(lower)
