@@ -63,7 +63,7 @@ def test_low_memory_constrains() -> None:
     server = Server()
     server.free = 10 << 20
     assert server.look(0) == "constrained"
-    assert server.it.reasons == ["free memory in MB 10, limit 64, over from 80"]
+    assert server.it.reasons == ["free memory in MB 10 (begins below 64, ends at 80)"]
 
 
 def test_a_transition_is_one_line_and_one_count(caplog: pytest.LogCaptureFixture) -> None:
@@ -73,7 +73,7 @@ def test_a_transition_is_one_line_and_one_count(caplog: pytest.LogCaptureFixture
         for second in range(4):
             server.look(second, 128)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "level busy, was normal: background queue 128, limit 128, over below 64"
+    assert line == "level busy, was normal: background queue 128 (begins at 128, ends below 64)"
     assert (level_of(server, "busy"), level_of(server, "normal")) == (1.0, 0.0)
     name = "poise_level_transitions_total"
     assert server.metrics.registry.get_sample_value(name, {"level": "busy"}) == 1.0
@@ -191,6 +191,6 @@ async def test_the_level_is_shown() -> None:
     app = app_at(128)
     health = (await ask(app, "GET", "/health")).json()
     assert (health["level"], health["ready"]) == ("busy", True)
-    assert health["reasons"] == ["background queue 128, limit 128, over below 64"]
+    assert health["reasons"] == ["background queue 128 (begins at 128, ends below 64)"]
     assert (await ask(app, "GET", "/status")).json()["level"] == "busy"
     assert 'poise_level{level="busy"} 1.0' in (await ask(app, "GET", "/metrics")).body.decode()

@@ -135,8 +135,8 @@ def test_draining_is_above_all_and_never_over() -> None:
     assert machine.load is Level.CONSTRAINED
     assert machine.reasons == [
         "the server was asked to stop",
-        "background queue 95, limit 50, over below 25",
-        "background queue 95, limit 90, over below 45",
+        "background queue 95 (begins at 50, ends below 25)",
+        "background queue 95 (begins at 90, ends below 45)",
     ]
 
 

@@ -79,9 +79,8 @@ class _Condition:
             self.active = False
 
     def told(self) -> str:
-        return (
-            f"{self.name} {self.value:g}, limit {self.enter:g}, over {'from' if self.below else 'below'} {self.leave:g}"
-        )
+        begins, ends = ("below", "at") if self.below else ("at", "below")
+        return f"{self.name} {self.value:g} (begins {begins} {self.enter:g}, ends {ends} {self.leave:g})"
 
 
 class Levels:
