@@ -201,7 +201,8 @@ class Reader(Follower):
         opening = b""
         if not self._opened[end.choice]:
             self._opened[end.choice] = True
-            at, entries = _id(self._cursor, self._n_ends), [] if self.record.wants_logprobs else None
+            at = _id(self._cursor, self._n_ends)
+            entries: list[TokenEntry] | None = list[TokenEntry]() if self.record.wants_logprobs else None
             opening = self._formatter().text_event(at, end.choice, "", entries, first=True, usage=self._usage())
         self._n_ends += 1
         at = _id(self._cursor, self._n_ends)

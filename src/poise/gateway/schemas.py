@@ -150,8 +150,11 @@ class TemplateList(Closed):
     data: list[TemplateCard]
 
 
+LevelName = Literal["normal", "busy", "constrained", "degraded", "draining"]
+
+
 class HealthBody(Closed):
-    status: Literal["ok", "loading", "restarting", "failed", "stopped"]
+    status: Literal["ok", "loading", "restarting", "failed", "stopped", "draining"]
     live: bool
     ready: bool
     progress: float
@@ -159,6 +162,8 @@ class HealthBody(Closed):
     detail: str
     restarts: int
     model: str
+    level: LevelName
+    reasons: list[str]
 
 
 class LiveBody(Closed):
@@ -308,6 +313,23 @@ class Rates(Closed):
     output: float
 
 
+class QuarantineReportBody(Closed):
+    request_id: str
+    request_class: str = Field(alias="class")
+    engine_request: int
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    deaths: int
+    ended_by: str
+    accepted_at: str
+    quarantined_at: str
+
+
+class QuarantineList(Closed):
+    data: list[QuarantineReportBody]
+
+
 class StatusBody(Closed):
     phase: Literal["loading", "ready", "restarting", "failed", "stopped"]
     model: str
@@ -316,7 +338,10 @@ class StatusBody(Closed):
     stage: str
     detail: str
     restarts: int
+    level: LevelName
+    reasons: list[str]
     open_requests: int
+    live_choices: int
     classes: dict[str, ClassFigures]
     pools: list[PoolFigures]
     store: StoreFigures | None
