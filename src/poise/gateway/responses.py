@@ -268,7 +268,7 @@ _CHANGES = {
     "resume": b"resumed",
     "downgrade": b"downgraded",
     "stall": b"stalled",
-    "lost": b"lost",
+    "lost": b"recovering",
     "recover": b"recovered",
 }
 
