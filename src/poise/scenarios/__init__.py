@@ -15,7 +15,7 @@ A scenario file names its clients; `Scenario.requests(seed)` turns it into one s
 
 from poise.scenarios.model import (
     ARRIVAL_KINDS,
-    TOKENS_MAX,
+    SHARED_PREFIX_SEED,
     Arrival,
     Client,
     Event,
@@ -30,10 +30,11 @@ from poise.scenarios.model import (
 )
 from poise.scenarios.reader import load_scenario, parse_scenario, parse_target
 from poise.scenarios.table import ScenarioError
-from poise.scenarios.trace import Trace, TraceRow, load_trace
+from poise.scenarios.trace import TOKENS_MAX, Trace, TraceRow, load_trace
 
 __all__ = [
     "ARRIVAL_KINDS",
+    "SHARED_PREFIX_SEED",
     "TOKENS_MAX",
     "Arrival",
     "Client",

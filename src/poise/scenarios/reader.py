@@ -129,7 +129,9 @@ def _client(table: Table, traces: _Traces) -> Client:
         malformed_share=table.number("malformed_share", 0.0, 1.0, default=0.0),
     )
     if client.cancel_before_first_token and client.cancel_after_ms is None:
-        raise table.error("cancel_before_first_token", "needs cancel_after_ms, the time at which the client loses patience")
+        raise table.error(
+            "cancel_before_first_token", "needs cancel_after_ms, the time at which the client loses patience"
+        )
     for key in ("requests", "cancel_after_tokens", "cancel_after_ms"):
         table.optional(key)
     table.reject_unknown()
@@ -215,7 +217,9 @@ def _targets(table: Table | None) -> tuple[Targets, ...]:
     for name in CLASSES:
         own = table.optional_table(name)
         if own is not None:
-            values: Mapping[str, float] = {key: own.number(key, 0.001, 1e9) for key in TARGET_NAMES if key in own.values}
+            values: Mapping[str, float] = {
+                key: own.number(key, 0.001, 1e9) for key in TARGET_NAMES if key in own.values
+            }
             for key in TARGET_NAMES:
                 own.optional(key)
             own.reject_unknown()
