@@ -2,7 +2,8 @@
 
 1. A target is held against one request: its TTFT, the 99th percentile of its own gaps, its end to end.
 2. A request that failed or was refused missed. One that was cut has missed what it can no longer keep; else it is undecided.
-3. One whose client left is judged by what it got until then; without a token there is nothing to judge, unless it waited too long.
+3. One whose client left is judged by what it got until then; without a token there is nothing to judge, unless it had waited
+   too long.
 4. A slow reader's gaps and end are its own doing: its TTFT alone counts. Malformed requests are in no share.
 """
 

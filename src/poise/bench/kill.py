@@ -1,7 +1,7 @@
 """Kills the engine of the server under measurement, and nothing else.
 
-Only with the user's leave (`--allow-kill`), only on this host, and only the process that `--engine-pid` or the server's own `/status`
-(`engine_pid`) names. After a kill its successor counts: the process with the same command line under the same parent.
+Only with the user's leave (`--allow-kill`), only on this host, and only the process that `--engine-pid` or the server's own
+`/status` (`engine_pid`) names. After a kill its successor counts: the process with the same command line under the same parent.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Times are integer nanoseconds. `start_ns` counts from the start of the load; everything else counts from `start_ns`.
 
-Coordinated omission: an open-loop client's request was to be sent at a planned moment, and its user waits from then on. So its TTFT and
-end to end count from the plan: a client that lags cannot hide what it could not send. A closed-loop client sends when it can; where
-the scenario gives it a rate, the corrected figures count from the moment at which each request was due.
+Coordinated omission: an open-loop client's request was to be sent at a planned moment, and its user waits from then on. So its
+TTFT and end to end count from the plan: a client that lags cannot hide what it could not send. A closed-loop client sends when it
+can; where the scenario gives it a rate, the corrected figures count from the moment at which each request was due.
 """
 
 from __future__ import annotations
@@ -149,6 +149,8 @@ class RequestRecord:
             "instance": self.instance,
             "index": self.index,
             "status": self.status,
+            "slow_reader": self.is_slow_reader,
+            "malformed": self.is_malformed,
             "start_ms": round(self.start_ns / NS_PER_MS, 3),
             "late_ms": round(self.late_ns / NS_PER_MS, 3),
             "end_ms": round(self.end_ns / NS_PER_MS, 3),

@@ -154,7 +154,7 @@ def ratios(pairs: Sequence[tuple[Summary, Summary]]) -> dict[str, Ratio]:
     found: dict[str, Ratio] = {}
     for name in names:
         per_round = [
-            Figure(a.figures[name].value / b.figures[name].value, _ratio_bound(a.figures[name], b.figures[name]))
+            Figure(a.figures[name].value / b.figures[name].value, ratio_bound(a.figures[name], b.figures[name]))
             for a, b in pairs
             if name in a.figures and name in b.figures and b.figures[name].value > 0
         ]
@@ -191,6 +191,15 @@ def quantile(samples: Sequence[Figure], q: float) -> Figure | None:
     return Figure(below + (above - below) * (position - math.floor(position)), ">=" if bounded else "")
 
 
+def ratio_bound(ours: Figure, theirs: Figure) -> Bound:
+    """What is known of ours / theirs."""
+    if ours.bound and theirs.bound:
+        return "~"
+    if theirs.bound:
+        return "<="
+    return ours.bound
+
+
 def _total(found: Sequence[Goodput]) -> Goodput | None:
     if not found:
         return None
@@ -211,11 +220,3 @@ def _put_quantiles(
         figure = quantile(present, _QUANTILES[label])
         if figure is not None:
             figures[f"{measure}_{label}"] = figure
-
-
-def _ratio_bound(ours: Figure, theirs: Figure) -> Bound:
-    if ours.bound and theirs.bound:
-        return "~"
-    if theirs.bound:
-        return "<="
-    return ours.bound
