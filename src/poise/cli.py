@@ -167,7 +167,7 @@ def fit(
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Tell whether the model and the settings fit this host's memory.
+    """Tell whether model and settings fit this host's memory.
 
     Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
     """

@@ -69,6 +69,10 @@ class Servers:
                 return web.json_response({"data": [{"id": f"{name}-model"}]})
             if request.path == "/health":
                 return web.Response()
+            if request.path == "/status":
+                return web.json_response({"phase": "ready"})
+            if request.method == "GET":
+                return web.Response(status=404)
             body = json.loads(await request.read())
             self.prompts.setdefault(name, []).append(body["messages"][1]["content"])
             if self.status != 200:

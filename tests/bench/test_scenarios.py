@@ -81,9 +81,10 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_scenarios_load(path: Path) -> None:
+def test_shipped_scenarios_load(path: Path, tmp_path: Path) -> None:
     """Every file in scenarios/ is valid, bears its file's name and says where its lengths come from."""
-    scenario = load_scenario(path)
+    (tmp_path / "trace.csv").write_text("timestamp,context,generated\n0,100,9\n610,200,9\n", encoding="utf-8")
+    scenario = load_scenario(path, tmp_path / "trace.csv")
     assert scenario.name == path.stem
     assert all(stream for stream in generated(scenario).values())
     assert "Azure LLM 2023" in path.read_text(encoding="utf-8")
@@ -91,7 +92,8 @@ def test_shipped_scenarios_load(path: Path) -> None:
 
 def test_shipped_scenarios_are_complete() -> None:
     """The scenarios that the documentation names exist."""
-    assert [path.stem for path in SHIPPED] == ["cancel", "flood", "mixed", "single", "storm", "sustained"]
+    names = ["cancel", "chat", "flood", "mixed", "single", "slow-readers", "soak", "storm", "sustained", "trace"]
+    assert [path.stem for path in SHIPPED] == names
 
 
 CONVERSATION = """

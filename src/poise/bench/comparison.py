@@ -96,7 +96,7 @@ def parse_guard(text: str) -> Guard:
     short = {name.replace("_ms", ""): name for name in FIGURES}
     if found is None or (found[3] not in FIGURES and found[3] not in short):
         raise ComparisonError(
-            f"guard {text!r}: expected [SCENARIO:]GROUP.FIGURE<=RATIO (or >=), GROUP a class, client or tenant, or all; FIGURE of "
+            f"guard {text!r}: expected [SCENARIO:]GROUP.FIGURE<=RATIO (or >=), GROUP a class, client, tenant or all; FIGURE of "
             + ", ".join(short)
         )
     scenario, group, figure, sign, limit = found.groups()

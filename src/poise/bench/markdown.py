@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from poise.bench.record import Bound
-from poise.bench.report import SIGNS, number, title_of
+from poise.bench.report import SIGNS, label_of, number, title_of
 from poise.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES
 
 Rows = list[list[str]]
@@ -89,12 +89,13 @@ def count_rows(run: Mapping[str, Any]) -> tuple[list[str], Rows]:
 
 def distinct_groups(run: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
     """One entry for each set of clients: what to call it, and its median figures by side."""
-    found: dict[tuple[str, ...], tuple[str, dict[str, Mapping[str, Any]]]] = {}
+    found: dict[tuple[str, ...], tuple[dict[str, str], dict[str, Mapping[str, Any]]]] = {}
     for side, groups in run["medians"].items():
         for group in groups:
-            name = group["kind"] if group["kind"] == "all" else f"{group['kind']} {group['name']}"
-            found.setdefault(tuple(group["clients"]), (name, {}))[1].setdefault(side, group)
-    return list(found.values())
+            kinds, by_side = found.setdefault(tuple(group["clients"]), ({}, {}))
+            kinds[group["kind"]] = group["name"]
+            by_side.setdefault(side, group)
+    return [(label_of(kinds), by_side) for kinds, by_side in found.values()]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

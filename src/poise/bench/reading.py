@@ -1,8 +1,8 @@
 """How a client reads its answer: as fast as it comes, slowly, or not at all after a while.
 
 A slow reader has to be slow where the server can feel it: its connection takes little in advance (`RECEIVE_BYTES` in the kernel,
-a small buffer here), so that what it does not read waits at the server. It reads at full speed until the first text, and its pace counts
-from there: the TTFT is the server's, the rest is the reader's own.
+a small buffer here), so that what it does not read waits at the server. It reads at full speed until the first text, and its pace
+counts from there: the TTFT is the server's, the rest is the reader's own.
 """
 
 from __future__ import annotations

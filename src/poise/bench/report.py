@@ -134,44 +134,22 @@ def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
     return found
 
 
-def _group_report(run: ScenarioRun, group: Group) -> GroupReport:
-    targets = by_class(run.source.scenario.targets)
-    by_round = [
-        {side: summarize(group, result.records, result.window_ns, targets) for side, result in finished.results.items()}
-        for finished in run.rounds
-    ]
-    sides = [side for side in (OURS, THEIRS) if any(side in summaries for summaries in by_round)]
-    return GroupReport(
-        group=group,
-        by_round=by_round,
-        medians={side: over_rounds([s[side] for s in by_round if side in s]) for side in sides},
-        ratios=ratios([(s[OURS], s[THEIRS]) for s in by_round if OURS in s and THEIRS in s]),
-    )
-
-
 def distinct(reports: Sequence[GroupReport]) -> list[tuple[str, GroupReport]]:
     """One report for each set of clients, with a label that names the set once: a class of one client is one row."""
     merged: dict[frozenset[str], tuple[dict[str, str], GroupReport]] = {}
     for report in reports:
         kinds, _ = merged.setdefault(report.group.clients, ({}, report))
         kinds[report.group.kind] = report.group.name
-    return [(_label(kinds), report) for kinds, report in merged.values()]
+    return [(label_of(kinds), report) for kinds, report in merged.values()]
 
 
-def _label(kinds: Mapping[str, str]) -> str:
+def label_of(kinds: Mapping[str, str]) -> str:
+    """What to call a set of clients that is one or more groups: their names by kind."""
     if "client" in kinds:
         return f"{kinds['client']} ({kinds['class']})" if "class" in kinds else kinds["client"]
     if "class" in kinds:
         return f"class {kinds['class']}"
     return f"tenant {kinds['tenant']}" if "tenant" in kinds else "all"
-
-
-def _names(measure: str) -> tuple[str, ...]:
-    return tuple(f"{measure}_{label}" for label in (MEASURES | CORRECTED)[measure])
-
-
-def _three(names: tuple[str, ...]) -> tuple[str, ...]:
-    return (*names, "", "")[:3]
 
 
 def title_of(name: str) -> str:
@@ -195,6 +173,29 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _group_report(run: ScenarioRun, group: Group) -> GroupReport:
+    targets = by_class(run.source.scenario.targets)
+    by_round = [
+        {side: summarize(group, result.records, result.window_ns, targets) for side, result in finished.results.items()}
+        for finished in run.rounds
+    ]
+    sides = [side for side in (OURS, THEIRS) if any(side in summaries for summaries in by_round)]
+    return GroupReport(
+        group=group,
+        by_round=by_round,
+        medians={side: over_rounds([s[side] for s in by_round if side in s]) for side in sides},
+        ratios=ratios([(s[OURS], s[THEIRS]) for s in by_round if OURS in s and THEIRS in s]),
+    )
+
+
+def _names(measure: str) -> tuple[str, ...]:
+    return tuple(f"{measure}_{label}" for label in (MEASURES | CORRECTED)[measure])
+
+
+def _three(names: tuple[str, ...]) -> tuple[str, ...]:
+    return (*names, "", "")[:3]
 
 
 def _show(figure: Figure | None) -> str:
