@@ -23,7 +23,7 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { border-bottom: 1px solid var(--line); padding: 2px 8px; text-align: right; white-space: nowrap; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-.plot { height: 340px; margin: 1rem 0; }
+.plot { height: 380px; margin: 1rem 0; }
 dt { font-weight: 600; } dd { margin: 0 0 .3rem 1rem; overflow-wrap: anywhere; }
 """
 _SCRIPT = """
@@ -33,8 +33,10 @@ function draw() {
   for (const [id, plot] of Object.entries(plots)) {
     const axis = { gridcolor: "#8884", zerolinecolor: "#8884" };
     Plotly.react(id, plot.data, {
-      ...plot.layout, title: { text: plot.title }, paper_bgcolor: style.backgroundColor, plot_bgcolor: style.backgroundColor,
-      font: { color: style.color }, margin: { t: 40, r: 20 },
+      ...plot.layout, title: { text: plot.title, y: 0.98 },
+      paper_bgcolor: style.backgroundColor, plot_bgcolor: style.backgroundColor,
+      font: { color: style.color }, margin: { t: 80, r: 20 },
+      showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
       xaxis: { ...axis, ...plot.layout.xaxis }, yaxis: { ...axis, ...plot.layout.yaxis },
     }, { responsive: true, displaylogo: false });
   }

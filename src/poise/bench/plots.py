@@ -100,8 +100,8 @@ def _requests(run: Mapping[str, Any]) -> Plot:
                     "text": [f"{r['client']} {r['instance']}/{r['index']}" for r in requests],
                 }
             )
-    plot = _plot("Requests", "sent, s of the first round", "ms to the first token, or to the end without one", data)
-    plot["layout"]["yaxis"]["type"] = "log"
+    plot = _plot("Requests", "sent, s of the first round", "ms to first token (or end)", data)
+    plot["layout"]["yaxis"] |= {"type": "log", "dtick": 1}
     return plot
 
 
