@@ -43,10 +43,10 @@ def rounds(values: list[float], *, bound: str = "", seeds: list[int] | None = No
 
 
 def document(values: list[float], **more: Any) -> dict[str, Any]:
-    return {
-        "host": {"name": "h"},
-        "scenarios": [{"name": "mixed", "text": "", "traces": [], "rounds": rounds(values, **more)}],
-    }
+    found = rounds(values, **more)
+    groups = [{**group, "clients": [str(n)]} for n, group in enumerate(found[0]["sides"]["ours"]["groups"])]
+    run = {"name": "mixed", "text": "", "traces": [], "rounds": found, "medians": {"ours": groups}}
+    return {"host": {"name": "h"}, "scenarios": [run]}
 
 
 def invoke(*arguments: str) -> Result:
@@ -177,6 +177,9 @@ async def test_two_servers_in_alternation(tmp_path: Path) -> None:
     again = invoke(f"{results}#theirs", results, "--json", str(tmp_path / "d.json"))
     assert again.exit_code == 0
     first, second = (json.loads((tmp_path / name).read_bytes()) for name in ("c.json", "d.json"))
+    assert result.stdout.count("chat (interactive)") == 1
+    assert "class interactive" not in result.stdout
+    assert "one after the other" not in again.stderr
     assert first["scenarios"][0]["figures"] == second["scenarios"][0]["figures"] != []
 
 

@@ -31,7 +31,8 @@ from poise.bench.command import (
 )
 from poise.bench.comparison import METHOD, ComparisonError, Estimate, Guard, State, compare, find, parse_guard
 from poise.bench.document import as_document
-from poise.bench.report import number, title_of
+from poise.bench.markdown import distinct_groups
+from poise.bench.report import SIGNS, number, title_of
 from poise.bench.rounds import OURS, THEIRS, RunOptions
 from poise.bench.target import TargetError, base_url
 from poise.scenarios import ScenarioError
@@ -119,7 +120,7 @@ def _compare(before: Result, after: Result, limits: Sequence[Guard]) -> tuple[in
         estimates, n_pairs = compare(run["rounds"], before.side, other["rounds"], after.side)
         n_pairs_least = min(n_pairs_least, n_pairs)
         notes = _notes(before, after, run, other, n_pairs)
-        console.print(_table(run["name"], estimates, n_pairs))
+        console.print(_table(run, estimates, n_pairs))
         for note in notes:
             typer.echo(f"note: {note}", err=True)
         verdicts += _judge(run["name"], estimates, limits)
@@ -173,28 +174,29 @@ def _notes(before: Result, after: Result, run: Mapping[str, Any], other: Mapping
         notes.append("the scenario's file is not the same in A and B.")
     if [t["digest"] for t in run.get("traces", [])] != [t["digest"] for t in other.get("traces", [])]:
         notes.append("A and B followed different traces.")
-    if before.document is not after.document:
+    if before.document != after.document:
         notes.append("A and B were measured one after the other: what the machine did in between is in the ratios.")
         if before.document["host"] != after.document["host"]:
             notes.append("A and B were measured on different hosts.")
     return notes
 
 
-def _table(name: str, estimates: Sequence[Estimate], n_pairs: int) -> Table:
-    table = Table(title=f"{name}: B/A over {n_pairs} paired round(s)", title_justify="left", caption=METHOD)
+def _table(run: Mapping[str, Any], estimates: Sequence[Estimate], n_pairs: int) -> Table:
+    """The figures most looked at, for each set of clients once; the JSON file has all."""
+    title = f"{run['name']}: B/A over {n_pairs} paired round(s)"
+    table = Table(title=title, title_justify="left", caption=METHOD)
     for header in ("clients", "figure", "A", "B", "B/A", "95 % interval", ""):
         table.add_column(header, justify="left" if header in ("clients", "figure", "") else "right")
-    last = None
-    for e in estimates:
-        if e.figure not in SHOWN or e.kind == "tenant":
-            continue
-        group = e.group or "all"
-        interval = "" if e.low is None or e.high is None else f"{e.low:.3g} – {e.high:.3g}"
-        measure, _, quantile = e.figure.rpartition("_")
-        label = f"{title_of(measure)} {quantile}" if quantile in ("p50", "p95") else title_of(e.figure)
-        shown = "" if group == last else f"{e.kind} {e.group}".strip()
-        table.add_row(shown, label, number(e.a), number(e.b), f"{e.bound}{e.ratio:.3g}", interval, e.verdict)
-        last = group
+    for label, groups in distinct_groups(run):
+        first = next(iter(groups.values()))
+        own = [e for e in estimates if (e.kind, e.group) == (first["kind"], first["name"]) and e.figure in SHOWN]
+        for row, e in enumerate(own):
+            interval = "" if e.low is None or e.high is None else f"{e.low:.3g} – {e.high:.3g}"
+            measure, _, quantile = e.figure.rpartition("_")
+            figure = f"{title_of(measure)} {quantile}" if quantile in ("p50", "p95") else title_of(e.figure)
+            ratio = f"{SIGNS[e.bound]}{e.ratio:.3g}"
+            table.add_row("" if row else label, figure, number(e.a), number(e.b), ratio, interval, e.verdict)
+        table.add_section()
     return table
 
 

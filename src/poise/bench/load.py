@@ -130,7 +130,7 @@ class RoundLoad:
         """The scenario's events, in order."""
         for event in sorted(self._scenario.events, key=lambda event: event.at_s):
             await asyncio.sleep(max(0.0, event.at_s - self._now_ns() / NS_PER_S))
-            done, detail = False, "not allowed: give --allow-kill, and measure a server of yours"
+            done, detail = False, "needs --allow-kill"
             if self._killer is not None:
                 done, detail = await self._killer.kill(self._session)
             self.events.append(EventRecord(event.kind, event.at_s, done, detail))
