@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -71,6 +72,10 @@ def state(server: PoiseServer, request_id: str) -> str:
     return told["state"] if status == 200 else "unknown"
 
 
+def is_running(server: PoiseServer, request_id: str) -> bool:
+    return state(server, request_id) == "running"
+
+
 def clean(server: PoiseServer) -> bool:
     """Nothing runs or waits, no slot is held, no record is live, and what was swapped out is gone."""
     status = server.get("/status")[1]
@@ -113,7 +118,7 @@ def test_a_cancel_frees_the_slot(streams_server: PoiseServer, where: str) -> Non
         blockers = [f"blocker-{where}-{i}" for i in range(SLOTS if where == "queued" else 0)]
         others = [threads.submit(post, streams_server, CHAT, body(stream=False), name) for name in blockers]
         for name in blockers:
-            streams_server.eventually(lambda name=name: state(streams_server, name) == "running", "a slot is busy")
+            streams_server.eventually(partial(is_running, streams_server, name), "a slot is busy")
         name = f"mine-{where}"
         prompt = LONG_PROMPT if where == "prefill" else "Tell me a long story."
         payload = body(stream=False, messages=[{"role": "user", "content": prompt}])

@@ -27,7 +27,7 @@ from starlette.types import Scope
 
 from poise import __version__
 from poise.config import Settings
-from poise.gateway import schemas
+from poise.gateway import answer_schemas, schemas
 from poise.gateway.admin import Admin
 from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.degradation import Degradation, free_bytes
@@ -172,7 +172,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.chat,
         methods=["POST"],
         summary="Continue a conversation",
-        responses=schemas.generation(schemas.ChatCompletion),
+        responses=schemas.generation(answer_schemas.ChatCompletion),
         openapi_extra=schemas.request_body(parser.chat_schema(), completions.model_names),
     )
     app.add_api_route(
@@ -180,7 +180,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.complete,
         methods=["POST"],
         summary="Continue a text",
-        responses=schemas.generation(schemas.Completion),
+        responses=schemas.generation(answer_schemas.Completion),
         openapi_extra=schemas.request_body(parser.completion_schema(), completions.model_names),
     )
 
