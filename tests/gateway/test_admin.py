@@ -9,8 +9,8 @@ from fastapi import FastAPI
 
 from poise.config import Settings
 from poise.gateway.engine_client import EnginePhase
-from poise.gateway.quarantine import QuarantineReport, utc
-from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList, QuarantineList
+from poise.gateway.quarantine import QuarantineList, QuarantineReport, utc
+from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList
 from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body
 
 CHAT = "/v1/chat/completions"
@@ -58,10 +58,10 @@ async def test_live_requests_are_listed_with_their_states() -> None:
     }
     for what, state in (("pause", "paused"), ("swap", "swapped"), ("drop", "queued"), ("resume", "running")):
         request.change(what)
-        await asked.message()
+        await asked.frame()
         assert (await live(app))[0]["state"] == state
     request.change("downgrade", "operator")
-    await asked.message()
+    await asked.frame()
     assert (await live(app))[0]["class"] == "background"
     request.finish()
     await asked.ended()

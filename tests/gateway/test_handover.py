@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from poise.gateway.blame import Cause, Death
-from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, RequestHandle
+from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, RequestEvent, RequestHandle
 from poise.gateway.handover import Handover
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import RequestClass
@@ -71,12 +71,20 @@ class Desk:
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
+def take(handle: RequestHandle) -> list[RequestEvent]:
+    """What has come since nobody listened."""
+    taken: list[RequestEvent] = []
+    handle.listen(taken.append)
+    handle._listener = None
+    return taken
+
+
 def kinds(handle: RequestHandle) -> list[str]:
-    return [event.what if isinstance(event, wire.Change) else type(event).__name__ for event in handle.take()]
+    return [event.what if isinstance(event, wire.Change) else type(event).__name__ for event in take(handle)]
 
 
 def last(handle: RequestHandle) -> wire.Finish:
-    event = handle.take()[-1]
+    event = take(handle)[-1]
     assert isinstance(event, wire.Finish)
     return event
 
@@ -93,7 +101,7 @@ def test_a_running_request_goes_on_where_it_was() -> None:
     assert (again.max_output, again.queue_timeout_ms) == (50, 9)
     desk.tokens(1, 12)
     desk.finish(1, n_cached=99)
-    events = handle.take()
+    events = take(handle)
     assert [e.what if isinstance(e, wire.Change) else type(e).__name__ for e in events] == [
         *("Accepted", "Start", "Token", "Token", "lost", "recover", "Token", "Finish")
     ]
@@ -171,16 +179,6 @@ def test_aborted_requests_are_not_handed_over() -> None:
     assert [m.request_id for m in desk.recover() if isinstance(m, wire.Submit)] == [3]
     stays.abort()
     assert wire.Abort(3) in desk.sent
-
-
-def test_the_time_to_cancel_is_measured() -> None:
-    """From the abort to the engine's word that it is done; an end that came first is no cancellation."""
-    desk = Desk()
-    for request_id, reason in ((1, "aborted"), (2, "stop")):
-        handle = desk.add(request_id)
-        handle.abort()
-        desk.finish(request_id, reason)
-    assert desk.value("poise_cancel_seconds_count", **{"class": "interactive"}) == 1
 
 
 def test_pauses_and_holds_are_put_in_force_again() -> None:
@@ -317,3 +315,15 @@ def test_the_kept_message_is_the_client_s_own() -> None:
     (again,) = desk.recover()
     assert isinstance(again, wire.Submit)
     assert replace(again, output=[], readmitted=False, suspect=False) == first
+
+
+def test_an_end_that_ends_others_ends_each_once() -> None:
+    """Choices of one request: the bad end of one is the end of all, in the very moment in which it is told."""
+    desk = Desk(recoveries_max=0)
+    first, second = desk.add(1), desk.add(2)
+    ends: list[int] = []
+    first.listen(lambda event: second.abort() if isinstance(event, wire.Finish) else None)
+    second.listen(lambda event: ends.append(event.request_id) if isinstance(event, wire.Finish) else None)
+    desk.handover.lose(died())
+    assert ends == [2]
+    assert desk.handover.n_live == 0

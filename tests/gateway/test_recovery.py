@@ -12,12 +12,12 @@ from collections.abc import Callable
 import pytest
 
 from poise.config import Settings
-from poise.gateway.engine_client import QUARANTINED, EnginePhase, RequestHandle
+from poise.gateway.engine_client import QUARANTINED, EnginePhase
 from poise.gateway.supervisor import _Backoff
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from tests.gateway.simulated_engine import BUG_TOKEN, HANG_TOKEN, KILL_TOKEN
-from tests.gateway.test_supervisor import events, pid_of, submit, supervisor, until_ready
+from tests.gateway.test_supervisor import Mailbox, events, pid_of, submit, supervisor, until_ready
 
 LONG = 1500
 WATCHDOG_S = 0.5
@@ -33,7 +33,7 @@ def tokens(received: list[object]) -> list[int]:
     return [event.token for event in received if isinstance(event, wire.Token)]
 
 
-async def until_tokens(handle: RequestHandle, n: int) -> list[object]:
+async def until_tokens(handle: Mailbox, n: int) -> list[object]:
     received: list[object] = []
     while len(tokens(received)) < n:
         received += await handle.receive()
