@@ -36,9 +36,9 @@ from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, 
 from poise.gateway.health import Health, read_engine
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
-from poise.gateway.quarantine import QuarantineList
 from poise.gateway.records import Records
 from poise.gateway.requests import Requests
+from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot

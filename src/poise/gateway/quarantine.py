@@ -13,9 +13,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from pydantic import Field
-
-from poise.gateway.schemas import Closed
 
 log = logging.getLogger(__name__)
 
@@ -40,25 +37,6 @@ class QuarantineReport:
     def as_json(self) -> dict[str, Any]:
         fields = asdict(self)
         return {"request_id": fields.pop("request_id"), "class": fields.pop("request_class"), **fields}
-
-
-class QuarantineReportBody(Closed):
-    """A report as the OpenAPI document describes it."""
-
-    request_id: str
-    request_class: str = Field(alias="class")
-    engine_request: int
-    tenant: str
-    prompt_tokens: int
-    output_tokens: int
-    deaths: int
-    ended_by: str
-    accepted_at: str
-    quarantined_at: str
-
-
-class QuarantineList(Closed):
-    data: list[QuarantineReportBody]
 
 
 class Quarantine:
