@@ -208,7 +208,7 @@ class Generation:
         text, entries = choice.push(token)
         record.append(choice.record.index, text, entries, now_s)
         if choice.stopped:
-            self._end(choice, FinishReason.STOP, FinishReason.STOP, "", NOTHING)
+            self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, "", NOTHING)
             self._abort(choice)
             self._close_if_all_ended()
 
@@ -248,18 +248,13 @@ class Generation:
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
 
     def _finish(self, choice: Choice, finish: Finish) -> None:
-        if finish.reason in _GOOD_ENDS:
+        # What there is when the server must stop is an answer that was cut, and no failure.
+        cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
+        if cut or finish.reason in _GOOD_ENDS:
             choice.record.n_cached = finish.n_cached
             text, entries = choice.flush()
-            outcome = FinishReason(finish.reason)
-            self._end(choice, FinishReason.STOP if choice.stopped else outcome, outcome, text, entries)
-            self._close_if_all_ended()
-            return
-        if finish.reason == SERVER_STOPPING and choice.record.n_output:
-            text, entries = (
-                choice.flush()
-            )  # what there is when the server must stop is an answer that was cut, and no failure
-            self._end(choice, SERVER_STOPPING, SERVER_STOPPING, text, entries)
+            reason = FinishReason.STOP.value if choice.stopped else finish.reason
+            self._end(choice, reason, finish.reason, text, entries)
             self._close_if_all_ended()
             return
         # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
@@ -267,9 +262,7 @@ class Generation:
         self.fail(self._error(finish))
 
     def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
-        self._record.end_choice(
-            End(len(self._record.texts), choice.record.index, str(reason), text, entries), str(outcome)
-        )
+        self._record.end_choice(End(len(self._record.texts), choice.record.index, reason, text, entries), outcome)
 
     def _abort(self, choice: Choice) -> None:
         choice.handle.abort()
