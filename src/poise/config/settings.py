@@ -89,7 +89,7 @@ class ModelSettings(Section):
     weights_kl_max: Annotated[float, Field(ge=0.0, le=10.0)] = 0.02
     """Most that the predictions of other weights may diverge from the file's: mean KL divergence, in nats."""
     weights_check_s: Annotated[float, Field(ge=1.0, le=3600.0)] = 120.0
-    """Longest time that the check may take, at the first start with a model; the file is served as it is where it would not do."""
+    """Longest time that the check may take, at the first start with a model; where it needs more, the file is served as it is."""
 
 
 class EngineSettings(Section):

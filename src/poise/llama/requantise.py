@@ -3,9 +3,10 @@
     weights/SmolLM2-135M-1f0c9a2b71d3-q8_0-5d2e80c1.gguf          source, its SHA-256, format, how it was made
     weights/SmolLM2-135M-1f0c9a2b71d3-q8_0-5d2e80c1.gguf.sha256   as sha256sum writes it
 
-A file appears complete or not at all: it is written under another name, checked, synchronised with the disk and renamed, after its
-checksum. Whoever makes files or removes them holds the folder's lock, so that of two processes that start together one works
-and the other waits and finds the result. The cache may be deleted at any time; a file in use stays readable until it is closed.
+A file appears complete or not at all: it is written under another name, checked, synchronised with the disk and, after its
+checksum, renamed. Whoever makes files or removes them holds the folder's lock, so that of two processes that start together one
+works and the other waits and finds the result. The cache may be deleted at any time; a file in use stays readable until it is
+closed.
 """
 
 from __future__ import annotations

@@ -55,6 +55,10 @@ class Trial(msgspec.Struct, frozen=True):
     pace: Pace | None = None
     n_bytes: int = 0
 
+    @property
+    def gain(self) -> float:
+        return self.pace.gain if self.pace else 0.0
+
 
 class Decision(msgspec.Struct, frozen=True):
     """The chosen format, or AS_IS, with the reason in a sentence and all figures."""
@@ -86,6 +90,7 @@ class Chooser:
     settings: Settings
     fits: Callable[[Path], bool]
     progress: Progress = lambda _: None
+    room: Callable[[], int] = available_bytes
     folder: WeightsFolder = field(default_factory=WeightsFolder)
     decisions: Path = field(default_factory=lambda: cache_dir() / "weights.json")
 
@@ -143,21 +148,26 @@ class Chooser:
     def _decide(self, header: GgufHeader, digest: str) -> Decision:
         formats = candidates(header)
         trials: list[Trial] = []
+        best: Trial | None = None
         deadline = time.perf_counter() + self.settings.model.weights_check_s
-        with Model.load(self.source) as source:
-            for i, wanted in enumerate(formats):
-                trial = self._try(source, digest, wanted, deadline, self._part(i / len(formats), 1 / len(formats)))
-                trials.append(trial)
-                if trial.pace is None:  # it did not come that far
-                    break
-        good = [trial for trial in trials if not trial.problem and trial.pace]
-        best = max(good, key=lambda trial: trial.pace.gain if trial.pace else 0.0, default=None)
-        for wanted in formats:
-            if best is None or wanted.name != best.name:
-                remove(self.folder.path(self.source, digest, wanted))
+        try:
+            with Model.load(self.source) as source:
+                for i, wanted in enumerate(formats):
+                    trial = self._try(source, digest, wanted, deadline, self._part(i / len(formats), 1 / len(formats)))
+                    trials.append(trial)
+                    if trial.pace is None:  # it did not come that far
+                        break
+            good = [trial for trial in trials if not trial.problem]
+            best = max(good, key=lambda trial: trial.gain, default=None)
+        finally:
+            for wanted in formats:
+                if best is None or wanted.name != best.name:
+                    remove(self.folder.path(self.source, digest, wanted))
         if best is None:
             return Decision(AS_IS, "; ".join(f"{trial.name}: {trial.problem}" for trial in trials), trials)
-        return Decision(best.name, f"as good as the source, and faster here ({best.pace})", trials)
+        assert best.quality is not None, best
+        reason = f"KL divergence {best.quality.kl:.4f} from the file's, and faster here: {best.pace}"
+        return Decision(best.name, reason, trials)
 
     def _try(self, source: Model, digest: str, wanted: WeightFormat, deadline: float, progress: Progress) -> Trial:
         """Make one format and measure it. Raises CannotMake where the disk or memory is in the way."""
@@ -166,7 +176,9 @@ class Chooser:
         if not self.folder.find(path):
             self.folder.make(source.header, path, wanted, self._threads)
         if not self.fits(path):
-            return Trial(wanted.name, "it does not fit into memory with these settings")
+            raise CannotMake(f"{wanted.name} does not fit into memory with these settings")
+        if self.room() < read_header(path).tensor_bytes + TRIAL_BYTES:
+            raise CannotMake(f"memory does not hold the source and {wanted.name} at once, to compare them")
         progress(0.1)
         with Model.load(path) as candidate:
             n_bytes = candidate.size_bytes
@@ -180,7 +192,7 @@ class Chooser:
                     progress=lambda done: progress(0.1 + 0.6 * done),
                 )
             except TooSlow as slow:
-                took = f"checking it would take {slow.args[0]:.0f} s, longer than there is time for"
+                took = f"checking it would take {slow.args[0]:.0f} s more, longer than there is time for"
                 return Trial(wanted.name, f"{took} (model.weights_check_s)", n_bytes=n_bytes)
             if problem := quality.problem(limits.weights_perplexity_max, limits.weights_kl_max):
                 return Trial(wanted.name, problem, quality, n_bytes=n_bytes)
@@ -192,7 +204,7 @@ class Chooser:
         return lambda done: self.progress(start + share * done)
 
     def _hindrance(self, header: GgufHeader) -> str:
-        """Why nothing is decided and nothing made: the settings, the file, or too little memory to hold both models."""
+        """Why nothing is to be decided: by the settings, or by what the file is."""
         if self.settings.model.weights == AS_IS:
             return 'model.weights is "as-is"'
         return not_applicable(header, self.settings.engine.gpu_layers)
@@ -256,7 +268,7 @@ def to_text(source: Path, weights: Weights) -> str:
         if (quality := trial.quality) is not None:
             lines.append(
                 f"    perplexity {quality.perplexity:.3f}, the source's {quality.source_perplexity:.3f}:"
-                f" x{quality.perplexity_ratio:.4f}"
+                f" x{quality.perplexity_ratio:.4f} (± {quality.error:.4f})"
             )
             lines.append(
                 f"    KL divergence {quality.kl:.4f}, same likeliest token {quality.same_top:.1%},"
