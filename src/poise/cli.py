@@ -188,7 +188,10 @@ def weights(
     check: Annotated[bool, typer.Option("--check", help="Choose again now, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Show which weights are served for a model, and the figures that decided it."""
+    """Show which weights are served, and why.
+
+    The figures of quality and speed that decided it are kept from the first start with the model.
+    """
     loaded = _load(config, assignments, {"profile": profile, "model.path": model})
     from poise.llama.fit import model_path, planned_weights, weights_to_load
     from poise.llama.gguf import ModelError

@@ -17,7 +17,7 @@ from poise.llama.digest import file_digest
 from poise.llama.formats import FORMATS
 from poise.llama.gguf import read_header
 from poise.llama.requantise import CannotMake, WeightsFolder
-from tests.llama.gguf_files import write_gguf
+from tests.llama.gguf_files import gguf_bytes, write_gguf
 
 pytestmark = pytest.mark.slow  # names of files carry the library's version, so llama.cpp has to be there
 
@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_nothing(source: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(CannotMake, match="No space left"):
             folder.make(read_header(source), path, Q8, 1)
         usage = shutil.disk_usage(folder.folder)
-        monkeypatch.setattr(requantise.shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1 << 20))
         with pytest.raises(CannotMake, match="has 1 MiB free, and 256 are wanted"):
             folder.make(read_header(source), path, Q8, 1)
     assert [entry.name for entry in folder.folder.iterdir()] == [".lock"]
@@ -121,8 +121,9 @@ def test_what_is_not_a_whole_model_is_not_kept(source: Path, monkeypatch: pytest
     path = folder.path(source, DIGEST, Q8)
     header = read_header(source)
     with folder.locked():
-        with pytest.raises(CannotMake, match="cannot convert it to q8_0"):
-            folder.make(header, path, Q8, 1)  # the tiny file's tensors are no llama model's
+        foreign = write_gguf(source.with_name("foreign.gguf"), gguf_bytes({"general.architecture": "nonesuch"}))
+        with pytest.raises(CannotMake, match=r"cannot convert it to q8_0 \(.*nonesuch"):
+            folder.make(read_header(foreign), path, Q8, 1)
         monkeypatch.setattr(requantise, "_convert", copies(source, then=lambda target: os.truncate(target, 300)))
         with pytest.raises(CannotMake, match="not usable"):
             folder.make(header, path, Q8, 1)

@@ -13,8 +13,10 @@ import pytest
 
 from poise.config import ModelSettings, Settings
 from poise.llama import weights
+from poise.llama.digest import file_digest
 from poise.llama.formats import FORMATS, WeightFormat
 from poise.llama.gguf import GgufHeader, read_header
+from poise.llama.model import Model
 from poise.llama.pace import Pace
 from poise.llama.quality import Quality, TooSlow
 from poise.llama.requantise import WeightsFolder
@@ -76,7 +78,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data = gguf_bytes(keys=TINY_KEYS, tensors=[("m", (256, 64), 1), ("norm", (256,), 0)])
     lab = Lab(write_gguf(tmp_path / "model.gguf", data))
-    monkeypatch.setattr(weights.Model, "load", FakeModel)
+    monkeypatch.setattr(Model, "load", FakeModel)
     monkeypatch.setattr(weights, "compare", lab.compare)
     monkeypatch.setattr(weights, "compare_pace", lab.pace)
     monkeypatch.setattr(
@@ -208,7 +210,7 @@ def test_somebody_who_decided_while_this_one_waited_is_believed(lab: Lab) -> Non
     second = lab.chooser()
     assert second.planned().decision is None
     expected = first.choose()
-    digest = weights.file_digest(lab.source)
+    digest = file_digest(lab.source)
     with second.folder.locked():
         assert second._choose(digest) == expected
     assert lab.compared == [Q8, MIXED]
