@@ -143,8 +143,8 @@ class Generation:
         """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
         try:
             if choice.record.outcome is not None:
-                return  # it was taken back, and what was under way still comes
-            if self._record.is_open:
+                self._after_the_end(choice, event)
+            elif self._record.is_open:
                 self._advance(choice, event)
             else:
                 self._before_all_are_taken(choice, event)
@@ -265,7 +265,14 @@ class Generation:
         self._record.end_choice(End(len(self._record.texts), choice.record.index, reason, text, entries), outcome)
 
     def _abort(self, choice: Choice) -> None:
+        choice.aborted_s = time.perf_counter()
         choice.handle.abort()
+
+    def _after_the_end(self, choice: Choice, event: RequestEvent) -> None:
+        """The engine's last word on what was taken back from it: now its slot is free."""
+        if type(event) is Finish and choice.aborted_s is not None:
+            self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
+            choice.aborted_s = None
 
     def _close_if_all_ended(self) -> None:
         if all(choice.outcome is not None for choice in self._record.choices):
