@@ -49,12 +49,9 @@ def main() -> int:
 def collected() -> dict[str, list[Metric]]:
     """Every metric, by the section that it belongs to."""
     metrics = GatewayMetrics(lambda: EngineReading(False, 0, None))
-    choice = ChoiceStory(0)
-    choice.started(1.0, 1.0, 2)
-    choice.tokens(2.0, 3)
-    choice.says(2.0, "Yes.")
-    choice.ended(3.0, "stop")
-    metrics.told(RequestStory("", "local", "interactive", "chat", "", 0.0, 5, [choice]))
+    choice = ChoiceStory("stop", 3, 2, wait_s=1.0, first_s=2.0, last_s=3.0, segment_s=2.0, ended_s=3.0)
+    metrics.told(RequestStory("", "", "local", "interactive", "chat", "", 0.0, 5, [choice], []))
+    metrics.streams.watch_records(lambda: (0, 0), lambda: 0)
     metrics.rejected("interactive", "queue_full", "local")
     engine = list(EngineCollector(lambda: EngineReading(True, 0, a_status())).collect())
     names = {family.name for family in engine}

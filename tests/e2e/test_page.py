@@ -104,6 +104,7 @@ def test_an_example_is_asked_by_a_click(server: ScriptedServer, visit: Visit) ->
     [
         ({"status": "loading", "progress": 0.42, "stage": "reading weights"}, "Loading 42 %", "reading weights"),
         ({"status": "restarting", "detail": "it was killed by SIGSEGV"}, "Restarting", "it was killed by SIGSEGV"),
+        ({"status": "draining", "level": "draining"}, "Stopping", "new messages are not taken"),
         ({"status": "failed", "detail": "no such file: a.gguf"}, "Failed", "needs its operator: no such file: a.gguf"),
     ],
 )
@@ -119,6 +120,14 @@ def test_health_says_why_it_is_not_ready(
     expect(me.page.locator("#notice")).to_contain_text(notice)
     server.documents["/health"] = READY
     expect(me.health).to_have_text("Ready")
+    expect(me.page.locator("#notice")).to_be_hidden()
+
+
+def test_a_level_that_is_not_normal_is_shown(server: ScriptedServer, visit: Visit) -> None:
+    """Beside the dot, while messages are taken as before."""
+    server.documents["/health"] = READY | {"level": "constrained"}
+    me = visit(server.url)
+    expect(me.health).to_have_text("Ready, constrained")
     expect(me.page.locator("#notice")).to_be_hidden()
 
 
@@ -738,10 +747,14 @@ def test_real_stop(poise_server: PoiseServer, visit: Visit) -> None:
     seen = body.evaluate(length)
     me.page.wait_for_function(f"([body, seen]) => ({length})(body) > seen", arg=[body, seen])
     expect(me.number("interactive.running")).to_have_text("1")
-    me.stop.click()
+    with me.page.expect_request(lambda request: request.url.endswith("/cancel")) as cancel:
+        me.stop.click()
     expect(me.answers.locator(".status")).to_have_text("Stopped")
     assert body.evaluate(length) > seen
     wait_until(lambda: total_running(poise_server) == 0, me.page, "the engine stops computing")
+    kept = poise_server.get(cancel.value.url.removeprefix(poise_server.url).removesuffix("/cancel"))[1]
+    assert (kept["outcome"], kept["choices"][0]["finish_reason"]) == ("cancelled", "cancelled")
+    assert kept["choices"][0]["text"]
     expect(me.number("interactive.running")).to_have_text("0")
 
 

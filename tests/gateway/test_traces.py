@@ -53,8 +53,8 @@ async def test_a_request_is_one_span_with_its_events() -> None:
     assert attributes["gen_ai.usage.output_tokens"] == len("secret answer")
     assert (attributes["poise.class"], attributes["poise.tenant"]) == ("interactive", "local")
     names = [event.name for event in span.events]
-    assert sorted(names) == sorted(["queued", "started", "first_token", "swap", "resume", "finished"])
-    assert (names[0], names[-1]) == ("queued", "finished")
+    assert names == ["arrived", "queued", "started", "first_token", "swap", "resume", "finished"]
+    assert dict(span.events[2].attributes or {})["poise.cached_tokens"] == 2
     assert span.start_time is not None
     assert span.end_time is not None
     assert span.start_time <= span.events[0].timestamp <= span.events[-1].timestamp == span.end_time

@@ -11,12 +11,8 @@ from poise.metrics.tenants import TenantMetrics
 
 
 def story(tenant: str, *, n_prompt: int = 10, n_output: int = 4, outcome: str = "stop") -> RequestStory:
-    choice = ChoiceStory(0)
-    choice.started(101.0, 1.0, 3)
-    choice.tokens(102.0, n_output)
-    choice.says(103.0, "Yes.")
-    choice.ended(105.0, outcome)
-    return RequestStory("id", tenant, "interactive", "chat", "", 100.0, n_prompt, [choice])
+    choice = ChoiceStory(outcome, n_output, 3, wait_s=1.0, first_s=102.0, last_s=104.0, segment_s=103.0, ended_s=105.0)
+    return RequestStory("id", "resp", tenant, "interactive", "chat", "", 100.0, n_prompt, [choice], [])
 
 
 def test_a_request_is_counted_with_its_times() -> None:

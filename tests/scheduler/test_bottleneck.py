@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from poise.scheduler.bottleneck import Bottleneck, Limit, limit_of
+from poise.scheduler.bottleneck import Bottleneck, Limit
 from poise.scheduler.policy import StorePolicy, TenantPolicy
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import Control, Hold, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import Driver, policy
 
@@ -138,10 +138,20 @@ def test_a_clock_that_jumps_back_takes_nothing_away() -> None:
 
 
 def test_requests_that_only_their_readers_hold_up_wait_for_readers() -> None:
-    """Where nobody waits for anything else. What could run beside them and does not is short of that."""
+    """Where nobody waits for anything else; an operator's pause beside it makes it the operator's."""
     d = Driver(Scheduler(policy()))
-    books, sequences = d.scheduler._books, d.scheduler._life.sequences
-    assert limit_of(books, (), sequences, 100_000, n_held=1) is Limit.READERS
+    held = d.add(10, 30)
+    d.step()
+    d.events += d.scheduler.hold(held, Hold.PAUSE, d.now_ns)
+    d.step()
+    assert limit(d) is Limit.READERS
+    d.control(held, Control.PAUSE)
+    d.step()
+    assert limit(d) is Limit.IDLE
+    d.control(held, Control.RESUME)
     d.add(900, 5)
-    plan = d.step()
-    assert limit_of(books, plan.batches, sequences, 100_000, n_held=1) is Limit.COMPUTE
+    d.step()
+    assert limit(d) is Limit.COMPUTE
+    d.events += d.scheduler.hold(held, Hold.RUN, d.now_ns)
+    d.run()
+    d.assert_all_ended()

@@ -10,14 +10,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from poise import __version__
-from poise.metrics.story import ChoiceStory, RequestStory
+from poise.metrics.story import Happened, RequestStory
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 TRACES_PATH = "/v1/traces"
 EXPORT_TIMEOUT_S = 5.0
-_BAD_ENDS = ("engine_lost", "failed", "expired")
+_BAD_ENDS = ("engine_lost", "failed", "expired", "quarantined", "server_stopping", "reader_timeout")
 
 
 class TracesUnavailable(Exception):
@@ -50,10 +50,8 @@ class Traces:
             attributes=self._attributes(story),
             start_time=_epoch_ns(story.arrived_s, offset_ns),
         )
-        for choice in story.choices:
-            for at_s, name in choice.events:
-                attributes = _event_attributes(choice, name)
-                span.add_event(name.partition(":")[0], attributes, timestamp=_epoch_ns(at_s, offset_ns))
+        for happened in story.timeline:
+            span.add_event(happened.what, _attributes(happened), timestamp=_epoch_ns(happened.at_s, offset_ns))
         if bad := [choice.outcome for choice in story.choices if choice.outcome in _BAD_ENDS]:
             span.set_attribute("error.type", bad[0])
             span.set_status(self._error)
@@ -69,6 +67,7 @@ class Traces:
             "gen_ai.operation.name": story.operation,
             "gen_ai.provider.name": "poise",
             "gen_ai.request.model": self._model_name,
+            "gen_ai.response.id": story.response_id,
             "gen_ai.request.choice.count": len(choices),
             "gen_ai.response.finish_reasons": [choice.outcome for choice in choices],
             "gen_ai.usage.input_tokens": story.n_prompt,
@@ -100,13 +99,10 @@ def open_traces(endpoint: str, model_name: str) -> Traces:
     return Traces(provider, model_name)
 
 
-def _event_attributes(choice: ChoiceStory, name: str) -> dict[str, Any]:
-    attributes: dict[str, Any] = {"poise.choice": choice.index}
-    if name == "started" and choice.wait_s is not None:
-        attributes |= {"poise.queue_wait_s": choice.wait_s, "poise.cached_tokens": choice.n_cached}
-    if name.startswith("finished"):
-        attributes |= {"poise.outcome": choice.outcome, "poise.output_tokens": choice.n_output}
-    return attributes
+def _attributes(happened: Happened) -> dict[str, Any]:
+    """What the timeline says, which are numbers, states and reasons."""
+    choice = {} if happened.choice is None else {"poise.choice": happened.choice}
+    return choice | {f"poise.{name}": value for name, value in happened.detail.items() if value is not None}
 
 
 def _epoch_ns(at_s: float, offset_ns: int) -> int:

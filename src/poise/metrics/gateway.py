@@ -16,7 +16,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.story import RequestStory
+from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.metrics.tenants import TenantMetrics
 from poise.scheduler.request import RequestClass
@@ -24,10 +26,9 @@ from poise.scheduler.request import RequestClass
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
 
-CHANGES = ("pause", "swap", "drop", "resume", "downgrade")
+CHANGES = ("pause", "stall", "swap", "drop", "resume", "downgrade", "lost", "recover")
 
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-_GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 TENANTS_MAX = 20
 
@@ -39,7 +40,13 @@ _RECENT_MAX = 4096
 class GatewayMetrics:
     """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
 
-    def __init__(self, read_engine: Callable[[], EngineReading], tenants_max: int = TENANTS_MAX) -> None:
+    def __init__(
+        self,
+        read_engine: Callable[[], EngineReading],
+        recovery: RecoveryMetrics | None = None,
+        tenants_max: int = TENANTS_MAX,
+    ) -> None:
+        self.recovery = recovery or RecoveryMetrics()
         self.registry = registry = CollectorRegistry()
         self.tenant_registry = CollectorRegistry()
         self.on_story: Callable[[RequestStory], None] | None = None
@@ -52,7 +59,9 @@ class GatewayMetrics:
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
+        self.streams = StreamMetrics(registry)
         registry.register(EngineCollector(read_engine))
+        registry.register(self.recovery.registry)
 
     def _make_times(self, registry: CollectorRegistry) -> None:
         self._ttft = ClassHistogram(
@@ -65,13 +74,13 @@ class GatewayMetrics:
             registry,
             "gen_ai_server_time_per_output_token_seconds",
             "Mean time of an output token after the first one, of each choice that is whole.",
-            _GAPS_S,
+            GAPS_S,
         )
         self._gap = ClassHistogram(
             registry,
             "poise_inter_token_seconds",
-            "Between two arrivals of tokens in one choice; tokens that come together are one arrival.",
-            _GAPS_S,
+            "Between two arrivals of tokens in one choice.",
+            GAPS_S,
         )
         self._queue_wait = ClassHistogram(
             registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
@@ -115,7 +124,9 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, failed.",
+            "Choices that ended: stop, length, cancelled (by its client, which left or said so), reader_timeout (its client "
+            "took nothing for as long as it may), expired (it waited as long as it may), engine_lost, quarantined (engines "
+            "died computing it), server_stopping (it was cut when the server stopped), failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -128,7 +139,8 @@ class GatewayMetrics:
         )
         self._changes = Counter(
             "poise_changes_total",
-            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade.",
+            "What happened to running choices, as their streams are told: pause, stall (its client is behind), swap, drop, "
+            "resume, downgrade; lost and recover when the engine died under them and another one took them up.",
             ("class", "change"),
             registry=registry,
         )
@@ -155,17 +167,14 @@ class GatewayMetrics:
         self._gap.observe(request_class, gap_s)
         self._output_tokens.add(request_class, n_tokens)
 
-    def ended(self, request_class: str, outcome: str, duration_s: float) -> None:
-        self._requests.labels(request_class, outcome).inc()
-        self._duration.observe(request_class, duration_s)
-
     def changed(self, request_class: str, change: str) -> None:
         self._changes.labels(request_class, change).inc()
 
     def told(self, story: RequestStory) -> None:
         """A request has ended, and this is what happened to it."""
         for choice in story.choices:
-            self.ended(story.request_class, choice.outcome, choice.ended_s - story.arrived_s)
+            self._requests.labels(story.request_class, choice.outcome).inc()
+            self._duration.observe(story.request_class, choice.ended_s - story.arrived_s)
             if choice.segment_s is not None:
                 self._segment.observe(story.request_class, choice.segment_s - story.arrived_s)
             if choice.is_complete:

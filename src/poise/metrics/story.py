@@ -5,55 +5,34 @@ Times are of the gateway's clock `time.perf_counter`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-EVENTS_MAX = 128
-"""Events that are kept of a choice; an operator could pause and resume one for ever."""
-
-_SEGMENT_ENDS = ".!?\n。！？"
+from dataclasses import dataclass
+from typing import Any
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Something on a request's timeline. `choice` is None where it concerns all of them."""
+
+    what: str
+    at_s: float
+    choice: int | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceStory:
-    """One engine request. `events` are (time, name): queued, started, first_token, changes by their names, finished."""
+    """One engine request. What never came is None."""
 
-    index: int
-    events: list[tuple[float, str]] = field(default_factory=list)
-    outcome: str = ""
-    wait_s: float | None = None
-    n_cached: int = 0
-    n_output: int = 0
-    first_s: float | None = None
-    last_s: float = 0.0
-    segment_s: float | None = None
-    """When the first sentence or line was complete."""
-    ended_s: float = 0.0
-
-    def note(self, now_s: float, name: str) -> None:
-        if len(self.events) < EVENTS_MAX:
-            self.events.append((now_s, name))
-
-    def started(self, now_s: float, wait_s: float, n_cached: int) -> None:
-        self.wait_s, self.n_cached = wait_s, n_cached
-        self.note(now_s, "started")
-
-    def tokens(self, now_s: float, n_tokens: int) -> None:
-        if self.first_s is None:
-            self.first_s = now_s
-            self.note(now_s, "first_token")
-        self.last_s = now_s
-        self.n_output += n_tokens
-
-    def says(self, now_s: float, text: str) -> None:
-        """Text that can be shown."""
-        if self.segment_s is None and any(character in _SEGMENT_ENDS for character in text):
-            self.segment_s = now_s
-
-    def ended(self, now_s: float, outcome: str) -> None:
-        """It is over. The first word counts: a choice that had ended is not cancelled afterwards."""
-        if not self.outcome:
-            self.outcome, self.ended_s = outcome, now_s
-            self.note(now_s, f"finished: {outcome}")
+    outcome: str
+    n_output: int
+    n_cached: int
+    wait_s: float | None
+    first_s: float | None
+    """When its first token came, and its last."""
+    last_s: float | None
+    segment_s: float | None
+    """When its first sentence or line was complete."""
+    ended_s: float
 
     @property
     def is_complete(self) -> bool:
@@ -63,16 +42,17 @@ class ChoiceStory:
     @property
     def per_token_s(self) -> float | None:
         """Mean time of an output token after the first one."""
-        if self.first_s is None or self.n_output < 2:
+        if self.first_s is None or self.last_s is None or self.n_output < 2:
             return None
         return (self.last_s - self.first_s) / (self.n_output - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStory:
-    """One API request with all of its choices."""
+    """One API request with all of its choices, which the engine has taken."""
 
     request_id: str
+    response_id: str
     tenant: str
     request_class: str
     operation: str
@@ -82,3 +62,4 @@ class RequestStory:
     arrived_s: float
     n_prompt: int
     choices: list[ChoiceStory]
+    timeline: list[Happened]
