@@ -253,6 +253,8 @@ class Engine:
                 continue
             match event:
                 case Started():
+                    # Starts are read before changes: what kept it from starting until now is over.
+                    changes = [c for c in changes if c.request_id != event.request_id or c.what == "downgrade"]
                     starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
                 case Preempted():
                     changes.append(wire.Change(event.request_id, event.kind.value))

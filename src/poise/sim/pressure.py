@@ -104,7 +104,7 @@ class Pressure:
 
     def _changed(self, one: _Waiting, what: str) -> None:
         match what:
-            case "pause":
+            case "pause" | "stall":
                 one.paused = True
             case "resume":
                 one.paused, one.has_slot = False, True
