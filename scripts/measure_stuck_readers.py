@@ -99,7 +99,7 @@ def load(host: str, port: int, n_clients: int, seconds: float) -> tuple[list[flo
 
 
 def get(host: str, port: int, path: str) -> str:
-    with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=60) as response:  # noqa: S310 - our own server
+    with urllib.request.urlopen(f"http://{host}:{port}{path}", timeout=60) as response:
         return str(response.read().decode())
 
 

@@ -1,7 +1,7 @@
 """When each token of a stream is to be sent, so that what comes in bursts is read at an even pace.
 
-A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap follows the mean of the
-last ones between arrivals. A token that comes early waits until it would have come at an even pace; none waits longer than
+A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap follows the mean of
+the last ones between arrivals. A token that comes early waits until it would have come at an even pace; none waits longer than
 `delay_s`, the first one never does, and nothing is invented. What waits is a reserve for the next stall. It is told a little
 faster than it came and so used up in time: to hold the tokens of a stream that has long been even again would cost a timer
 for each. For the same reason a token that is early by less than anybody sees goes out at once.
