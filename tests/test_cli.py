@@ -71,7 +71,7 @@ def test_help_explains_itself() -> None:
     """What it is, every command with a whole sentence, and a request to try."""
     output = run("--help").stdout
     assert "keeps its composure under load" in output
-    for command in ("serve", "config", "fit", "version", *LATER):
+    for command in ("serve", "config", "fit", "weights", "version", *LATER):
         assert f"\n  {command} " in output
     assert "..." not in output.partition("Commands:")[2]
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in output

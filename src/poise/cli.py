@@ -184,6 +184,37 @@ def fit(
 
 
 @app.command()
+def weights(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    assignments: Assignments = None,
+    check: Annotated[bool, typer.Option("--check", help="Choose again now, and measure everything anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Show which weights are served, and why.
+
+    The figures of quality and speed that decided it are kept from the first start with the model.
+    """
+    loaded = _load(config, assignments, {"profile": profile, "model.path": model})
+    from poise.llama.fit import model_path, planned_weights, weights_to_load
+    from poise.llama.gguf import ModelError
+    from poise.llama.library import EngineLibraryError
+    from poise.llama.weights import to_json, to_text
+
+    try:
+        path = model_path(loaded.settings)
+        if check:
+            chosen = weights_to_load(path, loaded.settings, _show_progress, again=True)
+            typer.echo("", err=True)
+        else:
+            chosen = planned_weights(path, loaded.settings)
+    except (ModelError, EngineLibraryError) as error:
+        raise _refusal(f"poise: {error}") from error
+    typer.echo(to_json(path, chosen) if as_json else to_text(path, chosen))
+
+
+@app.command()
 def version() -> None:
     """Print the versions that a bug report needs."""
     import platform
@@ -201,6 +232,10 @@ def version() -> None:
 def main() -> None:
     """The console entry point."""
     app(prog_name="poise")
+
+
+def _show_progress(done: float) -> None:
+    typer.echo(f"\rchoosing weights ... {done:.0%}", nl=False, err=True)
 
 
 def _placeholder() -> None:

@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from poise.config import Settings
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.quarantine import QuarantineReport, utc
-from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList, QuarantineList
+from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList
+from poise.gateway.schemas_quarantine import QuarantineList
 from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body
 
 CHAT = "/v1/chat/completions"

@@ -174,16 +174,6 @@ def test_aborted_requests_are_not_handed_over() -> None:
     assert wire.Abort(3) in desk.sent
 
 
-def test_the_time_to_cancel_is_measured() -> None:
-    """From the abort to the engine's word that it is done; an end that came first is no cancellation."""
-    desk = Desk()
-    for request_id, reason in ((1, "aborted"), (2, "stop")):
-        handle = desk.add(request_id)
-        handle.abort()
-        desk.finish(request_id, reason)
-    assert desk.value("poise_cancel_seconds_count", **{"class": "interactive"}) == 1
-
-
 def test_pauses_and_holds_are_put_in_force_again() -> None:
     """An operator's pause and a reader that is behind: neither ends with the engine."""
     desk = Desk()

@@ -136,6 +136,7 @@ async def test_a_cancelled_stream_is_told_so_and_its_text_is_kept() -> None:
     metrics = (await ask(app, "GET", "/metrics")).body.decode()
     assert 'poise_requests_total{class="interactive",outcome="cancelled"} 2.0' in metrics
     assert 'poise_client_disconnects_total{class="interactive"} 0.0' in metrics
+    assert 'poise_cancel_seconds_count{class="interactive"} 2.0' in metrics
 
 
 async def test_a_cancelled_whole_answer_is_what_there_is() -> None:

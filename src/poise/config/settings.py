@@ -84,6 +84,14 @@ class ModelSettings(Section):
     """GGUF file. Empty: the default model, SmolLM2-135M-Instruct."""
     name: str = ""
     """Name the API gives the model. Empty: the file's name."""
+    weights: Literal["auto", "as-is"] = "auto"
+    """auto: on a CPU, the weights in the format that it computes fastest, if a check finds them as good as the file's."""
+    weights_perplexity_max: Annotated[float, Field(ge=1.0, le=10.0)] = 1.03
+    """Most that other weights may have of the file's perplexity."""
+    weights_kl_max: Annotated[float, Field(ge=0.0, le=10.0)] = 0.02
+    """Most that the predictions of other weights may diverge from the file's: mean KL divergence, in nats."""
+    weights_check_s: Annotated[float, Field(ge=1.0, le=3600.0)] = 180.0
+    """Longest time that the check may take, at the first start with a model; where it needs more, the file is served as it is."""
 
 
 class EngineSettings(Section):

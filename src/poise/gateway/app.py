@@ -38,6 +38,7 @@ from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
 from poise.gateway.records import Records
 from poise.gateway.requests import Requests
+from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
@@ -89,7 +90,7 @@ def create_app(
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan([health.sample_forever, records.purge_forever, degradation.look_forever], lifespan),
+        lifespan=_lifespan([health.sample_forever, degradation.look_forever, records.purge_forever], lifespan),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
@@ -284,7 +285,7 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
         "/admin/quarantine",
         admin.quarantine,
         summary="Requests that were ended because engines died computing them, without their text",
-        responses=schemas.answer(schemas.QuarantineList) | schemas.errors(401, 403),
+        responses=schemas.answer(QuarantineList) | schemas.errors(401, 403),
     )
     for action in Control:
         app.add_api_route(

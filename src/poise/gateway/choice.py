@@ -28,6 +28,8 @@ class Choice:
         self.early: list[RequestEvent] = []
         """What has come before every choice of the request was taken."""
         self.tokens_at_s: float | None = None
+        self.aborted_s: float | None = None
+        """When it was taken back from the engine."""
         self._wants_logprobs = wants_logprobs
         self._text = text
         self._detokeniser = Detokeniser()

@@ -102,7 +102,8 @@ class RequestHandle:
     """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Waiting while it is
     queued, then Starts, Tokens and Changes, and exactly one Finish.
 
-    A Refused or a Finish is the last event. What comes before anybody listens is kept.
+    A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
+    between shows as a Change, "lost" and then "recover", and as nothing else.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:

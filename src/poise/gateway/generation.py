@@ -143,8 +143,8 @@ class Generation:
         """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
         try:
             if choice.record.outcome is not None:
-                return  # it was taken back, and what was under way still comes
-            if self._record.is_open:
+                self._after_the_end(choice, event)
+            elif self._record.is_open:
                 self._advance(choice, event)
             else:
                 self._before_all_are_taken(choice, event)
@@ -208,7 +208,7 @@ class Generation:
         text, entries = choice.push(token)
         record.append(choice.record.index, text, entries, now_s)
         if choice.stopped:
-            self._end(choice, FinishReason.STOP, FinishReason.STOP, "", NOTHING)
+            self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, "", NOTHING)
             self._abort(choice)
             self._close_if_all_ended()
 
@@ -248,18 +248,13 @@ class Generation:
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
 
     def _finish(self, choice: Choice, finish: Finish) -> None:
-        if finish.reason in _GOOD_ENDS:
+        # What there is when the server must stop is an answer that was cut, and no failure.
+        cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
+        if cut or finish.reason in _GOOD_ENDS:
             choice.record.n_cached = finish.n_cached
             text, entries = choice.flush()
-            outcome = FinishReason(finish.reason)
-            self._end(choice, FinishReason.STOP if choice.stopped else outcome, outcome, text, entries)
-            self._close_if_all_ended()
-            return
-        if finish.reason == SERVER_STOPPING and choice.record.n_output:
-            text, entries = (
-                choice.flush()
-            )  # what there is when the server must stop is an answer that was cut, and no failure
-            self._end(choice, SERVER_STOPPING, SERVER_STOPPING, text, entries)
+            reason = FinishReason.STOP.value if choice.stopped else finish.reason
+            self._end(choice, reason, finish.reason, text, entries)
             self._close_if_all_ended()
             return
         # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
@@ -267,12 +262,17 @@ class Generation:
         self.fail(self._error(finish))
 
     def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
-        self._record.end_choice(
-            End(len(self._record.texts), choice.record.index, str(reason), text, entries), str(outcome)
-        )
+        self._record.end_choice(End(len(self._record.texts), choice.record.index, reason, text, entries), outcome)
 
     def _abort(self, choice: Choice) -> None:
+        choice.aborted_s = time.perf_counter()
         choice.handle.abort()
+
+    def _after_the_end(self, choice: Choice, event: RequestEvent) -> None:
+        """The engine's last word on what was taken back from it: now its slot is free."""
+        if type(event) is Finish and choice.aborted_s is not None:
+            self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
+            choice.aborted_s = None
 
     def _close_if_all_ended(self) -> None:
         if all(choice.outcome is not None for choice in self._record.choices):

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -48,7 +48,7 @@ class _Live:
     """Tokens that the present engine was given."""
     on_watch: bool = False
     """Its next tokens mean something: the end of a recovery, or of a probation."""
-    abort_ns: int = 0
+    aborted: bool = False
     paused: bool = False
     hold: str = RUN
 
@@ -85,9 +85,9 @@ class Handover:
         self._has_engine = False
         now_ns = time.monotonic_ns()
         guilty = self._blame.judge(death)
-        for request_id, live in list(self._lives.items()):
+        for request_id, live in self._each():
             live.n_losses += 1
-            if live.abort_ns:
+            if live.aborted:
                 self._end(live, FinishReason.ABORTED)
             elif request_id == guilty:
                 self._put_away(live, death)
@@ -104,7 +104,7 @@ class Handover:
     def hand_over(self) -> None:
         """An engine is ready: give it everything that is live, in the order of arrival, as the lost one had it."""
         self._has_engine = True
-        for request_id, live in list(self._lives.items()):
+        for request_id, live in self._each():
             if len(live.output) >= live.submit.max_output:
                 self._end(live, FinishReason.LENGTH)
                 continue
@@ -120,10 +120,10 @@ class Handover:
 
     def end_all(self, reason: str, detail: str) -> None:
         """Nothing more will be computed: every live request gets its last event."""
-        for live in list(self._lives.values()):
+        for _, live in self._each():
             if self._has_engine:
                 self._send(wire.Abort(live.submit.request_id))
-            self._end(live, FinishReason.ABORTED if live.abort_ns else reason, detail)
+            self._end(live, FinishReason.ABORTED if live.aborted else reason, detail)
 
     def hold(self, request_id: int, level: str) -> None:
         """How far the readers of a request are behind; every engine is told that has it."""
@@ -141,8 +141,8 @@ class Handover:
             if live.accepted:
                 self._end(live, ENGINE_LOST, f"another engine refused it: {answer.reason}")
             else:
-                live.handle.put(answer)
                 self._forget(live)
+                live.handle.put(answer)
         elif not live.accepted:
             live.accepted, live.lost_ns = True, 0
             live.handle.put(answer)
@@ -182,6 +182,12 @@ class Handover:
             if (live := lives.get(finish.request_id)) is not None:
                 self._finished(live, finish)
 
+    def _each(self) -> Iterator[tuple[int, _Live]]:
+        """All in order. One that has an event may end others in its listener: those are left out."""
+        for request_id, live in list(self._lives.items()):
+            if request_id in self._lives:
+                yield request_id, live
+
     def _started(self, live: _Live, start: wire.Start) -> None:
         if not live.started:
             live.started, live.n_cached = True, start.n_cached
@@ -204,13 +210,11 @@ class Handover:
             live.on_watch = False
 
     def _finished(self, live: _Live, finish: wire.Finish) -> None:
-        if live.abort_ns and finish.reason == FinishReason.ABORTED:
-            self._metrics.cancelled(live.submit.request_class, (time.monotonic_ns() - live.abort_ns) / 1e9)
         if live.n_losses:
             # What the first engine had cached is what the client has been told.
             finish = replace(finish, n_cached=live.n_cached)
-        live.handle.put(finish)
         self._forget(live)
+        live.handle.put(finish)
 
     def _put_away(self, live: _Live, death: Death) -> None:
         submit = live.submit
@@ -234,10 +238,10 @@ class Handover:
     def _end(self, live: _Live, reason: str, detail: str = "") -> None:
         """A last event that no engine gives."""
         n_prompt, n_output = len(live.submit.prompt), len(live.output)
+        self._forget(live)
         live.handle.put(
             wire.Finish(live.submit.request_id, str(reason), n_prompt, n_output, 0, detail, n_cached=live.n_cached)
         )
-        self._forget(live)
 
     def _forget(self, live: _Live) -> None:
         self._blame.acquit(live.submit.request_id)
@@ -249,6 +253,6 @@ class Handover:
             return
         if not self._has_engine:
             self._end(live, FinishReason.ABORTED)
-        elif not live.abort_ns:
-            live.abort_ns = time.monotonic_ns()
+        elif not live.aborted:
+            live.aborted = True
             self._send(wire.Abort(request_id))

@@ -202,23 +202,6 @@ class Rates(Closed):
     output: float
 
 
-class QuarantineReportBody(Closed):
-    request_id: str
-    request_class: str = Field(alias="class")
-    engine_request: int
-    tenant: str
-    prompt_tokens: int
-    output_tokens: int
-    deaths: int
-    ended_by: str
-    accepted_at: str
-    quarantined_at: str
-
-
-class QuarantineList(Closed):
-    data: list[QuarantineReportBody]
-
-
 class StatusBody(Closed):
     phase: Literal["loading", "ready", "restarting", "failed", "stopped"]
     model: str

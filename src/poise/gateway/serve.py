@@ -180,7 +180,8 @@ def _template(path: Path, vocabulary: Model) -> ChatTemplate:
 
 def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
     """What was loaded, the limits of each class, and a line to try."""
-    lines = [f"serving {model_name} ({ready.model_description}, {ready.model_bytes / 1e6:.0f} MB) on {url}", ""]
+    lines = [f"serving {model_name} ({ready.model_description}, {ready.model_bytes / 1e6:.0f} MB) on {url}"]
+    lines += [f"  {'weights':<12} {ready.weights}: {ready.weights_reason}", ""]
     for pool in ready.pools:
         flash = "on" if pool.flash_attention else "off"
         lines.append(

@@ -70,7 +70,8 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled, reader_timeout, expired, engine_lost, failed.",
+            "Choices that ended, by outcome: stop, length, cancelled, reader_timeout, expired, engine_lost, quarantined, "
+            "server_stopping, failed.",
             ("class", "outcome"),
             registry=registry,
         )

@@ -13,7 +13,6 @@ CAUSES = ("crash", "hang", "exit")
 LEVELS = ("normal", "busy", "constrained", "degraded", "draining")
 
 _RECOVERY_S = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 20.0, 30.0, 60.0, 120.0)
-_CANCEL_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class RecoveryMetrics:
@@ -41,12 +40,6 @@ class RecoveryMetrics:
         )
         self._quarantined = ClassCounter(
             registry, "poise_quarantined", "Choices that were ended because engines died computing them."
-        )
-        self._cancel = ClassHistogram(
-            registry,
-            "poise_cancel_seconds",
-            "From a choice's abort until the engine had freed its compute and its KV cells.",
-            _CANCEL_S,
         )
         self._losses = Counter(
             "poise_engine_losses_total",
@@ -80,9 +73,6 @@ class RecoveryMetrics:
 
     def quarantined(self, request_class: str) -> None:
         self._quarantined.add(request_class, 1)
-
-    def cancelled(self, request_class: str, cancel_s: float) -> None:
-        self._cancel.observe(request_class, cancel_s)
 
     def came_to(self, level: str, former: str) -> None:
         self._level.labels(former).set(0)
