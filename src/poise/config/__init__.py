@@ -3,6 +3,7 @@
 from poise.config.loader import LoadedSettings, load
 from poise.config.policy import to_policy
 from poise.config.settings import (
+    AuditSettings,
     AuthSettings,
     ClassesSettings,
     ClassSettings,
@@ -24,6 +25,7 @@ from poise.config.settings import (
 from poise.config.sources import ConfigError
 
 __all__ = [
+    "AuditSettings",
     "AuthSettings",
     "ClassSettings",
     "ClassesSettings",
