@@ -54,8 +54,11 @@ Ask it something:
 LATER: Mapping[str, tuple[str, str]] = {
     "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
     "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
+    "keys": ("poise.gateway.commands", "Make, list and revoke API keys."),
+    "audit": ("poise.gateway.commands", "Check and read the audit log."),
 }
-"""Commands of other packages: name -> module with a function of that name, and the line in `poise --help`."""
+"""Commands of other packages: name -> module with a function (or a group of commands) of that name, and the line in
+`poise --help`."""
 
 
 class _Group(TyperGroup):
@@ -249,9 +252,11 @@ def _imported(name: str) -> Any:
     """The real command of another package."""
     module, summary = LATER[name]
     try:
-        function: Callable[..., object] = getattr(import_module(module), name)
+        function: Callable[..., object] | typer.Typer = getattr(import_module(module), name)
     except ImportError as error:
         raise _refusal(f"poise {name}: cannot be loaded: {error}") from error
+    if isinstance(function, typer.Typer):
+        return typer.main.get_command(function)
     command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     command.command(name, help=None if function.__doc__ else summary)(_exiting(function))
     return typer.main.get_command(command)

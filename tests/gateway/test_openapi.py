@@ -8,8 +8,8 @@ from typing import Any
 from tests.gateway.fakes import FakeEngine, ask, make_app
 
 ENDPOINTS = {
-    "/v1/chat/completions": {"200", "400", "401", "404", "408", "413", "429", "500", "503"},
-    "/v1/completions": {"200", "400", "401", "404", "408", "413", "429", "500", "503"},
+    "/v1/chat/completions": {"200", "400", "401", "403", "404", "408", "413", "429", "500", "503"},
+    "/v1/completions": {"200", "400", "401", "403", "404", "408", "413", "429", "500", "503"},
     "/v1/models": {"200", "401", "503"},
     "/v1/models/{model_id}": {"200", "401", "404", "503"},
     "/v1/templates": {"200", "401", "503"},
@@ -22,6 +22,7 @@ ENDPOINTS = {
     "/admin/requests/{request_id}/pause": {"200", "401", "403", "404", "409", "503"},
     "/admin/requests/{request_id}/resume": {"200", "401", "403", "404", "409", "503"},
     "/admin/requests/{request_id}/downgrade": {"200", "401", "403", "404", "409", "503"},
+    "/admin/tenants/{tenant}/data": {"200", "400", "401", "403", "503"},
     "/admin/tenants/{tenant}/cache": {"200", "401", "403", "503"},
 }
 

@@ -1,9 +1,9 @@
 """The audit log's writer: a thread of its own, with a bounded queue before it, so that nothing ever waits for the disk.
 
-**When a line is where.** The writer hands a line to the system as soon as it comes: it outlives the server's death, also by kill -9.
-Once a second, and when the server stops, lines are forced to the disk (fsync) and the head file is brought up to date: a power failure
-can cost the last second, and lines of the last second can be cut off without a trace. What is in the queue when the server is
-killed is lost; the queue is empty unless the disk is slower than the requests.
+**When a line is where.** The writer hands a line to the system as soon as it comes: it outlives the server's death, also by
+kill -9. Once a second, and when the server stops, lines are forced to the disk (fsync) and the head file is brought up to date: a
+power failure can cost the last second, and lines of the last second can be cut off without a trace. What is in the queue when
+the server is killed is lost; the queue is empty unless the disk is slower than the requests.
 
 **When it is too much.** Entries that find the queue full, or that cannot be written, are counted, and the count is an entry
 (`lost`) as soon as one can be written again. Requests go on: a full disk is no reason to stop serving.

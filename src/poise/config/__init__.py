@@ -21,6 +21,7 @@ from poise.config.settings import (
     TemplateSettings,
     TenantSettings,
     Toggle,
+    engine_settings,
 )
 from poise.config.sources import ConfigError
 
@@ -45,6 +46,7 @@ __all__ = [
     "TemplateSettings",
     "TenantSettings",
     "Toggle",
+    "engine_settings",
     "load",
     "to_policy",
 ]

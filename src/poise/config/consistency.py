@@ -193,9 +193,6 @@ def _check_flash_attention(draft: Draft) -> Iterator[str]:
 
 def _check_keys(draft: Draft) -> Iterator[str]:
     tenants = [key for key in draft.values if key.startswith("auth.keys.")]
-    refused = any(key.startswith("auth") for key in draft.suspect)
-    if draft.values["auth.required"] and not tenants and not refused and not _has_keys_file(draft):
-        yield f"{draft.blame('auth.required')}: needs at least one key: run `poise keys add NAME`, or set auth.keys"
     owners: dict[str, str] = {}
     for key in [*tenants, "auth.admin_key"]:
         value = draft.values[key]

@@ -91,7 +91,7 @@ class ServerSettings(Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one and prints it."""
     hosts: list[HostName] = []
-    """Further names that clients call it by; a request for any other name is refused. Local names and `server.host` always work."""
+    """Further names that clients call it by; others are refused. Local names and `server.host` always work."""
     origins: list[WebOrigin] = []
     """Web pages elsewhere that may use it (CORS), as in https://chat.example; empty: its own page only."""
     tls_cert: str = ""
@@ -301,3 +301,8 @@ class Settings(Section):
     def tenant(self, name: str) -> TenantSettings:
         """A tenant's own section, or what holds for all that have none."""
         return self.tenants.get(name, self.tenant_defaults)
+
+
+def engine_settings(settings: Settings) -> str:
+    """The settings as the engine gets them, in JSON: without keys and texts, which are none of its business."""
+    return settings.model_copy(update={"auth": AuthSettings(), "templates": {}}).model_dump_json()

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from poise.gateway.auditing import Audit
 from poise.gateway.choice import QUEUED, RUNNING, Choice
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
-from poise.gateway.errors import engine_unavailable, not_possible, request_not_found
+from poise.gateway.erasure import Erasure
+from poise.gateway.errors import engine_unavailable, invalid_value, not_possible, request_not_found
 from poise.gateway.health import fresh_json
 from poise.gateway.live import LiveCall, LiveRequests
 from poise.gateway.tenants import Tenants
@@ -27,10 +29,14 @@ _STATES = (RUNNING, "paused", "swapped", QUEUED)
 class Admin:
     """Answers /admin. Every answer is preceded by the check of who asks."""
 
-    def __init__(self, engine: EngineClient, tenants: Tenants, live: LiveRequests) -> None:
+    def __init__(
+        self, engine: EngineClient, tenants: Tenants, live: LiveRequests, audit: Audit, erasure: Erasure
+    ) -> None:
         self._engine = engine
         self._tenants = tenants
         self._live = live
+        self._audit = audit
+        self._erasure = erasure
 
     async def requests(self, request: Request) -> Response:
         """Live requests: counts and states, no text."""
@@ -43,7 +49,9 @@ class Admin:
 
         async def control(request: Request) -> Response:
             self._tenants.check_admin(request)
-            return await self._control(request.path_params["request_id"], action)
+            body = await self._control(request.path_params["request_id"], action)
+            self._audit.operator(request, action.value, response=body["id"])
+            return fresh_json(body)
 
         return control
 
@@ -52,15 +60,33 @@ class Admin:
         self._tenants.check_admin(request)
         tenant = request.path_params["tenant"]
         freed = await _asked(self._engine.forget(tenant))
+        self._audit.operator(request, "forget", tenant=tenant)
         return fresh_json({"tenant": tenant, "entries": freed.entries, "cells": freed.cells})
+
+    async def erase(self, request: Request) -> Response:
+        """Erase what is held of a tenant, everywhere. Its live requests go on, unless `live=1` ends them first."""
+        self._tenants.check_admin(request)
+        tenant = request.path_params["tenant"]
+        live = request.query_params.get("live", "0")
+        if live not in ("0", "1"):
+            raise invalid_value("live", "be 0 or 1", live)
+        calls = [call for call in self._live.all() if call.origin.tenant == tenant]
+        if live == "1":
+            for choice in [choice for call in calls for choice in _open_choices(call)]:
+                choice.handle.abort()
+        erased = await _asked(self._erasure.erase(tenant))
+        self._audit.operator(request, "erase", tenant=tenant, live=live == "1", **erased)
+        ended, kept = (len(calls), 0) if live == "1" else (0, len(calls))
+        return fresh_json({"tenant": tenant, "live_ended": ended, "live_kept": kept, "erased": erased})
 
     async def journal(self, request: Request) -> Response:
         """The engine's flight recorder: token counts and decisions, no text."""
         self._tenants.check_admin(request)
         lines = await _asked(self._engine.journal())
+        self._audit.operator(request, "journal")
         return Response("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
-    async def _control(self, wanted: str, action: Control) -> Response:
+    async def _control(self, wanted: str, action: Control) -> dict[str, Any]:
         """On every choice of the request that has not ended. One that could be acted on makes it a success."""
         call = self._live.find(wanted)
         choices = _open_choices(call) if call is not None else []
@@ -77,7 +103,7 @@ class Admin:
             {"index": choice.index, "state": _shown_state(answer.state), "detail": answer.detail}
             for choice, answer in zip(choices, answers, strict=True)
         ]
-        return fresh_json({"id": call.response_id, "action": action.value, "choices": rows})
+        return {"id": call.response_id, "action": action.value, "choices": rows}
 
 
 async def _asked(answer: Awaitable[T]) -> T:

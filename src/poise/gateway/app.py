@@ -29,10 +29,14 @@ from poise import __version__
 from poise.config import Settings
 from poise.gateway import schemas
 from poise.gateway.admin import Admin
+from poise.gateway.auditing import Audit
 from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.engine_client import EngineClient
+from poise.gateway.erasure import Erasure, engine_eraser
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
+from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
+from poise.gateway.keys import KeyRing
 from poise.gateway.live import LiveRequests
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
@@ -60,15 +64,25 @@ def create_app(
     text: TextModel | None = None,
     lifespan: Lifespan | None = None,
     page_dir: Path = PAGE_DIR,
+    keys: KeyRing | None = None,
+    audit: Audit | None = None,
 ) -> FastAPI:
-    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable."""
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
+
+    keys    of the keys file, where there is one
+    audit   where to put on record what happens
+    """
     slot = TextSlot(text)
     metrics = GatewayMetrics(lambda: read_engine(engine))
-    tenants = Tenants(settings.auth)
+    tenants = Tenants(settings, keys)
+    audit = audit or Audit(settings)
+    if keys is not None:
+        keys.on_change = audit.keys_changed
+    erasure = Erasure([engine_eraser(engine), audit.erase])
     health = Health(engine, slot, tenants, metrics, model_name)
     templates = Templates(settings.templates)
     live = LiveRequests()
-    completions = Completions(settings, engine, slot, tenants, templates, metrics, live, model_name)
+    completions = Completions(settings, engine, slot, tenants, templates, metrics, live, audit, model_name)
     app = FastAPI(
         title="poise",
         version=__version__,
@@ -85,11 +99,12 @@ def create_app(
         app.state.declare_templates(text)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health)
-    _add_admin(app, Admin(engine, tenants, live))
+    _add_admin(app, Admin(engine, tenants, live, audit, erasure))
     _add_page(app, page_dir)
     return app
 
@@ -234,6 +249,14 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
             responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
             openapi_extra={"parameters": [_path_parameter("request_id")]},
         )
+    app.add_api_route(
+        "/admin/tenants/{tenant}/data",
+        admin.erase,
+        methods=["DELETE"],
+        summary="Erase what is held of a tenant",
+        responses=schemas.answer(schemas.EraseResult) | schemas.errors(400, 401, 403, 503),
+        openapi_extra={"parameters": [_path_parameter("tenant"), schemas.LIVE_PARAMETER]},
+    )
     app.add_api_route(
         "/admin/tenants/{tenant}/cache",
         admin.forget,

@@ -54,6 +54,13 @@ class Choice:
         """The last that was told of its place in the queue, while it is there."""
         self.downgraded = False
         self.tokens_at_s: float | None = None
+        self.queued_us: int | None = None
+        self.ttft_s: float | None = None
+        """From the request's arrival to the first token."""
+        self.served_us = 0
+        self.n_preempted = 0
+        self.text = ""
+        """The whole answer so far, where somebody keeps it."""
         self._text = text
         self._detokeniser = Detokeniser()
         self._scanner = StopScanner(stop)
@@ -92,6 +99,7 @@ class Choice:
                     break
             elif type(event) is Start:
                 self.wait_us, self.n_cached = event.wait_us, event.n_cached
+                self.queued_us = event.wait_us
                 self.started, self.state, self.place = True, RUNNING, None
             elif type(event) is Finish:
                 shown.append(self._finish(event, update))
@@ -113,6 +121,7 @@ class Choice:
         elif change.what == "resume":
             self.state = RUNNING if self.started else QUEUED
         else:
+            self.n_preempted += change.what in _STATES
             self.state = _STATES.get(change.what, self.state)
 
     def _push(self, token: Token) -> str:
@@ -138,6 +147,7 @@ class Choice:
 
     def _finish(self, finish: Finish, update: Update) -> str:
         """The text that was held back, if the end is a good one; else notes the failure."""
+        self.served_us = finish.served_us
         if finish.reason in (FinishReason.STOP, FinishReason.LENGTH):
             self.n_cached = finish.n_cached
             text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()

@@ -19,9 +19,18 @@ from starlette.responses import Response
 
 from poise import __version__
 from poise.config import Settings
+from poise.gateway.auditing import CANCELLED, Audit, RequestEntry
 from poise.gateway.body import read_json
+from poise.gateway.choice import Choice
 from poise.gateway.engine_client import EngineClient, EnginePhase
-from poise.gateway.errors import ApiError, engine_not_ready, engine_unavailable, invalid_value, model_not_found
+from poise.gateway.errors import (
+    ApiError,
+    ClientGone,
+    engine_not_ready,
+    engine_unavailable,
+    invalid_value,
+    model_not_found,
+)
 from poise.gateway.fields import JsonObject
 from poise.gateway.generation import ChoiceRequest, Generation, Origin
 from poise.gateway.live import LiveRequests
@@ -35,12 +44,12 @@ from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
-from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 
 MODEL_ALIAS = "default"
 """Name that stands for the model, whatever it is called."""
 
+INTERNAL = "internal_error"
 _SEEDS = 2**32 - 1
 """The engine's seeds are 32 bit, and llama.cpp takes the highest one to mean a random seed."""
 
@@ -57,6 +66,7 @@ class Completions:
         templates: Templates,
         metrics: GatewayMetrics,
         live: LiveRequests,
+        audit: Audit,
         model_name: str,
     ) -> None:
         self._settings = settings
@@ -65,6 +75,7 @@ class Completions:
         self._tenants = tenants
         self._metrics = metrics
         self._live = live
+        self._audit = audit
         self._model_name = model_name
         self._prompts = Prompts(settings, templates, metrics.long_system_prompt)
         self.model_names = [model_name, MODEL_ALIAS]
@@ -79,35 +90,64 @@ class Completions:
     async def _answer(
         self, request: Request, parse: Callable[[JsonObject], ChatRequest] | Callable[[JsonObject], CompletionRequest]
     ) -> Response:
-        arrived_s = time.perf_counter()
-        request_class: RequestClass | None = None
+        entry = self._audit.begin(request)
         try:
-            tenant = self._tenants.identify(request)
-            server = self._settings.server
-            parsed = parse(await read_json(request, server.max_body_bytes, server.body_timeout_s))
-            options = parsed.options
-            request_class = options.request_class
-            if options.model not in self.model_names:
-                raise model_not_found(options.model, self.model_names)
-            param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
-            origin = Origin(
-                request_id_of(request.scope), tenant, request_class, param, arrived_s, options.queue_timeout_ms
-            )
-            call = await self._prepare(origin, parsed)
-            if options.stream and call.is_late:
-                return EventStream(call.late_events(), call.close, origin.request_id, call.plan.headers)
-            generation = await self._open(request, call)
+            response = await self._respond(request, parse, entry)
         except ApiError as error:
-            self._metrics.rejected(request_class, error.code)
+            self._metrics.rejected(entry.request_class, error.code)
+            entry.end(error)
             raise
+        except BaseException as error:
+            # The client has left, or something is broken; the middleware tells which.
+            entry.end(
+                outcome=INTERNAL if isinstance(error, Exception) and not isinstance(error, ClientGone) else CANCELLED
+            )
+            raise
+        if not isinstance(response, EventStream):
+            entry.end()
+        return response
+
+    async def _respond(
+        self,
+        request: Request,
+        parse: Callable[[JsonObject], ChatRequest] | Callable[[JsonObject], CompletionRequest],
+        entry: RequestEntry,
+    ) -> Response:
+        arrived_s = time.perf_counter()
+        tenant = self._tenants.identify(request)
+        server = self._settings.server
+        body = await read_json(request, server.max_body_bytes, server.body_timeout_s)
+        parsed = parse(body)
+        options = parsed.options
+        entry.request_class, entry.stream = options.request_class, options.stream
+        if options.model not in self.model_names:
+            raise model_not_found(options.model, self.model_names)
+        self._tenants.check_class(request, options.request_class)
+        param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
+        entry.note_prompt(body.get(param))
+        origin = Origin(
+            request_id_of(request.scope),
+            tenant,
+            options.request_class,
+            param,
+            arrived_s,
+            options.queue_timeout_ms,
+            entry.keeps_content,
+        )
+        call = await self._prepare(origin, parsed)
+        entry.response_id, entry.n_prompt, entry.parts = call.response_id, call.n_prompt, call.parts
+        call.entry = entry
+        if options.stream and call.is_late:
+            return EventStream(call.late_events(), call.end, origin.request_id, call.plan.headers)
+        generation = await self._open(request, call)
         headers = call.plan.headers | generation.headers
         if options.stream:
-            return EventStream(generation.events(), call.close, origin.request_id, headers)
+            return EventStream(generation.events(), call.end, origin.request_id, headers)
         try:
-            body = await while_connected(request.receive, generation.body())
+            answer = await while_connected(request.receive, generation.body())
         finally:
             call.close()
-        return Response(body, media_type="application/json", headers=headers)
+        return Response(answer, media_type="application/json", headers=headers)
 
     async def _prepare(self, origin: Origin, parsed: ChatRequest | CompletionRequest) -> Call:
         """Everything that can be known before the engine is asked. Raises ApiError."""
@@ -172,6 +212,16 @@ class Call:
         self._text = text
         self._metrics = metrics
         self._running: Generation | Summarizer | None = None
+        self._asked: list[Generation] = []
+        """Everything that the engine was asked for it, the summary first."""
+        self.entry: RequestEntry | None = None
+
+    @property
+    def n_prompt(self) -> int:
+        return sum(len(ids) for ids in self.plan.ids)
+
+    def parts(self) -> list[Choice]:
+        return [choice for generation in self._asked for choice in generation.choices]
 
     @property
     def is_late(self) -> bool:
@@ -194,6 +244,7 @@ class Call:
             assert isinstance(self._parsed, ChatRequest)
             form = self._format()
             self._running = summarizer = Summarizer(self.origin, self._engine, self._text, form, self._metrics)
+            self._asked = summarizer.asked
             summary = await summarizer.summarize(self.plan.summary.pieces, self.plan.summary.n_output)
             await self._prompts.finish(self.plan, self._parsed, self._text, summary)
         options = self._parsed.options
@@ -203,11 +254,12 @@ class Call:
             self._text,
             self._format(),
             self._metrics,
-            n_prompt=sum(len(ids) for ids in self.plan.ids),
+            n_prompt=self.n_prompt,
             stop=options.stop,
             include_usage=options.include_usage,
             continuous_usage=options.continuous_usage,
         )
+        self._asked = [*self._asked, generation]
         await generation.open(self._choices())
         return generation
 
@@ -219,6 +271,8 @@ class Call:
             generation = await self.open()
         except ApiError as error:
             self._metrics.rejected(self.origin.request_class, error.code)
+            if self.entry is not None:
+                self.entry.error = error
             raise
         async with aclosing(generation.events()) as events:
             async for event in events:
@@ -229,6 +283,12 @@ class Call:
         self._live.discard(self)
         if self._running is not None:
             self._running.close()
+
+    def end(self) -> None:
+        """The same, and put on record how it went: its stream is over."""
+        self.close()
+        if self.entry is not None:
+            self.entry.end(self._asked[-1].failure if self._asked else None)
 
     def _choices(self) -> list[ChoiceRequest]:
         """One engine request for each choice of each prompt, in the order of their indices."""

@@ -54,6 +54,8 @@ class Origin:
     arrived_s: float
     queue_timeout_ms: int = 0
     """How long each of its engine requests may wait for a slot; 0: for ever."""
+    keeps_text: bool = False
+    """The whole answer is wanted at its end, besides what its reader is given."""
 
 
 class Generation:
@@ -88,6 +90,8 @@ class Generation:
         self._told: tuple[int, int] | None = None
         """Place and estimate, in ms, that the stream was told last."""
         self._closed = False
+        self.failure: ApiError | None = None
+        """What the client was told, if it ended badly."""
 
     @property
     def choices(self) -> Sequence[Choice]:
@@ -144,7 +148,8 @@ class Generation:
                 if out:
                     yield out
                 if update.failure:
-                    raise self._error(update.failure)
+                    self.failure = self._error(update.failure)
+                    raise self.failure
         if self._include_usage:
             yield self._response.usage_event(self.usage())
         yield DONE
@@ -250,6 +255,8 @@ class Generation:
         now_s = time.perf_counter()
         before = choice.n_output
         update = choice.feed()
+        if self._origin.keeps_text:
+            choice.text += update.text
         request_class = self._class_of(choice).value
         if update.changes:
             self._note_changes(update.changes)
@@ -259,6 +266,7 @@ class Generation:
         if choice.n_output > before:
             n_tokens = choice.n_output - before
             if choice.tokens_at_s is None:
+                choice.ttft_s = now_s - self._origin.arrived_s
                 self._metrics.first_tokens(request_class, n_tokens, now_s - self._origin.arrived_s, now_s)
             else:
                 self._metrics.more_tokens(request_class, n_tokens, now_s - choice.tokens_at_s)

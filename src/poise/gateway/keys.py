@@ -1,12 +1,12 @@
 """The keys file: which keys there are, as hashes; made by `poise keys`, read by the running server.
 
-A key is `pk-` and 256 random bits, shown once when it is made. On disk is its HMAC-SHA256 under a pepper, a secret in a file of its
-own: a copy of the keys file alone neither opens anything nor lets anybody check a guess. One JSON object a line; a revoked
+A key is `pk-` and 256 random bits, shown once when it is made. On disk is its HMAC-SHA256 under a pepper, a secret in a file of
+its own: a copy of the keys file alone neither opens anything nor lets anybody check a guess. One JSON object a line; a revoked
 key stays in the file, so that its id keeps its meaning in the audit log.
 
 Both files are this user's only (mode 0600) and are replaced, never changed in place, so that a reader sees one state or the
-next. Writers take turns by a lock on the pepper's file. Losing the pepper makes every key useless; changing it does the same, which
-is why there is no command for it: keys of 256 random bits cannot be guessed even with the pepper known.
+next. Writers take turns by a lock on the pepper's file. Losing the pepper makes every key useless; changing it does the same,
+which is why there is no command for it: keys of 256 random bits cannot be guessed even with the pepper known.
 """
 
 from __future__ import annotations
@@ -166,6 +166,8 @@ class KeyRing:
         self._pepper = b""
         self._stamp: tuple[int, int, int] | None = None
         self._looked_s = clock()
+        self.on_change: Callable[[list[Key], list[Key]], None] | None = None
+        """Told of the keys before and after."""
         if (stamp := self._stamp_now()) is not None:
             self._load(stamp)
 
@@ -177,8 +179,12 @@ class KeyRing:
             self._look()
         return self._keys
 
+    def valid(self) -> list[Key]:
+        now = datetime.now(UTC)
+        return [key for key in self.keys if key.state(now) == "valid"]
+
     def find(self, text: str) -> Key | None:
-        """The valid key that this is. Every key is compared in constant time, so that the time does not tell which one matched."""
+        """The valid key that this is. All are compared, in constant time: the time must not tell which one matched."""
         keys = self.keys
         if not keys:
             return None
@@ -204,7 +210,9 @@ class KeyRing:
 
     def _load(self, stamp: tuple[int, int, int]) -> None:
         keys, pepper = self._file.read(), self._file.read_pepper()
-        self._keys, self._pepper, self._stamp = keys, pepper, stamp
+        before, self._keys, self._pepper, self._stamp = self._keys, keys, pepper, stamp
+        if self.on_change is not None:
+            self.on_change(before, keys)
 
     def _stamp_now(self) -> tuple[int, int, int] | None:
         try:

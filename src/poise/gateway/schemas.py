@@ -254,6 +254,13 @@ class ForgetResult(Closed):
     cells: int
 
 
+class EraseResult(Closed):
+    tenant: str
+    live_ended: int
+    live_kept: int
+    erased: dict[str, int]
+
+
 class Rates(Closed):
     prompt: float
     output: float
@@ -321,7 +328,16 @@ def generation(body: type[BaseModel]) -> Responses:
     done: Responses = {
         200: {"model": body, "description": "The answer, or its events.", "content": events, "headers": _NOTES}
     }
-    return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
+    return done | errors(400, 401, 403, 404, 408, 413, 429, 500, 503)
+
+
+LIVE_PARAMETER: Schema = {
+    "name": "live",
+    "in": "query",
+    "required": False,
+    "description": "1: end the tenant's live requests as well.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
 
 
 def lines() -> Responses:

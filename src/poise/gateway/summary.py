@@ -114,6 +114,7 @@ class Summarizer:
         self._response = response
         self._metrics = metrics
         self.running: Generation | None = None
+        self.asked: list[Generation] = []
 
     async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> Summary:
         """The answers to all prompts, one after the other. Raises ApiError when one fails."""
@@ -135,11 +136,13 @@ class Summarizer:
             request_id=self._origin.request_id + "-summary",
             request_class=RequestClass.BACKGROUND,
             arrived_s=time.perf_counter(),
+            keeps_text=False,
         )
         generation = Generation(
             origin, self._engine, self._text, self._response, self._metrics, n_prompt=len(prompt), stop=()
         )
         self.running = generation
+        self.asked.append(generation)
         try:
             await generation.open([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
             (answer,) = await generation.answers()

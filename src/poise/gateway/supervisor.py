@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from poise.config import Settings
+from poise.config import Settings, engine_settings
 from poise.gateway.engine_client import (
     ENGINE_LOST,
     EnginePhase,
@@ -46,7 +46,7 @@ class Supervisor:
         """`command` starts an engine; the number of its end of the socket pair is added as the last argument."""
         self.state = EngineState()
         self._command = command
-        self._configure = wire.Configure(settings.model_dump_json(), model_path)
+        self._configure = wire.Configure(engine_settings(settings), model_path)
         self._delay_max_s = settings.engine.restart_delay_max_s
         self._ids = count(1)
         self._handles: dict[int, RequestHandle] = {}
@@ -123,6 +123,11 @@ class Supervisor:
     async def forget(self, tenant: str) -> wire.Forgotten:
         forget_id = next(self._ids)
         answer: wire.Forgotten = await self._ask(wire.Forget(forget_id, tenant), forget_id)
+        return answer
+
+    async def erase(self, tenant: str) -> wire.Erased:
+        erase_id = next(self._ids)
+        answer: wire.Erased = await self._ask(wire.Erase(erase_id, tenant), erase_id)
         return answer
 
     async def journal(self) -> list[str]:
@@ -245,6 +250,8 @@ class Supervisor:
                 self._answer((message.request_id, message.action), message)
             case wire.Forgotten():
                 self._answer(message.forget_id, message)
+            case wire.Erased():
+                self._answer(message.erase_id, message)
 
     def _step(self, step: wire.Step) -> None:
         handles = self._handles

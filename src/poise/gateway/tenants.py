@@ -1,7 +1,7 @@
 """Who is asking: API keys to tenants and their rights.
 
-Three kinds of tenant: those that have keys, in the configuration or in the keys file; `key-<hash>`, one for each key, when there are
-no keys at all; and `local`, everyone without a key. No key can be made for a name of the other two kinds, so none can be
+Three kinds of tenant: those that have keys, in the configuration or in the keys file; `key-<hash>`, one for each key, when there
+are no keys at all; and `local`, everyone without a key. No key can be made for a name of the other two kinds, so none can be
 forged. Keys are compared as hashes in constant time, and are neither stored nor logged.
 """
 
