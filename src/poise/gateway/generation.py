@@ -11,11 +11,11 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
+from poise.gateway.bugs import new_error_id
 from poise.gateway.choice import Choice, Update
 from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestHandle, Wakeup
 from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, queue_timeout, refused
 from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, change_comment, queue_comment
-from poise.gateway.stream import new_error_id
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, RequestClass

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ApiError, ClientGone, internal_error
 
 log = logging.getLogger(__name__)
@@ -68,9 +68,8 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         except ApiError as error:
             await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
-        except Exception:
-            error_id = new_error_id()
-            log.exception("[%s] internal error %s in a stream", self._request_id, error_id)
+        except Exception as bug:
+            error_id = log_bug(log, self._request_id, bug, " in a stream")
             await send({"type": "http.response.body", "body": error_event(internal_error(error_id)), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -100,7 +99,3 @@ async def _disconnected(receive: Receive) -> None:
 
 def error_event(error: ApiError) -> bytes:
     return b"data: " + error.body() + b"\n\n"
-
-
-def new_error_id() -> str:
-    return "err-" + secrets.token_hex(6)
