@@ -92,8 +92,14 @@ FILES = (
 MEMORY = (
     Memory("gateway.completions:Call", "the messages and token ids of a live request", "it ends", "its own client"),
     Memory(
+        "gateway.records:Records",
+        "answers, token by token, of live requests and of those that have ended",
+        "`results.retention_s` after the end, at most `results.budget_mb`, or they are erased",
+        "the same tenant, by the response's id",
+    ),
+    Memory(
         "gateway.choice:Choice",
-        "text that waits to be sent, or is wanted by the audit log",
+        "text that waits for the rest of a character or of a stop string",
         "it ends",
         "its own client",
     ),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 
@@ -17,27 +18,26 @@ from poise.audit.chain import audit_key
 from poise.audit.log import AuditLog
 from poise.config import Settings
 from poise.config.paths import audit_dir, keys_file
-from poise.gateway.errors import ApiError
+from poise.gateway.errors import ApiError, ClientGone
 from poise.gateway.keys import Key, KeysFile
 from poise.gateway.middleware import request_id_of
+from poise.gateway.record import CANCELLED, Record
 from poise.gateway.tenants import caller_of
 from poise.scheduler.request import RequestClass
 
-CANCELLED = "cancelled"
-REFUSED = "refused"
-
-
-class Part(Protocol):
-    """One engine request of an API request, as far as it is put on record."""
-
-    outcome: str | None
-    n_output: int
-    n_cached: int
-    served_us: int
-    n_preempted: int
-    queued_us: int | None
-    ttft_s: float | None
-    text: str
+REFUSED, BROKEN = "refused", "internal_error"
+PREEMPTIONS = ("pause", "swap", "drop")
+NOTHING: Mapping[str, Any] = {
+    "response": "",
+    "prompt_tokens": 0,
+    "output_tokens": 0,
+    "cached_tokens": 0,
+    "queue_ms": None,
+    "ttft_ms": None,
+    "served_us": 0,
+    "preemptions": 0,
+}
+"""The figures of a request that never began."""
 
 
 class Audit:
@@ -111,64 +111,74 @@ def open_audit(settings: Settings) -> Audit:
 
 
 class RequestEntry:
-    """What is known of one API request by the time it ends. `end` writes it, once."""
+    """What is known of one API request. It is written once: at the end of its record, or of the `with` that it never got out of."""
 
     def __init__(self, audit: Audit, request: Request) -> None:
         self._audit = audit
         self._request = request
         self._began_s = time.perf_counter()
-        self._ended = False
-        self.request_class: RequestClass | None = None
-        self.response_id = ""
-        self.stream = False
-        self.n_prompt = 0
-        self.error: ApiError | None = None
-        """What the client was told in a stream that had begun."""
-        self.parts: Callable[[], Sequence[Part]] = tuple
-        """Its engine requests, however many there are by then."""
         self._prompt: Any = None
+        self.request_class: RequestClass | None = None
+        self.stream = False
 
-    @property
-    def keeps_content(self) -> bool:
-        return self._audit.keeps_content(caller_of(self._request).tenant)
+    def __enter__(self) -> RequestEntry:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Before there is a record: refused, broken, or left by its client."""
+        if isinstance(error, ApiError):
+            self._write(error, REFUSED)
+        elif error is not None:
+            broken = isinstance(error, Exception) and not isinstance(error, ClientGone)
+            self._write(None, BROKEN if broken else CANCELLED, status=500 if broken else None)
 
     def note_prompt(self, prompt: object) -> None:
         """The prompt as it was sent. It is kept only where it is to be written."""
-        if self.keeps_content:
+        if self._audit.keeps_content(caller_of(self._request).tenant):
             self._prompt = prompt
 
-    def end(self, error: ApiError | None = None, *, outcome: str = "") -> None:
-        """`error` is what the client was told; `outcome` what happened where the parts do not say."""
-        if self._ended:
-            return
-        self._ended = True
-        if not self._audit.enabled:
-            return
-        caller, parts, error = caller_of(self._request), self.parts(), error or self.error
-        outcomes = list(dict.fromkeys(part.outcome or CANCELLED for part in parts))
-        waits = [part.queued_us for part in parts if part.queued_us is not None]
-        firsts = [part.ttft_s for part in parts if part.ttft_s is not None]
+    def ended(self, record: Record) -> None:
+        moments = Counter(moment.what for moment in record.timeline)
+        waits = [moment.detail["wait_ms"] for moment in record.timeline if moment.what == "started"]
+        usage = record.usage()
+        self._write(
+            record.failure,
+            record.outcome or CANCELLED if record.is_open or record.failure is None else REFUSED,
+            {
+                "response": record.response_id,
+                "prompt_tokens": usage.prompt_tokens,
+                "output_tokens": usage.completion_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "queue_ms": max(waits, default=None),
+                "ttft_ms": round((record.arrivals[0] - record.origin.arrived_s) * 1000, 1) if record.arrivals else None,
+                "served_us": record.served_us,
+                "preemptions": sum(moments[what] for what in PREEMPTIONS),
+            },
+            [answer.text for answer in record.answers()] if self._prompt is not None else [],
+        )
+
+    def _write(
+        self,
+        error: ApiError | None,
+        outcome: str,
+        figures: Mapping[str, Any] = NOTHING,
+        outputs: Sequence[str] = (),
+        status: int | None = 200,
+    ) -> None:
+        caller = caller_of(self._request)
         fields = {
             "request": request_id_of(self._request.scope),
-            "response": self.response_id,
             "tenant": caller.tenant,
             "key": caller.key_id,
             "endpoint": self._request.scope["path"],
             "class": self.request_class.value if self.request_class else None,
             "stream": self.stream,
-            "status": None if error is None and (outcome or CANCELLED in outcomes) else error.status if error else 200,
-            "error": error.code if error else None,
-            "outcome": outcome or ("+".join(outcomes) if outcomes else REFUSED),
-            "prompt_tokens": self.n_prompt,
-            "output_tokens": sum(part.n_output for part in parts),
-            "cached_tokens": sum(part.n_cached for part in parts),
-            "queue_ms": round(max(waits) / 1000, 1) if waits else None,
-            "ttft_ms": round(min(firsts) * 1000, 1) if firsts else None,
+            "status": error.status if error is not None else status,
+            "error": error.code if error is not None else None,
+            "outcome": outcome,
             "duration_ms": round((time.perf_counter() - self._began_s) * 1000, 1),
-            "served_us": sum(part.served_us for part in parts),
-            "preemptions": sum(part.n_preempted for part in parts),
+            **NOTHING,
+            **figures,
         }
-        content = None
-        if self._prompt is not None:
-            content = {"prompt": self._prompt, "output": [part.text for part in parts if part.text]}
+        content = {"prompt": self._prompt, "output": list(outputs)} if self._prompt is not None else None
         self._audit.write(fields, content)

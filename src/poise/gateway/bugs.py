@@ -7,12 +7,9 @@ hold text of requests, so messages are left out; a traceback's lines are source 
 from __future__ import annotations
 
 import logging
-import secrets
 import traceback
 
-
-def new_error_id() -> str:
-    return "err-" + secrets.token_hex(6)
+from poise.gateway.errors import new_error_id
 
 
 def log_bug(log: logging.Logger, request_id: str, error: BaseException, where: str = "") -> str:

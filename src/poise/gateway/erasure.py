@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.records import Records
 
 Eraser = Callable[[str], Awaitable[Mapping[str, int]]]
 """Erases a tenant's data in one place; returns how much there was, by kind. Kinds of different places differ."""
@@ -26,6 +27,16 @@ class Erasure:
         for eraser in self._erasers:
             erased |= await eraser(tenant)
         return erased
+
+
+def records_eraser(records: Records) -> Eraser:
+    """Results that are kept for those who come back for them."""
+
+    async def erase(tenant: str) -> Mapping[str, int]:
+        erased = records.erase(tenant)
+        return {"results": erased.records, "result_tokens": erased.tokens, "result_bytes": erased.n_bytes}
+
+    return erase
 
 
 def engine_eraser(engine: EngineClient) -> Eraser:

@@ -28,7 +28,7 @@ from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState
 from poise.gateway.exposure import Exposed, check, tls_context
 from poise.gateway.keys import KeyRing, KeysError
-from poise.gateway.protocol import protocol_with_timeout
+from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
@@ -116,7 +116,7 @@ class _Service:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=protocol_with_timeout(settings.server.body_timeout_s),
+                http=protocol(settings),
                 ssl_context_factory=(lambda *_: tls) if tls is not None else None,
                 log_config=None,
                 access_log=False,

@@ -72,6 +72,11 @@ class Tenants:
             return False
         return True
 
+    def holds_admin_key(self, connection: HTTPConnection) -> bool:
+        """Whether the caller presents an admin key. To be on this machine is not enough: others may be, too."""
+        has_key = self._admin is not None or any(key.admin for key in self._of_file())
+        return has_key and self.is_admin(connection)
+
     def check_admin(self, connection: HTTPConnection) -> None:
         """Raises ApiError unless the caller may see the server's inside."""
         in_file = [key for key in self._of_file() if key.admin]

@@ -16,16 +16,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
 
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
 
-CHANGES = ("pause", "swap", "drop", "resume", "downgrade")
+CHANGES = ("pause", "stall", "swap", "drop", "resume", "downgrade", "lost", "recover")
 
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-_GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 RECENT_S = 60.0
 RATE_S = 5.0
@@ -43,8 +43,8 @@ class GatewayMetrics:
         self._gap = ClassHistogram(
             registry,
             "poise_inter_token_seconds",
-            "Between two arrivals of tokens in one choice; tokens that come together are one arrival.",
-            _GAPS_S,
+            "Between two arrivals of tokens in one choice.",
+            GAPS_S,
         )
         self._queue_wait = ClassHistogram(
             registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
@@ -68,7 +68,7 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, failed.",
+            "Choices that ended, by outcome: stop, length, cancelled, reader_timeout, expired, engine_lost, failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -81,7 +81,7 @@ class GatewayMetrics:
         )
         self._changes = Counter(
             "poise_changes_total",
-            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade.",
+            "What happened to running choices, as their streams are told.",
             ("class", "change"),
             registry=registry,
         )
@@ -92,6 +92,7 @@ class GatewayMetrics:
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
+        self.streams = StreamMetrics(registry)
         registry.register(EngineCollector(read_engine))
 
     def exposition(self) -> bytes:
