@@ -13,7 +13,7 @@ import uvicorn
 
 from poise.config import ConfigError, Settings, load
 from poise.gateway.exposure import Exposed, check, tls_context
-from poise.gateway.protocol import protocol_with_timeout
+from poise.gateway.protocol import protocol
 from tests.gateway.fakes import WAIT_S, FakeEngine, chat_body, make_app, says
 from tests.gateway.test_over_http import served
 
@@ -63,7 +63,7 @@ async def test_tls_is_spoken(tmp_path: Path) -> None:
     context = tls_context(settings.server)
     assert context is not None
     app = make_app(FakeEngine(says("hello")), settings)
-    options = {"http": protocol_with_timeout(20), "ssl_context_factory": lambda *_: context}
+    options = {"http": protocol(settings), "ssl_context_factory": lambda *_: context}
     async with served(app, **options) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname="localhost")
         body = str(chat_body()).replace("'", '"').encode()

@@ -6,6 +6,7 @@ import stat
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_a_running_server_follows_the_file(path: Path, caplog: pytest.LogCapture
     assert seen == [(1, 2), (2, 2), (2, 2)]
 
 
-async def asked(path: Path, key: str | None, settings: dict[str, object] | None = None, **body: object) -> Reply:
+async def asked(path: Path, key: str | None, settings: dict[str, Any] | None = None, **body: Any) -> Reply:
     app = make_app(FakeEngine(says("x")), Settings.model_validate(settings or {}), keys=KeyRing(path))
     headers = {"authorization": f"Bearer {key}"} if key else {}
     return await ask(app, "POST", CHAT, chat_body(**body), headers=headers)

@@ -111,7 +111,7 @@ def open_audit(settings: Settings) -> Audit:
 
 
 class RequestEntry:
-    """What is known of one API request. It is written once: at the end of its record, or of the `with` that it never got out of."""
+    """What is known of one API request, written at the end of its record, or of the `with` that it never got out of."""
 
     def __init__(self, audit: Audit, request: Request) -> None:
         self._audit = audit

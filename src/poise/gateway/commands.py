@@ -7,7 +7,7 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -173,9 +173,9 @@ def _row(key: Key, now: datetime) -> dict[str, object]:
     }
 
 
-def _checked(name: str, kind: object, value: object) -> None:
+def _checked(name: str, kind: Any, value: object) -> None:
     try:
-        TypeAdapter(kind).validate_python(value)
+        TypeAdapter[Any](kind).validate_python(value)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         raise _refusal(f"{name} {value}: {detail.get('ctx', {}).get('error', detail['msg'])}") from None
