@@ -9,8 +9,8 @@ from fastapi import FastAPI
 
 from poise.config import Settings
 from poise.gateway.engine_client import EnginePhase
-from poise.gateway.schemas import ControlResult, EraseResult, ForgetResult, LiveRequestList
-from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body
+from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList, TenantEraseResult
+from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT = "/v1/chat/completions"
 
@@ -215,8 +215,9 @@ async def test_erasing_what_is_held_of_a_tenant() -> None:
     asked = exchange(app, "POST", CHAT, chat_body(stream=True)).open()
     await asked.start()
     reply = await ask(app, "DELETE", "/admin/tenants/local/data")
-    body = EraseResult.model_validate_json(reply.body)
-    counts = {"entries": 3, "cells": 128, "bytes": 4096, "journal_entries": 7, "audit_contents": 0}
+    body = TenantEraseResult.model_validate_json(reply.body)
+    counts = {"entries": 3, "cells": 128, "bytes": 4096, "journal_entries": 7}
+    counts |= {"results": 0, "result_tokens": 0, "result_bytes": 0, "audit_contents": 0}
     assert body.model_dump() == {"tenant": "local", "live_ended": 0, "live_kept": 1, "erased": counts}
     assert (engine.erased, engine.aborted) == (["local"], [])
     assert (await ask(app, "DELETE", "/admin/tenants/other/data?live=1")).json()["live_ended"] == 0
@@ -224,6 +225,12 @@ async def test_erasing_what_is_held_of_a_tenant() -> None:
     assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=1")).json()["live_ended"] == 1
     assert engine.aborted == [1]
     await asked.ended()
+    engine.script = says("kept")
+    await ask(app, "POST", CHAT, chat_body())
+    erased = (await ask(app, "DELETE", "/admin/tenants/local/data")).json()["erased"]
+    assert (erased["results"], erased["result_tokens"]) == (1, 4)
+    assert erased["result_bytes"] > 0
+    assert (await ask(app, "GET", "/v1/requests")).json()["data"] == []
     assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=yes")).error["param"] == "live"
 
 

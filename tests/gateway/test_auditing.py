@@ -118,7 +118,7 @@ async def test_refusals_are_on_record(tmp_path: Path) -> None:
         ("", "", None, 401, "invalid_api_key", "refused"),
         ("alice", key.id, None, 400, "invalid_json", "refused"),
         ("alice", key.id, "interactive", 403, "class_not_allowed", "refused"),
-        ("alice", key.id, "background", 429, "queue_full", "cancelled"),
+        ("alice", key.id, "background", 429, "queue_full", "refused"),
     ]
     assert text not in json.dumps(entries)
 
@@ -138,7 +138,7 @@ async def test_a_client_that_leaves_is_on_record(tmp_path: Path, stream: bool) -
     asked.disconnect()
     await asked.ended()
     (entry,) = recorded.entries()
-    assert (entry["status"], entry["error"], entry["outcome"]) == (None, None, "cancelled")
+    assert (entry["status"], entry["error"], entry["outcome"]) == (200 if stream else None, None, "cancelled")
 
 
 async def test_a_bug_is_on_record(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ async def test_a_bug_is_on_record(tmp_path: Path) -> None:
     recorded = Recorded(tmp_path, FakeEngine(lambda s: s.say([1 // 0])))
     await ask(recorded.app, "POST", CHAT, chat_body())
     (entry,) = recorded.entries()
-    assert entry["outcome"] == "internal_error"
+    assert (entry["outcome"], entry["error"], entry["status"]) == ("internal_error", "internal_error", 500)
 
 
 async def test_content_only_where_the_policy_says_so(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from poise.audit.files import log_files
 from poise.audit.log import AuditLog
 from poise.cli import app
 from poise.gateway.keys import KeyRing, KeysFile
+from tests.test_config_problems import RULE_TENANT
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +67,7 @@ def test_a_key_can_be_made_where_keys_are_required(config: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["add", "local"], 'NAME local: a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'),
+        (["add", "local"], f"NAME local: {RULE_TENANT}"),
         (["add", "a", "--classes", "batch"], """--classes ['batch']: must be among "interactive" and "background\""""),
         (["add", "a", "--expires", "soon"], "--expires soon: must be as 30d, 12h or 2027-01-31"),
         (["add", "a", "--expires", "2020-01-01"], "--expires 2020-01-01: is over already"),

@@ -1,4 +1,4 @@
-"""What operators do: look at live requests, pause, resume and downgrade them, drop a tenant's cache, erase its data, read the journal."""
+"""What operators do: look at and act on live requests, drop a tenant's cache or erase its data, read the journal."""
 
 from __future__ import annotations
 

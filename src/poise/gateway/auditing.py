@@ -140,10 +140,15 @@ class RequestEntry:
     def ended(self, record: Record) -> None:
         moments = Counter(moment.what for moment in record.timeline)
         waits = [moment.detail["wait_ms"] for moment in record.timeline if moment.what == "started"]
-        usage = record.usage()
+        usage, failure = record.usage(), record.failure
+        outcome = record.outcome or CANCELLED
+        if failure is not None and not record.is_open:
+            outcome = BROKEN if failure.code == BROKEN else REFUSED
+        # A client that left has been told a status only if its stream had begun.
+        told = CANCELLED not in outcome or (self.stream and record.is_open)
         self._write(
-            record.failure,
-            record.outcome or CANCELLED if record.is_open or record.failure is None else REFUSED,
+            failure,
+            outcome,
             {
                 "response": record.response_id,
                 "prompt_tokens": usage.prompt_tokens,
@@ -155,6 +160,7 @@ class RequestEntry:
                 "preemptions": sum(moments[what] for what in PREEMPTIONS),
             },
             [answer.text for answer in record.answers()] if self._prompt is not None else [],
+            200 if told else None,
         )
 
     def _write(
