@@ -240,10 +240,11 @@ def test_commands_of_other_packages(name: str, monkeypatch: pytest.MonkeyPatch) 
         print("count", count)
         return count
 
-    module_with(monkeypatch, LATER[name][0], name, command)
-    assert run(name).stdout == "count 0\n"
-    assert run(name, "--count", "4", exit_code=4).stdout == "count 4\n"
-    output = run(name, "--help").stdout
+    module_with(monkeypatch, LATER[name][0], name.replace(" ", "_"), command)
+    words = name.split()
+    assert run(*words).stdout == "count 0\n"
+    assert run(*words, "--count", "4", exit_code=4).stdout == "count 4\n"
+    output = run(*words, "--help").stdout
     assert "Do the real thing." in output
     assert f"Usage: poise {name} [OPTIONS]" in output
 

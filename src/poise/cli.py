@@ -53,18 +53,21 @@ Ask it something:
 
 LATER: Mapping[str, tuple[str, str]] = {
     "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
+    "bench compare": ("poise.bench.compare_command", "Compare two results or servers, with confidence intervals."),
     "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
     "keys": ("poise.gateway.commands", "Make, list and revoke API keys."),
     "audit": ("poise.gateway.commands", "Check and read the audit log."),
 }
-"""Commands of other packages: name -> module with a function (or a group of commands) of that name, and the line in
-`poise --help`."""
+"""Commands of other packages: name -> module with a function (or a group of commands) of that name (with _ for a space), and the
+line in `poise --help`. A name of two words is a command below another one, which has its own arguments."""
 
 
 class _Group(TyperGroup):
     """Lists placeholders for the commands in LATER; imports the real one when it is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if " ".join(args[:2]) in LATER:
+            args = [" ".join(args[:2]), *args[2:]]
         name, command, rest = super().resolve_command(ctx, args)
         return name, _imported(name) if name is not None and name in LATER else command, rest
 
@@ -166,7 +169,7 @@ def fit(
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Tell whether the model and the settings fit this host's memory.
+    """Tell whether model and settings fit this host's memory.
 
     Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
     """
@@ -252,7 +255,7 @@ def _imported(name: str) -> Any:
     """The real command of another package."""
     module, summary = LATER[name]
     try:
-        function: Callable[..., object] | typer.Typer = getattr(import_module(module), name)
+        function: Callable[..., object] | typer.Typer = getattr(import_module(module), name.replace(" ", "_"))
     except ImportError as error:
         raise _refusal(f"poise {name}: cannot be loaded: {error}") from error
     if isinstance(function, typer.Typer):

@@ -78,6 +78,12 @@ class Birds:
         seen = [(await ask(app, "GET", path)).body for path in LOOKED_AT]
         seen.append((await ask(app, "GET", "/v1/templates", headers=self.headers("bob"))).body)
         seen.append((await ask(app, "POST", CHAT, chat_body("hello"), headers=self.headers("bob"))).body)
+        hers = (await ask(app, "GET", "/v1/requests", headers=self.headers())).json()["data"]
+        for wanted in [request["id"] for request in hers] + [request["request_id"] for request in hers]:
+            for method, tail in (("GET", ""), ("GET", "/stream"), ("POST", "/cancel"), ("DELETE", "")):
+                reply = await ask(app, method, f"/v1/requests/{wanted}{tail}", headers=self.headers("bob"))
+                assert reply.status == 404
+                seen.append(reply.body)
         for audit in self.audits:
             audit.close()
         self.audits.clear()

@@ -136,7 +136,6 @@ async def test_a_cancelled_stream_is_told_so_and_its_text_is_kept() -> None:
     metrics = (await ask(app, "GET", "/metrics")).body.decode()
     assert 'poise_requests_total{class="interactive",outcome="cancelled"} 2.0' in metrics
     assert 'poise_client_disconnects_total{class="interactive"} 0.0' in metrics
-    assert 'poise_cancel_seconds_count{class="interactive"} 2.0' in metrics
 
 
 async def test_a_cancelled_whole_answer_is_what_there_is() -> None:
@@ -360,8 +359,8 @@ async def test_a_summary_is_cancelled_with_its_request() -> None:
     )
     app = make_app(engine, settings)
     turns = [{"role": role, "content": "q" * 30} for _ in range(8) for role in ("user", "assistant")]
-    body = {"model": "toy", "messages": [*turns, {"role": "user", "content": "now"}], "context_policy": "summarize"}
-    body |= {"max_tokens": 50, "stream": True}
+    body: dict[str, Any] = {"model": "toy", "messages": [*turns, {"role": "user", "content": "now"}]}
+    body |= {"context_policy": "summarize", "max_tokens": 50, "stream": True}
     asked = exchange(app, "POST", CHAT, body, headers={"x-request-id": "mine"}).open()
     (await engine.submitted()).accept()
     told = await report(app, "mine")

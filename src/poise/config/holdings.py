@@ -85,7 +85,7 @@ FILES = (
         "no",
         "you delete it",
         _YOURS,
-        ("bench/command.py", "sim/command.py"),
+        ("bench/command.py", "bench/compare_command.py", "sim/command.py"),
     ),
 )
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from starlette.types import Scope
 
 from poise import __version__
 from poise.config import Settings
-from poise.gateway import schemas
+from poise.gateway import answer_schemas, schemas
 from poise.gateway.admin import Admin
 from poise.gateway.auditing import Audit
 from poise.gateway.completions import MODEL_ALIAS, Completions
+from poise.gateway.degradation import Degradation, free_bytes
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.erasure import Erasure, engine_eraser, records_eraser
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
@@ -45,6 +46,7 @@ from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 
 log = logging.getLogger(__name__)
@@ -67,23 +69,31 @@ def create_app(
     page_dir: Path = PAGE_DIR,
     keys: KeyRing | None = None,
     audit: Audit | None = None,
+    recovery: RecoveryMetrics | None = None,
+    free: Callable[[], int] = free_bytes,
 ) -> FastAPI:
     """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
 
-    keys    of the keys file, where there is one
-    audit   where to put on record what happens
+    keys       of the keys file, where there is one
+    audit      where to put on record what happens
+    recovery   what is counted of lost engines, by who restarts them
+    free       memory that this process may still use
     """
     slot = TextSlot(text)
-    metrics = GatewayMetrics(lambda: read_engine(engine))
-    tenants = Tenants(settings, keys)
+    metrics = GatewayMetrics(lambda: read_engine(engine), recovery)
     audit = audit or Audit(settings)
+    degradation = Degradation(settings, engine, metrics.recovery, free)
+    degradation.on_change = audit.level_changed
+    tenants = Tenants(settings, keys)
     if keys is not None:
         keys.on_change = audit.keys_changed
-    health = Health(engine, slot, tenants, metrics, model_name)
+    health = Health(engine, slot, tenants, metrics, degradation, model_name)
     templates = Templates(settings.templates)
     records = Records(settings.results)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
-    completions = Completions(settings, engine, slot, tenants, templates, metrics, records, audit, model_name)
+    completions = Completions(
+        settings, engine, slot, tenants, templates, metrics, records, degradation.check, audit, model_name
+    )
     erasure = Erasure([engine_eraser(engine), records_eraser(records), audit.erase])
     app = FastAPI(
         title="poise",
@@ -92,10 +102,11 @@ def create_app(
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(health, records, lifespan),
+        lifespan=_lifespan([health.sample_forever, records.purge_forever, degradation.look_forever], lifespan),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
+    app.state.degradation = degradation
     app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
     if text is not None:
         app.state.declare_templates(text)
@@ -175,7 +186,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.chat,
         methods=["POST"],
         summary="Continue a conversation",
-        responses=schemas.generation(schemas.ChatCompletion),
+        responses=schemas.generation(answer_schemas.ChatCompletion),
         openapi_extra=schemas.request_body(parser.chat_schema(), completions.model_names),
     )
     app.add_api_route(
@@ -183,7 +194,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.complete,
         methods=["POST"],
         summary="Continue a text",
-        responses=schemas.generation(schemas.Completion),
+        responses=schemas.generation(answer_schemas.Completion),
         openapi_extra=schemas.request_body(parser.completion_schema(), completions.model_names),
     )
 
@@ -283,6 +294,12 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
         summary="List the live requests, without their text",
         responses=schemas.answer(schemas.LiveRequestList) | schemas.errors(401, 403),
     )
+    app.add_api_route(
+        "/admin/quarantine",
+        admin.quarantine,
+        summary="Requests that were ended because engines died computing them, without their text",
+        responses=schemas.answer(schemas.QuarantineList) | schemas.errors(401, 403),
+    )
     for action in Control:
         app.add_api_route(
             f"/admin/requests/{{request_id}}/{action.value}",
@@ -327,22 +344,21 @@ def _add_page(app: FastAPI, page_dir: Path) -> None:
         app.mount("/page", PageFiles(directory=page_dir))
 
 
-def _lifespan(health: Health, records: Records, inner: Lifespan | None) -> Lifespan:
+def _lifespan(work: Sequence[Callable[[], Coroutine[Any, Any, None]]], inner: Lifespan | None) -> Lifespan:
+    """`work` is done beside the requests, as long as there is an application."""
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             if inner is not None:
                 await stack.enter_async_context(inner(app))
-            chores = [
-                asyncio.create_task(health.sample_forever(), name="status-sampler"),
-                asyncio.create_task(records.purge_forever(), name="records-purge"),
-            ]
+            tasks = [asyncio.create_task(do(), name=do.__qualname__) for do in work]
             try:
                 yield
             finally:
-                for chore in chores:
-                    chore.cancel()
-                await asyncio.gather(*chores, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     return lifespan
 

@@ -67,6 +67,9 @@ class Audit:
             "admin", action=action, by=caller.tenant, key=caller.key_id, request=request_id_of(request.scope), **fields
         )
 
+    def level_changed(self, level: str, former: str, reasons: Sequence[str]) -> None:
+        self.put("level", level=level, former=former, reasons=list(reasons))
+
     def keys_changed(self, before: Sequence[Key], after: Sequence[Key]) -> None:
         """The keys file was read again."""
         known = {key.id: key for key in before}

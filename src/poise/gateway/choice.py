@@ -28,8 +28,6 @@ class Choice:
         self.early: list[RequestEvent] = []
         """What has come before every choice of the request was taken."""
         self.tokens_at_s: float | None = None
-        self.aborted_s: float | None = None
-        """When it was taken back from the engine."""
         self._wants_logprobs = wants_logprobs
         self._text = text
         self._detokeniser = Detokeniser()
@@ -69,7 +67,7 @@ class Choice:
     def change(self, change: Change) -> None:
         if change.what == "downgrade":
             self.record.counts_as = RequestClass.BACKGROUND.value
-        elif change.what == "resume":
+        elif change.what in ("resume", "recover"):
             self.record.state = RUNNING if self.record.started else QUEUED
         else:
             self.record.state = _STATES.get(change.what, self.record.state)

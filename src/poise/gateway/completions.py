@@ -48,6 +48,7 @@ from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
+from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Completions:
         templates: Templates,
         metrics: GatewayMetrics,
         records: Records,
+        check_level: Callable[[RequestClass], None],
         audit: Audit,
         model_name: str,
     ) -> None:
@@ -82,6 +84,7 @@ class Completions:
         self._tenants = tenants
         self._metrics = metrics
         self._records = records
+        self._check_level = check_level
         self._audit = audit
         self._model_name = model_name
         self._prompts = Prompts(settings, templates, metrics.long_system_prompt)
@@ -109,6 +112,7 @@ class Completions:
                 if options.model not in self.model_names:
                     raise model_not_found(options.model, self.model_names)
                 self._tenants.check_class(request, options.request_class)
+                self._check_level(options.request_class)
                 param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
                 origin = Origin(
                     request_id_of(request.scope),

@@ -14,7 +14,15 @@ from functools import partial
 
 from poise.gateway.bugs import log_bug
 from poise.gateway.choice import NOTHING, Choice
-from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestEvent, RequestHandle
+from poise.gateway.engine_client import (
+    ENGINE_LOST,
+    QUARANTINED,
+    SERVER_STOPPING,
+    EngineClient,
+    EngineUnavailable,
+    RequestEvent,
+    RequestHandle,
+)
 from poise.gateway.errors import (
     ApiError,
     engine_lost,
@@ -23,8 +31,10 @@ from poise.gateway.errors import (
     new_error_id,
     queue_timeout,
     refused,
+    request_quarantined,
+    server_stopping,
 )
-from poise.gateway.record import CANCELLED, LEFT, LEVELS, READER_TIMEOUT, RUNNING, End, Record
+from poise.gateway.record import CANCELLED, LEFT, READER_TIMEOUT, RUNNING, End, Record
 from poise.gateway.responses import TokenEntry
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
@@ -34,7 +44,7 @@ from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParam
 log = logging.getLogger(__name__)
 
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
-_TOLD_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED)
+_TOLD_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
 TOLD_WAIT_US = 500_000
 """A client whose request will wait at least this long in the queue is told so."""
 
@@ -127,14 +137,15 @@ class Generation:
             sampling=request.sampling,
             template=request.template,
             queue_timeout_ms=origin.queue_timeout_ms,
+            label=origin.request_id,
         )
 
     def _hear(self, choice: Choice, event: RequestEvent) -> None:
         """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
         try:
             if choice.record.outcome is not None:
-                self._after_the_end(choice, event)
-            elif self._record.is_open:
+                return  # it was taken back, and what was under way still comes
+            if self._record.is_open:
                 self._advance(choice, event)
             else:
                 self._before_all_are_taken(choice, event)
@@ -157,7 +168,7 @@ class Generation:
             if type(event) is Refused:
                 self.fail(refused(event, record.origin.request_class, record.origin.prompt_param))
                 return
-            if type(event) is Finish and event.reason == ENGINE_LOST:
+            if type(event) is Finish and event.reason in (ENGINE_LOST, SERVER_STOPPING, QUARANTINED):
                 self.fail(self._error(event))
                 return
             self._n_unheard -= 1
@@ -235,8 +246,6 @@ class Generation:
         self._metrics.changed(record.origin.request_class, change.what)
         record.downgraded |= change.what == "downgrade"
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
-        if change.what == "recover" and record.held != LEVELS[0]:
-            self._engine.hold(choice.handle.request_id, record.held)  # the new engine knows of no reader
 
     def _finish(self, choice: Choice, finish: Finish) -> None:
         self._record.served_us += finish.served_us
@@ -247,25 +256,24 @@ class Generation:
             self._end(choice, FinishReason.STOP if choice.stopped else outcome, outcome, text, entries)
             self._close_if_all_ended()
             return
+        if finish.reason == SERVER_STOPPING and choice.record.n_output:
+            text, entries = (
+                choice.flush()
+            )  # what there is when the server must stop is an answer that was cut, and no failure
+            self._end(choice, SERVER_STOPPING, SERVER_STOPPING, text, entries)
+            self._close_if_all_ended()
+            return
         # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
         choice.record.outcome = str(finish.reason) if finish.reason in _TOLD_ENDS else ENGINE_LOST
         self.fail(self._error(finish))
 
-    def _end(
-        self, choice: Choice, reason: FinishReason, outcome: FinishReason, text: str, entries: Sequence[TokenEntry]
-    ) -> None:
-        end = End(len(self._record.texts), choice.record.index, reason.value, text, entries)
-        self._record.end_choice(end, outcome.value)
+    def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
+        self._record.end_choice(
+            End(len(self._record.texts), choice.record.index, str(reason), text, entries), str(outcome)
+        )
 
     def _abort(self, choice: Choice) -> None:
-        choice.aborted_s = time.perf_counter()
         choice.handle.abort()
-
-    def _after_the_end(self, choice: Choice, event: RequestEvent) -> None:
-        """The engine's last word on what was taken back from it: now its slot is free."""
-        if type(event) is Finish and choice.aborted_s is not None:
-            self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
-            choice.aborted_s = None
 
     def _close_if_all_ended(self) -> None:
         if all(choice.outcome is not None for choice in self._record.choices):
@@ -301,4 +309,8 @@ class Generation:
             status = self._engine.state.status
             figures = status.classes.get(origin.request_class) if status is not None else None
             return queue_timeout(origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0)
+        if finish.reason == QUARANTINED:
+            return request_quarantined()
+        if finish.reason == SERVER_STOPPING:
+            return server_stopping()
         return engine_lost(self._engine.state.retry_after_s)

@@ -1,8 +1,10 @@
 """When each token of a stream is to be sent, so that what comes in bursts is read at an even pace.
 
-A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap is the mean of the
-last ones between arrivals. A token that comes early waits until it would have come at an even pace, and what waits is a
-small reserve for the next stall; none waits longer than `delay_s`, the first one never does, and nothing is invented.
+A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap follows the mean of the
+last ones between arrivals. A token that comes early waits until it would have come at an even pace; none waits longer than
+`delay_s`, the first one never does, and nothing is invented. What waits is a reserve for the next stall. It is told a little
+faster than it came and so used up in time: to hold the tokens of a stream that has long been even again would cost a timer
+for each. For the same reason a token that is early by less than anybody sees goes out at once.
 
 The tokens of each choice have a schedule of their own. A stream keeps the order of arrival across choices: a token that is due
 goes out when those before it are. Pure: times are passed in.
@@ -14,6 +16,10 @@ from collections import deque
 
 WINDOW = 16
 """Gaps that the estimate is the mean of."""
+HASTE = 0.98
+"""Gap between two tokens of a reserve, by that with which they came."""
+UNSEEN_SHARE, UNSEEN_S = 0.5, 0.01
+"""A token that is early by less than this share of a gap, or than this time, is not held."""
 
 
 class Pacer:
@@ -42,8 +48,10 @@ class _Lane:
             self._due_s = arrival_s
         else:
             self._learn(arrival_s - self._arrival_s)
-            even_s = self._due_s + self._sum_s / len(self._gaps)
-            self._due_s = max(arrival_s, min(even_s, arrival_s + self._delay_s))
+            gap_s = self._sum_s / len(self._gaps)
+            early_s = self._due_s + HASTE * gap_s - arrival_s
+            unseen = early_s <= UNSEEN_S or early_s <= UNSEEN_SHARE * gap_s
+            self._due_s = arrival_s if unseen else arrival_s + min(early_s, self._delay_s)
         self._arrival_s = arrival_s
         return self._due_s
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +26,8 @@ from poise.config.paths import keys_file
 from poise.gateway.app import create_app
 from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.chat import ChatTemplate
-from poise.gateway.engine_client import EnginePhase, EngineState
+from poise.gateway.degradation import Degradation
+from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.exposure import Exposed, check, tls_context
 from poise.gateway.keys import KeyRing, KeysError
 from poise.gateway.protocol import protocol
@@ -34,10 +36,15 @@ from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
 from poise.llama.fit import judge
 from poise.llama.library import EngineLibraryError
+from poise.llama.memory import available_bytes
 from poise.llama.model import Model, ModelError
+from poise.metrics.gateway import GatewayMetrics
 from poise.wire.messages import Ready
 
+log = logging.getLogger(__name__)
+
 CANNOT_START = 2
+DRAIN_POLL_S = 0.05
 SHUTDOWN_GRACE_S = 3
 
 
@@ -112,7 +119,12 @@ class _Service:
             lifespan=self._lifespan,
             keys=keys,
             audit=audit,
+            recovery=self._supervisor.metrics,
+            free=available_bytes,
         )
+        self._degradation: Degradation = app.state.degradation
+        self._metrics: GatewayMetrics = app.state.metrics
+        self._draining: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -148,8 +160,20 @@ class _Service:
             await self._supervisor.stop()
 
     def _stop(self) -> None:
-        """The first signal ends it gracefully, the second at once."""
-        self._server.force_exit = self._server.should_exit
+        """The first signal lets what runs come to its end, within its time; the second one ends everything at once."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        else:
+            self._server.force_exit = self._server.should_exit = True
+
+    async def _drain(self) -> None:
+        until_s = self._degradation.drain()
+        supervisor = self._supervisor
+        while (supervisor.n_live or self._metrics.n_open) and time.monotonic() < until_s:  # noqa: ASYNC110 - no events
+            await asyncio.sleep(DRAIN_POLL_S)
+        if supervisor.n_live:
+            log.warning("the time for draining is over: %d requests are ended", supervisor.n_live)
+            supervisor.end_all(SERVER_STOPPING, "the time for draining was over")
         self._server.should_exit = True
 
     async def _announce(self) -> None:

@@ -11,7 +11,6 @@ from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
 
 GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
-_CANCELS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
 class StreamMetrics:
@@ -19,12 +18,6 @@ class StreamMetrics:
         self._registry = registry
         self._delivery_gap = ClassHistogram(
             registry, "poise_delivery_gap_seconds", "Between two events with text of one choice in a stream.", GAPS_S
-        )
-        self._cancel = ClassHistogram(
-            registry,
-            "poise_cancel_seconds",
-            "From taking a choice back from the engine to the engine's word that its slot and cells are free.",
-            _CANCELS_S,
         )
         self._timeouts = ClassCounter(
             registry, "poise_reader_timeouts", "Streams whose client took nothing for as long as it may."
@@ -45,9 +38,6 @@ class StreamMetrics:
 
     def delivered(self, request_class: str, gap_s: float) -> None:
         self._delivery_gap.observe(request_class, gap_s)
-
-    def freed(self, request_class: str, seconds: float) -> None:
-        self._cancel.observe(request_class, seconds)
 
     def timed_out(self, request_class: str) -> None:
         self._timeouts.add(request_class, 1)
