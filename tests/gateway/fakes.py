@@ -30,6 +30,7 @@ from poise.wire.messages import (
     Change,
     ClassStatus,
     Controlled,
+    Erased,
     Finish,
     Forgotten,
     PoolInfo,
@@ -143,6 +144,7 @@ class FakeEngine:
         self.control_answers: dict[int, tuple[str, str]] = {}
         """State and refusal by request id; others are done as told."""
         self.forgotten: list[str] = []
+        self.erased: list[str] = []
         self.queued: dict[str, int] = {}
         """Requests of each class that have not begun."""
         self.held: list[tuple[int, str]] = []
@@ -195,6 +197,11 @@ class FakeEngine:
         self._check_ready()
         self.forgotten.append(tenant)
         return Forgotten(1, 3, 128)
+
+    async def erase(self, tenant: str) -> Erased:
+        self._check_ready()
+        self.erased.append(tenant)
+        return Erased(1, 3, 128, 4096, 7)
 
     async def journal(self) -> list[str]:
         self._check_ready()

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from poise.gateway.bugs import log_bug
 from poise.gateway.choice import NOTHING, Choice
 from poise.gateway.engine_client import (
     ENGINE_LOST,
@@ -82,8 +83,8 @@ class Generation:
         except EngineUnavailable as error:
             self.fail(engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent))
             return
-        except Exception:
-            self._break()
+        except Exception as bug:
+            self._break(bug)
             return
         self._n_unheard = len(self._choices)
         for made in self._choices:
@@ -150,13 +151,12 @@ class Generation:
             else:
                 self._before_all_are_taken(choice, event)
             self._record.notify()
-        except Exception:
-            self._break(choice)
+        except Exception as bug:
+            self._break(bug, choice)
 
-    def _break(self, choice: Choice | None = None) -> None:
+    def _break(self, bug: Exception, choice: Choice | None = None) -> None:
         """Something unforeseen was raised: the log has what, the client an id to ask for it."""
-        error_id = new_error_id()
-        log.exception("[%s] internal error %s", self._record.origin.request_id, error_id)
+        error_id = log_bug(log, self._record.origin.request_id, bug)
         if choice is not None and choice.record.outcome is None:
             choice.record.outcome = FinishReason.FAILED.value
             self._abort(choice)
@@ -249,6 +249,7 @@ class Generation:
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
 
     def _finish(self, choice: Choice, finish: Finish) -> None:
+        self._record.served_us += finish.served_us
         # What there is when the server must stop is an answer that was cut, and no failure.
         cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
         if cut or finish.reason in _GOOD_ENDS:

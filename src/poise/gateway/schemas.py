@@ -149,6 +149,13 @@ class ForgetResult(Closed):
     cells: int
 
 
+class TenantEraseResult(Closed):
+    tenant: str
+    live_ended: int
+    live_kept: int
+    erased: dict[str, int]
+
+
 class RequestSummary(Closed):
     """A request without its text."""
 
@@ -287,7 +294,16 @@ def generation(body: type[BaseModel]) -> Responses:
     done: Responses = {
         200: {"model": body, "description": "The answer, or its events.", "content": _EVENTS, "headers": _NOTES}
     }
-    return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
+    return done | errors(400, 401, 403, 404, 408, 413, 429, 500, 503)
+
+
+LIVE_PARAMETER: Schema = {
+    "name": "live",
+    "in": "query",
+    "required": False,
+    "description": "1: end the tenant's live requests as well.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
 
 
 def events() -> Responses:
