@@ -207,6 +207,7 @@ class Call:
             stop=options.stop,
             include_usage=options.include_usage,
             continuous_usage=options.continuous_usage,
+            segments=options.segments,
         )
         await generation.open(self._choices())
         return generation

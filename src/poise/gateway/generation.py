@@ -15,6 +15,7 @@ from poise.gateway.choice import Choice, Update
 from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestHandle, Wakeup
 from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, queue_timeout, refused
 from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, change_comment, queue_comment
+from poise.gateway.segments import Mark, Segmenter
 from poise.gateway.stream import new_error_id
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
@@ -71,6 +72,7 @@ class Generation:
         stop: Sequence[str],
         include_usage: bool = False,
         continuous_usage: bool = False,
+        segments: bool = False,
     ) -> None:
         self._origin = origin
         self._engine = engine
@@ -80,6 +82,7 @@ class Generation:
         self._stop = stop
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
+        self._wants_segments = segments
         self._n_prompt = n_prompt
         self._choices: list[Choice] = []
         self._running: list[Choice] = []
@@ -130,17 +133,20 @@ class Generation:
         if self._accepted is not None and self._accepted.eta_us >= TOLD_WAIT_US:
             yield self._tell(self._accepted.position, self._accepted.eta_us)
         opened = [False] * len(self._choices)
+        segments = [Segmenter() if self._wants_segments else None for _ in self._choices]
         while self._running:
             for choice, update in await self._updates():
                 usage = self.usage() if self._continuous_usage else None
                 out = self._comments(choice, update) if update.changes or update.waits else b""
                 if update.text or update.entries or (update.finish_reason and not opened[choice.index]):
                     first, opened[choice.index] = not opened[choice.index], True
+                    marks = self._marks(choice, segments[choice.index], update.text)
                     out += self._response.text_event(
-                        choice.index, update.text, update.entries, first=first, usage=usage
+                        choice.index, update.text, update.entries, first=first, usage=usage, marks=marks
                     )
                 if update.finish_reason:
-                    out += self._response.finish_event(choice.index, update.finish_reason, usage)
+                    marks = self._marks(choice, segments[choice.index], None)
+                    out += self._response.finish_event(choice.index, update.finish_reason, usage, marks)
                 if out:
                     yield out
                 if update.failure:
@@ -197,6 +203,17 @@ class Generation:
             "+".join(outcomes),
             (now_s - origin.arrived_s) * 1000,
         )
+
+    def _marks(self, choice: Choice, segmenter: Segmenter | None, text: str | None) -> Sequence[Mark]:
+        """What has become certain of the segments of a choice with this text; None: with its end."""
+        if segmenter is None:
+            return ()
+        n_complete = segmenter.n_complete
+        marks = segmenter.flush() if text is None else segmenter.push(text)
+        if n_complete == 0 and segmenter.n_complete:
+            waited_s = time.perf_counter() - self._origin.arrived_s
+            self._metrics.first_segment(self._class_of(choice).value, waited_s)
+        return marks
 
     def _comments(self, choice: Choice, update: Update) -> bytes:
         """What a stream is told besides the answer: how the wait goes, and what is done with what runs."""

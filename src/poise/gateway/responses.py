@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from poise.gateway.segments import Mark
+
 encode = msgspec.json.Encoder().encode
 
 DONE = b"data: [DONE]\n\n"
@@ -112,12 +114,19 @@ class ResponseFormat(ABC):
 
     @abstractmethod
     def text_event(
-        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        *,
+        first: bool,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
-        """A piece of a choice. `first`: it opens the choice."""
+        """A piece of a choice. `first`: it opens the choice. `marks`: of segments, where the client asked for them."""
 
     @abstractmethod
-    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes: ...
+    def finish_event(self, index: int, reason: str, usage: Usage | None, marks: Sequence[Mark] = ()) -> bytes: ...
 
     @abstractmethod
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
@@ -148,16 +157,23 @@ class ChatFormat(ResponseFormat):
         return "chat.completion.chunk"
 
     def text_event(
-        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        *,
+        first: bool,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         role = b'"role":"assistant",' if first else b""
         logprobs = b"null" if entries is None else encode(chat_logprobs(entries))
-        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null}'
-        return self._event(choice % (index, role, encode(text), logprobs), usage)
+        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null%b}'
+        return self._event(choice % (index, role, encode(text), logprobs, _segments(marks)), usage)
 
-    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes:
-        choice = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (index, encode(reason))
-        return self._event(choice, usage)
+    def finish_event(self, index: int, reason: str, usage: Usage | None, marks: Sequence[Mark] = ()) -> bytes:
+        choice = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b%b}'
+        return self._event(choice % (index, encode(reason), _segments(marks)), usage)
 
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         choices = [
@@ -178,15 +194,22 @@ class CompletionFormat(ResponseFormat):
         return "text_completion"
 
     def text_event(
-        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+        self,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        *,
+        first: bool,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         logprobs = b"null" if entries is None else encode(completion_logprobs(entries))
-        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}' % (index, encode(text), logprobs)
-        return self._event(choice, usage)
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
+        return self._event(choice % (index, encode(text), logprobs, _segments(marks)), usage)
 
-    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes:
-        choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":%b}' % (index, encode(reason))
-        return self._event(choice, usage)
+    def finish_event(self, index: int, reason: str, usage: Usage | None, marks: Sequence[Mark] = ()) -> bytes:
+        choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":%b%b}'
+        return self._event(choice % (index, encode(reason), _segments(marks)), usage)
 
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         choices = [
@@ -199,6 +222,11 @@ class CompletionFormat(ResponseFormat):
             for answer in answers
         ]
         return self._body("text_completion", choices, usage)
+
+
+def _segments(marks: Sequence[Mark]) -> bytes:
+    """The end of a choice. There is no such field where there is nothing to mark."""
+    return b',"segments":' + encode(marks) if marks else b""
 
 
 def queue_comment(position: int, eta_ms: int) -> bytes:

@@ -40,6 +40,13 @@ class GatewayMetrics:
         self._ttft = ClassHistogram(
             registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", _WAITS_S
         )
+        self._first_segment = ClassHistogram(
+            registry,
+            "poise_first_segment_seconds",
+            "From the arrival of a request that streams with segments to the end of the first one: "
+            "a sentence, a heading, an item.",
+            _WAITS_S,
+        )
         self._gap = ClassHistogram(
             registry,
             "poise_inter_token_seconds",
@@ -108,6 +115,9 @@ class GatewayMetrics:
         self._ttft.observe(request_class, ttft_s)
         self._output_tokens.add(request_class, n_tokens)
         self.recent_ttft[request_class].add(now_s, ttft_s)
+
+    def first_segment(self, request_class: str, waited_s: float) -> None:
+        self._first_segment.observe(request_class, waited_s)
 
     def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
         self._gap.observe(request_class, gap_s)
