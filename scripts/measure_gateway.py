@@ -33,7 +33,7 @@ import uvicorn
 from poise.config import Settings
 from poise.gateway.app import create_app
 from poise.gateway.chat import ChatTemplate
-from poise.gateway.protocol import protocol_with_timeout
+from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.text import TextModel
 from poise.llama.default_model import default_model
@@ -99,7 +99,7 @@ def gateway(engine_arguments: list[str]) -> None:
         supervisor = Supervisor(settings, str(path), command)
         text = TextModel(model.vocab, ChatTemplate(model.chat_template), executor)
         app = create_app(settings, supervisor, model_name="fake", text=text)
-        http = protocol_with_timeout(settings.server.body_timeout_s)
+        http = protocol(settings)
         config = uvicorn.Config(app, http=http, log_config=None, access_log=False, server_header=False)
         server = uvicorn.Server(config)
 

@@ -539,7 +539,7 @@ last"""
 
 
 def test_settled_text_is_drawn_once_and_looks_the_same(server: ScriptedServer, visit: Visit) -> None:
-    """Drawing by the server's marks keeps the nodes of settled blocks, and equals drawing the whole text anew, at every length."""
+    """Drawing by the server's marks keeps settled nodes, and at every length equals drawing the whole text anew."""
     segmenter = Segmenter()
     steps = [{"text": letter, "marks": msgspec.to_builtins(segmenter.push(letter))} for letter in STRUCTURED]
     me = visit(server.url)

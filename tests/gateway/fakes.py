@@ -139,6 +139,7 @@ class FakeEngine:
         self.control_answers: dict[int, tuple[str, str]] = {}
         """State and refusal by request id; others are done as told."""
         self.forgotten: list[str] = []
+        self.held: list[tuple[int, str]] = []
         self._changed = asyncio.Event()
 
     def submit(
@@ -161,6 +162,10 @@ class FakeEngine:
         if self.script is not None:
             self.script(submission)
         return handle
+
+    def hold(self, request_id: int, level: str) -> None:
+        self.held.append((request_id, level))
+        self._note()
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         self.declared = dict(templates)
@@ -193,6 +198,11 @@ class FakeEngine:
         """All aborted ids, when there are n."""
         await self._until(lambda: len(self.aborted) >= n)
         return self.aborted
+
+    async def holds(self, n: int) -> list[tuple[int, str]]:
+        """Everything that it was told of readers, when there is so much."""
+        await self._until(lambda: len(self.held) >= n)
+        return self.held
 
     def _abort(self, request_id: int) -> None:
         self.aborted.append(request_id)
@@ -256,7 +266,21 @@ def text_model(vocab: ToyVocab | None = None, template: str | None = None) -> Te
 
 def make_app(engine: FakeEngine, settings: Settings | None = None, **arguments: Any) -> FastAPI:
     arguments.setdefault("text", text_model())
-    return create_app(settings or Settings(), engine, model_name=MODEL, **arguments)
+    return create_app(settings or unpaced(), engine, model_name=MODEL, **arguments)
+
+
+def unpaced() -> Settings:
+    """Tokens that come together are told together."""
+    classes = Settings().classes
+    interactive = classes.interactive.model_copy(update={"pacing_ms": 0})
+    return Settings(classes=classes.model_copy(update={"interactive": interactive}))
+
+
+def frames(body: bytes) -> list[tuple[str, str]]:
+    """Id and data of each event of a stream."""
+    found = re.findall(r"(?:^|\n)id: ([0-9.]+)\ndata: (.*)\n\n", body.decode().replace("\n\n", "\n\n\n"))
+    assert len(found) == body.count(b"\ndata: "), body
+    return found
 
 
 @dataclass
@@ -282,9 +306,7 @@ class Reply:
     @property
     def events(self) -> list[str]:
         """The data of the server-sent events."""
-        return [
-            frame.removeprefix("data: ") for frame in self.body.decode().split("\n\n") if frame.startswith("data: ")
-        ]
+        return [data for _, data in frames(self.body)]
 
     @property
     def chunks(self) -> list[dict[str, Any]]:
@@ -303,6 +325,7 @@ class Exchange:
     sent: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    unread: list[str] = field(default_factory=list)
 
     def open(self) -> Exchange:
         self.task = asyncio.create_task(self.app(self.scope, self._receive, self._send))
@@ -321,10 +344,16 @@ class Exchange:
         assert message["type"] == "http.response.start"
         return int(message["status"])
 
+    async def frame(self) -> str:
+        """The next part of a stream: a comment with its colon, or an event's data."""
+        while not self.unread:
+            body: bytes = (await self.message())["body"]
+            self.unread += body.decode().split("\n\n")[:-1]
+        return re.sub(r"^id: .*\ndata: ", "", self.unread.pop(0))
+
     async def event(self) -> Any:
-        """The next part of the body, one event."""
-        data: bytes = (await self.message())["body"]
-        return json.loads(data.removeprefix(b"data: ").split(b"\n\n")[0])
+        """The next part of a stream, an event."""
+        return json.loads(await self.frame())
 
     async def ended(self) -> None:
         """The application has returned."""

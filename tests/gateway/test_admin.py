@@ -57,10 +57,10 @@ async def test_live_requests_are_listed_with_their_states() -> None:
     }
     for what, state in (("pause", "paused"), ("swap", "swapped"), ("drop", "queued"), ("resume", "running")):
         request.change(what)
-        await asked.message()
+        await asked.frame()
         assert (await live(app))[0]["state"] == state
     request.change("downgrade", "operator")
-    await asked.message()
+    await asked.frame()
     assert (await live(app))[0]["class"] == "background"
     request.finish()
     await asked.ended()

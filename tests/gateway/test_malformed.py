@@ -211,7 +211,7 @@ class Bystander:
     async def close(self) -> None:
         self.engine.submissions[0].finish()
         assert (await self.stream.event())["choices"][0]["finish_reason"] == "stop"
-        assert (await self.stream.message())["body"] == b"data: [DONE]\n\n"
+        assert await self.stream.frame() == "[DONE]"
         await self.stream.ended()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from poise.gateway.segments import Segmenter
 from tests.gateway.fakes import FakeEngine, Reply, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 from tests.gateway.test_segments import marks_of
 
@@ -87,6 +88,21 @@ async def test_marks_are_of_the_text_that_is_shown() -> None:
     """A stop string and what follows it have none."""
     reply = await ask(make_app(FakeEngine(says("One. Two\n# END"))), "POST", CHAT, chat_body(stop="\n# ", **ASKED))
     assert marks_in(reply) == as_json("One. Two")
+
+
+async def test_a_stream_that_is_taken_up_again_goes_on_with_its_marks() -> None:
+    """From every place come exactly the marks that were not certain before it, with offsets into the whole text."""
+    app = make_app(FakeEngine(says(TEXT)))
+    whole = await ask(app, "POST", CHAT, chat_body(**ASKED))
+    response_id = whole.chunks[0]["id"]
+    data, known = TEXT.encode(), Segmenter()
+    n_known, n_chars = 0, 0
+    for place in range(len(data) + 1):
+        text = data[:place].decode(errors="ignore")
+        n_known, n_chars = n_known + len(known.push(text[n_chars:])), len(text)
+        reply = await ask(app, "GET", f"/v1/requests/{response_id}/stream?from={place}")
+        assert reply.status == 200
+        assert marks_in(reply) == as_json(TEXT)[n_known:]
 
 
 @pytest.mark.parametrize("options", [None, {}, {"segments": False}, {"segments": None, "include_usage": True}])

@@ -33,14 +33,33 @@ async def supervisor(mode: str = "works") -> AsyncIterator[Supervisor]:
         await made.stop()
 
 
-def submit(s: Supervisor, prompt: list[int], max_output: int = 5) -> RequestHandle:
+class Mailbox:
+    """Collects the events of a request for somebody who waits."""
+
+    def __init__(self, handle: RequestHandle) -> None:
+        self.request_id = handle.request_id
+        self.abort = handle.abort
+        self._events: asyncio.Queue[object] = asyncio.Queue()
+        handle.listen(self._events.put_nowait)
+
+    async def receive(self) -> list[object]:
+        """What has come since the last call, at least one event."""
+        received = [await self._events.get()]
+        while not self._events.empty():
+            received.append(self._events.get_nowait())
+        return received
+
+
+def submit(s: Supervisor, prompt: list[int], max_output: int = 5) -> Mailbox:
     sampling = wire.SamplingParams(temperature=0.0, ignore_eos=True)
-    return s.submit(
-        tenant="t", request_class=RequestClass.INTERACTIVE, prompt=prompt, max_output=max_output, sampling=sampling
+    return Mailbox(
+        s.submit(
+            tenant="t", request_class=RequestClass.INTERACTIVE, prompt=prompt, max_output=max_output, sampling=sampling
+        )
     )
 
 
-async def events(handle: RequestHandle) -> list[object]:
+async def events(handle: Mailbox) -> list[object]:
     """Everything until the last event."""
     received: list[object] = []
     while not (received and isinstance(received[-1], wire.Finish | wire.Refused)):

@@ -159,13 +159,46 @@ class ClassSettings(Section):
     """Output after which a request goes on as background work; 0: never."""
     downgrade_served_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 0
     """Compute served after which a request goes on as background work; 0: never."""
+    pacing_ms: Annotated[int, Field(ge=0, le=2000)] = 0
+    """Longest time that a token of a stream may be held to even its pace; 0 sends each at once."""
 
 
 class ClassesSettings(Section):
-    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=12, heavy_max=2)
+    interactive: ClassSettings = ClassSettings(
+        queue_max=64, itl_target_ms=100, slots_max=12, heavy_max=2, pacing_ms=100
+    )
     background: ClassSettings = ClassSettings(
         queue_max=256, itl_target_ms=150, min_share=0.15, slots_max=6, heavy_max=1
     )
+
+
+class ReaderSettings(Section):
+    """What becomes of a stream whose client does not take what it is sent."""
+
+    unsent_bytes_max: Annotated[int, Field(ge=1024, le=16 << 20)] = 16384
+    """Bytes that a client may be behind; with more, its request is paused, and goes on when half of them are taken."""
+    stall_swap_s: Annotated[float, Field(gt=0.0, le=3600)] = 5.0
+    """Time behind after which the request gives up its slot until its client has caught up."""
+    stall_end_s: Annotated[float, Field(gt=0.0, le=86_400)] = 60.0
+    """Time behind after which the connection is closed and the request ended; what there is of its result is kept."""
+
+
+class StreamsSettings(Section):
+    send_buffer_bytes: Annotated[int, Field(ge=0, le=16 << 20)] = 16384
+    """Send buffer of each connection in the kernel, which doubles it; 0 leaves it to the kernel."""
+    interactive: ReaderSettings = ReaderSettings()
+    background: ReaderSettings = ReaderSettings()
+
+
+class ResultsSettings(Section):
+    """Responses that are kept in memory so that a client can come back for them."""
+
+    retention_s: Annotated[float, Field(ge=0.0, le=86_400)] = 600.0
+    """Time that one is kept after its end; 0 keeps none."""
+    budget_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 64
+    """Memory for all of them; who ended longest ago goes first. 0 keeps none."""
+    tenant_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Most of the budget that the responses of one tenant may take."""
 
 
 class SchedulerSettings(Section):
@@ -236,6 +269,8 @@ class Settings(Section):
     pools: PoolsSettings = PoolsSettings()
     store: StoreSettings = StoreSettings()
     classes: ClassesSettings = ClassesSettings()
+    streams: StreamsSettings = StreamsSettings()
+    results: ResultsSettings = ResultsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     sampling: SamplingSettings = SamplingSettings()
     auth: AuthSettings = AuthSettings()

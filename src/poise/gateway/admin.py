@@ -10,33 +10,30 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from poise.gateway.choice import QUEUED, RUNNING, Choice
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
 from poise.gateway.errors import engine_unavailable, not_possible, request_not_found
 from poise.gateway.health import fresh_json
-from poise.gateway.live import LiveCall, LiveRequests
+from poise.gateway.record import QUEUED, Record
+from poise.gateway.records import Records
 from poise.gateway.tenants import Tenants
 from poise.scheduler.request import Control, RequestClass
 
 T = TypeVar("T")
 
-_STATES = (RUNNING, "paused", "swapped", QUEUED)
-"""A request is as far as its foremost choice."""
-
 
 class Admin:
     """Answers /admin. Every answer is preceded by the check of who asks."""
 
-    def __init__(self, engine: EngineClient, tenants: Tenants, live: LiveRequests) -> None:
+    def __init__(self, engine: EngineClient, tenants: Tenants, records: Records) -> None:
         self._engine = engine
         self._tenants = tenants
-        self._live = live
+        self._records = records
 
     async def requests(self, request: Request) -> Response:
         """Live requests: counts and states, no text."""
         self._tenants.check_admin(request)
         now_s = time.perf_counter()
-        return fresh_json({"data": [_row(call, now_s) for call in self._live.all()]})
+        return fresh_json({"data": [_row(record, now_s) for record in self._records.live()]})
 
     def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of one action."""
@@ -62,22 +59,20 @@ class Admin:
 
     async def _control(self, wanted: str, action: Control) -> Response:
         """On every choice of the request that has not ended. One that could be acted on makes it a success."""
-        call = self._live.find(wanted)
-        choices = _open_choices(call) if call is not None else []
-        if call is None or not choices:
+        record = self._records.find_live(wanted)
+        choices = record.work.requests() if record is not None and record.work is not None else []
+        if record is None or not choices:
             raise request_not_found(wanted)
-        answers = await _asked(
-            asyncio.gather(*(self._engine.control(choice.handle.request_id, action) for choice in choices))
-        )
+        answers = await _asked(asyncio.gather(*(self._engine.control(request_id, action) for _, request_id in choices)))
         if not any(answer.state for answer in answers):
             raise request_not_found(wanted)
         if all(answer.detail for answer in answers):
             raise not_possible(action.value, wanted, next(answer.detail for answer in answers if answer.state))
         rows = [
-            {"index": choice.index, "state": _shown_state(answer.state), "detail": answer.detail}
-            for choice, answer in zip(choices, answers, strict=True)
+            {"index": index, "state": _shown_state(answer.state), "detail": answer.detail}
+            for (index, _), answer in zip(choices, answers, strict=True)
         ]
-        return fresh_json({"id": call.response_id, "action": action.value, "choices": rows})
+        return fresh_json({"id": record.response_id, "action": action.value, "choices": rows})
 
 
 async def _asked(answer: Awaitable[T]) -> T:
@@ -87,25 +82,18 @@ async def _asked(answer: Awaitable[T]) -> T:
         raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
 
 
-def _open_choices(call: LiveCall) -> list[Choice]:
-    return [choice for choice in call.generation.choices if not choice.ended] if call.generation is not None else []
-
-
-def _row(call: LiveCall, now_s: float) -> dict[str, Any]:
-    origin, choices = call.origin, _open_choices(call)
-    usage = call.generation.usage() if call.generation is not None else None
-    states = {choice.state for choice in choices}
-    downgraded = any(choice.downgraded for choice in choices)
+def _row(record: Record, now_s: float) -> dict[str, Any]:
+    origin, usage = record.origin, record.usage()
     return {
-        "id": call.response_id,
+        "id": record.response_id,
         "request_id": origin.request_id,
         "tenant": origin.tenant,
-        "class": (RequestClass.BACKGROUND if downgraded else origin.request_class).value,
-        "state": next((state for state in _STATES if state in states), QUEUED),
-        "choices": len(choices),
-        "prompt_tokens": usage.prompt_tokens if usage else 0,
-        "output_tokens": usage.completion_tokens if usage else 0,
-        "cached_tokens": usage.cached_tokens if usage else 0,
+        "class": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
+        "state": record.state,
+        "choices": sum(choice.outcome is None for choice in record.choices),
+        "prompt_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
         "age_ms": int((now_s - origin.arrived_s) * 1000),
     }
 

@@ -33,9 +33,10 @@ from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
 from poise.gateway.health import Health, read_engine
-from poise.gateway.live import LiveRequests
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
+from poise.gateway.records import Records
+from poise.gateway.requests import Requests
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
@@ -67,8 +68,9 @@ def create_app(
     tenants = Tenants(settings.auth)
     health = Health(engine, slot, tenants, metrics, model_name)
     templates = Templates(settings.templates)
-    live = LiveRequests()
-    completions = Completions(settings, engine, slot, tenants, templates, metrics, live, model_name)
+    records = Records(settings.results)
+    metrics.streams.watch_records(records.count, lambda: records.n_bytes)
+    completions = Completions(settings, engine, slot, tenants, templates, metrics, records, model_name)
     app = FastAPI(
         title="poise",
         version=__version__,
@@ -76,7 +78,7 @@ def create_app(
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(health, lifespan),
+        lifespan=_lifespan(health, records, lifespan),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
@@ -87,9 +89,10 @@ def create_app(
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
+    _add_requests(app, Requests(settings, tenants, records, metrics.streams))
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health)
-    _add_admin(app, Admin(engine, tenants, live))
+    _add_admin(app, Admin(engine, tenants, records))
     _add_page(app, page_dir)
     return app
 
@@ -169,6 +172,46 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         summary="Continue a text",
         responses=schemas.generation(schemas.Completion),
         openapi_extra=schemas.request_body(parser.completion_schema(), completions.model_names),
+    )
+
+
+def _add_requests(app: FastAPI, requests: Requests) -> None:
+    own = {"parameters": [_path_parameter("request_id")]}
+    app.add_api_route(
+        "/v1/requests",
+        requests.list,
+        summary="List the caller's requests, the newest first, without their text",
+        responses=schemas.answer(schemas.RequestList) | schemas.errors(401),
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}",
+        requests.get,
+        summary="How a request stands, or ended, with its text so far",
+        responses=schemas.answer(schemas.RequestReport) | schemas.errors(401, 404),
+        openapi_extra=own,
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}",
+        requests.erase,
+        methods=["DELETE"],
+        summary="Erase a request that has ended",
+        responses=schemas.answer(schemas.EraseResult) | schemas.errors(401, 404, 409),
+        openapi_extra=own,
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}/cancel",
+        requests.cancel,
+        methods=["POST"],
+        summary="End a request; what there is of its result is kept",
+        responses=schemas.answer(schemas.RequestReport) | schemas.errors(401, 404),
+        openapi_extra=own,
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}/stream",
+        requests.stream,
+        summary="The events of a request, running or ended, from a place on",
+        responses=schemas.events() | schemas.errors(400, 401, 404),
+        openapi_extra={"parameters": [_path_parameter("request_id"), *schemas.PLACES]},
     )
 
 
@@ -263,19 +306,22 @@ def _add_page(app: FastAPI, page_dir: Path) -> None:
         app.mount("/page", PageFiles(directory=page_dir))
 
 
-def _lifespan(health: Health, inner: Lifespan | None) -> Lifespan:
+def _lifespan(health: Health, records: Records, inner: Lifespan | None) -> Lifespan:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             if inner is not None:
                 await stack.enter_async_context(inner(app))
-            sampler = asyncio.create_task(health.sample_forever(), name="status-sampler")
+            chores = [
+                asyncio.create_task(health.sample_forever(), name="status-sampler"),
+                asyncio.create_task(records.purge_forever(), name="records-purge"),
+            ]
             try:
                 yield
             finally:
-                sampler.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await sampler
+                for chore in chores:
+                    chore.cancel()
+                await asyncio.gather(*chores, return_exceptions=True)
 
     return lifespan
 

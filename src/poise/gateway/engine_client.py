@@ -1,4 +1,4 @@
-"""What the gateway's request handlers need from the engine, and the mailbox of one live request.
+"""What the gateway's request handlers need from the engine, and the handle of one live request.
 
 `poise.gateway.supervisor.Supervisor` is the implementation that owns a real engine process.
 """
@@ -92,38 +92,35 @@ class Wakeup:
 
 
 class RequestHandle:
-    """Mailbox of one request: Accepted or Refused first, Waiting while it is queued, then at most one Start, Tokens and Changes,
-    and exactly one Finish.
+    """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Waiting while it is
+    queued, then Starts, Tokens and Changes, and exactly one Finish.
 
-    A Refused or a Finish is the last event. One consumer, who may set `wakeup` to wait for several handles at once.
+    A Refused or a Finish is the last event. What comes before anybody listens is kept.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.done = False
-        """True when the last event has been put (not necessarily received)."""
-        self.wakeup = Wakeup()
-        self.events: list[RequestEvent] = []
-        """What has arrived and was not taken."""
+        """True when the last event has been put."""
         self._abort = abort
+        self._listener: Callable[[RequestEvent], None] | None = None
+        self._kept: list[RequestEvent] = []
 
     def put(self, event: RequestEvent) -> None:
         """Called by the owner of the engine connection, in the event loop."""
-        self.events.append(event)
         if type(event) is Finish or type(event) is Refused:
             self.done = True
-        self.wakeup.set()
+        if self._listener is None:
+            self._kept.append(event)
+        else:
+            self._listener(event)
 
-    def take(self) -> list[RequestEvent]:
-        """All events that have arrived since the last call, perhaps none."""
-        events, self.events = self.events, []
-        return events
-
-    async def receive(self) -> list[RequestEvent]:
-        """The same, at least one; waits for it."""
-        while not self.events:
-            await self.wakeup.wait()
-        return self.take()
+    def listen(self, listener: Callable[[RequestEvent], None]) -> None:
+        """Call `listener` for what has come so far, and then for each event as it comes. It must not raise."""
+        self._listener = listener
+        kept, self._kept = self._kept, []
+        for event in kept:
+            listener(event)
 
     def abort(self) -> None:
         """The caller no longer wants the request. Safe at any time and any number of times."""
@@ -153,6 +150,10 @@ class EngineClient(Protocol):
         template           one whose tokens the prompt begins with
         queue_timeout_ms   how long it may wait for its slot; 0: for ever
         """
+        ...
+
+    def hold(self, request_id: int, level: str) -> None:
+        """The readers of a request are behind, or have caught up: `level` is "run", "pause" or "swap"."""
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import secrets
 from collections.abc import Iterable
 
 import msgspec
@@ -207,8 +208,17 @@ def request_not_found(request_id: str) -> ApiError:
     return ApiError(404, "request_not_found", message)
 
 
+def response_not_found(wanted: str) -> ApiError:
+    """The same for one that never was and for another tenant's: not even that it exists is told."""
+    message = (
+        f"You have no request {shown(wanted)} here: it never was, was erased, or ended longer ago than results.retention_s. "
+        "GET /v1/requests lists yours."
+    )
+    return ApiError(404, "request_not_found", message)
+
+
 def not_possible(action: str, request_id: str, reason: str) -> ApiError:
-    """The engine's refusal of what an operator wants. `reason` is its own words: no text of a request is in them."""
+    """What somebody wants of a request in the wrong state. No text of a request is in `reason`."""
     return ApiError(409, "not_possible", f"Cannot {action} {shown(request_id)}: {reason}.")
 
 
@@ -246,6 +256,10 @@ def too_many_requests_open(limit: int) -> ApiError:
 def internal_error(error_id: str) -> ApiError:
     """What went wrong stands in the log under `error_id`; nothing of it is shown."""
     return ApiError(500, "internal_error", f"Internal error {error_id}: the server's log has the details.")
+
+
+def new_error_id() -> str:
+    return "err-" + secrets.token_hex(6)
 
 
 def retry_after(seconds: float) -> dict[str, str]:

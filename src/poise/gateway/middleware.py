@@ -13,8 +13,8 @@ import secrets
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from poise.gateway.errors import ApiError, ClientGone, internal_error, too_many_requests_open
-from poise.gateway.stream import DIRECT_SEND, new_error_id
+from poise.gateway.errors import ApiError, ClientGone, internal_error, new_error_id, too_many_requests_open
+from poise.gateway.stream import DIRECT_SEND
 from poise.metrics.gateway import GatewayMetrics
 
 log = logging.getLogger(__name__)

@@ -42,6 +42,8 @@ class Options:
     request_class: RequestClass
     queue_timeout_ms: int
     """How long it may wait for a slot; 0: for ever."""
+    background: bool
+    """It goes on when its client leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,7 @@ class RequestParser:
             service_tier="default" if tier == "auto" else tier,
             request_class=request_class,
             queue_timeout_ms=ceil(1000 * p.QUEUE_TIMEOUT.get(values, limits.queue_timeout_s)),
+            background=p.BACKGROUND.get(values, False),
         )
 
     def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:

@@ -273,6 +273,7 @@ QUEUE_TIMEOUT = Real(
     86_400,
     above_minimum=True,
 )
+BACKGROUND = Flag("background", "The request goes on when its client leaves; its result can be fetched for a while.")
 USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
 IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
 
@@ -294,6 +295,7 @@ SHARED: tuple[Field[Any], ...] = (
     STREAM_OPTIONS,
     SERVICE_TIER,
     QUEUE_TIMEOUT,
+    BACKGROUND,
     USER,
     IGNORE_EOS,
 )

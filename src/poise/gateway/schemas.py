@@ -69,7 +69,7 @@ class ChatChoice(Closed):
     index: int
     message: ChatMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "cancelled"]
 
 
 class ContextNote(Closed):
@@ -120,7 +120,7 @@ class CompletionChoice(Closed):
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "cancelled"]
 
 
 class Completion(ResponseHeading):
@@ -257,6 +257,55 @@ class ForgetResult(Closed):
     cells: int
 
 
+class RequestSummary(Closed):
+    """A request without its text."""
+
+    id: str
+    object: Literal["request"]
+    request_id: str
+    created: int
+    class_: str = Field(alias="class")
+    background: bool
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    outcome: str | None
+    error: ErrorDetail | None
+    age_ms: int
+    usage: TokenUsage
+
+
+class RequestList(Closed):
+    object: Literal["list"]
+    data: list[RequestSummary]
+
+
+class RequestMoment(BaseModel):
+    """Something that happened to a request, with what else is known of it."""
+
+    what: str
+    ms: int
+    tokens: int
+
+
+class RequestChoice(Closed):
+    index: int
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    tokens: int
+    text: str
+    finish_reason: Literal["stop", "length", "cancelled"] | None
+    outcome: str | None
+
+
+class RequestReport(RequestSummary):
+    timeline: list[RequestMoment]
+    choices: list[RequestChoice]
+
+
+class EraseResult(Closed):
+    id: str
+    tokens: int
+    bytes: int
+
+
 class Rates(Closed):
     prompt: float
     output: float
@@ -284,7 +333,7 @@ _ERRORS = {
     400: "The request is malformed, unsupported, or too long for the context.",
     401: "An API key is missing or unknown.",
     403: "Only callers on this machine may ask.",
-    404: "There is no such model, template or live request.",
+    404: "There is no such model, template or request.",
     408: "The body did not arrive in time.",
     409: "The request's state does not allow it.",
     413: "The body is too large.",
@@ -313,6 +362,7 @@ _NOTES = {
     name: {"description": about, "schema": {"type": "string"}}
     for name, about in {
         "X-Poise-Context": "What was left out of the conversation under its context policy, with the numbers.",
+        "X-Poise-Response-Id": "The response's id, also told by a stream at once.",
         "X-Poise-Queue-Position": "Place in the queue on arrival, from 1, of a request that had to wait.",
         "X-Poise-Queue-Eta-Ms": "How long it was expected to wait.",
         "X-Poise-Warning": "What the caller should know about the request, which was answered all the same.",
@@ -333,17 +383,40 @@ def errors(*statuses: int) -> Responses:
     }
 
 
+_CHOICE: Schema = {"type": "object", "properties": {"segments": _SEGMENTS}}
+_CHUNK: Schema = {"type": "object", "properties": {"choices": {"type": "array", "items": _CHOICE}}}
+_EVENT: Schema = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": _CHUNK},
+    },
+    "required": ["data"],
+}
+_EVENTS: Schema = {
+    "text/event-stream": {"schema": _EVENT | {"description": "Chunks as JSON, the last one is `[DONE]`."}}
+}
+PLACES: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "in": where,
+        "description": "Output tokens that the caller has: the `id` of the last event it saw.",
+        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,3})?$"},
+    }
+    for name, where in (("from", "query"), ("Last-Event-ID", "header"))
+]
+
+
 def generation(body: type[BaseModel]) -> Responses:
     """The answers of a generation endpoint."""
-    choice = {"type": "object", "properties": {"segments": _SEGMENTS}}
-    chunk = {"type": "object", "properties": {"choices": {"type": "array", "items": choice}}}
-    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": chunk}
-    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
-    events = {"text/event-stream": {"schema": event | {"description": "Chunks as JSON, the last one is `[DONE]`."}}}
     done: Responses = {
-        200: {"model": body, "description": "The answer, or its events.", "content": events, "headers": _NOTES}
+        200: {"model": body, "description": "The answer, or its events.", "content": _EVENTS, "headers": _NOTES}
     }
     return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
+
+
+def events() -> Responses:
+    return {200: {"description": "The events.", "content": _EVENTS}}
 
 
 def lines() -> Responses:

@@ -21,7 +21,7 @@ from poise.config import LoadedSettings, Settings
 from poise.gateway.app import create_app
 from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState
-from poise.gateway.protocol import protocol_with_timeout
+from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
@@ -92,7 +92,7 @@ class _Service:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=protocol_with_timeout(settings.server.body_timeout_s),
+                http=protocol(settings),
                 log_config=None,
                 access_log=False,
                 server_header=False,

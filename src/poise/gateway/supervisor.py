@@ -106,6 +106,9 @@ class Supervisor:
         )
         return handle
 
+    def hold(self, request_id: int, level: str) -> None:
+        self._send(wire.Hold(request_id, level))
+
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         """Tell the engine of these templates: now if it is ready, and each later one when it is."""
         self._templates = dict(templates)

@@ -54,6 +54,10 @@ class Tenants:
             return False
         return True
 
+    def holds_admin_key(self, connection: HTTPConnection) -> bool:
+        """Whether the caller presents the configured admin key. To be on this machine is not enough: others may be, too."""
+        return self._admin is not None and self.is_admin(connection)
+
     def check_admin(self, connection: HTTPConnection) -> None:
         """Raises ApiError unless the caller may see the server's inside."""
         if self._admin is not None:

@@ -16,16 +16,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.streams import GAPS_S, WAITS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
 
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
 
-CHANGES = ("pause", "swap", "drop", "resume", "downgrade")
+CHANGES = ("pause", "stall", "swap", "drop", "resume", "downgrade", "lost", "recover")
 
-_WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-_GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 RECENT_S = 60.0
 RATE_S = 5.0
@@ -38,26 +37,19 @@ class GatewayMetrics:
     def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
         self.registry = registry = CollectorRegistry()
         self._ttft = ClassHistogram(
-            registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", _WAITS_S
-        )
-        self._first_segment = ClassHistogram(
-            registry,
-            "poise_first_segment_seconds",
-            "From the arrival of a request that streams with segments to the end of the first one: "
-            "a sentence, a heading, an item.",
-            _WAITS_S,
+            registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", WAITS_S
         )
         self._gap = ClassHistogram(
             registry,
             "poise_inter_token_seconds",
-            "Between two arrivals of tokens in one choice; tokens that come together are one arrival.",
-            _GAPS_S,
+            "Between two arrivals of tokens in one choice.",
+            GAPS_S,
         )
         self._queue_wait = ClassHistogram(
-            registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
+            registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", WAITS_S
         )
         self._duration = ClassHistogram(
-            registry, "poise_request_seconds", "From the arrival of a request to the end of a choice.", _WAITS_S
+            registry, "poise_request_seconds", "From the arrival of a request to the end of a choice.", WAITS_S
         )
         self._prompt_tokens = ClassCounter(
             registry,
@@ -75,7 +67,7 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, failed.",
+            "Choices that ended, by outcome: stop, length, cancelled, reader_timeout, expired, engine_lost, failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -88,7 +80,7 @@ class GatewayMetrics:
         )
         self._changes = Counter(
             "poise_changes_total",
-            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade.",
+            "What happened to running choices, as their streams are told.",
             ("class", "change"),
             registry=registry,
         )
@@ -99,6 +91,7 @@ class GatewayMetrics:
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
+        self.streams = StreamMetrics(registry)
         registry.register(EngineCollector(read_engine))
 
     def exposition(self) -> bytes:
@@ -115,9 +108,6 @@ class GatewayMetrics:
         self._ttft.observe(request_class, ttft_s)
         self._output_tokens.add(request_class, n_tokens)
         self.recent_ttft[request_class].add(now_s, ttft_s)
-
-    def first_segment(self, request_class: str, waited_s: float) -> None:
-        self._first_segment.observe(request_class, waited_s)
 
     def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
         self._gap.observe(request_class, gap_s)

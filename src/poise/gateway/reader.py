@@ -1,0 +1,300 @@
+"""One client's stream of a record: a place in it, and the events from there on.
+
+Events are made when there is room for them and when they are due, so a client that is behind costs a place and no
+memory. Any place can be the first: a client that comes back names the id of the last event it saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from poise.gateway.backpressure import CHUNK_BYTES
+from poise.gateway.errors import ApiError, invalid_value
+from poise.gateway.pacing import Pacer
+from poise.gateway.record import End, Follower, Moment, Record
+from poise.gateway.responses import (
+    ResponseFormat,
+    TokenEntry,
+    Usage,
+    change_comment,
+    event,
+    queue_comment,
+    summary_comment,
+)
+from poise.gateway.segments import Mark, Segmenter
+from poise.metrics.streams import StreamMetrics
+from poise.scheduler.request import RequestClass
+
+TOLD_AGAIN = 0.2
+"""A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""
+RUN_TOKENS = 256
+"""Most tokens of one event."""
+RUN_LOGPROBS = 16
+"""The same, with log probabilities."""
+SLACK_S = 0.002
+"""A token that is due so soon is sent now: a timer for it would cost more than it is worth."""
+_UNTOLD = frozenset(("arrived", "queued", "started", "first_token", "finished"))
+_PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Tokens, and ends of choices, that a client has been told."""
+
+    n_tokens: int = 0
+    n_ends: int = 0
+
+
+def read_place(value: str, param: str, record: Record) -> Place:
+    """From an event's id. Raises ApiError when it is none of this record's."""
+    match = _PLACE.fullmatch(value)
+    if match is None:
+        raise invalid_value(param, "be a number of output tokens, as in the 'id' of a stream's events", value)
+    place = Place(int(match[1]), int(match[2] or 0))
+    if place.n_tokens > len(record.texts) or place.n_ends > len(record.ends):
+        now = _id(len(record.texts), len(record.ends)).decode()
+        raise invalid_value(param, f"be at most {now}, all that there is so far", value)
+    if place.n_ends and record.ends[place.n_ends - 1].n_tokens > place.n_tokens:
+        raise invalid_value(param, "be the id of one of the stream's events", value)
+    # Ends before its tokens were told on the way; a client that counts tokens only need not know of them.
+    passed = sum(end.n_tokens < place.n_tokens for end in record.ends)
+    return Place(place.n_tokens, max(place.n_ends, passed))
+
+
+class Reader(Follower):
+    """Writes a record's events, from `place` on, for as long as it grows. `take`, and `wait` when that had nothing."""
+
+    def __init__(
+        self, record: Record, metrics: StreamMetrics, *, delay_s: float = 0.0, place: Place | None = None
+    ) -> None:
+        """`delay_s`: longest time that a token may be held to even the pace. `place`: it comes back, from there on."""
+        super().__init__(record)
+        start = place or Place()
+        self.is_done = False
+        """Everything was told."""
+        self._metrics = metrics
+        self._returns = place is not None
+        self._cursor = start.n_tokens
+        self._n_ends = start.n_ends
+        self._opened = _opened_before(record, start)
+        self._n_moments = len(record.timeline) if place is not None else 0
+        self._told: tuple[int, int] | None = None
+        """Place in the queue and estimate, in ms, that were told last."""
+        self._format: ResponseFormat | None = None
+        self._sent_at_s: list[float | None] = [None] * len(record.choices)
+        self._segmenters = _segmenters_at(record, start) if record.shape.segments else None
+        self._pacer = Pacer(delay_s, len(record.choices)) if delay_s > 0 else None
+        self._released = len(record.texts) if place is not None else 0
+        """Tokens that are due."""
+        self._due_s: float | None = None
+        """When the next one is, once that is known."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def notify(self) -> None:
+        """Wake the stream, or see to it that it wakes when the next token is due."""
+        if self._timer is not None:
+            return  # everything is told in its order: it is soon enough
+        if self._pacer is not None and self._cursor == self._released < len(self.record.texts):
+            now_s = time.perf_counter()
+            if self._release(now_s) == self._cursor:
+                self._wake_at_due(now_s)
+                return
+        super().notify()
+
+    async def wait(self) -> None:
+        """Until there may be something to take."""
+        if self._due_s is not None and self._timer is None:
+            self._wake_at_due(time.perf_counter())
+        await self._wakeup.wait()
+
+    def take(self) -> bytes:
+        """The next events, about as much as may be sent at once; nothing if there is nothing now."""
+        out: list[bytes] = []
+        size, now_s = 0, time.perf_counter()
+        if self.record.place is not None and self._is_news(self.record.place):
+            self._told = self.record.place
+            out.append(queue_comment(*self._told))
+        while size < CHUNK_BYTES and (piece := self._next(now_s)) is not None:
+            out.append(piece)
+            size += len(piece)
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def error_event(self, error: ApiError) -> bytes:
+        """What a stream that cannot go on ends with, in place of [DONE]."""
+        self.is_done = True
+        return event(_id(self._cursor, self._n_ends), error.body())
+
+    def leave(self, *, stuck: bool = False) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        super().leave(stuck=stuck)
+
+    def _next(self, now_s: float) -> bytes | None:
+        """The next piece in the record's order; None if there is none now."""
+        record, cursor = self.record, self._cursor
+        timeline = record.timeline
+        while self._n_moments < len(timeline) and timeline[self._n_moments].n_tokens <= cursor:
+            moment = timeline[self._n_moments]
+            self._n_moments += 1
+            if moment.what not in _UNTOLD:
+                return self._comment(moment)
+        if self._n_ends < len(record.ends) and record.ends[self._n_ends].n_tokens <= cursor:
+            return self._end(record.ends[self._n_ends])
+        if cursor < (stop := self._release(now_s)):
+            return self._run(stop, now_s)
+        if record.is_ended and cursor == len(record.texts) and not self.is_done:
+            return self._close()
+        return None
+
+    def _release(self, now_s: float) -> int:
+        """How many tokens may be told now."""
+        n_tokens = len(self.record.texts)
+        if self._pacer is None:
+            return n_tokens
+        while self._released < n_tokens:
+            if self._due_s is None:
+                i = self._released
+                self._due_s = self._pacer.due_s(self.record.owners[i], self.record.arrivals[i])
+            if self._due_s > now_s + SLACK_S:
+                break
+            self._due_s = None
+            self._released += 1
+        return self._released
+
+    def _wake_at_due(self, now_s: float) -> None:
+        assert self._due_s is not None
+        self._timer = asyncio.get_running_loop().call_later(self._due_s - now_s, self._on_due)
+
+    def _on_due(self) -> None:
+        self._timer = None
+        self._wakeup.set()
+
+    def _run(self, stop: int, now_s: float) -> bytes:
+        """The next tokens that belong to one choice, up to `stop` or to whatever else is to be told before."""
+        record, first = self.record, self._cursor
+        stop = min(stop, first + (RUN_LOGPROBS if record.wants_logprobs else RUN_TOKENS))
+        if self._n_moments < len(record.timeline):
+            stop = min(stop, record.timeline[self._n_moments].n_tokens)
+        if self._n_ends < len(record.ends):
+            stop = min(stop, record.ends[self._n_ends].n_tokens)
+        choice, last = record.owners[first], first + 1
+        while last < stop and record.owners[last] == choice:
+            last += 1
+        self._cursor = last
+        text = record.texts[first] if last == first + 1 else "".join(record.texts[first:last])
+        entries: list[TokenEntry] | None = None
+        if record.wants_logprobs:
+            entries = [entry for told in record.entries[first:last] for entry in told]
+        if not (text or entries):
+            return b""
+        self._note_delivery(choice, now_s)
+        is_first, self._opened[choice] = not self._opened[choice], True
+        marks = self._marks(choice, text, now_s) if self._segmenters is not None else ()
+        return self._formatter().text_event(
+            _id(last, self._n_ends), choice, text, entries, first=is_first, usage=self._usage(), marks=marks
+        )
+
+    def _end(self, end: End) -> bytes:
+        opening = b""
+        if not self._opened[end.choice]:
+            self._opened[end.choice] = True
+            at, entries = _id(self._cursor, self._n_ends), [] if self.record.wants_logprobs else None
+            opening = self._formatter().text_event(at, end.choice, "", entries, first=True, usage=self._usage())
+        self._n_ends += 1
+        at = _id(self._cursor, self._n_ends)
+        marks: Sequence[Mark] = ()
+        if self._segmenters is not None:
+            marks = self._marks(end.choice, end.text, time.perf_counter(), ended=True)
+        return opening + self._formatter().finish_event(
+            at, end.choice, end.reason, end.text, end.entries, self._usage(), marks
+        )
+
+    def _close(self) -> bytes:
+        self.is_done = True
+        record, at = self.record, _id(self._cursor, self._n_ends)
+        if record.failure is not None:
+            return event(at, record.failure.body())
+        usage = self._formatter().usage_event(at, record.usage()) if record.shape.include_usage else b""
+        return usage + event(at, b"[DONE]")
+
+    def _comment(self, moment: Moment) -> bytes:
+        if moment.what == "summarizing":
+            return summary_comment(moment.detail["turns"])
+        if moment.what == "downgrade":
+            self._formatter().downgrade()
+        index = moment.choice if len(self.record.choices) > 1 else None
+        return change_comment(moment.what, moment.detail.get("why", ""), index)
+
+    def _formatter(self) -> ResponseFormat:
+        """Made when the first event is: what the answer says of its making may not be known earlier."""
+        if self._format is None:
+            self._format = self.record.shape.format()
+            if self._returns and self.record.downgraded:
+                self._format.downgrade()
+        return self._format
+
+    def _usage(self) -> Usage | None:
+        """Tokens so far, where each event is to have them."""
+        if not self.record.shape.continuous_usage:
+            return None
+        usage = self.record.usage()
+        usage.completion_tokens = self._cursor
+        return usage
+
+    def _marks(self, choice: int, text: str, now_s: float, *, ended: bool = False) -> Sequence[Mark]:
+        """What becomes certain of the segments of a choice with this text, or with its end."""
+        assert self._segmenters is not None
+        segmenter = self._segmenters[choice]
+        n_complete = segmenter.n_complete
+        marks = segmenter.push(text)
+        if ended:
+            marks += segmenter.flush()
+        if n_complete == 0 and segmenter.n_complete and not self._returns:
+            self._metrics.first_segment(self._class_of(choice), now_s - self.record.origin.arrived_s)
+        return marks
+
+    def _note_delivery(self, choice: int, now_s: float) -> None:
+        before_s, self._sent_at_s[choice] = self._sent_at_s[choice], now_s
+        if before_s is not None:
+            self._metrics.delivered(self._class_of(choice), now_s - before_s)
+
+    def _class_of(self, choice: int) -> str:
+        downgraded = self.record.choices[choice].downgraded
+        return (RequestClass.BACKGROUND if downgraded else self.record.origin.request_class).value
+
+    def _is_news(self, place: tuple[int, int]) -> bool:
+        if self._told is None:
+            return True
+        told_position, told_ms = self._told
+        return place[0] != told_position or abs(place[1] - told_ms) > TOLD_AGAIN * told_ms
+
+
+def _id(n_tokens: int, n_ends: int) -> bytes:
+    return b"%d.%d" % (n_tokens, n_ends) if n_ends else b"%d" % n_tokens
+
+
+def _opened_before(record: Record, place: Place) -> list[bool]:
+    """The choices whose first event lies before a place: an answer's role is told once."""
+    opened = [False] * len(record.choices)
+    for i in range(place.n_tokens):
+        if record.texts[i] or (record.wants_logprobs and record.entries[i]):
+            opened[record.owners[i]] = True
+    for end in record.ends[: place.n_ends]:
+        opened[end.choice] = True
+    return opened
+
+
+def _segmenters_at(record: Record, place: Place) -> list[Segmenter]:
+    """Those of a reader that has told everything up to a place: they know the text before it."""
+    texts: list[list[str]] = [[] for _ in record.choices]
+    for owner, text in zip(record.owners[: place.n_tokens], record.texts, strict=False):
+        texts[owner].append(text)
+    segmenters = [Segmenter() for _ in record.choices]
+    for segmenter, told in zip(segmenters, texts, strict=True):
+        segmenter.push("".join(told))
+    return segmenters
