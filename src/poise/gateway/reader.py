@@ -194,25 +194,37 @@ class Reader(Follower):
             return b""
         self._note_delivery(choice, now_s)
         is_first, self._opened[choice] = not self._opened[choice], True
-        marks = self._marks(choice, text, now_s) if self._segmenters is not None else ()
-        return self._formatter().text_event(
-            _id(last, self._n_ends), choice, text, entries, first=is_first, usage=self._usage(), marks=marks
-        )
+        at, marks = _id(last, self._n_ends), self._marks(choice, text)
+        return self._formatter().text_event(at, choice, text, entries, first=is_first, usage=self._usage(), marks=marks)
 
     def _end(self, end: End) -> bytes:
         opening = b""
         if not self._opened[end.choice]:
             self._opened[end.choice] = True
-            at, entries = _id(self._cursor, self._n_ends), [] if self.record.wants_logprobs else None
+            at = _id(self._cursor, self._n_ends)
+            entries: list[TokenEntry] | None = [] if self.record.wants_logprobs else None
             opening = self._formatter().text_event(at, end.choice, "", entries, first=True, usage=self._usage())
         self._n_ends += 1
         at = _id(self._cursor, self._n_ends)
-        marks: Sequence[Mark] = ()
-        if self._segmenters is not None:
-            marks = self._marks(end.choice, end.text, time.perf_counter(), ended=True)
+        marks = self._marks(end.choice, end.text, ended=True)
         return opening + self._formatter().finish_event(
             at, end.choice, end.reason, end.text, end.entries, self._usage(), marks
         )
+
+    def _marks(self, choice: int, text: str, *, ended: bool = False) -> Sequence[Mark]:
+        """What becomes certain of the segments of a choice with this text, or with its end; nothing if they are not wanted."""
+        if self._segmenters is None:
+            return ()
+        segmenter = self._segmenters[choice]
+        n_complete = segmenter.n_complete
+        marks = segmenter.push(text)
+        if ended:
+            marks += segmenter.flush()
+        if n_complete == 0 and segmenter.n_complete and not self._returns:
+            downgraded = self.record.choices[choice].downgraded
+            request_class = RequestClass.BACKGROUND if downgraded else self.record.origin.request_class
+            self._metrics.first_segment(request_class.value, time.perf_counter() - self.record.origin.arrived_s)
+        return marks
 
     def _close(self) -> bytes:
         self.is_done = True
@@ -246,26 +258,12 @@ class Reader(Follower):
         usage.completion_tokens = self._cursor
         return usage
 
-    def _marks(self, choice: int, text: str, now_s: float, *, ended: bool = False) -> Sequence[Mark]:
-        """What becomes certain of the segments of a choice with this text, or with its end."""
-        assert self._segmenters is not None
-        segmenter = self._segmenters[choice]
-        n_complete = segmenter.n_complete
-        marks = segmenter.push(text)
-        if ended:
-            marks += segmenter.flush()
-        if n_complete == 0 and segmenter.n_complete and not self._returns:
-            self._metrics.first_segment(self._class_of(choice), now_s - self.record.origin.arrived_s)
-        return marks
-
     def _note_delivery(self, choice: int, now_s: float) -> None:
         before_s, self._sent_at_s[choice] = self._sent_at_s[choice], now_s
         if before_s is not None:
-            self._metrics.delivered(self._class_of(choice), now_s - before_s)
-
-    def _class_of(self, choice: int) -> str:
-        downgraded = self.record.choices[choice].downgraded
-        return (RequestClass.BACKGROUND if downgraded else self.record.origin.request_class).value
+            downgraded = self.record.choices[choice].downgraded
+            request_class = RequestClass.BACKGROUND if downgraded else self.record.origin.request_class
+            self._metrics.delivered(request_class.value, now_s - before_s)
 
     def _is_news(self, place: tuple[int, int]) -> bool:
         if self._told is None:
