@@ -885,10 +885,14 @@ def test_real_stop(poise_server: PoiseServer, visit: Visit) -> None:
     seen = body.evaluate(length)
     me.page.wait_for_function(f"([body, seen]) => ({length})(body) > seen", arg=[body, seen])
     expect(me.number("interactive.running")).to_have_text("1")
-    me.stop.click()
+    with me.page.expect_request(lambda request: request.url.endswith("/cancel")) as cancel:
+        me.stop.click()
     expect(me.answers.locator(".status")).to_have_text("Stopped")
     assert body.evaluate(length) > seen
     wait_until(lambda: total_running(poise_server) == 0, me.page, "the engine stops computing")
+    kept = poise_server.get(cancel.value.url.removeprefix(poise_server.url).removesuffix("/cancel"))[1]
+    assert (kept["outcome"], kept["choices"][0]["finish_reason"]) == ("cancelled", "cancelled")
+    assert kept["choices"][0]["text"]
     expect(me.number("interactive.running")).to_have_text("0")
 
 

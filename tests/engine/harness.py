@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from poise.config import PoolSettings, PoolsSettings, Settings, to_policy
 from poise.engine.core import Engine
@@ -81,10 +84,16 @@ class Bench:
         request_class: str = "interactive",
         template: str = "",
         queue_timeout_ms: int = 0,
+        output: Sequence[int] = (),
+        suspect: bool = False,
     ) -> None:
-        self.mail.incoming.append(
-            wire.Submit(request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms)
+        """With `output` or as a suspect it comes from an engine before this one."""
+        message = wire.Submit(
+            request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms
         )
+        if output or suspect:
+            message = msgspec.structs.replace(message, output=list(output), readmitted=True, suspect=suspect)
+        self.mail.incoming.append(message)
 
     def run(self, steps_max: int = 5000) -> None:
         """Step until the engine would wait for a message."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from poise.config import Settings, to_policy
+from poise.engine.blackbox import BoxWriter
 from poise.engine.execution import Execution
 from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
@@ -206,7 +207,7 @@ def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
         carry_us_per_cell=3.0,
         fault=lambda what, subject: isinstance(subject, StoreSlot) and subject.slot == 1,
     )
-    execution = Execution(runner, clock, {})
+    execution = Execution(runner, clock, {}, BoxWriter())
     for slot in (0, 1, 2):
         runner.execute("short", [Row(1 + slot, slot, 0, prompt(1, 100), False)])
     before_ns = clock.now_ns()

@@ -37,6 +37,7 @@ from poise.scheduler.request import (
     Control,
     Event,
     Finished,
+    Hold,
     Queued,
     Rejected,
     Request,
@@ -167,6 +168,13 @@ class Driver:
         self.events += events
         self.scheduler.check()
         return detail
+
+    def hold(self, request_id: int, level: Hold) -> list[Event]:
+        """Its reader is behind, or has caught up; returns what came of it."""
+        events = self.scheduler.hold(request_id, level, self.now_ns)
+        self.events += events
+        self.scheduler.check()
+        return events
 
     def events_of(self, request_id: int, kind: type[Event]) -> list[Any]:
         return [e for e in self.events if isinstance(e, kind) and e.request_id == request_id]

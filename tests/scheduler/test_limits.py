@@ -7,9 +7,9 @@ from itertools import cycle
 import pytest
 
 from poise.scheduler.policy import TenantPolicy
-from poise.scheduler.request import Rejected, RejectReason, RequestClass, Started
+from poise.scheduler.request import Hold, Preempted, Rejected, RejectReason, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
-from tests.scheduler.driver import Driver, policy
+from tests.scheduler.driver import BACKGROUND, Driver, policy
 
 
 def test_a_tenant_runs_as_many_requests_as_it_may() -> None:
@@ -76,3 +76,50 @@ def test_places_are_told_in_order() -> None:
     places = d.scheduler.places()
     assert [p.position for p in places] == list(range(1, len(places) + 1))
     assert [p.eta_us for p in places] == sorted(p.eta_us for p in places)
+
+
+def test_shares_lower_the_limits_of_classes_at_run_time() -> None:
+    """Queue places and slots, at least one of each; whole again when the shares are."""
+    d = Driver(Scheduler(policy(slots=8, background_slots=6, queue_max=10)))
+    d.scheduler.adjust(0.29, 0.5)
+    for i in range(2):
+        d.add(200, 20, f"t{i}")
+    refused = d.offer(20, 5)
+    assert isinstance(refused, Rejected)
+    assert (refused.value, refused.limit) == (2, 2)
+    for _ in range(3):
+        d.step()
+    for i in range(4):
+        d.offer(30, 50, f"u{i}")
+        d.step()
+    assert d.scheduler.snapshot().pools["short"].slots_held == 4
+    d.scheduler.adjust(0.001, 0.001)
+    assert d.scheduler._books.limits[BACKGROUND].slots_max == d.scheduler._books.limits[BACKGROUND].queue_max == 1
+    d.scheduler.adjust(1.0, 1.0)
+    assert d.scheduler._books.limits == dict(d.scheduler._policy.classes)
+    d.run()
+    d.assert_all_ended()
+
+
+def test_a_lowered_share_stops_nobody_who_runs() -> None:
+    """No slot is taken for a class that has more than it may: one would not be enough. Standing ones give theirs all the same."""
+    d = Driver(Scheduler(policy(slots=6, background_slots=6, turn_us=1)))
+    for i in range(6):
+        d.add(20, 60, f"t{i}", BACKGROUND)
+    for _ in range(12):
+        d.step()
+    d.scheduler.adjust(1.0, 0.5)
+    late = d.add(20, 5, "late", BACKGROUND)
+    for _ in range(20):
+        d.step()
+    assert not [e for e in d.events if isinstance(e, Preempted)]
+    assert late not in d.started_order()
+    for request_id in sorted(d.live)[:4]:
+        d.hold(request_id, Hold.PAUSE)
+    for _ in range(8):
+        d.step()
+    assert late in d.started_order()
+    for request_id in sorted(d.live):
+        d.hold(request_id, Hold.RUN)
+    d.run()
+    d.assert_all_ended()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy, TenantPolicy
-from poise.scheduler.request import Control, Queued, RequestClass, Started
+from poise.scheduler.request import Control, Hold, Queued, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, COST, INTERACTIVE, Driver, blocks, policy
 
@@ -71,6 +71,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         text=st.sampled_from(["", "one", "two"]),
         template=st.booleans(),
         timeout_us=st.sampled_from([0, 0, 1, 3_000_000]),
+        n_output=st.sampled_from([0, 0, 0, 1, 20]),
+        suspect=st.booleans(),
     )
     def add(
         self,
@@ -81,16 +83,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         text: str,
         template: bool,
         timeout_us: int,
+        n_output: int,
+        suspect: bool,
     ) -> None:
+        n_output = min(n_output, max_output - 1)
         answer = self.driver.offer(
             n_prompt,
             max_output,
             tenant,
             request_class,
-            blocks=blocks(text or tenant, n_prompt),
+            blocks=blocks(text or tenant, n_prompt + n_output),
             template="greeting" if template and n_prompt >= 40 else "",
             template_cells=40 if template and n_prompt >= 40 else 0,
             queue_timeout_us=timeout_us,
+            n_output=n_output,
+            readmitted=n_output > 0,
+            suspect=suspect and n_output > 0,
         )
         if n_prompt + max_output - 1 > 512:
             assert not isinstance(answer, Queued), "what can never fit was accepted"
@@ -118,13 +126,23 @@ class SchedulerMachine(RuleBasedStateMachine):
     def control(self, data: st.DataObject, action: Control) -> None:
         self.driver.control(data.draw(st.sampled_from(list(self.driver.accepted))), action)
 
+    @precondition(lambda self: self.driver.accepted)
+    @rule(data=st.data(), level=st.sampled_from(list(Hold)))
+    def hold(self, data: st.DataObject, level: Hold) -> None:
+        self.driver.hold(data.draw(st.sampled_from(list(self.driver.accepted))), level)
+
+    @rule(queue_share=st.sampled_from([0.01, 0.5, 1.0]), slots_share=st.sampled_from([0.01, 0.5, 1.0]))
+    def adjust(self, queue_share: float, slots_share: float) -> None:
+        self.driver.scheduler.adjust(queue_share, slots_share)
+        self.driver.scheduler.check()
+
     @rule(pool=st.sampled_from([SHORT_POOL, LONG_POOL]))
     def declare(self, pool: str) -> None:
         self.driver.offer(40, 1, "", BACKGROUND, pins="greeting", pool=pool)
 
     @rule(tenant=st.sampled_from("abc"))
-    def forget(self, tenant: str) -> None:
-        self.driver.scheduler.forget(tenant)
+    def erase(self, tenant: str) -> None:
+        self.driver.scheduler.erase(tenant)
         self.driver.scheduler.check()
 
     @rule(seconds=st.integers(1, 100))
@@ -137,6 +155,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if driver is not None:
             for request_id in driver.live:
                 driver.control(request_id, Control.RESUME)
+                driver.hold(request_id, Hold.RUN)
             driver.run()
             driver.assert_all_ended()
 

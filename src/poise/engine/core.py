@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.execution import Execution, Live
-from poise.engine.journal import Journal
+from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter
 from poise.scheduler.plan import StepPlan
@@ -20,6 +21,7 @@ from poise.scheduler.request import (
     Downgraded,
     Event,
     Finished,
+    Hold,
     Preempted,
     Rejected,
     Request,
@@ -61,6 +63,8 @@ class Engine:
     inbox: Inbox
     outbox: Outbox
     journal: Journal = field(default_factory=Journal)
+    box: BoxWriter = field(default_factory=BoxWriter)
+    """What is left to read when the process has died; by itself it goes nowhere."""
     counters: Counters = field(default_factory=Counters)
     rss_bytes: Callable[[], int] = lambda: 0
     """Resident memory of the process, asked for when levels are reported."""
@@ -71,6 +75,7 @@ class Engine:
     _reporter: Reporter = field(init=False)
     _live: dict[int, Live] = field(default_factory=dict)
     _templates: dict[str, Declared] = field(default_factory=dict)
+    _erased: list[wire.Erased] = field(default_factory=list)
     _n_declared: int = 0
     _n_internal: int = 0
     _idle: bool = False
@@ -78,7 +83,7 @@ class Engine:
     _stopping: bool = False
 
     def __post_init__(self) -> None:
-        self.execution = Execution(self.runner, self.clock, self._live)
+        self.execution = Execution(self.runner, self.clock, self._live, self.box)
         self._reporter = Reporter(self.scheduler, self.runner)
 
     def run(self) -> None:
@@ -87,8 +92,11 @@ class Engine:
 
     def step(self) -> None:
         """One turn: wait for a message if there is nothing to do, then plan and carry out one step."""
+        if self._idle:
+            self.box.resting(self.counters.steps, self.clock.now_ns())
         messages = self.inbox.drain(self._wake_at_ns, block=self._idle)
         began_ns = self.clock.now_ns()
+        self.box.planning(self.counters.steps, began_ns, drained=True)
         events: list[Event] = []
         for message in messages:
             self._handle(message, began_ns, events)
@@ -105,9 +113,11 @@ class Engine:
         busy_before = self.execution.busy_ns
         result, sampled = self.execution.carry_out(plan)
         now_ns = self.clock.now_ns()
+        self.box.planning(plan.step, now_ns)
         self.journal.record(now_ns, "result", result)
         events += self.scheduler.complete(plan, result, now_ns)
         self._emit(plan, sampled, events)
+        self._answer_erasures()
         self.counters.steps += 1
         if now_ns >= self._reporter.due_ns:
             self._report(now_ns)
@@ -137,6 +147,17 @@ class Engine:
             case wire.Forget():
                 self.journal.record(now_ns, "forget", message.tenant)
                 self.outbox.send(wire.Forgotten(message.forget_id, *self.scheduler.forget(message.tenant)))
+            case wire.Hold():
+                self.journal.record(now_ns, "hold", message.request_id, message.level)
+                events += self.scheduler.hold(message.request_id, Hold(message.level), now_ns)
+            case wire.Adjust():
+                self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
+                self.scheduler.adjust(message.queue_share, message.slots_share)
+            case wire.Erase():
+                n_entries = self.journal.erase(message.tenant)
+                self.journal.record(now_ns, "erase", ERASED)
+                dropped = self.scheduler.erase(message.tenant)
+                self._erased.append(wire.Erased(message.erase_id, *dropped, n_entries))
             case wire.Template():
                 self._declare(message, now_ns, events)
             case wire.DumpJournal():
@@ -144,7 +165,14 @@ class Engine:
             case wire.Shutdown():
                 self._stopping = True
 
+    def _answer_erasures(self) -> None:
+        """What was to be overwritten is: the plan after an erasure has it done."""
+        for answer in self._erased:
+            self.outbox.send(answer)
+        self._erased.clear()
+
     def _submit(self, message: wire.Submit, now_ns: int) -> None:
+        tokens = [*message.prompt, *message.output]
         chain = BlockChain(self.secret, message.tenant)
         template = self._templates.get(message.template)
         if template is not None and message.prompt[: len(template.tokens)] != template.tokens:
@@ -155,10 +183,13 @@ class Engine:
             request_class=RequestClass(message.request_class),
             n_prompt=len(message.prompt),
             max_output=message.max_output,
-            blocks=tuple(chain.extend(message.prompt)),
+            blocks=tuple(chain.extend(tokens)),
             template="" if template is None else template.key,
             template_cells=0 if template is None else len(template.tokens),
             queue_timeout_us=message.queue_timeout_ms * 1000,
+            n_output=len(message.output),
+            readmitted=message.readmitted,
+            suspect=message.suspect,
         )
         answer = self.scheduler.add(request, now_ns)
         self.journal.record(now_ns, "add", request, answer)
@@ -167,7 +198,7 @@ class Engine:
                 wire.Refused(answer.request_id, answer.reason.value, answer.value, answer.limit, answer.retry_after_us)
             )
             return
-        self._live[request.request_id] = Live(request, list(message.prompt), message.sampling, chain)
+        self._live[request.request_id] = Live(request, tokens, message.sampling, chain)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
 
     def _declare(self, message: wire.Template, now_ns: int, events: list[Event]) -> None:

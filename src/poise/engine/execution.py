@@ -6,8 +6,10 @@ scheduler has those tokens computed again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled
 from poise.scheduler.plan import (
@@ -28,7 +30,8 @@ from poise.wire.messages import SamplingParams
 
 @dataclass(slots=True)
 class Live:
-    """A request's tokens, the prompt and what was generated so far, and the chain of its blocks' keys."""
+    """A request's tokens, the prompt and what was generated so far (some of it perhaps by another engine), and the chain of its
+    blocks' keys."""
 
     request: Request
     tokens: list[int]
@@ -38,12 +41,16 @@ class Live:
 
 
 class Execution:
-    """Runs plans. `live` is the engine's own table of requests, read here and extended by the sampled tokens."""
+    """Runs plans. `live` is the engine's own table of requests, read here and extended by the sampled tokens.
 
-    def __init__(self, runner: Runner, clock: Clock, live: dict[int, Live]) -> None:
+    Whatever can take the process down is noted in `box` before it is done, with the requests that it is done for.
+    """
+
+    def __init__(self, runner: Runner, clock: Clock, live: dict[int, Live], box: BoxWriter) -> None:
         self._runner = runner
         self._clock = clock
         self._live = live
+        self._box = box
         self.busy_ns = 0
         """Time inside the runner since start."""
         self.prompt_tokens = 0
@@ -54,6 +61,8 @@ class Execution:
         unstored: list[int] = []
         lost: list[int] = []
         carried_ns, carried_cells = 0, 0
+        if plan.operations:
+            self._box.computing(plan.step, self._clock.now_ns(), _served(plan.operations))
         for operation in plan.operations:
             began_ns = self._clock.now_ns()
             done = self._apply(operation, stored, unstored, lost)
@@ -65,7 +74,7 @@ class Execution:
         results: list[BatchResult] = []
         sampled: list[Sampled] = []
         for batch in plan.batches:
-            result, drawn = self._run(batch, lost)
+            result, drawn = self._run(plan.step, batch, lost)
             results.append(result)
             sampled += drawn
         blocks = self._extend(sampled)
@@ -95,20 +104,23 @@ class Execution:
             stored.append((operation.entry, n_bytes))
         return True
 
-    def _run(self, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:
+    def _run(self, step: int, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:
         rows = []
         for chunk in batch.chunks:
             if chunk.request_id in lost:
                 continue
             live = self._live[chunk.request_id]
             if not live.opened:
-                self._runner.open(chunk.request_id, live.tokens, live.sampling)
+                n_prompt = live.request.n_prompt
+                prompt, output = live.tokens[:n_prompt], live.tokens[n_prompt:]
+                self._runner.open(chunk.request_id, prompt, live.sampling, output)
                 live.opened = True
             tokens = live.tokens[chunk.start : chunk.start + chunk.n_tokens]
             rows.append(Row(chunk.request_id, chunk.slot, chunk.start, tokens, chunk.sample))
         if not rows:
             return BatchResult(0), []
         began_ns = self._clock.now_ns()
+        self._box.computing(step, began_ns, [row.request_id for row in rows])
         failed, drawn = "", list[Sampled]()
         try:
             drawn = self._runner.execute(batch.pool, rows)
@@ -132,6 +144,11 @@ class Execution:
             if len(live.tokens) % BLOCK_TOKENS == 0:
                 keys += [(request_id, key) for key in live.chain.extend(live.tokens)]
         return tuple(keys)
+
+
+def _served(operations: Iterable[KvOperation]) -> list[int]:
+    """The requests that cells are carried for."""
+    return [o.request_id for o in operations if isinstance(o, LoadSlot | CopySlot | MoveSlot)]
 
 
 def _cells(operation: KvOperation) -> int:

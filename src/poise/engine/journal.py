@@ -4,12 +4,17 @@ It holds what `Scheduler` was called with and what it answered, in order, and th
 the scheduler knew and decided; and one that has lost nothing can be run again (`poise.sim.replay`), as a scheduler depends
 on nothing else.
 
+What it holds of a tenant can be erased: its name and its blocks' keys go, and the journal cannot be run again from then on.
+
 An entry is (time, kind, values). The kinds, and the call of the scheduler that each stands for:
 
     add       Request, Queued or Rejected   add
     abort     request id                    abort
     control   request id, action            control
+    hold      request id, level             hold
+    adjust    queue share, slots share      adjust
     forget    tenant                        forget
+    erase     ERASED                        erase
     retract   template                      retract
     expire    how many requests ended       expire, where it ended any
     plan      StepPlan                      plan, which gave a step to carry out
@@ -22,12 +27,16 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from poise.scheduler.plan import StepResult
 from poise.scheduler.policy import SchedulerPolicy
+from poise.scheduler.request import Request
 
 CAPACITY = 4096
+ERASED = "(erased)"
+"""Stands where the name of an erased tenant was."""
 
 
 class Journal:
@@ -39,6 +48,7 @@ class Journal:
     def __init__(self, capacity: int | None = CAPACITY) -> None:
         self._entries: deque[tuple[int, str, tuple[object, ...]]] = deque(maxlen=capacity)
         self._n_recorded = 0
+        self._n_erased = 0
         self._policy: SchedulerPolicy | None = None
 
     def record_policy(self, policy: SchedulerPolicy) -> None:
@@ -49,10 +59,37 @@ class Journal:
         self._entries.append((now_ns, kind, values))
         self._n_recorded += 1
 
+    def erase(self, tenant: str) -> int:
+        """Take a tenant's name and the keys of its blocks out of every entry; returns how many entries named it.
+
+        Keys in results whose request's arrival the ring has let go are anybody's, and go too. (The policy keeps the names of
+        tenants that the operator has configured.)
+        """
+        others: set[int] = set()
+        n_named = 0
+        for i, (now_ns, kind, values) in enumerate(self._entries):
+            match kind, values:
+                case "add", (Request() as request, answer):
+                    if request.tenant == tenant:
+                        n_named += 1
+                        self._entries[i] = (now_ns, kind, (replace(request, tenant=ERASED, blocks=()), answer))
+                    else:
+                        others.add(request.request_id)
+                case "result", (StepResult(blocks=blocks) as result,) if blocks:
+                    kept = tuple(block for block in blocks if block[0] in others)
+                    self._entries[i] = (now_ns, kind, (replace(result, blocks=kept),))
+                case "forget", (name,) if name == tenant:
+                    n_named += 1
+                    self._entries[i] = (now_ns, kind, (ERASED,))
+        self._n_erased += n_named
+        return n_named
+
     def lines(self) -> Iterable[str]:
-        """JSON objects: how many older entries the ring has let go, the policy, then the entries, oldest first."""
+        """JSON objects: how many older entries the ring has let go and how many were erased, the policy, then the entries,
+        oldest first."""
         dropped = self._n_recorded - len(self._entries)
-        yield json.dumps({"kind": "journal", "recorded": self._n_recorded, "dropped": dropped})
+        header = {"kind": "journal", "recorded": self._n_recorded, "dropped": dropped, "erased": self._n_erased}
+        yield json.dumps(header)
         if self._policy is not None:
             yield json.dumps({"now_ns": 0, "kind": "policy", "values": [plain(self._policy)]})
         for now_ns, kind, values in self._entries:
@@ -78,6 +115,7 @@ class Dump:
     """A journal that was read back. `policy` is None in a dump that was made without one."""
 
     n_dropped: int
+    n_erased: int
     policy: dict[str, Any] | None
     entries: list[Entry]
 
@@ -93,7 +131,8 @@ def read_journal(lines: Iterable[str]) -> Dump:
         try:
             line = json.loads(text)
             if header is None:
-                header = {"dropped": int(line["dropped"])} if line["kind"] == "journal" else {}
+                counts = {"dropped": int(line["dropped"]), "erased": int(line.get("erased", 0))}
+                header = counts if line["kind"] == "journal" else {}
             elif line["kind"] == "policy":
                 (policy,) = line["values"]
             else:
@@ -104,7 +143,7 @@ def read_journal(lines: Iterable[str]) -> Dump:
             raise JournalError(f"line {number} is not the beginning of a journal")
     if header is None:
         raise JournalError("the journal is empty")
-    return Dump(header["dropped"], policy, entries)
+    return Dump(header["dropped"], header["erased"], policy, entries)
 
 
 def plain(value: object) -> Any:

@@ -56,8 +56,14 @@ class Runner(Protocol):
         """Bytes that all entries of the host store take."""
         ...
 
-    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        """Prepare sampling for a request. Called once, before its first row. It outlives preemptions."""
+    def open(
+        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
+    ) -> None:
+        """Prepare sampling for a request. Called once, before its first row. It outlives preemptions.
+
+        With `output`, tokens that were generated elsewhere, it goes on after them exactly as it would have there: a draw
+        depends on logits, parameters, seed and the tokens before it, and on nothing that a runner remembers.
+        """
         ...
 
     def close(self, request_id: int) -> None:
@@ -67,9 +73,11 @@ class Runner(Protocol):
     def apply(self, operation: KvOperation) -> int:
         """Carry out one KV operation. Returns the bytes that an entry takes in the host store for StoreSlot, else 0.
 
+        A ScrubPool leaves what slots hold as it is, and of all else that was ever in the pool's cells nothing.
+
         Raises RunnerError when a StoreSlot, LoadSlot, CopySlot or MoveSlot failed: then there is no such entry, or the target
         slot is empty (and a move's source too). A TrimSlot fails only with a model whose memory cannot be shortened (a
-        recurrent one): then the slot is empty.
+        recurrent one): then the slot is empty. A ScrubPool that fails leaves the pool unusable.
         """
         ...
 

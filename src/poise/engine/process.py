@@ -1,7 +1,8 @@
 """The engine process: binds the loop to llama.cpp, a socket and the real clock. Nothing else in the project does.
 
-Started by the gateway as `python -m poise.engine.process FD`, FD being its end of a socket pair. The first message is
-Configure. It ends on Shutdown, or when the gateway's end closes: an engine never outlives its gateway.
+Started by the gateway as `python -m poise.engine.process [--box N] FD`, FD being its end of a socket pair and N the memory of its
+black box (`engine/blackbox.py`), if there is one. The first message is Configure. It ends on Shutdown, or when the gateway's end
+closes: an engine never outlives its gateway.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import psutil
 
 from poise.config import Settings, to_policy
 from poise.config.paths import state_dir
+from poise.engine.blackbox import BoxWriter
 from poise.engine.core import Engine
 from poise.engine.journal import Journal
 from poise.llama.library import EngineLibraryError
@@ -103,7 +105,7 @@ class SocketPort:
                 return messages
 
 
-def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRunner]) -> int:
+def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRunner], box: BoxWriter) -> int:
     """Load what Configure names and run the loop until the gateway wants no more. Returns the exit code."""
     configure = port.drain(None, block=True)[0]
     assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
@@ -134,6 +136,7 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
             inbox=port,
             outbox=port,
             journal=journal,
+            box=box,
             rss_bytes=lambda: int(process.memory_info().rss),
             weights_bytes=loaded.ready.model_bytes,
             secret=os.urandom(32),
@@ -161,11 +164,13 @@ def _dump_journal(journal: Journal) -> Path:
 
 
 def main(load: Callable[[Path, Settings, Progress], LoadedRunner] = load_runner) -> int:
-    """Run an engine over the socket whose number is the last argument."""
+    """Run an engine over the socket whose number is the last argument, with the black box whose number `--box` says."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the gateway's to handle
-    connection = socket.socket(fileno=int(sys.argv[-1]))
+    arguments = sys.argv[1:]
+    connection = socket.socket(fileno=int(arguments[-1]))
+    box = BoxWriter(int(arguments[arguments.index("--box") + 1])) if "--box" in arguments else BoxWriter()
     try:
-        return serve(SocketPort(connection), load)
+        return serve(SocketPort(connection), load, box)
     except EOFError:
         return 0
 

@@ -64,17 +64,9 @@ class Outlet:
         socket = self._transport.get_extra_info("socket") if self._transport is not None else None
         self._fd: int = socket.fileno() if socket is not None else -1
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection to look at."""
-        return self._transport is not None
-
-    def wrote(self, n_bytes: int) -> None:
+    def wrote(self, n_bytes: int) -> bool:
+        """Whether more is unsent now than may be."""
         self._unsent_max += n_bytes
-
-    @property
-    def is_full(self) -> bool:
-        """More is unsent than may be."""
         return self._unsent_max > self._limit and self.unsent_bytes() > self._limit
 
     @property

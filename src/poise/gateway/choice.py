@@ -9,6 +9,7 @@ from poise.gateway.engine_client import RequestEvent, RequestHandle
 from poise.gateway.record import QUEUED, RUNNING, ChoiceRecord
 from poise.gateway.responses import TokenEntry
 from poise.gateway.text import Detokeniser, StopScanner, TextModel
+from poise.scheduler.request import RequestClass
 from poise.wire.messages import Change, Token
 
 _STATES = {"pause": "paused", "stall": "paused", "swap": "swapped", "drop": QUEUED, "lost": QUEUED}
@@ -67,7 +68,7 @@ class Choice:
 
     def change(self, change: Change) -> None:
         if change.what == "downgrade":
-            self.record.downgraded = True
+            self.record.counts_as = RequestClass.BACKGROUND.value
         elif change.what == "resume":
             self.record.state = RUNNING if self.record.started else QUEUED
         else:

@@ -27,7 +27,7 @@ from poise.gateway.record import CANCELLED, LEFT, LEVELS, READER_TIMEOUT, RUNNIN
 from poise.gateway.responses import TokenEntry
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
-from poise.scheduler.request import FinishReason, RequestClass
+from poise.scheduler.request import FinishReason
 from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParams, Start, Token, Waiting
 
 log = logging.getLogger(__name__)
@@ -188,12 +188,11 @@ class Generation:
 
     def _token(self, choice: Choice, token: Token) -> None:
         record, now_s = self._record, time.perf_counter()
-        request_class = self._class_of(choice).value
         if choice.tokens_at_s is None:
-            self._metrics.first_tokens(request_class, 1, now_s - record.origin.arrived_s, now_s)
+            self._metrics.first_tokens(choice.record.counts_as, 1, now_s - record.origin.arrived_s, now_s)
             record.note("first_token", choice.record.index)
         else:
-            self._metrics.more_tokens(request_class, 1, now_s - choice.tokens_at_s)
+            self._metrics.more_tokens(choice.record.counts_as, 1, now_s - choice.tokens_at_s)
         choice.tokens_at_s = now_s
         text, entries = choice.push(token)
         record.append(choice.record.index, text, entries, now_s)
@@ -223,7 +222,7 @@ class Generation:
     def _start(self, choice: Choice, start: Start) -> None:
         told = choice.record
         if not told.started:
-            self._metrics.started(self._class_of(choice).value, start.wait_us / 1e6)
+            self._metrics.started(told.counts_as, start.wait_us / 1e6)
         told.started, told.state, told.place, told.n_cached = True, RUNNING, None, start.n_cached
         self._record.place = None
         self._record.note(
@@ -234,7 +233,7 @@ class Generation:
         record = self._record
         choice.change(change)
         self._metrics.changed(record.origin.request_class, change.what)
-        record.downgraded |= choice.record.downgraded
+        record.downgraded |= change.what == "downgrade"
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
         if change.what == "recover" and record.held != LEVELS[0]:
             self._engine.hold(choice.handle.request_id, record.held)  # the new engine knows of no reader
@@ -289,10 +288,6 @@ class Generation:
             record.outcome if failure is None or record.is_open else failure.code,
             elapsed_s * 1000,
         )
-
-    def _class_of(self, choice: Choice) -> RequestClass:
-        """What a downgraded choice does is background's: it would spoil the figures of the class that it came in."""
-        return RequestClass.BACKGROUND if choice.record.downgraded else self._record.origin.request_class
 
     def _error(self, finish: Finish) -> ApiError:
         """A bad end, as the client is told. The engine's own words are for the log: they may name files and the like."""

@@ -27,7 +27,6 @@ from poise.gateway.responses import (
 )
 from poise.gateway.segments import Mark, Segmenter
 from poise.metrics.streams import StreamMetrics
-from poise.scheduler.request import RequestClass
 
 TOLD_AGAIN = 0.2
 """A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""
@@ -35,8 +34,9 @@ RUN_TOKENS = 256
 """Most tokens of one event."""
 RUN_LOGPROBS = 16
 """The same, with log probabilities."""
-SLACK_S = 0.002
-"""A token that is due so soon is sent now: a timer for it would cost more than it is worth."""
+TICK_S = 0.005
+"""Tokens that are due within one tick go out at its beginning, those of all streams together: a timer for each would cost more
+than the evenness is worth."""
 _UNTOLD = frozenset(("arrived", "queued", "started", "first_token", "finished"))
 _PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
@@ -93,9 +93,11 @@ class Reader(Follower):
         self._due_s: float | None = None
         """When the next one is, once that is known."""
         self._timer: asyncio.TimerHandle | None = None
+        self._has_news = True
 
     def notify(self) -> None:
         """Wake the stream, or see to it that it wakes when the next token is due."""
+        self._has_news = True
         if self._timer is not None:
             return  # everything is told in its order: it is soon enough
         if self._pacer is not None and self._cursor == self._released < len(self.record.texts):
@@ -103,24 +105,40 @@ class Reader(Follower):
             if self._release(now_s) == self._cursor:
                 self._wake_at_due(now_s)
                 return
-        super().notify()
+        self._wakeup.set()
 
     async def wait(self) -> None:
         """Until there may be something to take."""
-        if self._due_s is not None and self._timer is None:
-            self._wake_at_due(time.perf_counter())
+        if self._due_s is not None:
+            if self._timer is None:
+                self._wake_at_due(time.perf_counter())
+        elif self._has_news:
+            return
         await self._wakeup.wait()
 
     def take(self) -> bytes:
-        """The next events, about as much as may be sent at once; nothing if there is nothing now."""
-        out: list[bytes] = []
-        size, now_s = 0, time.perf_counter()
-        if self.record.place is not None and self._is_news(self.record.place):
-            self._told = self.record.place
-            out.append(queue_comment(*self._told))
-        while size < CHUNK_BYTES and (piece := self._next(now_s)) is not None:
+        """The next events in the record's order, about as much as may be sent at once; nothing if there is nothing now."""
+        record, out, size, now_s = self.record, [], 0, time.perf_counter()
+        self._has_news = False
+        if record.place is not None and self._is_news(record.place):
+            self._told = record.place
+            out.append(queue_comment(*record.place))
+        timeline, ends = record.timeline, record.ends
+        while size < CHUNK_BYTES:
+            if self._n_moments < len(timeline) and timeline[self._n_moments].n_tokens <= self._cursor:
+                piece = self._moment(timeline[self._n_moments])
+            elif self._n_ends < len(ends) and ends[self._n_ends].n_tokens <= self._cursor:
+                piece = self._end(ends[self._n_ends])
+            elif self._cursor < (stop := self._release(now_s)):
+                piece = self._run(stop, now_s)
+            elif record.ended_s is not None and self._cursor == len(record.texts) and not self.is_done:
+                piece = self._close()
+            else:
+                break
             out.append(piece)
             size += len(piece)
+        else:
+            self._has_news = True
         return out[0] if len(out) == 1 else b"".join(out)
 
     def error_event(self, error: ApiError) -> bytes:
@@ -134,23 +152,6 @@ class Reader(Follower):
             self._timer = None
         super().leave(stuck=stuck)
 
-    def _next(self, now_s: float) -> bytes | None:
-        """The next piece in the record's order; None if there is none now."""
-        record, cursor = self.record, self._cursor
-        timeline = record.timeline
-        while self._n_moments < len(timeline) and timeline[self._n_moments].n_tokens <= cursor:
-            moment = timeline[self._n_moments]
-            self._n_moments += 1
-            if moment.what not in _UNTOLD:
-                return self._comment(moment)
-        if self._n_ends < len(record.ends) and record.ends[self._n_ends].n_tokens <= cursor:
-            return self._end(record.ends[self._n_ends])
-        if cursor < (stop := self._release(now_s)):
-            return self._run(stop, now_s)
-        if record.is_ended and cursor == len(record.texts) and not self.is_done:
-            return self._close()
-        return None
-
     def _release(self, now_s: float) -> int:
         """How many tokens may be told now."""
         n_tokens = len(self.record.texts)
@@ -160,7 +161,7 @@ class Reader(Follower):
             if self._due_s is None:
                 i = self._released
                 self._due_s = self._pacer.due_s(self.record.owners[i], self.record.arrivals[i])
-            if self._due_s > now_s + SLACK_S:
+            if self._due_s - self._due_s % TICK_S > now_s:
                 break
             self._due_s = None
             self._released += 1
@@ -168,7 +169,8 @@ class Reader(Follower):
 
     def _wake_at_due(self, now_s: float) -> None:
         assert self._due_s is not None
-        self._timer = asyncio.get_running_loop().call_later(self._due_s - now_s, self._on_due)
+        delay_s = self._due_s - self._due_s % TICK_S - now_s
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_due)
 
     def _on_due(self) -> None:
         self._timer = None
@@ -234,7 +236,11 @@ class Reader(Follower):
         usage = self._formatter().usage_event(at, record.usage()) if record.shape.include_usage else b""
         return usage + event(at, b"[DONE]")
 
-    def _comment(self, moment: Moment) -> bytes:
+    def _moment(self, moment: Moment) -> bytes:
+        """The comment that tells it, if it is one to be told."""
+        self._n_moments += 1
+        if moment.what in _UNTOLD:
+            return b""
         if moment.what == "summarizing":
             return summary_comment(moment.detail["turns"])
         if moment.what == "downgrade":
@@ -261,9 +267,7 @@ class Reader(Follower):
     def _note_delivery(self, choice: int, now_s: float) -> None:
         before_s, self._sent_at_s[choice] = self._sent_at_s[choice], now_s
         if before_s is not None:
-            downgraded = self.record.choices[choice].downgraded
-            request_class = RequestClass.BACKGROUND if downgraded else self.record.origin.request_class
-            self._metrics.delivered(request_class.value, now_s - before_s)
+            self._metrics.delivered(self.record.choices[choice].counts_as, now_s - before_s)
 
     def _is_news(self, place: tuple[int, int]) -> bool:
         if self._told is None:

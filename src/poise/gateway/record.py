@@ -54,6 +54,8 @@ class ChoiceRecord:
     """How one choice stands. `outcome` is how its engine request ended, once it has; `finish_reason` what a client is told."""
 
     index: int
+    counts_as: str
+    """The class whose figures it goes into: a downgraded one would spoil those of the class that it came in."""
     state: str = QUEUED
     started: bool = False
     place: Waiting | None = None
@@ -61,7 +63,6 @@ class ChoiceRecord:
     n_output: int = 0
     n_cached: int = 0
     """Tokens of its prompt that were not computed for it."""
-    downgraded: bool = False
     finish_reason: str | None = None
     outcome: str | None = None
 
@@ -110,7 +111,7 @@ class Record:
         self.shape = shape
         self.detached = detached
         """It goes on when nobody reads it."""
-        self.choices = [ChoiceRecord(index) for index in range(n_choices)]
+        self.choices = [ChoiceRecord(index, origin.request_class.value) for index in range(n_choices)]
         self.n_prompt = 0
         self.owners = array("B")
         """Of each output token, the choice that it belongs to."""
@@ -135,6 +136,8 @@ class Record:
         self.on_end: Callable[[Record], None] | None = None
         self.held = LEVELS[0]
         self._content_bytes = 0
+        self._n_weighed = 0
+        """Tokens whose contents are counted."""
 
     @property
     def response_id(self) -> str:
@@ -161,6 +164,9 @@ class Record:
     @property
     def n_bytes(self) -> int:
         """Memory that it takes."""
+        self._content_bytes += sum(map(sys.getsizeof, self.texts[self._n_weighed :]))
+        self._content_bytes += sum(map(_entries_bytes, self.entries[self._n_weighed :]))
+        self._n_weighed = len(self.texts)
         return (
             _RECORD_BYTES
             + self._content_bytes
@@ -183,10 +189,8 @@ class Record:
         self.owners.append(choice)
         self.arrivals.append(at_s)
         self.texts.append(text)
-        self._content_bytes += sys.getsizeof(text)
         if self.wants_logprobs:
             self.entries.append(entries)
-            self._content_bytes += _entries_bytes(entries)
 
     def end_choice(self, end: End, outcome: str) -> None:
         choice = self.choices[end.choice]
@@ -265,6 +269,7 @@ class Follower:
         """How far it is behind: an index of LEVELS."""
         self._wakeup = Wakeup()
         record.followers.append(self)
+        record.review()  # one who is not behind is enough for it to go on
 
     def notify(self) -> None:
         """The record has changed."""

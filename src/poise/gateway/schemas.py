@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from poise.gateway import segments
-from poise.gateway.fields import Flag, Integer, Schema, Text, object_schema
-from poise.gateway.line_heads import LANGUAGE_MAX
+from poise.gateway.fields import Schema
+from poise.gateway.segments import MARKS_SCHEMA
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -341,22 +340,6 @@ _ERRORS = {
     500: "Something failed in the server; its log has the details.",
     503: "The engine cannot take requests now, too many requests are open, or the request waited too long.",
 }
-_SEGMENTS: Schema = {
-    "type": "array",
-    "minItems": 1,
-    "description": "With `stream_options.segments`: marks that became certain. Only where there are any.",
-    "items": object_schema(
-        (
-            Text("kind", "What begins or ends.", choices=segments.KINDS),
-            Text("event", "Which of the two.", choices=(segments.BEGIN, segments.END)),
-            Integer("offset", "Where, in characters (Unicode code points) of the choice's text.", 0, 1 << 31),
-            Integer("level", "Of a heading, or of a list within lists.", 1, 1 << 20),
-            Flag("ordered", "Of a list or an item."),
-            Text("language", "Of a code block that names one.", max_chars=LANGUAGE_MAX),
-        ),
-        ["kind", "event", "offset"],
-    ),
-}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
 _NOTES = {
     name: {"description": about, "schema": {"type": "string"}}
@@ -383,7 +366,7 @@ def errors(*statuses: int) -> Responses:
     }
 
 
-_CHOICE: Schema = {"type": "object", "properties": {"segments": _SEGMENTS}}
+_CHOICE: Schema = {"type": "object", "properties": {"segments": MARKS_SCHEMA}}
 _CHUNK: Schema = {"type": "object", "properties": {"choices": {"type": "array", "items": _CHOICE}}}
 _EVENT: Schema = {
     "type": "object",

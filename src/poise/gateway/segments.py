@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Any
 
 import msgspec
 
@@ -39,6 +40,26 @@ class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of a list and its items."""
     language: str | None = None
     """Of a code block that names one."""
+
+
+MARKS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "description": "With `stream_options.segments`: marks that became certain. Only where there are any.",
+    "items": {
+        "type": "object",
+        "properties": {
+            "kind": {"type": "string", "enum": list(KINDS)},
+            "event": {"type": "string", "enum": [BEGIN, END]},
+            "offset": {"type": "integer", "minimum": 0, "description": "In characters of the choice's text."},
+            "level": {"type": "integer", "minimum": 1, "description": "Of a heading, or of a list within lists."},
+            "ordered": {"type": "boolean", "description": "Of a list or an item."},
+            "language": {"type": "string", "description": "Of a code block that names one."},
+        },
+        "required": ["kind", "event", "offset"],
+        "additionalProperties": False,
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,15 +71,13 @@ class EventStream(Response):
         await send_head({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             while True:
-                if outlet.is_full:
-                    await until_room(outlet, reader, self._allowed, self._metrics)
                 if data := reader.take():
-                    outlet.wrote(len(data))
                     await send({"type": "http.response.body", "body": data, "more_body": True})
-                elif reader.is_done:
+                    if outlet.wrote(len(data)):
+                        await until_room(outlet, reader, self._allowed, self._metrics)
+                if reader.is_done:
                     break
-                else:
-                    await reader.wait()
+                await reader.wait()
         except ReaderStuck:
             raise
         except Exception:

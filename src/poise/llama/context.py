@@ -139,6 +139,27 @@ class PoolContext:
         self._library.memory_seq_rm(self._memory, slot, -1, -1)
         self._filled[slot] = 0
 
+    def scrub(self) -> None:
+        """Overwrite every cell that no slot holds, and what reading states has left behind.
+
+        llama.cpp can forget single cells, but overwrite only all of them at once. So what slots hold is copied, everything is
+        cleared, and the copies are put back. For that moment they take as much memory again. Raises RunnerError; then the
+        pool is as it was, or, if a copy could not be put back, unusable.
+        """
+        copies: dict[int, npt.NDArray[np.uint8]] = {}
+        try:
+            for slot, n_cells in enumerate(self._filled):
+                if n_cells:
+                    copies[slot] = self.copy_state(slot, n_cells)
+            self._library.memory_clear(self._memory, True)
+            filled, self._filled = self._filled, [0] * len(self._filled)
+            for slot, state in copies.items():
+                self.write_state(slot, state, filled[slot])
+        finally:
+            for state in copies.values():
+                state.fill(0)
+        self._state.fill(0)
+
     def truncate(self, slot: int, n_cells: int) -> None:
         """Forget what a slot holds from position `n_cells` on.
 

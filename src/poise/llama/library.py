@@ -132,6 +132,7 @@ class Library:
     synchronize: Callable[[ContextPointer], None]
     memory_seq_rm: Callable[[MemoryPointer, int, int, int], bool]
     memory_seq_cp: Callable[[MemoryPointer, int, int, int, int], None]
+    memory_clear: Callable[[MemoryPointer, bool], None]
     memory_seq_pos_max: Callable[[MemoryPointer, int], int]
     state_seq_get_size: Callable[[ContextPointer, int], int]
     state_seq_get_data: Callable[[ContextPointer, BytePointer, int, int], int]

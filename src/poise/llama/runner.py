@@ -19,7 +19,17 @@ from poise.llama.sampler import Floats, Sampler
 from poise.llama.store import StateStore, StoredState
 from poise.llama.threads import ThreadGovernor
 from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
+from poise.scheduler.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    ScrubPool,
+    StoreSlot,
+    TrimSlot,
+)
 from poise.scheduler.policy import CostPrior
 from poise.wire.messages import PoolInfo, SamplingParams, Token
 
@@ -92,8 +102,11 @@ class LlamaRunner:
         """The highest position in the slot, -1 when it is empty."""
         return self._contexts[pool].last_position(slot)
 
-    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        self._samplers[request_id] = Sampler(sampling, prompt, self.model.n_vocab, self.model.vocab.eog_tokens)
+    def open(
+        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
+    ) -> None:
+        vocab = self.model.vocab
+        self._samplers[request_id] = Sampler(sampling, prompt, self.model.n_vocab, vocab.eog_tokens, output)
 
     def close(self, request_id: int) -> None:
         self._samplers.pop(request_id, None)
@@ -117,6 +130,8 @@ class LlamaRunner:
                 self._contexts[pool].load(slot, stored.state, stored.n_cells, n_cells)
             case DropEntry(entry):
                 self._store.drop(entry)
+            case ScrubPool(pool):
+                self._contexts[pool].scrub()
         return 0
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:

@@ -13,14 +13,20 @@ Stages, in llama.cpp's usual order; each one after the first sees only what the 
     3  top_k   keep the k largest
     4  top_p   keep the smallest set of the most likely ones whose probabilities reach p
     5  min_p   keep what is at least min_p times as likely as the likeliest
-    6  temperature, then one draw from a generator of the request's own: same seed and logits, same token
+    6  temperature, then one draw
+
+A draw depends on the logits, the parameters, the seed and the tokens so far, and on no state besides: the random numbers are a
+hash of the seed and the token's position in the output. So a request that goes on in another engine, or is computed again,
+draws what it would have drawn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from math import log
+from struct import Struct
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +38,8 @@ Floats = npt.NDArray[np.floating]
 Ids = npt.NDArray[np.integer]
 
 SEED_MASK = (1 << 64) - 1
+_POSITION = Struct("<QQ")
+_UNIT = 2.0**-53
 TEMPERATURE_MIN = 1e-4
 """A lower temperature makes no difference any more, except that it overflows."""
 
@@ -54,19 +62,24 @@ class Sampler:
     """The sampling state of one request. `draw` returns the next token and remembers it."""
 
     def __init__(
-        self, sampling: SamplingParams, prompt: Sequence[int], n_vocab: int, eog_tokens: Sequence[int]
+        self,
+        sampling: SamplingParams,
+        prompt: Sequence[int],
+        n_vocab: int,
+        eog_tokens: Sequence[int],
+        output: Sequence[int] = (),
     ) -> None:
+        """`output`: what was drawn before, by this sampler's like elsewhere; it goes on after that."""
         self._sampling = sampling
         self._eog = np.array(eog_tokens, np.int64)
         self._temperature = max(sampling.temperature, TEMPERATURE_MIN)
         self._bias_ids = np.array([token for token, _ in sampling.logit_bias], np.int64)
         self._bias = np.array([bias for _, bias in sampling.logit_bias], np.float32)
         assert all(0 <= token < n_vocab for token, _ in sampling.logit_bias), "logit_bias names an unknown token"
-        self._repeated = _TokenCounts(prompt) if sampling.repetition_penalty != 1.0 else None
+        self._repeated = _TokenCounts([*prompt, *output]) if sampling.repetition_penalty != 1.0 else None
         counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
-        self._output = _TokenCounts(()) if counts_output else None
-        self._random = np.random.Generator(np.random.PCG64(sampling.seed & SEED_MASK))
-        self._n_drawn = 0
+        self._output = _TokenCounts(output) if counts_output else None
+        self._n_drawn = len(output)
 
     def draw(self, row: Floats) -> Drawn:
         """Draw from a row of logits, which is read and never written. Raises RunnerError when it holds no numbers."""
@@ -111,11 +124,12 @@ class Sampler:
         sampling = self._sampling
         best = float(logits.max())
         _check(best)
+        first, second = random_pair(sampling.seed, self._n_drawn)
         filtered = 0 < sampling.top_k < len(logits) or sampling.top_p < 1.0 or sampling.min_p > 0.0
         if not filtered:
-            return self._pick_from_all(logits, best)
+            return self._pick_from_all(logits, best, first, second)
         ids = self._candidates(logits, best)
-        return int(ids[self._choose(np.exp((logits[ids].astype(np.float64) - best) / self._temperature))])
+        return int(ids[_choose(np.exp((logits[ids].astype(np.float64) - best) / self._temperature), first)])
 
     def _candidates(self, logits: Floats, best: float) -> Ids:
         """The tokens that top_k, top_p and min_p keep."""
@@ -135,19 +149,12 @@ class Sampler:
         kept: Ids = ids[weights >= max(threshold, min_p)]
         return kept
 
-    def _pick_from_all(self, logits: Floats, best: float) -> int:
+    def _pick_from_all(self, logits: Floats, best: float, first: float, second: float) -> int:
         """Plain temperature: choose a block by its weight, then a token in it; one running sum would cost ten times that."""
         weights = np.exp((logits - np.float32(best)) / np.float32(self._temperature))
         starts = np.arange(0, len(weights), BLOCK)
-        start = int(starts[self._choose(np.add.reduceat(weights, starts))])
-        return start + self._choose(weights[start : start + BLOCK])
-
-    def _choose(self, weights: Floats) -> int:
-        """An index, with probability in proportion to its weight."""
-        sums = weights.cumsum(dtype=np.float64)
-        # `random` is below 1, but its product with the sum can round up to the sum; a weight of 0 is never chosen.
-        target = self._random.random() * sums[-1]
-        return int(min(sums.searchsorted(target, side="right"), np.flatnonzero(weights)[-1]))
+        start = int(starts[_choose(np.add.reduceat(weights, starts), first)])
+        return start + _choose(weights[start : start + BLOCK], second)
 
 
 class _TokenCounts:
@@ -178,6 +185,21 @@ class _TokenCounts:
     @property
     def counts(self) -> Ids:
         return self._counts[: self._n]
+
+
+def random_pair(seed: int, position: int) -> tuple[float, float]:
+    """Two numbers, each uniform from 0 to below 1, that depend on seed and position only. (Philox in numpy makes streams that
+    can be entered anywhere, too, but entering one takes ten times as long as this hash.)"""
+    digest = blake2b(_POSITION.pack(seed & SEED_MASK, position), digest_size=16).digest()
+    first, second = _POSITION.unpack(digest)
+    return (first >> 11) * _UNIT, (second >> 11) * _UNIT
+
+
+def _choose(weights: Floats, random: float) -> int:
+    """The index, with probability in proportion to its weight, that a random number from 0 to below 1 stands for."""
+    sums = weights.cumsum(dtype=np.float64)
+    # `random` is below 1, but its product with the sum can round up to the sum; a weight of 0 is never chosen.
+    return int(min(sums.searchsorted(random * sums[-1], side="right"), np.flatnonzero(weights)[-1]))
 
 
 def largest(row: Floats, k: int) -> Ids:

@@ -16,7 +16,8 @@ def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int]) 
     """The pool the request will run in, or None when it fits in none. `cached`: by pool, prompt tokens it need not compute.
 
     A prompt of which more than its class's `heavy_tokens` must be computed is a heavy job (rule R5) and runs in the long
-    pool; so does what a short slot cannot hold, and what continues a sequence that ran there.
+    pool; so does what a short slot cannot hold, and what continues a sequence that ran there. Output that a readmitted request
+    comes with makes no job heavy: a dozen streams that go on after a crash would find two slots.
     """
     fitting = [name for name, pool in policy.pools.items() if request.n_cells <= pool.slot_cells]
     if request.pool:
@@ -26,8 +27,9 @@ def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int]) 
         heavy = to_compute > policy.classes[request.request_class].heavy_tokens
         continues_long = cached[LONG_POOL] > cached[SHORT_POOL] + policy.quantum_tokens
         return LONG_POOL if heavy or continues_long else SHORT_POOL
-    # A heavy prompt that only a short slot could hold is refused: the pools are not made for it.
-    heavy = request.n_prompt > policy.classes[request.request_class].heavy_tokens
+    # A heavy prompt that only a short slot could hold is refused: the pools are not made for it. One that was accepted before
+    # had a prefix there that this scheduler does not know of.
+    heavy = not request.readmitted and request.n_prompt > policy.classes[request.request_class].heavy_tokens
     return next((name for name in fitting if name == LONG_POOL or not heavy), None)
 
 

@@ -16,8 +16,8 @@ DEPARTED_MAX = 1024
 class ServedCost:
     """Virtual counters of the tenants of one class, in microseconds at weight 1.
 
-    A tenant is active while it has requests waiting or running. Of those that have left, the last DEPARTED_MAX are
-    remembered, so that leaving and coming back does not wipe out what was served.
+    A tenant is active while it has requests waiting or running; one that stands still is neither. Of those that have left, the
+    last DEPARTED_MAX are remembered, so that leaving and coming back does not wipe out what was served.
     """
 
     def __init__(self, grain_us: int = 1, weight: Callable[[str], float] = lambda tenant: 1.0) -> None:
@@ -42,11 +42,13 @@ class ServedCost:
 
         Without a grain, prompts of equally served tenants would take turns chunk by chunk, and all of them end late. With
         one, a prompt that was begun is mostly finished before another tenant's; it adds at most a grain to the unfairness.
+        A tenant all of whose requests stand still ranks where it was when it left.
         """
-        return self._served[tenant] // self._grain_us
+        served = self._served.get(tenant)
+        return (self._departed.get(tenant, 0) if served is None else served) // self._grain_us
 
     def enter(self, tenant: str) -> None:
-        """One more request of the tenant is in the system.
+        """One more request of the tenant wants compute.
 
         One that returns starts a grain below the least-served active tenant, at most: its next prompt goes before those of
         tenants that have been served all the while, but it cannot save up more. (Linux's fair scheduler does the same for
@@ -58,7 +60,7 @@ class ServedCost:
         self._n_active[tenant] = self._n_active.get(tenant, 0) + 1
 
     def leave(self, tenant: str) -> None:
-        """One of the tenant's requests has left the system."""
+        """One of the tenant's requests wants no more, or none for now."""
         self._n_active[tenant] -= 1
         if self._n_active[tenant] == 0:
             served = self._departed[tenant] = self._served[tenant]

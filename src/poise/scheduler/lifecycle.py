@@ -2,6 +2,10 @@
 
 Enter, get a slot, lose it, stand still, go on, change class, advance, end: each is one method, so that queues, slots, tenants'
 counts and counters can only change together.
+
+A sequence stands still while an operator has paused it or its reader is behind. It then counts nowhere as work: not for its
+tenant's served cost and limit of running requests, not as decoding, not for the wait of others; and its slot is the first to be
+taken. It keeps its place in the order, because a place is what it would cost and when it arrived.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from poise.scheduler.request import (
     Event,
     Finished,
     FinishReason,
+    Hold,
     Preempted,
     PreemptionKind,
     RequestClass,
@@ -61,7 +66,8 @@ class Lifecycle:
         self.sequences[request.request_id] = sequence
         self._books.served[sequence.request_class].enter(request.tenant)
         self._books.tenants.enter(request.tenant, now_ns)
-        self._books.tenants.charge(request.tenant, request.n_prompt, now_ns)
+        if not request.readmitted:  # else its prompt was charged when it was accepted
+            self._books.tenants.charge(request.tenant, request.n_prompt, now_ns)
         self._queue(sequence).push(sequence)
         self.counters.accepted += 1
 
@@ -92,15 +98,11 @@ class Lifecycle:
     def preempt(self, sequence: Sequence, arrival: Sequence) -> None:
         """The sequence gives up its slot to `arrival`, which is queued. It goes on later, after that one has started."""
         request = sequence.request
-        n_before = sequence.n_computed
-        kind = self._placement.swap_out(sequence)
-        self._books.tenants.stop(request.tenant)
-        self.counters.preempted[kind] += 1
-        self.counters.recomputed_tokens += n_before - sequence.n_computed
-        self._events.append(Preempted(request.request_id, kind))
+        self._events.append(self._swap_out(sequence))
         if sequence.state is State.PAUSED:
             return  # it stands still as before, only elsewhere
         del self._books.running[sequence.request_class][request.request_id]
+        self._books.tenants.stop(request.tenant)
         sequence.n_preempted += 1
         sequence.away_ns = self.now_ns
         sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
@@ -117,13 +119,36 @@ class Lifecycle:
         """Returns why nothing changed, if so, and events."""
         match action:
             case Control.PAUSE:
-                return self._pause(sequence)
+                if sequence.paused:
+                    return "it is paused already", []
+                sequence.paused = True
+                return "", [self._stand_still(sequence, PreemptionKind.PAUSE)]
             case Control.RESUME:
-                return self._resume(sequence)
+                if not sequence.paused:
+                    return "it is not paused", []
+                sequence.paused = False
+                return "", self._go_on(sequence) if sequence.may_run else []
             case Control.DOWNGRADE:
                 if sequence.request_class is RequestClass.BACKGROUND:
                     return "it is background work already", []
                 return "", [self._downgrade(sequence, "operator")]
+
+    def hold(self, sequence: Sequence, level: Hold) -> list[Event]:
+        """Its reader is behind, or has caught up. What an operator said of it stands beside that."""
+        before, sequence.hold = sequence.hold, level
+        events: list[Event] = []
+        if level is Hold.RUN:
+            if before is not Hold.RUN and sequence.deadline_ns:
+                sequence.deadline_ns += self.now_ns - sequence.held_ns
+            if before is not Hold.RUN and sequence.may_run:
+                events += self._go_on(sequence)
+            return events
+        if before is Hold.RUN:
+            sequence.held_ns = self.now_ns
+            events.append(self._stand_still(sequence, PreemptionKind.STALL))
+        if level is Hold.SWAP and sequence.slot >= 0:
+            events.append(self._swap_out(sequence))
+        return events
 
     def advance(self, sequence: Sequence, chunk: Chunk, *, ended: bool, events: list[Event]) -> None:
         """A chunk of the sequence was computed; `ended` when the token that was sampled ends it."""
@@ -169,20 +194,20 @@ class Lifecycle:
             self._queue(sequence).remove(sequence)
         elif sequence.state is State.RUNNING:
             del self._books.running[sequence.request_class][request.request_id]
+            tenants.stop(request.tenant)
         else:
             del self.paused[request.request_id]
-        if sequence.slot >= 0:
-            tenants.stop(request.tenant)
         if not sequence.started:
             tenants.leave_queue(request.tenant)
         ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
         if ended_well and request.pins:
             self._placement.pin(sequence, request.pins)
         self._placement.retire(sequence, keep=not request.pins and reason is not FinishReason.FAILED)
+        if sequence.state is not State.PAUSED:
+            self._books.served[sequence.request_class].leave(request.tenant)
         sequence.to(State.FINISHED)
         if ended_well and not request.pins:
             self._waits.learn_output(request, sequence.n_output)
-        self._books.served[sequence.request_class].leave(request.tenant)
         tenants.leave(request.tenant)
         del self.sequences[request.request_id]
         self.counters.finished += 1
@@ -221,6 +246,11 @@ class Lifecycle:
             assert sequence.n_preempted <= books.policy.preemptions_max, f"{sequence} was preempted too often"
         assert all(s.state is State.RUNNING and s.slot >= 0 for s in running), "a running sequence without a slot"
         assert all(s.state is State.PAUSED for s in paused), "a paused sequence is not paused"
+        assert all((s.state is State.PAUSED) != s.may_run for s in self.sequences.values()), "a sequence stands in vain"
+        for request_class in RequestClass:
+            wanting = [s for s in running + queued if s.request_class is request_class]
+            active = {s.request.tenant for s in wanting}
+            assert active == books.served[request_class].tenants.keys(), f"{request_class}'s active tenants are others"
         counts = books.tenants.counts()
         assert {s.request.tenant for s in self.sequences.values()} <= counts.keys(), (
             "a live request's tenant is forgotten"
@@ -229,39 +259,55 @@ class Lifecycle:
             own = [s for s in self.sequences.values() if s.request.tenant == tenant]
             assert n_live == len(own), f"tenant {tenant}'s requests are miscounted"
             assert n_queued == sum(not s.started for s in own), f"tenant {tenant}'s queued requests are miscounted"
-            assert n_running == sum(s.slot >= 0 for s in own), f"tenant {tenant}'s running requests are miscounted"
+            n_really = sum(s.state is State.RUNNING for s in own)
+            assert n_running == n_really, f"tenant {tenant}'s running requests are miscounted"
 
     def _queue(self, sequence: Sequence) -> WaitingQueue:
         return self._books.queues[sequence.request_class, sequence.pool]
 
-    def _pause(self, sequence: Sequence) -> tuple[str, list[Event]]:
-        request_id = sequence.request.request_id
-        if sequence.state is State.PAUSED:
-            return "it is paused already", []
-        if sequence.is_queued:
-            self._queue(sequence).remove(sequence)
-        else:
-            del self._books.running[sequence.request_class][request_id]
-        sequence.to(State.PAUSED)
-        sequence.away_ns = self.now_ns
-        self.paused[request_id] = sequence
-        self.counters.preempted[PreemptionKind.PAUSE] += 1
-        return "", [Preempted(request_id, PreemptionKind.PAUSE)]
-
-    def _resume(self, sequence: Sequence) -> tuple[str, list[Event]]:
-        request_id = sequence.request.request_id
+    def _stand_still(self, sequence: Sequence, kind: PreemptionKind) -> Preempted:
+        """From now on nothing is computed for it. Its cells stay where they are."""
+        request = sequence.request
         if sequence.state is not State.PAUSED:
-            return "it is not paused", []
-        del self.paused[request_id]
+            if sequence.is_queued:
+                self._queue(sequence).remove(sequence)
+            else:
+                del self._books.running[sequence.request_class][request.request_id]
+                self._books.tenants.stop(request.tenant)
+            self._books.served[sequence.request_class].leave(request.tenant)
+            sequence.to(State.PAUSED)
+            sequence.away_ns = self.now_ns
+            self.paused[request.request_id] = sequence
+        self.counters.preempted[kind] += 1
+        return Preempted(request.request_id, kind)
+
+    def _go_on(self, sequence: Sequence) -> list[Event]:
+        """Nothing keeps it any more: it goes on in its slot, if it still has one and its tenant may run one more, or queues."""
+        request, tenants = sequence.request, self._books.tenants
         events: list[Event] = []
+        if sequence.slot >= 0 and not tenants.may_run(request.tenant):
+            events.append(self._swap_out(sequence))
+        del self.paused[request.request_id]
+        self._books.served[sequence.request_class].enter(request.tenant)
         if sequence.slot >= 0:
             sequence.to(State.RUNNING)
-            self._books.running[sequence.request_class][request_id] = sequence
+            self._books.running[sequence.request_class][request.request_id] = sequence
+            tenants.start(request.tenant)
             self._resumed(sequence, events)
-        else:
-            sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
-            self._queue(sequence).push(sequence)
-        return "", events
+            return events
+        sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
+        if sequence.started and sequence.request_class is RequestClass.INTERACTIVE:
+            sequence.order_key = order_key(0.0, sequence.arrived_ns, self._books.policy.ageing)
+        self._queue(sequence).push(sequence)
+        return events
+
+    def _swap_out(self, sequence: Sequence) -> Preempted:
+        """Take its slot. Its cells go to the host store, or are dropped."""
+        n_before = sequence.n_computed
+        kind = self._placement.swap_out(sequence)
+        self.counters.preempted[kind] += 1
+        self.counters.recomputed_tokens += n_before - sequence.n_computed
+        return Preempted(sequence.request.request_id, kind)
 
     def _resumed(self, sequence: Sequence, events: list[Event]) -> None:
         self.counters.resumed += 1
@@ -280,8 +326,9 @@ class Lifecycle:
         if sequence.state is State.RUNNING:
             del books.running[old][request.request_id]
             books.running[new][request.request_id] = sequence
-        books.served[old].leave(request.tenant)
-        books.served[new].enter(request.tenant)
+        if sequence.state is not State.PAUSED:
+            books.served[old].leave(request.tenant)
+            books.served[new].enter(request.tenant)
         sequence.request_class = new
         if queued:
             self._queue(sequence).push(sequence)

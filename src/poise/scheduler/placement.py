@@ -18,6 +18,7 @@ from poise.scheduler.plan import (
     LoadSlot,
     MoveSlot,
     ReleaseSlot,
+    ScrubPool,
     StepResult,
     StoreSlot,
     TrimSlot,
@@ -143,6 +144,17 @@ class Placement:
             else:
                 self._drop(prefix.entry)
         return len(kept), sum(prefix.n_cells for prefix in kept)
+
+    def kept_bytes(self, tenant: str) -> int:
+        """Bytes that a tenant's kept prefixes take, in slots and in the host store."""
+        return sum(
+            self._policy.pools[p.pool].cell_bytes * p.n_cells if p.slot >= 0 else self.store[p.entry].n_bytes
+            for p in self.index.of_tenant(tenant)
+        )
+
+    def scrub(self) -> None:
+        """Have all cells overwritten that no slot holds, after what was decided so far."""
+        self._operations += [ScrubPool(name) for name in self.pools]
 
     def close_holes(self) -> None:
         """Rule R8."""

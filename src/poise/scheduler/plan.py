@@ -1,6 +1,6 @@
 """The scheduler's decision for one step, and what came of it.
 
-A plan holds KV operations, which are applied first and in order, then at most one batch per pool.
+A plan holds KV operations, which are applied first and in order, then at most one batch per pool, and one for each suspect.
 """
 
 from __future__ import annotations
@@ -100,7 +100,14 @@ class DropEntry:
     entry: int
 
 
-KvOperation = ReleaseSlot | MoveSlot | TrimSlot | CopySlot | StoreSlot | LoadSlot | DropEntry
+@dataclass(frozen=True, slots=True)
+class ScrubPool:
+    """Overwrite every cell of a pool that no slot holds. (Forgetting a cell leaves its contents until the next one comes.)"""
+
+    pool: str
+
+
+KvOperation = ReleaseSlot | MoveSlot | TrimSlot | CopySlot | StoreSlot | LoadSlot | DropEntry | ScrubPool
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,8 @@ R3 prompts           by class, then least-served tenant, then shortest remaining
 R4 leftovers         background decodes and its first prompt by served cost, then its prompts, with whatever is left
 R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
 R5 heavy             long prompts have their own pool and a bounded number of slots in it
+
+What a suspect computes is a batch of its own: if it breaks the engine, it is alone in that, and nobody else is blamed.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from poise.scheduler import admission
-from poise.scheduler.budget import CostModel, StepBudget
+from poise.scheduler.budget import BatchShape, CostModel, StepBudget
 from poise.scheduler.fairness import ServedCost
 from poise.scheduler.kv import KvPool
 from poise.scheduler.plan import Batch, Chunk
-from poise.scheduler.policy import LONG_POOL, SchedulerPolicy
+from poise.scheduler.policy import LONG_POOL, ClassPolicy, SchedulerPolicy
 from poise.scheduler.queues import WaitingQueue
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
@@ -40,6 +42,8 @@ class Books:
     tenants: TenantBooks
     running: dict[RequestClass, dict[int, Sequence]]
     """Per class, running sequences by request id, in order of their start."""
+    limits: dict[RequestClass, ClassPolicy]
+    """The classes' policies with as many queue places and slots as they may have now."""
     background_credit_us: float = 0.0
     """Compute owed to background work (positive) or had in advance (negative)."""
     heavy_saved_us: float = 0.0
@@ -73,12 +77,17 @@ class PlanningPass:
     target_us: int = field(init=False)
     _chunks: dict[str, dict[int, Chunk]] = field(init=False)
     _chosen: set[int] = field(init=False, default_factory=set)
+    _suspects: dict[int, None] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         policy = self.books.policy
         self.target_us = self._target_us()
         self.budget = StepBudget(self.books.models, self.target_us, policy.batch_tokens)
         self._chunks = {name: {} for name in policy.pools}
+        for running in self.books.running.values():
+            for sequence in running.values():
+                if sequence.is_suspect:
+                    self._set_apart(sequence)
 
     def _target_us(self) -> int:
         """The ITL target of the first class that decodes. With nobody's tokens to pace, only an arrival could be waiting."""
@@ -88,7 +97,7 @@ class PlanningPass:
         return self.books.policy.step_max_us
 
     def fill(self) -> tuple[Batch, ...]:
-        """Apply the rules and return at most one batch for each pool."""
+        """Apply the rules and return at most one batch for each pool, and one for each suspect."""
         books = self.books
         self._decode(books.running[RequestClass.INTERACTIVE].values())
         if books.background_credit_us > 0 and books.background_credit_us > self._patience_us():
@@ -101,6 +110,11 @@ class PlanningPass:
         if self.budget.left_us > 0 or nothing_else:
             self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
         return self._batches()
+
+    def _set_apart(self, sequence: Sequence) -> None:
+        """A suspect costs a call of its own."""
+        self._suspects[sequence.request.request_id] = None
+        self.budget.cap(self.budget.left_us - self.books.models[sequence.pool].fixed_us)
 
     def _keep_free_of_background(self) -> None:
         """The full ITL target is for interactive prompts. Background fills a step that chats wait for less far, so that its
@@ -197,6 +211,8 @@ class PlanningPass:
             if n_tokens == 0:
                 return
             if sequence.slot < 0:
+                if sequence.is_suspect:
+                    self._set_apart(sequence)
                 self.start(sequence)
                 assert sequence.n_computed == start, (
                     f"request {sequence.request.request_id} got other cells than foreseen"
@@ -220,7 +236,7 @@ class PlanningPass:
 
     def _first_waiting(self, request_class: RequestClass) -> Sequence | None:
         served = self.books.served[request_class]
-        limits = self.books.policy.classes[request_class]
+        limits = self.books.limits[request_class]
         best: Sequence | None = None
         for name, pool in self.books.pools.items():
             if not pool.may_take(request_class, admission.slots_max(name, limits)):
@@ -301,10 +317,21 @@ class PlanningPass:
     def _batches(self) -> tuple[Batch, ...]:
         batches = []
         for pool, chunks in self._chunks.items():
-            if chunks:
-                predicted = self.books.models[pool].predict_us(self.budget.shapes[pool])
-                batches.append(Batch(pool, tuple(chunks[slot] for slot in sorted(chunks)), int(predicted)))
+            ordered = [chunks[slot] for slot in sorted(chunks)]
+            apart = [[c] for c in ordered if c.request_id in self._suspects] if self._suspects else []
+            together = [c for c in ordered if c.request_id not in self._suspects] if apart else ordered
+            for group in (together, *apart):
+                if group:
+                    shape = _shape(group) if apart else self.budget.shapes[pool]
+                    batches.append(Batch(pool, tuple(group), int(self.books.models[pool].predict_us(shape))))
         return tuple(batches)
+
+
+def _shape(chunks: Iterable[Chunk]) -> BatchShape:
+    shape = BatchShape()
+    for chunk in chunks:
+        shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
+    return shape
 
 
 def batch_shares(chunks: tuple[Chunk, ...], model: CostModel) -> list[float]:

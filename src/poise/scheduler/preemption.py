@@ -4,7 +4,7 @@ The ladder, from the mildest rung: pause in place (the cells stay, nothing is co
 when the slot is needed, to the host store; drop and compute again where the store has no room or carrying would cost more.
 `placement` chooses between the last two by cost. Here it is decided whether somebody's slot is taken at all:
 
-    a paused sequence's        for anybody: it holds a slot and computes nothing
+    a paused sequence's        for anybody: it holds a slot and computes nothing (an operator paused it, or its reader is behind)
     background's               for interactive work that finds no free slot
     another tenant's           for interactive work of a tenant that was served less, by so much that it does not flutter: first
                                for its slot, and much later, where slots are free, for the compute that its stream takes
@@ -36,15 +36,17 @@ class Preemption:
         self._policy = policy
         self._served = served
 
-    def victim(self, pool: KvPool, arrival: Sequence, now_ns: int, *, finds_slot: bool) -> Sequence | None:
-        """Whose slot is taken now so that the arrival comes on; None: nobody's. `finds_slot`: there is a free one for it."""
-        if finds_slot or self._waits_for_compute(pool, arrival):
+    def victim(self, pool: KvPool, arrival: Sequence, now_ns: int, slots_max: int) -> Sequence | None:
+        """Whose slot is taken now so that the arrival comes on; None: nobody's. `slots_max`: slots that its class may have."""
+        if pool.may_take(arrival.request_class, slots_max) or self._waits_for_compute(pool, arrival):
             return self._worst(self._spenders(arrival, pool, now_ns))
-        # Where free slots are left it is the class that has as many as it may: then only its own can make room.
-        full = pool.n_free == 0
-        holders = [s for s in pool.holders.values() if full or s.request_class is arrival.request_class]
+        held = pool.held_by(arrival.request_class)
+        # Where its class has as many slots as it may, only its own can make room.
+        holders = [s for s in pool.holders.values() if held < slots_max or s.request_class is arrival.request_class]
         paused = self._worst(s for s in holders if s.state is State.PAUSED)
-        if paused is not None:
+        if (
+            paused is not None or held > slots_max
+        ):  # a limit that was lowered stops nobody: one slot would not be enough
             return paused
         background = [s for s in holders if s.request_class is RequestClass.BACKGROUND]
         if arrival.request_class is RequestClass.BACKGROUND:
@@ -104,10 +106,11 @@ class Preemption:
                 yield sequence
 
     def _others(self, arrival: Sequence, pool: KvPool) -> Iterator[Sequence]:
-        """What other tenants of the arrival's class have in the pool's slots and may lose."""
+        """What of other tenants of the arrival's class runs in the pool's slots and may lose its own."""
         for sequence in pool.holders.values():
             other = sequence.request.tenant != arrival.request.tenant
-            if other and sequence.request_class is arrival.request_class and self._may_lose(sequence):
+            same_class = sequence.request_class is arrival.request_class
+            if other and same_class and sequence.state is State.RUNNING and self._may_lose(sequence):
                 yield sequence
 
     def _is_behind(self, arrival: Sequence, sequence: Sequence, pool: KvPool, grains: int) -> bool:

@@ -78,8 +78,9 @@ class WaitingQueue:
         queued = list(self.queued())
         assert len(queued) == self.n_queued, "queued sequences miscounted"
         assert sum(not s.started for s in queued) == self.n_new, "new requests miscounted"
-        assert sum(s.request.n_prompt for s in queued) == self.prompt_tokens, "queued prompt tokens miscounted"
-        assert sum(s.request.max_output for s in queued) == self.output_tokens, "queued output tokens miscounted"
+        assert sum(s.request.n_known for s in queued) == self.prompt_tokens, "queued prompt tokens miscounted"
+        output_tokens = sum(s.request.max_output - s.request.n_output for s in queued)
+        assert output_tokens == self.output_tokens, "queued output tokens miscounted"
         assert sum(len(heap) for heap in self._heaps.values()) == self._n_entries, "entries miscounted"
         for tenant, heap in self._heaps.items():
             assert heap, f"tenant {tenant} has an empty heap"
@@ -105,8 +106,9 @@ class WaitingQueue:
     def _count(self, sequence: Sequence, change: int) -> None:
         self.n_queued += change
         self.n_new += change * (not sequence.started)
-        self.prompt_tokens += change * sequence.request.n_prompt
-        self.output_tokens += change * sequence.request.max_output
+        request = sequence.request
+        self.prompt_tokens += change * request.n_known
+        self.output_tokens += change * (request.max_output - request.n_output)
 
 
 def _is_live(entry: tuple[float, int, int, Sequence]) -> bool:

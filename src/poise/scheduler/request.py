@@ -63,6 +63,9 @@ class PreemptionKind(StrEnum):
     DROP = "drop"
     """The KV cells are given up; the tokens known so far are computed again later."""
 
+    STALL = "stall"
+    """As a pause, but because nobody reads what is generated; not a rung, a word for what happened."""
+
 
 class Control(StrEnum):
     """What an operator can do with a live request."""
@@ -72,8 +75,24 @@ class Control(StrEnum):
     DOWNGRADE = "downgrade"
 
 
+class Hold(StrEnum):
+    """What a request may do while its reader is behind; see `Scheduler.hold`."""
+
+    RUN = "run"
+    """All that it would: its reader keeps up."""
+
+    PAUSE = "pause"
+    """Nothing. Its cells stay in its slot as long as nobody needs that."""
+
+    SWAP = "swap"
+    """Nothing, and it gives up its slot at once."""
+
+
 BLOCK_TOKENS = 8
 """Tokens of one block of a prefix. A block's key stands for all tokens from the sequence's start to the block's end."""
+
+SUSPECT_TOKENS = 8
+"""Tokens that a suspect must give by itself before it is none any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +101,14 @@ class Request:
 
     n_prompt           at least 1
     max_output         the most tokens that may be generated, at least 1
-    blocks             keys of the prompt's whole blocks (BLOCK_TOKENS each), for finding a prefix that was computed before
+    blocks             keys of the known tokens' whole blocks (BLOCK_TOKENS each), for finding a prefix that was computed before
     template           a declared template that the prompt begins with ("": none), `template_cells` tokens long
     queue_timeout_us   how long it may wait for its first slot (0: for ever)
     pins               the template whose cells this request computes ("": it is an ordinary one), in the pool `pool`
+    n_output           output tokens that are known already, because another scheduler had it before; `max_output` counts them
+    readmitted         it was accepted before: queue bounds, tenants' limits and `queue_timeout_us` do not apply any more
+    suspect            it may be what broke an engine: what it computes is a batch of its own, until it has computed what it
+                       came with and SUSPECT_TOKENS more
     """
 
     request_id: int
@@ -99,10 +122,20 @@ class Request:
     queue_timeout_us: int = 0
     pins: str = ""
     pool: str = ""
+    n_output: int = 0
+    readmitted: bool = False
+    suspect: bool = False
 
     def __post_init__(self) -> None:
         assert self.n_prompt >= 1, f"request {self.request_id}: n_prompt = {self.n_prompt}"
-        assert self.max_output >= 1, f"request {self.request_id}: max_output = {self.max_output}"
+        assert 0 <= self.n_output < self.max_output, (
+            f"request {self.request_id}: {self.n_output} of max_output = {self.max_output} tokens are known"
+        )
+
+    @property
+    def n_known(self) -> int:
+        """Tokens that it comes with."""
+        return self.n_prompt + self.n_output
 
     @property
     def n_cells(self) -> int:
@@ -135,7 +168,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request got its first slot; `wait_us` is the time it spent queued, `n_cached` the prompt tokens it need not compute."""
+    """The request got its first slot; `wait_us` is the time it spent queued, `n_cached` the tokens it need not compute."""
 
     request_id: int
     pool: str
@@ -170,7 +203,7 @@ class Downgraded:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The one terminal event of an accepted request.
+    """The one terminal event of an accepted request. `n_output` counts what it came with, too.
 
     `served_us` is the measured compute charged to it; `n_recomputed` counts tokens computed again after drops.
     """

@@ -15,6 +15,7 @@ What a step does is in `planner`; who goes first in `queues` and `fairness`; wha
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 
 from poise.scheduler import admission
 from poise.scheduler.budget import BatchShape, CostModel
@@ -30,6 +31,7 @@ from poise.scheduler.request import (
     Control,
     Event,
     FinishReason,
+    Hold,
     Queued,
     Rejected,
     RejectReason,
@@ -59,6 +61,7 @@ class Scheduler:
             models=models,
             tenants=tenants,
             running={c: {} for c in RequestClass},
+            limits=dict(policy.classes),
         )
         self._waits = WaitEstimator(models)
         self._life = Lifecycle(self._books, self._placement, self._waits)
@@ -76,16 +79,20 @@ class Scheduler:
             most = admission.cells_max(self._policy.pools)
             return Rejected(request.request_id, RejectReason.TOO_LONG, request.n_cells, most)
         eta_us = self.wait_estimate_us(request.request_class)
-        if not request.pins and (refusal := self._refusal(request, eta_us, now_ns)) is not None:
-            return refusal
+        if not (request.pins or request.readmitted):
+            refusal = self._refusal(request, eta_us, now_ns)
+            if refusal is not None:
+                return refusal
         sequence = Sequence(request, pool, now_ns, 0.0, eta_us)
         n_cached = cached[pool]
         model = self._books.models[pool]
-        predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_prompt - n_cached)
-        sequence.order_key = order_key(predicted, now_ns, self._policy.ageing)
+        predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_known - n_cached)
+        # Who was here before comes before its tenant's new prompts, as who was preempted does.
+        sequence.order_key = order_key(0.0 if request.readmitted else predicted, now_ns, self._policy.ageing)
         self._life.enter(sequence, now_ns)
-        if request.queue_timeout_us:
-            heapq.heappush(self._deadlines, (now_ns + request.queue_timeout_us * 1000, request.request_id))
+        if request.queue_timeout_us and not request.readmitted:
+            sequence.deadline_ns = now_ns + request.queue_timeout_us * 1000
+            self._watch_deadline(sequence)
         return Queued(request.request_id, self._n_new(request.request_class), eta_us)
 
     def abort(self, request_id: int, now_ns: int) -> list[Event]:
@@ -95,13 +102,18 @@ class Scheduler:
         return [] if sequence is None else [self._life.finish(sequence, FinishReason.ABORTED)]
 
     def expire(self, now_ns: int) -> list[Event]:
-        """End the requests whose queue timeout has passed before they got a slot. Called before each plan."""
+        """End the requests whose queue timeout has passed before they got a slot. Called before each plan.
+
+        While its reader is behind, a request's time stands still.
+        """
         assert self._planned is None, "expire between plan and complete"
         events: list[Event] = []
         while self._deadlines and self._deadlines[0][0] <= now_ns:
-            _, request_id = heapq.heappop(self._deadlines)
+            when_ns, request_id = heapq.heappop(self._deadlines)
             sequence = self._life.sequences.get(request_id)
-            if sequence is not None and not sequence.started:
+            if sequence is None or sequence.started or sequence.hold is not Hold.RUN:
+                continue
+            if sequence.deadline_ns == when_ns:
                 events.append(self._life.finish(sequence, FinishReason.EXPIRED))
         return events
 
@@ -117,6 +129,45 @@ class Scheduler:
         self._life.now_ns = now_ns
         detail, events = self._life.control(sequence, action)
         return sequence.state.value, detail, events
+
+    def hold(self, request_id: int, level: Hold, now_ns: int) -> list[Event]:
+        """The reader of a request is behind, or has caught up. Unknown ids give no event.
+
+        It runs only when neither its reader nor an operator keeps it from it. Held, it keeps its place in the order, does not
+        expire, and counts nowhere as work; its slot goes to whoever needs one, or with SWAP at once.
+        """
+        assert self._planned is None, "hold between plan and complete"
+        sequence = self._life.sequences.get(request_id)
+        if sequence is None:
+            return []
+        self._life.now_ns = now_ns
+        events = self._life.hold(sequence, level)
+        if level is Hold.RUN and sequence.deadline_ns and not sequence.started:
+            self._watch_deadline(sequence)
+        return events
+
+    def adjust(self, queue_share: float, slots_share: float) -> None:
+        """From now on classes may use these shares of their `queue_max` and `slots_max`, at least 1 of each.
+
+        What is queued or runs beyond them stays.
+        """
+        assert self._planned is None, "adjust between plan and complete"
+        assert 0 < queue_share <= 1, f"a share of {queue_share}"
+        assert 0 < slots_share <= 1, f"a share of {slots_share}"
+        self._books.limits = {
+            c: replace(
+                limits, queue_max=_part(limits.queue_max, queue_share), slots_max=_part(limits.slots_max, slots_share)
+            )
+            for c, limits in self._policy.classes.items()
+        }
+
+    def erase(self, tenant: str) -> tuple[int, int, int]:
+        """As `forget`, and have every cell overwritten that nobody holds. Returns how many prefixes, cells and bytes go."""
+        assert self._planned is None, "erase between plan and complete"
+        n_bytes = self._placement.kept_bytes(tenant)
+        dropped = self._placement.forget(tenant)
+        self._placement.scrub()
+        return *dropped, n_bytes
 
     def forget(self, tenant: str) -> tuple[int, int]:
         """Drop every prefix kept for a tenant; returns how many, and their cells. Its live requests go on."""
@@ -221,10 +272,13 @@ class Scheduler:
         if (overdrawn_us := tenants.overdrawn_us(request.tenant, now_ns)) > 0:
             limit = self._policy.tenant(request.tenant).tokens_per_minute
             return Rejected(request_id, RejectReason.TENANT_RATE, request.n_prompt, limit, retry_after_us=overdrawn_us)
-        waiting, limit = self._n_new(request.request_class), self._policy.classes[request.request_class].queue_max
+        waiting, limit = self._n_new(request.request_class), self._books.limits[request.request_class].queue_max
         if waiting >= limit:
             return Rejected(request_id, RejectReason.QUEUE_FULL, waiting, limit, retry_after_us=eta_us)
         return None
+
+    def _watch_deadline(self, sequence: Sequence) -> None:
+        heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.request.request_id))
 
     def _n_new(self, request_class: RequestClass) -> int:
         return sum(queue.n_new for (owner, _), queue in self._books.queues.items() if owner is request_class)
@@ -249,14 +303,13 @@ class Scheduler:
         """
         books = self._books
         for name, pool in books.pools.items():
-            for request_class, limits in books.policy.classes.items():
+            for request_class, limits in books.limits.items():
                 if not books.queues[request_class, name].n_queued:
                     continue
                 arrival = books.first_waiting(request_class, name)
                 if arrival is None:
                     continue
-                finds_slot = pool.may_take(request_class, admission.slots_max(name, limits))
-                victim = self._preemption.victim(pool, arrival, now_ns, finds_slot=finds_slot)
+                victim = self._preemption.victim(pool, arrival, now_ns, admission.slots_max(name, limits))
                 if victim is not None:
                     self._life.preempt(victim, arrival)
                     break
@@ -295,3 +348,8 @@ class Scheduler:
         owed = background.min_share * total_us - background_us
         bound = float(background.itl_target_us)
         books.background_credit_us = min(4 * bound, max(-bound, books.background_credit_us + owed))
+
+
+def _part(limit: int, share: float) -> int:
+    """That share of a limit, and at least 1. (A share such as 0.29 of 100 must not come out as 28.)"""
+    return max(1, int(limit * share + 1e-9))

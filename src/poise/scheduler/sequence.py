@@ -11,7 +11,8 @@ Rule 3: the state says what may happen to a sequence, `slot` and `entry` say whe
 
     WAITING    queued, without cells: it is new, or its cells were dropped
     RUNNING    has a slot and may be given tokens in every step
-    PAUSED     stands still until an operator resumes it; its cells are in its slot, in the store, or nowhere
+    PAUSED     stands still: an operator paused it, or its reader is behind, or both. Its cells are in its slot, in the store,
+               or nowhere
     SWAPPED    queued again, its cells in the host store
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from poise.scheduler.request import Request, RequestClass
+from poise.scheduler.request import SUSPECT_TOKENS, Hold, Request, RequestClass
 
 
 class State(StrEnum):
@@ -74,10 +75,17 @@ class Sequence:
     """When it was preempted last."""
     n_pushes: int = 0
     """Times it was queued: tells its present place in a queue from older ones."""
+    paused: bool = False
+    """An operator has paused it."""
+    hold: Hold = Hold.RUN
+    held_ns: int = 0
+    """Since when its reader has been behind."""
+    deadline_ns: int = 0
+    """When it has waited too long for its first slot; 0: never."""
 
     def __post_init__(self) -> None:
         self.request_class = self.request.request_class
-        self.n_tokens = self.request.n_prompt
+        self.n_tokens = self.request.n_known
         self.blocks = list(self.request.blocks)
 
     def to(self, state: State) -> None:
@@ -87,6 +95,17 @@ class Sequence:
     @property
     def is_queued(self) -> bool:
         return self.state is State.WAITING or self.state is State.SWAPPED
+
+    @property
+    def may_run(self) -> bool:
+        """Neither an operator nor its reader keeps it from it."""
+        return not self.paused and self.hold is Hold.RUN
+
+    @property
+    def is_suspect(self) -> bool:
+        """What it computes is a batch of its own; see `Request.suspect`."""
+        request = self.request
+        return request.suspect and self.n_tokens < request.n_known + SUSPECT_TOKENS
 
     @property
     def n_output(self) -> int:

@@ -35,7 +35,7 @@ class TenantBooks:
         return self._policy.tenant(tenant).weight
 
     def may_run(self, tenant: str) -> bool:
-        """Whether one more of the tenant's requests may have a slot."""
+        """Whether one more of the tenant's requests may run."""
         books = self._tenants[tenant]
         return not books.policy.running_max or books.n_running < books.policy.running_max
 
@@ -78,11 +78,11 @@ class TenantBooks:
         self._tenants[tenant].n_queued -= 1
 
     def start(self, tenant: str) -> None:
-        """One of its sequences got a slot."""
+        """One of its sequences runs."""
         self._tenants[tenant].n_running += 1
 
     def stop(self, tenant: str) -> None:
-        """One of its sequences lost its slot."""
+        """One of its sequences lost its slot, or stands still in it."""
         self._tenants[tenant].n_running -= 1
 
     def tidy(self, now_ns: int) -> None:
@@ -95,7 +95,7 @@ class TenantBooks:
                 del self._tenants[tenant]
 
     def counts(self) -> dict[str, tuple[int, int, int]]:
-        """Tenant to (live requests, new ones queued, sequences in slots)."""
+        """Tenant to (live requests, new ones that have not started, running ones)."""
         return {tenant: (books.n_live, books.n_queued, books.n_running) for tenant, books in self._tenants.items()}
 
     def _fill(self, books: _Tenant, now_ns: int) -> None:

@@ -18,6 +18,7 @@ from poise.scheduler.plan import (
     LoadSlot,
     MoveSlot,
     ReleaseSlot,
+    ScrubPool,
     StepPlan,
     StepResult,
     StoreSlot,
@@ -141,6 +142,8 @@ class Mirror:
                 # An entry whose store failed in the same step is dropped in vain.
                 assert entry in self.entries or entry in unstored, f"{operation}: there is no such entry"
                 self.entries.pop(entry, None)
+            case ScrubPool():
+                pass  # What slots hold stays.
 
     def _take_over(self, pool: str, slot: int, cells: Cells, n_cells: int, request_id: int) -> None:
         """Cells of `cells.tenant` become part of a request's sequence."""

@@ -15,7 +15,7 @@ import msgspec
 from poise.engine.journal import Entry, JournalError, plain, read_journal
 from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
-from poise.scheduler.request import Control, Request
+from poise.scheduler.request import Control, Hold, Request
 from poise.scheduler.scheduler import Scheduler
 
 T = TypeVar("T")
@@ -38,6 +38,10 @@ def replay(lines: Iterable[str], watch: Callable[[int, Scheduler], None] | None 
         raise JournalError(
             f"the journal has let go of its first {dump.n_dropped} entries, so the scheduler's state is not known; "
             "record with a larger engine.journal_entries"
+        )
+    if dump.n_erased:
+        raise JournalError(
+            f"a tenant was erased: {dump.n_erased} entries of the journal do not say any more what the scheduler was asked"
         )
     if dump.policy is None:
         raise JournalError("the journal does not say which policy its scheduler had")
@@ -71,8 +75,14 @@ class _Replay:
                 scheduler.abort(request_id, now_ns)
             case "control", [int(request_id), str(action)]:
                 scheduler.control(request_id, Control(action), now_ns)
+            case "hold", [int(request_id), str(level)]:
+                scheduler.hold(request_id, Hold(level), now_ns)
+            case "adjust", [int() | float() as queue_share, int() | float() as slots_share]:
+                scheduler.adjust(queue_share, slots_share)
             case "forget", [str(tenant)]:
                 scheduler.forget(tenant)
+            case "erase", [str(tenant)]:  # of a tenant whose requests never were in the journal: else it is refused
+                scheduler.erase(tenant)
             case "retract", [str(template)]:
                 scheduler.retract(template)
             case "expire", [int(n_expired)]:

@@ -14,7 +14,17 @@ from zlib import crc32
 
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
+from poise.scheduler.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    ScrubPool,
+    StoreSlot,
+    TrimSlot,
+)
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Pace
@@ -101,8 +111,10 @@ class SimRunner:
         """The highest position in the slot, -1 when it is empty (as llama_memory_seq_pos_max)."""
         return len(self._cells[pool][slot]) - 1
 
-    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        self._open[request_id] = _Open(sampling)
+    def open(
+        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
+    ) -> None:
+        self._open[request_id] = _Open(sampling, len(output))
 
     def close(self, request_id: int) -> None:
         self._open.pop(request_id, None)
@@ -135,6 +147,8 @@ class SimRunner:
             case DropEntry(entry):
                 assert entry in self._entries, f"there is no entry {entry}"
                 self._entries.pop(entry).cells.clear()
+            case ScrubPool():
+                pass  # A released slot has no cells here.
         return 0
 
     def _store(self, operation: StoreSlot) -> int:
@@ -193,7 +207,7 @@ class SimRunner:
     def _sample(self, request_id: int, state: int) -> Sampled:
         opened = self._open[request_id]
         sampling = opened.sampling
-        draw = state if sampling.temperature == 0 else _mix(state, sampling.seed)
+        draw = state if sampling.temperature == 0 else _mix(_mix(state, sampling.seed), opened.n_output)
         may_end = not sampling.ignore_eos and opened.n_output >= sampling.min_output
         if may_end and self._end_rate and draw % self._end_rate == 0:
             token = END_TOKEN

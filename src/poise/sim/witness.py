@@ -36,7 +36,8 @@ class Reference:
         """The next token, None where the answer ends. Modifies the state."""
         draw = self.state
         if sampling.temperature != 0:
-            draw = crc32(sampling.seed.to_bytes(8, "little", signed=True), draw)
+            for part in (sampling.seed, self.n_output):
+                draw = crc32(part.to_bytes(8, "little", signed=True), draw)
         may_end = end_rate and not sampling.ignore_eos and self.n_output >= sampling.min_output
         if may_end and draw % end_rate == 0:
             return None

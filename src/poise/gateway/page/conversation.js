@@ -1,7 +1,7 @@
 // The conversation: its turns on the page, the request that is under way, and the scroll position.
 
 import { Answer } from "./answer.js";
-import { ApiError } from "./api.js";
+import { ApiError, cancel } from "./api.js";
 import { byId, el } from "./dom.js";
 import { current, openSettings } from "./settings.js";
 import { chat } from "./stream.js";
@@ -12,6 +12,7 @@ const SERVICE_TIERS = { interactive: "default", background: "flex" };
 export class Conversation {
   #turns = [];
   #abort = null;
+  #responseId = null;
   #following = true;
   #scroller = byId("scroller");
   #modelName;
@@ -53,6 +54,7 @@ export class Conversation {
   }
 
   stop() {
+    if (this.#abort && this.#responseId) cancel(this.#responseId);
     this.#abort?.abort();
   }
 
@@ -67,6 +69,7 @@ export class Conversation {
 
   async #run(turn) {
     const abort = (this.#abort = new AbortController());
+    this.#responseId = null;
     const answer = this.#place(turn);
     this.#onBusy(true);
     this.#follow();
@@ -95,7 +98,8 @@ export class Conversation {
     const request = this.#request(turn);
     let reason = "unknown";
     for await (const event of chat(request, signal)) {
-      if (event.waiting) announce(answer.wait(event.waiting));
+      if (event.id) this.#responseId = event.id;
+      else if (event.waiting) announce(answer.wait(event.waiting));
       else if (event.marks) this.#grow(answer, event);
       else if (event.finish) reason = event.finish;
       else if (event.usage) answer.usage(event.usage);

@@ -45,6 +45,7 @@ export class EventStreamParser {
 
 /**
  * Sends a chat request and yields, as they arrive:
+ *   {id}                          the response's id, first of all
  *   {waiting: {position, etaMs}}  while it is queued
  *   {text, marks}                 a piece of the answer, and what it made certain of its segments; either may be empty
  *   {finish}                      the finish reason
@@ -54,6 +55,8 @@ export class EventStreamParser {
 export async function* chat(request, signal) {
   const response = await send("/v1/chat/completions", { json: request, signal, headers: { Accept: "text/event-stream" } });
   if (!response.ok) throw await errorFrom(response);
+  const id = response.headers.get("X-Poise-Response-Id");
+  if (id) yield { id };
   let ended = false;
   for await (const item of readItems(response.body)) {
     if (item.data === "[DONE]") return;
