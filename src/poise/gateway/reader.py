@@ -223,9 +223,8 @@ class Reader(Follower):
         if ended:
             marks += segmenter.flush()
         if n_complete == 0 and segmenter.n_complete and not self._returns:
-            downgraded = self.record.choices[choice].downgraded
-            request_class = RequestClass.BACKGROUND if downgraded else self.record.origin.request_class
-            self._metrics.first_segment(request_class.value, time.perf_counter() - self.record.origin.arrived_s)
+            waited_s = time.perf_counter() - self.record.origin.arrived_s
+            self._metrics.first_segment(self.record.choices[choice].counts_as, waited_s)
         return marks
 
     def _close(self) -> bytes:
