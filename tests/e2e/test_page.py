@@ -107,6 +107,7 @@ def test_an_example_is_asked_by_a_click(server: ScriptedServer, visit: Visit) ->
     [
         ({"status": "loading", "progress": 0.42, "stage": "reading weights"}, "Loading 42 %", "reading weights"),
         ({"status": "restarting", "detail": "it was killed by SIGSEGV"}, "Restarting", "it was killed by SIGSEGV"),
+        ({"status": "draining", "level": "draining"}, "Stopping", "new messages are not taken"),
         ({"status": "failed", "detail": "no such file: a.gguf"}, "Failed", "needs its operator: no such file: a.gguf"),
     ],
 )
@@ -122,6 +123,14 @@ def test_health_says_why_it_is_not_ready(
     expect(me.page.locator("#notice")).to_contain_text(notice)
     server.documents["/health"] = READY
     expect(me.health).to_have_text("Ready")
+    expect(me.page.locator("#notice")).to_be_hidden()
+
+
+def test_a_level_that_is_not_normal_is_shown(server: ScriptedServer, visit: Visit) -> None:
+    """Beside the dot, while messages are taken as before."""
+    server.documents["/health"] = READY | {"level": "constrained"}
+    me = visit(server.url)
+    expect(me.health).to_have_text("Ready, constrained")
     expect(me.page.locator("#notice")).to_be_hidden()
 
 

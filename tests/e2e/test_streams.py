@@ -112,8 +112,7 @@ def test_a_cancel_frees_the_slot(streams_server: PoiseServer, where: str) -> Non
     with ThreadPoolExecutor(SLOTS + 1) as threads:
         blockers = [f"blocker-{where}-{i}" for i in range(SLOTS if where == "queued" else 0)]
         others = [threads.submit(post, streams_server, CHAT, body(stream=False), name) for name in blockers]
-        for name in blockers:
-            streams_server.eventually(lambda name=name: state(streams_server, name) == "running", "a slot is busy")
+        streams_server.eventually(lambda: all(state(streams_server, b) == "running" for b in blockers), "all are busy")
         name = f"mine-{where}"
         prompt = LONG_PROMPT if where == "prefill" else "Tell me a long story."
         payload = body(stream=False, messages=[{"role": "user", "content": prompt}])
@@ -180,14 +179,18 @@ def test_a_stuck_reader_is_paused_and_swapped_while_another_streams_on(streams_s
         head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(payload)}\r\n\r\n"
         stuck.sendall(head.encode() + payload)
 
-        def classes() -> Any:
-            return streams_server.get("/status")[1]["classes"]["interactive"]
+        def mine() -> Any:
+            """The one that has not ended."""
+            return next((row for row in streams_server.get("/v1/requests")[1]["data"] if row["state"] != "ended"), None)
+
+        def slots_held() -> int:
+            return sum(pool["slots_held"] for pool in streams_server.get("/status")[1]["pools"])
 
         streams_server.eventually(lambda: "poise_readers_stalled 1.0" in streams_server.get("/metrics")[1], "it stalls")
-        streams_server.eventually(lambda: classes()["swapped"] == 1, "its slot is given up")
+        streams_server.eventually(lambda: mine()["state"] == "swapped" and not slots_held(), "its slot is given up")
         beside = post(streams_server, CHAT, body(stream=False, max_tokens=40))
         assert beside["usage"]["completion_tokens"] == 40
-        (row,) = [row for row in streams_server.get("/v1/requests")[1]["data"] if row["state"] != "ended"]
+        row = mine()
         told = streams_server.get(f"/v1/requests/{row['id']}")[1]
         assert told["state"] == "swapped"
         assert {"stall", "swap"} <= {moment["what"] for moment in told["timeline"]}

@@ -18,8 +18,10 @@ from starlette.types import Message
 
 from poise.config import Settings
 from poise.gateway.app import create_app
+from poise.gateway.blame import Death
 from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
+from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.text import TextModel
 from poise.scheduler.request import Control, RequestClass
 from poise.wire.messages import (
@@ -94,6 +96,7 @@ class Submission:
     template: str = ""
     queue_timeout_ms: int = 0
     n_output: int = 0
+    label: str = ""
 
     def accept(self, position: int = 1, eta_us: int = 0) -> None:
         self.handle.put(Accepted(self.handle.request_id, position, eta_us))
@@ -139,7 +142,15 @@ class FakeEngine:
         self.control_answers: dict[int, tuple[str, str]] = {}
         """State and refusal by request id; others are done as told."""
         self.forgotten: list[str] = []
+        self.queued: dict[str, int] = {}
+        """Requests of each class that have not begun."""
         self.held: list[tuple[int, str]] = []
+        self.adjusted: list[tuple[float, float]] = []
+        self.settings: Settings | None = None
+        """What the next engine is to be started with."""
+        self.replaced: list[str] = []
+        self.listeners: list[Callable[[Death], None]] = []
+        self.reports: list[QuarantineReport] = []
         self._changed = asyncio.Event()
 
     def submit(
@@ -152,11 +163,14 @@ class FakeEngine:
         sampling: SamplingParams,
         template: str = "",
         queue_timeout_ms: int = 0,
+        label: str = "",
     ) -> RequestHandle:
         if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
             raise EngineUnavailable("the engine is restarting", 2.5)
         handle = RequestHandle(len(self.submissions) + 1, self._abort)
-        submission = Submission(handle, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms)
+        submission = Submission(
+            handle, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms, label=label
+        )
         self.submissions.append(submission)
         self._note()
         if self.script is not None:
@@ -184,6 +198,33 @@ class FakeEngine:
     async def journal(self) -> list[str]:
         self._check_ready()
         return ['{"step":1}', '{"step":2}']
+
+    @property
+    def n_live(self) -> int:
+        return sum(not submission.handle.done for submission in self.submissions)
+
+    def n_queued(self, request_class: RequestClass) -> int:
+        return self.queued.get(request_class.value, 0)
+
+    def adjust(self, queue_share: float, slots_share: float) -> None:
+        self.adjusted.append((queue_share, slots_share))
+
+    def use(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def restart(self, why: str) -> None:
+        self.replaced.append(why)
+
+    def on_death(self, listener: Callable[[Death], None]) -> None:
+        self.listeners.append(listener)
+
+    def end_all(self, reason: str, detail: str) -> None:
+        for submission in self.submissions:
+            if not submission.handle.done:
+                submission.finish(reason, detail)
+
+    def quarantined(self) -> list[QuarantineReport]:
+        return self.reports
 
     def _check_ready(self) -> None:
         if self.state.phase is not EnginePhase.READY:
@@ -311,6 +352,12 @@ class Reply:
     @property
     def chunks(self) -> list[dict[str, Any]]:
         return [json.loads(event) for event in self.events if event != "[DONE]"]
+
+    @property
+    def text(self) -> str:
+        """What a chat's stream said."""
+        choices = [choice for chunk in self.chunks for choice in chunk.get("choices", ())]
+        return "".join(choice["delta"].get("content", "") for choice in choices)
 
 
 @dataclass

@@ -9,7 +9,9 @@ from fastapi import FastAPI
 
 from poise.config import Settings
 from poise.gateway.engine_client import EnginePhase
+from poise.gateway.quarantine import QuarantineReport, utc
 from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList
+from poise.gateway.schemas_quarantine import QuarantineList
 from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body
 
 CHAT = "/v1/chat/completions"
@@ -162,6 +164,7 @@ ENDPOINTS = [
     ("POST", "/admin/requests/x/pause"),
     ("DELETE", "/admin/tenants/x/cache"),
     ("GET", "/admin/journal"),
+    ("GET", "/admin/quarantine"),
 ]
 
 
@@ -193,6 +196,25 @@ async def test_without_an_engine_it_is_503() -> None:
     assert [listed["id"] for listed in await live(app)] == [row["id"]]
     asked.disconnect()
     await asked.ended()
+
+
+async def test_the_quarantine_is_listed() -> None:
+    """Sizes, times and how the engines ended; also without an engine, when it is wanted most."""
+    engine = FakeEngine()
+    engine.reports = [QuarantineReport("req-1", 17, "t", "interactive", 812, 40, 2, "SIGSEGV", utc(0), utc(1))]
+    engine.state.phase = EnginePhase.RESTARTING
+    reply = await ask(make_app(engine), "GET", "/admin/quarantine")
+    QuarantineList.model_validate_json(reply.body)
+    (report,) = reply.json()["data"]
+    assert (report["request_id"], report["class"], report["deaths"]) == ("req-1", "interactive", 2)
+    assert report["accepted_at"] == "1970-01-01T00:00:00.000Z"
+
+
+async def test_a_request_is_reported_under_the_id_that_its_client_knows() -> None:
+    """The engine is given the X-Request-Id as its label."""
+    engine = FakeEngine(lambda s: s.finish())
+    await ask(make_app(engine), "POST", CHAT, chat_body(), headers={"x-request-id": "mine-1"})
+    assert engine.submissions[0].label == "mine-1"
 
 
 async def test_a_full_server_can_be_acted_on() -> None:

@@ -173,19 +173,6 @@ async def test_a_detached_request_is_not_held_by_who_has_left() -> None:
         assert not engine.aborted
 
 
-async def test_a_new_engine_is_told_of_the_reader() -> None:
-    """A request that was recovered is held again."""
-    engine, made = FakeEngine(), settings()
-    app = make_app(engine, made)
-    async with served(app, made) as port:
-        client, request, _ = await stuck(port, engine)
-        request.change("lost")
-        request.change("recover")
-        assert engine.held == [(1, "pause"), (1, "pause")]
-        client.close()
-        assert await engine.aborts(1) == [1]
-
-
 async def test_stuck_readers_cost_little_memory() -> None:
     """What a client has not taken stays with the record: unsent bytes are bounded however much is generated."""
     engine, made = FakeEngine(), settings()

@@ -23,6 +23,7 @@ ENDPOINTS = {
     "/metrics": {"200"},
     "/admin/journal": {"200", "401", "403", "503"},
     "/admin/requests": {"200", "401", "403"},
+    "/admin/quarantine": {"200", "401", "403"},
     "/admin/requests/{request_id}/pause": {"200", "401", "403", "404", "409", "503"},
     "/admin/requests/{request_id}/resume": {"200", "401", "403", "404", "409", "503"},
     "/admin/requests/{request_id}/downgrade": {"200", "401", "403", "404", "409", "503"},

@@ -360,8 +360,8 @@ async def test_a_summary_is_cancelled_with_its_request() -> None:
     )
     app = make_app(engine, settings)
     turns = [{"role": role, "content": "q" * 30} for _ in range(8) for role in ("user", "assistant")]
-    body = {"model": "toy", "messages": [*turns, {"role": "user", "content": "now"}], "context_policy": "summarize"}
-    body |= {"max_tokens": 50, "stream": True}
+    body: dict[str, Any] = {"model": "toy", "messages": [*turns, {"role": "user", "content": "now"}]}
+    body |= {"context_policy": "summarize", "max_tokens": 50, "stream": True}
     asked = exchange(app, "POST", CHAT, body, headers={"x-request-id": "mine"}).open()
     (await engine.submitted()).accept()
     told = await report(app, "mine")

@@ -100,6 +100,7 @@ def ceilings() -> Iterator[Ceiling]:
         yield Ceiling(f"classes.{name}.max_prompt_tokens", "pools.long.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.max_prompt_tokens", context, strict=True, unless_0=True)
         yield Ceiling(f"classes.{name}.default_output_tokens", context, strict=True, unless_0=True)
+    yield Ceiling("levels.busy_queue_share", "levels.constrained_queue_share", lifts=True)
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
     yield Ceiling("store.prefix_min_tokens", "pools.long.slot_tokens", strict=True)
 
@@ -144,7 +145,7 @@ def _complete_entries(draft: Draft) -> Iterator[str]:
 
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
     key, by = ceiling.key, ceiling.by
-    most = max(1, draft.values[by] - ceiling.strict)
+    most = max(1, draft.values[by] - 1) if ceiling.strict else draft.values[by]
     if draft.is_suspect(key, by) or (ceiling.unless_0 and draft.values[by] == 0):
         return
     if draft.values[key] <= most:

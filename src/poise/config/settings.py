@@ -75,6 +75,8 @@ class ServerSettings(Section):
     """Open requests at once; more are answered with 503."""
     max_choices: Annotated[int, Field(ge=1, le=128)] = 8
     """Largest `n` of a request."""
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """Time that running requests have to end when the server is asked to stop."""
 
 
 class ModelSettings(Section):
@@ -82,6 +84,14 @@ class ModelSettings(Section):
     """GGUF file. Empty: the default model, SmolLM2-135M-Instruct."""
     name: str = ""
     """Name the API gives the model. Empty: the file's name."""
+    weights: Literal["auto", "as-is"] = "auto"
+    """auto: on a CPU, the weights in the format that it computes fastest, if a check finds them as good as the file's."""
+    weights_perplexity_max: Annotated[float, Field(ge=1.0, le=10.0)] = 1.03
+    """Most that other weights may have of the file's perplexity."""
+    weights_kl_max: Annotated[float, Field(ge=0.0, le=10.0)] = 0.02
+    """Most that the predictions of other weights may diverge from the file's: mean KL divergence, in nats."""
+    weights_check_s: Annotated[float, Field(ge=1.0, le=3600.0)] = 180.0
+    """Longest time that the check may take, at the first start with a model; where it needs more, the file is served as it is."""
 
 
 class EngineSettings(Section):
@@ -98,7 +108,11 @@ class EngineSettings(Section):
     journal_entries: Annotated[int, Field(ge=64, le=100_000)] = 4096
     """Entries that the flight recorder keeps, about three for each step. Only a journal with its beginning can be replayed."""
     restart_delay_max_s: Annotated[float, Field(ge=0.1, le=3600)] = 30.0
-    """Longest pause before a crashed engine is started again; it doubles from 0.5 s."""
+    """Longest pause before a crashed engine is started again. The first is none, then it doubles from 0.5 s."""
+    recoveries_max: Annotated[int, Field(ge=0, le=1000)] = 5
+    """Engines that a request may lose and go on with another; 0: every loss ends it."""
+    watchdog_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0
+    """An engine that is busy with one step, or leaves its messages alone, for longer is taken to hang and replaced."""
     memory_reserve_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
     """Memory that must stay free after loading; a model that would leave less is refused."""
 
@@ -220,6 +234,33 @@ class SchedulerSettings(Section):
     """Times a request may lose its slot; after that it is protected."""
 
 
+class LevelsSettings(Section):
+    """When the server is busy, constrained or degraded, and what it then holds back."""
+
+    busy_queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of a class's `queue_max` from which on the server is busy; background work may fill no more of its own queue then."""
+    busy_wait_s: Annotated[float, Field(gt=0.0, le=86_400)] = 10.0
+    """Estimated wait of interactive requests from which on the server is busy."""
+    constrained_queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Share of a class's `queue_max` from which on the server is constrained."""
+    memory_low_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 256
+    """The server is constrained when less memory than this is free; 0: it does not look."""
+    rss_max_mb: Annotated[int, Field(ge=0, le=1 << 24)] = 0
+    """The server is constrained when the engine's resident memory is above this; 0: no limit."""
+    calm_s: Annotated[float, Field(ge=1.0, le=3600)] = 10.0
+    """Time for which a condition must be over by a margin until its level is left."""
+    queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of each class's `queue_max` that may be used while the server is constrained."""
+    slots_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of each class's `slots_max` that may be used while the server is constrained."""
+    crashes_max: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Crashes within `crash_window_s` after which the engine gets the conservative fallback configuration."""
+    crash_window_s: Annotated[float, Field(ge=1.0, le=86_400)] = 300.0
+    """How far back crashes are counted."""
+    recover_s: Annotated[float, Field(ge=1.0, le=604_800)] = 900.0
+    """Time without a crash after which the normal configuration is tried again, at a moment without live requests."""
+
+
 class SamplingSettings(Section):
     """Defaults for what a request leaves out."""
 
@@ -272,6 +313,7 @@ class Settings(Section):
     streams: StreamsSettings = StreamsSettings()
     results: ResultsSettings = ResultsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    levels: LevelsSettings = LevelsSettings()
     sampling: SamplingSettings = SamplingSettings()
     auth: AuthSettings = AuthSettings()
     tenant_defaults: TenantSettings = TenantSettings()

@@ -54,6 +54,8 @@ class Execution:
         self.busy_ns = 0
         """Time inside the runner since start."""
         self.prompt_tokens = 0
+        self._unfilled: set[tuple[str, int]] = set()
+        """Slots that an operation of the present plan should have filled, and did not."""
 
     def carry_out(self, plan: StepPlan) -> tuple[StepResult, list[Sampled]]:
         """Everything a plan says, and what came of it. Sampled tokens that do not end their sequence are added to its tokens."""
@@ -61,6 +63,7 @@ class Execution:
         unstored: list[int] = []
         lost: list[int] = []
         carried_ns, carried_cells = 0, 0
+        self._unfilled.clear()
         if plan.operations:
             self._box.computing(plan.step, self._clock.now_ns(), _served(plan.operations))
         for operation in plan.operations:
@@ -84,19 +87,23 @@ class Execution:
     def _apply(
         self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]
     ) -> bool:
-        """Whether it was carried out."""
+        """Whether it was carried out. One that builds on an operation which failed in this plan fails as well."""
         missing = isinstance(operation, DropEntry | LoadSlot) and operation.entry in unstored
         try:
             if missing and isinstance(operation, DropEntry):
                 return False  # it was to be dropped in the step in which storing it failed
             if missing:
                 raise RunnerError("the entry could not be stored")
+            if isinstance(operation, StoreSlot) and (operation.pool, operation.slot) in self._unfilled:
+                raise RunnerError("the slot could not be filled")
             n_bytes = self._runner.apply(operation)
         except RunnerError:
             if isinstance(operation, StoreSlot):
                 unstored.append(operation.entry)
             elif isinstance(operation, LoadSlot | CopySlot | MoveSlot):
                 lost.append(operation.request_id)
+                slot = operation.slot if isinstance(operation, LoadSlot) else operation.target
+                self._unfilled.add((operation.pool, slot))
             else:
                 raise
             return False

@@ -57,6 +57,11 @@ class Admin:
         lines = await _asked(self._engine.journal())
         return Response("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
+    async def quarantine(self, request: Request) -> Response:
+        """Reports of requests that engines died computing: sizes and times, no text."""
+        self._tenants.check_admin(request)
+        return fresh_json({"data": [report.as_json() for report in self._engine.quarantined()]})
+
     async def _control(self, wanted: str, action: Control) -> Response:
         """On every choice of the request that has not ended. One that could be acted on makes it a success."""
         record = self._records.find_live(wanted)

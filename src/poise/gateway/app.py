@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,10 @@ from starlette.types import Scope
 
 from poise import __version__
 from poise.config import Settings
-from poise.gateway import schemas
+from poise.gateway import answer_schemas, schemas
 from poise.gateway.admin import Admin
 from poise.gateway.completions import MODEL_ALIAS, Completions
+from poise.gateway.degradation import Degradation, free_bytes
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
 from poise.gateway.health import Health, read_engine
@@ -37,10 +38,12 @@ from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
 from poise.gateway.records import Records
 from poise.gateway.requests import Requests
+from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 
 log = logging.getLogger(__name__)
@@ -61,16 +64,25 @@ def create_app(
     text: TextModel | None = None,
     lifespan: Lifespan | None = None,
     page_dir: Path = PAGE_DIR,
+    recovery: RecoveryMetrics | None = None,
+    free: Callable[[], int] = free_bytes,
 ) -> FastAPI:
-    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable."""
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
+
+    recovery   what is counted of lost engines, by who restarts them
+    free       memory that this process may still use
+    """
     slot = TextSlot(text)
-    metrics = GatewayMetrics(lambda: read_engine(engine))
+    metrics = GatewayMetrics(lambda: read_engine(engine), recovery)
+    degradation = Degradation(settings, engine, metrics.recovery, free)
     tenants = Tenants(settings.auth)
-    health = Health(engine, slot, tenants, metrics, model_name)
+    health = Health(engine, slot, tenants, metrics, degradation, model_name)
     templates = Templates(settings.templates)
     records = Records(settings.results)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
-    completions = Completions(settings, engine, slot, tenants, templates, metrics, records, model_name)
+    completions = Completions(
+        settings, engine, slot, tenants, templates, metrics, records, degradation.check, model_name
+    )
     app = FastAPI(
         title="poise",
         version=__version__,
@@ -78,10 +90,11 @@ def create_app(
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(health, records, lifespan),
+        lifespan=_lifespan([health.sample_forever, degradation.look_forever, records.purge_forever], lifespan),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
+    app.state.degradation = degradation
     app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
     if text is not None:
         app.state.declare_templates(text)
@@ -162,7 +175,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.chat,
         methods=["POST"],
         summary="Continue a conversation",
-        responses=schemas.generation(schemas.ChatCompletion),
+        responses=schemas.generation(answer_schemas.ChatCompletion),
         openapi_extra=schemas.request_body(parser.chat_schema(), completions.model_names),
     )
     app.add_api_route(
@@ -170,7 +183,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.complete,
         methods=["POST"],
         summary="Continue a text",
-        responses=schemas.generation(schemas.Completion),
+        responses=schemas.generation(answer_schemas.Completion),
         openapi_extra=schemas.request_body(parser.completion_schema(), completions.model_names),
     )
 
@@ -270,6 +283,12 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
         summary="List the live requests, without their text",
         responses=schemas.answer(schemas.LiveRequestList) | schemas.errors(401, 403),
     )
+    app.add_api_route(
+        "/admin/quarantine",
+        admin.quarantine,
+        summary="Requests that were ended because engines died computing them, without their text",
+        responses=schemas.answer(QuarantineList) | schemas.errors(401, 403),
+    )
     for action in Control:
         app.add_api_route(
             f"/admin/requests/{{request_id}}/{action.value}",
@@ -306,22 +325,21 @@ def _add_page(app: FastAPI, page_dir: Path) -> None:
         app.mount("/page", PageFiles(directory=page_dir))
 
 
-def _lifespan(health: Health, records: Records, inner: Lifespan | None) -> Lifespan:
+def _lifespan(work: Sequence[Callable[[], Coroutine[Any, Any, None]]], inner: Lifespan | None) -> Lifespan:
+    """`work` is done beside the requests, as long as there is an application."""
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             if inner is not None:
                 await stack.enter_async_context(inner(app))
-            chores = [
-                asyncio.create_task(health.sample_forever(), name="status-sampler"),
-                asyncio.create_task(records.purge_forever(), name="records-purge"),
-            ]
+            tasks = [asyncio.create_task(do(), name=do.__qualname__) for do in work]
             try:
                 yield
             finally:
-                for chore in chores:
-                    chore.cancel()
-                await asyncio.gather(*chores, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     return lifespan
 

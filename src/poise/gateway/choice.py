@@ -69,7 +69,7 @@ class Choice:
     def change(self, change: Change) -> None:
         if change.what == "downgrade":
             self.record.counts_as = RequestClass.BACKGROUND.value
-        elif change.what == "resume":
+        elif change.what in ("resume", "recover"):
             self.record.state = RUNNING if self.record.started else QUEUED
         else:
             self.record.state = _STATES.get(change.what, self.record.state)

@@ -73,6 +73,7 @@ class Completions:
         templates: Templates,
         metrics: GatewayMetrics,
         records: Records,
+        check_level: Callable[[RequestClass], None],
         model_name: str,
     ) -> None:
         self._settings = settings
@@ -81,6 +82,7 @@ class Completions:
         self._tenants = tenants
         self._metrics = metrics
         self._records = records
+        self._check_level = check_level
         self._model_name = model_name
         self._prompts = Prompts(settings, templates, metrics.long_system_prompt)
         self.model_names = [model_name, MODEL_ALIAS]
@@ -105,6 +107,7 @@ class Completions:
             request_class = options.request_class
             if options.model not in self.model_names:
                 raise model_not_found(options.model, self.model_names)
+            self._check_level(request_class)
             param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
             origin = Origin(
                 request_id_of(request.scope), tenant, request_class, param, arrived_s, options.queue_timeout_ms

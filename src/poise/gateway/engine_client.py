@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from poise.config import Settings
+from poise.gateway.blame import Death
+from poise.gateway.quarantine import QuarantineReport
 from poise.scheduler.request import Control, RequestClass
 from poise.wire.messages import (
     Accepted,
@@ -28,7 +31,11 @@ from poise.wire.messages import (
 )
 
 ENGINE_LOST = "engine_lost"
-"""Finish.reason given by the gateway to requests that were live when the engine died."""
+"""Finish.reason given by the gateway to requests that no engine could go on with."""
+QUARANTINED = "quarantined"
+"""Finish.reason given by the gateway to a request that engines died computing."""
+SERVER_STOPPING = "server_stopping"
+"""Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
 RequestEvent = Accepted | Refused | Waiting | Start | Change | Token | Finish
 
@@ -95,7 +102,8 @@ class RequestHandle:
     """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Waiting while it is
     queued, then Starts, Tokens and Changes, and exactly one Finish.
 
-    A Refused or a Finish is the last event. What comes before anybody listens is kept.
+    A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
+    between shows as a Change, "lost" and then "recover", and as nothing else.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
@@ -144,16 +152,18 @@ class EngineClient(Protocol):
         sampling: SamplingParams,
         template: str = "",
         queue_timeout_ms: int = 0,
+        label: str = "",
     ) -> RequestHandle:
         """Hand a request to the engine. Raises EngineUnavailable.
 
         template           one whose tokens the prompt begins with
         queue_timeout_ms   how long it may wait for its slot; 0: for ever
+        label              what reports call it: its X-Request-Id
         """
         ...
 
     def hold(self, request_id: int, level: str) -> None:
-        """The readers of a request are behind, or have caught up: `level` is "run", "pause" or "swap"."""
+        """The readers of a request are behind, or have caught up: `level` is "run", "pause" or "swap". Later engines are told."""
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
@@ -170,4 +180,37 @@ class EngineClient(Protocol):
 
     async def journal(self) -> list[str]:
         """The engine's flight recorder, JSON lines, oldest first. Raises EngineUnavailable."""
+        ...
+
+    @property
+    def n_live(self) -> int:
+        """Requests that have not ended."""
+        ...
+
+    def n_queued(self, request_class: RequestClass) -> int:
+        """Requests of a class that have not begun, to the last one, where the engine's status is a moment old."""
+        ...
+
+    def adjust(self, queue_share: float, slots_share: float) -> None:
+        """Allow only these shares of each class's queue and slots, this engine and later ones."""
+        ...
+
+    def use(self, settings: Settings) -> None:
+        """The settings that engines are started with from now on. The present one keeps its own."""
+        ...
+
+    def restart(self, why: str) -> None:
+        """Replace the engine by another one. Only while nothing is live."""
+        ...
+
+    def on_death(self, listener: Callable[[Death], None]) -> None:
+        """Be told of each engine that is lost, before the next one is started."""
+        ...
+
+    def end_all(self, reason: str, detail: str) -> None:
+        """End every live request with this Finish."""
+        ...
+
+    def quarantined(self) -> list[QuarantineReport]:
+        """Requests that were ended because engines died computing them, the newest hundred."""
         ...

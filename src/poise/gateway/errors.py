@@ -35,6 +35,7 @@ _TYPES = {
 }
 _SHOWN_CHARS = 60
 _RETRY_FAILED_S = 60.0
+_RETRY_STOPPED_S = 5.0
 
 
 class ApiError(Exception):
@@ -246,6 +247,42 @@ def engine_lost(retry_after_s: float) -> ApiError:
     headers = retry_after(retry_after_s)
     message = f"The engine was lost while it computed this request. Try again in about {headers['Retry-After']} s."
     return ApiError(503, "engine_lost", message, headers=headers)
+
+
+def request_quarantined() -> ApiError:
+    """It would only end the next engine, too, so no time to come back is told."""
+    message = (
+        "The engine died repeatedly while it computed this request alone, so the request was ended for good. Change it before "
+        "you send it again; the server's log has a report for its operator."
+    )
+    return ApiError(500, "request_quarantined", message)
+
+
+def server_stopping() -> ApiError:
+    message = (
+        "The server is stopping and had to end this request before it began. Send it again, to another server or later."
+    )
+    return ApiError(503, "server_stopping", message, headers=retry_after(_RETRY_STOPPED_S))
+
+
+def draining(seconds: float) -> ApiError:
+    """`seconds` is what is left of the time for draining; a server that is started again answers after it at the earliest."""
+    headers = retry_after(seconds)
+    message = (
+        "The server is stopping: it ends what it has begun and takes no new requests. Send this one to another server, or here "
+        f"in {headers['Retry-After']} s if it is started again."
+    )
+    return ApiError(503, "draining", message, headers=headers)
+
+
+def shed_background(level: str, why: str, retry_after_s: float) -> ApiError:
+    """Background work is refused first, so that people notice nothing."""
+    headers = retry_after(retry_after_s)
+    message = (
+        f"Background work is not taken now, the server is {level}: {why}. Try again in about {headers['Retry-After']} s, or use "
+        "another 'service_tier' if somebody waits for the answer."
+    )
+    return ApiError(429, "shed_background", message, headers=headers)
 
 
 def too_many_requests_open(limit: int) -> ApiError:

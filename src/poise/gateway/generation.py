@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from poise.gateway.choice import NOTHING, Choice
-from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestEvent, RequestHandle
+from poise.gateway.engine_client import (
+    ENGINE_LOST,
+    QUARANTINED,
+    SERVER_STOPPING,
+    EngineClient,
+    EngineUnavailable,
+    RequestEvent,
+    RequestHandle,
+)
 from poise.gateway.errors import (
     ApiError,
     engine_lost,
@@ -22,8 +30,10 @@ from poise.gateway.errors import (
     new_error_id,
     queue_timeout,
     refused,
+    request_quarantined,
+    server_stopping,
 )
-from poise.gateway.record import CANCELLED, LEFT, LEVELS, READER_TIMEOUT, RUNNING, End, Record
+from poise.gateway.record import CANCELLED, LEFT, READER_TIMEOUT, RUNNING, End, Record
 from poise.gateway.responses import TokenEntry
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
@@ -33,7 +43,7 @@ from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParam
 log = logging.getLogger(__name__)
 
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
-_TOLD_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED)
+_TOLD_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
 TOLD_WAIT_US = 500_000
 """A client whose request will wait at least this long in the queue is told so."""
 
@@ -126,6 +136,7 @@ class Generation:
             sampling=request.sampling,
             template=request.template,
             queue_timeout_ms=origin.queue_timeout_ms,
+            label=origin.request_id,
         )
 
     def _hear(self, choice: Choice, event: RequestEvent) -> None:
@@ -157,7 +168,7 @@ class Generation:
             if type(event) is Refused:
                 self.fail(refused(event, record.origin.request_class, record.origin.prompt_param))
                 return
-            if type(event) is Finish and event.reason == ENGINE_LOST:
+            if type(event) is Finish and event.reason in (ENGINE_LOST, SERVER_STOPPING, QUARANTINED):
                 self.fail(self._error(event))
                 return
             self._n_unheard -= 1
@@ -197,7 +208,7 @@ class Generation:
         text, entries = choice.push(token)
         record.append(choice.record.index, text, entries, now_s)
         if choice.stopped:
-            self._end(choice, FinishReason.STOP, FinishReason.STOP, "", NOTHING)
+            self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, "", NOTHING)
             self._abort(choice)
             self._close_if_all_ended()
 
@@ -235,26 +246,23 @@ class Generation:
         self._metrics.changed(record.origin.request_class, change.what)
         record.downgraded |= change.what == "downgrade"
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
-        if change.what == "recover" and record.held != LEVELS[0]:
-            self._engine.hold(choice.handle.request_id, record.held)  # the new engine knows of no reader
 
     def _finish(self, choice: Choice, finish: Finish) -> None:
-        if finish.reason in _GOOD_ENDS:
+        # What there is when the server must stop is an answer that was cut, and no failure.
+        cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
+        if cut or finish.reason in _GOOD_ENDS:
             choice.record.n_cached = finish.n_cached
             text, entries = choice.flush()
-            outcome = FinishReason(finish.reason)
-            self._end(choice, FinishReason.STOP if choice.stopped else outcome, outcome, text, entries)
+            reason = FinishReason.STOP.value if choice.stopped else finish.reason
+            self._end(choice, reason, finish.reason, text, entries)
             self._close_if_all_ended()
             return
         # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
         choice.record.outcome = str(finish.reason) if finish.reason in _TOLD_ENDS else ENGINE_LOST
         self.fail(self._error(finish))
 
-    def _end(
-        self, choice: Choice, reason: FinishReason, outcome: FinishReason, text: str, entries: Sequence[TokenEntry]
-    ) -> None:
-        end = End(len(self._record.texts), choice.record.index, reason.value, text, entries)
-        self._record.end_choice(end, outcome.value)
+    def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
+        self._record.end_choice(End(len(self._record.texts), choice.record.index, reason, text, entries), outcome)
 
     def _abort(self, choice: Choice) -> None:
         choice.aborted_s = time.perf_counter()
@@ -300,4 +308,8 @@ class Generation:
             status = self._engine.state.status
             figures = status.classes.get(origin.request_class) if status is not None else None
             return queue_timeout(origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0)
+        if finish.reason == QUARANTINED:
+            return request_quarantined()
+        if finish.reason == SERVER_STOPPING:
+            return server_stopping()
         return engine_lost(self._engine.state.retry_after_s)

@@ -203,9 +203,14 @@ class Reader(Follower):
         opening = b""
         if not self._opened[end.choice]:
             self._opened[end.choice] = True
-            at = _id(self._cursor, self._n_ends)
-            entries: list[TokenEntry] | None = [] if self.record.wants_logprobs else None
-            opening = self._formatter().text_event(at, end.choice, "", entries, first=True, usage=self._usage())
+            opening = self._formatter().text_event(
+                _id(self._cursor, self._n_ends),
+                end.choice,
+                "",
+                () if self.record.wants_logprobs else None,
+                first=True,
+                usage=self._usage(),
+            )
         self._n_ends += 1
         at = _id(self._cursor, self._n_ends)
         marks = self._marks(end.choice, end.text, ended=True)

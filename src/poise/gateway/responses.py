@@ -300,7 +300,7 @@ _CHANGES = {
     "resume": b"resumed",
     "downgrade": b"downgraded",
     "stall": b"stalled",
-    "lost": b"lost",
+    "lost": b"recovering",
     "recover": b"recovered",
 }
 
@@ -308,7 +308,8 @@ _CHANGES = {
 def change_comment(what: str, why: str, index: int | None) -> bytes:
     """Tells a stream what became of its place in the engine. `index`: of the choice, where there are several."""
     choice = b"" if index is None else b" choice=%d" % index
-    reason = b" why=%b" % why.encode() if why else b""
+    name = b"recomputed" if what == "recover" else b"why"
+    reason = b" %b=%b" % (name, why.encode()) if why else b""
     return b": %b%b%b\n\n" % (_CHANGES.get(what, what.encode()), choice, reason)
 
 

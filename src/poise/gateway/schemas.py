@@ -7,124 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from poise.gateway.answer_schemas import Closed, ErrorBody, ErrorDetail, TokenUsage
 from poise.gateway.fields import Schema
 from poise.gateway.segments import MARKS_SCHEMA
 
 Responses = dict[int | str, dict[str, Any]]
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ErrorDetail(Closed):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(Closed):
-    """Every answer that is not a result."""
-
-    error: ErrorDetail
-
-
-class PromptTokensDetails(Closed):
-    cached_tokens: int
-
-
-class TokenUsage(Closed):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class TokenLogprob(Closed):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprobs(TokenLogprob):
-    top_logprobs: list[TokenLogprob]
-
-
-class ChatLogprobs(Closed):
-    content: list[TokenLogprobs]
-    refusal: None
-
-
-class ChatMessage(Closed):
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-class ChatChoice(Closed):
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "cancelled"]
-
-
-class ContextNote(Closed):
-    """What was left out of a conversation, or summarized: only the fields of the policy that did it are there."""
-
-    policy: Literal["trim", "summarize"]
-    prompt_tokens: int
-    dropped_turns: int = 0
-    dropped_messages: int = 0
-    dropped_tokens: int = 0
-    summarized_turns: int = 0
-    summarized_messages: int = 0
-    summarized_tokens: int = 0
-    summary_tokens: int = 0
-    summary: str = ""
-    summary_usage: TokenUsage | None = None
-
-
-class Notes(Closed):
-    """How the answer was made, where it was not made of all that was sent."""
-
-    context: ContextNote
-
-
-class ResponseHeading(Closed):
-    id: str
-    created: int
-    model: str
-    service_tier: Literal["default", "priority", "flex"]
-    system_fingerprint: str
-    usage: TokenUsage
-
-
-class ChatCompletion(ResponseHeading):
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-    poise: Notes | None = None
-
-
-class CompletionLogprobs(Closed):
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class CompletionChoice(Closed):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length", "cancelled"]
-
-
-class Completion(ResponseHeading):
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice]
 
 
 class ModelCard(Closed):
@@ -152,8 +41,11 @@ class TemplateList(Closed):
     data: list[TemplateCard]
 
 
+LevelName = Literal["normal", "busy", "constrained", "degraded", "draining"]
+
+
 class HealthBody(Closed):
-    status: Literal["ok", "loading", "restarting", "failed", "stopped"]
+    status: Literal["ok", "loading", "restarting", "failed", "stopped", "draining"]
     live: bool
     ready: bool
     progress: float
@@ -161,6 +53,8 @@ class HealthBody(Closed):
     detail: str
     restarts: int
     model: str
+    level: LevelName
+    reasons: list[str]
 
 
 class LiveBody(Closed):
@@ -318,7 +212,10 @@ class StatusBody(Closed):
     stage: str
     detail: str
     restarts: int
+    level: LevelName
+    reasons: list[str]
     open_requests: int
+    live_choices: int
     classes: dict[str, ClassFigures]
     pools: list[PoolFigures]
     store: StoreFigures | None

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,17 +21,23 @@ from fastapi import FastAPI
 from poise.config import LoadedSettings, Settings
 from poise.gateway.app import create_app
 from poise.gateway.chat import ChatTemplate
-from poise.gateway.engine_client import EnginePhase, EngineState
+from poise.gateway.degradation import Degradation
+from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
 from poise.llama.fit import judge
 from poise.llama.library import EngineLibraryError
+from poise.llama.memory import available_bytes
 from poise.llama.model import Model, ModelError
+from poise.metrics.gateway import GatewayMetrics
 from poise.wire.messages import Ready
 
+log = logging.getLogger(__name__)
+
 CANNOT_START = 2
+DRAIN_POLL_S = 0.05
 SHUTDOWN_GRACE_S = 3
 
 
@@ -88,7 +95,12 @@ class _Service:
             model_name=self._model_name,
             text=text,
             lifespan=self._lifespan,
+            recovery=self._supervisor.metrics,
+            free=available_bytes,
         )
+        self._degradation: Degradation = app.state.degradation
+        self._metrics: GatewayMetrics = app.state.metrics
+        self._draining: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -118,8 +130,20 @@ class _Service:
             await self._supervisor.stop()
 
     def _stop(self) -> None:
-        """The first signal ends it gracefully, the second at once."""
-        self._server.force_exit = self._server.should_exit
+        """The first signal lets what runs come to its end, within its time; the second one ends everything at once."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        else:
+            self._server.force_exit = self._server.should_exit = True
+
+    async def _drain(self) -> None:
+        until_s = self._degradation.drain()
+        supervisor = self._supervisor
+        while (supervisor.n_live or self._metrics.n_open) and time.monotonic() < until_s:  # noqa: ASYNC110 - no events
+            await asyncio.sleep(DRAIN_POLL_S)
+        if supervisor.n_live:
+            log.warning("the time for draining is over: %d requests are ended", supervisor.n_live)
+            supervisor.end_all(SERVER_STOPPING, "the time for draining was over")
         self._server.should_exit = True
 
     async def _announce(self) -> None:
@@ -156,7 +180,8 @@ def _template(path: Path, vocabulary: Model) -> ChatTemplate:
 
 def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
     """What was loaded, the limits of each class, and a line to try."""
-    lines = [f"serving {model_name} ({ready.model_description}, {ready.model_bytes / 1e6:.0f} MB) on {url}", ""]
+    lines = [f"serving {model_name} ({ready.model_description}, {ready.model_bytes / 1e6:.0f} MB) on {url}"]
+    lines += [f"  {'weights':<12} {ready.weights}: {ready.weights_reason}", ""]
     for pool in ready.pools:
         flash = "on" if pool.flash_attention else "off"
         lines.append(

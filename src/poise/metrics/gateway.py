@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.streams import GAPS_S, WAITS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import RequestClass
@@ -25,7 +26,6 @@ NO_CLASS = "none"
 
 CHANGES = ("pause", "stall", "swap", "drop", "resume", "downgrade", "lost", "recover")
 
-
 RECENT_S = 60.0
 RATE_S = 5.0
 _RECENT_MAX = 4096
@@ -34,7 +34,8 @@ _RECENT_MAX = 4096
 class GatewayMetrics:
     """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
 
-    def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
+    def __init__(self, read_engine: Callable[[], EngineReading], recovery: RecoveryMetrics | None = None) -> None:
+        self.recovery = recovery or RecoveryMetrics()
         self.registry = registry = CollectorRegistry()
         self._ttft = ClassHistogram(
             registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", WAITS_S
@@ -67,7 +68,8 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled, reader_timeout, expired, engine_lost, failed.",
+            "Choices that ended, by outcome: stop, length, cancelled, reader_timeout, expired, engine_lost, quarantined, "
+            "server_stopping, failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -93,6 +95,7 @@ class GatewayMetrics:
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
         self.streams = StreamMetrics(registry)
         registry.register(EngineCollector(read_engine))
+        registry.register(self.recovery.registry)
 
     def exposition(self) -> bytes:
         """The Prometheus text format."""

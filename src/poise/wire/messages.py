@@ -151,6 +151,9 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     context_train: int
     pools: list[PoolInfo]
     pid: int
+    weights: str = "as-is"
+    """The format that the weights were converted to, or that they were not; and why."""
+    weights_reason: str = ""
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
