@@ -158,7 +158,9 @@ class Models:
         """Those that the caller may use."""
         tenant = self._tenants.identify(request)
         known = self._templates.of_tenant(tenant).items()
-        data = [{"name": name, "object": "template", "tokens": n_tokens} for name, n_tokens in known]
+        data = [
+            {"name": name, "object": "template", "tokens": info.n_tokens, "kept": info.kept} for name, info in known
+        ]
         return _json({"object": "list", "data": data})
 
     def _card(self) -> dict[str, Any]:

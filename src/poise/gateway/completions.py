@@ -174,7 +174,7 @@ class Completions:
         for ids in plan.ids:
             _check_ids(ids, text.vocab.n_tokens, plan.param)
         kind = ChatFormat if isinstance(parsed, ChatRequest) else CompletionFormat
-        shape = Shape(kind, heading, options.include_usage, options.continuous_usage)
+        shape = Shape(kind, heading, options.include_usage, options.continuous_usage, segments=options.segments)
         n_choices = options.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
         record = Record(origin, shape, n_choices, detached=detached)
         return Call(record, parsed, plan, self._prompts, self._engine, text, self._metrics, self._records)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from poise.gateway.answer_schemas import Closed, ErrorBody, ErrorDetail, TokenUsage
 from poise.gateway.fields import Schema
+from poise.gateway.segments import MARKS_SCHEMA
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -32,6 +33,7 @@ class TemplateCard(Closed):
     name: str
     object: Literal["template"]
     tokens: int | None
+    kept: bool
 
 
 class TemplateList(Closed):
@@ -270,9 +272,14 @@ def errors(*statuses: int) -> Responses:
     }
 
 
+_CHOICE: Schema = {"type": "object", "properties": {"segments": MARKS_SCHEMA}}
+_CHUNK: Schema = {"type": "object", "properties": {"choices": {"type": "array", "items": _CHOICE}}}
 _EVENT: Schema = {
     "type": "object",
-    "properties": {"id": {"type": "string"}, "data": {"type": "string"}},
+    "properties": {
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": _CHUNK},
+    },
     "required": ["data"],
 }
 _EVENTS: Schema = {
