@@ -97,8 +97,6 @@ class Segmenter:
         self._open: list[_Block] = []
         self._sentences = Sentences()
         self._marks: list[Mark] = []
-        self.n_complete = 0
-        """Segments that have ended."""
         self._begin_head()
 
     def push(self, text: str) -> list[Mark]:
@@ -119,7 +117,6 @@ class Segmenter:
 
     def _taken(self) -> list[Mark]:
         marks, self._marks = self._marks, []
-        self.n_complete += sum(mark.event == END for mark in marks)
         return marks
 
     def _run(self) -> None:
