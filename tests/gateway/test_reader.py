@@ -40,6 +40,11 @@ class Told:
     done: int = 0
     last: str = "0"
 
+    def all(self, events: list[tuple[str, str]]) -> Told:
+        for event_id, event in events:
+            self.hear(event_id, event)
+        return self
+
     def hear(self, at: str, data: str) -> None:
         self.last = at
         if data == "[DONE]":
