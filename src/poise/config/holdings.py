@@ -80,6 +80,14 @@ FILES = (
         ("llama/cachefile.py",),
     ),
     File(
+        "cache/weights/*",
+        "a model's weights in the format that this CPU computes fastest",
+        "no",
+        "you delete it; those of older versions go when new ones are made",
+        "the user that poise runs as",
+        ("llama/requantise.py",),
+    ),
+    File(
         "a file that you name",
         "results of `poise bench --json` and `poise sim`",
         "no",
