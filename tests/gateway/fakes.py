@@ -405,8 +405,9 @@ class Exchange:
         """The next part of a stream: a comment with its colon, or an event's data."""
         while not self.unread:
             body: bytes = (await self.message())["body"]
-            self.unread += body.decode().split("\n\n")[:-1]
-        return re.sub(r"^id: .*\ndata: ", "", self.unread.pop(0))
+            lines = body.decode().split("\n")
+            self.unread += [line.removeprefix("data: ") for line in lines if line.startswith((":", "data: "))]
+        return self.unread.pop(0)
 
     async def event(self) -> Any:
         """The next part of a stream, an event."""

@@ -119,6 +119,6 @@ async def test_the_field_is_described() -> None:
     document = (await ask(make_app(FakeEngine()), "GET", "/openapi.json")).json()
     for path in (CHAT, COMPLETIONS):
         content = document["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
-        chunk = content["schema"]["properties"]["data"]["contentSchema"]
+        chunk = content["schema"]["properties"]["data"]["anyOf"][1]["contentSchema"]
         mark = chunk["properties"]["choices"]["items"]["properties"]["segments"]["items"]
         assert set(mark["properties"]) == {"kind", "event", "offset", "level", "ordered", "language"}

@@ -278,7 +278,10 @@ _EVENT: Schema = {
     "type": "object",
     "properties": {
         "id": {"type": "string"},
-        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": _CHUNK},
+        "data": {
+            "type": "string",
+            "anyOf": [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": _CHUNK}],
+        },
     },
     "required": ["data"],
 }
