@@ -217,6 +217,28 @@ def weights(
 
 
 @app.command()
+def doctor(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    host: Host = None,
+    port: Port = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Check host, engine, model, settings, permissions, address, clock, disk and memory, and say what to do.
+
+    The status is 0 if `poise serve` can start, also with warnings, and 1 if not.
+    """
+    loaded = _load(config, assignments, _options(profile, model, host, port, None, None))
+    from poise.gateway.doctor import BAD_FOUND, examine, is_bad, to_json, to_text
+
+    findings = examine(loaded)
+    typer.echo(to_json(findings) if as_json else to_text(findings))
+    raise typer.Exit(BAD_FOUND if is_bad(findings) else 0)
+
+
+@app.command()
 def version() -> None:
     """Print the versions that a bug report needs."""
     import platform

@@ -1,0 +1,273 @@
+"""`poise doctor`: looks at everything that a start and a calm run depend on, and says what to do where something is wrong.
+
+Nothing is loaded, changed or left behind. What stops a start is bad (exit status 1); what makes the server slow, unsafe or
+short-lived is a warning. Every finding that is not good comes with its remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+import stat
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+
+from poise.config import LoadedSettings, Settings
+from poise.config.paths import audit_dir, cache_dir, keys_file, state_dir
+from poise.gateway.exposure import Exposed, check, tls_context
+from poise.gateway.keys import PEPPER_NAME, KeyRing, KeysError
+from poise.llama.fit import judge, planned_weights
+from poise.llama.gguf import ModelError
+from poise.llama.library import EngineLibraryError, load
+
+BAD_FOUND = 1
+RELEASED = datetime(2026, 1, 1, tzinfo=UTC)
+"""No clock that is right shows an earlier time."""
+DISK_FREE_MIN = 1 << 30
+"""Room for a journal, the audit log and requantised weights of a small model."""
+PRESSURE_MAX = 10.0
+"""Percent of the last minute in which somebody waited for memory."""
+LOAD_MAX = 0.5
+"""Busy programs for each core, besides a server that is not running yet."""
+SPARE_FILES = 64
+"""Open files besides connections: libraries, the engine's socket, logs."""
+SECRET_KEYS = ("auth.admin_key", "auth.keys.")
+ANSWER_S = 2.0
+
+
+class Grade(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of one subject. `remedy` is empty where nothing has to be done."""
+
+    subject: str
+    grade: Grade
+    text: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What is asked of the machine; tests give it other answers."""
+
+    proc: Path = Path("/proc")
+    cores: Callable[[], int] = lambda: len(os.sched_getaffinity(0))
+    load: Callable[[], float] = lambda: os.getloadavg()[0]
+    files_max: Callable[[], int] = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    free_disk: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
+    now_s: Callable[[], float] = time.time
+    folders: tuple[Path, ...] = field(default_factory=lambda: (cache_dir(), state_dir()))
+
+
+def examine(loaded: LoadedSettings, host: Host | None = None) -> list[Finding]:
+    """All findings, in the order in which a start would meet their subjects."""
+    host, settings = host or Host(), loaded.settings
+    looks: tuple[Callable[[], Iterable[Finding]], ...] = (
+        lambda: _host(host),
+        lambda: _clock(host),
+        _engine,
+        lambda: _model(loaded),
+        lambda: _secrets(loaded),
+        lambda: _keys(settings),
+        lambda: _address(settings),
+        lambda: _disk(settings, host),
+        lambda: _memory_pressure(host),
+        lambda: _open_files(settings, host),
+    )
+    return [finding for look in looks for finding in look()]
+
+
+def to_text(findings: list[Finding]) -> str:
+    """A line for each finding, its remedy under it, and the verdict."""
+    width = max(len(finding.subject) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.grade:<8} {finding.subject:<{width}}  {finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':<8} {'':<{width}}  do: {finding.remedy}")
+    counts = {grade: sum(finding.grade is grade for finding in findings) for grade in Grade}
+    n_bad = counts[Grade.BAD]
+    verdict = f"{n_bad} to mend before `poise serve` can start" if n_bad else "`poise serve` can start"
+    return "\n".join([*lines, "", f"{verdict}; {counts[Grade.WARNING]} warnings"])
+
+
+def to_json(findings: list[Finding]) -> str:
+    return json.dumps([{"subject": f.subject, "grade": f.grade, "text": f.text, "remedy": f.remedy} for f in findings])
+
+
+def is_bad(findings: list[Finding]) -> bool:
+    return any(finding.grade is Grade.BAD for finding in findings)
+
+
+def _host(host: Host) -> Iterator[Finding]:
+    if sys.platform == "linux":
+        yield Finding("system", Grade.OK, f"Linux, Python {sys.version.split()[0]}")
+    else:
+        yield Finding("system", Grade.WARNING, sys.platform, "use Linux: elsewhere slow readers are noticed late")
+    cores, busy = host.cores(), host.load()
+    text = f"{cores} cores for this process, load average {busy:.1f}"
+    if busy > LOAD_MAX * cores:
+        remedy = "end other busy programs, or leave them a core (engine.threads): compute threads wait for each other"
+        yield Finding("cores", Grade.WARNING, text, remedy)
+    else:
+        yield Finding("cores", Grade.OK, text)
+
+
+def _clock(host: Host) -> Iterator[Finding]:
+    now = datetime.fromtimestamp(host.now_s(), UTC)
+    if now < RELEASED:
+        remedy = "set the clock (timedatectl set-ntp true): keys expire and audit entries are dated by it"
+        yield Finding("clock", Grade.WARNING, f"{now:%Y-%m-%d %H:%M} UTC cannot be right", remedy)
+    else:
+        yield Finding("clock", Grade.OK, f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def _engine() -> Iterator[Finding]:
+    try:
+        library = load()
+    except EngineLibraryError as error:
+        yield Finding("engine", Grade.BAD, str(error), "make engine, or make engine-rebuild on another CPU")
+    else:
+        yield Finding("engine", Grade.OK, f"llama.cpp {library.version().decode()}, its structures are as expected")
+
+
+def _model(loaded: LoadedSettings) -> Iterator[Finding]:
+    try:
+        fit = judge(loaded)
+        weights = planned_weights(fit.path, loaded.settings)
+    except (ModelError, EngineLibraryError) as error:
+        yield Finding("model", Grade.BAD, str(error), "name a usable file with --model, or run `make model`")
+        return
+    yield Finding("model", Grade.OK, f"{fit.path}; weights {weights.name}: {weights.reason}")
+    need, available = fit.need.total >> 20, fit.available >> 20
+    if fit.fits:
+        yield Finding("memory", Grade.OK, f"needs {need} MiB, and {available} MiB is available")
+    else:
+        yield Finding("memory", Grade.BAD, f"needs {need} MiB, and {available} MiB is available", fit.remedy)
+
+
+def _secrets(loaded: LoadedSettings) -> Iterator[Finding]:
+    """Files that hold keys in clear, as poise.toml does, are nobody else's to read."""
+    files = {
+        origin.removeprefix("file ")
+        for key, origin in loaded.origins.items()
+        if origin.startswith("file ") and key.startswith(SECRET_KEYS)
+    }
+    for name in sorted(files):
+        yield from _private(Path(name), "it has API keys in it")
+
+
+def _keys(settings: Settings) -> Iterator[Finding]:
+    path = keys_file(settings.auth)
+    try:
+        ring = KeyRing(path)
+    except KeysError as error:
+        yield Finding(
+            "keys", Grade.BAD, str(error), "restore the file and its pepper, or move it away and make new keys"
+        )
+        return
+    n_keys = len(settings.auth.keys) + sum(not key.admin for key in ring.valid())
+    yield Finding("keys", Grade.OK, f"{n_keys} valid keys of tenants")
+    for file in (path, path.with_name(PEPPER_NAME)):
+        if file.exists():
+            yield from _private(file, "it is a secret")
+    try:
+        tls_context(settings.server)
+        check(settings, settings.server.host, n_keys=n_keys)
+    except Exposed as error:
+        yield Finding("exposure", Grade.BAD, str(error), "set what the line says")
+
+
+def _private(path: Path, why: str) -> Iterator[Finding]:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        yield Finding("permissions", Grade.WARNING, f"{path} has mode {mode:04o}, and {why}", f"chmod 600 {path}")
+    else:
+        yield Finding("permissions", Grade.OK, f"{path} is yours only")
+
+
+def _address(settings: Settings) -> Iterator[Finding]:
+    host, port = settings.server.host, settings.server.port
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if _answers(host, port):
+            yield Finding(
+                "address", Grade.BAD, f"a poise server answers on {host}:{port}", "stop it, or take another --port"
+            )
+        else:
+            remedy = "another --port, or an address of this machine for --host"
+            yield Finding("address", Grade.BAD, f"{host}:{port} cannot be used: {error.strerror}", remedy)
+    else:
+        yield Finding("address", Grade.OK, f"{host}:{port or 'any port'} is free")
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether it is one of ours that has the port."""
+    place = f"[{host}]" if ":" in host else host
+    try:
+        with urllib.request.urlopen(f"http://{place}:{port}/health/live", timeout=ANSWER_S) as response:
+            return json.load(response) == {"status": "ok", "live": True}
+    except (OSError, ValueError, urllib.error.URLError):
+        return False
+
+
+def _disk(settings: Settings, host: Host) -> Iterator[Finding]:
+    folders = [*host.folders, *([audit_dir(settings.audit)] if settings.audit.enabled else [])]
+    for folder in dict.fromkeys(folders):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not os.access(there, os.W_OK):
+            remedy = f"chown or chmod {there}, or set XDG_CACHE_HOME and XDG_STATE_HOME"
+            yield Finding("disk", Grade.WARNING, f"{folder} cannot be written: every start measures again", remedy)
+        elif (free := host.free_disk(there)) < DISK_FREE_MIN:
+            remedy = (
+                f"make room: less than {DISK_FREE_MIN >> 20} MiB is left for measurements, weights, journals and logs"
+            )
+            yield Finding("disk", Grade.WARNING, f"{folder}: {free >> 20} MiB free", remedy)
+        else:
+            yield Finding("disk", Grade.OK, f"{folder}: {free >> 20} MiB free")
+
+
+def _memory_pressure(host: Host) -> Iterator[Finding]:
+    """The kernel's own measure of waiting for memory (pressure stall information), where it tells it."""
+    try:
+        first = (host.proc / "pressure" / "memory").read_text().splitlines()[0]
+        share = float(dict(part.split("=") for part in first.split()[1:])["avg60"])
+    except (OSError, ValueError, KeyError, IndexError):
+        return
+    text = f"programs waited for memory in {share:g} % of the last minute"
+    if share > PRESSURE_MAX:
+        remedy = (
+            "end other programs, or lower pools.*.slots and store.budget_mb (`poise fit` shows what takes how much)"
+        )
+        yield Finding("pressure", Grade.WARNING, text, remedy)
+    else:
+        yield Finding("pressure", Grade.OK, text)
+
+
+def _open_files(settings: Settings, host: Host) -> Iterator[Finding]:
+    most, needed = host.files_max(), settings.server.max_connections + SPARE_FILES
+    text = f"{most} files may be open, and server.max_connections = {settings.server.max_connections}"
+    if most != resource.RLIM_INFINITY and most < needed:
+        remedy = f"ulimit -n {needed}, or server.max_connections = {max(1, most - SPARE_FILES)}"
+        yield Finding("open files", Grade.WARNING, text, remedy)
+    else:
+        yield Finding("open files", Grade.OK, text)

@@ -1,0 +1,119 @@
+"""`poise doctor`: each thing that can be wrong is found, told with its numbers, and comes with a remedy."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poise.config import LoadedSettings, load
+from poise.gateway.doctor import Finding, Grade, Host, examine, is_bad, to_json, to_text
+from tests.llama.gguf_files import write_gguf
+
+PRESSURE = "some avg10=1.00 avg60={} avg300=0.10 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedSettings:
+    """The defaults with a small model, on a free port, in directories of the test's own."""
+    for name in ("CONFIG", "STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
+    return settings(tmp_path)
+
+
+def settings(tmp_path: Path, **overrides: object) -> LoadedSettings:
+    model = write_gguf(tmp_path / "tiny.gguf")
+    return load(
+        None,
+        {},
+        {"model.path": str(model), "server.port": "0"} | {k.replace("__", "."): v for k, v in overrides.items()},
+    )
+
+
+def host(tmp_path: Path, pressure: float = 0.0, **changes: Any) -> Host:
+    (tmp_path / "pressure").mkdir(exist_ok=True)
+    (tmp_path / "pressure" / "memory").write_text(PRESSURE.format(pressure))
+    answers: dict[str, Any] = {"cores": lambda: 4, "load": lambda: 0.1, "files_max": lambda: 4096}
+    return Host(proc=tmp_path, folders=(tmp_path,), **(answers | {"free_disk": lambda _: 1 << 40} | changes))
+
+
+def found(findings: list[Finding], subject: str) -> list[Finding]:
+    return [finding for finding in findings if finding.subject == subject]
+
+
+def test_a_host_in_order(tmp_path: Path, loaded: LoadedSettings) -> None:
+    """Nothing to do, and the verdict says so; every subject is there."""
+    findings = examine(loaded, host(tmp_path))
+    assert [f for f in findings if f.grade is not Grade.OK] == []
+    assert {f.subject for f in findings} >= {
+        *("system", "cores", "clock", "engine", "model", "memory", "keys", "address", "disk", "pressure", "open files")
+    }
+    assert not is_bad(findings)
+    assert to_text(findings).endswith("`poise serve` can start; 0 warnings")
+    assert [set(entry) for entry in json.loads(to_json(findings))] == [{"subject", "grade", "text", "remedy"}] * len(
+        findings
+    )
+
+
+@pytest.mark.parametrize(
+    ("subject", "changes", "told"),
+    [
+        ("cores", {"load": lambda: 3.5}, "load average 3.5"),
+        ("clock", {"now_s": lambda: 0.0}, "1970-01-01"),
+        ("disk", {"free_disk": lambda _: 10 << 20}, "10 MiB free"),
+        ("pressure", {"pressure": 40.0}, "40 % of the last minute"),
+        ("open files", {"files_max": lambda: 256}, "256 files"),
+    ],
+)
+def test_what_is_wrong_with_the_host_is_a_warning(
+    tmp_path: Path, loaded: LoadedSettings, subject: str, changes: dict[str, Any], told: str
+) -> None:
+    """With the figure and a remedy; the server could start all the same."""
+    findings = examine(loaded, host(tmp_path, **changes))
+    (finding,) = found(findings, subject)
+    assert finding.grade is Grade.WARNING
+    assert told in finding.text
+    assert finding.remedy
+    assert not is_bad(findings)
+
+
+def test_a_port_in_use_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
+    """By anybody; what to do is said."""
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        (finding,) = found(examine(settings(tmp_path, server__port=str(port)), host(tmp_path)), "address")
+    assert finding.grade is Grade.BAD
+    assert str(port) in finding.text
+    assert "--port" in finding.remedy
+
+
+def test_a_missing_model_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
+    findings = examine(settings(tmp_path, model__path=str(tmp_path / "none.gguf")), host(tmp_path))
+    (finding,) = found(findings, "model")
+    assert finding.grade is Grade.BAD
+    assert "none.gguf" in finding.text
+    assert is_bad(findings)
+    assert "1 to mend" in to_text(findings)
+
+
+def test_an_open_server_without_keys_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
+    (finding,) = found(examine(settings(tmp_path, server__host="0.0.0.0"), host(tmp_path)), "exposure")
+    assert finding.grade is Grade.BAD
+    assert "auth.required" in finding.text
+
+
+def test_keys_that_others_can_read_are_told(tmp_path: Path, loaded: LoadedSettings) -> None:
+    """A poise.toml with keys in it, with the mode that it has."""
+    file = tmp_path / "poise.toml"
+    file.write_text('[auth.keys]\nann = "secret"\n')
+    file.chmod(0o644)
+    (finding,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
+    assert finding.grade is Grade.WARNING
+    assert "0644" in finding.text
+    assert finding.remedy == f"chmod 600 {file}"
+    file.chmod(0o600)
+    (finding,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
+    assert finding.grade is Grade.OK
