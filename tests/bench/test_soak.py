@@ -114,9 +114,12 @@ def test_the_plan() -> None:
     assert plan == soak.planned(base, 2.0, 5, seed=3) != soak.planned(base, 2.0, 5, seed=4)
 
 
-def test_audit_is_checked_where_it_exists() -> None:
-    """Without a file there is nothing to verify."""
+def test_the_audit_log_is_checked_where_it_is_named(tmp_path: Path) -> None:
+    """By the command itself, which knows of no log in an empty folder."""
     assert soak.check_audit(None) is None
+    check = soak.check_audit(tmp_path)
+    assert check is not None
+    assert not check.ok
 
 
 @pytest.mark.slow
