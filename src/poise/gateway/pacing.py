@@ -1,10 +1,9 @@
 """When each token of a stream is to be sent, so that what comes in bursts is read at an even pace.
 
-A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap follows the mean of
-the last ones between arrivals. A token that comes early waits until it would have come at an even pace; none waits longer than
-`delay_s`, the first one never does, and nothing is invented. What waits is a reserve for the next stall. It is told a little
-faster than it came and so used up in time: to hold the tokens of a stream that has long been even again would cost a timer
-for each. For the same reason a token that is early by less than anybody sees goes out at once.
+A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap follows the mean of the
+last ones between arrivals. What waits is a reserve for the next stall. As long as it is smaller than the arrivals are uneven (four
+times their mean deviation, as in adaptive playout of voice, Ramjee et al. 1994), tokens are told a little slower than they came,
+and then a little faster: a stream that comes evenly is not held at all. The first token is never held, and nothing is invented.
 
 The tokens of each choice have a schedule of their own. A stream keeps the order of arrival across choices: a token that is due
 goes out when those before it are. Pure: times are passed in.
@@ -13,11 +12,17 @@ goes out when those before it are. Pure: times are passed in.
 from __future__ import annotations
 
 WINDOW = 16
-"""Gaps that the estimate follows the mean of; older ones fade."""
+"""Gaps that the estimates follow the mean of; older ones fade."""
+STRETCH = 1.1
+"""Gap between two tokens while the reserve is too small, by that with which they came."""
 HASTE = 0.98
-"""Gap between two tokens of a reserve, by that with which they came."""
-UNSEEN_SHARE, UNSEEN_S = 0.5, 0.01
-"""A token that is early by less than this share of a gap, or than this time, is not held."""
+"""The same while it is large enough."""
+DEVIATIONS = 4
+"""The reserve that is wanted, in mean deviations of a gap from the mean."""
+STALL = 4
+"""A gap of more than so many means is a stall, and counts as this much: in the mean it would slow down what comes after it."""
+UNSEEN_S = 0.01
+"""A token that is early by less goes out at once: a timer for each would cost more than anybody sees."""
 
 
 class Pacer:
@@ -32,11 +37,12 @@ class Pacer:
 
 
 class _Lane:
-    __slots__ = ("_arrival_s", "_delay_s", "_due_s", "_gap_s", "_n_gaps")
+    __slots__ = ("_arrival_s", "_delay_s", "_deviation_s", "_due_s", "_gap_s", "_n_gaps")
 
     def __init__(self, delay_s: float) -> None:
         self._delay_s = delay_s
         self._gap_s = 0.0
+        self._deviation_s = 0.0
         self._n_gaps = 0
         self._arrival_s: float | None = None
         self._due_s = 0.0
@@ -45,13 +51,18 @@ class _Lane:
         if self._arrival_s is None:
             self._arrival_s = self._due_s = arrival_s
             return arrival_s
-        # A longer gap is a stall that no delay can bridge; in the mean it would only slow down what comes after it.
-        gap_s = min(arrival_s - self._arrival_s, self._delay_s)
-        if self._n_gaps < WINDOW:
-            self._n_gaps += 1
-        self._gap_s += (gap_s - self._gap_s) / self._n_gaps
-        early_s = self._due_s + HASTE * self._gap_s - arrival_s
-        unseen = early_s <= UNSEEN_S or early_s <= UNSEEN_SHARE * self._gap_s
+        self._learn(arrival_s - self._arrival_s)
+        is_short = self._due_s - self._arrival_s < DEVIATIONS * self._deviation_s
+        early_s = self._due_s + (STRETCH if is_short else HASTE) * self._gap_s - arrival_s
+        held_s = min(early_s, self._delay_s) if early_s > UNSEEN_S else 0.0
         self._arrival_s = arrival_s
-        self._due_s = arrival_s if unseen else arrival_s + min(early_s, self._delay_s)
+        self._due_s = max(self._due_s, arrival_s + held_s)  # never before the one that came before it
         return self._due_s
+
+    def _learn(self, gap_s: float) -> None:
+        if self._n_gaps > 1:
+            gap_s = min(gap_s, STALL * self._gap_s)
+        if self._n_gaps:
+            self._deviation_s += (abs(gap_s - self._gap_s) - self._deviation_s) / min(WINDOW, self._n_gaps)
+        self._n_gaps = min(WINDOW, self._n_gaps + 1)
+        self._gap_s += (gap_s - self._gap_s) / self._n_gaps
