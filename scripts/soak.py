@@ -203,12 +203,12 @@ def slope_per_s(points: Sequence[tuple[float, float]]) -> float:
     return sum((x - x_mean) * (y - y_mean) for x, y in points) / spread if spread else 0.0
 
 
-def planned(scenario: Scenario, minutes: float, kills: int, seed: int) -> Scenario:
+def planned(scenario: Scenario, minutes: float, kills: int, seed: int, drain_s: float) -> Scenario:
     """The scenario for so long, with kills at random moments, none in the first and last tenth."""
     rng = random.Random(seed)  # noqa: S311 - a workload, not a secret
     duration_s = minutes * 60
     events = tuple(Event("kill_engine", rng.uniform(0.1, 0.9) * duration_s) for _ in range(kills))
-    return replace(scenario, duration_s=duration_s, events=events)
+    return replace(scenario, duration_s=duration_s, drain_s=drain_s, events=events)
 
 
 async def soak(
@@ -273,6 +273,7 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--kills", type=int, default=0, help="engine kills at random moments")
+    parser.add_argument("--drain-s", type=float, default=600.0, help="most seconds for what is in flight at the end")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--scenario", type=Path, default=Path(__file__).parents[1] / "scenarios" / "soak.toml")
     parser.add_argument("--sample-s", type=float, default=2.0, help="seconds between two memory samples")
@@ -284,7 +285,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the summary to this file")
     parser.add_argument("serve", nargs="*", help="options of poise serve, after --")
     given = parser.parse_args()
-    ranges = {"minutes": (0.05, 10_000), "kills": (0, 10_000), "sample_s": (0.05, 3600), "warmup_share": (0, 0.9)}
+    ranges = {
+        "minutes": (0.05, 10_000),
+        "kills": (0, 10_000),
+        "sample_s": (0.05, 3600),
+        "drain_s": (0, 3600),
+        "warmup_share": (0, 0.9),
+    }
     for name, (low, high) in ranges.items():
         if not low <= getattr(given, name) <= high:
             parser.error(f"--{name.replace('_', '-')} {getattr(given, name)}: expected {low} to {high}")
@@ -294,7 +301,7 @@ def options() -> argparse.Namespace:
 def main() -> int:
     given = options()
     try:
-        scenario = planned(load_scenario(given.scenario), given.minutes, given.kills, given.seed)
+        scenario = planned(load_scenario(given.scenario), given.minutes, given.kills, given.seed, given.drain_s)
     except ScenarioError as error:
         print(f"soak: {error}", file=sys.stderr)
         return 2
