@@ -239,7 +239,7 @@ async def test_erasing_what_is_held_of_a_tenant() -> None:
     reply = await ask(app, "DELETE", "/admin/tenants/local/data")
     body = TenantEraseResult.model_validate_json(reply.body)
     counts = {"entries": 3, "cells": 128, "bytes": 4096, "journal_entries": 7}
-    counts |= {"results": 0, "result_tokens": 0, "result_bytes": 0, "audit_contents": 0}
+    counts |= {"results": 0, "result_tokens": 0, "result_bytes": 0, "counted_choices": 0, "audit_contents": 0}
     assert body.model_dump() == {"tenant": "local", "live_ended": 0, "live_kept": 1, "erased": counts}
     assert (engine.erased, engine.aborted) == (["local"], [])
     assert (await ask(app, "DELETE", "/admin/tenants/other/data?live=1")).json()["live_ended"] == 0
@@ -250,7 +250,7 @@ async def test_erasing_what_is_held_of_a_tenant() -> None:
     engine.script = says("kept")
     await ask(app, "POST", CHAT, chat_body())
     erased = (await ask(app, "DELETE", "/admin/tenants/local/data")).json()["erased"]
-    assert (erased["results"], erased["result_tokens"]) == (1, 4)
+    assert (erased["results"], erased["result_tokens"], erased["counted_choices"]) == (1, 4, 1)
     assert erased["result_bytes"] > 0
     assert (await ask(app, "GET", "/v1/requests")).json()["data"] == []
     assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=yes")).error["param"] == "live"

@@ -38,18 +38,25 @@ async def test_the_story_of_a_request() -> None:
     assert [happened.at_s for happened in story.timeline] == sorted(happened.at_s for happened in story.timeline)
 
 
-@pytest.mark.parametrize(("text", "complete"), [("No end", False), ("Yes. And", True), ("a\n", True), ("好。", True)])
-async def test_a_segment_is_a_sentence_or_a_line(text: str, complete: bool) -> None:
-    """Something that can be read while the rest comes."""
+@pytest.mark.parametrize(
+    ("text", "early"), [("No end", False), ("Yes. And more", True), ("# Title\n\nText", True), ("好。再见", True)]
+)
+async def test_the_first_segment_may_be_read_while_the_rest_comes(text: str, early: bool) -> None:
+    """A sentence or a heading; where there is none before, it is the whole answer."""
     (story,) = await stories(text, ("/v1/chat/completions", chat_body()))
-    assert (story.choices[0].segment_s is not None) == complete
+    (choice,) = story.choices
+    assert choice.segment_s is not None
+    assert (choice.segment_s < choice.ended_s) == early
 
 
-async def test_text_that_was_held_back_counts_when_it_is_shown() -> None:
-    """A stop string might have begun with it, so that it came with the end."""
-    (story,) = await stories("a.", ("/v1/chat/completions", chat_body(stop=".X")))
-    choice = story.choices[0]
-    assert choice.segment_s == choice.ended_s
+async def test_a_cut_answer_has_a_first_segment_only_if_it_was_complete() -> None:
+    """Half a sentence is not much to read, and neither is what has no end within hundreds of tokens."""
+    for text, reason, has in (("Half a", "failed", False), ("One. Tw", "failed", True), ("x" * 600, "stop", False)):
+        told: list[RequestStory] = []
+        app = make_app(FakeEngine(says(text, reason)))
+        app.state.metrics.on_story = told.append
+        await ask(app, "POST", "/v1/chat/completions", chat_body())
+        assert (told[0].choices[0].segment_s is not None) == has
 
 
 async def test_refused_requests_have_no_story() -> None:

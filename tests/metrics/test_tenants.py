@@ -58,6 +58,18 @@ def test_the_least_recent_makes_way_and_returns_from_nothing() -> None:
     assert [prompts(t) for t in ("a", "b", "c", "other")] == [None, 10, 10, 30]
 
 
+def test_a_tenant_that_is_forgotten_is_among_the_others() -> None:
+    """Its name is gone, its counts are not; one that is not known changes nothing."""
+    registry = CollectorRegistry()
+    metrics = TenantMetrics(registry, 2)
+    metrics.told(story("a"))
+    assert (metrics.forget("a"), metrics.forget("a"), metrics.forget("b")) == (1, 0, 0)
+    tenants = [sample.labels["tenant"] for family in registry.collect() for sample in family.samples]
+    assert set(tenants) == {"other"}
+    labels = {"tenant": "other", "class": "interactive", "outcome": "stop"}
+    assert registry.get_sample_value("poise_tenant_requests_total", labels) == 1
+
+
 @given(st.lists(st.sampled_from(["a", "b", "c", "d", "other"]), max_size=30), st.integers(0, 3))
 def test_nothing_is_lost_and_the_number_is_bounded(tenants: list[str], tenants_max: int) -> None:
     """Whoever comes in whatever order: the sum over all is what there was, and never goes back."""

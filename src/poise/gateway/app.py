@@ -33,7 +33,7 @@ from poise.gateway.auditing import Audit
 from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.degradation import Degradation, free_bytes
 from poise.gateway.engine_client import EngineClient
-from poise.gateway.erasure import Erasure, engine_eraser, records_eraser
+from poise.gateway.erasure import Erasure, engine_eraser, metrics_eraser, records_eraser
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
 from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
@@ -95,7 +95,7 @@ def create_app(
     completions = Completions(
         settings, engine, slot, tenants, templates, metrics, records, degradation.check, audit, model_name
     )
-    erasure = Erasure([engine_eraser(engine), records_eraser(records), audit.erase])
+    erasure = Erasure([engine_eraser(engine), records_eraser(records), metrics_eraser(metrics), audit.erase])
     app = FastAPI(
         title="poise",
         version=__version__,

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.records import Records
+from poise.metrics.gateway import GatewayMetrics
 
 Eraser = Callable[[str], Awaitable[Mapping[str, int]]]
 """Erases a tenant's data in one place; returns how much there was, by kind. Kinds of different places differ."""
@@ -35,6 +36,15 @@ def records_eraser(records: Records) -> Eraser:
     async def erase(tenant: str) -> Mapping[str, int]:
         erased = records.erase(tenant)
         return {"results": erased.records, "result_tokens": erased.tokens, "result_bytes": erased.n_bytes}
+
+    return erase
+
+
+def metrics_eraser(metrics: GatewayMetrics) -> Eraser:
+    """The tenant's name in /metrics. What was counted under it goes to the others', because sums must not go back."""
+
+    async def erase(tenant: str) -> Mapping[str, int]:
+        return {"counted_choices": metrics.forget(tenant)}
 
     return erase
 

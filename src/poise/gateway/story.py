@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from poise.gateway.record import CANCELLED, ChoiceRecord, Record
-from poise.metrics.story import ChoiceStory, Happened, RequestStory
+from poise.gateway.segments import END, Segmenter
+from poise.metrics.story import WHOLE, ChoiceStory, Happened, RequestStory
 
-SEGMENT_ENDS = frozenset(".!?\n。！？")
-"""With one of them, a first piece of the answer can be read: a sentence or a line."""
+SEGMENT_TOKENS_MAX = 512
+"""Of a longer first segment, a long code block say, nobody wants to know when it was complete."""
 
 
 def story_of(record: Record) -> RequestStory:
@@ -38,15 +39,19 @@ def _choice(record: Record, choice: ChoiceRecord) -> ChoiceStory:
         wait_s=started.detail["wait_ms"] / 1000 if started is not None else None,
         first_s=arrivals[0] if arrivals else None,
         last_s=arrivals[-1] if arrivals else None,
-        segment_s=_segment_s(record, choice.index, ended_s),
+        segment_s=_segment_s(record, choice, ended_s),
         ended_s=ended_s,
     )
 
 
-def _segment_s(record: Record, index: int, ended_s: float) -> float | None:
+def _segment_s(record: Record, choice: ChoiceRecord, ended_s: float) -> float | None:
+    """When the first segment had ended for certain; at the latest, that is with an answer that is whole."""
+    segmenter, n_read = Segmenter(), 0
     for owner, text, at_s in zip(record.owners, record.texts, record.arrivals, strict=True):
-        if owner == index and not SEGMENT_ENDS.isdisjoint(text):
-            return at_s
-    # The text that was held back until the end may be all there is.
-    held_back = [end.text for end in record.ends if end.choice == index]
-    return ended_s if held_back and not SEGMENT_ENDS.isdisjoint(held_back[0]) else None
+        if owner == choice.index:
+            n_read += 1
+            if any(mark.event == END for mark in segmenter.push(text)):
+                return at_s
+            if n_read == SEGMENT_TOKENS_MAX:
+                return None
+    return ended_s if n_read and choice.outcome in WHOLE else None

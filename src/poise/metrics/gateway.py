@@ -94,7 +94,8 @@ class GatewayMetrics:
         self._segment = ClassHistogram(
             registry,
             "poise_first_segment_seconds",
-            "From the arrival of a request to the end of its first sentence or line: something to read.",
+            "From the arrival of a request to the end of its answer's first segment (a sentence, a heading, an item): "
+            "something to read.",
             _WAITS_S,
         )
         self._complete = ClassHistogram(
@@ -184,6 +185,10 @@ class GatewayMetrics:
         self._tenants.told(story)
         if self.on_story is not None:
             self.on_story(story)
+
+    def forget(self, tenant: str) -> int:
+        """Name a tenant no longer; returns how many of its choices were counted under its name."""
+        return self._tenants.forget(tenant)
 
     def rejected(self, request_class: str | None, reason: str, tenant: str | None = None) -> None:
         """`tenant`: None where the caller was refused before it was known."""

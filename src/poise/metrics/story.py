@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+WHOLE = ("stop", "length")
+"""Outcomes of an answer that is whole."""
+
 
 @dataclass(frozen=True, slots=True)
 class Happened:
@@ -31,13 +34,13 @@ class ChoiceStory:
     """When its first token came, and its last."""
     last_s: float | None
     segment_s: float | None
-    """When its first sentence or line was complete."""
+    """When its first segment (a sentence, a heading, an item of a list) was complete."""
     ended_s: float
 
     @property
     def is_complete(self) -> bool:
         """The answer is whole."""
-        return self.outcome in ("stop", "length")
+        return self.outcome in WHOLE
 
     @property
     def per_token_s(self) -> float | None:

@@ -19,7 +19,7 @@ OTHER = "other"
 TIMES = {
     "queue_wait": "Time in the scheduler's queue, by tenant.",
     "time_to_first_token": "From the arrival of a request to its first token, by tenant.",
-    "first_segment": "From the arrival of a request to the end of its first sentence or line, by tenant.",
+    "first_segment": "From the arrival of a request to the end of its answer's first segment, by tenant.",
     "complete_answer": "From the arrival of a request to the end of an answer that is whole, by tenant.",
     "request_duration": "From the arrival of a request to the end of a choice, however it ended, by tenant.",
 }
@@ -82,6 +82,14 @@ class TenantMetrics:
     def rejected(self, tenant: str, reason: str) -> None:
         books = self._of(tenant)
         books.rejected[reason] = books.rejected.get(reason, 0) + 1
+
+    def forget(self, tenant: str) -> int:
+        """Count what is the tenant's among the others'; returns how many choices that were."""
+        books = self._tenants.pop(tenant, None)
+        if books is None:
+            return 0
+        self._other.swallow(books)
+        return sum(books.requests.values())
 
     def collect(self) -> Iterator[Metric]:
         everybody = {**self._tenants, OTHER: self._other}
