@@ -80,6 +80,14 @@ FILES = (
         ("llama/cachefile.py",),
     ),
     File(
+        "cache/weights/*",
+        "a model's weights in the form that is quickest on this host",
+        "no",
+        "you delete it",
+        "the user that poise runs as",
+        ("llama/requantise.py", "llama/cachefile.py"),
+    ),
+    File(
         "a file that you name",
         "results of `poise bench --json` and `poise sim`",
         "no",
