@@ -81,6 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     # What was measured on this host need not be measured again.
     if cache_dir().is_dir():
         shutil.copytree(cache_dir(), path / FOLDERS["cache"], ignore=shutil.ignore_patterns("weights"))
+        (path / FOLDERS["cache"] / "weights").symlink_to(cache_dir() / "weights")
     canaries = Canaries("prompt", "system", "template", "field", "key")
     config = path / FOLDERS["config"] / "poise.toml"
     config.parent.mkdir(parents=True, mode=0o700)

@@ -85,7 +85,7 @@ FILES = (
         "no",
         "you delete it; those of older versions go when new ones are made",
         "the user that poise runs as",
-        ("llama/requantise.py",),
+        ("llama/requantise.py", "llama/cachefile.py"),
     ),
     File(
         "a file that you name",

@@ -1,9 +1,10 @@
 """When each token of a stream is to be sent, so that what comes in bursts is read at an even pace.
 
-A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap follows the mean of the
-last ones between arrivals. What waits is a reserve for the next stall. As long as it is smaller than the arrivals are uneven (four
-times their mean deviation, as in adaptive playout of voice, Ramjee et al. 1994), tokens are told a little slower than they came,
-and then a little faster: a stream that comes evenly is not held at all. The first token is never held, and nothing is invented.
+A playout schedule: token i is due at max(arrival, min(previous due + gap, arrival + delay)), where the gap follows the mean of
+the last ones between arrivals. What waits is a reserve for the next stall. As long as it is smaller than the arrivals are uneven
+(four times their mean deviation, as in adaptive playout of voice, Ramjee et al. 1994), tokens are told a little slower than they
+came, and then a little faster: a stream that comes evenly is not held at all. The first token is never held, and nothing is
+invented.
 
 The tokens of each choice have a schedule of their own. A stream keeps the order of arrival across choices: a token that is due
 goes out when those before it are. Pure: times are passed in.
