@@ -405,7 +405,11 @@ class Exchange:
         """The next part of a stream: a comment with its colon, or an event's data."""
         while not self.unread:
             body: bytes = (await self.message())["body"]
-            self.unread += body.decode().split("\n\n")[:-1]
+            for block in body.decode().split("\n\n"):
+                lines = block.split("\n")
+                while lines[0].startswith(":"):
+                    self.unread.append(lines.pop(0))
+                self.unread += ["\n".join(lines)] if lines[0] else []
         return re.sub(r"^id: .*\ndata: ", "", self.unread.pop(0))
 
     async def event(self) -> Any:

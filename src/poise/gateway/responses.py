@@ -289,8 +289,12 @@ def event(at: bytes, data: bytes) -> bytes:
 
 
 def queue_comment(position: int, eta_ms: int) -> bytes:
-    """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip."""
-    return b": queued position=%d eta_ms=%d\n\n" % (position, eta_ms)
+    """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip.
+
+    It is one line with no empty one after it: that would end an event, and OpenAI's client, which keeps the last event's id as it
+    should, takes an event without data for one that it has to decode.
+    """
+    return b": queued position=%d eta_ms=%d\n" % (position, eta_ms)
 
 
 _CHANGES = {
@@ -310,12 +314,12 @@ def change_comment(what: str, why: str, index: int | None) -> bytes:
     choice = b"" if index is None else b" choice=%d" % index
     name = b"recomputed" if what == "recover" else b"why"
     reason = b" %b=%b" % (name, why.encode()) if why else b""
-    return b": %b%b%b\n\n" % (_CHANGES.get(what, what.encode()), choice, reason)
+    return b": %b%b%b\n" % (_CHANGES.get(what, what.encode()), choice, reason)
 
 
 def summary_comment(n_turns: int) -> bytes:
     """Tells a waiting stream what it waits for."""
-    return b": summarizing turns=%d\n\n" % n_turns
+    return b": summarizing turns=%d\n" % n_turns
 
 
 def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
