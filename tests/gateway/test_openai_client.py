@@ -119,6 +119,24 @@ async def test_errors_become_the_clients_exceptions(connect: Connect) -> None:
         await client.models.list()
 
 
+async def test_comments_between_events_are_skipped(connect: Connect) -> None:
+    """Whatever is told beside the answer, the official client sees the answer only."""
+
+    def script(submission: Submission) -> None:
+        submission.accept(3, 900_000)
+        submission.start()
+        for piece, what in (("Hel", "pause"), ("lo", "lost"), (" you", "recover")):
+            submission.say(piece)
+            submission.change(what)
+        submission.say("!")
+        submission.finish()
+
+    client = connect(make_app(FakeEngine(script)))
+    stream = await client.chat.completions.create(model=MODEL, messages=HI, stream=True)
+    chunks = [chunk async for chunk in stream]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello you!"
+
+
 async def test_a_stream_that_breaks_raises(connect: Connect) -> None:
     """The error event is not taken for the end."""
 

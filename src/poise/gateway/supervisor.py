@@ -122,10 +122,9 @@ class Supervisor:
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
-        request_class_name = request_class.value
-        submit = wire.Submit(
-            next(self._ids), tenant, request_class_name, prompt, max_output, sampling, template, queue_timeout_ms
-        )
+        name = request_class.value
+        request_id = next(self._ids)
+        submit = wire.Submit(request_id, tenant, name, prompt, max_output, sampling, template, queue_timeout_ms)
         return self._requests.add(submit, label)
 
     @property
@@ -305,9 +304,8 @@ class Supervisor:
 
     async def _watch(self, box: BlackBox, process: asyncio.subprocess.Process) -> None:
         """End an engine that hangs. Loading is exempt: it takes as long as the disk does."""
-        await self.until(lambda state: state.phase in (EnginePhase.READY, EnginePhase.STOPPED))
-        self._watchdog = watchdog = Watchdog(self._settings.engine.watchdog_s, time.monotonic_ns())
-        while not self._hang:
+        await self.until(lambda _: self._watchdog is not None)
+        while (watchdog := self._watchdog) is not None and not self._hang:
             await asyncio.sleep(watchdog.interval_s)
             if (reading := _last_record(box)) is not None:
                 self._hang = watchdog.look(time.monotonic_ns(), reading)
@@ -353,6 +351,8 @@ class Supervisor:
         if self.state.phase is EnginePhase.STOPPED:
             return
         self._ready_s = time.monotonic()
+        # Before anything is sent: what the engine leaves alone counts from the first message on.
+        self._watchdog = Watchdog(self._settings.engine.watchdog_s, time.monotonic_ns())
         self._load_s = self._ready_s - self._began_s
         if self._lost_s:
             self.metrics.ready_again(self._ready_s - self._lost_s)
