@@ -73,7 +73,8 @@ def begun(n: int, kind: type[ChatFormat] | type[CompletionFormat], stop: tuple[s
     return record, engine.submissions, generation
 
 
-PIECES = st.sampled_from(["a", "b ", "é", "€uro", "EN", "END", "E", "ü"])
+FINISH = ""
+PIECES = st.sampled_from(["a", "b ", "é", "€uro", "EN", "END", "E", "ü", FINISH])
 STEPS = st.lists(st.tuples(st.integers(0, 2), PIECES), max_size=30)
 
 
