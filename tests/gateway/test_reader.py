@@ -45,11 +45,6 @@ class Told:
             self.hear(event_id, event)
         return self
 
-    def all(self, events: list[tuple[str, str]]) -> Told:
-        for event_id, event in events:
-            self.hear(event_id, event)
-        return self
-
     def hear(self, at: str, data: str) -> None:
         self.last = at
         if data == "[DONE]":
