@@ -120,7 +120,7 @@ def stream(port: int, n_streams: int, n_tokens: int) -> None:
     body = json.dumps(
         {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": n_tokens, "stream": True}
     ).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     poll = select.poll()
     tails: dict[int, bytes] = {}
     connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(n_streams)]

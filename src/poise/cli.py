@@ -55,9 +55,11 @@ LATER: Mapping[str, tuple[str, str]] = {
     "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
     "bench compare": ("poise.bench.compare_command", "Compare two results or servers, with confidence intervals."),
     "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
+    "keys": ("poise.gateway.commands", "Make, list and revoke API keys."),
+    "audit": ("poise.gateway.commands", "Check and read the audit log."),
 }
-"""Commands of other packages: name -> module with a function of that name (with _ for a space), and the line in
-`poise --help`. A name of two words is a command below another one, which has its own arguments."""
+"""Commands of other packages: name -> module with a function (or a group of commands) of that name (with _ for a space), and the
+line in `poise --help`. A name of two words is a command below another one, which has its own arguments."""
 
 
 class _Group(TyperGroup):
@@ -288,9 +290,11 @@ def _imported(name: str) -> Any:
     """The real command of another package."""
     module, summary = LATER[name]
     try:
-        function: Callable[..., object] = getattr(import_module(module), name.replace(" ", "_"))
+        function: Callable[..., object] | typer.Typer = getattr(import_module(module), name.replace(" ", "_"))
     except ImportError as error:
         raise _refusal(f"poise {name}: cannot be loaded: {error}") from error
+    if isinstance(function, typer.Typer):
+        return typer.main.get_command(function)
     command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     command.command(name, help=None if function.__doc__ else summary)(_exiting(function))
     return typer.main.get_command(command)

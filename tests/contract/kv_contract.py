@@ -9,7 +9,17 @@ from __future__ import annotations
 import pytest
 
 from poise.engine.ports import RunnerError
-from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
+from poise.scheduler.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    ScrubPool,
+    StoreSlot,
+    TrimSlot,
+)
 from tests.contract.runner_contract import CAPITALS, STORY, TEA, Sequence, Subject, alone, alone_in
 
 LONG_RUN = 25
@@ -130,6 +140,35 @@ class KvContract:
         subject.drop(dropped)
         assert not any(memory)
         assert any(subject.memory_of(kept))
+
+    def test_a_scrub_leaves_what_slots_and_entries_hold(self, subject: Subject) -> None:
+        """Everything goes on exactly, in this pool and the other; released slots can be used as before."""
+        stayed, told = alone(subject, TEA, LONG_RUN), alone(subject, STORY, LONG_RUN)
+        first, second, other = (
+            Sequence(subject, slot, TEA, pool=p) for slot, p in ((0, "short"), (2, "short"), (1, "long"))
+        )
+        gone = Sequence(subject, 1, CAPITALS)
+        for sequence in (first, second, other, gone):
+            sequence.greedy(5)
+        entry = first.store(subject)
+        gone.release()
+        beside = list(other.output)
+        assert subject.runner.apply(ScrubPool("short")) == 0
+        assert [subject.runner.slot_positions("short", slot) for slot in range(4)] == [24, -1, 24, -1]
+        assert first.greedy(LONG_RUN - 5) == stayed
+        assert second.greedy(LONG_RUN - 5) == stayed
+        assert Sequence(subject, 1, STORY).greedy(LONG_RUN) == told
+        assert other.greedy(3)[:5] == beside
+        twin = Sequence(subject, 3, TEA, output=stayed[:5])
+        twin.n_computed = 25
+        twin.load(entry, slot=3)
+        assert twin.greedy(LONG_RUN - 5) == stayed
+
+    def test_an_empty_pool_can_be_scrubbed(self, subject: Subject) -> None:
+        """There is nothing to keep."""
+        expected = alone(subject, TEA, 12)
+        subject.runner.apply(ScrubPool("short"))
+        assert alone(subject, TEA, 12) == expected
 
     def test_the_books_are_exact(self, subject: Subject) -> None:
         """Bytes come with a StoreSlot, go with its DropEntry, and nothing else changes them."""

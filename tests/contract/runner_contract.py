@@ -18,6 +18,16 @@ from poise.scheduler.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, Releas
 from poise.wire.messages import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=1.0, seed=7, ignore_eos=True)
+PENALISED = SamplingParams(
+    temperature=0.9,
+    top_p=0.9,
+    seed=-3,
+    presence_penalty=0.4,
+    frequency_penalty=0.6,
+    repetition_penalty=1.3,
+    min_output=14,
+)
 
 # Beginnings of English text in SmolLM2's vocabulary; to the simulated model all ids are alike.
 CAPITALS = [504, 3575, 282, 4649, 314, 7042, 30, 378, 3575, 282, 4521, 314, 11452, 30, 378, 3575, 282, 7158, 314]
@@ -66,14 +76,21 @@ class Sequence:
     ids = count(1)
 
     def __init__(
-        self, subject: Subject, slot: int, prompt: list[int], sampling: SamplingParams = GREEDY, pool: str = "short"
+        self,
+        subject: Subject,
+        slot: int,
+        prompt: list[int],
+        sampling: SamplingParams = GREEDY,
+        pool: str = "short",
+        output: list[int] | None = None,
     ) -> None:
+        """`output`: what another runner has drawn already."""
         self.runner = subject.runner
         self.request_id = next(self.ids)
         self.pool, self.slot, self.prompt = pool, slot, prompt
         self.n_computed = 0
-        self.output: list[int] = []
-        self.runner.open(self.request_id, prompt, sampling)
+        self.output: list[int] = list(output or [])
+        self.runner.open(self.request_id, prompt, sampling, self.output)
 
     def row(self, n_tokens: int, *, sample: bool | None = None) -> Row:
         """The next `n_tokens` known tokens; `sample` defaults to whether they are the last."""
@@ -286,6 +303,35 @@ class RunnerContract:
 
         assert outputs(7) == outputs(7)
         assert outputs(7) != outputs(8)
+
+    @pytest.mark.parametrize("cut", [1, 7, 13])
+    @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED], ids=["greedy", "sampled", "penalised"])
+    def test_a_continuation_draws_what_the_whole_would_have(
+        self, subject: Subject, sampling: SamplingParams, cut: int
+    ) -> None:
+        """Another runner's output is gone on from: penalties, the least output and the seed's draws stand where they stood.
+
+        The cells are computed in the same chunks as they were there, so nothing is left to rounding.
+        """
+        whole = Sequence(subject, 0, STORY, sampling).greedy(14)
+        late = Sequence(subject, 1, STORY, sampling, output=whole[:cut])
+        late.compute(len(STORY))
+        while late.n_computed < len(STORY) + cut:
+            late.compute(1)
+        assert late.greedy(14 - cut - 1) == whole
+
+    def test_a_continuation_may_compute_all_that_is_known_at_once(self, subject: Subject) -> None:
+        """As a readmitted request does."""
+        whole = alone(subject, TEA, 3 + subject.n_comparable)
+        late = Sequence(subject, 1, TEA, output=whole[:3])
+        assert late.greedy(subject.n_comparable) == whole
+
+    def test_draws_do_not_depend_on_what_was_drawn_before(self, subject: Subject) -> None:
+        """Nor on who else draws: the same request gives the same tokens beside others as alone."""
+        expected = Sequence(subject, 0, TEA, SAMPLED).greedy(subject.n_comparable)
+        beside = [Sequence(subject, 1, STORY, SAMPLED), Sequence(subject, 2, TEA, SAMPLED)]
+        together(beside, subject.n_comparable)
+        assert beside[1].output == expected
 
     def test_logprobs_come_when_asked_for(self, subject: Subject) -> None:
         """Of the chosen token, and of as many of the likeliest as were asked for."""

@@ -46,8 +46,9 @@ def fingerprint(running: PoiseServer) -> str:
 
 
 def served(running: PoiseServer) -> str:
-    """What the terminal says of the weights."""
-    (line,) = (line for line in running.output if line.startswith("  weights "))
+    """What the terminal says of the weights, behind the line with the address."""
+    assert running.process.stdout is not None
+    line = next(line for line in running.process.stdout if line.startswith("  weights "))
     return line.split()[1].rstrip(":")
 
 

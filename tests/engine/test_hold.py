@@ -171,3 +171,15 @@ def test_erasing_who_was_never_here_is_answered_too() -> None:
     b.run()
     assert [m for m in b.mail.sent if isinstance(m, wire.Erased)] == [wire.Erased(3, 0, 0, 0, 0)]
     assert replay(b.engine.journal.lines()).difference == ""
+
+
+@pytest.mark.parametrize("stop", [wire.Hold(1, "swap"), wire.Control(1, "pause")])
+def test_what_is_over_before_a_start_is_not_told_after_it(stop: wire.Hold | wire.Control) -> None:
+    """Held and let go while it was queued, and started in the same step: a reader of the message finds it running."""
+    b = Bench()
+    b.submit(1, PROMPT, 10)
+    b.send(stop, wire.Hold(1, "run"), wire.Control(1, "resume"))
+    b.run()
+    assert b.start(1).pool == "short"
+    assert changes(b, 1) == []
+    assert b.tokens(1) == answer(PROMPT, 10)

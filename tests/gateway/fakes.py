@@ -24,11 +24,13 @@ from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavaila
 from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.text import TextModel
 from poise.scheduler.request import Control, RequestClass
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
 from poise.wire.messages import (
     Accepted,
     Change,
     ClassStatus,
     Controlled,
+    Erased,
     Finish,
     Forgotten,
     PoolInfo,
@@ -142,6 +144,7 @@ class FakeEngine:
         self.control_answers: dict[int, tuple[str, str]] = {}
         """State and refusal by request id; others are done as told."""
         self.forgotten: list[str] = []
+        self.erased: list[str] = []
         self.queued: dict[str, int] = {}
         """Requests of each class that have not begun."""
         self.held: list[tuple[int, str]] = []
@@ -194,6 +197,11 @@ class FakeEngine:
         self._check_ready()
         self.forgotten.append(tenant)
         return Forgotten(1, 3, 128)
+
+    async def erase(self, tenant: str) -> Erased:
+        self._check_ready()
+        self.erased.append(tenant)
+        return Erased(1, 3, 128, 4096, 7)
 
     async def journal(self) -> list[str]:
         self._check_ready()
@@ -291,13 +299,15 @@ def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
         pools=pools,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        decode_us=5_000_000,
-        loop_us=1_000,
         moves=0,
         rss_bytes=123_456,
         store=store,
         totals=totals,
+        threads=2,
         unaccounted_bytes=23_456,
+        steps=StepFigures({"plan": 1_000, "forward": 5_000_000}, *[Distribution((1.0, 2.0), (1, 3, 2), 7.0)] * 6),
+        bottleneck=Bottleneck({"compute": 3_000_000, "idle": 0}, "compute", 0),
+        equity={"interactive": Equity(4_000_000, 0.9, 250_000), "background": Equity()},
     )
 
 
@@ -395,8 +405,9 @@ class Exchange:
         """The next part of a stream: a comment with its colon, or an event's data."""
         while not self.unread:
             body: bytes = (await self.message())["body"]
-            self.unread += body.decode().split("\n\n")[:-1]
-        return re.sub(r"^id: .*\ndata: ", "", self.unread.pop(0))
+            lines = body.decode().split("\n")
+            self.unread += [line.removeprefix("data: ") for line in lines if line.startswith((":", "data: "))]
+        return self.unread.pop(0)
 
     async def event(self) -> Any:
         """The next part of a stream, an event."""

@@ -49,7 +49,8 @@ async def connect(port: int, method: str, path: str, body: Any = None) -> socket
     data = b"" if body is None else json.dumps(body).encode()
     await loop.sock_sendall(
         client,
-        b"%b %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (method.encode(), path.encode(), len(data)) + data,
+        b"%b %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (method.encode(), path.encode(), len(data))
+        + data,
     )
     return client
 

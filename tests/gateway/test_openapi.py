@@ -8,8 +8,8 @@ from typing import Any
 from tests.gateway.fakes import FakeEngine, ask, make_app
 
 ENDPOINTS = {
-    "/v1/chat/completions": {"200", "400", "401", "404", "408", "413", "429", "500", "503"},
-    "/v1/completions": {"200", "400", "401", "404", "408", "413", "429", "500", "503"},
+    "/v1/chat/completions": {"200", "400", "401", "403", "404", "408", "413", "429", "500", "503"},
+    "/v1/completions": {"200", "400", "401", "403", "404", "408", "413", "429", "500", "503"},
     "/v1/requests": {"200", "401"},
     "/v1/requests/{request_id}": {"200", "401", "404", "409"},
     "/v1/requests/{request_id}/cancel": {"200", "401", "404"},
@@ -27,6 +27,7 @@ ENDPOINTS = {
     "/admin/requests/{request_id}/pause": {"200", "401", "403", "404", "409", "503"},
     "/admin/requests/{request_id}/resume": {"200", "401", "403", "404", "409", "503"},
     "/admin/requests/{request_id}/downgrade": {"200", "401", "403", "404", "409", "503"},
+    "/admin/tenants/{tenant}/data": {"200", "400", "401", "403", "503"},
     "/admin/tenants/{tenant}/cache": {"200", "401", "403", "503"},
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,16 @@ from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model, ModelError
 from poise.llama.runner import LlamaRunner
-from poise.scheduler.plan import CopySlot, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
+from poise.scheduler.plan import (
+    CopySlot,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    ScrubPool,
+    StoreSlot,
+    TrimSlot,
+)
 from poise.wire.messages import SamplingParams
 
 STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6560, 2141, 260, 3150, 30, 1963, 1194]
@@ -217,3 +228,90 @@ def test_threads_respect_the_quota(tmp_path: Path, quota: str, expected: int | N
     path = tmp_path / "cpu.max"
     path.write_text(quota)
     assert usable_threads(path) == (expected or usable_threads(tmp_path / "missing"))
+
+
+class Memory:
+    """This process's own writable memory, in which a few bytes are looked for."""
+
+    CHUNK = 1 << 24
+
+    def __init__(self, wanted: bytes) -> None:
+        self._wanted = wanted
+        self._buffer = bytearray(self.CHUNK)
+        own = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        self._passed_over = [(own, own + self.CHUNK), (id(wanted), id(wanted) + 33 + len(wanted))]
+
+    def holds(self, address: int) -> bool:
+        return ctypes.string_at(address, len(self._wanted)) == self._wanted
+
+    def find(self) -> list[int]:
+        """The addresses where they are, but for this object's own."""
+        found = []
+        file = os.open("/proc/self/mem", os.O_RDONLY)
+        try:
+            for line in Path("/proc/self/maps").read_text().splitlines():
+                bounds, rights = line.split()[:2]
+                start, end = (int(text, 16) for text in bounds.split("-"))
+                if rights.startswith("rw"):
+                    found += self._find_in(file, start, end)
+        finally:
+            os.close(file)
+        return [a for a in found if not any(low <= a < high for low, high in self._passed_over)]
+
+    def _find_in(self, file: int, start: int, end: int) -> list[int]:
+        found = []
+        for at in range(start, end, self.CHUNK - len(self._wanted)):
+            try:
+                n = os.preadv(file, [memoryview(self._buffer)[: min(self.CHUNK, end - at)]], at)
+            except OSError:
+                break  # nothing is behind it: a device, or a guard
+            place = self._buffer.find(self._wanted, 0, n)
+            while place >= 0:
+                found.append(at + place)
+                place = self._buffer.find(self._wanted, place + 1, n)
+        return found
+
+
+@pytest.mark.slow
+def test_a_scrub_leaves_nothing_of_released_cells_in_memory(runner: LlamaRunner) -> None:
+    """Releasing a slot leaves its keys and values where they were; a scrub does not, neither there nor where states are carried
+    through. What another slot holds is still there."""
+    prompts = [STORY[7:] + STORY[:7], STORY[::-1]]  # other tests have left nothing of these
+    for request_id, prompt in enumerate(prompts, start=1):
+        runner.open(request_id, prompt, SamplingParams(temperature=0.0))
+    runner.execute("short", [Row(1, 0, 0, prompts[0], True), Row(2, 1, 0, prompts[1], True)])
+    patterns = []
+    for slot in (0, 1):
+        state = runner._contexts["short"].copy_state(slot, len(STORY))
+        patterns.append(Memory(state[len(state) // 4 :][:64].tobytes()))
+        state.fill(0)
+    gone, kept = patterns
+    runner.apply(MoveSlot("short", 0, 2, 1))
+    runner.apply(ReleaseSlot("short", 2, 1))
+    places = gone.find()
+    assert len(places) == 3, "slot 0, slot 2, and the buffer that states are carried through"
+    runner.apply(ScrubPool("short"))
+    assert not any(gone.holds(place) for place in places)
+    assert gone.find() == []
+    assert kept.find()
+    assert runner.slot_positions("short", 1) == len(STORY) - 1
+    runner.apply(ReleaseSlot("short", 1, 2))
+    for request_id in (1, 2):
+        runner.close(request_id)
+
+
+@pytest.mark.slow
+def test_a_scrub_without_memory_for_the_copies_changes_nothing(
+    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error, and the cells are what they were."""
+    runner.open(1, STORY, SamplingParams(temperature=0.0))
+    (drawn,) = runner.execute("short", [Row(1, 0, 0, STORY, True)])
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.model.library, "state_seq_get_data", lambda *_: 0)
+        with pytest.raises(RunnerError, match="could not be read"):
+            runner.apply(ScrubPool("short"))
+    assert runner.slot_positions("short", 0) == len(STORY) - 1
+    assert runner.execute("short", [Row(1, 0, len(STORY), [drawn.token.token], True)])
+    runner.apply(ReleaseSlot("short", 0, 1))
+    runner.close(1)

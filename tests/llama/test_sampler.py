@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from poise.engine.ports import RunnerError
-from poise.llama.sampler import Sampler, largest
+from poise.llama.sampler import Sampler, largest, random_pair
 from poise.wire.messages import SamplingParams
 
 N_VOCAB = 5000
@@ -103,6 +103,41 @@ def test_a_seed_fixes_the_draws() -> None:
     assert draws(20, row, seed=42) == draws(20, row, seed=42)
     assert draws(20, row, seed=42) != draws(20, row, seed=43)
     assert len(draws(2, row, seed=-1)) == len(draws(2, row, seed=1 << 80)) == 2
+
+
+@pytest.mark.parametrize("cut", [1, 5, 19])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"top_p": 0.9, "top_k": 40},
+        {"repetition_penalty": 1.4},
+        {"presence_penalty": 0.7, "frequency_penalty": 0.3},
+        {"min_output": 10},
+    ],
+    ids=str,
+)
+def test_a_sampler_goes_on_where_another_stopped(params: dict[str, Any], cut: int) -> None:
+    """With the tokens so far it stands where the other stood: same penalties, same ban on the end, same draws."""
+    row, sampling = a_row(), SamplingParams(temperature=1.5, seed=9, **params)
+    one = Sampler(sampling, (1, 2, 3), N_VOCAB, EOG)
+    whole = [one.draw(row).token for _ in range(20)]
+    other = Sampler(sampling, (1, 2, 3), N_VOCAB, EOG, whole[:cut])
+    assert [other.draw(row).token for _ in range(20 - cut)] == whole[cut:]
+
+
+def test_random_numbers_are_uniform_and_depend_on_seed_and_position() -> None:
+    """Both of a pair; neighbouring seeds and positions have nothing in common."""
+    pairs = np.array([random_pair(seed, position) for seed in range(100) for position in range(100)])
+    assert pairs.min() >= 0.0
+    assert pairs.max() < 1.0
+    for column in pairs.T:
+        counts, _ = np.histogram(column, bins=20, range=(0, 1))
+        assert abs(counts - 500).max() < 5 * np.sqrt(500)
+    assert abs(np.corrcoef(pairs.T)[0, 1]) < 0.05
+    assert abs(np.corrcoef(pairs[:-1, 0], pairs[1:, 0])[0, 1]) < 0.05
+    assert len(np.unique(pairs)) == pairs.size
+    assert random_pair(-1, 3) == random_pair((1 << 64) - 1, 3)
 
 
 def test_the_row_is_never_written() -> None:

@@ -3,6 +3,7 @@
 from poise.config.loader import LoadedSettings, load
 from poise.config.policy import to_policy
 from poise.config.settings import (
+    AuditSettings,
     AuthSettings,
     ClassesSettings,
     ClassSettings,
@@ -24,10 +25,12 @@ from poise.config.settings import (
     TemplateSettings,
     TenantSettings,
     Toggle,
+    engine_settings,
 )
 from poise.config.sources import ConfigError
 
 __all__ = [
+    "AuditSettings",
     "AuthSettings",
     "ClassSettings",
     "ClassesSettings",
@@ -51,6 +54,7 @@ __all__ = [
     "TemplateSettings",
     "TenantSettings",
     "Toggle",
+    "engine_settings",
     "load",
     "to_policy",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -41,6 +42,31 @@ def _optional_api_key(key: str) -> str:
     return _api_key(key) if key else key
 
 
+def _optional_url(url: str) -> str:
+    if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise ValueError('must be a URL that begins with "http://" or "https://", or empty')
+    return url
+
+
+def _host(name: str) -> str:
+    if not name or "/" in name or any(character.isspace() for character in name):
+        raise ValueError("must be names or addresses, without scheme, port and path")
+    return name
+
+
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+        raise ValueError("must be origins, each as in https://chat.example: scheme, host and perhaps a port")
+    return origin
+
+
+def _class_name(name: str) -> str:
+    if name not in ("interactive", "background"):
+        raise ValueError('must be among "interactive" and "background"')
+    return name
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -50,7 +76,11 @@ def _not_blank(text: str) -> str:
 DeclaredTenantName = Annotated[str, AfterValidator(_declared_tenant)]
 TenantName = Annotated[str, AfterValidator(partial(_name, "tenant"))]
 TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
+OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
 NonBlankText = Annotated[str, AfterValidator(_not_blank)]
+HostName = Annotated[str, AfterValidator(_host)]
+WebOrigin = Annotated[str, AfterValidator(_origin)]
+ClassName = Annotated[str, AfterValidator(_class_name)]
 ApiKey = Annotated[str, AfterValidator(_api_key)]
 OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
 Toggle = Literal["auto", "on", "off"]
@@ -67,6 +97,18 @@ class ServerSettings(Section):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one and prints it."""
+    hosts: list[HostName] = []
+    """Further names that clients call it by; others are refused. Local names and `server.host` always work."""
+    origins: list[WebOrigin] = []
+    """Web pages elsewhere that may use it (CORS), as in https://chat.example; empty: its own page only."""
+    tls_cert: str = ""
+    """File with the certificate chain (PEM); with it the server speaks HTTPS only."""
+    tls_key: str = ""
+    """File with the private key of the certificate (PEM, without a passphrase)."""
+    allow_open: bool = False
+    """Listen beyond this machine although no key is required: whoever reaches the address may use the server."""
+    allow_plain: bool = False
+    """Listen beyond this machine without TLS: something else protects the way, such as a proxy that speaks TLS."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     """Largest request body; a larger one is answered with 413."""
     body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
@@ -274,13 +316,36 @@ class SamplingSettings(Section):
     """Tokens less likely than this share of the likeliest one are left out."""
 
 
+class MetricsSettings(Section):
+    tenants_max: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Tenants that /metrics tells apart, those that were active last; the rest are counted together."""
+
+
+class TelemetrySettings(Section):
+    otlp_endpoint: OptionalUrl = ""
+    """OpenTelemetry collector that is sent a trace of every request, without its text; empty: none."""
+
+
 class AuthSettings(Section):
     required: bool = False
     """Answer requests without a known key with 401."""
+    keys_file: str = ""
+    """File of `poise keys`, with hashes of keys. Empty: keys.jsonl in your configuration directory, if it is there."""
     admin_key: OptionalApiKey = ""
     """Key for /admin; without one, /admin answers callers on this machine only."""
     keys: dict[DeclaredTenantName, ApiKey] = {}
     """The API key of the tenant NAME."""
+
+
+class AuditSettings(Section):
+    enabled: bool = False
+    """Write the audit log: who asked for what, when, and what came of it, as a chain that shows changes."""
+    path: str = ""
+    """Folder of its files. Empty: audit in your state directory."""
+    rotate_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    """A new file is begun when one is larger, and every day (UTC)."""
+    keep_days: Annotated[int, Field(ge=1, le=36_500)] = 90
+    """Files of earlier days are deleted."""
 
 
 class TenantSettings(Section):
@@ -292,6 +357,12 @@ class TenantSettings(Section):
     """Requests that may wait; 0: as many as the class."""
     tokens_per_minute: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Prompt and output tokens; a new request is refused while the account is overdrawn; 0: no limit."""
+    classes: list[ClassName] = []
+    """Classes that may be asked for; another one is answered with 403; empty: all."""
+    cache_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Most of `store.budget_mb` that the tenant's reusable prefixes may take; 0: as `store.tenant_share`."""
+    content_log: bool = False
+    """Write prompts and answers into the audit log, marked as content."""
 
 
 class TemplateSettings(Section):
@@ -315,7 +386,19 @@ class Settings(Section):
     scheduler: SchedulerSettings = SchedulerSettings()
     levels: LevelsSettings = LevelsSettings()
     sampling: SamplingSettings = SamplingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     auth: AuthSettings = AuthSettings()
+    audit: AuditSettings = AuditSettings()
     tenant_defaults: TenantSettings = TenantSettings()
     tenants: dict[TenantName, TenantSettings] = {}
     templates: dict[TemplateName, TemplateSettings] = {}
+
+    def tenant(self, name: str) -> TenantSettings:
+        """A tenant's own section, or what holds for all that have none."""
+        return self.tenants.get(name, self.tenant_defaults)
+
+
+def engine_settings(settings: Settings) -> str:
+    """The settings as the engine gets them, in JSON: without keys and texts, which are none of its business."""
+    return settings.model_copy(update={"auth": AuthSettings(), "templates": {}}).model_dump_json()

@@ -1,4 +1,4 @@
-"""What operators do: look at live requests, pause, resume and downgrade them, drop a tenant's cache, read the journal."""
+"""What operators do: look at and act on live requests, drop a tenant's cache or erase its data, read the journal."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
-from poise.gateway.errors import engine_unavailable, not_possible, request_not_found
+from poise.gateway.erasure import Erasure
+from poise.gateway.errors import engine_unavailable, invalid_value, not_possible, request_not_found
 from poise.gateway.health import fresh_json
-from poise.gateway.record import QUEUED, Record
+from poise.gateway.record import CANCELLED, QUEUED, Record
 from poise.gateway.records import Records
 from poise.gateway.tenants import Tenants
 from poise.scheduler.request import Control, RequestClass
@@ -24,10 +26,14 @@ T = TypeVar("T")
 class Admin:
     """Answers /admin. Every answer is preceded by the check of who asks."""
 
-    def __init__(self, engine: EngineClient, tenants: Tenants, records: Records) -> None:
+    def __init__(
+        self, engine: EngineClient, tenants: Tenants, records: Records, audit: Audit, erasure: Erasure
+    ) -> None:
         self._engine = engine
         self._tenants = tenants
         self._records = records
+        self._audit = audit
+        self._erasure = erasure
 
     async def requests(self, request: Request) -> Response:
         """Live requests: counts and states, no text."""
@@ -40,7 +46,9 @@ class Admin:
 
         async def control(request: Request) -> Response:
             self._tenants.check_admin(request)
-            return await self._control(request.path_params["request_id"], action)
+            body = await self._control(request.path_params["request_id"], action)
+            self._audit.operator(request, action.value, response=body["id"])
+            return fresh_json(body)
 
         return control
 
@@ -49,12 +57,30 @@ class Admin:
         self._tenants.check_admin(request)
         tenant = request.path_params["tenant"]
         freed = await _asked(self._engine.forget(tenant))
+        self._audit.operator(request, "forget", tenant=tenant)
         return fresh_json({"tenant": tenant, "entries": freed.entries, "cells": freed.cells})
+
+    async def erase(self, request: Request) -> Response:
+        """Erase what is held of a tenant, everywhere. Its live requests go on, unless `live=1` ends them first."""
+        self._tenants.check_admin(request)
+        tenant = request.path_params["tenant"]
+        live = request.query_params.get("live", "0")
+        if live not in ("0", "1"):
+            raise invalid_value("live", "be 0 or 1", live)
+        records = [record for record in self._records.live() if record.origin.tenant == tenant]
+        for work in [record.work for record in records if record.work is not None]:
+            if live == "1":
+                work.stop(CANCELLED)
+        erased = await _asked(self._erasure.erase(tenant))
+        self._audit.operator(request, "erase", tenant=tenant, live=live == "1", **erased)
+        ended, kept = (len(records), 0) if live == "1" else (0, len(records))
+        return fresh_json({"tenant": tenant, "live_ended": ended, "live_kept": kept, "erased": erased})
 
     async def journal(self, request: Request) -> Response:
         """The engine's flight recorder: token counts and decisions, no text."""
         self._tenants.check_admin(request)
         lines = await _asked(self._engine.journal())
+        self._audit.operator(request, "journal")
         return Response("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
     async def quarantine(self, request: Request) -> Response:
@@ -62,7 +88,7 @@ class Admin:
         self._tenants.check_admin(request)
         return fresh_json({"data": [report.as_json() for report in self._engine.quarantined()]})
 
-    async def _control(self, wanted: str, action: Control) -> Response:
+    async def _control(self, wanted: str, action: Control) -> dict[str, Any]:
         """On every choice of the request that has not ended. One that could be acted on makes it a success."""
         record = self._records.find_live(wanted)
         choices = record.work.requests() if record is not None and record.work is not None else []
@@ -77,7 +103,7 @@ class Admin:
             {"index": index, "state": _shown_state(answer.state), "detail": answer.detail}
             for (index, _), answer in zip(choices, answers, strict=True)
         ]
-        return fresh_json({"id": record.response_id, "action": action.value, "choices": rows})
+        return {"id": record.response_id, "action": action.value, "choices": rows}
 
 
 async def _asked(answer: Awaitable[T]) -> T:

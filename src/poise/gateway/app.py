@@ -29,11 +29,15 @@ from poise import __version__
 from poise.config import Settings
 from poise.gateway import answer_schemas, schemas
 from poise.gateway.admin import Admin
+from poise.gateway.auditing import Audit
 from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.degradation import Degradation, free_bytes
 from poise.gateway.engine_client import EngineClient
+from poise.gateway.erasure import Erasure, engine_eraser, records_eraser
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
+from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
+from poise.gateway.keys import KeyRing
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
 from poise.gateway.records import Records
@@ -64,25 +68,34 @@ def create_app(
     text: TextModel | None = None,
     lifespan: Lifespan | None = None,
     page_dir: Path = PAGE_DIR,
+    keys: KeyRing | None = None,
+    audit: Audit | None = None,
     recovery: RecoveryMetrics | None = None,
     free: Callable[[], int] = free_bytes,
 ) -> FastAPI:
     """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
 
+    keys       of the keys file, where there is one
+    audit      where to put on record what happens
     recovery   what is counted of lost engines, by who restarts them
     free       memory that this process may still use
     """
     slot = TextSlot(text)
-    metrics = GatewayMetrics(lambda: read_engine(engine), recovery)
+    metrics = GatewayMetrics(lambda: read_engine(engine), recovery, settings.metrics.tenants_max)
+    audit = audit or Audit(settings)
     degradation = Degradation(settings, engine, metrics.recovery, free)
-    tenants = Tenants(settings.auth)
+    degradation.on_change = audit.level_changed
+    tenants = Tenants(settings, keys)
+    if keys is not None:
+        keys.on_change = audit.keys_changed
     health = Health(engine, slot, tenants, metrics, degradation, model_name)
     templates = Templates(settings.templates)
     records = Records(settings.results)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     completions = Completions(
-        settings, engine, slot, tenants, templates, metrics, records, degradation.check, model_name
+        settings, engine, slot, tenants, templates, metrics, records, degradation.check, audit, model_name
     )
+    erasure = Erasure([engine_eraser(engine), records_eraser(records), audit.erase])
     app = FastAPI(
         title="poise",
         version=__version__,
@@ -100,12 +113,13 @@ def create_app(
         app.state.declare_templates(text)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
     _add_requests(app, Requests(settings, tenants, records, metrics.streams))
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health)
-    _add_admin(app, Admin(engine, tenants, records))
+    _add_admin(app, Admin(engine, tenants, records, audit, erasure))
     _add_page(app, page_dir)
     return app
 
@@ -144,7 +158,9 @@ class Models:
         """Those that the caller may use."""
         tenant = self._tenants.identify(request)
         known = self._templates.of_tenant(tenant).items()
-        data = [{"name": name, "object": "template", "tokens": n_tokens} for name, n_tokens in known]
+        data = [
+            {"name": name, "object": "template", "tokens": info.n_tokens, "kept": info.kept} for name, info in known
+        ]
         return _json({"object": "list", "data": data})
 
     def _card(self) -> dict[str, Any]:
@@ -296,6 +312,14 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
             responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
             openapi_extra={"parameters": [_path_parameter("request_id")]},
         )
+    app.add_api_route(
+        "/admin/tenants/{tenant}/data",
+        admin.erase,
+        methods=["DELETE"],
+        summary="Erase what is held of a tenant",
+        responses=schemas.answer(schemas.TenantEraseResult) | schemas.errors(400, 401, 403, 503),
+        openapi_extra={"parameters": [_path_parameter("tenant"), schemas.LIVE_PARAMETER]},
+    )
     app.add_api_route(
         "/admin/tenants/{tenant}/cache",
         admin.forget,

@@ -20,8 +20,10 @@ from starlette.responses import Response
 
 from poise import __version__
 from poise.config import Settings
+from poise.gateway.auditing import Audit, RequestEntry
 from poise.gateway.backpressure import patience
 from poise.gateway.body import read_json
+from poise.gateway.bugs import log_bug
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import (
     ApiError,
@@ -30,7 +32,6 @@ from poise.gateway.errors import (
     internal_error,
     invalid_value,
     model_not_found,
-    new_error_id,
 )
 from poise.gateway.fields import JsonObject
 from poise.gateway.generation import TOLD_WAIT_US, ChoiceRequest, Generation
@@ -74,6 +75,7 @@ class Completions:
         metrics: GatewayMetrics,
         records: Records,
         check_level: Callable[[RequestClass], None],
+        audit: Audit,
         model_name: str,
     ) -> None:
         self._settings = settings
@@ -83,6 +85,7 @@ class Completions:
         self._metrics = metrics
         self._records = records
         self._check_level = check_level
+        self._audit = audit
         self._model_name = model_name
         self._prompts = Prompts(settings, templates, metrics.long_system_prompt)
         self.model_names = [model_name, MODEL_ALIAS]
@@ -98,24 +101,35 @@ class Completions:
         self, request: Request, parse: Callable[[JsonObject], ChatRequest] | Callable[[JsonObject], CompletionRequest]
     ) -> Response:
         arrived_s = time.perf_counter()
-        request_class: RequestClass | None = None
-        try:
-            tenant = self._tenants.identify(request)
-            server = self._settings.server
-            parsed = parse(await read_json(request, server.max_body_bytes, server.body_timeout_s))
-            options = parsed.options
-            request_class = options.request_class
-            if options.model not in self.model_names:
-                raise model_not_found(options.model, self.model_names)
-            self._check_level(request_class)
-            param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
-            origin = Origin(
-                request_id_of(request.scope), tenant, request_class, param, arrived_s, options.queue_timeout_ms
-            )
-            call = await self._prepare(origin, parsed, detached=_is_detached(request) or options.background)
-        except ApiError as error:
-            self._metrics.rejected(request_class, error.code)
-            raise
+        tenant: str | None = None
+        with self._audit.begin(request) as entry:
+            try:
+                tenant = self._tenants.identify(request)
+                server = self._settings.server
+                body = await read_json(request, server.max_body_bytes, server.body_timeout_s)
+                parsed = parse(body)
+                options = parsed.options
+                entry.request_class, entry.stream = options.request_class, options.stream
+                if options.model not in self.model_names:
+                    raise model_not_found(options.model, self.model_names)
+                self._tenants.check_class(request, options.request_class)
+                self._check_level(options.request_class)
+                param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
+                origin = Origin(
+                    request_id_of(request.scope),
+                    tenant,
+                    options.request_class,
+                    param,
+                    arrived_s,
+                    options.queue_timeout_ms,
+                    request.headers.get("traceparent", ""),
+                )
+                entry.note_prompt(body.get(param))
+                call = await self._prepare(origin, parsed, detached=_is_detached(request) or options.background)
+            except ApiError as error:
+                self._metrics.rejected(entry.request_class, error.code, tenant)
+                raise
+        call.entry = entry
         if options.stream:
             return await self._stream(request, call)
         follower = Follower(call.record)
@@ -160,7 +174,7 @@ class Completions:
         for ids in plan.ids:
             _check_ids(ids, text.vocab.n_tokens, plan.param)
         kind = ChatFormat if isinstance(parsed, ChatRequest) else CompletionFormat
-        shape = Shape(kind, heading, options.include_usage, options.continuous_usage)
+        shape = Shape(kind, heading, options.include_usage, options.continuous_usage, segments=options.segments)
         n_choices = options.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
         record = Record(origin, shape, n_choices, detached=detached)
         return Call(record, parsed, plan, self._prompts, self._engine, text, self._metrics, self._records)
@@ -199,6 +213,8 @@ class Call:
         self._generation = Generation(record, engine, text, metrics)
         self._summarizer: Summarizer | None = None
         self._task: asyncio.Task[None] | None = None
+        self.entry: RequestEntry | None = None
+        """What is put on record of it at its end."""
 
     @property
     def is_late(self) -> bool:
@@ -250,9 +266,8 @@ class Call:
             self._submit()
         except ApiError as error:
             self._generation.fail(error)
-        except Exception:
-            error_id = new_error_id()
-            log.exception("[%s] internal error %s", self.record.origin.request_id, error_id)
+        except Exception as bug:
+            error_id = log_bug(log, self.record.origin.request_id, bug)
             self._generation.fail(internal_error(error_id))
 
     def _submit(self) -> None:
@@ -264,7 +279,9 @@ class Call:
         """Nobody comes back for a request that was refused, unless its client has been told an id."""
         refused = record.failure is not None and not record.is_open
         if refused and record.failure is not None:
-            self._metrics.rejected(record.origin.request_class, record.failure.code)
+            self._metrics.rejected(record.origin.request_class, record.failure.code, record.origin.tenant)
+        if self.entry is not None:
+            self.entry.ended(record)
         self._records.finish(record, keep=not refused or self.is_late)
 
     def _choices(self) -> list[ChoiceRequest]:

@@ -55,6 +55,8 @@ class Degradation:
         self._told = Level.NORMAL
         self._held_back = False
         self._drained_s = 0.0
+        self.on_change: Callable[[str, str, list[str]], None] | None = None
+        """Told of the level, the former one and the reasons."""
         engine.on_death(self._on_death)
 
     @property
@@ -133,6 +135,8 @@ class Degradation:
         if level is not former:
             self._told = level
             self._metrics.came_to(level.value, former.value)
+            if self.on_change is not None:
+                self.on_change(level.value, former.value, self.reasons)
             log.warning("level %s, was %s: %s", level, former, "; ".join(self.reasons) or "all conditions are over")
 
 

@@ -19,6 +19,7 @@ from poise.wire.messages import (
     Accepted,
     Change,
     Controlled,
+    Erased,
     Finish,
     Forgotten,
     Ready,
@@ -176,6 +177,10 @@ class EngineClient(Protocol):
 
     async def forget(self, tenant: str) -> Forgotten:
         """Drop what is cached for a tenant. Raises EngineUnavailable."""
+        ...
+
+    async def erase(self, tenant: str) -> Erased:
+        """The same, and overwrite it, and take the tenant out of the flight recorder. Raises EngineUnavailable."""
         ...
 
     async def journal(self) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from poise.gateway.bugs import log_bug
 from poise.gateway.choice import NOTHING, Choice
 from poise.gateway.engine_client import (
     ENGINE_LOST,
@@ -35,6 +36,7 @@ from poise.gateway.errors import (
 )
 from poise.gateway.record import CANCELLED, LEFT, READER_TIMEOUT, RUNNING, End, Record
 from poise.gateway.responses import TokenEntry
+from poise.gateway.story import story_of
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason
@@ -81,8 +83,8 @@ class Generation:
         except EngineUnavailable as error:
             self.fail(engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent))
             return
-        except Exception:
-            self._break()
+        except Exception as bug:
+            self._break(bug)
             return
         self._n_unheard = len(self._choices)
         for made in self._choices:
@@ -149,13 +151,12 @@ class Generation:
             else:
                 self._before_all_are_taken(choice, event)
             self._record.notify()
-        except Exception:
-            self._break(choice)
+        except Exception as bug:
+            self._break(bug, choice)
 
-    def _break(self, choice: Choice | None = None) -> None:
+    def _break(self, bug: Exception, choice: Choice | None = None) -> None:
         """Something unforeseen was raised: the log has what, the client an id to ask for it."""
-        error_id = new_error_id()
-        log.exception("[%s] internal error %s", self._record.origin.request_id, error_id)
+        error_id = log_bug(log, self._record.origin.request_id, bug)
         if choice is not None and choice.record.outcome is None:
             choice.record.outcome = FinishReason.FAILED.value
             self._abort(choice)
@@ -233,7 +234,7 @@ class Generation:
     def _start(self, choice: Choice, start: Start) -> None:
         told = choice.record
         if not told.started:
-            self._metrics.started(told.counts_as, start.wait_us / 1e6)
+            self._metrics.started(told.counts_as, start.wait_us / 1e6, start.n_cached)
         told.started, told.state, told.place, told.n_cached = True, RUNNING, None, start.n_cached
         self._record.place = None
         self._record.note(
@@ -248,6 +249,7 @@ class Generation:
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
 
     def _finish(self, choice: Choice, finish: Finish) -> None:
+        self._record.served_us += finish.served_us
         # What there is when the server must stop is an answer that was cut, and no failure.
         cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
         if cut or finish.reason in _GOOD_ENDS:
@@ -282,10 +284,9 @@ class Generation:
         """Write the books and end the record. What the engine never took is counted among the rejected, by who asked for it."""
         record, origin = self._record, self._record.origin
         elapsed_s = time.perf_counter() - origin.arrived_s
-        if record.is_open or failure is None:
-            for choice in record.choices:
-                self._metrics.ended(origin.request_class, choice.outcome or CANCELLED, elapsed_s)
         record.end(failure)
+        if record.is_open or failure is None:
+            self._metrics.told(story_of(record))
         log.info(
             "[%s] %s %s: %d prompt and %d output tokens, %s, %.0f ms",
             origin.request_id,

@@ -94,11 +94,14 @@ class Health:
             "tokens_per_s": {"prompt": round(prompt, 1), "output": round(output, 1)},
             "engine_rss_bytes": figures.rss_bytes if figures else None,
             "engine_unaccounted_bytes": figures.unaccounted_bytes if figures else None,
+            "bottleneck": figures.bottleneck.limit if figures else None,
         }
         return fresh_json(body)
 
-    async def metrics(self, _: Request) -> Response:
-        return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics(self, request: Request) -> Response:
+        """Those by tenant are for operators only."""
+        text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(request))
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def sample_forever(self) -> None:
         """Note the engine's token counters once a second, for the rates in /status."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poise.gateway.backpressure import CHUNK_BYTES
@@ -24,6 +25,7 @@ from poise.gateway.responses import (
     queue_comment,
     summary_comment,
 )
+from poise.gateway.segments import Mark, Segmenter
 from poise.metrics.streams import StreamMetrics
 
 TOLD_AGAIN = 0.2
@@ -84,6 +86,7 @@ class Reader(Follower):
         """Place in the queue and estimate, in ms, that were told last."""
         self._format: ResponseFormat | None = None
         self._sent_at_s: list[float | None] = [None] * len(record.choices)
+        self._segmenters = _segmenters_at(record, start) if record.shape.segments else None
         self._pacer = Pacer(delay_s, len(record.choices)) if delay_s > 0 else None
         self._released = len(record.texts) if place is not None else 0
         """Tokens that are due."""
@@ -193,9 +196,8 @@ class Reader(Follower):
             return b""
         self._note_delivery(choice, now_s)
         is_first, self._opened[choice] = not self._opened[choice], True
-        return self._formatter().text_event(
-            _id(last, self._n_ends), choice, text, entries, first=is_first, usage=self._usage()
-        )
+        at, marks = _id(last, self._n_ends), self._marks(choice, text)
+        return self._formatter().text_event(at, choice, text, entries, first=is_first, usage=self._usage(), marks=marks)
 
     def _end(self, end: End) -> bytes:
         opening = b""
@@ -211,9 +213,20 @@ class Reader(Follower):
             )
         self._n_ends += 1
         at = _id(self._cursor, self._n_ends)
+        marks = self._marks(end.choice, end.text, ended=True)
         return opening + self._formatter().finish_event(
-            at, end.choice, end.reason, end.text, end.entries, self._usage()
+            at, end.choice, end.reason, end.text, end.entries, self._usage(), marks
         )
+
+    def _marks(self, choice: int, text: str, *, ended: bool = False) -> Sequence[Mark]:
+        """What becomes certain of the segments of a choice with this text, or with its end; nothing if they are not wanted."""
+        if self._segmenters is None:
+            return ()
+        segmenter = self._segmenters[choice]
+        marks = segmenter.push(text)
+        if ended:
+            marks += segmenter.flush()
+        return marks
 
     def _close(self) -> bytes:
         self.is_done = True
@@ -276,3 +289,14 @@ def _opened_before(record: Record, place: Place) -> list[bool]:
     for end in record.ends[: place.n_ends]:
         opened[end.choice] = True
     return opened
+
+
+def _segmenters_at(record: Record, place: Place) -> list[Segmenter]:
+    """Those of a reader that has told everything up to a place: they know the text before it."""
+    texts: list[list[str]] = [[] for _ in record.choices]
+    for owner, text in zip(record.owners[: place.n_tokens], record.texts, strict=False):
+        texts[owner].append(text)
+    segmenters = [Segmenter() for _ in record.choices]
+    for segmenter, told in zip(segmenters, texts, strict=True):
+        segmenter.push("".join(told))
+    return segmenters

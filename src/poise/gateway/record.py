@@ -47,6 +47,8 @@ class Origin:
     arrived_s: float
     queue_timeout_ms: int = 0
     """How long each of its engine requests may wait for a slot; 0: for ever."""
+    traceparent: str = ""
+    """The caller's span, from the header of that name."""
 
 
 @dataclass(slots=True)
@@ -127,6 +129,8 @@ class Record:
         self.place: tuple[int, int] | None = None
         """Place in the queue and estimated wait in ms, as long as that is worth telling."""
         self.downgraded = False
+        self.served_us = 0
+        """Compute, a summary's included, as far as the engine has told."""
         self.is_open = False
         """The engine has taken every choice."""
         self.ended_s: float | None = None

@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from poise.gateway.segments import Mark
+
 encode = msgspec.json.Encoder().encode
 
 DOWNGRADED_TIER = "flex"
@@ -122,12 +124,20 @@ class ResponseFormat(ABC):
         *,
         first: bool,
         usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
-        """A piece of a choice. `first`: it opens the choice. `at`: the event's id."""
+        """A piece of a choice. `first`: it opens the choice. `at`: the event's id. `marks`: of segments, if they are wanted."""
 
     @abstractmethod
     def finish_event(
-        self, at: bytes, index: int, reason: str, text: str, entries: Sequence[TokenEntry] | None, usage: Usage | None
+        self,
+        at: bytes,
+        index: int,
+        reason: str,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         """The end of a choice, with the text that was held back until then."""
 
@@ -168,19 +178,27 @@ class ChatFormat(ResponseFormat):
         *,
         first: bool,
         usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         role = b'"role":"assistant",' if first else b""
         logprobs = b"null" if entries is None else encode(chat_logprobs(entries))
-        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null}'
-        return self._event(at, choice % (index, role, encode(text), logprobs), usage)
+        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null%b}'
+        return self._event(at, choice % (index, role, encode(text), logprobs, _segments(marks)), usage)
 
     def finish_event(
-        self, at: bytes, index: int, reason: str, text: str, entries: Sequence[TokenEntry] | None, usage: Usage | None
+        self,
+        at: bytes,
+        index: int,
+        reason: str,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         content = b'"content":' + encode(text) if text else b""
         logprobs = encode(chat_logprobs(entries)) if entries else b"null"
-        choice = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b}'
-        return self._event(at, choice % (index, content, logprobs, encode(reason)), usage)
+        choice = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b%b}'
+        return self._event(at, choice % (index, content, logprobs, encode(reason), _segments(marks)), usage)
 
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         choices = [
@@ -209,17 +227,25 @@ class CompletionFormat(ResponseFormat):
         *,
         first: bool,
         usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         logprobs = b"null" if entries is None else encode(completion_logprobs(entries))
-        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}' % (index, encode(text), logprobs)
-        return self._event(at, choice, usage)
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
+        return self._event(at, choice % (index, encode(text), logprobs, _segments(marks)), usage)
 
     def finish_event(
-        self, at: bytes, index: int, reason: str, text: str, entries: Sequence[TokenEntry] | None, usage: Usage | None
+        self,
+        at: bytes,
+        index: int,
+        reason: str,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         logprobs = encode(completion_logprobs(entries)) if entries else b"null"
-        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}'
-        return self._event(at, choice % (index, encode(text), logprobs, encode(reason)), usage)
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
+        return self._event(at, choice % (index, encode(text), logprobs, encode(reason), _segments(marks)), usage)
 
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         choices = [
@@ -246,9 +272,15 @@ class Shape:
     include_usage: bool = False
     continuous_usage: bool = False
     notes: dict[str, Any] | None = None
+    segments: bool = False
 
     def format(self) -> ResponseFormat:
         return self.kind(self.heading, self.include_usage or self.continuous_usage, self.notes)
+
+
+def _segments(marks: Sequence[Mark]) -> bytes:
+    """The end of a choice. There is no such field where there is nothing to mark."""
+    return b',"segments":' + encode(marks) if marks else b""
 
 
 def event(at: bytes, data: bytes) -> bytes:
@@ -257,8 +289,11 @@ def event(at: bytes, data: bytes) -> bytes:
 
 
 def queue_comment(position: int, eta_ms: int) -> bytes:
-    """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip."""
-    return b": queued position=%d eta_ms=%d\n\n" % (position, eta_ms)
+    """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip.
+
+    No empty line follows: behind an event with an id, OpenAI's client takes one for another event, without data.
+    """
+    return b": queued position=%d eta_ms=%d\n" % (position, eta_ms)
 
 
 _CHANGES = {
@@ -278,12 +313,12 @@ def change_comment(what: str, why: str, index: int | None) -> bytes:
     choice = b"" if index is None else b" choice=%d" % index
     name = b"recomputed" if what == "recover" else b"why"
     reason = b" %b=%b" % (name, why.encode()) if why else b""
-    return b": %b%b%b\n\n" % (_CHANGES.get(what, what.encode()), choice, reason)
+    return b": %b%b%b\n" % (_CHANGES.get(what, what.encode()), choice, reason)
 
 
 def summary_comment(n_turns: int) -> bytes:
     """Tells a waiting stream what it waits for."""
-    return b": summarizing turns=%d\n\n" % n_turns
+    return b": summarizing turns=%d\n" % n_turns
 
 
 def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from poise.gateway.answer_schemas import Closed, ErrorBody, ErrorDetail, TokenUsage
 from poise.gateway.fields import Schema
+from poise.gateway.segments import MARKS_SCHEMA
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -32,6 +33,7 @@ class TemplateCard(Closed):
     name: str
     object: Literal["template"]
     tokens: int | None
+    kept: bool
 
 
 class TemplateList(Closed):
@@ -111,6 +113,7 @@ class TotalFigures(Closed):
     evicted_entries: int
     stored_bytes: int
     loaded_bytes: int
+    unstored: int
 
 
 class LiveRequest(Closed):
@@ -146,6 +149,13 @@ class ForgetResult(Closed):
     tenant: str
     entries: int
     cells: int
+
+
+class TenantEraseResult(Closed):
+    tenant: str
+    live_ended: int
+    live_kept: int
+    erased: dict[str, int]
 
 
 class RequestSummary(Closed):
@@ -221,6 +231,7 @@ class StatusBody(Closed):
     tokens_per_s: Rates
     engine_rss_bytes: int | None
     engine_unaccounted_bytes: int | None
+    bottleneck: str | None
 
 
 _ERRORS = {
@@ -261,9 +272,17 @@ def errors(*statuses: int) -> Responses:
     }
 
 
+_CHOICE: Schema = {"type": "object", "properties": {"segments": MARKS_SCHEMA}}
+_CHUNK: Schema = {"type": "object", "properties": {"choices": {"type": "array", "items": _CHOICE}}}
 _EVENT: Schema = {
     "type": "object",
-    "properties": {"id": {"type": "string"}, "data": {"type": "string"}},
+    "properties": {
+        "id": {"type": "string"},
+        "data": {
+            "type": "string",
+            "anyOf": [{"const": "[DONE]"}, {"contentMediaType": "application/json", "contentSchema": _CHUNK}],
+        },
+    },
     "required": ["data"],
 }
 _EVENTS: Schema = {
@@ -285,7 +304,16 @@ def generation(body: type[BaseModel]) -> Responses:
     done: Responses = {
         200: {"model": body, "description": "The answer, or its events.", "content": _EVENTS, "headers": _NOTES}
     }
-    return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
+    return done | errors(400, 401, 403, 404, 408, 413, 429, 500, 503)
+
+
+LIVE_PARAMETER: Schema = {
+    "name": "live",
+    "in": "query",
+    "required": False,
+    "description": "1: end the tenant's live requests as well.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
 
 
 def events() -> Responses:

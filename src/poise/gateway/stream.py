@@ -15,7 +15,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from poise.gateway.backpressure import Outlet, Patience, ReaderStuck, until_room
-from poise.gateway.errors import ClientGone, internal_error, new_error_id
+from poise.gateway.bugs import log_bug
+from poise.gateway.errors import ClientGone, internal_error
 from poise.gateway.reader import Reader
 from poise.metrics.streams import StreamMetrics
 
@@ -80,9 +81,8 @@ class EventStream(Response):
                 await reader.wait()
         except ReaderStuck:
             raise
-        except Exception:
-            error_id = new_error_id()
-            log.exception("[%s] internal error %s in a stream", self._request_id, error_id)
+        except Exception as bug:
+            error_id = log_bug(log, self._request_id, bug, " in a stream")
             data = reader.error_event(internal_error(error_id))
             await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -139,6 +139,7 @@ class Summarizer:
             await follower.ended()
         finally:
             generation.stop(CANCELLED)
+            self._record.served_us += record.served_us
         used = record.usage()
         usage.prompt_tokens += used.prompt_tokens
         usage.completion_tokens += used.completion_tokens

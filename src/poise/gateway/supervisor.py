@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from poise.config import Settings
+from poise.config import Settings, engine_settings
 from poise.engine.blackbox import BlackBox, BoxReading, Phase
 from poise.gateway.blame import Cause, Death
 from poise.gateway.connection import EngineConnection
@@ -180,6 +180,10 @@ class Supervisor:
         answer: wire.Forgotten = await self._ask(wire.Forget(forget_id, tenant), forget_id)
         return answer
 
+    async def erase(self, tenant: str) -> wire.Erased:
+        answer: wire.Erased = await self._ask(wire.Erase(erase_id := next(self._ids), tenant), erase_id)
+        return answer
+
     async def journal(self) -> list[str]:
         dump_id = next(self._ids)
         lines: list[str] = await self._ask(wire.DumpJournal(dump_id), dump_id)
@@ -283,7 +287,7 @@ class Supervisor:
             await loop.create_unix_connection(lambda: connection, sock=ours)
             self._connection = connection
             try:
-                self._send(wire.Configure(self._settings.model_dump_json(), self._model_path))
+                self._send(wire.Configure(engine_settings(self._settings), self._model_path))
                 watching = asyncio.create_task(self._watch(box, self._process), name="engine-watchdog")
                 await connection.lost
             except (FrameError, ConnectionError) as error:
@@ -341,6 +345,8 @@ class Supervisor:
                 self._answer((message.request_id, message.action), message)
             case wire.Forgotten():
                 self._answer(message.forget_id, message)
+            case wire.Erased():
+                self._answer(message.erase_id, message)
 
     def _ready(self, ready: wire.Ready) -> None:
         self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"

@@ -39,7 +39,7 @@ class _Track:
     computed_since: bool = True
     """A chunk was computed since its slot was taken away last."""
     held: bool = False
-    """An operator paused it; what follows until it is resumed is not the scheduler's choice."""
+    """An operator paused it, or its reader is behind; what follows until it goes on is not the scheduler's choice."""
 
     @property
     def is_decoding(self) -> bool:
@@ -66,7 +66,7 @@ class Checkers:
             assert isinstance(request, Request)
             if isinstance(answer, Queued):
                 interactive = request.request_class is RequestClass.INTERACTIVE
-                self._tracks[request.request_id] = _Track(request, interactive, request.n_prompt)
+                self._tracks[request.request_id] = _Track(request, interactive, request.n_known)
                 self.mirror.add(request.request_id, request.tenant)
         elif kind == "rest":
             self._resting = True
@@ -134,7 +134,7 @@ class Checkers:
     def _changed(self, track: _Track, what: str) -> None:
         request_id = track.request.request_id
         match what:
-            case "pause":
+            case "pause" | "stall":
                 track.running, track.held = False, True
             case "resume":
                 track.running, track.held = True, False

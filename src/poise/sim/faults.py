@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 from poise.scenarios import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import Control, Hold, RequestClass
 from poise.wire import messages as wire
 
 NS_PER_S = 1_000_000_000
@@ -35,6 +35,9 @@ class Fault(StrEnum):
     STUCK = "stuck"
     """Clients stop reading: their requests are paused, and resumed or cancelled later."""
 
+    STALL = "stall"
+    """Readers fall behind: their requests are held, swapped out or not, and go on or are cancelled later."""
+
     CLOCK = "clock"
     """The clock jumps forward by seconds."""
 
@@ -43,6 +46,12 @@ class Fault(StrEnum):
 
     FORGET = "forget"
     """A tenant's cached prefixes are dropped."""
+
+    ERASE = "erase"
+    """All that is kept of a tenant is erased."""
+
+    ENGINE_CRASH = "engine_crash"
+    """The engine dies in the middle of a step; a new one is given all that was live."""
 
     BURST = "burst"
     """Dozens of requests arrive at one moment."""
@@ -63,9 +72,12 @@ class Fault(StrEnum):
 PERIOD_S = {
     Fault.CANCEL: 25.0,
     Fault.STUCK: 6.0,
+    Fault.STALL: 4.0,
     Fault.CLOCK: 40.0,
     Fault.OPERATOR: 3.0,
     Fault.FORGET: 15.0,
+    Fault.ERASE: 60.0,
+    Fault.ENGINE_CRASH: 40.0,
     Fault.BURST: 30.0,
     Fault.MISFIT: 10.0,
     Fault.TEMPLATE: 45.0,
@@ -132,6 +144,10 @@ Disturbance = tuple[int, "wire.ToEngine | Arriving"]
 """So many nanoseconds from now, and what happens then."""
 
 
+class EngineCrash(BaseException):
+    """The engine process is gone. Nothing in it can catch this, or clean up."""
+
+
 class Faults:
     """The chosen faults of one run. `strikes` says what they do to the world; the runner asks `pace` and `fails`."""
 
@@ -141,10 +157,13 @@ class Faults:
         self._next_ns = {f: self._gap_ns(f) for f in self.chosen if f in PERIOD_S}
         self._stopped = False
         self._forget_ids = 0
+        self._crash_in: int | None = None
+        """The engine dies when the runner has been asked so many times more for something that can fail."""
 
     def stop(self) -> None:
         """From now on nothing goes wrong. What a strike has announced for later still happens: pauses end."""
         self._stopped = True
+        self._crash_in = None
         self._next_ns.clear()
 
     @property
@@ -166,10 +185,19 @@ class Faults:
         return 2.0 * 10.0 ** rng.random() if rng.random() < SLOW_RATE else 1.0
 
     def fails(self, kind: str, subject: object) -> bool:
-        """The runner's fault hook: whether this batch ("execute") or KV operation ("apply") fails."""
+        """The runner's fault hook: whether this batch ("execute") or KV operation ("apply") fails. Raises EngineCrash."""
+        if self._crash_in is not None:
+            self._crash_in -= 1
+            if self._crash_in < 0:
+                self._crash_in = None
+                raise EngineCrash
         if self._stopped or Fault.RUNNER not in self.chosen:
             return False
         return self._rngs[Fault.RUNNER].random() < (BATCH_FAILURE_RATE if kind == "execute" else OPERATION_FAILURE_RATE)
+
+    def restart_ns(self) -> int:
+        """How long it takes until there is an engine again."""
+        return int(self._rngs[Fault.ENGINE_CRASH].uniform(0.2, 5.0) * NS_PER_S)
 
     def queue_timeout_ms(self) -> int:
         """How long the next request of the world may wait; 0: for ever."""
@@ -199,8 +227,18 @@ class Faults:
                 return _cancel_storm(rng, live)
             case Fault.STUCK:
                 return _stuck_readers(rng, live)
+            case Fault.STALL:
+                return _slow_readers(rng, live)
             case Fault.OPERATOR:
                 return _operator(rng, live)
+            case Fault.ERASE:
+                self._forget_ids += 1
+                return [
+                    (0, wire.Erase(self._forget_ids, rng.choice(sorted({one.tenant for one in live}) or ["nobody"])))
+                ]
+            case Fault.ENGINE_CRASH:
+                self._crash_in = rng.randint(0, 6)
+                return []
             case Fault.FORGET:
                 tenants = sorted({one.tenant for one in live}) or ["nobody"]
                 self._forget_ids += 1
@@ -244,6 +282,19 @@ def _stuck_readers(rng: random.Random, live: Sequence[Live]) -> list[Disturbance
         leaves = rng.random() < 1 / 3
         end = wire.Abort(one.request_id) if leaves else wire.Control(one.request_id, Control.RESUME)
         found.append((after_ns, end))
+    return found
+
+
+def _slow_readers(rng: random.Random, live: Sequence[Live]) -> list[Disturbance]:
+    """One to six requests, in whatever state they are, are held at one level after the other. One in five leaves in the end."""
+    found: list[Disturbance] = []
+    for one in rng.sample(live, min(len(live), rng.randint(1, 6))):
+        when_ns = 0
+        for _ in range(rng.randint(1, 4)):
+            found.append((when_ns, wire.Hold(one.request_id, rng.choice((Hold.PAUSE, Hold.SWAP, Hold.RUN)))))
+            when_ns += int(rng.expovariate(0.5) * NS_PER_S)
+        leaves = rng.random() < 1 / 5
+        found.append((when_ns, wire.Abort(one.request_id) if leaves else wire.Hold(one.request_id, Hold.RUN)))
     return found
 
 

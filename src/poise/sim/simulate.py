@@ -9,6 +9,7 @@ from hashlib import blake2b
 import msgspec
 
 from poise.config import Settings, to_policy
+from poise.engine.blackbox import read_words
 from poise.engine.core import Engine
 from poise.engine.journal import CAPACITY, Journal
 from poise.scenarios import Scenario
@@ -18,7 +19,7 @@ from poise.scheduler.snapshot import Snapshot
 from poise.sim.checkers import Checkers
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Costs
-from poise.sim.faults import Fault, Faults
+from poise.sim.faults import EngineCrash, Fault, Faults
 from poise.sim.runner import SimRunner
 from poise.sim.witness import Witness
 from poise.sim.world import Record, World
@@ -63,7 +64,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """What came of a run. `digest` is a hash of every journal entry: equal runs have equal digests."""
+    """What came of a run. `digest` is a hash of every journal entry: equal runs have equal digests.
+
+    `final` and `journal` are the last engine's, if others died before it.
+    """
 
     scenario: Scenario
     seed: int
@@ -73,6 +77,7 @@ class Simulation:
     final: Snapshot
     digest: str
     journal: Journal
+    n_crashes: int = 0
 
 
 class SimulationFailure(Exception):
@@ -86,11 +91,11 @@ class SimulationFailure(Exception):
 
 
 class _Recorder(Journal):
-    """A journal that hashes each entry and shows it to observers."""
+    """A journal that hashes each entry into `digest` and shows it to observers."""
 
-    def __init__(self, capacity: int | None, observers: Iterable[Observer]) -> None:
+    def __init__(self, capacity: int | None, observers: Iterable[Observer], digest: blake2b) -> None:
         super().__init__(capacity)
-        self.digest = blake2b(digest_size=16)
+        self.digest = digest
         self._observers = tuple(observers)
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -122,58 +127,96 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     """Run until every request has ended. Raises SimulationFailure when an invariant is broken."""
     options = options or Options()
     faults = Faults(options.faults, seed)
-    costs = options.costs or Costs()
     policy = faults.policy(sim_policy(settings, options.priors), sorted({c.tenant for c in scenario.clients}))
-    pools = [PoolInfo(name, p.n_slots, p.slot_cells, True, 0, p.cell_bytes) for name, p in policy.pools.items()]
     clock = VirtualClock()
     end_rate = END_RATE if options.faults else 0
     witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults)
     world = World(scenario, seed, clock, witness, faults, options.n_prompt_extra)
-    scheduler = Scheduler(policy)
-    pace = costs.pace(seed, faults.pace)
-    runner = SimRunner(
-        pools,
-        n_vocab=N_VOCAB,
-        clock=clock,
-        cost=costs.pools,
-        pace=pace,
-        end_rate=end_rate,
-        carry_us_per_cell=costs.carry_us_per_cell,
-        fault=faults.fails,
-    )
-    checkers = Checkers(policy, runner)
-    journal = _Recorder(None if options.keep_journal else CAPACITY, (checkers.recorded, *options.observers))
-    journal.record_policy(policy)
-    outbox = _Ears(checkers.heard, *options.listeners, world.send)
-    engine = Engine(scheduler, runner, clock, inbox=world, outbox=outbox, journal=journal)
-    try:
-        _run(engine, scheduler, world, checkers, options.n_steps, lambda n: clock.advance(costs.loop_ns(n)))
-    except Exception as error:
-        raise SimulationFailure(scenario, seed, engine.counters.steps, clock.now_ns(), journal) from error
+    machine = _Machine(policy, clock, faults, options, seed, blake2b(digest_size=16))
+    n_steps, n_crashes = 0, 0
+    while True:
+        life = machine.begin(world)
+        try:
+            _run(life, world, options.n_steps and max(1, options.n_steps - n_steps), machine.spend)
+        except EngineCrash:
+            n_steps, n_crashes = n_steps + life.engine.counters.steps, n_crashes + 1
+            ended = world.engine_lost(read_words(life.engine.box.words).request_ids)
+            for listener in options.listeners:
+                listener(wire.Step(0, [], [], ended))
+            continue
+        except Exception as error:
+            n_steps += life.engine.counters.steps
+            raise SimulationFailure(scenario, seed, n_steps, clock.now_ns(), life.journal) from error
+        break
     return Simulation(
         scenario=scenario,
         seed=seed,
-        steps=engine.counters.steps,
+        steps=n_steps + life.engine.counters.steps,
         elapsed_ns=clock.now_ns(),
         records=world.records,
-        final=scheduler.snapshot(),
-        digest=journal.digest.hexdigest(),
-        journal=journal,
+        final=life.scheduler.snapshot(),
+        digest=life.journal.digest.hexdigest(),
+        journal=life.journal,
+        n_crashes=n_crashes,
     )
 
 
-def _run(
-    engine: Engine,
-    scheduler: Scheduler,
-    world: World,
-    checkers: Checkers,
-    n_steps: int,
-    spend: Callable[[int], None],
-) -> None:
-    """Turn the engine's loop until the world has nothing left, with every checker after every turn.
+@dataclass(frozen=True, slots=True)
+class _Life:
+    """One engine and those who watch it, from its start to its end."""
 
-    `spend` takes the loop's own time for a step with so many rows: virtual time passes in the runner alone otherwise.
+    engine: Engine
+    scheduler: Scheduler
+    checkers: Checkers
+    journal: _Recorder
+
+
+class _Machine:
+    """What stays when an engine dies: everything that the next one is built from."""
+
+    def __init__(
+        self, policy: SchedulerPolicy, clock: VirtualClock, faults: Faults, options: Options, seed: int, digest: blake2b
+    ) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._faults = faults
+        self._options = options
+        self._costs = options.costs or Costs()
+        self._pace = self._costs.pace(seed, faults.pace)
+        self._digest = digest
+
+    def begin(self, world: World) -> _Life:
+        """A new engine: nothing in its slots, nothing known."""
+        policy, costs, options = self._policy, self._costs, self._options
+        runner = SimRunner(
+            [PoolInfo(name, p.n_slots, p.slot_cells, True, 0, p.cell_bytes) for name, p in policy.pools.items()],
+            n_vocab=N_VOCAB,
+            clock=self._clock,
+            cost=costs.pools,
+            pace=self._pace,
+            end_rate=END_RATE if options.faults else 0,
+            carry_us_per_cell=costs.carry_us_per_cell,
+            fault=self._faults.fails,
+        )
+        scheduler, checkers = Scheduler(policy), Checkers(policy, runner)
+        capacity = None if options.keep_journal else CAPACITY
+        journal = _Recorder(capacity, (checkers.recorded, *options.observers), self._digest)
+        journal.record_policy(policy)
+        outbox = _Ears(checkers.heard, *options.listeners, world.send)
+        engine = Engine(scheduler, runner, self._clock, inbox=world, outbox=outbox, journal=journal)
+        return _Life(engine, scheduler, checkers, journal)
+
+    def spend(self, n_rows: int) -> None:
+        """The loop's own time for a step with so many rows: virtual time passes in the runner alone otherwise."""
+        self._clock.advance(self._costs.loop_ns(n_rows))
+
+
+def _run(life: _Life, world: World, n_steps: int, spend: Callable[[int], None]) -> None:
+    """Turn the engine's loop until the world has nothing left, with every checker after every turn. Raises EngineCrash.
+
+    After `n_steps` (0: never) the world stops.
     """
+    engine, scheduler, checkers = life.engine, life.scheduler, life.checkers
     while True:
         try:
             engine.step()
@@ -183,5 +226,5 @@ def _run(
         spend(checkers.after_step())
         if checkers.is_idle or engine.counters.steps % BOOKS_STEPS == 0:
             checkers.compare_books(scheduler.snapshot())
-        if n_steps and engine.counters.steps == n_steps:
+        if n_steps and engine.counters.steps >= n_steps and not world.is_stopped:
             world.stop()

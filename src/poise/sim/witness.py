@@ -8,7 +8,9 @@ It knows what was asked and what was answered, and nothing of the scheduler:
    computed again: the simulated model is a hash chain, so the reference is one more hash for each token.
 3. An end has its reason: "length" with all tokens, "stop" where the model ends, "aborted" only if somebody asked for it,
    "expired" only after the timeout and before anything was computed, "failed" only where the runner was made to fail.
-4. A paused request sends nothing until it goes on.
+4. A paused request sends nothing until it goes on, and a held one nothing until its reader has caught up.
+5. A request that was accepted survives its engine: the next one takes it, with exactly the tokens that were sent, and goes on
+   with the token after them. It does not expire any more.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from zlib import crc32
 
 import numpy as np
 
+from poise.scheduler.request import Hold
 from poise.wire import messages as wire
 
 
@@ -56,7 +59,10 @@ class _Case:
     started: bool = False
     aborted: bool = False
     away: bool = False
-    """Paused, swapped or dropped."""
+    """Paused, swapped, dropped or held."""
+    held: bool = False
+    """Its reader is behind."""
+    readmitted: bool = False
 
 
 class Witness:
@@ -79,10 +85,29 @@ class Witness:
     def told(self, message: wire.ToEngine, now_ns: int) -> None:
         """The engine was given a message."""
         match message:
+            case wire.Submit() if message.request_id in self._open:
+                self._handed_on(message)
             case wire.Submit():
                 self._open[message.request_id] = _Case(message, now_ns, Reference.of_prompt(message.prompt))
             case wire.Abort() if message.request_id in self._open:
                 self._open[message.request_id].aborted = True
+            case wire.Hold() if message.request_id in self._open:
+                self._open[message.request_id].held = message.level != Hold.RUN
+
+    def given_up(self, request_id: int) -> None:
+        """It was aborted, and then the engine died: nobody hands it to another."""
+        assert self._open.pop(request_id).aborted, f"request {request_id} was given up and nobody had aborted it"
+        self.n_ended += 1
+
+    def _handed_on(self, submit: wire.Submit) -> None:
+        """Another engine has it from here on."""
+        case, what = self._open[submit.request_id], f"request {submit.request_id}"
+        assert submit.readmitted == (case.accepted or case.readmitted), (
+            f"{what}: it was accepted or not, and now otherwise"
+        )
+        assert len(submit.output) == case.reference.n_output, f"{what} is handed on with {len(submit.output)} tokens"
+        case.readmitted = submit.readmitted
+        case.accepted = case.started = case.away = case.held = False
 
     def heard(self, message: wire.ToGateway, now_ns: int) -> None:
         """The engine sent a message. It is right, or this asserts."""
@@ -91,10 +116,11 @@ class Witness:
                 case = self._case(message.request_id, "accepted")
                 assert not case.accepted, f"request {message.request_id} was accepted twice"
                 case.accepted = True
-                self.n_accepted += 1
+                self.n_accepted += not case.readmitted
             case wire.Refused():
                 case = self._case(message.request_id, f"refused ({message.reason})")
-                assert not case.accepted, f"request {message.request_id} was refused after it had been accepted"
+                accepted = case.accepted or case.readmitted
+                assert not accepted, f"request {message.request_id} was refused after it had been accepted"
                 del self._open[message.request_id]
             case wire.Step():
                 self._step(message, now_ns)
@@ -104,12 +130,18 @@ class Witness:
             case = self._case(start.request_id, "started")
             assert case.accepted, f"request {start.request_id} started without having been accepted"
             assert not case.started, f"request {start.request_id} started twice"
-            assert 0 <= start.n_cached < len(case.submit.prompt), f"{start}: a prompt's last token is always computed"
+            n_known = len(case.submit.prompt) + case.reference.n_output
+            assert 0 <= start.n_cached < n_known, f"{start}: the last known token is always computed"
             case.started, case.away = True, False
         for change in step.changes:
             case = self._case(change.request_id, change.what)
             if change.what != "downgrade":
                 case.away = change.what != "resume"
+        ended = {finish.request_id for finish in step.finishes}
+        for change in step.changes:  # all of them tell where it stands now, not one
+            case = self._open[change.request_id]
+            goes_on = not case.away and change.what != "downgrade"
+            assert not (goes_on and case.held) or change.request_id in ended, f"{change}: its reader is behind"
         for token in step.tokens:
             self._token(token)
         for finish in step.finishes:
@@ -119,6 +151,7 @@ class Witness:
         case = self._case(token.request_id, "sent a token")
         assert case.started, f"request {token.request_id} sent a token before its start"
         assert not case.away, f"request {token.request_id} sent a token while it was preempted"
+        assert not case.held, f"request {token.request_id} sent a token while its reader was behind"
         n_output = case.reference.n_output
         expected = case.reference.next(case.submit.sampling, self._n_vocab, self._end_rate)
         assert token.token == expected, (
@@ -147,6 +180,8 @@ class Witness:
                 waited_ms = (now_ns - case.sent_ns) / 1e6
                 assert 0 < submit.queue_timeout_ms <= waited_ms + 1, f"{what} after {waited_ms:.0f} ms"
                 assert not case.started, f"{what} had been started"
+                assert not case.held, f"{what} while its reader was behind"
+                assert not case.readmitted, f"{what} after it had been handed to another engine"
             case "failed":
                 assert self._may_fail, f"{what} with no fault of the runner: {finish.detail}"
                 assert finish.detail, f"{what} without a word about why"

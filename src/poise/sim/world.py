@@ -7,11 +7,13 @@ Every message in either direction passes the witness.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from poise.scenarios import Client, PlannedRequest, Scenario, Segment
-from poise.scheduler.request import Control
+from poise.scheduler.request import Control, Hold
 from poise.sim.clock import VirtualClock
 from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
 from poise.sim.witness import Witness
@@ -81,10 +83,15 @@ class _Sent:
     stream: _Stream
     planned: PlannedRequest
     record: Record
+    submit: wire.Submit
+    accepted: bool = False
+    aborted: bool = False
 
 
 class World:
     """Inbox and Outbox of a simulated engine. `drain` raises EOFError when the scenario is over and nothing is in flight.
+
+    When the engine has died, `engine_lost` makes what the gateway would tell the next one the first thing that it hears.
 
     `n_prompt_extra`: tokens that a server's chat template adds to each prompt.
     """
@@ -111,12 +118,42 @@ class World:
         self._in_flight: dict[int, _Sent] = {}
         self._held: dict[int, None] = {}
         """Requests whose last control was a pause."""
+        self._stalled: dict[int, wire.Hold] = {}
+        """Requests whose reader is behind, and what the engine was told of it."""
+        self._template: wire.Template | None = None
+        self._ahead: list[wire.ToEngine] = []
+        """What a new engine is told before anything else."""
         for stream in scenario.requests(seed):
             self._schedule_next(_Stream(stream.client, stream.requests), 0)
 
     @property
     def n_in_flight(self) -> int:
         return len(self._in_flight)
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped
+
+    def engine_lost(self, suspects: Container[int]) -> list[wire.Finish]:
+        """The engine is gone. Every live request goes to the next one in its order, with what was received of it; those whose
+        abort it took with it have ended, and are returned. `suspects` were being computed."""
+        self._clock.advance(self.faults.restart_ns())
+        now_ns, ended = self._clock.now_ns(), list[wire.Finish]()
+        self._ahead = [] if self._template is None else [self._template]
+        for request_id, sent in list(self._in_flight.items()):
+            n_prompt, output = sent.record.n_prompt, list(sent.record.tokens)
+            if sent.aborted:
+                self.witness.given_up(request_id)
+                self._end(request_id, "aborted", now_ns)
+                ended.append(wire.Finish(request_id, "aborted", n_prompt, len(output), 0))
+                continue
+            is_suspect = request_id in suspects
+            self._ahead.append(replace(sent.submit, output=output, readmitted=sent.accepted, suspect=is_suspect))
+            if request_id in self._held:
+                self._ahead.append(wire.Control(request_id, Control.PAUSE))
+            if request_id in self._stalled:
+                self._ahead.append(self._stalled[request_id])
+        return ended
 
     def stop(self) -> None:
         """No new request and no new fault from now on; what is in flight may end, and announced ends of pauses come."""
@@ -137,9 +174,15 @@ class World:
         now_ns = self._clock.now_ns()
         self.witness.heard(message, now_ns)
         match message:
+            case wire.Accepted():
+                self._in_flight[message.request_id].accepted = True
             case wire.Refused():
                 self._end(message.request_id, message.reason, now_ns)
             case wire.Step():
+                for change in message.changes:
+                    if change.what == "downgrade":
+                        sent = self._in_flight[change.request_id]
+                        sent.submit = replace(sent.submit, request_class="background")
                 for token in message.tokens:
                     self._token(token, now_ns)
                 for finish in message.finishes:
@@ -164,7 +207,7 @@ class World:
 
     def _check_waiting_is_right(self) -> None:
         """The engine found nothing to do: then all that is in flight is paused, or stands behind something that is."""
-        if self._in_flight and not self._held:
+        if self._in_flight and not (self._held or self._stalled):
             raise AssertionError(f"the engine rests while requests {list(self._in_flight)[:10]} could run")
 
     def _strike(self) -> None:
@@ -180,20 +223,20 @@ class World:
                 self._at(now_ns + delay_ns, what)
 
     def _is_due(self) -> bool:
-        return bool(self._moments) and self._moments[0][0] <= self._clock.now_ns()
+        return bool(self._ahead) or (bool(self._moments) and self._moments[0][0] <= self._clock.now_ns())
 
     def _due(self) -> Iterator[wire.ToEngine]:
         """Deliver what is due, in order."""
+        ahead, self._ahead = self._ahead, []
+        for message in ahead:
+            self.witness.told(message, self._clock.now_ns())
+            yield message
         while self._is_due():
             when_ns, _, what = heapq.heappop(self._moments)
             if self._is_over(what):
                 continue
             message = self._message(what, when_ns)
-            if isinstance(message, wire.Control) and message.request_id in self._in_flight:
-                if message.action == Control.PAUSE:
-                    self._held[message.request_id] = None
-                elif message.action == Control.RESUME:
-                    self._held.pop(message.request_id, None)
+            self._remember(message)
             self.witness.told(message, self._clock.now_ns())
             yield message
 
@@ -208,6 +251,22 @@ class World:
             return False
         sent = self._in_flight.get(what.request_id)
         return sent is None or (sent.stream.client.cancel_before_first_token and sent.record.first_ns is not None)
+
+    def _remember(self, message: wire.ToEngine) -> None:
+        """What must be known of it when the engine dies, and to tell whether it may rest."""
+        match message:
+            case wire.Control(request_id, Control.PAUSE) if request_id in self._in_flight:
+                self._held[request_id] = None
+            case wire.Control(request_id, Control.RESUME):
+                self._held.pop(request_id, None)
+            case wire.Hold(request_id, level) if request_id in self._in_flight and level != Hold.RUN:
+                self._stalled[request_id] = message
+            case wire.Hold(request_id, Hold.RUN):
+                self._stalled.pop(request_id, None)
+            case wire.Abort(request_id) if request_id in self._in_flight:
+                self._in_flight[request_id].aborted = True
+            case wire.Template():
+                self._template = message
 
     def _at(self, when_ns: int, what: wire.ToEngine | _Arrival | _Leaving) -> None:
         self._n_moments += 1
@@ -237,7 +296,6 @@ class World:
         prompt = self._prompt(stream, planned)
         record = Record(client.name, client.request_class, client.tenant, when_ns, len(prompt))
         self.records.append(record)
-        self._in_flight[request_id] = _Sent(stream, planned, record)
         if planned.arrival_s is not None:
             self._schedule_next(stream, when_ns)
         if planned.cancel_after_ms is not None:
@@ -245,10 +303,12 @@ class World:
         # Requests of the scenario use all their output, as the benchmark's do; those that a fault adds may end by themselves.
         ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
         sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
-        return wire.Submit(
+        submit = wire.Submit(
             request_id, client.tenant, client.request_class, prompt, planned.n_output_tokens, sampling,
             template=TEMPLATE if client.shared_prefix_tokens else "", queue_timeout_ms=self.faults.queue_timeout_ms(),
         )  # fmt: skip
+        self._in_flight[request_id] = _Sent(stream, planned, record, submit)
+        return submit
 
     def _prompt(self, stream: _Stream, planned: PlannedRequest) -> list[int]:
         if not any(segment.is_answer for segment in planned.before):
@@ -273,6 +333,7 @@ class World:
     def _end(self, request_id: int, outcome: str, now_ns: int) -> None:
         sent = self._in_flight.pop(request_id)
         self._held.pop(request_id, None)
+        self._stalled.pop(request_id, None)
         record = sent.record
         record.outcome, record.finished_ns = outcome, now_ns
         client = sent.stream.client
