@@ -63,7 +63,7 @@ def test_a_chat_that_is_left_out_twice_is_noticed() -> None:
         run.step(decode(2, 5))
 
 
-@pytest.mark.parametrize("away", ["pause", "swap", "drop"])
+@pytest.mark.parametrize("away", ["pause", "stall", "swap", "drop"])
 def test_a_chat_that_is_away_is_not_left_out(away: str) -> None:
     """Who has no slot or must stand still cannot be given a token."""
     run = Run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poise.config import Settings, to_policy
-from poise.sim.faults import PERIOD_S, UNKNOWN_ID, Fault, Faults, Live, parse_faults
+from poise.sim.faults import PERIOD_S, UNKNOWN_ID, EngineCrash, Fault, Faults, Live, parse_faults
 from poise.wire import messages as wire
 
 LIVE = [Live(i, f"t{i % 3}", n_tokens=i % 5) for i in range(1, 30)]
@@ -38,7 +38,7 @@ def test_the_same_seed_strikes_alike_whatever_else_was_chosen() -> None:
     assert strikes(Faults([Fault.OPERATOR], 6), 60) != alone
 
 
-@pytest.mark.parametrize("fault", [f for f in PERIOD_S if f is not Fault.CLOCK])
+@pytest.mark.parametrize("fault", [f for f in PERIOD_S if f not in (Fault.CLOCK, Fault.ENGINE_CRASH)])
 def test_faults_that_come_by_time_come(fault: Fault) -> None:
     """In ten minutes each one strikes at least once, and never after it was stopped."""
     faults = Faults([fault], 1)
@@ -62,6 +62,32 @@ def test_every_pause_has_an_end() -> None:
                 and e != what
             ]
             assert ends, f"{what} has no end"
+
+
+def test_every_hold_has_an_end() -> None:
+    """The last word of a strike on each request lets it go, or ends it."""
+    faults, levels = Faults([Fault.STALL], 3), set()
+    for _ in range(40):
+        now_ns = faults.next_ns
+        assert now_ns is not None
+        last: dict[int, object] = {}
+        for _, what in sorted(faults.strikes(now_ns, LIVE), key=lambda strike: strike[0]):
+            assert isinstance(what, wire.Hold | wire.Abort)
+            last[what.request_id] = what
+            levels.add(getattr(what, "level", "abort"))
+        assert all(isinstance(what, wire.Abort) or what == wire.Hold(i, "run") for i, what in last.items())
+    assert levels == {"run", "pause", "swap", "abort"}
+
+
+def test_an_engine_dies_within_seven_of_the_runners_acts() -> None:
+    """Not at the strike, but in the middle of a step; once."""
+    faults = Faults([Fault.ENGINE_CRASH], 1)
+    now_ns = faults.next_ns
+    assert now_ns is not None
+    assert faults.strikes(now_ns, LIVE) == []
+    with pytest.raises(EngineCrash):
+        any(faults.fails("execute", "short") for _ in range(7))
+    assert not any(faults.fails("execute", "short") for _ in range(50))
 
 
 def test_nothing_goes_wrong_unless_it_was_chosen() -> None:

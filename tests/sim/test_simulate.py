@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,35 @@ def test_each_fault_alone_breaks_no_invariant(fault: Fault) -> None:
     """What fails under one fault alone is easier to understand than what fails under all."""
     done = simulate(load_scenario(STORM), Settings(), 1, Options(faults=(fault,), n_steps=250))
     assert all(r.outcome != "unfinished" for r in done.records)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_streams_survive_engines(seed: int) -> None:
+    """Engines die in the middle of a step, one after the other: each stream is whole, in order, and what it would have been. (The
+    witness sees to that; here it had to.)"""
+    done = simulate(load_scenario(STORM), Settings(), seed, Options(faults=(Fault.ENGINE_CRASH,), n_steps=1000))
+    assert done.n_crashes > 0
+    assert {r.outcome for r in done.records} <= {"length", "aborted"}
+
+
+@pytest.mark.parametrize(("what", "name"), [("output", "open"), ("seed", "_sample")])
+def test_a_continuation_that_forgets_is_noticed(monkeypatch: pytest.MonkeyPatch, what: str, name: str) -> None:
+    """A sampler that begins again, or draws from a state that died with the engine."""
+    if what == "output":
+        opens = SimRunner.open
+        monkeypatch.setattr(
+            SimRunner, "open", lambda self, i, prompt, sampling, output=(): opens(self, i, prompt, sampling)
+        )
+    else:
+        sample, draws = SimRunner._sample, count(1)
+
+        def drifting(self: SimRunner, request_id: int, state: int) -> Sampled:
+            return sample(self, request_id, state + (next(draws) % 997 == 0))
+
+        monkeypatch.setattr(SimRunner, "_sample", drifting)
+    with pytest.raises(SimulationFailure) as failure:
+        simulate(load_scenario(STORM), Settings(), 1, Options(faults=(Fault.ENGINE_CRASH,), n_steps=1000))
+    assert "undisturbed it is" in str(failure.value.__cause__)
 
 
 def test_a_run_that_is_stopped_drains() -> None:

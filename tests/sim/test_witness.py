@@ -81,6 +81,66 @@ WRONG: dict[str, tuple[Sequence[wire.ToGateway], str]] = {
 }
 
 
+def handed_on(output: int, *, readmitted: bool = True) -> wire.Submit:
+    tokens = [t.token for t in right_tokens(2)[:output]]
+    return wire.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, output=tokens, readmitted=readmitted)
+
+
+def witness_of(*messages: wire.ToGateway) -> Witness:
+    witness = Witness(n_vocab=1000, end_rate=0, may_fail=False)
+    witness.told(wire.Submit(1, "a", "interactive", PROMPT, 2, GREEDY), 0)
+    for message in messages:
+        witness.heard(message, 1)
+    return witness
+
+
+def test_a_life_with_two_engines_passes() -> None:
+    """Accepted and started by each, every token once."""
+    witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
+    witness.told(handed_on(1), 2)
+    witness.heard(ACCEPTED, 2)
+    witness.heard(step(True, right_tokens(2)[1:], [finish()]), 3)
+    assert (witness.n_accepted, witness.n_ended, witness.open_ids) == (1, 1, [])
+    refused = witness_of()
+    refused.told(handed_on(0, readmitted=False), 2)
+    refused.heard(wire.Refused(1, "queue_full", 1, 1, 0), 2)
+    assert refused.open_ids == []
+
+
+def test_wrong_lives_with_two_engines_do_not() -> None:
+    """Refused, handed on with other tokens, given a token twice, expired, given up by nobody."""
+    with pytest.raises(AssertionError, match="handed on with 0 tokens"):
+        witness_of(ACCEPTED, step(True, right_tokens(1))).told(handed_on(0), 2)
+    with pytest.raises(AssertionError, match="accepted or not"):
+        witness_of(ACCEPTED).told(handed_on(0, readmitted=False), 2)
+    wrong: dict[str, wire.ToGateway] = {
+        "after it had been accepted": wire.Refused(1, "queue_full", 1, 1, 0),
+        "undisturbed it is": step(True, right_tokens(1)),
+        "before its start": step(False, right_tokens(2)[1:]),
+    }
+    for complaint, message in wrong.items():
+        witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
+        witness.told(handed_on(1), 2)
+        if not isinstance(message, wire.Refused):
+            witness.heard(ACCEPTED, 2)
+        with pytest.raises(AssertionError, match=complaint):
+            witness.heard(message, 2)
+    with pytest.raises(AssertionError, match="nobody had aborted it"):
+        witness_of(ACCEPTED).given_up(1)
+
+
+def test_a_held_request_must_be_silent() -> None:
+    """From the moment at which the engine was told, until it is told otherwise."""
+    witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
+    witness.told(wire.Hold(1, "pause"), 2)
+    with pytest.raises(AssertionError, match="while its reader was behind"):
+        witness.heard(step(tokens=right_tokens(2)[1:]), 3)
+    with pytest.raises(AssertionError, match="its reader is behind"):
+        witness.heard(step(changes=[wire.Change(1, "resume")]), 3)
+    witness.told(wire.Hold(1, "run"), 4)
+    witness.heard(step(changes=[wire.Change(1, "resume")]), 5)
+
+
 @pytest.mark.parametrize(("messages", "complaint"), WRONG.values(), ids=WRONG.keys())
 def test_wrong_lives_do_not(messages: Sequence[wire.ToGateway], complaint: str) -> None:
     """Each rule, broken once."""

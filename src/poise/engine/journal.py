@@ -131,8 +131,8 @@ def read_journal(lines: Iterable[str]) -> Dump:
         try:
             line = json.loads(text)
             if header is None:
-                counts = {"dropped": int(line["dropped"]), "erased": int(line.get("erased", 0))}
-                header = counts if line["kind"] == "journal" else {}
+                is_header = line["kind"] == "journal"
+                header = {"dropped": int(line["dropped"]), "erased": int(line.get("erased", 0))} if is_header else {}
             elif line["kind"] == "policy":
                 (policy,) = line["values"]
             else:

@@ -24,6 +24,7 @@ def figures(done: Simulation) -> dict[str, object]:
         "seed": done.seed,
         "steps": done.steps,
         "virtual_s": done.elapsed_ns / 1e9,
+        "crashes": done.n_crashes,
         "digest": done.digest,
         "clients": clients,
     }
@@ -74,19 +75,22 @@ class Totals:
     n_runs: int = 0
     n_steps: int = 0
     virtual_ns: int = 0
+    n_crashes: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def add(self, done: Simulation) -> None:
         self.n_runs += 1
         self.n_steps += done.steps
         self.virtual_ns += done.elapsed_ns
+        self.n_crashes += done.n_crashes
         self.outcomes.update(record.outcome for record in done.records)
 
     def line(self, elapsed_s: float) -> str:
         ends = ", ".join(f"{n} {outcome}" for outcome, n in sorted(self.outcomes.items()))
         return (
             f"{self.name}: {self.n_runs} runs, {self.n_steps} steps, {self.virtual_ns / 3.6e12:.1f} virtual h "
-            f"in {elapsed_s:.0f} s, no invariant broken\n  requests: {ends}"
+            f"in {elapsed_s:.0f} s, no invariant broken{f', {self.n_crashes} engines died' if self.n_crashes else ''}\n"
+            f"  requests: {ends}"
         )
 
 

@@ -137,7 +137,11 @@ class Witness:
             case = self._case(change.request_id, change.what)
             if change.what != "downgrade":
                 case.away = change.what != "resume"
-                assert case.away or not case.held, f"request {change.request_id} goes on while its reader is behind"
+        ended = {finish.request_id for finish in step.finishes}
+        for change in step.changes:  # all of them tell where it stands now, not one
+            case = self._open[change.request_id]
+            goes_on = not case.away and change.what != "downgrade"
+            assert not (goes_on and case.held) or change.request_id in ended, f"{change}: its reader is behind"
         for token in step.tokens:
             self._token(token)
         for finish in step.finishes:

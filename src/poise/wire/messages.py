@@ -195,7 +195,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True):
-    """A request left the queue after `wait_us`; `n_cached` of its prompt's tokens need not be computed."""
+    """A request left the queue after `wait_us`; `n_cached` of the tokens that it came with need not be computed."""
 
     request_id: int
     wait_us: int
@@ -276,7 +276,8 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ClassStatus(msgspec.Struct, frozen=True, array_like=True):
-    """How a class stands: requests by state, and the estimated wait of a new arrival."""
+    """How a class stands: requests by state, and the estimated wait of a new arrival. `paused` stand still: an operator has
+    paused them, or their reader is behind."""
 
     queued: int
     running: int
@@ -317,7 +318,7 @@ class Totals(msgspec.Struct, frozen=True, array_like=True):
     """Counters since the engine's start."""
 
     preemptions: dict[str, int] = {}
-    """By kind: "pause", "swap", "drop"."""
+    """By kind: "pause", "swap", "drop", "stall"."""
     resumes: int = 0
     downgrades: int = 0
     expired: int = 0
