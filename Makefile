@@ -26,8 +26,8 @@ serve: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
 	@$(BIN)/poise serve $(ARGS)
 
 test: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
-	@if scripts/install-browser.sh; then $(BIN)/python -m pytest $(ARGS); \
-	 else POISE_BROWSER=absent $(BIN)/python -m pytest $(ARGS); fi
+	@scripts/install-browser.sh || browser=absent; scripts/install-prometheus.sh $(VENV)/prometheus || prometheus=absent; \
+	 POISE_BROWSER=$$browser POISE_PROMETHEUS=$$prometheus $(BIN)/python -m pytest $(ARGS)
 
 check: lint types contracts fast
 

@@ -33,7 +33,7 @@ import uvicorn
 from poise.config import Settings
 from poise.gateway.app import create_app
 from poise.gateway.chat import ChatTemplate
-from poise.gateway.protocol import protocol_with_timeout
+from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.text import TextModel
 from poise.llama.default_model import default_model
@@ -99,7 +99,7 @@ def gateway(engine_arguments: list[str]) -> None:
         supervisor = Supervisor(settings, str(path), command)
         text = TextModel(model.vocab, ChatTemplate(model.chat_template), executor)
         app = create_app(settings, supervisor, model_name="fake", text=text)
-        http = protocol_with_timeout(settings.server.body_timeout_s)
+        http = protocol(settings)
         config = uvicorn.Config(app, http=http, log_config=None, access_log=False, server_header=False)
         server = uvicorn.Server(config)
 
@@ -120,7 +120,7 @@ def stream(port: int, n_streams: int, n_tokens: int) -> None:
     body = json.dumps(
         {"model": "default", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": n_tokens, "stream": True}
     ).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
     poll = select.poll()
     tails: dict[int, bytes] = {}
     connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(n_streams)]

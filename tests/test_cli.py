@@ -71,7 +71,7 @@ def test_help_explains_itself() -> None:
     """What it is, every command with a whole sentence, and a request to try."""
     output = run("--help").stdout
     assert "keeps its composure under load" in output
-    for command in ("serve", "config", "fit", "version", *LATER):
+    for command in ("serve", "config", "fit", "weights", "version", *LATER):
         assert f"\n  {command} " in output
     assert "..." not in output.partition("Commands:")[2]
     assert "curl http://127.0.0.1:8000/v1/chat/completions" in output
@@ -240,10 +240,11 @@ def test_commands_of_other_packages(name: str, monkeypatch: pytest.MonkeyPatch) 
         print("count", count)
         return count
 
-    module_with(monkeypatch, LATER[name][0], name, command)
-    assert run(name).stdout == "count 0\n"
-    assert run(name, "--count", "4", exit_code=4).stdout == "count 4\n"
-    output = run(name, "--help").stdout
+    module_with(monkeypatch, LATER[name][0], name.replace(" ", "_"), command)
+    words = name.split()
+    assert run(*words).stdout == "count 0\n"
+    assert run(*words, "--count", "4", exit_code=4).stdout == "count 4\n"
+    output = run(*words, "--help").stdout
     assert "Do the real thing." in output
     assert f"Usage: poise {name} [OPTIONS]" in output
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poise.config import ConfigError, LoadedSettings, Settings, load, to_policy
+from poise.config import ConfigError, LoadedSettings, Settings, engine_settings, load, to_policy
 from poise.config.catalogue import NAME, Setting, catalogue, find, quoted, section_keys
 from poise.config.document import to_toml
 from poise.config.sources import OTHER_VARIABLES
@@ -300,9 +300,10 @@ def test_to_policy_of_the_store_the_tenants_and_the_downgrade() -> None:
         "tenants.alice.weight": 2.5,
         "tenants.alice.running_max": 3,
         "tenants.alice.tokens_per_minute": 100,
+        "tenants.alice.cache_share": 0.1,
     }
     policy = to_policy(load(None, {}, values).settings, cell_bytes={"short": 46080})
-    assert policy.store == StorePolicy(3 << 20, 0.25, False, 64)
+    assert policy.store == StorePolicy(3 << 20, 0.25, False, 64, {"alice": 0.1})
     assert (policy.turn_us, policy.preemptions_max) == (500_000, 2)
     interactive, background = (policy.classes[name] for name in RequestClass)
     assert (interactive.downgrade_output_tokens, interactive.downgrade_served_us) == (700, 9000)
@@ -332,6 +333,10 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
         return st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1)
     if setting.key == "templates.NAME.text":
         return st.text().filter(str.strip)
+    if setting.key == "server.origins":
+        return st.lists(st.sampled_from(["https://a.example", "http://localhost:3000"]), max_size=3)
+    if setting.key.endswith(".classes"):
+        return st.lists(st.sampled_from(["interactive", "background"]), max_size=3)
     if setting.kind == "names":
         return st.lists(st.sampled_from(["alice", "local", "key-1"]), max_size=3)
     return {"switch": st.booleans(), "choice": st.sampled_from(setting.choices or ("",)), "text": st.text()}[
@@ -371,10 +376,16 @@ def test_any_settings_survive_being_written_and_loaded(values: dict[str, object]
 
 def test_written_configuration_hides_keys() -> None:
     """The effective configuration is made to be pasted into a bug report."""
-    loaded = load(None, {}, {"auth.keys.alice": "sk-hidden", "auth.admin_key": "sk-admin"})
+    values = {"auth.keys.alice": "sk-hidden", "auth.admin_key": "sk-admin", "auth.keys_file": "/etc/poise/keys.jsonl"}
+    loaded = load(None, {}, values)
     document = to_toml(loaded)
     assert "sk-" not in document
-    assert tomllib.loads(document)["auth"] == {"required": False, "admin_key": "***", "keys": {"alice": "***"}}
+    assert tomllib.loads(document)["auth"] == {
+        "required": False,
+        "keys_file": "/etc/poise/keys.jsonl",
+        "admin_key": "***",
+        "keys": {"alice": "***"},
+    }
 
 
 def test_origin_cannot_break_out_of_its_comment() -> None:
@@ -403,3 +414,21 @@ def test_nothing_else_is_documented() -> None:
     assert re.findall(r"^### `\[([A-Za-z_.]+)\]`", reference, re.MULTILINE) == list(parents)
     assert set(parents) <= set(section_keys())
     assert all(f"`{name}`" in text for name in OTHER_VARIABLES)
+
+
+def test_tenants_of_a_keys_file_are_not_known_to_the_configuration(nowhere: Path) -> None:
+    """They come and go while the server runs, so nothing can be said about a name."""
+    values = {"auth.keys.alice": "sk-a", "tenants.bob.weight": 2}
+    with pytest.raises(ConfigError, match="no caller can be bob"):
+        load(None, {}, values)
+    (nowhere / "keys.jsonl").touch()
+    load(None, {}, values | {"auth.keys_file": str(nowhere / "keys.jsonl")})
+
+
+def test_the_engine_gets_no_secrets() -> None:
+    """Neither keys nor texts: it needs none to compute, and it may dump what it has."""
+    given = {"auth.keys.alice": "sk-hidden", "auth.admin_key": "sk-admin", "templates.faq.text": "system-text"}
+    handed = engine_settings(load(None, {}, given).settings)
+    assert "sk-" not in handed
+    assert "system-text" not in handed
+    assert Settings.model_validate_json(handed).pools == Settings().pools

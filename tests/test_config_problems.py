@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from poise.config import ConfigError, load
 from poise.config.catalogue import NAME, catalogue, section_keys
 
+RULE_HOST = "must be names or addresses, without scheme, port and path"
 RULE_TENANT = 'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'
 RULE_NAME = 'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-"'
 RULE_KEY = "must be printable ASCII without spaces, at least one character"
@@ -73,7 +74,17 @@ def check(
         ("[server]\n'a b' = 5", 'server."a b": unknown key'),
         ("colour = 'red'", "colour: unknown key"),
         ("auth.required = 'yes'", "auth.required = ***: must be true or false"),
-        ("auth.required = true", "auth.required = true: needs at least one key in auth.keys"),
+        ("server.hosts = ['http://a.example']", f'server.hosts = "http://a.example": {RULE_HOST}'),
+        (
+            "server.origins = ['a.example']",
+            'server.origins = "a.example": must be origins, each as in https://chat.example: '
+            "scheme, host and perhaps a port",
+        ),
+        ("server.tls_cert = 'c.pem'", 'server.tls_cert = "c.pem": needs server.tls_key as well'),
+        ("server.tls_key = 'k.pem'", 'server.tls_key = "k.pem": needs server.tls_cert as well'),
+        ("auth.keys_file = 5", "auth.keys_file = 5: must be text"),
+        ("tenants.a.classes = ['batch']", 'tenants.a.classes = "batch": must be among "interactive" and "background"'),
+        ("tenants.a.content_log = true", "tenants.a.content_log = true: needs audit.enabled = true"),
         ("auth.keys = 'sk-a'", "auth.keys = ***: must be a section, [auth.keys]"),
         ("auth.keys.alice = 5", "auth.keys.alice = ***: must be text"),
         ("auth.keys.alice = ''", f"auth.keys.alice = ***: {RULE_KEY}"),

@@ -53,15 +53,21 @@ Ask it something:
 
 LATER: Mapping[str, tuple[str, str]] = {
     "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
+    "bench compare": ("poise.bench.compare_command", "Compare two results or servers, with confidence intervals."),
     "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
+    "keys": ("poise.gateway.commands", "Make, list and revoke API keys."),
+    "audit": ("poise.gateway.commands", "Check and read the audit log."),
 }
-"""Commands of other packages: name -> module with a function of that name, and the line in `poise --help`."""
+"""Commands of other packages: name -> module with a function (or a group of commands) of that name (with _ for a space), and the
+line in `poise --help`. A name of two words is a command below another one, which has its own arguments."""
 
 
 class _Group(TyperGroup):
     """Lists placeholders for the commands in LATER; imports the real one when it is called."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if " ".join(args[:2]) in LATER:
+            args = [" ".join(args[:2]), *args[2:]]
         name, command, rest = super().resolve_command(ctx, args)
         return name, _imported(name) if name is not None and name in LATER else command, rest
 
@@ -163,7 +169,7 @@ def fit(
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
-    """Tell whether the model and the settings fit this host's memory.
+    """Tell whether model and settings fit this host's memory.
 
     Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
     """
@@ -177,6 +183,37 @@ def fit(
         raise _refusal(f"poise: {error}") from error
     typer.echo(to_json(result) if as_json else to_text(result))
     raise typer.Exit(0 if result.fits else DOES_NOT_FIT)
+
+
+@app.command()
+def weights(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    assignments: Assignments = None,
+    check: Annotated[bool, typer.Option("--check", help="Choose again now, and measure everything anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Show which weights are served, and why.
+
+    The figures of quality and speed that decided it are kept from the first start with the model.
+    """
+    loaded = _load(config, assignments, {"profile": profile, "model.path": model})
+    from poise.llama.fit import model_path, planned_weights, weights_to_load
+    from poise.llama.gguf import ModelError
+    from poise.llama.library import EngineLibraryError
+    from poise.llama.weights import to_json, to_text
+
+    try:
+        path = model_path(loaded.settings)
+        if check:
+            chosen = weights_to_load(path, loaded.settings, _show_progress, again=True)
+            typer.echo("", err=True)
+        else:
+            chosen = planned_weights(path, loaded.settings)
+    except (ModelError, EngineLibraryError) as error:
+        raise _refusal(f"poise: {error}") from error
+    typer.echo(to_json(path, chosen) if as_json else to_text(path, chosen))
 
 
 @app.command()
@@ -197,6 +234,10 @@ def version() -> None:
 def main() -> None:
     """The console entry point."""
     app(prog_name="poise")
+
+
+def _show_progress(done: float) -> None:
+    typer.echo(f"\rchoosing weights ... {done:.0%}", nl=False, err=True)
 
 
 def _placeholder() -> None:
@@ -249,9 +290,11 @@ def _imported(name: str) -> Any:
     """The real command of another package."""
     module, summary = LATER[name]
     try:
-        function: Callable[..., object] = getattr(import_module(module), name)
+        function: Callable[..., object] | typer.Typer = getattr(import_module(module), name.replace(" ", "_"))
     except ImportError as error:
         raise _refusal(f"poise {name}: cannot be loaded: {error}") from error
+    if isinstance(function, typer.Typer):
+        return typer.main.get_command(function)
     command = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     command.command(name, help=None if function.__doc__ else summary)(_exiting(function))
     return typer.main.get_command(command)

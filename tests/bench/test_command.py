@@ -69,6 +69,10 @@ class Servers:
                 return web.json_response({"data": [{"id": f"{name}-model"}]})
             if request.path == "/health":
                 return web.Response()
+            if request.path == "/status":
+                return web.json_response({"phase": "ready"})
+            if request.method == "GET":
+                return web.Response(status=404)
             body = json.loads(await request.read())
             self.prompts.setdefault(name, []).append(body["messages"][1]["content"])
             if self.status != 200:
@@ -234,7 +238,7 @@ def test_the_document_is_complete() -> None:
     app.command()(bench)
     options = [option for parameter in typer.main.get_command(app).params for option in parameter.opts]
     named = [option for option in options if option.startswith("--")]
-    assert len(named) == 8
+    assert len(named) == 14
     named += [f"`{path.stem}`" for path in (root / "scenarios").glob("*.toml")]
     named += [
         "TTFT",

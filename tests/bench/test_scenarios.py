@@ -81,9 +81,10 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_scenarios_load(path: Path) -> None:
+def test_shipped_scenarios_load(path: Path, tmp_path: Path) -> None:
     """Every file in scenarios/ is valid, bears its file's name and says where its lengths come from."""
-    scenario = load_scenario(path)
+    (tmp_path / "trace.csv").write_text("timestamp,context,generated\n0,100,9\n610,200,9\n", encoding="utf-8")
+    scenario = load_scenario(path, tmp_path / "trace.csv")
     assert scenario.name == path.stem
     assert all(stream for stream in generated(scenario).values())
     assert "Azure LLM 2023" in path.read_text(encoding="utf-8")
@@ -91,7 +92,8 @@ def test_shipped_scenarios_load(path: Path) -> None:
 
 def test_shipped_scenarios_are_complete() -> None:
     """The scenarios that the documentation names exist."""
-    assert [path.stem for path in SHIPPED] == ["cancel", "flood", "mixed", "single", "storm", "sustained"]
+    names = ["cancel", "chat", "flood", "mixed", "single", "slow-readers", "soak", "storm", "sustained", "trace"]
+    assert [path.stem for path in SHIPPED] == names
 
 
 CONVERSATION = """
@@ -250,8 +252,9 @@ def test_warmup_is_not_the_load() -> None:
         ("count = 2", "count = true", ["clients[0].count = True", "an integer"]),
         ("count = 2", "cuont = 2", ["clients[0].cuont = 2", "unknown key", "count"]),
         ('class = "background"', 'class = "batch"', ["clients[1].class = 'batch'", '"interactive" or "background"']),
-        ('kind = "poisson"', 'kind = "closed"', ["clients[0].arrival.rate_per_s = 5.0", "unknown key", "think_s"]),
+        ('kind = "closed" }', 'kind = "closed", rate = 5.0 }', ["arrival.rate = 5.0", "unknown key", "think_s"]),
         ('{ kind = "closed" }', '"closed"', ["clients[1].arrival = 'closed'", "expected a table"]),
+        ("rate_per_s = 5.0", "rate = 5.0", ["clients[0].arrival.rate_per_s is missing", "given here: kind, rate"]),
         ("rate_per_s = 5.0", "rate_per_s = -1", ["clients[0].arrival.rate_per_s = -1", "0.001 to 10000"]),
         ("prompt_tokens = 60", "prompt_tokens = 0", ["clients[1].prompt_tokens = 0", "from 1 to"]),
         ("prompt_tokens = 60", 'prompt_tokens = "60"', ["clients[1].prompt_tokens = '60'", "an integer"]),

@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import msgspec
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Request, sync_playwright
 
 from poise.gateway.app import CONTENT_SECURITY_POLICY, PAGE_DIR
+from poise.gateway.segments import Segmenter
 
 CHROMIUM_ARGS = [
     "--disable-gpu",
@@ -175,6 +177,19 @@ def chunk(text: str) -> bytes:
     return _frame({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
 
 
+def segmented(text: str, n: int = 4) -> list[bytes]:
+    """The text in frames of n characters, with the marks of its segments, as the server sends them on request."""
+    segmenter = Segmenter()
+    frames = []
+    for start in range(0, len(text), n):
+        piece = text[start : start + n]
+        choice = {"index": 0, "delta": {"content": piece}, "finish_reason": None}
+        marks = msgspec.to_builtins(segmenter.push(piece))
+        frames.append(_frame({"choices": [choice | ({"segments": marks} if marks else {})]}))
+    last = {"index": 0, "delta": {}, "finish_reason": None, "segments": msgspec.to_builtins(segmenter.flush())}
+    return [*frames, _frame({"choices": [last]})]
+
+
 def ending(reason: str = "stop", n_prompt: int = 12, n_output: int = 5) -> bytes:
     """The frames that end an answer."""
     finish = _frame({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
@@ -207,6 +222,7 @@ def _error(message: str, kind: str) -> JsonObject:
 
 READY = {"status": "ready", "ready": True, "progress": 1.0, "stage": "ready", "detail": "", "restarts": 0}
 IDLE_CLASS = {"queued": 0, "running": 0, "wait_estimate_ms": 0, "ttft_ms": {"p50": 0, "p95": 0, "count": 0}}
+TEMPLATES = {"object": "list", "data": [{"name": "outline-first", "object": "template", "tokens": 90, "kept": False}]}
 IDLE = {
     "phase": "ready",
     "model": "tiny-model",
@@ -224,6 +240,7 @@ class ScriptedServer:
         self.documents: dict[str, JsonObject] = {
             "/health": READY,
             "/status": IDLE,
+            "/v1/templates": TEMPLATES,
             "/v1/models": {"object": "list", "data": [{"id": "tiny-model", "object": "model"}]},
         }
         self.key: str | None = None

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -31,10 +31,17 @@ class PoiseServer:
     output: list[str]
 
     @classmethod
-    def start(cls, *options: str, cwd: Path | None = None) -> PoiseServer:
+    def start(cls, *options: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> PoiseServer:
         """Start and wait until it says that it serves."""
         command = [sys.executable, "-m", "poise", "serve", "--port", "0", *options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+        )
         assert process.stdout is not None
         url, output = _wait_for_url(process.stdout)
         if not url:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from playwright.sync_api import Browser, Locator, Route, expect
 
+from poise.gateway.segments import Segmenter
 from tests.e2e.page_support import (
     IDLE,
     IDLE_CLASS,
@@ -24,6 +26,7 @@ from tests.e2e.page_support import (
     ending,
     error_frame,
     refusal,
+    segmented,
     text_of,
     wait_until,
 )
@@ -104,6 +107,7 @@ def test_an_example_is_asked_by_a_click(server: ScriptedServer, visit: Visit) ->
     [
         ({"status": "loading", "progress": 0.42, "stage": "reading weights"}, "Loading 42 %", "reading weights"),
         ({"status": "restarting", "detail": "it was killed by SIGSEGV"}, "Restarting", "it was killed by SIGSEGV"),
+        ({"status": "draining", "level": "draining"}, "Stopping", "new messages are not taken"),
         ({"status": "failed", "detail": "no such file: a.gguf"}, "Failed", "needs its operator: no such file: a.gguf"),
     ],
 )
@@ -119,6 +123,14 @@ def test_health_says_why_it_is_not_ready(
     expect(me.page.locator("#notice")).to_contain_text(notice)
     server.documents["/health"] = READY
     expect(me.health).to_have_text("Ready")
+    expect(me.page.locator("#notice")).to_be_hidden()
+
+
+def test_a_level_that_is_not_normal_is_shown(server: ScriptedServer, visit: Visit) -> None:
+    """Beside the dot, while messages are taken as before."""
+    server.documents["/health"] = READY | {"level": "constrained"}
+    me = visit(server.url)
+    expect(me.health).to_have_text("Ready, constrained")
     expect(me.page.locator("#notice")).to_be_hidden()
 
 
@@ -399,7 +411,7 @@ def test_settings_are_sent_and_survive_a_reload(server: ScriptedServer, visit: V
         "model": "tiny-model",
         "messages": [{"role": "user", "content": "Hi"}],
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "segments": True},
         "service_tier": "default",
     }
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
@@ -449,8 +461,8 @@ def test_model_text_never_becomes_markup(server: ScriptedServer, visit: Visit) -
 def test_markdown_is_shown_in_its_safe_subset(server: ScriptedServer, visit: Visit) -> None:
     """Headings, nested lists, code, tables and emphasis; marks that do not belong together stay as they are."""
     text = (
-        "# Title\nA *soft* and **`hard`** word, 2 * 3 * 4, a_b_c.\n"
-        "3. three\n   more\n   - inner\n4. four\n\n"
+        "# Title\nA *soft* and **`hard`** word, 2 * 3 * 4, a_b_c.\n\n"
+        "3. three\n   more\n   - inner\n   ```sh\n   ls\n   ```\n\n   on\n4. four\n\n> so\n>\n> be it\n\nin\n1986. yes\n"
         "```python\nif x:\n    **y**\n```\n| a | b |\n|---|---|\n***\n**open"
     )
     server.replies = [answer(*text, ending())]  # letter by letter: each state in between is drawn too
@@ -466,7 +478,9 @@ def test_markdown_is_shown_in_its_safe_subset(server: ScriptedServer, visit: Vis
     assert shown == [
         "<h3>Title</h3>",
         "<p>A <em>soft</em> and <strong><code>hard</code></strong> word, 2 * 3 * 4, a_b_c.</p>",
-        "<ol><li>three\nmore<ul><li>inner</li></ul></li><li>four</li></ol>",
+        "<ol><li>three\nmore<ul><li>inner</li></ul><div><pre><code>ls</code></pre></div><p>on</p></li><li>four</li></ol>",
+        "<blockquote><p>so</p><p>be it</p></blockquote>",
+        "<p>in\n1986. yes</p>",
         "<div><pre><code>if x:\n    **y**</code></pre></div>",
         "<div><pre><code>| a | b |\n|---|---|</code></pre></div>",
         "<hr></hr>",
@@ -496,6 +510,145 @@ def test_rendering_equals_drawing_the_whole_text_at_once(server: ScriptedServer,
         }"""
     )
     assert differing == []
+
+
+STRUCTURED = """# A
+Text **b**
+c. Is it? 😀
+
+- x
+  - y
+    ```js
+    let a;
+
+    ```
+- z
+
+  on
+
+1. z
+
+> q
+>
+> r
+
+```js
+let a;
+
+- no
+```
+|t|s|
+|-|-|
+|1|2|
+end `c` *d*
+
+---
+```
+last"""
+
+
+def test_settled_text_is_drawn_once_and_looks_the_same(server: ScriptedServer, visit: Visit) -> None:
+    """Drawing by the server's marks keeps settled nodes, and at every length equals drawing the whole text anew."""
+    segmenter = Segmenter()
+    steps = [{"text": letter, "marks": msgspec.to_builtins(segmenter.push(letter))} for letter in STRUCTURED]
+    me = visit(server.url)
+    result = me.page.evaluate(
+        r"""async (steps) => {
+            const { MarkdownView } = await import("/page/markdown.js");
+            const { Structure } = await import("/page/segments.js");
+            const grown = document.createElement("div");
+            const [view, structure] = [new MarkdownView(grown), new Structure()];
+            const [differing, kept] = [[], []];
+            let text = "";
+            for (const step of steps) {
+                text += step.text;
+                structure.add(step.text, step.marks);
+                view.render(text, structure.settled);
+                const fresh = document.createElement("div");
+                new MarkdownView(fresh).render(text);
+                if (grown.innerHTML !== fresh.innerHTML) differing.push(text.slice(-12));
+                if (structure.settled && !kept.length) kept.push(grown.firstElementChild);
+            }
+            return { differing, kept: kept[0] === grown.firstElementChild, settled: text.slice(structure.settled) };
+        }""",
+        steps,
+    )
+    assert result["differing"] == []
+    assert result["kept"]
+    assert result["settled"] == "\n\n---\n```\nlast"
+
+
+def test_the_outline_grows_while_the_answer_does(server: ScriptedServer, visit: Visit) -> None:
+    """With the second heading a bar names the one being written; opened, it leads to each; Escape closes it and stops nothing."""
+    hold, more = Hold(), Hold()
+    parts = segmented(
+        "# Tea 🍵\n\nOne.\n\n## *Green* tea\n\n" + "Leaves. " * 20 + "\n\n## Black\n\n" + "More.\n\n" * 40
+    )
+    first, second = 3, 10
+    server.replies = [answer(*parts[:first], hold, *parts[first:second], more, *parts[second:], ending())]
+    me = visit(server.url)
+    reply = me.say("Tea?")
+    outline = reply.locator(".outline")
+    expect(text_of(reply).get_by_role("heading", name="Tea 🍵")).to_be_visible()
+    expect(outline).to_be_hidden()
+    hold.release()
+    expect(outline.locator(".outline-now")).to_have_text("Green tea")
+    expect(outline.locator(".outline-count")).to_have_text("2 headings")
+    outline.locator("summary").press("Enter")
+    entries = outline.get_by_role("navigation", name="Outline of this answer").get_by_role("button")
+    expect(entries).to_have_text(["Tea 🍵", "Green tea"])
+    expect(entries.last).to_have_attribute("aria-current", "location")
+    me.page.keyboard.press("Escape")
+    expect(entries.first).to_be_hidden()
+    expect(me.stop).to_be_visible()
+    more.release()
+    expect(reply.get_by_role("list", name="Figures")).to_be_visible()
+    outline.locator("summary").click()
+    expect(entries).to_have_text(["Tea 🍵", "Green tea", "Black"])
+    expect(reply.locator("[aria-current]")).to_have_count(0)
+    entries.nth(1).press("Enter")
+    heading = text_of(reply).get_by_role("heading", name="Green tea")
+    expect(heading).to_be_focused()
+    expect(heading).to_be_in_viewport()
+    bar, below = outline.bounding_box(), heading.bounding_box()
+    assert bar is not None
+    assert below is not None
+    assert bar["y"] + bar["height"] < below["y"]
+
+
+def test_outline_first_is_a_switch(server: ScriptedServer, visit: Visit) -> None:
+    """It asks for the template by name, is remembered, and takes the person's own system prompt into the first message."""
+    server.replies = [answer("Ok.", ending()) for _ in range(3)]
+    me = visit(server.url)
+    switch = me.page.get_by_role("switch", name="Outline first")
+    expect(switch).not_to_be_checked()
+    switch.press("Space")
+    expect(me.page.locator("#class-help")).to_contain_text("begins with its outline")
+    me.page.reload()
+    expect(switch).to_be_checked()
+    expect(text_of(me.say("Hi"))).to_have_text("Ok.")
+    me.set("System prompt", "Be brief.")
+    expect(text_of(me.say("Go on"))).to_have_text("Ok.")
+    me.page.get_by_text("Outline first", exact=True).click()
+    expect(text_of(me.say("So?"))).to_have_text("Ok.")
+    assert [chat.get("template") for chat in server.chats] == ["outline-first", "outline-first", None]
+    contents = [[message["content"] for message in chat["messages"]] for chat in server.chats]
+    assert contents[0] == ["Hi"]
+    assert contents[1] == ["Be brief.\n\nHi", "Ok.", "Go on"]
+    assert contents[2][:2] == ["Be brief.", "Hi"]
+
+
+def test_outline_first_is_offered_only_where_it_is_there(server: ScriptedServer, visit: Visit) -> None:
+    """A server without the template gets no request for it, also when the switch was on before."""
+    server.replies = [answer("Ok.", ending())]
+    me = visit(server.url)
+    me.page.get_by_role("switch", name="Outline first").press("Space")
+    server.documents["/v1/templates"] = {"object": "list", "data": []}
+    me.page.reload()
+    expect(me.page.locator("#model")).to_have_text("tiny-model")
+    expect(me.page.get_by_role("switch", name="Outline first")).to_be_hidden()
+    expect(text_of(me.say("Hi"))).to_have_text("Ok.")
+    assert "template" not in server.chats[0]
 
 
 def test_the_view_follows_only_a_reader_who_is_at_the_end(server: ScriptedServer, visit: Visit) -> None:
@@ -634,16 +787,19 @@ def test_a_narrow_screen_holds_everything(server: ScriptedServer, visit: Visit) 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_has_contrast(server: ScriptedServer, visit: Visit, scheme: str) -> None:
     """Every visible text has a contrast of at least 4.5 to what is behind it, in both colour schemes."""
-    server.documents["/health"] = READY | {"ready": False, "status": "failed", "detail": "why"}
     server.replies = [
-        answer("A `b` **c**\n```js\nd\n```", ending("length")),
+        answer(*segmented("# A `b` **c**\n> q\n## x\n```js\nd\n```"), ending("length")),
         refusal(500, "Internal error.", Retry_After="20"),
         answer(Hold()),
     ]
     me = visit(server.url, goto=False, color_scheme=scheme, reduced_motion="reduce")  # no colours on their way
     me.watch.allow("status of 50")
     me.page.goto(server.url)
+    me.page.get_by_role("switch", name="Outline first").press("Space")
+    server.documents["/health"] = READY | {"ready": False, "status": "failed", "detail": "why"}
+    expect(me.page.locator("#notice")).to_contain_text("why")
     expect(me.say("Hi").locator(".status")).to_have_text("cut at the token limit")
+    me.page.locator(".outline summary").click()
     expect(me.say("Hi").get_by_role("alert")).to_be_visible()
     me.say("Hi")
     expect(me.stop).to_be_visible()
@@ -738,10 +894,14 @@ def test_real_stop(poise_server: PoiseServer, visit: Visit) -> None:
     seen = body.evaluate(length)
     me.page.wait_for_function(f"([body, seen]) => ({length})(body) > seen", arg=[body, seen])
     expect(me.number("interactive.running")).to_have_text("1")
-    me.stop.click()
+    with me.page.expect_request(lambda request: request.url.endswith("/cancel")) as cancel:
+        me.stop.click()
     expect(me.answers.locator(".status")).to_have_text("Stopped")
     assert body.evaluate(length) > seen
     wait_until(lambda: total_running(poise_server) == 0, me.page, "the engine stops computing")
+    kept = poise_server.get(cancel.value.url.removeprefix(poise_server.url).removesuffix("/cancel"))[1]
+    assert (kept["outcome"], kept["choices"][0]["finish_reason"]) == ("cancelled", "cancelled")
+    assert kept["choices"][0]["text"]
     expect(me.number("interactive.running")).to_have_text("0")
 
 

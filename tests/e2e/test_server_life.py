@@ -6,7 +6,6 @@ import contextlib
 import json
 import signal
 import socket
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,44 +84,84 @@ def own_server() -> Iterator[PoiseServer]:
     assert server.stop() == 0
 
 
-def test_a_killed_engine_ends_streams_with_an_error_and_comes_back(own_server: PoiseServer) -> None:
-    """kill -9: the stream gets an error event at once, /health tells the truth, and the next request works."""
-    connection = open_stream(own_server, body())
-    read_until(connection, b'"content"')
-    engine = own_server.engine()
-    engine.send_signal(signal.SIGKILL)
-    seen = read_until(connection, b'"error"')
-    connection.close()
-    assert b"[DONE]" not in seen
-    seen_states: list[str] = []
-
-    def back() -> bool:
+def test_a_stream_goes_on_after_its_engine_was_killed(own_server: PoiseServer) -> None:
+    """kill -9: comments tell of it, /health tells the truth, new requests are told when to come back."""
+    with open_stream(own_server, body(max_tokens=64)) as connection:
+        seen = read_until(connection, b'"content"')
+        engine = own_server.engine()
+        engine.send_signal(signal.SIGKILL)
+        seen += read_until(connection, b": recovering")
         status, health = own_server.get("/health")
-        seen_states.append(health["status"])
-        assert (status == 200) == health["ready"]
-        return bool(health["ready"]) and health["restarts"] == 1
-
-    own_server.eventually(back, "the engine is back")
-    assert "restarting" in seen_states
-    request = urllib.request.Request(
-        f"{own_server.url}/v1/chat/completions",
-        body(stream=False, max_tokens=4),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=60) as response:
-        assert json.load(response)["usage"]["completion_tokens"] == 4
+        assert (status, health["status"], health["ready"]) == (503, "restarting", False)
+        assert "SIGKILL" in health["detail"]
+        with open_stream(own_server, body()) as refused:
+            answer = read_until(refused, b'"error"')
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after:" in answer.lower()
+        seen += read_until(connection, b"[DONE]")
+    assert b": recovered recomputed=" in seen
+    assert b'"error"' not in seen
+    assert seen.count(b'"finish_reason":"length"') == 1
+    status, health = own_server.get("/health")
+    assert (status, health["restarts"]) == (200, 1)
     assert own_server.engine().pid != engine.pid
 
 
-def test_a_request_that_waits_for_its_whole_answer_gets_503_when_the_engine_dies(own_server: PoiseServer) -> None:
-    """Not streaming: an ordinary HTTP error with Retry-After."""
-    connection = open_stream(own_server, body(stream=False))
-    own_server.eventually(lambda: running(own_server) == 1, "the request runs")
-    own_server.engine().send_signal(signal.SIGKILL)
-    seen = read_until(connection, b'"error"')
-    connection.close()
-    assert seen.startswith(b"HTTP/1.1 503")
-    assert b"retry-after:" in seen.lower()
+def test_a_request_that_waits_for_its_whole_answer_gets_it_though_the_engine_died(own_server: PoiseServer) -> None:
+    """Not streaming: it takes longer, and nothing else."""
+    with open_stream(own_server, body(stream=False, max_tokens=64)) as connection:
+        own_server.eventually(lambda: running(own_server) == 1, "the request runs")
+        own_server.engine().send_signal(signal.SIGKILL)
+        seen = read_until(connection, b'"usage"')
+    assert seen.startswith(b"HTTP/1.1 200")
+    assert b'"completion_tokens":64' in seen
+    assert own_server.get("/health")[1]["restarts"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_that_stops_ends_what_it_has_begun(number: signal.Signals) -> None:
+    """New requests are refused, the running stream comes to its own end, then the process ends with 0."""
+    server = PoiseServer.start()
+    with open_stream(server, body(max_tokens=100)) as connection:
+        seen = read_until(connection, b'"content"')
+        server.process.send_signal(number)
+        server.eventually(lambda: server.get("/health")[1]["status"] == "draining", "it drains")
+        with open_stream(server, body()) as refused:
+            answer = read_until(refused, b'"error"')
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b'"draining"' in answer
+        seen += read_until(connection, b"[DONE]")
+    assert seen.count(b'"finish_reason":"length"') == 1
+    assert server.stop() == 0
+
+
+def test_what_does_not_end_in_time_is_cut() -> None:
+    """`server.drain_s`: the stream ends in order with what there was; who had nothing yet gets an error."""
+    server = PoiseServer.start("--set", "server.drain_s=1", "--set", "classes.interactive.slots_max=1")
+    with open_stream(server, body()) as first, open_stream(server, body(stream=False)) as second:
+        read_until(first, b'"content"')
+        server.eventually(lambda: server.get("/status")[1]["live_choices"] == 2, "both are there")
+        server.process.terminate()
+        seen = read_until(first, b"[DONE]")
+        assert b'"finish_reason":"server_stopping"' in seen
+        seen = read_until(second, b"server_stopping")
+        assert seen.startswith(b"HTTP/1.1 503")
+    assert server.process.wait(30) == 0
+    assert server.stop() == 0
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    """Whatever still runs."""
+    server = PoiseServer.start("--set", "server.drain_s=3600")
+    with open_stream(server, body()) as connection:
+        read_until(connection, b'"content"')
+        server.process.terminate()
+        server.eventually(lambda: server.get("/health")[1]["status"] == "draining", "it drains")
+        engine = server.engine()
+        server.process.terminate()
+        assert server.process.wait(30) == 0
+        engine.wait(30)  # an engine never outlives its gateway
+    assert server.stop() == 0
 
 
 def damaged(folder: Path, name: str, data: bytes) -> Path:

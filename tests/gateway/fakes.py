@@ -18,15 +18,19 @@ from starlette.types import Message
 
 from poise.config import Settings
 from poise.gateway.app import create_app
+from poise.gateway.blame import Death
 from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
+from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.text import TextModel
 from poise.scheduler.request import Control, RequestClass
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
 from poise.wire.messages import (
     Accepted,
     Change,
     ClassStatus,
     Controlled,
+    Erased,
     Finish,
     Forgotten,
     PoolInfo,
@@ -94,6 +98,7 @@ class Submission:
     template: str = ""
     queue_timeout_ms: int = 0
     n_output: int = 0
+    label: str = ""
 
     def accept(self, position: int = 1, eta_us: int = 0) -> None:
         self.handle.put(Accepted(self.handle.request_id, position, eta_us))
@@ -139,6 +144,16 @@ class FakeEngine:
         self.control_answers: dict[int, tuple[str, str]] = {}
         """State and refusal by request id; others are done as told."""
         self.forgotten: list[str] = []
+        self.erased: list[str] = []
+        self.queued: dict[str, int] = {}
+        """Requests of each class that have not begun."""
+        self.held: list[tuple[int, str]] = []
+        self.adjusted: list[tuple[float, float]] = []
+        self.settings: Settings | None = None
+        """What the next engine is to be started with."""
+        self.replaced: list[str] = []
+        self.listeners: list[Callable[[Death], None]] = []
+        self.reports: list[QuarantineReport] = []
         self._changed = asyncio.Event()
 
     def submit(
@@ -151,16 +166,23 @@ class FakeEngine:
         sampling: SamplingParams,
         template: str = "",
         queue_timeout_ms: int = 0,
+        label: str = "",
     ) -> RequestHandle:
         if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
             raise EngineUnavailable("the engine is restarting", 2.5)
         handle = RequestHandle(len(self.submissions) + 1, self._abort)
-        submission = Submission(handle, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms)
+        submission = Submission(
+            handle, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms, label=label
+        )
         self.submissions.append(submission)
         self._note()
         if self.script is not None:
             self.script(submission)
         return handle
+
+    def hold(self, request_id: int, level: str) -> None:
+        self.held.append((request_id, level))
+        self._note()
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         self.declared = dict(templates)
@@ -176,9 +198,41 @@ class FakeEngine:
         self.forgotten.append(tenant)
         return Forgotten(1, 3, 128)
 
+    async def erase(self, tenant: str) -> Erased:
+        self._check_ready()
+        self.erased.append(tenant)
+        return Erased(1, 3, 128, 4096, 7)
+
     async def journal(self) -> list[str]:
         self._check_ready()
         return ['{"step":1}', '{"step":2}']
+
+    @property
+    def n_live(self) -> int:
+        return sum(not submission.handle.done for submission in self.submissions)
+
+    def n_queued(self, request_class: RequestClass) -> int:
+        return self.queued.get(request_class.value, 0)
+
+    def adjust(self, queue_share: float, slots_share: float) -> None:
+        self.adjusted.append((queue_share, slots_share))
+
+    def use(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def restart(self, why: str) -> None:
+        self.replaced.append(why)
+
+    def on_death(self, listener: Callable[[Death], None]) -> None:
+        self.listeners.append(listener)
+
+    def end_all(self, reason: str, detail: str) -> None:
+        for submission in self.submissions:
+            if not submission.handle.done:
+                submission.finish(reason, detail)
+
+    def quarantined(self) -> list[QuarantineReport]:
+        return self.reports
 
     def _check_ready(self) -> None:
         if self.state.phase is not EnginePhase.READY:
@@ -193,6 +247,11 @@ class FakeEngine:
         """All aborted ids, when there are n."""
         await self._until(lambda: len(self.aborted) >= n)
         return self.aborted
+
+    async def holds(self, n: int) -> list[tuple[int, str]]:
+        """Everything that it was told of readers, when there is so much."""
+        await self._until(lambda: len(self.held) >= n)
+        return self.held
 
     def _abort(self, request_id: int) -> None:
         self.aborted.append(request_id)
@@ -240,13 +299,15 @@ def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
         pools=pools,
         prompt_tokens=prompt_tokens,
         output_tokens=output_tokens,
-        decode_us=5_000_000,
-        loop_us=1_000,
         moves=0,
         rss_bytes=123_456,
         store=store,
         totals=totals,
+        threads=2,
         unaccounted_bytes=23_456,
+        steps=StepFigures({"plan": 1_000, "forward": 5_000_000}, *[Distribution((1.0, 2.0), (1, 3, 2), 7.0)] * 6),
+        bottleneck=Bottleneck({"compute": 3_000_000, "idle": 0}, "compute", 0),
+        equity={"interactive": Equity(4_000_000, 0.9, 250_000), "background": Equity()},
     )
 
 
@@ -256,7 +317,21 @@ def text_model(vocab: ToyVocab | None = None, template: str | None = None) -> Te
 
 def make_app(engine: FakeEngine, settings: Settings | None = None, **arguments: Any) -> FastAPI:
     arguments.setdefault("text", text_model())
-    return create_app(settings or Settings(), engine, model_name=MODEL, **arguments)
+    return create_app(settings or unpaced(), engine, model_name=MODEL, **arguments)
+
+
+def unpaced() -> Settings:
+    """Tokens that come together are told together."""
+    classes = Settings().classes
+    interactive = classes.interactive.model_copy(update={"pacing_ms": 0})
+    return Settings(classes=classes.model_copy(update={"interactive": interactive}))
+
+
+def frames(body: bytes) -> list[tuple[str, str]]:
+    """Id and data of each event of a stream."""
+    found = re.findall(r"(?:^|\n)id: ([0-9.]+)\ndata: (.*)\n\n", body.decode().replace("\n\n", "\n\n\n"))
+    assert len(found) == body.count(b"\ndata: "), body
+    return found
 
 
 @dataclass
@@ -282,13 +357,17 @@ class Reply:
     @property
     def events(self) -> list[str]:
         """The data of the server-sent events."""
-        return [
-            frame.removeprefix("data: ") for frame in self.body.decode().split("\n\n") if frame.startswith("data: ")
-        ]
+        return [data for _, data in frames(self.body)]
 
     @property
     def chunks(self) -> list[dict[str, Any]]:
         return [json.loads(event) for event in self.events if event != "[DONE]"]
+
+    @property
+    def text(self) -> str:
+        """What a chat's stream said."""
+        choices = [choice for chunk in self.chunks for choice in chunk.get("choices", ())]
+        return "".join(choice["delta"].get("content", "") for choice in choices)
 
 
 @dataclass
@@ -303,6 +382,7 @@ class Exchange:
     sent: asyncio.Queue[Message] = field(default_factory=asyncio.Queue)
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
+    unread: list[str] = field(default_factory=list)
 
     def open(self) -> Exchange:
         self.task = asyncio.create_task(self.app(self.scope, self._receive, self._send))
@@ -321,10 +401,16 @@ class Exchange:
         assert message["type"] == "http.response.start"
         return int(message["status"])
 
+    async def frame(self) -> str:
+        """The next part of a stream: a comment with its colon, or an event's data."""
+        while not self.unread:
+            body: bytes = (await self.message())["body"]
+            self.unread += body.decode().split("\n\n")[:-1]
+        return re.sub(r"^id: .*\ndata: ", "", self.unread.pop(0))
+
     async def event(self) -> Any:
-        """The next part of the body, one event."""
-        data: bytes = (await self.message())["body"]
-        return json.loads(data.removeprefix(b"data: ").split(b"\n\n")[0])
+        """The next part of a stream, an event."""
+        return json.loads(await self.frame())
 
     async def ended(self) -> None:
         """The application has returned."""

@@ -23,6 +23,8 @@ KILL_TOKEN = 666
 """A prompt that begins with this token kills the process in the middle of a step."""
 BUG_TOKEN = 667
 """A prompt that begins with this token raises what no runner should raise."""
+HANG_TOKEN = 668
+"""A prompt that begins with this token stops the process in the middle of a step."""
 
 
 class _Runner(SimRunner):
@@ -31,6 +33,8 @@ class _Runner(SimRunner):
             os.kill(os.getpid(), signal.SIGKILL)
         if any(row.start == 0 and row.tokens[0] == BUG_TOKEN for row in rows):
             raise ZeroDivisionError("a bug in the runner")
+        if any(row.start == 0 and row.tokens[0] == HANG_TOKEN for row in rows):
+            os.kill(os.getpid(), signal.SIGSTOP)
         return super().execute(pool, rows)
 
     def __enter__(self) -> _Runner:

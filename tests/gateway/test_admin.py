@@ -9,8 +9,10 @@ from fastapi import FastAPI
 
 from poise.config import Settings
 from poise.gateway.engine_client import EnginePhase
-from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList
-from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body
+from poise.gateway.quarantine import QuarantineReport, utc
+from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList, TenantEraseResult
+from poise.gateway.schemas_quarantine import QuarantineList
+from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT = "/v1/chat/completions"
 
@@ -57,10 +59,10 @@ async def test_live_requests_are_listed_with_their_states() -> None:
     }
     for what, state in (("pause", "paused"), ("swap", "swapped"), ("drop", "queued"), ("resume", "running")):
         request.change(what)
-        await asked.message()
+        await asked.frame()
         assert (await live(app))[0]["state"] == state
     request.change("downgrade", "operator")
-    await asked.message()
+    await asked.frame()
     assert (await live(app))[0]["class"] == "background"
     request.finish()
     await asked.ended()
@@ -161,7 +163,9 @@ ENDPOINTS = [
     ("GET", "/admin/requests"),
     ("POST", "/admin/requests/x/pause"),
     ("DELETE", "/admin/tenants/x/cache"),
+    ("DELETE", "/admin/tenants/x/data"),
     ("GET", "/admin/journal"),
+    ("GET", "/admin/quarantine"),
 ]
 
 
@@ -177,6 +181,7 @@ async def test_only_operators_may(method: str, path: str) -> None:
     reply = await ask(keyed, method, path, headers={"authorization": "Bearer secret"}, client="192.0.2.1")
     assert reply.status in (200, 404)
     assert not engine.controlled
+    assert len(engine.erased) == (path == "/admin/tenants/x/data")
 
 
 async def test_without_an_engine_it_is_503() -> None:
@@ -195,6 +200,25 @@ async def test_without_an_engine_it_is_503() -> None:
     await asked.ended()
 
 
+async def test_the_quarantine_is_listed() -> None:
+    """Sizes, times and how the engines ended; also without an engine, when it is wanted most."""
+    engine = FakeEngine()
+    engine.reports = [QuarantineReport("req-1", 17, "t", "interactive", 812, 40, 2, "SIGSEGV", utc(0), utc(1))]
+    engine.state.phase = EnginePhase.RESTARTING
+    reply = await ask(make_app(engine), "GET", "/admin/quarantine")
+    QuarantineList.model_validate_json(reply.body)
+    (report,) = reply.json()["data"]
+    assert (report["request_id"], report["class"], report["deaths"]) == ("req-1", "interactive", 2)
+    assert report["accepted_at"] == "1970-01-01T00:00:00.000Z"
+
+
+async def test_a_request_is_reported_under_the_id_that_its_client_knows() -> None:
+    """The engine is given the X-Request-Id as its label."""
+    engine = FakeEngine(lambda s: s.finish())
+    await ask(make_app(engine), "POST", CHAT, chat_body(), headers={"x-request-id": "mine-1"})
+    assert engine.submissions[0].label == "mine-1"
+
+
 async def test_a_full_server_can_be_acted_on() -> None:
     """What fills it is what an operator wants to see."""
     engine = FakeEngine()
@@ -204,3 +228,37 @@ async def test_a_full_server_can_be_acted_on() -> None:
     assert (await ask(app, "GET", "/v1/models")).status == 503
     asked.disconnect()
     await asked.ended()
+
+
+async def test_erasing_what_is_held_of_a_tenant() -> None:
+    """Its live requests go on unless they are to end, too; the answer says how much there was of what."""
+    engine = FakeEngine(lambda s: s.accept())
+    app = make_app(engine)
+    asked = exchange(app, "POST", CHAT, chat_body(stream=True)).open()
+    await asked.start()
+    reply = await ask(app, "DELETE", "/admin/tenants/local/data")
+    body = TenantEraseResult.model_validate_json(reply.body)
+    counts = {"entries": 3, "cells": 128, "bytes": 4096, "journal_entries": 7}
+    counts |= {"results": 0, "result_tokens": 0, "result_bytes": 0, "audit_contents": 0}
+    assert body.model_dump() == {"tenant": "local", "live_ended": 0, "live_kept": 1, "erased": counts}
+    assert (engine.erased, engine.aborted) == (["local"], [])
+    assert (await ask(app, "DELETE", "/admin/tenants/other/data?live=1")).json()["live_ended"] == 0
+    assert not engine.aborted
+    assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=1")).json()["live_ended"] == 1
+    assert engine.aborted == [1]
+    await asked.ended()
+    engine.script = says("kept")
+    await ask(app, "POST", CHAT, chat_body())
+    erased = (await ask(app, "DELETE", "/admin/tenants/local/data")).json()["erased"]
+    assert (erased["results"], erased["result_tokens"]) == (1, 4)
+    assert erased["result_bytes"] > 0
+    assert (await ask(app, "GET", "/v1/requests")).json()["data"] == []
+    assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=yes")).error["param"] == "live"
+
+
+async def test_an_engine_that_is_gone_holds_nothing() -> None:
+    """Its memory went with it."""
+    engine = FakeEngine()
+    engine.state.phase = EnginePhase.RESTARTING
+    reply = await ask(make_app(engine), "DELETE", "/admin/tenants/local/data")
+    assert (reply.status, reply.json()["erased"]["cells"], engine.erased) == (200, 0, [])

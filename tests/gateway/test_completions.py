@@ -192,7 +192,7 @@ async def test_a_stream_has_one_event_for_each_batch_of_tokens() -> None:
         chunks.append(await stream.event())
     request.finish("length")
     chunks += [await stream.event(), await stream.event()]
-    assert (await stream.message())["body"] == b"data: [DONE]\n\n"
+    assert await stream.frame() == "[DONE]"
     await stream.ended()
     assert [c["choices"][0]["delta"] for c in chunks[:3]] == [
         {"role": "assistant", "content": "Hel"},
@@ -245,12 +245,13 @@ async def test_an_answer_without_text_still_has_a_role() -> None:
 async def test_a_long_wait_is_told_in_a_comment() -> None:
     """Its place and the estimate; a short wait is not worth it."""
 
-    def waits(submission: Submission) -> None:
-        submission.accept(3, 1_200_000)
-        submission.finish()
-
-    reply = await answered(FakeEngine(waits), chat_body(stream=True))
-    assert reply.body.startswith(b": queued position=3 eta_ms=1200\n\ndata: ")
+    engine = FakeEngine()
+    stream = exchange(make_app(engine), "POST", CHAT, chat_body(stream=True)).open()
+    (await engine.submitted()).accept(3, 1_200_000)
+    assert await stream.start() == 200
+    assert await stream.frame() == ": queued position=3 eta_ms=1200"
+    engine.submissions[0].finish()
+    await stream.ended()
     assert not (await answered(FakeEngine(says("x")), chat_body(stream=True))).body.startswith(b":")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,9 +45,18 @@ async def test_every_endpoint_is_documented() -> None:
             assert f"`{method.upper()} {path}`" in API, path
 
 
-async def test_every_metric_is_documented() -> None:
-    """With its type and its labels."""
-    app = make_app(FakeEngine(says("x")))
+def test_the_tables_of_metrics_are_up_to_date() -> None:
+    """As `scripts/document_metrics.py` writes them, from the metrics themselves."""
+    script = ROOT / "scripts" / "document_metrics.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_every_metric_that_is_served_is_documented() -> None:
+    """With its type and its labels, and nothing else is."""
+    app = make_app(FakeEngine(says("x.")))
     await ask(app, "POST", "/v1/chat/completions", chat_body())
     await ask(app, "POST", "/v1/chat/completions", {})
     served = {}
@@ -54,6 +65,6 @@ async def test_every_metric_is_documented() -> None:
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         if not name.endswith("_created"):
             served[name] = (family.type, labels)
-    rows = re.findall(r"^\| `(poise_\w+)` \| (\w+) \| ([\w, ]*?) ?\|", METRICS, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:poise|gen_ai)_\w+)` \| (\w+) \| ([\w, ]*?) ?\|", METRICS, re.MULTILINE)
     documented = {name: (kind, {label for label in labels.split(", ") if label}) for name, kind, labels in rows}
     assert served == documented

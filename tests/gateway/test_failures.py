@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from poise.config import Settings
-from poise.gateway.engine_client import ENGINE_LOST, EnginePhase
+from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, EnginePhase
 from tests.gateway.fakes import FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -120,6 +120,63 @@ async def test_a_failure_half_way_ends_a_stream_with_an_error_event(reason: str,
     assert reply.chunks[-1]["error"]["code"] == code
     assert "[DONE]" not in reply.events
     assert engine.aborted == [2]
+
+
+def cut(text: str) -> Callable[[Submission], None]:
+    def script(submission: Submission) -> None:
+        submission.accept()
+        submission.say(text)
+        submission.finish(SERVER_STOPPING)
+
+    return script
+
+
+async def test_an_answer_that_is_cut_tells_what_there_was() -> None:
+    """The server had to stop: not an error, as there is something to show."""
+    reply = await ask(make_app(FakeEngine(cut("Hel"))), "POST", CHAT, chat_body(stop=["Help"]))
+    choice = reply.json()["choices"][0]
+    assert (reply.status, choice["finish_reason"], choice["message"]["content"]) == (200, "server_stopping", "Hel")
+
+
+async def test_a_stream_that_is_cut_ends_in_order() -> None:
+    """With the text that was held back, the reason and [DONE]; the books call it what it was."""
+    app = make_app(FakeEngine(cut("Hel")))
+    reply = await ask(app, "POST", CHAT, chat_body(stream=True, stop=["Help"]))
+    assert reply.text == "Hel"
+    assert reply.chunks[-1]["choices"][0]["finish_reason"] == "server_stopping"
+    assert "[DONE]" in reply.events
+    metrics = (await ask(app, "GET", "/metrics")).body.decode()
+    assert 'poise_requests_total{class="interactive",outcome="server_stopping"} 1.0' in metrics
+    assert 'poise_client_disconnects_total{class="interactive"} 0.0' in metrics
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("reason", "code", "status"), [(SERVER_STOPPING, "server_stopping", 503), (QUARANTINED, "request_quarantined", 500)]
+)
+async def test_a_bad_end_before_the_first_token_has_its_own_error(
+    reason: str, code: str, status: int, stream: bool
+) -> None:
+    """As an ordinary HTTP error where it is the first word, else as the stream's last event."""
+    app = make_app(FakeEngine(lambda s: s.finish(reason)))
+    reply = await ask(app, "POST", CHAT, chat_body(stream=stream))
+    assert (reply.status, reply.error["code"]) == (status, code)
+
+    def later(submission: Submission) -> None:
+        submission.accept()
+        submission.finish(reason)
+
+    app = make_app(FakeEngine(later))
+    reply = await ask(app, "POST", CHAT, chat_body(stream=stream))
+    assert (reply.chunks[-1]["error"] if stream else reply.error)["code"] == code
+
+
+async def test_a_quarantined_request_keeps_what_was_sent() -> None:
+    """And its stream ends with the error, without [DONE]."""
+    reply = await ask(make_app(FakeEngine(breaks(QUARANTINED))), "POST", CHAT, chat_body(stream=True))
+    assert reply.chunks[0]["choices"][0]["delta"]["content"] == "Hello"
+    assert reply.chunks[-1]["error"]["code"] == "request_quarantined"
+    assert "[DONE]" not in reply.events
 
 
 async def test_an_unforeseen_error_shows_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:

@@ -70,7 +70,7 @@ async def test_status_is_complete() -> None:
     assert body.store.bytes_by_purpose == {"swap": 500, "prefix": 70, "template": 0}
     assert body.totals is not None
     assert (body.totals.preemptions["swap"], body.totals.prefix_hits, body.totals.loaded_bytes) == (4, 11, 4000)
-    assert (body.engine_rss_bytes, body.engine_unaccounted_bytes) == (123_456, 23_456)
+    assert (body.engine_rss_bytes, body.engine_unaccounted_bytes, body.bottleneck) == (123_456, 23_456, "compute")
     assert body.phase == "ready"
 
 
@@ -107,15 +107,21 @@ async def test_metrics_count_what_happened() -> None:
     assert samples["poise_requests_total", "interactive", "stop"] == 2
     assert samples["poise_prompt_tokens_total", "interactive"] == 21
     assert samples["poise_output_tokens_total", "interactive"] == 8
-    assert samples["poise_ttft_seconds_count", "interactive"] == 2
+    assert samples["gen_ai_server_time_to_first_token_seconds_count", "interactive"] == 2
     assert samples["poise_queue_wait_seconds_sum", "interactive"] == pytest.approx(0.002)
-    assert samples["poise_request_seconds_count", "interactive"] == 2
+    assert samples["gen_ai_server_request_duration_seconds_count", "interactive"] == 2
     assert samples["poise_rejected_total", "invalid_value", "none"] == 1
     assert samples["poise_rejected_total", "background", "queue_full"] == 1
     assert samples["poise_engine_up",] == 1
     assert samples["poise_queued_requests", "interactive"] == 2
     assert samples["poise_pool_cells_used", "short"] == 210
-    assert samples["poise_engine_decode_seconds_total",] == 5
+    assert samples["poise_engine_step_part_seconds_total", "forward"] == 5
+    assert samples["poise_engine_step_seconds_bucket", "2.0"] == 4
+    assert samples["poise_engine_step_seconds_sum",] == 7
+    assert samples["poise_bottleneck_seconds_total", "compute"] == 3
+    assert (samples["poise_bottleneck", "compute"], samples["poise_bottleneck", "idle"]) == (1, 0)
+    assert samples["poise_fairness_gap_seconds", "interactive"] == 0.25
+    assert samples["poise_complete_answer_seconds_count", "interactive"] == 2
     assert samples["poise_pool_class_cells", "interactive", "short"] == 200
     assert samples["poise_store_bytes", "swap"] == 500
     assert samples["poise_engine_preemptions_total", "drop"] == 1

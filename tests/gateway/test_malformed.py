@@ -121,6 +121,9 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (CHAT, chat_body(top_logprobs=3), "invalid_value", "top_logprobs"),
     (CHAT, chat_body(stream="yes"), "invalid_type", "stream"),
     (CHAT, chat_body(stream_options={"include_usage": True}), "invalid_value", "stream_options"),
+    (CHAT, chat_body(stream_options={"segments": True}), "invalid_value", "stream_options"),
+    (CHAT, chat_body(stream=True, stream_options={"segments": 1}), "invalid_type", "stream_options.segments"),
+    (CHAT, chat_body(stream=True, stream_options={"segment": True}), "unknown_parameter", "stream_options.segment"),
     (CHAT, chat_body(stream=True, stream_options=True), "invalid_type", "stream_options"),
     (CHAT, chat_body(stream=True, stream_options={"usage": True}), "unknown_parameter", "stream_options.usage"),
     (CHAT, chat_body(service_tier="vip"), "invalid_value", "service_tier"),
@@ -208,7 +211,7 @@ class Bystander:
     async def close(self) -> None:
         self.engine.submissions[0].finish()
         assert (await self.stream.event())["choices"][0]["finish_reason"] == "stop"
-        assert (await self.stream.message())["body"] == b"data: [DONE]\n\n"
+        assert await self.stream.frame() == "[DONE]"
         await self.stream.ended()
 
 

@@ -19,10 +19,10 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def served(app: FastAPI) -> AsyncIterator[int]:
+async def served(app: FastAPI, **options: Any) -> AsyncIterator[int]:
     """The port on which it answers. Returns when all connections have ended."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5, **options))
         task = asyncio.create_task(server._serve([listener]))
         try:
             yield listener.getsockname()[1]
@@ -40,7 +40,7 @@ async def connect(port: int, head: str, body: bytes = b"") -> Connection:
 
 async def post(port: int, body: Any) -> Connection:
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\nHost: x\nContent-Type: application/json\nContent-Length: {len(data)}"
+    head = f"POST /v1/chat/completions HTTP/1.1\nHost: localhost\nContent-Type: application/json\nContent-Length: {len(data)}"
     return await connect(port, head, data)
 
 
@@ -83,7 +83,8 @@ async def test_one_connection_can_ask_again() -> None:
         for body in (chat_body(stream=True), chat_body()):
             data = json.dumps(body).encode()
             writer.write(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
+                + data
             )
             await read(reader, b"0\r\n\r\n" if body.get("stream") else b'"cached_tokens":0}}}')
         writer.close()
@@ -93,12 +94,14 @@ async def test_an_oversized_body_is_refused_and_the_connection_closed() -> None:
     """Whether its length was announced or not; the rest is not read."""
     app = make_app(FakeEngine(), Settings.model_validate({"server": {"max_body_bytes": 2000}}))
     async with served(app) as port:
-        reader, writer = await connect(port, "POST /v1/completions HTTP/1.1\nHost: x\nContent-Length: 9000000000")
+        reader, writer = await connect(
+            port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 9000000000"
+        )
         assert b"413" in await read(reader, b"\r\n")
         assert (await asyncio.wait_for(reader.read(), WAIT_S)).endswith(b"}}")
         writer.close()
         chunk = b"bb8\r\n" + b"x" * 3000 + b"\r\n"
-        head = "POST /v1/completions HTTP/1.1\nHost: x\nTransfer-Encoding: chunked"
+        head = "POST /v1/completions HTTP/1.1\nHost: localhost\nTransfer-Encoding: chunked"
         reader, writer = await connect(port, head, chunk)
         assert b"413" in await read(reader, b"\r\n")
         assert b"request_too_large" in await asyncio.wait_for(reader.read(), WAIT_S)
@@ -109,7 +112,9 @@ async def test_a_body_that_stops_coming() -> None:
     """Answered with 408 and closed, not kept for ever."""
     app = make_app(FakeEngine(), Settings.model_validate({"server": {"body_timeout_s": 0.05}}))
     async with served(app) as port:
-        reader, writer = await connect(port, "POST /v1/completions HTTP/1.1\nHost: x\nContent-Length: 100", b"{")
+        reader, writer = await connect(
+            port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 100", b"{"
+        )
         assert b"408" in await read(reader, b"\r\n")
         assert b"request_timeout" in await asyncio.wait_for(reader.read(), WAIT_S)
         writer.close()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from poise.gateway.protocol import protocol_with_timeout
+from poise.config import Settings
+from poise.gateway.protocol import protocol
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -24,7 +25,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 @contextlib.asynccontextmanager
 async def serving(timeout_s: float) -> AsyncIterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=protocol_with_timeout(timeout_s), log_config=None, lifespan="off")
+    settings = Settings.model_validate({"server": {"body_timeout_s": timeout_s}})
+    config = uvicorn.Config(app, http=protocol(settings), log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listener]))
     try:

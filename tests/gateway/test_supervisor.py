@@ -8,22 +8,25 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from poise.config import EngineSettings, Settings
-from poise.gateway.engine_client import ENGINE_LOST, EnginePhase, EngineUnavailable, RequestHandle
+from poise.gateway.engine_client import ENGINE_LOST, EnginePhase, EngineUnavailable
 from poise.gateway.supervisor import Supervisor
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
-from tests.gateway.simulated_engine import BUG_TOKEN, KILL_TOKEN
+from tests.gateway.mailbox import Mailbox
+from tests.gateway.simulated_engine import BUG_TOKEN
 
 FOREVER = 4000
 
 
 @contextlib.asynccontextmanager
-async def supervisor(mode: str = "works") -> AsyncIterator[Supervisor]:
-    settings = Settings(engine=EngineSettings(restart_delay_max_s=0.5))
+async def supervisor(mode: str = "works", **engine: Any) -> AsyncIterator[Supervisor]:
+    """`engine`: settings."""
+    settings = Settings(engine=EngineSettings(restart_delay_max_s=0.5, **engine))
     command = (sys.executable, "-m", "tests.gateway.simulated_engine", mode)
     made = Supervisor(settings, "model.gguf", command)
     await made.start()
@@ -33,19 +36,31 @@ async def supervisor(mode: str = "works") -> AsyncIterator[Supervisor]:
         await made.stop()
 
 
-def submit(s: Supervisor, prompt: list[int], max_output: int = 5) -> RequestHandle:
+def submit(s: Supervisor, prompt: list[int], max_output: int = 5) -> Mailbox:
     sampling = wire.SamplingParams(temperature=0.0, ignore_eos=True)
-    return s.submit(
-        tenant="t", request_class=RequestClass.INTERACTIVE, prompt=prompt, max_output=max_output, sampling=sampling
+    return Mailbox(
+        s.submit(
+            tenant="t", request_class=RequestClass.INTERACTIVE, prompt=prompt, max_output=max_output, sampling=sampling
+        )
     )
 
 
-async def events(handle: RequestHandle) -> list[object]:
+async def events(handle: Mailbox) -> list[object]:
     """Everything until the last event."""
     received: list[object] = []
     while not (received and isinstance(received[-1], wire.Finish | wire.Refused)):
         received += await handle.receive()
     return received
+
+
+async def ends(handles: list[Mailbox]) -> list[wire.Finish]:
+    lasts = [(await events(handle))[-1] for handle in handles]
+    return [last for last in lasts if isinstance(last, wire.Finish)]
+
+
+def pid_of(s: Supervisor) -> int:
+    assert s.state.ready is not None
+    return s.state.ready.pid
 
 
 async def until_ready(s: Supervisor, restarts: int = 0) -> None:
@@ -84,26 +99,20 @@ async def test_an_abort_ends_the_request_once() -> None:
         assert received[-1].reason == "aborted"
 
 
-@pytest.mark.parametrize("token", [KILL_TOKEN, BUG_TOKEN])
-async def test_a_dead_engine_ends_requests_and_is_replaced(token: int) -> None:
-    """Killed or broken in mid-step: every live request ends once with ENGINE_LOST, and the next engine works."""
-    async with supervisor() as s:
+async def test_without_recoveries_a_dead_engine_ends_requests_and_is_replaced() -> None:
+    """`recoveries_max = 0`: every live request ends once with ENGINE_LOST, and the next engine works."""
+    async with supervisor(recoveries_max=0) as s:
         await s.wait_until_settled()
-        first = s.state.ready
-        bystander = submit(s, [1, 2, 3], FOREVER)
-        await bystander.receive()
-        culprit = submit(s, [token, 2, 3])
-        for handle in (bystander, culprit):
-            last = (await events(handle))[-1]
-            assert isinstance(last, wire.Finish)
-            assert last.reason == ENGINE_LOST
+        first = pid_of(s)
+        handles = [submit(s, [1, 2, 3], FOREVER) for _ in range(3)]
+        await handles[0].receive()
+        os.kill(first, signal.SIGKILL)
+        assert [last.reason for last in await ends(handles)] == [ENGINE_LOST] * 3
         with pytest.raises(EngineUnavailable):
             submit(s, [1])
         await until_ready(s, restarts=1)
         assert len(await events(submit(s, [1, 2, 3]))) == 8
-        assert first is not None
-        assert s.state.ready is not None
-        assert s.state.ready.pid != first.pid
+        assert pid_of(s) != first
 
 
 async def test_the_engine_s_last_words_are_kept() -> None:
@@ -153,8 +162,8 @@ async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
     async with supervisor() as s:
         await s.wait_until_settled()
         assert s._process is not None
-        assert s._transport is not None
-        s._transport.abort()
+        assert s._connection is not None
+        s._connection.close()
         assert await s._process.wait() == 0
 
 
@@ -203,10 +212,10 @@ async def test_questions_end_with_the_engine() -> None:
     """Nobody waits for an answer that cannot come."""
     async with supervisor() as s:
         await s.wait_until_settled()
-        assert s._transport is not None
+        assert s._connection is not None
         asking = asyncio.create_task(s.forget("nobody"))
         await asyncio.sleep(0)
-        s._transport.abort()
+        s._connection.close()
         with pytest.raises(EngineUnavailable):
             await asking
         with pytest.raises(EngineUnavailable):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from poise.config import Settings
 from poise.gateway.app import set_text
 from poise.gateway.parameters import Message
-from poise.gateway.templates import Templates, TemplateUnusable, common_tokens
+from poise.gateway.templates import SHIPPED, Templates, TemplateUnusable, common_tokens
 from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, prompt_body, readable, says, text_model
 
 CHAT = "/v1/chat/completions"
@@ -72,7 +72,11 @@ def test_a_prompt_that_begins_otherwise_names_no_template() -> None:
 
 @pytest.mark.parametrize(
     ("name", "headers", "names"),
-    [("suport", ANN, ['"support"', '"secret"']), ("secret", BOB, ['"support"']), ("nothing", BOB, ['"support"'])],
+    [
+        ("suport", ANN, ['"support"', '"secret"', '"outline-first"']),
+        ("secret", BOB, ['"support"', '"outline-first"']),
+        ("nothing", BOB, ['"support"', '"outline-first"']),
+    ],
 )
 async def test_a_name_that_is_not_for_this_tenant(name: str, headers: dict[str, str], names: list[str]) -> None:
     """Refused with the names it may use; of others' templates nothing is told, not even that they exist."""
@@ -83,8 +87,9 @@ async def test_a_name_that_is_not_for_this_tenant(name: str, headers: dict[str, 
 
 
 async def test_without_any_template_the_answer_says_so() -> None:
-    """Rather than an empty list of names."""
-    reply = await ask(make_app(FakeEngine()), "POST", CHAT, chat_body(template="x"))
+    """Rather than an empty list of names: here the shipped one is another tenant's."""
+    settings = Settings.model_validate({"templates": {"outline-first": {"text": "Outline!", "tenants": ["ann"]}}})
+    reply = await ask(make_app(FakeEngine(), settings), "POST", CHAT, chat_body(template="x"))
     assert reply.error["message"] == 'There is no template "x" for you. None is declared for you.'
 
 
@@ -116,20 +121,54 @@ async def test_errors_name_the_caller_s_own_messages() -> None:
 
 
 async def test_the_list_is_the_tenant_s_own() -> None:
-    """With the number of tokens that need not be computed, once the vocabulary has told."""
+    """With the number of tokens of each, once the vocabulary has told, and whether they need no computing."""
     engine = FakeEngine()
     app = make_app(engine, SETTINGS, text=None)
     assert (await ask(app, "GET", "/v1/templates", headers=BOB)).json()["data"] == [
-        {"name": "support", "object": "template", "tokens": None}
+        {"name": "support", "object": "template", "tokens": None, "kept": True},
+        {"name": "outline-first", "object": "template", "tokens": None, "kept": False},
     ]
     set_text(app, text_model())
+    lengths = {name: (len(tokens), True) for name, tokens in engine.declared.items()}
+    lengths["outline-first"] = (len(common_tokens(text_model(), "", SHIPPED["outline-first"])), False)
     for headers, names in ((ANN, ["support", "secret"]), (BOB, ["support"]), ({}, ["support"])):
         body = (await ask(app, "GET", "/v1/templates", headers=headers)).json()
         assert body["object"] == "list"
-        assert {card["name"]: card["tokens"] for card in body["data"]} == {
-            name: len(engine.declared[name]) for name in names
+        assert {card["name"]: (card["tokens"], card["kept"]) for card in body["data"]} == {
+            name: lengths[name] for name in [*names, "outline-first"]
         }
     assert (await ask(app, "GET", "/v1/templates", headers={"x-api-key": "no"})).status == 401
+
+
+async def test_a_shipped_template_costs_nothing_until_it_is_used() -> None:
+    """The engine is told of it neither at the start nor with a request; the prompt has its text all the same."""
+    engine = FakeEngine(says("x"))
+    reply = await ask(make_app(engine), "POST", CHAT, chat_body(template="outline-first"))
+    assert reply.status == 200
+    assert engine.declared == {}
+    (request,) = engine.submissions
+    assert readable(request.prompt).startswith(f"⟨257⟩system\n{SHIPPED['outline-first']}⟨258⟩")
+    assert request.template == ""
+
+
+async def test_an_operator_s_template_replaces_the_shipped_one() -> None:
+    """Its text, and kept like all that are declared."""
+    engine = FakeEngine(says("x"))
+    app = make_app(engine, Settings.model_validate({"templates": {"outline-first": {"text": "Plan, then write."}}}))
+    await ask(app, "POST", CHAT, chat_body(template="outline-first"))
+    assert "system\nPlan, then write." in readable(engine.declared["outline-first"])
+    assert engine.submissions[0].template == "outline-first"
+    (card,) = (await ask(app, "GET", "/v1/templates")).json()["data"]
+    assert (card["name"], card["kept"]) == ("outline-first", True)
+
+
+async def test_a_shipped_template_that_the_model_cannot_have_is_not_offered() -> None:
+    """Nobody asked for it, so the server starts all the same."""
+    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[0].content }}"
+    app = make_app(FakeEngine(says("x")), text=text_model(template=source))
+    assert (await ask(app, "GET", "/v1/templates")).json()["data"] == []
+    reply = await ask(app, "POST", CHAT, chat_body(template="outline-first"))
+    assert reply.error["code"] == "template_not_found"
 
 
 def test_a_model_without_system_messages_cannot_have_templates() -> None:

@@ -28,26 +28,20 @@ async def open_stream(engine: FakeEngine, n: int = 1) -> tuple[Exchange, list[Su
     return asked, engine.submissions
 
 
-async def part(asked: Exchange) -> str:
-    """The next part of the body as text."""
-    data: bytes = (await asked.message())["body"]
-    return data.decode().strip()
-
-
 async def test_a_waiting_stream_is_told_its_place_until_it_starts() -> None:
     """At first, and again at a new place or an estimate that moved by more than a fifth; never after its start."""
     asked, (request,) = await open_stream(FakeEngine())
     request.accept(position=3, eta_us=1_200_000)
     await asked.start()
-    assert await part(asked) == ": queued position=3 eta_ms=1200"
+    assert await asked.frame() == ": queued position=3 eta_ms=1200"
     request.wait(3, 1_100_000)
     request.wait(2, 1_100_000)
-    assert await part(asked) == ": queued position=2 eta_ms=1100"
+    assert await asked.frame() == ": queued position=2 eta_ms=1100"
     request.wait(2, 881_000)
     request.wait(2, 870_000)
-    assert await part(asked) == ": queued position=2 eta_ms=870"
+    assert await asked.frame() == ": queued position=2 eta_ms=870"
     request.wait(2, 1_100_000)
-    assert await part(asked) == ": queued position=2 eta_ms=1100"
+    assert await asked.frame() == ": queued position=2 eta_ms=1100"
     request.start()
     request.wait(1, 1)
     request.say("x")
@@ -62,7 +56,7 @@ async def test_a_stream_that_waits_longer_than_it_was_told() -> None:
     request.accept()
     assert "x-poise-queue-position" not in {name.decode() for name, _ in (await asked.message())["headers"]}
     request.wait(1, 100_000)
-    assert await part(asked) == ": queued position=1 eta_ms=100"
+    assert await asked.frame() == ": queued position=1 eta_ms=100"
     request.finish()
     await asked.ended()
 
@@ -74,10 +68,10 @@ async def test_of_several_choices_the_first_in_the_queue_counts() -> None:
     other.accept(position=5, eta_us=3_000_000)
     message = await asked.message()
     assert (b"x-poise-queue-position", b"4") in message["headers"]
-    assert await part(asked) == ": queued position=4 eta_ms=2000"
+    assert await asked.frame() == ": queued position=4 eta_ms=2000"
     one.wait(1, 500_000)
     other.wait(2, 900_000)
-    assert await part(asked) == ": queued position=1 eta_ms=500"
+    assert await asked.frame() == ": queued position=1 eta_ms=500"
     one.start()
     other.wait(1, 100_000)
     other.start()

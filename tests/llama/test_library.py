@@ -47,9 +47,9 @@ def test_the_installed_library_passes_its_check() -> None:
 )  # fmt: skip
 def test_an_inserted_context_field_is_noticed(before: str, n_bytes: int) -> None:
     """Wherever a newer llama.cpp puts a field, some value is not where it should be."""
-    model, context = default_params(import_binding())
+    model, context, quantize = default_params(import_binding())
     with pytest.raises(EngineLibraryError, match="llama_context_params") as caught:
-        self_check(model, shifted(context, before, n_bytes))
+        self_check(model, shifted(context, before, n_bytes), quantize)
     assert "\n" not in str(caught.value)
 
 
@@ -57,19 +57,28 @@ def test_an_inserted_context_field_is_noticed(before: str, n_bytes: int) -> None
 @pytest.mark.parametrize(("before", "n_bytes"), [("n_gpu_layers", 8), ("main_gpu", 4), ("check_tensors", 1)])
 def test_an_inserted_model_field_is_noticed(before: str, n_bytes: int) -> None:
     """The same for the model's parameters."""
-    model, context = default_params(import_binding())
+    model, context, quantize = default_params(import_binding())
     with pytest.raises(EngineLibraryError, match="llama_model_params"):
-        self_check(shifted(model, before, n_bytes), context)
+        self_check(shifted(model, before, n_bytes), context, quantize)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "n_bytes"), [("ftype", 4), ("allow_requantize", 1), ("pure", 1), ("imatrix", 8)])
+def test_an_inserted_quantisation_field_is_noticed(before: str, n_bytes: int) -> None:
+    """The same for the parameters that make other weights."""
+    model, context, quantize = default_params(import_binding())
+    with pytest.raises(EngineLibraryError, match="llama_model_quantize_params"):
+        self_check(model, context, shifted(quantize, before, n_bytes))
 
 
 @pytest.mark.slow
 def test_a_wrong_default_is_named() -> None:
     """The message says which field differs and how."""
-    model, context = (fields(params) for params in default_params(import_binding()))
+    model, context, quantize = (fields(params) for params in default_params(import_binding()))
     context.offload_kqv = False
     context.samplers = 1
     with pytest.raises(EngineLibraryError) as caught:
-        self_check(model, context)
+        self_check(model, context, quantize)
     assert "llama_context_params.offload_kqv is False and not True" in str(caught.value)
     assert "llama_context_params.samplers is not NULL" in str(caught.value)
 

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from poise.config import EngineSettings, PoolSettings, PoolsSettings, Settings
+from poise.config import EngineSettings, ModelSettings, PoolSettings, PoolsSettings, Settings
 from poise.llama.gguf import ModelError
 from poise.llama.load import load_runner
 from tests.llama.gguf_files import write_gguf
 
 SMALL = Settings(
+    model=ModelSettings(weights="as-is"),
     pools=PoolsSettings(
         short=PoolSettings(slots=2, slot_tokens=512, flash_attention="on"),
         long=PoolSettings(slots=1, slot_tokens=1024, flash_attention="off"),
-    )
+    ),
 )
 
 

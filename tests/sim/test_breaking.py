@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -124,3 +125,26 @@ def test_refusals_are_the_queues() -> None:
     refused = sum(r.outcome == "queue_full" for r in done.records)
     assert pressure.waited_s[Resource.QUEUE] == refused > 100
     assert pressure.gave_out_s[Resource.QUEUE] < 5.0
+
+
+def test_a_trace_is_scaled_in_time(tmp_path: Path) -> None:
+    """Twice the load is the same trace in half the time."""
+    (tmp_path / "t.csv").write_text("timestamp,context,generated\n0,1,1\n8,1,1\n", encoding="utf-8")
+    load = parse_scenario(
+        """
+        name = "x"
+        description = "x"
+        duration_s = 20
+        drain_s = 0
+        [[clients]]
+        name = "x"
+        tenant = "x"
+        class = "interactive"
+        arrival = { kind = "trace", file = "t.csv" }
+        prompt_tokens = 5
+        output_tokens = 5
+        """,
+        "x",
+        tmp_path,
+    )
+    assert [r.arrival_s for s in scaled(load, 2.0).requests(1) for r in s.requests] == [0.0, 4.0]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from poise.bench.document import run_as_json
 from poise.bench.load import RoundResult
 from poise.bench.record import RequestRecord
-from poise.bench.report import group_reports, run_as_json
+from poise.bench.report import group_reports
 from poise.bench.rounds import Round, ScenarioRun, ScenarioSource
 from poise.config import Settings
 from poise.scenarios import load_scenario

@@ -23,9 +23,10 @@ from poise.sim.costs import Costs
 from poise.sim.faults import Fault
 from poise.sim.runner import SimRunner
 from poise.sim.simulate import Options, Simulation, SimulationFailure, simulate
+from poise.sim.world import ignored
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
-SCENARIOS = sorted(path for path in FOLDER.glob("*.toml") if path.stem != "storm")
+SCENARIOS = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("storm", "trace"))
 STORM = FOLDER / "storm.toml"
 
 
@@ -221,3 +222,70 @@ def test_a_request_that_is_forgotten_is_noticed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Scheduler, "complete", silent)
     with pytest.raises(SimulationFailure):
         simulate(load_scenario(FOLDER / "single.toml"), Settings(), 1)
+
+
+BEHAVIOUR = """
+name = "behaviour"
+description = "For tests."
+duration_s = 30.0
+drain_s = 5.0
+[[clients]]
+name = "{name}"
+tenant = "t"
+class = "interactive"
+arrival = {arrival}
+prompt_tokens = 40
+output_tokens = 20
+{more}
+"""
+
+
+def behaviour(arrival: str, more: str = "", name: str = "chat") -> Simulation:
+    text = BEHAVIOUR.format(name=name, arrival=arrival, more=more)
+    return simulate(parse_scenario(text, "behaviour.toml", FOLDER), Settings(), 1)
+
+
+def test_clients_leave_by_the_clock() -> None:
+    """One that looks at the clock leaves with what it has; one that waits for its first token stays once it is there."""
+    closed = '{ kind = "closed" }'
+    gone = behaviour(closed, "cancel_after_ms = 150\n")
+    assert "aborted" in {r.outcome for r in gone.records}
+    assert any(r.tokens for r in gone.records if r.outcome == "aborted")
+    assert all(r.finished_ns is not None and r.finished_ns - r.sent_ns < 300e6 for r in gone.records)
+    stays = behaviour(closed, "cancel_after_ms = 150\ncancel_before_first_token = true\n")
+    assert {(r.outcome, len(r.tokens)) for r in stays.records} <= {("length", 20), ("aborted", 0)}
+    late = behaviour(closed, "cancel_after_ms = 1000000\nrequests = 3\n")
+    assert late.elapsed_ns < 30e9  # Nobody waits for the patience of those who are served.
+
+
+def test_malformed_requests_reach_no_engine() -> None:
+    """They take their client's time, and nothing else."""
+    assert behaviour('{ kind = "closed" }', "malformed_share = 1.0\n").records == []
+    some = behaviour('{ kind = "poisson", rate_per_s = 2.0 }', "malformed_share = 0.5\n")
+    assert 10 < len(some.records) < 50
+    assert {r.outcome for r in some.records} == {"length"}
+
+
+def test_a_paced_loop_keeps_its_rate() -> None:
+    """Not before it is due, and not before the answer."""
+    done = behaviour('{ kind = "closed", rate_per_s = 0.5 }')
+    assert [r.sent_ns / 1e9 for r in done.records] == [2.0 * n for n in range(15)]
+
+
+def test_a_trace_is_followed(tmp_path: Path) -> None:
+    """Arrivals and lengths are the trace's."""
+    trace = tmp_path / "t.csv"
+    trace.write_text("timestamp,context,generated\n5,30,4\n7,50,6\n", encoding="utf-8")
+    text = BEHAVIOUR.format(name="chat", arrival='{ kind = "trace", time_scale = 2.0 }', more="")
+    text = text.replace("prompt_tokens = 40", 'prompt_tokens = { kind = "trace" }')
+    done = simulate(parse_scenario(text, "t.toml", FOLDER, trace), Settings(), 1)
+    assert [(r.sent_ns, r.n_prompt, len(r.tokens)) for r in done.records] == [(0, 30, 20), (4_000_000_000, 50, 20)]
+
+
+def test_what_is_not_simulated_is_said() -> None:
+    """Readers, malformed requests and kills are named."""
+    more = 'malformed_share = 0.1\nread_rate = { tokens_per_s = 1.0 }\n[[events]]\nkind = "kill_engine"\nat_s = 1.0\n'
+    text = BEHAVIOUR.format(name="chat", arrival='{ kind = "closed" }', more=more)
+    lines = ignored(parse_scenario(text, "x"))
+    assert [("chat" in line, "kill" in line) for line in lines] == [(True, False), (True, False), (False, True)]
+    assert ignored(load_scenario(FOLDER / "mixed.toml")) == []

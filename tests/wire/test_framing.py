@@ -19,9 +19,7 @@ MESSAGES: list[wire.ToGateway] = [
         [wire.Token(1, 5), wire.Token(2, 6, -0.5, [wire.TokenLogprob(6, -0.5)])],
         [wire.Finish(1, "stop", 3, 4, 500)],
     ),
-    wire.Status(
-        1, {"interactive": wire.ClassStatus(1, 2, 3)}, [wire.PoolStatus("short", 1, 2, 3, 4)], 1, 2, 3, 4, 5, 6
-    ),
+    wire.Status(1, {"interactive": wire.ClassStatus(1, 2, 3)}, [wire.PoolStatus("short", 1, 2, 3, 4)], 1, 2, 3, 4),
     wire.Fatal("gone", True),
 ]
 

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import os
-import platform
 import secrets
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-import aiohttp
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from poise import __version__
-from poise.bench.report import count_table, figure_table, group_reports, notes, run_as_json
+from poise.bench.document import as_document
+from poise.bench.goodput import by_class
+from poise.bench.markdown import to_markdown
+from poise.bench.page import PlotlyMissing, plotly_script, to_html
+from poise.bench.report import count_table, figure_table, group_reports, notes
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun, ScenarioSource
 from poise.bench.target import TargetError, base_url
-from poise.scenarios import ScenarioError, load_scenario
+from poise.scenarios import ScenarioError, load_scenario, parse_target
 
 SCENARIO_FOLDER = Path("scenarios")
-_PLAIN_WIDTH = 200  # Of the tables when stdout is a file or a pipe, which has no width of its own.
+PLAIN_WIDTH = 200  # Of the tables when stdout is a file or a pipe, which has no width of its own.
 
 
 class UsageError(Exception):
@@ -42,6 +44,8 @@ def bench(
     rounds: Annotated[int, typer.Option(help="Rounds of each scenario.")] = 1,
     seed: Annotated[int, typer.Option(help="Arrivals and lengths of round 0; each round adds 1.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write every figure to this file.", metavar="FILE")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables to this file.", metavar="FILE")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.", metavar="FILE")] = None,
     pause: Annotated[float, typer.Option(help="Seconds of rest between two loads.")] = 3.0,
     text_seed: Annotated[
         int | None, typer.Option(help="Words of the prompts. Drawn anew if not given, so that no cache knows them.")
@@ -49,26 +53,49 @@ def bench(
     against_extensions: Annotated[
         bool, typer.Option("--against-extensions", help="Send service_tier to the second server, too.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="As interactive.ttft_ms=800: for the goodput. Repeatable.")
+    ] = None,
+    allow_kill: Annotated[
+        bool, typer.Option("--allow-kill", help="Let a scenario's kill_engine events kill the first server's engine.")
+    ] = False,
+    engine_pid: Annotated[int | None, typer.Option(help="That engine's process, if the server does not tell.")] = None,
 ) -> None:
-    """Measure servers under the load of SCENARIO, from outside."""
+    """Measure servers under the load of SCENARIO, from outside. `poise bench compare A B` compares two results or servers."""
+    files = {"json": json, "markdown": markdown, "html": html}
     try:
-        options = _options(scenarios, url, against, rounds, seed, pause, text_seed, against_extensions)
-        if json is not None:
-            _check_writable(json)
-    except (UsageError, ScenarioError, TargetError) as error:
-        raise _failure(str(error)) from error
+        options = _options(
+            scenarios, url, against, rounds, seed, pause, text_seed, against_extensions, trace, target or []
+        )
+        options = replace(options, allow_kill=allow_kill, engine_pid=engine_pid)
+        plotly = plotly_script() if html is not None else ""
+        for option, path in files.items():
+            if path is not None:
+                check_writable(f"--{option}", path)
+    except (UsageError, ScenarioError, TargetError, PlotlyMissing) as error:
+        raise failure_line(str(error)) from error
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
-    benchmark, failure = _run(options)
+    benchmark, failure = run_rounds(options)
     runs = [run for run in benchmark.runs if run.rounds]
     for run in runs:
-        _print(run, benchmark, options)
-    if json is not None and runs:
-        json.write_bytes(msgspec.json.encode(_as_json(benchmark, options, runs, started_at)))
+        print_run(run, benchmark, options)
+    if runs and any(files.values()):
+        document = as_document(benchmark, options, runs, started_at)
+        if json is not None:
+            json.write_bytes(msgspec.json.encode(document))
+        if markdown is not None:
+            markdown.write_text(to_markdown(document), encoding="utf-8")
+        if html is not None:
+            html.write_text(to_html(document, plotly), encoding="utf-8")
     if failure is not None:
         raise failure
     silent = [message for run in runs for message in _silent_rounds(run)]
     if silent:
-        raise _failure(silent[0], exit_code=1)
+        raise failure_line(silent[0], exit_code=1)
 
 
 def find_scenario(name: str) -> Path:
@@ -80,6 +107,20 @@ def find_scenario(name: str) -> Path:
     raise UsageError(f"no scenario {name!r}: neither a file nor in ./{SCENARIO_FOLDER}, where there are: {known}")
 
 
+def read_sources(names: list[str], trace: Path | None, targets: list[str]) -> tuple[ScenarioSource, ...]:
+    """The scenarios of these names, with the targets given beside them. Raises UsageError and ScenarioError."""
+    given = [parse_target(text) for text in targets]
+    sources = []
+    for name in names:
+        path = find_scenario(name)
+        scenario = load_scenario(path, trace)
+        scenario = replace(scenario, targets=tuple(by_class(scenario.targets, given).values()))
+        sources.append(ScenarioSource(scenario, str(path), path.read_text(encoding="utf-8")))
+    if trace is not None and not any(c.arrival.trace for source in sources for c in source.scenario.clients):
+        raise UsageError(f"--trace {trace}: no client of {', '.join(names)} follows a trace")
+    return tuple(sources)
+
+
 def _options(
     scenarios: list[str],
     url: str,
@@ -89,23 +130,21 @@ def _options(
     pause: float,
     text_seed: int | None,
     against_extensions: bool,
+    trace: Path | None,
+    targets: list[str],
 ) -> RunOptions:
-    _check_range("--rounds", rounds, 1, 1000)
-    _check_range("--seed", seed, 0, 1 << 31)
-    _check_range("--pause", pause, 0, 3600)
+    check_range("--rounds", rounds, 1, 1000)
+    check_range("--seed", seed, 0, 1 << 31)
+    check_range("--pause", pause, 0, 3600)
     if text_seed is not None:
-        _check_range("--text-seed", text_seed, 0, 1 << 31)
+        check_range("--text-seed", text_seed, 0, 1 << 31)
     urls = {OURS: base_url(url)}
     if against is not None:
         urls[THEIRS] = base_url(against)
         if urls[THEIRS] == urls[OURS]:
             raise UsageError("--against is the same server as --url: its caches would know the second turn's prompts")
-    sources = []
-    for name in scenarios:
-        path = find_scenario(name)
-        sources.append(ScenarioSource(load_scenario(path), str(path), path.read_text(encoding="utf-8")))
     return RunOptions(
-        sources=tuple(sources),
+        sources=read_sources(scenarios, trace, targets),
         urls=urls,
         extensions={OURS: True, THEIRS: against_extensions},
         n_rounds=rounds,
@@ -115,7 +154,7 @@ def _options(
     )
 
 
-def _run(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
+def run_rounds(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
     """Runs to the end, to Ctrl-C or to the loss of a server. What is finished is in the Benchmark in each case."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -137,44 +176,21 @@ def _run(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
         except KeyboardInterrupt:
             progress.stop()
             n_finished = sum(len(run.rounds) for run in benchmark.runs)
-            return benchmark, _failure(f"interrupted after {n_finished} finished round(s)", exit_code=130)
+            return benchmark, failure_line(f"interrupted after {n_finished} finished round(s)", exit_code=130)
         except TargetError as error:
             progress.stop()
-            return benchmark, _failure(str(error))
+            return benchmark, failure_line(str(error))
     return benchmark, None
 
 
-def _print(run: ScenarioRun, benchmark: Benchmark, options: RunOptions) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH)
+def print_run(run: ScenarioRun, benchmark: Benchmark, options: RunOptions) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     reports = group_reports(run)
     servers = " · ".join(f"{side}: {target.url} ({target.model})" for side, target in benchmark.targets.items())
     title = f"{run.source.scenario.name} · {len(run.rounds)} round(s) from seed {options.seed} · {servers}"
     console.print(figure_table(run, reports, title), count_table(reports), soft_wrap=False)
     for note in notes(run, reports):
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
-
-
-def _as_json(benchmark: Benchmark, options: RunOptions, runs: list[ScenarioRun], started_at: str) -> dict[str, object]:
-    return {
-        "format": 1,
-        "complete": benchmark.complete,
-        "started_at": started_at,
-        "options": {
-            "rounds": options.n_rounds,
-            "seed": options.seed,
-            "text_seed": options.text_seed,
-            "pause_s": options.pause_s,
-        },
-        "versions": {"poise": __version__, "python": platform.python_version(), "aiohttp": aiohttp.__version__},
-        "host": {
-            "cpu": _cpu_name(),
-            "n_cpus": os.cpu_count(),
-            "n_cpus_usable": len(os.sched_getaffinity(0)),
-            "system": platform.platform(),
-        },
-        "targets": benchmark.targets,
-        "scenarios": [run_as_json(run, group_reports(run)) for run in runs],
-    }
 
 
 def _silent_rounds(run: ScenarioRun) -> list[str]:
@@ -187,31 +203,22 @@ def _silent_rounds(run: ScenarioRun) -> list[str]:
     ]
 
 
-def _check_range(option: str, value: float, low: float, high: float) -> None:
+def check_range(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise UsageError(f"{option} {value}: expected {low:g} to {high:g}")
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(option: str, path: Path) -> None:
     """Better before the load than after it."""
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"--json {path}: cannot be written")
+        raise UsageError(f"{option} {path}: cannot be written")
 
 
-def _failure(message: str, exit_code: int = 2) -> typer.Exit:
+def failure_line(message: str, exit_code: int = 2, command: str = "poise bench") -> typer.Exit:
     """Says `message` in one line on stderr and returns what to raise."""
-    typer.echo(f"poise bench: {' '.join(message.split())}", err=True)
+    typer.echo(f"{command}: {' '.join(message.split())}", err=True)
     return typer.Exit(exit_code)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 1. Load starts at 0 and is generated until `duration_s`. What is then in flight has `drain_s` to finish and is cut after
    that: `unfinished`, with everything measured so far. No request that was sent is left out of the records.
 2. An open-loop client sends on schedule, however slow the answers are; how late the sending was is recorded.
-3. A closed-loop client sends its next request `think_s` after the end of the one before. After a failure it pauses for
-   `retry_pause_s` at least, or a server that fails fast would be asked thousands of times.
+3. A closed-loop client sends its next request `think_s` after the end of the one before, and with a rate not before it is due.
+   After a failure or a refusal it pauses for `retry_pause_s` at least, or a server that fails fast would be asked thousands of
+   times.
 4. Bodies are built before the clock starts; a chunk's time is read once, as soon as its bytes are there.
 """
 
@@ -12,13 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 
 import aiohttp
 import msgspec
 
+from poise.bench.kill import EngineKiller
+from poise.bench.malformed import malformed_body
 from poise.bench.prompts import conversation, messages
-from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, UNFINISHED, RequestRecord
+from poise.bench.reading import pieces, slow_session
+from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
 from poise.bench.sse import StreamReader, error_type
 from poise.bench.target import Target
 from poise.scenarios import Client, PlannedRequest, RequestStream, Scenario
@@ -32,6 +37,7 @@ class RoundResult:
 
     window_ns  how long load was generated: `duration_s`, or less when every client ran out of requests before
     cpu_s      processor time that this client used meanwhile: it is taken from the server on a shared machine
+    events     what was done to the server: when, what, and whether it was done
     """
 
     url: str
@@ -41,10 +47,22 @@ class RoundResult:
     window_ns: int
     elapsed_ns: int
     cpu_s: float
+    events: list[EventRecord] = field(default_factory=list)
 
     @property
     def late_ns_max(self) -> int:
-        return max((record.late_ns for record in self.records), default=0)
+        """Of open-loop clients: one that waits for its answer is late by the server's doing."""
+        return max((record.late_ns for record in self.records if record.is_open_loop), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """An event of the scenario and what came of it, in words."""
+
+    kind: str
+    at_s: float
+    done: bool
+    detail: str
 
 
 class RoundLoad:
@@ -59,11 +77,15 @@ class RoundLoad:
         seed: int,
         text_seed: int,
         retry_pause_s: float = RETRY_PAUSE_S,
+        killer: EngineKiller | None = None,
     ) -> None:
         self.records: list[RequestRecord] = []
+        self.events: list[EventRecord] = []
         self._scenario = scenario
         self._target = target
         self._session = session
+        self._slow_session = session
+        self._killer = killer
         self._seed = seed
         self._text_seed = text_seed
         self._retry_pause_s = retry_pause_s
@@ -79,14 +101,20 @@ class RoundLoad:
         streams = self._scenario.requests(self._seed)
         cpu_s = time.process_time()
         self._origin_ns = time.perf_counter_ns()
-        try:
-            async with asyncio.timeout(self._scenario.duration_s + self._scenario.drain_s):
-                async with asyncio.TaskGroup() as group:
-                    for stream in streams:
-                        group.create_task(self._drive(stream, group))
-        except TimeoutError:
-            self._cut()
-        elapsed_ns = self._now_ns()
+        async with AsyncExitStack() as stack:
+            if any(client.reading is not None for client in self._scenario.clients):
+                self._slow_session = await stack.enter_async_context(slow_session())
+            happening = asyncio.create_task(self._let_happen())
+            try:
+                async with asyncio.timeout(self._scenario.duration_s + self._scenario.drain_s):
+                    async with asyncio.TaskGroup() as group:
+                        for stream in streams:
+                            group.create_task(self._drive(stream, group))
+            except TimeoutError:
+                self._cut()
+            finally:
+                happening.cancel()
+            elapsed_ns = self._now_ns()
         return RoundResult(
             url=self._target.url,
             seed=self._seed,
@@ -95,7 +123,17 @@ class RoundLoad:
             window_ns=min(elapsed_ns, round(self._scenario.duration_s * NS_PER_S)),
             elapsed_ns=elapsed_ns,
             cpu_s=time.process_time() - cpu_s,
+            events=self.events,
         )
+
+    async def _let_happen(self) -> None:
+        """The scenario's events, in order."""
+        for event in sorted(self._scenario.events, key=lambda event: event.at_s):
+            await asyncio.sleep(max(0.0, event.at_s - self._now_ns() / NS_PER_S))
+            done, detail = False, "needs --allow-kill"
+            if self._killer is not None:
+                done, detail = await self._killer.kill(self._session)
+            self.events.append(EventRecord(event.kind, event.at_s, done, detail))
 
     async def _warm_up(self) -> list[str]:
         """Sends the warm-up requests one by one, each with at most the time of a round, and returns how they ended."""
@@ -123,9 +161,13 @@ class RoundLoad:
                 await asyncio.sleep(max(0.0, plan.arrival_s - self._now_ns() / NS_PER_S))
                 group.create_task(self._send(stream, index, plan, body))
                 continue
+            if plan.due_s is not None:
+                if plan.due_s >= self._scenario.duration_s:
+                    return
+                await asyncio.sleep(max(0.0, plan.due_s - self._now_ns() / NS_PER_S))
             record = await self._send(stream, index, plan, body)
             pause_s = stream.client.arrival.think_s
-            if record.failed:
+            if record.failed or record.status == REFUSED:
                 pause_s = max(pause_s, self._retry_pause_s)
             await asyncio.sleep(min(pause_s, max(0.0, self._remaining_s())))
 
@@ -136,30 +178,55 @@ class RoundLoad:
         return record
 
     async def _exchange(self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes) -> None:
-        """One request and its answer. Modifies `record`, which is valid at any time, also when this is cancelled."""
+        """One request and its answer, or as much of it as the client has patience for. Modifies `record`, which is valid at
+        any time, also when this is cancelled."""
+        patience_s = None if plan.cancel_after_ms is None else plan.cancel_after_ms / 1000
+        try:
+            async with asyncio.timeout(patience_s) as patience:
+                await self._ask(record, plan, client, body, patience)
+        except TimeoutError:
+            self._end(record, CANCELLED)
+
+    async def _ask(
+        self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes, patience: asyncio.Timeout
+    ) -> None:
         headers = {"Authorization": f"Bearer bench-{client.tenant}", "Content-Type": "application/json"}
         url = f"{self._target.url}/v1/chat/completions"
+        session = self._session if client.reading is None else self._slow_session
         try:
-            async with self._session.post(url, data=body, headers=headers) as response:
-                if response.status == 200:
-                    await self._read_stream(record, plan, response)
+            async with session.post(url, data=body, headers=headers) as response:
+                if plan.malformed and response.status == 200:
+                    self._end(record, "error:200/not_refused")
+                    response.close()
+                elif response.status == 200:
+                    await self._read_stream(record, plan, client, response, patience)
                 else:
                     answer = await response.read()
                     status = f"error:{response.status}/{error_type(answer)}"
-                    self._end(record, status, answer[:200].decode(errors="replace"))
+                    is_right = plan.malformed and 400 <= response.status < 500
+                    self._end(record, REFUSED if is_right else status, answer[:200].decode(errors="replace"))
         except aiohttp.ClientConnectorError as error:
             self._end(record, "error:0/connect", str(error))
         except (aiohttp.ClientError, OSError) as error:
             self._end(record, DISCONNECTED, str(error))
 
-    async def _read_stream(self, record: RequestRecord, plan: PlannedRequest, response: aiohttp.ClientResponse) -> None:
+    async def _read_stream(
+        self,
+        record: RequestRecord,
+        plan: PlannedRequest,
+        client: Client,
+        response: aiohttp.ClientResponse,
+        patience: asyncio.Timeout,
+    ) -> None:
         """Reads to the end of the connection, past the end of the answer: whoever leaves early looks like a quitter."""
         reader = StreamReader()
-        async for data in response.content.iter_any():
+        async for data in pieces(response.content, client.reading, lambda: len(record.chunks_ns)):
             arrived_ns = self._now_ns() - record.start_ns
             n_chunks = reader.feed(data)
             if n_chunks:
                 record.chunks_ns.extend([arrived_ns] * n_chunks)
+                if client.cancel_before_first_token:
+                    patience.reschedule(None)
             record.n_prompt_reported = reader.n_prompt_tokens
             record.n_output_reported = reader.n_output_tokens
             if reader.error is not None:
@@ -186,6 +253,8 @@ class RoundLoad:
             self._end(record, UNFINISHED)
 
     def _body(self, client: Client, plan: PlannedRequest) -> bytes:
+        if plan.malformed:
+            return malformed_body(plan.seed)
         body: dict[str, object] = {
             "model": self._target.model,
             "messages": messages(conversation(plan.segments, self._text_seed)),
@@ -209,7 +278,8 @@ class RoundLoad:
 
 
 def _new_record(client: Client, instance: int, index: int, plan: PlannedRequest, start_ns: int) -> RequestRecord:
-    arrival_ns = start_ns if plan.arrival_s is None else round(plan.arrival_s * NS_PER_S)
+    planned_s = plan.due_s if plan.arrival_s is None else plan.arrival_s
+    planned_ns = start_ns if planned_s is None else round(planned_s * NS_PER_S)
     return RequestRecord(
         client=client.name,
         tenant=client.tenant,
@@ -219,5 +289,9 @@ def _new_record(client: Client, instance: int, index: int, plan: PlannedRequest,
         n_prompt_planned=plan.n_prompt_tokens,
         n_output_planned=plan.n_output_tokens,
         start_ns=start_ns,
-        late_ns=max(0, start_ns - arrival_ns),
+        late_ns=max(0, start_ns - planned_ns),
+        is_open_loop=plan.arrival_s is not None,
+        is_paced=plan.due_s is not None,
+        is_slow_reader=client.reading is not None,
+        is_malformed=plan.malformed,
     )

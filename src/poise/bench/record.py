@@ -1,10 +1,15 @@
 """What was measured of one request, and the figures that follow from it. Pure: all times are given.
 
 Times are integer nanoseconds. `start_ns` counts from the start of the load; everything else counts from `start_ns`.
+
+Coordinated omission: an open-loop client's request was to be sent at a planned moment, and its user waits from then on. So its
+TTFT and end to end count from the plan: a client that lags cannot hide what it could not send. A closed-loop client sends when it
+can; where the scenario gives it a rate, the corrected figures count from the moment at which each request was due.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +18,7 @@ from poise.scenarios import RequestClass
 OK = "ok"
 CANCELLED = "cancelled"
 UNFINISHED = "unfinished"
+REFUSED = "refused"
 DISCONNECTED = "disconnected"
 PENDING = "pending"
 
@@ -33,7 +39,8 @@ class Figure:
 class RequestRecord:
     """One request, written to while it runs.
 
-    status     pending | ok | cancelled | unfinished | disconnected | error:<http code>/<type>
+    status     pending | ok | cancelled | unfinished | disconnected | refused (a malformed one) | error:<http code>/<type>
+    late_ns    sent so much later than it was planned (open loop) or due (closed loop with a rate)
     chunks_ns  when each chunk with text arrived; chunks that one read delivered share a time
     end_ns     when the answer ended, the client left, or the round was cut
     """
@@ -53,6 +60,10 @@ class RequestRecord:
     n_prompt_reported: int | None = None
     n_output_reported: int | None = None
     message: str = ""
+    is_open_loop: bool = False
+    is_paced: bool = False
+    is_slow_reader: bool = False
+    is_malformed: bool = False
 
     @property
     def failed(self) -> bool:
@@ -74,19 +85,29 @@ class RequestRecord:
         return self.status == OK and self.n_output_tokens < self.n_output_planned
 
     def ttft_ms(self) -> Figure | None:
-        """Sending to first text. A request cut while it waited has waited at least so long; a failed one has no figure."""
-        if self.chunks_ns:
-            return Figure(self.chunks_ns[0] / NS_PER_MS)
-        if self.status == UNFINISHED:
-            return Figure(self.end_ns / NS_PER_MS, ">=")
-        return None
+        """Sending (open loop: planned sending) to first text. A request cut while it waited has waited at least so long; a
+        failed one has no figure."""
+        return self._first_text(self.late_ns if self.is_open_loop else 0)
+
+    def ttft_corrected_ms(self) -> Figure | None:
+        """The same from the moment at which a paced closed-loop client should have sent it."""
+        return self._first_text(self.late_ns) if self.is_paced else None
 
     def gaps_ms(self) -> list[float]:
-        """The times between chunks with text, as they were."""
+        """The times between chunks with text, as they were. Those of a slow reader are its own doing."""
+        if self.is_slow_reader:
+            return []
         return [(b - a) / NS_PER_MS for a, b in zip(self.chunks_ns, self.chunks_ns[1:], strict=False)]
+
+    def gap_p99_ms(self) -> float:
+        """The 99th percentile of this request's own gaps: the smallest one that 99 of 100 do not exceed; 0 without any."""
+        gaps = sorted(self.gaps_ms())
+        return gaps[math.ceil(0.99 * len(gaps)) - 1] if gaps else 0.0
 
     def max_gap_ms(self) -> Figure | None:
         """The longest gap. The silence before a cut counts when it is longer than any gap, as a lower bound."""
+        if self.is_slow_reader:
+            return None
         longest = max(self.gaps_ms(), default=None)
         if self.status == UNFINISHED and self.chunks_ns:
             silence = (self.end_ns - self.chunks_ns[-1]) / NS_PER_MS
@@ -95,16 +116,17 @@ class RequestRecord:
         return None if longest is None else Figure(longest)
 
     def e2e_ms(self) -> Figure | None:
-        """Sending to the end of the answer: complete answers, and as a lower bound those that were cut."""
-        if self.status == OK:
-            return Figure(self.end_ns / NS_PER_MS)
-        if self.status == UNFINISHED:
-            return Figure(self.end_ns / NS_PER_MS, ">=")
-        return None
+        """Sending (open loop: planned sending) to the end of the answer: complete answers, and as a lower bound those that
+        were cut."""
+        return self._whole(self.late_ns if self.is_open_loop else 0)
+
+    def e2e_corrected_ms(self) -> Figure | None:
+        """The same from the moment at which a paced closed-loop client should have sent it."""
+        return self._whole(self.late_ns) if self.is_paced else None
 
     def decode_tokens_per_s(self) -> float | None:
         """(n - 1) / (last - first): the pace of the stream once it runs."""
-        if len(self.chunks_ns) < 2 or self.chunks_ns[-1] <= self.chunks_ns[0]:
+        if self.is_slow_reader or len(self.chunks_ns) < 2 or self.chunks_ns[-1] <= self.chunks_ns[0]:
             return None
         return (self.n_output_tokens - 1) * NS_PER_S / (self.chunks_ns[-1] - self.chunks_ns[0])
 
@@ -127,6 +149,8 @@ class RequestRecord:
             "instance": self.instance,
             "index": self.index,
             "status": self.status,
+            "slow_reader": self.is_slow_reader,
+            "malformed": self.is_malformed,
             "start_ms": round(self.start_ns / NS_PER_MS, 3),
             "late_ms": round(self.late_ns / NS_PER_MS, 3),
             "end_ms": round(self.end_ns / NS_PER_MS, 3),
@@ -137,3 +161,15 @@ class RequestRecord:
             "output_tokens": self.n_output_reported,
             "message": self.message,
         }
+
+    def _first_text(self, waited_ns: int) -> Figure | None:
+        if self.chunks_ns:
+            return Figure((waited_ns + self.chunks_ns[0]) / NS_PER_MS)
+        if self.status == UNFINISHED:
+            return Figure((waited_ns + self.end_ns) / NS_PER_MS, ">=")
+        return None
+
+    def _whole(self, waited_ns: int) -> Figure | None:
+        if self.is_slow_reader or self.status not in (OK, UNFINISHED):
+            return None
+        return Figure((waited_ns + self.end_ns) / NS_PER_MS, "" if self.status == OK else ">=")

@@ -1,4 +1,4 @@
-"""What a run found: tables for people, JSON for everything else, and notes on what may mislead."""
+"""What a run found: tables for the terminal, and notes on what may mislead."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from poise.bench.goodput import by_class
+from poise.bench.load import RoundResult
 from poise.bench.record import NS_PER_S, OK, Bound, Figure
 from poise.bench.rounds import OURS, THEIRS, ScenarioRun
 from poise.bench.stats import (
+    CORRECTED,
+    GOODPUT,
     MEASURES,
     RATES,
     Group,
@@ -20,8 +24,9 @@ from poise.bench.stats import (
     ratios,
     summarize,
 )
+from poise.scenarios import Client
 
-_SIGNS: dict[Bound, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
+SIGNS: dict[Bound, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
 _CAPTION = "Medians over the rounds; ratios are ours/theirs (min–max). Rates stand under p50, the maximum under p99."
 _CPU_SHARE_NOTED = 0.1
 _LATE_MS_NOTED = 50.0
@@ -53,9 +58,11 @@ def figure_table(run: ScenarioRun, reports: Sequence[GroupReport], title: str) -
     for block in blocks:
         for quantile in ("p50", "p95", "p99"):
             table.add_column(f"{block} {quantile}".strip(), justify="right", no_wrap=True)
-    for label, report in _distinct(reports):
-        rows = [] if label == "all" else [(_title(measure), _names(measure)) for measure in MEASURES]
-        rows += [(_title(rate), (rate,)) for rate in RATES]
+    for label, report in distinct(reports):
+        rows = [] if label == "all" else [(title_of(measure), _names(measure)) for measure in MEASURES]
+        known = {name for side in sides for name in report.medians[side].figures}
+        rows += [(title_of(m), _names(m)) for m in CORRECTED if label != "all" and f"{m}_p50" in known]
+        rows += [(title_of(rate), (rate,)) for rate in (*RATES, *GOODPUT) if rate in RATES or rate in known]
         for number, (name, figures) in enumerate(rows):
             cells = [_show(report.medians[side].figures.get(f)) for side in sides for f in _three(figures)]
             if len(sides) > 1:
@@ -70,13 +77,31 @@ def count_table(reports: Sequence[GroupReport]) -> Table:
     table = Table(title="requests, all rounds", title_justify="left")
     for header in ("clients", "server"):
         table.add_column(header)
-    for header in ("sent", "ok", "cancelled", "unfinished", "without a token", "failed", "short", "prompt", "output"):
+    for header in (
+        "sent",
+        "ok",
+        "cancelled",
+        "unfinished",
+        "without a token",
+        "refused",
+        "failed",
+        "short",
+        "prompt",
+        "output",
+    ):
         table.add_column(header, justify="right")
     table.add_column("failures")
-    for label, report in _distinct(reports):
+    for label, report in distinct(reports):
         for side, summary in report.medians.items():
             counts = [summary.statuses.get(status, 0) for status in ("ok", "cancelled", "unfinished")]
-            counts = [summary.n_requests, *counts, summary.n_censored, summary.n_failed, summary.n_short]
+            counts = [
+                summary.n_requests,
+                *counts,
+                summary.n_censored,
+                summary.statuses.get("refused", 0),
+                summary.n_failed,
+            ]
+            counts.append(summary.n_short)
             lengths = [_show(summary.figures.get(f"{kind}_tokens_p50")) for kind in ("prompt", "output")]
             table.add_row(label, side, *map(str, counts), *lengths, _failures(summary))
     return table
@@ -97,57 +122,63 @@ def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
             found.append(f"{side}: the client itself used up to {share:.0%} of a core.")
         late_ms = max(result.late_ns_max for result in results) / 1e6
         if late_ms > _LATE_MS_NOTED:
-            found.append(f"{side}: the client sent requests up to {late_ms:.0f} ms late; this is not in the TTFT.")
+            found.append(f"{side}: the client sent requests up to {late_ms:.0f} ms late; the waiting counts.")
         if summary.n_short:
             found.append(f"{side}: {summary.n_short} answers were shorter than asked for, so there was less to do.")
         if any(status != "ok" for result in results for status in result.warmup_statuses):
             found.append(f"{side}: not every warm-up request succeeded.")
+        found += [f"{side}: {text}" for text in dict.fromkeys(_event_notes(results))]
+    found += _client_notes(run.source.scenario.clients)
     if OURS in whole.medians and THEIRS in whole.medians:
         found += _length_notes(run)
     return found
 
 
-def run_as_json(run: ScenarioRun, reports: Sequence[GroupReport]) -> dict[str, object]:
-    """Everything that was measured in a scenario, down to the time of each chunk."""
+def distinct(reports: Sequence[GroupReport]) -> list[tuple[str, GroupReport]]:
+    """One report for each set of clients, with a label that names the set once: a class of one client is one row."""
+    merged: dict[frozenset[str], tuple[dict[str, str], GroupReport]] = {}
+    for report in reports:
+        kinds, _ = merged.setdefault(report.group.clients, ({}, report))
+        kinds[report.group.kind] = report.group.name
+    return [(label_of(kinds), report) for kinds, report in merged.values()]
+
+
+def label_of(kinds: Mapping[str, str]) -> str:
+    """What to call a set of clients that is one or more groups: their names by kind."""
+    if "client" in kinds:
+        return f"{kinds['client']} ({kinds['class']})" if "class" in kinds else kinds["client"]
+    if "class" in kinds:
+        return f"class {kinds['class']}"
+    return f"tenant {kinds['tenant']}" if "tenant" in kinds else "all"
+
+
+def title_of(name: str) -> str:
+    """A measure or figure as the tables call it."""
     return {
-        "name": run.source.scenario.name,
-        "path": run.source.path,
-        "text": run.source.text,
-        "rounds": [
-            {
-                "round": number,
-                "seed": finished.seed,
-                "order": list(finished.results),
-                "sides": {
-                    side: {
-                        "url": result.url,
-                        "window_s": result.window_ns / NS_PER_S,
-                        "elapsed_s": result.elapsed_ns / NS_PER_S,
-                        "client_cpu_s": result.cpu_s,
-                        "late_ms_max": result.late_ns_max / 1e6,
-                        "warmup": result.warmup_statuses,
-                        "groups": [_summary_as_json(report.by_round[number][side]) for report in reports],
-                        "requests": [record.as_json() for record in result.records],
-                    }
-                    for side, result in finished.results.items()
-                },
-            }
-            for number, finished in enumerate(run.rounds)
-        ],
-        "medians": {
-            side: [_summary_as_json(report.medians[side]) for report in reports] for side in reports[0].medians
-        },
-        "ratios": [
-            {"kind": report.group.kind, "name": report.group.name, "figures": _ratios_as_json(report.ratios)}
-            for report in reports
-            if report.ratios
-        ],
-    }
+        "ttft_ms": "TTFT ms",
+        "gap_ms": "gap ms",
+        "max_gap_ms": "longest gap ms, max",
+        "e2e_ms": "end to end ms",
+        "output_tokens_per_s": "output tokens/s",
+        "prompt_tokens_per_s": "prompt tokens/s",
+        "stream_tokens_per_s_p50": "tokens/s per stream",
+        "ttft_corrected_ms": "TTFT from due ms",
+        "e2e_corrected_ms": "end to end from due ms",
+        "goodput_share": "goodput, share",
+        "goodput_per_s": "goodput, requests/s",
+    }[name]
+
+
+def number(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def _group_report(run: ScenarioRun, group: Group) -> GroupReport:
+    targets = by_class(run.source.scenario.targets)
     by_round = [
-        {side: summarize(group, result.records, result.window_ns) for side, result in finished.results.items()}
+        {side: summarize(group, result.records, result.window_ns, targets) for side, result in finished.results.items()}
         for finished in run.rounds
     ]
     sides = [side for side in (OURS, THEIRS) if any(side in summaries for summaries in by_round)]
@@ -159,62 +190,48 @@ def _group_report(run: ScenarioRun, group: Group) -> GroupReport:
     )
 
 
-def _distinct(reports: Sequence[GroupReport]) -> list[tuple[str, GroupReport]]:
-    """One report for each set of clients, with a label that names the set once: a class of one client is one row."""
-    merged: dict[frozenset[str], tuple[dict[str, str], GroupReport]] = {}
-    for report in reports:
-        kinds, _ = merged.setdefault(report.group.clients, ({}, report))
-        kinds[report.group.kind] = report.group.name
-    return [(_label(kinds), report) for kinds, report in merged.values()]
-
-
-def _label(kinds: Mapping[str, str]) -> str:
-    if "client" in kinds:
-        return f"{kinds['client']} ({kinds['class']})" if "class" in kinds else kinds["client"]
-    if "class" in kinds:
-        return f"class {kinds['class']}"
-    return f"tenant {kinds['tenant']}" if "tenant" in kinds else "all"
-
-
 def _names(measure: str) -> tuple[str, ...]:
-    return tuple(f"{measure}_{label}" for label in MEASURES[measure])
+    return tuple(f"{measure}_{label}" for label in (MEASURES | CORRECTED)[measure])
 
 
 def _three(names: tuple[str, ...]) -> tuple[str, ...]:
     return (*names, "", "")[:3]
 
 
-def _title(name: str) -> str:
-    return {
-        "ttft_ms": "TTFT ms",
-        "gap_ms": "gap ms",
-        "max_gap_ms": "longest gap ms, max",
-        "e2e_ms": "end to end ms",
-        "output_tokens_per_s": "output tokens/s",
-        "prompt_tokens_per_s": "prompt tokens/s",
-        "stream_tokens_per_s_p50": "tokens/s per stream",
-    }[name]
-
-
-def _number(value: float) -> str:
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
 def _show(figure: Figure | None) -> str:
-    return "" if figure is None else _SIGNS[figure.bound] + _number(figure.value)
+    return "" if figure is None else SIGNS[figure.bound] + number(figure.value)
 
 
 def _show_ratio(ratio: Ratio | None) -> str:
     if ratio is None:
         return ""
-    return f"{_SIGNS[ratio.median.bound]}{ratio.median.value:.3g} ({ratio.low:.2g}–{ratio.high:.2g})"
+    return f"{SIGNS[ratio.median.bound]}{ratio.median.value:.3g} ({ratio.low:.2g}–{ratio.high:.2g})"
 
 
 def _failures(summary: Summary) -> str:
-    plain = ("ok", "cancelled", "unfinished")
+    plain = ("ok", "cancelled", "unfinished", "refused")
     return ", ".join(f"{count} {status}" for status, count in summary.statuses.items() if status not in plain)
+
+
+def _event_notes(results: Sequence[RoundResult]) -> list[str]:
+    n_done = sum(1 for result in results for event in result.events if event.done)
+    notes = [f"{e.kind} at {e.at_s:g} s was not done: {e.detail}" for r in results for e in r.events if not e.done]
+    return [*([f"the engine was killed {n_done} time(s)."] if n_done else []), *notes]
+
+
+def _client_notes(clients: Sequence[Client]) -> list[str]:
+    """What the way in which clients send and read does to their figures."""
+    found = []
+    closed = [client.name for client in clients if not client.is_open_loop and not client.arrival.rate_per_s]
+    if closed:
+        found.append(
+            f"closed loops: {', '.join(closed)}. While a server is slow they send less, so its slow times weigh less; "
+            "with arrival.rate_per_s there are corrected figures."
+        )
+    slow = [client.name for client in clients if client.reading is not None]
+    if slow:
+        found.append(f"slow readers: {', '.join(slow)}. Their gaps and ends are their own doing and are in no figure.")
+    return found
 
 
 def _length_notes(run: ScenarioRun) -> list[str]:
@@ -234,27 +251,3 @@ def _length_notes(run: ScenarioRun) -> list[str]:
         if theirs and abs(ours / theirs - 1.0) > _LENGTH_RATIO_NOTED:
             found.append(f"the same requests had {ours} {kind} tokens on ours, {theirs} on theirs: not the same work.")
     return found
-
-
-def _summary_as_json(summary: Summary) -> dict[str, object]:
-    return {
-        "kind": summary.group.kind,
-        "name": summary.group.name,
-        "statuses": summary.statuses,
-        "censored": summary.n_censored,
-        "short": summary.n_short,
-        "figures": {name: {"value": f.value, "bound": f.bound} for name, f in summary.figures.items()},
-    }
-
-
-def _ratios_as_json(found: Mapping[str, Ratio]) -> dict[str, object]:
-    return {
-        name: {
-            "median": ratio.median.value,
-            "bound": ratio.median.bound,
-            "min": ratio.low,
-            "max": ratio.high,
-            "rounds": ratio.n_rounds,
-        }
-        for name, ratio in found.items()
-    }

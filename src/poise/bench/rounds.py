@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from poise.bench.kill import EngineKiller
 from poise.bench.load import RoundLoad, RoundResult
 from poise.bench.target import Target, discover, new_session, probe, wait_ready
 from poise.scenarios import Scenario
@@ -39,7 +40,8 @@ class ScenarioSource:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What to run. `urls` has OURS and, in a comparison, THEIRS; `extensions` says who gets `service_tier`."""
+    """What to run. `urls` has OURS and, in a comparison, THEIRS; `extensions` says who gets `service_tier`. With `allow_kill`
+    our engine may be killed where a scenario says so; theirs never is."""
 
     sources: tuple[ScenarioSource, ...]
     urls: dict[str, str]
@@ -49,6 +51,8 @@ class RunOptions:
     text_seed: int
     pause_s: float
     ready_timeout_s: float = READY_TIMEOUT_S
+    allow_kill: bool = False
+    engine_pid: int | None = None
 
 
 @dataclass(slots=True)
@@ -78,6 +82,7 @@ class Benchmark:
         self._options = options
         self._on_tick = on_tick
         self._started = False
+        self._killer = EngineKiller(options.urls[OURS], options.engine_pid) if options.allow_kill else None
 
     async def run(self) -> None:
         """Raises TargetError when a server is not there, or is not ready in time before one of its turns."""
@@ -110,7 +115,8 @@ class Benchmark:
             self._started = True
             target = self.targets[side]
             await wait_ready(session, target.url, self._options.ready_timeout_s)
-            load = RoundLoad(scenario, target, session, seed=seed, text_seed=self._options.text_seed)
+            killer = self._killer if side == OURS else None
+            load = RoundLoad(scenario, target, session, seed=seed, text_seed=self._options.text_seed, killer=killer)
             ticker = asyncio.create_task(self._tick(load, scenario, side, number))
             try:
                 results[side] = await load.run()

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from poise.bench.record import CANCELLED, NS_PER_S, OK, UNFINISHED, Bound, Figure, RequestRecord
+from poise.bench.goodput import Goodput, TargetsByClass, goodput, rate_per_s
+from poise.bench.record import CANCELLED, NS_PER_S, OK, REFUSED, UNFINISHED, Bound, Figure, RequestRecord
 from poise.scenarios import Client
 
 # Each measure of time and the quantiles that are reported of it.
@@ -23,6 +24,10 @@ MEASURES = {
     "max_gap_ms": ("p50", "p95", "max"),
     "e2e_ms": ("p50", "p95", "p99"),
 }
+CORRECTED = {"ttft_corrected_ms": ("p50", "p95", "p99"), "e2e_corrected_ms": ("p50", "p95", "p99")}
+"""Only of closed-loop clients with a rate."""
+GOODPUT = ("goodput_share", "goodput_per_s")
+"""Only where there are targets."""
 RATES = ("output_tokens_per_s", "prompt_tokens_per_s", "stream_tokens_per_s_p50")
 LENGTHS = ("prompt_tokens_p50", "output_tokens_p50")
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
@@ -43,6 +48,7 @@ class Summary:
 
     n_censored  requests cut before their first text: in the TTFT figures with their waiting time as a lower bound
     n_short     answers that the server ended before the length that was asked for
+    goodput     how many kept their targets; None: they have none
     """
 
     group: Group
@@ -50,6 +56,7 @@ class Summary:
     statuses: dict[str, int]
     n_censored: int
     n_short: int
+    goodput: Goodput | None = None
 
     @property
     def n_requests(self) -> int:
@@ -57,7 +64,7 @@ class Summary:
 
     @property
     def n_failed(self) -> int:
-        return self.n_requests - sum(self.statuses.get(status, 0) for status in (OK, CANCELLED, UNFINISHED))
+        return self.n_requests - sum(self.statuses.get(status, 0) for status in (OK, CANCELLED, UNFINISHED, REFUSED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,9 @@ def groups_of(clients: Sequence[Client]) -> list[Group]:
     return groups
 
 
-def summarize(group: Group, records: Iterable[RequestRecord], window_ns: int) -> Summary:
+def summarize(
+    group: Group, records: Iterable[RequestRecord], window_ns: int, targets: TargetsByClass | None = None
+) -> Summary:
     """The figures of one round for the records that belong to `group`; `window_ns` is the time of load generation."""
     own = [record for record in records if record.client in group.clients]
     figures: dict[str, Figure] = {}
@@ -93,8 +102,10 @@ def summarize(group: Group, records: Iterable[RequestRecord], window_ns: int) ->
         "gap_ms": [Figure(gap) for record in own for gap in record.gaps_ms()],
         "max_gap_ms": [record.max_gap_ms() for record in own],
         "e2e_ms": [record.e2e_ms() for record in own],
+        "ttft_corrected_ms": [record.ttft_corrected_ms() for record in own],
+        "e2e_corrected_ms": [record.e2e_corrected_ms() for record in own],
     }
-    for measure, labels in MEASURES.items():
+    for measure, labels in (MEASURES | CORRECTED).items():
         _put_quantiles(figures, measure, labels, samples[measure])
     decoded = (record.decode_tokens_per_s() for record in own)
     _put_quantiles(figures, "stream_tokens_per_s", ("p50",), [None if r is None else Figure(r) for r in decoded])
@@ -106,12 +117,17 @@ def summarize(group: Group, records: Iterable[RequestRecord], window_ns: int) ->
         n_prompt = sum(record.prompt_tokens_within(window_ns) for record in own)
         figures["output_tokens_per_s"] = Figure(n_output * NS_PER_S / window_ns)
         figures["prompt_tokens_per_s"] = Figure(n_prompt * NS_PER_S / window_ns)
+    good = goodput(own, targets or {}, window_ns)
+    if good is not None and good.share is not None:
+        figures["goodput_share"] = Figure(good.share, "~" if good.n_undecided else "")
+        figures |= {"goodput_per_s": Figure(rate_per_s(good, window_ns))} if window_ns > 0 else {}
     return Summary(
         group=group,
         figures=figures,
         statuses=dict(sorted(Counter(record.status for record in own).items())),
         n_censored=sum(1 for record in own if record.status == UNFINISHED and not record.chunks_ns),
         n_short=sum(1 for record in own if record.short),
+        goodput=good,
     )
 
 
@@ -128,6 +144,7 @@ def over_rounds(rounds: Sequence[Summary]) -> Summary:
         statuses=dict(sorted(statuses.items())),
         n_censored=sum(summary.n_censored for summary in rounds),
         n_short=sum(summary.n_short for summary in rounds),
+        goodput=_total([summary.goodput for summary in rounds if summary.goodput is not None]),
     )
 
 
@@ -137,7 +154,7 @@ def ratios(pairs: Sequence[tuple[Summary, Summary]]) -> dict[str, Ratio]:
     found: dict[str, Ratio] = {}
     for name in names:
         per_round = [
-            Figure(a.figures[name].value / b.figures[name].value, _ratio_bound(a.figures[name], b.figures[name]))
+            Figure(a.figures[name].value / b.figures[name].value, ratio_bound(a.figures[name], b.figures[name]))
             for a, b in pairs
             if name in a.figures and name in b.figures and b.figures[name].value > 0
         ]
@@ -174,6 +191,26 @@ def quantile(samples: Sequence[Figure], q: float) -> Figure | None:
     return Figure(below + (above - below) * (position - math.floor(position)), ">=" if bounded else "")
 
 
+def ratio_bound(ours: Figure, theirs: Figure) -> Bound:
+    """What is known of ours / theirs."""
+    if ours.bound and theirs.bound:
+        return "~"
+    if theirs.bound:
+        return "<="
+    return ours.bound
+
+
+def _total(found: Sequence[Goodput]) -> Goodput | None:
+    if not found:
+        return None
+    return Goodput(
+        n_met=sum(g.n_met for g in found),
+        n_missed=sum(g.n_missed for g in found),
+        n_undecided=sum(g.n_undecided for g in found),
+        n_met_within=sum(g.n_met_within for g in found),
+    )
+
+
 def _put_quantiles(
     figures: dict[str, Figure], measure: str, labels: Iterable[str], samples: Iterable[Figure | None]
 ) -> None:
@@ -183,11 +220,3 @@ def _put_quantiles(
         figure = quantile(present, _QUANTILES[label])
         if figure is not None:
             figures[f"{measure}_{label}"] = figure
-
-
-def _ratio_bound(ours: Figure, theirs: Figure) -> Bound:
-    if ours.bound and theirs.bound:
-        return "~"
-    if theirs.bound:
-        return "<="
-    return ours.bound

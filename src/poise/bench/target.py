@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -12,6 +13,8 @@ import msgspec
 
 _PROBE_TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 _PROBE_PAUSE_S = 0.2
+TELLING_PATHS = ("/status", "/props")
+TOLD_BYTES_MAX = 1 << 18
 
 
 class TargetError(Exception):
@@ -20,12 +23,14 @@ class TargetError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server. `extensions` says whether `service_tier` is sent; `software` is its Server header, if it sends one."""
+    """A server. `extensions` says whether `service_tier` is sent; `software` is its Server header, if it sends one; `told` is
+    what else it says of itself, by the path at which it says it."""
 
     url: str
     model: str
     extensions: bool
     software: str = ""
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 def base_url(text: str) -> str:
@@ -72,7 +77,22 @@ async def discover(session: aiohttp.ClientSession, url: str, extensions: bool) -
         raise TargetError(f"{url}/v1/models is not a list of models: {error}") from error
     if not models:
         raise TargetError(f"{url}/v1/models lists no model")
-    return Target(url, models[0].id, extensions, software)
+    return Target(url, models[0].id, extensions, software, await _told(session, url))
+
+
+async def _told(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+    """What servers say of their settings and state: poise at /status, llama-server at /props. Nothing is no error."""
+    found = {}
+    for path in TELLING_PATHS:
+        try:
+            async with session.get(url + path, timeout=_PROBE_TIMEOUT) as response:
+                body = await response.read() if response.status == 200 else b""
+            value = msgspec.json.decode(body)
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
+            continue
+        if isinstance(value, dict) and len(body) <= TOLD_BYTES_MAX:
+            found[path] = value
+    return found
 
 
 async def wait_ready(session: aiohttp.ClientSession, url: str, timeout_s: float) -> None:

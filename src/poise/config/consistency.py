@@ -12,12 +12,15 @@ Rules:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from poise.config.catalogue import NAME, catalogue, meant, split, tables
+from poise.config.paths import keys_file
+from poise.config.settings import AuthSettings
 from poise.config.sources import DEFAULT, Source, shown
 
 POOLS = ("short", "long")
@@ -100,6 +103,7 @@ def ceilings() -> Iterator[Ceiling]:
         yield Ceiling(f"classes.{name}.max_prompt_tokens", "pools.long.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.max_prompt_tokens", context, strict=True, unless_0=True)
         yield Ceiling(f"classes.{name}.default_output_tokens", context, strict=True, unless_0=True)
+    yield Ceiling("levels.busy_queue_share", "levels.constrained_queue_share", lifts=True)
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
     yield Ceiling("store.prefix_min_tokens", "pools.long.slot_tokens", strict=True)
 
@@ -115,6 +119,8 @@ def reconcile(draft: Draft) -> list[str]:
         *_check_downgrade(draft),
         *_check_templates(draft),
         *_check_tenant_names(draft),
+        *_check_tls(draft),
+        *_check_content_log(draft),
     ]
 
 
@@ -144,7 +150,7 @@ def _complete_entries(draft: Draft) -> Iterator[str]:
 
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
     key, by = ceiling.key, ceiling.by
-    most = max(1, draft.values[by] - ceiling.strict)
+    most = max(1, draft.values[by] - 1) if ceiling.strict else draft.values[by]
     if draft.is_suspect(key, by) or (ceiling.unless_0 and draft.values[by] == 0):
         return
     if draft.values[key] <= most:
@@ -188,9 +194,6 @@ def _check_flash_attention(draft: Draft) -> Iterator[str]:
 
 def _check_keys(draft: Draft) -> Iterator[str]:
     tenants = [key for key in draft.values if key.startswith("auth.keys.")]
-    refused = any(key.startswith("auth") for key in draft.suspect)
-    if draft.values["auth.required"] and not tenants and not refused:
-        yield f"{draft.blame('auth.required')}: needs at least one key in auth.keys"
     owners: dict[str, str] = {}
     for key in [*tenants, "auth.admin_key"]:
         value = draft.values[key]
@@ -216,8 +219,8 @@ def _check_templates(draft: Draft) -> Iterator[str]:
 def _check_tenant_names(draft: Draft) -> Iterator[str]:
     """Where keys are declared, a limit for somebody who has none would silently do nothing."""
     keys = [key for key in draft.values if key.startswith("auth.keys.")]
-    if not keys or any(suspect.startswith("auth") for suspect in draft.suspect):
-        return
+    if not keys or any(suspect.startswith("auth") for suspect in draft.suspect) or _has_keys_file(draft):
+        return  # the tenants of a keys file come and go while the server runs
     names = [key.removeprefix("auth.keys.") for key in keys]
     names += [] if draft.values["auth.required"] else ["local"]
     used = [(key, split(key)[1]) for key in draft.values if key.startswith("tenants.")]
@@ -229,3 +232,25 @@ def _check_tenant_names(draft: Draft) -> Iterator[str]:
             reported.append(name)
             near = get_close_matches(name, names, n=1)
             yield f"{draft.blame(key)}: no caller can be {name}, auth.keys has no such tenant{meant(near)}"
+
+
+def _check_tls(draft: Draft) -> Iterator[str]:
+    pair = ("server.tls_cert", "server.tls_key")
+    if draft.is_suspect(*pair):
+        return
+    for key, other in (pair, pair[::-1]):
+        if draft.values[key] and not draft.values[other]:
+            yield f"{draft.blame(key)}: needs {other} as well"
+
+
+def _check_content_log(draft: Draft) -> Iterator[str]:
+    if draft.values["audit.enabled"] or draft.is_suspect("audit.enabled"):
+        return
+    for key in [
+        key for key in draft.values if key.endswith(".content_log") and draft.is_set(key) and draft.values[key]
+    ]:
+        yield f"{draft.blame(key)}: needs {draft.show('audit.enabled').replace('false', 'true')}"
+
+
+def _has_keys_file(draft: Draft) -> bool:
+    return os.path.exists(keys_file(AuthSettings(keys_file=str(draft.values["auth.keys_file"]))))

@@ -6,9 +6,25 @@ from pathlib import Path
 
 import platformdirs
 
+from poise.config.settings import AuditSettings, AuthSettings
+
+
+def config_dir() -> Path:
+    """The user's poise.toml, and keys. Not created here."""
+    return Path(platformdirs.user_config_dir("poise", appauthor=False))
+
+
+def keys_file(auth: AuthSettings) -> Path:
+    """Hashes of the keys that `poise keys` has made; the pepper lies beside it."""
+    return Path(auth.keys_file) if auth.keys_file else config_dir() / "keys.jsonl"
+
+
+def audit_dir(audit: AuditSettings) -> Path:
+    return Path(audit.path) if audit.path else state_dir() / "audit"
+
 
 def state_dir() -> Path:
-    """Journals of engines that died. Not created here."""
+    """Journals of engines that died, and the audit log. Not created here."""
     return Path(platformdirs.user_state_dir("poise", appauthor=False))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise.config.settings import ClassSettings, PoolSettings, Settings, StoreSettings, TenantSettings
+from poise.config.settings import ClassSettings, PoolSettings, Settings, TenantSettings
 from poise.scheduler.policy import (
     LONG_POOL,
     SHORT_POOL,
@@ -55,7 +55,7 @@ def to_policy(
         hole_steps=settings.scheduler.hole_steps,
         turn_us=settings.scheduler.turn_ms * 1000,
         preemptions_max=settings.scheduler.preemptions_max,
-        store=_store(settings.store),
+        store=_store(settings),
         tenants={name: _tenant(tenant) for name, tenant in settings.tenants.items()},
         tenant_default=_tenant(settings.tenant_defaults),
         priors=dict(priors or {}),
@@ -70,12 +70,15 @@ def _pool(pool: PoolSettings, slot_cells: int | None, cell_bytes: int) -> PoolPo
     )
 
 
-def _store(store: StoreSettings) -> StorePolicy:
+def _store(settings: Settings) -> StorePolicy:
+    store = settings.store
+    shares = {name: tenant.cache_share for name, tenant in settings.tenants.items() if tenant.cache_share}
     return StorePolicy(
         budget_bytes=store.budget_mb << 20,
-        tenant_share=store.tenant_share,
+        tenant_share=settings.tenant_defaults.cache_share or store.tenant_share,
         prefix_reuse=store.prefix_reuse,
         prefix_min_cells=store.prefix_min_tokens,
+        tenant_shares=shares,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from functools import partial
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -41,6 +42,31 @@ def _optional_api_key(key: str) -> str:
     return _api_key(key) if key else key
 
 
+def _optional_url(url: str) -> str:
+    if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise ValueError('must be a URL that begins with "http://" or "https://", or empty')
+    return url
+
+
+def _host(name: str) -> str:
+    if not name or "/" in name or any(character.isspace() for character in name):
+        raise ValueError("must be names or addresses, without scheme, port and path")
+    return name
+
+
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+        raise ValueError("must be origins, each as in https://chat.example: scheme, host and perhaps a port")
+    return origin
+
+
+def _class_name(name: str) -> str:
+    if name not in ("interactive", "background"):
+        raise ValueError('must be among "interactive" and "background"')
+    return name
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -50,7 +76,11 @@ def _not_blank(text: str) -> str:
 DeclaredTenantName = Annotated[str, AfterValidator(_declared_tenant)]
 TenantName = Annotated[str, AfterValidator(partial(_name, "tenant"))]
 TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
+OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
 NonBlankText = Annotated[str, AfterValidator(_not_blank)]
+HostName = Annotated[str, AfterValidator(_host)]
+WebOrigin = Annotated[str, AfterValidator(_origin)]
+ClassName = Annotated[str, AfterValidator(_class_name)]
 ApiKey = Annotated[str, AfterValidator(_api_key)]
 OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
 Toggle = Literal["auto", "on", "off"]
@@ -67,6 +97,18 @@ class ServerSettings(Section):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one and prints it."""
+    hosts: list[HostName] = []
+    """Further names that clients call it by; others are refused. Local names and `server.host` always work."""
+    origins: list[WebOrigin] = []
+    """Web pages elsewhere that may use it (CORS), as in https://chat.example; empty: its own page only."""
+    tls_cert: str = ""
+    """File with the certificate chain (PEM); with it the server speaks HTTPS only."""
+    tls_key: str = ""
+    """File with the private key of the certificate (PEM, without a passphrase)."""
+    allow_open: bool = False
+    """Listen beyond this machine although no key is required: whoever reaches the address may use the server."""
+    allow_plain: bool = False
+    """Listen beyond this machine without TLS: something else protects the way, such as a proxy that speaks TLS."""
     max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
     """Largest request body; a larger one is answered with 413."""
     body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
@@ -75,6 +117,8 @@ class ServerSettings(Section):
     """Open requests at once; more are answered with 503."""
     max_choices: Annotated[int, Field(ge=1, le=128)] = 8
     """Largest `n` of a request."""
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """Time that running requests have to end when the server is asked to stop."""
 
 
 class ModelSettings(Section):
@@ -82,6 +126,14 @@ class ModelSettings(Section):
     """GGUF file. Empty: the default model, SmolLM2-135M-Instruct."""
     name: str = ""
     """Name the API gives the model. Empty: the file's name."""
+    weights: Literal["auto", "as-is"] = "auto"
+    """auto: on a CPU, the weights in the format that it computes fastest, if a check finds them as good as the file's."""
+    weights_perplexity_max: Annotated[float, Field(ge=1.0, le=10.0)] = 1.03
+    """Most that other weights may have of the file's perplexity."""
+    weights_kl_max: Annotated[float, Field(ge=0.0, le=10.0)] = 0.02
+    """Most that the predictions of other weights may diverge from the file's: mean KL divergence, in nats."""
+    weights_check_s: Annotated[float, Field(ge=1.0, le=3600.0)] = 180.0
+    """Longest time that the check may take, at the first start with a model; where it needs more, the file is served as it is."""
 
 
 class EngineSettings(Section):
@@ -98,7 +150,11 @@ class EngineSettings(Section):
     journal_entries: Annotated[int, Field(ge=64, le=100_000)] = 4096
     """Entries that the flight recorder keeps, about three for each step. Only a journal with its beginning can be replayed."""
     restart_delay_max_s: Annotated[float, Field(ge=0.1, le=3600)] = 30.0
-    """Longest pause before a crashed engine is started again; it doubles from 0.5 s."""
+    """Longest pause before a crashed engine is started again. The first is none, then it doubles from 0.5 s."""
+    recoveries_max: Annotated[int, Field(ge=0, le=1000)] = 5
+    """Engines that a request may lose and go on with another; 0: every loss ends it."""
+    watchdog_s: Annotated[float, Field(ge=0.5, le=3600)] = 30.0
+    """An engine that is busy with one step, or leaves its messages alone, for longer is taken to hang and replaced."""
     memory_reserve_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
     """Memory that must stay free after loading; a model that would leave less is refused."""
 
@@ -159,13 +215,46 @@ class ClassSettings(Section):
     """Output after which a request goes on as background work; 0: never."""
     downgrade_served_ms: Annotated[int, Field(ge=0, le=86_400_000)] = 0
     """Compute served after which a request goes on as background work; 0: never."""
+    pacing_ms: Annotated[int, Field(ge=0, le=2000)] = 0
+    """Longest time that a token of a stream may be held to even its pace; 0 sends each at once."""
 
 
 class ClassesSettings(Section):
-    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=12, heavy_max=2)
+    interactive: ClassSettings = ClassSettings(
+        queue_max=64, itl_target_ms=100, slots_max=12, heavy_max=2, pacing_ms=100
+    )
     background: ClassSettings = ClassSettings(
         queue_max=256, itl_target_ms=150, min_share=0.15, slots_max=6, heavy_max=1
     )
+
+
+class ReaderSettings(Section):
+    """What becomes of a stream whose client does not take what it is sent."""
+
+    unsent_bytes_max: Annotated[int, Field(ge=1024, le=16 << 20)] = 16384
+    """Bytes that a client may be behind; with more, its request is paused, and goes on when half of them are taken."""
+    stall_swap_s: Annotated[float, Field(gt=0.0, le=3600)] = 5.0
+    """Time behind after which the request gives up its slot until its client has caught up."""
+    stall_end_s: Annotated[float, Field(gt=0.0, le=86_400)] = 60.0
+    """Time behind after which the connection is closed and the request ended; what there is of its result is kept."""
+
+
+class StreamsSettings(Section):
+    send_buffer_bytes: Annotated[int, Field(ge=0, le=16 << 20)] = 16384
+    """Send buffer of each connection in the kernel, which doubles it; 0 leaves it to the kernel."""
+    interactive: ReaderSettings = ReaderSettings()
+    background: ReaderSettings = ReaderSettings()
+
+
+class ResultsSettings(Section):
+    """Responses that are kept in memory so that a client can come back for them."""
+
+    retention_s: Annotated[float, Field(ge=0.0, le=86_400)] = 600.0
+    """Time that one is kept after its end; 0 keeps none."""
+    budget_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 64
+    """Memory for all of them; who ended longest ago goes first. 0 keeps none."""
+    tenant_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Most of the budget that the responses of one tenant may take."""
 
 
 class SchedulerSettings(Section):
@@ -187,6 +276,33 @@ class SchedulerSettings(Section):
     """Times a request may lose its slot; after that it is protected."""
 
 
+class LevelsSettings(Section):
+    """When the server is busy, constrained or degraded, and what it then holds back."""
+
+    busy_queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of a class's `queue_max` from which on the server is busy; background work may fill no more of its own queue then."""
+    busy_wait_s: Annotated[float, Field(gt=0.0, le=86_400)] = 10.0
+    """Estimated wait of interactive requests from which on the server is busy."""
+    constrained_queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Share of a class's `queue_max` from which on the server is constrained."""
+    memory_low_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 256
+    """The server is constrained when less memory than this is free; 0: it does not look."""
+    rss_max_mb: Annotated[int, Field(ge=0, le=1 << 24)] = 0
+    """The server is constrained when the engine's resident memory is above this; 0: no limit."""
+    calm_s: Annotated[float, Field(ge=1.0, le=3600)] = 10.0
+    """Time for which a condition must be over by a margin until its level is left."""
+    queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of each class's `queue_max` that may be used while the server is constrained."""
+    slots_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Share of each class's `slots_max` that may be used while the server is constrained."""
+    crashes_max: Annotated[int, Field(ge=1, le=10_000)] = 3
+    """Crashes within `crash_window_s` after which the engine gets the conservative fallback configuration."""
+    crash_window_s: Annotated[float, Field(ge=1.0, le=86_400)] = 300.0
+    """How far back crashes are counted."""
+    recover_s: Annotated[float, Field(ge=1.0, le=604_800)] = 900.0
+    """Time without a crash after which the normal configuration is tried again, at a moment without live requests."""
+
+
 class SamplingSettings(Section):
     """Defaults for what a request leaves out."""
 
@@ -200,13 +316,36 @@ class SamplingSettings(Section):
     """Tokens less likely than this share of the likeliest one are left out."""
 
 
+class MetricsSettings(Section):
+    tenants_max: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Tenants that /metrics tells apart, those that were active last; the rest are counted together."""
+
+
+class TelemetrySettings(Section):
+    otlp_endpoint: OptionalUrl = ""
+    """OpenTelemetry collector that is sent a trace of every request, without its text; empty: none."""
+
+
 class AuthSettings(Section):
     required: bool = False
     """Answer requests without a known key with 401."""
+    keys_file: str = ""
+    """File of `poise keys`, with hashes of keys. Empty: keys.jsonl in your configuration directory, if it is there."""
     admin_key: OptionalApiKey = ""
     """Key for /admin; without one, /admin answers callers on this machine only."""
     keys: dict[DeclaredTenantName, ApiKey] = {}
     """The API key of the tenant NAME."""
+
+
+class AuditSettings(Section):
+    enabled: bool = False
+    """Write the audit log: who asked for what, when, and what came of it, as a chain that shows changes."""
+    path: str = ""
+    """Folder of its files. Empty: audit in your state directory."""
+    rotate_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    """A new file is begun when one is larger, and every day (UTC)."""
+    keep_days: Annotated[int, Field(ge=1, le=36_500)] = 90
+    """Files of earlier days are deleted."""
 
 
 class TenantSettings(Section):
@@ -218,6 +357,12 @@ class TenantSettings(Section):
     """Requests that may wait; 0: as many as the class."""
     tokens_per_minute: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Prompt and output tokens; a new request is refused while the account is overdrawn; 0: no limit."""
+    classes: list[ClassName] = []
+    """Classes that may be asked for; another one is answered with 403; empty: all."""
+    cache_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Most of `store.budget_mb` that the tenant's reusable prefixes may take; 0: as `store.tenant_share`."""
+    content_log: bool = False
+    """Write prompts and answers into the audit log, marked as content."""
 
 
 class TemplateSettings(Section):
@@ -236,9 +381,24 @@ class Settings(Section):
     pools: PoolsSettings = PoolsSettings()
     store: StoreSettings = StoreSettings()
     classes: ClassesSettings = ClassesSettings()
+    streams: StreamsSettings = StreamsSettings()
+    results: ResultsSettings = ResultsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    levels: LevelsSettings = LevelsSettings()
     sampling: SamplingSettings = SamplingSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     auth: AuthSettings = AuthSettings()
+    audit: AuditSettings = AuditSettings()
     tenant_defaults: TenantSettings = TenantSettings()
     tenants: dict[TenantName, TenantSettings] = {}
     templates: dict[TemplateName, TemplateSettings] = {}
+
+    def tenant(self, name: str) -> TenantSettings:
+        """A tenant's own section, or what holds for all that have none."""
+        return self.tenants.get(name, self.tenant_defaults)
+
+
+def engine_settings(settings: Settings) -> str:
+    """The settings as the engine gets them, in JSON: without keys and texts, which are none of its business."""
+    return settings.model_copy(update={"auth": AuthSettings(), "templates": {}}).model_dump_json()

@@ -31,8 +31,9 @@ from poise.config.catalogue import (
 )
 
 FILE_NAME = "poise.toml"
-OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER")
+OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER", "POISE_PROMETHEUS")
 """Variables of the prefix that are not settings, described in docs/configuration.md."""
+KEYS_FILE = "auth.keys_file"
 OPTIONS = {
     "profile": "--profile",
     "model.path": "--model",
@@ -228,8 +229,8 @@ def _syntax_problem(message: str, text: str) -> str:
 
 
 def shown(key: str, value: object) -> str:
-    """A value in a message, short and on one line. What is under `auth` is never shown: it may be a key."""
-    if key.split(".")[0] == "auth" and not isinstance(value, bool):
+    """A value in a message, short and on one line. Under `auth` only the path of a file is shown: the rest may be a key."""
+    if key.split(".")[0] == "auth" and not isinstance(value, bool) and key != KEYS_FILE:
         return "***"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         text = f"[{', '.join(map(quoted, value))}]"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.execution import Execution, Live
+from poise.engine.figures import StepTallies
 from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter
@@ -46,11 +47,10 @@ class Declared:
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since start. `loop_ns`: the loop's own time in steps that ran something."""
+    """Totals since start."""
 
     steps: int = 0
     output_tokens: int = 0
-    loop_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -72,6 +72,7 @@ class Engine:
     secret: bytes = b"poise"
     """Key of the block hashes; a live engine draws one at random."""
     execution: Execution = field(init=False)
+    tallies: StepTallies = field(default_factory=StepTallies)
     _reporter: Reporter = field(init=False)
     _live: dict[int, Live] = field(default_factory=dict)
     _templates: dict[str, Declared] = field(default_factory=dict)
@@ -92,17 +93,21 @@ class Engine:
 
     def step(self) -> None:
         """One turn: wait for a message if there is nothing to do, then plan and carry out one step."""
+        drain_ns = self.clock.now_ns()
         if self._idle:
-            self.box.resting(self.counters.steps, self.clock.now_ns())
+            self.box.resting(self.counters.steps, drain_ns)
         messages = self.inbox.drain(self._wake_at_ns, block=self._idle)
         began_ns = self.clock.now_ns()
         self.box.planning(self.counters.steps, began_ns, drained=True)
+        if self._idle:
+            drain_ns = began_ns  # waiting is no part of the step
         events: list[Event] = []
         for message in messages:
             self._handle(message, began_ns, events)
         if expired := self.scheduler.expire(began_ns):
             self.journal.record(began_ns, "expire", len(expired))
             events += expired
+        handled_ns = self.clock.now_ns()
         plan = self.scheduler.plan(began_ns)
         if plan.is_empty:
             self._emit(plan, [], events)
@@ -110,18 +115,23 @@ class Engine:
             return
         self._idle = False
         self.journal.record(began_ns, "plan", plan)
-        busy_before = self.execution.busy_ns
+        planned_ns = self.clock.now_ns()
         result, sampled = self.execution.carry_out(plan)
         now_ns = self.clock.now_ns()
         self.box.planning(plan.step, now_ns)
         self.journal.record(now_ns, "result", result)
         events += self.scheduler.complete(plan, result, now_ns)
+        accounted_ns = self.clock.now_ns()
         self._emit(plan, sampled, events)
         self._answer_erasures()
         self.counters.steps += 1
         if now_ns >= self._reporter.due_ns:
             self._report(now_ns)
-        self.counters.loop_ns += self.clock.now_ns() - began_ns - (self.execution.busy_ns - busy_before)
+        kv_ns, forward_ns, sample_ns = self.execution.last_ns
+        own_ns = now_ns - planned_ns - kv_ns - forward_ns - sample_ns
+        ended_ns = self.clock.now_ns()
+        parts_ns = (handled_ns - drain_ns, planned_ns - handled_ns, kv_ns, forward_ns, sample_ns)
+        self.tallies.add(plan, result, (*parts_ns, own_ns + accounted_ns - now_ns, ended_ns - accounted_ns))
 
     def _rest(self, plan: StepPlan, now_ns: int, *, changed: bool) -> None:
         """Nothing can run: say how things stand, once or when they have `changed`, then wait for a message or the plan's time."""
@@ -263,8 +273,7 @@ class Engine:
                 now_ns,
                 prompt_tokens=self.execution.prompt_tokens,
                 output_tokens=self.counters.output_tokens,
-                decode_us=self.execution.busy_ns // 1000,
-                loop_us=self.counters.loop_ns // 1000,
+                steps=self.tallies.told(),
                 rss_bytes=self.rss_bytes(),
                 weights_bytes=self.weights_bytes,
             )

@@ -51,9 +51,15 @@ class Execution:
         self._clock = clock
         self._live = live
         self._box = box
-        self.busy_ns = 0
-        """Time inside the runner since start."""
+        self._kv_ns = self._forward_ns = self._sample_ns = 0
         self.prompt_tokens = 0
+        self._unfilled: set[tuple[str, int]] = set()
+        """Slots that an operation of the present plan should have filled, and did not."""
+
+    @property
+    def last_ns(self) -> tuple[int, int, int]:
+        """Time that the last plan took in the runner: carrying cells, in the model, drawing tokens."""
+        return self._kv_ns, self._forward_ns, self._sample_ns
 
     def carry_out(self, plan: StepPlan) -> tuple[StepResult, list[Sampled]]:
         """Everything a plan says, and what came of it. Sampled tokens that do not end their sequence are added to its tokens."""
@@ -61,13 +67,15 @@ class Execution:
         unstored: list[int] = []
         lost: list[int] = []
         carried_ns, carried_cells = 0, 0
+        self._kv_ns = self._forward_ns = self._sample_ns = 0
+        self._unfilled.clear()
         if plan.operations:
             self._box.computing(plan.step, self._clock.now_ns(), _served(plan.operations))
         for operation in plan.operations:
             began_ns = self._clock.now_ns()
             done = self._apply(operation, stored, unstored, lost)
             spent_ns = self._clock.now_ns() - began_ns
-            self.busy_ns += spent_ns
+            self._kv_ns += spent_ns
             if done and (n_cells := _cells(operation)):
                 carried_ns += spent_ns
                 carried_cells += n_cells
@@ -84,19 +92,23 @@ class Execution:
     def _apply(
         self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]
     ) -> bool:
-        """Whether it was carried out."""
+        """Whether it was carried out. One that builds on an operation which failed in this plan fails as well."""
         missing = isinstance(operation, DropEntry | LoadSlot) and operation.entry in unstored
         try:
             if missing and isinstance(operation, DropEntry):
                 return False  # it was to be dropped in the step in which storing it failed
             if missing:
                 raise RunnerError("the entry could not be stored")
+            if isinstance(operation, StoreSlot) and (operation.pool, operation.slot) in self._unfilled:
+                raise RunnerError("the slot could not be filled")
             n_bytes = self._runner.apply(operation)
         except RunnerError:
             if isinstance(operation, StoreSlot):
                 unstored.append(operation.entry)
             elif isinstance(operation, LoadSlot | CopySlot | MoveSlot):
                 lost.append(operation.request_id)
+                slot = operation.slot if isinstance(operation, LoadSlot) else operation.target
+                self._unfilled.add((operation.pool, slot))
             else:
                 raise
             return False
@@ -119,7 +131,7 @@ class Execution:
             rows.append(Row(chunk.request_id, chunk.slot, chunk.start, tokens, chunk.sample))
         if not rows:
             return BatchResult(0), []
-        began_ns = self._clock.now_ns()
+        began_ns, sampling_ns = self._clock.now_ns(), self._runner.sampling_ns
         self._box.computing(step, began_ns, [row.request_id for row in rows])
         failed, drawn = "", list[Sampled]()
         try:
@@ -128,7 +140,9 @@ class Execution:
         except RunnerError as error:
             failed = str(error) or type(error).__name__
         cost_ns = self._clock.now_ns() - began_ns
-        self.busy_ns += cost_ns
+        sampling_ns = self._runner.sampling_ns - sampling_ns
+        self._sample_ns += sampling_ns
+        self._forward_ns += cost_ns - sampling_ns
         ended = tuple(s.token.request_id for s in drawn if s.ends)
         return BatchResult(cost_ns // 1000, ended, failed), drawn
 

@@ -48,7 +48,12 @@ class Runner(Protocol):
 
     @property
     def threads(self) -> int:
-        """Threads that compute the next pass, where the runner adapts them; else 0."""
+        """Threads that compute the next pass; 0 where nothing is computed."""
+        ...
+
+    @property
+    def sampling_ns(self) -> int:
+        """Time spent drawing tokens, since the start; `execute` takes it besides the forward passes."""
         ...
 
     @property

@@ -159,6 +159,7 @@ def _dump_journal(journal: Journal) -> Path:
     folder = state_dir()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"engine-journal-{os.getpid()}.jsonl"
+    path.touch(mode=0o600)
     path.write_text("\n".join(journal.lines()) + "\n")
     return path
 

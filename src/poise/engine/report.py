@@ -7,6 +7,7 @@ from poise.scheduler.kv import PoolBooks
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Place, Snapshot
 from poise.wire import messages as wire
+from poise.wire.figures import Bottleneck, Equity, StepFigures
 
 STATUS_PERIOD_NS = 200_000_000
 """A busy engine reports its levels at most this often."""
@@ -31,8 +32,7 @@ class Reporter:
         *,
         prompt_tokens: int,
         output_tokens: int,
-        decode_us: int,
-        loop_us: int,
+        steps: StepFigures,
         rss_bytes: int,
         weights_bytes: int,
     ) -> wire.Status:
@@ -51,8 +51,6 @@ class Reporter:
             pools=[_pool_status(name, books) for name, books in snapshot.pools.items()],
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
-            decode_us=decode_us,
-            loop_us=loop_us,
             moves=snapshot.n_moves,
             rss_bytes=rss_bytes,
             store=wire.StoreStatus(
@@ -65,6 +63,13 @@ class Reporter:
             waiting=[wire.Waiting(p.request_id, p.position, p.eta_us) for p in self._places(now_ns)],
             threads=self._runner.threads,
             unaccounted_bytes=rss_bytes - accounted if rss_bytes else 0,
+            steps=steps,
+            bottleneck=Bottleneck(
+                {limit.value: ns // 1000 for limit, ns in snapshot.limited_ns.items()},
+                snapshot.limit.value,
+                snapshot.limit_since_ns,
+            ),
+            equity={c.value: Equity(s.total_us, round(s.jain, 4), s.gap_us) for c, s in snapshot.classes.items()},
         )
 
     def _places(self, now_ns: int) -> list[Place]:
@@ -94,6 +99,8 @@ def _pool_status(name: str, books: PoolBooks) -> wire.PoolStatus:
         books.cells_used_peak,
         {c.value: n for c, n in books.cells_by_class.items()},
         by_tenant,
+        books.cells_held,
+        books.holes,
     )
 
 
@@ -110,4 +117,5 @@ def _totals(snapshot: Snapshot) -> wire.Totals:
         evicted_entries=store.n_evicted,
         stored_bytes=store.stored_bytes,
         loaded_bytes=store.loaded_bytes,
+        unstored=snapshot.n_unstored,
     )

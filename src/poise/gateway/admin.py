@@ -1,4 +1,4 @@
-"""What operators do: look at live requests, pause, resume and downgrade them, drop a tenant's cache, read the journal."""
+"""What operators do: look at and act on live requests, drop a tenant's cache or erase its data, read the journal."""
 
 from __future__ import annotations
 
@@ -10,40 +10,45 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from poise.gateway.choice import QUEUED, RUNNING, Choice
+from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
-from poise.gateway.errors import engine_unavailable, not_possible, request_not_found
+from poise.gateway.erasure import Erasure
+from poise.gateway.errors import engine_unavailable, invalid_value, not_possible, request_not_found
 from poise.gateway.health import fresh_json
-from poise.gateway.live import LiveCall, LiveRequests
+from poise.gateway.record import CANCELLED, QUEUED, Record
+from poise.gateway.records import Records
 from poise.gateway.tenants import Tenants
 from poise.scheduler.request import Control, RequestClass
 
 T = TypeVar("T")
 
-_STATES = (RUNNING, "paused", "swapped", QUEUED)
-"""A request is as far as its foremost choice."""
-
 
 class Admin:
     """Answers /admin. Every answer is preceded by the check of who asks."""
 
-    def __init__(self, engine: EngineClient, tenants: Tenants, live: LiveRequests) -> None:
+    def __init__(
+        self, engine: EngineClient, tenants: Tenants, records: Records, audit: Audit, erasure: Erasure
+    ) -> None:
         self._engine = engine
         self._tenants = tenants
-        self._live = live
+        self._records = records
+        self._audit = audit
+        self._erasure = erasure
 
     async def requests(self, request: Request) -> Response:
         """Live requests: counts and states, no text."""
         self._tenants.check_admin(request)
         now_s = time.perf_counter()
-        return fresh_json({"data": [_row(call, now_s) for call in self._live.all()]})
+        return fresh_json({"data": [_row(record, now_s) for record in self._records.live()]})
 
     def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of one action."""
 
         async def control(request: Request) -> Response:
             self._tenants.check_admin(request)
-            return await self._control(request.path_params["request_id"], action)
+            body = await self._control(request.path_params["request_id"], action)
+            self._audit.operator(request, action.value, response=body["id"])
+            return fresh_json(body)
 
         return control
 
@@ -52,32 +57,53 @@ class Admin:
         self._tenants.check_admin(request)
         tenant = request.path_params["tenant"]
         freed = await _asked(self._engine.forget(tenant))
+        self._audit.operator(request, "forget", tenant=tenant)
         return fresh_json({"tenant": tenant, "entries": freed.entries, "cells": freed.cells})
+
+    async def erase(self, request: Request) -> Response:
+        """Erase what is held of a tenant, everywhere. Its live requests go on, unless `live=1` ends them first."""
+        self._tenants.check_admin(request)
+        tenant = request.path_params["tenant"]
+        live = request.query_params.get("live", "0")
+        if live not in ("0", "1"):
+            raise invalid_value("live", "be 0 or 1", live)
+        records = [record for record in self._records.live() if record.origin.tenant == tenant]
+        for work in [record.work for record in records if record.work is not None]:
+            if live == "1":
+                work.stop(CANCELLED)
+        erased = await _asked(self._erasure.erase(tenant))
+        self._audit.operator(request, "erase", tenant=tenant, live=live == "1", **erased)
+        ended, kept = (len(records), 0) if live == "1" else (0, len(records))
+        return fresh_json({"tenant": tenant, "live_ended": ended, "live_kept": kept, "erased": erased})
 
     async def journal(self, request: Request) -> Response:
         """The engine's flight recorder: token counts and decisions, no text."""
         self._tenants.check_admin(request)
         lines = await _asked(self._engine.journal())
+        self._audit.operator(request, "journal")
         return Response("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
 
-    async def _control(self, wanted: str, action: Control) -> Response:
+    async def quarantine(self, request: Request) -> Response:
+        """Reports of requests that engines died computing: sizes and times, no text."""
+        self._tenants.check_admin(request)
+        return fresh_json({"data": [report.as_json() for report in self._engine.quarantined()]})
+
+    async def _control(self, wanted: str, action: Control) -> dict[str, Any]:
         """On every choice of the request that has not ended. One that could be acted on makes it a success."""
-        call = self._live.find(wanted)
-        choices = _open_choices(call) if call is not None else []
-        if call is None or not choices:
+        record = self._records.find_live(wanted)
+        choices = record.work.requests() if record is not None and record.work is not None else []
+        if record is None or not choices:
             raise request_not_found(wanted)
-        answers = await _asked(
-            asyncio.gather(*(self._engine.control(choice.handle.request_id, action) for choice in choices))
-        )
+        answers = await _asked(asyncio.gather(*(self._engine.control(request_id, action) for _, request_id in choices)))
         if not any(answer.state for answer in answers):
             raise request_not_found(wanted)
         if all(answer.detail for answer in answers):
             raise not_possible(action.value, wanted, next(answer.detail for answer in answers if answer.state))
         rows = [
-            {"index": choice.index, "state": _shown_state(answer.state), "detail": answer.detail}
-            for choice, answer in zip(choices, answers, strict=True)
+            {"index": index, "state": _shown_state(answer.state), "detail": answer.detail}
+            for (index, _), answer in zip(choices, answers, strict=True)
         ]
-        return fresh_json({"id": call.response_id, "action": action.value, "choices": rows})
+        return {"id": record.response_id, "action": action.value, "choices": rows}
 
 
 async def _asked(answer: Awaitable[T]) -> T:
@@ -87,25 +113,18 @@ async def _asked(answer: Awaitable[T]) -> T:
         raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
 
 
-def _open_choices(call: LiveCall) -> list[Choice]:
-    return [choice for choice in call.generation.choices if not choice.ended] if call.generation is not None else []
-
-
-def _row(call: LiveCall, now_s: float) -> dict[str, Any]:
-    origin, choices = call.origin, _open_choices(call)
-    usage = call.generation.usage() if call.generation is not None else None
-    states = {choice.state for choice in choices}
-    downgraded = any(choice.downgraded for choice in choices)
+def _row(record: Record, now_s: float) -> dict[str, Any]:
+    origin, usage = record.origin, record.usage()
     return {
-        "id": call.response_id,
+        "id": record.response_id,
         "request_id": origin.request_id,
         "tenant": origin.tenant,
-        "class": (RequestClass.BACKGROUND if downgraded else origin.request_class).value,
-        "state": next((state for state in _STATES if state in states), QUEUED),
-        "choices": len(choices),
-        "prompt_tokens": usage.prompt_tokens if usage else 0,
-        "output_tokens": usage.completion_tokens if usage else 0,
-        "cached_tokens": usage.cached_tokens if usage else 0,
+        "class": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
+        "state": record.state,
+        "choices": sum(choice.outcome is None for choice in record.choices),
+        "prompt_tokens": usage.prompt_tokens,
+        "output_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
         "age_ms": int((now_s - origin.arrived_s) * 1000),
     }
 

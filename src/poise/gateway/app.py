@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,27 @@ from starlette.types import Scope
 
 from poise import __version__
 from poise.config import Settings
-from poise.gateway import schemas
+from poise.gateway import answer_schemas, schemas
 from poise.gateway.admin import Admin
+from poise.gateway.auditing import Audit
 from poise.gateway.completions import MODEL_ALIAS, Completions
+from poise.gateway.degradation import Degradation, free_bytes
 from poise.gateway.engine_client import EngineClient
+from poise.gateway.erasure import Erasure, engine_eraser, records_eraser
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
+from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
-from poise.gateway.live import LiveRequests
+from poise.gateway.keys import KeyRing
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.prompts import limits_of
+from poise.gateway.records import Records
+from poise.gateway.requests import Requests
+from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 
 log = logging.getLogger(__name__)
@@ -60,15 +68,34 @@ def create_app(
     text: TextModel | None = None,
     lifespan: Lifespan | None = None,
     page_dir: Path = PAGE_DIR,
+    keys: KeyRing | None = None,
+    audit: Audit | None = None,
+    recovery: RecoveryMetrics | None = None,
+    free: Callable[[], int] = free_bytes,
 ) -> FastAPI:
-    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable."""
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
+
+    keys       of the keys file, where there is one
+    audit      where to put on record what happens
+    recovery   what is counted of lost engines, by who restarts them
+    free       memory that this process may still use
+    """
     slot = TextSlot(text)
-    metrics = GatewayMetrics(lambda: read_engine(engine))
-    tenants = Tenants(settings.auth)
-    health = Health(engine, slot, tenants, metrics, model_name)
+    metrics = GatewayMetrics(lambda: read_engine(engine), recovery, settings.metrics.tenants_max)
+    audit = audit or Audit(settings)
+    degradation = Degradation(settings, engine, metrics.recovery, free)
+    degradation.on_change = audit.level_changed
+    tenants = Tenants(settings, keys)
+    if keys is not None:
+        keys.on_change = audit.keys_changed
+    health = Health(engine, slot, tenants, metrics, degradation, model_name)
     templates = Templates(settings.templates)
-    live = LiveRequests()
-    completions = Completions(settings, engine, slot, tenants, templates, metrics, live, model_name)
+    records = Records(settings.results)
+    metrics.streams.watch_records(records.count, lambda: records.n_bytes)
+    completions = Completions(
+        settings, engine, slot, tenants, templates, metrics, records, degradation.check, audit, model_name
+    )
+    erasure = Erasure([engine_eraser(engine), records_eraser(records), audit.erase])
     app = FastAPI(
         title="poise",
         version=__version__,
@@ -76,20 +103,23 @@ def create_app(
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(health, lifespan),
+        lifespan=_lifespan([health.sample_forever, degradation.look_forever, records.purge_forever], lifespan),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
+    app.state.degradation = degradation
     app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
     if text is not None:
         app.state.declare_templates(text)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
+    _add_requests(app, Requests(settings, tenants, records, metrics.streams))
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health)
-    _add_admin(app, Admin(engine, tenants, live))
+    _add_admin(app, Admin(engine, tenants, records, audit, erasure))
     _add_page(app, page_dir)
     return app
 
@@ -128,7 +158,9 @@ class Models:
         """Those that the caller may use."""
         tenant = self._tenants.identify(request)
         known = self._templates.of_tenant(tenant).items()
-        data = [{"name": name, "object": "template", "tokens": n_tokens} for name, n_tokens in known]
+        data = [
+            {"name": name, "object": "template", "tokens": info.n_tokens, "kept": info.kept} for name, info in known
+        ]
         return _json({"object": "list", "data": data})
 
     def _card(self) -> dict[str, Any]:
@@ -157,7 +189,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.chat,
         methods=["POST"],
         summary="Continue a conversation",
-        responses=schemas.generation(schemas.ChatCompletion),
+        responses=schemas.generation(answer_schemas.ChatCompletion),
         openapi_extra=schemas.request_body(parser.chat_schema(), completions.model_names),
     )
     app.add_api_route(
@@ -165,8 +197,48 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
         completions.complete,
         methods=["POST"],
         summary="Continue a text",
-        responses=schemas.generation(schemas.Completion),
+        responses=schemas.generation(answer_schemas.Completion),
         openapi_extra=schemas.request_body(parser.completion_schema(), completions.model_names),
+    )
+
+
+def _add_requests(app: FastAPI, requests: Requests) -> None:
+    own = {"parameters": [_path_parameter("request_id")]}
+    app.add_api_route(
+        "/v1/requests",
+        requests.list,
+        summary="List the caller's requests, the newest first, without their text",
+        responses=schemas.answer(schemas.RequestList) | schemas.errors(401),
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}",
+        requests.get,
+        summary="How a request stands, or ended, with its text so far",
+        responses=schemas.answer(schemas.RequestReport) | schemas.errors(401, 404),
+        openapi_extra=own,
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}",
+        requests.erase,
+        methods=["DELETE"],
+        summary="Erase a request that has ended",
+        responses=schemas.answer(schemas.EraseResult) | schemas.errors(401, 404, 409),
+        openapi_extra=own,
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}/cancel",
+        requests.cancel,
+        methods=["POST"],
+        summary="End a request; what there is of its result is kept",
+        responses=schemas.answer(schemas.RequestReport) | schemas.errors(401, 404),
+        openapi_extra=own,
+    )
+    app.add_api_route(
+        "/v1/requests/{request_id}/stream",
+        requests.stream,
+        summary="The events of a request, running or ended, from a place on",
+        responses=schemas.events() | schemas.errors(400, 401, 404),
+        openapi_extra={"parameters": [_path_parameter("request_id"), *schemas.PLACES]},
     )
 
 
@@ -225,6 +297,12 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
         summary="List the live requests, without their text",
         responses=schemas.answer(schemas.LiveRequestList) | schemas.errors(401, 403),
     )
+    app.add_api_route(
+        "/admin/quarantine",
+        admin.quarantine,
+        summary="Requests that were ended because engines died computing them, without their text",
+        responses=schemas.answer(QuarantineList) | schemas.errors(401, 403),
+    )
     for action in Control:
         app.add_api_route(
             f"/admin/requests/{{request_id}}/{action.value}",
@@ -234,6 +312,14 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
             responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
             openapi_extra={"parameters": [_path_parameter("request_id")]},
         )
+    app.add_api_route(
+        "/admin/tenants/{tenant}/data",
+        admin.erase,
+        methods=["DELETE"],
+        summary="Erase what is held of a tenant",
+        responses=schemas.answer(schemas.TenantEraseResult) | schemas.errors(400, 401, 403, 503),
+        openapi_extra={"parameters": [_path_parameter("tenant"), schemas.LIVE_PARAMETER]},
+    )
     app.add_api_route(
         "/admin/tenants/{tenant}/cache",
         admin.forget,
@@ -261,19 +347,21 @@ def _add_page(app: FastAPI, page_dir: Path) -> None:
         app.mount("/page", PageFiles(directory=page_dir))
 
 
-def _lifespan(health: Health, inner: Lifespan | None) -> Lifespan:
+def _lifespan(work: Sequence[Callable[[], Coroutine[Any, Any, None]]], inner: Lifespan | None) -> Lifespan:
+    """`work` is done beside the requests, as long as there is an application."""
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             if inner is not None:
                 await stack.enter_async_context(inner(app))
-            sampler = asyncio.create_task(health.sample_forever(), name="status-sampler")
+            tasks = [asyncio.create_task(do(), name=do.__qualname__) for do in work]
             try:
                 yield
             finally:
-                sampler.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await sampler
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     return lifespan
 

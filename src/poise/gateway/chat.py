@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ApiError
 from poise.gateway.parameters import Message
 
@@ -119,7 +120,7 @@ class ChatTemplate:
         except ApiError:
             raise
         except Exception as error:  # a template is a program of the model's maker and may fail in any way
-            log.exception("the chat template failed")
+            log_bug(log, "-", error, " of the chat template")
             raise _broken(type(error).__name__) from error
         return "".join(pieces)
 

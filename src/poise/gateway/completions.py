@@ -1,4 +1,4 @@
-"""The two generation endpoints: an HTTP request to engine requests, and what comes of them to a response.
+"""The two generation endpoints: an HTTP request to engine requests, and their record to a response.
 
 The order of checks is the order in which they get dear: key, body, parameters, model, engine, tokens, context. Nothing is sent
 before the engine has taken every choice, so that a refusal is an ordinary HTTP error also for a stream. The one exception is a
@@ -7,10 +7,11 @@ stream whose older turns must be summarized first, because that takes a while.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -19,16 +20,28 @@ from starlette.responses import Response
 
 from poise import __version__
 from poise.config import Settings
+from poise.gateway.auditing import Audit, RequestEntry
+from poise.gateway.backpressure import patience
 from poise.gateway.body import read_json
+from poise.gateway.bugs import log_bug
 from poise.gateway.engine_client import EngineClient, EnginePhase
-from poise.gateway.errors import ApiError, engine_not_ready, engine_unavailable, invalid_value, model_not_found
+from poise.gateway.errors import (
+    ApiError,
+    engine_not_ready,
+    engine_unavailable,
+    internal_error,
+    invalid_value,
+    model_not_found,
+)
 from poise.gateway.fields import JsonObject
-from poise.gateway.generation import ChoiceRequest, Generation, Origin
-from poise.gateway.live import LiveRequests
+from poise.gateway.generation import TOLD_WAIT_US, ChoiceRequest, Generation
 from poise.gateway.middleware import request_id_of
-from poise.gateway.openai import ChatRequest, CompletionRequest, RequestParser
+from poise.gateway.openai import ChatRequest, CompletionRequest, RequestParser, class_settings
 from poise.gateway.prompts import Plan, Prompts
-from poise.gateway.responses import ChatFormat, CompletionFormat, Heading, ResponseFormat, summary_comment
+from poise.gateway.reader import Reader
+from poise.gateway.record import Follower, Origin, Record
+from poise.gateway.records import Records
+from poise.gateway.responses import ChatFormat, CompletionFormat, Heading, Shape
 from poise.gateway.stream import EventStream, while_connected
 from poise.gateway.summary import Summarizer
 from poise.gateway.templates import Templates
@@ -38,8 +51,12 @@ from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 
+log = logging.getLogger(__name__)
+
 MODEL_ALIAS = "default"
 """Name that stands for the model, whatever it is called."""
+RESPONSE_ID_HEADER, DETACH_HEADER = "X-Poise-Response-Id", "X-Poise-Detach"
+POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 
 _SEEDS = 2**32 - 1
 """The engine's seeds are 32 bit, and llama.cpp takes the highest one to mean a random seed."""
@@ -56,7 +73,9 @@ class Completions:
         tenants: Tenants,
         templates: Templates,
         metrics: GatewayMetrics,
-        live: LiveRequests,
+        records: Records,
+        check_level: Callable[[RequestClass], None],
+        audit: Audit,
         model_name: str,
     ) -> None:
         self._settings = settings
@@ -64,7 +83,9 @@ class Completions:
         self._text = text
         self._tenants = tenants
         self._metrics = metrics
-        self._live = live
+        self._records = records
+        self._check_level = check_level
+        self._audit = audit
         self._model_name = model_name
         self._prompts = Prompts(settings, templates, metrics.long_system_prompt)
         self.model_names = [model_name, MODEL_ALIAS]
@@ -80,36 +101,60 @@ class Completions:
         self, request: Request, parse: Callable[[JsonObject], ChatRequest] | Callable[[JsonObject], CompletionRequest]
     ) -> Response:
         arrived_s = time.perf_counter()
-        request_class: RequestClass | None = None
-        try:
-            tenant = self._tenants.identify(request)
-            server = self._settings.server
-            parsed = parse(await read_json(request, server.max_body_bytes, server.body_timeout_s))
-            options = parsed.options
-            request_class = options.request_class
-            if options.model not in self.model_names:
-                raise model_not_found(options.model, self.model_names)
-            param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
-            origin = Origin(
-                request_id_of(request.scope), tenant, request_class, param, arrived_s, options.queue_timeout_ms
-            )
-            call = await self._prepare(origin, parsed)
-            if options.stream and call.is_late:
-                return EventStream(call.late_events(), call.close, origin.request_id, call.plan.headers)
-            generation = await self._open(request, call)
-        except ApiError as error:
-            self._metrics.rejected(request_class, error.code)
-            raise
-        headers = call.plan.headers | generation.headers
+        tenant: str | None = None
+        with self._audit.begin(request) as entry:
+            try:
+                tenant = self._tenants.identify(request)
+                server = self._settings.server
+                body = await read_json(request, server.max_body_bytes, server.body_timeout_s)
+                parsed = parse(body)
+                options = parsed.options
+                entry.request_class, entry.stream = options.request_class, options.stream
+                if options.model not in self.model_names:
+                    raise model_not_found(options.model, self.model_names)
+                self._tenants.check_class(request, options.request_class)
+                self._check_level(options.request_class)
+                param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
+                origin = Origin(
+                    request_id_of(request.scope),
+                    tenant,
+                    options.request_class,
+                    param,
+                    arrived_s,
+                    options.queue_timeout_ms,
+                    request.headers.get("traceparent", ""),
+                )
+                entry.note_prompt(body.get(param))
+                call = await self._prepare(origin, parsed, detached=_is_detached(request) or options.background)
+            except ApiError as error:
+                self._metrics.rejected(entry.request_class, error.code, tenant)
+                raise
+        call.entry = entry
         if options.stream:
-            return EventStream(generation.events(), call.close, origin.request_id, headers)
+            return await self._stream(request, call)
+        follower = Follower(call.record)
         try:
-            body = await while_connected(request.receive, generation.body())
+            call.start()
+            await while_connected(request.receive, follower.ended())
         finally:
-            call.close()
-        return Response(body, media_type="application/json", headers=headers)
+            follower.leave()
+        return Response(call.record.body(), media_type="application/json", headers=call.headers)
 
-    async def _prepare(self, origin: Origin, parsed: ChatRequest | CompletionRequest) -> Call:
+    async def _stream(self, request: Request, call: Call) -> Response:
+        """Its events. Also when this task is cancelled in the very moment in which the engine has accepted, nothing is left."""
+        origin, streams = call.record.origin, self._metrics.streams
+        delay_s = class_settings(self._settings, origin.request_class).pacing_ms / 1000
+        reader = Reader(call.record, streams, delay_s=delay_s)
+        try:
+            call.start()
+            if not call.is_late:
+                await while_connected(request.receive, reader.opened())
+        except BaseException:
+            reader.leave()
+            raise
+        return EventStream(reader, patience(self._settings.streams, origin.request_class), streams, call.headers)
+
+    async def _prepare(self, origin: Origin, parsed: ChatRequest | CompletionRequest, *, detached: bool) -> Call:
         """Everything that can be known before the engine is asked. Raises ApiError."""
         ready, text = self._available()
         options = parsed.options
@@ -128,15 +173,11 @@ class Completions:
         # The length came first: looking at each id of a prompt that is far too long would hold up the streams.
         for ids in plan.ids:
             _check_ids(ids, text.vocab.n_tokens, plan.param)
-        return Call(origin, parsed, plan, heading, self._prompts, self._engine, text, self._metrics, self._live)
-
-    async def _open(self, request: Request, call: Call) -> Generation:
-        try:
-            return await while_connected(request.receive, call.open())
-        except BaseException:
-            # Also when this task is cancelled in the very moment in which the engine has accepted.
-            call.close()
-            raise
+        kind = ChatFormat if isinstance(parsed, ChatRequest) else CompletionFormat
+        shape = Shape(kind, heading, options.include_usage, options.continuous_usage, segments=options.segments)
+        n_choices = options.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
+        record = Record(origin, shape, n_choices, detached=detached)
+        return Call(record, parsed, plan, self._prompts, self._engine, text, self._metrics, self._records)
 
     def _available(self) -> tuple[Ready, TextModel]:
         state, text = self._engine.state, self._text.current
@@ -148,91 +189,104 @@ class Completions:
 
 
 class Call:
-    """One API request that is ready for the engine: perhaps a summary first, then its generation. `close` at the end."""
+    """One API request that is ready for the engine: perhaps a summary first, then its generation. It is its record's work."""
 
     def __init__(
         self,
-        origin: Origin,
+        record: Record,
         parsed: ChatRequest | CompletionRequest,
         plan: Plan,
-        heading: Heading,
         prompts: Prompts,
         engine: EngineClient,
         text: TextModel,
         metrics: GatewayMetrics,
-        live: LiveRequests,
+        records: Records,
     ) -> None:
-        self.plan = plan
-        self.origin = origin
+        self.record = record
         self._parsed = parsed
-        self._heading = heading
-        self._live = live
+        self._plan = plan
         self._prompts = prompts
         self._engine = engine
         self._text = text
         self._metrics = metrics
-        self._running: Generation | Summarizer | None = None
+        self._records = records
+        self._generation = Generation(record, engine, text, metrics)
+        self._summarizer: Summarizer | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.entry: RequestEntry | None = None
+        """What is put on record of it at its end."""
 
     @property
     def is_late(self) -> bool:
         """A summary comes first: too long to leave a stream without a sign of life."""
-        return self.plan.summary is not None
+        return self._plan.summary is not None
 
     @property
-    def response_id(self) -> str:
-        return self._heading.response_id
+    def headers(self) -> dict[str, str]:
+        """Of the response: its id, and what the engine said of the wait on its arrival, if that was worth telling."""
+        headers = {RESPONSE_ID_HEADER: self.record.response_id, **self._plan.headers}
+        accepted = self.record.accepted
+        if accepted is not None and accepted.eta_us >= TOLD_WAIT_US:
+            headers |= {POSITION_HEADER: str(accepted.position), ETA_HEADER: str(accepted.eta_us // 1000)}
+        return headers
 
-    @property
-    def generation(self) -> Generation | None:
+    def start(self) -> None:
+        """Hand it to the engine. Whoever follows the record hears what comes of it."""
+        self.record.work, self.record.on_end = self, self._ended
+        self._records.add(self.record)
+        if self._plan.summary is None:
+            self._submit()
+        else:
+            self.record.note("summarizing", turns=self._plan.summary.n_turns)
+            self._task = asyncio.create_task(self._summarize(), name="summary")
+
+    def stop(self, why: str) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._generation.stop(why)
+
+    def hold(self, level: str) -> None:
+        self._generation.hold(level)
+
+    def requests(self) -> list[tuple[int, int]]:
         """What the engine is computing for it now, the summary included."""
-        return self._running.running if isinstance(self._running, Summarizer) else self._running
+        if self._summarizer is not None and self._summarizer.running is not None:
+            return self._summarizer.running.requests()
+        return self._generation.requests()
 
-    async def open(self) -> Generation:
-        """The generation, taken by the engine. Raises ApiError, with nothing left behind."""
-        self._live.add(self)
-        if self.plan.summary is not None:
-            assert isinstance(self._parsed, ChatRequest)
-            form = self._format()
-            self._running = summarizer = Summarizer(self.origin, self._engine, self._text, form, self._metrics)
-            summary = await summarizer.summarize(self.plan.summary.pieces, self.plan.summary.n_output)
-            await self._prompts.finish(self.plan, self._parsed, self._text, summary)
-        options = self._parsed.options
-        self._running = generation = Generation(
-            self.origin,
-            self._engine,
-            self._text,
-            self._format(),
-            self._metrics,
-            n_prompt=sum(len(ids) for ids in self.plan.ids),
-            stop=options.stop,
-            include_usage=options.include_usage,
-            continuous_usage=options.continuous_usage,
-        )
-        await generation.open(self._choices())
-        return generation
-
-    async def late_events(self) -> AsyncGenerator[bytes, None]:
-        """The stream of a request whose summary is still to be made: its headers are out, so errors come as events."""
-        assert self.plan.summary is not None
-        yield summary_comment(self.plan.summary.n_turns)
+    async def _summarize(self) -> None:
+        """Make the prompt that the summary belongs to, then go on as usual."""
+        assert self._plan.summary is not None
+        assert isinstance(self._parsed, ChatRequest)
         try:
-            generation = await self.open()
+            self._summarizer = Summarizer(self.record, self._engine, self._text, self._metrics)
+            summary = await self._summarizer.summarize(self._plan.summary.pieces, self._plan.summary.n_output)
+            self._summarizer = None
+            await self._prompts.finish(self._plan, self._parsed, self._text, summary)
+            self._submit()
         except ApiError as error:
-            self._metrics.rejected(self.origin.request_class, error.code)
-            raise
-        async with aclosing(generation.events()) as events:
-            async for event in events:
-                yield event
+            self._generation.fail(error)
+        except Exception as bug:
+            error_id = log_bug(log, self.record.origin.request_id, bug)
+            self._generation.fail(internal_error(error_id))
 
-    def close(self) -> None:
-        """Take back from the engine what has not ended. Any number of times."""
-        self._live.discard(self)
-        if self._running is not None:
-            self._running.close()
+    def _submit(self) -> None:
+        self.record.n_prompt = sum(len(ids) for ids in self._plan.ids)
+        self.record.shape.notes = self._plan.notes
+        self._generation.submit(self._choices(), self._parsed.options.stop)
+
+    def _ended(self, record: Record) -> None:
+        """Nobody comes back for a request that was refused, unless its client has been told an id."""
+        refused = record.failure is not None and not record.is_open
+        if refused and record.failure is not None:
+            self._metrics.rejected(record.origin.request_class, record.failure.code, record.origin.tenant)
+        if self.entry is not None:
+            self.entry.ended(record)
+        self._records.finish(record, keep=not refused or self.is_late)
 
     def _choices(self) -> list[ChoiceRequest]:
         """One engine request for each choice of each prompt, in the order of their indices."""
-        plan, options = self.plan, self._parsed.options
+        plan, options = self._plan, self._parsed.options
         seed = secrets.randbits(32) if options.seed is None else options.seed
         requests = []
         for ids in plan.ids:
@@ -243,11 +297,12 @@ class Call:
                 requests.append(ChoiceRequest(ids, max_output, sampling, plan.template))
         return requests
 
-    def _format(self) -> ResponseFormat:
-        options = self._parsed.options
-        usage_field = options.include_usage or options.continuous_usage
-        kind = ChatFormat if isinstance(self._parsed, ChatRequest) else CompletionFormat
-        return kind(self._heading, usage_field, self.plan.notes)
+
+def _is_detached(request: Request) -> bool:
+    value = request.headers.get(DETACH_HEADER, "0")
+    if value not in ("0", "1"):
+        raise invalid_value(DETACH_HEADER, 'be "1", or be left out', value)
+    return value == "1"
 
 
 def _check_ids(ids: list[int], n_tokens: int, param: str) -> None:

@@ -1,4 +1,4 @@
-"""What the gateway's request handlers need from the engine, and the mailbox of one live request.
+"""What the gateway's request handlers need from the engine, and the handle of one live request.
 
 `poise.gateway.supervisor.Supervisor` is the implementation that owns a real engine process.
 """
@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from poise.config import Settings
+from poise.gateway.blame import Death
+from poise.gateway.quarantine import QuarantineReport
 from poise.scheduler.request import Control, RequestClass
 from poise.wire.messages import (
     Accepted,
     Change,
     Controlled,
+    Erased,
     Finish,
     Forgotten,
     Ready,
@@ -28,7 +32,11 @@ from poise.wire.messages import (
 )
 
 ENGINE_LOST = "engine_lost"
-"""Finish.reason given by the gateway to requests that were live when the engine died."""
+"""Finish.reason given by the gateway to requests that no engine could go on with."""
+QUARANTINED = "quarantined"
+"""Finish.reason given by the gateway to a request that engines died computing."""
+SERVER_STOPPING = "server_stopping"
+"""Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
 RequestEvent = Accepted | Refused | Waiting | Start | Change | Token | Finish
 
@@ -92,38 +100,36 @@ class Wakeup:
 
 
 class RequestHandle:
-    """Mailbox of one request: Accepted or Refused first, Waiting while it is queued, then at most one Start, Tokens and Changes,
-    and exactly one Finish.
+    """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Waiting while it is
+    queued, then Starts, Tokens and Changes, and exactly one Finish.
 
-    A Refused or a Finish is the last event. One consumer, who may set `wakeup` to wait for several handles at once.
+    A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
+    between shows as a Change, "lost" and then "recover", and as nothing else.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
         self.request_id = request_id
         self.done = False
-        """True when the last event has been put (not necessarily received)."""
-        self.wakeup = Wakeup()
-        self.events: list[RequestEvent] = []
-        """What has arrived and was not taken."""
+        """True when the last event has been put."""
         self._abort = abort
+        self._listener: Callable[[RequestEvent], None] | None = None
+        self._kept: list[RequestEvent] = []
 
     def put(self, event: RequestEvent) -> None:
         """Called by the owner of the engine connection, in the event loop."""
-        self.events.append(event)
         if type(event) is Finish or type(event) is Refused:
             self.done = True
-        self.wakeup.set()
+        if self._listener is None:
+            self._kept.append(event)
+        else:
+            self._listener(event)
 
-    def take(self) -> list[RequestEvent]:
-        """All events that have arrived since the last call, perhaps none."""
-        events, self.events = self.events, []
-        return events
-
-    async def receive(self) -> list[RequestEvent]:
-        """The same, at least one; waits for it."""
-        while not self.events:
-            await self.wakeup.wait()
-        return self.take()
+    def listen(self, listener: Callable[[RequestEvent], None]) -> None:
+        """Call `listener` for what has come so far, and then for each event as it comes. It must not raise."""
+        self._listener = listener
+        kept, self._kept = self._kept, []
+        for event in kept:
+            listener(event)
 
     def abort(self) -> None:
         """The caller no longer wants the request. Safe at any time and any number of times."""
@@ -147,12 +153,18 @@ class EngineClient(Protocol):
         sampling: SamplingParams,
         template: str = "",
         queue_timeout_ms: int = 0,
+        label: str = "",
     ) -> RequestHandle:
         """Hand a request to the engine. Raises EngineUnavailable.
 
         template           one whose tokens the prompt begins with
         queue_timeout_ms   how long it may wait for its slot; 0: for ever
+        label              what reports call it: its X-Request-Id
         """
+        ...
+
+    def hold(self, request_id: int, level: str) -> None:
+        """The readers of a request are behind, or have caught up: `level` is "run", "pause" or "swap". Later engines are told."""
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
@@ -167,6 +179,43 @@ class EngineClient(Protocol):
         """Drop what is cached for a tenant. Raises EngineUnavailable."""
         ...
 
+    async def erase(self, tenant: str) -> Erased:
+        """The same, and overwrite it, and take the tenant out of the flight recorder. Raises EngineUnavailable."""
+        ...
+
     async def journal(self) -> list[str]:
         """The engine's flight recorder, JSON lines, oldest first. Raises EngineUnavailable."""
+        ...
+
+    @property
+    def n_live(self) -> int:
+        """Requests that have not ended."""
+        ...
+
+    def n_queued(self, request_class: RequestClass) -> int:
+        """Requests of a class that have not begun, to the last one, where the engine's status is a moment old."""
+        ...
+
+    def adjust(self, queue_share: float, slots_share: float) -> None:
+        """Allow only these shares of each class's queue and slots, this engine and later ones."""
+        ...
+
+    def use(self, settings: Settings) -> None:
+        """The settings that engines are started with from now on. The present one keeps its own."""
+        ...
+
+    def restart(self, why: str) -> None:
+        """Replace the engine by another one. Only while nothing is live."""
+        ...
+
+    def on_death(self, listener: Callable[[Death], None]) -> None:
+        """Be told of each engine that is lost, before the next one is started."""
+        ...
+
+    def end_all(self, reason: str, detail: str) -> None:
+        """End every live request with this Finish."""
+        ...
+
+    def quarantined(self) -> list[QuarantineReport]:
+        """Requests that were ended because engines died computing them, the newest hundred."""
         ...

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import secrets
 from collections.abc import Iterable
 
 import msgspec
@@ -34,6 +35,7 @@ _TYPES = {
 }
 _SHOWN_CHARS = 60
 _RETRY_FAILED_S = 60.0
+_RETRY_STOPPED_S = 5.0
 
 
 class ApiError(Exception):
@@ -207,8 +209,17 @@ def request_not_found(request_id: str) -> ApiError:
     return ApiError(404, "request_not_found", message)
 
 
+def response_not_found(wanted: str) -> ApiError:
+    """The same for one that never was and for another tenant's: not even that it exists is told."""
+    message = (
+        f"You have no request {shown(wanted)} here: it never was, was erased, or ended longer ago than results.retention_s. "
+        "GET /v1/requests lists yours."
+    )
+    return ApiError(404, "request_not_found", message)
+
+
 def not_possible(action: str, request_id: str, reason: str) -> ApiError:
-    """The engine's refusal of what an operator wants. `reason` is its own words: no text of a request is in them."""
+    """What somebody wants of a request in the wrong state. No text of a request is in `reason`."""
     return ApiError(409, "not_possible", f"Cannot {action} {shown(request_id)}: {reason}.")
 
 
@@ -238,6 +249,42 @@ def engine_lost(retry_after_s: float) -> ApiError:
     return ApiError(503, "engine_lost", message, headers=headers)
 
 
+def request_quarantined() -> ApiError:
+    """It would only end the next engine, too, so no time to come back is told."""
+    message = (
+        "The engine died repeatedly while it computed this request alone, so the request was ended for good. Change it before "
+        "you send it again; the server's log has a report for its operator."
+    )
+    return ApiError(500, "request_quarantined", message)
+
+
+def server_stopping() -> ApiError:
+    message = (
+        "The server is stopping and had to end this request before it began. Send it again, to another server or later."
+    )
+    return ApiError(503, "server_stopping", message, headers=retry_after(_RETRY_STOPPED_S))
+
+
+def draining(seconds: float) -> ApiError:
+    """`seconds` is what is left of the time for draining; a server that is started again answers after it at the earliest."""
+    headers = retry_after(seconds)
+    message = (
+        "The server is stopping: it ends what it has begun and takes no new requests. Send this one to another server, or here "
+        f"in {headers['Retry-After']} s if it is started again."
+    )
+    return ApiError(503, "draining", message, headers=headers)
+
+
+def shed_background(level: str, why: str, retry_after_s: float) -> ApiError:
+    """Background work is refused first, so that people notice nothing."""
+    headers = retry_after(retry_after_s)
+    message = (
+        f"Background work is not taken now, the server is {level}: {why}. Try again in about {headers['Retry-After']} s, or use "
+        "another 'service_tier' if somebody waits for the answer."
+    )
+    return ApiError(429, "shed_background", message, headers=headers)
+
+
 def too_many_requests_open(limit: int) -> ApiError:
     message = f"{limit} requests are open, which is the limit of this server. Try again in about 1 s."
     return ApiError(503, "too_many_open_requests", message, headers=retry_after(1.0))
@@ -246,6 +293,10 @@ def too_many_requests_open(limit: int) -> ApiError:
 def internal_error(error_id: str) -> ApiError:
     """What went wrong stands in the log under `error_id`; nothing of it is shown."""
     return ApiError(500, "internal_error", f"Internal error {error_id}: the server's log has the details.")
+
+
+def new_error_id() -> str:
+    return "err-" + secrets.token_hex(6)
 
 
 def retry_after(seconds: float) -> dict[str, str]:

@@ -1,36 +1,53 @@
-"""One API request on its way through the engine: token events in, text out, everything counted, nothing left running.
+"""One API request on its way through the engine: token events in, a record out, everything counted, nothing left running.
 
-A `Choice` is one engine request. A `Generation` has all choices of an API request: it submits them, merges what they bring, and
-on `close` takes back what is not finished, whatever the reason.
+A `Choice` is one engine request. A `Generation` has all choices of an API request: it submits them and writes what they bring
+into the record, in the moment in which an event is dispatched. No task of its own and none of a client is needed for that.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from poise.gateway.choice import Choice, Update
-from poise.gateway.engine_client import ENGINE_LOST, EngineClient, EngineUnavailable, RequestHandle, Wakeup
-from poise.gateway.errors import ApiError, engine_lost, engine_unavailable, internal_error, queue_timeout, refused
-from poise.gateway.responses import DONE, Answer, ResponseFormat, TokenEntry, Usage, change_comment, queue_comment
-from poise.gateway.stream import new_error_id
+from poise.gateway.bugs import log_bug
+from poise.gateway.choice import NOTHING, Choice
+from poise.gateway.engine_client import (
+    ENGINE_LOST,
+    QUARANTINED,
+    SERVER_STOPPING,
+    EngineClient,
+    EngineUnavailable,
+    RequestEvent,
+    RequestHandle,
+)
+from poise.gateway.errors import (
+    ApiError,
+    engine_lost,
+    engine_unavailable,
+    internal_error,
+    new_error_id,
+    queue_timeout,
+    refused,
+    request_quarantined,
+    server_stopping,
+)
+from poise.gateway.record import CANCELLED, LEFT, READER_TIMEOUT, RUNNING, End, Record
+from poise.gateway.responses import TokenEntry
+from poise.gateway.story import story_of
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
-from poise.scheduler.request import FinishReason, RequestClass
-from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParams
+from poise.scheduler.request import FinishReason
+from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParams, Start, Token, Waiting
 
 log = logging.getLogger(__name__)
 
-CANCELLED = "cancelled"
-"""Outcome of a choice that nobody waits for any more."""
-_BAD_ENDS = frozenset((ENGINE_LOST, FinishReason.FAILED, FinishReason.EXPIRED))
-POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
+_GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+_TOLD_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
 TOLD_WAIT_US = 500_000
 """A client whose request will wait at least this long in the queue is told so."""
-TOLD_AGAIN = 0.2
-"""A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,257 +60,257 @@ class ChoiceRequest:
     template: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where an API request comes from, for the books and the log. `arrived_s` is of the clock `time.perf_counter`."""
-
-    request_id: str
-    tenant: str
-    request_class: RequestClass
-    prompt_param: str
-    arrived_s: float
-    queue_timeout_ms: int = 0
-    """How long each of its engine requests may wait for a slot; 0: for ever."""
-
-
 class Generation:
-    """All choices of one API request. Use: `open`, then either `events` or `body`; `close` always, at the end."""
+    """All choices of one API request. Its record ends exactly once, by what the engine says or by `stop` and `fail`."""
 
-    def __init__(
-        self,
-        origin: Origin,
-        engine: EngineClient,
-        text: TextModel,
-        response: ResponseFormat,
-        metrics: GatewayMetrics,
-        *,
-        n_prompt: int,
-        stop: Sequence[str],
-        include_usage: bool = False,
-        continuous_usage: bool = False,
-    ) -> None:
-        self._origin = origin
+    def __init__(self, record: Record, engine: EngineClient, text: TextModel, metrics: GatewayMetrics) -> None:
+        self._record = record
         self._engine = engine
         self._text = text
-        self._response = response
         self._metrics = metrics
-        self._stop = stop
-        self._include_usage = include_usage
-        self._continuous_usage = continuous_usage
-        self._n_prompt = n_prompt
         self._choices: list[Choice] = []
-        self._running: list[Choice] = []
-        self._wakeup = Wakeup()
-        self._accepted: Accepted | None = None
-        self._told: tuple[int, int] | None = None
-        """Place and estimate, in ms, that the stream was told last."""
-        self._closed = False
+        self._n_unheard = 0
+        """Choices on which the engine has not said a word."""
 
-    @property
-    def choices(self) -> Sequence[Choice]:
-        return self._choices
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Of the response: what the engine said of the wait when it accepted the request, if that was worth telling."""
-        accepted = self._accepted
-        if accepted is None or accepted.eta_us < TOLD_WAIT_US:
-            return {}
-        return {POSITION_HEADER: str(accepted.position), ETA_HEADER: str(accepted.eta_us // 1000)}
-
-    async def open(self, requests: Sequence[ChoiceRequest]) -> None:
-        """Submit the choices and wait until the engine has taken each of them. Raises ApiError, with nothing left behind."""
+    def submit(self, requests: Sequence[ChoiceRequest], stop: Sequence[str] = ()) -> None:
+        """Hand every choice to the engine. A refusal is the end of the record."""
+        record = self._record
         try:
-            for index, request in enumerate(requests):
-                handle = self._submit(request)
-                handle.wakeup = self._wakeup
+            for choice, request in zip(record.choices, requests, strict=True):
                 wants_logprobs = request.sampling.n_logprobs >= 0
-                self._choices.append(Choice(index, handle, self._text, self._stop, wants_logprobs))
-            for choice in self._choices:
-                first = await choice.open()
-                if isinstance(first, Accepted):
-                    self._accepted = self._accepted or first  # what comes first decides when something comes
-                elif isinstance(first, Refused):
-                    raise refused(first, self._origin.request_class, self._origin.prompt_param)
-                elif isinstance(first, Finish) and first.reason == ENGINE_LOST:
-                    raise self._error(first)
-        except ApiError:
-            for choice in self._choices:
-                choice.handle.abort()
-            self._closed = True  # it never began: it is counted among the rejected, not among the ended
-            raise
-        self._running = list(self._choices)
-        self._metrics.accepted(self._origin.request_class, self._n_prompt)
+                record.wants_logprobs |= wants_logprobs
+                self._choices.append(Choice(choice, self._submit(request), self._text, stop, wants_logprobs))
+        except EngineUnavailable as error:
+            self.fail(engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent))
+            return
+        except Exception as bug:
+            self._break(bug)
+            return
+        self._n_unheard = len(self._choices)
+        for made in self._choices:
+            made.handle.listen(partial(self._hear, made))
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The stream's events, [DONE] included. Raises ApiError when a choice fails: what was sent before stands."""
-        if self._accepted is not None and self._accepted.eta_us >= TOLD_WAIT_US:
-            yield self._tell(self._accepted.position, self._accepted.eta_us)
-        opened = [False] * len(self._choices)
-        while self._running:
-            for choice, update in await self._updates():
-                usage = self.usage() if self._continuous_usage else None
-                out = self._comments(choice, update) if update.changes or update.waits else b""
-                if update.text or update.entries or (update.finish_reason and not opened[choice.index]):
-                    first, opened[choice.index] = not opened[choice.index], True
-                    out += self._response.text_event(
-                        choice.index, update.text, update.entries, first=first, usage=usage
-                    )
-                if update.finish_reason:
-                    out += self._response.finish_event(choice.index, update.finish_reason, usage)
-                if out:
-                    yield out
-                if update.failure:
-                    raise self._error(update.failure)
-        if self._include_usage:
-            yield self._response.usage_event(self.usage())
-        yield DONE
+    def stop(self, why: str) -> None:
+        """End what has not ended; what has come stays. See `Work.stop`."""
+        if self._record.is_ended:
+            return
+        if why == LEFT:
+            self._metrics.disconnected(self._record.origin.request_class)
+        outcome = READER_TIMEOUT if why == READER_TIMEOUT else CANCELLED
+        made = {choice.record.index: choice for choice in self._choices}
+        for record in [record for record in self._record.choices if record.outcome is None]:
+            choice = made.get(record.index)
+            text, entries = choice.flush() if choice is not None else ("", NOTHING)
+            self._record.end_choice(End(len(self._record.texts), record.index, CANCELLED, text, entries), outcome)
+            if choice is not None:
+                self._abort(choice)
+        self._close(None)
 
-    async def body(self) -> bytes:
-        """The response of a request that does not stream. Raises ApiError when a choice fails."""
-        return self._response.body(await self.answers(), self.usage())
+    def fail(self, error: ApiError) -> None:
+        """It cannot go on. What was computed stands; choices that had not ended are taken back."""
+        if self._record.is_ended:
+            return
+        for choice in self._choices:
+            if choice.record.outcome is None:
+                choice.record.outcome = CANCELLED
+                self._abort(choice)
+        self._close(error)
 
-    async def answers(self) -> list[Answer]:
-        """What every choice has come to. Raises ApiError when one fails."""
-        texts: list[list[str]] = [[] for _ in self._choices]
-        entries: list[list[TokenEntry]] = [[] for _ in self._choices]
-        while self._running:
-            for choice, update in await self._updates():
-                if update.failure:
-                    raise self._error(update.failure)
-                texts[choice.index].append(update.text)
-                entries[choice.index] += update.entries or []
+    def hold(self, level: str) -> None:
+        """Tell the engine how far the readers are behind."""
+        self._metrics.streams.held(self._record.origin.request_class, level)
+        for _, request_id in self.requests():
+            self._engine.hold(request_id, level)
+
+    def requests(self) -> list[tuple[int, int]]:
+        """Index and engine request of each choice that has not ended."""
         return [
-            Answer(
-                choice.index,
-                "".join(texts[choice.index]),
-                choice.finish_reason or "stop",
-                entries[choice.index] if choice.wants_logprobs else None,
-            )
-            for choice in self._choices
+            (choice.record.index, choice.handle.request_id) for choice in self._choices if choice.record.outcome is None
         ]
 
-    def close(self) -> None:
-        """Abort what has not ended, and write the books. Any number of times."""
-        if self._closed:
+    def _submit(self, request: ChoiceRequest) -> RequestHandle:
+        origin = self._record.origin
+        return self._engine.submit(
+            tenant=origin.tenant,
+            request_class=origin.request_class,
+            prompt=request.prompt,
+            max_output=request.max_output,
+            sampling=request.sampling,
+            template=request.template,
+            queue_timeout_ms=origin.queue_timeout_ms,
+            label=origin.request_id,
+        )
+
+    def _hear(self, choice: Choice, event: RequestEvent) -> None:
+        """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
+        try:
+            if choice.record.outcome is not None:
+                self._after_the_end(choice, event)
+            elif self._record.is_open:
+                self._advance(choice, event)
+            else:
+                self._before_all_are_taken(choice, event)
+            self._record.notify()
+        except Exception as bug:
+            self._break(bug, choice)
+
+    def _break(self, bug: Exception, choice: Choice | None = None) -> None:
+        """Something unforeseen was raised: the log has what, the client an id to ask for it."""
+        error_id = log_bug(log, self._record.origin.request_id, bug)
+        if choice is not None and choice.record.outcome is None:
+            choice.record.outcome = FinishReason.FAILED.value
+            self._abort(choice)
+        self.fail(internal_error(error_id))
+
+    def _before_all_are_taken(self, choice: Choice, event: RequestEvent) -> None:
+        """Nothing is told before the engine has taken every choice, so that a refusal is an ordinary HTTP error."""
+        record = self._record
+        if not choice.early:
+            if type(event) is Refused:
+                self.fail(refused(event, record.origin.request_class, record.origin.prompt_param))
+                return
+            if type(event) is Finish and event.reason in (ENGINE_LOST, SERVER_STOPPING, QUARANTINED):
+                self.fail(self._error(event))
+                return
+            self._n_unheard -= 1
+        choice.early.append(event)
+        if self._n_unheard:
             return
-        self._closed = True
-        origin, now_s = self._origin, time.perf_counter()
-        outcomes = [choice.outcome or CANCELLED for choice in self._choices]
-        for choice, outcome in zip(self._choices, outcomes, strict=True):
-            if not choice.ended:
-                choice.handle.abort()
-            self._metrics.ended(origin.request_class, outcome, now_s - origin.arrived_s)
-        # When one choice fails the others are cancelled too, but then the client is still there.
-        if CANCELLED in outcomes and not _BAD_ENDS.intersection(outcomes):
-            self._metrics.disconnected(origin.request_class)
+        record.is_open = True
+        self._metrics.accepted(record.origin.request_class, record.n_prompt)
+        for other in self._choices:
+            early, other.early = other.early, []
+            for kept in early:
+                if other.record.outcome is None:
+                    self._advance(other, kept)
+
+    def _advance(self, choice: Choice, event: RequestEvent) -> None:
+        if type(event) is Token:
+            self._token(choice, event)
+        elif type(event) is Finish:
+            self._finish(choice, event)
+        elif type(event) is Change:
+            self._change(choice, event)
+        elif type(event) is Start:
+            self._start(choice, event)
+        elif type(event) is Waiting:
+            self._waiting(choice, event)
+        elif type(event) is Accepted:
+            self._accepted(choice, event)
+
+    def _token(self, choice: Choice, token: Token) -> None:
+        record, now_s = self._record, time.perf_counter()
+        if choice.tokens_at_s is None:
+            self._metrics.first_tokens(choice.record.counts_as, 1, now_s - record.origin.arrived_s, now_s)
+            record.note("first_token", choice.record.index)
+        else:
+            self._metrics.more_tokens(choice.record.counts_as, 1, now_s - choice.tokens_at_s)
+        choice.tokens_at_s = now_s
+        text, entries = choice.push(token)
+        record.append(choice.record.index, text, entries, now_s)
+        if choice.stopped:
+            self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, "", NOTHING)
+            self._abort(choice)
+            self._close_if_all_ended()
+
+    def _accepted(self, choice: Choice, accepted: Accepted) -> None:
+        record, eta_ms = self._record, accepted.eta_us // 1000
+        record.note("queued", choice.record.index, position=accepted.position, eta_ms=eta_ms)
+        if record.accepted is None:  # what comes first decides when something comes
+            record.accepted = accepted
+            if accepted.eta_us >= TOLD_WAIT_US:
+                record.place = accepted.position, eta_ms
+
+    def _waiting(self, choice: Choice, waiting: Waiting) -> None:
+        record = self._record
+        if choice.record.started:
+            return
+        choice.record.place = waiting
+        # The wait is over when something begins to come; until then it is that of the first choice in the queue.
+        if not any(other.started for other in record.choices):
+            first = min((other.place for other in record.choices if other.place), key=lambda place: place.position)
+            record.place = first.position, first.eta_us // 1000
+
+    def _start(self, choice: Choice, start: Start) -> None:
+        told = choice.record
+        if not told.started:
+            self._metrics.started(told.counts_as, start.wait_us / 1e6, start.n_cached)
+        told.started, told.state, told.place, told.n_cached = True, RUNNING, None, start.n_cached
+        self._record.place = None
+        self._record.note(
+            "started", told.index, pool=start.pool, cached_tokens=start.n_cached, wait_ms=start.wait_us // 1000
+        )
+
+    def _change(self, choice: Choice, change: Change) -> None:
+        record = self._record
+        choice.change(change)
+        self._metrics.changed(record.origin.request_class, change.what)
+        record.downgraded |= change.what == "downgrade"
+        record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
+
+    def _finish(self, choice: Choice, finish: Finish) -> None:
+        self._record.served_us += finish.served_us
+        # What there is when the server must stop is an answer that was cut, and no failure.
+        cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
+        if cut or finish.reason in _GOOD_ENDS:
+            choice.record.n_cached = finish.n_cached
+            text, entries = choice.flush()
+            reason = FinishReason.STOP.value if choice.stopped else finish.reason
+            self._end(choice, reason, finish.reason, text, entries)
+            self._close_if_all_ended()
+            return
+        # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
+        choice.record.outcome = str(finish.reason) if finish.reason in _TOLD_ENDS else ENGINE_LOST
+        self.fail(self._error(finish))
+
+    def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
+        self._record.end_choice(End(len(self._record.texts), choice.record.index, reason, text, entries), outcome)
+
+    def _abort(self, choice: Choice) -> None:
+        choice.aborted_s = time.perf_counter()
+        choice.handle.abort()
+
+    def _after_the_end(self, choice: Choice, event: RequestEvent) -> None:
+        """The engine's last word on what was taken back from it: now its slot is free."""
+        if type(event) is Finish and choice.aborted_s is not None:
+            self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
+            choice.aborted_s = None
+
+    def _close_if_all_ended(self) -> None:
+        if all(choice.outcome is not None for choice in self._record.choices):
+            self._close(None)
+
+    def _close(self, failure: ApiError | None) -> None:
+        """Write the books and end the record. What the engine never took is counted among the rejected, by who asked for it."""
+        record, origin = self._record, self._record.origin
+        elapsed_s = time.perf_counter() - origin.arrived_s
+        record.end(failure)
+        if record.is_open or failure is None:
+            self._metrics.told(story_of(record))
         log.info(
             "[%s] %s %s: %d prompt and %d output tokens, %s, %.0f ms",
             origin.request_id,
             origin.tenant,
             origin.request_class,
-            self._n_prompt,
-            self.usage().completion_tokens,
-            "+".join(outcomes),
-            (now_s - origin.arrived_s) * 1000,
+            record.n_prompt,
+            len(record.texts),
+            record.outcome if failure is None or record.is_open else failure.code,
+            elapsed_s * 1000,
         )
-
-    def _comments(self, choice: Choice, update: Update) -> bytes:
-        """What a stream is told besides the answer: how the wait goes, and what is done with what runs."""
-        several = len(self._choices) > 1
-        out = b"".join(
-            change_comment(change.what, change.why, choice.index if several else None)
-            for change in update.changes or ()
-        )
-        # The wait is over when something begins to come; until then it is that of the first choice in the queue.
-        if update.waits and not any(other.started for other in self._choices):
-            place = min((other.place for other in self._choices if other.place), key=lambda place: place.position)
-            if self._is_news(place.position, place.eta_us // 1000):
-                out += self._tell(place.position, place.eta_us)
-        return out
-
-    def _is_news(self, position: int, eta_ms: int) -> bool:
-        if self._told is None:
-            return True
-        told_position, told_ms = self._told
-        return position != told_position or abs(eta_ms - told_ms) > TOLD_AGAIN * told_ms
-
-    def _tell(self, position: int, eta_us: int) -> bytes:
-        self._told = position, eta_us // 1000
-        return queue_comment(*self._told)
-
-    def _submit(self, request: ChoiceRequest) -> RequestHandle:
-        try:
-            return self._engine.submit(
-                tenant=self._origin.tenant,
-                request_class=self._origin.request_class,
-                prompt=request.prompt,
-                max_output=request.max_output,
-                sampling=request.sampling,
-                template=request.template,
-                queue_timeout_ms=self._origin.queue_timeout_ms,
-            )
-        except EngineUnavailable as error:
-            raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
-
-    async def _updates(self) -> list[tuple[Choice, Update]]:
-        """What the choices bring, as soon as one of them has something. None waits for another."""
-        while True:
-            updates = [(choice, self._feed(choice)) for choice in self._running if choice.has_news]
-            if updates:
-                self._running = [choice for choice in self._running if not choice.ended]
-                return updates
-            await self._wakeup.wait()
-
-    def _feed(self, choice: Choice) -> Update:
-        """What has come for a choice; the metrics are told as well."""
-        now_s = time.perf_counter()
-        before = choice.n_output
-        update = choice.feed()
-        request_class = self._class_of(choice).value
-        if update.changes:
-            self._note_changes(update.changes)
-        if choice.wait_us is not None:
-            self._metrics.started(request_class, choice.wait_us / 1e6)
-            choice.wait_us = None
-        if choice.n_output > before:
-            n_tokens = choice.n_output - before
-            if choice.tokens_at_s is None:
-                self._metrics.first_tokens(request_class, n_tokens, now_s - self._origin.arrived_s, now_s)
-            else:
-                self._metrics.more_tokens(request_class, n_tokens, now_s - choice.tokens_at_s)
-            choice.tokens_at_s = now_s
-        return update
-
-    def _class_of(self, choice: Choice) -> RequestClass:
-        """What a downgraded choice does is background's: it would spoil the figures of the class that it came in."""
-        return RequestClass.BACKGROUND if choice.downgraded else self._origin.request_class
-
-    def _note_changes(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            self._metrics.changed(self._origin.request_class, change.what)
-        if any(change.what == "downgrade" for change in changes):
-            self._response.downgrade()
 
     def _error(self, finish: Finish) -> ApiError:
         """A bad end, as the client is told. The engine's own words are for the log: they may name files and the like."""
+        origin = self._record.origin
         if finish.reason == FinishReason.FAILED:
             error_id = new_error_id()
-            log.error("[%s] failed in the engine, %s: %s", self._origin.request_id, error_id, finish.detail)
+            log.error("[%s] failed in the engine, %s: %s", origin.request_id, error_id, finish.detail)
             return internal_error(error_id)
         if finish.reason == FinishReason.EXPIRED:
             status = self._engine.state.status
-            figures = status.classes.get(self._origin.request_class) if status is not None else None
-            return queue_timeout(
-                self._origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0
-            )
+            figures = status.classes.get(origin.request_class) if status is not None else None
+            return queue_timeout(origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0)
+        if finish.reason == QUARANTINED:
+            return request_quarantined()
+        if finish.reason == SERVER_STOPPING:
+            return server_stopping()
         return engine_lost(self._engine.state.retry_after_s)
-
-    def usage(self) -> Usage:
-        """Tokens so far."""
-        choices = self._choices
-        return Usage(
-            self._n_prompt,
-            sum(choice.n_output for choice in choices),
-            sum(choice.n_cached for choice in choices),
-        )

@@ -15,8 +15,10 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import retry_after
+from poise.gateway.levels import Level
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextSlot
 from poise.metrics.engine import EngineReading
@@ -31,12 +33,19 @@ class Health:
     """Answers /health, /health/live, /status and /metrics."""
 
     def __init__(
-        self, engine: EngineClient, text: TextSlot, tenants: Tenants, metrics: GatewayMetrics, model_name: str
+        self,
+        engine: EngineClient,
+        text: TextSlot,
+        tenants: Tenants,
+        metrics: GatewayMetrics,
+        degradation: Degradation,
+        model_name: str,
     ) -> None:
         self._engine = engine
         self._text = text
         self._tenants = tenants
         self._metrics = metrics
+        self._degradation = degradation
         self._model_name = model_name
         self._rates = TokenRates()
         self._started_s = time.monotonic()
@@ -53,6 +62,7 @@ class Health:
             "detail": state.detail,
             "restarts": state.restarts,
             "model": self._model_name,
+            **self._level(),
         }
         return fresh_json(body, 200 if ready else 503, {} if ready else retry_after(state.retry_after_s))
 
@@ -72,7 +82,9 @@ class Health:
             "stage": state.stage,
             "detail": state.detail,
             "restarts": state.restarts,
+            **self._level(),
             "open_requests": self._metrics.n_open,
+            "live_choices": self._engine.n_live,
             "classes": self._classes(figures),
             "pools": _pools(
                 state.ready.pools if state.ready else [], figures, tenants_shown=self._tenants.is_admin(request)
@@ -82,11 +94,14 @@ class Health:
             "tokens_per_s": {"prompt": round(prompt, 1), "output": round(output, 1)},
             "engine_rss_bytes": figures.rss_bytes if figures else None,
             "engine_unaccounted_bytes": figures.unaccounted_bytes if figures else None,
+            "bottleneck": figures.bottleneck.limit if figures else None,
         }
         return fresh_json(body)
 
-    async def metrics(self, _: Request) -> Response:
-        return Response(self._metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def metrics(self, request: Request) -> Response:
+        """Those by tenant are for operators only."""
+        text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(request))
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def sample_forever(self) -> None:
         """Note the engine's token counters once a second, for the rates in /status."""
@@ -96,7 +111,12 @@ class Health:
                 self._rates.sample(time.monotonic(), status.prompt_tokens, status.output_tokens)
             await asyncio.sleep(SAMPLE_EVERY_S)
 
+    def _level(self) -> dict[str, Any]:
+        return {"level": self._degradation.level.value, "reasons": self._degradation.reasons}
+
     def _status(self) -> str:
+        if self._degradation.level is Level.DRAINING:
+            return Level.DRAINING.value
         phase = self._engine.state.phase
         if phase is EnginePhase.READY:
             return "ok" if self._text.current is not None else EnginePhase.LOADING.value

@@ -13,8 +13,9 @@ import secrets
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ApiError, ClientGone, internal_error, too_many_requests_open
-from poise.gateway.stream import DIRECT_SEND, new_error_id
+from poise.gateway.stream import DIRECT_SEND
 from poise.metrics.gateway import GatewayMetrics
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,8 @@ class RequestMiddleware:
             error = await self._bounded(scope, receive, send_with_id)
         except ClientGone:
             log.info("[%s] client left before its answer", request_id)
-        except Exception:
-            error_id = new_error_id()
-            log.exception("[%s] internal error %s", request_id, error_id)
+        except Exception as bug:
+            error_id = log_bug(log, request_id, bug)
             error = None if started else internal_error(error_id)
         if error is not None:
             await error.response()(scope, receive, send_with_id)

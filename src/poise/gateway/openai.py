@@ -15,7 +15,7 @@ from poise.gateway import parameters as p
 from poise.gateway import unsupported
 from poise.gateway.errors import invalid_value, missing_parameter, shown
 from poise.gateway.fields import Field, Integer, JsonObject, Schema, check_names, object_schema, same_json
-from poise.gateway.parameters import Message
+from poise.gateway.parameters import Message, StreamOptions
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import SamplingParams
 
@@ -32,6 +32,7 @@ class Options:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    segments: bool
     max_tokens: int | None
     max_tokens_param: str
     stop: tuple[str, ...]
@@ -41,6 +42,8 @@ class Options:
     request_class: RequestClass
     queue_timeout_ms: int
     """How long it may wait for a slot; 0: for ever."""
+    background: bool
+    """It goes on when its client leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,17 +148,17 @@ class RequestParser:
         if min_tokens > allowed:
             raise invalid_value("min_tokens", f"be at most {allowed}, the output allowance", min_tokens)
         stream = p.STREAM.get(values, False)
-        stream_options = p.STREAM_OPTIONS.get(values, None)
-        if stream_options and any(stream_options) and not stream:
-            raise invalid_value("stream_options", "come with 'stream': true", stream_options, "'stream' is not true")
-        include_usage, continuous_usage = stream_options or (False, False)
+        streaming = p.STREAM_OPTIONS.get(values, StreamOptions())
+        if streaming.asks and not stream:
+            raise invalid_value("stream_options", "come with 'stream': true", None, "'stream' is not true")
         p.USER.get(values, "")
         return Options(
             model=p.MODEL.read(values["model"], "model"),
             n=self._n.get(values, 1),
             stream=stream,
-            include_usage=include_usage,
-            continuous_usage=continuous_usage,
+            include_usage=streaming.include_usage,
+            continuous_usage=streaming.continuous_usage,
+            segments=streaming.segments,
             max_tokens=max_tokens,
             max_tokens_param=max_tokens_param,
             stop=p.STOP.get(values, ()),
@@ -164,6 +167,7 @@ class RequestParser:
             service_tier="default" if tier == "auto" else tier,
             request_class=request_class,
             queue_timeout_ms=ceil(1000 * p.QUEUE_TIMEOUT.get(values, limits.queue_timeout_s)),
+            background=p.BACKGROUND.get(values, False),
         )
 
     def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:

@@ -42,6 +42,18 @@ TIER_CLASSES = {
 
 
 @dataclass(frozen=True, slots=True)
+class StreamOptions:
+    include_usage: bool = False
+    continuous_usage: bool = False
+    segments: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked for that only a stream can have."""
+        return self.include_usage or self.continuous_usage or self.segments
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: str
     content: str
@@ -74,11 +86,16 @@ def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]
     return tuple(sorted(pairs))
 
 
-def _read_stream_options(value: object, param: str) -> tuple[bool, bool]:
+def _read_stream_options(value: object, param: str) -> StreamOptions:
     options = read_object(value, param)
     names = {"include_obfuscation": Unsupported("include_obfuscation", "events are not padded; leave it out", (False,))}
-    check_names(options, (INCLUDE_USAGE, CONTINUOUS_USAGE), names, prefix=f"{param}.")
-    return INCLUDE_USAGE.get(options, False), CONTINUOUS_USAGE.get(options, False)
+    check_names(options, _STREAM_FIELDS, names, prefix=f"{param}.")
+    return StreamOptions(
+        *(
+            field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
+            for field in _STREAM_FIELDS
+        )
+    )
 
 
 def _read_messages(value: object, param: str) -> list[Message]:
@@ -158,6 +175,10 @@ _CONTENT: Field[str] = Custom(
 _MESSAGE_FIELDS: tuple[Field[Any], ...] = (_ROLE, _CONTENT, _NAME, _TOOL_CALL_ID)
 INCLUDE_USAGE = Flag("include_usage", "Send the token counts in a chunk of their own before [DONE].")
 CONTINUOUS_USAGE = Flag("continuous_usage_stats", "Send the token counts so far in every chunk.")
+SEGMENTS = Flag(
+    "segments", "Say in `segments` of a choice where headings, lists, code, sentences and so on begin and end."
+)
+_STREAM_FIELDS = (INCLUDE_USAGE, CONTINUOUS_USAGE, SEGMENTS)
 
 _IDS_SCHEMA: Schema = {
     "type": "array",
@@ -228,17 +249,17 @@ CONTEXT_POLICY = Text(
     "A conversation that is too long is refused (`reject`), loses its oldest turns (`trim`) or has them summarized.",
     choices=("reject", "trim", "summarize"),
 )
-TEMPLATE = Text("template", "A system prompt that the operator has declared; `/v1/templates` lists them.", min_chars=1)
+TEMPLATE = Text("template", "A system prompt by name; `/v1/templates` lists them.", min_chars=1)
 SEED = Integer("seed", "Makes the draw repeatable; choice i uses seed + i.")
 LOGPROBS = Flag("logprobs", "Return the log probability of each token.")
 TOP_LOGPROBS = Integer("top_logprobs", "Return that many of the most likely tokens too; needs `logprobs`.", 0, 20)
 LOGPROBS_COUNT = Integer("logprobs", "Return log probabilities, and that many of the most likely tokens.", 0, 5)
 STREAM = Flag("stream", "Send the answer as server-sent events while it is generated.")
-STREAM_OPTIONS: Field[tuple[bool, bool]] = Custom(
+STREAM_OPTIONS: Field[StreamOptions] = Custom(
     "stream_options",
     "Needs `stream`.",
     _read_stream_options,
-    object_schema((INCLUDE_USAGE, CONTINUOUS_USAGE), []),
+    object_schema(_STREAM_FIELDS, []),
 )
 SERVICE_TIER = Text(
     "service_tier",
@@ -252,6 +273,7 @@ QUEUE_TIMEOUT = Real(
     86_400,
     above_minimum=True,
 )
+BACKGROUND = Flag("background", "The request goes on when its client leaves; its result can be fetched for a while.")
 USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
 IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
 
@@ -273,6 +295,7 @@ SHARED: tuple[Field[Any], ...] = (
     STREAM_OPTIONS,
     SERVICE_TIER,
     QUEUE_TIMEOUT,
+    BACKGROUND,
     USER,
     IGNORE_EOS,
 )

@@ -1,30 +1,41 @@
-"""uvicorn's HTTP protocol with a bound on the time that a client takes for its request line and headers.
+"""uvicorn's HTTP protocol with a bound on the time that a client takes for its request line and headers, and with small buffers.
 
 uvicorn waits for headers for ever; a client that sends a byte a minute would hold a connection each. The body has its own
-bound, in `body`.
+bound, in `body`. A client that does not read is noticed late if the kernel takes in megabytes for it: so each connection's
+send buffer is small, and requests can look at their connection's transport.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from poise.config import Settings
+from poise.gateway.backpressure import TRANSPORT, high_water
 from poise.gateway.errors import ApiError
 
 
-def protocol_with_timeout(header_timeout_s: float) -> type[HttpToolsProtocol]:
+def protocol(settings: Settings) -> type[HttpToolsProtocol]:
     """A protocol class for uvicorn's `http` option."""
+    header_timeout_s = settings.server.body_timeout_s
+    send_buffer_bytes, buffered_max = settings.streams.send_buffer_bytes, high_water(settings.streams)
 
-    class TimedProtocol(HttpToolsProtocol):
+    class PoiseProtocol(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=buffered_max)
+            connection = transport.get_extra_info("socket")
+            if send_buffer_bytes and connection is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
             self._start_timer()
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            self.scope[TRANSPORT] = self.transport  # type: ignore[literal-required]
             self._start_timer()
 
         def on_headers_complete(self) -> None:
@@ -50,7 +61,7 @@ def protocol_with_timeout(header_timeout_s: float) -> type[HttpToolsProtocol]:
                 self.transport.write(_response(header_timeout_s))
                 self.transport.close()
 
-    return TimedProtocol
+    return PoiseProtocol
 
 
 def _response(timeout_s: float) -> bytes:

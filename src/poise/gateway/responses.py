@@ -1,5 +1,8 @@
 """The bodies and stream events of both endpoints, as OpenAI's clients expect them.
 
+Each event has an `id`: how many output tokens the stream has told with it, and after a dot of how many choices it has told the
+end, if any. A client that comes back with the last id it saw goes on after exactly that event.
+
 Streams are written per batch of tokens and per client, so an event is put together from bytes that were encoded once for the
 request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object.
 """
@@ -13,9 +16,10 @@ from typing import Any
 
 import msgspec
 
+from poise.gateway.segments import Mark
+
 encode = msgspec.json.Encoder().encode
 
-DONE = b"data: [DONE]\n\n"
 DOWNGRADED_TIER = "flex"
 _LOGPROB_MIN = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
@@ -112,30 +116,48 @@ class ResponseFormat(ABC):
 
     @abstractmethod
     def text_event(
-        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+        self,
+        at: bytes,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        *,
+        first: bool,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
-        """A piece of a choice. `first`: it opens the choice."""
+        """A piece of a choice. `first`: it opens the choice. `at`: the event's id. `marks`: of segments, if they are wanted."""
 
     @abstractmethod
-    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes: ...
+    def finish_event(
+        self,
+        at: bytes,
+        index: int,
+        reason: str,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
+    ) -> bytes:
+        """The end of a choice, with the text that was held back until then."""
 
     @abstractmethod
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         """The whole response of a request that did not stream."""
 
-    def usage_event(self, usage: Usage) -> bytes:
-        return self._prefix + b'],"usage":' + encode(usage.as_json()) + b"}\n\n"
+    def usage_event(self, at: bytes, usage: Usage) -> bytes:
+        return b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, encode(usage.as_json()))
 
     def _begin(self) -> bytes:
         return b"data: " + encode(self.heading.as_json(self.chunk_kind))[:-1] + b',"choices":['
 
-    def _event(self, choice: bytes, usage: Usage | None) -> bytes:
+    def _event(self, at: bytes, choice: bytes, usage: Usage | None) -> bytes:
         notes, self._untold = self._untold, b""
         if usage is not None:
             tail = b'],"usage":' + encode(usage.as_json()) + notes
         else:
             tail = (b'],"usage":null' if self.usage_field else b"]") + notes
-        return self._prefix + choice + tail + b"}\n\n"
+        return b"id: %b\n%b%b%b}\n\n" % (at, self._prefix, choice, tail)
 
     def _body(self, kind: str, choices: list[dict[str, Any]], usage: Usage) -> bytes:
         notes = {} if self.notes is None else {"poise": self.notes}
@@ -148,16 +170,35 @@ class ChatFormat(ResponseFormat):
         return "chat.completion.chunk"
 
     def text_event(
-        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+        self,
+        at: bytes,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        *,
+        first: bool,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         role = b'"role":"assistant",' if first else b""
         logprobs = b"null" if entries is None else encode(chat_logprobs(entries))
-        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null}'
-        return self._event(choice % (index, role, encode(text), logprobs), usage)
+        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null%b}'
+        return self._event(at, choice % (index, role, encode(text), logprobs, _segments(marks)), usage)
 
-    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes:
-        choice = b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b}' % (index, encode(reason))
-        return self._event(choice, usage)
+    def finish_event(
+        self,
+        at: bytes,
+        index: int,
+        reason: str,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
+    ) -> bytes:
+        content = b'"content":' + encode(text) if text else b""
+        logprobs = encode(chat_logprobs(entries)) if entries else b"null"
+        choice = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b%b}'
+        return self._event(at, choice % (index, content, logprobs, encode(reason), _segments(marks)), usage)
 
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         choices = [
@@ -178,15 +219,33 @@ class CompletionFormat(ResponseFormat):
         return "text_completion"
 
     def text_event(
-        self, index: int, text: str, entries: Sequence[TokenEntry] | None, *, first: bool, usage: Usage | None
+        self,
+        at: bytes,
+        index: int,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        *,
+        first: bool,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
     ) -> bytes:
         logprobs = b"null" if entries is None else encode(completion_logprobs(entries))
-        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null}' % (index, encode(text), logprobs)
-        return self._event(choice, usage)
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
+        return self._event(at, choice % (index, encode(text), logprobs, _segments(marks)), usage)
 
-    def finish_event(self, index: int, reason: str, usage: Usage | None) -> bytes:
-        choice = b'{"index":%d,"text":"","logprobs":null,"finish_reason":%b}' % (index, encode(reason))
-        return self._event(choice, usage)
+    def finish_event(
+        self,
+        at: bytes,
+        index: int,
+        reason: str,
+        text: str,
+        entries: Sequence[TokenEntry] | None,
+        usage: Usage | None,
+        marks: Sequence[Mark] = (),
+    ) -> bytes:
+        logprobs = encode(completion_logprobs(entries)) if entries else b"null"
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
+        return self._event(at, choice % (index, encode(text), logprobs, encode(reason), _segments(marks)), usage)
 
     def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
         choices = [
@@ -201,6 +260,34 @@ class CompletionFormat(ResponseFormat):
         return self._body("text_completion", choices, usage)
 
 
+@dataclass(slots=True)
+class Shape:
+    """What the answers to one request look like: enough to write them again for a reader who comes later.
+
+    `notes`: see ResponseFormat; they can come after the rest.
+    """
+
+    kind: type[ResponseFormat]
+    heading: Heading
+    include_usage: bool = False
+    continuous_usage: bool = False
+    notes: dict[str, Any] | None = None
+    segments: bool = False
+
+    def format(self) -> ResponseFormat:
+        return self.kind(self.heading, self.include_usage or self.continuous_usage, self.notes)
+
+
+def _segments(marks: Sequence[Mark]) -> bytes:
+    """The end of a choice. There is no such field where there is nothing to mark."""
+    return b',"segments":' + encode(marks) if marks else b""
+
+
+def event(at: bytes, data: bytes) -> bytes:
+    """Anything else that a stream tells."""
+    return b"id: %b\ndata: %b\n\n" % (at, data)
+
+
 def queue_comment(position: int, eta_ms: int) -> bytes:
     """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip."""
     return b": queued position=%d eta_ms=%d\n\n" % (position, eta_ms)
@@ -212,13 +299,17 @@ _CHANGES = {
     "drop": b"dropped",
     "resume": b"resumed",
     "downgrade": b"downgraded",
+    "stall": b"stalled",
+    "lost": b"recovering",
+    "recover": b"recovered",
 }
 
 
 def change_comment(what: str, why: str, index: int | None) -> bytes:
     """Tells a stream what became of its place in the engine. `index`: of the choice, where there are several."""
     choice = b"" if index is None else b" choice=%d" % index
-    reason = b" why=%b" % why.encode() if why else b""
+    name = b"recomputed" if what == "recover" else b"why"
+    reason = b" %b=%b" % (name, why.encode()) if why else b""
     return b": %b%b%b\n\n" % (_CHANGES.get(what, what.encode()), choice, reason)
 
 

@@ -7,123 +7,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from poise.gateway.answer_schemas import Closed, ErrorBody, ErrorDetail, TokenUsage
 from poise.gateway.fields import Schema
+from poise.gateway.segments import MARKS_SCHEMA
 
 Responses = dict[int | str, dict[str, Any]]
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ErrorDetail(Closed):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(Closed):
-    """Every answer that is not a result."""
-
-    error: ErrorDetail
-
-
-class PromptTokensDetails(Closed):
-    cached_tokens: int
-
-
-class TokenUsage(Closed):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-
-
-class TokenLogprob(Closed):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprobs(TokenLogprob):
-    top_logprobs: list[TokenLogprob]
-
-
-class ChatLogprobs(Closed):
-    content: list[TokenLogprobs]
-    refusal: None
-
-
-class ChatMessage(Closed):
-    role: Literal["assistant"]
-    content: str
-    refusal: None
-
-
-class ChatChoice(Closed):
-    index: int
-    message: ChatMessage
-    logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class ContextNote(Closed):
-    """What was left out of a conversation, or summarized: only the fields of the policy that did it are there."""
-
-    policy: Literal["trim", "summarize"]
-    prompt_tokens: int
-    dropped_turns: int = 0
-    dropped_messages: int = 0
-    dropped_tokens: int = 0
-    summarized_turns: int = 0
-    summarized_messages: int = 0
-    summarized_tokens: int = 0
-    summary_tokens: int = 0
-    summary: str = ""
-    summary_usage: TokenUsage | None = None
-
-
-class Notes(Closed):
-    """How the answer was made, where it was not made of all that was sent."""
-
-    context: ContextNote
-
-
-class ResponseHeading(Closed):
-    id: str
-    created: int
-    model: str
-    service_tier: Literal["default", "priority", "flex"]
-    system_fingerprint: str
-    usage: TokenUsage
-
-
-class ChatCompletion(ResponseHeading):
-    object: Literal["chat.completion"]
-    choices: list[ChatChoice]
-    poise: Notes | None = None
-
-
-class CompletionLogprobs(Closed):
-    tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
-
-
-class CompletionChoice(Closed):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"]
-
-
-class Completion(ResponseHeading):
-    object: Literal["text_completion"]
-    choices: list[CompletionChoice]
 
 
 class ModelCard(Closed):
@@ -143,6 +33,7 @@ class TemplateCard(Closed):
     name: str
     object: Literal["template"]
     tokens: int | None
+    kept: bool
 
 
 class TemplateList(Closed):
@@ -150,8 +41,11 @@ class TemplateList(Closed):
     data: list[TemplateCard]
 
 
+LevelName = Literal["normal", "busy", "constrained", "degraded", "draining"]
+
+
 class HealthBody(Closed):
-    status: Literal["ok", "loading", "restarting", "failed", "stopped"]
+    status: Literal["ok", "loading", "restarting", "failed", "stopped", "draining"]
     live: bool
     ready: bool
     progress: float
@@ -159,6 +53,8 @@ class HealthBody(Closed):
     detail: str
     restarts: int
     model: str
+    level: LevelName
+    reasons: list[str]
 
 
 class LiveBody(Closed):
@@ -217,6 +113,7 @@ class TotalFigures(Closed):
     evicted_entries: int
     stored_bytes: int
     loaded_bytes: int
+    unstored: int
 
 
 class LiveRequest(Closed):
@@ -254,6 +151,62 @@ class ForgetResult(Closed):
     cells: int
 
 
+class TenantEraseResult(Closed):
+    tenant: str
+    live_ended: int
+    live_kept: int
+    erased: dict[str, int]
+
+
+class RequestSummary(Closed):
+    """A request without its text."""
+
+    id: str
+    object: Literal["request"]
+    request_id: str
+    created: int
+    class_: str = Field(alias="class")
+    background: bool
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    outcome: str | None
+    error: ErrorDetail | None
+    age_ms: int
+    usage: TokenUsage
+
+
+class RequestList(Closed):
+    object: Literal["list"]
+    data: list[RequestSummary]
+
+
+class RequestMoment(BaseModel):
+    """Something that happened to a request, with what else is known of it."""
+
+    what: str
+    ms: int
+    tokens: int
+
+
+class RequestChoice(Closed):
+    index: int
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    tokens: int
+    text: str
+    finish_reason: Literal["stop", "length", "cancelled"] | None
+    outcome: str | None
+
+
+class RequestReport(RequestSummary):
+    timeline: list[RequestMoment]
+    choices: list[RequestChoice]
+
+
+class EraseResult(Closed):
+    id: str
+    tokens: int
+    bytes: int
+
+
 class Rates(Closed):
     prompt: float
     output: float
@@ -267,7 +220,10 @@ class StatusBody(Closed):
     stage: str
     detail: str
     restarts: int
+    level: LevelName
+    reasons: list[str]
     open_requests: int
+    live_choices: int
     classes: dict[str, ClassFigures]
     pools: list[PoolFigures]
     store: StoreFigures | None
@@ -275,13 +231,14 @@ class StatusBody(Closed):
     tokens_per_s: Rates
     engine_rss_bytes: int | None
     engine_unaccounted_bytes: int | None
+    bottleneck: str | None
 
 
 _ERRORS = {
     400: "The request is malformed, unsupported, or too long for the context.",
     401: "An API key is missing or unknown.",
     403: "Only callers on this machine may ask.",
-    404: "There is no such model, template or live request.",
+    404: "There is no such model, template or request.",
     408: "The body did not arrive in time.",
     409: "The request's state does not allow it.",
     413: "The body is too large.",
@@ -294,6 +251,7 @@ _NOTES = {
     name: {"description": about, "schema": {"type": "string"}}
     for name, about in {
         "X-Poise-Context": "What was left out of the conversation under its context policy, with the numbers.",
+        "X-Poise-Response-Id": "The response's id, also told by a stream at once.",
         "X-Poise-Queue-Position": "Place in the queue on arrival, from 1, of a request that had to wait.",
         "X-Poise-Queue-Eta-Ms": "How long it was expected to wait.",
         "X-Poise-Warning": "What the caller should know about the request, which was answered all the same.",
@@ -314,14 +272,49 @@ def errors(*statuses: int) -> Responses:
     }
 
 
+_CHOICE: Schema = {"type": "object", "properties": {"segments": MARKS_SCHEMA}}
+_CHUNK: Schema = {"type": "object", "properties": {"choices": {"type": "array", "items": _CHOICE}}}
+_EVENT: Schema = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "data": {"type": "string", "contentMediaType": "application/json", "contentSchema": _CHUNK},
+    },
+    "required": ["data"],
+}
+_EVENTS: Schema = {
+    "text/event-stream": {"schema": _EVENT | {"description": "Chunks as JSON, the last one is `[DONE]`."}}
+}
+PLACES: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "in": where,
+        "description": "Output tokens that the caller has: the `id` of the last event it saw.",
+        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,3})?$"},
+    }
+    for name, where in (("from", "query"), ("Last-Event-ID", "header"))
+]
+
+
 def generation(body: type[BaseModel]) -> Responses:
     """The answers of a generation endpoint."""
-    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
-    events = {"text/event-stream": {"schema": event | {"description": "Chunks as JSON, the last one is `[DONE]`."}}}
     done: Responses = {
-        200: {"model": body, "description": "The answer, or its events.", "content": events, "headers": _NOTES}
+        200: {"model": body, "description": "The answer, or its events.", "content": _EVENTS, "headers": _NOTES}
     }
-    return done | errors(400, 401, 404, 408, 413, 429, 500, 503)
+    return done | errors(400, 401, 403, 404, 408, 413, 429, 500, 503)
+
+
+LIVE_PARAMETER: Schema = {
+    "name": "live",
+    "in": "query",
+    "required": False,
+    "description": "1: end the tenant's live requests as well.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
+
+
+def events() -> Responses:
+    return {200: {"description": "The events.", "content": _EVENTS}}
 
 
 def lines() -> Responses:

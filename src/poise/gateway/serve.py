@@ -8,7 +8,9 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,20 +19,33 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from poise import __version__
+from poise.audit.log import AuditError
 from poise.config import LoadedSettings, Settings
+from poise.config.paths import keys_file
 from poise.gateway.app import create_app
+from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.chat import ChatTemplate
-from poise.gateway.engine_client import EnginePhase, EngineState
-from poise.gateway.protocol import protocol_with_timeout
+from poise.gateway.degradation import Degradation
+from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
+from poise.gateway.exposure import Exposed, check, tls_context
+from poise.gateway.keys import KeyRing, KeysError
+from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
+from poise.gateway.traces import Traces, TracesUnavailable, open_traces
 from poise.llama.fit import judge
 from poise.llama.library import EngineLibraryError
+from poise.llama.memory import available_bytes
 from poise.llama.model import Model, ModelError
+from poise.metrics.gateway import GatewayMetrics
 from poise.wire.messages import Ready
 
+log = logging.getLogger(__name__)
+
 CANNOT_START = 2
+DRAIN_POLL_S = 0.05
 SHUTDOWN_GRACE_S = 3
 
 
@@ -47,14 +62,18 @@ def serve(loaded: LoadedSettings) -> int:
             raise ModelError(path, fit.problem)
         vocabulary = Model.load(path, vocab_only=True)
         template = _template(path, vocabulary)
-        listener = _listen(settings)
-    except (ModelError, EngineLibraryError, _CannotListen) as error:
+        keys = KeyRing(keys_file(settings.auth))
+        tls = tls_context(settings.server)
+        listener = _listen(settings, keys)
+        audit = open_audit(settings)
+    except (ModelError, EngineLibraryError, KeysError, Exposed, AuditError, _CannotListen) as error:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
     with vocabulary, listener, ThreadPoolExecutor(1, thread_name_prefix="tokenise") as executor:
         try:
-            service = _Service(settings, path, TextModel(vocabulary.vocab, template, executor), listener)
-        except TemplateUnusable as error:
+            text = TextModel(vocabulary.vocab, template, executor)
+            service = _Service(settings, path, text, listener, keys, audit, tls)
+        except (TemplateUnusable, TracesUnavailable) as error:
             print(f"poise: {error}", file=sys.stderr)  # noqa: T201
             return CANNOT_START
         return service.run()
@@ -75,8 +94,19 @@ class _Server(uvicorn.Server):
 class _Service:
     """The gateway's parts, put together once."""
 
-    def __init__(self, settings: Settings, path: Path, text: TextModel, listener: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        path: Path,
+        text: TextModel,
+        listener: socket.socket,
+        keys: KeyRing,
+        audit: Audit,
+        tls: ssl.SSLContext | None,
+    ) -> None:
         self._settings = settings
+        self._audit = audit
+        self._tls = tls
         self._path = path
         self._listener = listener
         self._exit_code = 0
@@ -88,11 +118,23 @@ class _Service:
             model_name=self._model_name,
             text=text,
             lifespan=self._lifespan,
+            keys=keys,
+            audit=audit,
+            recovery=self._supervisor.metrics,
+            free=available_bytes,
         )
+        self._traces: Traces | None = None
+        if endpoint := settings.telemetry.otlp_endpoint:
+            self._traces = open_traces(endpoint, self._model_name)
+            app.state.metrics.on_story = self._traces.told
+        self._degradation: Degradation = app.state.degradation
+        self._metrics: GatewayMetrics = app.state.metrics
+        self._draining: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=protocol_with_timeout(settings.server.body_timeout_s),
+                http=protocol(settings),
+                ssl_context_factory=(lambda *_: tls) if tls is not None else None,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -101,7 +143,12 @@ class _Service:
         )
 
     def run(self) -> int:
-        self._server.run(sockets=[self._listener])
+        self._audit.put("start", version=__version__, model=self._model_name, address=self._url())
+        try:
+            self._server.run(sockets=[self._listener])
+        finally:
+            self._audit.put("stop", exit_code=self._exit_code)
+            self._audit.close()
         return self._exit_code
 
     @contextlib.asynccontextmanager
@@ -116,10 +163,24 @@ class _Service:
         finally:
             announcing.cancel()
             await self._supervisor.stop()
+            if self._traces is not None:
+                await asyncio.to_thread(self._traces.close)
 
     def _stop(self) -> None:
-        """The first signal ends it gracefully, the second at once."""
-        self._server.force_exit = self._server.should_exit
+        """The first signal lets what runs come to its end, within its time; the second one ends everything at once."""
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain(), name="drain")
+        else:
+            self._server.force_exit = self._server.should_exit = True
+
+    async def _drain(self) -> None:
+        until_s = self._degradation.drain()
+        supervisor = self._supervisor
+        while (supervisor.n_live or self._metrics.n_open) and time.monotonic() < until_s:  # noqa: ASYNC110 - no events
+            await asyncio.sleep(DRAIN_POLL_S)
+        if supervisor.n_live:
+            log.warning("the time for draining is over: %d requests are ended", supervisor.n_live)
+            supervisor.end_all(SERVER_STOPPING, "the time for draining was over")
         self._server.should_exit = True
 
     async def _announce(self) -> None:
@@ -139,7 +200,8 @@ class _Service:
 
     def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "http" if self._tls is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _is_news(told: str, state: EngineState) -> bool:
@@ -156,7 +218,8 @@ def _template(path: Path, vocabulary: Model) -> ChatTemplate:
 
 def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
     """What was loaded, the limits of each class, and a line to try."""
-    lines = [f"serving {model_name} ({ready.model_description}, {ready.model_bytes / 1e6:.0f} MB) on {url}", ""]
+    lines = [f"serving {model_name} ({ready.model_description}, {ready.model_bytes / 1e6:.0f} MB) on {url}"]
+    lines += [f"  {'weights':<12} {ready.weights}: {ready.weights_reason}", ""]
     for pool in ready.pools:
         flash = "on" if pool.flash_attention else "off"
         lines.append(
@@ -180,8 +243,8 @@ def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
     )
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """A listening socket, before anything slow is done. Raises _CannotListen with the address and what to do."""
+def _listen(settings: Settings, keys: KeyRing) -> socket.socket:
+    """A listening socket, before anything slow is done. Raises _CannotListen with the address and what to do, or Exposed."""
     host, port = settings.server.host, settings.server.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -189,6 +252,8 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         raise _CannotListen(f"cannot listen on {host}: {error.strerror}; set server.host") from error
     try:
+        n_keys = len(settings.auth.keys) + sum(not key.admin for key in keys.valid())
+        check(settings, str(address[0]), n_keys=n_keys)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
@@ -196,4 +261,7 @@ def _listen(settings: Settings) -> socket.socket:
         listener.close()
         what = "is in use; choose another with --port" if error.errno == 98 else f"cannot be used: {error.strerror}"
         raise _CannotListen(f"{host}:{port} {what}") from error
+    except Exposed:
+        listener.close()
+        raise
     return listener

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from poise.gateway.errors import ApiError, ClientGone, internal_error
+from poise.gateway.backpressure import Outlet, Patience, ReaderStuck, until_room
+from poise.gateway.bugs import log_bug
+from poise.gateway.errors import ClientGone, internal_error
+from poise.gateway.reader import Reader
+from poise.metrics.streams import StreamMetrics
 
 log = logging.getLogger(__name__)
 
@@ -27,18 +30,14 @@ an answer and passes on its body; a token's worth of body would go through them 
 
 
 class EventStream(Response):
-    """Sends events until they end or the client leaves; calls `close` in every case, also when nothing could be sent.
+    """Sends what a reader takes from its record, until that ends, the client leaves, or it is stuck for too long.
 
     An error after the status line can only be told in the stream: as an event `{"error": {...}}`, after which the stream ends
     without `[DONE]`.
     """
 
     def __init__(
-        self,
-        events: AsyncGenerator[bytes, None],
-        close: Callable[[], None],
-        request_id: str,
-        headers: Mapping[str, str] | None = None,
+        self, reader: Reader, allowed: Patience, metrics: StreamMetrics, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(media_type="text/event-stream")
         # No length; and no proxy is to keep the events for later.
@@ -48,30 +47,44 @@ class EventStream(Response):
             (b"x-accel-buffering", b"no"),
             *((name.lower().encode(), value.encode()) for name, value in (headers or {}).items()),
         ]
-        self._events = events
-        self._close = close
-        self._request_id = request_id
+        self._reader = reader
+        self._allowed = allowed
+        self._metrics = metrics
+        self._request_id = reader.record.origin.request_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outlet = Outlet(scope, self._allowed.unsent_bytes_max)
         try:
-            await while_connected(receive, self._send(send, scope.get(DIRECT_SEND, send)))
+            await while_connected(receive, self._send(send, scope.get(DIRECT_SEND, send), outlet))
         except ClientGone:
             log.info("[%s] client left its stream", self._request_id)
+        except ReaderStuck:
+            log.info("[%s] client took nothing from its stream for too long", self._request_id)
+            self._metrics.timed_out(self._reader.record.origin.request_class)
+            self._reader.leave(stuck=True)
+            outlet.abort()
+            await _disconnected(receive)
         finally:
-            self._close()
-            await self._events.aclose()
+            self._reader.leave()
 
-    async def _send(self, send_head: Send, send: Send) -> None:
+    async def _send(self, send_head: Send, send: Send, outlet: Outlet) -> None:
+        reader = self._reader
         await send_head({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
-            async for event in self._events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        except ApiError as error:
-            await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
-        except Exception:
-            error_id = new_error_id()
-            log.exception("[%s] internal error %s in a stream", self._request_id, error_id)
-            await send({"type": "http.response.body", "body": error_event(internal_error(error_id)), "more_body": True})
+            while True:
+                if data := reader.take():
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                    if outlet.wrote(len(data)):
+                        await until_room(outlet, reader, self._allowed, self._metrics)
+                if reader.is_done:
+                    break
+                await reader.wait()
+        except ReaderStuck:
+            raise
+        except Exception as bug:
+            error_id = log_bug(log, self._request_id, bug, " in a stream")
+            data = reader.error_event(internal_error(error_id))
+            await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -96,11 +109,3 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def error_event(error: ApiError) -> bytes:
-    return b"data: " + error.body() + b"\n\n"
-
-
-def new_error_id() -> str:
-    return "err-" + secrets.token_hex(6)

@@ -15,9 +15,10 @@ from math import ceil
 from poise.gateway.context_policy import ContextLimits
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import context_length_exceeded, summary_failed
-from poise.gateway.generation import ChoiceRequest, Generation, Origin
+from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.parameters import Message
-from poise.gateway.responses import ResponseFormat, Usage
+from poise.gateway.record import CANCELLED, Follower, Record
+from poise.gateway.responses import Usage
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
@@ -103,20 +104,17 @@ async def piece_prompts(
 
 
 class Summarizer:
-    """Asks the engine for the summary of one conversation. `close` takes back what is not finished."""
+    """Asks the engine for the summary of one conversation, for the request that `record` is of."""
 
-    def __init__(
-        self, origin: Origin, engine: EngineClient, text: TextModel, response: ResponseFormat, metrics: GatewayMetrics
-    ) -> None:
-        self._origin = origin
+    def __init__(self, record: Record, engine: EngineClient, text: TextModel, metrics: GatewayMetrics) -> None:
+        self._record = record
         self._engine = engine
         self._text = text
-        self._response = response
         self._metrics = metrics
         self.running: Generation | None = None
 
     async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> Summary:
-        """The answers to all prompts, one after the other. Raises ApiError when one fails."""
+        """The answers to all prompts, one after the other. Raises ApiError when one fails; cancelled, it leaves nothing."""
         usage = Usage(0, 0)
         share = n_output // len(prompts)
         texts = [await self._answer(prompt, share, usage) for prompt in prompts]
@@ -125,28 +123,25 @@ class Summarizer:
             raise summary_failed("the model wrote nothing")
         return Summary(joined, usage)
 
-    def close(self) -> None:
-        if self.running is not None:
-            self.running.close()
-
     async def _answer(self, prompt: list[int], n_output: int, usage: Usage) -> str:
         origin = replace(
-            self._origin,
-            request_id=self._origin.request_id + "-summary",
+            self._record.origin,
+            request_id=self._record.origin.request_id + "-summary",
             request_class=RequestClass.BACKGROUND,
             arrived_s=time.perf_counter(),
         )
-        generation = Generation(
-            origin, self._engine, self._text, self._response, self._metrics, n_prompt=len(prompt), stop=()
-        )
-        self.running = generation
+        record = Record(origin, self._record.shape, 1)
+        record.n_prompt = len(prompt)
+        follower = Follower(record)
+        self.running = generation = Generation(record, self._engine, self._text, self._metrics)
         try:
-            await generation.open([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
-            (answer,) = await generation.answers()
+            generation.submit([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
+            await follower.ended()
         finally:
-            generation.close()
-        used = generation.usage()
+            generation.stop(CANCELLED)
+            self._record.served_us += record.served_us
+        used = record.usage()
         usage.prompt_tokens += used.prompt_tokens
         usage.completion_tokens += used.completion_tokens
         usage.cached_tokens += used.cached_tokens
-        return answer.text.strip()
+        return record.answers()[0].text.strip()

@@ -1,7 +1,7 @@
 """Owns the engine process: starts it, speaks to it, notices its death at once, and starts it again with back-off.
 
-A dead engine is seen as the end of its socket. Its live requests end with ENGINE_LOST, so that every accepted request has
-its one terminal event; requests that come while there is no engine are answered with EngineUnavailable.
+A dead engine is seen as the end of its socket, one that hangs by its black box (`poise.gateway.watchdog`). Its live requests wait
+for the next engine (`poise.gateway.handover`); requests that come while there is none are answered with EngineUnavailable.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from poise.config import Settings
+from poise.config import Settings, engine_settings
+from poise.engine.blackbox import BlackBox, BoxReading, Phase
+from poise.gateway.blame import Cause, Death
+from poise.gateway.connection import EngineConnection
 from poise.gateway.engine_client import (
     ENGINE_LOST,
     EnginePhase,
@@ -25,36 +30,56 @@ from poise.gateway.engine_client import (
     EngineUnavailable,
     RequestHandle,
 )
+from poise.gateway.handover import Handover
+from poise.gateway.quarantine import QuarantineReport
+from poise.gateway.watchdog import Watchdog
+from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
-from poise.wire.framing import FrameError, FrameReader, encode_frame
+from poise.wire.framing import FrameError, encode_frame
 
 log = logging.getLogger(__name__)
 
 ENGINE_COMMAND = (sys.executable, "-m", "poise.engine.process")
 RESTART_DELAY_FIRST_S = 0.5
-STABLE_AFTER_S = 60.0
-"""An engine that was ready for this long has earned a fresh back-off."""
+STABLE_AFTER_S = 5.0
+"""An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
+LOAD_S = 2.0
+"""What is taken for the time that an engine needs to be ready, until one has been."""
 
 
 class Supervisor:
     """An EngineClient over a real engine process. All methods are called in one event loop."""
 
     def __init__(self, settings: Settings, model_path: str, command: Sequence[str] = ENGINE_COMMAND) -> None:
-        """`command` starts an engine; the number of its end of the socket pair is added as the last argument."""
+        """`command` starts an engine; the numbers of its black box and of its end of the socket pair are added to it."""
         self.state = EngineState()
+        self.metrics = RecoveryMetrics()
         self._command = command
-        self._configure = wire.Configure(settings.model_dump_json(), model_path)
-        self._delay_max_s = settings.engine.restart_delay_max_s
+        self._settings = settings
+        self._model_path = model_path
+        self._backoff = _Backoff(settings.engine.restart_delay_max_s)
         self._ids = count(1)
-        self._handles: dict[int, RequestHandle] = {}
+        self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
         self._asked: dict[object, deque[asyncio.Future[Any]]] = {}
         """Who waits for an answer of the engine: by what tells the answer, in the order of asking."""
         self._templates: dict[str, list[int]] = {}
-        self._transport: asyncio.WriteTransport | None = None
+        self._shares = (1.0, 1.0)
+        self._listeners: list[Callable[[Death], None]] = []
+        self._connection: EngineConnection | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._watchdog: Watchdog | None = None
+        self._hang = ""
+        """What the watchdog ended the engine for."""
+        self._replacing = ""
+        """What the engine was told to end for, so that another one can take its place."""
+        self._last_words = ""
+        """What the engine itself said of its end."""
+        self._began_s = self._ready_s = self._lost_s = 0.0
+        """When the engine was started, when it was ready, and when the one before it was lost; 0: it was not."""
+        self._load_s = LOAD_S
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
 
@@ -93,18 +118,48 @@ class Supervisor:
         sampling: wire.SamplingParams,
         template: str = "",
         queue_timeout_ms: int = 0,
+        label: str = "",
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
-        request_id = next(self._ids)
-        handle = RequestHandle(request_id, self._abort)
-        self._handles[request_id] = handle
-        self._send(
-            wire.Submit(
-                request_id, tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms
-            )
+        request_class_name = request_class.value
+        submit = wire.Submit(
+            next(self._ids), tenant, request_class_name, prompt, max_output, sampling, template, queue_timeout_ms
         )
-        return handle
+        return self._requests.add(submit, label)
+
+    @property
+    def n_live(self) -> int:
+        return self._requests.n_live
+
+    def n_queued(self, request_class: RequestClass) -> int:
+        return self._requests.n_queued(request_class)
+
+    def quarantined(self) -> list[QuarantineReport]:
+        return self._requests.quarantine.all()
+
+    def end_all(self, reason: str, detail: str) -> None:
+        self._requests.end_all(reason, detail)
+
+    def hold(self, request_id: int, level: str) -> None:
+        self._requests.hold(request_id, level)
+
+    def on_death(self, listener: Callable[[Death], None]) -> None:
+        self._listeners.append(listener)
+
+    def use(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def adjust(self, queue_share: float, slots_share: float) -> None:
+        self._shares = (queue_share, slots_share)
+        if self.state.phase is EnginePhase.READY:
+            self._send(wire.Adjust(*self._shares))
+
+    def restart(self, why: str) -> None:
+        assert not self.n_live, "requests are live"
+        self._replacing = why
+        self._set(EnginePhase.RESTARTING, detail=why)
+        self._send(wire.Shutdown())
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         """Tell the engine of these templates: now if it is ready, and each later one when it is."""
@@ -123,6 +178,10 @@ class Supervisor:
     async def forget(self, tenant: str) -> wire.Forgotten:
         forget_id = next(self._ids)
         answer: wire.Forgotten = await self._ask(wire.Forget(forget_id, tenant), forget_id)
+        return answer
+
+    async def erase(self, tenant: str) -> wire.Erased:
+        answer: wire.Erased = await self._ask(wire.Erase(erase_id := next(self._ids), tenant), erase_id)
         return answer
 
     async def journal(self) -> list[str]:
@@ -161,112 +220,151 @@ class Supervisor:
         detail = state.detail or state.stage
         return EngineUnavailable(f"the engine is {state.phase}: {detail}", state.retry_after_s, permanent)
 
-    def _abort(self, request_id: int) -> None:
-        self._send(wire.Abort(request_id))
-
     def _send(self, message: wire.ToEngine) -> None:
-        if self._transport is not None:
-            self._transport.write(encode_frame(message))
+        if self._connection is not None:
+            self._connection.write(encode_frame(message))
+            if self._watchdog is not None:
+                self._watchdog.sent(time.monotonic_ns())
 
     async def _supervise(self) -> None:
         """Run engines one after the other until one fails for good or the server stops."""
-        loop = asyncio.get_running_loop()
-        delay_s = RESTART_DELAY_FIRST_S
-        while not self._ended():
-            began_s = loop.time()
-            try:
-                code = await self._run_one()
-            except OSError as error:
-                code = None
-                self.state.detail = f"the engine process cannot be started: {error}"
-            finally:
-                self._lose_everything()
-            if self._ended():
-                break
-            if loop.time() - began_s > STABLE_AFTER_S:
-                delay_s = RESTART_DELAY_FIRST_S
-            self.state.restarts += 1
-            self.state.retry_after_s = delay_s + 2.0
-            self._set(EnginePhase.RESTARTING, detail=self._obituary(code))
-            log.error("%s; starting it again in %.1f s", self.state.detail, delay_s)
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, self._delay_max_s)
-
-    async def _run_one(self) -> int | None:
-        """Start one engine and read it until it ends; returns its exit code."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, str(theirs.fileno()), pass_fds=[theirs.fileno()]
-            )
-        loop = asyncio.get_running_loop()
-        self._transport, connection = await loop.create_unix_connection(
-            lambda: _Connection(self._dispatch, loop.create_future()), sock=ours
-        )
         try:
-            self._send(self._configure)
-            await connection.lost
-        except (FrameError, ConnectionError) as error:
-            log.error("the engine's socket broke: %s", error)
+            while not self._ended():
+                death = await self._run_one()
+                if self._ended():
+                    break
+                await asyncio.sleep(self._note_death(death))
         finally:
-            self._transport.close()
-            self._transport = None
-            code = await self._reap(self._process)
-        return code
+            self._requests.end_all(ENGINE_LOST, "the engine stopped")
+            self._fail_questions()
+
+    def _note_death(self, death: Death) -> float:
+        """Tell everybody who has to know; returns the time until the next start."""
+        replaced, self._replacing = self._replacing, ""
+        now_s = time.monotonic()
+        stable = bool(self._ready_s) and now_s - self._ready_s > STABLE_AFTER_S
+        delay_s = 0.0 if replaced else self._backoff.after(stable=stable)
+        self._lost_s = self._lost_s or now_s
+        self.state.restarts += 1
+        self.state.status = None
+        self.state.retry_after_s = delay_s + self._load_s
+        self._set(EnginePhase.RESTARTING, detail=replaced or death.detail)
+        self._requests.lose(death)
+        self._fail_questions()
+        if replaced:
+            log.warning("%s: the engine is replaced", replaced)
+            return 0.0
+        self.metrics.lost(death.cause.value)
+        log.error(
+            "%s; starting it again %s; %d requests wait for it",
+            death.detail,
+            f"in {delay_s:.1f} s" if delay_s else "at once",
+            self.n_live,
+        )
+        for listener in self._listeners:
+            listener(death)
+        return delay_s
+
+    async def _run_one(self) -> Death:
+        """Start one engine and read it until it ends."""
+        self._began_s, self._ready_s, self._hang, self._last_words = time.monotonic(), 0.0, "", ""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        box_fd = BlackBox.create()
+        with contextlib.closing(BlackBox(box_fd)) as box:
+            try:
+                with theirs:
+                    self._process = await asyncio.create_subprocess_exec(
+                        *(*self._command, "--box", str(box_fd), str(theirs.fileno())),
+                        pass_fds=[box_fd, theirs.fileno()],
+                    )
+            except OSError as error:
+                ours.close()
+                return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
+            finally:
+                os.close(box_fd)
+            loop, watching = asyncio.get_running_loop(), None
+            connection = EngineConnection(self._dispatch, loop.create_future())
+            await loop.create_unix_connection(lambda: connection, sock=ours)
+            self._connection = connection
+            try:
+                self._send(wire.Configure(engine_settings(self._settings), self._model_path))
+                watching = asyncio.create_task(self._watch(box, self._process), name="engine-watchdog")
+                await connection.lost
+            except (FrameError, ConnectionError) as error:
+                log.error("the engine's socket broke: %s", error)
+            except Exception:
+                # Whatever is wrong here, requests must neither wait for ever nor take the supervisor with them.
+                log.exception("what the engine said could not be dealt with; it is replaced")
+            finally:
+                if watching is not None:
+                    watching.cancel()
+                self._watchdog = self._connection = None
+                connection.close()
+                code = await self._reap(self._process)
+            return self._death(code, _last_record(box))
+
+    async def _watch(self, box: BlackBox, process: asyncio.subprocess.Process) -> None:
+        """End an engine that hangs. Loading is exempt: it takes as long as the disk does."""
+        await self.until(lambda state: state.phase in (EnginePhase.READY, EnginePhase.STOPPED))
+        self._watchdog = watchdog = Watchdog(self._settings.engine.watchdog_s, time.monotonic_ns())
+        while not self._hang:
+            await asyncio.sleep(watchdog.interval_s)
+            if (reading := _last_record(box)) is not None:
+                self._hang = watchdog.look(time.monotonic_ns(), reading)
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+    def _death(self, code: int, reading: BoxReading | None) -> Death:
+        cause = Cause.HANG if self._hang else Cause.CRASH if code < 0 else Cause.EXIT
+        computing = reading is not None and reading.phase is Phase.COMPUTING
+        return Death(cause, code, self._obituary(code), reading.request_ids if reading and computing else ())
 
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
             case wire.Step():
-                self._step(message)
+                self._requests.step(message)
             case wire.Accepted() | wire.Refused():
-                if (handle := self._handles.get(message.request_id)) is not None:
-                    handle.put(message)
-                    if handle.done:
-                        del self._handles[message.request_id]
+                self._requests.answered(message)
             case wire.Status():
                 self.state.status = message
                 for waiting in message.waiting:
-                    if (handle := self._handles.get(waiting.request_id)) is not None:
-                        handle.put(waiting)
+                    self._requests.waiting(waiting)
             case wire.Loading():
                 self.state.progress, self.state.stage = message.progress, message.stage
                 self._changed.set()
             case wire.Ready():
-                self.state.ready, self.state.progress, self.state.stage = message, 1.0, "ready"
-                if self.state.phase is not EnginePhase.STOPPED:
-                    self._set(EnginePhase.READY)
-                    self._send_templates()  # before any request: what is sent in order arrives in order
+                self._ready(message)
             case wire.Fatal():
+                self._last_words = message.message
                 phase = EnginePhase.FAILED if message.permanent else EnginePhase.RESTARTING
                 self._set(phase, detail=message.message)
             case wire.Journal():
                 self._answer(message.dump_id, message.lines)
             case wire.Controlled():
+                self._requests.controlled(message)
                 self._answer((message.request_id, message.action), message)
             case wire.Forgotten():
                 self._answer(message.forget_id, message)
+            case wire.Erased():
+                self._answer(message.erase_id, message)
 
-    def _step(self, step: wire.Step) -> None:
-        handles = self._handles
-        for start in step.starts:
-            if (handle := handles.get(start.request_id)) is not None:
-                handle.put(start)
-        for change in step.changes:
-            if (handle := handles.get(change.request_id)) is not None:
-                handle.put(change)
-        for token in step.tokens:
-            if (handle := handles.get(token.request_id)) is not None:
-                handle.put(token)
-        for finish in step.finishes:
-            if (handle := handles.pop(finish.request_id, None)) is not None:
-                handle.put(finish)
+    def _ready(self, ready: wire.Ready) -> None:
+        self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"
+        if self.state.phase is EnginePhase.STOPPED:
+            return
+        self._ready_s = time.monotonic()
+        self._load_s = self._ready_s - self._began_s
+        if self._lost_s:
+            self.metrics.ready_again(self._ready_s - self._lost_s)
+            self._lost_s = 0.0
+        self._set(EnginePhase.READY)
+        self._send_templates()  # before any request: what is sent in order arrives in order
+        if self._shares != (1.0, 1.0):
+            self._send(wire.Adjust(*self._shares))
+        self._requests.hand_over()
 
-    def _lose_everything(self) -> None:
-        """The engine is gone: everything that waited for it is answered now."""
-        self.state.status = None
-        handles, self._handles = self._handles, {}
-        for handle in handles.values():
-            handle.put(wire.Finish(handle.request_id, ENGINE_LOST, 0, 0, 0, "the engine stopped"))
+    def _fail_questions(self) -> None:
+        """The engine is gone: nobody waits for an answer that cannot come."""
         asked, self._asked = self._asked, {}
         for futures in asked.values():
             for future in futures:
@@ -282,11 +380,11 @@ class Supervisor:
                 process.kill()
             return await process.wait()
 
-    def _obituary(self, code: int | None) -> str:
-        if self.state.phase is EnginePhase.RESTARTING and self.state.detail:
-            return self.state.detail  # its own last words
-        if code is None:
-            return self.state.detail
+    def _obituary(self, code: int) -> str:
+        if self._hang:
+            return f"the engine hung and was ended: {self._hang}"
+        if self._last_words:
+            return self._last_words
         if code == -signal.SIGILL:
             return "the engine hit an instruction that this CPU lacks; build it here again with `make engine-rebuild`"
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
@@ -299,26 +397,24 @@ class Supervisor:
         self._changed.set()
 
 
-class _Connection(asyncio.Protocol):
-    """The gateway's end of the socket. Messages are dispatched as they arrive, with no stream and no task in between."""
+def _last_record(box: BlackBox) -> BoxReading | None:
+    """None: what the engine left is not readable. Then nobody is blamed, and nothing is taken for a hang."""
+    try:
+        return box.read()
+    except ValueError as error:
+        log.error("the engine's black box cannot be read: %s", error)
+        return None
 
-    def __init__(self, dispatch: Callable[[wire.ToGateway], None], lost: asyncio.Future[None]) -> None:
-        self.lost = lost
-        """Done at the end of the connection, with what broke it."""
-        self._dispatch = dispatch
-        self._frames: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
 
-    def data_received(self, data: bytes) -> None:
-        try:
-            for message in self._frames.feed(data):
-                self._dispatch(message)
-        except Exception as error:
-            self.connection_lost(error)
+class _Backoff:
+    """How long to wait before the next start: not at all after a stable time, then doubling from half a second."""
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.lost.done():
-            return
-        if exc is None:
-            self.lost.set_result(None)
-        else:
-            self.lost.set_exception(exc)
+    def __init__(self, max_s: float) -> None:
+        self._max_s = max_s
+        self._next_s = 0.0
+
+    def after(self, *, stable: bool) -> float:
+        """`stable`: the engine that was lost had done its work for a while."""
+        delay_s = 0.0 if stable else self._next_s
+        self._next_s = min(2 * delay_s or RESTART_DELAY_FIRST_S, self._max_s)
+        return delay_s

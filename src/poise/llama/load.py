@@ -1,4 +1,4 @@
-"""From settings to a runner that is ready: memory check, weights, measured choices, pools."""
+"""From settings to a runner that is ready: choice of the weights, memory check, loading, measured choices, pools."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from poise.config import Settings
-from poise.llama.fit import check_fit, pool_specs
+from poise.llama.fit import check_fit, pool_specs, weights_to_load
 from poise.llama.measure import choose
 from poise.llama.model import Model
 from poise.llama.runner import LlamaRunner
+from poise.llama.weights import Weights
 from poise.scheduler.policy import CostPrior
 from poise.wire.messages import Ready
 
 Progress = Callable[[float, str], None]
 
 WEIGHTS_DONE = 0.6
-"""Share of the progress bar that loading the weights takes; measuring and building the pools take the rest."""
+"""Share of what is left of the progress bar that loading the weights takes; measuring and building the pools take the rest."""
+
+
+CHOOSING_DONE = 0.6
+"""Share of the whole that choosing the weights takes, where it has to be done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,22 @@ class LoadedRunner:
 
 def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
     """Load the model and build the pools. Raises ModelError or EngineLibraryError with one line."""
-    check_fit(path, settings)
+    told = 0.0
+
+    def choosing(done: float) -> None:
+        nonlocal told
+        told = CHOOSING_DONE * done
+        progress(told, "choosing weights (first start with this model)")
+
+    weights = weights_to_load(path, settings, choosing)
+    check_fit(weights.path, settings)
+    return _load(weights, settings, lambda done, stage: progress(told + (1 - told) * done, stage))
+
+
+def _load(weights: Weights, settings: Settings, progress: Progress) -> LoadedRunner:
     engine = settings.engine
     model = Model.load(
-        path,
+        weights.path,
         gpu_layers=engine.gpu_layers,
         progress=lambda done: progress(WEIGHTS_DONE * done, "loading the model"),
     )
@@ -73,6 +90,8 @@ def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRun
         context_train=model.context_train,
         pools=list(runner.pools),
         pid=os.getpid(),
+        weights=weights.name,
+        weights_reason=weights.reason,
     )
     chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
     return LoadedRunner(runner, ready, chunk_tokens, priors)

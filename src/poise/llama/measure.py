@@ -36,6 +36,7 @@ from poise.config.paths import cache_dir
 from poise.engine.ports import Row
 from poise.llama.cachefile import read_entries, write_entry
 from poise.llama.context import PoolContext, usable_threads
+from poise.llama.library import Library
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
 from poise.scheduler.budget import BatchShape, CostModel
@@ -142,11 +143,11 @@ class _Probing:
         best = self._faster(times)
         return PoolChoice(best, _chunk_tokens(times[best]), _fit(times[best]))
 
-    def _probe(self, flash_attention: bool) -> _Probe:
+    def _probe(self, flash_attention: bool) -> Probe:
         pool = replace(self._pool, flash_attention=flash_attention)
-        return _Probe(self._model, pool, self._kv_type, self._threads, self._passes)
+        return Probe(self._model, pool, self._kv_type, self._threads, self._passes)
 
-    def _times(self, probes: Sequence[_Probe], deadline: float) -> list[Times]:
+    def _times(self, probes: Sequence[Probe], deadline: float) -> list[Times]:
         """Times of each probe's passes, the probes taking turns. What the deadline cut off is missing for all of them."""
         times: list[Times] = [{} for _ in probes]
         for timed in self._passes:
@@ -195,7 +196,7 @@ def _fit(times: Times) -> CostPrior:
     return CostPrior(model.fixed_us, model.decode_us, model.prompt_us, model.attended_us)
 
 
-class _Probe:
+class Probe:
     """A small context of a pool's kind, in one mode, in which passes are timed. A context manager."""
 
     def __init__(self, model: Model, pool: PoolSpec, kv_type: str, threads: int, passes: Sequence[Pass]) -> None:
@@ -252,15 +253,21 @@ def _identity(model: Model, pools: Sequence[PoolSpec], host: Sequence[object]) -
         beginning = hashlib.sha256(file.read(1 << 20)).hexdigest()
     parts = {
         "model": [model.header.file_bytes, beginning],
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "host": [*host, model.gpu_layers],
-        "library": [model.library.version().decode(), metadata.version("llama-cpp-python")],
+        "library": library_versions(model.library),
         "pools": msgspec.to_builtins(list(pools)),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _cpu_name() -> str:
+def library_versions(library: Library) -> list[str]:
+    """llama.cpp's and its binding's: what is measured with others does not hold."""
+    return [library.version().decode(), metadata.version("llama-cpp-python")]
+
+
+def cpu_name() -> str:
+    """As the kernel names it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -60,7 +60,9 @@ class LlamaRunner:
         self._contexts: dict[str, PoolContext] = {}
         self._store = StateStore()
         self._costs = {spec.name: CostModel((costs or {}).get(spec.name, CostPrior())) for spec in pools}
-        self._governor = ThreadGovernor(threads or usable_threads()) if adapt_threads else None
+        self._threads = threads or usable_threads()
+        self._governor = ThreadGovernor(self._threads) if adapt_threads else None
+        self.sampling_ns = 0
         try:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
@@ -87,7 +89,7 @@ class LlamaRunner:
 
     @property
     def threads(self) -> int:
-        return self._governor.threads if self._governor else 0
+        return self._governor.threads if self._governor else self._threads
 
     @property
     def stored_bytes(self) -> int:
@@ -140,7 +142,10 @@ class LlamaRunner:
         )
         logits = self._compute(pool, rows)
         ids = [row.request_id for row in rows if row.sample]
-        return [self._sample(request_id, row) for request_id, row in zip(ids, logits, strict=True)]
+        began_ns = time.perf_counter_ns()
+        sampled = [self._sample(request_id, row) for request_id, row in zip(ids, logits, strict=True)]
+        self.sampling_ns += time.perf_counter_ns() - began_ns
+        return sampled
 
     def _compute(self, pool: str, rows: Sequence[Row]) -> list[Floats]:
         """A forward pass, with as many threads as the governor thinks right."""

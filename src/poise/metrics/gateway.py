@@ -1,8 +1,8 @@
 """What the gateway counts of its requests, as /metrics shows it, and the recent figures that /status shows.
 
 The gateway reports what it sees of its requests here; the engine's own counters and levels are read from its last status
-message at the time of a scrape. No label has more values than the configuration has classes, pools and error codes: tenants
-and clients are no labels.
+message at the time of a scrape. Tenants have a registry of their own, because who is here is for operators only; how many of
+them are told apart is bounded, as every label is. Names are those of OpenTelemetry's GenAI conventions where there is one.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.story import RequestStory
+from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
+from poise.metrics.tenants import TenantMetrics
 from poise.scheduler.request import RequestClass
 
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
 
-CHANGES = ("pause", "swap", "drop", "resume", "downgrade")
+CHANGES = ("pause", "stall", "swap", "drop", "resume", "downgrade", "lost", "recover")
 
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-_GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+TENANTS_MAX = 20
 
 RECENT_S = 60.0
 RATE_S = 5.0
@@ -35,27 +40,78 @@ _RECENT_MAX = 4096
 class GatewayMetrics:
     """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
 
-    def __init__(self, read_engine: Callable[[], EngineReading]) -> None:
+    def __init__(
+        self,
+        read_engine: Callable[[], EngineReading],
+        recovery: RecoveryMetrics | None = None,
+        tenants_max: int = TENANTS_MAX,
+    ) -> None:
+        self.recovery = recovery or RecoveryMetrics()
         self.registry = registry = CollectorRegistry()
+        self.tenant_registry = CollectorRegistry()
+        self.on_story: Callable[[RequestStory], None] | None = None
+        """Is told of every request that has ended."""
+        self._tenants = TenantMetrics(self.tenant_registry, tenants_max)
+        self._make_times(registry)
+        self._make_counts(registry)
+        self.n_open = 0
+        """HTTP requests being answered."""
+        open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
+        open_requests.set_function(lambda: self.n_open)
+        self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
+        self.streams = StreamMetrics(registry)
+        registry.register(EngineCollector(read_engine))
+        registry.register(self.recovery.registry)
+
+    def _make_times(self, registry: CollectorRegistry) -> None:
         self._ttft = ClassHistogram(
-            registry, "poise_ttft_seconds", "From the arrival of a request to its first token.", _WAITS_S
+            registry,
+            "gen_ai_server_time_to_first_token_seconds",
+            "From the arrival of a request to its first token.",
+            _WAITS_S,
+        )
+        self._per_token = ClassHistogram(
+            registry,
+            "gen_ai_server_time_per_output_token_seconds",
+            "Mean time of an output token after the first one, of each choice that is whole.",
+            GAPS_S,
         )
         self._gap = ClassHistogram(
             registry,
             "poise_inter_token_seconds",
-            "Between two arrivals of tokens in one choice; tokens that come together are one arrival.",
-            _GAPS_S,
+            "Between two arrivals of tokens in one choice.",
+            GAPS_S,
         )
         self._queue_wait = ClassHistogram(
             registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
         )
         self._duration = ClassHistogram(
-            registry, "poise_request_seconds", "From the arrival of a request to the end of a choice.", _WAITS_S
+            registry,
+            "gen_ai_server_request_duration_seconds",
+            "From the arrival of a request to the end of a choice, however it ended.",
+            _WAITS_S,
         )
+        self._segment = ClassHistogram(
+            registry,
+            "poise_first_segment_seconds",
+            "From the arrival of a request to the end of its first sentence or line: something to read.",
+            _WAITS_S,
+        )
+        self._complete = ClassHistogram(
+            registry,
+            "poise_complete_answer_seconds",
+            "From the arrival of a request to the end of an answer that is whole: stop or length.",
+            _WAITS_S,
+        )
+
+    def _make_counts(self, registry: CollectorRegistry) -> None:
         self._prompt_tokens = ClassCounter(
             registry,
             "poise_prompt_tokens",
             "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
+        )
+        self._cached_tokens = ClassCounter(
+            registry, "poise_cached_tokens", "Prompt tokens of started choices that needed no computing."
         )
         self._output_tokens = ClassCounter(registry, "poise_output_tokens", "Tokens received from the engine.")
         self._disconnects = ClassCounter(
@@ -68,7 +124,9 @@ class GatewayMetrics:
         )
         self._requests = Counter(
             "poise_requests_total",
-            "Choices that ended, by outcome: stop, length, cancelled (the client left), expired, engine_lost, failed.",
+            "Choices that ended: stop, length, cancelled (by its client, which left or said so), reader_timeout (its client "
+            "took nothing for as long as it may), expired (it waited as long as it may), engine_lost, quarantined (engines "
+            "died computing it), server_stopping (it was cut when the server stopped), failed.",
             ("class", "outcome"),
             registry=registry,
         )
@@ -81,28 +139,24 @@ class GatewayMetrics:
         )
         self._changes = Counter(
             "poise_changes_total",
-            "What happened to running choices, as their streams are told: pause, swap, drop, resume, downgrade.",
+            "What happened to running choices, as their streams are told: pause, stall (its client is behind), swap, drop, "
+            "resume, downgrade; lost and recover when the engine died under them and another one took them up.",
             ("class", "change"),
             registry=registry,
         )
         for request_class, change in product(RequestClass, CHANGES):
             self._changes.labels(request_class.value, change)
-        self.n_open = 0
-        """HTTP requests being answered."""
-        open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
-        open_requests.set_function(lambda: self.n_open)
-        self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
-        registry.register(EngineCollector(read_engine))
 
-    def exposition(self) -> bytes:
-        """The Prometheus text format."""
-        return generate_latest(self.registry)
+    def exposition(self, *, tenants_shown: bool) -> bytes:
+        """The Prometheus text format. `tenants_shown`: with the metrics by tenant."""
+        return generate_latest(self.registry) + (generate_latest(self.tenant_registry) if tenants_shown else b"")
 
     def accepted(self, request_class: str, n_prompt: int) -> None:
         self._prompt_tokens.add(request_class, n_prompt)
 
-    def started(self, request_class: str, wait_s: float) -> None:
+    def started(self, request_class: str, wait_s: float, n_cached: int) -> None:
         self._queue_wait.observe(request_class, wait_s)
+        self._cached_tokens.add(request_class, n_cached)
 
     def first_tokens(self, request_class: str, n_tokens: int, ttft_s: float, now_s: float) -> None:
         self._ttft.observe(request_class, ttft_s)
@@ -113,15 +167,29 @@ class GatewayMetrics:
         self._gap.observe(request_class, gap_s)
         self._output_tokens.add(request_class, n_tokens)
 
-    def ended(self, request_class: str, outcome: str, duration_s: float) -> None:
-        self._requests.labels(request_class, outcome).inc()
-        self._duration.observe(request_class, duration_s)
-
     def changed(self, request_class: str, change: str) -> None:
         self._changes.labels(request_class, change).inc()
 
-    def rejected(self, request_class: str | None, reason: str) -> None:
+    def told(self, story: RequestStory) -> None:
+        """A request has ended, and this is what happened to it."""
+        for choice in story.choices:
+            self._requests.labels(story.request_class, choice.outcome).inc()
+            self._duration.observe(story.request_class, choice.ended_s - story.arrived_s)
+            if choice.segment_s is not None:
+                self._segment.observe(story.request_class, choice.segment_s - story.arrived_s)
+            if choice.is_complete:
+                self._complete.observe(story.request_class, choice.ended_s - story.arrived_s)
+                if choice.per_token_s is not None:
+                    self._per_token.observe(story.request_class, choice.per_token_s)
+        self._tenants.told(story)
+        if self.on_story is not None:
+            self.on_story(story)
+
+    def rejected(self, request_class: str | None, reason: str, tenant: str | None = None) -> None:
+        """`tenant`: None where the caller was refused before it was known."""
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
+        if tenant is not None:
+            self._tenants.rejected(tenant, reason)
 
     def long_system_prompt(self, request_class: str) -> None:
         self._long_systems.add(request_class, 1)

@@ -8,7 +8,9 @@ cost model's shares, and divided by the tenant's weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+from poise.scheduler.equity import RecentService
 
 DEPARTED_MAX = 1024
 
@@ -28,6 +30,9 @@ class ServedCost:
         self._n_active: dict[str, int] = {}
         self._departed: dict[str, int] = {}
         self._floor = 0
+        self.recent = RecentService()
+        self.total_us = 0
+        """Of all tenants since the start, whatever their weights."""
 
     def __getitem__(self, tenant: str) -> int:
         return self._served[tenant]
@@ -58,6 +63,7 @@ class ServedCost:
             least = min(self._served.values(), default=self._floor)
             self._served[tenant] = max(self._departed.pop(tenant, 0), least - self._grain_us)
         self._n_active[tenant] = self._n_active.get(tenant, 0) + 1
+        self.recent.charge(tenant, 0)
 
     def leave(self, tenant: str) -> None:
         """One of the tenant's requests wants no more, or none for now."""
@@ -72,7 +78,21 @@ class ServedCost:
     def charge(self, tenant: str, cost_us: int) -> None:
         assert cost_us >= 0, f"negative cost {cost_us}"
         weight = self._weight(tenant)
-        self._served[tenant] += cost_us if weight == 1.0 else int(cost_us / weight + 0.5)
+        weighted_us = cost_us if weight == 1.0 else int(cost_us / weight + 0.5)
+        self._served[tenant] += weighted_us
+        self.recent.charge(tenant, weighted_us)
+        self.total_us += cost_us
+
+    def roll(self, now_ns: int) -> None:
+        """Time has passed. Whoever is still here counts in the new window, served or not."""
+        if self.recent.roll(now_ns):
+            for tenant in self._served:
+                self.recent.charge(tenant, 0)
+
+    def gap_us(self, tenants: Iterable[str]) -> int:
+        """How far apart the least and the most served of these active tenants are."""
+        served = [self._served[tenant] for tenant in tenants]
+        return max(served) - min(served) if served else 0
 
     def check(self) -> None:
         assert self._served.keys() == self._n_active.keys(), "served cost and activity disagree"

@@ -34,6 +34,8 @@ class PoolBooks:
     cells_warm: int
     cells_by_class: dict[RequestClass, int]
     cells_by_tenant: dict[str, int]
+    holes: int
+    """Free slots below the highest one that is held: batches that are split cost more (rule R8)."""
 
 
 class KvPool:
@@ -132,6 +134,7 @@ class KvPool:
             cells_warm=sum(prefix.n_cells for prefix in self.warm.values()),
             cells_by_class=by_class,
             cells_by_tenant=by_tenant,
+            holes=max(self.holders, default=-1) + 1 - len(self.holders),
         )
 
     def check(self) -> None:

@@ -49,6 +49,8 @@ class Placement:
         self.carry_us = CARRY_FIRST_US
         self.n_moves = 0
         self.n_hits = 0
+        self.n_unstored = 0
+        """Sequences whose cells were dropped because the host store had no room for them."""
         self._operations: list[KvOperation] = []
         self._swapped: dict[int, Sequence] = {}
 
@@ -295,7 +297,11 @@ class Placement:
         again_us = self._models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=n_cells)
         if 2 * self.carry_us * n_cells >= again_us:
             return None
-        return self._admit(Purpose.SWAP, sequence.request.tenant, sequence.pool, n_cells)
+        entry = self._admit(Purpose.SWAP, sequence.request.tenant, sequence.pool, n_cells)
+        if entry is None:
+            self.n_unstored += 1
+            sequence.refill = n_cells
+        return entry
 
     def _admit(self, purpose: Purpose, tenant: str, pool: str, n_cells: int) -> Entry | None:
         """A new entry; prefixes are evicted to make room. None when that is not enough."""

@@ -68,12 +68,14 @@ class StorePolicy:
     tenant_share       most of the budget that one tenant's reusable prefixes may take
     prefix_reuse       whether finished sequences' cells are kept for requests that begin alike
     prefix_min_cells   a shorter common prefix is computed again
+    tenant_shares      tenants whose `tenant_share` is another one
     """
 
     budget_bytes: int = 512 << 20
     tenant_share: float = 0.5
     prefix_reuse: bool = True
     prefix_min_cells: int = 16
+    tenant_shares: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ literature.)
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from poise.scheduler.fairness import ServedCost
 from poise.scheduler.sequence import Sequence
@@ -33,6 +33,11 @@ class WaitingQueue:
         """Those that never had a slot: what the bound of the queue counts."""
         self.prompt_tokens = 0
         self.output_tokens = 0
+
+    @property
+    def tenants(self) -> Iterable[str]:
+        """Who has queued sequences here."""
+        return self._heaps.keys()
 
     def push(self, sequence: Sequence) -> None:
         assert sequence.is_queued, f"request {sequence.request.request_id} is {sequence.state}"

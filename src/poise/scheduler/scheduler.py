@@ -18,6 +18,7 @@ import heapq
 from dataclasses import replace
 
 from poise.scheduler import admission
+from poise.scheduler.bottleneck import Bottleneck, limit_of
 from poise.scheduler.budget import BatchShape, CostModel
 from poise.scheduler.fairness import ServedCost, split_cost
 from poise.scheduler.lifecycle import Lifecycle
@@ -66,6 +67,7 @@ class Scheduler:
         self._waits = WaitEstimator(models)
         self._life = Lifecycle(self._books, self._placement, self._waits)
         self._preemption = Preemption(policy, served)
+        self._bottleneck = Bottleneck()
         self._deadlines: list[tuple[int, int]] = []
         self._step = 0
         self._planned: StepPlan | None = None
@@ -188,7 +190,11 @@ class Scheduler:
         self._life.now_ns = now_ns
         self._placement.close_holes()
         self._make_room(now_ns)
-        batches = PlanningPass(self._books, self._life.place, self._placement.cached_cells).fill()
+        planning = PlanningPass(self._books, self._life.place, self._placement.cached_cells)
+        batches = planning.fill()
+        n_held = sum(not sequence.paused for sequence in self._life.paused.values())
+        limit = limit_of(self._books, batches, self._life.sequences, planning.target_us, n_held)
+        self._bottleneck.note(limit, now_ns)
         operations = self._placement.take_operations()
         wake_at_ns = self._deadlines[0][0] if self._deadlines else None
         plan = StepPlan(self._step, operations, batches, wake_at_ns)
@@ -213,6 +219,8 @@ class Scheduler:
             total_us += batch_result.cost_us
             background_us += self._account(batch, batch_result, frozenset(result.lost), events)
         self._settle_background(total_us, background_us)
+        for served in self._books.served.values():
+            served.roll(now_ns)
         return events
 
     def wait_estimate_us(self, request_class: RequestClass) -> int:
@@ -252,6 +260,10 @@ class Scheduler:
             pools={name: pool.books() for name, pool in books.pools.items()},
             store=self._placement.store.books(),
             carry_us=self._placement.carry_us,
+            n_unstored=self._placement.n_unstored,
+            limit=self._bottleneck.limit,
+            limit_since_ns=self._bottleneck.since_ns or 0,
+            limited_ns=dict(self._bottleneck.limited_ns),
         )
 
     def check(self) -> None:
@@ -286,6 +298,7 @@ class Scheduler:
     def _class_snapshot(self, request_class: RequestClass) -> ClassSnapshot:
         queues = [queue for (owner, _), queue in self._books.queues.items() if owner is request_class]
         n_new = sum(queue.n_new for queue in queues)
+        served = self._books.served[request_class]
         return ClassSnapshot(
             n_waiting=n_new,
             n_running=len(self._books.running[request_class]),
@@ -293,8 +306,19 @@ class Scheduler:
             n_swapped=sum(queue.n_queued for queue in queues) - n_new,
             wait_estimate_us=self.wait_estimate_us(request_class),
             wait_error=self._waits.error(request_class),
-            served_us=dict(self._books.served[request_class].tenants),
+            served_us=dict(served.tenants),
+            total_us=served.total_us,
+            jain=served.recent.jain(),
+            gap_us=served.gap_us(self._backlogged(request_class, queues)),
         )
+
+    def _backlogged(self, request_class: RequestClass, queues: list[WaitingQueue]) -> list[str]:
+        """Tenants of which something waits: for a slot, or with one for the rest of its prompt."""
+        computing = self._books.running[request_class].values()
+        waiting = {s.request.tenant: None for s in computing if not s.is_decoding}
+        for queue in queues:
+            waiting |= dict.fromkeys(queue.tenants)
+        return list(waiting)
 
     def _make_room(self, now_ns: int) -> None:
         """Rules R6 and R7: where the first of a queue finds no slot, or no compute, somebody may have to give up their slot.

@@ -67,6 +67,8 @@ class Sequence:
     n_cached: int = 0
     n_preempted: int = 0
     n_recomputed: int = 0
+    refill: int = 0
+    """Cells that it lost because the host store was full; until it has as many again, it computes what it had."""
     placed_ns: int = 0
     """When it got its present slot."""
     n_chunks: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from poise.scheduler.bottleneck import Limit
 from poise.scheduler.kv import PoolBooks
 from poise.scheduler.request import PreemptionKind, RequestClass
 from poise.scheduler.store import StoreBooks
@@ -20,6 +21,12 @@ class ClassSnapshot:
     wait_estimate_us: int
     wait_error: float
     served_us: dict[str, int]
+    total_us: int
+    """Compute that the class was served since the start."""
+    jain: float
+    """Jain's index over the tenants of the last minute; see `equity`."""
+    gap_us: int
+    """How far apart the served costs of tenants are that both have something waiting now."""
 
 
 @dataclass(slots=True)
@@ -49,6 +56,12 @@ class Snapshot:
     store: StoreBooks
     carry_us: float
     """Measured cost of carrying one cell between a slot and the host store."""
+    n_unstored: int
+    """Sequences whose cells were dropped because the host store was full."""
+    limit: Limit
+    """What limits progress now, since `limit_since_ns`; and for how long each resource did before."""
+    limit_since_ns: int
+    limited_ns: dict[Limit, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,8 +83,9 @@ class HostStore:
             return None
         chosen: list[Entry] = []
         if purpose is Purpose.PREFIX:
-            over = self._prefix_bytes.get(tenant, 0) + n_bytes - self._quota_bytes
-            if n_bytes > self._quota_bytes or not self._choose(chosen, over, tenant):
+            quota = self._quota_bytes(tenant)
+            over = self._prefix_bytes.get(tenant, 0) + n_bytes - quota
+            if n_bytes > quota or not self._choose(chosen, over, tenant):
                 return None
         over = self.n_bytes + n_bytes - self._policy.budget_bytes - sum(e.n_bytes for e in chosen)
         return chosen if self._choose(chosen, over, None) else None
@@ -140,9 +141,9 @@ class HostStore:
                 by_tenant[entry.tenant] = by_tenant.get(entry.tenant, 0) + entry.n_bytes
         assert by_tenant == {t: n for t, n in self._prefix_bytes.items() if n}, "prefix bytes by tenant are miscounted"
 
-    @property
-    def _quota_bytes(self) -> int:
-        return int(self._policy.tenant_share * self._policy.budget_bytes)
+    def _quota_bytes(self, tenant: str) -> int:
+        share = self._policy.tenant_shares.get(tenant, self._policy.tenant_share)
+        return int(share * self._policy.budget_bytes)
 
     def _choose(self, chosen: list[Entry], over: int, tenant: str | None) -> bool:
         """Add the oldest prefixes (of the tenant) to `chosen` until `over` bytes are free; whether that is possible."""

@@ -130,6 +130,8 @@ def scaled(scenario: Scenario, factor: float) -> Scenario:
     def client(one: Client) -> Client:
         if one.arrival.kind == "poisson":
             return replace(one, arrival=replace(one.arrival, rate_per_s=one.arrival.rate_per_s * factor))
+        if one.arrival.kind == "trace":
+            return replace(one, arrival=replace(one.arrival, time_scale=one.arrival.time_scale / factor))
         return replace(one, count=max(1, round(one.count * factor)))
 
     return replace(scenario, clients=tuple(client(one) for one in scenario.clients))

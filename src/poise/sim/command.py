@@ -28,6 +28,7 @@ from poise.sim.pressure import Pressure
 from poise.sim.replay import replay
 from poise.sim.report import Totals, figures, table
 from poise.sim.simulate import Options, Simulation, SimulationFailure, sim_policy, simulate
+from poise.sim.world import ignored
 
 TABLES_MAX = 3
 """More runs than this are summed up in a line."""
@@ -63,6 +64,10 @@ def sim(
     calibrate_: Annotated[
         Path | None, typer.Option("--calibrate", help="Fit a cost file to a live journal.", metavar="FILE")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where --calibrate writes; else to stdout.", metavar="FILE")] = None,
 ) -> None:
     """Run scenarios through the real scheduler and engine loop over a simulated runner.
@@ -80,7 +85,10 @@ def sim(
         else:
             costs = load_costs(cost) if cost is not None else None
             options = Options(costs, costs.pools if costs else None, parse_faults(faults), steps, journal is not None)
-            loaded = [(path, load_scenario(path)) for path in scenarios]
+            loaded = [(path, load_scenario(path, trace)) for path in scenarios]
+            for _, scenario in loaded:
+                for line in ignored(scenario):
+                    typer.echo(f"{scenario.name}: not simulated: {line}", err=True)
             if compare is not None:
                 _compare([scenario for _, scenario in loaded], compare, options)
             elif find_break_:
@@ -88,7 +96,9 @@ def sim(
                 for _, scenario in loaded:
                     _find_break(scenario, targets, seed, options)
             else:
-                extra = f" --cost {shlex.quote(str(cost))}" if cost is not None else ""
+                extra = "".join(
+                    f" --{name} {shlex.quote(str(file))}" for name, file in (("cost", cost), ("trace", trace)) if file
+                )
                 for path, scenario in loaded:
                     _simulate(path, scenario, range(seed, seed + runs), options, as_json, journal, extra)
     except (ScenarioError, CostError, CompareError, JournalError, ValueError, OSError) as error:

@@ -9,8 +9,9 @@ After each step, the time that it took is added up for every request of a class 
                  what was dropped
     queue        it was refused; each refusal counts as REFUSAL_S seconds of waiting, or it would weigh nothing
 
-A step is full when its plan is predicted to take FULL_SHARE of its time budget or more. A resource has given out at the first
-moment when, over the last WINDOW_S seconds, requests waited for it for GIVEN_OUT_S request-seconds in each second.
+When a step is full, `poise.scheduler.bottleneck` says; live, that tells which resource each step lacked. A resource has given
+out at the first moment when, over the last WINDOW_S seconds, requests waited for it for GIVEN_OUT_S request-seconds in each
+second.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 
+from poise.scheduler.bottleneck import is_full
 from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Queued, Rejected, RejectReason, Request, RequestClass
 from poise.wire import messages as wire
 
-FULL_SHARE = 0.8
 REFUSAL_S = 1.0
 WINDOW_S = 5.0
 GIVEN_OUT_S = 1.0
@@ -152,4 +153,4 @@ class Pressure:
         budget_us = next(
             (p.itl_target_us for c, p in self._policy.classes.items() if c in decoding), self._policy.step_max_us
         )
-        return sum(batch.predicted_us for batch in plan.batches) >= FULL_SHARE * budget_us
+        return is_full(plan.batches, budget_us)

@@ -99,6 +99,10 @@ class SimRunner:
         return 0
 
     @property
+    def sampling_ns(self) -> int:
+        return 0
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all entries of the host store: their cells times `cell_bytes`."""
         return sum(len(stored.cells) * self._cell_bytes[stored.pool] for stored in self._entries.values())

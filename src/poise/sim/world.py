@@ -19,6 +19,23 @@ from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
 from poise.sim.witness import Witness
 from poise.wire import messages as wire
 
+RETRY_PAUSE_NS = 500_000_000
+"""A closed-loop client that was refused waits at least so long."""
+
+
+def ignored(scenario: Scenario) -> list[str]:
+    """What of a scenario this world does not simulate, in words."""
+    found = []
+    slow = [client.name for client in scenario.clients if client.reading is not None]
+    if slow:
+        found.append(f"readers read at full speed here: {', '.join(slow)}")
+    malformed = [client.name for client in scenario.clients if client.malformed_share]
+    if malformed:
+        found.append(f"malformed requests are left out, no engine ever sees one: {', '.join(malformed)}")
+    if scenario.events:
+        found.append(f"{len(scenario.events)} engine kill(s) do not happen here")
+    return found
+
 
 @dataclass(slots=True)
 class Record:
@@ -52,6 +69,13 @@ class _Arrival:
 
     stream: _Stream
     planned: PlannedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """The moment at which a client loses its patience."""
+
+    request_id: int
 
 
 @dataclass(slots=True)
@@ -88,7 +112,7 @@ class World:
         self._n_prompt_extra = n_prompt_extra
         self._ends_ns = int(scenario.duration_s * 1e9)
         self._stopped = False
-        self._moments: list[tuple[int, int, wire.ToEngine | _Arrival]] = []
+        self._moments: list[tuple[int, int, wire.ToEngine | _Arrival | _Leaving]] = []
         self._n_moments = 0
         self._n_requests = 0
         self._in_flight: dict[int, _Sent] = {}
@@ -167,6 +191,8 @@ class World:
     def _wait(self, wait_until_ns: int | None) -> None:
         """Move the clock to the next thing that happens. Raises EOFError when nothing will."""
         self._check_waiting_is_right()
+        while self._moments and self._is_over(self._moments[0][2]):
+            heapq.heappop(self._moments)  # Or the clock would run on for nobody.
         moments = [m[0] for m in self._moments[:1]]
         if wait_until_ns is not None:
             moments.append(wait_until_ns)
@@ -207,10 +233,24 @@ class World:
             yield message
         while self._is_due():
             when_ns, _, what = heapq.heappop(self._moments)
-            message = self._submit(what, when_ns) if isinstance(what, _Arrival) else what
+            if self._is_over(what):
+                continue
+            message = self._message(what, when_ns)
             self._remember(message)
             self.witness.told(message, self._clock.now_ns())
             yield message
+
+    def _message(self, what: wire.ToEngine | _Arrival | _Leaving, when_ns: int) -> wire.ToEngine:
+        if isinstance(what, _Arrival):
+            return self._submit(what, when_ns)
+        return wire.Abort(what.request_id) if isinstance(what, _Leaving) else what
+
+    def _is_over(self, what: wire.ToEngine | _Arrival | _Leaving) -> bool:
+        """Nobody leaves who is gone, or who wanted no more than a first token and has it."""
+        if not isinstance(what, _Leaving):
+            return False
+        sent = self._in_flight.get(what.request_id)
+        return sent is None or (sent.stream.client.cancel_before_first_token and sent.record.first_ns is not None)
 
     def _remember(self, message: wire.ToEngine) -> None:
         """What must be known of it when the engine dies, and to tell whether it may rest."""
@@ -228,18 +268,25 @@ class World:
             case wire.Template():
                 self._template = message
 
-    def _at(self, when_ns: int, what: wire.ToEngine | _Arrival) -> None:
+    def _at(self, when_ns: int, what: wire.ToEngine | _Arrival | _Leaving) -> None:
         self._n_moments += 1
         heapq.heappush(self._moments, (when_ns, self._n_moments, what))
 
     def _schedule_next(self, stream: _Stream, when_ns: int) -> None:
-        """A closed-loop client sends at `when_ns`, an open-loop one when it has planned to."""
+        """A closed-loop client sends at `when_ns` or when its next request is due after that, an open-loop one when it has
+        planned to. A malformed request never reaches an engine: it is passed over."""
         if self._stopped or when_ns >= self._ends_ns:
             return
-        planned = next(stream.requests, None)
-        if planned is not None:
-            at_ns = when_ns if planned.arrival_s is None else int(planned.arrival_s * 1e9)
-            self._at(at_ns, _Arrival(stream, planned))
+        for planned in stream.requests:
+            at_s = planned.arrival_s if planned.arrival_s is not None else planned.due_s
+            open_loop = planned.arrival_s is not None
+            at_ns = when_ns if at_s is None else int(at_s * 1e9) if open_loop else max(when_ns, int(at_s * 1e9))
+            if at_ns >= self._ends_ns:
+                return
+            if not planned.malformed:
+                self._at(at_ns, _Arrival(stream, planned))
+                return
+            when_ns = at_ns + max(int(stream.client.arrival.think_s * 1e9), RETRY_PAUSE_NS)
 
     def _submit(self, arrival: _Arrival, when_ns: int) -> wire.Submit:
         """The request as the gateway would hand it on; an open-loop stream's next one is planned at once."""
@@ -251,6 +298,8 @@ class World:
         self.records.append(record)
         if planned.arrival_s is not None:
             self._schedule_next(stream, when_ns)
+        if planned.cancel_after_ms is not None:
+            self._at(when_ns + planned.cancel_after_ms * 1_000_000, _Leaving(request_id))
         # Requests of the scenario use all their output, as the benchmark's do; those that a fault adds may end by themselves.
         ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
         sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
@@ -292,5 +341,5 @@ class World:
             sent.stream.answers[sent.planned.seed ^ 1] = record.tokens
         if client.arrival.kind == "closed":
             failed = outcome not in ("length", "stop", "aborted")
-            pause_ns = max(int(client.arrival.think_s * 1e9), 500_000_000 if failed else 0)
+            pause_ns = max(int(client.arrival.think_s * 1e9), RETRY_PAUSE_NS if failed else 0)
             self._schedule_next(sent.stream, now_ns + pause_ns)

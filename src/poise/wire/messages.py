@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from poise.wire.figures import Bottleneck, Equity, StepFigures
+
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """How tokens are drawn. All values are validated by the gateway.
@@ -151,6 +153,9 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
     context_train: int
     pools: list[PoolInfo]
     pid: int
+    weights: str = "as-is"
+    """The format that the weights were converted to, or that they were not; and why."""
+    weights_reason: str = ""
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
@@ -303,6 +308,10 @@ class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
     cells_by_class: dict[str, int] = {}
     cells_by_tenant: dict[str, int] = {}
     """Used cells of the tenants that hold most, at most 20 of them; the rest under ""."""
+    cells_held: int = 0
+    """All cells of the slots that are held, whether they hold a token or not."""
+    holes: int = 0
+    """Free slots below the highest one that is held."""
 
 
 class StoreStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -328,21 +337,18 @@ class Totals(msgspec.Struct, frozen=True, array_like=True):
     evicted_entries: int = 0
     stored_bytes: int = 0
     loaded_bytes: int = 0
+    unstored: int = 0
+    """Choices whose cells were dropped because the host store was full."""
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
-    """Engine to gateway, a few times a second while anything happens: counters since start and present levels.
-
-    `decode_us`: time inside the runner (forward passes and sampling). `loop_us`: the loop's own time in busy steps.
-    """
+    """Engine to gateway, a few times a second while anything happens: counters since start and present levels."""
 
     step: int
     classes: dict[str, ClassStatus]
     pools: list[PoolStatus]
     prompt_tokens: int
     output_tokens: int
-    decode_us: int
-    loop_us: int
     moves: int
     rss_bytes: int
     store: StoreStatus | None = None
@@ -350,9 +356,13 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     waiting: list[Waiting] = []
     """Queued requests with their places, in order, at most once a second; empty in between."""
     threads: int = 0
-    """Threads that compute now, where the engine adapts them to what other programs leave; else 0."""
+    """Threads that compute now."""
     unaccounted_bytes: int = 0
     """Resident memory minus weights, KV cells and host store: compute buffers, the interpreter, and what nobody counts."""
+    steps: StepFigures = StepFigures()
+    bottleneck: Bottleneck = Bottleneck()
+    equity: dict[str, Equity] = {}
+    """By class."""
 
 
 class Journal(msgspec.Struct, frozen=True, array_like=True, tag="journal"):

@@ -3,13 +3,16 @@
 import { ApiError } from "./api.js";
 import { copyButton, el } from "./dom.js";
 import { count, duration, plural, rate, waiting } from "./format.js";
-import { MarkdownView } from "./markdown.js";
+import { MarkdownView, plain } from "./markdown.js";
+import { Outline } from "./outline.js";
+import { Structure } from "./segments.js";
 
 // Drawing takes from the same processor that the model may be running on, and nobody reads faster than this.
 const DRAW_EVERY_MS = 50;
 
 const ENDINGS = {
   length: "cut at the token limit",
+  cancelled: "stopped",
   content_filter: "ended by a content filter",
   tool_calls: "ended with a tool call",
 };
@@ -22,6 +25,8 @@ export class Answer {
   #body = el("div", { className: "body" });
   #foot = el("div", { className: "foot" });
   #view = new MarkdownView(this.#body);
+  #structure = new Structure();
+  #outline = new Outline((i) => this.#show(i));
   #timer = 0;
   #drawnAt = 0;
   #onGrowth;
@@ -30,7 +35,7 @@ export class Answer {
   constructor(onGrowth) {
     this.#onGrowth = onGrowth;
     const props = { className: "answer", "aria-label": "Answer", "aria-busy": "true" };
-    this.element = el("article", props, this.#body, this.#status, this.#foot);
+    this.element = el("article", props, this.#outline.element, this.#body, this.#status, this.#foot);
   }
 
   wait(place) {
@@ -38,8 +43,10 @@ export class Answer {
     return this.#status.textContent;
   }
 
-  append(text) {
-    this.#figures.piece();
+  /** `marks` say what this text made certain of the answer's segments. */
+  append(text, marks) {
+    this.#structure.add(text, marks);
+    if (text) this.#figures.piece();
     this.text += text;
     this.#status.hidden = true;
     this.element.classList.add("streaming");
@@ -84,8 +91,29 @@ export class Answer {
   #draw() {
     this.#timer = 0;
     this.#drawnAt = performance.now();
-    this.#view.render(this.text);
+    this.#view.render(this.text, this.#structure.settled);
+    this.#outline.update(this.#headings(), !this.done);
     this.#onGrowth();
+  }
+
+  #headings() {
+    return this.#structure.headings.map((heading) => {
+      const { level, begin, end } = heading;
+      if (heading.title !== undefined) return { level, title: heading.title };
+      const line = this.text.slice(begin, end ?? undefined).split("\n")[0];
+      const title = plain(line.replace(/^#+\s*/, "").replace(/\s+#+\s*$/, "")) || "…";
+      if (end !== null) heading.title = title;
+      return { level, title };
+    });
+  }
+
+  /** Takes the reader to a heading, and the keyboard's focus with it. */
+  #show(i) {
+    const heading = this.#body.querySelectorAll(":scope > :is(h3, h4, h5, h6)")[i];
+    if (!heading) return;
+    heading.tabIndex = -1;
+    heading.focus({ preventScroll: true });
+    heading.scrollIntoView();
   }
 
   #end(note, figures) {

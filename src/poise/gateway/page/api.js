@@ -41,6 +41,11 @@ function sendableKey() {
   throw new ApiError("The API key has spaces or letters that no key can have.", { status: 401 });
 }
 
+/** Ends a request on the server. Closing its stream does that too; an error is of no use to anybody who wants to stop. */
+export function cancel(id) {
+  send(`/v1/requests/${encodeURIComponent(id)}/cancel`, { json: {} }).catch(() => {});
+}
+
 /** A small JSON document. `accept` lists the statuses whose body is wanted besides 200. */
 export async function getJson(path, accept = []) {
   const response = await send(path, { signal: AbortSignal.timeout(POLL_TIMEOUT_MS) });

@@ -11,14 +11,17 @@ const CLASS_HELP = {
   background: "Takes what interactive chats leave: it may wait or pause.",
 };
 
+const OUTLINE_FIRST = "outline-first";
+
 let model = null;
 
 // "default" names the server's model as well, so a question need not wait until the name is known.
-const conversation = new Conversation({ modelName: () => model ?? "default", onBusy: showBusy });
+const conversation = new Conversation({ modelName: () => model ?? "default", template, onBusy: showBusy });
 
 setUpSettings();
 setUpComposer();
 setUpClasses();
+setUpOutlineFirst();
 setUpHeader();
 copyButton(() => byId("curl").textContent, byId("curl-copy"));
 showCurl();
@@ -26,9 +29,12 @@ onKeyChange(showModel);
 const health = watchHealth(showModel);
 watchStatus(() => health.wake());
 
-/** Asks for the model's name. It fails where a key is wanted, and is then asked again when the key changes. */
+/** Asks for the model's name and templates. It fails where a key is wanted, and is then asked again when the key changes. */
 async function showModel() {
-  const list = await getJson("/v1/models").catch(() => null);
+  const [list, templates] = await Promise.all(["/v1/models", "/v1/templates"].map((path) => getJson(path).catch(() => null)));
+  // Not every model can have a system prompt, and an operator may keep the template for some.
+  byId("outline-switch").hidden = !templates?.data?.some(({ name }) => name === OUTLINE_FIRST);
+  showClassHelp();
   model = list?.data?.[0]?.id ?? model;
   byId("model").textContent = model ?? "";
   byId("model").title = model ?? "";
@@ -94,7 +100,22 @@ function setUpClasses() {
 }
 
 function showClassHelp() {
-  byId("class-help").textContent = CLASS_HELP[current().requestClass];
+  const outline = template() ? " The answer begins with its outline." : "";
+  byId("class-help").textContent = CLASS_HELP[current().requestClass] + outline;
+}
+
+function setUpOutlineFirst() {
+  const outlineFirst = byId("outline-first");
+  outlineFirst.checked = current().outlineFirst;
+  outlineFirst.addEventListener("change", () => {
+    update({ outlineFirst: outlineFirst.checked });
+    showClassHelp();
+  });
+}
+
+/** The template to ask for. A switch that is not offered says nothing. */
+function template() {
+  return current().outlineFirst && !byId("outline-switch").hidden ? OUTLINE_FIRST : null;
 }
 
 function setUpHeader() {

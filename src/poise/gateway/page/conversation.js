@@ -1,7 +1,7 @@
 // The conversation: its turns on the page, the request that is under way, and the scroll position.
 
 import { Answer } from "./answer.js";
-import { ApiError } from "./api.js";
+import { ApiError, cancel } from "./api.js";
 import { byId, el } from "./dom.js";
 import { current, openSettings } from "./settings.js";
 import { chat } from "./stream.js";
@@ -12,14 +12,20 @@ const SERVICE_TIERS = { interactive: "default", background: "flex" };
 export class Conversation {
   #turns = [];
   #abort = null;
+  #responseId = null;
   #following = true;
   #scroller = byId("scroller");
   #modelName;
+  #template;
   #onBusy;
 
-  /** `modelName()` is the model to ask for; `onBusy(bool)` runs when an answer begins and ends. */
-  constructor({ modelName, onBusy }) {
+  /**
+   * `modelName()` is the model to ask for, `template()` the name of the template to use, if any; `onBusy(bool)` runs when an
+   * answer begins and ends.
+   */
+  constructor({ modelName, template, onBusy }) {
     this.#modelName = modelName;
+    this.#template = template;
     this.#onBusy = onBusy;
     this.#scroller.addEventListener("scroll", () => this.#noticeScroll(), { passive: true });
     byId("to-latest").addEventListener("click", () => this.#follow());
@@ -48,6 +54,7 @@ export class Conversation {
   }
 
   stop() {
+    if (this.#abort && this.#responseId) cancel(this.#responseId);
     this.#abort?.abort();
   }
 
@@ -62,6 +69,7 @@ export class Conversation {
 
   async #run(turn) {
     const abort = (this.#abort = new AbortController());
+    this.#responseId = null;
     const answer = this.#place(turn);
     this.#onBusy(true);
     this.#follow();
@@ -90,8 +98,9 @@ export class Conversation {
     const request = this.#request(turn);
     let reason = "unknown";
     for await (const event of chat(request, signal)) {
-      if (event.waiting) announce(answer.wait(event.waiting));
-      else if (event.text) this.#grow(answer, event.text);
+      if (event.id) this.#responseId = event.id;
+      else if (event.waiting) announce(answer.wait(event.waiting));
+      else if (event.marks) this.#grow(answer, event);
       else if (event.finish) reason = event.finish;
       else if (event.usage) answer.usage(event.usage);
     }
@@ -99,9 +108,9 @@ export class Conversation {
     answer.offer(this.#retryButton());
   }
 
-  #grow(answer, text) {
-    if (!answer.text) announce("The answer has begun");
-    answer.append(text);
+  #grow(answer, { text, marks }) {
+    if (text && !answer.text) announce("The answer has begun");
+    answer.append(text, marks);
   }
 
   #explain(answer, error, signal) {
@@ -120,25 +129,32 @@ export class Conversation {
 
   #request(turn) {
     const { system, temperature, maxTokens, requestClass } = current();
+    const template = this.#template();
     const request = {
       model: this.#modelName(),
-      messages: this.#messages(turn, system),
+      messages: this.#messages(turn, system, template ? "user" : "system"),
       stream: true,
-      stream_options: { include_usage: true },
+      stream_options: { include_usage: true, segments: true },
       service_tier: SERVICE_TIERS[requestClass],
     };
     if (temperature !== null) request.temperature = temperature;
     if (maxTokens !== null) request.max_tokens = maxTokens;
+    if (template) request.template = template;
     return request;
   }
 
-  /** Turns without an answer are left out: many models accept nothing but strictly alternating roles. */
-  #messages(turn, system) {
-    const messages = system.trim() ? [{ role: "system", content: system }] : [];
+  /**
+   * Turns without an answer are left out: many models accept nothing but strictly alternating roles. A template is the whole
+   * system prompt; the person's own then goes ahead of the first message.
+   */
+  #messages(turn, system, systemRole) {
+    const messages = system.trim() && systemRole === "system" ? [{ role: "system", content: system }] : [];
     for (const { prompt, answer } of this.#turns.slice(0, this.#turns.indexOf(turn))) {
       if (answer.text) messages.push({ role: "user", content: prompt }, { role: "assistant", content: answer.text });
     }
-    return [...messages, { role: "user", content: turn.prompt }];
+    messages.push({ role: "user", content: turn.prompt });
+    if (system.trim() && systemRole === "user") messages[0].content = `${system.trim()}\n\n${messages[0].content}`;
+    return messages;
   }
 
   #noticeScroll() {

@@ -14,6 +14,7 @@ const HEALTH_LABELS = {
   loading: "Loading",
   restarting: "Restarting",
   failed: "Failed",
+  draining: "Stopping",
   stopped: "Stopped",
   unreachable: "No connection",
 };
@@ -92,7 +93,7 @@ async function readHealth() {
 
 function stateOf({ ready, status }) {
   if (ready) return "ready";
-  return ["loading", "restarting", "failed", "stopped"].includes(status) ? status : "loading";
+  return ["loading", "restarting", "failed", "draining", "stopped"].includes(status) ? status : "loading";
 }
 
 function showHealth(health) {
@@ -111,8 +112,9 @@ function showHealth(health) {
   if (isNumber(health.restarts)) setValue("restarts", count(health.restarts));
 }
 
-function healthLabel({ state, progress }) {
+function healthLabel({ state, progress, level }) {
   if (state === "loading" && isNumber(progress)) return `Loading ${Math.floor(100 * progress)} %`;
+  if (state === "ready" && level && level !== "normal") return `Ready, ${level}`;
   return HEALTH_LABELS[state];
 }
 
@@ -123,9 +125,11 @@ function healthNotice({ state, stage, detail }) {
       // The engine's last stage is "ready", while the server still reads the vocabulary.
       return stage && stage !== "ready" ? `The server is getting ready: ${stage}.` : "The server is getting ready.";
     case "restarting":
-      return `The engine is starting again${reason}. Messages can be sent in a moment.`;
+      return `The engine is starting again${reason}. Answers go on, and messages can be sent in a moment.`;
     case "failed":
       return `The engine has failed and needs its operator${reason}.`;
+    case "draining":
+      return "The server is stopping. What it has begun it ends; new messages are not taken.";
     case "stopped":
       return "The server is stopping.";
     case "unreachable":

@@ -1,13 +1,17 @@
-// A small, safe subset of Markdown as DOM nodes: paragraphs, headings, lists, code, bold and italics.
+// A small, safe subset of Markdown as DOM nodes: paragraphs, headings, lists, quotes, code, bold and italics.
+// Where blocks begin and end is decided as the server decides it for the segments of a stream.
 // Links and images stay text on purpose: a model's answer must not make the browser fetch or open anything.
 
 import { copyButton, el } from "./dom.js";
 
-const FENCE = /^\s*(`{3,}|~{3,})\s*([\w+#.-]*)/;
-const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
-const RULE = /^\s*(?:-{3,}|\*{3,}|_{3,})\s*$/;
+const FENCE = /^\s*(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
+const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/;
+const RULE = /^\s*(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$/;
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
+const QUOTE = /^\s*>[\s>]*/;
 const TABLE_ROW = /^\s*\|/;
+const TABLE_DASHES = /^(?=.*\|)(?=.*-)[\s|:-]+$/;
+const TAB_COLUMNS = 4;
 // The spans are bounded, so that text full of unmatched marks costs linear time.
 const CODE = /(`{1,3})(?!`)(.{1,1000}?)(?<!`)\1(?!`)/;
 const BOLD = /\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*/;
@@ -18,13 +22,25 @@ const INLINE = new RegExp([CODE, BOLD, ITALIC].map((pattern) => pattern.source).
 export class MarkdownView {
   #root;
   #shown = [];
+  #settled = 0;
+  #nKept = 0;
 
   constructor(root) {
     this.#root = root;
   }
 
-  render(text) {
-    const blocks = parseBlocks(text);
+  /** Up to `settled` the text is whole blocks that will not change: they are drawn once more, and never read again. */
+  render(text, settled = 0) {
+    if (settled > this.#settled) {
+      this.#draw(parseBlocks(text.slice(this.#settled, settled)));
+      this.#settled = settled;
+      this.#nKept = this.#root.children.length;
+      this.#shown = [];
+    }
+    this.#draw(parseBlocks(text.slice(this.#settled)));
+  }
+
+  #draw(blocks) {
     let same = 0;
     while (same < blocks.length && isSame(this.#shown[same], blocks[same])) same++;
     if (!this.#growCode(blocks, same)) this.#replaceFrom(same, blocks);
@@ -36,19 +52,28 @@ export class MarkdownView {
     const [old, grown] = [this.#shown[index], blocks[index]];
     const isLast = index === blocks.length - 1 && index === this.#shown.length - 1;
     if (!isLast || old.kind !== "code" || grown.kind !== "code" || old.language !== grown.language) return false;
-    this.#root.children[index].querySelector("code").textContent = grown.text;
+    this.#root.children[this.#nKept + index].querySelector("code").textContent = grown.text;
     return true;
   }
 
   #replaceFrom(index, blocks) {
-    while (this.#root.children.length > index) this.#root.lastElementChild.remove();
+    while (this.#root.children.length > this.#nKept + index) this.#root.lastElementChild.remove();
     this.#root.append(...blocks.slice(index).map(renderBlock));
   }
 }
 
-/** The text as a list of blocks: {kind: paragraph | heading | rule | list | code, ...}. */
+/** The letters of one line of text without its marks. */
+export function plain(text) {
+  return el("span", {}, ...inline(text)).textContent;
+}
+
+/** The text as a list of blocks: {kind: paragraph | heading | rule | list | code | quote, ...}. */
 export function parseBlocks(text) {
-  const lines = text.split("\n");
+  return readBlocks(text.split("\n"), false);
+}
+
+/** `inItem`: the lines are what an item of a list holds besides its first line. */
+function readBlocks(lines, inItem) {
   const blocks = [];
   let at = 0;
   while (at < lines.length) {
@@ -56,67 +81,124 @@ export function parseBlocks(text) {
       at++;
       continue;
     }
-    const [block, next] = readBlock(lines, at);
+    const [block, next] = readBlock(lines, at, inItem);
     blocks.push(block);
     at = next;
   }
   return blocks;
 }
 
-function readBlock(lines, at) {
+function readBlock(lines, at, inItem) {
   const line = lines[at];
   if (FENCE.test(line)) return readFence(lines, at);
-  if (TABLE_ROW.test(line)) return readTable(lines, at);
+  if (isTable(lines, at)) return readTable(lines, at);
+  if (QUOTE.test(line)) return readQuote(lines, at);
   const heading = HEADING.exec(line);
   if (heading) return [{ kind: "heading", level: heading[1].length, text: heading[2] }, at + 1];
   if (RULE.test(line)) return [{ kind: "rule", text: "" }, at + 1];
-  if (ITEM.test(line)) return readList(lines, at);
-  return readParagraph(lines, at);
+  if (ITEM.test(line)) return readList(lines, at, inItem);
+  return readParagraph(lines, at, inItem);
 }
 
 function readFence(lines, start) {
-  const [, fence, language] = FENCE.exec(lines[start]);
-  let end = start + 1;
-  while (end < lines.length && !lines[end].trim().startsWith(fence)) end++;
+  const [, ticks, info, , waveInfo] = FENCE.exec(lines[start]);
+  const end = endOfFence(lines, start);
   const indent = lines[start].search(/\S/);
   const body = lines.slice(start + 1, end).map((line) => line.slice(Math.min(indent, line.search(/\S|$/))));
+  const language = (ticks ? info : waveInfo).trim().split(" ")[0];
   return [{ kind: "code", language, text: body.join("\n") }, end + 1];
+}
+
+/** Index of the line that closes the fence in line `start`, or of the end. */
+function endOfFence(lines, start) {
+  const [, ticks, , waves] = FENCE.exec(lines[start]);
+  const fence = ticks ?? waves;
+  const closes = (line) => line.length >= fence.length && line === fence[0].repeat(line.length);
+  let end = start + 1;
+  while (end < lines.length && !closes(lines[end].trim())) end++;
+  return end;
+}
+
+function isTable(lines, at) {
+  return TABLE_ROW.test(lines[at]) && TABLE_DASHES.test(lines[at + 1] ?? "");
 }
 
 /** A table is shown as it was written, in columns of equal letters. */
 function readTable(lines, start) {
-  let end = start;
+  let end = start + 2;
   while (end < lines.length && TABLE_ROW.test(lines[end])) end++;
   return [{ kind: "code", language: "", text: lines.slice(start, end).join("\n") }, end];
 }
 
-function readParagraph(lines, start) {
+function readQuote(lines, start) {
+  let end = start;
+  while (end < lines.length && QUOTE.test(lines[end])) end++;
+  const text = lines.slice(start, end).map((line) => line.replace(QUOTE, "")).join("\n");
+  return [{ kind: "quote", text }, end];
+}
+
+function readParagraph(lines, start, inItem) {
   let end = start + 1;
-  while (end < lines.length && continuesParagraph(lines[end])) end++;
-  return [{ kind: "paragraph", text: lines.slice(start, end).join("\n") }, end];
+  while (end < lines.length && continuesParagraph(lines, end, inItem)) end++;
+  const own = lines.slice(start, end).map((line) => (inItem ? line.trim() : line));
+  return [{ kind: "paragraph", text: own.join("\n") }, end];
 }
 
-function continuesParagraph(line) {
-  return line.trim() !== "" && ![FENCE, HEADING, RULE, ITEM, TABLE_ROW].some((pattern) => pattern.test(line));
+function continuesParagraph(lines, at, inItem) {
+  const line = lines[at];
+  if (line.trim() === "" || isTable(lines, at)) return false;
+  if ([FENCE, HEADING, RULE, QUOTE].some((pattern) => pattern.test(line))) return false;
+  // A line like "1986. Then ..." is no list in the middle of a paragraph: only 1 begins one there.
+  const item = ITEM.exec(line);
+  return !item || (!inItem && /\d/.test(item[2]) && Number.parseInt(item[2], 10) !== 1);
 }
 
-/** Items, and the indented lines that continue them; a blank line ends the list unless another item follows. */
-function readList(lines, start) {
+/** Items with all that is indented deeper than their list; a line that is not indented ends it. */
+function readList(lines, start, inItem) {
+  const [, space, first] = ITEM.exec(lines[start]);
+  const [base, ordered] = [columns(space), /\d/.test(first)];
   const items = [];
   let at = start;
   for (; at < lines.length; at++) {
     const line = lines[at];
-    const item = RULE.test(line) ? null : ITEM.exec(line);
-    if (item) items.push(listItem(item));
-    else if (line.trim() === "" && ITEM.test(lines[at + 1] ?? "")) continue;
-    else if (/^\s+\S/.test(line) && !FENCE.test(line)) items.at(-1).text += `\n${line.trim()}`;
+    const indent = columns(line);
+    const item = ITEM.exec(line);
+    if (line.trim() === "") items.at(-1).rest.push("");
+    else if (HEADING.test(line) || RULE.test(line)) break;
+    else if (item && indent <= base + 1 && (indent >= base || !inItem)) {
+      if (/\d/.test(item[2]) !== ordered) break;
+      items.push({ number: Number.parseInt(item[2], 10), first: item[3], rest: [] });
+    } else if (indent > base) at = takeRest(lines, at, items.at(-1).rest);
     else break;
   }
-  return [{ kind: "list", items, text: lines.slice(start, at).join("\n") }, at];
+  const text = lines.slice(start, at).join("\n");
+  return [{ kind: "list", ordered, items: items.map(listItem), text }, at];
 }
 
-function listItem([, space, mark, text]) {
-  return { indent: space.length, ordered: /\d/.test(mark), number: Number.parseInt(mark, 10), text };
+/** Adds a line to what an item holds; a fence, with all of its code. Returns the index of the last line taken. */
+function takeRest(lines, at, rest) {
+  const end = FENCE.test(lines[at]) ? Math.min(endOfFence(lines, at), lines.length - 1) : at;
+  rest.push(...lines.slice(at, end + 1));
+  return end;
+}
+
+/** The item's first line is text, whatever it looks like, and goes on as far as a paragraph would. */
+function listItem({ number, first, rest }) {
+  let end = 0;
+  while (end < rest.length && continuesParagraph(rest, end, true)) end++;
+  const text = [first, ...rest.slice(0, end).map((line) => line.trim())].join("\n");
+  return { number, text, blocks: readBlocks(rest.slice(end), true) };
+}
+
+/** Width of the white space at the beginning of a line. */
+function columns(line) {
+  let width = 0;
+  for (const letter of line) {
+    if (letter === "\t") width += TAB_COLUMNS - (width % TAB_COLUMNS);
+    else if (letter.trim() === "") width++;
+    else break;
+  }
+  return width;
 }
 
 function isSame(one, other) {
@@ -133,7 +215,9 @@ function renderBlock(block) {
     case "rule":
       return el("hr");
     case "list":
-      return renderList(block.items);
+      return renderList(block);
+    case "quote":
+      return el("blockquote", {}, ...block.text.split(/\n(?:\s*\n)+/).map((text) => el("p", {}, ...inline(text.trim()))));
     default:
       return el("p", {}, ...inline(block.text));
   }
@@ -146,18 +230,9 @@ function renderCode({ language, text }) {
   return el("div", { className: "code" }, head, el("pre", { tabIndex: 0 }, code));
 }
 
-/** Nested lists from indentation: items deeper than the first belong to the item above them. */
-function renderList(items) {
-  const { indent, ordered, number } = items[0];
-  const list = el(ordered ? "ol" : "ul", ordered ? { start: number } : {});
-  for (let at = 0; at < items.length; ) {
-    let end = at + 1;
-    while (end < items.length && items[end].indent > indent + 1) end++;
-    const item = el("li", {}, ...inline(items[at].text));
-    if (end > at + 1) item.append(renderList(items.slice(at + 1, end)));
-    list.append(item);
-    at = end;
-  }
+function renderList({ ordered, items }) {
+  const list = el(ordered ? "ol" : "ul", ordered ? { start: items[0].number } : {});
+  list.append(...items.map(({ text, blocks }) => el("li", {}, ...inline(text), ...blocks.map(renderBlock))));
   return list;
 }
 

@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 
 const STORE = "poise.settings";
 const KEY_STORE = "poise.api-key";
-const DEFAULTS = { system: "", temperature: null, maxTokens: null, requestClass: "interactive" };
+const DEFAULTS = { system: "", temperature: null, maxTokens: null, requestClass: "interactive", outlineFirst: false };
 
 const settings = { ...DEFAULTS, ...readStore() };
 const keyListeners = [];
@@ -56,7 +56,8 @@ function readForm() {
 }
 
 function resetForm() {
-  update({ ...DEFAULTS, requestClass: settings.requestClass });
+  const { requestClass, outlineFirst } = settings; // their switches are not in the drawer
+  update({ ...DEFAULTS, requestClass, outlineFirst });
   setKey("");
   fillForm();
 }

@@ -45,8 +45,9 @@ export class EventStreamParser {
 
 /**
  * Sends a chat request and yields, as they arrive:
+ *   {id}                          the response's id, first of all
  *   {waiting: {position, etaMs}}  while it is queued
- *   {text}                        a piece of the answer
+ *   {text, marks}                 a piece of the answer, and what it made certain of its segments; either may be empty
  *   {finish}                      the finish reason
  *   {usage}                       the server's own token counts
  * Throws ApiError, ConnectionLost, or the signal's AbortError. What was yielded before stays valid.
@@ -54,6 +55,8 @@ export class EventStreamParser {
 export async function* chat(request, signal) {
   const response = await send("/v1/chat/completions", { json: request, signal, headers: { Accept: "text/event-stream" } });
   if (!response.ok) throw await errorFrom(response);
+  const id = response.headers.get("X-Poise-Response-Id");
+  if (id) yield { id };
   let ended = false;
   for await (const item of readItems(response.body)) {
     if (item.data === "[DONE]") return;
@@ -97,7 +100,8 @@ function eventsIn({ comment, data }) {
   if (error) throw error;
   const choice = chunk.choices?.[0];
   const events = [];
-  if (choice?.delta?.content) events.push({ text: choice.delta.content });
+  const [text, marks] = [choice?.delta?.content ?? "", choice?.segments ?? []];
+  if (text || marks.length) events.push({ text, marks });
   if (choice?.finish_reason) events.push({ finish: choice.finish_reason });
   if (chunk.usage) events.push({ usage: chunk.usage });
   return events;

@@ -1,0 +1,132 @@
+"""A result as Markdown: the tables of the terminal, with where they come from, ready for a pull request. Reads the document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from poise.bench.record import Bound
+from poise.bench.report import SIGNS, label_of, number, title_of
+from poise.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES
+
+Rows = list[list[str]]
+
+
+def to_markdown(document: Mapping[str, Any]) -> str:
+    """The whole result."""
+    parts = ["# poise bench", "", *(f"- {key}: {value}" for key, value in provenance(document)), ""]
+    for run in document["scenarios"]:
+        parts += [f"## {run['name']}", "", run_line(run), ""]
+        parts += [markdown_table(*figure_rows(run)), "", markdown_table(*count_rows(run)), ""]
+        parts += [*(f"- {note}" for note in run["notes"]), ""] if run["notes"] else []
+    return "\n".join(parts)
+
+
+def provenance(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Who measured what, where and with which seeds."""
+    host, options = document["host"], document["options"]
+    found = [
+        ("started", f"{document['started_at']}{'' if document['complete'] else ' (interrupted)'}"),
+        (
+            "host",
+            f"{host['name']}, {host['cpu']}, {host['n_cpus_usable']} of {host['n_cpus']} CPUs, "
+            f"{host['memory_bytes'] / 2**30:.1f} GiB, {host['system']}",
+        ),
+        ("versions", ", ".join(f"{name} {version}" for name, version in document["versions"].items())),
+        ("commit", document["commit"] or "not from a checkout"),
+        ("seeds", f"arrivals from {options['seed']} on, words {options['text_seed']}; {options['rounds']} round(s)"),
+    ]
+    for side, target in document["targets"].items():
+        software = f", {target['software']}" if target["software"] else ""
+        told = target["told"].get("/status", {})
+        pools = ", ".join(f"pool {p['name']}: {p['slots']} x {p['slot_cells']} cells" for p in told.get("pools") or [])
+        found.append((side, f"{target['url']}, model {target['model']}{software}{', ' + pools if pools else ''}"))
+    return found
+
+
+def run_line(run: Mapping[str, Any]) -> str:
+    targets = [
+        f"{t['request_class']}: " + ", ".join(f"{k} <= {v:g}" for k, v in t.items() if k != "request_class" and v)
+        for t in run["targets"]
+    ]
+    traces = [f"trace {t['path']} ({t['requests']} requests, {t['digest']})" for t in run["traces"]]
+    return "; ".join([f"{len(run['rounds'])} round(s) of {run['path']}", *targets, *traces])
+
+
+def figure_rows(run: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """Medians over the rounds for each set of clients, and in a comparison the ratios with their spread."""
+    sides = list(run["medians"])
+    labels = ("p50", "p95", "p99")
+    blocks = [*sides, "ratio"] if len(sides) > 1 else [""]
+    header = ["clients", "figure", *(f"{block} {label}".strip() for block in blocks for label in labels)]
+    ratios = {(r["kind"], r["name"]): r["figures"] for r in run["ratios"]}
+    rows: Rows = []
+    for label, groups in distinct_groups(run):
+        any_side = next(iter(groups.values()))
+        known = {name for group in groups.values() for name in group["figures"]}
+        for name, figures in _lines(known, is_all=label == "all"):
+            cells = [_show(groups.get(side, {}).get("figures", {}).get(f)) for side in sides for f in figures]
+            if len(sides) > 1:
+                own = ratios.get((any_side["kind"], any_side["name"]), {})
+                cells += [_show_ratio(own.get(f)) for f in figures]
+            rows.append([label, name, *cells])
+    return header, rows
+
+
+def count_rows(run: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """How the requests ended, and how many kept their targets."""
+    header = ["clients", "server", "requests", "how they ended", "without a token", "short", "targets met"]
+    rows: Rows = []
+    for label, groups in distinct_groups(run):
+        for side, group in groups.items():
+            ends = ", ".join(f"{n} {status}" for status, n in group["statuses"].items())
+            rows.append(
+                [label, side, str(sum(group["statuses"].values())), ends, str(group["censored"]), str(group["short"]),
+                 _goodput(group["goodput"])]
+            )  # fmt: skip
+    return header, rows
+
+
+def distinct_groups(run: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """One entry for each set of clients: what to call it, and its median figures by side."""
+    found: dict[tuple[str, ...], tuple[dict[str, str], dict[str, Mapping[str, Any]]]] = {}
+    for side, groups in run["medians"].items():
+        for group in groups:
+            kinds, by_side = found.setdefault(tuple(group["clients"]), ({}, {}))
+            kinds[group["kind"]] = group["name"]
+            by_side.setdefault(side, group)
+    return [(label_of(kinds), by_side) for kinds, by_side in found.values()]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _lines(known: Iterable[str], *, is_all: bool) -> list[tuple[str, tuple[str, ...]]]:
+    present = set(known)
+    measures = [] if is_all else [m for m in (*MEASURES, *CORRECTED) if f"{m}_p50" in present]
+    quantiles = MEASURES | CORRECTED
+    lines = [(title_of(m), tuple(f"{m}_{label}" for label in quantiles[m])) for m in measures]
+    return lines + [(title_of(name), (name, "", "")) for name in (*RATES, *GOODPUT) if name in present]
+
+
+def _show(figure: Mapping[str, Any] | None) -> str:
+    return "" if figure is None else _sign(figure["bound"]) + number(figure["value"])
+
+
+def _show_ratio(ratio: Mapping[str, Any] | None) -> str:
+    if ratio is None:
+        return ""
+    return f"{_sign(ratio['bound'])}{ratio['median']:.3g} ({ratio['min']:.2g}–{ratio['max']:.2g})"
+
+
+def _sign(bound: Bound) -> str:
+    return SIGNS[bound]
+
+
+def _goodput(found: Mapping[str, int] | None) -> str:
+    if found is None:
+        return ""
+    undecided = f", {found['n_undecided']} undecided" if found["n_undecided"] else ""
+    return f"{found['n_met']} of {found['n_met'] + found['n_missed']}{undecided}"

@@ -1,0 +1,129 @@
+"""What poise holds of anybody, and where: every file that it may write, and every place in memory that has text or tokens in it.
+
+docs/data.md shows this list, and tests compare it with the document, with every call in the source that writes a file, and with
+the files that a server has really written. Whoever adds a place adds it here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A kind of file. `where` is a pattern for file names, below the folder that is named first; `writers` are the modules.
+
+    `content`: whether text of prompts or answers can be in it.
+    """
+
+    where: str
+    what: str
+    content: str
+    until: str
+    readers: str
+    writers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A place in memory that holds text or tokens of requests. `owner` is the class, as module:class."""
+
+    owner: str
+    what: str
+    until: str
+    readers: str
+
+
+_OWNER = "the user that poise runs as (0600)"
+_YOURS = "as you keep it"
+
+FILES = (
+    File(
+        "config/keys.jsonl",
+        "HMAC hashes of keys, their tenants, rights and comments",
+        "no",
+        "you delete it; revoked keys stay in it",
+        _OWNER,
+        ("gateway/keys.py",),
+    ),
+    File("config/keys.pepper", "the secret of these hashes", "no", "you delete it", _OWNER, ("gateway/keys.py",)),
+    File(
+        "state/audit/audit-*.jsonl",
+        "the audit log, only with `audit.enabled`",
+        "only of tenants with `content_log`",
+        "`audit.keep_days`; content also until it is erased",
+        _OWNER,
+        ("audit/log.py", "audit/files.py"),
+    ),
+    File(
+        "state/audit/head.json",
+        "how far the audit log goes",
+        "no",
+        "you delete it",
+        _OWNER,
+        ("audit/log.py", "audit/files.py"),
+    ),
+    File(
+        "state/engine-journal-*.jsonl",
+        "the flight recorder of an engine that failed: tenants, counts and decisions",
+        "no",
+        "you delete it",
+        _OWNER,
+        ("engine/process.py",),
+    ),
+    File(
+        "cache/*.json",
+        "what was measured or checked of this host and its model files",
+        "no",
+        "you delete it",
+        "the user that poise runs as",
+        ("llama/cachefile.py",),
+    ),
+    File(
+        "a file that you name",
+        "results of `poise bench --json` and `poise sim`",
+        "no",
+        "you delete it",
+        _YOURS,
+        ("bench/command.py", "bench/compare_command.py", "sim/command.py"),
+    ),
+)
+
+MEMORY = (
+    Memory("gateway.completions:Call", "the messages and token ids of a live request", "it ends", "its own client"),
+    Memory(
+        "gateway.records:Records",
+        "answers, token by token, of live requests and of those that have ended",
+        "`results.retention_s` after the end, at most `results.budget_mb`, or they are erased",
+        "the same tenant, by the response's id",
+    ),
+    Memory(
+        "gateway.choice:Choice",
+        "text that waits for the rest of a character or of a stop string",
+        "it ends",
+        "its own client",
+    ),
+    Memory("gateway.engine_client:RequestHandle", "tokens that were not yet taken", "it ends", "its own client"),
+    Memory(
+        "gateway.templates:Templates", "the operator's templates", "the server ends", "the tenants that may use them"
+    ),
+    Memory(
+        "audit.log:AuditLog",
+        "content on its way to the audit log, only of tenants with `content_log`",
+        "it is written",
+        "nobody",
+    ),
+    Memory("engine.core:Engine", "token ids of live requests", "they end", "nobody"),
+    Memory(
+        "llama.context:PoolContext",
+        "KV cells: of live requests, and warm ones of one tenant each",
+        "they are taken, or erased",
+        "the same tenant's requests",
+    ),
+    Memory(
+        "llama.store:StateStore",
+        "copies of KV cells: swapped requests and prefixes of one tenant each",
+        "they end, make room, or are erased",
+        "the same tenant's requests",
+    ),
+)

@@ -1,0 +1,193 @@
+"""What goes into the audit log: one entry at the end of each API request, and one for whatever an operator or the server does.
+
+An entry says who (tenant, id of the key), what (endpoint, class), how much (tokens, waiting, compute) and what came of it. Text
+of prompts and answers is in it only where the tenant's `content_log` says so, in a field of its own, `content`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from poise.audit.chain import audit_key
+from poise.audit.log import AuditLog
+from poise.config import Settings
+from poise.config.paths import audit_dir, keys_file
+from poise.gateway.errors import ApiError, ClientGone
+from poise.gateway.keys import Key, KeysFile
+from poise.gateway.middleware import request_id_of
+from poise.gateway.record import CANCELLED, Record
+from poise.gateway.tenants import caller_of
+from poise.scheduler.request import RequestClass
+
+REFUSED, BROKEN = "refused", "internal_error"
+PREEMPTIONS = ("pause", "swap", "drop")
+NOTHING: Mapping[str, Any] = {
+    "response": "",
+    "prompt_tokens": 0,
+    "output_tokens": 0,
+    "cached_tokens": 0,
+    "queue_ms": None,
+    "ttft_ms": None,
+    "served_us": 0,
+    "preemptions": 0,
+}
+"""The figures of a request that never began."""
+
+
+class Audit:
+    """Where everything that is to be put on record goes. Without a log it does nothing."""
+
+    def __init__(self, settings: Settings, log: AuditLog | None = None) -> None:
+        self._settings = settings
+        self._log = log
+
+    @property
+    def enabled(self) -> bool:
+        return self._log is not None
+
+    def put(self, event: str, **fields: Any) -> None:
+        """Whatever happens to the server: start, stop, another level, other keys. No text of requests."""
+        if self._log is not None:
+            self._log.put(event, fields)
+
+    def begin(self, request: Request) -> RequestEntry:
+        """The entry of an API request, which is written at its end."""
+        return RequestEntry(self, request)
+
+    def operator(self, request: Request, action: str, **fields: Any) -> None:
+        """What an operator has done."""
+        caller = caller_of(request)
+        self.put(
+            "admin", action=action, by=caller.tenant, key=caller.key_id, request=request_id_of(request.scope), **fields
+        )
+
+    def level_changed(self, level: str, former: str, reasons: Sequence[str]) -> None:
+        self.put("level", level=level, former=former, reasons=list(reasons))
+
+    def keys_changed(self, before: Sequence[Key], after: Sequence[Key]) -> None:
+        """The keys file was read again."""
+        known = {key.id: key for key in before}
+        for key in after:
+            old = known.pop(key.id, None)
+            if old is None:
+                self.put("key_added", key=key.id, tenant=key.tenant, admin=key.admin)
+            elif old.revoked is None and key.revoked is not None:
+                self.put("key_revoked", key=key.id, tenant=key.tenant)
+            elif old != key:
+                self.put("key_changed", key=key.id, tenant=key.tenant)
+        for key in known.values():
+            self.put("key_removed", key=key.id, tenant=key.tenant)
+
+    def keeps_content(self, tenant: str) -> bool:
+        return self._log is not None and self._settings.tenant(tenant).content_log
+
+    async def erase(self, tenant: str) -> Mapping[str, int]:
+        """Erase what is on record of a tenant's texts. The entries stay."""
+        if self._log is None:
+            return {"audit_contents": 0}
+        return {"audit_contents": await asyncio.wrap_future(self._log.erase_content(tenant))}
+
+    def close(self) -> None:
+        """Write what is left. What comes later is lost."""
+        if self._log is not None:
+            self._log.close()
+
+    def write(self, fields: Mapping[str, Any], content: Mapping[str, Any] | None) -> None:
+        if self._log is not None:
+            self._log.put("request", fields, content)
+
+
+def open_audit(settings: Settings) -> Audit:
+    """The audit log that the settings ask for. Raises AuditError, or KeysError when there is no pepper for its chain."""
+    wanted = settings.audit
+    if not wanted.enabled:
+        return Audit(settings)
+    key = audit_key(KeysFile(keys_file(settings.auth)).pepper())
+    folder = audit_dir(wanted)
+    return Audit(settings, AuditLog(folder, key, rotate_bytes=wanted.rotate_mb << 20, keep_days=wanted.keep_days))
+
+
+class RequestEntry:
+    """What is known of one API request, written at the end of its record, or of the `with` that it never got out of."""
+
+    def __init__(self, audit: Audit, request: Request) -> None:
+        self._audit = audit
+        self._request = request
+        self._began_s = time.perf_counter()
+        self._prompt: Any = None
+        self.request_class: RequestClass | None = None
+        self.stream = False
+
+    def __enter__(self) -> RequestEntry:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Before there is a record: refused, broken, or left by its client."""
+        if isinstance(error, ApiError):
+            self._write(error, REFUSED)
+        elif error is not None:
+            broken = isinstance(error, Exception) and not isinstance(error, ClientGone)
+            self._write(None, BROKEN if broken else CANCELLED, status=500 if broken else None)
+
+    def note_prompt(self, prompt: object) -> None:
+        """The prompt as it was sent. It is kept only where it is to be written."""
+        if self._audit.keeps_content(caller_of(self._request).tenant):
+            self._prompt = prompt
+
+    def ended(self, record: Record) -> None:
+        moments = Counter(moment.what for moment in record.timeline)
+        waits = [moment.detail["wait_ms"] for moment in record.timeline if moment.what == "started"]
+        usage, failure = record.usage(), record.failure
+        outcome = record.outcome or CANCELLED
+        if failure is not None and not record.is_open:
+            outcome = BROKEN if failure.code == BROKEN else REFUSED
+        # A client that left has been told a status only if its stream had begun.
+        told = CANCELLED not in outcome or (self.stream and record.is_open)
+        self._write(
+            failure,
+            outcome,
+            {
+                "response": record.response_id,
+                "prompt_tokens": usage.prompt_tokens,
+                "output_tokens": usage.completion_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "queue_ms": max(waits, default=None),
+                "ttft_ms": round((record.arrivals[0] - record.origin.arrived_s) * 1000, 1) if record.arrivals else None,
+                "served_us": record.served_us,
+                "preemptions": sum(moments[what] for what in PREEMPTIONS),
+            },
+            [answer.text for answer in record.answers()] if self._prompt is not None else [],
+            200 if told else None,
+        )
+
+    def _write(
+        self,
+        error: ApiError | None,
+        outcome: str,
+        figures: Mapping[str, Any] = NOTHING,
+        outputs: Sequence[str] = (),
+        status: int | None = 200,
+    ) -> None:
+        caller = caller_of(self._request)
+        fields = {
+            "request": request_id_of(self._request.scope),
+            "tenant": caller.tenant,
+            "key": caller.key_id,
+            "endpoint": self._request.scope["path"],
+            "class": self.request_class.value if self.request_class else None,
+            "stream": self.stream,
+            "status": error.status if error is not None else status,
+            "error": error.code if error is not None else None,
+            "outcome": outcome,
+            "duration_ms": round((time.perf_counter() - self._began_s) * 1000, 1),
+            **NOTHING,
+            **figures,
+        }
+        content = {"prompt": self._prompt, "output": list(outputs)} if self._prompt is not None else None
+        self._audit.write(fields, content)

@@ -1,0 +1,107 @@
+"""Which request is to blame for the death of an engine: suspects, probation and quarantine, on facts that are passed in.
+
+1. A forward pass that an engine died in is held against every request in it, unless somebody ended the engine on purpose
+   (SIGTERM, SIGINT) or it was in no pass at all.
+2. Whoever was in such a pass is a suspect: it is computed in passes of its own from then on, so that the next death names one.
+3. A suspect is acquitted by PROBATION_TOKENS new tokens, and everything that was held against it is forgotten.
+4. Who is found alone in a pass that killed an engine, and was in such a pass before, is quarantined.
+5. SIGKILL may be the kernel short of memory, or an operator: as soon as one of the deaths was by SIGKILL it takes three.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+PROBATION_TOKENS = 8
+DEATHS = 2
+DEATHS_WITH_SIGKILL = 3
+_ON_PURPOSE = (-signal.SIGTERM, -signal.SIGINT)
+
+
+class Cause(StrEnum):
+    """How an engine was lost."""
+
+    CRASH = "crash"
+    """Ended by a signal."""
+    HANG = "hang"
+    """Ended by the watchdog."""
+    EXIT = "exit"
+    """It exited, with last words or without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """An engine's end. `code` as of a process that was waited for: negative is a signal; None: it could not be started.
+
+    `pass_ids`: the requests in the forward pass that it died in, empty if it was in none.
+    """
+
+    cause: Cause
+    code: int | None
+    detail: str
+    pass_ids: Sequence[int] = ()
+
+    @property
+    def is_on_purpose(self) -> bool:
+        """Somebody ended it, or it ended itself in order: nothing that it computed had to do with it."""
+        return self.cause is not Cause.HANG and (self.code in _ON_PURPOSE or self.code == 0)
+
+    @property
+    def is_sigkill(self) -> bool:
+        return self.cause is Cause.CRASH and self.code == -signal.SIGKILL
+
+    @property
+    def how(self) -> str:
+        """For a report: a signal's name, an exit code, or that it hung."""
+        if self.cause is Cause.HANG:
+            return "hang"
+        if self.code is None:
+            return "not started"
+        return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+
+
+@dataclass(slots=True)
+class _Held:
+    """Deaths held against a request: by SIGKILL, and by anything else."""
+
+    by_sigkill: int = 0
+    by_other: int = 0
+
+
+class Blame:
+    """What is held against which request."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, _Held] = {}
+
+    def judge(self, death: Death) -> int | None:
+        """Hold a death against the requests that were in its pass; returns the one that is to be quarantined, if any."""
+        if death.is_on_purpose:
+            return None
+        for request_id in death.pass_ids:
+            held = self._held.setdefault(request_id, _Held())
+            if death.is_sigkill:
+                held.by_sigkill += 1
+            else:
+                held.by_other += 1
+        if len(death.pass_ids) != 1:
+            return None
+        (alone,) = death.pass_ids
+        held = self._held[alone]
+        guilty = held.by_other >= DEATHS or held.by_other + held.by_sigkill >= DEATHS_WITH_SIGKILL
+        return alone if guilty else None
+
+    def is_suspect(self, request_id: int) -> bool:
+        return request_id in self._held
+
+    def deaths(self, request_id: int) -> int:
+        """How many are held against it."""
+        held = self._held.get(request_id)
+        return held.by_sigkill + held.by_other if held is not None else 0
+
+    def acquit(self, request_id: int) -> None:
+        """It has proved itself, or has ended: nothing is held against it any more."""
+        self._held.pop(request_id, None)

@@ -1,0 +1,52 @@
+"""Erasing what the server holds of a tenant, in every place that holds any.
+
+Each place has an eraser, which erases and says how much. Live requests go on unless they are to end as well: what they hold is
+the tenant's work in progress, and it is gone when they end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.records import Records
+
+Eraser = Callable[[str], Awaitable[Mapping[str, int]]]
+"""Erases a tenant's data in one place; returns how much there was, by kind. Kinds of different places differ."""
+
+
+class Erasure:
+    """The places, in the order in which they are erased."""
+
+    def __init__(self, erasers: Sequence[Eraser]) -> None:
+        self._erasers = erasers
+
+    async def erase(self, tenant: str) -> dict[str, int]:
+        """Erase everywhere. Raises what an eraser raises; erasing again is safe."""
+        erased: dict[str, int] = {}
+        for eraser in self._erasers:
+            erased |= await eraser(tenant)
+        return erased
+
+
+def records_eraser(records: Records) -> Eraser:
+    """Results that are kept for those who come back for them."""
+
+    async def erase(tenant: str) -> Mapping[str, int]:
+        erased = records.erase(tenant)
+        return {"results": erased.records, "result_tokens": erased.tokens, "result_bytes": erased.n_bytes}
+
+    return erase
+
+
+def engine_eraser(engine: EngineClient) -> Eraser:
+    """KV cells, stored prefixes, and the tenant's name in the flight recorder. An engine that is not there holds nothing."""
+
+    async def erase(tenant: str) -> Mapping[str, int]:
+        names = ("entries", "cells", "bytes", "journal_entries")
+        if engine.state.phase is not EnginePhase.READY:
+            return dict.fromkeys(names, 0)
+        erased = await engine.erase(tenant)
+        return dict(zip(names, (erased.entries, erased.cells, erased.n_bytes, erased.journal_entries), strict=True))
+
+    return erase

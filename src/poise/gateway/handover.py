@@ -1,0 +1,258 @@
+"""What is kept of every live request, so that another engine can go on where a lost one stopped.
+
+1. Kept are the Submit message and every token id that has come. An engine that is new is given both, in the order of arrival,
+   and goes on with the next token; a client sees a pause.
+2. To the client's side of a request nothing happens twice: one Accepted, one Start, one last event, the counts of the first
+   computation. In between it may be told Change "lost" and "recover", in pairs.
+3. What no engine has, no engine has to be asked about: an abort ends it here.
+4. Each loss counts for every request that was live, also for those in a queue. After `recoveries_max` of them a request ends with
+   ENGINE_LOST, so that none waits for ever on engines that cannot live.
+5. Who was being computed when an engine died is a suspect, and may be quarantined (`poise.gateway.blame`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
+
+from poise.gateway.blame import PROBATION_TOKENS, Blame, Death
+from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, RequestHandle
+from poise.gateway.quarantine import Quarantine, QuarantineReport, utc
+from poise.metrics.recovery import RecoveryMetrics
+from poise.scheduler.request import Control, FinishReason, RequestClass
+from poise.wire import messages as wire
+
+RUN = "run"
+"""Level of a Hold that holds nothing."""
+
+
+@dataclass(slots=True)
+class _Live:
+    handle: RequestHandle
+    submit: wire.Submit
+    label: str
+    accepted_at: str
+    output: list[int] = field(default_factory=list)
+    """Every token that has come, from whatever engine."""
+    accepted: bool = False
+    started: bool = False
+    n_cached: int = 0
+    """Of its first start: what a client is told."""
+    n_losses: int = 0
+    lost_ns: int = 0
+    """When the engine was lost that it waits to be recovered from; 0: it does not."""
+    n_handed: int = 0
+    """Tokens that the present engine was given."""
+    on_watch: bool = False
+    """Its next tokens mean something: the end of a recovery, or of a probation."""
+    aborted: bool = False
+    paused: bool = False
+    hold: str = RUN
+
+
+class Handover:
+    """All live requests. `send` reaches the present engine."""
+
+    def __init__(self, send: Callable[[wire.ToEngine], None], metrics: RecoveryMetrics, recoveries_max: int) -> None:
+        self.quarantine = Quarantine()
+        self._send = send
+        self._metrics = metrics
+        self._recoveries_max = recoveries_max
+        self._lives: dict[int, _Live] = {}
+        self._blame = Blame()
+        self._has_engine = False
+
+    @property
+    def n_live(self) -> int:
+        return len(self._lives)
+
+    def n_queued(self, request_class: RequestClass) -> int:
+        """Requests of a class that have not begun."""
+        return sum(not live.started and live.submit.request_class == request_class for live in self._lives.values())
+
+    def add(self, submit: wire.Submit, label: str) -> RequestHandle:
+        """Hand a request to the engine, which must be ready."""
+        handle = RequestHandle(submit.request_id, self._abort)
+        self._lives[submit.request_id] = _Live(handle, submit, label, utc())
+        self._send(submit)
+        return handle
+
+    def lose(self, death: Death) -> None:
+        """The engine is gone. Who can go on is told to wait; the others end."""
+        self._has_engine = False
+        now_ns = time.monotonic_ns()
+        guilty = self._blame.judge(death)
+        for request_id, live in self._each():
+            live.n_losses += 1
+            if live.aborted:
+                self._end(live, FinishReason.ABORTED)
+            elif request_id == guilty:
+                self._put_away(live, death)
+            elif live.n_losses > self._recoveries_max:
+                self._end(live, ENGINE_LOST, f"{live.n_losses} engines were lost under it")
+            else:
+                if live.accepted and not live.lost_ns:
+                    live.handle.put(wire.Change(request_id, "lost"))
+                live.lost_ns = live.lost_ns or now_ns
+        for request_id in death.pass_ids:
+            if request_id not in self._lives:  # it has just ended, or was the engine's own
+                self._blame.acquit(request_id)
+
+    def hand_over(self) -> None:
+        """An engine is ready: give it everything that is live, in the order of arrival, as the lost one had it."""
+        self._has_engine = True
+        for request_id, live in self._each():
+            if len(live.output) >= live.submit.max_output:
+                self._end(live, FinishReason.LENGTH)
+                continue
+            suspect = self._blame.is_suspect(request_id)
+            live.n_handed, live.on_watch = len(live.output), True
+            # Who has had no answer yet is new to the engine: it may still be refused.
+            again = replace(live.submit, output=list(live.output), readmitted=live.accepted, suspect=suspect)
+            self._send(again)
+            if live.paused:
+                self._send(wire.Control(request_id, Control.PAUSE.value))
+            if live.hold != RUN:
+                self._send(wire.Hold(request_id, live.hold))
+
+    def end_all(self, reason: str, detail: str) -> None:
+        """Nothing more will be computed: every live request gets its last event."""
+        for _, live in self._each():
+            if self._has_engine:
+                self._send(wire.Abort(live.submit.request_id))
+            self._end(live, FinishReason.ABORTED if live.aborted else reason, detail)
+
+    def hold(self, request_id: int, level: str) -> None:
+        """How far the readers of a request are behind; every engine is told that has it."""
+        live = self._lives.get(request_id)
+        if live is not None and level != live.hold:
+            live.hold = level
+            if self._has_engine:
+                self._send(wire.Hold(request_id, level))
+
+    def answered(self, answer: wire.Accepted | wire.Refused) -> None:
+        live = self._lives.get(answer.request_id)
+        if live is None:
+            return
+        if isinstance(answer, wire.Refused):
+            if live.accepted:
+                self._end(live, ENGINE_LOST, f"another engine refused it: {answer.reason}")
+            else:
+                self._forget(live)
+                live.handle.put(answer)
+        elif not live.accepted:
+            live.accepted, live.lost_ns = True, 0
+            live.handle.put(answer)
+        elif not live.started:
+            # It keeps its place among those that wait, and has lost nothing.
+            live.lost_ns = 0
+            self._recovered(live, 0)
+            live.handle.put(wire.Waiting(answer.request_id, answer.position, answer.eta_us))
+
+    def waiting(self, waiting: wire.Waiting) -> None:
+        if (live := self._lives.get(waiting.request_id)) is not None:
+            live.handle.put(waiting)
+
+    def controlled(self, answer: wire.Controlled) -> None:
+        """An operator's pause outlives the engine that carried it out."""
+        live = self._lives.get(answer.request_id)
+        if live is not None and not answer.detail and answer.action in (Control.PAUSE, Control.RESUME):
+            live.paused = answer.action == Control.PAUSE
+
+    def step(self, step: wire.Step) -> None:
+        lives = self._lives
+        for start in step.starts:
+            if (live := lives.get(start.request_id)) is not None:
+                self._started(live, start)
+        for change in step.changes:
+            if (live := lives.get(change.request_id)) is not None:
+                if change.what == "downgrade":
+                    live.submit = replace(live.submit, request_class=RequestClass.BACKGROUND.value)
+                live.handle.put(change)
+        for token in step.tokens:
+            if (live := lives.get(token.request_id)) is not None:
+                live.output.append(token.token)
+                if live.on_watch:
+                    self._watch(live)
+                live.handle.put(token)
+        for finish in step.finishes:
+            if (live := lives.get(finish.request_id)) is not None:
+                self._finished(live, finish)
+
+    def _each(self) -> Iterator[tuple[int, _Live]]:
+        """All in order. One that has an event may end others in its listener: those are left out."""
+        for request_id, live in list(self._lives.items()):
+            if request_id in self._lives:
+                yield request_id, live
+
+    def _started(self, live: _Live, start: wire.Start) -> None:
+        if not live.started:
+            live.started, live.n_cached = True, start.n_cached
+            live.handle.put(start)
+            return
+        n_known = len(live.submit.prompt) + live.n_handed
+        self._recovered(live, max(0, n_known - start.n_cached))
+
+    def _recovered(self, live: _Live, n_recomputed: int) -> None:
+        self._metrics.recovered(live.submit.request_class, n_recomputed)
+        live.handle.put(wire.Change(live.submit.request_id, "recover", f"{n_recomputed}"))
+
+    def _watch(self, live: _Live) -> None:
+        """A token came of one that was handed over."""
+        if live.lost_ns:
+            self._metrics.going_on(live.submit.request_class, (time.monotonic_ns() - live.lost_ns) / 1e9)
+            live.lost_ns = 0
+        if len(live.output) - live.n_handed >= PROBATION_TOKENS:
+            self._blame.acquit(live.submit.request_id)
+            live.on_watch = False
+
+    def _finished(self, live: _Live, finish: wire.Finish) -> None:
+        if live.n_losses:
+            # What the first engine had cached is what the client has been told.
+            finish = replace(finish, n_cached=live.n_cached)
+        self._forget(live)
+        live.handle.put(finish)
+
+    def _put_away(self, live: _Live, death: Death) -> None:
+        submit = live.submit
+        self.quarantine.add(
+            QuarantineReport(
+                live.label,
+                submit.request_id,
+                submit.tenant,
+                submit.request_class,
+                len(submit.prompt),
+                len(live.output),
+                self._blame.deaths(submit.request_id),
+                death.how,
+                live.accepted_at,
+                utc(),
+            )
+        )
+        self._metrics.quarantined(submit.request_class)
+        self._end(live, QUARANTINED)
+
+    def _end(self, live: _Live, reason: str, detail: str = "") -> None:
+        """A last event that no engine gives."""
+        n_prompt, n_output = len(live.submit.prompt), len(live.output)
+        self._forget(live)
+        live.handle.put(
+            wire.Finish(live.submit.request_id, str(reason), n_prompt, n_output, 0, detail, n_cached=live.n_cached)
+        )
+
+    def _forget(self, live: _Live) -> None:
+        self._blame.acquit(live.submit.request_id)
+        del self._lives[live.submit.request_id]
+
+    def _abort(self, request_id: int) -> None:
+        live = self._lives.get(request_id)
+        if live is None:
+            return
+        if not self._has_engine:
+            self._end(live, FinishReason.ABORTED)
+        elif not live.aborted:
+            live.aborted = True
+            self._send(wire.Abort(request_id))

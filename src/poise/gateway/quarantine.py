@@ -1,0 +1,60 @@
+"""Requests that were ended because engines died computing them: a report of each, without anything of what it said.
+
+A report names whose request it was and how large, how the engines ended and when. Neither text nor token ids are in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+REPORTS_KEPT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineReport:
+    """`request_id` is the X-Request-Id, `ended_by` how the last of the `deaths` came about. Times are UTC."""
+
+    request_id: str
+    engine_request: int
+    tenant: str
+    request_class: str
+    prompt_tokens: int
+    output_tokens: int
+    deaths: int
+    ended_by: str
+    accepted_at: str
+    quarantined_at: str
+
+    def as_json(self) -> dict[str, Any]:
+        fields = asdict(self)
+        return {"request_id": fields.pop("request_id"), "class": fields.pop("request_class"), **fields}
+
+
+class Quarantine:
+    """The newest reports."""
+
+    def __init__(self) -> None:
+        self._reports: deque[QuarantineReport] = deque(maxlen=REPORTS_KEPT)
+
+    def add(self, report: QuarantineReport) -> None:
+        self._reports.append(report)
+        log.error("quarantined: %s", msgspec.json.encode(report.as_json()).decode())
+
+    def all(self) -> list[QuarantineReport]:
+        """Oldest first."""
+        return list(self._reports)
+
+
+def utc(seconds: float | None = None) -> str:
+    """A moment of the wall clock (default: now), to the millisecond."""
+    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,302 @@
+"""One client's stream of a record: a place in it, and the events from there on.
+
+Events are made when there is room for them and when they are due, so a client that is behind costs a place and no
+memory. Any place can be the first: a client that comes back names the id of the last event it saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from poise.gateway.backpressure import CHUNK_BYTES
+from poise.gateway.errors import ApiError, invalid_value
+from poise.gateway.pacing import Pacer
+from poise.gateway.record import End, Follower, Moment, Record
+from poise.gateway.responses import (
+    ResponseFormat,
+    TokenEntry,
+    Usage,
+    change_comment,
+    event,
+    queue_comment,
+    summary_comment,
+)
+from poise.gateway.segments import Mark, Segmenter
+from poise.metrics.streams import StreamMetrics
+
+TOLD_AGAIN = 0.2
+"""A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""
+RUN_TOKENS = 256
+"""Most tokens of one event."""
+RUN_LOGPROBS = 16
+"""The same, with log probabilities."""
+TICK_S = 0.005
+"""Tokens that are due within one tick go out at its beginning, those of all streams together: a timer for each would cost more
+than the evenness is worth."""
+_UNTOLD = frozenset(("arrived", "queued", "started", "first_token", "finished"))
+_PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Tokens, and ends of choices, that a client has been told."""
+
+    n_tokens: int = 0
+    n_ends: int = 0
+
+
+def read_place(value: str, param: str, record: Record) -> Place:
+    """From an event's id. Raises ApiError when it is none of this record's."""
+    match = _PLACE.fullmatch(value)
+    if match is None:
+        raise invalid_value(param, "be a number of output tokens, as in the 'id' of a stream's events", value)
+    place = Place(int(match[1]), int(match[2] or 0))
+    if place.n_tokens > len(record.texts) or place.n_ends > len(record.ends):
+        now = _id(len(record.texts), len(record.ends)).decode()
+        raise invalid_value(param, f"be at most {now}, all that there is so far", value)
+    if place.n_ends and record.ends[place.n_ends - 1].n_tokens > place.n_tokens:
+        raise invalid_value(param, "be the id of one of the stream's events", value)
+    # Ends before its tokens were told on the way; a client that counts tokens only need not know of them.
+    passed = sum(end.n_tokens < place.n_tokens for end in record.ends)
+    return Place(place.n_tokens, max(place.n_ends, passed))
+
+
+class Reader(Follower):
+    """Writes a record's events, from `place` on, for as long as it grows. `take`, and `wait` when that had nothing."""
+
+    def __init__(
+        self, record: Record, metrics: StreamMetrics, *, delay_s: float = 0.0, place: Place | None = None
+    ) -> None:
+        """`delay_s`: longest time that a token may be held to even the pace. `place`: it comes back, from there on."""
+        super().__init__(record)
+        start = place or Place()
+        self.is_done = False
+        """Everything was told."""
+        self._metrics = metrics
+        self._returns = place is not None
+        self._cursor = start.n_tokens
+        self._n_ends = start.n_ends
+        self._opened = _opened_before(record, start)
+        self._n_moments = len(record.timeline) if place is not None else 0
+        self._told: tuple[int, int] | None = None
+        """Place in the queue and estimate, in ms, that were told last."""
+        self._format: ResponseFormat | None = None
+        self._sent_at_s: list[float | None] = [None] * len(record.choices)
+        self._segmenters = _segmenters_at(record, start) if record.shape.segments else None
+        self._pacer = Pacer(delay_s, len(record.choices)) if delay_s > 0 else None
+        self._released = len(record.texts) if place is not None else 0
+        """Tokens that are due."""
+        self._due_s: float | None = None
+        """When the next one is, once that is known."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_news = True
+
+    def notify(self) -> None:
+        """Wake the stream, or see to it that it wakes when the next token is due."""
+        self._has_news = True
+        if self._timer is not None:
+            return  # everything is told in its order: it is soon enough
+        if self._pacer is not None and self._cursor == self._released < len(self.record.texts):
+            now_s = time.perf_counter()
+            if self._release(now_s) == self._cursor:
+                self._wake_at_due(now_s)
+                return
+        self._wakeup.set()
+
+    async def wait(self) -> None:
+        """Until there may be something to take."""
+        if self._due_s is not None:
+            if self._timer is None:
+                self._wake_at_due(time.perf_counter())
+        elif self._has_news:
+            return
+        await self._wakeup.wait()
+
+    def take(self) -> bytes:
+        """The next events in the record's order, about as much as may be sent at once; nothing if there is nothing now."""
+        record, out, size, now_s = self.record, [], 0, time.perf_counter()
+        self._has_news = False
+        if record.place is not None and self._is_news(record.place):
+            self._told = record.place
+            out.append(queue_comment(*record.place))
+        timeline, ends = record.timeline, record.ends
+        while size < CHUNK_BYTES:
+            if self._n_moments < len(timeline) and timeline[self._n_moments].n_tokens <= self._cursor:
+                piece = self._moment(timeline[self._n_moments])
+            elif self._n_ends < len(ends) and ends[self._n_ends].n_tokens <= self._cursor:
+                piece = self._end(ends[self._n_ends])
+            elif self._cursor < (stop := self._release(now_s)):
+                piece = self._run(stop, now_s)
+            elif record.ended_s is not None and self._cursor == len(record.texts) and not self.is_done:
+                piece = self._close()
+            else:
+                break
+            out.append(piece)
+            size += len(piece)
+        else:
+            self._has_news = True
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def error_event(self, error: ApiError) -> bytes:
+        """What a stream that cannot go on ends with, in place of [DONE]."""
+        self.is_done = True
+        return event(_id(self._cursor, self._n_ends), error.body())
+
+    def leave(self, *, stuck: bool = False) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        super().leave(stuck=stuck)
+
+    def _release(self, now_s: float) -> int:
+        """How many tokens may be told now."""
+        n_tokens = len(self.record.texts)
+        if self._pacer is None:
+            return n_tokens
+        while self._released < n_tokens:
+            if self._due_s is None:
+                i = self._released
+                self._due_s = self._pacer.due_s(self.record.owners[i], self.record.arrivals[i])
+            if self._due_s - self._due_s % TICK_S > now_s:
+                break
+            self._due_s = None
+            self._released += 1
+        return self._released
+
+    def _wake_at_due(self, now_s: float) -> None:
+        assert self._due_s is not None
+        delay_s = self._due_s - self._due_s % TICK_S - now_s
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_due)
+
+    def _on_due(self) -> None:
+        self._timer = None
+        self._wakeup.set()
+
+    def _run(self, stop: int, now_s: float) -> bytes:
+        """The next tokens that belong to one choice, up to `stop` or to whatever else is to be told before."""
+        record, first = self.record, self._cursor
+        stop = min(stop, first + (RUN_LOGPROBS if record.wants_logprobs else RUN_TOKENS))
+        if self._n_moments < len(record.timeline):
+            stop = min(stop, record.timeline[self._n_moments].n_tokens)
+        if self._n_ends < len(record.ends):
+            stop = min(stop, record.ends[self._n_ends].n_tokens)
+        choice, last = record.owners[first], first + 1
+        while last < stop and record.owners[last] == choice:
+            last += 1
+        self._cursor = last
+        text = record.texts[first] if last == first + 1 else "".join(record.texts[first:last])
+        entries: list[TokenEntry] | None = None
+        if record.wants_logprobs:
+            entries = [entry for told in record.entries[first:last] for entry in told]
+        if not (text or entries):
+            return b""
+        self._note_delivery(choice, now_s)
+        is_first, self._opened[choice] = not self._opened[choice], True
+        at, marks = _id(last, self._n_ends), self._marks(choice, text)
+        return self._formatter().text_event(at, choice, text, entries, first=is_first, usage=self._usage(), marks=marks)
+
+    def _end(self, end: End) -> bytes:
+        opening = b""
+        if not self._opened[end.choice]:
+            self._opened[end.choice] = True
+            opening = self._formatter().text_event(
+                _id(self._cursor, self._n_ends),
+                end.choice,
+                "",
+                () if self.record.wants_logprobs else None,
+                first=True,
+                usage=self._usage(),
+            )
+        self._n_ends += 1
+        at = _id(self._cursor, self._n_ends)
+        marks = self._marks(end.choice, end.text, ended=True)
+        return opening + self._formatter().finish_event(
+            at, end.choice, end.reason, end.text, end.entries, self._usage(), marks
+        )
+
+    def _marks(self, choice: int, text: str, *, ended: bool = False) -> Sequence[Mark]:
+        """What becomes certain of the segments of a choice with this text, or with its end; nothing if they are not wanted."""
+        if self._segmenters is None:
+            return ()
+        segmenter = self._segmenters[choice]
+        marks = segmenter.push(text)
+        if ended:
+            marks += segmenter.flush()
+        return marks
+
+    def _close(self) -> bytes:
+        self.is_done = True
+        record, at = self.record, _id(self._cursor, self._n_ends)
+        if record.failure is not None:
+            return event(at, record.failure.body())
+        usage = self._formatter().usage_event(at, record.usage()) if record.shape.include_usage else b""
+        return usage + event(at, b"[DONE]")
+
+    def _moment(self, moment: Moment) -> bytes:
+        """The comment that tells it, if it is one to be told."""
+        self._n_moments += 1
+        if moment.what in _UNTOLD:
+            return b""
+        if moment.what == "summarizing":
+            return summary_comment(moment.detail["turns"])
+        if moment.what == "downgrade":
+            self._formatter().downgrade()
+        index = moment.choice if len(self.record.choices) > 1 else None
+        return change_comment(moment.what, moment.detail.get("why", ""), index)
+
+    def _formatter(self) -> ResponseFormat:
+        """Made when the first event is: what the answer says of its making may not be known earlier."""
+        if self._format is None:
+            self._format = self.record.shape.format()
+            if self._returns and self.record.downgraded:
+                self._format.downgrade()
+        return self._format
+
+    def _usage(self) -> Usage | None:
+        """Tokens so far, where each event is to have them."""
+        if not self.record.shape.continuous_usage:
+            return None
+        usage = self.record.usage()
+        usage.completion_tokens = self._cursor
+        return usage
+
+    def _note_delivery(self, choice: int, now_s: float) -> None:
+        before_s, self._sent_at_s[choice] = self._sent_at_s[choice], now_s
+        if before_s is not None:
+            self._metrics.delivered(self.record.choices[choice].counts_as, now_s - before_s)
+
+    def _is_news(self, place: tuple[int, int]) -> bool:
+        if self._told is None:
+            return True
+        told_position, told_ms = self._told
+        return place[0] != told_position or abs(place[1] - told_ms) > TOLD_AGAIN * told_ms
+
+
+def _id(n_tokens: int, n_ends: int) -> bytes:
+    return b"%d.%d" % (n_tokens, n_ends) if n_ends else b"%d" % n_tokens
+
+
+def _opened_before(record: Record, place: Place) -> list[bool]:
+    """The choices whose first event lies before a place: an answer's role is told once."""
+    opened = [False] * len(record.choices)
+    for i in range(place.n_tokens):
+        if record.texts[i] or (record.wants_logprobs and record.entries[i]):
+            opened[record.owners[i]] = True
+    for end in record.ends[: place.n_ends]:
+        opened[end.choice] = True
+    return opened
+
+
+def _segmenters_at(record: Record, place: Place) -> list[Segmenter]:
+    """Those of a reader that has told everything up to a place: they know the text before it."""
+    texts: list[list[str]] = [[] for _ in record.choices]
+    for owner, text in zip(record.owners[: place.n_tokens], record.texts, strict=False):
+        texts[owner].append(text)
+    segmenters = [Segmenter() for _ in record.choices]
+    for segmenter, told in zip(segmenters, texts, strict=True):
+        segmenter.push("".join(told))
+    return segmenters

@@ -1,0 +1,304 @@
+"""What is kept of one response, in memory only: its timeline, its output token by token, and how it ended.
+
+A record is written by the generation as the engine's events arrive, and read by any number of followers, each with a place of its
+own: so a reader can leave, come back, be slow or come late, and none of it touches the engine, except that a request is
+held while all its readers are behind, and ends when the last one leaves (unless it was detached).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from poise.gateway.engine_client import Wakeup
+from poise.gateway.errors import ApiError
+from poise.gateway.responses import Answer, Shape, TokenEntry, Usage
+from poise.scheduler.request import RequestClass
+from poise.wire.messages import Accepted, Waiting
+
+QUEUED, RUNNING, ENDED = "queued", "running", "ended"
+_FOREMOST = (RUNNING, "paused", "swapped", QUEUED)
+"""A request is as far as its foremost choice."""
+CANCELLED = "cancelled"
+"""How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
+LEFT, READER_TIMEOUT = "left", "reader_timeout"
+LEVELS = ("run", "pause", "swap")
+"""What the engine may do with a request, by how far its readers are behind."""
+MOMENTS_MAX = 1000
+"""A request that is held and resumed for ever must not grow for ever: later changes are left out, its end is not."""
+
+_RECORD_BYTES, _CHOICE_BYTES, _MOMENT_BYTES, _TOKEN_BYTES = 2048, 200, 250, 24
+_ENTRY_BYTES, _TOP_BYTES = 250, 140
+"""About what the objects take besides their texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an API request comes from, for the books and the log. `arrived_s` is of the clock `time.perf_counter`."""
+
+    request_id: str
+    tenant: str
+    request_class: RequestClass
+    prompt_param: str
+    arrived_s: float
+    queue_timeout_ms: int = 0
+    """How long each of its engine requests may wait for a slot; 0: for ever."""
+    traceparent: str = ""
+    """The caller's span, from the header of that name."""
+
+
+@dataclass(slots=True)
+class ChoiceRecord:
+    """How one choice stands. `outcome` is how its engine request ended, once it has; `finish_reason` what a client is told."""
+
+    index: int
+    counts_as: str
+    """The class whose figures it goes into: a downgraded one would spoil those of the class that it came in."""
+    state: str = QUEUED
+    started: bool = False
+    place: Waiting | None = None
+    """The last that was told of its place in the queue, while it is there."""
+    n_output: int = 0
+    n_cached: int = 0
+    """Tokens of its prompt that were not computed for it."""
+    finish_reason: str | None = None
+    outcome: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Something that happened, after `n_tokens` tokens of output."""
+
+    what: str
+    at_s: float
+    n_tokens: int
+    choice: int | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a choice, after `n_tokens` tokens of all choices, with the text that was held back until then."""
+
+    n_tokens: int
+    choice: int
+    reason: str
+    text: str
+    entries: Sequence[TokenEntry]
+
+
+class Work(Protocol):
+    """What is being done for a record that has not ended."""
+
+    def stop(self, why: str) -> None:
+        """End it now. `why`: CANCELLED, LEFT (the last reader did) or READER_TIMEOUT."""
+        ...
+
+    def hold(self, level: str) -> None: ...
+
+    def requests(self) -> list[tuple[int, int]]:
+        """Index and id of each engine request that has not ended."""
+        ...
+
+
+class Record:
+    """One response. Only what made it writes it; every change is followed by `notify`."""
+
+    def __init__(self, origin: Origin, shape: Shape, n_choices: int, *, detached: bool = False) -> None:
+        self.origin = origin
+        self.shape = shape
+        self.detached = detached
+        """It goes on when nobody reads it."""
+        self.choices = [ChoiceRecord(index, origin.request_class.value) for index in range(n_choices)]
+        self.n_prompt = 0
+        self.owners = array("B")
+        """Of each output token, the choice that it belongs to."""
+        self.arrivals = array("d")
+        self.texts: list[str] = []
+        """Of each output token, the text that became visible with it: never half a character or a part of a stop string."""
+        self.entries: list[Sequence[TokenEntry]] = []
+        """The log probabilities that became visible with it; empty unless they were asked for."""
+        self.wants_logprobs = False
+        self.ends: list[End] = []
+        self.timeline = [Moment("arrived", origin.arrived_s, 0, None, {})]
+        self.accepted: Accepted | None = None
+        self.place: tuple[int, int] | None = None
+        """Place in the queue and estimated wait in ms, as long as that is worth telling."""
+        self.downgraded = False
+        self.served_us = 0
+        """Compute, a summary's included, as far as the engine has told."""
+        self.is_open = False
+        """The engine has taken every choice."""
+        self.ended_s: float | None = None
+        self.failure: ApiError | None = None
+        self.followers: list[Follower] = []
+        self.work: Work | None = None
+        self.on_end: Callable[[Record], None] | None = None
+        self.held = LEVELS[0]
+        self._content_bytes = 0
+        self._n_weighed = 0
+        """Tokens whose contents are counted."""
+
+    @property
+    def response_id(self) -> str:
+        return self.shape.heading.response_id
+
+    @property
+    def is_ended(self) -> bool:
+        return self.ended_s is not None
+
+    @property
+    def state(self) -> str:
+        if self.ended_s is not None:
+            return ENDED
+        states = {choice.state for choice in self.choices if choice.outcome is None}
+        return next((state for state in _FOREMOST if state in states), QUEUED)
+
+    @property
+    def outcome(self) -> str | None:
+        """How its choices ended, each way once."""
+        if self.ended_s is None:
+            return None
+        return "+".join(dict.fromkeys(choice.outcome or CANCELLED for choice in self.choices))
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes."""
+        self._content_bytes += sum(map(sys.getsizeof, self.texts[self._n_weighed :]))
+        self._content_bytes += sum(map(_entries_bytes, self.entries[self._n_weighed :]))
+        self._n_weighed = len(self.texts)
+        return (
+            _RECORD_BYTES
+            + self._content_bytes
+            + _CHOICE_BYTES * len(self.choices)
+            + _MOMENT_BYTES * (len(self.timeline) + len(self.ends))
+            + _TOKEN_BYTES * len(self.texts)
+        )
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self.n_prompt, len(self.texts), sum(choice.n_cached for choice in self.choices))
+
+    def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
+        """Put something on the timeline, as of now."""
+        if len(self.timeline) < MOMENTS_MAX or what == "finished":
+            self.timeline.append(Moment(what, time.perf_counter(), len(self.texts), choice, detail))
+
+    def append(self, choice: int, text: str, entries: Sequence[TokenEntry], at_s: float) -> None:
+        """An output token has arrived."""
+        self.owners.append(choice)
+        self.arrivals.append(at_s)
+        self.texts.append(text)
+        if self.wants_logprobs:
+            self.entries.append(entries)
+
+    def end_choice(self, end: End, outcome: str) -> None:
+        choice = self.choices[end.choice]
+        choice.finish_reason, choice.outcome = end.reason, outcome
+        self.ends.append(end)
+        self._content_bytes += sys.getsizeof(end.text) + _entries_bytes(end.entries)
+        self.note("finished", end.choice, reason=end.reason, outcome=outcome)
+
+    def end(self, failure: ApiError | None = None) -> None:
+        """Nothing more will come."""
+        self.ended_s = time.perf_counter()
+        self.failure, self.place, self.work = failure, None, None
+        if failure is not None:
+            self.note("finished", reason=failure.code, outcome=self.outcome)
+        if self.on_end is not None:
+            self.on_end(self)
+        self.notify()
+
+    def notify(self) -> None:
+        for follower in self.followers:
+            follower.notify()
+
+    def leave(self, follower: Follower, *, stuck: bool = False) -> None:
+        """Somebody no longer follows. The last one takes the request along, unless it was detached."""
+        if follower in self.followers:
+            self.followers.remove(follower)
+        if self.work is None:
+            return
+        if self.followers or self.detached:
+            self.review()
+        else:
+            self.work.stop(READER_TIMEOUT if stuck else LEFT)
+
+    def review(self) -> None:
+        """Have the engine hold the request if everybody is behind who reads it, as far as the one who is least behind."""
+        level = LEVELS[min((follower.lag for follower in self.followers), default=0)]
+        if level != self.held and self.work is not None:
+            self.held = level
+            self.work.hold(level)
+
+    def answers(self) -> list[Answer]:
+        """What every choice has come to so far."""
+        texts: list[list[str]] = [[] for _ in self.choices]
+        entries: list[list[TokenEntry]] = [[] for _ in self.choices]
+        for i, (owner, text) in enumerate(zip(self.owners, self.texts, strict=True)):
+            texts[owner].append(text)
+            if self.wants_logprobs:
+                entries[owner] += self.entries[i]
+        for end in self.ends:
+            texts[end.choice].append(end.text)
+            entries[end.choice] += end.entries
+        return [
+            Answer(
+                choice.index,
+                "".join(texts[choice.index]),
+                choice.finish_reason or "stop",
+                entries[choice.index] if self.wants_logprobs else None,
+            )
+            for choice in self.choices
+        ]
+
+    def body(self) -> bytes:
+        """The response of a request that does not stream."""
+        response = self.shape.format()
+        if self.downgraded:
+            response.downgrade()
+        return response.body(self.answers(), self.usage())
+
+
+class Follower:
+    """Somebody who waits for what a record brings. `leave` always, at the end."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.lag = 0
+        """How far it is behind: an index of LEVELS."""
+        self._wakeup = Wakeup()
+        record.followers.append(self)
+        record.review()  # one who is not behind is enough for it to go on
+
+    def notify(self) -> None:
+        """The record has changed."""
+        self._wakeup.set()
+
+    async def opened(self) -> None:
+        """Wait until the engine has taken the request. Raises the ApiError with which it was refused."""
+        while not (self.record.is_open or self.record.is_ended):
+            await self._wakeup.wait()
+        if not self.record.is_open and self.record.failure is not None:
+            raise self.record.failure
+
+    async def ended(self) -> None:
+        """Wait for the end. Raises the ApiError that it was."""
+        while not self.record.is_ended:
+            await self._wakeup.wait()
+        if self.record.failure is not None:
+            raise self.record.failure
+
+    def leave(self, *, stuck: bool = False) -> None:
+        """Follow no longer. Any number of times."""
+        self.record.leave(self, stuck=stuck)
+
+
+def _entries_bytes(entries: Sequence[TokenEntry]) -> int:
+    return sum(
+        _ENTRY_BYTES + len(entry.piece) + sum(_TOP_BYTES + len(piece) for piece, _ in entry.top) for entry in entries
+    )

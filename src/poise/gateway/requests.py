@@ -1,0 +1,134 @@
+"""What a caller does with requests of its own after sending them: look, cancel, take up their stream again, erase."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from poise.config import Settings
+from poise.gateway.backpressure import patience
+from poise.gateway.errors import ApiError, not_possible, response_not_found
+from poise.gateway.health import fresh_json
+from poise.gateway.openai import class_settings
+from poise.gateway.reader import Place, Reader, read_place
+from poise.gateway.record import CANCELLED, ENDED, Moment, Record
+from poise.gateway.records import Records
+from poise.gateway.stream import EventStream
+from poise.gateway.tenants import Tenants
+from poise.metrics.streams import StreamMetrics
+from poise.scheduler.request import RequestClass
+
+LISTED_MAX = 100
+
+
+class Requests:
+    """Answers /v1/requests. Another tenant's request looks like one that never was."""
+
+    def __init__(self, settings: Settings, tenants: Tenants, records: Records, metrics: StreamMetrics) -> None:
+        self._settings = settings
+        self._tenants = tenants
+        self._records = records
+        self._metrics = metrics
+
+    async def list(self, request: Request) -> Response:
+        """The caller's own, the newest first, without their text."""
+        now_s, tenant = time.perf_counter(), self._tenants.identify(request)
+        rows = [
+            _row(record, now_s) for record, _ in zip(self._records.of_tenant(tenant), range(LISTED_MAX), strict=False)
+        ]
+        return fresh_json({"object": "list", "data": rows})
+
+    async def get(self, request: Request) -> Response:
+        return fresh_json(_report(self._find(request)))
+
+    async def cancel(self, request: Request) -> Response:
+        """End it, in whatever state it is. One that has ended stays as it is."""
+        record = self._find(request)
+        if record.work is not None:
+            record.work.stop(CANCELLED)
+        return fresh_json(_report(record))
+
+    async def stream(self, request: Request) -> Response:
+        """Its events after those that the caller has."""
+        record = self._find(request)
+        place = _place(request.headers, request.query_params, record)
+        request_class = RequestClass.BACKGROUND if record.downgraded else record.origin.request_class
+        self._metrics.reattached(request_class)
+        delay_s = class_settings(self._settings, request_class).pacing_ms / 1000
+        reader = Reader(record, self._metrics, delay_s=delay_s, place=place)
+        return EventStream(reader, patience(self._settings.streams, request_class), self._metrics)
+
+    async def erase(self, request: Request) -> Response:
+        record = self._find(request)
+        if not record.is_ended:
+            raise not_possible("erase", record.response_id, "it has not ended; cancel it first")
+        self._records.drop(record)
+        return fresh_json({"id": record.response_id, "tokens": len(record.texts), "bytes": record.n_bytes})
+
+    def _find(self, request: Request) -> Record:
+        wanted = request.path_params["request_id"]
+        # The admin key is no tenant's: it is looked at first.
+        tenant = None if self._tenants.holds_admin_key(request) else self._tenants.identify(request)
+        record = self._records.find(wanted, tenant)
+        if record is None:
+            raise response_not_found(wanted)
+        return record
+
+
+def _place(headers: Mapping[str, str], query: Mapping[str, str], record: Record) -> Place:
+    # A client that reconnects by itself repeats the query: the header is newer.
+    if last := headers.get("last-event-id"):
+        return read_place(last, "Last-Event-ID", record)
+    return read_place(query.get("from", "0"), "from", record)
+
+
+def _row(record: Record, now_s: float) -> dict[str, Any]:
+    origin = record.origin
+    return {
+        "id": record.response_id,
+        "object": "request",
+        "request_id": origin.request_id,
+        "created": record.shape.heading.created,
+        "class": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
+        "background": record.detached,
+        "state": record.state,
+        "outcome": record.outcome,
+        "error": _detail(record.failure),
+        "age_ms": int((now_s - origin.arrived_s) * 1000),
+        "usage": record.usage().as_json(),
+    }
+
+
+def _report(record: Record) -> dict[str, Any]:
+    """Everything that there is of a request, but its prompt, which is not kept."""
+    choices = [
+        {
+            "index": choice.index,
+            "state": choice.state if choice.outcome is None and not record.is_ended else ENDED,
+            "tokens": choice.n_output,
+            "text": answer.text,
+            "finish_reason": choice.finish_reason,
+            "outcome": choice.outcome,
+        }
+        for choice, answer in zip(record.choices, record.answers(), strict=True)
+    ]
+    timeline = [_moment(moment, record.origin.arrived_s) for moment in record.timeline]
+    return _row(record, time.perf_counter()) | {"timeline": timeline, "choices": choices}
+
+
+def _moment(moment: Moment, arrived_s: float) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "what": moment.what,
+        "ms": int((moment.at_s - arrived_s) * 1000),
+        "tokens": moment.n_tokens,
+    }
+    return row | ({} if moment.choice is None else {"choice": moment.choice}) | moment.detail
+
+
+def _detail(error: ApiError | None) -> dict[str, Any] | None:
+    return None if error is None else msgspec.json.decode(error.body())["error"]

@@ -1,0 +1,52 @@
+"""From the record of a response that has ended to its story: times and counts, for metrics and traces."""
+
+from __future__ import annotations
+
+from poise.gateway.record import CANCELLED, ChoiceRecord, Record
+from poise.metrics.story import ChoiceStory, Happened, RequestStory
+
+SEGMENT_ENDS = frozenset(".!?\n。！？")
+"""With one of them, a first piece of the answer can be read: a sentence or a line."""
+
+
+def story_of(record: Record) -> RequestStory:
+    """The story of a record to which nothing is added any more."""
+    origin = record.origin
+    return RequestStory(
+        request_id=origin.request_id,
+        response_id=record.response_id,
+        tenant=origin.tenant,
+        request_class=origin.request_class.value,
+        operation="chat" if origin.prompt_param == "messages" else "text_completion",
+        traceparent=origin.traceparent,
+        arrived_s=origin.arrived_s,
+        n_prompt=record.n_prompt,
+        choices=[_choice(record, choice) for choice in record.choices],
+        timeline=[Happened(m.what, m.at_s, m.choice, m.detail) for m in record.timeline],
+    )
+
+
+def _choice(record: Record, choice: ChoiceRecord) -> ChoiceStory:
+    arrivals = [at_s for owner, at_s in zip(record.owners, record.arrivals, strict=True) if owner == choice.index]
+    own = [moment for moment in record.timeline if moment.choice == choice.index]
+    started = next((moment for moment in own if moment.what == "started"), None)
+    ended_s = next((moment.at_s for moment in own if moment.what == "finished"), record.timeline[-1].at_s)
+    return ChoiceStory(
+        outcome=choice.outcome or CANCELLED,
+        n_output=choice.n_output,
+        n_cached=choice.n_cached,
+        wait_s=started.detail["wait_ms"] / 1000 if started is not None else None,
+        first_s=arrivals[0] if arrivals else None,
+        last_s=arrivals[-1] if arrivals else None,
+        segment_s=_segment_s(record, choice.index, ended_s),
+        ended_s=ended_s,
+    )
+
+
+def _segment_s(record: Record, index: int, ended_s: float) -> float | None:
+    for owner, text, at_s in zip(record.owners, record.texts, record.arrivals, strict=True):
+        if owner == index and not SEGMENT_ENDS.isdisjoint(text):
+            return at_s
+    # The text that was held back until the end may be all there is.
+    held_back = [end.text for end in record.ends if end.choice == index]
+    return ended_s if held_back and not SEGMENT_ENDS.isdisjoint(held_back[0]) else None

@@ -1,0 +1,65 @@
+"""What happened to one API request, as it is told once when it has ended: to the tenants' metrics and to the traces. No text.
+
+Times are of the gateway's clock `time.perf_counter`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Something on a request's timeline. `choice` is None where it concerns all of them."""
+
+    what: str
+    at_s: float
+    choice: int | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceStory:
+    """One engine request. What never came is None."""
+
+    outcome: str
+    n_output: int
+    n_cached: int
+    wait_s: float | None
+    first_s: float | None
+    """When its first token came, and its last."""
+    last_s: float | None
+    segment_s: float | None
+    """When its first sentence or line was complete."""
+    ended_s: float
+
+    @property
+    def is_complete(self) -> bool:
+        """The answer is whole."""
+        return self.outcome in ("stop", "length")
+
+    @property
+    def per_token_s(self) -> float | None:
+        """Mean time of an output token after the first one."""
+        if self.first_s is None or self.last_s is None or self.n_output < 2:
+            return None
+        return (self.last_s - self.first_s) / (self.n_output - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStory:
+    """One API request with all of its choices, which the engine has taken."""
+
+    request_id: str
+    response_id: str
+    tenant: str
+    request_class: str
+    operation: str
+    """In OpenTelemetry's words: "chat" or "text_completion"."""
+    traceparent: str
+    """What the caller sent in the header of that name, "" if nothing."""
+    arrived_s: float
+    n_prompt: int
+    choices: list[ChoiceStory]
+    timeline: list[Happened]

@@ -1,0 +1,130 @@
+"""Metrics by tenant, for a bounded number of them: whoever was active last, by name, and the rest together as "other".
+
+What is counted of a tenant that has to make way moves to "other", so that sums over all tenants never go back. When it returns,
+it begins again at 0, as Prometheus expects of a series that was gone. A tenant that was declared as "other" is among the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, Metric, SummaryMetricFamily
+
+from poise.metrics.story import RequestStory
+
+OTHER = "other"
+
+TIMES = {
+    "queue_wait": "Time in the scheduler's queue, by tenant.",
+    "time_to_first_token": "From the arrival of a request to its first token, by tenant.",
+    "first_segment": "From the arrival of a request to the end of its first sentence or line, by tenant.",
+    "complete_answer": "From the arrival of a request to the end of an answer that is whole, by tenant.",
+    "request_duration": "From the arrival of a request to the end of a choice, however it ended, by tenant.",
+}
+
+
+@dataclass(slots=True)
+class _Books:
+    """Counts of one tenant."""
+
+    requests: dict[tuple[str, str], int] = field(default_factory=dict)
+    tokens: dict[tuple[str, str], int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
+    times: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+
+    def time(self, name: str, request_class: str, seconds: float | None) -> None:
+        if seconds is not None:
+            n, total = self.times.get((name, request_class), (0, 0.0))
+            self.times[name, request_class] = n + 1, total + seconds
+
+    def swallow(self, other: _Books) -> None:
+        """Add what another one has."""
+        for own, theirs in ((self.requests, other.requests), (self.tokens, other.tokens)):
+            for key, n in theirs.items():
+                own[key] = own.get(key, 0) + n
+        for reason, n in other.rejected.items():
+            self.rejected[reason] = self.rejected.get(reason, 0) + n
+        for key, (n, total) in other.times.items():
+            had = self.times.get(key, (0, 0.0))
+            self.times[key] = had[0] + n, had[1] + total
+
+
+class TenantMetrics:
+    """The `tenants_max` tenants that were active last, least recent first, and "other"."""
+
+    def __init__(self, registry: CollectorRegistry, tenants_max: int) -> None:
+        self._tenants_max = tenants_max
+        self._tenants: dict[str, _Books] = {}
+        self._other = _Books()
+        registry.register(self)
+
+    def told(self, story: RequestStory) -> None:
+        """A request has ended."""
+        books, request_class = self._of(story.tenant), story.request_class
+        arrived_s, tokens = story.arrived_s, dict.fromkeys(("prompt", "cached", "output"), 0)
+        tokens["prompt"] = story.n_prompt
+        for choice in story.choices:
+            ending = request_class, choice.outcome
+            books.requests[ending] = books.requests.get(ending, 0) + 1
+            tokens["cached"] += choice.n_cached
+            tokens["output"] += choice.n_output
+            books.time("queue_wait", request_class, choice.wait_s)
+            books.time("time_to_first_token", request_class, _since(arrived_s, choice.first_s))
+            books.time("first_segment", request_class, _since(arrived_s, choice.segment_s))
+            books.time("request_duration", request_class, choice.ended_s - arrived_s)
+            if choice.is_complete:
+                books.time("complete_answer", request_class, choice.ended_s - arrived_s)
+        for kind, n in tokens.items():
+            books.tokens[request_class, kind] = books.tokens.get((request_class, kind), 0) + n
+
+    def rejected(self, tenant: str, reason: str) -> None:
+        books = self._of(tenant)
+        books.rejected[reason] = books.rejected.get(reason, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        everybody = {**self._tenants, OTHER: self._other}
+        requests = CounterMetricFamily(
+            "poise_tenant_requests", "Choices that ended, by tenant.", labels=["tenant", "class", "outcome"]
+        )
+        tokens = CounterMetricFamily(
+            "poise_tenant_tokens",
+            "Tokens of requests that ended, by tenant and kind: prompt, cached (of the prompt, not computed), output.",
+            labels=["tenant", "class", "kind"],
+        )
+        rejected = CounterMetricFamily(
+            "poise_tenant_rejected",
+            "Generation requests answered with an error before anything was computed, by tenant and error code.",
+            labels=["tenant", "reason"],
+        )
+        for tenant, books in everybody.items():
+            for (request_class, outcome), n in books.requests.items():
+                requests.add_metric([tenant, request_class, outcome], n)
+            for (request_class, kind), n in books.tokens.items():
+                tokens.add_metric([tenant, request_class, kind], n)
+            for reason, n in books.rejected.items():
+                rejected.add_metric([tenant, reason], n)
+        yield from (requests, tokens, rejected)
+        for name, text in TIMES.items():
+            family = SummaryMetricFamily(f"poise_tenant_{name}_seconds", text, labels=["tenant", "class"])
+            for tenant, books in everybody.items():
+                for (timed, request_class), (n, total) in books.times.items():
+                    if timed == name:
+                        family.add_metric([tenant, request_class], n, total)
+            yield family
+
+    def _of(self, tenant: str) -> _Books:
+        """The tenant's books. It is the most recent one now; the least recent one may have to make way."""
+        if tenant == OTHER:
+            return self._other
+        books = self._tenants.pop(tenant, None) or _Books()
+        self._tenants[tenant] = books
+        if len(self._tenants) > self._tenants_max:
+            least = next(iter(self._tenants))
+            self._other.swallow(self._tenants.pop(least))
+        return self._other if tenant not in self._tenants else books
+
+
+def _since(arrived_s: float, at_s: float | None) -> float | None:
+    return None if at_s is None else at_s - arrived_s

@@ -1,0 +1,43 @@
+"""What the engine measures of itself, as it is told in a Status: counters since its start, and a few levels."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Distribution(msgspec.Struct, frozen=True, array_like=True):
+    """A histogram. `counts` has one more than `bounds`, the ascending upper ends of the buckets: what exceeds the last one."""
+
+    bounds: tuple[float, ...] = ()
+    counts: tuple[int, ...] = (0,)
+    total: float = 0.0
+
+
+class StepFigures(msgspec.Struct, frozen=True, array_like=True):
+    """What steps took and held. `parts_us`: by part of the step, in order; they add up to the steps' whole time."""
+
+    parts_us: dict[str, int] = {}
+    seconds: Distribution = Distribution()
+    decode_tokens: Distribution = Distribution()
+    prompt_tokens: Distribution = Distribution()
+    sequences: Distribution = Distribution()
+    chunk_tokens: Distribution = Distribution()
+    """Of each chunk of a prompt."""
+    cost_ratio: Distribution = Distribution()
+    """Measured over predicted cost of each forward pass."""
+
+
+class Bottleneck(msgspec.Struct, frozen=True, array_like=True):
+    """For how long each resource was the limit, until `since_ns`; from then on (the engine's monotonic clock) it is `limit`."""
+
+    limited_us: dict[str, int] = {}
+    limit: str = ""
+    since_ns: int = 0
+
+
+class Equity(msgspec.Struct, frozen=True, array_like=True):
+    """How a class was served: in all, and how evenly its tenants were."""
+
+    served_us: int = 0
+    jain: float = 1.0
+    gap_us: int = 0

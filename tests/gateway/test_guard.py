@@ -1,0 +1,117 @@
+"""Who may not use a local server: names that lead to it by trickery, and other people's web pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poise.config import Settings
+from tests.gateway.fakes import FakeEngine, Reply, ask, chat_body, make_app, says
+
+CHAT = "/v1/chat/completions"
+SETTINGS = {"server": {"host": "Poise.lan", "hosts": ["chat.example", "fd00::1"], "origins": ["https://app.example"]}}
+
+
+async def asked(
+    headers: dict[str, str], method: str = "POST", path: str = CHAT, settings: dict[str, Any] | None = None
+) -> tuple[Reply, FakeEngine]:
+    engine = FakeEngine(says("x"))
+    app = make_app(engine, Settings.model_validate(SETTINGS if settings is None else settings))
+    body = chat_body() if method == "POST" else None
+    return await ask(app, method, path, body, headers=headers), engine
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:9", "127.9.9.9", "[::1]:8000", "poise.lan", "POISE.LAN.:8000",
+        "chat.example", "[fd00::1]:1", "[fd00:0::1]", "[::ffff:127.0.0.1]", "",
+    ],
+)  # fmt: skip
+async def test_served_names(host: str) -> None:
+    """Local ones, the address to listen on, and those that are set; a client of HTTP/1.0 has none."""
+    assert (await asked({"host": host}))[0].status == 200
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "[broken", ":80"]
+)
+@pytest.mark.parametrize("path", [CHAT, "/v1/models", "/metrics", "/", "/admin/requests"])
+async def test_other_names_are_refused(host: str, path: str) -> None:
+    """A page whose own name was made to lead here reaches nothing, whatever it asks for."""
+    reply, engine = await asked({"host": host}, "POST" if path == CHAT else "GET", path)
+    assert (reply.status, reply.error["code"]) == (421, "host_not_served")
+    assert "server.hosts" in reply.error["message"]
+    assert "x-request-id" in reply.headers
+    assert not engine.submissions
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "allowed"),
+    [
+        ("localhost:8000", "http://localhost:8000", True),
+        ("localhost:8000", "https://localhost:8000", True),
+        ("chat.example", "https://chat.example", True),
+        ("localhost:8000", "https://app.example", True),
+        ("localhost:8000", "http://localhost:3000", False),
+        ("localhost:8000", "http://127.0.0.1:8000", False),
+        ("localhost:8000", "https://app.example.evil", False),
+        ("localhost:8000", "https://evil.example", False),
+        ("localhost:8000", "null", False),
+        ("localhost:8000", "http://[", False),
+        ("localhost:8000", "file://localhost:8000", False),
+    ],
+)
+async def test_origins(host: str, origin: str, allowed: bool) -> None:
+    """The own page, pages that are listed, and nobody else's. What is refused is not begun."""
+    reply, engine = await asked({"host": host, "origin": origin})
+    if allowed:
+        assert reply.status == 200
+    else:
+        assert (reply.status, reply.error["code"]) == (403, "origin_not_allowed")
+        assert not engine.submissions
+    shared = reply.headers.get("access-control-allow-origin")
+    assert shared == (origin if origin == "https://app.example" else None)
+
+
+async def test_no_origin_but_another_site() -> None:
+    """Browsers say so even where they name no origin."""
+    assert (await asked({"sec-fetch-site": "cross-site"}))[0].status == 403
+    assert (await asked({"sec-fetch-site": "same-origin"}))[0].status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("DELETE", "/admin/tenants/x/data"), ("DELETE", "/admin/tenants/x/cache"), ("POST", "/admin/requests/x/pause")],
+)
+async def test_pages_cannot_operate_the_server(method: str, path: str) -> None:
+    """A browser on this machine calls from this machine."""
+    reply, engine = await asked({"origin": "https://evil.example"}, method, path)
+    assert reply.status == 403
+    assert not engine.erased
+    assert not engine.forgotten
+
+
+async def test_cors_is_off_by_default() -> None:
+    """Plain reads are answered, and the browser keeps the answer from the page; a preflight is refused."""
+    reply, _ = await asked({"origin": "https://evil.example"}, "GET", "/v1/models", settings={})
+    assert reply.status == 200
+    assert not any(name.startswith("access-control") for name in reply.headers)
+    asking = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    reply, _ = await asked(asking, "OPTIONS", settings={})
+    assert (reply.status, reply.error["code"]) == (403, "origin_not_allowed")
+
+
+async def test_cors_for_a_listed_origin() -> None:
+    """Exactly that one, never a star; also on errors, so that the page can tell what is wrong."""
+    asking = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    reply, _ = await asked(asking, "OPTIONS")
+    assert (reply.status, reply.body) == (204, b"")
+    assert reply.headers["access-control-allow-origin"] == "https://app.example"
+    assert reply.headers["vary"] == "Origin"
+    assert "Authorization" in reply.headers["access-control-allow-headers"]
+    assert "access-control-allow-credentials" not in reply.headers
+    reply, _ = await asked({"origin": "https://app.example"}, "GET", "/v1/models/none")
+    assert (reply.status, reply.headers["access-control-allow-origin"]) == (404, "https://app.example")
+    assert "X-Request-Id" in reply.headers["access-control-expose-headers"]
