@@ -124,7 +124,9 @@ def _class_levels(status: Status) -> Iterator[Metric]:
     )
     yield _by_class("poise_running_requests", "Choices being computed.", {n: c.running for n, c in classes})
     yield _by_class(
-        "poise_paused_requests", "Choices that hold their slot and are not computed.", {n: c.paused for n, c in classes}
+        "poise_paused_requests",
+        "Choices that stand still: an operator paused them, or their reader is behind.",
+        {n: c.paused for n, c in classes},
     )
     yield _by_class(
         "poise_swapped_requests", "Choices whose KV cells are in the host store.", {n: c.swapped for n, c in classes}
@@ -194,7 +196,9 @@ def _counters(status: Status) -> Iterator[Metric]:
 
 def _totals(totals: Totals, least: _Least) -> Iterator[Metric]:
     preemptions = CounterMetricFamily(
-        "poise_engine_preemptions", "Choices that were preempted, by kind.", labels=["kind"]
+        "poise_engine_preemptions",
+        "Choices that were preempted, by kind; stall: the reader is behind.",
+        labels=["kind"],
     )
     for kind, n in totals.preemptions.items():
         preemptions.add_metric([kind], n)
