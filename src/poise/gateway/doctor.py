@@ -225,7 +225,7 @@ def _answers(host: str, port: int) -> bool:
     place = f"[{host}]" if ":" in host else host
     try:
         with urllib.request.urlopen(f"http://{place}:{port}/health/live", timeout=ANSWER_S) as response:
-            return json.load(response) == {"status": "ok", "live": True}
+            return bool(json.load(response) == {"status": "ok", "live": True})
     except (OSError, ValueError, urllib.error.URLError):
         return False
 
