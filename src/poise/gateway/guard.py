@@ -23,7 +23,8 @@ from poise.gateway.exposure import is_loopback
 _READS = ("GET", "HEAD")
 _ALLOWED_HEADERS = "Authorization, Content-Type, Last-Event-ID, X-Api-Key, X-Poise-Detach, X-Request-Id"
 _SHOWN_HEADERS = (
-    "Retry-After, X-Poise-Context, X-Poise-Queue-Eta-Ms, X-Poise-Queue-Position, X-Poise-Warning, X-Request-Id"
+    "Retry-After, X-Poise-Context, X-Poise-Queue-Eta-Ms, X-Poise-Queue-Position, X-Poise-Response-Id, X-Poise-Warning, "
+    "X-Request-Id"
 )
 _PREFLIGHT_AGE_S = 600
 
