@@ -226,8 +226,9 @@ def doctor(
     assignments: Assignments = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
-    """Check host, engine, model, settings, permissions, address, clock, disk and memory, and say what to do.
+    """Check what a start depends on, and say what to do.
 
+    Host, engine, model, settings, permissions, address, clock, disk and memory are looked at; nothing is changed.
     The status is 0 if `poise serve` can start, also with warnings, and 1 if not.
     """
     loaded = _load(config, assignments, _options(profile, model, host, port, None, None))
