@@ -48,24 +48,6 @@ async def test_chat(connect: Connect) -> None:
     assert answer.usage.completion_tokens == 10
 
 
-async def test_comments_between_events_are_no_events(connect: Connect) -> None:
-    """An engine that is lost and replaced between two tokens is told in comments: the client sees one answer."""
-
-    def survives(submission: Submission) -> None:
-        submission.accept()
-        submission.start()
-        submission.say("one")
-        for what in ("stall", "resume", "lost", "recover"):
-            submission.change(what)
-        submission.say("two")
-        submission.finish("stop")
-
-    client = connect(make_app(FakeEngine(survives)))
-    stream = await client.chat.completions.create(model=MODEL, messages=HI, stream=True)
-    chunks = [chunk async for chunk in stream]
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "onetwo"
-
-
 async def test_streamed_chat(connect: Connect) -> None:
     """Deltas add up, usage comes last; a comment about the queue is no event."""
 
