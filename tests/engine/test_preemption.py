@@ -116,7 +116,10 @@ class Crowd:
             assert runner.computed[request_id] == whole - finish.n_cached + finish.n_recomputed, f"request {request_id}"
             changes = self.bench.changes(request_id)
             assert finish.n_preempted <= sum(c.what in ("swap", "drop") for c in changes)
-        kept = self.bench.scheduler.snapshot().store.bytes_by_purpose
+        snapshot = self.bench.scheduler.snapshot()
+        again = sum(self.bench.finish(request_id).n_recomputed for request_id in self.asked)
+        assert snapshot.counters.recomputed_tokens == again, "the total is what the requests were told"
+        kept = snapshot.store.bytes_by_purpose
         assert kept[Purpose.SWAP] == 0
         assert runner.stored_bytes == sum(kept.values())
 

@@ -171,10 +171,11 @@ class Lifecycle:
             elif 0 < limits.downgrade_served_us <= sequence.served_us:
                 events.append(self._downgrade(sequence, "time"))
 
-    def lose(self, swapped: SequenceOf[Sequence], placed: SequenceOf[int]) -> None:
+    def lose(self, swapped: SequenceOf[tuple[Sequence, int]], placed: SequenceOf[int]) -> None:
         """The cells of `swapped` are gone from the host store, those of `placed` from their slots: they compute them again."""
-        for sequence in swapped:
-            self.counters.recomputed_tokens += sequence.n_recomputed
+        for sequence, n_cells in swapped:
+            sequence.n_recomputed += n_cells
+            self.counters.recomputed_tokens += n_cells
             if sequence.state is State.SWAPPED:
                 self._queue(sequence).remove(sequence)
                 sequence.to(State.WAITING)

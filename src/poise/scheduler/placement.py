@@ -167,8 +167,8 @@ class Placement:
                 self._operations.append(MoveSlot(name, source, target, sequence.request.request_id))
                 self.n_moves += 1
 
-    def settle(self, result: StepResult) -> list[Sequence]:
-        """Account for a plan's operations; returns the sequences whose cells were lost in the host store."""
+    def settle(self, result: StepResult) -> list[tuple[Sequence, int]]:
+        """Account for a plan's operations; returns the sequences whose cells were lost in the host store, and how many were."""
         for number, n_bytes in result.stored:
             if number in self.store:
                 self.store.settle(number, n_bytes)
@@ -179,9 +179,8 @@ class Placement:
             entry = self.store.remove(number)
             if entry.purpose is Purpose.SWAP:
                 sequence = self._swapped.pop(number)
-                sequence.n_recomputed += sequence.n_computed
+                lost.append((sequence, sequence.n_computed))
                 sequence.n_computed, sequence.entry = 0, -1
-                lost.append(sequence)
             elif entry.purpose is Purpose.PREFIX:
                 self.index.remove(self.index.of_entry(number))
             else:
