@@ -200,7 +200,7 @@ def test_nothing_of_it_is_anywhere_afterwards(home: Home) -> None:
 
 
 def test_the_time_of_an_answer_does_not_tell(poise_server: PoiseServer) -> None:
-    """A few tries of the probe: it sees the owner's warm prefixes, and nothing across tenants. The full one is in the lab log."""
+    """A few tries of `scripts/measure_isolation.py`: it sees the owner's warm prefixes, and nothing across tenants."""
     command = [
         sys.executable,
         str(ROOT / "scripts" / "measure_isolation.py"),

@@ -117,3 +117,13 @@ def test_keys_that_others_can_read_are_told(tmp_path: Path, loaded: LoadedSettin
     file.chmod(0o600)
     (finding,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
     assert finding.grade is Grade.OK
+
+
+def test_a_name_is_judged_by_its_address(
+    tmp_path: Path, loaded: LoadedSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a start does it: a name of this machine's own is not beyond it."""
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
+    )
+    assert found(examine(settings(tmp_path, server__host="desk.example"), host(tmp_path)), "exposure") == []

@@ -188,9 +188,17 @@ def _keys(settings: Settings) -> Iterator[Finding]:
             yield from _private(file, "it is a secret")
     try:
         tls_context(settings.server)
-        check(settings, settings.server.host, n_keys=n_keys)
+        check(settings, _resolved(settings.server.host), n_keys=n_keys)
     except Exposed as error:
         yield Finding("exposure", Grade.BAD, str(error), "set what the line says")
+
+
+def _resolved(host: str) -> str:
+    """The address that a start would judge; the name itself where it has none, which is told elsewhere."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0])
+    except OSError:
+        return host
 
 
 def _private(path: Path, why: str) -> Iterator[Finding]:
@@ -236,7 +244,7 @@ def _disk(settings: Settings, host: Host) -> Iterator[Finding]:
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK):
             remedy = f"chown or chmod {there}, or set XDG_CACHE_HOME and XDG_STATE_HOME"
-            yield Finding("disk", Grade.WARNING, f"{folder} cannot be written: every start measures again", remedy)
+            yield Finding("disk", Grade.WARNING, f"{folder} cannot be written, and what belongs there is lost", remedy)
         elif (free := host.free_disk(there)) < DISK_FREE_MIN:
             remedy = (
                 f"make room: less than {DISK_FREE_MIN >> 20} MiB is left for measurements, weights, journals and logs"
