@@ -11,6 +11,10 @@ ARGS ?=
 SIM_RUNS ?= 200
 SIM_STEPS ?= 10000
 
+# The pure tests share the cores; those with a server have them to themselves. ARGS="tests/e2e -k pacing" runs these and no others.
+FAST := $(BIN)/python -m pytest -q -n 2 -m "not slow"
+TESTS := $(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(FAST) && $(BIN)/python -m pytest -m slow)
+
 .PHONY: help serve test check lint format types contracts fast bench sim engine engine-rebuild model clean
 
 help:
@@ -27,7 +31,7 @@ serve: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
 
 test: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
 	@scripts/install-browser.sh || browser=absent; scripts/install-prometheus.sh $(VENV)/prometheus || prometheus=absent; \
-	 POISE_BROWSER=$$browser POISE_PROMETHEUS=$$prometheus $(BIN)/python -m pytest $(ARGS)
+	 export POISE_BROWSER=$$browser POISE_PROMETHEUS=$$prometheus; $(TESTS)
 
 check: lint types contracts fast
 
@@ -42,7 +46,7 @@ contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 fast: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(FAST)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format src tests scripts
