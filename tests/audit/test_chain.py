@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -204,6 +205,60 @@ def test_a_full_queue_never_waits_and_is_told(tmp_path: Path) -> None:
     report = verify(tmp_path, KEY)
     assert (report.problem, report.events) == ("", {"request": 3, "lost": 1})
     assert b'"entries":7' in lines_of(tmp_path)[-1]
+
+
+class Watched:
+    """What a writer tells of itself."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self.n_lost = 0
+
+    def worked(self, part: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.parts.append(part)
+
+    def lost(self, n_entries: int) -> None:
+        self.n_lost += n_entries
+
+
+def test_a_disk_that_is_slow_shows_while_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only afterwards: a disk that never comes back would never be told otherwise."""
+    monkeypatch.setattr("poise.audit.log.SYNC_EVERY_S", 0.0)
+    entered, released = Event(), Event()
+
+    def stuck(_: int) -> None:
+        entered.set()
+        assert released.wait(10)
+
+    with writing(tmp_path) as log:
+        log.watch = watched = Watched()
+        monkeypatch.setattr("poise.audit.log.os.fsync", stuck)
+        log.put("request", {"i": 0})
+        assert entered.wait(10)
+        log.put("request", {"i": 1})
+        assert (log.busy_s > 0, log.n_queued) == (True, 1)
+        released.set()
+    assert (log.busy_s, log.n_queued, watched.n_lost) == (0.0, 0, 0)
+    assert {"write", "sync"} == set(watched.parts)
+
+
+def test_what_is_lost_is_counted_where_it_can_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry that found the queue full, and one that the disk did not take."""
+    with writing(tmp_path, queue_max=1) as log:
+        log.watch = watched = Watched()
+        with log._wake:  # the writer cannot take anything meanwhile
+            for i in range(3):
+                log.put("request", {"i": i})
+        log.erase_content("x").result(10)
+        assert watched.n_lost == 2
+        write = os.write
+        monkeypatch.setattr("poise.audit.log.os.write", lambda fd, data: write(fd, data[:10]))
+        log.put("request", {"i": 3})
+        log.erase_content("x").result(10)
+        monkeypatch.setattr("poise.audit.log.os.write", write)
+        assert watched.n_lost == 3
+    assert verify(tmp_path, KEY).events == {"request": 1, "lost": 2}
 
 
 def test_a_disk_that_fails_is_told_once_it_works(

@@ -17,12 +17,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from poise.audit.chain import START, ChainError, Head, Link, encode_line, parse, without_content
 from poise.audit.files import HEAD_NAME, file_path, log_files, replace_file
@@ -35,6 +36,16 @@ SYNC_EVERY_S = 1.0
 
 class AuditError(Exception):
     """The log cannot be written; the message is one line."""
+
+
+class Watch(Protocol):
+    """Who is told how the writer keeps up. From any thread."""
+
+    def worked(self, part: str, seconds: float) -> None:
+        """The disk took so long for a piece of work: `write` (the entries that had come) or `sync`."""
+        ...
+
+    def lost(self, n_entries: int) -> None: ...
 
 
 class _Entry(NamedTuple):
@@ -65,7 +76,11 @@ class AuditLog:
         self._now = now
         self._queue: deque[_Entry | _Erasure] = deque()
         self._queue_max = queue_max
+        self.watch: Watch | None = None
+        self._began_s: float | None = None
+        """Since when the writer is at the work at hand."""
         self._n_lost = 0
+        """That no entry tells of yet."""
         self._wake = threading.Condition()
         self._closing = False
         self._broken = False
@@ -77,12 +92,25 @@ class AuditLog:
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
         self._thread.start()
 
+    @property
+    def n_queued(self) -> int:
+        """Entries that wait for the writer."""
+        return len(self._queue)
+
+    @property
+    def busy_s(self) -> float:
+        """For how long the disk has kept the writer with the work at hand; 0: it waits for nothing."""
+        began_s = self._began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
+
     def put(self, event: str, fields: Mapping[str, Any], content: Mapping[str, Any] | None = None) -> None:
         """One entry. Never waits: with a full queue it is counted as lost."""
         entry = _Entry(self._now(), {"event": event, **fields}, content)
         with self._wake:
             if len(self._queue) >= self._queue_max or self._closing:
                 self._n_lost += 1
+                if self.watch is not None:
+                    self.watch.lost(1)
                 return
             self._queue.append(entry)
             self._wake.notify()
@@ -112,20 +140,40 @@ class AuditLog:
                 work, n_lost, closing = list(self._queue), self._n_lost, self._closing
                 self._queue.clear()
                 self._n_lost = 0
-            for item in work:
-                if isinstance(item, _Erasure):
-                    self._erase(item)
-                elif not self._write(item):
-                    n_lost += 1
+            n_lost += self._carry_out(work) if work else 0
             if n_lost and not self._write(_Entry(self._now(), {"event": "lost", "entries": n_lost}, None)):
                 with self._wake:
                     self._n_lost += n_lost
             if closing or time.monotonic() - synced_s >= SYNC_EVERY_S:
-                self._guarded(self._writer.sync)
+                with self._timed("sync"):
+                    self._guarded(self._writer.sync)
                 synced_s = time.monotonic()
             if closing:
                 self._writer.close()
                 return
+
+    def _carry_out(self, work: Sequence[_Entry | _Erasure]) -> int:
+        """Returns how many entries could not be written."""
+        n_failed = 0
+        with self._timed("write"):
+            for item in work:
+                if isinstance(item, _Erasure):
+                    self._erase(item)
+                elif not self._write(item):
+                    n_failed += 1
+        if n_failed and self.watch is not None:
+            self.watch.lost(n_failed)
+        return n_failed
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        self._began_s = began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self._began_s = None
+            if self.watch is not None:
+                self.watch.worked(part, time.monotonic() - began_s)
 
     def _write(self, entry: _Entry) -> bool:
         return self._guarded(lambda: self._writer.write(entry.time, entry.fields, entry.content))

@@ -83,6 +83,7 @@ def create_app(
     slot = TextSlot(text)
     metrics = GatewayMetrics(lambda: read_engine(engine), recovery, settings.metrics.tenants_max)
     audit = audit or Audit(settings)
+    audit.watch(metrics.audit)
     degradation = Degradation(settings, engine, metrics.recovery, free)
     degradation.on_change = audit.level_changed
     tenants = Tenants(settings, keys)

@@ -23,6 +23,7 @@ from poise.gateway.keys import Key, KeysFile
 from poise.gateway.middleware import request_id_of
 from poise.gateway.record import CANCELLED, Record
 from poise.gateway.tenants import caller_of
+from poise.metrics.audit import AuditMetrics
 from poise.scheduler.request import RequestClass
 
 REFUSED, BROKEN = "refused", "internal_error"
@@ -50,6 +51,12 @@ class Audit:
     @property
     def enabled(self) -> bool:
         return self._log is not None
+
+    def watch(self, metrics: AuditMetrics) -> None:
+        """How its writer keeps up is counted there."""
+        if self._log is not None:
+            log = self._log
+            log.watch, metrics.n_queued, metrics.busy_s = metrics, lambda: log.n_queued, lambda: log.busy_s
 
     def put(self, event: str, **fields: Any) -> None:
         """Whatever happens to the server: start, stop, another level, other keys. No text of requests."""

@@ -15,6 +15,7 @@ from math import ceil
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
+from poise.metrics.audit import AuditMetrics
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.story import RequestStory
@@ -60,6 +61,7 @@ class GatewayMetrics:
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
         self.streams = StreamMetrics(registry)
+        self.audit = AuditMetrics(registry)
         registry.register(EngineCollector(read_engine))
         registry.register(self.recovery.registry)
 

@@ -1,0 +1,51 @@
+"""What is counted of the audit log's writer: whether the disk keeps up with it, and what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+PARTS = ("write", "sync")
+_DISK_S = (0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class AuditMetrics:
+    """Of one gateway. Without an audit log every figure stays 0."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._disk = Histogram(
+            "poise_audit_disk_seconds",
+            "What the audit log's writer did with the disk at one time: write (the entries that had come) or sync.",
+            ("part",),
+            buckets=_DISK_S,
+            registry=registry,
+        )
+        for part in PARTS:
+            self._disk.labels(part)
+        self._lost = Counter(
+            "poise_audit_lost_total",
+            "Entries of the audit log that could not be written, or found its queue full.",
+            registry=registry,
+        )
+        self.n_lost = 0
+        self.n_queued: Callable[[], int] = lambda: 0
+        self.busy_s: Callable[[], float] = lambda: 0.0
+        """How the log that there is can be asked for them."""
+        queue = Gauge("poise_audit_queue", "Entries that wait for the audit log's writer.", registry=registry)
+        queue.set_function(lambda: self.n_queued())
+        busy = Gauge(
+            "poise_audit_disk_busy_seconds",
+            "For how long the disk has kept the audit log's writer with the work at hand.",
+            registry=registry,
+        )
+        busy.set_function(lambda: self.busy_s())
+
+    def worked(self, part: str, seconds: float) -> None:
+        """May be called from any thread."""
+        self._disk.labels(part).observe(seconds)
+
+    def lost(self, n_entries: int) -> None:
+        """May be called from any thread."""
+        self._lost.inc(n_entries)
+        self.n_lost += n_entries
