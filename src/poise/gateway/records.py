@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from poise.config import ResultsSettings
 from poise.gateway.record import Record
@@ -75,6 +76,11 @@ class Records:
     def live(self) -> list[Record]:
         """In the order of their arrival."""
         return list(self._live.values())
+
+    def ended(self, n: int) -> list[Record]:
+        """The last `n` that have ended and are kept, the newest first."""
+        self.purge()
+        return list(islice(reversed(self._finished.values()), n))
 
     def find_live(self, wanted: str) -> Record | None:
         """Any tenant's, by the id of the response, or by an X-Request-Id that only one live request has."""

@@ -117,8 +117,12 @@ def _report(record: Record) -> dict[str, Any]:
         }
         for choice, answer in zip(record.choices, record.answers(), strict=True)
     ]
-    timeline = [_moment(moment, record.origin.arrived_s) for moment in record.timeline]
-    return _row(record, time.perf_counter()) | {"timeline": timeline, "choices": choices}
+    return _row(record, time.perf_counter()) | {"timeline": timeline_of(record), "choices": choices}
+
+
+def timeline_of(record: Record) -> list[dict[str, Any]]:
+    """What happened to it, in ms since its arrival."""
+    return [_moment(moment, record.origin.arrived_s) for moment in record.timeline]
 
 
 def _moment(moment: Moment, arrived_s: float) -> dict[str, Any]:
