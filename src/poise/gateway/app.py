@@ -37,6 +37,7 @@ from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
 from poise.gateway.history import History
 from poise.gateway.keys import KeyRing
+from poise.gateway.lookout import Lookout
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.pages import PAGE_DIR, add_pages
 from poise.gateway.prompts import limits_of
@@ -85,10 +86,11 @@ def create_app(
     tenants = Tenants(settings, keys)
     if keys is not None:
         keys.on_change = audit.keys_changed
-    health = Health(engine, slot, tenants, metrics, degradation, model_name)
+    records = Records(settings.results)
+    lookout = Lookout(engine, records, metrics.audit)
+    health = Health(engine, slot, tenants, metrics, degradation, lookout, model_name)
     history = History(engine, metrics, degradation)
     templates = Templates(settings.templates)
-    records = Records(settings.results)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     completions = Completions(
         settings, engine, slot, tenants, templates, metrics, records, degradation.check, audit, model_name
@@ -102,12 +104,20 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(
-            [health.sample_forever, history.sample_forever, degradation.look_forever, records.purge_forever], lifespan
+            [
+                health.sample_forever,
+                history.sample_forever,
+                degradation.look_forever,
+                lookout.look_forever,
+                records.purge_forever,
+            ],
+            lifespan,
         ),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
     app.state.history = history
+    app.state.lookout = lookout
     app.state.degradation = degradation
     app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
     if text is not None:

@@ -1,7 +1,7 @@
-"""What an operator should look at now: a few named conditions, each told in a sentence with its numbers, on facts that are passed in.
+"""What an operator should look at now: a few named conditions, each told in a sentence with its numbers.
 
-Each one has an entry in docs/runbook.md. An alert is for whoever is not looking and waits for minutes; a finding is for whoever is,
-and comes within seconds.
+They are judged on facts that are passed in. Each one has an entry in docs/runbook.md. An alert is for whoever is not looking, and
+waits for minutes; a finding is for whoever is, and comes within seconds.
 
 1. hog: one tenant has most of the live requests or of the KV cells, beside others; or one request has most of the cells.
 2. downgraded: a request went over what its class allows and goes on as background work.
@@ -29,7 +29,7 @@ STUCK_S = 2.0
 DISK_BUSY_S = 1.0
 QUEUE_LONG = 100
 HOG_SHARE, HOG_REQUESTS, HOG_CELLS = 0.6, 6, 1500
-GROWTH_FAST_S, GROWTH_FAST_BYTES = 8.0, 64 << 20
+GROWTH_FAST_S, GROWTH_FAST_BYTES = 6.0, 48 << 20
 GROWTH_SLOW_S, GROWTH_SLOW_BYTES = 300.0, 256 << 20
 _MIB = 1 << 20
 
@@ -78,13 +78,13 @@ class Finding:
     seen_s: float
 
     def as_json(self, now_s: float, *, named: bool) -> dict[str, Any]:
-        row: dict[str, Any] = {
+        return {
             "finding": self.name,
             "text": self.text,
             "age_s": round(now_s - self.since_s, 1),
             "runbook": f"docs/runbook.md#{self.name}",
+            "detail": self.detail if named else None,
         }
-        return row | ({"detail": self.detail} if named else {})
 
 
 class Findings:
@@ -133,7 +133,7 @@ class Findings:
         if not recent:
             return None
         why = " and ".join(sorted(set(recent.values())))
-        text = f"{_n(len(recent), 'request')} went over the {why} allowance of the class and {_goes(len(recent))} on as background work"
+        text = f"Requests over the {why} allowance of their class, which go on as background work: {len(recent)}"
         return text, {"requests": recent}
 
     def _growth(self, now_s: float, facts: Facts) -> _Found:
@@ -159,10 +159,7 @@ class Findings:
         worst_s = max(s for _, s in self._disk)
         if worst_s < DISK_BUSY_S and facts.audit_queue < QUEUE_LONG:
             return None
-        text = (
-            f"The disk took {worst_s:.1f} s for one piece of work of the audit log; {_n(facts.audit_queue, 'entry', 'entries')} "
-            f"{'waits' if facts.audit_queue == 1 else 'wait'}. Requests do not wait for it"
-        )
+        text = f"The disk took {worst_s:.1f} s for one piece of work of the audit log; entries that wait: {facts.audit_queue}"
         return text, {"worst_s": round(worst_s, 2), "queue": facts.audit_queue}
 
     def _losses(self, now_s: float, facts: Facts) -> _Found:
@@ -170,7 +167,7 @@ class Findings:
             self._n_lost, self._lost_s = facts.audit_lost, now_s
         if self._lost_s is None or now_s - self._lost_s > NOTED_S:
             return None
-        text = f"{_n(self._n_lost, 'entry', 'entries')} of the audit log {'was' if self._n_lost == 1 else 'were'} lost since the start"
+        text = f"Entries of the audit log that were lost since the start: {self._n_lost}"
         return text, {"lost": self._n_lost}
 
     def _crashes(self, now_s: float, facts: Facts) -> _Found:
@@ -245,7 +242,7 @@ def _hog_tenant(facts: Facts, tenant: str, own: Sequence[LiveRequest], cells_sha
     text = (
         f"One tenant has {len(own)} of {len(facts.live)} live requests and {100 * cells_share:.0f}% of the KV cells; "
     )
-    text += f"{_n(waiting, 'request')} of its own and {others} of others {'waits' if waiting + others == 1 else 'wait'}"
+    text += f"waiting are {waiting} of its own and {others} of others"
     return text, {"tenant": tenant, "live": len(own), "waiting": waiting, "others_waiting": others}
 
 
@@ -254,20 +251,8 @@ def _stuck(facts: Facts) -> _Found:
     longest_s = max(held.values(), default=0.0)
     if longest_s < STUCK_S:
         return None
-    text = f"Nobody reads the {'answer' if len(held) == 1 else 'answers'} of {_n(len(held), 'request')}, for {longest_s:.0f} s by now; "
-    return (
-        text
-        + f"{'it is' if len(held) == 1 else 'they are'} held, and others do not wait for {'it' if len(held) == 1 else 'them'}",
-        {"requests": held},
-    )
-
-
-def _n(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
-
-
-def _goes(count: int) -> str:
-    return "goes" if count == 1 else "go"
+    text = f"Requests that are held because nobody reads their answers: {len(held)}, the longest for {longest_s:.0f} s"
+    return text, {"requests": held}
 
 
 def _sentence(text: str) -> str:

@@ -19,6 +19,7 @@ from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import retry_after
 from poise.gateway.levels import Level
+from poise.gateway.lookout import Lookout
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextSlot
 from poise.metrics.engine import EngineReading
@@ -39,6 +40,7 @@ class Health:
         tenants: Tenants,
         metrics: GatewayMetrics,
         degradation: Degradation,
+        lookout: Lookout,
         model_name: str,
     ) -> None:
         self._engine = engine
@@ -46,6 +48,7 @@ class Health:
         self._tenants = tenants
         self._metrics = metrics
         self._degradation = degradation
+        self._lookout = lookout
         self._model_name = model_name
         self._rates = TokenRates()
         self._started_s = time.monotonic()
@@ -71,8 +74,9 @@ class Health:
         return fresh_json({"status": "ok", "live": True})
 
     async def status(self, request: Request) -> Response:
-        """Live figures. Which tenants there are is for operators only."""
+        """Live figures, and what to look at. Which tenants and requests there are is for operators only."""
         state, figures = self._engine.state, self._engine.state.status
+        is_admin = self._tenants.is_admin(request)
         prompt, output = self._rates.per_second()
         body = {
             "phase": state.phase.value,
@@ -86,15 +90,14 @@ class Health:
             "open_requests": self._metrics.n_open,
             "live_choices": self._engine.n_live,
             "classes": self._classes(figures),
-            "pools": _pools(
-                state.ready.pools if state.ready else [], figures, tenants_shown=self._tenants.is_admin(request)
-            ),
+            "pools": _pools(state.ready.pools if state.ready else [], figures, tenants_shown=is_admin),
             "store": _store(figures.store) if figures and figures.store else None,
             "totals": structs.asdict(figures.totals) if figures else None,
             "tokens_per_s": {"prompt": round(prompt, 1), "output": round(output, 1)},
             "engine_rss_bytes": figures.rss_bytes if figures else None,
             "engine_unaccounted_bytes": figures.unaccounted_bytes if figures else None,
             "bottleneck": figures.bottleneck.limit if figures else None,
+            "findings": self._lookout.told(named=is_admin),
         }
         return fresh_json(body)
 

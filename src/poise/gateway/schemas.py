@@ -204,6 +204,14 @@ class Rates(Closed):
     output: float
 
 
+class FindingRow(Closed):
+    finding: str
+    text: str
+    age_s: float
+    runbook: str
+    detail: dict[str, Any] | None
+
+
 class StatusBody(Closed):
     phase: Literal["loading", "ready", "restarting", "failed", "stopped"]
     model: str
@@ -224,6 +232,7 @@ class StatusBody(Closed):
     engine_rss_bytes: int | None
     engine_unaccounted_bytes: int | None
     bottleneck: str | None
+    findings: list[FindingRow]
 
 
 _ERRORS = {

@@ -29,6 +29,7 @@ class AuditMetrics:
             registry=registry,
         )
         self.n_lost = 0
+        self._worst_s = 0.0
         self.n_queued: Callable[[], int] = lambda: 0
         self.busy_s: Callable[[], float] = lambda: 0.0
         """How the log that there is can be asked for them."""
@@ -44,6 +45,12 @@ class AuditMetrics:
     def worked(self, part: str, seconds: float) -> None:
         """May be called from any thread."""
         self._disk.labels(part).observe(seconds)
+        self._worst_s = max(self._worst_s, seconds)
+
+    def take_worst_s(self) -> float:
+        """The longest piece of work that ended since this was last asked."""
+        worst_s, self._worst_s = self._worst_s, 0.0
+        return worst_s
 
     def lost(self, n_entries: int) -> None:
         """May be called from any thread."""

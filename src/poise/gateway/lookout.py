@@ -1,0 +1,101 @@
+"""Gathers once a second what findings are judged by, from what the gateway has already, and keeps what was found."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from poise.gateway.blame import Death
+from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.findings import Facts, Findings, LiveRequest
+from poise.gateway.history import own_rss_bytes
+from poise.gateway.record import LEVELS, Record
+from poise.gateway.records import Records
+from poise.metrics.audit import AuditMetrics
+
+LOOK_EVERY_S = 1.0
+_OPERATOR = "operator"
+
+
+class Lookout:
+    """What an operator should look at now. The engine is asked for nothing."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        records: Records,
+        audit: AuditMetrics,
+        *,
+        rss_bytes: Callable[[], int] = own_rss_bytes,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._records = records
+        self._audit = audit
+        self._rss_bytes = rss_bytes
+        self._clock = clock
+        self._findings = Findings()
+        self._held_since_s: dict[str, float] = {}
+        self._ends: list[str] = []
+        engine.on_death(self._on_death)
+
+    def look(self) -> None:
+        """Judge the present moment."""
+        now_s = self._clock()
+        live = self._records.live()
+        held = [record.response_id for record in live if record.held != LEVELS[0]]
+        self._held_since_s = {name: self._held_since_s.get(name, now_s) for name in held}
+        state, ends = self._engine.state, self._ends
+        status = state.status if state.phase is EnginePhase.READY else None
+        self._ends = []
+        cells: Counter[str] = Counter()
+        for pool in status.pools if status is not None else []:
+            cells.update({tenant: n for tenant, n in pool.cells_by_tenant.items() if tenant})
+        self._findings.look(
+            now_s,
+            Facts(
+                live=[self._request(record, now_s) for record in live],
+                cells_by_tenant=cells,
+                engine_bytes=status.unaccounted_bytes if status is not None else None,
+                gateway_bytes=self._rss_bytes() - self._records.n_bytes,
+                audit_busy_s=self._audit.busy_s(),
+                audit_worst_s=self._audit.take_worst_s(),
+                audit_queue=self._audit.n_queued(),
+                audit_lost=self._audit.n_lost,
+                engine_ends=ends,
+            ),
+        )
+
+    async def look_forever(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def told(self, *, named: bool) -> list[dict[str, Any]]:
+        """`named`: with the requests and tenants that it is about."""
+        now_s = self._clock()
+        return [found.as_json(now_s, named=named) for found in self._findings.current()]
+
+    def _request(self, record: Record, now_s: float) -> LiveRequest:
+        since_s = self._held_since_s.get(record.response_id)
+        return LiveRequest(
+            record.response_id,
+            record.origin.tenant,
+            record.state,
+            record.n_prompt + len(record.texts),
+            None if since_s is None else now_s - since_s,
+            _allowance(record) if record.downgraded else "",
+        )
+
+    def _on_death(self, death: Death) -> None:
+        if not death.is_on_purpose:
+            self._ends.append(death.how)
+
+
+def _allowance(record: Record) -> str:
+    """Which allowance a downgraded request went over; empty if an operator downgraded it."""
+    why = next((moment.detail.get("why", "") for moment in record.timeline if moment.what == "downgrade"), "")
+    return "" if why == _OPERATOR else str(why)

@@ -1,0 +1,38 @@
+"""Trouble for a server under test, which has this folder on its PYTHONPATH: each kind lasts as long as a file of its name exists.
+
+leak    the engine keeps 16 MB more every half a second
+disk    each fsync of the gateway takes three seconds
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+FOLDER = Path(os.environ.get("POISE_TEST_FAULTS", "/nonexistent"))
+LEAK_MAX = 64
+
+
+def leak() -> None:
+    kept: list[bytes] = []
+    while True:
+        if not (FOLDER / "leak").exists():
+            kept.clear()
+        elif len(kept) < LEAK_MAX:
+            kept.append(b"\x01" * (16 << 20))
+        time.sleep(0.5)
+
+
+def slow_fsync(descriptor: int) -> None:
+    if (FOLDER / "disk").exists():
+        time.sleep(3)
+    fsync(descriptor)
+
+
+fsync = os.fsync
+os.fsync = slow_fsync
+if "poise.engine.process" in sys.orig_argv:
+    threading.Thread(target=leak, daemon=True).start()
