@@ -62,8 +62,10 @@ def find_plotly() -> Path | None:
 
 
 def _page(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    is_there = file.is_file()
+
     async def page(request: Request) -> Response:
-        if not file.is_file():
+        if not is_there:
             raise not_found(request.url.path)
         return _guarded(FileResponse(file))
 
