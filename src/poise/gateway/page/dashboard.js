@@ -5,6 +5,7 @@ import { getJson } from "./api.js";
 import { setUpCharts } from "./charts.js";
 import { byId } from "./dom.js";
 import { showCards, showFacts, showHealth, showSlots, showUnreachable } from "./figures.js";
+import { showFindings } from "./findings.js";
 import { Poller } from "./live.js";
 import { setUpRequests } from "./requests.js";
 
@@ -27,6 +28,7 @@ new Poller(async () => {
     showFacts(status, samples.at(-1));
     showCards(status, samples);
     showSlots(status.pools ?? []);
+    showFindings(status.findings ?? [], requests.open);
     requests.showTenants(status.pools ?? []);
     charts.show(samples);
   } catch (error) {

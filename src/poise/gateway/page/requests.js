@@ -11,7 +11,7 @@ import { RequestView } from "./requestview.js";
 const PERIOD_MS = 2000;
 const ENDED = 20;
 
-/** Starts the table. `showTenants(pools)` of what is returned tells it who holds KV cells. */
+/** Starts the table. Of what is returned, `showTenants(pools)` tells it who holds KV cells, `open(id)` shows a request. */
 export function setUpRequests() {
   const table = new RequestTable(byId("rows"), (id) => view.open(id));
   const view = new RequestView((id) => table.focus(id));
@@ -48,7 +48,7 @@ export function setUpRequests() {
       poller.wake();
     });
   }
-  return { showTenants: (pools) => tenants.showCells(pools) };
+  return { showTenants: (pools) => tenants.showCells(pools), open: (id) => view.open(id) };
 }
 
 /** Null when it was done, or the error. */
