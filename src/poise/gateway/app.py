@@ -87,8 +87,7 @@ def create_app(
     if keys is not None:
         keys.on_change = audit.keys_changed
     records = Records(settings.results)
-    lookout = Lookout(engine, records, metrics.audit)
-    health = Health(engine, slot, tenants, metrics, degradation, lookout, model_name)
+    health = Health(engine, slot, tenants, metrics, degradation, Lookout(engine, records, metrics.audit), model_name)
     history = History(engine, metrics, degradation)
     templates = Templates(settings.templates)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
@@ -104,20 +103,12 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan(
-            [
-                health.sample_forever,
-                history.sample_forever,
-                degradation.look_forever,
-                lookout.look_forever,
-                records.purge_forever,
-            ],
-            lifespan,
+            [health.look_forever, history.sample_forever, degradation.look_forever, records.purge_forever], lifespan
         ),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
     app.state.history = history
-    app.state.lookout = lookout
     app.state.degradation = degradation
     app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
     if text is not None:

@@ -33,6 +33,11 @@ def free_bytes() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def own_rss_bytes() -> int:
+    """Resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
 class Degradation:
     """The level of one server. `free` tells the memory that this process may still use."""
 

@@ -27,7 +27,7 @@ from poise.metrics.gateway import GatewayMetrics, TokenRates
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo, PoolStatus, Status, StoreStatus
 
-SAMPLE_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 
 
 class Health:
@@ -106,13 +106,14 @@ class Health:
         text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(request))
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def sample_forever(self) -> None:
-        """Note the engine's token counters once a second, for the rates in /status."""
+    async def look_forever(self) -> None:
+        """Once a second: what there is to be found, and the engine's token counters, for the rates in /status."""
         while True:
+            self._lookout.look()
             status = self._engine.state.status
             if status is not None:
                 self._rates.sample(time.monotonic(), status.prompt_tokens, status.output_tokens)
-            await asyncio.sleep(SAMPLE_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _level(self) -> dict[str, Any]:
         return {"level": self._degradation.level.value, "reasons": self._degradation.reasons}

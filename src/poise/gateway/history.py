@@ -13,11 +13,10 @@ from collections.abc import Callable
 from itertools import islice
 
 import msgspec
-import psutil
 from starlette.requests import Request
 from starlette.responses import Response
 
-from poise.gateway.degradation import Degradation
+from poise.gateway.degradation import Degradation, own_rss_bytes
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import invalid_value
 from poise.gateway.health import fresh_json
@@ -28,11 +27,6 @@ PERIOD_S = 1.0
 SAMPLES_MAX = 600
 _SINCE_DIGITS_MAX = 15
 _ELAPSED_S_MIN = 0.001
-
-
-def own_rss_bytes() -> int:
-    """Resident memory of this process."""
-    return int(psutil.Process().memory_info().rss)
 
 
 class History:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from poise.gateway.blame import Death
+from poise.gateway.degradation import own_rss_bytes
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.findings import Facts, Findings, LiveRequest
-from poise.gateway.history import own_rss_bytes
 from poise.gateway.record import LEVELS, Record
 from poise.gateway.records import Records
 from poise.metrics.audit import AuditMetrics
 
-LOOK_EVERY_S = 1.0
 _OPERATOR = "operator"
 
 
@@ -68,11 +66,6 @@ class Lookout:
                 engine_ends=ends,
             ),
         )
-
-    async def look_forever(self) -> None:
-        while True:
-            self.look()
-            await asyncio.sleep(LOOK_EVERY_S)
 
     def told(self, *, named: bool) -> list[dict[str, Any]]:
         """`named`: with the requests and tenants that it is about."""

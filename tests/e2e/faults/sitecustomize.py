@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(os.environ.get("POISE_TEST_FAULTS", "/nonexistent"))
 LEAK_MAX = 64
@@ -26,7 +27,7 @@ def leak() -> None:
         time.sleep(0.5)
 
 
-def slow_fsync(descriptor: int) -> None:
+def slow_fsync(descriptor: Any) -> None:
     if (FOLDER / "disk").exists():
         time.sleep(3)
     fsync(descriptor)
