@@ -27,10 +27,10 @@ def leak() -> None:
         time.sleep(0.5)
 
 
-def slow_fsync(descriptor: Any) -> None:
+def slow_fsync(fd: Any) -> None:
     if (FOLDER / "disk").exists():
         time.sleep(3)
-    fsync(descriptor)
+    fsync(fd)
 
 
 fsync = os.fsync
