@@ -81,7 +81,8 @@ def engine(step_s: float, busy: bool) -> None:
         if time.monotonic() - status_s > STATUS_EVERY_S:
             status_s = time.monotonic()
             pools_now = [wire.PoolStatus("short", len(left), 12, 10, 49152)]
-            connection.sendall(encode_frame(wire.Status(step, classes, pools_now, 1, step, 1, 1, 0, 1 << 20)))
+            figures = {"prompt_tokens": 1, "output_tokens": step, "moves": 0, "rss_bytes": 1 << 20}
+            connection.sendall(encode_frame(wire.Status(step=step, classes=classes, pools=pools_now, **figures)))
 
 
 def sweep() -> None:
@@ -93,7 +94,8 @@ def sweep() -> None:
 
 def gateway(engine_arguments: list[str]) -> None:
     """Serves on a free port, which it prints, until SIGINT."""
-    path, settings = default_model(), Settings()
+    path = default_model()
+    settings = Settings.model_validate({"engine": {"watchdog_s": 3600}})  # the engine here keeps no black box
     command = (sys.executable, __file__, "--role", "engine", *engine_arguments)
     with Model.load(path, vocab_only=True) as model, ThreadPoolExecutor(1) as executor:
         supervisor = Supervisor(settings, str(path), command)
