@@ -124,7 +124,7 @@ def test_charts_move_while_something_runs(visit: Visit, request_id: str, scheme:
 
 def test_charts_that_are_not_on_the_screen_cost_nothing(visit: Visit) -> None:
     """They are drawn when somebody scrolls to them; and nothing is asked while the page is hidden."""
-    page = visit(viewport={"width": 800, "height": 600})
+    page = visit(before=lambda page: page.clock.install(), viewport={"width": 800, "height": 600})
     assert drawn(page, "fairness") is None
     page.locator('[data-chart="fairness"]').scroll_into_view_if_needed()
     wait_until(lambda: drawn(page, "fairness") is not None, page, "a chart that came into view is drawn")
@@ -138,7 +138,7 @@ def test_charts_that_are_not_on_the_screen_cost_nothing(visit: Visit) -> None:
     )
     page.wait_for_load_state("networkidle")
     asked.clear()
-    page.wait_for_timeout(2500)  # longer than any period: what would come has come
+    page.clock.run_for(60_000)
     assert asked == []
 
 
@@ -151,9 +151,7 @@ def test_a_request_is_looked_at_and_acted_on_by_keyboard(
     expect(row).to_contain_text("running")
     page.locator("#rows").evaluate("node => node.closest('.table-scroll').focus()")
     page.keyboard.press("Tab")
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowUp")
-    row.locator("button").focus()
+    expect(row.locator("button")).to_be_focused()
     page.keyboard.press("Enter")
     view = page.locator("#view")
     expect(view).to_be_visible()

@@ -115,7 +115,9 @@ function figure(spec, series, times) {
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
   const style = getComputedStyle(document.documentElement);
   const palette = dark ? DARK : LIGHT;
-  const last = times.at(-1).getTime();
+  // Dates, not numbers: plotly.js shows dates in local time, and takes numbers for UTC.
+  const last = times.at(-1);
+  const first = new Date(last.getTime() - WINDOW_MS);
   const grid = style.getPropertyValue("--line");
   const axis = { gridcolor: grid, linecolor: grid, zeroline: false, fixedrange: true, automargin: true };
   const traces = series.map(({ name, values }, index) => ({
@@ -138,7 +140,7 @@ function figure(spec, series, times) {
     showlegend: series.length > 0,
     legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", font: { size: 11 } },
     uirevision: "kept",
-    xaxis: { ...axis, type: "date", range: [last - WINDOW_MS, last], tickformat: "%H:%M", nticks: 6, hoverformat: "%H:%M:%S" },
+    xaxis: { ...axis, type: "date", range: [first, last], tickformat: "%H:%M", nticks: 6, hoverformat: "%H:%M:%S" },
     yaxis: { ...axis, rangemode: "tozero", nticks: 5, ...(spec.range ? { range: spec.range, autorange: false } : {}) },
   };
   return { traces, layout };
