@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +19,6 @@ expect.set_options(timeout=60_000)
 
 Visit = Callable[..., Page]
 CHARTS = 13
-SHOTS = os.environ.get("POISE_SHOTS")
-"""A folder for pictures of the page, if somebody wants to look at it."""
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +83,6 @@ def row_of(page: Page, request_id: str) -> Any:
     return page.locator(f'#rows tr[data-id="{request_id}"]')
 
 
-def shoot(page: Page, name: str, *, full: bool = True) -> None:
-    if SHOTS:
-        page.screenshot(path=Path(SHOTS) / f"{name}.png", full_page=full)
-
-
 def drawn(page: Page, chart: str) -> str | None:
     return page.locator(f'[data-chart="{chart}"]').get_attribute("data-drawn")
 
@@ -119,7 +110,6 @@ def test_charts_move_while_something_runs(visit: Visit, request_id: str, scheme:
     expect(page.locator(".slot[data-state=interactive]")).to_have_count(1)
     expect(page.locator("#facts")).to_contain_text("Limited by")
     expect(page.get_by_role("article", name="Interactive")).to_contain_text("Between tokens, p99")
-    shoot(page, f"desktop-{scheme}")
 
 
 def test_charts_that_are_not_on_the_screen_cost_nothing(visit: Visit) -> None:
@@ -170,7 +160,6 @@ def test_a_request_is_looked_at_and_acted_on_by_keyboard(
         page.keyboard.press("Enter")
         expect(page.locator("#view-told")).to_have_text(told)
         expect(row).to_contain_text(state)
-    shoot(page, "request")
     page.get_by_role("button", name="Cancel", exact=True).click()
     expect(page.locator("#view-told")).to_contain_text("Cancelled.")
     expect(row).to_contain_text("ended: cancelled")
@@ -194,11 +183,11 @@ def test_what_cannot_be_done_is_said_in_place(visit: Visit, request_id: str) -> 
 def test_a_narrow_screen_needs_no_sideways_scrolling(visit: Visit, request_id: str) -> None:
     """Tables scroll by themselves; the page does not."""
     page = visit(viewport={"width": 360, "height": 740}, reduced_motion="reduce")
+    page.locator('[data-chart="ttft"]').scroll_into_view_if_needed()
     expect(page.locator('[data-chart="ttft"] .main-svg').first).to_be_attached()
     row_of(page, request_id).click()
     expect(page.locator("#view")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    shoot(page, "narrow")
 
 
 def test_a_wanted_admin_key_is_asked_for_and_kept_for_the_tab_only(visit: Visit) -> None:
