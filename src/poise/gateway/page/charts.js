@@ -12,6 +12,8 @@ const SCRIPT = "/page/plotly.min.js";
 const MISSING = "There are no charts: this server lacks the package plotly. To have them: pip install 'poise[dashboard]'";
 const WINDOW_MS = 600_000;
 const WINDOW_MS_MIN = 60_000;
+/** Of a shorter time, ticks say the second. */
+const SECONDS_BELOW_MS = 300_000;
 const LABEL_EVERY_MS = 10_000;
 const TURNS = 5;
 const LIGHT = ["#22695f", "#c2731a", "#3f66b0", "#a0437f", "#7d8a2e", "#6b7680", "#b3362f"];
@@ -154,7 +156,7 @@ function figure(spec, series, times) {
     showlegend: series.length > 0,
     legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", font: { size: 11 } },
     uirevision: "kept",
-    xaxis: { ...axis, type: "date", range: [first, last], tickformat: "%H:%M", nticks: 5, hoverformat: "%H:%M:%S" },
+    xaxis: { ...axis, type: "date", range: [first, last], tickformat: lengthMs < SECONDS_BELOW_MS ? "%H:%M:%S" : "%H:%M", nticks: 5, hoverformat: "%H:%M:%S" },
     yaxis: { ...axis, rangemode: "tozero", nticks: 5, ...(spec.range ? { range: spec.range, autorange: false } : {}) },
   };
   return { traces, layout };
