@@ -98,7 +98,14 @@ async def test_requests_that_have_ended_are_listed_when_asked_for() -> None:
     app = make_app(engine)
     for name in ("first", "second"):
         await ask(app, "POST", CHAT, chat_body(n=2), headers={"x-request-id": name})
-    engine.script = lambda s: (s.accept(), s.start(), s.say("x"), s.finish("failed", "its own words"))[0]
+
+    def fails(submission: Submission) -> None:
+        submission.accept()
+        submission.start()
+        submission.say("x")
+        submission.finish("failed", "its own words")
+
+    engine.script = fails
     await ask(app, "POST", CHAT, chat_body(), headers={"x-request-id": "third"})
     assert (await ask(app, "GET", "/admin/requests")).json()["ended"] == []
     reply = await ask(app, "GET", "/admin/requests?ended=2")

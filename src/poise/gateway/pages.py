@@ -1,8 +1,8 @@
 """The pages that the server has: their files, and what a browser is told they may load.
 
 The dashboard's charts are drawn by the plotly.min.js of the installed package plotly; without it that file is not there, and
-the page says so. plotly.js would add a style element to a page, which the policy forbids; it leaves it out where it finds one
-of that id and the class "no-inline-styles", which is dashboard.css. So one policy holds for all pages.
+the page says so. plotly.js would add style elements to a page, which the policy forbids; it leaves them out where it finds
+elements of their ids, which dashboard.html has. So one policy holds for all pages.
 """
 
 from __future__ import annotations

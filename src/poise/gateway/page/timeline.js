@@ -24,8 +24,9 @@ const AFTER = {
   swap: "swapped",
   drop: "dropped",
   lost: "recovering",
-  recover: "recovering",
 };
+/** It is being computed, or (after a recovery) goes on as before. */
+const RUNNING = ["started", "prefill", "first_token", "resume", "recover"];
 
 /** For each choice its spans {state, fromMs, toMs}, in order. What has not ended goes on until `nowMs`. */
 export function spansOf(timeline, n, nowMs) {
@@ -39,6 +40,7 @@ function lane(moments, nowMs) {
   const spans = [];
   let state = null;
   let fromMs = 0;
+  let started = false;
   let answers = false;
   const turnTo = (next, ms) => {
     if (next === state) return;
@@ -51,10 +53,10 @@ function lane(moments, nowMs) {
       turnTo(null, ms);
       return spans;
     }
+    started ||= what === "started";
     answers ||= what === "first_token";
     if (AFTER[what]) turnTo(AFTER[what], ms);
-    // A chunk of the prompt, a first token, a resumption: it is being computed.
-    else if (["started", "prefill", "first_token", "resume"].includes(what)) turnTo(answers ? "decode" : "prefill", ms);
+    else if (RUNNING.includes(what)) turnTo(answers ? "decode" : started ? "prefill" : "queued", ms);
   }
   turnTo(null, Math.max(nowMs, fromMs));
   return spans;
