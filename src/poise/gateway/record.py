@@ -18,11 +18,16 @@ from poise.gateway.engine_client import Wakeup
 from poise.gateway.errors import ApiError
 from poise.gateway.responses import Answer, Shape, TokenEntry, Usage
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import Accepted, Waiting
+from poise.wire.messages import Accepted, Prefill, Waiting
 
 QUEUED, RUNNING, ENDED = "queued", "running", "ended"
 _FOREMOST = (RUNNING, "paused", "swapped", QUEUED)
 """A request is as far as its foremost choice."""
+PREFILL = "prefill"
+"""A moment for chunks of a prompt that were computed."""
+PREFILL_ALONE = 16
+"""So many chunks of a prompt have a moment each. Of later ones a moment holds a sixteenth of those before it: a prompt of
+thousands of chunks takes about a hundred moments."""
 CANCELLED = "cancelled"
 """How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
 LEFT, READER_TIMEOUT = "left", "reader_timeout"
@@ -65,6 +70,12 @@ class ChoiceRecord:
     n_output: int = 0
     n_cached: int = 0
     """Tokens of its prompt that were not computed for it."""
+    n_recomputed: int = 0
+    """Tokens that were computed again, as the engine said at its end."""
+    n_chunks: int = 0
+    """Chunks of its prompt that were computed."""
+    chunks: Moment | None = None
+    """The moment that its next chunk may be added to."""
     finish_reason: str | None = None
     outcome: str | None = None
 
@@ -185,8 +196,27 @@ class Record:
 
     def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
         """Put something on the timeline, as of now."""
+        if choice is not None:
+            self.choices[choice].chunks = None
         if len(self.timeline) < MOMENTS_MAX or what == "finished":
             self.timeline.append(Moment(what, time.perf_counter(), len(self.texts), choice, detail))
+
+    def note_prefill(self, choice: int, prefill: Prefill) -> None:
+        """A chunk of a prompt was computed. It goes to the moment of those before it when there are many."""
+        told, until_ms = self.choices[choice], int((time.perf_counter() - self.origin.arrived_s) * 1000)
+        told.n_chunks += 1
+        if told.chunks is None or told.chunks.detail["chunks"] >= told.n_chunks // PREFILL_ALONE:
+            detail = {"computed_tokens": prefill.n_tokens, "chunks": 1, "pass_us": prefill.pass_us}
+            n_moments = len(self.timeline)
+            self.note(PREFILL, choice, **detail, beside_tokens=prefill.n_beside, until_ms=until_ms)
+            told.chunks = self.timeline[-1] if len(self.timeline) > n_moments else None
+            return
+        detail = told.chunks.detail
+        detail["computed_tokens"] += prefill.n_tokens
+        detail["chunks"] += 1
+        detail["pass_us"] += prefill.pass_us
+        detail["beside_tokens"] += prefill.n_beside
+        detail["until_ms"] = until_ms
 
     def append(self, choice: int, text: str, entries: Sequence[TokenEntry], at_s: float) -> None:
         """An output token has arrived."""
