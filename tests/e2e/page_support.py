@@ -22,7 +22,7 @@ import msgspec
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Request, sync_playwright
 
-from poise.gateway.app import CONTENT_SECURITY_POLICY, PAGE_DIR
+from poise.gateway.pages import CONTENT_SECURITY_POLICY, PAGE_DIR
 from poise.gateway.segments import Segmenter
 
 CHROMIUM_ARGS = [

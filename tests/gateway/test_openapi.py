@@ -20,6 +20,7 @@ ENDPOINTS = {
     "/health": {"200", "503"},
     "/health/live": {"200"},
     "/status": {"200"},
+    "/status/history": {"200", "400"},
     "/metrics": {"200"},
     "/admin/journal": {"200", "401", "403", "503"},
     "/admin/requests": {"200", "401", "403"},

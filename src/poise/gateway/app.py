@@ -21,9 +21,7 @@ import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
+from starlette.responses import PlainTextResponse, Response
 
 from poise import __version__
 from poise.config import Settings
@@ -37,11 +35,14 @@ from poise.gateway.erasure import Erasure, engine_eraser, metrics_eraser, record
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
 from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
+from poise.gateway.history import History
 from poise.gateway.keys import KeyRing
 from poise.gateway.middleware import RequestMiddleware, request_id_of
+from poise.gateway.pages import PAGE_DIR, add_pages
 from poise.gateway.prompts import limits_of
 from poise.gateway.records import Records
 from poise.gateway.requests import Requests
+from poise.gateway.schemas_history import SINCE_PARAMETER, HistoryBody
 from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
@@ -52,11 +53,6 @@ from poise.scheduler.request import Control, RequestClass
 
 log = logging.getLogger(__name__)
 
-PAGE_DIR = Path(__file__).parent / "page"
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -89,6 +85,7 @@ def create_app(
     if keys is not None:
         keys.on_change = audit.keys_changed
     health = Health(engine, slot, tenants, metrics, degradation, model_name)
+    history = History(engine, metrics, degradation)
     templates = Templates(settings.templates)
     records = Records(settings.results)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
@@ -103,10 +100,13 @@ def create_app(
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan([health.sample_forever, degradation.look_forever, records.purge_forever], lifespan),
+        lifespan=_lifespan(
+            [health.sample_forever, history.sample_forever, degradation.look_forever, records.purge_forever], lifespan
+        ),
     )
     app.state.text_slot = slot
     app.state.metrics = metrics
+    app.state.history = history
     app.state.degradation = degradation
     app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
     if text is not None:
@@ -118,9 +118,9 @@ def create_app(
     _add_generation(app, completions)
     _add_requests(app, Requests(settings, tenants, records, metrics.streams))
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
-    _add_health(app, health)
+    _add_health(app, health, history)
     _add_admin(app, Admin(engine, tenants, records, audit, erasure))
-    _add_page(app, page_dir)
+    add_pages(app, page_dir)
     return app
 
 
@@ -173,13 +173,6 @@ class Models:
             "owned_by": "poise",
             "context_length": max(contexts, default=None),
         }
-
-
-class PageFiles(StaticFiles):
-    """The page's files, told to load nothing from elsewhere."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        return _guarded(await super().get_response(path, scope))
 
 
 def _add_generation(app: FastAPI, completions: Completions) -> None:
@@ -265,7 +258,7 @@ def _add_models(app: FastAPI, models: Models) -> None:
     )
 
 
-def _add_health(app: FastAPI, health: Health) -> None:
+def _add_health(app: FastAPI, health: Health, history: History) -> None:
     not_ready = schemas.answer(schemas.HealthBody, 503, "Not ready to take requests.")
     app.add_api_route(
         "/health",
@@ -280,6 +273,13 @@ def _add_health(app: FastAPI, health: Health) -> None:
         responses=schemas.answer(schemas.LiveBody),
     )
     app.add_api_route("/status", health.status, summary="Live figures", responses=schemas.answer(schemas.StatusBody))
+    app.add_api_route(
+        "/status/history",
+        history.answer,
+        summary="The last ten minutes, a sample a second",
+        responses=schemas.answer(HistoryBody) | schemas.errors(400),
+        openapi_extra={"parameters": [SINCE_PARAMETER]},
+    )
     app.add_api_route("/metrics", health.metrics, summary="Metrics for Prometheus", response_class=PlainTextResponse)
 
 
@@ -334,19 +334,6 @@ def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
-def _add_page(app: FastAPI, page_dir: Path) -> None:
-    index = page_dir / "index.html"
-
-    async def page(request: Request) -> Response:
-        if not index.is_file():
-            raise not_found(request.url.path)
-        return _guarded(FileResponse(index))
-
-    app.add_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
-    if page_dir.is_dir():
-        app.mount("/page", PageFiles(directory=page_dir))
-
-
 def _lifespan(work: Sequence[Callable[[], Coroutine[Any, Any, None]]], inner: Lifespan | None) -> Lifespan:
     """`work` is done beside the requests, as long as there is an application."""
 
@@ -383,13 +370,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         return method_not_allowed(request.method, path, headers).response()
     return ApiError(error.status_code, "http_error", str(error.detail), headers=headers).response()
-
-
-def _guarded(response: Response) -> Response:
-    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cache-Control"] = "no-cache"  # an upgrade must not mix old and new modules
-    return response
 
 
 def _json(body: dict[str, Any]) -> Response:

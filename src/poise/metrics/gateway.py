@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.lately import Lately
 from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.story import RequestStory
 from poise.metrics.streams import GAPS_S, StreamMetrics
@@ -59,6 +60,7 @@ class GatewayMetrics:
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
         self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
+        self.lately = Lately()
         self.streams = StreamMetrics(registry)
         registry.register(EngineCollector(read_engine))
         registry.register(self.recovery.registry)
@@ -163,9 +165,11 @@ class GatewayMetrics:
         self._ttft.observe(request_class, ttft_s)
         self._output_tokens.add(request_class, n_tokens)
         self.recent_ttft[request_class].add(now_s, ttft_s)
+        self.lately.first_token(request_class, ttft_s)
 
     def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
         self._gap.observe(request_class, gap_s)
+        self.lately.next_token(request_class, gap_s)
         self._output_tokens.add(request_class, n_tokens)
 
     def changed(self, request_class: str, change: str) -> None:
@@ -175,6 +179,7 @@ class GatewayMetrics:
         """A request has ended, and this is what happened to it."""
         for choice in story.choices:
             self._requests.labels(story.request_class, choice.outcome).inc()
+            self.lately.ended(story.request_class, choice.outcome)
             self._duration.observe(story.request_class, choice.ended_s - story.arrived_s)
             if choice.segment_s is not None:
                 self._segment.observe(story.request_class, choice.segment_s - story.arrived_s)
@@ -193,6 +198,7 @@ class GatewayMetrics:
     def rejected(self, request_class: str | None, reason: str, tenant: str | None = None) -> None:
         """`tenant`: None where the caller was refused before it was known."""
         self._rejected.labels(request_class or NO_CLASS, reason).inc()
+        self.lately.refused(request_class, reason)
         if tenant is not None:
             self._tenants.rejected(tenant, reason)
 

@@ -40,6 +40,8 @@ class StreamMetrics:
             self._holds.labels(request_class.value, level)
         self.n_stalled = 0
         """Streams that wait for their client."""
+        self.n_timed_out = 0
+        """Streams that were closed because their client took nothing."""
         stalled = Gauge("poise_readers_stalled", "Streams that wait for their client.", registry=registry)
         stalled.set_function(lambda: self.n_stalled)
 
@@ -51,6 +53,7 @@ class StreamMetrics:
 
     def timed_out(self, request_class: str) -> None:
         self._timeouts.add(request_class, 1)
+        self.n_timed_out += 1
 
     def reattached(self, request_class: str) -> None:
         self._reattached.add(request_class, 1)

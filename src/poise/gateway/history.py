@@ -1,0 +1,108 @@
+"""The last ten minutes of the server, a sample a second, in memory only: what dashboards draw.
+
+A sample is taken of what the gateway has already, and the engine is asked for nothing: neither taking samples nor looking at
+them can slow a step. Each is kept as the JSON that it is told as. No tenant is named in any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+
+import msgspec
+import psutil
+from starlette.requests import Request
+from starlette.responses import Response
+
+from poise.gateway.degradation import Degradation
+from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.errors import invalid_value
+from poise.gateway.health import fresh_json
+from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.sample import Sampler, Scene
+
+PERIOD_S = 1.0
+SAMPLES_MAX = 600
+_SINCE_DIGITS_MAX = 15
+_ELAPSED_S_MIN = 0.001
+
+
+def own_rss_bytes() -> int:
+    """Resident memory of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
+class History:
+    """Takes the samples, and answers /status/history."""
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        metrics: GatewayMetrics,
+        degradation: Degradation,
+        *,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        wall_clock: Callable[[], float] = time.time,
+        rss_bytes: Callable[[], int] = own_rss_bytes,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._degradation = degradation
+        self._clock_ns = clock_ns
+        self._wall_clock = wall_clock
+        self._rss_bytes = rss_bytes
+        self._sampler = Sampler()
+        self._samples: deque[msgspec.Raw] = deque(maxlen=SAMPLES_MAX)
+        self._next = 0
+        self._then_ns = clock_ns()
+
+    def sample(self) -> None:
+        """Take one sample, of the time since the last one."""
+        now_ns = self._clock_ns()
+        elapsed_s = max(_ELAPSED_S_MIN, (now_ns - self._then_ns) / 1e9)
+        figures = self._sampler.sample(self._scene(), elapsed_s, now_ns)
+        at = {"seq": self._next, "at": round(self._wall_clock(), 3)}
+        self._samples.append(msgspec.Raw(msgspec.json.encode(at | figures)))
+        self._next += 1
+        self._then_ns = now_ns
+
+    async def sample_forever(self) -> None:
+        """Once a second, and not a little later each time."""
+        due_s = time.monotonic()
+        while True:
+            due_s = max(due_s + PERIOD_S, time.monotonic())
+            await asyncio.sleep(due_s - time.monotonic())
+            self.sample()
+
+    async def answer(self, request: Request) -> Response:
+        """The samples from `since` on, the oldest first. A `since` of a server before this one gets all there are."""
+        since = _since(request.query_params.get("since", "0"))
+        oldest = self._next - len(self._samples)
+        n_known = max(0, since - oldest) if since <= self._next else 0
+        samples = list(islice(self._samples, n_known, None))
+        return fresh_json({"period_s": PERIOD_S, "next": self._next, "samples": samples})
+
+    def _scene(self) -> Scene:
+        state, streams = self._engine.state, self._metrics.streams
+        classes, unclassed = self._metrics.lately.take()
+        return Scene(
+            phase=state.phase.value,
+            level=self._degradation.level.value,
+            restarts=state.restarts,
+            n_recovering=self._engine.n_live if state.phase is EnginePhase.RESTARTING else 0,
+            n_behind=streams.n_stalled,
+            n_timeouts=streams.n_timed_out,
+            gateway_rss_bytes=self._rss_bytes(),
+            status=state.status,
+            classes=classes,
+            unclassed=unclassed,
+        )
+
+
+def _since(value: str) -> int:
+    if not (value.isascii() and value.isdecimal() and len(value) <= _SINCE_DIGITS_MAX):
+        raise invalid_value("since", "be the 'next' of an earlier answer, a number of 0 or more", value)
+    return int(value)

@@ -1,0 +1,178 @@
+"""What is made of an engine's counters and of what the gateway noted, second by second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from poise.metrics.lately import Lately
+from poise.metrics.sample import Sampler, Scene, quantile
+from poise.wire.figures import Bottleneck, Distribution, StepFigures
+from poise.wire.messages import Status, Totals
+from tests.gateway.fakes import status
+
+STEPS = StepFigures(
+    {"plan": 1_000_000, "forward": 3_000_000},
+    Distribution((1.0, 2.0), (1, 3, 0), 7.0),
+    Distribution((8.0,), (4, 0), 12.0),
+    Distribution((8.0,), (4, 0), 6.0),
+    Distribution((8.0,), (4, 0), 16.0),
+    Distribution((8.0,), (4, 0), 6.0),
+    Distribution((1.0,), (5, 0), 5.5),
+)
+S = 1_000_000_000
+
+
+def scene(told: Status | None, lately: Lately | None = None, **fields: Any) -> Scene:
+    classes, unclassed = (lately or Lately()).take()
+    known: dict[str, Any] = {
+        "phase": "ready",
+        "level": "normal",
+        "restarts": 0,
+        "n_recovering": 0,
+        "n_behind": 0,
+        "n_timeouts": 0,
+        "gateway_rss_bytes": 77,
+        "status": told,
+        "classes": classes,
+        "unclassed": unclassed,
+    }
+    return Scene(**known | fields)
+
+
+def told(**fields: Any) -> Status:
+    return msgspec.structs.replace(status(), **fields)
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in a sample."""
+    if isinstance(value, dict):
+        return [n for part in value.values() for n in numbers(part)]
+    if isinstance(value, list):
+        return [n for part in value for n in numbers(part)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def test_counters_become_what_one_second_brought() -> None:
+    """Rates, shares and means of the time between two samples."""
+    sampler = Sampler()
+    sampler.sample(scene(told(steps=StepFigures(), totals=Totals())), 1.0, S)
+    sample = sampler.sample(
+        scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({"swap": 2}, stored_bytes=50))), 2.0, 3 * S
+    )
+    assert sample["prompt_tokens_per_s"] == 100.0
+    assert sample["steps"] == {
+        "count": 4,
+        "p50_ms": pytest.approx(1333.3),
+        "p95_ms": pytest.approx(1933.3),
+        "busy": 1.0,
+        "parts": {"plan": 0.25, "forward": 0.75},
+        "decode_tokens": 3.0,
+        "prompt_tokens": 1.5,
+        "sequences": 4.0,
+        "cost_ratio": 1.1,
+    }
+    assert (sample["preemptions"], sample["stored_bytes"], sample["loaded_bytes"]) == ({"swap": 2}, 50, 0)
+    again = sampler.sample(
+        scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({"swap": 2}, stored_bytes=50))), 1.0, 4 * S
+    )
+    assert (again["steps"], again["preemptions"], again["stored_bytes"]) == (None, {"swap": 0}, 0)
+    assert again["prompt_tokens_per_s"] == 0.0
+
+
+def test_levels_are_told_as_they_stand() -> None:
+    """Pools, store, memory and classes, without a tenant."""
+    sample = Sampler().sample(scene(status(), n_behind=2, n_timeouts=3), 1.0, S)
+    assert sample["pools"][0] == {
+        "name": "short",
+        "slots": 4,
+        "slots_held": 3,
+        "slots_warm": 1,
+        "cells": 1200,
+        "cells_used": 210,
+        "cells_warm": 40,
+        "holes": 0,
+    }
+    assert sample["store"]["bytes_by_purpose"] == {"swap": 500, "prefix": 70, "template": 0}
+    assert sample["memory"] == {
+        "engine_rss_bytes": 123_456,
+        "engine_unaccounted_bytes": 23_456,
+        "gateway_rss_bytes": 77,
+    }
+    interactive = sample["classes"]["interactive"]
+    assert (interactive["queued"], interactive["running"], interactive["paused"], interactive["swapped"]) == (
+        2,
+        3,
+        1,
+        0,
+    )
+    assert (interactive["wait_estimate_ms"], interactive["wait_error"]) == (250, 0.25)
+    assert (interactive["jain"], interactive["gap_ms"]) == (0.9, 250)
+    assert sample["readers"] == {"behind": 2, "timed_out": 3}
+    assert "local" not in msgspec.json.encode(sample).decode()
+
+
+def test_a_new_engine_is_counted_from_zero() -> None:
+    """Its counters are lower than those of the one before; nothing is negative, and nothing of it is lost."""
+    sampler = Sampler()
+    sampler.sample(scene(told(step=500, prompt_tokens=9000, steps=STEPS)), 1.0, S)
+    lost = sampler.sample(scene(None, phase="restarting", restarts=1, n_recovering=4), 1.0, 2 * S)
+    assert (lost["limit"], lost["limited"], lost["steps"], lost["pools"], lost["store"]) == (None, {}, None, [], None)
+    assert (lost["restarts"], lost["recovering"], lost["memory"]["engine_rss_bytes"]) == (1, 4, None)
+    sample = sampler.sample(scene(told(step=3, prompt_tokens=40, output_tokens=2), restarts=1), 1.0, 3 * S)
+    assert sample["prompt_tokens_per_s"] == 40.0
+    assert sample["stored_bytes"] == 5000
+    assert min(numbers([lost, sample])) >= 0
+
+
+def test_counters_that_went_back_unannounced_are_those_of_a_new_engine() -> None:
+    """Also when no restart was told in between."""
+    sampler = Sampler()
+    sampler.sample(scene(told(step=500, prompt_tokens=9000)), 1.0, S)
+    assert sampler.sample(scene(told(step=3, prompt_tokens=40)), 1.0, 2 * S)["prompt_tokens_per_s"] == 40.0
+
+
+def test_shares_of_what_limits_progress_add_up_to_one() -> None:
+    """An engine that rests tells nothing, and goes on being idle; what was told too much is never taken back."""
+    sampler = Sampler()
+    computing = Bottleneck({"compute": 0, "idle": 1_000_000}, "compute", 10 * S)
+    sampler.sample(scene(told(bottleneck=computing)), 1.0, 10 * S)
+    assert sampler.sample(scene(told(bottleneck=computing)), 1.0, 11 * S)["limited"] == {"compute": 1.0, "idle": 0.0}
+    resting = Bottleneck({"compute": 500_000, "idle": 1_000_000}, "idle", 10 * S + S // 2)
+    sample = sampler.sample(scene(told(bottleneck=resting)), 1.0, 12 * S)
+    assert (sample["limit"], sample["limited"]) == ("idle", {"compute": 0.0, "idle": 1.0})
+    halved = Bottleneck({"compute": 500_000, "idle": 3_250_000}, "compute", 12 * S + 3 * S // 4)
+    sample = sampler.sample(scene(told(bottleneck=halved)), 1.0, 13 * S)
+    assert sample["limited"] == {"compute": 0.25, "idle": 0.75}
+
+
+def test_what_the_gateway_noted_is_told_once() -> None:
+    """Times by class, endings and refusals of one second; the next one begins empty."""
+    lately, sampler = Lately(), Sampler()
+    for ms in range(1, 101):
+        lately.next_token("interactive", ms / 1000)
+    lately.first_token("interactive", 0.25)
+    lately.ended("background", "stop")
+    lately.refused("background", "queue_full")
+    lately.refused("interactive", "queue_full")
+    lately.refused(None, "invalid_json")
+    sample = sampler.sample(scene(status(), lately), 2.0, S)
+    interactive, background = sample["classes"]["interactive"], sample["classes"]["background"]
+    assert interactive["itl_ms"] == {"count": 100, "p50": 50.0, "p99": 99.0, "max": 100.0}
+    assert interactive["ttft_ms"] == {"count": 1, "p50": 250.0, "p95": 250.0, "max": 250.0}
+    assert (interactive["output_tokens_per_s"], sample["output_tokens_per_s"]) == (50.5, 50.5)
+    assert (background["ttft_ms"], background["itl_ms"], background["finished"]) == (None, None, {"stop": 1})
+    assert background["refused"] == {"queue_full": 1}
+    assert sample["refused"] == {"invalid_json": 1, "queue_full": 2}
+    after = sampler.sample(scene(status(), lately), 1.0, 2 * S)
+    assert (after["classes"]["interactive"]["itl_ms"], after["refused"]) == (None, {})
+    assert after["classes"]["background"]["finished"] == {}
+
+
+def test_a_quantile_is_estimated_within_its_bucket() -> None:
+    """Beyond the last bound it is that bound."""
+    assert quantile(Distribution((1.0, 2.0), (0, 4, 0), 6.0), 0.5) == 1.5
+    assert quantile(Distribution((1.0, 2.0), (1, 0, 9), 50.0), 0.95) == 2.0
+    assert quantile(Distribution((1.0, 2.0), (2, 0, 2), 9.0), 0.5) == 1.0
