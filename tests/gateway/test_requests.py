@@ -91,7 +91,9 @@ async def test_the_chunks_of_a_prompt_are_on_the_timeline() -> None:
     engine.submissions[0].change("swap")
     engine.submissions[0].change("resume")
     engine.submissions[0].prefill(16)
-    assert (await report(app, "mine"))["timeline"][-1]["chunks"] == 1, "what was computed after a swap is another matter"
+    assert (await report(app, "mine"))["timeline"][-1]["chunks"] == 1, (
+        "what was computed after a swap is another matter"
+    )
     for request in engine.submissions:
         request.say("x")
         request.finish()
@@ -122,7 +124,7 @@ async def test_own_requests_are_listed_without_text() -> None:
     assert (await ask(app, "GET", REQUESTS)).json()["data"] == []
 
 
-ACTIONS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/stream")]
+ACTIONS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/stream"), ("GET", "/explanation")]
 
 
 @pytest.mark.parametrize(("method", "action"), ACTIONS)

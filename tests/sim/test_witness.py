@@ -72,8 +72,10 @@ WRONG: dict[str, tuple[Sequence[wire.ToGateway], str]] = {
     "a prompt computed in part": ([ACCEPTED, step(True, right_tokens(1), computed=2)], "2 tokens were computed"),
     "a prompt computed twice": ([ACCEPTED, step(True), step(False, right_tokens(1), computed=1)], "4 tokens were"),
     "a prompt before its start": ([ACCEPTED, step(computed=3)], "before its start"),
-    "computes while away": ([ACCEPTED, step(True, computed=1), step(computed=2, changes=[wire.Change(1, "swap")])],
-                            "it was preempted"),
+    "computes while away": (
+        [ACCEPTED, step(True, computed=1), step(computed=2, changes=[wire.Change(1, "swap")])],
+        "it was preempted",
+    ),
     "no start": ([ACCEPTED, step(tokens=right_tokens(1))], "before its start"),
     "another token": ([ACCEPTED, step(True, [wire.Token(1, 3)])], "undisturbed it is"),
     "too few": ([ACCEPTED, step(True, right_tokens(1), [finish(n_output=1)])], "ended after 1 tokens"),

@@ -14,6 +14,7 @@ from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
 from poise.gateway.erasure import Erasure
 from poise.gateway.errors import engine_unavailable, invalid_value, not_possible, request_not_found
+from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
 from poise.gateway.record import CANCELLED, QUEUED, Record
 from poise.gateway.records import Records
@@ -27,19 +28,35 @@ class Admin:
     """Answers /admin. Every answer is preceded by the check of who asks."""
 
     def __init__(
-        self, engine: EngineClient, tenants: Tenants, records: Records, audit: Audit, erasure: Erasure
+        self,
+        engine: EngineClient,
+        tenants: Tenants,
+        records: Records,
+        audit: Audit,
+        erasure: Erasure,
+        explainer: Explainer,
     ) -> None:
         self._engine = engine
         self._tenants = tenants
         self._records = records
         self._audit = audit
         self._erasure = erasure
+        self._explainer = explainer
 
     async def requests(self, request: Request) -> Response:
         """Live requests: counts and states, no text."""
         self._tenants.check_admin(request)
         now_s = time.perf_counter()
         return fresh_json({"data": [_row(record, now_s) for record in self._records.live()]})
+
+    async def explanation(self, request: Request) -> Response:
+        """Why a request, live or ended, took as long as it did; no text."""
+        self._tenants.check_admin(request)
+        wanted = request.path_params["request_id"]
+        record = self._records.find(wanted, None) or self._records.find_live(wanted)
+        if record is None:
+            raise request_not_found(wanted)
+        return fresh_json(self._explainer.explain(record, None))
 
     def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of one action."""

@@ -96,6 +96,7 @@ class Generation:
             return
         if why == LEFT:
             self._metrics.disconnected(self._record.origin.request_class)
+        self._record.stopped_by = why
         outcome = READER_TIMEOUT if why == READER_TIMEOUT else CANCELLED
         made = {choice.record.index: choice for choice in self._choices}
         for record in [record for record in self._record.choices if record.outcome is None]:

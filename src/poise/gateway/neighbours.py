@@ -32,6 +32,8 @@ class Group:
     n_output: int = 0
     ids: list[str] = field(default_factory=list)
     """Of those that may be named."""
+    holders: list[str] = field(default_factory=list)
+    """The same, of those that held slots when the time began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,7 @@ class Neighbours:
             group.n_output += n_output
             if self._sees(record) and len(group.ids) < IDS_MAX:
                 group.ids.append(record.response_id)
+                group.holders += [record.response_id] * (n_slots > 0)
         return Company(
             sorted(groups.values(), key=lambda g: (-g.n_slots, -g.n_requests, g.request_class, g.own)),
             _full_s(in_pool, capacity.slots, begin_s, end_s),

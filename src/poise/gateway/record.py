@@ -150,6 +150,8 @@ class Record:
         self.work: Work | None = None
         self.on_end: Callable[[Record], None] | None = None
         self.held = LEVELS[0]
+        self.stopped_by = ""
+        """What ended it before the engine did; see `Work.stop`."""
         self._content_bytes = 0
         self._n_weighed = 0
         """Tokens whose contents are counted."""
@@ -161,6 +163,11 @@ class Record:
     @property
     def is_ended(self) -> bool:
         return self.ended_s is not None
+
+    @property
+    def is_cut(self) -> bool:
+        """So much happened that some of it was left out of the timeline."""
+        return len(self.timeline) >= MOMENTS_MAX
 
     @property
     def state(self) -> str:

@@ -177,7 +177,9 @@ class Witness:
         if n_output == case.n_handed:
             done, due = case.n_prefilled, case.n_to_compute
             is_right = done >= due if case.lost_cells or self._may_fail else done == due
-            assert is_right, f"request {token.request_id}: {done} tokens were computed before its first one, {due} were due"
+            assert is_right, (
+                f"request {token.request_id}: {done} tokens were computed before its first one, {due} were due"
+            )
         expected = case.reference.next(case.submit.sampling, self._n_vocab, self._end_rate)
         assert token.token == expected, (
             f"request {token.request_id}: token {n_output} is {token.token}; undisturbed it is {expected}"
