@@ -48,7 +48,12 @@ def verdict_of(facts: Facts) -> str | None:
             (wait.took_s, f"Most of {whole} was waiting for a slot ({duration(wait.took_s)}): {_why(facts, wait)}.")
         )
     if prefill is not None and prefill.took_s > MOST * ttft_s:
-        found.append((prefill.took_s, f"Most of {whole} was computing its prompt: {_prefilling(prefill)}."))
+        doing = (
+            f"computing its prompt: {_prefilling(prefill)}"
+            if prefill.n_computed
+            else "having a slot and no chunk computed"
+        )
+        found.append((prefill.took_s, f"Most of {whole} was {doing}."))
     if facts.decode is not None and facts.decode.gap.took_s > 5 * facts.decode.p50_s:
         gap = facts.decode.gap
         found.append(
@@ -143,13 +148,11 @@ def _why(facts: Facts, wait: Wait) -> str:
         name = max(limited, key=lambda known: limited[known])
         rest = f"; {held_by(company)}" if company.n_slots else ""
         return f"the server's limit was {LIMITS.get(name, name)} for {share(limited[name])} of that time{rest}"
-    held = f"; {count(company.n_slots, 'slot')} were held when it came" if company.n_slots else ""
-    return f"what of the limits kept it is not in what is kept{held}"
+    held = f"; slots held when it came: {held_by(company)}" if company.n_slots else ""
+    return f"which limit kept it cannot be told from what is kept{held}"
 
 
 def _prefilling(prefill: Prefill) -> str:
-    if not prefill.n_computed:
-        return "no chunk of it has been computed yet"
     rate = f", {prefill.per_s:,.0f} tokens a second" if prefill.per_s is not None else ""
     cached = f" ({prefill.n_cached:,} more were cached)" if prefill.n_cached else ""
     beside = f"; the same passes computed {count(prefill.n_beside, 'token')} of others" if prefill.n_beside else ""
@@ -158,18 +161,17 @@ def _prefilling(prefill: Prefill) -> str:
 
 
 def _prefill(facts: Facts, prefill: Prefill) -> Iterator[str]:
-    yield (
-        f"Of its prompt, the engine computed {_prefilling(prefill)}."
-        if prefill.n_computed
-        else (f"It has its slot, and {_prefilling(prefill)}.")
-    )
+    if not prefill.n_computed and not prefill.is_over:
+        ended = facts.record.is_ended
+        yield f"It {'had' if ended else 'has'} its slot, and no chunk of its prompt {'was' if ended else 'has been'} computed."
     if prefill.n_computed:
+        yield f"Of its prompt, the engine computed {_prefilling(prefill)}."
         rest_s = prefill.took_s - prefill.away_s - prefill.pass_s
         if rest_s >= max(0.1, 0.1 * prefill.took_s):
             company = prefill.company
-            others = f", in which others got {work(company)}" if company.n_prompt or company.n_output else ""
+            others = f" Others got {work(company)} meanwhile." if company.n_prompt or company.n_output else ""
             yield (
-                f"The passes with its chunks took {duration(prefill.pass_s)}; {duration(rest_s)} passed without one{others}."
+                f"The passes with its chunks took {duration(prefill.pass_s)}; {duration(rest_s)} passed without one.{others}"
             )
     if prefill.away_s > 0:
         yield f"For {duration(prefill.away_s)} of that it stood still."

@@ -86,8 +86,8 @@ class History:
             self.sample()
 
     def between(self, begin_at: float, end_at: float) -> list[tuple[float, str, dict[str, float]]]:
-        """Of each sample of some span of time (Unix seconds), the oldest first: for how many seconds it counts, the level, and the
-        share of its time for each resource that limited progress."""
+        """Of each sample of some span of time (Unix seconds), the oldest first: for how many seconds it counts, the level, and
+        the share of its time for each resource that limited progress."""
         found = []
         for raw in reversed(self._samples):
             told = msgspec.json.decode(raw, type=_Told)
