@@ -159,7 +159,7 @@ def test_the_chunks_of_a_prompt_are_told() -> None:
     assert sum(p.n_tokens for p in chunks) == 400
     assert chunks[0].n_beside == 1, "the other's next token"
     assert all(p.pass_us > 0 for p in chunks)
-    assert sum(not step.prefills for step in bench.steps) > 30
+    assert sum(not step.prefills for step in bench.steps) > 15
     assert bench.engine.execution.prompt_tokens == 420
 
 

@@ -110,7 +110,7 @@ def test_a_life_with_two_engines_passes() -> None:
     witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
     witness.told(handed_on(1), 2)
     witness.heard(ACCEPTED, 2)
-    witness.heard(step(True, right_tokens(2)[1:], [finish()]), 3)
+    witness.heard(step(True, right_tokens(2)[1:], [finish()], computed=len(PROMPT) + 1), 3)
     assert (witness.n_accepted, witness.n_ended, witness.open_ids) == (1, 1, [])
     refused = witness_of()
     refused.told(handed_on(0, readmitted=False), 2)
@@ -126,7 +126,7 @@ def test_wrong_lives_with_two_engines_do_not() -> None:
         witness_of(ACCEPTED).told(handed_on(0, readmitted=False), 2)
     wrong: dict[str, wire.ToGateway] = {
         "after it had been accepted": wire.Refused(1, "queue_full", 1, 1, 0),
-        "undisturbed it is": step(True, right_tokens(1)),
+        "undisturbed it is": step(True, right_tokens(1), computed=len(PROMPT) + 1),
         "before its start": step(False, right_tokens(2)[1:]),
     }
     for complaint, message in wrong.items():

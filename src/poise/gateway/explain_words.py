@@ -105,9 +105,10 @@ def _waiting(facts: Facts, wait: Wait) -> Iterator[str]:
         yield f"For {duration(wait.paused_s)} of that an operator or its own reader kept it."
     company, capacity = wait.company, wait.capacity
     if company.n_slots:
+        were = "was" if company.n_slots == 1 else "were"
         of = f" of the {capacity.slots}" if capacity.slots else ""
         pool = f" of pool {capacity.pool}" if capacity.pool else ""
-        yield f"When it came, {company.n_slots}{of} slots{pool} were held: {held_by(company)}."
+        yield f"When it came, {company.n_slots}{of} slots{pool} {were} held: {held_by(company)}."
     yield from _full(facts, wait)
     if company.n_prompt or company.n_output:
         yield f"While it waited, others got {work(company)}: {groups(company)}."

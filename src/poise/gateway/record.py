@@ -210,20 +210,23 @@ class Record:
 
     def note_prefill(self, choice: int, prefill: Prefill) -> None:
         """A chunk of a prompt was computed. It goes to the moment of those before it when there are many."""
-        told, until_ms = self.choices[choice], int((time.perf_counter() - self.origin.arrived_s) * 1000)
+        told = self.choices[choice]
         told.n_chunks += 1
         if told.chunks is None or told.chunks.detail["chunks"] >= told.n_chunks // PREFILL_ALONE:
             detail = {"computed_tokens": prefill.n_tokens, "chunks": 1, "pass_us": prefill.pass_us}
             n_moments = len(self.timeline)
-            self.note(PREFILL, choice, **detail, beside_tokens=prefill.n_beside, until_ms=until_ms)
-            told.chunks = self.timeline[-1] if len(self.timeline) > n_moments else None
+            self.note(PREFILL, choice, **detail, beside_tokens=prefill.n_beside, until_ms=0)
+            if len(self.timeline) == n_moments:
+                return
+            told.chunks = self.timeline[-1]
+            told.chunks.detail["until_ms"] = int((told.chunks.at_s - self.origin.arrived_s) * 1000)
             return
         detail = told.chunks.detail
         detail["computed_tokens"] += prefill.n_tokens
         detail["chunks"] += 1
         detail["pass_us"] += prefill.pass_us
         detail["beside_tokens"] += prefill.n_beside
-        detail["until_ms"] = until_ms
+        detail["until_ms"] = int((time.perf_counter() - self.origin.arrived_s) * 1000)
 
     def append(self, choice: int, text: str, entries: Sequence[TokenEntry], at_s: float) -> None:
         """An output token has arrived."""
