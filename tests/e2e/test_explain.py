@@ -31,9 +31,7 @@ def post(server: PoiseServer, max_tokens: int, **parameters: Any) -> Any:
     """The open response to a chat."""
     body = {"model": "default", "messages": [{"role": "user", "content": "Tell me about rivers."}]}
     data = json.dumps(body | {"max_tokens": max_tokens, "ignore_eos": True, "temperature": 0} | parameters).encode()
-    asked = urllib.request.Request(  # noqa: S310
-        f"{server.url}/v1/chat/completions", data, {"Content-Type": "application/json"}
-    )
+    asked = urllib.request.Request(f"{server.url}/v1/chat/completions", data, {"Content-Type": "application/json"})
     return urllib.request.urlopen(asked, timeout=280)
 
 

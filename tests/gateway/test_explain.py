@@ -157,7 +157,7 @@ def test_who_is_swapped_while_held_did_not_lose_its_slot_to_the_scheduler_alone(
     other = Life("o", "b", arrived_s=1.5).queued(1.6).started(2.0)
     known = facts(life, [other])
     assert [(away.kept_by, away.started) for away in known.aways] == [("reader", []), ("reader", [])]
-    assert "because its reader was behind" in sentences_of(known)[-2]
+    assert "after its reader had fallen behind" in sentences_of(known)[-2]
 
 
 ENDED = {

@@ -243,8 +243,8 @@ def _away(facts: Facts, away: Away) -> str:
     why = ""
     if away.what in ("swap", "drop"):
         why = {
-            "operator": ", while an operator had paused it",
-            "reader": ", because its reader was behind",
+            "operator": ", after an operator had paused it",
+            "reader": ", after its reader had fallen behind",
             "engine": "",
             "": ", so that another request could have its slot",
         }[away.kept_by]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from poise.gateway.record import PREFILL, Record
 from poise.gateway.spans import DECODE, Computed, Span, class_at, computed_of, covered_s, overlap_s, spans_of
 
-NEIGHBOURS_MAX = 500
+NEIGHBOURS_MAX = 300
 """Records that are looked at for one explanation, those that arrived last. The gateway has streams to serve meanwhile."""
 IDS_MAX = 20
 
@@ -84,6 +84,13 @@ class Beside:
     computed: Computed | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Other:
+    record: Record
+    spans: Sequence[Span]
+    chunks: Sequence[Computed]
+
+
 class Neighbours:
     """The other requests, as one request sees them. `sees(record)`: whether an id may be told."""
 
@@ -103,7 +110,9 @@ class Neighbours:
             and (record.ended_s is None or record.ended_s > subject.origin.arrived_s)
         ]
         self.n_left_out = max(0, len(others) - NEIGHBOURS_MAX)
-        self._others = [(record, spans_of(record, now_s)) for record in others[:NEIGHBOURS_MAX]]
+        self._others = [
+            _Other(record, spans_of(record, now_s), computed_of(record)) for record in others[:NEIGHBOURS_MAX]
+        ]
 
     def company(self, begin_s: float, end_s: float, capacity: Capacity) -> Company:
         """What they held and computed between two moments."""
@@ -112,7 +121,8 @@ class Neighbours:
         in_class: list[tuple[float, float]] = []
         of_tenant: list[tuple[float, float]] = []
         request_class = class_at(self._subject, begin_s)
-        for record, spans in self._between(begin_s, end_s):
+        for other in self._between(begin_s, end_s):
+            record, spans = other.record, other.spans
             its_class, own = class_at(record, begin_s), self._is_own(record)
             held = [s for s in spans if s.pool and capacity.pool in ("", s.pool)]
             in_pool += [(s.begin_s, s.end_s) for s in held]
@@ -121,7 +131,7 @@ class Neighbours:
             if own:
                 of_tenant += [(s.begin_s, s.end_s) for s in spans if s.pool and s.state in (PREFILL, DECODE)]
             n_slots = sum(s.begin_s <= begin_s < s.end_s for s in held)
-            n_prompt, n_output = _computed(record, begin_s, end_s)
+            n_prompt, n_output = _computed(other, begin_s, end_s)
             if not (n_slots or n_prompt or n_output):
                 continue
             group = groups.setdefault((its_class, own), Group(its_class, own))
@@ -142,10 +152,10 @@ class Neighbours:
     def largest_chunk(self, begin_s: float, end_s: float) -> Beside | None:
         """Of others' prompts, the chunk with the longest pass that was computed between two moments, as far as each is known."""
         chunks = [
-            (computed, record)
-            for record, _ in self._between(begin_s, end_s)
-            for computed in computed_of(record)
-            if overlap_s(begin_s, end_s, computed.begin_s, computed.end_s) > 0
+            (computed, other.record)
+            for other in self._between(begin_s, end_s)
+            for computed in other.chunks
+            if computed.begin_s < end_s and computed.end_s > begin_s
         ]
         if not chunks:
             return None
@@ -155,18 +165,18 @@ class Neighbours:
     def started(self, at_s: float, pool: str, within_s: float) -> list[Beside]:
         """Those that got a slot of a pool at about that moment."""
         found = []
-        for record, spans in self._others:
-            gained = [s.begin_s for s in spans if s.pool == pool and abs(s.begin_s - at_s) <= within_s]
-            before = [s for s in spans if s.pool == pool and any(s.end_s == begin_s for begin_s in gained)]
+        for other in self._others:
+            gained = [s.begin_s for s in other.spans if s.pool == pool and abs(s.begin_s - at_s) <= within_s]
+            before = [s for s in other.spans if s.pool == pool and any(s.end_s == begin_s for begin_s in gained)]
             if gained and not before:
-                found.append(self._beside(record, gained[0]))
+                found.append(self._beside(other.record, gained[0]))
         return found
 
-    def _between(self, begin_s: float, end_s: float) -> Iterator[tuple[Record, Sequence[Span]]]:
-        for record, spans in self._others:
-            ended_s = record.ended_s if record.ended_s is not None else self._now_s
-            if record.origin.arrived_s < end_s and ended_s > begin_s:
-                yield record, spans
+    def _between(self, begin_s: float, end_s: float) -> Iterator[_Other]:
+        for other in self._others:
+            ended_s = other.record.ended_s if other.record.ended_s is not None else self._now_s
+            if other.record.origin.arrived_s < end_s and ended_s > begin_s:
+                yield other
 
     def _is_own(self, record: Record) -> bool:
         return record.origin.tenant == self._subject.origin.tenant
@@ -180,14 +190,14 @@ def _full_s(spans: list[tuple[float, float]], limit: int | None, begin_s: float,
     return covered_s(spans, limit, begin_s, end_s) if limit else 0.0
 
 
-def _computed(record: Record, begin_s: float, end_s: float) -> tuple[int, int]:
+def _computed(other: _Other, begin_s: float, end_s: float) -> tuple[int, int]:
     """Prompt and output tokens that a request got between two moments. Of chunks that are kept as one, the part in that time."""
-    n_prompt = 0.0
-    for computed in computed_of(record):
+    n_prompt, arrivals = 0.0, other.record.arrivals
+    for computed in other.chunks:
         whole_s = computed.end_s - computed.begin_s
-        inside_s = overlap_s(begin_s, end_s, computed.begin_s, computed.end_s)
         if computed.n_chunks == 1 or whole_s <= 0:
             n_prompt += computed.n_tokens if begin_s < computed.end_s <= end_s else 0
         else:
+            inside_s = overlap_s(begin_s, end_s, computed.begin_s, computed.end_s)
             n_prompt += computed.n_tokens * inside_s / whole_s
-    return round(n_prompt), bisect_right(record.arrivals, end_s) - bisect_left(record.arrivals, begin_s)
+    return round(n_prompt), bisect_right(arrivals, end_s) - bisect_left(arrivals, begin_s)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from poise.gateway.record import PREFILL, Moment, Record
 from poise.scheduler.request import RequestClass
@@ -24,9 +25,11 @@ _AWAY = {"pause": PAUSED, "stall": STALLED, "swap": SWAPPED, "drop": DROPPED, "l
 _WITHOUT_SLOT = (SWAPPED, DROPPED, LOST)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A choice was in one state. `pool`: the one that it held a slot of; "": none."""
+class Span(NamedTuple):
+    """A choice was in one state. `pool`: the one that it held a slot of; "": none.
+
+    A named tuple, as Computed is: an explanation looks at thousands.
+    """
 
     choice: int
     state: str
@@ -35,8 +38,7 @@ class Span:
     pool: str
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """Chunks of a prompt that were computed between two moments, in passes of `pass_s` together. `n_beside`: tokens of others
     in those passes."""
 
