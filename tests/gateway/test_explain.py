@@ -140,7 +140,10 @@ def test_the_longest_gap_is_told_with_what_happened_in_it() -> None:
 def test_every_way_to_stop_has_its_words(first: str, told: str) -> None:
     """In the gap and among the stops; what was computed again is counted."""
     life = Life().queued(0).started(0.1).prefill(0.1, 40).tokens(0.2, 0.3, 0.4, 0.5).at(1, first)
-    life.at(2, "recover" if first == "lost" else "resume", **({"why": "44"} if first == "lost" else {}))
+    if first == "lost":
+        life.at(2, "recover", why="44")
+    else:
+        life.at(2, "resume")
     if first in ("drop", "lost"):
         life.prefill(2.5, 44, 0.4)
     known = facts(life.tokens(2.6, 2.7))

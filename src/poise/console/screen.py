@@ -101,9 +101,9 @@ class TopApp(App[None]):
         Binding("question_mark", "help", "help"),
     ]
 
-    def __init__(self, watch: Watch, period_s: float = PERIOD_S) -> None:
+    def __init__(self, source: Watch, period_s: float = PERIOD_S) -> None:
         super().__init__()
-        self.watch = watch
+        self.source = source
         self.sort_by = SORTS[0]
         self._period_s = period_s
         self._picture: Picture | None = None
@@ -111,7 +111,7 @@ class TopApp(App[None]):
         self._was_away = False
 
     def compose(self) -> ComposeResult:
-        yield Static(f"poise at {self.watch.client.url} ...", id="head", markup=False)
+        yield Static(f"poise at {self.source.client.url} ...", id="head", markup=False)
         yield Label("", id="told", markup=False)
         yield Static(id="classes")
         with Horizontal(id="middle"):
@@ -133,7 +133,7 @@ class TopApp(App[None]):
     async def look(self) -> None:
         """Ask the server and draw what it says; without an answer, say so and keep the last picture."""
         try:
-            picture = await self.watch.look()
+            picture = await self.source.look()
         except ConsoleError as error:
             self._was_away = True
             self.tell(f"{error}; trying again")
@@ -203,7 +203,7 @@ class TopApp(App[None]):
 
     async def _explain(self, response_id: str) -> None:
         try:
-            told = as_text(await self.watch.client.explanation(response_id))
+            told = as_text(await self.source.client.explanation(response_id))
         except ConsoleError as error:
             self.tell(str(error))
             return
@@ -212,7 +212,7 @@ class TopApp(App[None]):
     async def _control(self, response_id: str, action: str) -> None:
         path = f"/v1/requests/{response_id}/cancel" if action == "cancel" else f"/admin/requests/{response_id}/{action}"
         try:
-            await self.watch.client.post(path)
+            await self.source.client.post(path)
         except Refused as error:
             hint = (
                 " Only its own tenant or the admin key may cancel it."
