@@ -71,7 +71,7 @@ $(BIN)/python:
 
 $(VENV)/.base: pyproject.toml | $(BIN)/python
 	@echo "Installing poise and its libraries into $(VENV) ..."
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[dashboard]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

@@ -39,6 +39,7 @@ from poise.wire.messages import (
     Ready,
     Refused,
     SamplingParams,
+    SlotStatus,
     Start,
     Status,
     StoreStatus,
@@ -292,7 +293,9 @@ def ready() -> Ready:
 def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
     classes = {"interactive": ClassStatus(2, 3, 250_000, 1, 0, 0.25), "background": ClassStatus(0, 1, 0, 0, 4)}
     by_class, by_tenant = {"interactive": 200, "background": 10}, {"local": 190, "": 20}
-    pools = [PoolStatus("short", 3, 4, 210, 1200, 1, 40, 4, 900, by_class, by_tenant), PoolStatus("long", 0, 1, 0, 600)]
+    occupied = [SlotStatus(0, "running", "interactive", 200), SlotStatus(3, "warm", "", 40)]
+    short = PoolStatus("short", 3, 4, 210, 1200, 1, 40, 4, 900, by_class, by_tenant, holes=1, occupied=occupied)
+    pools = [short, PoolStatus("long", 0, 1, 0, 600)]
     store = StoreStatus(
         1 << 20, {"swap": 500, "prefix": 70, "template": 0}, {"swap": 1, "prefix": 2, "template": 0}, 600
     )

@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from poise.config import Settings
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.quarantine import QuarantineReport, utc
-from poise.gateway.schemas import ControlResult, ForgetResult, LiveRequestList, TenantEraseResult
+from poise.gateway.schemas import ControlResult, ForgetResult, TenantEraseResult
+from poise.gateway.schemas_admin import LiveRequestList, RequestView
 from poise.gateway.schemas_quarantine import QuarantineList
 from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
@@ -91,6 +92,92 @@ async def test_a_refused_request_is_not_listed() -> None:
     assert await live(app) == []
 
 
+async def test_requests_that_have_ended_are_listed_when_asked_for() -> None:
+    """The newest first, as many as are wanted, with how they ended; no text, and no error's words."""
+    engine = FakeEngine(says("secret words"))
+    app = make_app(engine)
+    for name in ("first", "second"):
+        await ask(app, "POST", CHAT, chat_body(n=2), headers={"x-request-id": name})
+
+    def fails(submission: Submission) -> None:
+        submission.accept()
+        submission.start()
+        submission.say("x")
+        submission.finish("failed", "its own words")
+
+    engine.script = fails
+    await ask(app, "POST", CHAT, chat_body(), headers={"x-request-id": "third"})
+    assert (await ask(app, "GET", "/admin/requests")).json()["ended"] == []
+    reply = await ask(app, "GET", "/admin/requests?ended=2")
+    third, second = LiveRequestList.model_validate_json(reply.body).ended
+    assert (third.request_id, third.outcome, third.error) == ("third", "failed", "internal_error")
+    assert (second.request_id, second.outcome, second.error) == ("second", "stop", None)
+    assert (second.choices, second.output_tokens, second.tenant) == (2, 24, "local")
+    assert second.age_ms >= second.took_ms >= 0
+    assert b"secret" not in reply.body
+    assert b"its own words" not in reply.body
+
+
+@pytest.mark.parametrize("ended", ["-1", "201", "9999", "x", "", "1.0"])
+async def test_how_many_ended_ones_is_bounded(ended: str) -> None:
+    """In the API's own format."""
+    reply = await ask(make_app(FakeEngine()), "GET", f"/admin/requests?ended={ended}")
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "invalid_value", "ended")
+
+
+async def test_one_request_is_told_with_its_timeline() -> None:
+    """Live and ended, of any tenant, by either id while it is live; never its text."""
+    engine = FakeEngine()
+    app = make_app(engine)
+    asked, request = await running(app, engine, headers={"x-request-id": "mine", "x-api-key": "somebody's"})
+    request.change("pause")
+    await asked.frame()
+    request_id = (await live(app))[0]["id"]
+    for known_as in (request_id, "mine"):
+        reply = await ask(app, "GET", f"/admin/requests/{known_as}")
+        view = RequestView.model_validate_json(reply.body)
+        assert (reply.status, view.id, view.state, view.took_ms, view.outcome) == (
+            200,
+            request_id,
+            "paused",
+            None,
+            None,
+        )
+        assert [moment.what for moment in view.timeline] == ["arrived", "queued", "started", "first_token", "pause"]
+    assert view.tenant.startswith("key-")
+    (choice,) = view.choices
+    assert (choice.state, choice.output_tokens, choice.cached_tokens) == ("paused", 1, 8)
+    request.change("resume")
+    request.say("secret")
+    request.finish()
+    await asked.ended()
+    reply = await ask(app, "GET", f"/admin/requests/{request_id}")
+    view = RequestView.model_validate_json(reply.body)
+    assert (view.state, view.outcome, view.choices[0].finish_reason) == ("ended", "stop", "stop")
+    assert view.timeline[-1].what == "finished"
+    assert b"secret" not in reply.body
+    reply = await ask(app, "GET", "/admin/requests/chatcmpl-1")
+    assert (reply.status, reply.error["code"]) == (404, "request_not_found")
+    assert "ended=200" in reply.error["message"]
+
+
+async def test_an_operator_cancels_a_request() -> None:
+    """Whoever's it is: its client gets what there is, and it is gone from the engine. Once is enough."""
+    engine = FakeEngine()
+    app = make_app(engine)
+    asked, _ = await running(app, engine, headers={"x-api-key": "somebody's"})
+    path = f"/admin/requests/{(await live(app))[0]['id']}/cancel"
+    body = ControlResult.model_validate_json((await ask(app, "POST", path)).body)
+    assert (body.action, [choice.state for choice in body.choices]) == ("cancel", ["ended"])
+    assert engine.aborted == [1]
+    await asked.ended()
+    assert await live(app) == []
+    (row,) = (await ask(app, "GET", "/admin/requests?ended=1")).json()["ended"]
+    assert (row["outcome"], row["output_tokens"]) == ("cancelled", 1)
+    reply = await ask(app, "POST", path)
+    assert (reply.status, reply.error["code"]) == (404, "request_not_found")
+
+
 @pytest.mark.parametrize("action", ["pause", "resume", "downgrade"])
 async def test_an_action_reaches_every_choice(action: str) -> None:
     """Under the id of the response, or the request's own."""
@@ -161,6 +248,8 @@ async def test_forgetting_what_is_cached_for_a_tenant() -> None:
 
 ENDPOINTS = [
     ("GET", "/admin/requests"),
+    ("GET", "/admin/requests/x"),
+    ("POST", "/admin/requests/x/cancel"),
     ("POST", "/admin/requests/x/pause"),
     ("DELETE", "/admin/tenants/x/cache"),
     ("DELETE", "/admin/tenants/x/data"),

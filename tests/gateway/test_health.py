@@ -61,6 +61,11 @@ async def test_status_is_complete() -> None:
     short = body.pools[0]
     assert (short.name, short.slots, short.slots_held, short.cells, short.cells_used) == ("short", 4, 3, 1200, 210)
     assert (short.slots_warm, short.cells_warm, short.slots_peak, short.cells_peak) == (1, 40, 4, 900)
+    assert [(slot.slot, slot.state, slot.class_, slot.cells) for slot in short.occupied] == [
+        (0, "running", "interactive", 200),
+        (3, "warm", None, 40),
+    ]
+    assert short.holes == 1
     assert (short.cells_by_class, short.cells_by_tenant) == (
         {"interactive": 200, "background": 10},
         {"local": 190, "": 20},

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from poise.gateway import pages
 from tests.gateway.fakes import FakeEngine, ask, make_app
 
 ENDPOINTS = {
@@ -24,7 +27,9 @@ ENDPOINTS = {
     "/status/history": {"200", "400"},
     "/metrics": {"200"},
     "/admin/journal": {"200", "401", "403", "503"},
-    "/admin/requests": {"200", "401", "403"},
+    "/admin/requests": {"200", "400", "401", "403"},
+    "/admin/requests/{request_id}": {"200", "401", "403", "404"},
+    "/admin/requests/{request_id}/cancel": {"200", "401", "403", "404"},
     "/admin/requests/{request_id}/explanation": {"200", "401", "403", "404"},
     "/admin/quarantine": {"200", "401", "403"},
     "/admin/requests/{request_id}/pause": {"200", "401", "403", "404", "409", "503"},
@@ -73,8 +78,28 @@ async def test_the_page_is_guarded(tmp_path: Path) -> None:
         assert (await ask(app, "GET", path)).error["code"] == "not_found"
 
 
+async def test_the_dashboard_is_guarded_as_well() -> None:
+    """Under the same policy: plotly.js draws without a style of its own. Its file comes from the installed package."""
+    app = make_app(FakeEngine())
+    for path, text in (("/dashboard", b"poise dashboard"), ("/page/plotly.min.js", b"plotly.js")):
+        reply = await ask(app, "GET", path)
+        assert (reply.status, text in reply.body) == (200, True)
+        policy = reply.headers["content-security-policy"]
+        assert "script-src 'self'; style-src 'self'" in policy
+        assert "unsafe" not in policy
+
+
+async def test_without_plotly_there_is_no_such_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The dashboard itself is there, and says what to install."""
+    monkeypatch.setattr(pages, "find_plotly", lambda: None)
+    app = make_app(FakeEngine())
+    assert (await ask(app, "GET", "/page/plotly.min.js")).error["code"] == "not_found"
+    assert (await ask(app, "GET", "/dashboard")).status == 200
+
+
 async def test_without_a_page_the_rest_works(tmp_path: Path) -> None:
     """The page is not a condition of the API."""
     app = make_app(FakeEngine(), page_dir=tmp_path / "none")
     assert (await ask(app, "GET", "/")).status == 404
+    assert (await ask(app, "GET", "/dashboard")).status == 404
     assert (await ask(app, "GET", "/page/app.js")).status == 404

@@ -93,7 +93,7 @@ def test_levels_are_told_as_they_stand() -> None:
         "cells": 1200,
         "cells_used": 210,
         "cells_warm": 40,
-        "holes": 0,
+        "holes": 1,
     }
     assert sample["store"]["bytes_by_purpose"] == {"swap": 500, "prefix": 70, "template": 0}
     assert sample["memory"] == {

@@ -12,6 +12,7 @@ from poise.scheduler.budget import BatchShape, CostModel, attended_cells
 from poise.scheduler.fairness import ServedCost, split_cost
 from poise.scheduler.kv import KvPool
 from poise.scheduler.policy import CostPrior, PoolPolicy
+from poise.scheduler.prefix import Prefix
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.sequence import TRANSITIONS, Sequence, State
@@ -196,6 +197,14 @@ def test_slots_are_given_lowest_first_and_books_balance() -> None:
     assert pool.close_hole(1) == (sequences[2], 2, 0)
     pool.check()
     assert pool.books().slots_held == 2
+    sequences[1].to(State.PAUSED)
+    pool.warm[3] = Prefix("t", "short", (1,), 42, slot=3)
+    occupied = [(slot.slot, slot.state, slot.request_class, slot.n_cells) for slot in pool.books().occupied]
+    assert occupied == [
+        (0, "running", RequestClass.INTERACTIVE, 0),
+        (1, "paused", RequestClass.INTERACTIVE, 0),
+        (3, "warm", None, 42),
+    ]
 
 
 @pytest.mark.parametrize("state", list(State))

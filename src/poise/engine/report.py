@@ -101,6 +101,10 @@ def _pool_status(name: str, books: PoolBooks) -> wire.PoolStatus:
         by_tenant,
         books.cells_held,
         books.holes,
+        [
+            wire.SlotStatus(slot, state, request_class.value if request_class else "", n_cells)
+            for slot, state, request_class, n_cells in books.occupied
+        ],
     )
 
 

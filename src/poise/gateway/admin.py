@@ -1,4 +1,4 @@
-"""What operators do: look at and act on live requests, drop a tenant's cache or erase its data, read the journal."""
+"""What operators do: look at requests and act on live ones, drop a tenant's cache or erase its data, read the journal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,25 @@ from starlette.responses import Response
 from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
 from poise.gateway.erasure import Erasure
-from poise.gateway.errors import engine_unavailable, invalid_value, not_possible, request_not_found
+from poise.gateway.errors import (
+    engine_unavailable,
+    invalid_value,
+    kept_request_not_found,
+    not_possible,
+    request_not_found,
+)
 from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
-from poise.gateway.record import CANCELLED, QUEUED, Record
+from poise.gateway.record import CANCELLED, ENDED, QUEUED, ChoiceRecord, Record
 from poise.gateway.records import Records
+from poise.gateway.spans import timeline_of
 from poise.gateway.tenants import Tenants
 from poise.scheduler.request import Control, RequestClass
 
 T = TypeVar("T")
+
+ENDED_MAX = 200
+"""Ended requests that are listed at once, at most."""
 
 
 class Admin:
@@ -44,18 +54,43 @@ class Admin:
         self._explainer = explainer
 
     async def requests(self, request: Request) -> Response:
-        """Live requests: counts and states, no text."""
+        """Live requests, and with `ended=N` those that ended last: counts and states, no text."""
         self._tenants.check_admin(request)
-        now_s = time.perf_counter()
-        return fresh_json({"data": [_row(record, now_s) for record in self._records.live()]})
+        now_s, n_ended = time.perf_counter(), _n_ended(request.query_params.get("ended", "0"))
+        live = [_row(record, now_s) for record in self._records.live()]
+        ended = [_row(record, now_s) | _end(record) for record in self._records.ended(n_ended)]
+        return fresh_json({"data": live, "ended": ended})
+
+    async def view(self, request: Request) -> Response:
+        """One request, live or ended: its counts, its timeline and its choices, no text."""
+        self._tenants.check_admin(request)
+        wanted = request.path_params["request_id"]
+        record = self._records.find_live(wanted) or self._records.find(wanted, None)
+        if record is None:
+            raise kept_request_not_found(wanted)
+        parts = {"choices": [_choice(record, choice) for choice in record.choices], "timeline": timeline_of(record)}
+        return fresh_json(_row(record, time.perf_counter()) | _end(record) | parts)
+
+    async def cancel(self, request: Request) -> Response:
+        """End a live request, in whatever state it is. Its client gets what there is."""
+        self._tenants.check_admin(request)
+        wanted = request.path_params["request_id"]
+        record = self._records.find_live(wanted)
+        if record is None or record.work is None:
+            raise request_not_found(wanted)
+        indices = [choice.index for choice in record.choices if choice.outcome is None]
+        record.work.stop(CANCELLED)
+        self._audit.operator(request, "cancel", response=record.response_id)
+        rows = [{"index": index, "state": ENDED, "detail": ""} for index in indices]
+        return fresh_json({"id": record.response_id, "action": "cancel", "choices": rows})
 
     async def explanation(self, request: Request) -> Response:
         """Why a request, live or ended, took as long as it did; no text."""
         self._tenants.check_admin(request)
         wanted = request.path_params["request_id"]
-        record = self._records.find(wanted, None) or self._records.find_live(wanted)
+        record = self._records.find_live(wanted) or self._records.find(wanted, None)
         if record is None:
-            raise request_not_found(wanted)
+            raise kept_request_not_found(wanted)
         return fresh_json(self._explainer.explain(record, None))
 
     def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
@@ -138,7 +173,7 @@ def _row(record: Record, now_s: float) -> dict[str, Any]:
         "tenant": origin.tenant,
         "class": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
         "state": record.state,
-        "choices": sum(choice.outcome is None for choice in record.choices),
+        "choices": sum(choice.outcome is None or record.is_ended for choice in record.choices),
         "prompt_tokens": usage.prompt_tokens,
         "output_tokens": usage.completion_tokens,
         "cached_tokens": usage.cached_tokens,
@@ -146,6 +181,33 @@ def _row(record: Record, now_s: float) -> dict[str, Any]:
     }
 
 
+def _end(record: Record) -> dict[str, Any]:
+    """How it ended, without the error's words: they quote the request."""
+    took_s = record.ended_s - record.origin.arrived_s if record.ended_s is not None else None
+    return {
+        "took_ms": None if took_s is None else int(took_s * 1000),
+        "outcome": record.outcome,
+        "error": None if record.failure is None else record.failure.code,
+    }
+
+
+def _choice(record: Record, choice: ChoiceRecord) -> dict[str, Any]:
+    return {
+        "index": choice.index,
+        "state": choice.state if choice.outcome is None and not record.is_ended else ENDED,
+        "output_tokens": choice.n_output,
+        "cached_tokens": choice.n_cached,
+        "finish_reason": choice.finish_reason,
+        "outcome": choice.outcome,
+    }
+
+
+def _n_ended(value: str) -> int:
+    if value.isascii() and value.isdecimal() and len(value) <= len(str(ENDED_MAX)) and int(value) <= ENDED_MAX:
+        return int(value)
+    raise invalid_value("ended", f"be a number from 0 to {ENDED_MAX}", value)
+
+
 def _shown_state(state: str) -> str:
     """The engine's word for a queued request is waiting; everywhere else in the API it is queued."""
-    return {"waiting": QUEUED, "finished": "ended", "": "ended"}.get(state, state)
+    return {"waiting": QUEUED, "finished": ENDED, "": ENDED}.get(state, state)

@@ -25,7 +25,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from poise import __version__
 from poise.config import Settings
-from poise.gateway import answer_schemas, schemas
+from poise.gateway import answer_schemas, schemas, schemas_admin
 from poise.gateway.admin import Admin
 from poise.gateway.auditing import Audit
 from poise.gateway.completions import MODEL_ALIAS, Completions
@@ -304,8 +304,24 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
     app.add_api_route(
         "/admin/requests",
         admin.requests,
-        summary="List the live requests, without their text",
-        responses=schemas.answer(schemas.LiveRequestList) | schemas.errors(401, 403),
+        summary="List the live requests, and those that ended last, without their text",
+        responses=schemas.answer(schemas_admin.LiveRequestList) | schemas.errors(400, 401, 403),
+        openapi_extra={"parameters": [schemas_admin.ENDED_PARAMETER]},
+    )
+    app.add_api_route(
+        "/admin/requests/{request_id}",
+        admin.view,
+        summary="How a request stands, or ended, without its text",
+        responses=schemas.answer(schemas_admin.RequestView) | schemas.errors(401, 403, 404),
+        openapi_extra={"parameters": [_path_parameter("request_id")]},
+    )
+    app.add_api_route(
+        "/admin/requests/{request_id}/cancel",
+        admin.cancel,
+        methods=["POST"],
+        summary="End a live request; what there is of its result is kept",
+        responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404),
+        openapi_extra={"parameters": [_path_parameter("request_id")]},
     )
     app.add_api_route(
         "/admin/requests/{request_id}/explanation",

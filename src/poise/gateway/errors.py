@@ -209,6 +209,15 @@ def request_not_found(request_id: str) -> ApiError:
     return ApiError(404, "request_not_found", message)
 
 
+def kept_request_not_found(request_id: str) -> ApiError:
+    """As an operator is told, who may see everybody's."""
+    message = (
+        f"There is no request {shown(request_id)}: it never was, was erased, or ended longer ago than results.retention_s. "
+        "GET /admin/requests?ended=200 lists those that are kept."
+    )
+    return ApiError(404, "request_not_found", message)
+
+
 def response_not_found(wanted: str) -> ApiError:
     """The same for one that never was and for another tenant's: not even that it exists is told."""
     message = (

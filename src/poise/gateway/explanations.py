@@ -12,8 +12,9 @@ from poise.gateway.explain_words import sentences_of, verdict_of
 from poise.gateway.history import History
 from poise.gateway.neighbours import Capacity, Company, Neighbours
 from poise.gateway.openai import class_settings
-from poise.gateway.record import Moment, Record
+from poise.gateway.record import Record
 from poise.gateway.records import Records
+from poise.gateway.spans import timeline_of
 from poise.scheduler.policy import LONG_POOL
 
 
@@ -46,7 +47,7 @@ class Explainer:
             "verdict": verdict_of(facts),
             "sentences": sentences_of(facts),
             "figures": figures_of(facts),
-            "timeline": [moment_row(moment, record.origin.arrived_s) for moment in record.timeline],
+            "timeline": timeline_of(record),
         }
 
     def _capacity(self, record: Record, pool: str) -> Capacity:
@@ -77,16 +78,6 @@ class Explainer:
             if levels[-1:] != [level]:
                 levels.append(level)
         return Weather(limited, tuple(levels))
-
-
-def moment_row(moment: Moment, arrived_s: float) -> dict[str, Any]:
-    """A moment of a timeline, as it is told."""
-    row: dict[str, Any] = {
-        "what": moment.what,
-        "ms": int((moment.at_s - arrived_s) * 1000),
-        "tokens": moment.n_tokens,
-    }
-    return row | ({} if moment.choice is None else {"choice": moment.choice}) | moment.detail
 
 
 def figures_of(facts: Facts) -> dict[str, Any]:

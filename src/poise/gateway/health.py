@@ -165,6 +165,11 @@ def _pool(built: PoolInfo, held: PoolStatus, *, tenants_shown: bool) -> dict[str
         "cells_peak": held.cells_peak,
         "cells_by_class": held.cells_by_class,
         "cells_by_tenant": held.cells_by_tenant if tenants_shown else None,
+        "holes": held.holes,
+        "occupied": [
+            {"slot": slot.slot, "state": slot.state, "class": slot.request_class or None, "cells": slot.cells}
+            for slot in held.occupied
+        ],
         "slot_cells": built.slot_cells,
         "flash_attention": built.flash_attention,
         "kv_bytes": built.kv_bytes,

@@ -1,7 +1,14 @@
-"""The pages that the server has: their files, and what a browser is told they may load."""
+"""The pages that the server has: their files, and what a browser is told they may load.
+
+The dashboard's charts are drawn by the plotly.min.js of the installed package plotly; without it that file is not there, and
+the page says so. plotly.js would add style elements to a page, which the policy forbids; it leaves them out where it finds
+elements of their ids, which dashboard.html has. So one policy holds for all pages.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -19,6 +26,9 @@ CONTENT_SECURITY_POLICY = (
 )
 
 
+_PLOTLY_FILE = "plotly.min.js"
+
+
 class PageFiles(StaticFiles):
     """The pages' files, told to load nothing from elsewhere."""
 
@@ -27,16 +37,39 @@ class PageFiles(StaticFiles):
 
 
 def add_pages(app: FastAPI, page_dir: Path) -> None:
-    index = page_dir / "index.html"
+    app.add_route("/", _page(page_dir / "index.html"), methods=["GET", "HEAD"], include_in_schema=False)
+    app.add_route("/dashboard", _page(page_dir / "dashboard.html"), methods=["GET", "HEAD"], include_in_schema=False)
+    plotly_dir = find_plotly()
+    if plotly_dir is not None:
+        files = PageFiles(directory=plotly_dir)
 
-    async def page(request: Request) -> Response:
-        if not index.is_file():
-            raise not_found(request.url.path)
-        return _guarded(FileResponse(index))
+        async def plotly(request: Request) -> Response:
+            return await files.get_response(_PLOTLY_FILE, request.scope)
 
-    app.add_route("/", page, methods=["GET", "HEAD"], include_in_schema=False)
+        app.add_route(f"/page/{_PLOTLY_FILE}", plotly, methods=["GET", "HEAD"], include_in_schema=False)
     if page_dir.is_dir():
         app.mount("/page", PageFiles(directory=page_dir))
+
+
+def find_plotly() -> Path | None:
+    """The folder of the installed package that has plotly.min.js. The package is not imported: that would take a second."""
+    spec = importlib.util.find_spec("plotly")
+    for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+        path = Path(folder) / "package_data"
+        if (path / _PLOTLY_FILE).is_file():
+            return path
+    return None
+
+
+def _page(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    is_there = file.is_file()
+
+    async def page(request: Request) -> Response:
+        if not is_there:
+            raise not_found(request.url.path)
+        return _guarded(FileResponse(file))
+
+    return page
 
 
 def _guarded(response: Response) -> Response:

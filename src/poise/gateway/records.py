@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from poise.config import ResultsSettings
 from poise.gateway.record import Record
@@ -83,6 +84,11 @@ class Records:
         """Everybody's, live ones and finished ones: by their arrival among the live ones, then by their end."""
         yield from list(reversed(self._live.values()))
         yield from list(reversed(self._finished.values()))
+
+    def ended(self, n: int) -> list[Record]:
+        """The last `n` that have ended and are kept, the newest first."""
+        self.purge()
+        return list(islice(reversed(self._finished.values()), n))
 
     def find_live(self, wanted: str) -> Record | None:
         """Any tenant's, by the id of the response, or by an X-Request-Id that only one live request has."""

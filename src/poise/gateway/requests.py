@@ -13,12 +13,13 @@ from starlette.responses import Response
 from poise.config import Settings
 from poise.gateway.backpressure import patience
 from poise.gateway.errors import ApiError, not_possible, response_not_found
-from poise.gateway.explanations import Explainer, moment_row
+from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
 from poise.gateway.openai import class_settings
 from poise.gateway.reader import Place, Reader, read_place
 from poise.gateway.record import CANCELLED, ENDED, Record
 from poise.gateway.records import Records
+from poise.gateway.spans import timeline_of
 from poise.gateway.stream import EventStream
 from poise.gateway.tenants import Tenants
 from poise.metrics.streams import StreamMetrics
@@ -127,8 +128,7 @@ def _report(record: Record) -> dict[str, Any]:
         }
         for choice, answer in zip(record.choices, record.answers(), strict=True)
     ]
-    timeline = [moment_row(moment, record.origin.arrived_s) for moment in record.timeline]
-    return _row(record, time.perf_counter()) | {"timeline": timeline, "choices": choices}
+    return _row(record, time.perf_counter()) | {"timeline": timeline_of(record), "choices": choices}
 
 
 def _detail(error: ApiError | None) -> dict[str, Any] | None:

@@ -78,6 +78,13 @@ class ClassFigures(Closed):
     ttft_ms: RecentTtft
 
 
+class SlotFigures(Closed):
+    slot: int
+    state: Literal["running", "paused", "warm"]
+    class_: str | None = Field(alias="class")
+    cells: int
+
+
 class PoolFigures(Closed):
     name: str
     slots: int
@@ -90,6 +97,8 @@ class PoolFigures(Closed):
     cells_peak: int
     cells_by_class: dict[str, int]
     cells_by_tenant: dict[str, int] | None
+    holes: int
+    occupied: list[SlotFigures]
     slot_cells: int
     flash_attention: bool
     kv_bytes: int
@@ -116,23 +125,6 @@ class TotalFigures(Closed):
     unstored: int
 
 
-class LiveRequest(Closed):
-    id: str
-    request_id: str
-    tenant: str
-    class_: str = Field(alias="class")
-    state: Literal["queued", "running", "paused", "swapped"]
-    choices: int
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    age_ms: int
-
-
-class LiveRequestList(Closed):
-    data: list[LiveRequest]
-
-
 class ControlledChoice(Closed):
     index: int
     state: Literal["queued", "running", "paused", "swapped", "ended"]
@@ -141,7 +133,7 @@ class ControlledChoice(Closed):
 
 class ControlResult(Closed):
     id: str
-    action: Literal["pause", "resume", "downgrade"]
+    action: Literal["pause", "resume", "downgrade", "cancel"]
     choices: list[ControlledChoice]
 
 

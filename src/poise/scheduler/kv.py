@@ -12,11 +12,25 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from poise.scheduler.policy import PoolPolicy
 from poise.scheduler.prefix import Prefix
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence, State
+
+WARM = "warm"
+
+
+class SlotBooks(NamedTuple):
+    """A slot that is not empty: held by a running or a paused sequence, or warm."""
+
+    slot: int
+    state: str
+    """A State, or "warm"."""
+    request_class: RequestClass | None
+    """Of who holds it; nobody holds a warm one."""
+    n_cells: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +50,8 @@ class PoolBooks:
     cells_by_tenant: dict[str, int]
     holes: int
     """Free slots below the highest one that is held: batches that are split cost more (rule R8)."""
+    occupied: tuple[SlotBooks, ...]
+    """In the order of their numbers."""
 
 
 class KvPool:
@@ -135,6 +151,7 @@ class KvPool:
             cells_by_class=by_class,
             cells_by_tenant=by_tenant,
             holes=max(self.holders, default=-1) + 1 - len(self.holders),
+            occupied=self._occupied(),
         )
 
     def check(self) -> None:
@@ -156,6 +173,11 @@ class KvPool:
         assert by_class == self._held_by_class, f"{self.name}: class books are wrong"
         assert sum(self._held_by_tenant.values()) == len(self.holders), f"{self.name}: tenant books are wrong"
         assert all(n > 0 for n in self._held_by_tenant.values()), f"{self.name}: a tenant holds nothing"
+
+    def _occupied(self) -> tuple[SlotBooks, ...]:
+        held = [SlotBooks(slot, s.state, s.request_class, s.n_computed) for slot, s in self.holders.items()]
+        warm = [SlotBooks(slot, WARM, None, prefix.n_cells) for slot, prefix in self.warm.items()]
+        return tuple(sorted(held + warm))
 
     def _count(self, sequence: Sequence, change: int) -> None:
         self._held_by_class[sequence.request_class] += change

@@ -304,6 +304,15 @@ class ClassStatus(msgspec.Struct, frozen=True, array_like=True):
     """Estimates of the wait against what then happened: mean of |log(estimated / waited)| over recent starts that waited."""
 
 
+class SlotStatus(msgspec.Struct, frozen=True, array_like=True):
+    """A slot that is not empty. `state`: "running", "paused" or "warm"; `request_class` is "" where nobody holds it."""
+
+    slot: int
+    state: str
+    request_class: str
+    cells: int
+
+
 class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
     """How a pool stands, in slots and KV cells. Warm slots hold a finished sequence's cells and are free to be taken."""
 
@@ -323,6 +332,8 @@ class PoolStatus(msgspec.Struct, frozen=True, array_like=True):
     """All cells of the slots that are held, whether they hold a token or not."""
     holes: int = 0
     """Free slots below the highest one that is held."""
+    occupied: list[SlotStatus] = []
+    """The slots that are not empty, in the order of their numbers."""
 
 
 class StoreStatus(msgspec.Struct, frozen=True, array_like=True):

@@ -19,9 +19,9 @@ export class ApiError extends Error {
 export class ConnectionLost extends Error {}
 
 /** fetch() with the key, and with a ConnectionLost in place of the browser's own words. */
-export async function send(path, { json, signal, headers = {} } = {}) {
+export async function send(path, { json, signal, headers = {}, key = apiKey() } = {}) {
   const options = { headers: { ...headers }, signal, cache: "no-store" };
-  if (apiKey()) options.headers.Authorization = `Bearer ${sendableKey()}`;
+  if (key) options.headers.Authorization = `Bearer ${sendable(key)}`;
   if (json !== undefined) {
     options.method = "POST";
     options.headers["Content-Type"] = "application/json";
@@ -36,9 +36,9 @@ export async function send(path, { json, signal, headers = {} } = {}) {
 }
 
 /** The browser refuses to send anything else in a header, with an error that nobody would understand. */
-function sendableKey() {
-  if (/^[!-~]+$/.test(apiKey())) return apiKey();
-  throw new ApiError("The API key has spaces or letters that no key can have.", { status: 401 });
+function sendable(key) {
+  if (/^[!-~]+$/.test(key)) return key;
+  throw new ApiError("The key has spaces or letters that no key can have.", { status: 401 });
 }
 
 /** Ends a request on the server. Closing its stream does that too; an error is of no use to anybody who wants to stop. */
@@ -47,8 +47,8 @@ export function cancel(id) {
 }
 
 /** A small JSON document. `accept` lists the statuses whose body is wanted besides 200. */
-export async function getJson(path, accept = []) {
-  const response = await send(path, { signal: AbortSignal.timeout(POLL_TIMEOUT_MS) });
+export async function getJson(path, accept = [], key = apiKey()) {
+  const response = await send(path, { signal: AbortSignal.timeout(POLL_TIMEOUT_MS), key });
   if (!response.ok && !accept.includes(response.status)) throw await errorFrom(response);
   try {
     return await response.json();

@@ -1,9 +1,9 @@
 // Small helpers around the DOM. Text always enters the page as text nodes; nothing in this folder parses HTML.
 
-/** The element with this id; it is part of index.html, so a missing one is a mistake in the page. */
+/** The element with this id; it is part of the page, so a missing one is a mistake in it. */
 export function byId(id) {
   const found = document.getElementById(id);
-  if (!found) throw new Error(`index.html has no #${id}`);
+  if (!found) throw new Error(`the page has no #${id}`);
   return found;
 }
 

@@ -24,7 +24,7 @@ const CLASSES = ["interactive", "background"];
  * Runs `task` again and again, one at a time, while the page is visible.
  * `task` resolves to the pause before its next run in ms, or to null to stop until wake().
  */
-class Poller {
+export class Poller {
   #task;
   #timer = 0;
   #busy = false;

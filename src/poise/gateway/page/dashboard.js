@@ -1,0 +1,44 @@
+// The dashboard: reads the server's figures once a second while it is visible, and shows them.
+
+import { adminKey } from "./adminkey.js";
+import { getJson } from "./api.js";
+import { setUpCharts } from "./charts.js";
+import { byId } from "./dom.js";
+import { showCards, showFacts, showHealth, showSlots, showUnreachable } from "./figures.js";
+import { Poller } from "./live.js";
+import { setUpRequests } from "./requests.js";
+
+const PERIOD_MS = 1000;
+const SAMPLES_MAX = 600;
+
+const charts = setUpCharts(byId("charts"));
+const requests = setUpRequests();
+const samples = [];
+let next = 0;
+
+new Poller(async () => {
+  try {
+    const [status, history] = await Promise.all([
+      getJson("/status", [], adminKey()),
+      getJson(`/status/history?since=${next}`),
+    ]);
+    remember(history);
+    showHealth(status);
+    showFacts(status, samples.at(-1));
+    showCards(status, samples);
+    showSlots(status.pools ?? []);
+    requests.showTenants(status.pools ?? []);
+    charts.show(samples);
+  } catch (error) {
+    showUnreachable(error.message);
+  }
+  return PERIOD_MS;
+});
+
+/** A server that was started again counts from 0, and tells everything when it is asked for more than it has. */
+function remember(history) {
+  if (history.next < next) samples.length = 0;
+  samples.push(...history.samples);
+  samples.splice(0, samples.length - SAMPLES_MAX);
+  next = history.next;
+}

@@ -1,0 +1,82 @@
+"""What the OpenAPI document says about requests as operators see them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from poise.gateway.answer_schemas import Closed
+from poise.gateway.fields import Schema
+from poise.gateway.schemas import RequestMoment
+
+
+class LiveRequest(Closed):
+    id: str
+    request_id: str
+    tenant: str
+    class_: str = Field(alias="class")
+    state: Literal["queued", "running", "paused", "swapped"]
+    choices: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    age_ms: int
+
+
+class EndedRequest(Closed):
+    id: str
+    request_id: str
+    tenant: str
+    class_: str = Field(alias="class")
+    state: Literal["ended"]
+    choices: int
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    age_ms: int
+    took_ms: int
+    outcome: str
+    error: str | None
+
+
+class LiveRequestList(Closed):
+    data: list[LiveRequest]
+    ended: list[EndedRequest]
+
+
+class ChoiceCounts(Closed):
+    index: int
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    output_tokens: int
+    cached_tokens: int
+    finish_reason: str | None
+    outcome: str | None
+
+
+class RequestView(Closed):
+    """A request as operators see it: without its text."""
+
+    id: str
+    request_id: str
+    tenant: str
+    class_: str = Field(alias="class")
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    choices: list[ChoiceCounts]
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    age_ms: int
+    took_ms: int | None
+    outcome: str | None
+    error: str | None
+    timeline: list[RequestMoment]
+
+
+ENDED_PARAMETER: Schema = {
+    "name": "ended",
+    "in": "query",
+    "required": False,
+    "description": "And so many of those that ended last and are kept.",
+    "schema": {"type": "integer", "minimum": 0, "maximum": 200},
+}
