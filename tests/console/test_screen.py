@@ -156,6 +156,7 @@ async def test_actions_are_asked_back_and_then_done() -> None:
         assert "it is background work already" in seen.text("#told")
         await seen.press("c", "y")
         assert engine.aborted == [1]
+        assert seen.client.sent[-4].startswith("POST /admin/requests/chatcmpl-"), "an operator may end anybody's"
         assert seen.rows() == []
         await seen.press("p")
         assert seen.text("#told") == "no request is chosen"
@@ -173,6 +174,7 @@ async def test_one_who_is_no_operator_sees_and_cancels_its_own() -> None:
         await seen.press("p", "y")
         assert "admin key is needed" in seen.text("#told")
         await seen.press("c", "y")
+        assert seen.client.sent[-5].startswith("POST /v1/requests/chatcmpl-")
         assert engine.aborted == [1]
     await end(own, other)
 

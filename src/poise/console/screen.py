@@ -13,7 +13,7 @@ from textual.events import Key
 from textual.screen import ModalScreen, Screen
 from textual.widgets import DataTable, Footer, Label, Sparkline, Static
 
-from poise.console.client import ConsoleError, Refused
+from poise.console.client import ConsoleError
 from poise.console.explain import as_text
 from poise.console.frame import STATE_STYLES, bars, classes, header
 from poise.console.picture import SORTS, Picture, RequestRow, age, ordered
@@ -28,7 +28,7 @@ q       quit
 enter   why is the chosen request where it is?
 s       sort by age, state, tokens, class
 p r d   pause, resume, downgrade the chosen request: for operators
-c       cancel it: its own tenant, or with the admin key
+c       cancel it: for operators, and for its own tenant
 ?       this
 
 An action is asked back; y does it, anything else does not.
@@ -197,7 +197,7 @@ class TopApp(App[None]):
         return self._base.query_one("#requests", DataTable)
 
     async def _look_forever(self) -> None:
-        while True:
+        while self.is_running:
             await self.look()
             await asyncio.sleep(self._period_s)
 
@@ -210,19 +210,11 @@ class TopApp(App[None]):
         self.push_screen(Panel(told))
 
     async def _control(self, response_id: str, action: str) -> None:
-        path = f"/v1/requests/{response_id}/cancel" if action == "cancel" else f"/admin/requests/{response_id}/{action}"
+        is_own = action == "cancel" and self._picture is not None and not self._picture.is_operator
         try:
-            await self.source.client.post(path)
-        except Refused as error:
-            hint = (
-                " Only its own tenant or the admin key may cancel it."
-                if (action, error.status) == ("cancel", 404)
-                else ""
-            )
-            self.tell(f"{action}: {error}{hint}")
-            return
+            await self.source.client.post(f"/{'v1' if is_own else 'admin'}/requests/{response_id}/{action}")
         except ConsoleError as error:
-            self.tell(str(error))
+            self.tell(f"{action}: {error}")
             return
         self.tell(f"{action}: done, {response_id}")
         await self.look()
