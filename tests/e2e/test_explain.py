@@ -41,7 +41,7 @@ def n_queued(server: PoiseServer) -> int:
 
 def test_who_waited_for_whom(narrow_server: PoiseServer) -> None:
     """The second request of a tenant waits for the only slot: the first one's id is told, to itself."""
-    with ThreadPoolExecutor(1) as pool, post(narrow_server, 500, stream=True) as first:
+    with ThreadPoolExecutor(1) as pool, post(narrow_server, 300, stream=True) as first:
         first_id = first.headers["X-Poise-Response-Id"]
         first.readline()
         waiting = pool.submit(lambda: json.load(post(narrow_server, 3)))

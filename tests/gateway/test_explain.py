@@ -73,6 +73,21 @@ def test_an_operator_is_told_all_ids_and_others_only_their_own() -> None:
         assert "tenant b" not in told
 
 
+def test_slots_that_were_taken_later_are_the_reason_as_well() -> None:
+    """Free slots when it came are not what it waited for."""
+    late = [holder(f"l{i}", 1.0, 7.9) for i in range(8)]
+    assert (verdict_of(facts(waited(), late)) or "").endswith(
+        ": for 6.9 s all 8 slots of pool short were held, by 8 interactive requests of other tenants."
+    )
+
+
+def test_parts_of_chunks_that_are_kept_as_one_are_told_as_such() -> None:
+    """What falls into a span of time of them is an estimate."""
+    other = Life("o", "b").queued(0).started(0).prefill(4, 800, 8.0, chunks=10, until_s=12).tokens(12.1).ended(13)
+    told = sentences_of(facts(waited(), [other]))
+    assert any("others got about 4" in said and "prompt tokens" in said for said in told)
+
+
 def test_a_class_or_a_tenant_at_its_limit_is_the_reason() -> None:
     """Where slots were left, which of the limits was reached."""
     two = [holder(f"own{i}", 0.0, 7.95, "a") for i in range(2)]
@@ -99,6 +114,12 @@ def test_a_long_prompt_is_told_with_its_rate_and_what_was_in_its_passes() -> Non
     life = Life().queued(0.1).started(0.6, cached=60)
     for i in range(4):
         life.prefill(0.6 + i, 100, 0.5, beside=7)
+    stopped = (
+        Life().queued(0.1).started(0.6).prefill(0.6, 100, 0.5).at(1, "stall").at(2, "resume").prefill(2.6, 100, 0.5)
+    )
+    assert "200 tokens in 2 chunks, in 2.5 s (of which it was stopped for 1.0 s), 133 tokens a second" in (
+        verdict_of(facts(stopped.tokens(2.6).ended(3))) or ""
+    )
     life.tokens(3.6).ended(4, "length")
     known = facts(life, [holder("b", 0.0, 5.0)])
     assert verdict_of(known) == (

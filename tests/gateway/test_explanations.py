@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import pytest
 from fastapi import FastAPI
 
 from poise.config import Settings
@@ -80,7 +81,7 @@ async def test_the_pool_and_the_limits_are_the_servers() -> None:
     assert (queue["pool"], queue["slots"], queue["slots_held"]) == ("short", 4, 0)
 
 
-async def test_samples_of_its_time_say_what_limited_the_server() -> None:
+async def test_samples_of_its_time_say_what_limited_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that were taken while it waited, and no others."""
     engine = FakeEngine()
     app = make_app(engine)
@@ -90,6 +91,7 @@ async def test_samples_of_its_time_say_what_limited_the_server() -> None:
     before = await explained(app, "/v1/requests/mine", "")
     assert before["figures"]["queue"]["limited"] == {}
     engine.state.status = status()
+    monkeypatch.setattr(history, "_wall_clock", lambda: time.time() + 0.5)  # in the second after its arrival
     history.sample()
     told = await explained(app, "/v1/requests/mine", "")
     assert told["figures"]["queue"]["limited"] == {"compute": 1.0}

@@ -62,9 +62,9 @@ def joined(parts: Sequence[str]) -> str:
 
 def work(company: Company) -> str:
     """What the others got."""
-    parts = [
-        count(n, what) for n, what in ((company.n_prompt, "prompt token"), (company.n_output, "output token")) if n
-    ]
+    about = "" if company.is_exact else "about "
+    parts = [about + count(company.n_prompt, "prompt token")] if company.n_prompt else []
+    parts += [count(company.n_output, "output token")] if company.n_output else []
     return joined(parts) if parts else "no token"
 
 
@@ -79,20 +79,24 @@ def held_by(company: Company) -> str:
     )
 
 
+def holders(company: Company) -> str:
+    """Who held slots at any moment of that time."""
+    return joined([_some(group, group.n_held) for group in company.groups if group.n_held])
+
+
 def groups(company: Company) -> str:
     """Who was there in that time."""
-    return joined(
-        [
-            (f"{g.n_requests} " if g.n_requests > 1 else "") + f"{_requests(g, g.n_requests)}{_names(g.ids)}"
-            for g in company.groups
-        ]
-    )
+    return joined([f"{_some(group, group.n_requests)}{_names(group.ids)}" for group in company.groups])
 
 
 def one(other: Beside) -> str:
     """One of the others."""
     name = f" ({other.response_id})" if other.response_id else ""
     return f"{_requests(other, 1)}{name}"
+
+
+def _some(group: Group, n: int) -> str:
+    return (f"{n} " if n > 1 else "") + _requests(group, n)
 
 
 def _requests(of: Group | Beside, n: int) -> str:

@@ -13,6 +13,7 @@ from poise.gateway.explain_phrases import (
     duration,
     groups,
     held_by,
+    holders,
     joined,
     one,
     share,
@@ -90,7 +91,8 @@ def _who(facts: Facts) -> Iterator[str]:
         turns = count(facts.summary_turns, "older turn")
         yield f"A summary of its {turns} was made first; with it, {duration(facts.before_s)} passed before it was queued."
     elif facts.before_s is not None and facts.before_s >= 0.1:
-        yield f"{duration(facts.before_s)} passed before it was queued: its body was read, checked and made into tokens."
+        done = "its body was read, checked, made into tokens and handed to the engine"
+        yield f"{duration(facts.before_s)} passed before it was queued: {done}."
 
 
 def _waiting(facts: Facts, wait: Wait) -> Iterator[str]:
@@ -136,7 +138,10 @@ def _why(facts: Facts, wait: Wait) -> str:
     company, capacity, most_s = wait.company, wait.capacity, MOST * wait.took_s
     if wait.paused_s > most_s:
         return f"an operator or its own reader kept it for {duration(wait.paused_s)}"
-    if company.slots_full_s > most_s and company.n_slots:
+    if company.slots_full_s > most_s and company.n_slots != capacity.slots:
+        full = f"for {duration(company.slots_full_s)} all {capacity.slots} slots of pool {capacity.pool} were held"
+        return f"{full}, by {holders(company)}"
+    if company.slots_full_s > most_s:
         return f"{company.n_slots} of the {capacity.slots} slots of pool {capacity.pool} were held, {held_by(company)}"
     if company.class_full_s > most_s and company.n_slots:
         request_class = class_at(facts.record, wait.begin_s)
@@ -158,7 +163,8 @@ def _prefilling(prefill: Prefill) -> str:
     cached = f" ({prefill.n_cached:,} more were cached)" if prefill.n_cached else ""
     beside = f"; the same passes computed {count(prefill.n_beside, 'token')} of others" if prefill.n_beside else ""
     tokens, chunks = count(prefill.n_computed, "token"), count(prefill.n_chunks, "chunk")
-    return f"{tokens} in {chunks}, in {duration(prefill.took_s)}{rate}{cached}{beside}"
+    stopped = f" (of which it was stopped for {duration(prefill.away_s)})" if prefill.away_s >= 0.001 else ""
+    return f"{tokens} in {chunks}, in {duration(prefill.took_s)}{stopped}{rate}{cached}{beside}"
 
 
 def _prefill(facts: Facts, prefill: Prefill) -> Iterator[str]:
@@ -174,8 +180,6 @@ def _prefill(facts: Facts, prefill: Prefill) -> Iterator[str]:
             yield (
                 f"The passes with its chunks took {duration(prefill.pass_s)}; {duration(rest_s)} passed without one.{others}"
             )
-    if prefill.away_s > 0:
-        yield f"For {duration(prefill.away_s)} of that it stood still."
     if facts.ttft_s is not None:
         yield f"Its first token came {duration(facts.ttft_s)} after its arrival."
     else:

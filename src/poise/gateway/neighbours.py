@@ -27,6 +27,8 @@ class Group:
     n_requests: int = 0
     n_slots: int = 0
     """Slots that they held when the time began."""
+    n_held: int = 0
+    """Requests that held a slot at any moment of that time."""
     n_prompt: int = 0
     """Prompt tokens that were computed for them in that time."""
     n_output: int = 0
@@ -54,6 +56,8 @@ class Company:
     slots_full_s: float
     class_full_s: float
     tenant_full_s: float
+    is_exact: bool = True
+    """False: of prompt chunks that are kept as one, a part was taken."""
 
     @property
     def n_slots(self) -> int:
@@ -120,7 +124,7 @@ class Neighbours:
         in_pool: list[tuple[float, float]] = []
         in_class: list[tuple[float, float]] = []
         of_tenant: list[tuple[float, float]] = []
-        request_class = class_at(self._subject, begin_s)
+        request_class, all_exact = class_at(self._subject, begin_s), True
         for other in self._between(begin_s, end_s):
             record, spans = other.record, other.spans
             its_class, own = class_at(record, begin_s), self._is_own(record)
@@ -131,12 +135,15 @@ class Neighbours:
             if own:
                 of_tenant += [(s.begin_s, s.end_s) for s in spans if s.pool and s.state in (PREFILL, DECODE)]
             n_slots = sum(s.begin_s <= begin_s < s.end_s for s in held)
-            n_prompt, n_output = _computed(other, begin_s, end_s)
-            if not (n_slots or n_prompt or n_output):
+            n_held = any(s.begin_s < end_s and s.end_s > begin_s for s in held)
+            n_prompt, n_output, is_exact = _computed(other, begin_s, end_s)
+            all_exact = all_exact and is_exact
+            if not (n_held or n_prompt or n_output):
                 continue
             group = groups.setdefault((its_class, own), Group(its_class, own))
             group.n_requests += 1
             group.n_slots += n_slots
+            group.n_held += n_held
             group.n_prompt += n_prompt
             group.n_output += n_output
             if self._sees(record) and len(group.ids) < IDS_MAX:
@@ -147,6 +154,7 @@ class Neighbours:
             _full_s(in_pool, capacity.slots, begin_s, end_s),
             _full_s(in_class, capacity.class_slots, begin_s, end_s),
             _full_s(of_tenant, capacity.tenant_running, begin_s, end_s),
+            all_exact,
         )
 
     def largest_chunk(self, begin_s: float, end_s: float) -> Beside | None:
@@ -190,9 +198,10 @@ def _full_s(spans: list[tuple[float, float]], limit: int | None, begin_s: float,
     return covered_s(spans, limit, begin_s, end_s) if limit else 0.0
 
 
-def _computed(other: _Other, begin_s: float, end_s: float) -> tuple[int, int]:
-    """Prompt and output tokens that a request got between two moments. Of chunks that are kept as one, the part in that time."""
-    n_prompt, arrivals = 0.0, other.record.arrivals
+def _computed(other: _Other, begin_s: float, end_s: float) -> tuple[int, int, bool]:
+    """Prompt and output tokens that a request got between two moments, and whether that is exact: of chunks that are kept as one,
+    it is the part in that time."""
+    n_prompt, arrivals, is_exact = 0.0, other.record.arrivals, True
     for computed in other.chunks:
         whole_s = computed.end_s - computed.begin_s
         if computed.n_chunks == 1 or whole_s <= 0:
@@ -200,4 +209,5 @@ def _computed(other: _Other, begin_s: float, end_s: float) -> tuple[int, int]:
         else:
             inside_s = overlap_s(begin_s, end_s, computed.begin_s, computed.end_s)
             n_prompt += computed.n_tokens * inside_s / whole_s
-    return round(n_prompt), bisect_right(arrivals, end_s) - bisect_left(arrivals, begin_s)
+            is_exact = is_exact and inside_s in (0.0, whole_s)
+    return round(n_prompt), bisect_right(arrivals, end_s) - bisect_left(arrivals, begin_s), is_exact
