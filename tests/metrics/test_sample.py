@@ -127,6 +127,15 @@ def test_a_new_engine_is_counted_from_zero() -> None:
     assert min(numbers([lost, sample])) >= 0
 
 
+def test_a_new_engine_may_be_faster_than_the_old_one_was() -> None:
+    """Its counters are its own, however high they are."""
+    sampler = Sampler()
+    sampler.sample(scene(told(step=500, prompt_tokens=90)), 1.0, S)
+    assert (
+        sampler.sample(scene(told(step=501, prompt_tokens=100), restarts=1), 1.0, 2 * S)["prompt_tokens_per_s"] == 100.0
+    )
+
+
 def test_counters_that_went_back_unannounced_are_those_of_a_new_engine() -> None:
     """Also when no restart was told in between."""
     sampler = Sampler()

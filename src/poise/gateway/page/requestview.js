@@ -20,6 +20,7 @@ export class RequestView {
   constructor(onClose) {
     this.id = null;
     this.isOver = false;
+    this.explains = true;
     this.onClose = onClose;
     byId("view-close").addEventListener("click", () => this.close());
     byId("view").addEventListener("keydown", ({ key }) => {
@@ -71,8 +72,11 @@ export class RequestView {
       if (id === this.id) this.tell(error, null);
       return;
     }
-    // A server that explains nothing has no such endpoint: then there are no sentences.
-    const explanation = await getJson(`${path}/explanation`, [], adminKey()).catch(() => null);
+    if (!this.explains) return;
+    // Without an explanation there are no sentences, and that is all.
+    const explanation = await getJson(`${path}/explanation`, [], adminKey()).catch((error) => {
+      this.explains = error.code !== "not_found"; // a server that explains nothing is asked once
+    });
     if (id === this.id) showSentences(explanation?.sentences ?? []);
   }
 }
