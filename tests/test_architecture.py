@@ -69,6 +69,13 @@ def test_the_benchmark_is_an_outside_client() -> None:
                 assert module.startswith(("poise.bench", "poise.scenarios")) or module == "poise", path
 
 
+def test_the_console_is_an_outside_client() -> None:
+    """It knows HTTP only: whatever it shows, a key opened."""
+    for path in (SOURCE / "console").glob("*.py"):
+        for module in imports(path):
+            assert not module.startswith("poise") or module.startswith("poise.console"), path
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(SOURCE).as_posix())
 def test_files_and_functions_fit_a_reader(path: Path) -> None:
     """Files of 100 to 400 lines, functions on a screen, every module says what it is for."""

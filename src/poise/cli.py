@@ -55,6 +55,8 @@ LATER: Mapping[str, tuple[str, str]] = {
     "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
     "bench compare": ("poise.bench.compare_command", "Compare two results or servers, with confidence intervals."),
     "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
+    "top": ("poise.console.top", "Show a running server in the terminal, live."),
+    "explain": ("poise.console.explain", "Tell why a request took as long as it did."),
     "keys": ("poise.gateway.commands", "Make, list and revoke API keys."),
     "audit": ("poise.gateway.commands", "Check and read the audit log."),
 }

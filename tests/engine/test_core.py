@@ -140,9 +140,27 @@ def test_messages_of_a_request_come_in_order() -> None:
         if isinstance(message, wire.Accepted):
             kinds.append("accepted")
         if isinstance(message, wire.Step):
-            kinds += ["start"] * len(message.starts) + ["token"] * len(message.tokens)
-            kinds += ["finish"] * len(message.finishes)
-    assert kinds == ["accepted", "start", "token", "token", "token", "finish"]
+            kinds += ["start"] * len(message.starts) + ["prefill"] * len(message.prefills)
+            kinds += ["token"] * len(message.tokens) + ["finish"] * len(message.finishes)
+    assert kinds == ["accepted", "start", "prefill", "token", "token", "token", "finish"]
+
+
+def test_the_chunks_of_a_prompt_are_told() -> None:
+    """Those that were computed, each with its pass and who was in it; a step that only decodes tells none."""
+    bench = Bench()
+    bench.submit(1, prompt(1, 20), 40)
+    bench.step(2)
+    bench.submit(2, prompt(2, 400), 3)
+    bench.run()
+    told = [(p, step) for step in bench.steps for p in step.prefills]
+    assert sum(p.n_tokens for p, _ in told if p.request_id == 1) == 20
+    chunks = [p for p, _ in told if p.request_id == 2]
+    assert len(chunks) > 1
+    assert sum(p.n_tokens for p in chunks) == 400
+    assert chunks[0].n_beside == 1, "the other's next token"
+    assert all(p.pass_us > 0 for p in chunks)
+    assert sum(not step.prefills for step in bench.steps) > 15
+    assert bench.engine.execution.prompt_tokens == 420
 
 
 def test_an_idle_engine_reports_and_then_waits() -> None:

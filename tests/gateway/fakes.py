@@ -35,6 +35,7 @@ from poise.wire.messages import (
     Forgotten,
     PoolInfo,
     PoolStatus,
+    Prefill,
     Ready,
     Refused,
     SamplingParams,
@@ -109,6 +110,9 @@ class Submission:
 
     def start(self, wait_us: int = 1000, n_cached: int = 0) -> None:
         self.handle.put(Start(self.handle.request_id, wait_us, "short", n_cached))
+
+    def prefill(self, n_tokens: int, pass_us: int = 5000, n_beside: int = 0) -> None:
+        self.handle.put(Prefill(self.handle.request_id, n_tokens, pass_us, n_beside))
 
     def change(self, what: str, why: str = "") -> None:
         self.handle.put(Change(self.handle.request_id, what, why))

@@ -69,6 +69,49 @@ async def test_a_request_is_told_while_it_runs_and_after_it() -> None:
     assert (started["pool"], started["cached_tokens"], started["wait_ms"], started["choice"]) == ("short", 8, 1, 0)
 
 
+async def test_the_chunks_of_a_prompt_are_on_the_timeline() -> None:
+    """The first ones each; many later ones in a bounded number of moments, with all that they computed."""
+    engine = FakeEngine()
+    app = make_app(engine)
+    asked = exchange(app, "POST", CHAT, chat_body(stream=True, n=2), headers={"x-request-id": "mine"}).open()
+    await engine.submitted(2)
+    for request in engine.submissions:
+        request.accept()
+        request.start()
+    for i in range(3000):
+        engine.submissions[i % 2].prefill(16, 2000, n_beside=i % 2)
+    moments = [m for m in (await report(app, "mine"))["timeline"] if m["what"] == "prefill"]
+    first = [m for m in moments if m["choice"] == 0]
+    assert [m["chunks"] for m in first[:17]] == [1] * 17
+    assert len(first) < 120
+    for key, whole in (("chunks", 1500), ("computed_tokens", 24_000), ("pass_us", 3_000_000), ("beside_tokens", 0)):
+        assert sum(m[key] for m in first) == whole
+    assert sum(m["beside_tokens"] for m in moments) == 1500
+    assert all(m["ms"] <= m["until_ms"] for m in moments)
+    engine.submissions[0].change("swap")
+    engine.submissions[0].change("resume")
+    engine.submissions[0].prefill(16)
+    assert (await report(app, "mine"))["timeline"][-1]["chunks"] == 1, (
+        "what was computed after a swap is another matter"
+    )
+    for request in engine.submissions:
+        request.say("x")
+        request.finish()
+    reply = await asked.reply()
+    assert b": prefill" not in reply.body
+
+
+async def test_what_a_cancelled_request_cost_is_known_when_the_engine_has_said_it() -> None:
+    """Its last word comes after the end."""
+    engine = FakeEngine()
+    app = make_app(engine)
+    asked, _, response_id = await begun(app, engine)
+    await ask(app, "POST", f"{REQUESTS}/{response_id}/cancel")
+    await asked.ended()
+    explained = (await ask(app, "GET", f"{REQUESTS}/{response_id}/explanation")).json()
+    assert explained["figures"]["engine_ms"] == 1
+
+
 async def test_own_requests_are_listed_without_text() -> None:
     """The newest first; those of another tenant are not there."""
     app = make_app(FakeEngine(says("secret")))
@@ -81,7 +124,7 @@ async def test_own_requests_are_listed_without_text() -> None:
     assert (await ask(app, "GET", REQUESTS)).json()["data"] == []
 
 
-ACTIONS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/stream")]
+ACTIONS = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/stream"), ("GET", "/explanation")]
 
 
 @pytest.mark.parametrize(("method", "action"), ACTIONS)

@@ -68,12 +68,12 @@ async def until_ready(s: Supervisor, restarts: int = 0) -> None:
 
 
 async def test_a_request_goes_through() -> None:
-    """Accepted, Start, tokens, Finish, in this order, over a real socket."""
+    """Accepted, Start, the prompt, tokens, Finish, in this order, over a real socket."""
     async with supervisor() as s:
         await s.wait_until_settled()
         received = await events(submit(s, [1, 2, 3]))
         kinds = [type(e).__name__ for e in received]
-        assert kinds == ["Accepted", "Start", "Token", "Token", "Token", "Token", "Token", "Finish"]
+        assert kinds == ["Accepted", "Start", "Prefill", "Token", "Token", "Token", "Token", "Token", "Finish"]
         assert s.state.ready is not None
 
 
@@ -111,7 +111,7 @@ async def test_without_recoveries_a_dead_engine_ends_requests_and_is_replaced() 
         with pytest.raises(EngineUnavailable):
             submit(s, [1])
         await until_ready(s, restarts=1)
-        assert len(await events(submit(s, [1, 2, 3]))) == 8
+        assert len(await events(submit(s, [1, 2, 3]))) == 9
         assert pid_of(s) != first
 
 
@@ -229,8 +229,8 @@ async def test_interrupting_the_terminal_does_not_kill_the_engine() -> None:
         assert s.state.ready is not None
         received = await events(submit(s, [1, 2, 3]))
         os.kill(s.state.ready.pid, signal.SIGINT)
-        assert len(received) == 8
-        assert len(await events(submit(s, [1, 2, 3]))) == 8
+        assert len(received) == 9
+        assert len(await events(submit(s, [1, 2, 3]))) == 9
 
 
 async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:

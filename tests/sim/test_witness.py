@@ -27,8 +27,12 @@ def step(
     tokens: Sequence[wire.Token] = (),
     finishes: Sequence[wire.Finish] = (),
     changes: Sequence[wire.Change] = (),
+    computed: int | None = None,
 ) -> wire.Step:
-    return wire.Step(1, [wire.Start(1, 0, "short")] * starts, list(tokens), list(finishes), list(changes))
+    """`computed`: tokens of the prompt; all of them in the step in which it starts, if nothing is said."""
+    n_tokens = len(PROMPT) * starts if computed is None else computed
+    prefills = [wire.Prefill(1, n_tokens, 10, 0)] if n_tokens else []
+    return wire.Step(1, [wire.Start(1, 0, "short")] * starts, list(tokens), list(finishes), list(changes), prefills)
 
 
 ACCEPTED = wire.Accepted(1, 1, 0)
@@ -65,6 +69,13 @@ WRONG: dict[str, tuple[Sequence[wire.ToGateway], str]] = {
     ),
     "never accepted": ([step(True)], "without having been accepted"),
     "starts twice": ([ACCEPTED, step(True), step(True)], "started twice"),
+    "a prompt computed in part": ([ACCEPTED, step(True, right_tokens(1), computed=2)], "2 tokens were computed"),
+    "a prompt computed twice": ([ACCEPTED, step(True), step(False, right_tokens(1), computed=1)], "4 tokens were"),
+    "a prompt before its start": ([ACCEPTED, step(computed=3)], "before its start"),
+    "computes while away": (
+        [ACCEPTED, step(True, computed=1), step(computed=2, changes=[wire.Change(1, "swap")])],
+        "it was preempted",
+    ),
     "no start": ([ACCEPTED, step(tokens=right_tokens(1))], "before its start"),
     "another token": ([ACCEPTED, step(True, [wire.Token(1, 3)])], "undisturbed it is"),
     "too few": ([ACCEPTED, step(True, right_tokens(1), [finish(n_output=1)])], "ended after 1 tokens"),
@@ -99,7 +110,7 @@ def test_a_life_with_two_engines_passes() -> None:
     witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
     witness.told(handed_on(1), 2)
     witness.heard(ACCEPTED, 2)
-    witness.heard(step(True, right_tokens(2)[1:], [finish()]), 3)
+    witness.heard(step(True, right_tokens(2)[1:], [finish()], computed=len(PROMPT) + 1), 3)
     assert (witness.n_accepted, witness.n_ended, witness.open_ids) == (1, 1, [])
     refused = witness_of()
     refused.told(handed_on(0, readmitted=False), 2)
@@ -115,7 +126,7 @@ def test_wrong_lives_with_two_engines_do_not() -> None:
         witness_of(ACCEPTED).told(handed_on(0, readmitted=False), 2)
     wrong: dict[str, wire.ToGateway] = {
         "after it had been accepted": wire.Refused(1, "queue_full", 1, 1, 0),
-        "undisturbed it is": step(True, right_tokens(1)),
+        "undisturbed it is": step(True, right_tokens(1), computed=len(PROMPT) + 1),
         "before its start": step(False, right_tokens(2)[1:]),
     }
     for complaint, message in wrong.items():

@@ -18,6 +18,8 @@ MESSAGES: list[wire.ToGateway] = [
         [wire.Start(1, 20, "short")],
         [wire.Token(1, 5), wire.Token(2, 6, -0.5, [wire.TokenLogprob(6, -0.5)])],
         [wire.Finish(1, "stop", 3, 4, 500)],
+        [wire.Change(2, "swap")],
+        [wire.Prefill(3, 64, 12_000, 7)],
     ),
     wire.Status(1, {"interactive": wire.ClassStatus(1, 2, 3)}, [wire.PoolStatus("short", 1, 2, 3, 4)], 1, 2, 3, 4),
     wire.Fatal("gone", True),

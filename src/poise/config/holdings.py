@@ -103,7 +103,7 @@ MEMORY = (
         "gateway.records:Records",
         "answers, token by token, of live requests and of those that have ended",
         "`results.retention_s` after the end, at most `results.budget_mb`, or they are erased",
-        "the same tenant, by the response's id",
+        "the same tenant, by the response's id; what an explanation tells of others is sums and one largest chunk, without names",
     ),
     Memory(
         "gateway.choice:Choice",

@@ -241,6 +241,8 @@ class Engine:
     def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:
         """Send everything that the step brought in one message; what the engine asked of itself stays here."""
         tokens = [draw.token for draw in sampled if not draw.ends and draw.token.request_id > 0]
+        told = self.execution.prefills if plan.batches else []
+        prefills = [prefill for prefill in told if prefill.request_id > 0]
         self.counters.output_tokens += len(tokens)
         starts: list[wire.Start] = []
         changes: list[wire.Change] = []
@@ -264,8 +266,8 @@ class Engine:
                     changes.append(wire.Change(event.request_id, "downgrade", event.why))
                 case Finished():
                     finishes.append(_finish(event))
-        if starts or changes or tokens or finishes:
-            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes))
+        if starts or changes or prefills or tokens or finishes:
+            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes, prefills))
 
     def _report(self, now_ns: int) -> None:
         self.outbox.send(

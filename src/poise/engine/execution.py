@@ -15,6 +15,7 @@ from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled
 from poise.scheduler.plan import (
     Batch,
     BatchResult,
+    Chunk,
     CopySlot,
     DropEntry,
     KvOperation,
@@ -25,7 +26,7 @@ from poise.scheduler.plan import (
     StoreSlot,
 )
 from poise.scheduler.request import BLOCK_TOKENS, Request
-from poise.wire.messages import SamplingParams
+from poise.wire.messages import Prefill, SamplingParams
 
 
 @dataclass(slots=True)
@@ -53,6 +54,8 @@ class Execution:
         self._box = box
         self._kv_ns = self._forward_ns = self._sample_ns = 0
         self.prompt_tokens = 0
+        self.prefills: list[Prefill] = []
+        """The prompt chunks that the last plan computed."""
         self._unfilled: set[tuple[str, int]] = set()
         """Slots that an operation of the present plan should have filled, and did not."""
 
@@ -69,6 +72,7 @@ class Execution:
         carried_ns, carried_cells = 0, 0
         self._kv_ns = self._forward_ns = self._sample_ns = 0
         self._unfilled.clear()
+        self.prefills.clear()
         if plan.operations:
             self._box.computing(plan.step, self._clock.now_ns(), _served(plan.operations))
         for operation in plan.operations:
@@ -117,7 +121,7 @@ class Execution:
         return True
 
     def _run(self, step: int, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:
-        rows = []
+        rows, prompts = [], list[Chunk]()
         for chunk in batch.chunks:
             if chunk.request_id in lost:
                 continue
@@ -129,6 +133,8 @@ class Execution:
                 live.opened = True
             tokens = live.tokens[chunk.start : chunk.start + chunk.n_tokens]
             rows.append(Row(chunk.request_id, chunk.slot, chunk.start, tokens, chunk.sample))
+            if chunk.is_prompt:
+                prompts.append(chunk)
         if not rows:
             return BatchResult(0), []
         began_ns, sampling_ns = self._clock.now_ns(), self._runner.sampling_ns
@@ -136,15 +142,22 @@ class Execution:
         failed, drawn = "", list[Sampled]()
         try:
             drawn = self._runner.execute(batch.pool, rows)
-            self.prompt_tokens += sum(c.n_tokens for c in batch.chunks if c.is_prompt)
         except RunnerError as error:
             failed = str(error) or type(error).__name__
         cost_ns = self._clock.now_ns() - began_ns
+        if prompts and not failed:
+            self._note(prompts, sum(len(row.tokens) for row in rows), cost_ns // 1000)
         sampling_ns = self._runner.sampling_ns - sampling_ns
         self._sample_ns += sampling_ns
         self._forward_ns += cost_ns - sampling_ns
         ended = tuple(s.token.request_id for s in drawn if s.ends)
         return BatchResult(cost_ns // 1000, ended, failed), drawn
+
+    def _note(self, prompts: list[Chunk], n_tokens: int, pass_us: int) -> None:
+        """Prompt chunks were computed, in a pass of so many tokens. One that only decodes has nothing to note."""
+        for chunk in prompts:
+            self.prompt_tokens += chunk.n_tokens
+            self.prefills.append(Prefill(chunk.request_id, chunk.n_tokens, pass_us, n_tokens - chunk.n_tokens))
 
     def _extend(self, sampled: list[Sampled]) -> tuple[tuple[int, int], ...]:
         """Add the sampled tokens to their sequences; returns the keys of the blocks they completed."""

@@ -20,10 +20,11 @@ from poise.gateway.errors import (
     not_possible,
     request_not_found,
 )
+from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
 from poise.gateway.record import CANCELLED, ENDED, QUEUED, ChoiceRecord, Record
 from poise.gateway.records import Records
-from poise.gateway.requests import timeline_of
+from poise.gateway.spans import timeline_of
 from poise.gateway.tenants import Tenants
 from poise.scheduler.request import Control, RequestClass
 
@@ -37,13 +38,20 @@ class Admin:
     """Answers /admin. Every answer is preceded by the check of who asks."""
 
     def __init__(
-        self, engine: EngineClient, tenants: Tenants, records: Records, audit: Audit, erasure: Erasure
+        self,
+        engine: EngineClient,
+        tenants: Tenants,
+        records: Records,
+        audit: Audit,
+        erasure: Erasure,
+        explainer: Explainer,
     ) -> None:
         self._engine = engine
         self._tenants = tenants
         self._records = records
         self._audit = audit
         self._erasure = erasure
+        self._explainer = explainer
 
     async def requests(self, request: Request) -> Response:
         """Live requests, and with `ended=N` those that ended last: counts and states, no text."""
@@ -75,6 +83,15 @@ class Admin:
         self._audit.operator(request, "cancel", response=record.response_id)
         rows = [{"index": index, "state": ENDED, "detail": ""} for index in indices]
         return fresh_json({"id": record.response_id, "action": "cancel", "choices": rows})
+
+    async def explanation(self, request: Request) -> Response:
+        """Why a request, live or ended, took as long as it did; no text."""
+        self._tenants.check_admin(request)
+        wanted = request.path_params["request_id"]
+        record = self._records.find_live(wanted) or self._records.find(wanted, None)
+        if record is None:
+            raise kept_request_not_found(wanted)
+        return fresh_json(self._explainer.explain(record, None))
 
     def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of one action."""

@@ -33,6 +33,7 @@ from poise.gateway.degradation import Degradation, free_bytes
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.erasure import Erasure, engine_eraser, metrics_eraser, records_eraser
 from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, not_found
+from poise.gateway.explanations import Explainer
 from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
 from poise.gateway.history import History
@@ -43,6 +44,7 @@ from poise.gateway.pages import PAGE_DIR, add_pages
 from poise.gateway.prompts import limits_of
 from poise.gateway.records import Records
 from poise.gateway.requests import Requests
+from poise.gateway.schemas_explanation import Explanation
 from poise.gateway.schemas_history import SINCE_PARAMETER, HistoryBody
 from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.templates import Templates
@@ -118,10 +120,11 @@ def create_app(
     app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
-    _add_requests(app, Requests(settings, tenants, records, metrics.streams))
+    explainer = Explainer(settings, engine, records, history)
+    _add_requests(app, Requests(settings, tenants, records, metrics.streams, explainer))
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health, history)
-    _add_admin(app, Admin(engine, tenants, records, audit, erasure))
+    _add_admin(app, Admin(engine, tenants, records, audit, erasure, explainer))
     add_pages(app, page_dir)
     return app
 
@@ -229,6 +232,13 @@ def _add_requests(app: FastAPI, requests: Requests) -> None:
         openapi_extra=own,
     )
     app.add_api_route(
+        "/v1/requests/{request_id}/explanation",
+        requests.explanation,
+        summary="Why a request took as long as it did, without its text",
+        responses=schemas.answer(Explanation) | schemas.errors(401, 404),
+        openapi_extra=own,
+    )
+    app.add_api_route(
         "/v1/requests/{request_id}/stream",
         requests.stream,
         summary="The events of a request, running or ended, from a place on",
@@ -313,6 +323,13 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
         methods=["POST"],
         summary="End a live request; what there is of its result is kept",
         responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404),
+        openapi_extra={"parameters": [_path_parameter("request_id")]},
+    )
+    app.add_api_route(
+        "/admin/requests/{request_id}/explanation",
+        admin.explanation,
+        summary="Why a request, live or ended, took as long as it did, without its text",
+        responses=schemas.answer(Explanation) | schemas.errors(401, 403, 404),
         openapi_extra={"parameters": [_path_parameter("request_id")]},
     )
     app.add_api_route(

@@ -22,6 +22,7 @@ from poise.wire.messages import (
     Erased,
     Finish,
     Forgotten,
+    Prefill,
     Ready,
     Refused,
     SamplingParams,
@@ -38,7 +39,7 @@ QUARANTINED = "quarantined"
 SERVER_STOPPING = "server_stopping"
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
-RequestEvent = Accepted | Refused | Waiting | Start | Change | Token | Finish
+RequestEvent = Accepted | Refused | Waiting | Start | Change | Prefill | Token | Finish
 
 
 class EnginePhase(StrEnum):
@@ -101,7 +102,7 @@ class Wakeup:
 
 class RequestHandle:
     """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Waiting while it is
-    queued, then Starts, Tokens and Changes, and exactly one Finish.
+    queued, then Starts, Changes, Prefills and Tokens, and exactly one Finish.
 
     A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
     between shows as a Change, "lost" and then "recover", and as nothing else.

@@ -40,7 +40,7 @@ from poise.gateway.story import story_of
 from poise.gateway.text import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason
-from poise.wire.messages import Accepted, Change, Finish, Refused, SamplingParams, Start, Token, Waiting
+from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, SamplingParams, Start, Token, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Generation:
             return
         if why == LEFT:
             self._metrics.disconnected(self._record.origin.request_class)
+        self._record.stopped_by = why
         outcome = READER_TIMEOUT if why == READER_TIMEOUT else CANCELLED
         made = {choice.record.index: choice for choice in self._choices}
         for record in [record for record in self._record.choices if record.outcome is None]:
@@ -187,6 +188,8 @@ class Generation:
     def _advance(self, choice: Choice, event: RequestEvent) -> None:
         if type(event) is Token:
             self._token(choice, event)
+        elif type(event) is Prefill:
+            self._record.note_prefill(choice.record.index, event)
         elif type(event) is Finish:
             self._finish(choice, event)
         elif type(event) is Change:
@@ -249,7 +252,7 @@ class Generation:
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
 
     def _finish(self, choice: Choice, finish: Finish) -> None:
-        self._record.served_us += finish.served_us
+        self._charge(choice, finish)
         # What there is when the server must stop is an answer that was cut, and no failure.
         cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
         if cut or finish.reason in _GOOD_ENDS:
@@ -266,6 +269,11 @@ class Generation:
     def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
         self._record.end_choice(End(len(self._record.texts), choice.record.index, reason, text, entries), outcome)
 
+    def _charge(self, choice: Choice, finish: Finish) -> None:
+        """What the engine has spent on a choice, as it says at its end."""
+        self._record.served_us += finish.served_us
+        choice.record.n_recomputed = finish.n_recomputed
+
     def _abort(self, choice: Choice) -> None:
         choice.aborted_s = time.perf_counter()
         choice.handle.abort()
@@ -273,6 +281,7 @@ class Generation:
     def _after_the_end(self, choice: Choice, event: RequestEvent) -> None:
         """The engine's last word on what was taken back from it: now its slot is free."""
         if type(event) is Finish and choice.aborted_s is not None:
+            self._charge(choice, event)
             self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
             choice.aborted_s = None
 

@@ -172,6 +172,9 @@ class Handover:
                 if change.what == "downgrade":
                     live.submit = replace(live.submit, request_class=RequestClass.BACKGROUND.value)
                 live.handle.put(change)
+        for prefill in step.prefills:
+            if (live := lives.get(prefill.request_id)) is not None:
+                live.handle.put(prefill)
         for token in step.tokens:
             if (live := lives.get(token.request_id)) is not None:
                 live.output.append(token.token)

@@ -29,6 +29,14 @@ _SINCE_DIGITS_MAX = 15
 _ELAPSED_S_MIN = 0.001
 
 
+class _Told(msgspec.Struct):
+    """Of a sample, what explanations read."""
+
+    at: float
+    level: str
+    limited: dict[str, float]
+
+
 class History:
     """Takes the samples, and answers /status/history."""
 
@@ -70,6 +78,18 @@ class History:
             due_s = max(due_s + PERIOD_S, time.monotonic())
             await asyncio.sleep(due_s - time.monotonic())
             self.sample()
+
+    def between(self, begin_at: float, end_at: float) -> list[tuple[float, str, dict[str, float]]]:
+        """Of each sample of some span of time (Unix seconds), the oldest first: for how many seconds it counts, the level, and
+        the share of its time for each resource that limited progress."""
+        found = []
+        for raw in reversed(self._samples):
+            told = msgspec.json.decode(raw, type=_Told)
+            if told.at <= begin_at:
+                break
+            if (seconds := min(end_at, told.at) - max(begin_at, told.at - PERIOD_S)) > 0:
+                found.append((seconds, told.level, told.limited))
+        return found[::-1]
 
     async def answer(self, request: Request) -> Response:
         """The samples from `since` on, the oldest first. A `since` of a server before this one gets all there are."""

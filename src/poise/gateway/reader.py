@@ -37,7 +37,7 @@ RUN_LOGPROBS = 16
 TICK_S = 0.005
 """Tokens that are due within one tick go out at its beginning, those of all streams together: a timer for each would cost more
 than the evenness is worth."""
-_UNTOLD = frozenset(("arrived", "queued", "started", "first_token", "finished"))
+_UNTOLD = frozenset(("arrived", "queued", "started", "prefill", "first_token", "finished"))
 _PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 

@@ -18,11 +18,16 @@ from poise.gateway.engine_client import Wakeup
 from poise.gateway.errors import ApiError
 from poise.gateway.responses import Answer, Shape, TokenEntry, Usage
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import Accepted, Waiting
+from poise.wire.messages import Accepted, Prefill, Waiting
 
 QUEUED, RUNNING, ENDED = "queued", "running", "ended"
 _FOREMOST = (RUNNING, "paused", "swapped", QUEUED)
 """A request is as far as its foremost choice."""
+PREFILL = "prefill"
+"""A moment for chunks of a prompt that were computed."""
+PREFILL_ALONE = 16
+"""So many chunks of a prompt have a moment each. Of later ones a moment holds a sixteenth of those before it: a prompt of
+thousands of chunks takes about a hundred moments."""
 CANCELLED = "cancelled"
 """How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
 LEFT, READER_TIMEOUT = "left", "reader_timeout"
@@ -65,6 +70,12 @@ class ChoiceRecord:
     n_output: int = 0
     n_cached: int = 0
     """Tokens of its prompt that were not computed for it."""
+    n_recomputed: int = 0
+    """Tokens that were computed again, as the engine said at its end."""
+    n_chunks: int = 0
+    """Chunks of its prompt that were computed."""
+    chunks: Moment | None = None
+    """The moment that its next chunk may be added to."""
     finish_reason: str | None = None
     outcome: str | None = None
 
@@ -139,6 +150,8 @@ class Record:
         self.work: Work | None = None
         self.on_end: Callable[[Record], None] | None = None
         self.held = LEVELS[0]
+        self.stopped_by = ""
+        """What ended it before the engine did; see `Work.stop`."""
         self._content_bytes = 0
         self._n_weighed = 0
         """Tokens whose contents are counted."""
@@ -150,6 +163,11 @@ class Record:
     @property
     def is_ended(self) -> bool:
         return self.ended_s is not None
+
+    @property
+    def is_cut(self) -> bool:
+        """So much happened that some of it was left out of the timeline."""
+        return len(self.timeline) >= MOMENTS_MAX
 
     @property
     def state(self) -> str:
@@ -185,8 +203,30 @@ class Record:
 
     def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
         """Put something on the timeline, as of now."""
+        if choice is not None:
+            self.choices[choice].chunks = None
         if len(self.timeline) < MOMENTS_MAX or what == "finished":
             self.timeline.append(Moment(what, time.perf_counter(), len(self.texts), choice, detail))
+
+    def note_prefill(self, choice: int, prefill: Prefill) -> None:
+        """A chunk of a prompt was computed. It goes to the moment of those before it when there are many."""
+        told = self.choices[choice]
+        told.n_chunks += 1
+        if told.chunks is None or told.chunks.detail["chunks"] >= told.n_chunks // PREFILL_ALONE:
+            detail = {"computed_tokens": prefill.n_tokens, "chunks": 1, "pass_us": prefill.pass_us}
+            n_moments = len(self.timeline)
+            self.note(PREFILL, choice, **detail, beside_tokens=prefill.n_beside, until_ms=0)
+            if len(self.timeline) == n_moments:
+                return
+            told.chunks = self.timeline[-1]
+            told.chunks.detail["until_ms"] = int((told.chunks.at_s - self.origin.arrived_s) * 1000)
+            return
+        detail = told.chunks.detail
+        detail["computed_tokens"] += prefill.n_tokens
+        detail["chunks"] += 1
+        detail["pass_us"] += prefill.pass_us
+        detail["beside_tokens"] += prefill.n_beside
+        detail["until_ms"] = int((time.perf_counter() - self.origin.arrived_s) * 1000)
 
     def append(self, choice: int, text: str, entries: Sequence[TokenEntry], at_s: float) -> None:
         """An output token has arrived."""

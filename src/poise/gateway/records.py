@@ -41,6 +41,8 @@ class Records:
         """Of the finished ones."""
         self._by_request_id: dict[tuple[str, str], Record] = {}
         """The newest of each tenant's own ids."""
+        self.forgotten_s: float | None = None
+        """The last end of one that is no longer kept, by the clock `time.perf_counter`; None: all are."""
 
     @property
     def n_bytes(self) -> int:
@@ -61,6 +63,7 @@ class Records:
         self._live.pop(record.response_id, None)
         if not keep:
             self._forget_request_id(record)
+            self._note_forgotten(record)
             return
         tenant = record.origin.tenant
         self._finished[record.response_id] = record
@@ -76,6 +79,11 @@ class Records:
     def live(self) -> list[Record]:
         """In the order of their arrival."""
         return list(self._live.values())
+
+    def newest(self) -> Iterator[Record]:
+        """Everybody's, live ones and finished ones: by their arrival among the live ones, then by their end."""
+        yield from list(reversed(self._live.values()))
+        yield from list(reversed(self._finished.values()))
 
     def ended(self, n: int) -> list[Record]:
         """The last `n` that have ended and are kept, the newest first."""
@@ -113,6 +121,7 @@ class Records:
         if not self._bytes_by_tenant[tenant]:
             del self._bytes_by_tenant[tenant]
         self._forget_request_id(record)
+        self._note_forgotten(record)
 
     def erase(self, tenant: str) -> ErasedRecords:
         """Forget every finished one of a tenant."""
@@ -142,6 +151,11 @@ class Records:
         while True:
             await asyncio.sleep(PURGE_EVERY_S)
             self.purge()
+
+    def _note_forgotten(self, record: Record) -> None:
+        """A request that no engine had a token of took no place from anybody."""
+        if record.is_open and record.ended_s is not None:
+            self.forgotten_s = max(record.ended_s, self.forgotten_s or record.ended_s)
 
     def _forget_request_id(self, record: Record) -> None:
         key = (record.origin.tenant, record.origin.request_id)

@@ -13,11 +13,13 @@ from starlette.responses import Response
 from poise.config import Settings
 from poise.gateway.backpressure import patience
 from poise.gateway.errors import ApiError, not_possible, response_not_found
+from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
 from poise.gateway.openai import class_settings
 from poise.gateway.reader import Place, Reader, read_place
-from poise.gateway.record import CANCELLED, ENDED, Moment, Record
+from poise.gateway.record import CANCELLED, ENDED, Record
 from poise.gateway.records import Records
+from poise.gateway.spans import timeline_of
 from poise.gateway.stream import EventStream
 from poise.gateway.tenants import Tenants
 from poise.metrics.streams import StreamMetrics
@@ -29,11 +31,14 @@ LISTED_MAX = 100
 class Requests:
     """Answers /v1/requests. Another tenant's request looks like one that never was."""
 
-    def __init__(self, settings: Settings, tenants: Tenants, records: Records, metrics: StreamMetrics) -> None:
+    def __init__(
+        self, settings: Settings, tenants: Tenants, records: Records, metrics: StreamMetrics, explainer: Explainer
+    ) -> None:
         self._settings = settings
         self._tenants = tenants
         self._records = records
         self._metrics = metrics
+        self._explainer = explainer
 
     async def list(self, request: Request) -> Response:
         """The caller's own, the newest first, without their text."""
@@ -45,6 +50,10 @@ class Requests:
 
     async def get(self, request: Request) -> Response:
         return fresh_json(_report(self._find(request)))
+
+    async def explanation(self, request: Request) -> Response:
+        """Why it took as long as it did."""
+        return fresh_json(self._explainer.explain(self._find(request), self._tenant(request)))
 
     async def cancel(self, request: Request) -> Response:
         """End it, in whatever state it is. One that has ended stays as it is."""
@@ -72,12 +81,14 @@ class Requests:
 
     def _find(self, request: Request) -> Record:
         wanted = request.path_params["request_id"]
-        # The admin key is no tenant's: it is looked at first.
-        tenant = None if self._tenants.holds_admin_key(request) else self._tenants.identify(request)
-        record = self._records.find(wanted, tenant)
+        record = self._records.find(wanted, self._tenant(request))
         if record is None:
             raise response_not_found(wanted)
         return record
+
+    def _tenant(self, request: Request) -> str | None:
+        """Whose requests the caller sees; None: everybody's. The admin key is no tenant's: it is looked at first."""
+        return None if self._tenants.holds_admin_key(request) else self._tenants.identify(request)
 
 
 def _place(headers: Mapping[str, str], query: Mapping[str, str], record: Record) -> Place:
@@ -118,20 +129,6 @@ def _report(record: Record) -> dict[str, Any]:
         for choice, answer in zip(record.choices, record.answers(), strict=True)
     ]
     return _row(record, time.perf_counter()) | {"timeline": timeline_of(record), "choices": choices}
-
-
-def timeline_of(record: Record) -> list[dict[str, Any]]:
-    """What happened to it, in ms since its arrival."""
-    return [_moment(moment, record.origin.arrived_s) for moment in record.timeline]
-
-
-def _moment(moment: Moment, arrived_s: float) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "what": moment.what,
-        "ms": int((moment.at_s - arrived_s) * 1000),
-        "tokens": moment.n_tokens,
-    }
-    return row | ({} if moment.choice is None else {"choice": moment.choice}) | moment.detail
 
 
 def _detail(error: ApiError | None) -> dict[str, Any] | None:

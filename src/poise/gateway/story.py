@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poise.gateway.record import CANCELLED, ChoiceRecord, Record
+from poise.gateway.record import CANCELLED, PREFILL, ChoiceRecord, Record
 from poise.gateway.segments import END, Segmenter
 from poise.metrics.story import WHOLE, ChoiceStory, Happened, RequestStory
 
@@ -23,7 +23,8 @@ def story_of(record: Record) -> RequestStory:
         arrived_s=origin.arrived_s,
         n_prompt=record.n_prompt,
         choices=[_choice(record, choice) for choice in record.choices],
-        timeline=[Happened(m.what, m.at_s, m.choice, m.detail) for m in record.timeline],
+        # A span holds a limited number of events, the last ones: a long prompt's chunks would push the others out.
+        timeline=[Happened(m.what, m.at_s, m.choice, m.detail) for m in record.timeline if m.what != PREFILL],
     )
 
 

@@ -11,6 +11,8 @@ It knows what was asked and what was answered, and nothing of the scheduler:
 4. A paused request sends nothing until it goes on, and a held one nothing until its reader has caught up.
 5. A request that was accepted survives its engine: the next one takes it, with exactly the tokens that were sent, and goes on
    with the token after them. It does not expire any more.
+6. The chunks of a prompt that are told add up: by the first token, all that it came with has been computed or was found, and
+   each token once unless its cells were taken from it.
 """
 
 from __future__ import annotations
@@ -63,6 +65,13 @@ class _Case:
     held: bool = False
     """Its reader is behind."""
     readmitted: bool = False
+    n_handed: int = 0
+    """Tokens of output that it came to this engine with."""
+    n_to_compute: int = 0
+    """Of the tokens that it came with, by what its start said."""
+    n_prefilled: int = 0
+    lost_cells: bool = False
+    """It was swapped or dropped: some may be computed again."""
 
 
 class Witness:
@@ -107,7 +116,8 @@ class Witness:
         )
         assert len(submit.output) == case.reference.n_output, f"{what} is handed on with {len(submit.output)} tokens"
         case.readmitted = submit.readmitted
-        case.accepted = case.started = case.away = case.held = False
+        case.accepted = case.started = case.away = case.held = case.lost_cells = False
+        case.n_prefilled, case.n_handed = 0, case.reference.n_output
 
     def heard(self, message: wire.ToGateway, now_ns: int) -> None:
         """The engine sent a message. It is right, or this asserts."""
@@ -132,20 +142,31 @@ class Witness:
             assert not case.started, f"request {start.request_id} started twice"
             n_known = len(case.submit.prompt) + case.reference.n_output
             assert 0 <= start.n_cached < n_known, f"{start}: the last known token is always computed"
-            case.started, case.away = True, False
+            case.started, case.away, case.n_to_compute = True, False, n_known - start.n_cached
         for change in step.changes:
             case = self._case(change.request_id, change.what)
             if change.what != "downgrade":
                 case.away = change.what != "resume"
+            case.lost_cells |= change.what in ("swap", "drop")
         ended = {finish.request_id for finish in step.finishes}
         for change in step.changes:  # all of them tell where it stands now, not one
             case = self._open[change.request_id]
             goes_on = not case.away and change.what != "downgrade"
             assert not (goes_on and case.held) or change.request_id in ended, f"{change}: its reader is behind"
+        for prefill in step.prefills:
+            self._prefill(prefill)
         for token in step.tokens:
             self._token(token)
         for finish in step.finishes:
             self._finish(finish, now_ns)
+
+    def _prefill(self, prefill: wire.Prefill) -> None:
+        case = self._case(prefill.request_id, "computed some of its prompt")
+        assert case.started, f"{prefill}: before its start"
+        assert not case.away, f"{prefill}: it was preempted"
+        assert not case.held, f"{prefill}: its reader is behind"
+        assert prefill.n_tokens > 0, f"{prefill}: nothing was computed"
+        case.n_prefilled += prefill.n_tokens
 
     def _token(self, token: wire.Token) -> None:
         case = self._case(token.request_id, "sent a token")
@@ -153,6 +174,12 @@ class Witness:
         assert not case.away, f"request {token.request_id} sent a token while it was preempted"
         assert not case.held, f"request {token.request_id} sent a token while its reader was behind"
         n_output = case.reference.n_output
+        if n_output == case.n_handed:
+            done, due = case.n_prefilled, case.n_to_compute
+            is_right = done >= due if case.lost_cells or self._may_fail else done == due
+            assert is_right, (
+                f"request {token.request_id}: {done} tokens were computed before its first one, {due} were due"
+            )
         expected = case.reference.next(case.submit.sampling, self._n_vocab, self._end_rate)
         assert token.token == expected, (
             f"request {token.request_id}: token {n_output} is {token.token}; undisturbed it is {expected}"

@@ -208,6 +208,16 @@ class Start(msgspec.Struct, frozen=True, array_like=True):
     n_cached: int = 0
 
 
+class Prefill(msgspec.Struct, frozen=True, array_like=True):
+    """`n_tokens` tokens of a request's prompt were computed (or computed again, after its cells were given up), in a forward
+    pass that took `pass_us` and computed `n_beside` tokens of other requests as well."""
+
+    request_id: int
+    n_tokens: int
+    pass_us: int
+    n_beside: int
+
+
 class Change(msgspec.Struct, frozen=True, array_like=True):
     """A running request was preempted ("pause", "swap", "drop"), is held because its reader is behind ("stall"), goes on
     ("resume") or was downgraded ("downgrade"). The gateway itself says "lost" when the engine died under it and "recover" when
@@ -236,13 +246,14 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """Engine to gateway: everything one step brought, in order: starts, changes, tokens, finishes."""
+    """Engine to gateway: everything one step brought, in order: starts, changes, prefills, tokens, finishes."""
 
     step: int
     starts: list[Start]
     tokens: list[Token]
     finishes: list[Finish]
     changes: list[Change] = []
+    prefills: list[Prefill] = []
 
 
 class Controlled(msgspec.Struct, frozen=True, array_like=True, tag="controlled"):

@@ -1,0 +1,164 @@
+"""A running server, as `poise explain` and `poise top` ask it: where it is, with which key, and what to say without an answer.
+
+It knows the HTTP API only, as any other client does.
+"""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote, urlsplit
+
+import aiohttp
+import msgspec
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+LAST = "last"
+TIMEOUT_S = 10.0
+
+
+class ConsoleError(Exception):
+    """What a command cannot go on with; the message is one line for the user."""
+
+
+class Unreachable(ConsoleError):
+    """Nobody answers, or not in the way of a poise server."""
+
+
+class Refused(ConsoleError):
+    """The server answered with an error."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Client:
+    """One server. An async context manager."""
+
+    def __init__(self, url: str, key: str = "") -> None:
+        """Raises ConsoleError for what is no address, or no key."""
+        self.url = base_url(url)
+        if not all(" " < letter <= "~" for letter in key):
+            raise ConsoleError("the key must be of printable ASCII characters, without spaces")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def get(self, path: str) -> Any:
+        """The answer's JSON. Raises Unreachable and Refused."""
+        return await self._ask("GET", path)
+
+    async def post(self, path: str) -> Any:
+        return await self._ask("POST", path)
+
+    async def explanation(self, wanted: str) -> dict[str, Any]:
+        """Of a request of the caller, or of any for an operator. Raises Unreachable and Refused."""
+        name = await self._last() if wanted == LAST else wanted
+        path = f"requests/{quote(name, safe='')}/explanation"
+        try:
+            return dict(await self.get(f"/v1/{path}"))
+        except Refused as error:
+            if error.status not in (401, 404):
+                raise
+            first = error
+        try:
+            return dict(await self.get(f"/admin/{path}"))  # without an admin key, whoever is on the machine is one
+        except Refused as error:
+            raise (first if error.status in (401, 403) else error) from error
+
+    async def requests(self) -> tuple[list[dict[str, Any]], bool]:
+        """What is live: everybody's for an operator (then True), else the caller's own."""
+        try:
+            return list((await self.get("/admin/requests"))["data"]), True
+        except Refused as error:
+            if error.status not in (401, 403):
+                raise
+        rows = (await self.get("/v1/requests"))["data"]
+        return [_as_live(row) for row in rows if row["state"] != "ended"], False
+
+    async def _last(self) -> str:
+        """The newest request of the caller; for an operator's key, the newest that is live."""
+        try:
+            rows = (await self.get("/v1/requests"))["data"]
+        except Refused as error:
+            if error.status != 401:
+                raise
+            try:
+                rows = (await self.get("/admin/requests"))["data"]
+            except Refused:
+                raise error from None
+        if not rows:
+            raise ConsoleError(f"{self.url} keeps no request of yours: send one first, or give an id")
+        return str(min(rows, key=lambda row: row["age_ms"])["id"])
+
+    async def send(self, method: str, path: str) -> tuple[int, bytes]:
+        """Status and body of the answer. Raises Unreachable."""
+        assert self._session is not None, "use it as an async context manager"
+        try:
+            async with self._session.request(method, self.url + path) as response:
+                return response.status, await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise Unreachable(f"{self.url} cannot be reached: {_reason(error)}") from error
+
+    async def _ask(self, method: str, path: str) -> Any:
+        status, body = await self.send(method, path)
+        try:
+            answer = msgspec.json.decode(body)
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"{self.url}{path} answered {status} with something else than JSON") from error
+        if status < 400:
+            return answer
+        told = answer.get("error") if isinstance(answer, dict) else None
+        if not isinstance(told, dict):
+            raise Unreachable(f"{self.url}{path} answered {status}; is this a poise server?")
+        raise Refused(status, str(told.get("code")), str(told.get("message")))
+
+
+def base_url(text: str) -> str:
+    """`text` without a trailing slash or /v1. Raises ConsoleError for what is no http address."""
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or parts.query or parts.fragment:
+        raise ConsoleError(f"--url {text!r} is not a server address like {DEFAULT_URL}")
+    return text.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def _as_live(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of /v1/requests as /admin/requests would have it."""
+    usage = row["usage"]
+    return {
+        "id": row["id"],
+        "request_id": row["request_id"],
+        "tenant": None,
+        "class": row["class"],
+        "state": row["state"],
+        "prompt_tokens": usage["prompt_tokens"],
+        "output_tokens": usage["completion_tokens"],
+        "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
+        "age_ms": row["age_ms"],
+    }
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, TimeoutError):
+        return f"no answer within {TIMEOUT_S:.0f} s"
+    text = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    return (text or type(error).__name__).splitlines()[0]

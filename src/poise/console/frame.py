@@ -1,0 +1,83 @@
+"""A picture as text for a terminal or a pipe: what `poise top --once` prints, and the upper half of the live screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from poise.console.picture import Picture, age, bar, ordered, spark
+
+BAR_WIDTH, SPARK_WIDTH = 24, 60
+LEVEL_STYLES = {"normal": "green", "busy": "yellow", "constrained": "yellow", "degraded": "red", "draining": "magenta"}
+STATE_STYLES = {"running": "green", "queued": "yellow", "paused": "magenta", "swapped": "cyan"}
+
+
+def frame_of(picture: Picture) -> RenderableType:
+    """Everything, one below the other, in 80 columns."""
+    return Group(
+        header(picture),
+        Text(),
+        classes(picture),
+        Text(),
+        curves(picture),
+        Text(),
+        bars(picture),
+        *[Text(line) for line in picture.memory],
+        Text(),
+        requests(picture),
+    )
+
+
+def header(picture: Picture) -> Text:
+    text = Text.assemble(("poise ", "bold"), picture.title, "\n", "level ")
+    text.append(picture.level, style=LEVEL_STYLES.get(picture.level, ""))
+    if picture.reasons:
+        text.append(f": {'; '.join(picture.reasons)}")
+    text.append(f"\nlimit {picture.bottleneck}")
+    return text
+
+
+def classes(picture: Picture) -> Table:
+    names = ("class", "queued", "running", "paused", "swapped", "TTFT p50/p95", "ITL p50/p99", "wait")
+    table = _table(names, right=range(1, len(names)))
+    for row in picture.classes:
+        table.add_row(row.name, *map(str, row.counts), row.ttft, row.itl, row.estimate)
+    return table
+
+
+def curves(picture: Picture) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for curve in picture.curves:
+        table.add_row(curve.name, Text(spark(curve.values, SPARK_WIDTH), style="cyan"), curve.now)
+    return table
+
+
+def bars(picture: Picture) -> Table:
+    table = Table.grid(padding=(0, 1))
+    for one in picture.bars:
+        style = "red" if one.share >= 0.95 else "green"
+        table.add_row(one.name, Text(bar(one.share, BAR_WIDTH), style=style), one.text)
+    return table
+
+
+def requests(picture: Picture) -> RenderableType:
+    whose = "live requests" if picture.is_operator else "your live requests"
+    if not picture.requests:
+        return Text(f"no {whose}", style="dim")
+    table = _table(("id", "class", "state", "prompt", "cached", "output", "age"), right=(3, 4, 5, 6))
+    for row in ordered(picture.requests, "age"):
+        state = Text(row.state, style=STATE_STYLES.get(row.state, ""))
+        counts = [f"{n:,}" for n in (row.prompt, row.cached, row.output)]
+        table.add_row(row.id, row.request_class, state, *counts, age(row.age_ms))
+    return table
+
+
+def _table(names: Iterable[str], right: Iterable[int]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i in right else "left", no_wrap=True)
+    return table

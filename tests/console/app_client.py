@@ -1,0 +1,34 @@
+"""A client of the real application, without a socket; and one whose server can go away."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI
+
+from poise.console.client import Client, Unreachable
+from tests.gateway.fakes import ask
+
+URL = "http://poise.test"
+
+
+class AppClient(Client):
+    """Sends what it would send over a connection to `app`."""
+
+    def __init__(self, app: FastAPI, key: str = "", address: str = "127.0.0.1") -> None:
+        super().__init__(URL, key)
+        self.app = app
+        self.is_away = False
+        self.sent: list[str] = []
+        self.asked: asyncio.Queue[str] = asyncio.Queue()
+        """The same, for who waits for it."""
+        self._address = address
+        self._fields = {"x-api-key": key} if key else {}
+
+    async def send(self, method: str, path: str) -> tuple[int, bytes]:
+        self.sent.append(f"{method} {path}")
+        self.asked.put_nowait(self.sent[-1])
+        if self.is_away:
+            raise Unreachable(f"{self.url} cannot be reached: Connection refused")
+        reply = await ask(self.app, method, path, headers=self._fields, client=self._address)
+        return reply.status, reply.body
