@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from poise.console.frame import frame_of
-from poise.console.picture import SAMPLES_MAX, RequestRow, Samples, age, bar, ordered, size, spark
+from poise.console.picture import SAMPLES_MAX, RequestRow, Samples, age, bar, ordered, pair, size, spark
 from poise.console.watch import Watch
 from tests.console.app_client import AppClient
 from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
@@ -32,16 +32,18 @@ async def test_a_picture_of_a_server_that_has_answered() -> None:
     picture = await watch.look()
     interactive = picture.classes[0]
     assert (interactive.name, interactive.counts) == ("interactive", (2, 3, 1, 0))
-    assert interactive.ttft.endswith(" ms")
-    assert interactive.itl.endswith(" ms")
+    assert interactive.ttft.endswith("s")
+    assert interactive.itl.endswith("s")
     assert picture.curves[0].values[0] > 0
     assert picture.curves[2].values == (2.0,)
     assert [(b.name, b.text) for b in picture.bars][:2] == [
         ("short slots", "3 of 4, 1 warm"),
         ("short cells", "210 of 1,200"),
     ]
-    text = shown(picture)
+    slow = replace(interactive, ttft=pair(99_990, 99_990), itl=pair(9990, 99_990))
+    text = shown(replace(picture, classes=[slow]))
     assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text, "nothing is cut"
     app.state.history.sample()
     assert (await watch.look()).curves[0].values[1:] == (0.0,), "only what is new was asked for"
 
@@ -64,6 +66,11 @@ def test_samples_of_another_server_begin_anew() -> None:
     assert (len(samples.kept), samples.since) == (SAMPLES_MAX, 700)
     samples.add({"next": 2, "samples": [{"seq": 0}, {"seq": 1}]})
     assert [sample["seq"] for sample in samples.kept] == [0, 1]
+
+
+def test_long_times_are_told_in_seconds() -> None:
+    """So that a line still fits."""
+    assert (pair(1.0, 999.0), pair(1200.0, 65_000.0), pair(None, None)) == ("1 / 999 ms", "1.20 / 65.00 s", "-")
 
 
 def row(name: str, state: str, output: int, age_ms: int, request_class: str = "interactive") -> RequestRow:

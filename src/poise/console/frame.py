@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -77,7 +76,7 @@ def requests(picture: Picture) -> RenderableType:
 
 
 def _table(names: Iterable[str], right: Iterable[int]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
     for i, name in enumerate(names):
         table.add_column(name, justify="right" if i in right else "left", no_wrap=True)
     return table

@@ -196,14 +196,16 @@ def _class(name: str, figures: dict[str, Any], kept: Sequence[dict[str, Any]]) -
     return ClassRow(
         name,
         (counts[0], counts[1], counts[2], counts[3]),
-        _pair(ttft["p50"], ttft["p95"]),
-        _pair(itl["p50"], itl["p99"]) if itl else "-",
+        pair(ttft["p50"], ttft["p95"]),
+        pair(itl["p50"], itl["p99"]) if itl else "-",
         "-" if estimate is None else age(estimate),
     )
 
 
-def _pair(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None else f"{low:,.0f} / {high:,.0f} ms"
+def pair(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "-"
+    return f"{low:.0f} / {high:.0f} ms" if high < 1000 else f"{low / 1000:.2f} / {high / 1000:.2f} s"
 
 
 def _curves(kept: Sequence[dict[str, Any]]) -> list[Curve]:
