@@ -61,12 +61,12 @@ class Scene:
         expect(self.page.locator(f'[data-finding="{name}"]')).to_have_count(0, timeout=PATIENCE_MS)
 
     def submit(self, key: str, **changes: Any) -> str:
-        """A request that goes on by itself; returns its id."""
-        payload = body(stream=False, background=True, **changes)
+        """A request that goes on when its reader has left, which is at once; returns its id."""
+        payload = body(background=True, **changes)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(self.server.url + CHAT, payload, headers, method="POST")
         with urllib.request.urlopen(request, timeout=120) as response:
-            return str(json.load(response)["id"])
+            return str(response.headers["X-Poise-Response-Id"])
 
     def cancel(self, key: str, *ids: str) -> None:
         for name in ids:
@@ -95,7 +95,7 @@ def scene(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "auth.keys_file": str(folder / "keys.jsonl"),
     }
     path = os.pathsep.join(filter(None, [str(FAULTS), os.environ.get("PYTHONPATH", "")]))
-    environment = {"PYTHONPATH": path, "POISE_TEST_FAULTS": str(folder)}
+    environment = {"PYTHONPATH": path, "FAULTS_FOLDER": str(folder)}
     options = [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]
     server = PoiseServer.start(*options, environment=environment)
     page = browser.new_page()
@@ -108,7 +108,8 @@ def scene(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_a_hog(scene: Scene) -> None:
     """One tenant sends ten long requests; another one's is served beside them, and what happened to it is explained."""
     greedy = [scene.submit("greedy", max_tokens=1500) for _ in range(10)]
-    polite = scene.submit("polite", max_tokens=40)
+    other = scene.submit("polite", max_tokens=1500)
+    polite = scene.submit("polite", max_tokens=20)
     try:
         text = scene.told("hog")
         assert re.search(r"One tenant has \d+ of \d+ live requests", text)
@@ -120,6 +121,7 @@ def test_a_hog(scene: Scene) -> None:
         scene.server.eventually(lambda: ended(mine, "polite"), "the other tenant's request ends beside the hog")
     finally:
         scene.cancel("greedy", *greedy)
+        scene.cancel("polite", other)
     scene.server.eventually(scene.server.nothing_runs, "everything is cancelled")
     scene.gone("hog")
 

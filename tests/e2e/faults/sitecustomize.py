@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-FOLDER = Path(os.environ.get("POISE_TEST_FAULTS", "/nonexistent"))
+FOLDER = Path(os.environ.get("FAULTS_FOLDER", "/nonexistent"))
 LEAK_MAX = 64
 
 
