@@ -102,7 +102,7 @@ def test_a_buffer_that_is_allocated_is_no_leak(per_s: Callable[[int], int]) -> N
 
 
 def test_memory_of_another_engine_is_not_compared() -> None:
-    before, later = growing(lambda _: 10 * MIB, 6), growing(lambda _: 10 * MIB, 6)
+    before, later = growing(lambda _: 10 * MIB, 5), growing(lambda _: 10 * MIB, 5)
     shifted = [Facts(engine_bytes=(fact.engine_bytes or 0) + 500 * MIB) for fact in later]
     assert after([*before, Facts(), *shifted]) == {}
 
