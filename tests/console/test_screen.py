@@ -185,13 +185,15 @@ async def test_the_chosen_request_stays_chosen() -> None:
     app = make_app(engine)
     lives = [await running(app, engine, "x" * n) for n in (1, 5, 9)]
     async with desk(app) as seen:
+        await seen.press("s", "s")
+        assert seen.top.sort_by == "tokens"
+        assert [row[5] for row in seen.rows()] == ["9", "5", "1"]
         await seen.press("down")
         chosen = seen.top.chosen
         assert chosen is not None
         assert chosen.output == 5
-        await seen.press("s", "s")
-        assert seen.top.sort_by == "tokens"
-        assert [row[5] for row in seen.rows()] == ["9", "5", "1"]
+        await seen.press("s")
+        assert seen.top.sort_by != "tokens"
         assert seen.top.chosen is not None
         assert seen.top.chosen.id == chosen.id
         lives[2][1].finish()
