@@ -188,7 +188,7 @@ async def test_the_chosen_request_stays_chosen() -> None:
         await seen.press("s", "s")
         assert seen.top.sort_by == "tokens"
         assert [row[5] for row in seen.rows()] == ["9", "5", "1"]
-        await seen.press("down")
+        await seen.press("up", "up", "down")
         chosen = seen.top.chosen
         assert chosen is not None
         assert chosen.output == 5

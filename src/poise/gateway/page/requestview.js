@@ -77,7 +77,8 @@ export class RequestView {
     const explanation = await getJson(`${path}/explanation`, [], adminKey()).catch((error) => {
       this.explains = error.code !== "not_found"; // a server that explains nothing is asked once
     });
-    if (id === this.id) showSentences(explanation?.sentences ?? []);
+    const { verdict, sentences } = explanation ?? {};
+    if (id === this.id) showSentences([verdict, ...(sentences ?? [])].filter(Boolean));
   }
 }
 
