@@ -48,6 +48,18 @@ async def test_a_picture_of_a_server_that_has_answered() -> None:
     assert (await watch.look()).curves[0].values[1:] == (0.0,), "only what is new was asked for"
 
 
+async def test_what_to_look_at_is_told_first() -> None:
+    """A finding in the server's own words, with its name in the runbook."""
+    app = make_app(FakeEngine())
+    watch = Watch(AppClient(app))
+    picture = await watch.look()
+    assert picture.findings == []
+    assert "look" not in shown(picture)
+    assert "look  The disk is slow (runbook: disk_slow)" in shown(
+        replace(picture, findings=["The disk is slow (runbook: disk_slow)"])
+    )
+
+
 async def test_a_server_that_is_loading_has_a_picture() -> None:
     """No figures yet, and no pools."""
     engine = FakeEngine()

@@ -37,6 +37,8 @@ def header(picture: Picture) -> Text:
     if picture.reasons:
         text.append(f": {'; '.join(picture.reasons)}")
     text.append(f"\nlimit {picture.bottleneck}")
+    for finding in picture.findings:
+        text.append(f"\nlook  {finding}", style="red")
     return text
 
 

@@ -78,6 +78,8 @@ class Picture:
     level: str
     reasons: list[str]
     bottleneck: str
+    findings: list[str]
+    """What to look at now, each with its name in the runbook."""
     classes: list[ClassRow]
     curves: list[Curve]
     bars: list[Bar]
@@ -110,6 +112,7 @@ def picture_of(
         level=status["level"],
         reasons=list(status["reasons"]),
         bottleneck=LIMITS.get(status["bottleneck"] or "", status["bottleneck"] or "not known yet"),
+        findings=[f"{found['text']} (runbook: {found['finding']})" for found in status["findings"]],
         classes=[_class(name, figures, kept) for name, figures in status["classes"].items()],
         curves=_curves(kept),
         bars=list(_bars(status)),
