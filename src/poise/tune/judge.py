@@ -29,6 +29,7 @@ from poise.tune.goal import Measured, count_failed
 from poise.tune.knobs import Changes
 
 PAUSE_S = 2.0
+PAUSE_SHARE = 0.1
 HOPELESS_ROUNDS = 3
 """After so many rounds a target that does not even look better is given up: this can only refuse, never accept."""
 START_S = 6.0
@@ -46,11 +47,14 @@ class LiveJudge:
     source: ScenarioSource
     folder: Path
     rounds: int
-    say: Callable[[str], None] = lambda _: None
-    pause_s: float = PAUSE_S
     turn_s: float = 0.0
     _servers: dict[str, Server] = field(default_factory=dict)
     _n_turns: int = 0
+
+    @property
+    def pause_s(self) -> float:
+        """Rest before each server's turn, in proportion to short ones."""
+        return min(PAUSE_S, PAUSE_SHARE * self.source.scenario.duration_s)
 
     def cost_s(self, rounds: int | None = None) -> float:
         """What a comparison will take."""

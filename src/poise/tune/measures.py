@@ -77,7 +77,7 @@ def host_measures(
 ) -> Iterator[HostMeasures]:
     """Everything that was started is ended when this is left, however."""
     with TemporaryDirectory(prefix="poise-tune-") as folder:
-        live = LiveJudge(loaded, source, Path(folder), rounds, say)
+        live = LiveJudge(loaded, source, Path(folder), rounds)
         try:
             yield HostMeasures(loaded, source, PassJudge(loaded, rounds), live, seed, say)
         finally:
