@@ -54,10 +54,11 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "cli.py",
         "tune/passes.py",
         "tune/command.py",
+        "tune/capacity.py",
         "tune/capacity_command.py",
         "tune/origin.py",
         "tune/tunedfile.py",
-    }  # cli for `poise fit`, which reads a file's header; tune for its child that times passes, digests and atomic files
+    }  # cli for `poise fit`, which reads a file's header; tune for its child that times passes, the record of capacity, digests and atomic files
     for path in MODULES:
         name = path.relative_to(SOURCE).as_posix()
         if not name.startswith("llama/") and name not in allowed:

@@ -58,7 +58,7 @@ LATER: Mapping[str, tuple[str, str]] = {
     "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
     "bench compare": ("poise.bench.compare_command", "Compare two results or servers, with confidence intervals."),
     "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
-    "tune": ("poise.tune.command", "Find better settings for this host by measuring, with the evidence."),
+    "tune": ("poise.tune.command", "Find better settings for this host by measuring."),
     "capacity": ("poise.tune.capacity_command", "Measure how much load this host can take, and record it."),
     "capacity show": ("poise.tune.capacity_command", "Show what was measured, beside the limits that are set."),
     "keys": ("poise.gateway.commands", "Make, list and revoke API keys."),

@@ -42,7 +42,7 @@ KNOBS = [
 def evidence(verified: float = 0.6, **answers: Any) -> Evidence:
     """Of a run in which everything was better, and the verification had this ratio."""
     clock = Clock()
-    better = {
+    better: dict[str, Any] = {
         "passed": {"as-is": passes(0.8, decode_1_us=0.8), "off": passes(0.9, decode_1_us=0.9)},
         "foretold": {0.4: 0.8, 1000: 0.9},
         "judged": {0.4: live(ttft=0.8), 1000: live(ttft=0.9)},

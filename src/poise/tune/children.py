@@ -41,7 +41,9 @@ class Server:
     """A `poise serve` process on a free loopback port, ready when this returns. Raises CannotMeasure."""
 
     def __init__(self, loaded: LoadedSettings, changes: Changes, folder: Path) -> None:
-        self._log = Path(tempfile.mkstemp(dir=folder, suffix=".log")[1])
+        descriptor, name = tempfile.mkstemp(dir=folder, suffix=".log")
+        os.close(descriptor)
+        self._log = Path(name)
         settings = self._log.with_suffix(".toml")
         settings.write_text(server_toml(loaded, changes, folder), encoding="utf-8")
         with self._log.open("wb") as log:
