@@ -109,4 +109,6 @@ def _figures(scenario: Scenario, records: Sequence[Record]) -> dict[str, dict[st
             found |= {f"{name}_p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
     n_tokens = sum(1 for r in records for at_ns in token_times_ns(r) if at_ns <= window_ns)
     found["output_tokens_per_s"] = n_tokens / scenario.duration_s
+    n_prompt = sum(r.n_prompt for r in records if r.first_ns is not None and r.first_ns <= window_ns)
+    found["prompt_tokens_per_s"] = n_prompt / scenario.duration_s
     return {name: {"value": value, "bound": ""} for name, value in found.items()}
