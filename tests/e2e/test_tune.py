@@ -49,7 +49,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 # One thread and as little as possible to be measured at a start: it has to be quick, not to be the best.
-SETTINGS = ("engine.threads=1", "model.weights=as-is", "pools.long.flash_attention=off")
+SETTINGS = (
+    "engine.threads=1", "model.weights=as-is", "pools.long.flash_attention=off", "pools.short.flash_attention=on",
+)  # fmt: skip
 
 
 def tune(*arguments: str) -> list[str]:
@@ -74,7 +76,6 @@ def test_the_whole_path(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     evidence = json.loads((folder / "poise.tuned.json").read_text())
     methods = [(trial["method"], trial["result"]) for trial in evidence["trials"]]
-    assert ("passes", "skipped") in methods  # what the start has chosen already
     assert any(method == "passes" and result in ("kept", "refused") for method, result in methods)
     assert [method for method, _ in methods].count("simulator") >= 2
     assert "simulator calibrated from one live round" in done.stdout
