@@ -35,6 +35,8 @@ from poise.tune.tunedfile import DEFAULT_FILE, TunedFileError, evidence_path
 COMMAND = "poise tune"
 INTERRUPTED = 130
 MINUTES, ROUNDS, ROUNDS_MIN, ROUND_S = 45.0, 5, 5, 20.0
+BUSY = 0.5
+"""Load average for each core from which on somebody else is likely to be in the figures."""
 CHECK_SEEDS = 500_000
 """Added to the seed of a check, so that it has none of the requests that a value was chosen by."""
 
@@ -207,10 +209,16 @@ def _setup(source: ScenarioSource, goal: Goal, rounds: int, seed: int, minutes: 
 
 
 def _header(setup: dict[str, Any], loaded: LoadedSettings) -> str:
+    busy = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+    warning = (
+        f"\nThis host is busy now (load average {os.getloadavg()[0]:.1f}): what is found may not hold."
+        if busy > BUSY
+        else ""
+    )
     return (
         f"Target {setup['target']} under {setup['scenario']}, {setup['rounds']} rounds of {setup['round_s']:g} s; "
         f"guardrails {', '.join(setup['guards']) or 'none'}; profile {loaded.settings.profile}, seed {setup['seed']}.\n"
-        "End other busy programs: they are in every figure."
+        f"End other busy programs: they are in every figure.{warning}"
     )
 
 

@@ -71,6 +71,15 @@ class LiveJudge:
         until: float = float("inf"),
     ) -> Measured:
         """Raises CannotMeasure. It stops where `hopeless` says so, and before a round that would end after `until`."""
+        try:
+            return self._compare(before, after, seed, hopeless, until)
+        except CannotMeasure:
+            self.close()  # one of them may be lost: what comes next begins with new ones
+            raise
+
+    def _compare(
+        self, before: Changes, after: Changes, seed: int, hopeless: Callable[[list[Estimate]], bool], until: float
+    ) -> Measured:
         urls = {OURS: self._server(after, keep=before).url, THEIRS: self._server(before, keep=after).url}
         done: list[Round] = []
         stopped = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -56,11 +56,14 @@ class PassJudge:
         finally:
             end_process(child)
 
-    def _read(self, lines: object, until: float) -> Measured:
+    def _read(self, lines: Iterable[bytes], until: float) -> Measured:
         rounds: list[Times] = []
         problem = stopped = ""
-        for text in lines:  # type: ignore[attr-defined]
-            line = msgspec.json.decode(text, type=Line)
+        for text in lines:
+            try:
+                line = msgspec.json.decode(text, type=Line)
+            except msgspec.DecodeError:
+                break  # it died in the middle of a line
             if line.same:
                 raise CannotMeasure("it builds the same engine: what is measured at a start has chosen it already")
             problem = line.problem or problem
