@@ -105,7 +105,7 @@ def side(ttft: float = 500.0, bound: str = "", statuses: dict[str, int] | None =
         (side(), ""),
         (side(ttft=2500.0), "interactive.ttft_p95_ms=2000: 2500"),
         (side(bound=">="), "interactive.ttft_p95_ms=2000: at least 500"),
-        (side(statuses={"ok": 10, "error:429/queue_full": 5}), "interactive.refused_pct=1: 33.33"),
+        (side(statuses={"ok": 10, "error:429/queue_full": 5}), "interactive.refused_pct=1: 33.333"),
         (side(statuses={"ok": 10, "error:500/x": 1}), "1 requests failed"),
         (side(statuses={"unfinished": 3}), "no interactive request was answered to its end"),
     ],

@@ -29,6 +29,7 @@ CONTEXT_TRIES = 3
 AT_ONCE_MAX = 256
 CHAT_PER_S = 0.5
 LONG_DRAIN_S = 90.0
+"""Longer than a background request may wait for its first token: what is cut earlier shows nothing."""
 CONTEXT_ROUNDS = 3
 """The round of a long context is so many times as long: it is read meanwhile."""
 OUTPUT_TOKENS = 16
@@ -58,7 +59,7 @@ def load_of(kind: str, n: int, settings: Settings, round_s: float) -> Scenario:
         clients: tuple[Client, ...] = (_client("chats", "interactive", n, Length("lognormal", 30, 240, 80, 0.4), 36),)
         return _scenario(kind, round_s, round_s, clients)
     if kind == "background":
-        return _scenario(kind, round_s, round_s, (_chat(), _client("jobs", "background", n, _constant(60), 100)))
+        return _scenario(kind, round_s, LONG_DRAIN_S, (_chat(), _client("jobs", "background", n, _constant(60), 100)))
     heavy = settings.classes.background.heavy_tokens
     tokens = min(heavy + heavy // 2, settings.pools.long.slot_tokens - CONTEXT_SPARE)
     readers = _client("readers", "background", n, _constant(max(heavy + 1, tokens)), OUTPUT_TOKENS)
@@ -155,7 +156,7 @@ def judge(kind: str, side: Mapping[str, Any], targets: Sequence[Target]) -> Resu
         if value is None and target.measure == "ttft":
             missed.append(f"{target}: no answer")
         elif value is not None and (value > target.most or is_bound):
-            missed.append(f"{target}: {'at least ' if is_bound else ''}{value:.4g}")
+            missed.append(f"{target}: {'at least ' if is_bound else ''}{value:.5g}")
     statuses = groups.get(counted, {}).get("statuses", {})
     n_failed = count_failed([side]) - sum(_refused(group) for group in groups.values())
     if n_failed:
