@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from poise.config import LoadedSettings
 
 USAGE_ERROR = 2
+CAPACITY_FILE = "capacity.json"
+"""Where `poise.llama.capacity` keeps its record, in the state directory."""
 DOES_NOT_FIT = 2
 
 OVERVIEW = """A local LLM server that keeps its composure under load.
@@ -57,6 +60,9 @@ LATER: Mapping[str, tuple[str, str]] = {
     "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
     "top": ("poise.console.top", "Show a running server in the terminal, live."),
     "explain": ("poise.console.explain", "Tell why a request took as long as it did."),
+    "tune": ("poise.tune.command", "Find better settings for this host by measuring."),
+    "capacity": ("poise.tune.capacity_command", "Measure how much load this host can take, and record it."),
+    "capacity show": ("poise.tune.capacity_command", "Show what was measured, beside the limits that are set."),
     "keys": ("poise.gateway.commands", "Make, list and revoke API keys."),
     "audit": ("poise.gateway.commands", "Check and read the audit log."),
 }
@@ -102,8 +108,12 @@ def _root(
 
 
 ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="TOML file. Else ./poise.toml, else the one of your user directory."),
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="TOML file. Can be repeated, the later ones win. Else ./poise.toml, else the one of your user directory.",
+    ),
 ]
 Profile = Annotated[
     str | None,
@@ -161,6 +171,7 @@ def show_config(
     from poise.config.document import to_json, to_toml
 
     typer.echo(to_json(loaded) if as_json else to_toml(loaded), nl=as_json)
+    _warn_of_capacity(loaded)
 
 
 @app.command()
@@ -261,6 +272,22 @@ def main() -> None:
     app(prog_name="poise")
 
 
+def _warn_of_capacity(loaded: LoadedSettings) -> None:
+    """Limits above what was measured here, if anything was and the model is there."""
+    from poise.config.paths import state_dir
+
+    if not (state_dir() / CAPACITY_FILE).exists() and not loaded.settings.server.require_measured:
+        return
+    from poise.llama.capacity import problems
+    from poise.llama.fit import model_path
+    from poise.llama.gguf import ModelError
+    from poise.llama.library import EngineLibraryError
+
+    with suppress(ModelError, EngineLibraryError, OSError):  # `poise doctor` tells what is wrong with them
+        for line in problems(loaded, model_path(loaded.settings)):
+            typer.echo(f"warning: {line}", err=True)
+
+
 def _show_progress(done: float) -> None:
     typer.echo(f"\rchoosing weights ... {done:.0%}", nl=False, err=True)
 
@@ -291,24 +318,13 @@ def _options(
     }
 
 
-def _load(file: Path | None, assignments: list[str] | None, options: Mapping[str, object]) -> LoadedSettings:
-    from poise.config import ConfigError, load
+def _load(files: list[Path] | None, assignments: list[str] | None, options: Mapping[str, object]) -> LoadedSettings:
+    from poise.config import ConfigError, load_given
 
-    overrides: dict[str, object] = {}
-    problems: list[str] = []
-    for assignment in assignments or []:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            problems.append(f"--set {assignment}: must be KEY=VALUE")
-        overrides[key.strip()] = value if equals else None
-    overrides |= {key: value for key, value in options.items() if value is not None}
     try:
-        loaded = load(file, os.environ, overrides)
+        return load_given(files, os.environ, assignments, options)
     except ConfigError as error:
-        problems += error.problems
-    if problems:
-        raise _refusal(*problems)
-    return loaded
+        raise _refusal(*error.problems) from error
 
 
 def _imported(name: str) -> Any:

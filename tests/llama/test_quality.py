@@ -108,3 +108,12 @@ def test_too_slow_is_said_after_two_chunks(model: Model, monkeypatch: pytest.Mon
         compare(model, model, limit_s=0.0, progress=seen.append)
     assert len(seen) == 1
     assert caught.value.args[0] > 0
+
+
+@pytest.mark.slow
+def test_other_kv_cells_are_held_against_those_of_16_bits(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model with two types of cells: 8 bits change its predictions a little, 4 bits more."""
+    monkeypatch.setattr(quality_module, "WINDOW", 80)
+    eight, four = (compare(model, model, kv_type=kv_type).kl for kv_type in ("q8_0", "q4_0"))
+    assert 0.0 < eight < four
+    assert eight < 0.05

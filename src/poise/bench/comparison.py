@@ -119,7 +119,7 @@ def compare(
         own = [(one[key], other[key]) for one, other in pairs if key in one and key in other]
         usable = [(x, y) for x, y in own if x.value > 0 and y.value > 0]
         if usable:
-            estimates.append(_estimate(key, usable))
+            estimates.append(estimate(key, usable))
     return estimates, len(pairs)
 
 
@@ -129,7 +129,8 @@ def find(estimates: Iterable[Estimate], guard: Guard) -> Estimate | None:
     return next((named[kind] for kind in ("all", "class", "client", "tenant") if kind in named), None)
 
 
-def _estimate(key: tuple[str, str, str], pairs: Sequence[tuple[Figure, Figure]]) -> Estimate:
+def estimate(key: tuple[str, str, str], pairs: Sequence[tuple[Figure, Figure]]) -> Estimate:
+    """One figure's ratio from pairs of values above 0, of which there is at least one; `key` is kind, group and figure."""
     logs = [math.log(y.value / x.value) for x, y in pairs]
     middle, low, high = fmean(logs), None, None
     if len(logs) > 1:

@@ -1,6 +1,6 @@
 """Configuration: defaults, TOML file, environment and command line, with the origin of every value."""
 
-from poise.config.loader import LoadedSettings, load
+from poise.config.loader import LoadedSettings, load, load_given
 from poise.config.policy import to_policy
 from poise.config.settings import (
     AuditSettings,
@@ -56,5 +56,6 @@ __all__ = [
     "Toggle",
     "engine_settings",
     "load",
+    "load_given",
     "to_policy",
 ]

@@ -44,16 +44,17 @@ def _section(section: str, values: dict[str, Any], origins: dict[str, str]) -> I
     if section:
         yield f"[{section}]"
     keys = [key for key in values if key.rpartition(".")[0] == section]
-    lines = {key: f"{key.rpartition('.')[2]} = {_literal(values[key])}" for key in keys}
+    lines = {key: f"{key.rpartition('.')[2]} = {literal(values[key])}" for key in keys}
     # A long path must not push every comment of its section out of sight.
     column = min(max(map(len, lines.values())), 40)
     for key, line in lines.items():
         yield f"{line:<{column}}  # {printable(origins[key])}"
 
 
-def _literal(value: object) -> str:
+def literal(value: object) -> str:
+    """A setting's value as TOML has it."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, list):
-        return f"[{', '.join(map(_literal, value))}]"
+        return f"[{', '.join(map(literal, value))}]"
     return str(value).lower() if isinstance(value, bool) else repr(value)

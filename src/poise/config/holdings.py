@@ -88,12 +88,36 @@ FILES = (
         ("llama/requantise.py", "llama/cachefile.py"),
     ),
     File(
+        "state/capacity.json",
+        "what `poise capacity` has measured of this host, by model and engine",
+        "no",
+        "you delete it",
+        "the user that poise runs as",
+        ("llama/capacity.py", "llama/cachefile.py"),
+    ),
+    File(
         "a file that you name",
         "results of `poise bench --json` and `poise sim`",
         "no",
         "you delete it",
         _YOURS,
         ("bench/command.py", "bench/compare_command.py", "sim/command.py"),
+    ),
+    File(
+        "a file that you name, else poise.tuned.toml",
+        "what `poise tune` has found, and every trial in a JSON file beside it",
+        "no",
+        "you delete it",
+        _YOURS,
+        ("tune/tunedfile.py", "llama/cachefile.py"),
+    ),
+    File(
+        "a temporary folder",
+        "settings without keys and messages of the servers that `poise tune` and `poise capacity` start",
+        "no",
+        "the command ends",
+        "the user that poise runs as",
+        ("tune/children.py",),
     ),
 )
 

@@ -119,6 +119,8 @@ class ServerSettings(Section):
     """Largest `n` of a request."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Time that running requests have to end when the server is asked to stop."""
+    require_measured: bool = False
+    """Refuse to start with a limit that was set above what `poise capacity` has measured here; otherwise that is a warning."""
 
 
 class ModelSettings(Section):

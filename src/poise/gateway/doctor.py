@@ -26,7 +26,9 @@ from poise.config import LoadedSettings, Settings
 from poise.config.paths import audit_dir, cache_dir, keys_file, state_dir
 from poise.gateway.exposure import Exposed, check, tls_context
 from poise.gateway.keys import PEPPER_NAME, KeyRing, KeysError
-from poise.llama.fit import judge, planned_weights
+from poise.llama.capacity import problems as capacity_problems
+from poise.llama.capacity import read_record
+from poise.llama.fit import judge, model_path, planned_weights
 from poise.llama.gguf import ModelError
 from poise.llama.library import EngineLibraryError, load
 
@@ -82,6 +84,7 @@ def examine(loaded: LoadedSettings, host: Host | None = None) -> list[Finding]:
         lambda: _clock(host),
         _engine,
         lambda: _model(loaded),
+        lambda: _capacity(loaded),
         lambda: _secrets(loaded),
         lambda: _keys(settings),
         lambda: _address(settings),
@@ -159,6 +162,25 @@ def _model(loaded: LoadedSettings) -> Iterator[Finding]:
         yield Finding("memory", Grade.OK, f"needs {need} MiB, and {available} MiB is available")
     else:
         yield Finding("memory", Grade.BAD, f"needs {need} MiB, and {available} MiB is available", fit.remedy)
+
+
+def _capacity(loaded: LoadedSettings) -> Iterator[Finding]:
+    """Limits beside what was measured here. Where nothing was, that is no fault unless it is required."""
+    settings = loaded.settings
+    try:
+        path = model_path(settings)
+        record = read_record(settings, path)
+        found = capacity_problems(loaded, path)
+    except (ModelError, EngineLibraryError, OSError):
+        return  # told as a finding of the model
+    grade = Grade.BAD if settings.server.require_measured else Grade.WARNING
+    for line in found:
+        text, _, remedy = line.partition("; ")
+        yield Finding("capacity", grade, text, remedy)
+    if record is None and not found:
+        yield Finding("capacity", Grade.OK, "not measured; `poise capacity` tells how much load this host can take")
+    elif record is not None and not found:
+        yield Finding("capacity", Grade.OK, f"measured {record.measured_at}; no limit is set above it")
 
 
 def _secrets(loaded: LoadedSettings) -> Iterator[Finding]:

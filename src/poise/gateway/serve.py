@@ -35,6 +35,7 @@ from poise.gateway.supervisor import Supervisor
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
 from poise.gateway.traces import Traces, TracesUnavailable, open_traces
+from poise.llama.capacity import problems as capacity_problems
 from poise.llama.fit import judge
 from poise.llama.library import EngineLibraryError
 from poise.llama.memory import available_bytes
@@ -60,13 +61,14 @@ def serve(loaded: LoadedSettings) -> int:
         path = fit.path
         if not fit.fits:
             raise ModelError(path, fit.problem)
+        _check_capacity(loaded, path)
         vocabulary = Model.load(path, vocab_only=True)
         template = _template(path, vocabulary)
         keys = KeyRing(keys_file(settings.auth))
         tls = tls_context(settings.server)
         listener = _listen(settings, keys)
         audit = open_audit(settings)
-    except (ModelError, EngineLibraryError, KeysError, Exposed, AuditError, _CannotListen) as error:
+    except (ModelError, EngineLibraryError, KeysError, Exposed, AuditError, _CannotListen, _AboveMeasured) as error:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
     with vocabulary, listener, ThreadPoolExecutor(1, thread_name_prefix="tokenise") as executor:
@@ -80,6 +82,10 @@ def serve(loaded: LoadedSettings) -> int:
 
 
 class _CannotListen(Exception):
+    pass
+
+
+class _AboveMeasured(Exception):
     pass
 
 
@@ -241,6 +247,15 @@ def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
             '              -d \'{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}\'',
         ]
     )
+
+
+def _check_capacity(loaded: LoadedSettings, path: Path) -> None:
+    """Tell of limits above what `poise capacity` has measured. Raises _AboveMeasured where nothing else may start."""
+    found = capacity_problems(loaded, path)
+    if found and loaded.settings.server.require_measured:
+        raise _AboveMeasured("\npoise: ".join(found))
+    for line in found:
+        print(f"poise: warning: {line}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
 
 
 def _listen(settings: Settings, keys: KeyRing) -> socket.socket:

@@ -199,7 +199,15 @@ def _fit(times: Times) -> CostPrior:
 class Probe:
     """A small context of a pool's kind, in one mode, in which passes are timed. A context manager."""
 
-    def __init__(self, model: Model, pool: PoolSpec, kv_type: str, threads: int, passes: Sequence[Pass]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        pool: PoolSpec,
+        kv_type: str,
+        threads: int,
+        passes: Sequence[Pass],
+        batch_tokens: int = NEAR,
+    ) -> None:
         self._unified = pool.name == LONG_POOL
         spec = replace(
             pool,
@@ -207,7 +215,7 @@ class Probe:
             slot_cells=max(timed.depth + timed.n_tokens for timed in passes) + QUANTUM,
         )
         self._context = PoolContext(
-            model, spec, batch_tokens=NEAR, threads=threads, kv_type=kv_type, unified=self._unified
+            model, spec, batch_tokens=batch_tokens, threads=threads, kv_type=kv_type, unified=self._unified
         )
         self._depth = 0
         self._compute(Pass(1, 1, 0), start=0)  # pages the weights in

@@ -82,14 +82,18 @@ def compare(
     kl_max: float = inf,
     limit_s: float = inf,
     progress: Callable[[float], None] = lambda _: None,
+    kv_type: str = "f16",
 ) -> Quality:
-    """Let both read the text, in turns of 64 tokens. Stops early where the divergence is hopeless. Raises TooSlow."""
+    """Let both read the text, in turns of 64 tokens. Stops early where the divergence is hopeless. Raises TooSlow.
+
+    `kv_type` is of the candidate's KV cells: to judge another type, source and candidate are the same model.
+    """
     windows = _windows(source)
     chunks = [(w, start) for w, window in enumerate(windows) for start in range(0, len(window) - 1, CHUNK)]
     sums = _Sums()
     deadline = time.perf_counter() + limit_s
     quickest_s = inf
-    with _Reader(source, threads) as one, _Reader(candidate, threads) as other:
+    with _Reader(source, threads) as one, _Reader(candidate, threads, kv_type) as other:
         for done, (w, start) in enumerate(chunks):
             began = time.perf_counter()
             tokens = windows[w][start : start + CHUNK]
@@ -123,10 +127,11 @@ def _windows(model: Model) -> list[list[int]]:
 class _Reader:
     """A small context in which a model reads. A context manager."""
 
-    def __init__(self, model: Model, threads: int) -> None:
-        spec = PoolSpec("quality", 1, WINDOW + CHUNK, flash_attention=False)
+    def __init__(self, model: Model, threads: int, kv_type: str = "f16") -> None:
+        # Quantised cells need flash attention.
+        spec = PoolSpec("quality", 1, WINDOW + CHUNK, flash_attention=kv_type != "f16")
         self._context = PoolContext(
-            model, spec, batch_tokens=CHUNK, threads=threads, kv_type="f16", every_position=True
+            model, spec, batch_tokens=CHUNK, threads=threads, kv_type=kv_type, every_position=True
         )
 
     def __enter__(self) -> _Reader:

@@ -1,0 +1,258 @@
+"""`poise capacity`: measures how much load this host takes with a model and settings, and records it; `show` compares.
+
+Exit codes: 0; 2 for what cannot be used or measured; 130 after Ctrl-C. What was measured until then is recorded; the rest is
+not measured.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from poise.bench.command import PLAIN_WIDTH, UsageError, check_range, failure_line
+from poise.bench.rounds import OURS, ScenarioSource
+from poise.bench.target import TargetError, base_url
+from poise.config import ConfigError, LoadedSettings, load_given
+from poise.llama import capacity as records
+from poise.llama.capacity import Limit, Load, Record
+from poise.llama.fit import model_path
+from poise.llama.gguf import ModelError, read_header
+from poise.llama.library import EngineLibraryError
+from poise.scenarios import Scenario
+from poise.sim.breaking import DEFAULT_TARGETS, Target, parse_target
+from poise.sim.simulate import Options, SimulationFailure
+from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
+from poise.tune.children import CannotMeasure, Server, terminable
+from poise.tune.forecast import as_costs
+from poise.tune.judge import calibration, live_round
+from poise.tune.origin import describe
+
+COMMAND = "poise capacity"
+INTERRUPTED = 130
+MINUTES, ROUND_S = 20.0, 15.0
+
+ConfigFiles = Annotated[
+    list[Path] | None, typer.Option("--config", metavar="FILE", help="As of poise serve. Repeatable.")
+]
+Profile = Annotated[str | None, typer.Option(metavar="NAME", help="workstation, team or edge.")]
+ModelFile = Annotated[str | None, typer.Option(metavar="FILE", help="GGUF file (model.path).")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")]
+
+_REFUSED = (UsageError, CannotMeasure, TargetError, ModelError, EngineLibraryError, ValueError, OSError)
+
+
+def capacity(
+    url: Annotated[str | None, typer.Option(help="A running server of these settings; else one is started.")] = None,
+    minutes: Annotated[float, typer.Option(help="When it is over, the rest is not measured.")] = MINUTES,
+    round_s: Annotated[float, typer.Option(help="Seconds of load of each live round.")] = ROUND_S,
+    target: Annotated[
+        list[str] | None, typer.Option(help=f"As of poise sim. Repeatable. Default: {' '.join(DEFAULT_TARGETS)}")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Arrivals and lengths follow from it.")] = 1,
+    config: ConfigFiles = None,
+    profile: Profile = None,
+    model: ModelFile = None,
+    assignments: Assignments = None,
+) -> int:
+    """Measure how many requests at once keep their targets here, and record it. `poise capacity show` compares it with limits."""
+    try:
+        check_range("--minutes", minutes, 0.1, 10_000)
+        check_range("--round-s", round_s, 1, 600)
+        check_range("--seed", seed, 0, 1 << 30)
+        targets = [parse_target(text) for text in target or DEFAULT_TARGETS]
+        loaded = _load(config, assignments, profile, model)
+        path = model_path(loaded.settings)
+        origin = describe(loaded.settings)
+        with terminable(), _server(url, loaded) as place:
+            until = time.monotonic() + 60 * minutes
+            measuring = Measuring(loaded, path, place, targets, round_s, seed, until, typer.echo)
+            interrupted = measuring.run()
+        record = measuring.record(origin)
+        file = records.write_record(loaded.settings, path, record)
+    except _REFUSED as error:
+        raise failure_line(str(error), command=COMMAND) from error
+    except KeyboardInterrupt as error:  # before there was anything to record
+        raise typer.Exit(INTERRUPTED) from error
+    typer.echo(f"recorded in {file}")
+    _print(record, loaded)
+    return INTERRUPTED if interrupted else 0
+
+
+def capacity_show(
+    config: ConfigFiles = None, profile: Profile = None, model: ModelFile = None, assignments: Assignments = None
+) -> int:
+    """Show what was measured with this model and engine, and every limit beside it."""
+    try:
+        loaded = _load(config, assignments, profile, model)
+        record = records.read_record(loaded.settings, model_path(loaded.settings))
+    except _REFUSED as error:
+        raise failure_line(str(error), command=f"{COMMAND} show") from error
+    if record is None:
+        typer.echo(f"nothing was measured on this host with this model and engine; `{COMMAND}` does it")
+        return 0
+    _print(record, loaded)
+    return 0
+
+
+@dataclass(slots=True)
+class Measuring:
+    """The search of every kind, one after another. What is measured is there at any time."""
+
+    loaded: LoadedSettings
+    model: Path
+    url: str
+    targets: list[Target]
+    round_s: float
+    seed: int
+    until: float
+    say: Callable[[str], None]
+    options: Options | None = None
+    _loads: dict[str, Load] | None = None
+    _context: int | None = None
+    _n_rounds: int = 0
+
+    def run(self) -> bool:
+        """Whether it was interrupted. Raises CannotMeasure when the server is lost."""
+        self._loads = {}
+        try:
+            for kind in KINDS:
+                found = self._search(kind)
+                if found is not None:
+                    self._loads[kind] = found
+            most = self._context_max()
+            self._context = longest_context(most, self._try_context, self._is_over)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def record(self, origin: Mapping[str, Any]) -> Record:
+        loads = self._loads or {}
+        host: dict[str, str | int] = {"cpu": str(origin["host"]["cpu"]), "cores": int(origin["host"]["n_cpus_usable"])}
+        ttft = {str(t.request_class): t.most for t in self.targets if t.measure == "ttft"}
+        return Record(
+            measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            host=host,
+            model=dict(origin["model"]),
+            settings=records.matters(self.loaded.settings),
+            targets=[str(target) for target in self.targets],
+            interactive=loads.get("interactive"),
+            background=loads.get("background"),
+            long=loads.get("long"),
+            context_tokens=self._context,
+            ttft_ms=ttft,
+        )
+
+    def _search(self, kind: str) -> Load | None:
+        settings = self.loaded.settings
+        slots = slots_for(kind, settings)
+        if self._is_over():
+            self.say(f"{kind}: not measured, the time is over")
+            return None
+        first = self._guess(kind, slots)
+        self.say(f"{kind}: {slots} slots; begins with {first} at once")
+        return search(first, lambda n: self._try(kind, n), slots=slots, until=self._is_over)
+
+    def _guess(self, kind: str, slots: int) -> int:
+        """The simulator's, once a first round has told what steps cost; the slots where it cannot say."""
+        try:
+            if self.options is None:
+                load = load_of("background", max(1, slots // 2), self.loaded.settings, self.round_s)
+                found, extra = calibration(self.url, self._round(load))
+                costs = as_costs(found)
+                self.options = Options(costs, costs.pools, n_prompt_extra=extra)
+            return guess(kind, self.loaded.settings, self.round_s, self.targets, self.options, self.seed)
+        except (CannotMeasure, SimulationFailure) as error:
+            self.say(f"{kind}: no guess from the simulator ({error})")
+            return slots
+
+    def _try(self, kind: str, n: int) -> Result:
+        load = load_of(kind, n, self.loaded.settings, self.round_s)
+        return self._judged(kind, f"{n} at once", load)
+
+    def _try_context(self, n_tokens: int) -> Result:
+        return self._judged("context", f"{n_tokens} tokens", context_load(n_tokens, self.round_s))
+
+    def _judged(self, kind: str, what: str, load: Scenario) -> Result:
+        result = judge(kind, self._round(load)["sides"][OURS], self.targets)
+        figures = ", ".join(f"{name} -> {value:g}" for name, value in result.figures.items())
+        self.say(
+            f"  {kind}, {what}: {'misses ' + result.missed if result.missed else 'keeps every target'} ({figures})"
+        )
+        return result
+
+    def _round(self, load: Scenario) -> dict[str, Any]:
+        self._n_rounds += 1
+        return live_round(ScenarioSource(load, load.name, ""), {OURS: self.url}, self.seed + self._n_rounds)
+
+    def _context_max(self) -> int:
+        """What a slot of the long pool really has."""
+        trained = read_header(self.model).number("context_length")
+        cells = self.loaded.settings.pools.long.slot_tokens
+        return min(cells, trained) if trained else cells
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > self.until
+
+
+@contextmanager
+def _server(url: str | None, loaded: LoadedSettings) -> Iterator[str]:
+    """The address of the server to measure: the one that was named, or one with these settings for as long as it is needed."""
+    if url is not None:
+        yield base_url(url)
+        return
+    with TemporaryDirectory(prefix="poise-capacity-") as folder:
+        server = Server(loaded, {}, Path(folder))
+        try:
+            yield server.url
+        finally:
+            server.end()
+
+
+def _load(
+    config: list[Path] | None, assignments: list[str] | None, profile: str | None, model: str | None
+) -> LoadedSettings:
+    try:
+        return load_given(config, os.environ, assignments, {"profile": profile, "model.path": model})
+    except ConfigError as error:
+        for problem in error.problems:
+            typer.echo(problem, err=True)
+        raise typer.Exit(2) from error
+
+
+def _print(record: Record, loaded: LoadedSettings) -> None:
+    console = Console() if os.isatty(1) else Console(width=PLAIN_WIDTH)
+    typer.echo(f"measured {record.measured_at} on {record.host['cpu']}, {record.host['cores']} cores")
+    typer.echo(f"targets: {', '.join(record.targets)}")
+    table = Table(title="at once", title_justify="left")
+    for header in ("load", "keeps every target", "does not", "what gives out there"):
+        table.add_column(header, justify="left" if header.startswith(("load", "what")) else "right")
+    for kind in KINDS:
+        load: Load | None = getattr(record, kind)
+        if load is None:
+            table.add_row(kind, "not measured", "", "")
+        else:
+            table.add_row(kind, str(load.at_once), "-" if load.broken is None else str(load.broken), load.missed)
+    context = "not measured" if record.context_tokens is None else f"{record.context_tokens} tokens"
+    table.add_row("longest context", context, "", "")
+    console.print(table)
+    limits = Table(title="limits in force", title_justify="left")
+    for header in ("setting", "value", "measured", "", "from"):
+        limits.add_column(header, justify="right" if header in ("value", "measured") else "left")
+    for limit in records.limits(loaded, record):
+        limits.add_row(limit.key, str(limit.value), _shown(limit), "above" if limit.is_above else "", limit.origin)
+    console.print(limits)
+
+
+def _shown(limit: Limit) -> str:
+    return "not measured" if limit.measured is None else str(limit.measured)

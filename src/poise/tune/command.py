@@ -1,0 +1,231 @@
+"""`poise tune`: prints the plan, runs the loop, writes the tuned file with its evidence; `--check` measures one again.
+
+Exit codes: 0, also when nothing was found; of --check 0 when every value holds and 1 when one does not; 2 for what cannot be
+used; 130 after Ctrl-C, with what was found so far written. The plan and a line for each trial go to stdout, errors to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from poise.bench.command import UsageError, check_range, check_writable, failure_line, read_sources
+from poise.bench.comparison import ComparisonError
+from poise.bench.rounds import ScenarioSource
+from poise.config import ConfigError, LoadedSettings, load_given
+from poise.llama.gguf import ModelError
+from poise.llama.library import EngineLibraryError
+from poise.scenarios import ScenarioError
+from poise.tune import tunedfile
+from poise.tune.check import HOLDS, NO_LONGER, check_values, unknown_keys
+from poise.tune.children import terminable
+from poise.tune.evidence import Evidence, EvidenceError, read_evidence
+from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
+from poise.tune.knobs import STAGES, Knob, knobs, selected
+from poise.tune.loop import Tuner
+from poise.tune.measures import host_measures, plan_text, shortened
+from poise.tune.origin import describe, differences
+from poise.tune.tunedfile import DEFAULT_FILE, TunedFileError, evidence_path
+
+COMMAND = "poise tune"
+INTERRUPTED = 130
+MINUTES, ROUNDS, ROUNDS_MIN, ROUND_S = 45.0, 5, 5, 20.0
+BUSY = 0.5
+"""Load average for each core from which on somebody else is likely to be in the figures."""
+CHECK_SEEDS = 500_000
+"""Added to the seed of a check, so that it has none of the requests that a value was chosen by."""
+
+
+def tune(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="The tuned file.")] = DEFAULT_FILE,
+    check: Annotated[bool, typer.Option("--check", help="Measure again whether each value of FILE holds.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would be tried, and end.")] = False,
+    minutes: Annotated[float, typer.Option(help="When it is over, what was found is written.")] = MINUTES,
+    stage: Annotated[str, typer.Option(help="engine, policy or all.")] = "all",
+    knob: Annotated[list[str] | None, typer.Option(help="Try this setting only. Repeatable.", metavar="KEY")] = None,
+    scenario: Annotated[str, typer.Option(help="The load: a file, or a name in ./scenarios.")] = "mixed",
+    target: Annotated[str, typer.Option(help="The figure to improve, as in poise bench compare.")] = DEFAULT_TARGET,
+    guard: Annotated[
+        list[str] | None,
+        typer.Option(help=f"What must not worsen. Repeatable. Default: {' '.join(DEFAULT_GUARDS)}"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Alternating rounds of a comparison, 5 at least.")] = ROUNDS,
+    round_s: Annotated[float, typer.Option(help="Longest load of a round, in seconds.")] = ROUND_S,
+    seed: Annotated[int, typer.Option(help="Arrivals and lengths of all rounds follow from it.")] = 1,
+    config: Annotated[
+        list[Path] | None, typer.Option("--config", metavar="FILE", help="The untuned settings. Repeatable.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(metavar="NAME", help="workstation, team or edge.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="FILE", help="GGUF file (model.path).")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")
+    ] = None,
+) -> int:
+    """Find better settings for this host, by measuring one change at a time, and write them with the evidence."""
+    try:
+        given = {"profile": profile, "model.path": model}
+        loaded = load_given(config, os.environ, assignments, given)
+        _check_ranges(minutes, stage, rounds, round_s, seed)
+        then = _evidence_of(file) if check else None
+        goal = _goal(target, guard, then)
+        setup = then.setup if then is not None else {}
+        source = _source(str(setup.get("scenario_path", scenario)), float(setup.get("round_s", round_s)))
+        origin = describe(loaded.settings)
+        if check:
+            return _check(file, then, loaded, goal, source, origin, rounds, seed)
+        found = selected(knobs(loaded, len(os.sched_getaffinity(0))), stage, knob or [])
+        if not plan:
+            check_writable("FILE", file)
+        return _tune(file, plan, loaded, found, goal, source, origin, rounds, seed, minutes)
+    except ConfigError as error:
+        for problem in error.problems[:-1]:
+            typer.echo(problem, err=True)
+        raise failure_line(error.problems[-1], command=COMMAND) from error
+    except _REFUSED as error:
+        raise failure_line(str(error), command=COMMAND) from error
+
+
+_REFUSED = (
+    UsageError,
+    ScenarioError,
+    ComparisonError,
+    EvidenceError,
+    TunedFileError,
+    ModelError,
+    EngineLibraryError,
+    ValueError,
+    OSError,
+)
+
+
+def _tune(
+    file: Path,
+    plan: bool,
+    loaded: LoadedSettings,
+    found: list[Knob],
+    goal: Goal,
+    source: ScenarioSource,
+    origin: dict[str, Any],
+    rounds: int,
+    seed: int,
+    minutes: float,
+) -> int:
+    setup = _setup(source, goal, rounds, seed, minutes)
+    with terminable(), host_measures(loaded, source, rounds, seed, typer.echo) as measures:
+        typer.echo(plan_text(found, measures, 60 * minutes, _header(setup, loaded)))
+        if plan:
+            return 0
+        typer.echo("")
+        tuner = Tuner(measures, goal, time.monotonic, time.monotonic() + 60 * minutes, seed, typer.echo)
+        try:
+            tuner.run(found)
+        finally:
+            evidence = Evidence(
+                origin,
+                setup,
+                ended=tuner.ended,
+                trials=tuner.trials,
+                accepted=tuner.accepted,
+                verification=tuner.verification,
+            )
+            tunedfile.write(file, evidence)
+    typer.echo(_conclusion(file, evidence))
+    return INTERRUPTED if evidence.ended == "interrupted" else 0
+
+
+def _check(
+    file: Path,
+    then: Evidence | None,
+    loaded: LoadedSettings,
+    goal: Goal,
+    source: ScenarioSource,
+    origin: dict[str, Any],
+    rounds: int,
+    seed: int,
+) -> int:
+    values = tunedfile.read_values(file)
+    if unknown := unknown_keys(values):
+        raise UsageError(f"{file}: {unknown[0]} is no setting that is tuned: nothing here can check it")
+    if not values:
+        typer.echo(f"{file} sets nothing: there is nothing to check")
+        return HOLDS
+    loaded.varied(values)
+    for line in differences(then.origin, origin) if then is not None else []:
+        typer.echo(f"changed since: {line}")
+    try:
+        with terminable(), host_measures(loaded, source, rounds, seed, typer.echo) as measures:
+            first = seed + CHECK_SEEDS
+            done = check_values(values, measures, goal, first, time.monotonic, typer.echo)
+    except KeyboardInterrupt:
+        typer.echo(f"{COMMAND}: interrupted", err=True)
+        return INTERRUPTED
+    n_lost = sum(not one.verdict.kept for one in done)
+    typer.echo(f"{len(done) - n_lost} of {len(done)} values of {file} hold")
+    return NO_LONGER if n_lost else HOLDS
+
+
+def _check_ranges(minutes: float, stage: str, rounds: int, round_s: float, seed: int) -> None:
+    check_range("--minutes", minutes, 0.1, 10_000)
+    check_range("--rounds", rounds, ROUNDS_MIN, 100)
+    check_range("--round-s", round_s, 1, 3600)
+    check_range("--seed", seed, 0, 1 << 30)
+    if stage not in ("all", *STAGES):
+        raise UsageError(f"--stage {stage}: expected engine, policy or all")
+
+
+def _evidence_of(file: Path) -> Evidence | None:
+    """What lies beside a tuned file; a file that somebody else wrote has none."""
+    path = evidence_path(file)
+    return read_evidence(path) if path.exists() else None
+
+
+def _goal(target: str, guards: list[str] | None, then: Evidence | None) -> Goal:
+    if then is not None and target == DEFAULT_TARGET and guards is None:
+        return parse_goal(str(then.setup["target"]), list(then.setup["guards"]))
+    return parse_goal(target, DEFAULT_GUARDS if guards is None else guards)
+
+
+def _source(name: str, round_s: float) -> ScenarioSource:
+    (source,) = read_sources([name], None, [])
+    return replace(source, scenario=shortened(source.scenario, round_s))
+
+
+def _setup(source: ScenarioSource, goal: Goal, rounds: int, seed: int, minutes: float) -> dict[str, Any]:
+    return {
+        "scenario": source.scenario.name,
+        "scenario_path": source.path,
+        "round_s": source.scenario.duration_s,
+        "rounds": rounds,
+        "seed": seed,
+        "minutes": minutes,
+        "target": goal.name,
+        "guards": [guard.text for guard in goal.guards],
+    }
+
+
+def _header(setup: dict[str, Any], loaded: LoadedSettings) -> str:
+    busy = os.getloadavg()[0] / len(os.sched_getaffinity(0))
+    warning = (
+        f"\nThis host is busy now (load average {os.getloadavg()[0]:.1f}): what is found may not hold."
+        if busy > BUSY
+        else ""
+    )
+    return (
+        f"Target {setup['target']} under {setup['scenario']}, {setup['rounds']} rounds of {setup['round_s']:g} s; "
+        f"guardrails {', '.join(setup['guards']) or 'none'}; profile {loaded.settings.profile}, seed {setup['seed']}.\n"
+        f"End other busy programs: they are in every figure.{warning}"
+    )
+
+
+def _conclusion(file: Path, evidence: Evidence) -> str:
+    where = f"{file}, every trial in {evidence_path(file)}"
+    if evidence.verified:
+        return f"{len(evidence.accepted)} value(s) verified: {where}\nserve with: poise serve --config {file}"
+    if evidence.accepted:
+        return f"Nothing is set: what was kept is not confirmed and stands as comments in {where}"
+    return f"Nothing was found to be better beyond noise ({evidence.ended}): {where}"

@@ -1,0 +1,111 @@
+"""What was tried and what came of it, as one JSON document: every trial with its figures, also the refused ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from poise.bench.comparison import Estimate
+from poise.tune.goal import Measured, Verdict, show
+from poise.tune.knobs import Value
+
+Method = Literal["passes", "simulator", "live"]
+Result = Literal["kept", "refused", "promising", "failed", "skipped", "interrupted"]
+Ended = Literal["complete", "time", "interrupted"]
+FORMAT = 1
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One comparison: `key` from `before` to `after`, with all that was kept until then. The key "" is the verification."""
+
+    number: int
+    key: str
+    before: Value
+    after: Value
+    method: Method
+    result: Result
+    reason: str
+    target: Estimate | None = None
+    guards: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    failed: tuple[int, int] = (0, 0)
+    took_s: float = 0.0
+    estimates: tuple[Estimate, ...] = ()
+
+    def line(self) -> str:
+        """As it is told while tuning goes on."""
+        what = f"{self.key} {self.before} -> {self.after}" if self.key else "untuned -> all that was kept, on new seeds"
+        return f"{self.number:>3}  {self.method:<9}  {what}: {self.result}: {self.reason}  ({self.took_s:.0f} s)"
+
+    @property
+    def shown(self) -> str:
+        return show(self.target) if self.target is not None else ""
+
+
+class Evidence(msgspec.Struct):
+    """Everything about a run of `poise tune`."""
+
+    origin: dict[str, Any]
+    """Host, versions, commit, model, started_at."""
+    setup: dict[str, Any]
+    """Scenario, rounds, target, guardrails, seeds, limits: what the figures depend on."""
+    format: int = FORMAT
+    ended: Ended = "complete"
+    trials: list[Trial] = []
+    accepted: dict[str, int] = {}
+    """Setting to the number of the trial that decided it."""
+    verification: Trial | None = None
+
+    @property
+    def verified(self) -> bool:
+        return self.verification is not None and self.verification.result == "kept"
+
+    def trial(self, key: str) -> Trial:
+        """The one that a value was accepted by."""
+        return next(trial for trial in self.trials if trial.number == self.accepted[key])
+
+    def encoded(self) -> str:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1).decode() + "\n"
+
+
+class EvidenceError(ValueError):
+    """A file that is no evidence; the message is one line."""
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Raises EvidenceError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Evidence)
+    except OSError as error:
+        raise EvidenceError(f"{path}: cannot be read: {error.strerror}") from error
+    except msgspec.MsgspecError as error:
+        raise EvidenceError(f"{path}: not the evidence of a poise tune: {error}") from error
+
+
+def as_trial(
+    number: int,
+    key: str,
+    values: tuple[Value, Value],
+    method: Method,
+    result: Result,
+    verdict: Verdict,
+    measured: Measured | None = None,
+    took_s: float = 0.0,
+) -> Trial:
+    return Trial(
+        number=number,
+        key=key,
+        before=values[0],
+        after=values[1],
+        method=method,
+        result=result,
+        reason=verdict.reason,
+        target=verdict.target,
+        guards=verdict.guards,
+        seeds=measured.seeds if measured else (),
+        failed=measured.failed if measured else (0, 0),
+        took_s=round(took_s, 1),
+        estimates=tuple(measured.estimates) if measured else (),
+    )

@@ -1,0 +1,175 @@
+"""The live judge: two servers, the settings in force and a candidate's, under the same load in alternating rounds.
+
+Only one of them is under load at a time; who goes first changes from round to round; each round has a seed of its own, and both
+get the requests of that seed. Servers stay for as long as their settings are asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from poise.bench.comparison import Estimate, compare
+from poise.bench.document import run_as_json
+from poise.bench.report import group_reports
+from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
+from poise.bench.target import TargetError, new_session
+from poise.config import LoadedSettings
+from poise.engine.journal import JournalError
+from poise.sim.calibrate import Calibration, calibrate
+from poise.tune.children import CannotMeasure, Server
+from poise.tune.goal import Measured, count_failed
+from poise.tune.knobs import Changes
+
+PAUSE_S = 2.0
+PAUSE_SHARE = 0.1
+HOPELESS_ROUNDS = 3
+"""After so many rounds a target that does not even look better is given up: this can only refuse, never accept."""
+START_S = 6.0
+"""What starting a server takes, before it is known."""
+
+Round = dict[str, Any]
+"""A round as `poise bench --json` has it."""
+
+
+@dataclass(slots=True)
+class LiveJudge:
+    """See the module's text. Close it to end its servers. `turn_s` is what one server's turn takes, as far as it is known."""
+
+    loaded: LoadedSettings
+    source: ScenarioSource
+    folder: Path
+    rounds: int
+    turn_s: float = 0.0
+    _servers: dict[str, Server] = field(default_factory=dict)
+    _n_turns: int = 0
+
+    @property
+    def pause_s(self) -> float:
+        """Rest before each server's turn, in proportion to short ones."""
+        return min(PAUSE_S, PAUSE_SHARE * self.source.scenario.duration_s)
+
+    def cost_s(self, rounds: int | None = None) -> float:
+        """What a comparison will take."""
+        scenario = self.source.scenario
+        turn_s = self.turn_s or scenario.duration_s + scenario.drain_s / 2 + scenario.warmup_requests
+        return START_S + 2 * (rounds or self.rounds) * (turn_s + self.pause_s)
+
+    def compare(
+        self,
+        before: Changes,
+        after: Changes,
+        seed: int,
+        hopeless: Callable[[list[Estimate]], bool],
+        until: float = float("inf"),
+    ) -> Measured:
+        """Raises CannotMeasure. It stops where `hopeless` says so, and before a round that would end after `until`."""
+        try:
+            return self._compare(before, after, seed, hopeless, until)
+        except CannotMeasure:
+            self.close()  # one of them may be lost: what comes next begins with new ones
+            raise
+
+    def _compare(
+        self, before: Changes, after: Changes, seed: int, hopeless: Callable[[list[Estimate]], bool], until: float
+    ) -> Measured:
+        urls = {OURS: self._server(after, keep=before).url, THEIRS: self._server(before, keep=after).url}
+        done: list[Round] = []
+        stopped = ""
+        for number in range(self.rounds):
+            began = time.monotonic()
+            if began + 2 * (self.turn_s + self.pause_s) > until:
+                stopped = "the time was over"
+                break
+            sides = dict(reversed(urls.items())) if number % 2 else urls
+            done.append(self._round(sides, seed + number))
+            self._learn((time.monotonic() - began) / 2 - self.pause_s)
+            estimates, _ = compare(done, THEIRS, done, OURS)
+            if number + 1 < self.rounds and number + 1 >= HOPELESS_ROUNDS and hopeless(estimates):
+                stopped = f"no better after {number + 1} rounds"
+                break
+        estimates, _ = compare(done, THEIRS, done, OURS)
+        failed = tuple(count_failed([one["sides"][side] for one in done]) for side in (THEIRS, OURS))
+        seeds = tuple(one["seed"] for one in done)
+        return Measured(estimates, seeds, (failed[0], failed[1]), stopped=stopped)
+
+    def calibrate(self, changes: Changes, seed: int) -> tuple[Calibration, int]:
+        """What the steps of a server with these settings cost under this load, and what the chat template adds to a prompt."""
+        url = self._server(changes, keep=changes).url
+        return calibration(url, self._round({OURS: url}, seed))
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.end()
+        self._servers.clear()
+
+    def _server(self, changes: Changes, keep: Changes) -> Server:
+        """The server with these settings; those that are needed no more are ended first, to have their memory."""
+        wanted, kept = _key(changes), _key(keep)
+        for key in [key for key in self._servers if key not in (wanted, kept)]:
+            self._servers.pop(key).end()
+        if wanted not in self._servers:
+            self._servers[wanted] = Server(self.loaded, changes, self.folder)
+        return self._servers[wanted]
+
+    def _round(self, urls: Mapping[str, str], seed: int) -> Round:
+        return live_round(self.source, urls, seed, self.pause_s)
+
+    def _learn(self, turn_s: float) -> None:
+        self._n_turns += 1
+        self.turn_s += (turn_s - self.turn_s) / self._n_turns
+
+
+def live_round(source: ScenarioSource, urls: Mapping[str, str], seed: int, pause_s: float = PAUSE_S) -> Round:
+    """One round of each server in turn, after a rest. Raises CannotMeasure when a server is lost."""
+    time.sleep(pause_s)
+    options = RunOptions(
+        sources=(source,),
+        urls=dict(urls),
+        extensions=dict.fromkeys(urls, True),
+        n_rounds=1,
+        seed=seed,
+        text_seed=secrets.randbits(31),
+        pause_s=pause_s,
+    )
+    benchmark = Benchmark(options, lambda *_: None)
+    try:
+        asyncio.run(benchmark.run())
+    except TargetError as error:
+        raise CannotMeasure(str(error)) from error
+    (run,) = benchmark.runs
+    found: Round = msgspec.to_builtins(run_as_json(run, group_reports(run)))["rounds"][0]
+    return found
+
+
+def _key(changes: Changes) -> str:
+    return msgspec.json.encode(changes, order="sorted").decode()
+
+
+def calibration(url: str, done: Round) -> tuple[Calibration, int]:
+    """What a server's steps cost, by its flight recorder, and what the chat template adds to a prompt, by its last round.
+
+    Raises CannotMeasure.
+    """
+    requests = done["sides"][OURS]["requests"]
+    extra = sorted(r["prompt_tokens"] - r["prompt_tokens_planned"] for r in requests if r["prompt_tokens"] is not None)
+    try:
+        found = calibrate(asyncio.run(_journal(url)))
+    except JournalError as error:
+        raise CannotMeasure(f"the simulator cannot be calibrated: {error}") from error
+    return found, max(0, extra[len(extra) // 2]) if extra else 0
+
+
+async def _journal(url: str) -> list[str]:
+    async with new_session() as session, session.get(f"{url}/admin/journal") as response:
+        text = await response.text()
+        if response.status != 200:
+            raise CannotMeasure(f"the flight recorder cannot be read: {response.status} {text[:200]}")
+        return text.splitlines()

@@ -1,0 +1,225 @@
+"""The tuning loop: one change at a time, kept only when it is measured to be better; then all of it against the untuned settings.
+
+1. Engine knobs come first, each candidate against the settings in force, judged by forward passes.
+2. Policy knobs: the simulator foretells all candidates; what it finds worse or no better is dropped. The rest goes to the live
+   judge, the most promising first. After a change that was kept, the simulator is asked again, against the new settings.
+3. What is kept is in force for everything that comes after it. Every comparison has seeds of its own.
+4. At the end the untuned settings run against all that was kept, on new seeds. Its time is set aside from the beginning: no
+   trial starts that would leave too little.
+5. When the time is over or Ctrl-C comes, what was found so far stands, and is not verified.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+from poise.bench.comparison import Estimate
+from poise.tune.children import CannotMeasure
+from poise.tune.evidence import Ended, Method, Result, Trial, as_trial
+from poise.tune.goal import Goal, Measured, Verdict, gain, pass_goal
+from poise.tune.knobs import Changes, Knob, Value
+
+SEEDS_APART = 1000
+"""Between the first seeds of two comparisons; more than a comparison has rounds."""
+
+
+class Measures(Protocol):
+    """How candidates are measured. `until` is a moment of the loop's clock; each may raise CannotMeasure."""
+
+    def cost_s(self, method: Method, knob: Knob | None) -> float:
+        """What a comparison will take; without a knob, the verification."""
+        ...
+
+    def passes(self, before: Changes, after: Changes, knob: Knob, until: float) -> Measured: ...
+
+    def forecast(self, before: Changes, after: Changes, seed: int) -> Measured: ...
+
+    def live(
+        self,
+        before: Changes,
+        after: Changes,
+        seed: int,
+        hopeless: Callable[[list[Estimate]], bool],
+        until: float,
+    ) -> Measured: ...
+
+
+class _TimeOver(Exception):
+    pass
+
+
+@dataclass(slots=True)
+class Tuner:
+    """Runs once. `trials`, `kept` and `ended` are valid at any time, also after an exception."""
+
+    measures: Measures
+    goal: Goal
+    clock: Callable[[], float]
+    until: float
+    seed: int
+    say: Callable[[str], None]
+    trials: list[Trial] = field(default_factory=list)
+    kept: Changes = field(default_factory=dict)
+    accepted: dict[str, int] = field(default_factory=dict)
+    verification: Trial | None = None
+    ended: Ended = "complete"
+    _n_comparisons: int = 0
+
+    def run(self, found: Sequence[Knob]) -> None:
+        """Tries the knobs, then verifies what was kept."""
+        try:
+            for knob in [knob for knob in found if knob.stage == "engine"]:
+                self._try_engine(knob)
+            self._try_policy([knob for knob in found if knob.stage == "policy"])
+        except _TimeOver:
+            self.ended = "time"
+        except KeyboardInterrupt:
+            self.ended = "interrupted"
+            return
+        try:
+            self._verify()
+        except KeyboardInterrupt:
+            self.ended = "interrupted"
+
+    def _try_engine(self, knob: Knob) -> None:
+        for value in knob.candidates:
+            self._check_time("passes", knob)
+            before, until = dict(self.kept), self._reserved_until()
+            measure = partial(self.measures.passes, before, before | {knob.key: value}, knob, until)
+            self._compare(knob, value, "passes", measure, judge_passes)
+
+    def _try_policy(self, found: Sequence[Knob]) -> None:
+        candidates = [(knob, value) for knob in found for value in knob.candidates]
+        while candidates:
+            promising = self._foretell(candidates)
+            if not promising:
+                return
+            candidates = []
+            for place, (knob, value) in enumerate(promising):
+                self._check_time("live", knob)
+                if self._judge(knob, value):
+                    rest = promising[place + 1 :]
+                    # Another value of the same setting is foretold against the one that was kept.
+                    candidates = [(other, candidate) for other, candidate in rest if candidate != self._current(other)]
+                    break
+
+    def _foretell(self, candidates: Sequence[tuple[Knob, Value]]) -> list[tuple[Knob, Value]]:
+        """Those worth a live comparison, best first; equal ones in the order of the knobs."""
+        found: list[tuple[float, int, Knob, Value]] = []
+        seed = self._new_seed()
+        for place, (knob, value) in enumerate(candidates):
+            self._check_time("simulator", knob)
+            trial = self._compare(
+                knob,
+                value,
+                "simulator",
+                partial(self.measures.forecast, dict(self.kept), self.kept | {knob.key: value}, seed),
+                self.goal.is_promising,
+            )
+            if trial.result == "promising" and trial.target is not None:
+                found.append((-gain(trial.target), place, knob, value))
+        return [(knob, value) for _, _, knob, value in sorted(found, key=lambda entry: entry[:2])]
+
+    def _judge(self, knob: Knob, value: Value) -> bool:
+        seed = self._new_seed()
+        before, after = dict(self.kept), self.kept | {knob.key: value}
+        until = self._reserved_until()
+        trial = self._compare(
+            knob,
+            value,
+            "live",
+            partial(self.measures.live, before, after, seed, self.goal.is_hopeless, until),
+            self.goal.judge,
+        )
+        return trial.result == "kept"
+
+    def _verify(self) -> None:
+        """All that was kept against the untuned settings. It is never cut short: its figures are what the file tells."""
+        if not self.kept:
+            return
+        seed, began = self._new_seed(), self.clock()
+        try:
+            measured = self.measures.live({}, dict(self.kept), seed, lambda _: False, float("inf"))
+            verdict = self.goal.judge(measured)
+            result: Result = "kept" if verdict.kept else "refused"
+        except CannotMeasure as error:
+            measured, verdict, result = None, Verdict(False, str(error), None), "failed"
+        self.verification = as_trial(
+            len(self.trials) + 1, "", ("", ""), "live", result, verdict, measured, self.clock() - began
+        )
+        self.say(self.verification.line())
+
+    def _compare(
+        self,
+        knob: Knob,
+        value: Value,
+        method: Method,
+        measure: Callable[[], Measured],
+        judge: Callable[[Measured], Verdict],
+    ) -> Trial:
+        """One trial, noted and told. What passes it is in force from then on, unless it is only a prediction."""
+        began, current = self.clock(), self._current(knob)
+        measured: Measured | None = None
+        try:
+            measured = measure()
+            verdict = judge(measured)
+            result: Result = "refused" if not verdict.kept else "promising" if method == "simulator" else "kept"
+        except CannotMeasure as error:
+            verdict, result = Verdict(False, str(error), None), "skipped"
+        except KeyboardInterrupt:
+            self._note(knob, (current, value), method, "interrupted", Verdict(False, "Ctrl-C", None), None, began)
+            raise
+        trial = self._note(knob, (current, value), method, result, verdict, measured, began)
+        if result == "kept":
+            self.kept[knob.key] = value
+            self.accepted[knob.key] = trial.number
+        return trial
+
+    def _note(
+        self,
+        knob: Knob,
+        values: tuple[Value, Value],
+        method: Method,
+        result: Result,
+        verdict: Verdict,
+        measured: Measured | None,
+        began: float,
+    ) -> Trial:
+        trial = as_trial(
+            len(self.trials) + 1, knob.key, values, method, result, verdict, measured, self.clock() - began
+        )
+        self.trials.append(trial)
+        self.say(trial.line())
+        return trial
+
+    def _current(self, knob: Knob) -> Value:
+        return self.kept.get(knob.key, knob.current)
+
+    def _check_time(self, method: Method, knob: Knob) -> None:
+        if self.clock() + self.measures.cost_s(method, knob) > self._reserved_until():
+            raise _TimeOver
+
+    def _reserved_until(self) -> float:
+        """The end of the time less the verification's part."""
+        return self.until - self.measures.cost_s("live", None)
+
+    def _new_seed(self) -> int:
+        self._n_comparisons += 1
+        return self.seed + SEEDS_APART * self._n_comparisons
+
+
+def judge_passes(measured: Measured) -> Verdict:
+    """The first of the figures is the mean of all passes, the others are the passes."""
+    return pass_goal([estimate.figure for estimate in measured.estimates[1:]]).judge(measured)
+
+
+def in_order(found: Sequence[Knob]) -> Iterator[tuple[Knob, Value]]:
+    """Every candidate, as the plan lists them."""
+    for stage in ("engine", "policy"):
+        for knob in found:
+            if knob.stage == stage:
+                for value in knob.candidates:
+                    yield knob, value

@@ -1,0 +1,55 @@
+"""Where figures of tuning come from: the host, the versions, and the model that is really served."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from poise.bench import origin
+from poise.config import Settings
+from poise.llama import library
+from poise.llama.digest import file_digest
+from poise.llama.fit import model_path
+from poise.llama.gguf import ModelError
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Raises ModelError when there is no such model, and EngineLibraryError."""
+    path = model_path(settings)
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise ModelError(path, f"cannot be read: {error.strerror}") from error
+    found: dict[str, Any] = msgspec.to_builtins(
+        {
+            "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": origin.host(),
+            "versions": origin.versions() | {"llama.cpp": library.load().version().decode()},
+            "commit": origin.commit(),
+            "model": {"path": str(path), "sha256": digest},
+        }
+    )
+    return found
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is not as it was when figures were measured, in words."""
+    found = []
+    for what, place in (("cpu", ("host", "cpu")), ("cores", ("host", "n_cpus_usable")), ("model", ("model", "sha256"))):
+        old, new = (_at(document, place) for document in (before, now))
+        if old != new:
+            found.append(f"{what}: measured with {old}, now {new}")
+    for name in ("poise", "llama.cpp"):
+        old, new = (_at(document, ("versions", name)) for document in (before, now))
+        if old != new:
+            found.append(f"version of {name}: measured with {old}, now {new}")
+    return found
+
+
+def _at(document: dict[str, Any], place: tuple[str, ...]) -> Any:
+    found: Any = document
+    for name in place:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found

@@ -1,0 +1,136 @@
+"""`poise tune` and `poise capacity` with real servers, a tiny load and a budget of seconds; no process is left."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from poise.config import load
+from tests.e2e.server import run_poise
+
+pytestmark = pytest.mark.slow
+
+SCENARIO = """
+name = "tiny"
+description = "A chat and a job, for seconds."
+duration_s = 2.0
+drain_s = 2.0
+warmup_requests = 1
+
+[[clients]]
+name = "chat"
+tenant = "chat"
+class = "interactive"
+arrival = { kind = "closed" }
+prompt_tokens = 30
+output_tokens = 8
+
+[[clients]]
+name = "job"
+tenant = "job"
+class = "background"
+arrival = { kind = "closed" }
+prompt_tokens = 30
+output_tokens = 30
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(SCENARIO)
+    return tmp_path
+
+
+# One thread and as little as possible to be measured at a start: it has to be quick, not to be the best.
+SETTINGS = (
+    "engine.threads=1", "model.weights=as-is", "pools.long.flash_attention=off", "pools.short.flash_attention=on",
+)  # fmt: skip
+
+
+def tune(*arguments: str) -> list[str]:
+    settings = [part for setting in SETTINGS for part in ("--set", setting)]
+    return [
+        "tune",
+        "--scenario",
+        "tiny.toml",
+        "--minutes",
+        "3",
+        "--guard",
+        "all.output_tokens_per_s>=0.1",
+        *settings,
+        *arguments,
+    ]
+
+
+def test_the_whole_path(folder: Path) -> None:
+    """Passes, calibration, simulator, perhaps live servers; a file that loads; then the live judge on a value of that file."""
+    knobs = ("--knob", "pools.short.flash_attention", "--knob", "scheduler.turn_ms")
+    done = run_poise(*tune(*knobs), cwd=folder, timeout_s=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    evidence = json.loads((folder / "poise.tuned.json").read_text())
+    methods = [(trial["method"], trial["result"]) for trial in evidence["trials"]]
+    assert any(method == "passes" and result in ("kept", "refused") for method, result in methods)
+    assert [method for method, _ in methods].count("simulator") >= 2
+    assert "simulator calibrated from one live round" in done.stdout
+    load(folder / "poise.tuned.toml", {}, {})
+
+    (folder / "poise.tuned.toml").write_text("[scheduler]\nturn_ms = 1000\n")
+    checked = run_poise(*tune("--check"), cwd=folder, timeout_s=280)
+    assert checked.returncode in (0, 1), checked.stdout + checked.stderr
+    assert "scheduler.turn_ms = 1000: " in checked.stdout
+    assert "interactive.ttft_ms_p95 x" in checked.stdout
+
+
+def test_interrupted_and_killed(folder: Path) -> None:
+    """After Ctrl-C the files are written and every process has ended; after `kill -9` every process ends as well."""
+    for number, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        command = [sys.executable, "-m", "poise", *tune("--knob", "scheduler.turn_ms")]
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            children = _server_of(process.pid)
+            process.send_signal(number)
+            assert process.wait(60) == code
+        finally:
+            process.kill()
+            assert process.stdout is not None
+            process.stdout.close()
+        gone, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive
+        assert len(gone) == len(children)
+        if number == signal.SIGINT:
+            assert json.loads((folder / "poise.tuned.json").read_text())["ended"] == "interrupted"
+
+
+def test_capacity_within_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It measures what the time allows, records it, and shows it beside the limits."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
+    done = run_poise("capacity", "--minutes", "0.2", "--round-s", "1", cwd=folder, timeout_s=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (record,) = json.loads((folder / "state" / "poise" / "capacity.json").read_text()).values()
+    assert record["interactive"]["slots"] == 12
+    assert record["context_tokens"] is None
+    shown = run_poise("capacity", "show", cwd=folder)
+    assert "classes.interactive.slots_max" in shown.stdout
+    refused = run_poise(
+        "serve", "--port", "0", "--set", "server.require_measured=true", "--set", "pools.long.slots=3", cwd=folder
+    )
+    assert refused.returncode == 2
+    assert "pools.long.slots = 3 (command line --set pools.long.slots) is above" in refused.stderr
+
+
+def _server_of(pid: int) -> list[psutil.Process]:
+    """The processes below a tuning run, once it has a server with its engine."""
+    until = time.monotonic() + 240
+    while time.monotonic() < until:
+        children = psutil.Process(pid).children(recursive=True)
+        if len(children) >= 2:
+            return children
+        time.sleep(0.05)
+    raise AssertionError("no server was started")

@@ -1,0 +1,61 @@
+"""Limits above what was measured, at a start and in `poise doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from poise.config import LoadedSettings, load
+from poise.gateway import doctor, serve
+from poise.gateway.doctor import Grade
+from poise.llama.capacity import Load, Record, write_record
+from tests.llama.gguf_files import write_gguf
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small model, for which four requests at once were measured."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("CONFIG", "STATE", "CACHE"):
+        monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
+    path = write_gguf(tmp_path / "tiny.gguf")
+    four = Load(4, 5, 12, 1.0)
+    record = Record("2026-11-26", {}, {}, {}, [], four, four, four, 8192, {})
+    write_record(loaded(path).settings, path, record)
+    return path
+
+
+def loaded(model: Path, **changes: object) -> LoadedSettings:
+    given = {key.replace("__", "."): value for key, value in changes.items()}
+    return load(None, {}, {"model.path": str(model)} | given)
+
+
+def test_a_start_warns_or_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same text; a start within what was measured says nothing."""
+    serve._check_capacity(loaded(model), model)
+    assert capsys.readouterr().err == ""
+    serve._check_capacity(loaded(model, classes__background__slots_max=5), model)
+    warning = capsys.readouterr().err.strip()
+    assert warning.startswith("poise: warning: classes.background.slots_max = 5 (command line")
+    changes = {"classes.background.slots_max": 5, "server.require_measured": True}
+    with pytest.raises(serve._AboveMeasured) as refused:
+        serve._check_capacity(loaded(model).varied(changes), model)
+    assert str(refused.value) == warning.removeprefix("poise: warning: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "grade", "text"),
+    [
+        ({}, Grade.OK, "measured 2026-11-26; no limit is set above it"),
+        ({"classes__background__slots_max": 5}, Grade.WARNING, "classes.background.slots_max = 5 (command line"),
+        ({"engine__threads": 1}, Grade.OK, "not measured; `poise capacity` tells"),
+        ({"engine__threads": 1, "server__require_measured": True}, Grade.BAD, "nothing was measured on this host"),
+    ],
+)
+def test_doctor(model: Path, changes: dict[str, object], grade: Grade, text: str) -> None:
+    """One finding, with what to do where something is above."""
+    (finding,) = doctor._capacity(loaded(model, **changes))
+    assert finding.grade is grade
+    assert text in finding.text
+    assert (finding.remedy != "") == (grade is not Grade.OK)
