@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/measure_dashboard.py [--rounds N] [--seconds S] [--streams N] [--browser]
 
-Starts a server of the default model. In each round the same number of streams runs for some seconds twice, in random order: alone, and
+Starts a server of the default model. In each round streams run for some seconds twice, in random order: alone, and
 beside a dashboard, which is a program that asks for what the page asks for, as often; with --browser it is Chromium on this
 machine, which also has to draw. Prints gap p50 and p99 and tokens a second of both, and the median ratio with its spread.
 """
