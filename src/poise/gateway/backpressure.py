@@ -26,6 +26,8 @@ TRANSPORT = "poise.transport"
 """Where the protocol leaves the connection's transport in the scope."""
 POLL_FIRST_S, POLL_MAX_S = 0.02, 0.5
 """A stalled socket is looked at this often, less and less: nothing tells when a client has read."""
+POLL_SHARE, POLL_STUCK_S = 1 / 20, 2.0
+"""Who has been stuck for long is looked at less often still: hundreds of them are not to cost the others anything."""
 CHUNK_BYTES = 8192
 """A stream is given about that much at once."""
 
@@ -99,7 +101,7 @@ async def until_room(outlet: Outlet, follower: Follower, allowed: Patience, metr
                 raise ReaderStuck
             _set_lag(follower, 2 if stalled_s >= allowed.stall_swap_s else 1)
             await asyncio.sleep(min(pause_s, allowed.stall_end_s - stalled_s))
-            pause_s = min(2 * pause_s, POLL_MAX_S)
+            pause_s = min(2 * pause_s, max(POLL_MAX_S, min(POLL_STUCK_S, POLL_SHARE * stalled_s)))
     finally:
         metrics.n_stalled -= 1
     _set_lag(follower, 0)
