@@ -3,10 +3,10 @@
     .venv/bin/python scripts/measure_cancels.py [--requests N] [--clients N] [--seed N]
 
 Starts a server of the default model with four slots, so that requests are cancelled while they wait, are read, are answered,
-are paused by an operator or are swapped out. Half of them are cancelled by request, half by a client that closes its connection.
-Prints the cancel latency (from taking a choice back to the engine's word that its slot and cells are free), and exits with 1
-unless the books are clean in the end: no slot, no cell and no swapped entry is anybody's, no record is live, and the engine is the
-one that began.
+are paused by an operator or are swapped out. Half of them are cancelled by request, half by a client that closes its
+connection. Prints the cancel latency (from taking a choice back to the engine's word that its slot and cells are free), and
+exits with 1 unless the books are clean in the end: no slot, no cell and no swapped entry is anybody's, no record is live, and the
+engine is the one that began.
 """
 
 from __future__ import annotations

@@ -133,12 +133,12 @@ def test_a_cancel_frees_the_slot(streams_server: PoiseServer, where: str) -> Non
 
 
 def test_hundreds_of_random_cancels_leave_the_books_clean(streams_server: PoiseServer) -> None:
-    """By request, by a client that leaves, before, in and after the queue; for half a minute at most."""
+    """By request, by a client that leaves, before, in and after the queue; for ten seconds at most."""
     draw = random.Random(11)
     jobs = [
         (i, draw.choice(["cancel", "leave"]), draw.choice([0.0, 0.0, 0.05, 0.3]), draw.randrange(3)) for i in range(300)
     ]
-    until = time.monotonic() + 30
+    until = time.monotonic() + 10
 
     def one(job: tuple[int, str, float, int]) -> int:
         number, how, pause_s, kind = job
@@ -163,7 +163,7 @@ def test_hundreds_of_random_cancels_leave_the_books_clean(streams_server: PoiseS
     with ThreadPoolExecutor(12) as threads:
         n_done = sum(threads.map(one, jobs))
     print(f"{n_done} requests were cancelled")
-    assert n_done >= 50
+    assert n_done >= 20
     streams_server.eventually(lambda: clean(streams_server), "nothing is left behind")
     assert streams_server.get("/health")[1]["restarts"] == 0
 

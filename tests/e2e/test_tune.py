@@ -62,6 +62,8 @@ def tune(*arguments: str) -> list[str]:
         "tiny.toml",
         "--minutes",
         "3",
+        "--round-s",
+        "1",
         "--guard",
         "all.output_tokens_per_s>=0.1",
         *settings,
