@@ -20,7 +20,7 @@ from poise.llama.model import Model
 from poise.llama.pace import Pace
 from poise.llama.quality import Quality, TooSlow
 from poise.llama.requantise import WeightsFolder
-from poise.llama.weights import AS_IS, Chooser, to_json, to_text
+from poise.llama.weights import AS_IS, SLOW_STARTS, Chooser, to_json, to_text
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 pytestmark = pytest.mark.slow  # a decision depends on the library's version, so llama.cpp has to be there
@@ -186,10 +186,23 @@ def test_a_cache_that_cannot_be_written_serves_the_source(
 
 
 def test_a_host_that_is_too_slow_to_check_serves_the_source(lab: Lab) -> None:
-    """That is remembered: every start would try for minutes."""
+    """It may have been busy: the next starts try again. After some, it is remembered: every start would try for minutes."""
     lab.found = {Q8: (TooSlow(300.0), FAST)}
-    assert "would take 300 s more" in lab.chooser().choose().reason
-    assert lab.chooser().planned().decision is not None
+    for n_compared in range(1, SLOW_STARTS + 1):
+        assert lab.chooser().planned().decision is None
+        assert "would take 300 s more" in lab.chooser().choose().reason
+        assert lab.compared == [Q8] * n_compared
+    assert "would take 300 s more" in lab.chooser().planned().reason
+    lab.chooser().choose()
+    assert len(lab.compared) == SLOW_STARTS
+
+
+def test_a_host_that_was_busy_at_its_first_start_decides_at_the_next(lab: Lab) -> None:
+    lab.found = {Q8: (TooSlow(300.0), FAST)}
+    assert lab.chooser().choose().name == AS_IS
+    lab.found = {Q8: (GOOD, FAST), MIXED: (BAD, FASTER)}
+    assert lab.chooser().choose().name == Q8
+    assert lab.chooser().planned().name == Q8
 
 
 @pytest.mark.parametrize(("model", "why"), [({"weights": "as-is"}, "as-is"), ({}, "Q4_0 already")])

@@ -40,6 +40,8 @@ from poise.llama.requantise import CannotMake, WeightsFolder, remove
 log = logging.getLogger(__name__)
 
 AS_IS = "as-is"
+SLOW_STARTS = 3
+"""After so many starts without the time to decide it is decided that the file stays as it is."""
 TRIAL_BYTES = 256 << 20
 """What two small contexts and their logits take at most, beside the weights of both models."""
 
@@ -54,6 +56,8 @@ class Trial(msgspec.Struct, frozen=True):
     quality: Quality | None = None
     pace: Pace | None = None
     n_bytes: int = 0
+    slow: bool = False
+    """There was not enough time to check it: this says more about the host at that moment than about the format."""
 
     @property
     def gain(self) -> float:
@@ -66,6 +70,13 @@ class Decision(msgspec.Struct, frozen=True):
     name: str
     reason: str
     trials: list[Trial] = []
+    n_slow: int = 0
+    """Starts that have tried, where nothing was found because there was not enough time."""
+
+    @property
+    def is_settled(self) -> bool:
+        """False: the next start tries again. A host that is always too slow is not to try at every start for ever."""
+        return not 0 < self.n_slow < SLOW_STARTS
 
     @property
     def wanted(self) -> WeightFormat | None:
@@ -132,7 +143,8 @@ class Chooser:
         header = read_header(self.source)
         decision = self._known(digest)
         if decision is None:
-            decision = self._decide(header, digest)
+            before = self._remembered(digest)
+            decision = self._decide(header, digest, before.n_slow if before is not None else 0)
             write_entry(self.decisions, self._key(digest), msgspec.to_builtins(decision))
         if (wanted := decision.wanted) is not None:
             path = self.folder.path(self.source, digest, wanted)
@@ -145,7 +157,7 @@ class Chooser:
         log.info("weights of %s: %s (%s)", self.source, weights.name, weights.reason)
         return weights
 
-    def _decide(self, header: GgufHeader, digest: str) -> Decision:
+    def _decide(self, header: GgufHeader, digest: str, n_slow: int) -> Decision:
         formats = candidates(header)
         trials: list[Trial] = []
         best: Trial | None = None
@@ -164,7 +176,8 @@ class Chooser:
                 if best is None or wanted.name != best.name:
                     remove(self.folder.path(self.source, digest, wanted))
         if best is None:
-            return Decision(AS_IS, "; ".join(f"{trial.name}: {trial.problem}" for trial in trials), trials)
+            problems = "; ".join(f"{trial.name}: {trial.problem}" for trial in trials)
+            return Decision(AS_IS, problems, trials, n_slow + 1 if any(trial.slow for trial in trials) else 0)
         assert best.quality is not None, best
         reason = f"KL divergence {best.quality.kl:.4f} from the file's, and faster here: {best.pace}"
         return Decision(best.name, reason, trials)
@@ -193,7 +206,7 @@ class Chooser:
                 )
             except TooSlow as slow:
                 took = f"checking it would take {slow.args[0]:.0f} s more, longer than there is time for"
-                return Trial(wanted.name, f"{took} (model.weights_check_s)", n_bytes=n_bytes)
+                return Trial(wanted.name, f"{took} (model.weights_check_s)", n_bytes=n_bytes, slow=True)
             if problem := quality.problem(limits.weights_perplexity_max, limits.weights_kl_max):
                 return Trial(wanted.name, problem, quality, n_bytes=n_bytes)
             pace = compare_pace(source, candidate, threads=self._threads)
@@ -221,6 +234,11 @@ class Chooser:
         return Weights(path, wanted.name, decision.reason, decision)
 
     def _known(self, digest: str) -> Decision | None:
+        """The decision that stands."""
+        decision = self._remembered(digest)
+        return decision if decision is not None and decision.is_settled else None
+
+    def _remembered(self, digest: str) -> Decision | None:
         try:
             decision = msgspec.convert(read_entries(self.decisions).get(self._key(digest)), Decision)
         except msgspec.ValidationError:
