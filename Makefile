@@ -75,7 +75,7 @@ $(BIN)/python:
 
 $(VENV)/.base: pyproject.toml | $(BIN)/python
 	@echo "Installing poise and its libraries into $(VENV) ..."
-	@$(PIP) --editable '.[dashboard]'
+	@$(PIP) --editable '.[dashboard,top]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
