@@ -10,8 +10,9 @@ import pytest
 from poise.config import Settings
 from poise.engine.journal import JournalError
 from poise.scenarios import load_scenario
+from poise.scheduler.budget import BatchShape
 from poise.scheduler.policy import CostPrior
-from poise.sim.calibrate import PARTS, calibrate, robust_fit
+from poise.sim.calibrate import PARTS, _fit_pool, calibrate, robust_fit
 from poise.sim.costs import CostError, Costs, load_costs
 from poise.sim.simulate import Options, simulate
 
@@ -59,6 +60,19 @@ def test_a_busy_host_does_not_spoil_the_fit() -> None:
     weights = robust_fit(features, measured)
     assert features @ weights == pytest.approx(features @ true, rel=0.02)
     assert weights[1:] == pytest.approx(true[1:], rel=0.05)
+
+
+def test_a_few_very_slow_passes_are_drawn_as_rarely_as_they_came() -> None:
+    """One pass in a hundred took ten times as long. Between it and the others there is nothing, so nothing is drawn from there:
+    the mean of what is drawn is the mean of what was measured."""
+    shapes = [BatchShape(decode_tokens=1 + i % 8) for i in range(1000)]
+    batches = [(s, 5000 * s.decode_tokens * (10 if i % 100 == 0 else 1)) for i, s in enumerate(shapes)]
+    fit = _fit_pool(batches)
+    assert sum(fit.noise) / len(fit.noise) == pytest.approx(1.09, rel=0.01)
+    pace = Costs({"short": CostPrior(*fit.weights)}, {"short": fit.noise}).pace(1, lambda: 1.0)
+    drawn = [pace("short", 1000.0) / 1e6 for _ in range(20_000)]
+    assert sum(drawn) / len(drawn) == pytest.approx(1.09, rel=0.03)
+    assert not [factor for factor in drawn if 2 < factor < 9]
 
 
 def test_no_cost_is_negative() -> None:

@@ -7,7 +7,7 @@ A cost file is TOML, written by `poise sim --calibrate` from a live journal and 
     decode_us = 4870.0                    of each decoded token
     prompt_us = 3120.0                    of each prompt token
     attended_us = 0.91                    of each cell that a token attends to
-    noise = [0.93, ..., 1.41]             measured / predicted, at equally spaced quantiles from the least to the greatest
+    noise = [0.93, ..., 1.41]             measured / predicted, the means of groups of equally many passes; each is as likely
 
     [host]
     step_us = 310.0                       of the loop between two forward passes, at the least
@@ -54,11 +54,8 @@ class Costs:
 
         def pace(pool: str, predicted_us: float) -> int:
             factor = slowness()
-            if quantiles := self.noise.get(pool):
-                position = rng.random() * (len(quantiles) - 1)
-                below = int(position)
-                above = min(below + 1, len(quantiles) - 1)
-                factor *= quantiles[below] + (quantiles[above] - quantiles[below]) * (position - below)
+            if groups := self.noise.get(pool):
+                factor *= groups[int(rng.random() * len(groups))]
             return int(predicted_us * factor * 1000)
 
         return pace
