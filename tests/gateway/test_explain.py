@@ -109,6 +109,18 @@ def test_without_a_reached_limit_the_samples_say_what_limited_the_server() -> No
     assert "cannot be told" in (verdict_of(facts(waited())) or "")
 
 
+def test_a_host_that_was_busy_with_something_else_is_told() -> None:
+    """By how much longer than predicted the passes took; a little longer is nothing."""
+    slow, usual = Weather({"compute": 1.0}, ("normal",), 3.14), Weather({"compute": 1.0}, ("normal",), 1.2)
+    said = "The engine's passes took up to 3.1 times as long as predicted in that time."
+    assert said in sentences_of(facts(waited(), weather=slow))
+    assert not [text for text in sentences_of(facts(waited(), weather=usual)) if "predicted" in text]
+    life = Life().queued(0.1).started(0.1).tokens(0.2, 0.22, 0.24, 0.26, 3.3, 3.32).ended(3.4)
+    assert "In that gap, the engine's passes took up to 3.1 times as long as predicted." in sentences_of(
+        facts(life, weather=slow)
+    )
+
+
 def test_a_long_prompt_is_told_with_its_rate_and_what_was_in_its_passes() -> None:
     """Computed and cached tokens, chunks, and the time that went by without a chunk of it."""
     life = Life().queued(0.1).started(0.6, cached=60)

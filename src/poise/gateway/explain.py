@@ -26,6 +26,8 @@ class Weather:
     """Share of the time in which each resource was the limit."""
     levels: tuple[str, ...] = ()
     """The levels it had, in order."""
+    slowest: float = 0.0
+    """In the slowest second, how many times as long as predicted the passes took."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,8 @@ STANDS_OUT_S = 0.5
 """What takes less is nothing that anybody asks about."""
 MOST = 0.5
 AWAYS_TOLD = 5
+SLOW = 1.5
+"""Passes that take so many times as long as predicted: something else has the cores."""
 
 
 def verdict_of(facts: Facts) -> str | None:
@@ -212,6 +214,8 @@ def _causes(facts: Facts, gap: Gap) -> str:
         causes.append(f"a prompt chunk of {size}{each} of {one(gap.chunk)} was computed {taking}")
     if gap.company.n_prompt or gap.company.n_output:
         causes.append(f"others got {work(gap.company)} in all")
+    if gap.weather.slowest >= SLOW:
+        causes.append(f"the engine's passes took up to {gap.weather.slowest:.1f} times as long as predicted")
     if len(gap.weather.levels) > 1:
         causes.append(f"the server's level was {' then '.join(gap.weather.levels)}")
     return joined(causes) if causes else "nothing that is kept happened to it or to others"
@@ -296,6 +300,8 @@ def _weather(weather: Weather, when: str) -> Iterator[str]:
     parts = sorted(((part, name) for name, part in weather.limited.items() if part >= 0.05), reverse=True)
     if parts:
         yield f"What limited the server {when}: {joined([f'{LIMITS.get(name, name)} {share(p)}' for p, name in parts])}."
+    if weather.slowest >= SLOW:
+        yield f"The engine's passes took up to {weather.slowest:.1f} times as long as predicted {when}."
     if weather.levels and weather.levels != ("normal",):
         yield f"The server's level {when} was {' then '.join(weather.levels)}."
 

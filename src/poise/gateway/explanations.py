@@ -67,17 +67,18 @@ class Explainer:
         """The samples are dated, the records are not: their clock counts from any moment."""
         offset_s = time.time() - now_s
         samples = self._history.between(begin_s + offset_s, end_s + offset_s)
-        whole_s = sum(seconds for seconds, _, _ in samples)
+        whole_s = sum(sample.seconds for sample in samples)
         limited: dict[str, float] = {}
-        for seconds, _, shares in samples:
-            for name, part in shares.items():
+        for sample in samples:
+            for name, part in sample.limited.items():
                 if part and whole_s:
-                    limited[name] = limited.get(name, 0.0) + part * seconds / whole_s
+                    limited[name] = limited.get(name, 0.0) + part * sample.seconds / whole_s
         levels: list[str] = []
-        for _, level, _ in samples:
-            if levels[-1:] != [level]:
-                levels.append(level)
-        return Weather(limited, tuple(levels))
+        for sample in samples:
+            if levels[-1:] != [sample.level]:
+                levels.append(sample.level)
+        slowest = max((sample.cost_ratio for sample in samples if sample.cost_ratio is not None), default=0.0)
+        return Weather(limited, tuple(levels), slowest)
 
 
 def figures_of(facts: Facts) -> dict[str, Any]:

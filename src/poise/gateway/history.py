@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 from starlette.requests import Request
@@ -29,12 +30,27 @@ _SINCE_DIGITS_MAX = 15
 _ELAPSED_S_MIN = 0.001
 
 
+class _Steps(msgspec.Struct):
+    cost_ratio: float | None = None
+
+
 class _Told(msgspec.Struct):
     """Of a sample, what explanations read."""
 
     at: float
     level: str
     limited: dict[str, float]
+    steps: _Steps | None = None
+
+
+class Glimpse(NamedTuple):
+    """Of a sample: for how many `seconds` of the asked time it counts, the level, the share of its time for each resource that
+    limited progress, and how many times as long as predicted its passes took (None: there were none)."""
+
+    seconds: float
+    level: str
+    limited: dict[str, float]
+    cost_ratio: float | None
 
 
 class History:
@@ -79,16 +95,16 @@ class History:
             await asyncio.sleep(due_s - time.monotonic())
             self.sample()
 
-    def between(self, begin_at: float, end_at: float) -> list[tuple[float, str, dict[str, float]]]:
-        """Of each sample of some span of time (Unix seconds), the oldest first: for how many seconds it counts, the level, and
-        the share of its time for each resource that limited progress."""
+    def between(self, begin_at: float, end_at: float) -> list[Glimpse]:
+        """Of each sample of some span of time (Unix seconds), the oldest first."""
         found = []
         for raw in reversed(self._samples):
             told = msgspec.json.decode(raw, type=_Told)
             if told.at <= begin_at:
                 break
             if (seconds := min(end_at, told.at) - max(begin_at, told.at - PERIOD_S)) > 0:
-                found.append((seconds, told.level, told.limited))
+                ratio = told.steps.cost_ratio if told.steps is not None else None
+                found.append(Glimpse(seconds, told.level, told.limited, ratio))
         return found[::-1]
 
     async def answer(self, request: Request) -> Response:
