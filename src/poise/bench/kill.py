@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -54,7 +55,12 @@ class EngineKiller:
         if self._parent is None or not psutil.pid_exists(self._parent):
             return None
         children = psutil.Process(self._parent).children()
-        return next((c for c in children if c.pid != self._pid and c.cmdline() == self._command), None)
+        return next((c for c in children if c.pid != self._pid and same_command(c.cmdline(), self._command)), None)
+
+
+def same_command(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Numbers aside: an engine is told its file descriptors, and the next one has others."""
+    return [part for part in one if not part.isdigit()] == [part for part in other if not part.isdigit()]
 
 
 async def _pid_from_status(session: aiohttp.ClientSession, url: str) -> int | None:
