@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -28,6 +29,8 @@ class AuditMetrics:
             "Entries of the audit log that could not be written, or found its queue full.",
             registry=registry,
         )
+        self._lock = threading.Lock()
+        """The log's writer tells in its own thread, whoever finds the queue full in another."""
         self.n_lost = 0
         self._worst_s = 0.0
         self.n_queued: Callable[[], int] = lambda: 0
@@ -45,14 +48,17 @@ class AuditMetrics:
     def worked(self, part: str, seconds: float) -> None:
         """May be called from any thread."""
         self._disk.labels(part).observe(seconds)
-        self._worst_s = max(self._worst_s, seconds)
+        with self._lock:
+            self._worst_s = max(self._worst_s, seconds)
 
     def take_worst_s(self) -> float:
         """The longest piece of work that ended since this was last asked."""
-        worst_s, self._worst_s = self._worst_s, 0.0
+        with self._lock:
+            worst_s, self._worst_s = self._worst_s, 0.0
         return worst_s
 
     def lost(self, n_entries: int) -> None:
         """May be called from any thread."""
         self._lost.inc(n_entries)
-        self.n_lost += n_entries
+        with self._lock:
+            self.n_lost += n_entries
