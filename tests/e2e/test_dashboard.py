@@ -36,8 +36,6 @@ def visit(browser: Browser, poise_server: PoiseServer) -> Iterator[Visit]:
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         page = context.new_page()
         watch = PageWatch(page, poise_server.url)
-        # A request that is gone, or a server that explains nothing, has no explanation.
-        watch.allow("/explanation")
         if allowed:
             watch.allow(allowed)
         opened.append((page, watch))

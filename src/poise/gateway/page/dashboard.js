@@ -28,7 +28,7 @@ new Poller(async () => {
     showFacts(status, samples.at(-1));
     showCards(status, samples);
     showSlots(status.pools ?? []);
-    showFindings(status.findings ?? [], requests.open);
+    showFindings(status.findings, requests.open);
     requests.showTenants(status.pools ?? []);
     charts.show(samples);
   } catch (error) {

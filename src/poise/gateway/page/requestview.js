@@ -13,6 +13,7 @@ const DONE = {
   downgrade: "It goes on as background work.",
   cancel: "Cancelled. Its client gets what there is.",
 };
+const EXPLAIN_EVERY_MS = 10_000;
 const KNOWN_FIELDS = ["what", "ms", "tokens", "choice"];
 
 export class RequestView {
@@ -20,7 +21,7 @@ export class RequestView {
   constructor(onClose) {
     this.id = null;
     this.isOver = false;
-    this.explains = true;
+    this.explained = { state: null, atMs: 0 };
     this.onClose = onClose;
     byId("view-close").addEventListener("click", () => this.close());
     byId("view").addEventListener("keydown", ({ key }) => {
@@ -31,6 +32,7 @@ export class RequestView {
   async open(id) {
     this.id = id;
     this.isOver = false;
+    this.explained = { state: null, atMs: 0 };
     this.tell(null, null);
     showSentences([]);
     setText(byId("view-title"), id);
@@ -68,17 +70,20 @@ export class RequestView {
       if (id !== this.id) return;
       this.isOver = request.state === "ended";
       show(request);
+      if (this.isExplained(request.state)) return;
+      const { verdict, sentences } = await getJson(`${path}/explanation`, [], adminKey());
+      if (id === this.id) showSentences([verdict, ...sentences].filter(Boolean));
     } catch (error) {
       if (id === this.id) this.tell(error, null);
-      return;
     }
-    if (!this.explains) return;
-    // Without an explanation there are no sentences, and that is all.
-    const explanation = await getJson(`${path}/explanation`, [], adminKey()).catch((error) => {
-      this.explains = error.code !== "not_found"; // a server that explains nothing is asked once
-    });
-    const { verdict, sentences } = explanation ?? {};
-    if (id === this.id) showSentences([verdict, ...(sentences ?? [])].filter(Boolean));
+  }
+
+  /** An explanation looks at hundreds of other requests: it is asked for when something has changed, and now and then. */
+  isExplained(state) {
+    const now = performance.now();
+    if (state === this.explained.state && now - this.explained.atMs < EXPLAIN_EVERY_MS) return true;
+    this.explained = { state, atMs: now };
+    return false;
   }
 }
 
