@@ -1,0 +1,122 @@
+"""What findings are judged by is gathered from where it is: records, the engine's deaths and status, the audit log's figures."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from msgspec.structs import replace as replaced
+from prometheus_client import CollectorRegistry
+
+from poise.config import Settings
+from poise.gateway.blame import Cause, Death
+from poise.gateway.engine_client import EnginePhase
+from poise.gateway.lookout import Lookout
+from poise.gateway.records import Records
+from poise.metrics.audit import AuditMetrics
+from tests.gateway.fakes import FakeEngine, status
+from tests.gateway.lives import Life
+
+MIB = 1 << 20
+
+
+class Post:
+    """A lookout whose clock the test has."""
+
+    def __init__(self) -> None:
+        self.engine = FakeEngine()
+        self.records = Records(Settings().results)
+        self.audit = AuditMetrics(CollectorRegistry())
+        self.now_s = 100.0
+        self.gateway_bytes = 100 * MIB
+        self.lookout = Lookout(
+            self.engine,
+            self.records,
+            self.audit,
+            rss_bytes=lambda: self.gateway_bytes,
+            clock=lambda: self.now_s,
+        )
+
+    def look(self) -> dict[str, str]:
+        """A second later: what is found, in words."""
+        self.now_s += 1.0
+        self.lookout.look()
+        return {row["finding"]: row["text"] for row in self.lookout.told(named=True)}
+
+
+@pytest.fixture
+def post() -> Post:
+    return Post()
+
+
+def test_a_request_counts_as_held_from_the_first_look_that_saw_it(post: Post) -> None:
+    life = Life("held").started(0.0)
+    post.records.add(life.record)
+    life.record.held = "swap"
+    assert [("reader_stuck" in post.look()) for _ in range(3)] == [False, False, True]
+    (named,), (other,) = post.lookout.told(named=True), post.lookout.told(named=False)
+    assert named["detail"] == {"requests": {"held": 2.0}}
+    assert other == named | {"detail": None}
+    life.record.held = "run"
+    post.look()
+    life.record.held = "pause"
+    post.look()
+    (again,) = post.lookout.told(named=True)
+    assert again["detail"] == {"requests": {"held": 2.0}}, "it has only been held for a moment again"
+
+
+@pytest.mark.parametrize(("why", "found"), [("output", True), ("time", True), ("operator", False)])
+def test_a_downgrade_is_found_unless_an_operator_wanted_it(post: Post, why: str, found: bool) -> None:
+    post.records.add(Life("long").started(0.0).at(1.0, "downgrade", why=why).record)
+    assert ("downgraded" in post.look()) is found
+
+
+def test_engines_that_were_ended_on_purpose_are_no_loop(post: Post) -> None:
+    crash, stop = (Death(Cause.CRASH, -number, "") for number in (signal.SIGSEGV, signal.SIGTERM))
+    for death in (stop, stop, crash):
+        post.engine.listeners[0](death)
+    assert post.look() == {}
+    post.engine.listeners[0](crash)
+    assert "ended 2 times in 120 s (SIGSEGV)" in post.look()["crash_loop"]
+
+
+def test_the_engines_memory_is_that_of_one_engine(post: Post) -> None:
+    """What grows is what nobody accounts for; while there is no engine nothing is known."""
+    for i in range(9):
+        post.engine.state.status = replaced(status(), unaccounted_bytes=20 * i * MIB)
+        if i == 5:
+            phase, post.engine.state.phase = post.engine.state.phase, EnginePhase.RESTARTING
+            post.look()
+            post.engine.state.phase = phase
+        assert post.look() == {}
+    post.engine.state.status = replaced(status(), unaccounted_bytes=180 * MIB)
+    post.look()
+    post.engine.state.status = replaced(status(), unaccounted_bytes=200 * MIB)
+    assert "The engine's memory" in post.look()["memory_growing"]
+
+
+def test_the_gateways_memory_is_without_what_it_keeps(post: Post) -> None:
+    for _ in range(8):
+        life = Life(f"r{post.now_s:.0f}").started(0.0)
+        life.record.texts += ["x" * 10 * MIB]
+        post.records.add(life.record)
+        post.gateway_bytes += 10 * MIB
+        assert post.look() == {}
+    for _ in range(7):
+        post.gateway_bytes += 10 * MIB
+        found = post.look()
+    assert "The gateway's memory" in found["memory_growing"]
+
+
+def test_the_audit_logs_figures_are_asked_each_time(post: Post) -> None:
+    """A slow piece of work is told once it is over, and while it lasts; losses by their number."""
+    post.audit.worked("sync", 1.5)
+    post.audit.lost(3)
+    found = post.look()
+    assert found["disk_slow"].startswith("The disk took 1.5 s")
+    assert found["audit_lost"].endswith("since the start: 3")
+    later = Post()
+    later.audit.busy_s, later.audit.n_queued = lambda: 4.0, lambda: 7
+    assert (
+        later.look()["disk_slow"] == "The disk took 4.0 s for one piece of work of the audit log; entries that wait: 7"
+    )
