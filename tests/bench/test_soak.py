@@ -70,7 +70,7 @@ def test_errors() -> None:
 
 
 def samples(name: str, pid: int, first_s: float, mib: list[float]) -> list[Any]:
-    return [soak.Sample(first_s + 10 * n, name, pid, round(value * MIB)) for n, value in enumerate(mib)]
+    return [soak.Sample(first_s + 10 * n, name, pid, 0, round(value * MIB)) for n, value in enumerate(mib)]
 
 
 def test_memory() -> None:
@@ -86,7 +86,7 @@ def test_memory() -> None:
     reborn = samples("engine", 2, 0, leak) + samples("engine", 3, 400, steady)
     assert soak.check_memory(gateway + reborn, 0.25, 8, 0.25)[1].ok
     assert not soak.check_memory(gateway + samples("engine", 4, 0, [1.0] * 5), 0.25, 8, 0.25)[1].ok
-    stored = [replace(s, rss_bytes=s.rss_bytes + 9 * n * MIB, store_bytes=9 * n * MIB) for n, s in enumerate(gateway)]
+    stored = [replace(s, own_bytes=s.own_bytes + 9 * n * MIB, store_bytes=9 * n * MIB) for n, s in enumerate(gateway)]
     assert soak.check_memory(stored, 0.25, 8, 0.25)[0].ok  # What the store may keep is no leak.
     assert not soak.check_memory([], 0.25, 8, 0.25)[0].ok
 
@@ -105,12 +105,12 @@ def test_books() -> None:
 
 
 def test_the_plan() -> None:
-    """Kills are within the load, as many as asked for, and the same for the same seed."""
+    """Kills are within the first half of the load, as many as asked for, and the same for the same seed."""
     base = load_scenario(ROOT / "scenarios" / "soak.toml")
     plan = soak.planned(base, 2.0, 5, seed=3, drain_s=base.drain_s)
     assert replace(plan, events=(), duration_s=base.duration_s) == base
     assert len(plan.events) == 5
-    assert all(12 <= event.at_s <= 108 for event in plan.events)
+    assert all(12 <= event.at_s <= 60 for event in plan.events)
     assert (
         plan
         == soak.planned(base, 2.0, 5, seed=3, drain_s=base.drain_s)

@@ -97,8 +97,8 @@ def fail(*_: object) -> int:
     return 0
 
 
-def no_memory(*_: object) -> object:
-    raise MemoryError
+def no_memory(*_: object, **__: object) -> object:
+    raise OSError(12, "Cannot allocate memory")
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_a_state_that_cannot_be_carried(
     try:
         with monkeypatch.context() as patch:
             if broken == "memory":
-                patch.setattr("poise.llama.context.np.empty", no_memory)
+                patch.setattr("poise.llama.mapping.mmap.mmap", no_memory)
             else:
                 patch.setattr(runner.model.library, broken, fail)
             with pytest.raises(RunnerError, match=words):

@@ -19,9 +19,13 @@ import numpy.typing as npt
 from poise.engine.ports import Row, RunnerError
 from poise.llama.batch import BatchBuffer
 from poise.llama.library import FLASH_OFF, FLASH_ON, KV_TYPES, ContextPointer
+from poise.llama.mapping import Bytes, allocate
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model, ModelError
 from poise.wire.messages import PoolInfo
+
+STATE_KEPT_BYTES = 32 << 20
+"""The largest buffer for states on their way that a pool keeps; one of a whole long slot may need hundreds of MiB."""
 
 DECODE_PROBLEMS = {
     1: "no room in the KV cells",
@@ -177,7 +181,7 @@ class PoolContext:
         cleared, and the copies are put back. For that moment they take as much memory again. Raises RunnerError; then the
         pool is as it was, or, if a copy could not be put back, unusable.
         """
-        copies: dict[int, npt.NDArray[np.uint8]] = {}
+        copies: dict[int, Bytes] = {}
         try:
             for slot, n_cells in enumerate(self._filled):
                 if n_cells:
@@ -231,7 +235,7 @@ class PoolContext:
         self._check_empty(target)
         self.load(target, self.read_state(source), filled, n_cells)
 
-    def load(self, slot: int, state: npt.NDArray[np.uint8], n_held: int, n_cells: int) -> None:
+    def load(self, slot: int, state: Bytes, n_held: int, n_cells: int) -> None:
         """Put the first `n_cells` of a state's `n_held` cells into an empty slot. Raises RunnerError with the slot empty."""
         self._check_empty(slot)
         self.write_state(slot, state, n_held)
@@ -241,27 +245,23 @@ class PoolContext:
     def _check_empty(self, slot: int) -> None:
         assert self._filled[slot] == 0, f"slot {slot} of pool {self.info.name} is to be filled and is not empty"
 
-    def copy_state(self, slot: int, n_cells: int) -> npt.NDArray[np.uint8]:
+    def copy_state(self, slot: int, n_cells: int) -> Bytes:
         """A slot's state of `n_cells` cells in an array of its own, of exactly its size. Raises RunnerError."""
         filled = self._filled[slot]
         assert 0 < n_cells == filled, f"slot {slot} of pool {self.info.name} holds {filled} cells, not {n_cells}"
-        state = self._allocate(self._library.state_seq_get_size(self.pointer, slot))
+        state = allocate(self._library.state_seq_get_size(self.pointer, slot))
         return self._read_into(state, slot)
 
-    def read_state(self, slot: int) -> npt.NDArray[np.uint8]:
+    def read_state(self, slot: int) -> Bytes:
         """A slot's state, valid until the next call. Raises RunnerError."""
         size = self._library.state_seq_get_size(self.pointer, slot)
+        if size > STATE_KEPT_BYTES:
+            return self._read_into(allocate(size), slot)
         if size > len(self._state):
-            self._state = self._allocate(size + size // 4)
+            self._state = allocate(min(size + size // 4, STATE_KEPT_BYTES))
         return self._read_into(self._state[:size], slot)
 
-    def _allocate(self, size: int) -> npt.NDArray[np.uint8]:
-        try:
-            return np.empty(size, np.uint8)
-        except MemoryError as error:
-            raise RunnerError(f"no memory for {size} bytes of state of pool {self.info.name}") from error
-
-    def _read_into(self, state: npt.NDArray[np.uint8], slot: int) -> npt.NDArray[np.uint8]:
+    def _read_into(self, state: Bytes, slot: int) -> Bytes:
         self._library.log.clear()
         n = self._library.state_seq_get_data(self.pointer, _bytes_at(state), len(state), slot)
         if n != len(state):
@@ -269,7 +269,7 @@ class PoolContext:
             raise RunnerError(f"the state of slot {slot} of pool {self.info.name} could not be read: {reason}")
         return state
 
-    def write_state(self, slot: int, state: npt.NDArray[np.uint8], n_cells: int) -> None:
+    def write_state(self, slot: int, state: Bytes, n_cells: int) -> None:
         """Put a state of `n_cells` cells into a slot, replacing what it held. Raises RunnerError with the slot empty."""
         self._library.log.clear()
         n = self._library.state_seq_set_data(self.pointer, _bytes_at(state), len(state), slot)
@@ -291,7 +291,7 @@ class PoolContext:
             self._library.free(pointer)
 
 
-def _bytes_at(array: npt.NDArray[np.uint8]) -> ctypes._Pointer[ctypes.c_uint8]:
+def _bytes_at(array: Bytes) -> ctypes._Pointer[ctypes.c_uint8]:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 

@@ -1,4 +1,4 @@
-"""The host store's memory: copies of slots' KV state, entry by entry, overwritten before they are given back.
+"""The host store's memory: copies of slots' KV state, entry by entry, overwritten before they are given back to the system.
 
 What may be kept, and for whom, the scheduler decides; here lie only the bytes. A state can be put back into slots of the pool
 it came from: llama.cpp refuses one from a pool with another number of slots, or with flash attention otherwise.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+from poise.llama.mapping import Bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +17,7 @@ class StoredState:
 
     pool: str
     n_cells: int
-    state: npt.NDArray[np.uint8]
+    state: Bytes
 
 
 class StateStore:
@@ -46,7 +45,7 @@ class StateStore:
         return stored
 
     def drop(self, entry: int) -> None:
-        """Forget an entry. Freed memory is handed out again unwiped, so nothing of a tenant may be left in it."""
+        """Forget an entry. Whoever still has a view of it reads nothing of a tenant in it."""
         assert entry in self._entries, f"there is no entry {entry}"
         self._entries.pop(entry).state.fill(0)
 
