@@ -187,6 +187,25 @@ def test_every_way_to_stop_has_its_words(first: str, told: str) -> None:
     assert known.n_recomputed == (44 if first == "lost" else 0)
 
 
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        ("class", "so that an interactive request could have its slot"),
+        ("tenant", "so that a tenant that had been served less could have its slot"),
+        ("compute", "because its tenant had been served far more than one that waited for compute"),
+        ("turn", "because its turn was over and other background work waited"),
+        ("limit", "because its tenant ran as many requests as it may"),
+    ],
+)
+@pytest.mark.parametrize("what", ["swap", "drop"])
+def test_the_engine_says_why_it_took_a_slot(what: str, why: str, told: str) -> None:
+    """In a sentence, and in the figures as it was told."""
+    life = Life().queued(0).started(0.1).prefill(0.1, 40).tokens(0.2).at(1, what, why=why).at(2, "resume").tokens(2.1)
+    known = facts(life)
+    assert any(f"for 1.0 s, {told}." in said for said in sentences_of(known))
+    assert [(stop["what"], stop["why"]) for stop in figures_of(known)["stops"]] == [(what, why)]
+
+
 def test_who_is_swapped_while_held_did_not_lose_its_slot_to_the_scheduler_alone() -> None:
     """Its reader, or an operator, had stopped it before; nobody else is blamed."""
     life = Life().queued(0).started(0.1).tokens(0.2).at(1, "stall").at(2, "swap").at(5, "resume").tokens(5.1)

@@ -259,7 +259,7 @@ class Engine:
                     changes = [c for c in changes if c.request_id != event.request_id or c.what == "downgrade"]
                     starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
                 case Preempted():
-                    changes.append(wire.Change(event.request_id, event.kind.value))
+                    changes.append(wire.Change(event.request_id, event.kind.value, event.why or ""))
                 case Resumed():
                     changes.append(wire.Change(event.request_id, "resume"))
                 case Downgraded():

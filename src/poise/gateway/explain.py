@@ -131,6 +131,8 @@ class Away:
     end_s: float | None
     """When it went on; None: it did not."""
     kept_by: str
+    why: str
+    """Of a slot that was lost: a PreemptionReason of the scheduler."""
     started: list[Beside]
     """Who got a slot of that pool at that moment."""
 
@@ -328,5 +330,6 @@ def _aways(record: Record, neighbours: Neighbours) -> list[Away]:
         taken = what in ("swap", "drop") and not kept_by
         started = neighbours.started(moment.at_s, pools.get(choice, ""), TOGETHER_S) if taken else []
         end_s = end.at_s if end is not None else None
-        found.append(Away(what, choice or 0, moment.at_s, end_s, kept_by, started))
+        why = moment.detail.get("why", "") if what in ("swap", "drop") else ""
+        found.append(Away(what, choice or 0, moment.at_s, end_s, kept_by, why, started))
     return found

@@ -27,6 +27,13 @@ STANDS_OUT_S = 0.5
 MOST = 0.5
 AWAYS_TOLD = 5
 SLOW = 1.5
+LOST_TO = {
+    "class": ", so that an interactive request could have its slot",
+    "tenant": ", so that a tenant that had been served less could have its slot",
+    "compute": ", because its tenant had been served far more than one that waited for compute",
+    "turn": ", because its turn was over and other background work waited",
+    "limit": ", because its tenant ran as many requests as it may",
+}
 """Passes that take so many times as long as predicted: something else has the cores."""
 
 
@@ -254,7 +261,7 @@ def _away(facts: Facts, away: Away) -> str:
             "operator": ", after an operator had paused it",
             "reader": ", after its reader had fallen behind",
             "engine": "",
-            "": ", so that another request could have its slot",
+            "": LOST_TO.get(away.why, ", so that another request could have its slot"),
         }[away.kept_by]
         if away.started:
             why += f" (at that moment {joined([one(other) for other in away.started[:3]])} got one)"

@@ -104,6 +104,7 @@ def figures_of(facts: Facts) -> dict[str, Any]:
                 "ms": _ms(away.begin_s - facts.arrived_s),
                 "for_ms": _ms(away.end_s - away.begin_s) if away.end_s is not None else None,
                 "kept_by": away.kept_by or "scheduler",
+                "why": away.why or None,
             }
             for away in facts.aways
         ],

@@ -79,6 +79,7 @@ class Stop(Closed):
     ms: int
     for_ms: int | None
     kept_by: Literal["operator", "reader", "engine", "scheduler"]
+    why: Literal["idle", "class", "tenant", "compute", "turn", "limit"] | None
 
 
 class ExplanationFigures(Closed):

@@ -26,6 +26,7 @@ from poise.scheduler.request import (
     Hold,
     Preempted,
     PreemptionKind,
+    PreemptionReason,
     RequestClass,
     Resumed,
     Started,
@@ -95,10 +96,10 @@ class Lifecycle:
         self._waits.learn_wait(request.request_class, sequence.eta_us, wait_us)
         self._events.append(Started(request.request_id, sequence.pool, wait_us, n_found))
 
-    def preempt(self, sequence: Sequence, arrival: Sequence) -> None:
+    def preempt(self, sequence: Sequence, arrival: Sequence, why: PreemptionReason) -> None:
         """The sequence gives up its slot to `arrival`, which is queued. It goes on later, after that one has started."""
         request = sequence.request
-        self._events.append(self._swap_out(sequence))
+        self._events.append(self._swap_out(sequence, why))
         if sequence.state is State.PAUSED:
             return  # it stands still as before, only elsewhere
         del self._books.running[sequence.request_class][request.request_id]
@@ -147,7 +148,7 @@ class Lifecycle:
             sequence.held_ns = self.now_ns
             events.append(self._stand_still(sequence, PreemptionKind.STALL))
         if level is Hold.SWAP and sequence.slot >= 0:
-            events.append(self._swap_out(sequence))
+            events.append(self._swap_out(sequence, PreemptionReason.IDLE))
         return events
 
     def advance(self, sequence: Sequence, chunk: Chunk, *, ended: bool, events: list[Event]) -> None:
@@ -287,7 +288,7 @@ class Lifecycle:
         request, tenants = sequence.request, self._books.tenants
         events: list[Event] = []
         if sequence.slot >= 0 and not tenants.may_run(request.tenant):
-            events.append(self._swap_out(sequence))
+            events.append(self._swap_out(sequence, PreemptionReason.LIMIT))
         del self.paused[request.request_id]
         self._books.served[sequence.request_class].enter(request.tenant)
         if sequence.slot >= 0:
@@ -302,13 +303,13 @@ class Lifecycle:
         self._queue(sequence).push(sequence)
         return events
 
-    def _swap_out(self, sequence: Sequence) -> Preempted:
+    def _swap_out(self, sequence: Sequence, why: PreemptionReason) -> Preempted:
         """Take its slot. Its cells go to the host store, or are dropped."""
         n_before = sequence.n_computed
         kind = self._placement.swap_out(sequence)
         self.counters.preempted[kind] += 1
         self.counters.recomputed_tokens += n_before - sequence.n_computed
-        return Preempted(sequence.request.request_id, kind)
+        return Preempted(sequence.request.request_id, kind, why)
 
     def _resumed(self, sequence: Sequence, events: list[Event]) -> None:
         self.counters.resumed += 1

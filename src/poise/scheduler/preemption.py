@@ -17,16 +17,25 @@ and nobody is preempted for a prompt while another prompt of that class still wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from poise.scheduler.fairness import ServedCost
 from poise.scheduler.kv import KvPool
 from poise.scheduler.policy import SchedulerPolicy
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import PreemptionReason, RequestClass
 from poise.scheduler.sequence import Sequence, State
 
 COMPUTE_GRAINS = 5
 """How many grains a tenant must be behind before another's stream is stopped for the compute it takes, not for its slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loser:
+    """Who loses its slot, and why."""
+
+    sequence: Sequence
+    why: PreemptionReason
 
 
 class Preemption:
@@ -36,22 +45,23 @@ class Preemption:
         self._policy = policy
         self._served = served
 
-    def victim(self, pool: KvPool, arrival: Sequence, now_ns: int, slots_max: int) -> Sequence | None:
+    def loser(self, pool: KvPool, arrival: Sequence, now_ns: int, slots_max: int) -> Loser | None:
         """Whose slot is taken now so that the arrival comes on; None: nobody's. `slots_max`: slots that its class may have."""
         if pool.may_take(arrival.request_class, slots_max) or self._waits_for_compute(pool, arrival):
-            return self._worst(self._spenders(arrival, pool, now_ns))
+            return self._worst(self._spenders(arrival, pool, now_ns), PreemptionReason.COMPUTE)
         held = pool.held_by(arrival.request_class)
         # Where its class has as many slots as it may, only its own can make room.
         holders = [s for s in pool.holders.values() if held < slots_max or s.request_class is arrival.request_class]
-        paused = self._worst(s for s in holders if s.state is State.PAUSED)
-        if (
-            paused is not None or held > slots_max
-        ):  # a limit that was lowered stops nobody: one slot would not be enough
-            return paused
+        idle = self._worst((s for s in holders if s.state is State.PAUSED), PreemptionReason.IDLE)
+        if idle is not None or held > slots_max:  # a limit that was lowered stops nobody: one slot would not be enough
+            return idle
         background = [s for s in holders if s.request_class is RequestClass.BACKGROUND]
         if arrival.request_class is RequestClass.BACKGROUND:
-            return self._worst(self._turns(arrival, background, now_ns))
-        return self._worst(s for s in background if self._may_lose(s)) or self._worst(self._hogs(arrival, pool))
+            return self._worst(self._turns(arrival, background, now_ns), PreemptionReason.TURN)
+        may_lose = (s for s in background if self._may_lose(s))
+        return self._worst(may_lose, PreemptionReason.CLASS) or self._worst(
+            self._hogs(arrival, pool), PreemptionReason.TENANT
+        )
 
     def _waits_for_compute(self, pool: KvPool, arrival: Sequence) -> bool:
         """Slots are not what is short: a prompt that is first already has one and is not done with it."""
@@ -125,9 +135,10 @@ class Preemption:
         fair = (held + pool.held_by_tenant(tenant)) * weight / (weight + self._policy.tenant(tenant).weight)
         return served[tenant] - served[own] >= (grains + max(0.0, held + 1 - fair)) * self._policy.grain_us
 
-    def _worst(self, candidates: Iterator[Sequence]) -> Sequence | None:
+    def _worst(self, candidates: Iterable[Sequence], why: PreemptionReason) -> Loser | None:
         """The victim among them: lowest class, then most-served tenant, then least lost work."""
-        return max(candidates, key=self._badness, default=None)
+        worst = max(candidates, key=self._badness, default=None)
+        return None if worst is None else Loser(worst, why)
 
     def _badness(self, sequence: Sequence) -> tuple[bool, int, int, int]:
         lowest = sequence.request_class is RequestClass.BACKGROUND

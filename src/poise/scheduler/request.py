@@ -67,6 +67,28 @@ class PreemptionKind(StrEnum):
     """As a pause, but because nobody reads what is generated; not a rung, a word for what happened."""
 
 
+class PreemptionReason(StrEnum):
+    """Why a sequence gave up its slot."""
+
+    IDLE = "idle"
+    """Nothing was computed for it: an operator paused it, or its reader was behind; somebody else had use for the slot."""
+
+    CLASS = "class"
+    """Interactive work came before background."""
+
+    TENANT = "tenant"
+    """Its tenant had been served more than the tenant that waited for a slot."""
+
+    COMPUTE = "compute"
+    """Its tenant had been served far more than one that waited for compute; slots were free."""
+
+    TURN = "turn"
+    """Background work takes turns."""
+
+    LIMIT = "limit"
+    """It was to go on, and its tenant ran as many as it may."""
+
+
 class Control(StrEnum):
     """What an operator can do with a live request."""
 
@@ -178,10 +200,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Preempted:
-    """The request stops for a while; it will go on by itself, or when an operator says so."""
+    """The request stops for a while; it will go on by itself, or when an operator says so. `why`: unless it kept its slot."""
 
     request_id: int
     kind: PreemptionKind
+    why: PreemptionReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

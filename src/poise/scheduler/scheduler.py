@@ -333,9 +333,9 @@ class Scheduler:
                 arrival = books.first_waiting(request_class, name)
                 if arrival is None:
                     continue
-                victim = self._preemption.victim(pool, arrival, now_ns, admission.slots_max(name, limits))
-                if victim is not None:
-                    self._life.preempt(victim, arrival)
+                loser = self._preemption.loser(pool, arrival, now_ns, admission.slots_max(name, limits))
+                if loser is not None:
+                    self._life.preempt(loser.sequence, arrival, loser.why)
                     break
 
     def _account(self, batch: Batch, result: BatchResult, lost: frozenset[int], events: list[Event]) -> int:

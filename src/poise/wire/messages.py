@@ -223,7 +223,8 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     ("resume") or was downgraded ("downgrade"). The gateway itself says "lost" when the engine died under it and "recover" when
     another one has it.
 
-    `why` says what for, for a downgrade: "operator", "output" or "time".
+    `why` says what for: of a downgrade "operator", "output" or "time"; of a slot that was lost ("swap", "drop") a
+    PreemptionReason of the scheduler.
     """
 
     request_id: int
