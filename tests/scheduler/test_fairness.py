@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.preemption import COMPUTE_GRAINS
-from poise.scheduler.request import Preempted, RequestClass
+from poise.scheduler.request import Preempted, PreemptionReason, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, INTERACTIVE, Driver, policy
 
@@ -56,6 +56,7 @@ class Competition:
     step_us: int = 0
     """The longest step."""
     n_preempted: int = 0
+    reasons: set[PreemptionReason | None] = field(default_factory=set)
     backlogged: bool = True
     """After every plan so far, every tenant that is present still had requests waiting."""
 
@@ -105,6 +106,7 @@ class Competition:
         waiting = {s.request.tenant for s in d.scheduler._life.sequences.values() if not s.started}
         self.backlogged &= waiting >= self.waiting.keys()
         self.n_preempted += sum(isinstance(e, Preempted) for e in d.events)
+        self.reasons |= {e.why for e in d.events if isinstance(e, Preempted)}
         d.events.clear()
         d.plans.clear()
 
@@ -150,6 +152,7 @@ def test_streams_that_take_more_compute_than_their_share_are_stopped(load: str, 
     competition = Competition(INTERACTIVE, LOADS[load], weights={"a": weight}, itl_us=50_000)
     competition.run(2 * MINUTE_NS)
     assert 0 < competition.n_preempted <= 10
+    assert competition.reasons == {PreemptionReason.COMPUTE}
 
 
 @pytest.mark.parametrize("load", ["the flood has long answers", "writers only"])

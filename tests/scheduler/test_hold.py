@@ -14,6 +14,7 @@ from poise.scheduler.request import (
     Hold,
     Preempted,
     PreemptionKind,
+    PreemptionReason,
     RequestClass,
     Resumed,
     Started,
@@ -203,6 +204,7 @@ def test_held_sequences_use_up_no_limit_of_their_tenant() -> None:
     assert kinds(d, stuck) == [STALL], "there are slots enough"
     d.hold(stuck, Hold.RUN)
     assert kinds(d, stuck) == [STALL, SWAP], "but its tenant has one running"
+    assert [e.why for e in d.events_of(stuck, Preempted)] == [None, PreemptionReason.LIMIT]
     while other in d.live:
         assert d.scheduler._books.tenants.counts()["a"][2] <= 1
         d.step()

@@ -6,7 +6,15 @@ from typing import Any
 
 from poise.scheduler.plan import DropEntry, LoadSlot, StoreSlot
 from poise.scheduler.policy import SHORT_POOL, StorePolicy
-from poise.scheduler.request import Control, Downgraded, FinishReason, Preempted, PreemptionKind, Resumed
+from poise.scheduler.request import (
+    Control,
+    Downgraded,
+    FinishReason,
+    Preempted,
+    PreemptionKind,
+    PreemptionReason,
+    Resumed,
+)
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, INTERACTIVE, Driver, policy
 
@@ -32,7 +40,7 @@ def test_interactive_work_takes_a_slot_from_background_by_swapping_it_out() -> N
     d.step()
     assert chat in d.started_order()
     (victim,) = [i for i in ids if d.events_of(i, Preempted)]
-    assert d.events_of(victim, Preempted)[0].kind is PreemptionKind.SWAP
+    assert d.events_of(victim, Preempted) == [Preempted(victim, PreemptionKind.SWAP, PreemptionReason.CLASS)]
     assert [type(o) for o in d.plans[-1].operations if isinstance(o, StoreSlot)] == [StoreSlot]
     d.run()
     assert d.finished(victim).n_preempted == 1
@@ -49,7 +57,7 @@ def test_without_a_host_store_the_cells_are_dropped_and_computed_again() -> None
     d.add(30, 5)
     d.step()
     (victim,) = [i for i in ids if d.events_of(i, Preempted)]
-    assert d.events_of(victim, Preempted)[0].kind is PreemptionKind.DROP
+    assert d.events_of(victim, Preempted) == [Preempted(victim, PreemptionKind.DROP, PreemptionReason.CLASS)]
     d.run()
     assert d.finished(victim).n_recomputed > 40
     assert d.finished(victim).n_output == 200
@@ -95,6 +103,7 @@ def test_background_sequences_take_turns_and_each_advances() -> None:
     d.run(100_000)
     assert all(d.finished(i).n_output == 400 for i in ids)
     assert all(d.finished(i).n_recomputed == 0 for i in ids)
+    assert {e.why for e in d.events if isinstance(e, Preempted)} == {PreemptionReason.TURN}
     d.assert_all_ended()
 
 
@@ -141,6 +150,7 @@ def test_a_newcomer_gets_a_slot_from_the_tenant_that_has_most() -> None:
     assert second not in d.started_order()
     victims = [i for i in hog if d.events_of(i, Preempted)]
     assert len(victims) == 1
+    assert d.events_of(victims[0], Preempted)[0].why is PreemptionReason.TENANT
     d.run()
     assert all(d.finished(i).n_output == 500 for i in hog)
 
@@ -183,7 +193,10 @@ def test_a_paused_sequence_gives_its_slot_to_whoever_waits() -> None:
     job = d.add(20, 5, "batch", BACKGROUND)
     d.run()
     assert d.finished(job).n_output == 5
-    assert [e.kind for e in d.events_of(chat, Preempted)] == [PreemptionKind.PAUSE, PreemptionKind.SWAP]
+    assert d.events_of(chat, Preempted) == [
+        Preempted(chat, PreemptionKind.PAUSE),
+        Preempted(chat, PreemptionKind.SWAP, PreemptionReason.IDLE),
+    ]
     d.control(chat, Control.RESUME)
     d.run()
     assert d.finished(chat).n_output == 50
