@@ -19,7 +19,8 @@ class EngineConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def write(self, data: bytes) -> None:
-        if self._transport is not None:
+        """Nothing, once the connection is lost: another engine is handed every request that is live then."""
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def close(self) -> None:
