@@ -11,8 +11,8 @@ second, the last engine's memory is watched. Afterwards it checks:
   errors  no client saw an error, besides the allowed ones (`--allow`, a prefix of a status as `poise bench` prints it)
   memory  the gateway's and the engine's anonymous memory did not grow after the warm-up: the slope of a line through the samples,
           times the time they cover, is at most `--growth-mib`, or `--growth-mib-per-min` times the minutes if that is more. What
-          the host store keeps is taken off the engine's: it has a budget of its own. KV cells become resident when they are first
-          used, which takes minutes: a short run has to allow for it
+          the host store keeps is taken off the engine's: it has a budget of its own. The gateway keeps results for
+          `results.retention_s`, ten minutes by default: a run whose warm-up is shorter has to allow for it
   books   /status: nothing open, queued, running, paused or swapped, and no slot held
   audit   `poise audit verify` finds the chain unbroken, where `--audit FOLDER` names what `audit.path` was set to
   exit    the server ends with status 0

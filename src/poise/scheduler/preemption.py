@@ -31,7 +31,7 @@ COMPUTE_GRAINS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Loser:
+class Victim:
     """Who loses its slot, and why."""
 
     sequence: Sequence
@@ -45,7 +45,7 @@ class Preemption:
         self._policy = policy
         self._served = served
 
-    def loser(self, pool: KvPool, arrival: Sequence, now_ns: int, slots_max: int) -> Loser | None:
+    def victim(self, pool: KvPool, arrival: Sequence, now_ns: int, slots_max: int) -> Victim | None:
         """Whose slot is taken now so that the arrival comes on; None: nobody's. `slots_max`: slots that its class may have."""
         if pool.may_take(arrival.request_class, slots_max) or self._waits_for_compute(pool, arrival):
             return self._worst(self._spenders(arrival, pool, now_ns), PreemptionReason.COMPUTE)
@@ -135,10 +135,10 @@ class Preemption:
         fair = (held + pool.held_by_tenant(tenant)) * weight / (weight + self._policy.tenant(tenant).weight)
         return served[tenant] - served[own] >= (grains + max(0.0, held + 1 - fair)) * self._policy.grain_us
 
-    def _worst(self, candidates: Iterable[Sequence], why: PreemptionReason) -> Loser | None:
+    def _worst(self, candidates: Iterable[Sequence], why: PreemptionReason) -> Victim | None:
         """The victim among them: lowest class, then most-served tenant, then least lost work."""
         worst = max(candidates, key=self._badness, default=None)
-        return None if worst is None else Loser(worst, why)
+        return None if worst is None else Victim(worst, why)
 
     def _badness(self, sequence: Sequence) -> tuple[bool, int, int, int]:
         lowest = sequence.request_class is RequestClass.BACKGROUND

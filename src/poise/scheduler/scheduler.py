@@ -333,9 +333,9 @@ class Scheduler:
                 arrival = books.first_waiting(request_class, name)
                 if arrival is None:
                     continue
-                loser = self._preemption.loser(pool, arrival, now_ns, admission.slots_max(name, limits))
-                if loser is not None:
-                    self._life.preempt(loser.sequence, arrival, loser.why)
+                victim = self._preemption.victim(pool, arrival, now_ns, admission.slots_max(name, limits))
+                if victim is not None:
+                    self._life.preempt(victim.sequence, arrival, victim.why)
                     break
 
     def _account(self, batch: Batch, result: BatchResult, lost: frozenset[int], events: list[Event]) -> int:
