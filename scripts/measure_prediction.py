@@ -28,7 +28,7 @@ from poise.sim.pressure import Pressure
 from poise.sim.simulate import Options, Simulation, sim_policy, simulate
 from poise.tune.children import Server
 from poise.tune.forecast import as_costs, group_figures
-from poise.tune.judge import calibration, live_round
+from poise.tune.judge import calibrated_round, live_round
 
 FIGURES = (("all", "output_tokens_per_s"), ("interactive", "ttft_ms_p50"), ("interactive", "ttft_ms_p95"))
 TARGETS = ("interactive.ttft_p95_ms=2000", "interactive.gap_p95_ms=250")
@@ -56,8 +56,7 @@ class Prediction:
 
     def learn(self, scenario: Scenario, seed: int) -> Options:
         """Costs of this host under the scenario, from a round that does not count."""
-        done = live_round(ScenarioSource(scenario, scenario.name, ""), {OURS: self._url}, seed)
-        found, extra = calibration(self._url, done)
+        found, extra = calibrated_round(ScenarioSource(scenario, scenario.name, ""), self._url, seed)
         for pool, fit in found.pools.items():
             print(f"  {scenario.name}, pool {pool}: {fit.n_batches} batches, off by {fit.error_p50:.1%} in the median")
         costs = as_costs(found)

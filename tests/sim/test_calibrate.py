@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,26 @@ def test_the_true_costs_are_found(recorded: list[str]) -> None:
     assert found.pools["short"].error_p95 < 0.12
     assert found.pools["short"].noise[0] == pytest.approx(0.9, abs=0.03)
     assert found.pools["short"].noise[-1] == pytest.approx(1.1, abs=0.03)
+
+
+@pytest.mark.parametrize("n_dropped", [0, 500])
+def test_what_came_before_does_not_count(recorded: list[str], n_dropped: int) -> None:
+    """Another load, of batches that cost twice as much, is still in the journal, or a part of it."""
+    header, policy, *entries = recorded
+    before = [_at_twice_the_cost(entry) for entry in entries]
+    n_recorded = len(before) + len(entries)
+    header = json.dumps(json.loads(header) | {"recorded": n_recorded, "dropped": n_dropped})
+    both = [header, policy, *before[n_dropped:], *entries]
+    assert calibrate(both, n_before=len(before)) == calibrate(recorded)
+    assert calibrate(both) != calibrate(recorded)
+
+
+def _at_twice_the_cost(text: str) -> str:
+    entry = json.loads(text)
+    if entry["kind"] == "result":
+        for batch in entry["values"][0]["batches"]:
+            batch["cost_us"] *= 2
+    return json.dumps(entry)
 
 
 def test_a_busy_host_does_not_spoil_the_fit() -> None:

@@ -114,6 +114,7 @@ class Entry:
 class Dump:
     """A journal that was read back. `policy` is None in a dump that was made without one."""
 
+    n_recorded: int
     n_dropped: int
     n_erased: int
     policy: dict[str, Any] | None
@@ -122,7 +123,7 @@ class Dump:
 
 def read_journal(lines: Iterable[str]) -> Dump:
     """The inverse of `Journal.lines`. Raises JournalError."""
-    header: dict[str, Any] | None = None
+    header: dict[str, int] | None = None
     policy: dict[str, Any] | None = None
     entries: list[Entry] = []
     for number, text in enumerate(lines, 1):
@@ -132,7 +133,8 @@ def read_journal(lines: Iterable[str]) -> Dump:
             line = json.loads(text)
             if header is None:
                 is_header = line["kind"] == "journal"
-                header = {"dropped": int(line["dropped"]), "erased": int(line.get("erased", 0))} if is_header else {}
+                counts = {"recorded": 0, "dropped": 0, "erased": 0} | line
+                header = {k: int(counts[k]) for k in ("recorded", "dropped", "erased")} if is_header else {}
             elif line["kind"] == "policy":
                 (policy,) = line["values"]
             else:
@@ -143,7 +145,7 @@ def read_journal(lines: Iterable[str]) -> Dump:
             raise JournalError(f"line {number} is not the beginning of a journal")
     if header is None:
         raise JournalError("the journal is empty")
-    return Dump(header["dropped"], header["erased"], policy, entries)
+    return Dump(header["recorded"], header["dropped"], header["erased"], policy, entries)
 
 
 def plain(value: object) -> Any:

@@ -74,9 +74,10 @@ class _Samples:
     carried_cells: int = 0
 
 
-def calibrate(lines: Iterable[str]) -> Calibration:
-    """Raises JournalError when the journal holds too little."""
-    samples = _collect(read_journal(lines).entries)
+def calibrate(lines: Iterable[str], n_before: int = 0) -> Calibration:
+    """The first `n_before` entries that were ever recorded do not count. Raises JournalError when the rest is too little."""
+    dump = read_journal(lines)
+    samples = _collect(dump.entries[max(0, n_before - dump.n_dropped) :])
     pools = {
         name: _fit_pool(batches) for name, batches in sorted(samples.batches.items()) if len(batches) >= BATCHES_MIN
     }

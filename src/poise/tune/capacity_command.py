@@ -35,7 +35,7 @@ from poise.sim.simulate import Options, SimulationFailure
 from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
 from poise.tune.children import CannotMeasure, Server, terminable
 from poise.tune.forecast import as_costs
-from poise.tune.judge import calibration, live_round
+from poise.tune.judge import calibrated_round, live_round
 from poise.tune.origin import describe
 
 COMMAND = "poise capacity"
@@ -168,7 +168,9 @@ class Measuring:
         try:
             if self.options is None:
                 load = load_of("background", max(1, slots // 2), self.loaded.settings, self.round_s)
-                found, extra = calibration(self.url, self._round(load))
+                self._n_rounds += 1
+                source = ScenarioSource(load, load.name, "")
+                found, extra = calibrated_round(source, self.url, self.seed + self._n_rounds)
                 costs = as_costs(found)
                 self.options = Options(costs, costs.pools, n_prompt_extra=extra)
             return guess(kind, self.loaded.settings, self.round_s, self.targets, self.options, self.seed)

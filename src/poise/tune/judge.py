@@ -22,7 +22,7 @@ from poise.bench.report import group_reports
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
 from poise.bench.target import TargetError, new_session
 from poise.config import LoadedSettings
-from poise.engine.journal import JournalError
+from poise.engine.journal import JournalError, read_journal
 from poise.sim.calibrate import Calibration, calibrate
 from poise.tune.children import CannotMeasure, Server
 from poise.tune.goal import Measured, count_failed
@@ -102,8 +102,7 @@ class LiveJudge:
 
     def calibrate(self, changes: Changes, seed: int) -> tuple[Calibration, int]:
         """What the steps of a server with these settings cost under this load, and what the chat template adds to a prompt."""
-        url = self._server(changes, keep=changes).url
-        return calibration(url, self._round({OURS: url}, seed))
+        return calibrated_round(self.source, self._server(changes, keep=changes).url, seed, self.pause_s)
 
     def close(self) -> None:
         for server in self._servers.values():
@@ -153,15 +152,18 @@ def _key(changes: Changes) -> str:
     return msgspec.json.encode(changes, order="sorted").decode()
 
 
-def calibration(url: str, done: Round) -> tuple[Calibration, int]:
-    """What a server's steps cost, by its flight recorder, and what the chat template adds to a prompt, by its last round.
+def calibrated_round(source: ScenarioSource, url: str, seed: int, pause_s: float = PAUSE_S) -> tuple[Calibration, int]:
+    """What a server's steps cost under a load, by its flight recorder, and what the chat template adds to a prompt.
 
-    Raises CannotMeasure.
+    Steps before this round do not count: what another load's batches cost on average says little of this one's. Raises
+    CannotMeasure.
     """
+    n_before = read_journal(asyncio.run(_journal(url))[:1]).n_recorded
+    done = live_round(source, {OURS: url}, seed, pause_s)
     requests = done["sides"][OURS]["requests"]
     extra = sorted(r["prompt_tokens"] - r["prompt_tokens_planned"] for r in requests if r["prompt_tokens"] is not None)
     try:
-        found = calibrate(asyncio.run(_journal(url)))
+        found = calibrate(asyncio.run(_journal(url)), n_before)
     except JournalError as error:
         raise CannotMeasure(f"the simulator cannot be calibrated: {error}") from error
     return found, max(0, extra[len(extra) // 2]) if extra else 0
