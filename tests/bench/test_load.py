@@ -196,6 +196,28 @@ async def test_prompts_are_unique() -> None:
     assert prompt(7, 1, 50) != prompt(7, 2, 50)
 
 
+async def test_a_conversation_goes_on_from_what_the_server_said() -> None:
+    """The next turn repeats the one before and its answer, word for word; the third conversation begins anew."""
+    _, server = await run(answering(COMPLETE), scenario(requests=3, more="turns = 2"))
+    first, second, third = (body["messages"] for body in server.bodies)
+    assert second[:2] == first
+    assert [m["role"] for m in second[2:]] == ["assistant", "user"]
+    assert second[2]["content"] == " word word word"
+    assert len(third) == 2
+
+
+async def test_a_turn_without_an_answer_is_gone_on_from() -> None:
+    """What was cut off half-way is not repeated: there stand words of the answer's length, the same for every server."""
+
+    async def script(request: web.Request, index: int) -> web.StreamResponse:
+        return await stream(request, COMPLETE[:3] if index == 0 else COMPLETE)
+
+    _, server = await run(script, scenario(requests=2, more="turns = 2"))
+    answer = server.bodies[1]["messages"][2]["content"].split()
+    assert len(answer) == 3
+    assert set(answer) <= set(WORDS)
+
+
 async def test_frames_in_fragments() -> None:
     """A stream cut into single bytes gives what the whole gives."""
     pieces = [bytes([byte]) for byte in b"".join(COMPLETE)]

@@ -11,7 +11,7 @@ from statistics import median
 
 import pytest
 
-from poise.bench.prompts import conversation
+from poise.bench.prompts import messages
 from poise.scenarios import (
     Length,
     PlannedRequest,
@@ -134,10 +134,25 @@ def test_prefixes_are_common_to_all_who_have_one() -> None:
     (other,) = generated(parse_scenario(CONVERSATION.replace("talker", "twin").replace("alice", "bob"), "a")).values()
     assert own[0].segments[0] == other[0].segments[0]
     assert own[0].segments[1] != other[0].segments[1]
-    texts = [conversation(r.segments, text_seed=7).split() for r in (own[0], own[1], other[0])]
+    texts = [words_of(messages(r.segments, 7, {})) for r in (own[0], own[1], other[0])]
     assert texts[0] == texts[1][:50]
     assert texts[0][:30] == texts[2][:30]
     assert len(texts[1]) == 78
+
+
+def test_an_answer_is_repeated_as_it_was_given() -> None:
+    """Word for word, as the assistant's message; one that never came is words of its length."""
+    (requests,) = generated(parse_scenario(CONVERSATION, "a")).values()
+    first, second, third = requests[:3]
+    one, two = (messages(r.segments, 7, {first.answer_seed: " Hm.\nYes, "}) for r in (second, third))
+    assert [m["role"] for m in two] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert two[: len(one)] == one
+    assert one[2]["content"] == " Hm.\nYes, "
+    assert len(two[4]["content"].split()) == second.n_output_tokens
+
+
+def words_of(conversation: list[dict[str, str]]) -> list[str]:
+    return " ".join(m["content"] for m in conversation).split()
 
 
 def test_same_seed_same_requests() -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from poise.bench.kill import EngineKiller
 from poise.bench.malformed import malformed_body
-from poise.bench.prompts import conversation, messages
+from poise.bench.prompts import messages
 from poise.bench.reading import pieces, slow_session
 from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
 from poise.bench.sse import StreamReader, error_type
@@ -90,6 +90,8 @@ class RoundLoad:
         self._text_seed = text_seed
         self._retry_pause_s = retry_pause_s
         self._origin_ns: int | None = None
+        self._answers: dict[int, str] = {}
+        """What conversations go on from, by the seed of the segment that repeats it."""
 
     @property
     def elapsed_s(self) -> float:
@@ -234,6 +236,8 @@ class RoundLoad:
                 response.close()
                 return
             if reader.done:
+                if client.turns > 1:
+                    self._answers[plan.answer_seed] = "".join(reader.texts)
                 self._end(record, OK if record.chunks_ns else "error:200/no_text")
             elif plan.cancel_after_tokens is not None and len(record.chunks_ns) >= plan.cancel_after_tokens:
                 self._end(record, CANCELLED)
@@ -257,7 +261,7 @@ class RoundLoad:
             return malformed_body(plan.seed)
         body: dict[str, object] = {
             "model": self._target.model,
-            "messages": messages(conversation(plan.segments, self._text_seed)),
+            "messages": messages(plan.segments, self._text_seed, self._answers),
             "max_tokens": plan.n_output_tokens,
             "ignore_eos": True,
             "temperature": client.temperature,

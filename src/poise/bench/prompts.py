@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from operator import attrgetter
 
 from poise.scenarios import Segment
 
@@ -37,17 +39,17 @@ def prompt(seed: int, text_seed: int, n_words: int) -> str:
     return " ".join(rng.choices(WORDS, k=n_words))
 
 
-def conversation(segments: Iterable[Segment], text_seed: int) -> str:
-    """The words of a whole prompt. An answer of an earlier turn stands there as words of its length: what the server really
-    said is not repeated, so a turn has in common with the one before it no more than that one's prompt."""
-    return " ".join(prompt(segment.seed, text_seed, segment.n_tokens) for segment in segments)
+def messages(segments: Iterable[Segment], text_seed: int, answers: Mapping[int, str]) -> list[dict[str, str]]:
+    """A prompt as a conversation: answers are the assistant's messages, all else the user's, but for the very first word, which
+    is the system message.
 
-
-def messages(text: str) -> list[dict[str, str]]:
-    """The text as a conversation: its first word is the system message, the rest the user's.
-
-    Without a system message many chat templates put in a long one of their own, which is the same in every request: a server
-    that keeps prefixes would then be measured with part of each prompt computed already, and another without.
+    An answer of an earlier turn stands there as the server gave it, by its segment's seed; as words of its length where it gave
+    none. Without a system message many chat templates put in a long one of their own, which is the same in every request: a
+    server that keeps prefixes would then be measured with part of each prompt computed already, and another without.
     """
-    system, _, user = text.partition(" ")
-    return [{"role": "system", "content": system}, {"role": "user", "content": user or system}]
+    found: list[dict[str, str]] = []
+    for is_answer, parts in groupby(segments, key=attrgetter("is_answer")):
+        texts = [(answers.get(p.seed) if is_answer else None) or prompt(p.seed, text_seed, p.n_tokens) for p in parts]
+        found.append({"role": "assistant" if is_answer else "user", "content": " ".join(texts)})
+    system, _, user = found[0]["content"].partition(" ")
+    return [{"role": "system", "content": system}, {"role": "user", "content": user or system}, *found[1:]]

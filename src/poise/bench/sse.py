@@ -1,6 +1,6 @@
 """The answer stream: bytes in, chunks of text out. No I/O and no clock; a fragment may end anywhere.
 
-Only what the measurement needs is decoded: is there text, what does the usage say, is it an error, is it the end. A server
+Only what the measurement needs is decoded: the text, what the usage says, is it an error, is it the end. A server
 sends one JSON object in one `data:` line; other fields and comments (keep-alives) are skipped.
 """
 
@@ -22,6 +22,8 @@ class StreamReader:
     error: str | None = None
     n_prompt_tokens: int | None = None
     n_output_tokens: int | None = None
+    texts: list[str] = field(default_factory=list, repr=False)
+    """The answer, chunk by chunk, without a reasoning model's thoughts: what a client shows and sends back."""
     _rest: bytes = field(default=b"", repr=False)
 
     def feed(self, data: bytes) -> int:
@@ -53,7 +55,9 @@ class StreamReader:
         if chunk.usage is not None:
             self.n_prompt_tokens = chunk.usage.prompt_tokens
             self.n_output_tokens = chunk.usage.completion_tokens
-        return 1 if any(choice.delta is not None and choice.delta.has_text for choice in chunk.choices) else 0
+        deltas = [choice.delta for choice in chunk.choices if choice.delta is not None]
+        self.texts += [delta.content for delta in deltas if delta.content]
+        return 1 if any(delta.has_text for delta in deltas) else 0
 
 
 def error_type(body: bytes) -> str:

@@ -224,6 +224,11 @@ class PlannedRequest:
         n_before = sum(segment.n_tokens for segment in self.before)
         return (*self.before, Segment(self.seed, self.n_prompt_tokens - n_before))
 
+    @property
+    def answer_seed(self) -> int:
+        """Of the segment that repeats the answer: not the prompt's, or they would be the same words."""
+        return self.seed ^ 1
+
 
 def _generate(client: Client, seed: int, instance: int, duration_s: float) -> Iterator[PlannedRequest]:
     rng, behaviour = _rng(seed, client.name, instance), _rng(seed, f"{client.name} behaves", instance)
@@ -238,8 +243,8 @@ def _generate(client: Client, seed: int, instance: int, duration_s: float) -> It
         yield planned
         if (number + 1) % client.turns == 0:
             before = prefix
-        else:  # The answer's seed differs from the prompt's, or they would be the same words.
-            before = (*planned.segments, Segment(planned.seed ^ 1, planned.n_output_tokens, is_answer=True))
+        else:
+            before = (*planned.segments, Segment(planned.answer_seed, planned.n_output_tokens, is_answer=True))
 
 
 def _arrivals(

@@ -338,7 +338,7 @@ class World:
         record.outcome, record.finished_ns = outcome, now_ns
         client = sent.stream.client
         if client.turns > 1 and len(record.tokens) == sent.planned.n_output_tokens:
-            sent.stream.answers[sent.planned.seed ^ 1] = record.tokens
+            sent.stream.answers[sent.planned.answer_seed] = record.tokens
         if client.arrival.kind == "closed":
             failed = outcome not in ("length", "stop", "aborted")
             pause_ns = max(int(client.arrival.think_s * 1e9), RETRY_PAUSE_NS if failed else 0)
