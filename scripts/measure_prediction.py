@@ -23,7 +23,7 @@ from poise.bench.rounds import OURS, ScenarioSource
 from poise.config import LoadedSettings, load_given
 from poise.scenarios import Scenario, load_scenario
 from poise.scheduler.request import RequestClass
-from poise.sim.breaking import Target, find_break, parse_target, scaled
+from poise.sim.breaking import Run, Target, find_break, parse_target, scaled
 from poise.sim.pressure import Pressure
 from poise.sim.simulate import Options, Simulation, sim_policy, simulate
 from poise.tune.children import Server
@@ -56,11 +56,11 @@ class Prediction:
 
     def learn(self, scenario: Scenario, seed: int) -> Options:
         """Costs of this host under the scenario, from a round that does not count."""
-        found, extra = calibrated_round(ScenarioSource(scenario, scenario.name, ""), self._url, seed)
+        found, template = calibrated_round(ScenarioSource(scenario, scenario.name, ""), self._url, seed)
         for pool, fit in found.pools.items():
             print(f"  {scenario.name}, pool {pool}: {fit.n_batches} batches, off by {fit.error_p50:.1%} in the median")
         costs = as_costs(found)
-        return Options(costs, costs.pools, n_prompt_extra=extra)
+        return Options(costs, costs.pools, template=template)
 
     def foretold(self, scenario: Scenario, seed: int, options: Options) -> Simulation:
         return simulate(scenario, self._loaded.settings, seed, options)
@@ -87,8 +87,11 @@ class Prediction:
     def breaking(self, scenario: Scenario, options: Options, targets: list[Target], rounds: int, seed: int) -> None:
         policy = sim_policy(self._loaded.settings)
 
-        def run(load: Scenario) -> tuple[Simulation, dict[RequestClass, Pressure]]:
-            return self.foretold(load, seed, options), {c: Pressure(c, policy) for c in RequestClass}
+        def run(load: Scenario) -> list[Run]:
+            return [
+                (self.foretold(load, seed + number, options), {c: Pressure(c, policy) for c in RequestClass})
+                for number in range(rounds)
+            ]
 
         kept, broken = find_break(scenario, targets, run, lambda _: None)
         if kept is None or broken is None:

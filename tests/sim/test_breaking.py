@@ -84,7 +84,7 @@ def test_the_break_is_found_between_two_factors() -> None:
     scenario = crowd('{ kind = "poisson", rate_per_s = 1.0 }', 60, 20, duration_s=30)
     targets = [parse_target("interactive.ttft_p95_ms=1500"), parse_target("interactive.refused_pct=1")]
     tried: list[Trial] = []
-    kept, broken = find_break(scenario, targets, lambda load: run(load, Settings()), tried.append)
+    kept, broken = find_break(scenario, targets, lambda load: [run(load, Settings())], tried.append)
     assert kept is not None
     assert broken is not None
     assert not kept.missed
@@ -98,11 +98,27 @@ def test_a_load_that_never_breaks_says_so() -> None:
     """A single polite client does not become two by rounding below its number."""
     scenario = crowd('{ kind = "closed", think_s = 1.0 }', 10, 2, duration_s=5)
     kept, broken = find_break(
-        scenario, [parse_target("interactive.gap_p50_ms=100000")], lambda load: run(load, Settings()), lambda _: None
+        scenario, [parse_target("interactive.gap_p50_ms=100000")], lambda load: [run(load, Settings())], lambda _: None
     )
     assert broken is None
     assert kept is not None
     assert kept.factor == 64.0
+
+
+def test_the_median_run_decides() -> None:
+    """One seed of three in which a target is missed does not break a load, two do; then the first of them says what gave out."""
+    scenario = crowd('{ kind = "closed" }', 10, 2, duration_s=5)
+    runs = [run(scenario, Settings()) for _ in range(3)]
+    (target,) = targets = [parse_target("interactive.e2e_p95_ms=1000")]
+    for number, (done, _) in enumerate(runs):
+        for record in done.records:
+            record.finished_ns = record.sent_ns + (2_000_000_000 if number else 1_000_000)
+    broken = Trial.of(1.0, targets, runs)
+    assert broken.measured == {target: 2000.0}
+    assert broken.pressure is runs[1][1]
+    kept = Trial.of(1.0, targets, [runs[0], *runs[:2]])
+    assert kept.measured == {target: 1.0}
+    assert not kept.missed
 
 
 def test_prompts_wait_for_compute() -> None:

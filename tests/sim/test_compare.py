@@ -17,6 +17,7 @@ from poise.scenarios import load_scenario
 from poise.sim.compare import CompareError, comparison_table, load_live, predict
 from poise.sim.report import token_times_ns
 from poise.sim.simulate import Options, simulate
+from poise.sim.template import TemplateTokens, template_tokens
 
 SINGLE = Path(__file__).parents[2] / "scenarios" / "single.toml"
 TEMPLATE_TOKENS = 9
@@ -27,7 +28,7 @@ def bench_file(path: Path, slowness: float) -> None:
     scenario = load_scenario(SINGLE)
     rounds = []
     for number, seed in enumerate((1, 2)):
-        done = simulate(scenario, Settings(), seed, Options(n_prompt_extra=TEMPLATE_TOKENS))
+        done = simulate(scenario, Settings(), seed, Options(template=TemplateTokens(TEMPLATE_TOKENS)))
         records = []
         for index, r in enumerate(done.records):
             chunks_ns = [round((at_ns - r.sent_ns) * slowness) for at_ns in token_times_ns(r)]
@@ -52,12 +53,27 @@ def test_the_same_server_compares_as_the_same(tmp_path: Path) -> None:
     bench_file(path, slowness=2.0)
     scenario = load_scenario(SINGLE)
     live = load_live(path, scenario)
-    assert (live.seeds, live.n_prompt_extra) == ([1, 2], TEMPLATE_TOKENS)
-    options = Options(n_prompt_extra=live.n_prompt_extra)
+    assert (live.seeds, live.template) == ([1, 2], TemplateTokens(TEMPLATE_TOKENS))
+    options = Options(template=live.template)
     predicted = predict(scenario, live, lambda seed: simulate(scenario, Settings(), seed, options))
     for figure in ("ttft_ms_p50", "ttft_ms_p95"):
         assert live.clients["alone"][figure] == pytest.approx(2 * predicted["alone"][figure], rel=0.01)
     assert comparison_table(predicted, live).row_count == 1
+
+
+def test_what_a_template_adds_is_told_from_what_turns_add() -> None:
+    """Fourteen tokens a prompt and eleven for each earlier turn, whatever single requests were off by."""
+    scenario = load_scenario(SINGLE.parent / "chat.toml")
+    requests = [
+        {"client": client, "index": index, "prompt_tokens_planned": 100, "prompt_tokens": 114 + 11 * turn + odd}
+        for client, turns in (("talker", 5), ("visitor", 1))
+        for index in range(10)
+        for turn in [index % turns]
+        for odd in [2 if index == 7 else 0]
+    ]
+    unanswered = {"client": "talker", "index": 4, "prompt_tokens_planned": 100, "prompt_tokens": None}
+    assert template_tokens(scenario, [*requests, unanswered]) == TemplateTokens(14, 11)
+    assert template_tokens(scenario, [unanswered]) == TemplateTokens()
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from poise.sim.costs import Costs
 from poise.sim.faults import Fault
 from poise.sim.runner import SimRunner
 from poise.sim.simulate import Options, Simulation, SimulationFailure, simulate
+from poise.sim.template import TemplateTokens
 from poise.sim.world import ignored
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
@@ -89,6 +90,30 @@ def test_a_slow_machine_is_learnt() -> None:
     costs = Costs(dict.fromkeys(("short", "long"), slow))
     done = simulate(load_scenario(FOLDER / "flood.toml"), Settings(), 1, Options(costs=costs))
     assert {r.outcome for r in done.records} == {"length"}
+
+
+def test_the_way_to_the_engine_counts_twice() -> None:
+    """A lone client: each first token is later by the way there and back, and so is each next request."""
+    scenario = load_scenario(FOLDER / "single.toml")
+    near, far = (
+        simulate(scenario, Settings(), 1, Options(costs=Costs(way_us=way_us))).records for way_us in (0.0, 5000.0)
+    )
+    for number, (one, other) in enumerate(zip(near, far, strict=False)):
+        assert one.first_ns is not None
+        assert other.first_ns is not None
+        assert other.first_ns - other.sent_ns == one.first_ns - one.sent_ns + 10_000_000
+        assert other.sent_ns == one.sent_ns + number * 10_000_000
+
+
+def test_turns_add_tokens_that_are_new() -> None:
+    """What a template writes around an answer is in the prompt of every later turn, and computed once."""
+    scenario = load_scenario(FOLDER / "chat.toml")
+    plain, written = (
+        simulate(scenario, Settings(), 1, Options(template=template)).records
+        for template in (None, TemplateTokens(14, 11))
+    )
+    added = {b.n_prompt - a.n_prompt for a, b in zip(plain, written, strict=False) if a.client == b.client == "talker"}
+    assert added == {14 + 11 * turn for turn in range(5)}
 
 
 def test_a_queue_that_is_full_answers_every_request() -> None:

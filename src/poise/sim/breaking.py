@@ -1,8 +1,8 @@
 """At which load a server stops keeping its promises, and what gives out: `poise sim --find-break`.
 
 The load is scaled by a factor, arrival rates and numbers of closed-loop clients alike. From 1 the factor is doubled until a
-class misses a target (or halved until none is missed), then bisected. All of it is virtual time: an hour of load takes about
-half a minute.
+class misses a target (or halved until none is missed), then bisected. A load of few clients is another one with each seed: what
+counts is the median of several runs. All of it is virtual time: an hour of load takes about half a minute.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 import numpy as np
 
@@ -52,6 +53,12 @@ class Target:
                 values = [(r.finished_ns - r.sent_ns) / 1e6 for r in own if r.outcome == "length" and r.finished_ns]
         return float(np.percentile(values, self.quantile)) if values else None
 
+    def is_missed(self, value: float | None) -> bool:
+        return value is not None and value > self.most
+
+
+Run = tuple[Simulation, dict[RequestClass, Pressure]]
+"""A simulated load, and the pressure on each class in it."""
 
 DEFAULT_TARGETS = (
     "interactive.ttft_p95_ms=2000",
@@ -76,7 +83,8 @@ def parse_target(text: str) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One factor: what each target came to, and the pressure on each class."""
+    """One factor: what each target came to in the median run, and the pressure on each class in the first run that misses one
+    of the missed targets."""
 
     factor: float
     measured: dict[Target, float | None]
@@ -84,16 +92,28 @@ class Trial:
 
     @property
     def missed(self) -> list[Target]:
-        return [t for t, value in self.measured.items() if value is not None and value > t.most]
+        return [t for t, value in self.measured.items() if t.is_missed(value)]
 
-
-Run = Callable[[Scenario], tuple[Simulation, dict[RequestClass, Pressure]]]
+    @classmethod
+    def of(cls, factor: float, targets: Sequence[Target], runs: Sequence[Run]) -> Trial:
+        """`runs` are those of one load, at least one."""
+        values = {t: [t.measured(done.records) for done, _ in runs] for t in targets}
+        known = {t: [v for v in found if v is not None] for t, found in values.items()}
+        trial = cls(factor, {t: median(found) if found else None for t, found in known.items()}, runs[0][1])
+        misses = (p for n, (_, p) in enumerate(runs) if any(t.is_missed(values[t][n]) for t in trial.missed))
+        return replace(trial, pressure=next(misses, trial.pressure))
 
 
 def find_break(
-    scenario: Scenario, targets: Sequence[Target], run: Run, on_trial: Callable[[Trial], None]
+    scenario: Scenario,
+    targets: Sequence[Target],
+    run: Callable[[Scenario], Sequence[Run]],
+    on_trial: Callable[[Trial], None],
 ) -> tuple[Trial | None, Trial | None]:
-    """The greatest factor found that keeps every target and the least that misses one; None where there is none in range."""
+    """The greatest factor found that keeps every target and the least that misses one; None where there is none in range.
+
+    `run` simulates a load, once or with several seeds.
+    """
 
     tried: dict[Scenario, Trial] = {}
 
@@ -101,8 +121,7 @@ def find_break(
         load = scaled(scenario, factor)
         if load in tried:  # Few clients round to the same number for many factors.
             return replace(tried[load], factor=factor)
-        done, pressure = run(load)
-        trial = tried[load] = Trial(factor, {t: t.measured(done.records) for t in targets}, pressure)
+        trial = tried[load] = Trial.of(factor, targets, run(load))
         on_trial(trial)
         return trial
 

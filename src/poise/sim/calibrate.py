@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from poise.engine.journal import Entry, JournalError, read_journal
 from poise.scheduler.budget import BatchShape
+from poise.sim.costs import WAY_US
 
 Array = npt.NDArray[np.float64]
 
@@ -60,6 +61,7 @@ class Calibration:
         lines += ["", "[host]", f"# {self.n_steps} steps that followed each other without a rest"]
         lines += [f"step_us = {self.step_us:.2f}", f"row_us = {self.row_us:.3f}"]
         lines.append(f"carry_us_per_cell = {self.carry_us_per_cell:.4f}")
+        lines += ["# not in a journal: what is usual between a client and the engine", f"way_us = {WAY_US:.1f}"]
         return "\n".join(lines) + "\n"
 
 

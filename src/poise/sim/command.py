@@ -19,7 +19,7 @@ from poise.config import Settings
 from poise.engine.journal import Journal, JournalError
 from poise.scenarios import Scenario, ScenarioError, load_scenario
 from poise.scheduler.request import RequestClass
-from poise.sim.breaking import DEFAULT_TARGETS, Target, Trial, explain, find_break, parse_target
+from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
 from poise.sim.calibrate import calibrate
 from poise.sim.compare import CompareError, comparison_table, load_live, predict
 from poise.sim.costs import CostError, load_costs
@@ -32,6 +32,8 @@ from poise.sim.world import ignored
 
 TABLES_MAX = 3
 """More runs than this are summed up in a line."""
+BREAK_RUNS = 5
+"""Of each load, when its breaking point is sought: with one seed it is off by a quarter where clients are few."""
 USAGE_ERROR = 2
 
 
@@ -41,8 +43,9 @@ def sim(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 1,
     runs: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Runs of each scenario, with seeds SEED, SEED+1, ...")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, max=1_000_000, help=f"With seeds SEED, SEED+1, ... [1; {BREAK_RUNS} to find a break]"),
+    ] = None,
     steps: Annotated[
         int, typer.Option(min=0, help="Stop a run after so many steps, then let it drain. 0: when the scenario ends.")
     ] = 0,
@@ -94,13 +97,13 @@ def sim(
             elif find_break_:
                 targets = [parse_target(text) for text in target or DEFAULT_TARGETS]
                 for _, scenario in loaded:
-                    _find_break(scenario, targets, seed, options)
+                    _find_break(scenario, targets, range(seed, seed + (runs or BREAK_RUNS)), options)
             else:
                 extra = "".join(
                     f" --{name} {shlex.quote(str(file))}" for name, file in (("cost", cost), ("trace", trace)) if file
                 )
                 for path, scenario in loaded:
-                    _simulate(path, scenario, range(seed, seed + runs), options, as_json, journal, extra)
+                    _simulate(path, scenario, range(seed, seed + (runs or 1)), options, as_json, journal, extra)
     except (ScenarioError, CostError, CompareError, JournalError, ValueError, OSError) as error:
         typer.echo(f"poise sim: {error}", err=True)
         raise typer.Exit(USAGE_ERROR) from error
@@ -176,7 +179,7 @@ def _calibrate(path: Path, out: Path | None) -> None:
 def _compare(scenarios: list[Scenario], path: Path, options: Options) -> None:
     for scenario in scenarios:
         live = load_live(path, scenario)
-        run_options = replace(options, n_prompt_extra=live.n_prompt_extra)
+        run_options = replace(options, template=live.template)
 
         def run(seed: int, scenario: Scenario = scenario, run_options: Options = run_options) -> Simulation:
             return simulate(scenario, Settings(), seed, run_options)
@@ -184,21 +187,25 @@ def _compare(scenarios: list[Scenario], path: Path, options: Options) -> None:
         Console().print(comparison_table(predict(scenario, live, run), live))
 
 
-def _find_break(scenario: Scenario, targets: list[Target], seed: int, options: Options) -> None:
+def _find_break(scenario: Scenario, targets: list[Target], seeds: range, options: Options) -> None:
     settings = Settings()
     policy = sim_policy(settings)
 
-    def run(load: Scenario) -> tuple[Simulation, dict[RequestClass, Pressure]]:
+    def once(load: Scenario, seed: int) -> Run:
         watched = {c: Pressure(c, policy) for c in RequestClass}
         observers = tuple(p.recorded for p in watched.values())
         listeners = tuple(p.heard for p in watched.values())
         return simulate(load, settings, seed, replace(options, observers=observers, listeners=listeners)), watched
 
+    def run(load: Scenario) -> list[Run]:
+        return [once(load, seed) for seed in seeds]
+
     def on_trial(trial: Trial) -> None:
         verdict = "misses " + ", ".join(map(str, trial.missed)) if trial.missed else "keeps every target"
         typer.echo(f"  x {trial.factor:<6.3g} {verdict}")
 
-    typer.echo(f"{scenario.name}, seed {seed}:")
+    first, last = seeds[0], seeds[-1]
+    typer.echo(f"{scenario.name}, " + (f"seed {first}:" if first == last else f"seeds {first} to {last}, medians:"))
     kept, broken = find_break(scenario, targets, run, on_trial)
     if broken is None:
         typer.echo(f"no target is missed up to {kept.factor if kept else 0:g} times the load")

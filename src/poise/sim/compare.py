@@ -1,7 +1,7 @@
 """Predicted against live: the same scenario simulated, beside what `poise bench --json` measured of a real server.
 
 Both take the requests of the same seeds, cut at the end of the drain, and the median over the rounds. The simulation has no
-HTTP, no tokenizer and no other process on the machine; what the chat template adds to a prompt is taken from the file.
+HTTP, no tokenizer and no other process on the machine; what the chat template adds to prompts is taken from the file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rich.table import Table
 from poise.scenarios import Scenario
 from poise.sim.report import token_times_ns
 from poise.sim.simulate import Simulation
+from poise.sim.template import TemplateTokens, template_tokens
 from poise.sim.world import Record
 
 FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "output_tokens_per_s")
@@ -30,10 +31,10 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """What the benchmark measured of our server: the rounds' seeds, tokens that the template adds, medians by client."""
+    """What the benchmark measured of our server: the rounds' seeds, what the template adds, medians by client."""
 
     seeds: list[int]
-    n_prompt_extra: int
+    template: TemplateTokens
     clients: dict[str, dict[str, float]]
 
 
@@ -46,13 +47,12 @@ def load_live(path: Path, scenario: Scenario) -> Live:
             names = ", ".join(s["name"] for s in scenarios)
             raise CompareError(f"{path}: holds no scenario {scenario.name!r}; it has {names}")
         requests = [r for n in found[0]["rounds"] for r in n["sides"]["ours"]["requests"]]
-        extra = [r["prompt_tokens"] - r["prompt_tokens_planned"] for r in requests if r["prompt_tokens"] is not None]
         clients = {
             group["name"]: {name: f["value"] for name, f in group["figures"].items()}
             for group in found[0]["medians"]["ours"]
             if group["kind"] == "client"
         }
-        return Live([n["seed"] for n in found[0]["rounds"]], max(0, round(median(extra))) if extra else 0, clients)
+        return Live([n["seed"] for n in found[0]["rounds"]], template_tokens(scenario, requests), clients)
     except OSError as error:
         raise CompareError(f"{path}: cannot be read: {error.strerror}") from error
     except CompareError:

@@ -21,6 +21,7 @@ from poise.sim.clock import VirtualClock
 from poise.sim.costs import Costs
 from poise.sim.faults import EngineCrash, Fault, Faults
 from poise.sim.runner import SimRunner
+from poise.sim.template import TemplateTokens
 from poise.sim.witness import Witness
 from poise.sim.world import Record, World
 from poise.wire import messages as wire
@@ -47,7 +48,7 @@ class Options:
     faults          what goes wrong
     n_steps         after so many steps nothing new arrives or goes wrong, and the rest drains; 0: when the scenario ends
     keep_journal    keep every entry of the journal instead of the last ones
-    n_prompt_extra  tokens that a chat template adds to each prompt
+    template        what a chat template adds to the prompts
     observers       are called with every entry of the journal, as it is made
     listeners       are called with every message of the engine
     """
@@ -57,7 +58,7 @@ class Options:
     faults: Sequence[Fault] = ()
     n_steps: int = 0
     keep_journal: bool = False
-    n_prompt_extra: int = 0
+    template: TemplateTokens | None = None
     observers: Sequence[Observer] = ()
     listeners: Sequence[Callable[[wire.ToGateway], None]] = ()
 
@@ -131,7 +132,8 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     clock = VirtualClock()
     end_rate = END_RATE if options.faults else 0
     witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults)
-    world = World(scenario, seed, clock, witness, faults, options.n_prompt_extra)
+    way_us = options.costs.way_us if options.costs else 0.0
+    world = World(scenario, seed, clock, witness, faults, options.template, way_us)
     machine = _Machine(policy, clock, faults, options, seed, blake2b(digest_size=16))
     n_steps, n_crashes = 0, 0
     while True:

@@ -16,6 +16,7 @@ from poise.scenarios import Client, PlannedRequest, Scenario, Segment
 from poise.scheduler.request import Control, Hold
 from poise.sim.clock import VirtualClock
 from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
+from poise.sim.template import TemplateTokens
 from poise.sim.witness import Witness
 from poise.wire import messages as wire
 
@@ -93,7 +94,7 @@ class World:
 
     When the engine has died, `engine_lost` makes what the gateway would tell the next one the first thing that it hears.
 
-    `n_prompt_extra`: tokens that a server's chat template adds to each prompt.
+    `template`: what a server's chat template adds to prompts. `way_us`: from a client to the engine, and as long back.
     """
 
     def __init__(
@@ -103,13 +104,15 @@ class World:
         clock: VirtualClock,
         witness: Witness,
         faults: Faults | None = None,
-        n_prompt_extra: int = 0,
+        template: TemplateTokens | None = None,
+        way_us: float = 0.0,
     ) -> None:
         self.records: list[Record] = []
         self.witness = witness
         self.faults = faults or Faults((), seed)
         self._clock = clock
-        self._n_prompt_extra = n_prompt_extra
+        self._added = template or TemplateTokens()
+        self._way_ns = int(way_us * 1000)
         self._ends_ns = int(scenario.duration_s * 1e9)
         self._stopped = False
         self._moments: list[tuple[int, int, wire.ToEngine | _Arrival | _Leaving]] = []
@@ -177,16 +180,16 @@ class World:
             case wire.Accepted():
                 self._in_flight[message.request_id].accepted = True
             case wire.Refused():
-                self._end(message.request_id, message.reason, now_ns)
+                self._end(message.request_id, message.reason, now_ns + self._way_ns)
             case wire.Step():
                 for change in message.changes:
                     if change.what == "downgrade":
                         sent = self._in_flight[change.request_id]
                         sent.submit = replace(sent.submit, request_class="background")
                 for token in message.tokens:
-                    self._token(token, now_ns)
+                    self._token(token, now_ns + self._way_ns)
                 for finish in message.finishes:
-                    self._end(finish.request_id, finish.reason, now_ns)
+                    self._end(finish.request_id, finish.reason, now_ns + self._way_ns)
 
     def _wait(self, wait_until_ns: int | None) -> None:
         """Move the clock to the next thing that happens. Raises EOFError when nothing will."""
@@ -242,7 +245,7 @@ class World:
 
     def _message(self, what: wire.ToEngine | _Arrival | _Leaving, when_ns: int) -> wire.ToEngine:
         if isinstance(what, _Arrival):
-            return self._submit(what, when_ns)
+            return self._submit(what, when_ns - self._way_ns)
         return wire.Abort(what.request_id) if isinstance(what, _Leaving) else what
 
     def _is_over(self, what: wire.ToEngine | _Arrival | _Leaving) -> bool:
@@ -284,12 +287,12 @@ class World:
             if at_ns >= self._ends_ns:
                 return
             if not planned.malformed:
-                self._at(at_ns, _Arrival(stream, planned))
+                self._at(at_ns + self._way_ns, _Arrival(stream, planned))
                 return
             when_ns = at_ns + max(int(stream.client.arrival.think_s * 1e9), RETRY_PAUSE_NS)
 
     def _submit(self, arrival: _Arrival, when_ns: int) -> wire.Submit:
-        """The request as the gateway would hand it on; an open-loop stream's next one is planned at once."""
+        """The request, sent at `when_ns`, as the gateway would hand it on; an open-loop stream's next one is planned at once."""
         self._n_requests += 1
         stream, planned, request_id = arrival.stream, arrival.planned, self._n_requests
         client = stream.client
@@ -299,7 +302,7 @@ class World:
         if planned.arrival_s is not None:
             self._schedule_next(stream, when_ns)
         if planned.cancel_after_ms is not None:
-            self._at(when_ns + planned.cancel_after_ms * 1_000_000, _Leaving(request_id))
+            self._at(when_ns + planned.cancel_after_ms * 1_000_000 + self._way_ns, _Leaving(request_id))
         # Requests of the scenario use all their output, as the benchmark's do; those that a fault adds may end by themselves.
         ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
         sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
@@ -313,12 +316,15 @@ class World:
     def _prompt(self, stream: _Stream, planned: PlannedRequest) -> list[int]:
         if not any(segment.is_answer for segment in planned.before):
             stream.answers.clear()
-        tokens = segment_tokens(Segment(997, self._n_prompt_extra))
+        tokens = segment_tokens(Segment(997, self._added.prompt))
         for segment in planned.segments:
             tokens += stream.answers.get(segment.seed) or segment_tokens(segment)
+            if segment.is_answer:
+                tokens += segment_tokens(Segment(996, self._added.turn))
         return tokens
 
     def _token(self, token: wire.Token, now_ns: int) -> None:
+        """A token reaches its client."""
         sent = self._in_flight[token.request_id]
         record = sent.record
         if record.last_ns is None:
@@ -328,7 +334,7 @@ class World:
         record.last_ns = now_ns
         record.tokens.append(token.token)
         if len(record.tokens) == sent.planned.cancel_after_tokens:
-            self._at(now_ns, wire.Abort(token.request_id))
+            self._at(now_ns + self._way_ns, _Leaving(token.request_id))
 
     def _end(self, request_id: int, outcome: str, now_ns: int) -> None:
         sent = self._in_flight.pop(request_id)

@@ -17,9 +17,9 @@ from poise.config import Settings
 from poise.llama.capacity import Load
 from poise.scenarios import Arrival, Client, Length, Scenario
 from poise.scheduler.request import RequestClass
-from poise.sim.breaking import Target, find_break
+from poise.sim.breaking import Run, Target, find_break
 from poise.sim.pressure import Pressure
-from poise.sim.simulate import Options, Simulation, sim_policy, simulate
+from poise.sim.simulate import Options, sim_policy, simulate
 from poise.tune.goal import count_failed
 
 KINDS = ("interactive", "background", "long")
@@ -85,8 +85,8 @@ def guess(kind: str, settings: Settings, round_s: float, targets: Sequence[Targe
     """How many at once the simulator, with this host's costs, finds to keep the targets; 1 where it finds none."""
     policy = sim_policy(settings)
 
-    def run(load: Scenario) -> tuple[Simulation, dict[RequestClass, Pressure]]:
-        return simulate(load, settings, seed, options), {c: Pressure(c, policy) for c in RequestClass}
+    def run(load: Scenario) -> list[Run]:
+        return [(simulate(load, settings, seed, options), {c: Pressure(c, policy) for c in RequestClass})]
 
     n = slots_for(kind, settings)
     kept, _ = find_break(load_of(kind, n, settings, round_s), _counted(kind, targets), run, lambda _: None)

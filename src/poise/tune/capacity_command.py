@@ -170,9 +170,9 @@ class Measuring:
                 load = load_of("background", max(1, slots // 2), self.loaded.settings, self.round_s)
                 self._n_rounds += 1
                 source = ScenarioSource(load, load.name, "")
-                found, extra = calibrated_round(source, self.url, self.seed + self._n_rounds)
+                found, template = calibrated_round(source, self.url, self.seed + self._n_rounds)
                 costs = as_costs(found)
-                self.options = Options(costs, costs.pools, n_prompt_extra=extra)
+                self.options = Options(costs, costs.pools, template=template)
             return guess(kind, self.loaded.settings, self.round_s, self.targets, self.options, self.seed)
         except (CannotMeasure, SimulationFailure) as error:
             self.say(f"{kind}: no guess from the simulator ({error})")

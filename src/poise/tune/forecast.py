@@ -19,9 +19,10 @@ from poise.config import LoadedSettings
 from poise.scenarios import Scenario
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, CostPrior
 from poise.sim.calibrate import Calibration
-from poise.sim.costs import Costs
+from poise.sim.costs import WAY_US, Costs
 from poise.sim.report import token_times_ns
 from poise.sim.simulate import Options, SimulationFailure, simulate
+from poise.sim.template import TemplateTokens
 from poise.sim.world import Record
 from poise.tune.children import CannotMeasure
 from poise.tune.goal import Measured
@@ -43,10 +44,10 @@ class Forecast:
 
     @classmethod
     def calibrated(
-        cls, loaded: LoadedSettings, scenario: Scenario, found: Calibration, n_prompt_extra: int
+        cls, loaded: LoadedSettings, scenario: Scenario, found: Calibration, template: TemplateTokens
     ) -> Forecast:
         costs = as_costs(found)
-        return cls(loaded, scenario, Options(costs, costs.pools, n_prompt_extra=n_prompt_extra), {})
+        return cls(loaded, scenario, Options(costs, costs.pools, template=template), {})
 
     def compare(self, before: Changes, after: Changes, seed: int) -> Measured:
         """Raises CannotMeasure when a simulated server breaks."""
@@ -78,6 +79,7 @@ def as_costs(found: Calibration) -> Costs:
         found.step_us,
         found.row_us,
         found.carry_us_per_cell,
+        WAY_US,
     )
 
 

@@ -24,6 +24,7 @@ from poise.bench.target import TargetError, new_session
 from poise.config import LoadedSettings
 from poise.engine.journal import JournalError, read_journal
 from poise.sim.calibrate import Calibration, calibrate
+from poise.sim.template import TemplateTokens, template_tokens
 from poise.tune.children import CannotMeasure, Server
 from poise.tune.goal import Measured, count_failed
 from poise.tune.knobs import Changes
@@ -100,8 +101,8 @@ class LiveJudge:
         seeds = tuple(one["seed"] for one in done)
         return Measured(estimates, seeds, (failed[0], failed[1]), stopped=stopped)
 
-    def calibrate(self, changes: Changes, seed: int) -> tuple[Calibration, int]:
-        """What the steps of a server with these settings cost under this load, and what the chat template adds to a prompt."""
+    def calibrate(self, changes: Changes, seed: int) -> tuple[Calibration, TemplateTokens]:
+        """What the steps of a server with these settings cost under this load, and what the chat template adds to prompts."""
         return calibrated_round(self.source, self._server(changes, keep=changes).url, seed, self.pause_s)
 
     def close(self) -> None:
@@ -152,21 +153,21 @@ def _key(changes: Changes) -> str:
     return msgspec.json.encode(changes, order="sorted").decode()
 
 
-def calibrated_round(source: ScenarioSource, url: str, seed: int, pause_s: float = PAUSE_S) -> tuple[Calibration, int]:
-    """What a server's steps cost under a load, by its flight recorder, and what the chat template adds to a prompt.
+def calibrated_round(
+    source: ScenarioSource, url: str, seed: int, pause_s: float = PAUSE_S
+) -> tuple[Calibration, TemplateTokens]:
+    """What a server's steps cost under a load, by its flight recorder, and what the chat template adds to prompts.
 
     Steps before this round do not count: what another load's batches cost on average says little of this one's. Raises
     CannotMeasure.
     """
     n_before = read_journal(asyncio.run(_journal(url))[:1]).n_recorded
     done = live_round(source, {OURS: url}, seed, pause_s)
-    requests = done["sides"][OURS]["requests"]
-    extra = sorted(r["prompt_tokens"] - r["prompt_tokens_planned"] for r in requests if r["prompt_tokens"] is not None)
     try:
         found = calibrate(asyncio.run(_journal(url)), n_before)
     except JournalError as error:
         raise CannotMeasure(f"the simulator cannot be calibrated: {error}") from error
-    return found, max(0, extra[len(extra) // 2]) if extra else 0
+    return found, template_tokens(source.scenario, done["sides"][OURS]["requests"])
 
 
 async def _journal(url: str) -> list[str]:

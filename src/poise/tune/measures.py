@@ -52,8 +52,8 @@ class HostMeasures:
     def forecast(self, before: Changes, after: Changes, seed: int) -> Measured:
         """The simulator learns this host's costs from one round with the settings in force, when it is first asked."""
         if self._forecast is None:
-            found, extra = self.live_judge.calibrate(before, self.seed + CALIBRATION_SEED)
-            self._forecast = Forecast.calibrated(self.loaded, self.source.scenario, found, extra)
+            found, template = self.live_judge.calibrate(before, self.seed + CALIBRATION_SEED)
+            self._forecast = Forecast.calibrated(self.loaded, self.source.scenario, found, template)
             fits = ", ".join(
                 f"{name}: {fit.n_batches} batches, off by {fit.error_p50:.0%}" for name, fit in found.pools.items()
             )
