@@ -60,6 +60,23 @@ def test_each_pool_gets_what_is_faster_for_it() -> None:
     assert probing(LONG)._faster(times(LONG, swapped)) is True
 
 
+def test_a_spell_of_slow_memory_does_not_overrule_what_is_usual() -> None:
+    """As measured while a neighbour was busy, with flash attention off suffering more; a clear difference still decides."""
+    spell = {
+        "first": (7400, 8900),
+        "chunk": (36500, 46000),
+        "one": (14300, 16100),
+        "far": (136900, 99300),
+        "large": (273400, 305100),
+    }
+    assert probing(LONG)._faster(times(LONG, spell)) is False
+    assert probing(LONG, gpu_layers=99)._faster(times(LONG, spell)) is True
+    slower = {name: (us, round(us * 1.1)) for name, (us, _) in SHORT_US.items()}
+    assert probing(LONG)._faster(times(LONG, slower)) is False
+    clear = {name: (us, round(us * 1.2)) for name, (us, _) in SHORT_US.items()}
+    assert probing(LONG)._faster(times(LONG, clear)) is True
+
+
 def test_the_large_chunk_counts_where_it_makes_a_mode_fast() -> None:
     """A mode that is fast in large chunks only wins if that way is the fastest; its chunk is then reported."""
     fast_large = LONG_US | {"large": (150_000, 318_800)}
