@@ -6,7 +6,7 @@ from itertools import cycle
 
 import pytest
 
-from poise.scheduler.policy import TenantPolicy
+from poise.scheduler.policy import CostPrior, TenantPolicy
 from poise.scheduler.request import Hold, Preempted, Rejected, RejectReason, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, Driver, policy
@@ -65,6 +65,22 @@ def test_estimates_of_the_wait_come_close(request_class: RequestClass) -> None:
         n_started += sum(isinstance(e, Started) for e in d.events)
         d.events.clear()
     assert d.scheduler.snapshot().classes[request_class].wait_error < 0.3
+
+
+@pytest.mark.parametrize("request_class", list(RequestClass))
+def test_long_answers_keep_nobody_waiting_who_has_a_slot(request_class: RequestClass) -> None:
+    """Five requests in one moment, each of thousands of output tokens: with slots for all, the next one waits for their prompts
+    at most; with slots for four, for the end of an answer."""
+
+    def wait_us(slots: int) -> int:
+        d = Driver(Scheduler(policy(slots=slots, background_slots=slots)))
+        for _ in range(5):
+            d.add(30, 3000, request_class=request_class)
+        return d.scheduler.wait_estimate_us(request_class)
+
+    prompts_us = 5 * 30 * CostPrior().prompt_us
+    assert 0 < wait_us(slots=8) <= prompts_us
+    assert wait_us(slots=4) > 10 * prompts_us
 
 
 def test_places_are_told_in_order() -> None:

@@ -228,7 +228,12 @@ class Scheduler:
         books = self._books
         if self._n_new(request_class) == 0 and any(pool.n_free for pool in books.pools.values()):
             return 0
-        return self._waits.estimate_us(request_class, books.queues, books.running[request_class])
+        limits = books.limits[request_class]
+        left = {
+            name: min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
+            for name, pool in books.pools.items()
+        }
+        return self._waits.estimate_us(request_class, books.queues, books.running[request_class], left)
 
     def places(self) -> list[Place]:
         """Where each new request stands in its class's queue, the classes one after the other. Sorts what is queued."""

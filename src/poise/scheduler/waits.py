@@ -55,13 +55,22 @@ class WaitEstimator:
         request_class: RequestClass,
         queues: Mapping[tuple[RequestClass, str], WaitingQueue],
         running: Mapping[int, Sequence],
+        slots_left: Mapping[str, int],
     ) -> int:
-        """The wait of one more request behind all that are queued, and one in the middle of those that run."""
+        """The wait of one more request behind all that are queued, and one in the middle of those that run.
+
+        `slots_left`: how many more slots of each pool the class may have now. Where that is enough for all who are queued, they
+        wait for each other's prompts and for nobody's end.
+        """
         ahead = 0.0
-        for (owner, pool), queue in queues.items():
-            if owner is request_class or owner is RequestClass.INTERACTIVE:
-                ahead += self._work_us(owner, pool, queue.prompt_tokens, queue.output_tokens)
+        before = {key: queue for key, queue in queues.items() if key[0] in (request_class, RequestClass.INTERACTIVE)}
+        n_queued = {pool: sum(q.n_queued for (_, name), q in before.items() if name == pool) for pool in slots_left}
+        has_place = {pool: n_queued[pool] < n_left for pool, n_left in slots_left.items()}
+        for (owner, pool), queue in before.items():
+            ahead += self._work_us(owner, pool, queue.prompt_tokens, 0 if has_place[pool] else queue.output_tokens)
         for sequence in running.values():
+            if has_place[sequence.pool]:
+                continue
             left = sequence.request.max_output - sequence.n_output
             prompt = 0 if sequence.is_decoding else sequence.n_pending
             ahead += self._work_us(request_class, sequence.pool, prompt, left) / len(running)
