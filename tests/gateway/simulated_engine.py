@@ -6,8 +6,10 @@ Run by the supervisor's tests as `python -m tests.gateway.simulated_engine MODE 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +27,8 @@ BUG_TOKEN = 667
 """A prompt that begins with this token raises what no runner should raise."""
 HANG_TOKEN = 668
 """A prompt that begins with this token stops the process in the middle of a step."""
+SLOW_STEP_S = 0.01
+"""What a step takes in the mode "slow": long outputs take longer than any period of the engine's reports."""
 
 
 class _Runner(SimRunner):
@@ -35,6 +39,8 @@ class _Runner(SimRunner):
             raise ZeroDivisionError("a bug in the runner")
         if any(row.start == 0 and row.tokens[0] == HANG_TOKEN for row in rows):
             os.kill(os.getpid(), signal.SIGSTOP)
+        if sys.argv[1] == "slow":
+            time.sleep(SLOW_STEP_S)
         return super().execute(pool, rows)
 
     def __enter__(self) -> _Runner:
@@ -50,6 +56,8 @@ def load(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
     if sys.argv[1] == "dies":
         os.kill(os.getpid(), signal.SIGILL)
     progress(0.5, "loading")
+    if sys.argv[1] == "loads-for-ever":
+        select.select([int(sys.argv[-1])], [], [])  # to the end of the gateway's side, which says nothing meanwhile
     pools = [PoolInfo("short", settings.pools.short.slots, 4096, True, 0), PoolInfo("long", 2, 8192, True, 0)]
     runner = _Runner(pools)
     return LoadedRunner(runner, Ready("simulated", 0, 1000, 8192, pools, os.getpid()), {}, {})  # type: ignore[arg-type]

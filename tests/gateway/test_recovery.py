@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from poise.config import Settings
+from poise.gateway.backoff import Backoff
 from poise.gateway.engine_client import QUARANTINED, EnginePhase
-from poise.gateway.supervisor import _Backoff
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from tests.gateway.mailbox import Mailbox
@@ -189,7 +189,7 @@ async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPa
 
 def test_back_off() -> None:
     """At once after a stable time, then half a second, doubling to the limit."""
-    backoff = _Backoff(3.0)
+    backoff = Backoff(3.0)
     unstable: Callable[[], float] = lambda: backoff.after(stable=False)  # noqa: E731
     assert [unstable() for _ in range(6)] == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0]
     assert backoff.after(stable=True) == 0.0

@@ -157,6 +157,31 @@ async def test_stop_ends_the_process_and_what_was_in_flight() -> None:
         os.kill(pid, 0)
 
 
+@pytest.mark.parametrize("moment", ["before it starts", "as it starts", "while it loads", "before it starts again"])
+async def test_stop_waits_for_no_engine_that_is_not_ready(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to finish: neither a start nor the time until the next one is waited for, and no process is left."""
+    monkeypatch.setattr("poise.gateway.supervisor.SHUTDOWN_GRACE_S", 3600.0)
+    monkeypatch.setattr("poise.gateway.backoff.RESTART_DELAY_FIRST_S", 3600.0)
+    restarts = moment == "before it starts again"
+    s = Supervisor(
+        Settings(engine=EngineSettings(restart_delay_max_s=3600.0)),
+        "model.gguf",
+        (sys.executable, "-m", "tests.gateway.simulated_engine", "dies" if restarts else "loads-for-ever"),
+    )
+    async with asyncio.timeout(100):
+        await s.start()
+        if moment == "as it starts":
+            while s._process is None:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0)
+        elif moment == "while it loads":
+            await s.until(lambda state: state.stage == "loading")
+        elif restarts:
+            await s.until(lambda state: state.restarts == 2)
+        await s.stop()
+    assert s.state.phase is EnginePhase.STOPPED
+    assert s._process is None or s._process.returncode is not None
+
+
 async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
     """The end of the socket ends the engine, also when nobody could tell it to stop."""
     async with supervisor() as s:
@@ -200,7 +225,7 @@ async def test_operators_reach_the_engine() -> None:
 
 async def test_a_waiting_request_hears_of_its_place() -> None:
     """From the engine's status, while it is queued."""
-    async with supervisor() as s:
+    async with supervisor("slow") as s:
         await s.wait_until_settled()
         handles = [submit(s, [1, 2, 3], FOREVER) for _ in range(20)]
         received: list[object] = []

@@ -21,6 +21,7 @@ from typing import Any
 
 from poise.config import Settings, engine_settings
 from poise.engine.blackbox import BlackBox, BoxReading, Phase
+from poise.gateway.backoff import Backoff
 from poise.gateway.blame import Cause, Death
 from poise.gateway.connection import EngineConnection
 from poise.gateway.engine_client import (
@@ -41,7 +42,6 @@ from poise.wire.framing import FrameError, encode_frame
 log = logging.getLogger(__name__)
 
 ENGINE_COMMAND = (sys.executable, "-m", "poise.engine.process")
-RESTART_DELAY_FIRST_S = 0.5
 STABLE_AFTER_S = 5.0
 """An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
@@ -60,7 +60,7 @@ class Supervisor:
         self._command = command
         self._settings = settings
         self._model_path = model_path
-        self._backoff = _Backoff(settings.engine.restart_delay_max_s)
+        self._backoff = Backoff(settings.engine.restart_delay_max_s)
         self._ids = count(1)
         self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
         self._asked: dict[object, deque[asyncio.Future[Any]]] = {}
@@ -98,12 +98,15 @@ class Supervisor:
             await self._changed.wait()
 
     async def stop(self) -> None:
-        """End the engine: politely, then by signal. Live requests get their ENGINE_LOST."""
+        """End the engine: politely, then by signal; at once where none is ready. Live requests get their ENGINE_LOST."""
         self._set(EnginePhase.STOPPED, detail="the server is stopping")
-        self._send(wire.Shutdown())
         if self._task is not None:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._task), SHUTDOWN_GRACE_S)
+            if self._watchdog is not None:
+                self._send(wire.Shutdown())
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(self._task), SHUTDOWN_GRACE_S)
+            if self._process is not None:
+                _kill(self._process)
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
@@ -279,13 +282,16 @@ class Supervisor:
             except OSError as error:
                 ours.close()
                 return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
+            except asyncio.CancelledError:
+                ours.close()
+                raise
             finally:
                 os.close(box_fd)
             loop, watching = asyncio.get_running_loop(), None
             connection = EngineConnection(self._dispatch, loop.create_future())
-            await loop.create_unix_connection(lambda: connection, sock=ours)
-            self._connection = connection
             try:
+                await loop.create_unix_connection(lambda: connection, sock=ours)
+                self._connection = connection
                 self._send(wire.Configure(engine_settings(self._settings), self._model_path))
                 watching = asyncio.create_task(self._watch(box, self._process), name="engine-watchdog")
                 await connection.lost
@@ -309,8 +315,7 @@ class Supervisor:
             await asyncio.sleep(watchdog.interval_s)
             if (reading := _last_record(box)) is not None:
                 self._hang = watchdog.look(time.monotonic_ns(), reading)
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _kill(process)
 
     def _death(self, code: int, reading: BoxReading | None) -> Death:
         cause = Cause.HANG if self._hang else Cause.CRASH if code < 0 else Cause.EXIT
@@ -376,8 +381,7 @@ class Supervisor:
         try:
             return await asyncio.wait_for(process.wait(), SHUTDOWN_GRACE_S)
         except (TimeoutError, asyncio.CancelledError):
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             return await process.wait()
 
     def _obituary(self, code: int) -> str:
@@ -391,10 +395,17 @@ class Supervisor:
         return f"the engine {how}"
 
     def _set(self, phase: EnginePhase, detail: str = "") -> None:
+        if self.state.phase is EnginePhase.STOPPED:
+            return  # whatever an engine says or does from then on, no other one is started
         self.state.phase, self.state.detail = phase, detail
         if phase is not EnginePhase.READY:
             self.state.ready = self.state.ready if phase is EnginePhase.STOPPED else None
         self._changed.set()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
 
 
 def _last_record(box: BlackBox) -> BoxReading | None:
@@ -404,17 +415,3 @@ def _last_record(box: BlackBox) -> BoxReading | None:
     except ValueError as error:
         log.error("the engine's black box cannot be read: %s", error)
         return None
-
-
-class _Backoff:
-    """How long to wait before the next start: not at all after a stable time, then doubling from half a second."""
-
-    def __init__(self, max_s: float) -> None:
-        self._max_s = max_s
-        self._next_s = 0.0
-
-    def after(self, *, stable: bool) -> float:
-        """`stable`: the engine that was lost had done its work for a while."""
-        delay_s = 0.0 if stable else self._next_s
-        self._next_s = min(2 * delay_s or RESTART_DELAY_FIRST_S, self._max_s)
-        return delay_s
