@@ -64,14 +64,15 @@ def test_the_life_of_weights(tmp_path: Path) -> None:
     with server(tmp_path) as first:
         assert any(CHOOSING in line for line in first.output)
         print_of_first, chosen, model = fingerprint(first), served(first), first.get("/v1/models")[1]["data"][0]["id"]
-    assert chosen in ("q8_0", "as-is"), "the other formats of this model do not pass"
+    assert chosen in ("bf16", "q8_0", "as-is"), "the other formats of this model do not pass"
     made = files(tmp_path)
     assert len(made) == (chosen != "as-is")
     decision = json.loads((tmp_path / "poise" / "weights.json").read_text())
     (trials,) = (entry["trials"] for entry in decision.values())
-    assert trials[0]["name"] == "q8_0"
-    assert 0 < trials[0]["quality"]["kl"] < 0.02
-    assert trials[1]["quality"]["kl"] > 0.1, "4 bits a second time are another model"
+    quality = {trial["name"]: trial["quality"]["kl"] for trial in trials}
+    assert list(quality)[-2:] == ["q8_0", "q4_0 with q8_0 head"], "before them, bf16 where the CPU computes it"
+    assert 0 < quality.get("bf16", 0.001) < quality["q8_0"] < 0.02
+    assert quality["q4_0 with q8_0 head"] > 0.1, "4 bits a second time are another model"
 
     for path in made:  # nothing was made, and nothing can be damaged, where the file is served
         data = bytearray(path.read_bytes())

@@ -11,7 +11,9 @@ from poise.llama.formats import FORMATS, candidates, main_type, not_applicable
 from poise.llama.gguf import GgufHeader, read_header
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
-Q4_0, Q4_1, Q8_0, Q2_K, IQ1_S, F16, F32 = 2, 3, 8, 10, 19, 1, 0
+Q4_0, Q4_1, Q8_0, Q2_K, IQ1_S, F16, F32, BF16 = 2, 3, 8, 10, 19, 1, 0, 30
+COMPUTES_BF16 = "CPU : AVX512_VNNI = 1 | AVX512_BF16 = 1 | LLAMAFILE = 1 | "
+CONVERTS_BF16 = "CPU : AVX2 = 1 | AVX512_BF16 = 0 | LLAMAFILE = 1 | "
 
 
 def header(tmp_path: Path, *kinds: int, **keys: int) -> GgufHeader:
@@ -50,6 +52,13 @@ def test_norms_do_not_count_and_q8_0_is_not_made_of_q8_0(tmp_path: Path) -> None
     source = header(tmp_path, Q8_0)
     assert source.matrix_types == {Q8_0: 256 * 64}
     assert main_type(source) == Q8_0
-    assert candidates(source) == FORMATS[1:]
-    assert candidates(header(tmp_path, Q4_1, Q8_0)) == FORMATS
+    assert candidates(source, COMPUTES_BF16) == (FORMATS[0], *FORMATS[2:])
+    assert candidates(header(tmp_path, Q4_1, Q8_0), COMPUTES_BF16) == FORMATS
     assert main_type(header(tmp_path)) == -1
+
+
+def test_bf16_is_made_where_the_cpu_computes_it(tmp_path: Path) -> None:
+    """Others convert each weight as they go; and not of a file that has it."""
+    assert candidates(header(tmp_path, Q4_1), CONVERTS_BF16) == FORMATS[1:]
+    assert candidates(header(tmp_path, Q4_1), "") == FORMATS[1:]
+    assert candidates(header(tmp_path, BF16), COMPUTES_BF16) == FORMATS[1:]

@@ -14,7 +14,7 @@ import pytest
 from poise.config import ModelSettings, Settings
 from poise.llama import weights
 from poise.llama.digest import file_digest
-from poise.llama.formats import FORMATS, WeightFormat
+from poise.llama.formats import FORMATS, WeightFormat, candidates
 from poise.llama.gguf import GgufHeader, read_header
 from poise.llama.model import Model
 from poise.llama.pace import Pace
@@ -25,9 +25,10 @@ from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 pytestmark = pytest.mark.slow  # a decision depends on the library's version, so llama.cpp has to be there
 
-Q8, MIXED, Q4 = (wanted.name for wanted in FORMATS)
+BF16, Q8, MIXED, Q4 = (wanted.name for wanted in FORMATS)
 GOOD, BAD = Quality(1000, 20.0, 20.1, 0.005, 0.96), Quality(100, 20.0, 25.0, 0.3, 0.6)
-FAST, FASTER, SLOW = Pace(1.7, 1.3, 1.6), Pace(2.0, 1.5, 2.0), Pace(1.5, 0.8, 1.5)
+FAST, FASTER = Pace(1.7, 1.3, 1.6, 1.4, 1.6), Pace(2.0, 1.5, 2.0, 1.7, 2.0)
+SLOW_ALONE, NO_FASTER = Pace(1.5, 0.8, 1.5, 0.84, 1.5), Pace(1.05, 1.05, 1.05, 1.05, 1.05)
 
 
 class FakeModel:
@@ -51,10 +52,16 @@ class Lab:
         self.compared: list[str] = []
         self.memory = 1 << 40
         self.fits = True
+        self.too_large = ""
+        self.system_info = ""
+        self.duel: Pace | None = None
 
     def chooser(self, *, progress: Callable[[float], None] = lambda _: None, **model: Any) -> Chooser:
         settings = Settings(model=ModelSettings(**model))
-        return Chooser(self.source, settings, lambda _: self.fits, progress, room=lambda: self.memory)
+        return Chooser(self.source, settings, self.does_fit, progress, room=lambda: self.memory)
+
+    def does_fit(self, path: Path) -> bool:
+        return self.fits and not (self.too_large and f"-{self.too_large}-" in path.name)
 
     def make(self, folder: WeightsFolder, source: GgufHeader, target: Path, wanted: WeightFormat, threads: int) -> None:
         self.made.append(wanted.name)
@@ -70,6 +77,9 @@ class Lab:
         return quality
 
     def pace(self, source: FakeModel, candidate: FakeModel, **_: object) -> Pace:
+        if source.format in self.made:
+            assert self.duel is not None, "two formats were timed against each other"
+            return self.duel
         return self.found[candidate.format][1]
 
 
@@ -79,6 +89,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     data = gguf_bytes(keys=TINY_KEYS, tensors=[("m", (256, 64), 1), ("norm", (256,), 0)])
     lab = Lab(write_gguf(tmp_path / "model.gguf", data))
     monkeypatch.setattr(Model, "load", FakeModel)
+    monkeypatch.setattr(weights, "candidates", lambda header, _: candidates(header, lab.system_info))
     monkeypatch.setattr(weights, "compare", lab.compare)
     monkeypatch.setattr(weights, "compare_pace", lab.pace)
     monkeypatch.setattr(
@@ -103,7 +114,10 @@ def test_the_fastest_of_those_that_pass_is_chosen_once(lab: Lab) -> None:
     again = lab.chooser().choose()
     assert again == lab.chooser().planned() == chosen
     assert len(lab.made) == 3
-    assert "0.0050 from the file's, and faster here: prompts x2.00, one decode x1.50, eight x2.00" in again.reason
+    assert (
+        "0.0050 from the file's, and faster here: a request among eight x2.00, alone x1.70 (prompts x2.00, one"
+        in again.reason
+    )
 
 
 def test_after_a_failed_check_of_quality_nothing_smaller_is_tried(lab: Lab) -> None:
@@ -119,10 +133,10 @@ def test_after_a_failed_check_of_quality_nothing_smaller_is_tried(lab: Lab) -> N
 
 
 def test_good_weights_that_are_not_faster_are_not_taken(lab: Lab) -> None:
-    """Neither slightly faster ones nor those that are slower at one thing; the next format is tried all the same."""
-    lab.found = {Q8: (GOOD, SLOW), MIXED: (GOOD, FAST), Q4: (BAD, FAST)}
+    """Neither slightly faster ones nor those that are slower for a lone request; the next format is tried all the same."""
+    lab.found = {Q8: (GOOD, SLOW_ALONE), MIXED: (GOOD, FAST), Q4: (BAD, FAST)}
     assert lab.chooser().choose().name == MIXED
-    lab.found = dict.fromkeys((Q8, MIXED, Q4), (GOOD, Pace(1.05, 1.05, 1.05)))
+    lab.found = dict.fromkeys((Q8, MIXED, Q4), (GOOD, NO_FASTER))
     chooser = lab.chooser()
     chooser.forget()
     assert chooser.planned().decision is None
@@ -130,6 +144,48 @@ def test_good_weights_that_are_not_faster_are_not_taken(lab: Lab) -> None:
     assert chosen.name == AS_IS
     assert chosen.reason.count("not faster on this host") == 3
     assert files() == []
+
+
+def test_what_a_lone_request_may_lose_is_a_setting(lab: Lab) -> None:
+    lab.found = {Q8: (GOOD, SLOW_ALONE), MIXED: (BAD, FAST)}
+    refused = lab.chooser().choose()
+    assert refused.name == AS_IS
+    assert "a lone request has 0.84 of the file's speed, wanted is 0.85 (model.weights_alone_min" in refused.reason
+    assert lab.chooser(weights_alone_min=0.8).choose().name == Q8
+
+
+NEARLY = Pace(2.0, 1.0, 1.5, 1.0, 1.55)
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(1.01, Q8), (0.99, BF16)])
+def test_gains_that_hardly_differ_are_measured_against_each_other(lab: Lab, ratio: float, expected: str) -> None:
+    """They were measured one after the other."""
+    lab.system_info = "AVX512_BF16 = 1"
+    lab.found = {BF16: (GOOD, NEARLY), Q8: (GOOD, FAST), MIXED: (BAD, FAST)}
+    lab.duel = Pace(ratio, ratio, ratio, ratio, ratio)
+    chosen = lab.chooser().choose()
+    assert chosen.name == expected
+    assert files() == [chosen.path.name]
+
+
+def test_without_memory_for_both_their_gains_decide(lab: Lab) -> None:
+    lab.memory = 0
+    two = [weights.Trial(name, "", GOOD, pace, 1) for name, pace in ((BF16, NEARLY), (Q8, FAST))]
+    assert lab.chooser()._fastest("", two) == two[1]
+    assert lab.chooser()._fastest("", [two[1], two[0]]) == two[1]
+
+
+def test_a_format_without_room_is_passed_over(lab: Lab) -> None:
+    """The next one is smaller. It is remembered why, and with what was found the next start measures nothing."""
+    lab.system_info = "AVX512_BF16 = 1"
+    lab.found = {BF16: (GOOD, FASTER), Q8: (GOOD, FAST), MIXED: (BAD, FAST)}
+    lab.too_large = BF16
+    chosen = lab.chooser().choose()
+    assert chosen.name == Q8
+    assert "bf16 does not fit into memory with these settings" in to_text(lab.source, chosen)
+    assert lab.chooser().choose() == chosen
+    assert lab.made == [BF16, Q8, MIXED]
+    assert files() == [chosen.path.name]
 
 
 def test_other_limits_and_other_contents_are_decided_anew(lab: Lab) -> None:

@@ -1,8 +1,9 @@
 """The weight formats that poise may make of a model: few, named, and each one fast on a CPU.
 
 ggml computes different formats at very different speeds. For Q4_0 and Q8_0 it has matrix kernels that read several rows or
-columns at once; for Q4_1, Q5_1 and others only a dot product for each output. So a file can become faster in another format,
-also in a larger one.
+columns at once; for Q4_1, Q5_1 and others only a dot product for each output. BF16 has no scales to apply: a CPU with
+instructions for it computes it fastest where rows are computed together, and a lone row slower, because there is more to read.
+So a file can become faster in another format, also in a larger one.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from dataclasses import dataclass
 
 from poise.llama.gguf import GgufHeader
 
-Q4_0, Q8_0 = 2, 8
+Q4_0, Q8_0, BF16 = 2, 8, 30
 """ggml_type."""
-_FTYPE_Q4_0, _FTYPE_Q8_0 = 2, 7
+_FTYPE_Q4_0, _FTYPE_Q8_0, _FTYPE_BF16 = 2, 7, 32
 """llama_ftype."""
 
 BITS_MIN = 4.0
@@ -42,6 +43,7 @@ class WeightFormat:
 
 
 FORMATS = (
+    WeightFormat("bf16", _FTYPE_BF16, BF16, 16.0),
     WeightFormat("q8_0", _FTYPE_Q8_0, Q8_0, 8.5),
     WeightFormat("q4_0 with q8_0 head", _FTYPE_Q4_0, Q8_0, 8.5),
     WeightFormat("q4_0", _FTYPE_Q4_0, Q4_0, 4.5),
@@ -54,12 +56,13 @@ def main_type(header: GgufHeader) -> int:
     return max(header.matrix_types, key=lambda kind: header.matrix_types[kind], default=-1)
 
 
-def candidates(header: GgufHeader) -> tuple[WeightFormat, ...]:
-    """What could be made of the model and differs from what it is."""
+def candidates(header: GgufHeader, system_info: str) -> tuple[WeightFormat, ...]:
+    """What could be made of the model and differs from what it is. `system_info`: what llama.cpp says of the CPU."""
     kinds = set(header.matrix_types)
-    if kinds == {Q8_0}:
-        return FORMATS[1:]
-    return FORMATS
+    without = {kind for kind in (BF16, Q8_0) if kinds == {kind}}
+    if "AVX512_BF16 = 1" not in system_info:
+        without.add(BF16)  # computed by conversion: slower than what it is made of
+    return tuple(known for known in FORMATS if known.embedding_type not in without or known.ftype == _FTYPE_Q4_0)
 
 
 def not_applicable(header: GgufHeader, gpu_layers: int) -> str:

@@ -2,8 +2,9 @@
 
 `model.weights = "auto"` decides once for each model, host and llama.cpp version, at the first start. The formats are tried from
 the most exact to the smallest. Each is made (`requantise`), held against the source on a text (`quality`) and, if it passes,
-timed against it (`pace`); the first that fails the check of quality ends it, and the one with the greatest gain is taken. The
-decision is kept with its figures. What prevents it (no room on the disk or in memory) is not kept: the next start tries again.
+timed against it (`pace`); the first that fails the check of quality ends it, and the one with the greatest gain is taken. One for
+which there is no room on the disk or in memory is passed over. The decision is kept with its figures, except where nothing was
+found because room was missing: then the next start tries again.
 
 Whatever goes wrong here, the source is served.
 """
@@ -33,7 +34,7 @@ from poise.llama.library import EngineLibraryError
 from poise.llama.measure import cpu_name, library_versions
 from poise.llama.memory import available_bytes
 from poise.llama.model import Model
-from poise.llama.pace import GAIN_MIN, LOSS_MAX, Pace, compare_pace
+from poise.llama.pace import GAIN_MIN, Pace, compare_pace
 from poise.llama.quality import Quality, TooSlow, compare, quality_text
 from poise.llama.requantise import CannotMake, WeightsFolder, remove
 
@@ -44,6 +45,7 @@ SLOW_STARTS = 3
 """After so many starts without the time to decide it is decided that the file stays as it is."""
 TRIAL_BYTES = 256 << 20
 """What two small contexts and their logits take at most, beside the weights of both models."""
+_FORMATS = {known.name: known for known in FORMATS}
 
 Progress = Callable[[float], None]
 
@@ -80,7 +82,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     @property
     def wanted(self) -> WeightFormat | None:
-        return next((known for known in FORMATS if known.name == self.name), None)
+        return _FORMATS.get(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +160,32 @@ class Chooser:
         return weights
 
     def _decide(self, header: GgufHeader, digest: str, n_slow: int) -> Decision:
-        formats = candidates(header)
+        formats = candidates(header, library.load().print_system_info().decode())
         trials: list[Trial] = []
+        hindrances: list[CannotMake] = []
         best: Trial | None = None
         deadline = time.perf_counter() + self.settings.model.weights_check_s
         try:
             with Model.load(self.source) as source:
                 for i, wanted in enumerate(formats):
-                    trial = self._try(source, digest, wanted, deadline, self._part(i / len(formats), 1 / len(formats)))
+                    part = self._part(i / len(formats), 1 / len(formats))
+                    try:
+                        trial = self._try(source, digest, wanted, deadline, part)
+                    except CannotMake as hindrance:
+                        hindrances.append(hindrance)
+                        trials.append(Trial(wanted.name, _one_line(hindrance)))
+                        continue
                     trials.append(trial)
                     if trial.pace is None:  # it did not come that far
                         break
             good = [trial for trial in trials if not trial.problem]
-            best = max(good, key=lambda trial: trial.gain, default=None)
+            best = self._fastest(digest, good)
         finally:
             for wanted in formats:
                 if best is None or wanted.name != best.name:
                     remove(self.folder.path(self.source, digest, wanted))
+        if best is None and hindrances:
+            raise hindrances[0]
         if best is None:
             problems = "; ".join(f"{trial.name}: {trial.problem}" for trial in trials)
             return Decision(AS_IS, problems, trials, n_slow + 1 if any(trial.slow for trial in trials) else 0)
@@ -211,7 +222,23 @@ class Chooser:
                 return Trial(wanted.name, problem, quality, n_bytes=n_bytes)
             pace = compare_pace(source, candidate, threads=self._threads)
         progress(1.0)
-        return Trial(wanted.name, pace.problem, quality, pace, n_bytes)
+        return Trial(wanted.name, pace.problem(limits.weights_alone_min), quality, pace, n_bytes)
+
+    def _fastest(self, digest: str, good: list[Trial]) -> Trial | None:
+        """Gains that hardly differ were measured at different times: then the two formats are timed against each other."""
+        best: Trial | None = None
+        for trial in good:
+            if best is None or self._is_faster(digest, trial, best):
+                best = trial
+        return best
+
+    def _is_faster(self, digest: str, trial: Trial, other: Trial) -> bool:
+        clear = not 1 / GAIN_MIN < trial.gain / other.gain < GAIN_MIN
+        if clear or self.room() < trial.n_bytes + other.n_bytes + TRIAL_BYTES:
+            return trial.gain > other.gain
+        paths = [self.folder.path(self.source, digest, _FORMATS[one.name]) for one in (other, trial)]
+        with Model.load(paths[0]) as first, Model.load(paths[1]) as second:
+            return compare_pace(first, second, threads=self._threads).gain > 1
 
     def _part(self, start: float, share: float) -> Progress:
         return lambda done: self.progress(start + share * done)
@@ -258,8 +285,8 @@ class Chooser:
                 limits.weights_perplexity_max,
                 limits.weights_kl_max,
                 limits.weights_check_s,
+                limits.weights_alone_min,
                 GAIN_MIN,
-                LOSS_MAX,
             ],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
