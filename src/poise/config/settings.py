@@ -135,7 +135,7 @@ class ModelSettings(Section):
     weights_kl_max: Annotated[float, Field(ge=0.0, le=10.0)] = 0.02
     """Most that the predictions of other weights may diverge from the file's: mean KL divergence, in nats."""
     weights_alone_min: Annotated[float, Field(ge=0.0, le=10.0)] = 0.85
-    """Least speed of a lone request, as a multiple of its speed with the file: what is fastest for eight at once can be slower."""
+    """Least speed of a lone request, as a multiple of its speed with the file: what is best for many can be slower for one."""
     weights_check_s: Annotated[float, Field(ge=1.0, le=3600.0)] = 180.0
     """Longest time that the check may take, at the first start with a model; where it needs more, the file is served as it is."""
 
