@@ -21,7 +21,7 @@ from tests.llama.gguf_files import gguf_bytes, write_gguf
 
 pytestmark = pytest.mark.slow  # names of files carry the library's version, so llama.cpp has to be there
 
-BF16, Q8 = FORMATS[:2]
+Q8 = FORMATS[1]
 DIGEST = "ab" * 32
 
 

@@ -188,6 +188,23 @@ def test_a_format_without_room_is_passed_over(lab: Lab) -> None:
     assert files() == [chosen.path.name]
 
 
+def test_a_refusal_beside_a_format_without_room_is_not_measured_for_ever(lab: Lab) -> None:
+    """Room may come, so the next starts try again; but each try measures what there was room for, so their number is limited."""
+    lab.system_info = "AVX512_BF16 = 1"
+    lab.found = {BF16: (GOOD, FASTER), Q8: (BAD, FAST)}
+    lab.too_large = BF16
+    for n_compared in range(1, SLOW_STARTS + 1):
+        assert lab.chooser().planned().decision is None
+        assert lab.chooser().choose().name == AS_IS
+        assert lab.compared == [Q8] * n_compared
+    assert "bf16 does not fit" in lab.chooser().choose().reason
+    assert len(lab.compared) == SLOW_STARTS
+    chooser = lab.chooser()
+    chooser.forget()
+    lab.too_large = ""
+    assert chooser.choose().name == BF16
+
+
 def test_other_limits_and_other_contents_are_decided_anew(lab: Lab) -> None:
     """The decision belongs to the source's bytes and to the settings."""
     lab.found = {Q8: (GOOD, FAST), MIXED: (BAD, FASTER)}

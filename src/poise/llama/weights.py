@@ -3,8 +3,8 @@
 `model.weights = "auto"` decides once for each model, host and llama.cpp version, at the first start. The formats are tried from
 the most exact to the smallest. Each is made (`requantise`), held against the source on a text (`quality`) and, if it passes,
 timed against it (`pace`); the first that fails the check of quality ends it, and the one with the greatest gain is taken. One for
-which there is no room on the disk or in memory is passed over. The decision is kept with its figures, except where nothing was
-found because room was missing: then the next start tries again.
+which there is no room on the disk or in memory is passed over. The decision is kept with its figures; where nothing was taken and
+time or room was missing, the next starts try again, SLOW_STARTS in all. Where there was room for none, nothing is kept.
 
 Whatever goes wrong here, the source is served.
 """
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 AS_IS = "as-is"
 SLOW_STARTS = 3
-"""After so many starts without the time to decide it is decided that the file stays as it is."""
+"""After so many starts without the time or the room to decide it is decided that the file stays as it is."""
 TRIAL_BYTES = 256 << 20
 """What two small contexts and their logits take at most, beside the weights of both models."""
 _FORMATS = {known.name: known for known in FORMATS}
@@ -73,7 +73,7 @@ class Decision(msgspec.Struct, frozen=True):
     reason: str
     trials: list[Trial] = []
     n_slow: int = 0
-    """Starts that have tried, where nothing was found because there was not enough time."""
+    """Starts that have tried, where nothing was taken and time or room was missing."""
 
     @property
     def is_settled(self) -> bool:
@@ -184,11 +184,12 @@ class Chooser:
             for wanted in formats:
                 if best is None or wanted.name != best.name:
                     remove(self.folder.path(self.source, digest, wanted))
-        if best is None and hindrances:
+        if len(hindrances) == len(formats):
             raise hindrances[0]
         if best is None:
             problems = "; ".join(f"{trial.name}: {trial.problem}" for trial in trials)
-            return Decision(AS_IS, problems, trials, n_slow + 1 if any(trial.slow for trial in trials) else 0)
+            is_open = bool(hindrances) or any(trial.slow for trial in trials)
+            return Decision(AS_IS, problems, trials, n_slow + 1 if is_open else 0)
         assert best.quality is not None, best
         reason = f"KL divergence {best.quality.kl:.4f} from the file's, and faster here: {best.pace}"
         return Decision(best.name, reason, trials)
