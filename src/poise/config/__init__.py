@@ -1,30 +1,30 @@
 """Configuration: defaults, TOML file, environment and command line, with the origin of every value."""
 
+from poise.config.kinds import KvType, Section, Toggle
 from poise.config.loader import LoadedSettings, load, load_given
 from poise.config.policy import to_policy
-from poise.config.settings import (
+from poise.config.serving import (
     AuditSettings,
     AuthSettings,
+    ReaderSettings,
+    ResultsSettings,
+    ServerSettings,
+    StreamsSettings,
+    TemplateSettings,
+    TenantSettings,
+)
+from poise.config.settings import (
     ClassesSettings,
     ClassSettings,
     EngineSettings,
-    KvType,
     LevelsSettings,
     ModelSettings,
     PoolSettings,
     PoolsSettings,
-    ReaderSettings,
-    ResultsSettings,
     SamplingSettings,
     SchedulerSettings,
-    Section,
-    ServerSettings,
     Settings,
     StoreSettings,
-    StreamsSettings,
-    TemplateSettings,
-    TenantSettings,
-    Toggle,
     engine_settings,
 )
 from poise.config.sources import ConfigError

@@ -16,7 +16,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from poise.config.settings import Section, Settings
+from poise.config.kinds import Section
+from poise.config.settings import Settings
 
 Kind = Literal["integer", "number", "switch", "choice", "text", "names"]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from poise.config.catalogue import NAME, catalogue, meant, split, tables
 from poise.config.paths import keys_file
-from poise.config.settings import AuthSettings
+from poise.config.serving import AuthSettings
 from poise.config.sources import DEFAULT, Source, shown
 
 POOLS = ("short", "long")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import platformdirs
 
-from poise.config.settings import AuditSettings, AuthSettings
+from poise.config.serving import AuditSettings, AuthSettings
 
 
 def config_dir() -> Path:

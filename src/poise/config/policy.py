@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise.config.settings import ClassSettings, PoolSettings, Settings, TenantSettings
+from poise.config.serving import TenantSettings
+from poise.config.settings import ClassSettings, PoolSettings, Settings
 from poise.scheduler.policy import (
     LONG_POOL,
     SHORT_POOL,

@@ -16,8 +16,8 @@ from poise.audit.chain import audit_key
 from poise.audit.verify import last_entries
 from poise.audit.verify import verify as verify_log
 from poise.config import ConfigError, Settings, load
+from poise.config.kinds import ClassName, DeclaredTenantName
 from poise.config.paths import audit_dir, keys_file
-from poise.config.settings import ClassName, DeclaredTenantName
 from poise.gateway.keys import Key, KeysError, KeysFile
 
 USAGE_ERROR = 2

@@ -34,6 +34,11 @@ class Caller:
     classes: tuple[str, ...] = ()
     """What this key may ask for; empty: whatever the tenant may."""
 
+    @property
+    def account(self) -> str:
+        """Under what name admission and fair shares are counted."""
+        return self.tenant
+
 
 class Tenants:
     """Identifies callers, and says what they may."""

@@ -22,7 +22,7 @@ from typing import IO
 
 from poise.config import AuditSettings, AuthSettings, LoadedSettings, ServerSettings
 from poise.config.document import to_toml
-from poise.config.settings import TelemetrySettings
+from poise.config.serving import TelemetrySettings
 from poise.tune.knobs import Changes
 
 READY_S = 300.0

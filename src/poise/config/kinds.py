@@ -1,0 +1,88 @@
+"""The types that settings are made of: names, addresses, keys and choices, each with what it may be in words."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+NAME = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+def _name(what: str, name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(f'a {what} name must be 1 to 64 of a-z, 0-9, "_" and "-"')
+    return name
+
+
+def _declared_tenant(name: str) -> str:
+    # "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
+    if not NAME.fullmatch(name) or name.startswith("key-") or name == "local":
+        raise ValueError(
+            'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'
+        )
+    return name
+
+
+def _api_key(key: str) -> str:
+    # A key travels in an HTTP header, where anything else would be cut or altered on the way.
+    if not key or not all("!" <= character <= "~" for character in key):
+        raise ValueError("must be printable ASCII without spaces, at least one character")
+    return key
+
+
+def _optional_api_key(key: str) -> str:
+    return _api_key(key) if key else key
+
+
+def _optional_url(url: str) -> str:
+    if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise ValueError('must be a URL that begins with "http://" or "https://", or empty')
+    return url
+
+
+def _host(name: str) -> str:
+    if not name or "/" in name or any(character.isspace() for character in name):
+        raise ValueError("must be names or addresses, without scheme, port and path")
+    return name
+
+
+def _origin(origin: str) -> str:
+    parts = urlsplit(origin)
+    if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+        raise ValueError("must be origins, each as in https://chat.example: scheme, host and perhaps a port")
+    return origin
+
+
+def _class_name(name: str) -> str:
+    if name not in ("interactive", "background"):
+        raise ValueError('must be among "interactive" and "background"')
+    return name
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+DeclaredTenantName = Annotated[str, AfterValidator(_declared_tenant)]
+TenantName = Annotated[str, AfterValidator(partial(_name, "tenant"))]
+TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
+OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
+NonBlankText = Annotated[str, AfterValidator(_not_blank)]
+HostName = Annotated[str, AfterValidator(_host)]
+WebOrigin = Annotated[str, AfterValidator(_origin)]
+ClassName = Annotated[str, AfterValidator(_class_name)]
+ApiKey = Annotated[str, AfterValidator(_api_key)]
+OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
+Toggle = Literal["auto", "on", "off"]
+KvType = Literal["f16", "q8_0", "q4_0"]
+Profile = Literal["workstation", "team", "edge"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,136 @@
+"""The settings of the gateway: connections, streams, what is kept, who may do what."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from poise.config.kinds import (
+    ApiKey,
+    ClassName,
+    DeclaredTenantName,
+    HostName,
+    NonBlankText,
+    OptionalApiKey,
+    OptionalUrl,
+    Section,
+    TenantName,
+    WebOrigin,
+)
+
+
+class ServerSettings(Section):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on; 0 takes a free one and prints it."""
+    hosts: list[HostName] = []
+    """Further names that clients call it by; others are refused. Local names and `server.host` always work."""
+    origins: list[WebOrigin] = []
+    """Web pages elsewhere that may use it (CORS), as in https://chat.example; empty: its own page only."""
+    tls_cert: str = ""
+    """File with the certificate chain (PEM); with it the server speaks HTTPS only."""
+    tls_key: str = ""
+    """File with the private key of the certificate (PEM, without a passphrase)."""
+    allow_open: bool = False
+    """Listen beyond this machine although no key is required: whoever reaches the address may use the server."""
+    allow_plain: bool = False
+    """Listen beyond this machine without TLS: something else protects the way, such as a proxy that speaks TLS."""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=1 << 30)] = 4 << 20
+    """Largest request body; a larger one is answered with 413."""
+    body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
+    """Time a client has to send its headers and its body; a slower one is answered with 408."""
+    max_connections: Annotated[int, Field(ge=1, le=100_000)] = 1024
+    """Open requests at once; more are answered with 503."""
+    max_choices: Annotated[int, Field(ge=1, le=128)] = 8
+    """Largest `n` of a request."""
+    drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """Time that running requests have to end when the server is asked to stop."""
+    require_measured: bool = False
+    """Refuse to start with a limit that was set above what `poise capacity` has measured here; otherwise that is a warning."""
+
+
+class ReaderSettings(Section):
+    """What becomes of a stream whose client does not take what it is sent."""
+
+    unsent_bytes_max: Annotated[int, Field(ge=1024, le=16 << 20)] = 16384
+    """Bytes that a client may be behind; with more, its request is paused, and goes on when half of them are taken."""
+    stall_swap_s: Annotated[float, Field(gt=0.0, le=3600)] = 5.0
+    """Time behind after which the request gives up its slot until its client has caught up."""
+    stall_end_s: Annotated[float, Field(gt=0.0, le=86_400)] = 60.0
+    """Time behind after which the connection is closed and the request ended; what there is of its result is kept."""
+
+
+class StreamsSettings(Section):
+    send_buffer_bytes: Annotated[int, Field(ge=0, le=16 << 20)] = 16384
+    """Send buffer of each connection in the kernel, which doubles it; 0 leaves it to the kernel."""
+    interactive: ReaderSettings = ReaderSettings()
+    background: ReaderSettings = ReaderSettings()
+
+
+class ResultsSettings(Section):
+    """Responses that are kept in memory so that a client can come back for them."""
+
+    retention_s: Annotated[float, Field(ge=0.0, le=86_400)] = 600.0
+    """Time that one is kept after its end; 0 keeps none."""
+    budget_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 64
+    """Memory for all of them; who ended longest ago goes first. 0 keeps none."""
+    tenant_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Most of the budget that the responses of one tenant may take."""
+
+
+class MetricsSettings(Section):
+    tenants_max: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Tenants that /metrics tells apart, those that were active last; the rest are counted together."""
+
+
+class TelemetrySettings(Section):
+    otlp_endpoint: OptionalUrl = ""
+    """OpenTelemetry collector that is sent a trace of every request, without its text; empty: none."""
+
+
+class AuthSettings(Section):
+    required: bool = False
+    """Answer requests without a known key with 401."""
+    keys_file: str = ""
+    """File of `poise keys`, with hashes of keys. Empty: keys.jsonl in your configuration directory, if it is there."""
+    admin_key: OptionalApiKey = ""
+    """Key for /admin; without one, /admin answers callers on this machine only."""
+    keys: dict[DeclaredTenantName, ApiKey] = {}
+    """The API key of the tenant NAME."""
+
+
+class AuditSettings(Section):
+    enabled: bool = False
+    """Write the audit log: who asked for what, when, and what came of it, as a chain that shows changes."""
+    path: str = ""
+    """Folder of its files. Empty: audit in your state directory."""
+    rotate_mb: Annotated[int, Field(ge=1, le=1 << 20)] = 64
+    """A new file is begun when one is larger, and every day (UTC)."""
+    keep_days: Annotated[int, Field(ge=1, le=36_500)] = 90
+    """Files of earlier days are deleted."""
+
+
+class TenantSettings(Section):
+    weight: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
+    """Share of compute, in proportion to the weights of the other tenants that compete in a class."""
+    running_max: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Requests that may run at once; 0: as many as the class."""
+    queue_max: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Requests that may wait; 0: as many as the class."""
+    tokens_per_minute: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    """Prompt and output tokens; a new request is refused while the account is overdrawn; 0: no limit."""
+    classes: list[ClassName] = []
+    """Classes that may be asked for; another one is answered with 403; empty: all."""
+    cache_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Most of `store.budget_mb` that the tenant's reusable prefixes may take; 0: as `store.tenant_share`."""
+    content_log: bool = False
+    """Write prompts and answers into the audit log, marked as content."""
+
+
+class TemplateSettings(Section):
+    text: NonBlankText
+    """The beginning of a prompt that is computed once and kept."""
+    tenants: list[TenantName] = []
+    """Who may use it; empty: everybody."""
