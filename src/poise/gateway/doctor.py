@@ -70,7 +70,7 @@ class Host:
     proc: Path = Path("/proc")
     cores: Callable[[], int] = lambda: len(os.sched_getaffinity(0))
     load: Callable[[], float] = lambda: os.getloadavg()[0]
-    files_max: Callable[[], int] = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    files_max: Callable[[], int] = lambda: resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     free_disk: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free
     now_s: Callable[[], float] = time.time
     folders: tuple[Path, ...] = field(default_factory=lambda: (cache_dir(), state_dir()))

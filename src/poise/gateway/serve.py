@@ -29,6 +29,7 @@ from poise.gateway.chat import ChatTemplate
 from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.exposure import Exposed, check, tls_context
+from poise.gateway.http.files import raise_limit
 from poise.gateway.keys import KeyRing, KeysError
 from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
@@ -56,6 +57,7 @@ def serve(loaded: LoadedSettings) -> int:
     logging.basicConfig(
         level=os.environ.get("POISE_LOG", "warning").upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    raise_limit()
     try:
         fit = judge(loaded)
         path = fit.path
@@ -144,6 +146,8 @@ class _Service:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # it would believe anybody on this machine
+                ws="none",
                 timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
             )
         )
