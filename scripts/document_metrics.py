@@ -19,6 +19,7 @@ from poise.config import Settings
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.story import ChoiceStory, RequestStory
+from poise.metrics.tasks import TaskMetrics
 from poise.scenarios import load_scenario
 from poise.sim.simulate import Options, simulate
 from poise.wire import messages as wire
@@ -48,7 +49,9 @@ def main() -> int:
 
 def collected() -> dict[str, list[Metric]]:
     """Every metric, by the section that it belongs to."""
-    metrics = GatewayMetrics(lambda: EngineReading(False, 0, None))
+    tasks = TaskMetrics()
+    tasks.known("levels")
+    metrics = GatewayMetrics(lambda: EngineReading(False, 0, None), tasks=tasks)
     choice = ChoiceStory("stop", 3, 2, wait_s=1.0, first_s=2.0, last_s=3.0, segment_s=2.0, ended_s=3.0)
     metrics.told(RequestStory("", "", "local", "interactive", "chat", "", 0.0, 5, [choice], []))
     metrics.streams.watch_records(lambda: (0, 0), lambda: 0)

@@ -213,6 +213,8 @@ class Watched:
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.n_lost = 0
+        self.failures: list[str] = []
+        self.divided = Event()
 
     def worked(self, part: str, seconds: float) -> None:
         assert seconds >= 0
@@ -220,6 +222,11 @@ class Watched:
 
     def lost(self, n_entries: int) -> None:
         self.n_lost += n_entries
+
+    def failed(self, error: BaseException) -> None:
+        self.failures.append(type(error).__name__)
+        if isinstance(error, ZeroDivisionError):
+            self.divided.set()
 
 
 def test_a_disk_that_is_slow_shows_while_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +248,25 @@ def test_a_disk_that_is_slow_shows_while_it_is(tmp_path: Path, monkeypatch: pyte
         released.set()
     assert (log.busy_s, log.n_queued, watched.n_lost) == (0.0, 0, 0)
     assert {"write", "sync"} == set(watched.parts)
+
+
+def test_the_writer_survives_what_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread is there for the next entry; what failed is told, and what was lost is counted."""
+    with writing(tmp_path) as log:
+        log.watch = watched = Watched()
+        good = log._writer.write
+        monkeypatch.setattr(log._writer, "write", lambda *_: dict[str, bool]()["nothing"])
+        log.put("request", {"i": 0})
+        log.erase_content("x").result(10)
+        monkeypatch.setattr(log._writer, "write", good)
+        monkeypatch.setattr(log, "_carry_out", lambda _: 1 // 0)
+        log.put("request", {"i": 1})
+        assert watched.divided.wait(10)
+        monkeypatch.undo()
+        log.put("request", {"i": 2})
+        log.erase_content("x").result(10)
+    assert set(watched.failures) == {"KeyError", "ZeroDivisionError"}
+    assert b'"i":2' in lines_of(tmp_path)[-1]
 
 
 def test_what_is_lost_is_counted_where_it_can_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

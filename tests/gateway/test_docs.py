@@ -59,8 +59,10 @@ async def test_every_metric_that_is_served_is_documented() -> None:
     app = make_app(FakeEngine(says("x.")))
     await ask(app, "POST", "/v1/chat/completions", chat_body())
     await ask(app, "POST", "/v1/chat/completions", {})
+    async with app.router.lifespan_context(app):
+        exposition = (await ask(app, "GET", "/metrics")).body.decode()
     served = {}
-    for family in text_string_to_metric_families((await ask(app, "GET", "/metrics")).body.decode()):
+    for family in text_string_to_metric_families(exposition):
         name = f"{family.name}_total" if family.type == "counter" else family.name
         labels = {label for sample in family.samples for label in sample.labels} - {"le"}
         if not name.endswith("_created"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 
 import pytest
@@ -13,6 +14,7 @@ from poise.gateway.blame import Cause, Death
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.lookout import Lookout
 from poise.gateway.records import Records
+from poise.gateway.tasks import Tasks
 from poise.metrics.audit import AuditMetrics
 from tests.gateway.fakes import FakeEngine, status
 from tests.gateway.lives import Life
@@ -29,10 +31,12 @@ class Post:
         self.audit = AuditMetrics(CollectorRegistry())
         self.now_s = 100.0
         self.gateway_bytes = 100 * MIB
+        self.tasks = Tasks(clock=lambda: self.now_s)
         self.lookout = Lookout(
             self.engine,
             self.records,
             self.audit,
+            self.tasks,
             rss_bytes=lambda: self.gateway_bytes,
             clock=lambda: self.now_s,
         )
@@ -120,3 +124,15 @@ def test_the_audit_logs_figures_are_asked_each_time(post: Post) -> None:
     assert (
         later.look()["disk_slow"] == "The disk took 4.0 s for one piece of work of the audit log; entries that wait: 7"
     )
+
+
+def test_a_task_that_fails_is_told_also_when_it_is_the_one_that_looks(post: Post) -> None:
+    """For a minute after its last failure; it needs no look."""
+    post.tasks.watch("findings")
+    post.tasks.failed("findings", OSError(errno.EMFILE, "too many open files"))
+    (told,) = post.lookout.told(named=True)
+    assert told["finding"] == "task_failing"
+    assert "findings (OSError EMFILE, 1 times)" in told["text"]
+    assert told["detail"] == {"tasks": ["findings"]}
+    post.now_s += 61
+    assert post.lookout.told(named=True) == []

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_MAX = 10_000
 SYNC_EVERY_S = 1.0
+PAUSE_AFTER_FAILURE_S = 0.1
 
 
 class AuditError(Exception):
@@ -46,6 +47,10 @@ class Watch(Protocol):
         ...
 
     def lost(self, n_entries: int) -> None: ...
+
+    def failed(self, error: BaseException) -> None:
+        """The writer came upon something that it did not foresee, and goes on."""
+        ...
 
 
 class _Entry(NamedTuple):
@@ -82,7 +87,9 @@ class AuditLog:
         self._n_lost = 0
         """That no entry tells of yet."""
         self._wake = threading.Condition()
-        self._closing = False
+        self._closing = self._closed = False
+        """Whether it was told to end, and whether it begins no other round."""
+        self._synced_s = 0.0
         self._broken = False
         try:
             self._writer = _Writer(folder, key, rotate_bytes, timedelta(days=keep_days))
@@ -131,26 +138,39 @@ class AuditLog:
         self._thread.join()
 
     def _run(self) -> None:
-        synced_s = time.monotonic()
-        while True:
+        """Round after round until it is closed. A round that fails must not be the last one: nobody would notice."""
+        self._synced_s = time.monotonic()
+        while not self._closed:
+            try:
+                self._round()
+            except Exception as error:
+                if self.watch is not None:
+                    self.watch.failed(error)
+                else:
+                    log.exception("the audit log's writer failed; it goes on")
+                time.sleep(PAUSE_AFTER_FAILURE_S)
+
+    def _round(self) -> None:
+        """Write what has come, and force it to the disk when it is time."""
+        with self._wake:
+            pause_s = max(0.0, self._synced_s + SYNC_EVERY_S - time.monotonic()) if self._writer.dirty else None
+            if not self._queue and not self._closing:
+                self._wake.wait(pause_s)
+            work, n_lost = list(self._queue), self._n_lost
+            # Whatever happens in between: after a round that was told to be the last one there is no other.
+            self._closed = self._closing
+            self._queue.clear()
+            self._n_lost = 0
+        n_lost += self._carry_out(work) if work else 0
+        if n_lost and not self._write(_Entry(self._now(), {"event": "lost", "entries": n_lost}, None)):
             with self._wake:
-                pause_s = max(0.0, synced_s + SYNC_EVERY_S - time.monotonic()) if self._writer.dirty else None
-                if not self._queue and not self._closing:
-                    self._wake.wait(pause_s)
-                work, n_lost, closing = list(self._queue), self._n_lost, self._closing
-                self._queue.clear()
-                self._n_lost = 0
-            n_lost += self._carry_out(work) if work else 0
-            if n_lost and not self._write(_Entry(self._now(), {"event": "lost", "entries": n_lost}, None)):
-                with self._wake:
-                    self._n_lost += n_lost
-            if closing or time.monotonic() - synced_s >= SYNC_EVERY_S:
-                with self._timed("sync"):
-                    self._guarded(self._writer.sync)
-                synced_s = time.monotonic()
-            if closing:
-                self._writer.close()
-                return
+                self._n_lost += n_lost
+        if self._closed or time.monotonic() - self._synced_s >= SYNC_EVERY_S:
+            with self._timed("sync"):
+                self._guarded(self._writer.sync)
+            self._synced_s = time.monotonic()
+        if self._closed:
+            self._writer.close()
 
     def _carry_out(self, work: Sequence[_Entry | _Erasure]) -> int:
         """Returns how many entries could not be written."""
@@ -181,15 +201,17 @@ class AuditLog:
     def _erase(self, erasure: _Erasure) -> None:
         try:
             erasure.done.set_result(self._writer.erase_content(erasure.tenant))
-        except (OSError, ChainError) as error:
+        except Exception as error:
             erasure.done.set_exception(AuditError(f"the audit log cannot be changed: {error}"))
 
     def _guarded(self, work: Callable[[], None]) -> bool:
         try:
             work()
-        except OSError as error:
+        except Exception as error:
             if not self._broken:
-                log.error("the audit log cannot be written: %s; entries are counted as lost", error.strerror)
+                log.error("the audit log cannot be written: %s; entries are counted as lost", _why(error))
+            if self.watch is not None and not isinstance(error, OSError):
+                self.watch.failed(error)
             self._broken = True
             return False
         self._broken = False
@@ -332,6 +354,11 @@ class _Writer:
 
     def _write_head(self) -> None:
         replace_file(self._folder / HEAD_NAME, Head(self._before_first, self._at).encode(self._key))
+
+
+def _why(error: Exception) -> str:
+    """An error of the system in its words; another's kind only, as its words could quote an entry."""
+    return error.strerror or str(error) if isinstance(error, OSError) else type(error).__name__
 
 
 def _link(line: bytes) -> Link | None:

@@ -8,12 +8,9 @@ The application starts nothing: the engine is the caller's, who can run it in `l
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +33,19 @@ from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, 
 from poise.gateway.explanations import Explainer
 from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
-from poise.gateway.history import History
+from poise.gateway.history import PERIOD_S, History
 from poise.gateway.keys import KeyRing
 from poise.gateway.lookout import Lookout
 from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.pages import PAGE_DIR, add_pages
 from poise.gateway.prompts import limits_of
-from poise.gateway.records import Records
+from poise.gateway.records import PURGE_EVERY_S, Records
 from poise.gateway.requests import Requests
 from poise.gateway.schemas_explanation import Explanation
 from poise.gateway.schemas_history import SINCE_PARAMETER, HistoryBody
 from poise.gateway.schemas_quarantine import QuarantineList
+from poise.gateway.tasks import Tasks
+from poise.gateway.tasks.lifespan import Lifespan, beside
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
@@ -56,7 +55,7 @@ from poise.scheduler.request import Control, RequestClass
 
 log = logging.getLogger(__name__)
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+LOOK_EVERY_S = 1.0
 
 
 def create_app(
@@ -70,6 +69,7 @@ def create_app(
     keys: KeyRing | None = None,
     audit: Audit | None = None,
     recovery: RecoveryMetrics | None = None,
+    tasks: Tasks | None = None,
     free: Callable[[], int] = free_bytes,
 ) -> FastAPI:
     """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
@@ -77,19 +77,22 @@ def create_app(
     keys       of the keys file, where there is one
     audit      where to put on record what happens
     recovery   what is counted of lost engines, by who restarts them
+    tasks      who keeps what works beside the requests
     free       memory that this process may still use
     """
     slot = TextSlot(text)
-    metrics = GatewayMetrics(lambda: read_engine(engine), recovery, settings.metrics.tenants_max)
+    tasks = tasks or Tasks()
+    metrics = GatewayMetrics(lambda: read_engine(engine), recovery, settings.metrics.tenants_max, tasks.metrics)
     audit = audit or Audit(settings)
-    audit.watch(metrics.audit)
+    audit.watch(metrics.audit, tasks)
     degradation = Degradation(settings, engine, metrics.recovery, free)
     degradation.on_change = audit.level_changed
     tenants = Tenants(settings, keys)
     if keys is not None:
         keys.on_change = audit.keys_changed
     records = Records(settings.results)
-    health = Health(engine, slot, tenants, metrics, degradation, Lookout(engine, records, metrics.audit), model_name)
+    lookout = Lookout(engine, records, metrics.audit, tasks)
+    health = Health(engine, slot, tenants, metrics, degradation, lookout, tasks, model_name)
     history = History(engine, metrics, degradation)
     templates = Templates(settings.templates)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
@@ -104,8 +107,16 @@ def create_app(
         docs_url=None,  # FastAPI's pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=_lifespan(
-            [health.look_forever, history.sample_forever, degradation.look_forever, records.purge_forever], lifespan
+        lifespan=beside(
+            tasks,
+            {
+                "levels": (LOOK_EVERY_S, degradation.look),
+                "findings": (LOOK_EVERY_S, lookout.look),
+                "rates": (LOOK_EVERY_S, health.sample_rates),
+                "history": (PERIOD_S, history.sample),
+                "records": (PURGE_EVERY_S, records.purge),
+            },
+            lifespan,
         ),
     )
     app.state.text_slot = slot
@@ -367,25 +378,6 @@ def _add_admin(app: FastAPI, admin: Admin) -> None:
 
 def _path_parameter(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-
-
-def _lifespan(work: Sequence[Callable[[], Coroutine[Any, Any, None]]], inner: Lifespan | None) -> Lifespan:
-    """`work` is done beside the requests, as long as there is an application."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with contextlib.AsyncExitStack() as stack:
-            if inner is not None:
-                await stack.enter_async_context(inner(app))
-            tasks = [asyncio.create_task(do(), name=do.__qualname__) for do in work]
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-
-    return lifespan
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

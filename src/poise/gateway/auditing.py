@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -22,6 +23,7 @@ from poise.gateway.errors import ApiError, ClientGone
 from poise.gateway.keys import Key, KeysFile
 from poise.gateway.middleware import request_id_of
 from poise.gateway.record import CANCELLED, Record
+from poise.gateway.tasks import Tasks
 from poise.gateway.tenants import caller_of
 from poise.metrics.audit import AuditMetrics
 from poise.scheduler.request import RequestClass
@@ -40,6 +42,8 @@ NOTHING: Mapping[str, Any] = {
 }
 """The figures of a request that never began."""
 
+_WRITER = "audit-writer"
+
 
 class Audit:
     """Where everything that is to be put on record goes. Without a log it does nothing."""
@@ -52,10 +56,12 @@ class Audit:
     def enabled(self) -> bool:
         return self._log is not None
 
-    def watch(self, metrics: AuditMetrics) -> None:
-        """How its writer keeps up is counted there."""
+    def watch(self, metrics: AuditMetrics, tasks: Tasks) -> None:
+        """How its writer keeps up is counted there, and its thread is one of the tasks that are shown."""
         if self._log is not None:
             log = self._log
+            tasks.watch(_WRITER)
+            metrics.on_failure = partial(tasks.failed, _WRITER)
             log.watch, metrics.n_queued, metrics.busy_s = metrics, lambda: log.n_queued, lambda: log.busy_s
 
     def put(self, event: str, **fields: Any) -> None:

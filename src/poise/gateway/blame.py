@@ -63,6 +63,14 @@ class Death:
         return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
 
 
+def obituary(code: int) -> str:
+    """How an engine ended that said nothing itself, from its code as of a process that was waited for."""
+    if code == -signal.SIGILL:
+        return "the engine hit an instruction that this CPU lacks; build it here again with `make engine-rebuild`"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+    return f"the engine {how}"
+
+
 @dataclass(slots=True)
 class _Held:
     """Deaths held against a request: by SIGKILL, and by anything else."""

@@ -6,7 +6,6 @@ requests are refused by the scheduler's own bounds only, and by a server that is
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -24,7 +23,6 @@ from poise.scheduler.request import RequestClass
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 1.0
 FALLBACK_BATCH_TOKENS = 128
 
 
@@ -95,11 +93,6 @@ class Degradation:
         self._levels.drain(now_s)
         self._tell()
         return self._drained_s
-
-    async def look_forever(self) -> None:
-        while True:
-            self.look()
-            await asyncio.sleep(LOOK_EVERY_S)
 
     def look(self) -> None:
         """Judge the present moment and act on it."""

@@ -5,7 +5,6 @@ Everything is answered from snapshots that are in the gateway already: looking c
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import Any
 
@@ -20,14 +19,13 @@ from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import retry_after
 from poise.gateway.levels import Level
 from poise.gateway.lookout import Lookout
+from poise.gateway.tasks import Tasks
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextSlot
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics, TokenRates
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo, PoolStatus, Status, StoreStatus
-
-LOOK_EVERY_S = 1.0
 
 
 class Health:
@@ -41,6 +39,7 @@ class Health:
         metrics: GatewayMetrics,
         degradation: Degradation,
         lookout: Lookout,
+        tasks: Tasks,
         model_name: str,
     ) -> None:
         self._engine = engine
@@ -49,6 +48,7 @@ class Health:
         self._metrics = metrics
         self._degradation = degradation
         self._lookout = lookout
+        self._tasks = tasks
         self._model_name = model_name
         self._rates = TokenRates()
         self._started_s = time.monotonic()
@@ -98,6 +98,7 @@ class Health:
             "engine_unaccounted_bytes": figures.unaccounted_bytes if figures else None,
             "bottleneck": figures.bottleneck.limit if figures else None,
             "findings": self._lookout.told(named=is_admin),
+            "tasks": self._tasks.told(),
         }
         return fresh_json(body)
 
@@ -106,14 +107,11 @@ class Health:
         text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(request))
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def look_forever(self) -> None:
-        """Once a second: what there is to be found, and the engine's token counters, for the rates in /status."""
-        while True:
-            self._lookout.look()
-            status = self._engine.state.status
-            if status is not None:
-                self._rates.sample(time.monotonic(), status.prompt_tokens, status.output_tokens)
-            await asyncio.sleep(LOOK_EVERY_S)
+    def sample_rates(self) -> None:
+        """The engine's token counters at this moment, for the rates in /status."""
+        status = self._engine.state.status
+        if status is not None:
+            self._rates.sample(time.monotonic(), status.prompt_tokens, status.output_tokens)
 
     def _level(self) -> dict[str, Any]:
         return {"level": self._degradation.level.value, "reasons": self._degradation.reasons}

@@ -6,7 +6,6 @@ them can slow a step. Each is kept as the JSON that it is told as. No tenant is 
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
@@ -86,14 +85,6 @@ class History:
         self._samples.append(msgspec.Raw(msgspec.json.encode(at | figures)))
         self._next += 1
         self._then_ns = now_ns
-
-    async def sample_forever(self) -> None:
-        """Once a second, and not a little later each time."""
-        due_s = time.monotonic()
-        while True:
-            due_s = max(due_s + PERIOD_S, time.monotonic())
-            await asyncio.sleep(due_s - time.monotonic())
-            self.sample()
 
     def between(self, begin_at: float, end_at: float) -> list[Glimpse]:
         """Of each sample of some span of time (Unix seconds), the oldest first."""

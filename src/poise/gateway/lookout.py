@@ -10,9 +10,10 @@ from typing import Any
 from poise.gateway.blame import Death
 from poise.gateway.degradation import own_rss_bytes
 from poise.gateway.engine_client import EngineClient, EnginePhase
-from poise.gateway.findings import Facts, Findings, LiveRequest
+from poise.gateway.findings import NOTED_S, Facts, Finding, Findings, LiveRequest
 from poise.gateway.record import LEVELS, Record
 from poise.gateway.records import Records
+from poise.gateway.tasks import Tasks
 from poise.metrics.audit import AuditMetrics
 
 _OPERATOR = "operator"
@@ -26,6 +27,7 @@ class Lookout:
         engine: EngineClient,
         records: Records,
         audit: AuditMetrics,
+        tasks: Tasks,
         *,
         rss_bytes: Callable[[], int] = own_rss_bytes,
         clock: Callable[[], float] = time.monotonic,
@@ -33,6 +35,7 @@ class Lookout:
         self._engine = engine
         self._records = records
         self._audit = audit
+        self._tasks = tasks
         self._rss_bytes = rss_bytes
         self._clock = clock
         self._findings = Findings()
@@ -70,7 +73,20 @@ class Lookout:
     def told(self, *, named: bool) -> list[dict[str, Any]]:
         """`named`: with the requests and tenants that it is about."""
         now_s = self._clock()
-        return [found.as_json(now_s, named=named) for found in self._findings.current()]
+        found = self._findings.current()
+        if (failing := self._failing(now_s)) is not None:
+            found.append(failing)
+        return [each.as_json(now_s, named=named) for each in found]
+
+    def _failing(self, now_s: float) -> Finding | None:
+        """Tasks that failed a moment ago. Asked for when it is told: the task that looks may be one of them."""
+        failed = self._tasks.failed_lately(NOTED_S)
+        if not failed:
+            return None
+        parts = [f"{task.name} ({task.last_error}, {task.n_failures} times)" for task in failed]
+        text = f"Tasks of the gateway that failed within the last minute: {', '.join(parts)}"
+        since_s = min(task.since_s for task in failed)
+        return Finding("task_failing", text, {"tasks": [task.name for task in failed]}, min(since_s, now_s), now_s)
 
     def _request(self, record: Record, now_s: float) -> LiveRequest:
         since_s = self._held_since_s.get(record.response_id)

@@ -6,7 +6,6 @@ count against the budget and are never given up for it.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ class Records:
         )
 
     def purge(self) -> None:
-        """Forget those whose time is over, and as many more as the budget wants."""
+        """Forget those whose time is over, and as many more as the budget wants. Called also when nobody asks."""
         oldest_s, n_bytes = time.perf_counter() - self._retention_s, self.n_bytes
         while self._finished:
             record = next(iter(self._finished.values()))
@@ -145,12 +144,6 @@ class Records:
                 break
             n_bytes -= record.n_bytes
             self.drop(record)
-
-    async def purge_forever(self) -> None:
-        """What is over goes also when nobody asks."""
-        while True:
-            await asyncio.sleep(PURGE_EVERY_S)
-            self.purge()
 
     def _note_forgotten(self, record: Record) -> None:
         """A request that no engine had a token of took no place from anybody."""

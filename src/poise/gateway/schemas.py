@@ -212,6 +212,14 @@ class FindingRow(Closed):
     detail: dict[str, Any] | None
 
 
+class TaskRow(Closed):
+    name: str
+    state: Literal["running", "failing", "ended", "given_up"]
+    since_s: float
+    failures: int
+    last_error: str | None
+
+
 class StatusBody(Closed):
     phase: Literal["loading", "ready", "restarting", "failed", "stopped"]
     model: str
@@ -233,6 +241,7 @@ class StatusBody(Closed):
     engine_unaccounted_bytes: int | None
     bottleneck: str | None
     findings: list[FindingRow]
+    tasks: list[TaskRow]
 
 
 _ERRORS = {

@@ -33,6 +33,7 @@ from poise.gateway.http.files import raise_limit
 from poise.gateway.keys import KeyRing, KeysError
 from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
+from poise.gateway.tasks import Tasks
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.text import TextModel
 from poise.gateway.traces import Traces, TracesUnavailable, open_traces
@@ -47,6 +48,8 @@ from poise.wire.messages import Ready
 log = logging.getLogger(__name__)
 
 CANNOT_START = 2
+CANNOT_GO_ON = 70
+"""Exit code when a task without which nothing works cannot go on: EX_SOFTWARE of sysexits.h, for a service manager to act on."""
 DRAIN_POLL_S = 0.05
 SHUTDOWN_GRACE_S = 3
 
@@ -118,7 +121,8 @@ class _Service:
         self._path = path
         self._listener = listener
         self._exit_code = 0
-        self._supervisor = Supervisor(settings, str(path))
+        self._tasks = Tasks(on_give_up=self._give_up)
+        self._supervisor = Supervisor(settings, str(path), tasks=self._tasks)
         self._model_name = settings.model.name or path.stem
         app = create_app(
             settings,
@@ -129,6 +133,7 @@ class _Service:
             keys=keys,
             audit=audit,
             recovery=self._supervisor.metrics,
+            tasks=self._tasks,
             free=available_bytes,
         )
         self._traces: Traces | None = None
@@ -167,11 +172,10 @@ class _Service:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop)
         await self._supervisor.start()
-        announcing = asyncio.create_task(self._announce(), name="announce")
+        self._tasks.start("announce", self._announce)
         try:
             yield
         finally:
-            announcing.cancel()
             await self._supervisor.stop()
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
@@ -179,9 +183,15 @@ class _Service:
     def _stop(self) -> None:
         """The first signal lets what runs come to its end, within its time; the second one ends everything at once."""
         if self._draining is None:
-            self._draining = asyncio.create_task(self._drain(), name="drain")
+            self._draining = self._tasks.start("drain", self._drain, essential=True)
         else:
             self._server.force_exit = self._server.should_exit = True
+
+    def _give_up(self, why: str) -> None:
+        """A process that does not do its work ends: who started it starts it again. The engine ends with its socket."""
+        log.critical("%s: the server ends", why)
+        self._exit_code = CANNOT_GO_ON
+        self._server.force_exit = self._server.should_exit = True
 
     async def _drain(self) -> None:
         until_s = self._degradation.drain()

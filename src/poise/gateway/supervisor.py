@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 from poise.config import Settings, engine_settings
 from poise.engine.blackbox import BlackBox, BoxReading, Phase
 from poise.gateway.backoff import Backoff
-from poise.gateway.blame import Cause, Death
+from poise.gateway.blame import Cause, Death, obituary
 from poise.gateway.connection import EngineConnection
 from poise.gateway.engine_client import (
     ENGINE_LOST,
@@ -33,7 +32,8 @@ from poise.gateway.engine_client import (
 )
 from poise.gateway.handover import Handover
 from poise.gateway.quarantine import QuarantineReport
-from poise.gateway.watchdog import Watchdog
+from poise.gateway.tasks import Tasks
+from poise.gateway.watchdog import Watchdog, look_every_s
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
@@ -53,11 +53,18 @@ LOAD_S = 2.0
 class Supervisor:
     """An EngineClient over a real engine process. All methods are called in one event loop."""
 
-    def __init__(self, settings: Settings, model_path: str, command: Sequence[str] = ENGINE_COMMAND) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        model_path: str,
+        command: Sequence[str] = ENGINE_COMMAND,
+        tasks: Tasks | None = None,
+    ) -> None:
         """`command` starts an engine; the numbers of its black box and of its end of the socket pair are added to it."""
         self.state = EngineState()
         self.metrics = RecoveryMetrics()
         self._command = command
+        self._tasks = tasks or Tasks()
         self._settings = settings
         self._model_path = model_path
         self._backoff = Backoff(settings.engine.restart_delay_max_s)
@@ -70,6 +77,7 @@ class Supervisor:
         self._listeners: list[Callable[[Death], None]] = []
         self._connection: EngineConnection | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._box: BlackBox | None = None
         self._watchdog: Watchdog | None = None
         self._hang = ""
         """What the watchdog ended the engine for."""
@@ -81,11 +89,14 @@ class Supervisor:
         """When the engine was started, when it was ready, and when the one before it was lost; 0: it was not."""
         self._load_s = LOAD_S
         self._task: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to start the engine; returns at once."""
-        self._task = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        self._task = self._tasks.start("engine-supervisor", self._supervise, essential=True)
+        interval_s = look_every_s(self._settings.engine.watchdog_s)
+        self._watching = self._tasks.every("engine-watchdog", interval_s, self._watch)
 
     async def wait_until_settled(self) -> None:
         """Wait until the engine is ready or has failed for good."""
@@ -100,6 +111,8 @@ class Supervisor:
     async def stop(self) -> None:
         """End the engine: politely, then by signal; at once where none is ready. Live requests get their ENGINE_LOST."""
         self._set(EnginePhase.STOPPED, detail="the server is stopping")
+        if self._watching is not None:
+            self._watching.cancel()
         if self._task is not None:
             if self._watchdog is not None:
                 self._send(wire.Shutdown())
@@ -287,13 +300,13 @@ class Supervisor:
                 raise
             finally:
                 os.close(box_fd)
-            loop, watching = asyncio.get_running_loop(), None
+            loop = asyncio.get_running_loop()
             connection = EngineConnection(self._dispatch, loop.create_future())
             try:
                 await loop.create_unix_connection(lambda: connection, sock=ours)
                 self._connection = connection
                 self._send(wire.Configure(engine_settings(self._settings), self._model_path))
-                watching = asyncio.create_task(self._watch(box, self._process), name="engine-watchdog")
+                self._box = box
                 await connection.lost
             except (FrameError, ConnectionError) as error:
                 log.error("the engine's socket broke: %s", error)
@@ -301,26 +314,26 @@ class Supervisor:
                 # Whatever is wrong here, requests must neither wait for ever nor take the supervisor with them.
                 log.exception("what the engine said could not be dealt with; it is replaced")
             finally:
-                if watching is not None:
-                    watching.cancel()
-                self._watchdog = self._connection = None
+                self._watchdog = self._connection = self._box = None
                 connection.close()
                 code = await self._reap(self._process)
             return self._death(code, _last_record(box))
 
-    async def _watch(self, box: BlackBox, process: asyncio.subprocess.Process) -> None:
+    def _watch(self) -> None:
         """End an engine that hangs. Loading is exempt: it takes as long as the disk does."""
-        await self.until(lambda _: self._watchdog is not None)
-        while (watchdog := self._watchdog) is not None and not self._hang:
-            await asyncio.sleep(watchdog.interval_s)
-            if (reading := _last_record(box)) is not None:
-                self._hang = watchdog.look(time.monotonic_ns(), reading)
-        _kill(process)
+        if self._watchdog is None or self._box is None or self._process is None or self._hang:
+            return
+        if (reading := _last_record(self._box)) is not None:
+            self._hang = self._watchdog.look(time.monotonic_ns(), reading)
+        if self._hang:
+            _kill(self._process)
 
     def _death(self, code: int, reading: BoxReading | None) -> Death:
         cause = Cause.HANG if self._hang else Cause.CRASH if code < 0 else Cause.EXIT
         computing = reading is not None and reading.phase is Phase.COMPUTING
-        return Death(cause, code, self._obituary(code), reading.request_ids if reading and computing else ())
+        hung = f"the engine hung and was ended: {self._hang}" if self._hang else ""
+        detail = hung or self._last_words or obituary(code)
+        return Death(cause, code, detail, reading.request_ids if reading and computing else ())
 
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
@@ -383,16 +396,6 @@ class Supervisor:
         except (TimeoutError, asyncio.CancelledError):
             _kill(process)
             return await process.wait()
-
-    def _obituary(self, code: int) -> str:
-        if self._hang:
-            return f"the engine hung and was ended: {self._hang}"
-        if self._last_words:
-            return self._last_words
-        if code == -signal.SIGILL:
-            return "the engine hit an instruction that this CPU lacks; build it here again with `make engine-rebuild`"
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-        return f"the engine {how}"
 
     def _set(self, phase: EnginePhase, detail: str = "") -> None:
         if self.state.phase is EnginePhase.STOPPED:

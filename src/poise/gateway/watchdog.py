@@ -8,21 +8,22 @@ from __future__ import annotations
 from poise.engine.blackbox import BoxReading, Phase
 
 
+def look_every_s(limit_s: float) -> float:
+    """How often to look: a hang is noticed at most a quarter of the limit late."""
+    return min(1.0, limit_s / 4)
+
+
 class Watchdog:
     """Judges one engine from when it is ready. Times are of the monotonic clock, which both processes share."""
 
     def __init__(self, limit_s: float, now_ns: int) -> None:
         self._limit_ns = int(limit_s * 1e9)
+        self._interval_ns = look_every_s(limit_s) * 1e9
         self._began_ns = now_ns
         self._looked_ns = now_ns
         self._first_sent_ns = 0
         """When the oldest message was sent that is not known to have been taken; 0: all have been."""
         self._last_sent_ns = 0
-
-    @property
-    def interval_s(self) -> float:
-        """How often to look: a hang is noticed at most a quarter of the limit late."""
-        return min(1.0, self._limit_ns / 4e9)
 
     def sent(self, now_ns: int) -> None:
         """A message went to the engine."""
@@ -36,7 +37,7 @@ class Watchdog:
         if self._first_sent_ns and reading.drained_ns >= self._first_sent_ns:
             self._first_sent_ns = self._last_sent_ns if reading.drained_ns < self._last_sent_ns else 0
         # Who was stopped himself (a suspended machine, a debugger) gives the engine until the next look to show itself.
-        if waited_ns > 3e9 * self.interval_s:
+        if waited_ns > 3 * self._interval_ns:
             return ""
         limit = f"engine.watchdog_s is {self._limit_ns / 1e9:g}"
         busy_ns = now_ns - max(reading.at_ns, self._began_ns)

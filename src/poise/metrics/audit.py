@@ -33,6 +33,8 @@ class AuditMetrics:
         """The log's writer tells in its own thread, whoever finds the queue full in another."""
         self.n_lost = 0
         self._worst_s = 0.0
+        self.on_failure: Callable[[BaseException], object] = lambda _: None
+        """Who is told of errors that the writer did not foresee."""
         self.n_queued: Callable[[], int] = lambda: 0
         self.busy_s: Callable[[], float] = lambda: 0.0
         """How the log that there is can be asked for them."""
@@ -56,6 +58,10 @@ class AuditMetrics:
         with self._lock:
             worst_s, self._worst_s = self._worst_s, 0.0
         return worst_s
+
+    def failed(self, error: BaseException) -> None:
+        """May be called from any thread."""
+        self.on_failure(error)
 
     def lost(self, n_entries: int) -> None:
         """May be called from any thread."""

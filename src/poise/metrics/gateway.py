@@ -22,6 +22,7 @@ from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.story import RequestStory
 from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
+from poise.metrics.tasks import TaskMetrics
 from poise.metrics.tenants import TenantMetrics
 from poise.scheduler.request import RequestClass
 
@@ -47,6 +48,7 @@ class GatewayMetrics:
         read_engine: Callable[[], EngineReading],
         recovery: RecoveryMetrics | None = None,
         tenants_max: int = TENANTS_MAX,
+        tasks: TaskMetrics | None = None,
     ) -> None:
         self.recovery = recovery or RecoveryMetrics()
         self.registry = registry = CollectorRegistry()
@@ -66,6 +68,7 @@ class GatewayMetrics:
         self.audit = AuditMetrics(registry)
         registry.register(EngineCollector(read_engine))
         registry.register(self.recovery.registry)
+        registry.register((tasks or TaskMetrics()).registry)
 
     def _make_times(self, registry: CollectorRegistry) -> None:
         self._ttft = ClassHistogram(
