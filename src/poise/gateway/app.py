@@ -100,25 +100,14 @@ def create_app(
         settings, engine, slot, tenants, templates, metrics, records, degradation.check, audit, model_name
     )
     erasure = Erasure([engine_eraser(engine), records_eraser(records), metrics_eraser(metrics), audit.erase])
-    app = FastAPI(
-        title="poise",
-        version=__version__,
-        description="A local LLM server that keeps its composure under load, with the OpenAI API.",
-        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,
-        lifespan=beside(
-            tasks,
-            {
-                "levels": (LOOK_EVERY_S, degradation.look),
-                "findings": (LOOK_EVERY_S, lookout.look),
-                "rates": (LOOK_EVERY_S, health.sample_rates),
-                "history": (PERIOD_S, history.sample),
-                "records": (PURGE_EVERY_S, records.purge),
-            },
-            lifespan,
-        ),
-    )
+    looks = {
+        "levels": (LOOK_EVERY_S, degradation.look),
+        "findings": (LOOK_EVERY_S, lookout.look),
+        "rates": (LOOK_EVERY_S, health.sample_rates),
+        "history": (PERIOD_S, history.sample),
+        "records": (PURGE_EVERY_S, records.purge),
+    }
+    app = _empty(beside(tasks, looks, lifespan))
     app.state.text_slot = slot
     app.state.metrics = metrics
     app.state.history = history
@@ -126,8 +115,6 @@ def create_app(
     app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
     if text is not None:
         app.state.declare_templates(text)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
@@ -137,6 +124,22 @@ def create_app(
     _add_health(app, health, history)
     _add_admin(app, Admin(engine, tenants, records, audit, erasure, explainer))
     add_pages(app, page_dir)
+    return app
+
+
+def _empty(lifespan: Lifespan) -> FastAPI:
+    """An application that has nothing yet but the format of its errors."""
+    app = FastAPI(
+        title="poise",
+        version=__version__,
+        description="A local LLM server that keeps its composure under load, with the OpenAI API.",
+        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
     return app
 
 
