@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -190,6 +191,16 @@ async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
         assert s._connection is not None
         s._connection.close()
         assert await s._process.wait() == 0
+
+
+async def test_an_engine_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the gateway's environment says of keys is not in the engine's, which the same user could read."""
+    monkeypatch.setenv("POISE_AUTH__KEYS", "secret")
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        environment = Path(f"/proc/{pid_of(s)}/environ").read_bytes()
+        assert b"PATH=" in environment
+        assert b"secret" not in environment
 
 
 async def test_the_journal_can_be_asked_for() -> None:

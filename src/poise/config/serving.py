@@ -47,6 +47,8 @@ class ServerSettings(Section):
     """Largest `n` of a request."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Time that running requests have to end when the server is asked to stop."""
+    core_dumps: bool = False
+    """Let the system write core dumps of poise's processes as its limits say; they have prompts, answers and keys in them."""
     require_measured: bool = False
     """Refuse to start with a limit that was set above what `poise capacity` has measured here; otherwise that is a warning."""
 

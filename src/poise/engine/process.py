@@ -24,6 +24,7 @@ from poise.config.paths import state_dir
 from poise.engine.blackbox import BoxWriter
 from poise.engine.core import Engine
 from poise.engine.journal import Journal
+from poise.engine.leash import tie_to_parent
 from poise.llama.library import EngineLibraryError
 from poise.llama.load import LoadedRunner, Progress, load_runner
 from poise.llama.model import ModelError
@@ -166,6 +167,7 @@ def _dump_journal(journal: Journal) -> Path:
 
 def main(load: Callable[[Path, Settings, Progress], LoadedRunner] = load_runner) -> int:
     """Run an engine over the socket whose number is the last argument, with the black box whose number `--box` says."""
+    tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the gateway's to handle
     arguments = sys.argv[1:]
     connection = socket.socket(fileno=int(arguments[-1]))

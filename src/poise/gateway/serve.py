@@ -23,6 +23,7 @@ from poise import __version__
 from poise.audit.log import AuditError
 from poise.config import LoadedSettings, Settings
 from poise.config.paths import keys_file
+from poise.engine.leash import no_core_dumps
 from poise.gateway.app import create_app
 from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.chat import ChatTemplate
@@ -57,6 +58,8 @@ SHUTDOWN_GRACE_S = 3
 def serve(loaded: LoadedSettings) -> int:
     """Serve until SIGINT or SIGTERM. Returns the exit code; a start that cannot succeed is one line on stderr and 2."""
     settings = loaded.settings
+    if not settings.server.core_dumps:
+        no_core_dumps()
     logging.basicConfig(
         level=os.environ.get("POISE_LOG", "warning").upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 from poise.config import Settings, engine_settings
 from poise.engine.blackbox import BlackBox, BoxReading, Phase
+from poise.engine.leash import child_environment
 from poise.gateway.backoff import Backoff
 from poise.gateway.blame import Cause, Death, obituary
 from poise.gateway.connection import EngineConnection
@@ -46,8 +47,7 @@ STABLE_AFTER_S = 5.0
 """An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
-LOAD_S = 2.0
-"""What is taken for the time that an engine needs to be ready, until one has been."""
+LOAD_S = 2.0  # what is taken for the time that an engine needs to be ready, until one has been
 
 
 class Supervisor:
@@ -70,8 +70,7 @@ class Supervisor:
         self._backoff = Backoff(settings.engine.restart_delay_max_s)
         self._ids = count(1)
         self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
-        self._asked: dict[object, deque[asyncio.Future[Any]]] = {}
-        """Who waits for an answer of the engine: by what tells the answer, in the order of asking."""
+        self._asked: dict[object, deque[asyncio.Future[Any]]] = {}  # by what tells the answer, in the order of asking
         self._templates: dict[str, list[int]] = {}
         self._shares = (1.0, 1.0)
         self._listeners: list[Callable[[Death], None]] = []
@@ -82,11 +81,11 @@ class Supervisor:
         self._hang = ""
         """What the watchdog ended the engine for."""
         self._replacing = ""
-        """What the engine was told to end for, so that another one can take its place."""
+        """What the engine was told to end for, so that another one takes its place."""
         self._last_words = ""
         """What the engine itself said of its end."""
         self._began_s = self._ready_s = self._lost_s = 0.0
-        """When the engine was started, when it was ready, and when the one before it was lost; 0: it was not."""
+        """When the engine was started, was ready, and the one before it was lost; 0: it was not."""
         self._load_s = LOAD_S
         self._task: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -95,8 +94,8 @@ class Supervisor:
     async def start(self) -> None:
         """Begin to start the engine; returns at once."""
         self._task = self._tasks.start("engine-supervisor", self._supervise, essential=True)
-        interval_s = look_every_s(self._settings.engine.watchdog_s)
-        self._watching = self._tasks.every("engine-watchdog", interval_s, self._watch)
+        every_s = look_every_s(self._settings.engine.watchdog_s)
+        self._watching = self._tasks.every("engine-watchdog", every_s, self._watch)
 
     async def wait_until_settled(self) -> None:
         """Wait until the engine is ready or has failed for good."""
@@ -291,6 +290,7 @@ class Supervisor:
                     self._process = await asyncio.create_subprocess_exec(
                         *(*self._command, "--box", str(box_fd), str(theirs.fileno())),
                         pass_fds=[box_fd, theirs.fileno()],
+                        env=child_environment(),
                     )
             except OSError as error:
                 ours.close()

@@ -23,6 +23,7 @@ from typing import IO
 from poise.config import AuditSettings, AuthSettings, LoadedSettings, ServerSettings
 from poise.config.document import to_toml
 from poise.config.serving import TelemetrySettings
+from poise.engine.leash import child_environment
 from poise.tune.knobs import Changes
 
 READY_S = 300.0
@@ -133,14 +134,11 @@ def _start(
     stderr: int = subprocess.STDOUT,
 ) -> subprocess.Popen[bytes]:
     """In a group of its own, so that Ctrl-C reaches the parent alone, which ends its children in order."""
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("POISE_") or name == "POISE_LOG"
-    }
     return subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "poise.tune.leash", module, *arguments],
+        [sys.executable, "-m", "poise.engine.leash", module, *arguments],
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env=environment,
+        env=child_environment(),
         start_new_session=True,
     )
