@@ -23,10 +23,8 @@ import os, time
 os.write(int(os.environ["ALIVE"]), b"x")
 time.sleep(600)
 """
-TIED = (
-    "from poise.engine.leash import tie_to_parent\ntie_to_parent()\nimport signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-    + SILENT
-)
+DEAF = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+TIED = "from poise.engine.leash import tie_to_parent\ntie_to_parent()\n" + DEAF + SILENT
 
 
 def orphan(*arguments: str) -> bytes:

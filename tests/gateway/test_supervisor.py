@@ -198,7 +198,7 @@ async def test_an_engine_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POISE_AUTH__KEYS", "secret")
     async with supervisor() as s:
         await s.wait_until_settled()
-        environment = Path(f"/proc/{pid_of(s)}/environ").read_bytes()
+        environment = await asyncio.to_thread(Path(f"/proc/{pid_of(s)}/environ").read_bytes)
         assert b"PATH=" in environment
         assert b"secret" not in environment
 

@@ -15,7 +15,6 @@ import resource
 import runpy
 import signal
 import sys
-from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PARENT = "_POISE_PARENT"
@@ -48,7 +47,11 @@ def no_core_dumps() -> None:
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with contextlib.suppress(OSError):
-        Path("/proc/self/coredump_filter").write_text("0")
+        control = os.open("/proc/self/coredump_filter", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(control, b"0")
+        finally:
+            os.close(control)
 
 
 def main() -> None:
