@@ -24,7 +24,7 @@ from poise.gateway.keys import Key, KeysFile
 from poise.gateway.middleware import request_id_of
 from poise.gateway.record import CANCELLED, Record
 from poise.gateway.tasks import Tasks
-from poise.gateway.tenants import caller_of
+from poise.gateway.tenants import Caller, caller_of
 from poise.metrics.audit import AuditMetrics
 from poise.scheduler.request import RequestClass
 
@@ -131,7 +131,10 @@ class RequestEntry:
 
     def __init__(self, audit: Audit, request: Request) -> None:
         self._audit = audit
-        self._request = request
+        self._request: Request | None = request
+        """Until it has a record, which may outlive it."""
+        self._request_id, self._endpoint = request_id_of(request.scope), request.scope["path"]
+        self._caller = Caller("")
         self._began_s = time.perf_counter()
         self._prompt: Any = None
         self.request_class: RequestClass | None = None
@@ -142,6 +145,8 @@ class RequestEntry:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Before there is a record: refused, broken, or left by its client."""
+        self._note_caller()
+        self._request = None
         if isinstance(error, ApiError):
             self._write(error, REFUSED)
         elif error is not None:
@@ -150,8 +155,13 @@ class RequestEntry:
 
     def note_prompt(self, prompt: object) -> None:
         """The prompt as it was sent. It is kept only where it is to be written."""
-        if self._audit.keeps_content(caller_of(self._request).tenant):
+        self._note_caller()
+        if self._audit.keeps_content(self._caller.tenant):
             self._prompt = prompt
+
+    def _note_caller(self) -> None:
+        if self._request is not None:
+            self._caller = caller_of(self._request)
 
     def ended(self, record: Record) -> None:
         moments = Counter(moment.what for moment in record.timeline)
@@ -187,12 +197,11 @@ class RequestEntry:
         outputs: Sequence[str] = (),
         status: int | None = 200,
     ) -> None:
-        caller = caller_of(self._request)
         fields = {
-            "request": request_id_of(self._request.scope),
-            "tenant": caller.tenant,
-            "key": caller.key_id,
-            "endpoint": self._request.scope["path"],
+            "request": self._request_id,
+            "tenant": self._caller.tenant,
+            "key": self._caller.key_id,
+            "endpoint": self._endpoint,
             "class": self.request_class.value if self.request_class else None,
             "stream": self.stream,
             "status": error.status if error is not None else status,
@@ -202,5 +211,6 @@ class RequestEntry:
             **NOTHING,
             **figures,
         }
-        content = {"prompt": self._prompt, "output": list(outputs)} if self._prompt is not None else None
+        prompt, self._prompt = self._prompt, None
+        content = {"prompt": prompt, "output": list(outputs)} if prompt is not None else None
         self._audit.write(fields, content)

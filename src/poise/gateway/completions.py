@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -36,7 +36,7 @@ from poise.gateway.errors import (
 from poise.gateway.fields import JsonObject
 from poise.gateway.generation import TOLD_WAIT_US, ChoiceRequest, Generation
 from poise.gateway.middleware import request_id_of
-from poise.gateway.openai import ChatRequest, CompletionRequest, RequestParser, class_settings
+from poise.gateway.openai import ChatRequest, CompletionRequest, Options, RequestParser, class_settings
 from poise.gateway.prompts import Plan, Prompts
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower, Origin, Record
@@ -57,6 +57,8 @@ MODEL_ALIAS = "default"
 """Name that stands for the model, whatever it is called."""
 RESPONSE_ID_HEADER, DETACH_HEADER = "X-Poise-Response-Id", "X-Poise-Detach"
 POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
+TRACEPARENT_CHARS = 55
+"""Of version 00 of W3C Trace Context, which later ones begin with."""
 
 _SEEDS = 2**32 - 1
 """The engine's seeds are 32 bit, and llama.cpp takes the highest one to mean a random seed."""
@@ -100,37 +102,10 @@ class Completions:
     async def _answer(
         self, request: Request, parse: Callable[[JsonObject], ChatRequest] | Callable[[JsonObject], CompletionRequest]
     ) -> Response:
-        arrived_s = time.perf_counter()
-        tenant: str | None = None
         with self._audit.begin(request) as entry:
-            try:
-                tenant = self._tenants.identify(request)
-                server = self._settings.server
-                body = await read_json(request, server.max_body_bytes, server.body_timeout_s)
-                parsed = parse(body)
-                options = parsed.options
-                entry.request_class, entry.stream = options.request_class, options.stream
-                if options.model not in self.model_names:
-                    raise model_not_found(options.model, self.model_names)
-                self._tenants.check_class(request, options.request_class)
-                self._check_level(options.request_class)
-                param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
-                origin = Origin(
-                    request_id_of(request.scope),
-                    tenant,
-                    options.request_class,
-                    param,
-                    arrived_s,
-                    options.queue_timeout_ms,
-                    request.headers.get("traceparent", ""),
-                )
-                entry.note_prompt(body.get(param))
-                call = await self._prepare(origin, parsed, detached=_is_detached(request) or options.background)
-            except ApiError as error:
-                self._metrics.rejected(entry.request_class, error.code, tenant)
-                raise
+            call = await self._read(request, parse, entry)
         call.entry = entry
-        if options.stream:
+        if entry.stream:
             return await self._stream(request, call)
         follower = Follower(call.record)
         try:
@@ -139,6 +114,42 @@ class Completions:
         finally:
             follower.leave()
         return Response(call.record.body(), media_type="application/json", headers=call.headers)
+
+    async def _read(
+        self,
+        request: Request,
+        parse: Callable[[JsonObject], ChatRequest] | Callable[[JsonObject], CompletionRequest],
+        entry: RequestEntry,
+    ) -> Call:
+        """From the request to what is ready for the engine. The body is not held any longer than that. Raises ApiError."""
+        arrived_s = time.perf_counter()
+        tenant: str | None = None
+        try:
+            tenant = self._tenants.identify(request)
+            server = self._settings.server
+            body = await read_json(request, server.max_body_bytes, server.body_timeout_s)
+            parsed = parse(body)
+            options = parsed.options
+            entry.request_class, entry.stream = options.request_class, options.stream
+            if options.model not in self.model_names:
+                raise model_not_found(options.model, self.model_names)
+            self._tenants.check_class(request, options.request_class)
+            self._check_level(options.request_class)
+            param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
+            origin = Origin(
+                request_id_of(request.scope),
+                tenant,
+                options.request_class,
+                param,
+                arrived_s,
+                options.queue_timeout_ms,
+                traceparent_of(request.headers),
+            )
+            entry.note_prompt(body.get(param))
+            return await self._prepare(origin, parsed, detached=_is_detached(request) or options.background)
+        except ApiError as error:
+            self._metrics.rejected(entry.request_class, error.code, tenant)
+            raise
 
     async def _stream(self, request: Request, call: Call) -> Response:
         """Its events. Also when this task is cancelled in the very moment in which the engine has accepted, nothing is left."""
@@ -203,8 +214,11 @@ class Call:
         records: Records,
     ) -> None:
         self.record = record
-        self._parsed = parsed
-        self._plan = plan
+        self.is_late = plan.summary is not None
+        """A summary comes first: too long to leave a stream without a sign of life."""
+        self._asked: tuple[ChatRequest | CompletionRequest, Plan] | None = (parsed, plan)
+        """Until it starts: from then on the prompt is held by who works on it, and by nobody who outlives that."""
+        self._headers = {RESPONSE_ID_HEADER: record.response_id, **plan.headers}
         self._prompts = prompts
         self._engine = engine
         self._text = text
@@ -217,28 +231,24 @@ class Call:
         """What is put on record of it at its end."""
 
     @property
-    def is_late(self) -> bool:
-        """A summary comes first: too long to leave a stream without a sign of life."""
-        return self._plan.summary is not None
-
-    @property
     def headers(self) -> dict[str, str]:
         """Of the response: its id, and what the engine said of the wait on its arrival, if that was worth telling."""
-        headers = {RESPONSE_ID_HEADER: self.record.response_id, **self._plan.headers}
-        accepted = self.record.accepted
+        headers, accepted = dict(self._headers), self.record.accepted
         if accepted is not None and accepted.eta_us >= TOLD_WAIT_US:
             headers |= {POSITION_HEADER: str(accepted.position), ETA_HEADER: str(accepted.eta_us // 1000)}
         return headers
 
     def start(self) -> None:
         """Hand it to the engine. Whoever follows the record hears what comes of it."""
+        assert self._asked is not None, "it has started"
+        (parsed, plan), self._asked = self._asked, None
         self.record.work, self.record.on_end = self, self._ended
         self._records.add(self.record)
-        if self._plan.summary is None:
-            self._submit()
+        if plan.summary is None:
+            self._submit(parsed, plan)
         else:
-            self.record.note("summarizing", turns=self._plan.summary.n_turns)
-            self._task = asyncio.create_task(self._summarize(), name="summary")
+            self.record.note("summarizing", turns=plan.summary.n_turns)
+            self._task = asyncio.create_task(self._summarize(parsed, plan), name="summary")
 
     def stop(self, why: str) -> None:
         if self._task is not None:
@@ -254,48 +264,49 @@ class Call:
             return self._summarizer.running.requests()
         return self._generation.requests()
 
-    async def _summarize(self) -> None:
+    async def _summarize(self, parsed: ChatRequest | CompletionRequest, plan: Plan) -> None:
         """Make the prompt that the summary belongs to, then go on as usual."""
-        assert self._plan.summary is not None
-        assert isinstance(self._parsed, ChatRequest)
+        assert plan.summary is not None
+        assert isinstance(parsed, ChatRequest)
         try:
             self._summarizer = Summarizer(self.record, self._engine, self._text, self._metrics)
-            summary = await self._summarizer.summarize(self._plan.summary.pieces, self._plan.summary.n_output)
+            summary = await self._summarizer.summarize(plan.summary.pieces, plan.summary.n_output)
             self._summarizer = None
-            await self._prompts.finish(self._plan, self._parsed, self._text, summary)
-            self._submit()
+            await self._prompts.finish(plan, parsed, self._text, summary)
+            self._submit(parsed, plan)
         except ApiError as error:
             self._generation.fail(error)
         except Exception as bug:
             error_id = log_bug(log, self.record.origin.request_id, bug)
             self._generation.fail(internal_error(error_id))
 
-    def _submit(self) -> None:
-        self.record.n_prompt = sum(len(ids) for ids in self._plan.ids)
-        self.record.shape.notes = self._plan.notes
-        self._generation.submit(self._choices(), self._parsed.options.stop)
+    def _submit(self, parsed: ChatRequest | CompletionRequest, plan: Plan) -> None:
+        self.record.n_prompt = sum(len(ids) for ids in plan.ids)
+        self.record.shape.notes = plan.notes
+        self._generation.submit(_choices(plan, parsed.options), parsed.options.stop)
 
     def _ended(self, record: Record) -> None:
         """Nobody comes back for a request that was refused, unless its client has been told an id."""
         refused = record.failure is not None and not record.is_open
         if refused and record.failure is not None:
             self._metrics.rejected(record.origin.request_class, record.failure.code, record.origin.tenant)
-        if self.entry is not None:
-            self.entry.ended(record)
+        entry, self.entry, self._task = self.entry, None, None
+        if entry is not None:
+            entry.ended(record)
         self._records.finish(record, keep=not refused or self.is_late)
 
-    def _choices(self) -> list[ChoiceRequest]:
-        """One engine request for each choice of each prompt, in the order of their indices."""
-        plan, options = self._plan, self._parsed.options
-        seed = secrets.randbits(32) if options.seed is None else options.seed
-        requests = []
-        for ids in plan.ids:
-            max_output = plan.allowance.granted(plan.limits, len(ids))
-            assert max_output is not None, "the plan fits"
-            for i in range(options.n):
-                sampling = msgspec.structs.replace(options.sampling, seed=(seed + i) % _SEEDS)
-                requests.append(ChoiceRequest(ids, max_output, sampling, plan.template))
-        return requests
+
+def _choices(plan: Plan, options: Options) -> list[ChoiceRequest]:
+    """One engine request for each choice of each prompt, in the order of their indices."""
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    requests = []
+    for ids in plan.ids:
+        max_output = plan.allowance.granted(plan.limits, len(ids))
+        assert max_output is not None, "the plan fits"
+        for i in range(options.n):
+            sampling = msgspec.structs.replace(options.sampling, seed=(seed + i) % _SEEDS)
+            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template))
+    return requests
 
 
 def _is_detached(request: Request) -> bool:
@@ -303,6 +314,12 @@ def _is_detached(request: Request) -> bool:
     if value not in ("0", "1"):
         raise invalid_value(DETACH_HEADER, 'be "1", or be left out', value)
     return value == "1"
+
+
+def traceparent_of(headers: Mapping[str, str]) -> str:
+    """The caller's span; nothing where it is no such header, which could be of any length."""
+    value = headers.get("traceparent", "")
+    return value if len(value) <= TRACEPARENT_CHARS else ""
 
 
 def _check_ids(ids: list[int], n_tokens: int, param: str) -> None:

@@ -118,16 +118,17 @@ class RequestHandle:
 
     def put(self, event: RequestEvent) -> None:
         """Called by the owner of the engine connection, in the event loop."""
+        listener = self._listener
         if type(event) is Finish or type(event) is Refused:
-            self.done = True
-        if self._listener is None:
+            self.done, self._listener = True, None
+        if listener is None:
             self._kept.append(event)
         else:
-            self._listener(event)
+            listener(event)
 
     def listen(self, listener: Callable[[RequestEvent], None]) -> None:
         """Call `listener` for what has come so far, and then for each event as it comes. It must not raise."""
-        self._listener = listener
+        self._listener = None if self.done else listener  # it holds this handle
         kept, self._kept = self._kept, []
         for event in kept:
             listener(event)

@@ -51,6 +51,10 @@ class ApiError(Exception):
         self.param = param
         self.headers = headers or {}
 
+    def afresh(self) -> ApiError:
+        """The same error, never raised: one that was holds the frames that it went through, and whatever is in them."""
+        return ApiError(self.status, self.code, self.message, param=self.param, headers=self.headers)
+
     def body(self) -> bytes:
         """The JSON object, also used as the last event of a stream that failed."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")

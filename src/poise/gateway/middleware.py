@@ -57,6 +57,8 @@ class RequestMiddleware:
         except Exception as bug:
             error_id = log_bug(log, request_id, bug)
             error = None if started else internal_error(error_id)
+        finally:
+            scope.pop(DIRECT_SEND)  # the server's `send` holds the scope
         if error is not None:
             await error.response()(scope, receive, send_with_id)
 

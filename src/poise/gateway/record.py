@@ -149,6 +149,7 @@ class Record:
         self.followers: list[Follower] = []
         self.work: Work | None = None
         self.on_end: Callable[[Record], None] | None = None
+        """Is told of the end, and forgotten with it: what made the record must not live as long as it is kept."""
         self.held = LEVELS[0]
         self.stopped_by = ""
         """What ended it before the engine did; see `Work.stop`."""
@@ -246,11 +247,12 @@ class Record:
     def end(self, failure: ApiError | None = None) -> None:
         """Nothing more will come."""
         self.ended_s = time.perf_counter()
-        self.failure, self.place, self.work = failure, None, None
+        self.failure, self.place, self.work = failure and failure.afresh(), None, None
         if failure is not None:
             self.note("finished", reason=failure.code, outcome=self.outcome)
-        if self.on_end is not None:
-            self.on_end(self)
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self)
         self.notify()
 
     def notify(self) -> None:
@@ -324,14 +326,14 @@ class Follower:
         while not (self.record.is_open or self.record.is_ended):
             await self._wakeup.wait()
         if not self.record.is_open and self.record.failure is not None:
-            raise self.record.failure
+            raise self.record.failure.afresh()
 
     async def ended(self) -> None:
         """Wait for the end. Raises the ApiError that it was."""
         while not self.record.is_ended:
             await self._wakeup.wait()
         if self.record.failure is not None:
-            raise self.record.failure
+            raise self.record.failure.afresh()
 
     def leave(self, *, stuck: bool = False) -> None:
         """Follow no longer. Any number of times."""

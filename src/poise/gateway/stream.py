@@ -104,6 +104,7 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         watch.cancel()
         task.cancel()
         await asyncio.gather(watch, task, return_exceptions=True)
+        del watch, task  # an error's traceback has this frame, and the task has the error: they would hold each other
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -139,6 +139,7 @@ class Summarizer:
             await follower.ended()
         finally:
             generation.stop(CANCELLED)
+            follower.leave()
             self._record.served_us += record.served_us
         used = record.usage()
         usage.prompt_tokens += used.prompt_tokens
