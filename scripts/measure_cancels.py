@@ -25,6 +25,8 @@ from typing import Any
 
 import aiohttp
 
+from poise.operator_token import find_token
+
 WORDS = "river stone paper window garden silver market winter "
 SETTINGS = ("pools.short.slots=4", "classes.interactive.slots_max=4")
 
@@ -42,7 +44,9 @@ def serving() -> Iterator[str]:
             process.send_signal(signal.SIGTERM)
 
 
-async def one(session: aiohttp.ClientSession, draw: random.Random, seen: Counter[str]) -> None:
+async def one(
+    session: aiohttp.ClientSession, operator: dict[str, str], draw: random.Random, seen: Counter[str]
+) -> None:
     """Send a request, and end it after a while, in whatever state it is then."""
     leaves = draw.random() < 0.5
     body = {
@@ -57,7 +61,7 @@ async def one(session: aiohttp.ClientSession, draw: random.Random, seen: Counter
     async with session.post("/v1/chat/completions", json=body) as response:
         name = response.headers["X-Poise-Response-Id"]
         if draw.random() < 0.2:
-            async with session.post(f"/admin/requests/{name}/pause"):
+            async with session.post(f"/admin/requests/{name}/pause", headers=operator):
                 pass
         await asyncio.sleep(pause_s)
         async with session.get(f"/v1/requests/{name}") as told:
@@ -75,30 +79,31 @@ async def cancel_all(url: str, arguments: argparse.Namespace) -> int:
     draw = random.Random(arguments.seed)  # noqa: S311
     seen, left = Counter[str](), arguments.requests
     timeout = aiohttp.ClientTimeout(total=300)
+    operator = {"Authorization": f"Bearer {find_token(url)}"}
     async with aiohttp.ClientSession(url, timeout=timeout) as session:
 
         async def client() -> None:
             nonlocal left
             while left > 0:
                 left -= 1
-                await one(session, draw, seen)
+                await one(session, operator, draw, seen)
 
         await asyncio.gather(*(client() for _ in range(arguments.clients)))
         print(f"{sum(seen.values())} requests were cancelled, found as {dict(seen.most_common())}")
-        problems = await clean(session)
+        problems = await clean(session, operator)
         async with session.get("/metrics") as response:
             print(latency(await response.text()))
     print("the books are clean" if not problems else f"WRONG: {problems}")
     return 1 if problems else 0
 
 
-async def clean(session: aiohttp.ClientSession) -> list[str]:
+async def clean(session: aiohttp.ClientSession, operator: dict[str, str]) -> list[str]:
     """What is left, once the last word of the engine has come."""
     problems: list[str] = []
     for _ in range(100):
         async with session.get("/status") as response:
             status: dict[str, Any] = await response.json()
-        async with session.get("/admin/requests") as response:
+        async with session.get("/admin/requests", headers=operator) as response:
             n_live = len((await response.json())["data"])
         held = sum(pool["slots_held"] for pool in status["pools"])
         used = sum(sum(pool["cells_by_class"].values()) for pool in status["pools"])

@@ -24,6 +24,8 @@ from statistics import median
 import aiohttp
 import numpy as np
 
+from poise.operator_token import find_token
+
 WARM_S = 2.0
 ASKED = (("/status", 1.0), ("/status/history?since={next}", 1.0), ("/admin/requests?ended=20", 2.0))
 """What the page asks for, and every how many seconds."""
@@ -75,10 +77,11 @@ async def load(url: str, n_streams: int, seconds: float) -> tuple[float, float, 
 async def polling(url: str) -> AsyncIterator[None]:
     """The requests of a page that is open."""
     seen = {"next": 0}
+    operator = {"Authorization": f"Bearer {find_token(url)}"}
 
     async def ask(session: aiohttp.ClientSession, path: str, period_s: float) -> None:
         while True:
-            async with session.get(url + path.format(**seen)) as response:
+            async with session.get(url + path.format(**seen), headers=operator) as response:
                 told = await response.json()
                 seen["next"] = told.get("next", seen["next"])
             await asyncio.sleep(period_s)

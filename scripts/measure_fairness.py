@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterable
 from hashlib import sha256
 
+from poise.operator_token import find_token
 from poise.scheduler.request import RequestClass
 from poise.scheduler.scheduler import Scheduler
 from poise.sim.replay import replay
@@ -91,7 +92,8 @@ class Books:
 
 
 def fetch_journal(url: str) -> Iterable[str]:
-    with urllib.request.urlopen(f"{url}/admin/journal", timeout=120) as response:  # noqa: S310
+    request = urllib.request.Request(f"{url}/admin/journal", headers={"Authorization": f"Bearer {find_token(url)}"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
         return list(response.read().decode().splitlines())
 
 

@@ -7,15 +7,15 @@ import asyncio
 from fastapi import FastAPI
 
 from poise.console.client import Client, Unreachable
-from tests.gateway.fakes import ask
+from tests.gateway.fakes import TOKEN, ask
 
 URL = "http://poise.test"
 
 
 class AppClient(Client):
-    """Sends what it would send over a connection to `app`."""
+    """Sends what it would send over a connection to `app`. `token` is what it finds in the file of the server, "" for nothing."""
 
-    def __init__(self, app: FastAPI, key: str = "", address: str = "127.0.0.1") -> None:
+    def __init__(self, app: FastAPI, key: str = "", address: str = "127.0.0.1", token: str = TOKEN) -> None:
         super().__init__(URL, key)
         self.app = app
         self.is_away = False
@@ -23,12 +23,15 @@ class AppClient(Client):
         self.asked: asyncio.Queue[str] = asyncio.Queue()
         """The same, for who waits for it."""
         self._address = address
-        self._fields = {"x-api-key": key} if key else {}
+        self._found = token
+
+    def token(self) -> str:
+        return "" if self._key else self._found
 
     async def send(self, method: str, path: str) -> tuple[int, bytes]:
         self.sent.append(f"{method} {path}")
         self.asked.put_nowait(self.sent[-1])
         if self.is_away:
             raise Unreachable(f"{self.url} cannot be reached: Connection refused")
-        reply = await ask(self.app, method, path, headers=self._fields, client=self._address)
+        reply = await ask(self.app, method, path, headers=self.credentials(path), client=self._address)
         return reply.status, reply.body

@@ -97,20 +97,35 @@ async def test_whose_requests_are_explained() -> None:
         assert refused.value.status == status
     with pytest.raises(ConsoleError, match="keeps no request of yours"):
         await AppClient(app, "kb").explanation("last")
-    with pytest.raises(ConsoleError, match="keeps no request of yours"):
-        await AppClient(app, "root").explanation("last")
+    assert (await AppClient(app, "root").explanation("last"))["id"] == ids[1], "an operator's last one is anybody's"
 
 
-async def test_who_is_on_the_machine_is_its_operator_where_there_is_no_admin_key() -> None:
-    """As for /admin itself; from elsewhere one is not."""
+async def test_the_servers_user_is_its_operator_without_a_key() -> None:
+    """By the token that only this user can read; another user of the machine, or one elsewhere, is none."""
     app = make_app(FakeEngine(says("x")))
-    response_id = (await ask(app, "POST", CHAT, chat_body(), headers={"x-api-key": "else"})).json()["id"]
+    ids = [
+        (await ask(app, "POST", CHAT, chat_body(), headers=headers)).json()["id"]
+        for headers in ({}, {"x-api-key": "else"})
+    ]
     local = AppClient(app)
-    assert (await local.explanation(response_id))["id"] == response_id
-    assert local.sent == [f"GET /{root}/requests/{response_id}/explanation" for root in ("v1", "admin")]
-    with pytest.raises(Refused) as refused:
-        await AppClient(app, address="10.0.0.9").explanation(response_id)
-    assert refused.value.status == 404
+    assert (await local.explanation(ids[1]))["id"] == ids[1]
+    assert local.sent == [f"GET /{root}/requests/{ids[1]}/explanation" for root in ("v1", "admin")]
+    assert (await local.explanation("last"))["id"] == ids[1]
+    for stranger in (AppClient(app, token=""), AppClient(app, address="10.0.0.9"), AppClient(app, token="po-old")):
+        with pytest.raises(Refused) as refused:
+            await stranger.explanation(ids[1])
+        assert refused.value.status == 404
+        assert (await stranger.explanation("last"))["id"] == ids[0], "its own"
+        assert (await stranger.requests())[1] is False
+
+
+async def test_the_token_goes_where_operators_ask_and_nowhere_else() -> None:
+    """A request for work must not become an operator's, and a given key is the only one."""
+    client = AppClient(make_app(FakeEngine()))
+    opened = [path for path in ("/v1/requests", "/status", "/admin/requests", "/health") if client.credentials(path)]
+    assert opened == ["/status", "/admin/requests"]
+    keyed = AppClient(make_app(FakeEngine()), "ka")
+    assert {keyed.credentials(path)["Authorization"] for path in ("/v1/requests", "/status")} == {"Bearer ka"}
 
 
 async def test_live_requests_are_everybodys_for_an_operator_only() -> None:

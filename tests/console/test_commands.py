@@ -13,11 +13,12 @@ from typer.testing import CliRunner, Result
 
 from poise.cli import app as cli
 from poise.config import Settings
+from poise.gateway.tenancy.operators import LocalOperators
 from tests.console.app_client import AppClient
-from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
+from tests.gateway.fakes import TOKEN, FakeEngine, ask, chat_body, make_app, says
 
 CHAT = "/v1/chat/completions"
-Serve = Callable[[FastAPI], None]
+Serve = Callable[..., None]
 
 
 @pytest.fixture
@@ -25,9 +26,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Let the commands find this application, whatever the address."""
     monkeypatch.delenv("POISE_API_KEY", raising=False)
 
-    def serve(app: FastAPI) -> None:
-        for module in ("explain", "top"):
-            monkeypatch.setattr(f"poise.console.{module}.Client", lambda url, key="": AppClient(app, key))
+    def serve(app: FastAPI, token: str = TOKEN) -> None:
+        for module in ("dashboard", "explain", "token", "top"):
+            monkeypatch.setattr(f"poise.console.{module}.Client", lambda url, key="": AppClient(app, key, token=token))
 
     return serve
 
@@ -62,7 +63,7 @@ def test_explain_says_what_is_wrong(serve: Serve) -> None:
         Settings.model_validate({"auth": {"required": True, "admin_key": "root", "keys": {"a": "ka"}}}),
     )
     response_id = answered(app, "ka")
-    serve(app)
+    serve(app, token="")
     assert run("explain", response_id, key="ka").stdout.startswith(response_id)
     assert run("explain", response_id, "--key", "ka", key="wrong").stdout.startswith(response_id)
     unknown = run("explain", "nobody", key="ka", exit_code=1).stderr
@@ -75,8 +76,8 @@ def test_explain_says_what_is_wrong(serve: Serve) -> None:
 
 
 def test_an_unreachable_server_and_a_bad_address_are_usage_errors() -> None:
-    """Both commands, with nobody there."""
-    for command in (["explain", "x"], ["top", "--once"]):
+    """All commands, with nobody there."""
+    for command in (["explain", "x"], ["top", "--once"], ["dashboard"]):
         assert "cannot be reached" in run(*command, "--url", "http://127.0.0.1:9", exit_code=2).stderr
         assert "is not a server address" in run(*command, "--url", "nonsense", exit_code=2).stderr
 
@@ -112,3 +113,24 @@ def test_without_the_extra_top_says_how_to_get_it(serve: Serve, monkeypatch: pyt
     told = run("top", exit_code=2).stderr
     assert "pip install 'poise[top]'" in told
     assert told.count("\n") == 1
+
+
+def test_the_dashboards_address_opens_it_once(serve: Serve) -> None:
+    """For the user of the server; the code is where no server, proxy or log ever sees it."""
+    app = make_app(FakeEngine())
+    serve(app)
+    url, _, code = run("dashboard").stdout.strip().partition("#code=")
+    assert url == "http://poise.test/dashboard"
+    login = [asyncio.run(ask(app, "POST", "/admin/login", {"code": code})).status for _ in range(2)]
+    assert login == [200, 401]
+    serve(make_app(FakeEngine(), operators=LocalOperators("po-another")))
+    refused = run("dashboard", exit_code=1).stderr
+    assert "poise keys add NAME --admin" in refused
+
+
+def test_the_token_for_scripts(serve: Serve) -> None:
+    """On a line of its own, or an error that no script takes for one."""
+    serve(make_app(FakeEngine()))
+    assert run("token").stdout == f"{TOKEN}\n"
+    serve(make_app(FakeEngine()), token="")
+    assert "no server of this user" in run("token", exit_code=1).stderr

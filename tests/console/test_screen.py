@@ -172,7 +172,7 @@ async def test_one_who_is_no_operator_sees_and_cancels_its_own() -> None:
     async with desk(app, "ka") as seen:
         assert [row[5] for row in seen.rows()] == ["5"]
         await seen.press("p", "y")
-        assert "admin key is needed" in seen.text("#told")
+        assert "This is for operators" in seen.text("#told")
         await seen.press("c", "y")
         assert seen.client.sent[-5].startswith("POST /v1/requests/chatcmpl-")
         assert engine.aborted == [1]

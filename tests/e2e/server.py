@@ -17,6 +17,8 @@ from typing import IO, Any
 
 import psutil
 
+from poise.operator_token import find_token
+
 START_S_MAX = 240.0
 """The first start on a host measures flash attention."""
 POLL_S = 0.02
@@ -71,7 +73,7 @@ class PoiseServer:
     def get(self, path: str) -> tuple[int, Any]:
         """Status and body (JSON where it is)."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as response:
+            with urllib.request.urlopen(self.request(path), timeout=30) as response:
                 status, body = response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -80,6 +82,11 @@ class PoiseServer:
             return status, json.loads(body)
         except ValueError:
             return status, body.decode()
+
+    def request(self, path: str) -> urllib.request.Request:
+        """With the server's token where operators ask, as `poise top` sends it."""
+        token = find_token(self.url) if path.startswith(("/admin/", "/status", "/metrics")) else ""
+        return urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {token}"} if token else {})
 
     def eventually(self, condition: Callable[[], bool], what: str, within_s: float = 300.0) -> None:
         """Ask until it holds. `within_s` only ends a test that hangs; a slow host is no failure.

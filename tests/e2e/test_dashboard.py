@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Page, expect
 
+from poise.operator_token import find_token
 from tests.e2e.page_support import PageWatch, chromium, wait_until
-from tests.e2e.server import PoiseServer
+from tests.e2e.server import PoiseServer, run_poise
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,9 @@ def visit(browser: Browser, poise_server: PoiseServer) -> Iterator[Visit]:
     """Opens the dashboard. At the end no page may have reported anything: no policy violation, no failed request."""
     opened: list[tuple[Page, PageWatch]] = []
 
-    def open_page(*, before: Callable[[Page], None] = lambda _: None, allowed: str = "", **options: Any) -> Page:
+    def open_page(
+        *, before: Callable[[Page], None] = lambda _: None, allowed: str = "", as_operator: bool = True, **options: Any
+    ) -> Page:
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         page = context.new_page()
         watch = PageWatch(page, poise_server.url)
@@ -40,8 +43,14 @@ def visit(browser: Browser, poise_server: PoiseServer) -> Iterator[Visit]:
             watch.allow(allowed)
         opened.append((page, watch))
         before(page)
-        page.goto(f"{poise_server.url}/dashboard")
+        page.goto(address() if as_operator else f"{poise_server.url}/dashboard")
         return page
+
+    def address() -> str:
+        """As `poise dashboard` prints it."""
+        shown = run_poise("dashboard", "--url", poise_server.url)
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout.strip()
 
     yield open_page
     for page, watch in opened:
@@ -192,29 +201,37 @@ def test_a_narrow_dark_screen_needs_no_sideways_scrolling(visit: Visit, request_
     assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
-def test_a_wanted_admin_key_is_asked_for_and_kept_for_the_tab_only(visit: Visit) -> None:
-    """The figures are there without it; requests are not."""
-    error = {
-        "error": {"message": "The admin key is needed.", "type": "authentication_error", "param": None, "code": "x"}
-    }
-
-    def guard(route: Route) -> None:
-        if route.request.headers.get("authorization") == "Bearer secret-1":
-            route.continue_()
-        else:
-            route.fulfill(status=401, json=error)
-
-    page = visit(before=lambda page: page.route("**/admin/**", guard), allowed="status of 401")
+def test_the_code_in_the_address_opens_the_page_once(visit: Visit) -> None:
+    """It is gone from the address; what it was given for is in this tab only, and outlives a reload."""
+    page = visit(allowed="status of 401")
+    expect(page.locator("#requests-body")).to_be_visible()
+    assert page.evaluate("location.hash") == ""
+    assert page.evaluate("Object.keys(localStorage).length + document.cookie.length") == 0
+    page.reload()
+    expect(page.locator("#requests-body")).to_be_visible()
+    page.get_by_role("button", name="Forget the admin key").click()
     expect(page.get_by_label("Admin key")).to_be_visible()
+    page.goto(page.url + "#code=used-or-invented")
+    page.reload()
+    expect(page.get_by_label("Admin key")).to_be_visible()
+    assert page.evaluate("location.hash") == ""
+
+
+def test_a_wanted_admin_key_is_asked_for_and_kept_for_the_tab_only(visit: Visit, poise_server: PoiseServer) -> None:
+    """The figures are there without it; requests are not."""
+    key = find_token(poise_server.url)
+    page = visit(as_operator=False, allowed="status of 401")
+    expect(page.get_by_label("Admin key")).to_be_visible()
+    expect(page.get_by_role("code")).to_have_text("poise dashboard")
     expect(page.locator("#requests-body")).to_be_hidden()
     expect(page.locator("#cards")).to_contain_text("First token")
-    for key in ("wrong", "secret-1"):
-        page.get_by_label("Admin key").fill(key)
+    for given in ("wrong", key):
+        page.get_by_label("Admin key").fill(given)
         page.keyboard.press("Enter")
-        if key == "wrong":
+        if given == "wrong":
             expect(page.locator("#requests-problem")).to_have_text("This is not an admin key of the server.")
     expect(page.locator("#requests-body")).to_be_visible()
-    assert "secret-1" not in page.evaluate("JSON.stringify(localStorage) + document.cookie + document.body.innerHTML")
+    assert key not in page.evaluate("JSON.stringify(localStorage) + document.cookie + document.body.innerHTML")
     page.reload()
     expect(page.locator("#requests-body")).to_be_visible()
     page.get_by_role("button", name="Forget the admin key").click()

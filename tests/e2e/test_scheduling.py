@@ -84,7 +84,7 @@ def ask(made: OpenAI, messages: list[ChatCompletionMessageParam], max_tokens: in
 
 
 def journal(server: PoiseServer) -> list[dict[str, Any]]:
-    with urllib.request.urlopen(f"{server.url}/admin/journal", timeout=60) as response:
+    with urllib.request.urlopen(server.request("/admin/journal"), timeout=60) as response:
         return [json.loads(line) for line in response]
 
 

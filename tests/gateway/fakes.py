@@ -22,6 +22,7 @@ from poise.gateway.blame import Death
 from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
 from poise.gateway.quarantine import QuarantineReport
+from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text import TextModel
 from poise.scheduler.request import Control, RequestClass
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
@@ -50,6 +51,9 @@ from poise.wire.messages import (
 )
 
 MODEL = "toy"
+TOKEN = "po-token-of-this-server"
+OPERATOR = {"authorization": f"Bearer {TOKEN}"}
+"""The headers of an operator on this machine."""
 BOS, IM_START, IM_END = 256, 257, 258
 SPECIALS = {"<s>": BOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
 N_TOKENS = 259
@@ -324,6 +328,7 @@ def text_model(vocab: ToyVocab | None = None, template: str | None = None) -> Te
 
 def make_app(engine: FakeEngine, settings: Settings | None = None, **arguments: Any) -> FastAPI:
     arguments.setdefault("text", text_model())
+    arguments.setdefault("operators", LocalOperators(TOKEN))
     return create_app(settings or unpaced(), engine, model_name=MODEL, **arguments)
 
 

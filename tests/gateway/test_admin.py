@@ -13,13 +13,24 @@ from poise.gateway.quarantine import QuarantineReport, utc
 from poise.gateway.schemas import ControlResult, ForgetResult, TenantEraseResult
 from poise.gateway.schemas_admin import LiveRequestList, RequestView
 from poise.gateway.schemas_quarantine import QuarantineList
-from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
+from tests.gateway.fakes import (
+    OPERATOR,
+    Exchange,
+    FakeEngine,
+    Submission,
+    ask,
+    chat_body,
+    exchange,
+    make_app,
+    prompt_body,
+    says,
+)
 
 CHAT = "/v1/chat/completions"
 
 
 async def live(app: FastAPI) -> list[dict[str, Any]]:
-    reply = await ask(app, "GET", "/admin/requests")
+    reply = await ask(app, "GET", "/admin/requests", headers=OPERATOR)
     assert reply.status == 200
     LiveRequestList.model_validate_json(reply.body)
     return list(reply.json()["data"])
@@ -107,8 +118,8 @@ async def test_requests_that_have_ended_are_listed_when_asked_for() -> None:
 
     engine.script = fails
     await ask(app, "POST", CHAT, chat_body(), headers={"x-request-id": "third"})
-    assert (await ask(app, "GET", "/admin/requests")).json()["ended"] == []
-    reply = await ask(app, "GET", "/admin/requests?ended=2")
+    assert (await ask(app, "GET", "/admin/requests", headers=OPERATOR)).json()["ended"] == []
+    reply = await ask(app, "GET", "/admin/requests?ended=2", headers=OPERATOR)
     third, second = LiveRequestList.model_validate_json(reply.body).ended
     assert (third.request_id, third.outcome, third.error) == ("third", "failed", "internal_error")
     assert (second.request_id, second.outcome, second.error) == ("second", "stop", None)
@@ -121,7 +132,7 @@ async def test_requests_that_have_ended_are_listed_when_asked_for() -> None:
 @pytest.mark.parametrize("ended", ["-1", "201", "9999", "x", "", "1.0"])
 async def test_how_many_ended_ones_is_bounded(ended: str) -> None:
     """In the API's own format."""
-    reply = await ask(make_app(FakeEngine()), "GET", f"/admin/requests?ended={ended}")
+    reply = await ask(make_app(FakeEngine()), "GET", f"/admin/requests?ended={ended}", headers=OPERATOR)
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "invalid_value", "ended")
 
 
@@ -134,7 +145,7 @@ async def test_one_request_is_told_with_its_timeline() -> None:
     await asked.frame()
     request_id = (await live(app))[0]["id"]
     for known_as in (request_id, "mine"):
-        reply = await ask(app, "GET", f"/admin/requests/{known_as}")
+        reply = await ask(app, "GET", f"/admin/requests/{known_as}", headers=OPERATOR)
         view = RequestView.model_validate_json(reply.body)
         assert (reply.status, view.id, view.state, view.took_ms, view.outcome) == (
             200,
@@ -151,12 +162,12 @@ async def test_one_request_is_told_with_its_timeline() -> None:
     request.say("secret")
     request.finish()
     await asked.ended()
-    reply = await ask(app, "GET", f"/admin/requests/{request_id}")
+    reply = await ask(app, "GET", f"/admin/requests/{request_id}", headers=OPERATOR)
     view = RequestView.model_validate_json(reply.body)
     assert (view.state, view.outcome, view.choices[0].finish_reason) == ("ended", "stop", "stop")
     assert view.timeline[-1].what == "finished"
     assert b"secret" not in reply.body
-    reply = await ask(app, "GET", "/admin/requests/chatcmpl-1")
+    reply = await ask(app, "GET", "/admin/requests/chatcmpl-1", headers=OPERATOR)
     assert (reply.status, reply.error["code"]) == (404, "request_not_found")
     assert "ended=200" in reply.error["message"]
 
@@ -167,14 +178,14 @@ async def test_an_operator_cancels_a_request() -> None:
     app = make_app(engine)
     asked, _ = await running(app, engine, headers={"x-api-key": "somebody's"})
     path = f"/admin/requests/{(await live(app))[0]['id']}/cancel"
-    body = ControlResult.model_validate_json((await ask(app, "POST", path)).body)
+    body = ControlResult.model_validate_json((await ask(app, "POST", path, headers=OPERATOR)).body)
     assert (body.action, [choice.state for choice in body.choices]) == ("cancel", ["ended"])
     assert engine.aborted == [1]
     await asked.ended()
     assert await live(app) == []
-    (row,) = (await ask(app, "GET", "/admin/requests?ended=1")).json()["ended"]
+    (row,) = (await ask(app, "GET", "/admin/requests?ended=1", headers=OPERATOR)).json()["ended"]
     assert (row["outcome"], row["output_tokens"]) == ("cancelled", 1)
-    reply = await ask(app, "POST", path)
+    reply = await ask(app, "POST", path, headers=OPERATOR)
     assert (reply.status, reply.error["code"]) == (404, "request_not_found")
 
 
@@ -189,7 +200,7 @@ async def test_an_action_reaches_every_choice(action: str) -> None:
     (row,) = await live(app)
     for known_as in (row["id"], "mine"):
         engine.controlled.clear()
-        reply = await ask(app, "POST", f"/admin/requests/{known_as}/{action}")
+        reply = await ask(app, "POST", f"/admin/requests/{known_as}/{action}", headers=OPERATOR)
         body = ControlResult.model_validate_json(reply.body)
         assert (reply.status, body.id, body.action) == (200, row["id"], action)
         assert [choice.index for choice in body.choices] == [0, 1]
@@ -206,11 +217,11 @@ async def test_what_the_engine_cannot_do_is_409_with_its_reason() -> None:
     await asked.start()
     path = f"/admin/requests/{(await live(app))[0]['id']}/resume"
     engine.control_answers = {1: ("running", "it is not paused"), 2: ("waiting", "it is not paused")}
-    reply = await ask(app, "POST", path)
+    reply = await ask(app, "POST", path, headers=OPERATOR)
     assert (reply.status, reply.error["code"], reply.error["type"]) == (409, "not_possible", "conflict_error")
     assert "it is not paused" in reply.error["message"]
     engine.control_answers = {1: ("", "there is no such live request"), 2: ("waiting", "")}
-    reply = await ask(app, "POST", path)
+    reply = await ask(app, "POST", path, headers=OPERATOR)
     assert [choice["state"] for choice in reply.json()["choices"]] == ["ended", "queued"]
     asked.disconnect()
     await asked.ended()
@@ -220,15 +231,21 @@ async def test_unknown_requests_are_404() -> None:
     """Those that never were, those that the engine has just ended, and ids that more than one request goes by."""
     engine = FakeEngine(lambda s: s.accept())
     app = make_app(engine)
-    assert (await ask(app, "POST", "/admin/requests/chatcmpl-1/pause")).error["code"] == "request_not_found"
+    assert (await ask(app, "POST", "/admin/requests/chatcmpl-1/pause", headers=OPERATOR)).error[
+        "code"
+    ] == "request_not_found"
     exchanges = []
     for _ in range(2):
         exchanges.append(exchange(app, "POST", CHAT, chat_body(stream=True), headers={"x-request-id": "twice"}).open())
         await exchanges[-1].start()
-    assert (await ask(app, "POST", "/admin/requests/twice/pause")).status == 404
+    assert (await ask(app, "POST", "/admin/requests/twice/pause", headers=OPERATOR)).status == 404
     engine.control_answers = {1: ("", "there is no such live request")}
-    assert (await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/pause")).status == 404
-    assert (await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/stop")).status == 404
+    assert (
+        await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/pause", headers=OPERATOR)
+    ).status == 404
+    assert (
+        await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/stop", headers=OPERATOR)
+    ).status == 404
     for asked in exchanges:
         asked.disconnect()
         await asked.ended()
@@ -237,7 +254,7 @@ async def test_unknown_requests_are_404() -> None:
 async def test_forgetting_what_is_cached_for_a_tenant() -> None:
     """The engine says what it freed."""
     engine = FakeEngine()
-    reply = await ask(make_app(engine), "DELETE", "/admin/tenants/key-0123/cache")
+    reply = await ask(make_app(engine), "DELETE", "/admin/tenants/key-0123/cache", headers=OPERATOR)
     assert ForgetResult.model_validate_json(reply.body).model_dump() == {
         "tenant": "key-0123",
         "entries": 3,
@@ -260,17 +277,21 @@ ENDPOINTS = [
 
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)
 async def test_only_operators_may(method: str, path: str) -> None:
-    """From this machine without a configured key, with the key otherwise; nothing is done for others."""
+    """With an admin key from anywhere, with the server's token on its machine; nothing is done for others."""
     engine = FakeEngine()
-    reply = await ask(make_app(engine), method, path, client="192.0.2.1")
+    keyed = make_app(engine, Settings.model_validate({"auth": {"admin_key": "secret", "keys": {"a": "of-a-tenant"}}}))
+    for headers in ({}, {"authorization": "Bearer of-a-tenant"}, {"x-api-key": "po-a-guess"}):
+        reply = await ask(keyed, method, path, headers=headers)
+        assert (reply.status, reply.error["code"]) == (401, "invalid_admin_key")
+        assert "poise top" in reply.error["message"], "how its user gets in is told"
+    reply = await ask(keyed, method, path, headers=OPERATOR, client="192.0.2.1")
     assert (reply.status, reply.error["code"]) == (403, "admin_is_local")
-    keyed = make_app(engine, Settings.model_validate({"auth": {"admin_key": "secret"}}))
-    reply = await ask(keyed, method, path)
-    assert (reply.status, reply.error["code"]) == (401, "invalid_admin_key")
-    reply = await ask(keyed, method, path, headers={"authorization": "Bearer secret"}, client="192.0.2.1")
-    assert reply.status in (200, 404)
+    assert not engine.erased
+    for headers, client in (({"authorization": "Bearer secret"}, "192.0.2.1"), (OPERATOR, "127.0.0.1")):
+        reply = await ask(keyed, method, path, headers=headers, client=client)
+        assert reply.status in (200, 404)
     assert not engine.controlled
-    assert len(engine.erased) == (path == "/admin/tenants/x/data")
+    assert len(engine.erased) == 2 * (path == "/admin/tenants/x/data")
 
 
 async def test_without_an_engine_it_is_503() -> None:
@@ -282,7 +303,7 @@ async def test_without_an_engine_it_is_503() -> None:
     (row,) = await live(app)
     engine.state.phase = EnginePhase.RESTARTING
     for method, path in (("POST", f"/admin/requests/{row['id']}/pause"), ("DELETE", "/admin/tenants/x/cache")):
-        reply = await ask(app, method, path)
+        reply = await ask(app, method, path, headers=OPERATOR)
         assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")
     assert [listed["id"] for listed in await live(app)] == [row["id"]]
     asked.disconnect()
@@ -294,7 +315,7 @@ async def test_the_quarantine_is_listed() -> None:
     engine = FakeEngine()
     engine.reports = [QuarantineReport("req-1", 17, "t", "interactive", 812, 40, 2, "SIGSEGV", utc(0), utc(1))]
     engine.state.phase = EnginePhase.RESTARTING
-    reply = await ask(make_app(engine), "GET", "/admin/quarantine")
+    reply = await ask(make_app(engine), "GET", "/admin/quarantine", headers=OPERATOR)
     QuarantineList.model_validate_json(reply.body)
     (report,) = reply.json()["data"]
     assert (report["request_id"], report["class"], report["deaths"]) == ("req-1", "interactive", 2)
@@ -325,29 +346,29 @@ async def test_erasing_what_is_held_of_a_tenant() -> None:
     app = make_app(engine)
     asked = exchange(app, "POST", CHAT, chat_body(stream=True)).open()
     await asked.start()
-    reply = await ask(app, "DELETE", "/admin/tenants/local/data")
+    reply = await ask(app, "DELETE", "/admin/tenants/local/data", headers=OPERATOR)
     body = TenantEraseResult.model_validate_json(reply.body)
     counts = {"entries": 3, "cells": 128, "bytes": 4096, "journal_entries": 7}
     counts |= {"results": 0, "result_tokens": 0, "result_bytes": 0, "counted_choices": 0, "audit_contents": 0}
     assert body.model_dump() == {"tenant": "local", "live_ended": 0, "live_kept": 1, "erased": counts}
     assert (engine.erased, engine.aborted) == (["local"], [])
-    assert (await ask(app, "DELETE", "/admin/tenants/other/data?live=1")).json()["live_ended"] == 0
+    assert (await ask(app, "DELETE", "/admin/tenants/other/data?live=1", headers=OPERATOR)).json()["live_ended"] == 0
     assert not engine.aborted
-    assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=1")).json()["live_ended"] == 1
+    assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=1", headers=OPERATOR)).json()["live_ended"] == 1
     assert engine.aborted == [1]
     await asked.ended()
     engine.script = says("kept")
     await ask(app, "POST", CHAT, chat_body())
-    erased = (await ask(app, "DELETE", "/admin/tenants/local/data")).json()["erased"]
+    erased = (await ask(app, "DELETE", "/admin/tenants/local/data", headers=OPERATOR)).json()["erased"]
     assert (erased["results"], erased["result_tokens"], erased["counted_choices"]) == (1, 4, 1)
     assert erased["result_bytes"] > 0
     assert (await ask(app, "GET", "/v1/requests")).json()["data"] == []
-    assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=yes")).error["param"] == "live"
+    assert (await ask(app, "DELETE", "/admin/tenants/local/data?live=yes", headers=OPERATOR)).error["param"] == "live"
 
 
 async def test_an_engine_that_is_gone_holds_nothing() -> None:
     """Its memory went with it."""
     engine = FakeEngine()
     engine.state.phase = EnginePhase.RESTARTING
-    reply = await ask(make_app(engine), "DELETE", "/admin/tenants/local/data")
+    reply = await ask(make_app(engine), "DELETE", "/admin/tenants/local/data", headers=OPERATOR)
     assert (reply.status, reply.json()["erased"]["cells"], engine.erased) == (200, 0, [])

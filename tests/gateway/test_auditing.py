@@ -15,7 +15,17 @@ from poise.audit.verify import last_entries, verify
 from poise.config import Settings
 from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.keys import KeyRing, KeysFile
-from tests.gateway.fakes import FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
+from tests.gateway.fakes import (
+    OPERATOR,
+    FakeEngine,
+    Submission,
+    ask,
+    chat_body,
+    exchange,
+    make_app,
+    prompt_body,
+    says,
+)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -160,7 +170,7 @@ async def test_content_only_where_the_policy_says_so(tmp_path: Path) -> None:
         for stream in (False, True):
             body = chat_body(f"prompt of {name}", stream=stream)
             await ask(app, "POST", CHAT, body, headers={"authorization": f"Bearer {key}"})
-    reply = await ask(app, "DELETE", "/admin/tenants/bob/data")
+    reply = await ask(app, "DELETE", "/admin/tenants/bob/data", headers=OPERATOR)
     assert reply.json()["erased"]["audit_contents"] == 0
     before = [json.loads(line) for line in last_entries(recorded.folder, 100)]
     assert [entry.get("content") for entry in before if entry["event"] == "request"] == [
@@ -168,7 +178,7 @@ async def test_content_only_where_the_policy_says_so(tmp_path: Path) -> None:
         None,
         None,
     ]
-    reply = await ask(app, "DELETE", "/admin/tenants/alice/data")
+    reply = await ask(app, "DELETE", "/admin/tenants/alice/data", headers=OPERATOR)
     assert reply.json()["erased"]["audit_contents"] == 2
     entries = recorded.entries()
     assert "answer-text" not in json.dumps(entries)

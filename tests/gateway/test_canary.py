@@ -17,7 +17,17 @@ from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.engine_client import ENGINE_LOST
 from poise.gateway.keys import KeyRing, KeysFile
 from tests.canaries import Canaries
-from tests.gateway.fakes import FakeEngine, Submission, ask, chat_body, exchange, make_app, says, text_model
+from tests.gateway.fakes import (
+    OPERATOR,
+    FakeEngine,
+    Submission,
+    ask,
+    chat_body,
+    exchange,
+    make_app,
+    says,
+    text_model,
+)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LOOKED_AT = (
@@ -260,7 +270,7 @@ async def test_a_client_that_leaves(birds: Birds, stream: bool) -> None:
     if stream:
         await asked.start()
         await asked.message()
-    assert birds.canaries.found_in((await ask(app, "GET", "/admin/requests")).body) == []
+    assert birds.canaries.found_in((await ask(app, "GET", "/admin/requests", headers=OPERATOR)).body) == []
     asked.disconnect()
     await asked.ended()
     engine.script = says("x")

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from poise.config import Settings
 from poise.gateway.openai import RequestParser
-from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
+from tests.gateway.fakes import OPERATOR, FakeEngine, ask, chat_body, make_app, says
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "http-api.md").read_text()
@@ -60,7 +60,7 @@ async def test_every_metric_that_is_served_is_documented() -> None:
     await ask(app, "POST", "/v1/chat/completions", chat_body())
     await ask(app, "POST", "/v1/chat/completions", {})
     async with app.router.lifespan_context(app):
-        exposition = (await ask(app, "GET", "/metrics")).body.decode()
+        exposition = (await ask(app, "GET", "/metrics", headers=OPERATOR)).body.decode()
     served = {}
     for family in text_string_to_metric_families(exposition):
         name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poise.config import Settings
-from tests.gateway.fakes import FakeEngine, Reply, ask, chat_body, make_app, says
+from tests.gateway.fakes import OPERATOR, FakeEngine, Reply, ask, chat_body, make_app, says
 
 CHAT = "/v1/chat/completions"
 SETTINGS = {"server": {"host": "Poise.lan", "hosts": ["chat.example", "fd00::1"], "origins": ["https://app.example"]}}
@@ -91,6 +91,27 @@ async def test_pages_cannot_operate_the_server(method: str, path: str) -> None:
     assert reply.status == 403
     assert not engine.erased
     assert not engine.forgotten
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),
+        ({"sec-fetch-site": "none"}, True),
+        ({"sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "same-site"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"origin": "http://localhost:3000", "sec-fetch-site": "same-site"}, False),
+        ({"origin": "https://evil.example", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "https://app.example", "sec-fetch-site": "cross-site"}, True),
+    ],
+)
+async def test_pages_cannot_read_the_inside(headers: dict[str, str], allowed: bool) -> None:
+    """Not even blindly, from an image or a script element: a journal costs the server something."""
+    reply, _ = await asked({"host": "localhost:8000"} | OPERATOR | headers, "GET", "/admin/journal")
+    assert (reply.status == 200) is allowed
+    if not allowed:
+        assert (reply.status, reply.error["code"]) == (403, "origin_not_allowed")
 
 
 async def test_cors_is_off_by_default() -> None:

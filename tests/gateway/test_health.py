@@ -12,7 +12,7 @@ from poise.gateway.app import set_text
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.schemas import HealthBody, StatusBody
 from poise.metrics.gateway import RecentTimes, TokenRates
-from tests.gateway.fakes import MODEL, FakeEngine, ask, chat_body, make_app, says, status, text_model
+from tests.gateway.fakes import MODEL, OPERATOR, FakeEngine, ask, chat_body, make_app, says, status, text_model
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ async def test_status_is_complete() -> None:
     """Classes, pools and recent times to the first token."""
     app = make_app(FakeEngine(says("x")))
     await ask(app, "POST", "/v1/chat/completions", chat_body(n=2))
-    reply = await ask(app, "GET", "/status")
+    reply = await ask(app, "GET", "/status", headers=OPERATOR)
     body = StatusBody.model_validate_json(reply.body)
     interactive = body.classes["interactive"]
     assert (interactive.queued, interactive.running, interactive.wait_estimate_ms) == (2, 3, 250)

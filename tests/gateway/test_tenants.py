@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from poise.config import Settings
-from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
+from poise.gateway.tenancy.operators import CODES_MAX, LocalOperators
+from tests.gateway.fakes import OPERATOR, TOKEN, FakeEngine, ask, chat_body, make_app, says
 
 CHAT = "/v1/chat/completions"
 
@@ -71,31 +72,88 @@ async def test_the_key_is_asked_for_before_the_body_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("client", "host", "status"),
+    ("client", "host", "extra", "expected"),
     [
-        ("127.0.0.1", "localhost:8000", 200),
-        ("127.8.8.8", "127.0.0.1", 200),
-        ("::1", "[::1]:8000", 200),
-        ("::ffff:127.0.0.1", "localhost", 200),
-        ("192.168.1.5", "localhost", 403),
-        ("testclient", "localhost", 403),
-        ("127.0.0.1", "evil.example", 421),
-        ("127.0.0.1", "[broken", 421),
+        ("127.0.0.1", "localhost:8000", {}, 200),
+        ("127.8.8.8", "127.0.0.1", {}, 200),
+        ("::1", "[::1]:8000", {}, 200),
+        ("::ffff:127.0.0.1", "localhost", {}, 200),
+        ("192.168.1.5", "localhost", {}, "admin_is_local"),
+        ("testclient", "localhost", {}, "admin_is_local"),
+        ("127.0.0.1", "evil.example", {}, "host_not_served"),
+        ("127.0.0.1", "[broken", {}, "host_not_served"),
+        ("127.0.0.1", "localhost", {"x-forwarded-for": "127.0.0.1"}, "admin_is_local"),
+        ("127.0.0.1", "localhost", {"forwarded": "for=127.0.0.1"}, "admin_is_local"),
+        ("127.0.0.1", "localhost", {"via": "1.1 proxy"}, "admin_is_local"),
+        ("127.0.0.1", "localhost", {"x-real-ip": "127.0.0.1"}, "admin_is_local"),
+        ("127.0.0.1", "localhost", {"cf-connecting-ip": "203.0.113.7"}, "admin_is_local"),
     ],
 )
-async def test_the_journal_without_an_admin_key(client: str, host: str, status: int) -> None:
-    """For callers on this machine, unless a web page sent them (their Host is then the page's)."""
-    reply = await ask(make_app(FakeEngine()), "GET", "/admin/journal", client=client, headers={"host": host})
-    assert reply.status == status
-    if status != 200:
-        assert reply.error["code"] == ("admin_is_local" if status == 403 else "host_not_served")
+async def test_the_token_works_on_its_machine_only(
+    client: str, host: str, extra: dict[str, str], expected: int | str
+) -> None:
+    """For who comes straight from there. A proxy there brings everybody's requests."""
+    headers = OPERATOR | {"host": host} | extra
+    reply = await ask(make_app(FakeEngine()), "GET", "/admin/requests", client=client, headers=headers)
+    assert (reply.status if reply.status == 200 else reply.error["code"]) == expected
 
 
-async def test_the_journal_with_an_admin_key() -> None:
-    """From anywhere, with that key only."""
+async def test_no_address_and_no_header_makes_an_operator() -> None:
+    """What a stranger can choose, in every combination that used to open the door."""
+    app = make_app(FakeEngine())
+    tries: list[dict[str, str]] = [{}, bearer(""), bearer("po-"), {"x-api-key": "local"}, {"x-poise-token": TOKEN}]
+    tries += [{"x-forwarded-for": "127.0.0.1", "host": "127.0.0.1:8000"}, {"forwarded": "for=127.0.0.1"}]
+    for headers in tries:
+        assert (await ask(app, "GET", "/admin/requests", headers=headers)).error["code"] == "invalid_admin_key"
+    unwritten = make_app(FakeEngine(), operators=LocalOperators(""))
+    assert (await ask(unwritten, "GET", "/admin/requests", headers=bearer(""))).status == 401
+
+
+async def test_with_an_admin_key() -> None:
+    """From anywhere, also through a proxy, with that key only."""
     app = make_app(FakeEngine(), settings(admin_key="boss", keys={"team": "secret"}))
     assert (await ask(app, "GET", "/admin/journal")).error["code"] == "invalid_admin_key"
     assert (await ask(app, "GET", "/admin/journal", headers=bearer("secret"))).status == 401
-    reply = await ask(app, "GET", "/admin/journal", headers=bearer("boss"), client="10.0.0.1")
+    reply = await ask(app, "GET", "/admin/journal", headers=bearer("boss") | {"via": "1.1 x"}, client="10.0.0.1")
     assert (reply.status, reply.headers["content-type"]) == (200, "application/x-ndjson")
     assert reply.body == b'{"step":1}\n{"step":2}\n'
+
+
+@pytest.mark.parametrize("configured", [None, settings(admin_key="boss"), REQUIRED])
+async def test_an_operator_is_no_tenant(configured: Settings | None) -> None:
+    """Neither the token nor an admin key pays for work, not even where any key is a tenant."""
+    assert await tenant_of(OPERATOR, configured) == "invalid_api_key"
+    assert await tenant_of(bearer("boss"), settings(admin_key="boss")) == "invalid_api_key"
+
+
+async def test_a_browser_gets_the_token_for_a_code_once() -> None:
+    """A code is for who has the token, works once, for a minute, and on this machine."""
+    now_s = 0.0
+    app = make_app(FakeEngine(), operators=LocalOperators(TOKEN, lambda: now_s))
+
+    async def code() -> str:
+        return str((await ask(app, "POST", "/admin/login-codes", headers=OPERATOR)).json()["code"])
+
+    async def login(code: object, **arguments: Any) -> int | str:
+        reply = await ask(app, "POST", "/admin/login", {"code": code}, **arguments)
+        return str(reply.json()["key"]) if reply.status == 200 else reply.status
+
+    assert (await ask(app, "POST", "/admin/login-codes")).status == 401
+    first = await code()
+    assert await login(first) == TOKEN
+    assert [await login(wrong) for wrong in (first, "", None, 5, TOKEN)] == [401] * 5
+    assert await login(await code(), client="192.0.2.1") == 401
+    assert await login(await code(), headers={"x-forwarded-for": "127.0.0.1"}) == 401
+    assert await login(await code(), headers={"origin": "https://evil.example"}) == 403
+    late = await code()
+    now_s = 60.0
+    assert await login(late) == 401
+    codes = [await code() for _ in range(CODES_MAX + 1)]
+    assert [await login(one) == TOKEN for one in codes] == [False] + [True] * CODES_MAX
+
+
+async def test_codes_are_not_for_admin_keys() -> None:
+    """Who has one enters it; a code would hand out more than the key can do."""
+    app = make_app(FakeEngine(), settings(admin_key="boss"))
+    reply = await ask(app, "POST", "/admin/login-codes", headers=bearer("boss"))
+    assert (reply.status, reply.error["code"]) == (403, "admin_is_local")

@@ -48,6 +48,14 @@ FILES = (
     ),
     File("config/keys.pepper", "the secret of these hashes", "no", "you delete it", _OWNER, ("gateway/keys.py",)),
     File(
+        "state/run/operator-*.token",
+        "the token by which commands of the same user are operators; in `$XDG_RUNTIME_DIR/poise` where there is one",
+        "no",
+        "its server ends",
+        _OWNER,
+        ("operator_token.py",),
+    ),
+    File(
         "state/audit/audit-*.jsonl",
         "the audit log, only with `audit.enabled`",
         "only of tenants with `content_log`",

@@ -98,7 +98,7 @@ class AuthSettings(Section):
     keys_file: str = ""
     """File of `poise keys`, with hashes of keys. Empty: keys.jsonl in your configuration directory, if it is there."""
     admin_key: OptionalApiKey = ""
-    """Key for /admin; without one, /admin answers callers on this machine only."""
+    """Key for /admin, from anywhere; on this machine the commands of the server's user need none."""
     keys: dict[DeclaredTenantName, ApiKey] = {}
     """The API key of the tenant NAME."""
 

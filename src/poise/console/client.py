@@ -1,6 +1,7 @@
 """A running server, as `poise explain` and `poise top` ask it: where it is, with which key, and what to say without an answer.
 
-It knows the HTTP API only, as any other client does.
+It knows the HTTP API only, as any other client does. Without a key, what is for operators is asked with the token of the server,
+where that runs on this machine as this user.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 import msgspec
 
+from poise.operator_token import find_token
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 LAST = "last"
+OPERATORS_PATHS = ("/admin/", "/status", "/metrics")
+LISTED_ENDED = 50
+"""Ended requests that an operator's newest one is looked for among."""
 TIMEOUT_S = 10.0
 
 
@@ -43,12 +49,11 @@ class Client:
         self.url = base_url(url)
         if not all(" " < letter <= "~" for letter in key):
             raise ConsoleError("the key must be of printable ASCII characters, without spaces")
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._key = key
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        self._session = aiohttp.ClientSession(timeout=timeout, headers=self._headers)
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
         return self
 
     async def __aexit__(
@@ -64,6 +69,10 @@ class Client:
     async def post(self, path: str) -> Any:
         return await self._ask("POST", path)
 
+    async def login_code(self) -> str:
+        """A code for the dashboard's address, for who has the server's token. Raises Unreachable and Refused."""
+        return str((await self.post("/admin/login-codes"))["code"])
+
     async def explanation(self, wanted: str) -> dict[str, Any]:
         """Of a request of the caller, or of any for an operator. Raises Unreachable and Refused."""
         name = await self._last() if wanted == LAST else wanted
@@ -75,7 +84,7 @@ class Client:
                 raise
             first = error
         try:
-            return dict(await self.get(f"/admin/{path}"))  # without an admin key, whoever is on the machine is one
+            return dict(await self.get(f"/admin/{path}"))
         except Refused as error:
             raise (first if error.status in (401, 403) else error) from error
 
@@ -90,25 +99,42 @@ class Client:
         return [_as_live(row) for row in rows if row["state"] != "ended"], False
 
     async def _last(self) -> str:
-        """The newest request of the caller; for an operator's key, the newest that is live."""
+        """The newest request of the caller; for an operator, the newest of all."""
+        first, second = (self._all, self._own) if self.token() else (self._own, self._all)
         try:
-            rows = (await self.get("/v1/requests"))["data"]
+            rows = await first()
         except Refused as error:
-            if error.status != 401:
+            if error.status not in (401, 403):
                 raise
             try:
-                rows = (await self.get("/admin/requests"))["data"]
+                rows = await second()
             except Refused:
                 raise error from None
         if not rows:
             raise ConsoleError(f"{self.url} keeps no request of yours: send one first, or give an id")
         return str(min(rows, key=lambda row: row["age_ms"])["id"])
 
+    async def _own(self) -> list[dict[str, Any]]:
+        return list((await self.get("/v1/requests"))["data"])
+
+    async def _all(self) -> list[dict[str, Any]]:
+        listed = await self.get(f"/admin/requests?ended={LISTED_ENDED}")
+        return [*listed["data"], *listed["ended"]]
+
+    def token(self) -> str:
+        """The server's, where it is to be used. It is read each time: a server that was started again has another one."""
+        return "" if self._key else find_token(self.url)
+
+    def credentials(self, path: str) -> dict[str, str]:
+        """The header that opens `path`."""
+        key = self._key or (self.token() if path.startswith(OPERATORS_PATHS) else "")
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
     async def send(self, method: str, path: str) -> tuple[int, bytes]:
         """Status and body of the answer. Raises Unreachable."""
         assert self._session is not None, "use it as an async context manager"
         try:
-            async with self._session.request(method, self.url + path) as response:
+            async with self._session.request(method, self.url + path, headers=self.credentials(path)) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unreachable(f"{self.url} cannot be reached: {_reason(error)}") from error

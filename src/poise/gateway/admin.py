@@ -1,4 +1,7 @@
-"""What operators do: look at requests and act on live ones, drop a tenant's cache or erase its data, read the journal."""
+"""What operators do: look at requests and act on live ones, drop a tenant's cache or erase its data, read the journal.
+
+And how the browser of an operator on this machine becomes one: `login_code` and `login`.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,17 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
+from poise.gateway import schemas, schemas_admin
 from poise.gateway.auditing import Audit
+from poise.gateway.body import read_json
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
 from poise.gateway.erasure import Erasure
 from poise.gateway.errors import (
+    ApiError,
     engine_unavailable,
     invalid_value,
     kept_request_not_found,
@@ -22,14 +29,19 @@ from poise.gateway.errors import (
 )
 from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
+from poise.gateway.http.peers import is_direct
 from poise.gateway.record import CANCELLED, ENDED, QUEUED, ChoiceRecord, Record
 from poise.gateway.records import Records
+from poise.gateway.schemas_explanation import Explanation
+from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.spans import timeline_of
-from poise.gateway.tenants import Tenants
+from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
+from poise.gateway.tenants import OPERATOR, Tenants, caller_of
 from poise.scheduler.request import Control, RequestClass
 
 T = TypeVar("T")
 
+LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S = 1024, 5.0
 ENDED_MAX = 200
 """Ended requests that are listed at once, at most."""
 
@@ -45,13 +57,34 @@ class Admin:
         audit: Audit,
         erasure: Erasure,
         explainer: Explainer,
+        operators: LocalOperators,
     ) -> None:
+        self._operators = operators
         self._engine = engine
         self._tenants = tenants
         self._records = records
         self._audit = audit
         self._erasure = erasure
         self._explainer = explainer
+
+    async def login_code(self, request: Request) -> Response:
+        """A code for the address of the dashboard, for who has this server's token."""
+        self._tenants.check_admin(request)
+        if caller_of(request).tenant != OPERATOR:
+            message = "Codes are for operators on the server's machine. The dashboard takes your admin key as it is."
+            raise ApiError(403, "admin_is_local", message)
+        return fresh_json({"code": self._operators.new_code(), "expires_in_s": CODE_LIFE_S})
+
+    async def login(self, request: Request) -> Response:
+        """What the page sends as its key from now on, for a code."""
+        code = (await read_json(request, LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S)).get("code")
+        token = self._operators.redeem(code) if isinstance(code, str) and is_direct(request.scope) else None
+        if token is None:
+            message = (
+                "This code is over: it works once, for a minute, on the server's machine. Run `poise dashboard` again."
+            )
+            raise ApiError(401, "invalid_login_code", message, headers={"WWW-Authenticate": "Bearer"})
+        return fresh_json({"key": token})
 
     async def requests(self, request: Request) -> Response:
         """Live requests, and with `ended=N` those that ended last: counts and states, no text."""
@@ -156,6 +189,96 @@ class Admin:
             for (index, _), answer in zip(choices, answers, strict=True)
         ]
         return {"id": record.response_id, "action": action.value, "choices": rows}
+
+
+def add_admin(app: FastAPI, admin: Admin) -> None:
+    """The routes of /admin."""
+    app.add_api_route(
+        "/admin/journal",
+        admin.journal,
+        summary="The engine's flight recorder, one JSON object a line",
+        responses=schemas.lines() | schemas.errors(401, 403, 503),
+        response_class=PlainTextResponse,
+    )
+    app.add_api_route(
+        "/admin/login-codes",
+        admin.login_code,
+        methods=["POST"],
+        summary="A code that opens the dashboard once, for who has the server's token",
+        responses=schemas.answer(schemas_admin.LoginCode) | schemas.errors(401, 403),
+    )
+    app.add_api_route(
+        "/admin/login",
+        admin.login,
+        methods=["POST"],
+        summary="What the dashboard sends as its key from now on, for a code",
+        responses=schemas.answer(schemas_admin.Login) | schemas.errors(400, 401, 408, 413),
+        openapi_extra=schemas_admin.LOGIN_BODY,
+    )
+    _add_requests(app, admin)
+    app.add_api_route(
+        "/admin/quarantine",
+        admin.quarantine,
+        summary="Requests that were ended because engines died computing them, without their text",
+        responses=schemas.answer(QuarantineList) | schemas.errors(401, 403),
+    )
+    app.add_api_route(
+        "/admin/tenants/{tenant}/data",
+        admin.erase,
+        methods=["DELETE"],
+        summary="Erase what is held of a tenant",
+        responses=schemas.answer(schemas.TenantEraseResult) | schemas.errors(400, 401, 403, 503),
+        openapi_extra={"parameters": [schemas.path_parameter("tenant"), schemas.LIVE_PARAMETER]},
+    )
+    app.add_api_route(
+        "/admin/tenants/{tenant}/cache",
+        admin.forget,
+        methods=["DELETE"],
+        summary="Drop the cached prefixes of a tenant",
+        responses=schemas.answer(schemas.ForgetResult) | schemas.errors(401, 403, 503),
+        openapi_extra={"parameters": [schemas.path_parameter("tenant")]},
+    )
+
+
+def _add_requests(app: FastAPI, admin: Admin) -> None:
+    app.add_api_route(
+        "/admin/requests",
+        admin.requests,
+        summary="List the live requests, and those that ended last, without their text",
+        responses=schemas.answer(schemas_admin.LiveRequestList) | schemas.errors(400, 401, 403),
+        openapi_extra={"parameters": [schemas_admin.ENDED_PARAMETER]},
+    )
+    app.add_api_route(
+        "/admin/requests/{request_id}",
+        admin.view,
+        summary="How a request stands, or ended, without its text",
+        responses=schemas.answer(schemas_admin.RequestView) | schemas.errors(401, 403, 404),
+        openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
+    )
+    app.add_api_route(
+        "/admin/requests/{request_id}/cancel",
+        admin.cancel,
+        methods=["POST"],
+        summary="End a live request; what there is of its result is kept",
+        responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404),
+        openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
+    )
+    app.add_api_route(
+        "/admin/requests/{request_id}/explanation",
+        admin.explanation,
+        summary="Why a request, live or ended, took as long as it did, without its text",
+        responses=schemas.answer(Explanation) | schemas.errors(401, 403, 404),
+        openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
+    )
+    for action in Control:
+        app.add_api_route(
+            f"/admin/requests/{{request_id}}/{action.value}",
+            admin.controls(action),
+            methods=["POST"],
+            summary=f"{action.value.capitalize()} a live request",
+            responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
+            openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
+        )
 
 
 async def _asked(answer: Awaitable[T]) -> T:

@@ -22,8 +22,8 @@ from starlette.responses import PlainTextResponse, Response
 
 from poise import __version__
 from poise.config import Settings
-from poise.gateway import answer_schemas, schemas, schemas_admin
-from poise.gateway.admin import Admin
+from poise.gateway import answer_schemas, schemas
+from poise.gateway.admin import Admin, add_admin
 from poise.gateway.auditing import Audit
 from poise.gateway.completions import MODEL_ALIAS, Completions
 from poise.gateway.degradation import Degradation, free_bytes
@@ -43,15 +43,15 @@ from poise.gateway.records import PURGE_EVERY_S, Records
 from poise.gateway.requests import Requests
 from poise.gateway.schemas_explanation import Explanation
 from poise.gateway.schemas_history import SINCE_PARAMETER, HistoryBody
-from poise.gateway.schemas_quarantine import QuarantineList
 from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.lifespan import Lifespan, beside
 from poise.gateway.templates import Templates
+from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenants import Tenants
 from poise.gateway.text import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.recovery import RecoveryMetrics
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import RequestClass
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,7 @@ def create_app(
     lifespan: Lifespan | None = None,
     page_dir: Path = PAGE_DIR,
     keys: KeyRing | None = None,
+    operators: LocalOperators | None = None,
     audit: Audit | None = None,
     recovery: RecoveryMetrics | None = None,
     tasks: Tasks | None = None,
@@ -75,6 +76,7 @@ def create_app(
     """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
 
     keys       of the keys file, where there is one
+    operators  those of this machine, who prove it with the server's token; without it nobody is one without an admin key
     audit      where to put on record what happens
     recovery   what is counted of lost engines, by who restarts them
     tasks      who keeps what works beside the requests
@@ -87,7 +89,8 @@ def create_app(
     audit.watch(metrics.audit, tasks)
     degradation = Degradation(settings, engine, metrics.recovery, free)
     degradation.on_change = audit.level_changed
-    tenants = Tenants(settings, keys)
+    operators = operators or LocalOperators()
+    tenants = Tenants(settings, keys, operators)
     if keys is not None:
         keys.on_change = audit.keys_changed
     records = Records(settings.results)
@@ -122,7 +125,7 @@ def create_app(
     _add_requests(app, Requests(settings, tenants, records, metrics.streams, explainer))
     _add_models(app, Models(settings, engine, tenants, templates, model_name))
     _add_health(app, health, history)
-    _add_admin(app, Admin(engine, tenants, records, audit, erasure, explainer))
+    add_admin(app, Admin(engine, tenants, records, audit, erasure, explainer, operators))
     add_pages(app, page_dir)
     return app
 
@@ -215,7 +218,7 @@ def _add_generation(app: FastAPI, completions: Completions) -> None:
 
 
 def _add_requests(app: FastAPI, requests: Requests) -> None:
-    own = {"parameters": [_path_parameter("request_id")]}
+    own = {"parameters": [schemas.path_parameter("request_id")]}
     app.add_api_route(
         "/v1/requests",
         requests.list,
@@ -256,8 +259,8 @@ def _add_requests(app: FastAPI, requests: Requests) -> None:
         "/v1/requests/{request_id}/stream",
         requests.stream,
         summary="The events of a request, running or ended, from a place on",
-        responses=schemas.events() | schemas.errors(400, 401, 404),
-        openapi_extra={"parameters": [_path_parameter("request_id"), *schemas.PLACES]},
+        responses=schemas.events() | schemas.errors(400, 401, 403, 404),
+        openapi_extra={"parameters": [schemas.path_parameter("request_id"), *schemas.PLACES]},
     )
 
 
@@ -273,7 +276,7 @@ def _add_models(app: FastAPI, models: Models) -> None:
         models.get,
         summary="Describe a model",
         responses=schemas.answer(schemas.ModelCard) | schemas.errors(401, 404, 503),
-        openapi_extra={"parameters": [_path_parameter("model_id")]},
+        openapi_extra={"parameters": [schemas.path_parameter("model_id")]},
     )
 
     app.add_api_route(
@@ -307,80 +310,6 @@ def _add_health(app: FastAPI, health: Health, history: History) -> None:
         openapi_extra={"parameters": [SINCE_PARAMETER]},
     )
     app.add_api_route("/metrics", health.metrics, summary="Metrics for Prometheus", response_class=PlainTextResponse)
-
-
-def _add_admin(app: FastAPI, admin: Admin) -> None:
-    app.add_api_route(
-        "/admin/journal",
-        admin.journal,
-        summary="The engine's flight recorder, one JSON object a line",
-        responses=schemas.lines() | schemas.errors(401, 403, 503),
-        response_class=PlainTextResponse,
-    )
-    app.add_api_route(
-        "/admin/requests",
-        admin.requests,
-        summary="List the live requests, and those that ended last, without their text",
-        responses=schemas.answer(schemas_admin.LiveRequestList) | schemas.errors(400, 401, 403),
-        openapi_extra={"parameters": [schemas_admin.ENDED_PARAMETER]},
-    )
-    app.add_api_route(
-        "/admin/requests/{request_id}",
-        admin.view,
-        summary="How a request stands, or ended, without its text",
-        responses=schemas.answer(schemas_admin.RequestView) | schemas.errors(401, 403, 404),
-        openapi_extra={"parameters": [_path_parameter("request_id")]},
-    )
-    app.add_api_route(
-        "/admin/requests/{request_id}/cancel",
-        admin.cancel,
-        methods=["POST"],
-        summary="End a live request; what there is of its result is kept",
-        responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404),
-        openapi_extra={"parameters": [_path_parameter("request_id")]},
-    )
-    app.add_api_route(
-        "/admin/requests/{request_id}/explanation",
-        admin.explanation,
-        summary="Why a request, live or ended, took as long as it did, without its text",
-        responses=schemas.answer(Explanation) | schemas.errors(401, 403, 404),
-        openapi_extra={"parameters": [_path_parameter("request_id")]},
-    )
-    app.add_api_route(
-        "/admin/quarantine",
-        admin.quarantine,
-        summary="Requests that were ended because engines died computing them, without their text",
-        responses=schemas.answer(QuarantineList) | schemas.errors(401, 403),
-    )
-    for action in Control:
-        app.add_api_route(
-            f"/admin/requests/{{request_id}}/{action.value}",
-            admin.controls(action),
-            methods=["POST"],
-            summary=f"{action.value.capitalize()} a live request",
-            responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
-            openapi_extra={"parameters": [_path_parameter("request_id")]},
-        )
-    app.add_api_route(
-        "/admin/tenants/{tenant}/data",
-        admin.erase,
-        methods=["DELETE"],
-        summary="Erase what is held of a tenant",
-        responses=schemas.answer(schemas.TenantEraseResult) | schemas.errors(400, 401, 403, 503),
-        openapi_extra={"parameters": [_path_parameter("tenant"), schemas.LIVE_PARAMETER]},
-    )
-    app.add_api_route(
-        "/admin/tenants/{tenant}/cache",
-        admin.forget,
-        methods=["DELETE"],
-        summary="Drop the cached prefixes of a tenant",
-        responses=schemas.answer(schemas.ForgetResult) | schemas.errors(401, 403, 503),
-        openapi_extra={"parameters": [_path_parameter("tenant")]},
-    )
-
-
-def _path_parameter(name: str) -> dict[str, Any]:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -3,7 +3,8 @@
 A browser on this machine runs other people's pages. Two things keep them away from a local server. A page whose own name was made
 to lead here (DNS rebinding) gives that name as Host: only the names that are served are answered. A page of another origin gives
 its Origin with everything that is not a plain read: such requests are refused, unless the origin is listed, and plain reads
-are not shown to it by its browser (no CORS headers). Programs send neither header wrongly and notice nothing.
+are not shown to it by its browser (no CORS headers). Of /admin, plain reads are refused as well: some cost much. Programs
+send neither header wrongly and notice nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class GuardMiddleware:
             return
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        error = self._wrong_host(headers, scope.get("server")) or self._wrong_origin(headers, scope["method"], origin)
+        error = self._wrong_host(headers, scope.get("server")) or self._wrong_origin(headers, scope, origin)
         if error is not None:
             await error.response()(scope, receive, send)
         elif origin in self._origins:
@@ -62,15 +63,17 @@ class GuardMiddleware:
         message = f"This server is not called {shown(given)}. If it should be, set server.hosts."
         return ApiError(421, "host_not_served", message)
 
-    def _wrong_origin(self, headers: Headers, method: str, origin: str | None) -> ApiError | None:
+    def _wrong_origin(self, headers: Headers, scope: Scope, origin: str | None) -> ApiError | None:
+        """A page of another origin, by its Origin or, where browsers name none, by where they say that the request comes from."""
+        guarded = scope["path"].startswith("/admin")
         if origin is None:
-            # Browsers name no origin with some requests, but they do say where those come from.
-            foreign = headers.get("sec-fetch-site") == "cross-site"
+            site = headers.get("sec-fetch-site")
+            foreign = site == "cross-site" or (guarded and site == "same-site")
             origin = "of another site"
         else:
             foreign = origin not in self._origins and not _is_own(origin, headers.get("host", ""))
             origin = shown(origin)
-        if not foreign or method in _READS:
+        if not foreign or (scope["method"] in _READS and not guarded):
             return None
         message = f"Web pages {origin} may not use this server. If they should, set server.origins."
         return ApiError(403, "origin_not_allowed", message)

@@ -49,22 +49,26 @@ class Requests:
         return fresh_json({"object": "list", "data": rows})
 
     async def get(self, request: Request) -> Response:
-        return fresh_json(_report(self._find(request)))
+        record, tenant = self._found(request)
+        return fresh_json(_report(record, text_shown=tenant is not None))
 
     async def explanation(self, request: Request) -> Response:
         """Why it took as long as it did."""
-        return fresh_json(self._explainer.explain(self._find(request), self._tenant(request)))
+        return fresh_json(self._explainer.explain(*self._found(request)))
 
     async def cancel(self, request: Request) -> Response:
         """End it, in whatever state it is. One that has ended stays as it is."""
-        record = self._find(request)
+        record, tenant = self._found(request)
         if record.work is not None:
             record.work.stop(CANCELLED)
-        return fresh_json(_report(record))
+        return fresh_json(_report(record, text_shown=tenant is not None))
 
     async def stream(self, request: Request) -> Response:
-        """Its events after those that the caller has."""
-        record = self._find(request)
+        """Its events after those that the caller has. They are text: none for an operator."""
+        record, tenant = self._found(request)
+        if tenant is None:
+            message = "An admin key reads no text of a tenant. GET /admin/requests/ID tells how the request stands."
+            raise ApiError(403, "text_is_the_tenants", message)
         place = _place(request.headers, request.query_params, record)
         request_class = RequestClass.BACKGROUND if record.downgraded else record.origin.request_class
         self._metrics.reattached(request_class)
@@ -73,22 +77,20 @@ class Requests:
         return EventStream(reader, patience(self._settings.streams, request_class), self._metrics)
 
     async def erase(self, request: Request) -> Response:
-        record = self._find(request)
+        record, _ = self._found(request)
         if not record.is_ended:
             raise not_possible("erase", record.response_id, "it has not ended; cancel it first")
         self._records.drop(record)
         return fresh_json({"id": record.response_id, "tokens": len(record.texts), "bytes": record.n_bytes})
 
-    def _find(self, request: Request) -> Record:
+    def _found(self, request: Request) -> tuple[Record, str | None]:
+        """What the caller named, and its tenant; None for an operator, who finds everybody's and reads nobody's text."""
         wanted = request.path_params["request_id"]
-        record = self._records.find(wanted, self._tenant(request))
+        tenant = None if self._tenants.is_admin(request) else self._tenants.identify(request)
+        record = self._records.find(wanted, tenant)
         if record is None:
             raise response_not_found(wanted)
-        return record
-
-    def _tenant(self, request: Request) -> str | None:
-        """Whose requests the caller sees; None: everybody's. The admin key is no tenant's: it is looked at first."""
-        return None if self._tenants.holds_admin_key(request) else self._tenants.identify(request)
+        return record, tenant
 
 
 def _place(headers: Mapping[str, str], query: Mapping[str, str], record: Record) -> Place:
@@ -115,14 +117,14 @@ def _row(record: Record, now_s: float) -> dict[str, Any]:
     }
 
 
-def _report(record: Record) -> dict[str, Any]:
+def _report(record: Record, *, text_shown: bool) -> dict[str, Any]:
     """Everything that there is of a request, but its prompt, which is not kept."""
     choices = [
         {
             "index": choice.index,
             "state": choice.state if choice.outcome is None and not record.is_ended else ENDED,
             "tokens": choice.n_output,
-            "text": answer.text,
+            "text": answer.text if text_shown else None,
             "finish_reason": choice.finish_reason,
             "outcome": choice.outcome,
         }

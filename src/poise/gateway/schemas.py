@@ -183,7 +183,7 @@ class RequestChoice(Closed):
     index: int
     state: Literal["queued", "running", "paused", "swapped", "ended"]
     tokens: int
-    text: str
+    text: str | None
     finish_reason: Literal["stop", "length", "cancelled"] | None
     outcome: str | None
 
@@ -267,6 +267,10 @@ _NOTES = {
         "X-Poise-Warning": "What the caller should know about the request, which was answered all the same.",
     }.items()
 }
+
+
+def path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
 
 
 def answer(body: type[BaseModel], status: int = 200, description: str = "The answer.") -> Responses:

@@ -11,6 +11,27 @@ from poise.gateway.fields import Schema
 from poise.gateway.schemas import RequestMoment
 
 
+class LoginCode(Closed):
+    code: str
+    expires_in_s: float
+
+
+class Login(Closed):
+    key: str
+
+
+LOGIN_BODY: Schema = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+            }
+        },
+    }
+}
+
+
 class LiveRequest(Closed):
     id: str
     request_id: str

@@ -36,6 +36,7 @@ from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.tasks import Tasks
 from poise.gateway.templates import TemplateUnusable
+from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text import TextModel
 from poise.gateway.traces import Traces, TracesUnavailable, open_traces
 from poise.llama.capacity import problems as capacity_problems
@@ -44,6 +45,7 @@ from poise.llama.library import EngineLibraryError
 from poise.llama.memory import available_bytes
 from poise.llama.model import Model, ModelError
 from poise.metrics.gateway import GatewayMetrics
+from poise.operator_token import TokenFile, write_token
 from poise.wire.messages import Ready
 
 log = logging.getLogger(__name__)
@@ -119,6 +121,7 @@ class _Service:
         tls: ssl.SSLContext | None,
     ) -> None:
         self._settings = settings
+        self._token = _open_token(listener)
         self._audit = audit
         self._tls = tls
         self._path = path
@@ -134,6 +137,7 @@ class _Service:
             text=text,
             lifespan=self._lifespan,
             keys=keys,
+            operators=LocalOperators(self._token.token if self._token is not None else ""),
             audit=audit,
             recovery=self._supervisor.metrics,
             tasks=self._tasks,
@@ -165,6 +169,8 @@ class _Service:
         try:
             self._server.run(sockets=[self._listener])
         finally:
+            if self._token is not None:
+                self._token.close()
             self._audit.put("stop", exit_code=self._exit_code)
             self._audit.close()
         return self._exit_code
@@ -227,6 +233,20 @@ class _Service:
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+def _open_token(listener: socket.socket) -> TokenFile | None:
+    """The token by which local commands are known. Without a place for it, /admin takes admin keys only."""
+    address, port = listener.getsockname()[:2]
+    try:
+        return write_token(address, port)
+    except OSError as error:
+        print(  # noqa: T201 - the terminal is where the person is
+            f"poise: warning: no token for local operators could be written: {error.filename}: {error.strerror}; "
+            "`poise top` and the dashboard need an admin key (poise keys add NAME --admin)",
+            file=sys.stderr,
+        )
+        return None
+
+
 def _is_news(told: str, state: EngineState) -> bool:
     return state.is_settled or state.stage != told
 
@@ -260,6 +280,7 @@ def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
             *lines,
             "",
             f"chat page:  {url}/",
+            f"dashboard:  poise dashboard --url {url}",
             f"try:        curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\",
             '              -d \'{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}\'',
         ]

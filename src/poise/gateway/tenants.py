@@ -1,8 +1,11 @@
-"""Who is asking: API keys to tenants and their rights.
+"""Who is asking: API keys to tenants and their rights, and who is an operator.
 
 Three kinds of tenant: those that have keys, in the configuration or in the keys file; `key-<hash>`, one for each key, when there
 are no keys at all; and `local`, everyone without a key. No key can be made for a name of the other two kinds, so none can be
 forged. Keys are compared as hashes in constant time, and are neither stored nor logged.
+
+An operator is who presents an admin key, or the token of this server (`tenancy.operators`) on this machine. An address makes
+nobody an operator: other users have it, too, and so has everybody behind a proxy on this machine.
 """
 
 from __future__ import annotations
@@ -10,17 +13,24 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 from hashlib import sha256
-from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
 from poise.config import Settings
 from poise.gateway.errors import ApiError
-from poise.gateway.exposure import is_loopback
+from poise.gateway.http.peers import is_direct
 from poise.gateway.keys import Key, KeyRing
+from poise.gateway.tenancy.operators import LocalOperators
 from poise.scheduler.request import RequestClass
 
 LOCAL = "local"
+OPERATOR = "operator"
+"""As whom the audit log knows who has the token."""
+ADMIN_HINT = (
+    "This is for operators. Send an admin key as 'Authorization: Bearer KEY' (auth.admin_key, or one made by "
+    "`poise keys add NAME --admin`). On the server's machine its user needs none: `poise top`, `poise explain` and "
+    "`poise dashboard` find the server's token."
+)
 _SCOPE_KEY = "poise.caller"
 _TIERS = {RequestClass.INTERACTIVE: "default", RequestClass.BACKGROUND: "flex"}
 
@@ -43,14 +53,17 @@ class Caller:
 class Tenants:
     """Identifies callers, and says what they may."""
 
-    def __init__(self, settings: Settings, keys: KeyRing | None = None) -> None:
-        """`keys` are those of the keys file, where there is one."""
+    def __init__(
+        self, settings: Settings, keys: KeyRing | None = None, operators: LocalOperators | None = None
+    ) -> None:
+        """`keys` are those of the keys file, where there is one; `operators` those on this machine, where there is a token."""
         auth = settings.auth
         self._settings = settings
         self._declared = [(_digest(key), name) for name, key in auth.keys.items()]
         self._required = auth.required
         self._admin = _digest(auth.admin_key) if auth.admin_key else None
         self._keys = keys
+        self._operators = operators or LocalOperators()
 
     def identify(self, connection: HTTPConnection) -> str:
         """The tenant's name. Raises ApiError (401)."""
@@ -77,31 +90,29 @@ class Tenants:
             return False
         return True
 
-    def holds_admin_key(self, connection: HTTPConnection) -> bool:
-        """Whether the caller presents an admin key. To be on this machine is not enough: others may be, too."""
-        has_key = self._admin is not None or any(key.admin for key in self._of_file())
-        return has_key and self.is_admin(connection)
-
     def check_admin(self, connection: HTTPConnection) -> None:
         """Raises ApiError unless the caller may see the server's inside."""
-        in_file = [key for key in self._of_file() if key.admin]
-        if self._admin is None and not in_file:
-            if not _is_on_this_machine(connection):
-                message = (
-                    "Without an admin key, /admin answers callers on this machine only. Set auth.admin_key, or run "
-                    "`poise keys add NAME --admin`, to use it from elsewhere."
-                )
-                raise ApiError(403, "admin_is_local", message)
-            connection.scope[_SCOPE_KEY] = Caller(LOCAL)
-            return
         presented = _presented_key(connection)
-        found = self._keys.find(presented) if presented is not None and self._keys is not None else None
+        caller = self._operator(presented) if presented is not None else None
+        if caller is None:
+            raise _unauthorized("invalid_admin_key", ADMIN_HINT)
+        if caller.tenant == OPERATOR and not is_direct(connection.scope):
+            message = (
+                "The token of this server's operators works on its own machine only, and not through a proxy. Use an admin key: "
+                "set auth.admin_key, or run `poise keys add NAME --admin`."
+            )
+            raise ApiError(403, "admin_is_local", message)
+        connection.scope[_SCOPE_KEY] = caller
+
+    def _operator(self, key: str) -> Caller | None:
+        """Whose admin key, or token, this is. All are compared: the time must not tell which one matched."""
+        found = self._keys.find(key) if self._keys is not None else None
+        is_configured = self._admin is not None and hmac.compare_digest(self._admin, _digest(key))
+        if self._operators.holds_token(key):
+            return Caller(OPERATOR, "token")
         if found is not None and found.admin:
-            connection.scope[_SCOPE_KEY] = Caller(found.tenant, found.id)
-        elif presented is not None and self._admin is not None and hmac.compare_digest(self._admin, _digest(presented)):
-            connection.scope[_SCOPE_KEY] = Caller("admin", "auth.admin_key")
-        else:
-            raise _unauthorized("invalid_admin_key", "The admin key is needed: send 'Authorization: Bearer KEY'.")
+            return Caller(found.tenant, found.id)
+        return Caller("admin", "auth.admin_key") if is_configured else None
 
     def _caller(self, key: str | None) -> Caller:
         if key is None:
@@ -118,6 +129,9 @@ class Tenants:
         found = self._keys.find(key) if self._keys is not None else None
         if found is not None and not found.admin:
             return Caller(found.tenant, found.id, tuple(found.classes))
+        if self._operator(key) is not None:
+            message = "This is an admin key. It opens /admin, and no tenant's work can be done with it."
+            raise _unauthorized("invalid_api_key", message)
         # A file without a valid key still says that there are keys here: revoking the last one must not open the server.
         if self._declared or self._required or self._of_file():
             raise _unauthorized(
@@ -143,18 +157,6 @@ def _presented_key(connection: HTTPConnection) -> str | None:
     if scheme.lower() != "bearer":
         raise _unauthorized("invalid_authorization", "The Authorization header must have the form 'Bearer KEY'.")
     return key.strip() or None
-
-
-def _is_on_this_machine(connection: HTTPConnection) -> bool:
-    """The caller is on this machine, and addressed it as such.
-
-    A web page can make the browser of a local user call us under a name of its own; the Host header gives it away.
-    """
-    try:
-        host = urlsplit("//" + connection.headers.get("host", "")).hostname or ""
-    except ValueError:
-        return False
-    return connection.client is not None and is_loopback(connection.client.host) and is_loopback(host)
 
 
 def _digest(key: str) -> bytes:

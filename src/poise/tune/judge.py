@@ -23,6 +23,7 @@ from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSour
 from poise.bench.target import TargetError, new_session
 from poise.config import LoadedSettings
 from poise.engine.journal import JournalError, read_journal
+from poise.operator_token import find_token
 from poise.sim.calibrate import Calibration, calibrate
 from poise.sim.template import TemplateTokens, template_tokens
 from poise.tune.children import CannotMeasure, Server
@@ -171,7 +172,8 @@ def calibrated_round(
 
 
 async def _journal(url: str) -> list[str]:
-    async with new_session() as session, session.get(f"{url}/admin/journal") as response:
+    headers = {"Authorization": f"Bearer {find_token(url)}"}
+    async with new_session() as session, session.get(f"{url}/admin/journal", headers=headers) as response:
         text = await response.text()
         if response.status != 200:
             raise CannotMeasure(f"the flight recorder cannot be read: {response.status} {text[:200]}")

@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
+from poise.gateway.exposure import is_loopback
+
 PEER = "poise.peer"
 """Where the Peer of a request is in its scope."""
 
-_FORWARDING = frozenset({b"forwarded", b"via", b"x-real-ip"})
+_FORWARDING = frozenset(
+    {
+        b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"cf-connecting-ip",
+        b"fastly-client-ip",
+    }
+)  # fmt: skip
 _FORWARDING_PREFIX = b"x-forwarded-"
 
 
@@ -40,3 +47,13 @@ def peer_of(scope: Scope) -> Peer:
         return peer
     client = scope.get("client")
     return Peer(str(client[0]) if client else "", is_forwarded(scope["headers"]))
+
+
+def is_direct(scope: Scope) -> bool:
+    """The request comes straight from a program on this machine, as far as anybody says.
+
+    A proxy need not say so: this is no reason to trust anybody, only one not to.
+    """
+    peer, server = peer_of(scope), scope.get("server")
+    is_here = is_loopback(peer.address) or (server is not None and peer.address == server[0])
+    return is_here and not peer.is_forwarded

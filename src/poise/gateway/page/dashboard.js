@@ -7,10 +7,13 @@ import { byId } from "./dom.js";
 import { showCards, showFacts, showHealth, showSlots, showUnreachable } from "./figures.js";
 import { showFindings } from "./findings.js";
 import { Poller } from "./live.js";
+import { logIn } from "./login.js";
 import { setUpRequests } from "./requests.js";
 
 const PERIOD_MS = 1000;
 const SAMPLES_MAX = 600;
+
+await logIn();
 
 const charts = setUpCharts(byId("charts"));
 const requests = setUpRequests();

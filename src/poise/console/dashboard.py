@@ -1,0 +1,40 @@
+"""`poise dashboard`: an address that opens the dashboard of a running server as its operator, in a browser on this machine.
+
+Exit codes: 0; 1 when the server does not take this user for an operator; 2 for a bad argument or a server that is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from poise.console.client import DEFAULT_URL, Client, ConsoleError, Refused
+
+NO_OPERATOR, USAGE_ERROR = 1, 2
+
+
+def dashboard(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL) -> None:
+    """Print an address that opens the dashboard as an operator.
+
+    It holds a code that works once, for a minute. The server must run on this machine as this user; for one elsewhere, open
+    its /dashboard and enter an admin key.
+    """
+    try:
+        code = asyncio.run(_code(url))
+    except Refused as error:
+        raise _failure(str(error), NO_OPERATOR) from error
+    except ConsoleError as error:
+        raise _failure(str(error), USAGE_ERROR) from error
+    typer.echo(f"{Client(url).url}/dashboard#code={code}")
+
+
+async def _code(url: str) -> str:
+    async with Client(url) as client:
+        return await client.login_code()
+
+
+def _failure(message: str, exit_code: int) -> typer.Exit:
+    typer.echo(f"poise: {message}", err=True)
+    return typer.Exit(exit_code)
