@@ -15,7 +15,7 @@ SIM_STEPS ?= 10000
 FAST := $(BIN)/python -m pytest -q -n 2 -m "not slow"
 TESTS := $(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(FAST) && $(BIN)/python -m pytest -m slow)
 
-.PHONY: help serve test check lint format types contracts fast bench sim engine engine-rebuild model clean
+.PHONY: help serve test check lint format types contracts fast bench sim siege engine engine-rebuild model clean
 
 help:
 	@echo "make serve    set up, then serve the default model on 127.0.0.1:8000   (ARGS=\"--port 9000 --model any.gguf\")"
@@ -23,6 +23,7 @@ help:
 	@echo "make check    lint, types, import contracts, fast tests"
 	@echo "make bench    load a running server                                    (ARGS=\"mixed --against URL --rounds 5\")"
 	@echo "make sim      the scheduler under every fault, in virtual time           (SIM_RUNS=20 for a short one)"
+	@echo "make siege    every attack at once on a server of its own, beside four polite tenants   (ARGS=\"--minutes 3 --seed 7\")"
 	@echo "make format   format and fix what can be fixed"
 	@echo "make engine-rebuild   compile llama.cpp again, for this CPU"
 
@@ -57,6 +58,9 @@ bench: $(VENV)/.base
 
 sim: $(VENV)/.base
 	@$(BIN)/poise sim scenarios/storm.toml --faults all --runs $(SIM_RUNS) --steps $(SIM_STEPS) $(ARGS)
+
+siege: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
+	@$(BIN)/python scripts/siege.py $(ARGS)
 
 engine: $(VENV)/.engine
 model: $(VENV)/.model

@@ -3,9 +3,11 @@
     .venv/bin/python scripts/soak.py --minutes 30 --kills 5 --json soak.json
     .venv/bin/python scripts/soak.py --audit /tmp/audit -- --set audit.enabled=true --set audit.path=/tmp/audit
     .venv/bin/python scripts/soak.py --minutes 1 --kills 0 -- --profile team --set scheduler.turn_ms=500
+    .venv/bin/python scripts/soak.py --minutes 30 --kills 5 --siege
 
-What follows `--` goes to `poise serve`. A kill is a SIGKILL of the engine process at a random moment of the first half: in the
-second, the last engine's memory is watched. Afterwards it checks:
+What follows `--` goes to `poise serve`. With `--siege` every kind of attack of tests/attacks/kinds is at work as well, at a
+tenth of the rate of `siege.py`; the server then counts their requests, too. A kill is a SIGKILL of the engine process at a random
+moment of the first half: in the second, the last engine's memory is watched. Afterwards it checks:
 
   ends    every request that was sent has ended, once: none is still open here or there, and the server's counts agree
   errors  no client saw an error, besides the allowed ones (`--allow`, a prefix of a status as `poise bench` prints it)
@@ -24,7 +26,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -33,20 +37,26 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
-from poise.bench.kill import EngineKiller
-from poise.bench.load import RoundLoad, RoundResult
-from poise.bench.origin import commit, host
-from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED
-from poise.bench.target import discover, new_session, wait_ready
-from poise.scenarios import Event, Scenario, ScenarioError, load_scenario
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
 
+from tests.attacks.besiege import Order  # noqa: E402
+
+from poise.bench.kill import EngineKiller  # noqa: E402
+from poise.bench.load import RoundLoad, RoundResult  # noqa: E402
+from poise.bench.origin import commit, host  # noqa: E402
+from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
+from poise.bench.target import discover, new_session, wait_ready  # noqa: E402
+from poise.scenarios import Event, Scenario, ScenarioError, load_scenario  # noqa: E402
+
+SIEGE_INTENSITY = 0.1
 START_S_MAX = 300.0
 CLEAN_S_MAX = 60.0
 SAMPLES_MIN = 8
@@ -87,10 +97,12 @@ class Sample:
 class Server:
     """`poise serve` on a free port, its output in a file."""
 
-    def __init__(self, options: Sequence[str], log: IO[str]) -> None:
+    def __init__(self, options: Sequence[str], log: IO[str], environment: Mapping[str, str] | None = None) -> None:
         self._log = log
         command = [sys.executable, "-m", "poise", "serve", "--port", "0", *options]
-        self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)  # noqa: S603
+        self.process = subprocess.Popen(  # noqa: S603
+            command, stdout=log, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}
+        )
 
     def wait_for_url(self) -> str:
         until = time.monotonic() + START_S_MAX
@@ -104,7 +116,7 @@ class Server:
         """The engine process, if there is one just now."""
         try:
             children = psutil.Process(self.process.pid).children()
-            return next((c for c in children if "poise.engine.process" in c.cmdline()), None)
+            return next((c for c in children if any("engine" in part for part in c.cmdline()[1:3])), None)
         except psutil.Error:
             return None
 
@@ -132,13 +144,19 @@ class Server:
             return None
 
 
-def check_ends(result: RoundResult, requests_before: Mapping[str, float], requests_after: Mapping[str, float]) -> Check:
-    """Nothing is open, and the server has counted every accepted request once."""
+def check_ends(
+    result: RoundResult,
+    requests_before: Mapping[str, float],
+    requests_after: Mapping[str, float],
+    *,
+    others: bool = False,
+) -> Check:
+    """Nothing is open, and the server has counted every accepted request once. `others`: it has counted those of others, too."""
     open_here = [r for r in result.records if r.status in (PENDING, UNFINISHED)]
     counted = sum(requests_after.values()) - sum(requests_before.values())
     statuses = [*(r.status for r in result.records), *result.warmup_statuses]
     n_sent, n_whole = len(statuses), statuses.count(OK)
-    ok = not open_here and n_whole <= counted <= n_sent
+    ok = not open_here and n_whole <= counted and (others or counted <= n_sent)
     detail = (
         f"{n_sent} sent, {len(open_here)} without an end, {n_whole} read to the end, {counted:g} counted by the server"
     )
@@ -215,6 +233,24 @@ def planned(scenario: Scenario, minutes: float, kills: int, seed: int, drain_s: 
     duration_s = minutes * 60
     events = tuple(Event("kill_engine", rng.uniform(0.1, 0.5) * duration_s) for _ in range(kills))
     return replace(scenario, duration_s=duration_s, drain_s=drain_s, events=events)
+
+
+@contextlib.contextmanager
+def besieged(url: str, seconds: float, seed: int) -> Iterator[None]:
+    """Mild attackers beside the load, in a process of their own that ends by itself."""
+    order = Order(
+        int(url.rpartition(":")[2]), seconds, seed, intensity=SIEGE_INTENSITY, sources=["127.0.0.2", "127.0.0.3"]
+    )
+    command = [sys.executable, "-m", "tests.attacks.besiege"]
+    attackers = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)  # noqa: S603
+    assert attackers.stdin is not None
+    try:
+        attackers.stdin.write(order.json() + "\n")
+        attackers.stdin.flush()
+        yield
+    finally:
+        attackers.stdin.close()
+        attackers.wait()
 
 
 async def soak(
@@ -298,6 +334,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--growth-mib-per-min", type=float, default=0.25)
     parser.add_argument("--allow", action="append", default=[], metavar="STATUS", help="errors that clients may see")
     parser.add_argument("--audit", type=Path, help="the folder that the server was told to write its audit log to")
+    parser.add_argument("--siege", action="store_true", help="mild attackers beside the load")
     parser.add_argument("--json", type=Path, help="write the summary to this file")
     parser.add_argument("serve", nargs="*", help="options of poise serve, after --")
     given = parser.parse_args()
@@ -331,9 +368,12 @@ def main() -> int:
                 f"{url}: {scenario.name} for {given.minutes:g} min, {given.kills} kill(s), seed {given.seed}; log: {log.name}"
             )
             before = counted_requests(url)
-            result, samples = asyncio.run(soak(server, url, scenario, given.seed, given.sample_s))
+            around = besieged(url, given.minutes * 60, given.seed) if given.siege else contextlib.nullcontext()
+            with around:
+                result, samples = asyncio.run(soak(server, url, scenario, given.seed, given.sample_s))
             books = wait_until_clean(url)
-            checks += [check_ends(result, before, counted_requests(url)), check_errors(result, allowed)]
+            ends = check_ends(result, before, counted_requests(url), others=given.siege)
+            checks += [ends, check_errors(result, allowed)]
             checks += [*check_memory(samples, given.warmup_share, given.growth_mib, given.growth_mib_per_min), books]
         finally:
             code = server.stop()
@@ -350,7 +390,8 @@ def main() -> int:
     if given.json is not None:
         summary = {
             "passed": passed, "checks": [asdict(check) for check in checks], "minutes": given.minutes, "seed": given.seed,
-            "serve": given.serve, "kills": [asdict(event) for event in result.events], "host": host(), "commit": commit(),
+            "serve": given.serve, "siege": given.siege,
+            "kills": [asdict(event) for event in result.events], "host": host(), "commit": commit(),
             "statuses": Counter(record.status for record in result.records), "samples": [asdict(s) for s in samples],
         }  # fmt: skip
         given.json.write_text(json.dumps(summary), encoding="utf-8")

@@ -33,9 +33,15 @@ class PoiseServer:
     output: list[str]
 
     @classmethod
-    def start(cls, *options: str, cwd: Path | None = None, environment: Mapping[str, str] | None = None) -> PoiseServer:
-        """Start and wait until it says that it serves."""
-        command = [sys.executable, "-m", "poise", "serve", "--port", "0", *options]
+    def start(
+        cls,
+        *options: str,
+        cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        module: str = "poise",
+    ) -> PoiseServer:
+        """Start and wait until it says that it serves. `module` stands in for `poise`."""
+        command = [sys.executable, "-m", module, "serve", "--port", "0", *options]
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
