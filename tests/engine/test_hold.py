@@ -162,6 +162,45 @@ def test_erasing_takes_the_keys_of_blocks_with_it() -> None:
     assert keys() == (whole[0] // 2, whole[1] // 2)
 
 
+@pytest.mark.parametrize("reason", ["length", "aborted", "swapped"])
+def test_what_is_live_of_an_erased_tenant_leaves_nothing(reason: str) -> None:
+    """It goes on to its end, token for token; then its pool's cells are overwritten, and no prefix is kept."""
+    b = Bench()
+    b.submit(1, PROMPT, 40, tenant="alice")
+    b.submit(2, PROMPT, 60, tenant="bob")
+    b.step(5)
+    b.send(wire.Erase(7, "alice"))
+    b.step()
+    (erased,) = [m for m in b.mail.sent if isinstance(m, wire.Erased)]
+    assert (erased.entries, erased.journal_entries) == (0, 1)
+    if reason != "length":
+        b.send(wire.Hold(1, "swap")) if reason == "swapped" else None
+        b.step()
+        b.send(wire.Abort(1))
+    b.run()
+    if reason == "length":
+        assert b.tokens(1) == answer(PROMPT, 40)
+    assert b.finish(1).reason == ("length" if reason == "length" else "aborted")
+    plans = [values[0].operations for _, kind, values in b.engine.journal._entries if kind == "plan"]  # type: ignore[attr-defined]
+    assert [o.pool for plan in plans for o in plan if isinstance(o, ScrubPool)] == ["short", "long", "short"]
+    b.submit(3, PROMPT, 5, tenant="alice")
+    b.submit(4, PROMPT, 5, tenant="bob")
+    b.run()
+    assert b.start(3).n_cached == 0
+    assert b.start(4).n_cached > 0
+
+
+def test_an_erased_request_from_another_engine_leaves_nothing() -> None:
+    """And no name in the journal of the engine that takes it over."""
+    b = Bench()
+    b.send(wire.Submit(1, "alice", "interactive", PROMPT, 20, wire.SamplingParams(temperature=0.0), erased=True))
+    b.run()
+    assert "alice" not in "".join(b.engine.journal.lines())
+    b.submit(2, PROMPT, 5, tenant="alice")
+    b.run()
+    assert b.start(2).n_cached == 0
+
+
 def test_erasing_who_was_never_here_is_answered_too() -> None:
     """Nothing goes, and the journal still replays."""
     b = Bench()

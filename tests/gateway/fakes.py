@@ -105,6 +105,7 @@ class Submission:
     queue_timeout_ms: int = 0
     n_output: int = 0
     label: str = ""
+    erased: bool = False
 
     def accept(self, position: int = 1, eta_us: int = 0) -> None:
         self.handle.put(Accepted(self.handle.request_id, position, eta_us))
@@ -176,12 +177,22 @@ class FakeEngine:
         template: str = "",
         queue_timeout_ms: int = 0,
         label: str = "",
+        erased: bool = False,
     ) -> RequestHandle:
         if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
             raise EngineUnavailable("the engine is restarting", 2.5)
         handle = RequestHandle(len(self.submissions) + 1, self._abort)
         submission = Submission(
-            handle, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms, label=label
+            handle,
+            tenant,
+            request_class,
+            prompt,
+            max_output,
+            sampling,
+            template,
+            queue_timeout_ms,
+            label=label,
+            erased=erased,
         )
         self.submissions.append(submission)
         self._note()
@@ -206,6 +217,9 @@ class FakeEngine:
         self._check_ready()
         self.forgotten.append(tenant)
         return Forgotten(1, 3, 128)
+
+    def disown(self, tenant: str) -> int:
+        return sum(report.tenant == tenant for report in self.reports)
 
     async def erase(self, tenant: str) -> Erased:
         self._check_ready()

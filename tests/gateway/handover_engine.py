@@ -47,13 +47,22 @@ class HandoverEngine(FakeEngine):
         template: str = "",
         queue_timeout_ms: int = 0,
         label: str = "",
+        erased: bool = False,
     ) -> RequestHandle:
         request_id = next(self._numbers)
         self.n_prompt[request_id] = len(prompt)
         if request_class is RequestClass.BACKGROUND:
             self.background.add(request_id)
         message = wire.Submit(
-            request_id, tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms
+            request_id,
+            tenant,
+            request_class.value,
+            prompt,
+            max_output,
+            sampling,
+            template,
+            queue_timeout_ms,
+            erased=erased,
         )
         handle = self.handover.add(message, label)
         self.n_submitted += 1
@@ -68,6 +77,9 @@ class HandoverEngine(FakeEngine):
 
     def quarantined(self) -> list[QuarantineReport]:
         return self.handover.quarantine.all()
+
+    def disown(self, tenant: str) -> int:
+        return self.handover.disown(tenant)
 
     def end_all(self, reason: str, detail: str) -> None:
         self.handover.end_all(reason, detail)

@@ -200,9 +200,12 @@ class Engine:
             n_output=len(message.output),
             readmitted=message.readmitted,
             suspect=message.suspect,
+            erased=message.erased,
         )
         answer = self.scheduler.add(request, now_ns)
         self.journal.record(now_ns, "add", request, answer)
+        if request.erased:
+            self.journal.erase(request.tenant)
         if isinstance(answer, Rejected):
             self.outbox.send(
                 wire.Refused(answer.request_id, answer.reason.value, answer.value, answer.limit, answer.retry_after_us)

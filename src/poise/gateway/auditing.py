@@ -164,6 +164,8 @@ class RequestEntry:
             self._caller = caller_of(self._request)
 
     def ended(self, record: Record) -> None:
+        if record.erased:
+            self._prompt = None
         moments = Counter(moment.what for moment in record.timeline)
         waits = [moment.detail["wait_ms"] for moment in record.timeline if moment.what == "started"]
         usage, failure = record.usage(), record.failure

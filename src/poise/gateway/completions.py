@@ -289,7 +289,8 @@ class Call:
         """Nobody comes back for a request that was refused, unless its client has been told an id."""
         refused = record.failure is not None and not record.is_open
         if refused and record.failure is not None:
-            self._metrics.rejected(record.origin.request_class, record.failure.code, record.origin.tenant)
+            tenant = None if record.erased else record.origin.tenant
+            self._metrics.rejected(record.origin.request_class, record.failure.code, tenant)
         entry, self.entry, self._task = self.entry, None, None
         if entry is not None:
             entry.ended(record)

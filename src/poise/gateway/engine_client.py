@@ -156,12 +156,14 @@ class EngineClient(Protocol):
         template: str = "",
         queue_timeout_ms: int = 0,
         label: str = "",
+        erased: bool = False,
     ) -> RequestHandle:
         """Hand a request to the engine. Raises EngineUnavailable.
 
         template           one whose tokens the prompt begins with
         queue_timeout_ms   how long it may wait for its slot; 0: for ever
         label              what reports call it: its X-Request-Id
+        erased             its tenant's data was erased while it was on its way: nothing of it is kept
         """
         ...
 
@@ -179,6 +181,13 @@ class EngineClient(Protocol):
 
     async def forget(self, tenant: str) -> Forgotten:
         """Drop what is cached for a tenant. Raises EngineUnavailable."""
+        ...
+
+    def disown(self, tenant: str) -> int:
+        """Have a tenant's live requests leave nothing when they end, in any engine, and take its name out of reports.
+
+        Returns how many reports named it. No engine is needed for that.
+        """
         ...
 
     async def erase(self, tenant: str) -> Erased:

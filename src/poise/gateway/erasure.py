@@ -1,7 +1,7 @@
 """Erasing what the server holds of a tenant, in every place that holds any.
 
 Each place has an eraser, which erases and says how much. Live requests go on unless they are to end as well: what they hold is
-the tenant's work in progress, and it is gone when they end.
+the tenant's work in progress. Each place marks what is live of the tenant, so that nothing of it is kept when it ends.
 """
 
 from __future__ import annotations
@@ -50,13 +50,18 @@ def metrics_eraser(metrics: GatewayMetrics) -> Eraser:
 
 
 def engine_eraser(engine: EngineClient) -> Eraser:
-    """KV cells, stored prefixes, and the tenant's name in the flight recorder. An engine that is not there holds nothing."""
+    """KV cells, stored prefixes, and the tenant's name in the flight recorder and in reports of quarantined requests.
+
+    An engine that is not there holds nothing of these but the reports.
+    """
 
     async def erase(tenant: str) -> Mapping[str, int]:
+        reports = {"quarantine_reports": engine.disown(tenant)}
         names = ("entries", "cells", "bytes", "journal_entries")
         if engine.state.phase is not EnginePhase.READY:
-            return dict.fromkeys(names, 0)
+            return dict.fromkeys(names, 0) | reports
         erased = await engine.erase(tenant)
-        return dict(zip(names, (erased.entries, erased.cells, erased.n_bytes, erased.journal_entries), strict=True))
+        counts = (erased.entries, erased.cells, erased.n_bytes, erased.journal_entries)
+        return dict(zip(names, counts, strict=True)) | reports
 
     return erase

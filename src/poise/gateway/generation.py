@@ -140,6 +140,7 @@ class Generation:
             template=request.template,
             queue_timeout_ms=origin.queue_timeout_ms,
             label=origin.request_id,
+            erased=self._record.erased,
         )
 
     def _hear(self, choice: Choice, event: RequestEvent) -> None:

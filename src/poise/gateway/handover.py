@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from poise.gateway.blame import PROBATION_TOKENS, Blame, Death
 from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, RequestHandle
-from poise.gateway.quarantine import Quarantine, QuarantineReport, utc
+from poise.gateway.quarantine import ERASED, Quarantine, QuarantineReport, utc
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, FinishReason, RequestClass
 from poise.wire import messages as wire
@@ -133,6 +133,16 @@ class Handover:
             if self._has_engine:
                 self._send(wire.Hold(request_id, level))
 
+    def disown(self, tenant: str) -> int:
+        """A tenant is erased: what is live of it leaves nothing, whatever engine has it, and reports do not name it.
+
+        Returns how many reports did.
+        """
+        for live in self._lives.values():
+            if live.submit.tenant == tenant:
+                live.submit = replace(live.submit, erased=True)
+        return self.quarantine.erase(tenant)
+
     def answered(self, answer: wire.Accepted | wire.Refused) -> None:
         live = self._lives.get(answer.request_id)
         if live is None:
@@ -225,7 +235,7 @@ class Handover:
             QuarantineReport(
                 live.label,
                 submit.request_id,
-                submit.tenant,
+                ERASED if submit.erased else submit.tenant,
                 submit.request_class,
                 len(submit.prompt),
                 len(live.output),

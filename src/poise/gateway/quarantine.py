@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,8 @@ import msgspec
 log = logging.getLogger(__name__)
 
 REPORTS_KEPT = 100
+ERASED = "(erased)"
+"""Stands where the name of an erased tenant was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,15 @@ class Quarantine:
     def add(self, report: QuarantineReport) -> None:
         self._reports.append(report)
         log.error("quarantined: %s", msgspec.json.encode(report.as_json()).decode())
+
+    def erase(self, tenant: str) -> int:
+        """Take a tenant's name out of every report; returns how many had it."""
+        n_named = 0
+        for i, report in enumerate(self._reports):
+            if report.tenant == tenant:
+                self._reports[i] = replace(report, tenant=ERASED)
+                n_named += 1
+        return n_named
 
     def all(self) -> list[QuarantineReport]:
         """Oldest first."""

@@ -150,6 +150,8 @@ class Record:
         self.work: Work | None = None
         self.on_end: Callable[[Record], None] | None = None
         """Is told of the end, and forgotten with it: what made the record must not live as long as it is kept."""
+        self.erased = False
+        """Its tenant's data was erased while it was live: it is not kept, and nothing names its tenant any more."""
         self.held = LEVELS[0]
         self.stopped_by = ""
         """What ended it before the engine did; see `Work.stop`."""

@@ -15,11 +15,12 @@ from poise.config import ResultsSettings
 from poise.gateway.record import Record
 
 PURGE_EVERY_S = 1.0
+ERASURES_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
 class ErasedRecords:
-    """What was erased, and how many live ones were left alone."""
+    """What was erased, and how many live ones go when they end."""
 
     records: int
     tokens: int
@@ -38,6 +39,8 @@ class Records:
         self._finished_bytes = 0
         self._bytes_by_tenant: dict[str, int] = {}
         """Of the finished ones."""
+        self._erasures: dict[str, float] = {}
+        """When the data of a tenant was erased: of the last few, for requests that were on their way just then."""
         self._by_request_id: dict[tuple[str, str], Record] = {}
         """The newest of each tenant's own ids."""
         self.forgotten_s: float | None = None
@@ -54,13 +57,14 @@ class Records:
 
     def add(self, record: Record) -> None:
         """One that has just begun."""
+        record.erased |= record.origin.arrived_s < self._erasures.get(record.origin.tenant, 0.0)
         self._live[record.response_id] = record
         self._by_request_id[record.origin.tenant, record.origin.request_id] = record
 
     def finish(self, record: Record, *, keep: bool) -> None:
         """One has ended. `keep`: somebody may come back for it."""
         self._live.pop(record.response_id, None)
-        if not keep:
+        if not keep or record.erased:
             self._forget_request_id(record)
             self._note_forgotten(record)
             return
@@ -123,7 +127,14 @@ class Records:
         self._note_forgotten(record)
 
     def erase(self, tenant: str) -> ErasedRecords:
-        """Forget every finished one of a tenant."""
+        """Forget every finished one of a tenant, and the live ones when they end."""
+        self._erasures.pop(tenant, None)
+        self._erasures[tenant] = time.perf_counter()
+        if len(self._erasures) > ERASURES_MAX:
+            del self._erasures[next(iter(self._erasures))]
+        live = [record for record in self._live.values() if record.origin.tenant == tenant]
+        for record in live:
+            record.erased = True
         finished = [record for record in self._finished.values() if record.origin.tenant == tenant]
         for record in finished:
             self.drop(record)
@@ -131,7 +142,7 @@ class Records:
             records=len(finished),
             tokens=sum(len(record.texts) for record in finished),
             n_bytes=sum(record.n_bytes for record in finished),
-            live=sum(record.origin.tenant == tenant for record in self._live.values()),
+            live=len(live),
         )
 
     def purge(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from poise.gateway.record import CANCELLED, PREFILL, ChoiceRecord, Record
 from poise.gateway.segments import END, Segmenter
 from poise.metrics.story import WHOLE, ChoiceStory, Happened, RequestStory
+from poise.metrics.tenants import OTHER
 
 SEGMENT_TOKENS_MAX = 512
 """Of a longer first segment, a long code block say, nobody wants to know when it was complete."""
@@ -16,7 +17,7 @@ def story_of(record: Record) -> RequestStory:
     return RequestStory(
         request_id=origin.request_id,
         response_id=record.response_id,
-        tenant=origin.tenant,
+        tenant=OTHER if record.erased else origin.tenant,
         request_class=origin.request_class.value,
         operation="chat" if origin.prompt_param == "messages" else "text_completion",
         traceparent=origin.traceparent,

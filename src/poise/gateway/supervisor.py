@@ -134,12 +134,14 @@ class Supervisor:
         template: str = "",
         queue_timeout_ms: int = 0,
         label: str = "",
+        erased: bool = False,
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
-        name = request_class.value
-        request_id = next(self._ids)
-        submit = wire.Submit(request_id, tenant, name, prompt, max_output, sampling, template, queue_timeout_ms)
+        name, number = request_class.value, next(self._ids)
+        submit = wire.Submit(
+            number, tenant, name, prompt, max_output, sampling, template, queue_timeout_ms, erased=erased
+        )
         return self._requests.add(submit, label)
 
     @property
@@ -190,17 +192,18 @@ class Supervisor:
         return answer
 
     async def forget(self, tenant: str) -> wire.Forgotten:
-        forget_id = next(self._ids)
-        answer: wire.Forgotten = await self._ask(wire.Forget(forget_id, tenant), forget_id)
+        answer: wire.Forgotten = await self._ask(wire.Forget(forget_id := next(self._ids), tenant), forget_id)
         return answer
+
+    def disown(self, tenant: str) -> int:
+        return self._requests.disown(tenant)
 
     async def erase(self, tenant: str) -> wire.Erased:
         answer: wire.Erased = await self._ask(wire.Erase(erase_id := next(self._ids), tenant), erase_id)
         return answer
 
     async def journal(self) -> list[str]:
-        dump_id = next(self._ids)
-        lines: list[str] = await self._ask(wire.DumpJournal(dump_id), dump_id)
+        lines: list[str] = await self._ask(wire.DumpJournal(dump_id := next(self._ids)), dump_id)
         return lines
 
     async def _ask(self, message: wire.ToEngine, key: object) -> Any:
@@ -230,8 +233,7 @@ class Supervisor:
 
     def _unavailable(self) -> EngineUnavailable:
         state = self.state
-        permanent = state.phase is EnginePhase.FAILED
-        detail = state.detail or state.stage
+        permanent, detail = state.phase is EnginePhase.FAILED, state.detail or state.stage
         return EngineUnavailable(f"the engine is {state.phase}: {detail}", state.retry_after_s, permanent)
 
     def _send(self, message: wire.ToEngine) -> None:
@@ -384,10 +386,8 @@ class Supervisor:
     def _fail_questions(self) -> None:
         """The engine is gone: nobody waits for an answer that cannot come."""
         asked, self._asked = self._asked, {}
-        for futures in asked.values():
-            for future in futures:
-                if not future.done():
-                    future.set_exception(self._unavailable())
+        for future in (future for futures in asked.values() for future in futures if not future.done()):
+            future.set_exception(self._unavailable())
 
     async def _reap(self, process: asyncio.subprocess.Process) -> int:
         """Make sure that the process has ended."""

@@ -204,7 +204,10 @@ class Lifecycle:
         ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
         if ended_well and request.pins:
             self._placement.pin(sequence, request.pins)
-        self._placement.retire(sequence, keep=not request.pins and reason is not FinishReason.FAILED)
+        keep = not (request.pins or sequence.erased) and reason is not FinishReason.FAILED
+        self._placement.retire(sequence, keep=keep)
+        if sequence.erased and sequence.started:
+            self._placement.scrub(sequence.pool)
         if sequence.state is not State.PAUSED:
             self._books.served[sequence.request_class].leave(request.tenant)
         sequence.to(State.FINISHED)

@@ -52,11 +52,15 @@ class Placement:
         self.n_unstored = 0
         """Sequences whose cells were dropped because the host store had no room for them."""
         self._operations: list[KvOperation] = []
+        self._unclean: dict[str, None] = {}
+        """Pools with cells that are to be overwritten."""
         self._swapped: dict[int, Sequence] = {}
 
     def take_operations(self) -> tuple[KvOperation, ...]:
-        """The operations collected since the last call."""
-        operations, self._operations = tuple(self._operations), []
+        """The operations collected since the last call, those last that overwrite what the others have left."""
+        operations = (*self._operations, *map(ScrubPool, self._unclean))
+        self._operations = []
+        self._unclean.clear()
         return operations
 
     def cached_cells(self, sequence: Sequence) -> int:
@@ -154,9 +158,9 @@ class Placement:
             for p in self.index.of_tenant(tenant)
         )
 
-    def scrub(self) -> None:
-        """Have all cells overwritten that no slot holds, after what was decided so far."""
-        self._operations += [ScrubPool(name) for name in self.pools]
+    def scrub(self, pool: str = "") -> None:
+        """Have all cells overwritten that no slot holds, in this pool or in all, after all that the next plan does with them."""
+        self._unclean |= dict.fromkeys([pool] if pool else self.pools)
 
     def close_holes(self) -> None:
         """Rule R8."""

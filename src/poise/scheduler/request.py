@@ -131,6 +131,7 @@ class Request:
     readmitted         it was accepted before: queue bounds, tenants' limits and `queue_timeout_us` do not apply any more
     suspect            it may be what broke an engine: what it computes is a batch of its own, until it has computed what it
                        came with and SUSPECT_TOKENS more
+    erased             what its tenant had left was erased while it was live: it leaves nothing either
     """
 
     request_id: int
@@ -147,6 +148,7 @@ class Request:
     n_output: int = 0
     readmitted: bool = False
     suspect: bool = False
+    erased: bool = False
 
     def __post_init__(self) -> None:
         assert self.n_prompt >= 1, f"request {self.request_id}: n_prompt = {self.n_prompt}"

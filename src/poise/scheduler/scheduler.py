@@ -164,8 +164,13 @@ class Scheduler:
         }
 
     def erase(self, tenant: str) -> tuple[int, int, int]:
-        """As `forget`, and have every cell overwritten that nobody holds. Returns how many prefixes, cells and bytes go."""
+        """As `forget`, and have every cell overwritten that nobody holds. Returns how many prefixes, cells and bytes go.
+
+        The tenant's live requests go on; what they hold goes the same way when they end, and nothing of it is kept.
+        """
         assert self._planned is None, "erase between plan and complete"
+        for sequence in self._life.sequences.values():
+            sequence.erased |= sequence.request.tenant == tenant
         n_bytes = self._placement.kept_bytes(tenant)
         dropped = self._placement.forget(tenant)
         self._placement.scrub()

@@ -82,6 +82,8 @@ class Sequence:
     hold: Hold = Hold.RUN
     held_ns: int = 0
     """Since when its reader has been behind."""
+    erased: bool = field(init=False)
+    """What its tenant had left was erased: its cells are overwritten at its end, and none are kept."""
     deadline_ns: int = 0
     """When it has waited too long for its first slot; 0: never."""
 
@@ -89,6 +91,7 @@ class Sequence:
         self.request_class = self.request.request_class
         self.n_tokens = self.request.n_known
         self.blocks = list(self.request.blocks)
+        self.erased = self.request.erased
 
     def to(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"request {self.request.request_id}: {self.state} -> {state}"

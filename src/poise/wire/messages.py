@@ -59,6 +59,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     """It was accepted before: neither a full queue nor a limit of its tenant refuses it now."""
     suspect: bool = False
     """It was being computed when an engine died: its rows are computed in a forward pass of their own."""
+    erased: bool = False
+    """Its tenant was erased while it was live: nothing of it is kept at its end."""
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
@@ -80,7 +82,8 @@ class Adjust(msgspec.Struct, frozen=True, array_like=True, tag="adjust"):
 
 
 class Erase(msgspec.Struct, frozen=True, array_like=True, tag="erase"):
-    """Gateway to engine: as Forget, and the tenant's entries in the journal go as well. Answered by Erased."""
+    """Gateway to engine: as Forget, and the tenant's entries in the journal go as well, and what its live requests hold is kept
+    no longer than they live. Answered by Erased."""
 
     erase_id: int
     tenant: str
