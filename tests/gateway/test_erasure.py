@@ -12,7 +12,7 @@ from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.quarantine import ERASED
 from poise.wire import messages as wire
-from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, unpaced
+from tests.gateway.fakes import OPERATOR, FakeEngine, ask, chat_body, exchange, make_app, unpaced
 from tests.gateway.handover_engine import HandoverEngine
 
 CHAT, REQUESTS = "/v1/chat/completions", "/v1/requests"
@@ -27,12 +27,12 @@ async def test_what_is_live_is_not_kept() -> None:
     await engine.until_submitted()
     engine.start(1)
     engine.say(1, "One. ")
-    assert (await ask(app, "DELETE", DATA)).json()["live_kept"] == 1
+    assert (await ask(app, "DELETE", DATA, headers=OPERATOR)).json()["live_kept"] == 1
     engine.say(1, "Two.")
     engine.finish(1)
     assert (await asked.reply()).text == "One. Two."
     assert (await ask(app, "GET", REQUESTS)).json()["data"] == []
-    told = (await ask(app, "GET", "/metrics")).body.decode()
+    told = (await ask(app, "GET", "/metrics", headers=OPERATOR)).body.decode()
     assert 'tenant="local"' not in told
     assert 'poise_tenant_requests_total{class="interactive",outcome="stop",tenant="other"} 1.0' in told
     again = exchange(app, "POST", CHAT, chat_body()).open()
@@ -49,10 +49,10 @@ async def test_a_refusal_of_what_was_live_names_nobody() -> None:
     app = make_app(engine)
     asked = exchange(app, "POST", CHAT, chat_body()).open()
     await engine.until_submitted()
-    await ask(app, "DELETE", DATA)
+    await ask(app, "DELETE", DATA, headers=OPERATOR)
     engine.refuse(1)
     assert (await asked.reply()).status == 429
-    assert 'tenant="local"' not in (await ask(app, "GET", "/metrics")).body.decode()
+    assert 'tenant="local"' not in (await ask(app, "GET", "/metrics", headers=OPERATOR)).body.decode()
 
 
 async def test_what_was_on_its_way_is_live_too() -> None:
@@ -73,7 +73,7 @@ async def test_what_was_on_its_way_is_live_too() -> None:
     asked._receive = slowly  # type: ignore[method-assign, assignment]
     asked.open()
     await begun.wait()
-    await ask(app, "DELETE", DATA)
+    await ask(app, "DELETE", DATA, headers=OPERATOR)
     gate.set()
     request = await engine.submitted()
     assert request.erased
@@ -92,7 +92,7 @@ async def test_another_engine_is_told() -> None:
     await engine.until_submitted()
     engine.start(1)
     engine.state.phase = EnginePhase.RESTARTING
-    assert (await ask(app, "DELETE", DATA)).status == 200, "no engine is needed for it"
+    assert (await ask(app, "DELETE", DATA, headers=OPERATOR)).status == 200, "no engine is needed for it"
     engine.state.phase = EnginePhase.READY
     engine.die(1)
     taken_over = [message for message in sent if isinstance(message, wire.Submit)][-1]
@@ -118,7 +118,7 @@ async def test_reports_of_what_engines_died_of_lose_the_name() -> None:
         engine.die(n)
         await asked.reply()
     names = [report.tenant for report in engine.quarantined()]
-    erased = (await ask(app, "DELETE", f"/admin/tenants/{names[0]}/data")).json()["erased"]
+    erased = (await ask(app, "DELETE", f"/admin/tenants/{names[0]}/data", headers=OPERATOR)).json()["erased"]
     assert erased["quarantine_reports"] == 1
     assert [report.tenant for report in engine.quarantined()] == [ERASED, names[1]]
 
@@ -145,7 +145,7 @@ async def _converse_and_erase(folder: Path) -> None:
         engine.start(n)
         engine.say(n, "plugh")
         if erase:
-            await ask(app, "DELETE", DATA)
+            await ask(app, "DELETE", DATA, headers=OPERATOR)
         engine.finish(n)
         await asked.reply()
     log.close()
@@ -162,7 +162,7 @@ async def test_a_summary_goes_on_for_who_was_erased() -> None:
     asked = exchange(app, "POST", CHAT, body).open()
     await engine.until_submitted()
     engine.start(1)
-    await ask(app, "DELETE", DATA)
+    await ask(app, "DELETE", DATA, headers=OPERATOR)
     n = 1
     while n in engine.background:
         engine.say(n, "They talked.")

@@ -35,7 +35,7 @@ from poise.gateway.record import Follower
 from poise.gateway.stream import EventStream, while_connected
 from poise.gateway.summary import Summarizer
 from poise.wire.messages import Submit
-from tests.gateway.fakes import Exchange, ask, chat_body, exchange, make_app, prompt_body, unpaced
+from tests.gateway.fakes import OPERATOR, Exchange, ask, chat_body, exchange, make_app, prompt_body, unpaced
 from tests.gateway.handover_engine import HandoverEngine
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -170,8 +170,8 @@ async def cancelled_by_its_owner(world: World) -> None:
 @way
 async def cancelled_by_an_operator(world: World) -> None:
     asked = await world.begin(stream=False)
-    reply = await ask(world.app, "POST", f"/admin/requests/{await world.response_id()}/cancel")
-    assert reply.status == 200
+    path = f"/admin/requests/{await world.response_id()}/cancel"
+    assert (await ask(world.app, "POST", path, headers=OPERATOR)).status == 200
     assert (await asked.reply()).status == 200
 
 
