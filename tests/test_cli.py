@@ -170,7 +170,7 @@ def test_config_prints_what_loads_to_the_same(tmp_path: Path) -> None:
 
 def test_config_as_json() -> None:
     """The same for programs; keys are masked here too."""
-    document = json.loads(run("config", "--json", "--set", "auth.keys.alice=sk-1", "--threads", "2").stdout)
+    document = json.loads(run("config", "--json", "--set", "auth.keys.alice=sk-1-of-alice", "--threads", "2").stdout)
     assert document["engine.threads"] == {"value": 2, "origin": "command line --threads"}
     assert document["auth.keys.alice"] == {"value": "***", "origin": "command line --set auth.keys.alice"}
     assert document["auth.admin_key"] == {"value": "", "origin": "default"}

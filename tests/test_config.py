@@ -92,10 +92,15 @@ def test_sections_merge_deep() -> None:
 
 def test_tenants_merge_across_sources() -> None:
     """API keys add up; the same tenant in a later source is replaced."""
-    Path("given.toml").write_text('[auth.keys]\nalice = "sk-a"\nbob = "sk-b"')
-    environment = {"POISE_AUTH__KEYS__BOB": "123", "POISE_AUTH__KEYS__TEAM__RED": "sk-t"}
-    loaded = load(Path("given.toml"), environment, {"auth.keys.carol": "sk-c"})
-    assert loaded.settings.auth.keys == {"alice": "sk-a", "bob": "123", "team__red": "sk-t", "carol": "sk-c"}
+    Path("given.toml").write_text('[auth.keys]\nalice = "sk-a-of-alice"\nbob = "sk-b-of-bobby"')
+    environment = {"POISE_AUTH__KEYS__BOB": "123456789012", "POISE_AUTH__KEYS__TEAM__RED": "sk-t-of-the-team"}
+    loaded = load(Path("given.toml"), environment, {"auth.keys.carol": "sk-c-of-carol"})
+    assert loaded.settings.auth.keys == {
+        "alice": "sk-a-of-alice",
+        "bob": "123456789012",
+        "team__red": "sk-t-of-the-team",
+        "carol": "sk-c-of-carol",
+    }
     assert loaded.origins["auth.keys.bob"] == "environment POISE_AUTH__KEYS__BOB"
     assert loaded.origins["auth.keys.carol"] == "command line --set auth.keys.carol"
     assert "auth.keys" not in loaded.origins
@@ -157,7 +162,7 @@ def test_an_empty_section_and_a_filled_one_are_one_tenant() -> None:
         ("server.host", "", ""),
         ("engine.kv_type", "q8_0", "q8_0"),
         ("pools.short.flash_attention", "off", "off"),
-        ("auth.admin_key", "true", "true"),
+        ("auth.admin_key", "123456789012", "123456789012"),
         ("store.prefix_reuse", "off", False),
         ("classes.interactive.queue_timeout_s", "30", 30.0),
     ],
@@ -173,8 +178,10 @@ def test_text_is_read_by_the_type_of_the_setting(key: str, text: str, expected: 
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("ON", True), ("1", True), ("no", False), ("0", False)])
 def test_switch_words(text: str, expected: bool) -> None:
     """A switch understands the usual words."""
-    environment = {"POISE_AUTH__REQUIRED": text, "POISE_AUTH__KEYS__A": "sk"}
-    assert load(None, environment, {}).settings.auth.required is expected
+    environment = {"POISE_AUTH__REQUIRED": text, "POISE_AUDIT__ENABLED": text}
+    settings = load(None, environment, {}).settings
+    assert (settings.auth.required, settings.audit.enabled) == (expected, expected)
+    assert load(None, {"POISE_AUTH__REQUIRED": "auto"}, {}).settings.auth.required == "auto"
 
 
 def test_file_may_begin_with_a_byte_order_mark() -> None:
@@ -376,12 +383,17 @@ def test_any_settings_survive_being_written_and_loaded(values: dict[str, object]
 
 def test_written_configuration_hides_keys() -> None:
     """The effective configuration is made to be pasted into a bug report."""
-    values = {"auth.keys.alice": "sk-hidden", "auth.admin_key": "sk-admin", "auth.keys_file": "/etc/poise/keys.jsonl"}
+    values = {
+        "auth.keys.alice": "sk-hidden-key-1",
+        "auth.admin_key": "sk-admin-key-1",
+        "auth.keys_file": "/etc/poise/keys.jsonl",
+    }
     loaded = load(None, {}, values)
     document = to_toml(loaded)
     assert "sk-" not in document
     assert tomllib.loads(document)["auth"] == {
-        "required": False,
+        "required": "auto",
+        "status": "auto",
         "keys_file": "/etc/poise/keys.jsonl",
         "admin_key": "***",
         "keys": {"alice": "***"},
@@ -418,7 +430,7 @@ def test_nothing_else_is_documented() -> None:
 
 def test_tenants_of_a_keys_file_are_not_known_to_the_configuration(nowhere: Path) -> None:
     """They come and go while the server runs, so nothing can be said about a name."""
-    values = {"auth.keys.alice": "sk-a", "tenants.bob.weight": 2}
+    values = {"auth.keys.alice": "sk-a-of-alice", "tenants.bob.weight": 2}
     with pytest.raises(ConfigError, match="no caller can be bob"):
         load(None, {}, values)
     (nowhere / "keys.jsonl").touch()
@@ -427,7 +439,11 @@ def test_tenants_of_a_keys_file_are_not_known_to_the_configuration(nowhere: Path
 
 def test_the_engine_gets_no_secrets() -> None:
     """Neither keys nor texts: it needs none to compute, and it may dump what it has."""
-    given = {"auth.keys.alice": "sk-hidden", "auth.admin_key": "sk-admin", "templates.faq.text": "system-text"}
+    given = {
+        "auth.keys.alice": "sk-hidden-key-1",
+        "auth.admin_key": "sk-admin-key-1",
+        "templates.faq.text": "system-text",
+    }
     handed = engine_settings(load(None, {}, given).settings)
     assert "sk-" not in handed
     assert "system-text" not in handed

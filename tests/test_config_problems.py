@@ -16,7 +16,7 @@ from poise.config.catalogue import NAME, catalogue, section_keys
 RULE_HOST = "must be names or addresses, without scheme, port and path"
 RULE_TENANT = 'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'
 RULE_NAME = 'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-"'
-RULE_KEY = "must be printable ASCII without spaces, at least one character"
+RULE_KEY = "must be printable ASCII without spaces, at least 12 characters"
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def check(
         ("slots = 5", "slots: unknown key; did you mean pools.short.slots or pools.long.slots?"),
         ("[server]\n'a b' = 5", 'server."a b": unknown key'),
         ("colour = 'red'", "colour: unknown key"),
-        ("auth.required = 'yes'", "auth.required = ***: must be true or false"),
+        ("auth.required = 'yes'", 'auth.required = "yes": must be one of "auto", true, false'),
         ("server.hosts = ['http://a.example']", f'server.hosts = "http://a.example": {RULE_HOST}'),
         (
             "server.origins = ['a.example']",
@@ -88,14 +88,16 @@ def check(
         ("auth.keys = 'sk-a'", "auth.keys = ***: must be a section, [auth.keys]"),
         ("auth.keys.alice = 5", "auth.keys.alice = ***: must be text"),
         ("auth.keys.alice = ''", f"auth.keys.alice = ***: {RULE_KEY}"),
+        ("auth.keys.alice = 'eleven-char'", f"auth.keys.alice = ***: {RULE_KEY}"),
+        ("auth.admin_key = 'short'", f"auth.admin_key = ***: {RULE_KEY}"),
         ("auth.keys.alice = 'sk a'", f"auth.keys.alice = ***: {RULE_KEY}"),
         ("auth.admin_key = 'schlüssel'", f"auth.admin_key = ***: {RULE_KEY}"),
-        ("auth.keys.Alice = 'sk'", f"auth.keys.Alice: {RULE_TENANT}"),
-        ("auth.keys.local = 'sk'", f"auth.keys.local: {RULE_TENANT}"),
-        ("auth.keys.key-a = 'sk'", f"auth.keys.key-a: {RULE_TENANT}"),
-        ("auth.keys.'a.b' = 'sk'", f'auth.keys."a.b": {RULE_TENANT}'),
-        ("auth.keys.'' = 'sk'", f'auth.keys."": {RULE_TENANT}'),
-        (f"auth.keys.{'a' * 65} = 'sk'", f"auth.keys.{'a' * 65}: {RULE_TENANT}"),
+        ("auth.keys.Alice = 'sk-of-twelve'", f"auth.keys.Alice: {RULE_TENANT}"),
+        ("auth.keys.local = 'sk-of-twelve'", f"auth.keys.local: {RULE_TENANT}"),
+        ("auth.keys.key-a = 'sk-of-twelve'", f"auth.keys.key-a: {RULE_TENANT}"),
+        ("auth.keys.'a.b' = 'sk-of-twelve'", f'auth.keys."a.b": {RULE_TENANT}'),
+        ("auth.keys.'' = 'sk-of-twelve'", f'auth.keys."": {RULE_TENANT}'),
+        (f"auth.keys.{'a' * 65} = 'sk-of-twelve'", f"auth.keys.{'a' * 65}: {RULE_TENANT}"),
         ("store.budget_mb = -1", "store.budget_mb = -1: must be between 0 and 1048576"),
         ("store.tenant_share = 1.5", "store.tenant_share = 1.5: must be between 0 and 1"),
         ("store.prefix_reuse = 1", "store.prefix_reuse = 1: must be true or false"),
@@ -219,23 +221,24 @@ def test_one_bad_value(toml: str, problem: str) -> None:
             'templates.faq.text = "x": needs room in the store, but store.budget_mb = 0 (poise.toml)',
         ),
         (
-            "auth.keys.alice = 'sk'\ntenants.alcie = {weight = 2, queue_max = 1}",
+            "auth.keys.alice = 'sk-of-twelve'\ntenants.alcie = {weight = 2, queue_max = 1}",
             "tenants.alcie.weight = 2: no caller can be alcie, auth.keys has no such tenant; did you mean alice?",
         ),
         (
-            "auth = {required = true, keys = {alice = 'sk'}}\ntenants.local.queue_max = 1",
+            "auth = {keys = {alice = 'sk-of-twelve'}}\ntenants.local.queue_max = 1",
             "tenants.local.queue_max = 1: no caller can be local, auth.keys has no such tenant",
         ),
         (
-            "auth.keys.alice = 'sk'\ntemplates.faq = {text = 'x', tenants = ['alice', 'bob', 'local']}",
+            "auth = {required = false, keys = {alice = 'sk-of-twelve'}}\n"
+            "templates.faq = {text = 'x', tenants = ['alice', 'bob', 'local']}",
             'templates.faq.tenants = ["alice", "bob", "local"]: no caller can be bob, auth.keys has no such tenant',
         ),
         (
-            "auth.keys = {a = 'sk', b = 'sk'}",
+            "auth.keys = {a = 'sk-of-twelve', b = 'sk-of-twelve'}",
             "auth.keys.b = ***: must differ from auth.keys.a = *** (poise.toml)",
         ),
         (
-            "auth = {admin_key = 'sk', keys = {a = 'sk'}}",
+            "auth = {admin_key = 'sk-of-twelve', keys = {a = 'sk-of-twelve'}}",
             "auth.admin_key = ***: must differ from auth.keys.a = *** (poise.toml)",
         ),
     ],
@@ -262,7 +265,7 @@ def test_clash_between_sources() -> None:
         ("POISE_SERVER__PORT", "", 'server.port = "": must be a whole number between 0 and 65535'),
         ("POISE_SERVER__BODY_TIMEOUT_S", "nan", "server.body_timeout_s = nan: must be above 0 and at most 3600"),
         ("POISE_SERVER__HOST", "a\udcff", "server.host: not UTF-8 text"),
-        ("POISE_AUTH__REQUIRED", "maybe", "auth.required = ***: must be true or false"),
+        ("POISE_AUTH__REQUIRED", "maybe", 'auth.required = "maybe": must be one of "auto", true, false'),
         ("POISE_AUTH__KEYS__LOCAL", "sk", f"auth.keys.local: {RULE_TENANT}"),
         ("POISE_SERVER_PORT", "1", "unknown variable; did you mean POISE_SERVER__PORT?"),
         ("POISE_PORT", "8000", "unknown variable; did you mean POISE_SERVER__PORT?"),

@@ -14,7 +14,7 @@ from poise.config import ConfigError, Settings, load
 from poise.config.catalogue import catalogue
 from poise.config.loader import flatten
 
-PROFILES = catalogue()["profile"].choices
+PROFILES = [str(choice) for choice in catalogue()["profile"].choices]
 COMPLETE = ("pools.", "store.", "classes.", "tenant_defaults.")
 """What every profile decides, setting by setting."""
 

@@ -14,7 +14,9 @@ from tests.console.app_client import AppClient
 from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
 
 CHAT = "/v1/chat/completions"
-KEYS = Settings.model_validate({"auth": {"admin_key": "root", "required": True, "keys": {"a": "ka", "b": "kb"}}})
+KEYS = Settings.model_validate(
+    {"auth": {"admin_key": "key-of-the-root", "required": True, "keys": {"a": "key-of-alice", "b": "key-of-bobby"}}}
+)
 
 
 @pytest.mark.parametrize(
@@ -81,23 +83,25 @@ async def test_whose_requests_are_explained() -> None:
     app = make_app(FakeEngine(says("x")), KEYS)
     ids = []
     for name in ("one", "two"):
-        headers = {"x-api-key": "ka", "x-request-id": name}
+        headers = {"x-api-key": "key-of-alice", "x-request-id": name}
         ids.append((await ask(app, "POST", CHAT, chat_body(), headers=headers)).json()["id"])
-    own = AppClient(app, "ka")
+    own = AppClient(app, "key-of-alice")
     assert [(await own.explanation(name))["id"] for name in ("last", "one", ids[0])] == [ids[1], ids[0], ids[0]]
-    assert (await AppClient(app, "root").explanation(ids[0]))["id"] == ids[0]
+    assert (await AppClient(app, "key-of-the-root").explanation(ids[0]))["id"] == ids[0]
     for wanted, key, status in (
-        (ids[0], "kb", 404),
+        (ids[0], "key-of-bobby", 404),
         (ids[0], "wrong", 401),
-        ("a/b?c", "ka", 404),
+        ("a/b?c", "key-of-alice", 404),
         ("last", "wrong", 401),
     ):
         with pytest.raises(Refused) as refused:
             await AppClient(app, key).explanation(wanted)
         assert refused.value.status == status
     with pytest.raises(ConsoleError, match="keeps no request of yours"):
-        await AppClient(app, "kb").explanation("last")
-    assert (await AppClient(app, "root").explanation("last"))["id"] == ids[1], "an operator's last one is anybody's"
+        await AppClient(app, "key-of-bobby").explanation("last")
+    assert (await AppClient(app, "key-of-the-root").explanation("last"))["id"] == ids[1], (
+        "an operator's last one is anybody's"
+    )
 
 
 async def test_the_servers_user_is_its_operator_without_a_key() -> None:
@@ -124,8 +128,8 @@ async def test_the_token_goes_where_operators_ask_and_nowhere_else() -> None:
     client = AppClient(make_app(FakeEngine()))
     opened = [path for path in ("/v1/requests", "/status", "/admin/requests", "/health") if client.credentials(path)]
     assert opened == ["/status", "/admin/requests"]
-    keyed = AppClient(make_app(FakeEngine()), "ka")
-    assert {keyed.credentials(path)["Authorization"] for path in ("/v1/requests", "/status")} == {"Bearer ka"}
+    keyed = AppClient(make_app(FakeEngine()), "key-of-alice")
+    assert {keyed.credentials(path)["Authorization"] for path in ("/v1/requests", "/status")} == {"Bearer key-of-alice"}
 
 
 async def test_live_requests_are_everybodys_for_an_operator_only() -> None:
@@ -133,10 +137,11 @@ async def test_live_requests_are_everybodys_for_an_operator_only() -> None:
     engine = FakeEngine(lambda submission: submission.accept())
     app = make_app(engine, KEYS)
     waiting = [
-        asyncio.create_task(ask(app, "POST", CHAT, chat_body(), headers={"x-api-key": key})) for key in ("ka", "kb")
+        asyncio.create_task(ask(app, "POST", CHAT, chat_body(), headers={"x-api-key": key}))
+        for key in ("key-of-alice", "key-of-bobby")
     ]
     await engine.submitted(2)
-    for key, tenants, is_operator in (("root", ["a", "b"], True), ("ka", [None], False)):
+    for key, tenants, is_operator in (("key-of-the-root", ["a", "b"], True), ("key-of-alice", [None], False)):
         rows, told = await AppClient(app, key).requests()
         assert ([row["tenant"] for row in rows], told) == (tenants, is_operator)
         assert {(row["state"], row["prompt_tokens"]) for row in rows} == {("queued", 21)}

@@ -60,13 +60,15 @@ def test_explain_says_what_is_wrong(serve: Serve) -> None:
     """No such request, no key, the wrong one, no address: one line each, and a status that a script can tell apart."""
     app = make_app(
         FakeEngine(says("x")),
-        Settings.model_validate({"auth": {"required": True, "admin_key": "root", "keys": {"a": "ka"}}}),
+        Settings.model_validate(
+            {"auth": {"required": True, "admin_key": "key-of-the-root", "keys": {"a": "key-of-alice"}}}
+        ),
     )
-    response_id = answered(app, "ka")
+    response_id = answered(app, "key-of-alice")
     serve(app, token="")
-    assert run("explain", response_id, key="ka").stdout.startswith(response_id)
-    assert run("explain", response_id, "--key", "ka", key="wrong").stdout.startswith(response_id)
-    unknown = run("explain", "nobody", key="ka", exit_code=1).stderr
+    assert run("explain", response_id, key="key-of-alice").stdout.startswith(response_id)
+    assert run("explain", response_id, "--key", "key-of-alice", key="wrong").stdout.startswith(response_id)
+    unknown = run("explain", "nobody", key="key-of-alice", exit_code=1).stderr
     assert "results.retention_s" in unknown
     assert "'nobody'" in unknown
     missing = run("explain", response_id, exit_code=1).stderr

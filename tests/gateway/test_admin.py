@@ -279,15 +279,17 @@ ENDPOINTS = [
 async def test_only_operators_may(method: str, path: str) -> None:
     """With an admin key from anywhere, with the server's token on its machine; nothing is done for others."""
     engine = FakeEngine()
-    keyed = make_app(engine, Settings.model_validate({"auth": {"admin_key": "secret", "keys": {"a": "of-a-tenant"}}}))
-    for headers in ({}, {"authorization": "Bearer of-a-tenant"}, {"x-api-key": "po-a-guess"}):
+    keyed = make_app(
+        engine, Settings.model_validate({"auth": {"admin_key": "secret-of-the-boss", "keys": {"a": "key-of-a-tenant"}}})
+    )
+    for headers in ({}, {"authorization": "Bearer key-of-a-tenant"}, {"x-api-key": "po-a-guess"}):
         reply = await ask(keyed, method, path, headers=headers)
         assert (reply.status, reply.error["code"]) == (401, "invalid_admin_key")
         assert "poise top" in reply.error["message"], "how its user gets in is told"
     reply = await ask(keyed, method, path, headers=OPERATOR, client="192.0.2.1")
     assert (reply.status, reply.error["code"]) == (403, "admin_is_local")
     assert not engine.erased
-    for headers, client in (({"authorization": "Bearer secret"}, "192.0.2.1"), (OPERATOR, "127.0.0.1")):
+    for headers, client in (({"authorization": "Bearer secret-of-the-boss"}, "192.0.2.1"), (OPERATOR, "127.0.0.1")):
         reply = await ask(keyed, method, path, headers=headers, client=client)
         assert reply.status in (200, 404)
     assert not engine.controlled

@@ -56,6 +56,22 @@ def test_the_life_of_a_key(config: Path) -> None:
     assert "revoked" in run("keys", "list").stdout
 
 
+@pytest.mark.parametrize(
+    ("auth", "first", "second"),
+    [
+        ("", "from now on every request needs a key", "every request needs a key"),
+        ("required = true", "every request needs a key", "every request needs a key"),
+        ("required = false", "callers without a key are still answered", "callers without a key are still answered"),
+    ],
+)
+def test_what_a_new_key_changes_is_said(config: Path, tmp_path: Path, auth: str, first: str, second: str) -> None:
+    """And how to have it the other way; a key for /admin changes nothing."""
+    (tmp_path / "poise.toml").write_text(f"[auth]\n{auth}\n")
+    assert len(run("keys", "add", "boss", "--admin").stderr.splitlines()) == 1
+    for told in (first, second):
+        assert run("keys", "add", "alice").stderr.splitlines()[1].startswith(told)
+
+
 def test_a_key_can_be_made_where_keys_are_required(config: Path, tmp_path: Path) -> None:
     """The first one, and in a file of one's own."""
     (tmp_path / "poise.toml").write_text('[auth]\nrequired = true\nkeys_file = "own.jsonl"\n')

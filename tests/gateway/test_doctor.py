@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 
 from poise.config import LoadedSettings, load
 from poise.gateway.doctor import Finding, Grade, Host, examine, is_bad, to_json, to_text
+from poise.gateway.keys import KeysFile
+from poise.operator_token import write_token
 from tests.llama.gguf_files import write_gguf
 
 PRESSURE = "some avg10=1.00 avg60={} avg300=0.10 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
@@ -90,6 +94,49 @@ def test_a_port_in_use_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> 
     assert "--port" in finding.remedy
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_running_server_is_no_fault(
+    tmp_path: Path, loaded: LoadedSettings, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    """Its token says that it is this user's; another user's is known by its answer. Neither has to be mended."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+
+    class Live(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status": "ok", "live": true}')
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Live) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        token = write_token("127.0.0.1", server.server_port) if ours else None
+        findings = examine(settings(tmp_path, server__port=str(server.server_port)), host(tmp_path))
+        server.shutdown()
+        thread.join()
+        if token is not None:
+            token.close()
+    (finding,) = found(findings, "address")
+    assert finding.grade is (Grade.OK if ours else Grade.WARNING)
+    assert ("your server" if ours else "not this user's") in finding.text
+    assert not is_bad(findings)
+    assert "a server is running" in to_text(findings)
+
+
+@pytest.mark.parametrize(("required", "grade"), [("auto", Grade.OK), ("false", Grade.WARNING)])
+def test_keys_beside_an_open_door_are_told(tmp_path: Path, loaded: LoadedSettings, required: str, grade: Grade) -> None:
+    """Whether a key is needed is said in every case."""
+    given = settings(tmp_path, auth__required=required, auth__keys_file=str(tmp_path / "keys.jsonl"))
+    KeysFile(tmp_path / "keys.jsonl").add("ann")
+    (finding,) = found(examine(given, host(tmp_path)), "keys")
+    assert finding.grade is grade
+    assert ("every request needs one" if required == "auto" else "without one are answered") in finding.text
+    assert bool(finding.remedy) is (grade is Grade.WARNING)
+
+
 def test_a_missing_model_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
     findings = examine(settings(tmp_path, model__path=str(tmp_path / "none.gguf")), host(tmp_path))
     (finding,) = found(findings, "model")
@@ -102,13 +149,13 @@ def test_a_missing_model_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -
 def test_an_open_server_without_keys_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
     (finding,) = found(examine(settings(tmp_path, server__host="0.0.0.0"), host(tmp_path)), "exposure")
     assert finding.grade is Grade.BAD
-    assert "auth.required" in finding.text
+    assert "poise keys add NAME" in finding.text
 
 
 def test_keys_that_others_can_read_are_told(tmp_path: Path, loaded: LoadedSettings) -> None:
     """A poise.toml with keys in it, with the mode that it has."""
     file = tmp_path / "poise.toml"
-    file.write_text('[auth.keys]\nann = "secret"\n')
+    file.write_text('[auth.keys]\nann = "secret-of-ann"\n')
     file.chmod(0o644)
     (finding,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
     assert finding.grade is Grade.WARNING

@@ -14,7 +14,7 @@ from poise.gateway.schemas_explanation import Explanation
 from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, says, status
 
 CHAT = "/v1/chat/completions"
-KEYS = {"auth": {"admin_key": "root", "keys": {"a": "ka", "b": "kb"}}}
+KEYS = {"auth": {"admin_key": "key-of-the-root", "keys": {"a": "key-of-alice", "b": "key-of-bobby"}}}
 
 
 async def explained(app: FastAPI, path: str, key: str) -> dict[str, Any]:
@@ -28,17 +28,19 @@ async def test_who_is_told_what() -> None:
     """Its tenant: with ids of its own requests. An operator: with all. Another tenant: there is no such request."""
     engine = FakeEngine()
     app = make_app(engine, Settings.model_validate(KEYS))
-    first = exchange(app, "POST", CHAT, chat_body(stream=True), headers={"x-api-key": "kb"}).open()
+    first = exchange(app, "POST", CHAT, chat_body(stream=True), headers={"x-api-key": "key-of-bobby"}).open()
     running = await engine.submitted()
     running.accept()
     running.start()
     running.say("secret")
     other_id = dict((await first.message())["headers"])[b"x-poise-response-id"].decode()
-    second = exchange(app, "POST", CHAT, chat_body(), headers={"x-api-key": "ka", "x-request-id": "mine"}).open()
+    second = exchange(
+        app, "POST", CHAT, chat_body(), headers={"x-api-key": "key-of-alice", "x-request-id": "mine"}
+    ).open()
     waiting = await engine.submitted(2)
     waiting.accept(position=1, eta_us=700_000)
     running.prefill(16)
-    own = await explained(app, "/v1/requests/mine", "ka")
+    own = await explained(app, "/v1/requests/mine", "key-of-alice")
     assert own["figures"]["queue"]["others"] == [
         {
             "class": "interactive",
@@ -52,13 +54,15 @@ async def test_who_is_told_what() -> None:
     ]
     assert (own["figures"]["queue"]["over"], own["figures"]["queue"]["estimate_ms"]) == (False, 700)
     for path in (f"/v1/requests/{own['id']}", f"/admin/requests/{own['id']}", "/admin/requests/mine"):
-        told = await explained(app, path, "root")
+        told = await explained(app, path, "key-of-the-root")
         assert told["figures"]["queue"]["others"][0]["ids"] == [other_id]
-    assert (await ask(app, "GET", f"/v1/requests/{own['id']}/explanation", headers={"x-api-key": "kb"})).status == 404
     assert (
-        await ask(app, "GET", f"/admin/requests/{own['id']}/explanation", headers={"x-api-key": "ka"})
+        await ask(app, "GET", f"/v1/requests/{own['id']}/explanation", headers={"x-api-key": "key-of-bobby"})
+    ).status == 404
+    assert (
+        await ask(app, "GET", f"/admin/requests/{own['id']}/explanation", headers={"x-api-key": "key-of-alice"})
     ).status == 401
-    missing = await ask(app, "GET", "/admin/requests/nobody/explanation", headers={"x-api-key": "root"})
+    missing = await ask(app, "GET", "/admin/requests/nobody/explanation", headers={"x-api-key": "key-of-the-root"})
     assert (missing.status, missing.error["code"]) == (404, "request_not_found")
     waiting.start()
     waiting.say("secret")
@@ -66,7 +70,7 @@ async def test_who_is_told_what() -> None:
     running.finish()
     await second.ended()
     await first.ended()
-    ended = await explained(app, f"/admin/requests/{own['id']}", "root")
+    ended = await explained(app, f"/admin/requests/{own['id']}", "key-of-the-root")
     assert (ended["figures"]["outcome"], ended["timeline"][-1]["what"]) == ("stop", "finished")
     assert "secret" not in str(ended)
 

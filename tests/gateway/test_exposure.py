@@ -23,8 +23,10 @@ from tests.gateway.test_over_http import served
     [
         ("127.0.0.1", {}, 0, ""),
         ("::1", {}, 0, ""),
-        ("0.0.0.0", {}, 1, "auth.required = true"),
-        ("::", {}, 1, "auth.required = true"),
+        ("0.0.0.0", {}, 0, "poise keys add NAME"),
+        ("0.0.0.0", {}, 1, "server.tls_cert and server.tls_key"),
+        ("0.0.0.0", {"auth": {"required": False}}, 1, "auth.required = true"),
+        ("::", {"server": {"allow_plain": True}}, 1, ""),
         ("192.168.1.5", {}, 0, "server.allow_open = true"),
         ("0.0.0.0", {"auth": {"required": True}}, 0, "poise keys add NAME"),
         ("127.0.0.1", {"auth": {"required": True}}, 0, "poise keys add NAME"),

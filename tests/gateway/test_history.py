@@ -100,6 +100,7 @@ async def test_rates_are_of_the_time_that_really_passed() -> None:
         engine,
         app.state.metrics,
         app.state.degradation,
+        check=lambda _: None,
         clock_ns=lambda: now_ns,
         wall_clock=lambda: 1_700_000_000.5,
         rss_bytes=lambda: 42,

@@ -144,14 +144,31 @@ async def test_who_has_a_key_of_the_file(path: Path) -> None:
     file = KeysFile(path)
     text, key = file.add("alice")
     assert (await asked(path, text)).status == 200
-    declared = {"auth": {"keys": {"bob": "sk-bob"}}}
-    for known in (text, "sk-bob"):
+    declared = {"auth": {"keys": {"bob": "sk-bob-of-config"}}}
+    for known in (text, "sk-bob-of-config"):
         assert (await asked(path, known, declared)).status == 200
     assert (await asked(path, "other")).error["code"] == "invalid_api_key"
     file.revoke(key.id)
     for unknown in (text, "other"):
         assert (await asked(path, unknown)).error["code"] == "invalid_api_key"
-    assert (await asked(path, None)).status == 200, "callers without a key are another matter"
+    assert (await asked(path, None)).error["code"] == "missing_api_key", "keys that were there are needed"
+    assert (await asked(path, None, {"auth": {"required": False}})).status == 200, "unless told otherwise"
+
+
+async def test_the_first_key_closes_a_running_server(path: Path) -> None:
+    """Within the second in which the file is looked at; a key for /admin is nobody's door."""
+    now_s, file = 0.0, KeysFile(path)
+    file.add("boss", admin=True)
+    app = make_app(FakeEngine(says("x")), keys=KeyRing(path, lambda: now_s))
+
+    async def status(key: str = "") -> int:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return (await ask(app, "POST", CHAT, chat_body(), headers=headers)).status
+
+    assert await status() == 200
+    text, _ = file.add("alice")
+    now_s = 1.0
+    assert (await status(), await status(text)) == (401, 200)
 
 
 @pytest.mark.parametrize(

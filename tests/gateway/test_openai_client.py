@@ -96,7 +96,7 @@ async def test_errors_become_the_clients_exceptions(connect: Connect) -> None:
     assert (bad.value.code, bad.value.param) == ("invalid_value", "temperature")
     with pytest.raises(openai.NotFoundError):
         await client.chat.completions.create(model="gpt", messages=HI)
-    client = connect(make_app(engine, Settings.model_validate({"auth": {"keys": {"a": "other"}}})))
+    client = connect(make_app(engine, Settings.model_validate({"auth": {"keys": {"a": "another-key-1"}}})))
     with pytest.raises(openai.AuthenticationError):
         await client.models.list()
 

@@ -159,17 +159,19 @@ async def test_another_tenants_request_looks_like_none(method: str, action: str)
     await asked.ended()
 
 
-@pytest.mark.parametrize("operator", [{"x-api-key": "root"}, OPERATOR])
+@pytest.mark.parametrize("operator", [{"x-api-key": "key-of-the-root"}, OPERATOR])
 async def test_operators_find_every_request_and_read_no_text(operator: dict[str, str]) -> None:
     """How it stands, why it was slow, and ending it: yes. What was answered is its tenant's, in whatever form."""
-    settings = Settings.model_validate({"auth": {"admin_key": "root", "keys": {"a": "ka", "b": "kb"}}})
+    settings = Settings.model_validate(
+        {"auth": {"admin_key": "key-of-the-root", "keys": {"a": "key-of-alice", "b": "key-of-bobby"}}}
+    )
     app = make_app(FakeEngine(says("xyzzy")), settings)
-    reply = await ask(app, "POST", CHAT, chat_body(), headers={"x-api-key": "ka"})
+    reply = await ask(app, "POST", CHAT, chat_body(), headers={"x-api-key": "key-of-alice"})
     response_id = reply.headers["x-poise-response-id"]
     assert response_id == reply.json()["id"]
     told = await report(app, response_id, headers=operator)
     assert (told["outcome"], told["choices"][0]["tokens"], told["choices"][0]["text"]) == ("stop", 5, None)
-    assert (await report(app, response_id, headers={"x-api-key": "ka"}))["choices"][0]["text"] == "xyzzy"
+    assert (await report(app, response_id, headers={"x-api-key": "key-of-alice"}))["choices"][0]["text"] == "xyzzy"
     for method, action in (
         ("GET", ""),
         ("GET", "/explanation"),
@@ -183,8 +185,10 @@ async def test_operators_find_every_request_and_read_no_text(operator: dict[str,
             assert (reply.status, reply.error["code"]) == (403, "text_is_the_tenants")
         else:
             assert reply.status == 200
-    assert (await ask(app, "GET", f"{REQUESTS}/{response_id}", headers={"x-api-key": "ka"})).status == 404, "erased"
-    assert (await ask(app, "GET", f"{REQUESTS}/{response_id}", headers={"x-api-key": "kb"})).status == 404
+    assert (await ask(app, "GET", f"{REQUESTS}/{response_id}", headers={"x-api-key": "key-of-alice"})).status == 404, (
+        "erased"
+    )
+    assert (await ask(app, "GET", f"{REQUESTS}/{response_id}", headers={"x-api-key": "key-of-bobby"})).status == 404
 
 
 async def test_a_cancelled_stream_is_told_so_and_its_text_is_kept() -> None:

@@ -18,14 +18,14 @@ from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, prompt_bod
 CHAT = "/v1/chat/completions"
 SETTINGS = Settings.model_validate(
     {
-        "auth": {"keys": {"ann": "key-a", "bob": "key-b"}},
+        "auth": {"required": False, "keys": {"ann": "key-of-ann-12", "bob": "key-of-bob-12"}},
         "templates": {
             "support": {"text": "You help customers."},
             "secret": {"text": "Ann's own.", "tenants": ["ann"]},
         },
     }
 )
-ANN, BOB = {"authorization": "Bearer key-a"}, {"authorization": "Bearer key-b"}
+ANN, BOB = {"authorization": "Bearer key-of-ann-12"}, {"authorization": "Bearer key-of-bob-12"}
 
 
 async def asked(body: dict[str, Any], headers: dict[str, str] = ANN, **arguments: Any) -> tuple[FakeEngine, Any]:

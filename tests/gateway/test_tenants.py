@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from poise.config import Settings
+from poise.gateway.engine_client import EnginePhase
 from poise.gateway.tenancy.operators import CODES_MAX, LocalOperators
 from tests.gateway.fakes import OPERATOR, TOKEN, FakeEngine, ask, chat_body, make_app, says
 
@@ -33,8 +34,10 @@ def bearer(key: str) -> dict[str, str]:
 
 
 DERIVED = "key-" + sha256(b"secret").hexdigest()[:12]
-DECLARED = settings(keys={"team": "secret", "other": "secret2"})
-REQUIRED = settings(keys={"team": "secret"}, required=True)
+KEYS = {"team": "secret-of-team", "other": "secret-of-others"}
+DECLARED = settings(keys=KEYS)
+OPEN = settings(keys=KEYS, required=False)
+REQUIRED = settings(keys=KEYS, required=True)
 
 
 @pytest.mark.parametrize(
@@ -47,16 +50,20 @@ REQUIRED = settings(keys={"team": "secret"}, required=True)
         ({"authorization": "Bearer"}, None, "local"),
         (bearer("local"), None, "key-" + sha256(b"local").hexdigest()[:12]),
         ({"authorization": "Basic secret"}, None, "invalid_authorization"),
-        ({}, DECLARED, "local"),
-        (bearer("secret"), DECLARED, "team"),
-        ({"x-api-key": "secret2"}, DECLARED, "other"),
-        (bearer("secre"), DECLARED, "invalid_api_key"),
+        ({}, DECLARED, "missing_api_key"),
+        ({}, OPEN, "local"),
+        (bearer("secret-of-team"), DECLARED, "team"),
+        (bearer("secret-of-team"), OPEN, "team"),
+        ({"x-api-key": "secret-of-others"}, DECLARED, "other"),
+        (bearer("secret-of-tea"), DECLARED, "invalid_api_key"),
+        (bearer("secret-of-tea"), OPEN, "invalid_api_key"),
         (bearer("sécret"), DECLARED, "invalid_api_key"),
         (bearer("local"), DECLARED, "invalid_api_key"),
         (bearer("team"), DECLARED, "invalid_api_key"),
         ({}, REQUIRED, "missing_api_key"),
-        (bearer("secret"), REQUIRED, "team"),
+        (bearer("secret-of-team"), REQUIRED, "team"),
         (bearer("x"), settings(required=True), "invalid_api_key"),
+        ({}, settings(admin_key="key-of-the-boss"), "local"),
     ],
 )
 async def test_tenants(headers: dict[str, str], configured: Settings | None, expected: str) -> None:
@@ -111,19 +118,21 @@ async def test_no_address_and_no_header_makes_an_operator() -> None:
 
 async def test_with_an_admin_key() -> None:
     """From anywhere, also through a proxy, with that key only."""
-    app = make_app(FakeEngine(), settings(admin_key="boss", keys={"team": "secret"}))
+    app = make_app(FakeEngine(), settings(admin_key="key-of-the-boss", keys=KEYS))
     assert (await ask(app, "GET", "/admin/journal")).error["code"] == "invalid_admin_key"
-    assert (await ask(app, "GET", "/admin/journal", headers=bearer("secret"))).status == 401
-    reply = await ask(app, "GET", "/admin/journal", headers=bearer("boss") | {"via": "1.1 x"}, client="10.0.0.1")
+    assert (await ask(app, "GET", "/admin/journal", headers=bearer("secret-of-team"))).status == 401
+    reply = await ask(
+        app, "GET", "/admin/journal", headers=bearer("key-of-the-boss") | {"via": "1.1 x"}, client="10.0.0.1"
+    )
     assert (reply.status, reply.headers["content-type"]) == (200, "application/x-ndjson")
     assert reply.body == b'{"step":1}\n{"step":2}\n'
 
 
-@pytest.mark.parametrize("configured", [None, settings(admin_key="boss"), REQUIRED])
+@pytest.mark.parametrize("configured", [None, settings(admin_key="key-of-the-boss"), REQUIRED])
 async def test_an_operator_is_no_tenant(configured: Settings | None) -> None:
     """Neither the token nor an admin key pays for work, not even where any key is a tenant."""
     assert await tenant_of(OPERATOR, configured) == "invalid_api_key"
-    assert await tenant_of(bearer("boss"), settings(admin_key="boss")) == "invalid_api_key"
+    assert await tenant_of(bearer("key-of-the-boss"), settings(admin_key="key-of-the-boss")) == "invalid_api_key"
 
 
 async def test_a_browser_gets_the_token_for_a_code_once() -> None:
@@ -154,6 +163,63 @@ async def test_a_browser_gets_the_token_for_a_code_once() -> None:
 
 async def test_codes_are_not_for_admin_keys() -> None:
     """Who has one enters it; a code would hand out more than the key can do."""
-    app = make_app(FakeEngine(), settings(admin_key="boss"))
-    reply = await ask(app, "POST", "/admin/login-codes", headers=bearer("boss"))
+    app = make_app(FakeEngine(), settings(admin_key="key-of-the-boss"))
+    reply = await ask(app, "POST", "/admin/login-codes", headers=bearer("key-of-the-boss"))
     assert (reply.status, reply.error["code"]) == (403, "admin_is_local")
+
+
+@pytest.mark.parametrize(
+    ("auth", "headers", "client", "status"),
+    [
+        ({}, {}, "192.0.2.1", 200),
+        ({"keys": KEYS}, {}, "192.0.2.1", 401),
+        ({"keys": KEYS}, {}, "127.0.0.1", 200),
+        ({"keys": KEYS}, {"x-forwarded-for": "127.0.0.1"}, "127.0.0.1", 401),
+        ({"keys": KEYS}, bearer("secret-of-team"), "192.0.2.1", 200),
+        ({"keys": KEYS}, bearer("another-secret"), "192.0.2.1", 401),
+        ({"keys": KEYS, "status": "open"}, {}, "192.0.2.1", 200),
+        ({"status": "key"}, {}, "192.0.2.1", 401),
+        ({"keys": KEYS, "status": "admin", "admin_key": "key-of-the-boss"}, bearer("secret-of-team"), "192.0.2.1", 401),
+        (
+            {"keys": KEYS, "status": "admin", "admin_key": "key-of-the-boss"},
+            bearer("key-of-the-boss"),
+            "192.0.2.1",
+            200,
+        ),
+        ({"status": "admin"}, {}, "127.0.0.1", 200),
+    ],
+)
+async def test_who_may_see_how_the_server_stands(
+    auth: dict[str, Any], headers: dict[str, str], client: str, status: int
+) -> None:
+    """Figures and metrics alike; whether it is up is everybody's to know."""
+    app = make_app(FakeEngine(), settings(**auth))
+    for path in ("/status", "/status/history", "/metrics"):
+        assert (await ask(app, "GET", path, headers=headers, client=client)).status == status
+    for path in ("/health", "/health/live"):
+        assert (await ask(app, "GET", path, headers=headers, client=client)).status == 200
+
+
+async def test_strangers_are_not_told_the_engines_last_words() -> None:
+    """They name files and errors; on this machine, and to operators, they are shown."""
+    engine = FakeEngine()
+    engine.state.phase, engine.state.detail = EnginePhase.FAILED, "OSError: /home/ann/models/secret.gguf: cut short"
+    app = make_app(engine, settings(admin_key="key-of-the-boss"))
+    shown = {
+        who: (await ask(app, "GET", path, headers=headers, client=client)).json()["detail"]
+        for path in ("/health", "/status")
+        for who, headers, client in (
+            (f"{path} stranger", {}, "192.0.2.1"),
+            (f"{path} forwarded", {"via": "1.1 x"}, "127.0.0.1"),
+            (f"{path} here", {}, "127.0.0.1"),
+            (f"{path} boss", bearer("key-of-the-boss"), "192.0.2.1"),
+        )
+    }
+    assert {who for who, detail in shown.items() if "ann" in detail} == {
+        f"{path} {who}" for path in ("/health", "/status") for who in ("here", "boss")
+    }
+    assert all(shown.values())
+    refused = await ask(app, "POST", CHAT, chat_body(), client="192.0.2.1")
+    assert refused.error["code"] == "engine_failed"
+    assert "secret.gguf: cut short" in refused.error["message"]
+    assert "/home" not in refused.error["message"]

@@ -113,7 +113,7 @@ def test_a_judged_server_has_the_settings_and_nothing_that_keeps_a_measurement_o
         None,
         {},
         {
-            "profile": "team", "auth.required": True, "auth.keys.alice": "sk-1", "tenants.alice.weight": 2.0,
+            "profile": "team", "auth.required": True, "auth.keys.alice": "sk-1-of-alice", "tenants.alice.weight": 2.0,
             "telemetry.otlp_endpoint": "http://127.0.0.1:4318", "server.host": "0.0.0.0",
         },
     )  # fmt: skip
@@ -122,7 +122,7 @@ def test_a_judged_server_has_the_settings_and_nothing_that_keeps_a_measurement_o
     settings = load(path, {}, {}).settings
     assert (settings.pools.short.slots, settings.classes.interactive.slots_max) == (4, 4)
     assert settings.store == loaded.settings.store
-    assert (settings.auth.required, settings.auth.keys, settings.audit.enabled) == (False, {}, False)
+    assert (settings.auth.required, settings.auth.keys, settings.audit.enabled) == ("auto", {}, False)
     assert (settings.server.host, settings.server.port, settings.telemetry.otlp_endpoint) == ("127.0.0.1", 0, "")
     assert "sk-1" not in path.read_text()
 

@@ -35,7 +35,7 @@ class Setting:
     kind: Kind
     default: Any
     limits: str
-    choices: tuple[str, ...]
+    choices: tuple[str | bool, ...]
     description: str
     required: bool = False
 
@@ -55,7 +55,7 @@ class Setting:
             case "switch":
                 return "true or false"
             case "choice":
-                return "one of " + ", ".join(f'"{choice}"' for choice in self.choices)
+                return "one of " + ", ".join(_shown(choice) for choice in self.choices)
             case "names":
                 return "a list of names"
             case "text":
@@ -70,6 +70,8 @@ class Setting:
                 case "number":
                     return float(text)
                 case "switch":
+                    return _SWITCH_WORDS.get(text.strip().lower(), text)
+                case "choice" if True in self.choices:
                     return _SWITCH_WORDS.get(text.strip().lower(), text)
                 case "names":
                     return [name.strip() for name in text.split(",") if name.strip()]
@@ -197,7 +199,7 @@ def _walk(model: type[Section], section: Section | None, path: tuple[str, ...]) 
 def _setting(key: str, field: FieldInfo, default: object) -> Setting:
     annotation = field.annotation
     kind: Kind
-    choices: tuple[str, ...] = ()
+    choices: tuple[str | bool, ...] = ()
     if get_origin(annotation) is Literal:
         kind, choices = "choice", get_args(annotation)
     elif get_origin(annotation) is list:
@@ -223,6 +225,10 @@ def _limits(field: FieldInfo) -> str:
         return f"between {bounds['ge']} and {bounds['le']}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{words[name]} {bound}" for name, bound in bounds.items())
+
+
+def _shown(choice: str | bool) -> str:
+    return str(choice).lower() if isinstance(choice, bool) else f'"{choice}"'
 
 
 def _name(key: str) -> str:

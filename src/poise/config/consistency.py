@@ -222,7 +222,7 @@ def _check_tenant_names(draft: Draft) -> Iterator[str]:
     if not keys or any(suspect.startswith("auth") for suspect in draft.suspect) or _has_keys_file(draft):
         return  # the tenants of a keys file come and go while the server runs
     names = [key.removeprefix("auth.keys.") for key in keys]
-    names += [] if draft.values["auth.required"] else ["local"]
+    names += ["local"] if draft.values["auth.required"] is False else []
     used = [(key, split(key)[1]) for key in draft.values if key.startswith("tenants.")]
     listed = [key for key in draft.values if key.startswith("templates.") and key.endswith(".tenants")]
     used += [(key, name) for key in listed for name in draft.values[key]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from poise.config.catalogue import printable, quoted
 from poise.config.loader import LoadedSettings, flatten
-from poise.config.sources import KEYS_FILE, shown
+from poise.config.sources import SHOWN_OF_AUTH, shown
 
 
 def to_toml(loaded: LoadedSettings, *, secrets: bool = False) -> str:
@@ -33,7 +33,9 @@ def _values(loaded: LoadedSettings, secrets: bool) -> dict[str, Any]:
 
 
 def _masked(key: str, value: Any) -> Any:
-    return shown(key, value) if key.startswith("auth.") and isinstance(value, str) and key != KEYS_FILE else value
+    return (
+        shown(key, value) if key.startswith("auth.") and isinstance(value, str) and key not in SHOWN_OF_AUTH else value
+    )
 
 
 def _sections(values: dict[str, Any]) -> list[str]:

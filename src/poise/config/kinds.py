@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+KEY_CHARS_MIN = 12
+"""Of keys that people choose. Those of `poise keys` have 46."""
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
@@ -28,9 +30,9 @@ def _declared_tenant(name: str) -> str:
 
 
 def _api_key(key: str) -> str:
-    # A key travels in an HTTP header, where anything else would be cut or altered on the way.
-    if not key or not all("!" <= character <= "~" for character in key):
-        raise ValueError("must be printable ASCII without spaces, at least one character")
+    # A key travels in an HTTP header, where anything else would be cut or altered on the way. A short one can be guessed.
+    if len(key) < KEY_CHARS_MIN or not all("!" <= character <= "~" for character in key):
+        raise ValueError(f"must be printable ASCII without spaces, at least {KEY_CHARS_MIN} characters")
     return key
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -93,8 +93,10 @@ class TelemetrySettings(Section):
 
 
 class AuthSettings(Section):
-    required: bool = False
-    """Answer requests without a known key with 401."""
+    required: Literal["auto", True, False] = "auto"
+    """Answer requests without a known key with 401. auto: as soon as a tenant has a key, here or in the keys file."""
+    status: Literal["auto", "open", "key", "admin"] = "auto"
+    """Who beyond this machine may read /status and /metrics: all, who has a key, or admins. auto: key where one is required."""
     keys_file: str = ""
     """File of `poise keys`, with hashes of keys. Empty: keys.jsonl in your configuration directory, if it is there."""
     admin_key: OptionalApiKey = ""

@@ -31,9 +31,10 @@ from poise.config.catalogue import (
 )
 
 FILE_NAME = "poise.toml"
-OTHER_VARIABLES = ("POISE_LOG", "POISE_BROWSER", "POISE_PROMETHEUS")
+OTHER_VARIABLES = ("POISE_API_KEY", "POISE_LOG", "POISE_BROWSER", "POISE_PROMETHEUS")
 """Variables of the prefix that are not settings, described in docs/configuration.md."""
-KEYS_FILE = "auth.keys_file"
+SHOWN_OF_AUTH = ("auth.keys_file", "auth.required", "auth.status")
+"""The rest of the section may be keys, and is never shown."""
 OPTIONS = {
     "profile": "--profile",
     "model.path": "--model",
@@ -229,8 +230,8 @@ def _syntax_problem(message: str, text: str) -> str:
 
 
 def shown(key: str, value: object) -> str:
-    """A value in a message, short and on one line. Under `auth` only the path of a file is shown: the rest may be a key."""
-    if key.split(".")[0] == "auth" and not isinstance(value, bool) and key != KEYS_FILE:
+    """A value in a message, short and on one line. Under `auth` only what can be no key is shown."""
+    if key.split(".")[0] == "auth" and not isinstance(value, bool) and key not in SHOWN_OF_AUTH:
         return "***"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         text = f"[{', '.join(map(quoted, value))}]"

@@ -96,7 +96,7 @@ def create_app(
     records = Records(settings.results)
     lookout = Lookout(engine, records, metrics.audit, tasks)
     health = Health(engine, slot, tenants, metrics, degradation, lookout, tasks, model_name)
-    history = History(engine, metrics, degradation)
+    history = History(engine, metrics, degradation, check=tenants.check_status)
     templates = Templates(settings.templates)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     completions = Completions(
@@ -301,15 +301,26 @@ def _add_health(app: FastAPI, health: Health, history: History) -> None:
         summary="Liveness of the gateway",
         responses=schemas.answer(schemas.LiveBody),
     )
-    app.add_api_route("/status", health.status, summary="Live figures", responses=schemas.answer(schemas.StatusBody))
+    app.add_api_route(
+        "/status",
+        health.status,
+        summary="Live figures",
+        responses=schemas.answer(schemas.StatusBody) | schemas.errors(401),
+    )
     app.add_api_route(
         "/status/history",
         history.answer,
         summary="The last ten minutes, a sample a second",
-        responses=schemas.answer(HistoryBody) | schemas.errors(400),
+        responses=schemas.answer(HistoryBody) | schemas.errors(400, 401),
         openapi_extra={"parameters": [SINCE_PARAMETER]},
     )
-    app.add_api_route("/metrics", health.metrics, summary="Metrics for Prometheus", response_class=PlainTextResponse)
+    app.add_api_route(
+        "/metrics",
+        health.metrics,
+        summary="Metrics for Prometheus",
+        responses=schemas.errors(401),
+        response_class=PlainTextResponse,
+    )
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -47,7 +47,9 @@ def add_key(
     classes: Annotated[
         str, typer.Option(metavar="NAMES", help="interactive, background. Else whatever the tenant may use.")
     ] = "",
-    admin: Annotated[bool, typer.Option("--admin", help="A key for /admin, and for nothing else.")] = False,
+    admin: Annotated[
+        bool, typer.Option("--admin", help="A key for /admin: it acts on every request, and reads no text.")
+    ] = False,
     config: ConfigFile = None,
 ) -> None:
     """Make a key and print it. It is shown only now."""
@@ -55,13 +57,18 @@ def add_key(
     _checked("NAME", DeclaredTenantName, tenant)
     _checked("--classes", list[ClassName], names)
     until = _moment(expires) if expires else None
-    file = _file(_settings(config))
+    settings = _settings(config)
+    file = _file(settings)
     try:
         text, key = file.add(tenant, comment=comment, expires=until, classes=names, admin=admin)
     except KeysError as error:
         raise _refusal(str(error)) from error
     typer.echo(text)
     typer.echo(f"{key.id}, for {'/admin' if admin else f'tenant {tenant}'}; it is not shown again", err=True)
+    if not admin:
+        typer.echo(
+            _what_it_changes(settings, is_first=not any(not known.admin for known in file.read()[:-1])), err=True
+        )
 
 
 @keys.command("list")
@@ -139,6 +146,21 @@ def _settings(config: Path | None) -> Settings:
         return load(config, os.environ, {}).settings
     except ConfigError as error:
         raise _refusal(*error.problems) from error
+
+
+def _what_it_changes(settings: Settings, *, is_first: bool) -> str:
+    """Whether anybody still gets in without a key, and how to have it the other way."""
+    if settings.auth.required is False:
+        return (
+            "callers without a key are still answered, since auth.required = false: remove that line, and every request needs "
+            "a key as soon as there is one"
+        )
+    if is_first and not settings.auth.keys and settings.auth.required == "auto":
+        return (
+            "from now on every request needs a key, at a running server within a second; set auth.required = false to go on "
+            "answering callers without one"
+        )
+    return "every request needs a key"
 
 
 def _file(settings: Settings) -> KeysFile:

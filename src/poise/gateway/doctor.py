@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import socket
+import ssl
 import stat
 import sys
 import time
@@ -22,15 +23,16 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from poise.config import LoadedSettings, Settings
+from poise.config import LoadedSettings, ServerSettings, Settings
 from poise.config.paths import audit_dir, cache_dir, keys_file, state_dir
-from poise.gateway.exposure import Exposed, check, tls_context
+from poise.gateway.exposure import Exposed, check, key_required, tls_context
 from poise.gateway.keys import PEPPER_NAME, KeyRing, KeysError
 from poise.llama.capacity import problems as capacity_problems
 from poise.llama.capacity import read_record
 from poise.llama.fit import judge, model_path, planned_weights
 from poise.llama.gguf import ModelError
 from poise.llama.library import EngineLibraryError, load
+from poise.operator_token import find_token
 
 BAD_FOUND = 1
 RELEASED = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,6 +47,7 @@ SPARE_FILES = 64
 """Open files besides connections: libraries, the engine's socket, logs."""
 SECRET_KEYS = ("auth.admin_key", "auth.keys.")
 ANSWER_S = 2.0
+RUNNING = "running"
 
 
 class Grade(StrEnum):
@@ -105,7 +108,9 @@ def to_text(findings: list[Finding]) -> str:
             lines.append(f"{'':<8} {'':<{width}}  do: {finding.remedy}")
     counts = {grade: sum(finding.grade is grade for finding in findings) for grade in Grade}
     n_bad = counts[Grade.BAD]
-    verdict = f"{n_bad} to mend before `poise serve` can start" if n_bad else "`poise serve` can start"
+    running = any(finding.subject == "address" and RUNNING in finding.text for finding in findings)
+    verdict = "a server is running" if running else "`poise serve` can start"
+    verdict = f"{n_bad} to mend before `poise serve` can start" if n_bad else verdict
     return "\n".join([*lines, "", f"{verdict}; {counts[Grade.WARNING]} warnings"])
 
 
@@ -204,7 +209,10 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         )
         return
     n_keys = len(settings.auth.keys) + sum(not key.admin for key in ring.valid())
-    yield Finding("keys", Grade.OK, f"{n_keys} valid keys of tenants")
+    needed = "every request needs one" if key_required(settings.auth, n_keys) else "callers without one are answered"
+    open_door = n_keys and settings.auth.required is False
+    remedy = "remove auth.required = false, unless it is meant: keys that exist are then needed" if open_door else ""
+    yield Finding("keys", Grade.WARNING if open_door else Grade.OK, f"{n_keys} valid keys of tenants; {needed}", remedy)
     for file in (path, path.with_name(PEPPER_NAME)):
         if file.exists():
             yield from _private(file, "it is a secret")
@@ -239,22 +247,29 @@ def _address(settings: Settings) -> Iterator[Finding]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        if _answers(host, port):
-            yield Finding(
-                "address", Grade.BAD, f"a poise server answers on {host}:{port}", "stop it, or take another --port"
-            )
-        else:
-            remedy = "another --port, or an address of this machine for --host"
-            yield Finding("address", Grade.BAD, f"{host}:{port} cannot be used: {error.strerror}", remedy)
+        yield _taken(settings.server, error)
     else:
         yield Finding("address", Grade.OK, f"{host}:{port or 'any port'} is free")
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether it is one of ours that has the port."""
-    place = f"[{host}]" if ":" in host else host
+def _taken(server: ServerSettings, error: OSError) -> Finding:
+    """An address that cannot be had, which is as it should be where a server of this user is running on it."""
+    place = f"[{server.host}]" if ":" in server.host else server.host
+    url = f"{'https' if server.tls_cert else 'http'}://{place}:{server.port}"
+    if find_token(url):
+        return Finding("address", Grade.OK, f"your server is {RUNNING} on {server.host}:{server.port}")
+    if _answers(url):
+        text = f"a poise server is {RUNNING} on {server.host}:{server.port}, and it is not this user's"
+        return Finding("address", Grade.WARNING, text, "take another --port for a second one")
+    remedy = "another --port, or an address of this machine for --host"
+    return Finding("address", Grade.BAD, f"{server.host}:{server.port} cannot be used: {error.strerror}", remedy)
+
+
+def _answers(url: str) -> bool:
+    """Whether it is one of ours that has the port. Nothing secret is sent: its certificate need not be known."""
     try:
-        with urllib.request.urlopen(f"http://{place}:{port}/health/live", timeout=ANSWER_S) as response:
+        context = ssl._create_unverified_context() if url.startswith("https") else None  # noqa: S323
+        with urllib.request.urlopen(f"{url}/health/live", timeout=ANSWER_S, context=context) as response:  # noqa: S310
             return bool(json.load(response) == {"status": "ok", "live": True})
     except (OSError, ValueError, urllib.error.URLError):
         return False

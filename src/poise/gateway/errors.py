@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import secrets
 from collections.abc import Iterable
 
@@ -34,6 +35,7 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 _SHOWN_CHARS = 60
+_PATH = re.compile(r"(?<![\w./:])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 _RETRY_FAILED_S = 60.0
 _RETRY_STOPPED_S = 5.0
 
@@ -85,6 +87,11 @@ def shown(value: object) -> str:
     except (UnicodeEncodeError, RecursionError):
         text = ascii(value)
     return text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…"
+
+
+def without_folders(text: str) -> str:
+    """Paths cut to their last part: where files lie is nobody's business who only uses the server."""
+    return _PATH.sub(r"\1", text)
 
 
 def invalid_type(param: str, wanted: str, value: object) -> ApiError:
@@ -238,7 +245,7 @@ def not_possible(action: str, request_id: str, reason: str) -> ApiError:
 
 def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = False) -> ApiError:
     """No engine takes requests now. `permanent`: a restart would end the same way, so only the operator can help."""
-    headers = retry_after(_RETRY_FAILED_S if permanent else retry_after_s)
+    headers, message = retry_after(_RETRY_FAILED_S if permanent else retry_after_s), without_folders(message)
     if permanent:
         text = f"The engine has stopped and needs its operator: {message}"
         return ApiError(503, "engine_failed", text, headers=headers)

@@ -6,6 +6,7 @@ import ipaddress
 import ssl
 
 from poise.config import ServerSettings, Settings
+from poise.config.serving import AuthSettings
 
 
 class Exposed(Exception):
@@ -14,21 +15,27 @@ class Exposed(Exception):
 
 def check(settings: Settings, address: str, *, n_keys: int) -> None:
     """Raises Exposed. `address` is the one to listen on, `n_keys` how many keys of tenants there are."""
-    auth, server = settings.auth, settings.server
-    if auth.required and not n_keys:
+    server = settings.server
+    required = key_required(settings.auth, n_keys)
+    if required and not n_keys:
         raise Exposed("auth.required = true, but there is no key that would open it: run `poise keys add NAME`")
     if is_loopback(address):
         return
-    if not auth.required and not server.allow_open:
+    if not required and not server.allow_open:
+        remedy = "set auth.required = true" if n_keys else "make keys with `poise keys add NAME`"
         raise Exposed(
-            f"whoever reaches {address} could use the server: set auth.required = true and make keys with "
-            "`poise keys add NAME`, or, if that is meant, server.allow_open = true"
+            f"whoever reaches {address} could use the server: {remedy}, or, if that is meant, server.allow_open = true"
         )
     if not server.tls_cert and not server.allow_plain:
         raise Exposed(
             f"keys and answers would cross the network to {address} in clear: set server.tls_cert and server.tls_key, or, "
             "if something in front speaks TLS, server.allow_plain = true"
         )
+
+
+def key_required(auth: AuthSettings, n_keys: int) -> bool:
+    """Whether requests without a key are refused, with so many keys of tenants."""
+    return n_keys > 0 if auth.required == "auto" else auth.required
 
 
 def tls_context(server: ServerSettings) -> ssl.SSLContext | None:

@@ -27,6 +27,12 @@ from poise.metrics.gateway import GatewayMetrics, TokenRates
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo, PoolStatus, Status, StoreStatus
 
+TOLD_STRANGERS = {
+    EnginePhase.FAILED: "the engine has failed; its operator can see why",
+    EnginePhase.RESTARTING: "the engine is being started again",
+}
+"""In the place of the engine's last words."""
+
 
 class Health:
     """Answers /health, /health/live, /status and /metrics."""
@@ -53,7 +59,8 @@ class Health:
         self._rates = TokenRates()
         self._started_s = time.monotonic()
 
-    async def health(self, _: Request) -> Response:
+    async def health(self, request: Request) -> Response:
+        """For everybody. Strangers are not told what the engine's last words were: they may name files."""
         state, status = self._engine.state, self._status()
         ready = status == "ok"
         body = {
@@ -62,7 +69,7 @@ class Health:
             "ready": ready,
             "progress": state.progress,
             "stage": state.stage,
-            "detail": state.detail,
+            "detail": self._detail(request),
             "restarts": state.restarts,
             "model": self._model_name,
             **self._level(),
@@ -75,6 +82,7 @@ class Health:
 
     async def status(self, request: Request) -> Response:
         """Live figures, and what to look at. Which tenants and requests there are is for operators only."""
+        self._tenants.check_status(request)
         state, figures = self._engine.state, self._engine.state.status
         is_admin = self._tenants.is_admin(request)
         prompt, output = self._rates.per_second()
@@ -84,7 +92,7 @@ class Health:
             "uptime_s": round(time.monotonic() - self._started_s, 1),
             "progress": state.progress,
             "stage": state.stage,
-            "detail": state.detail,
+            "detail": self._detail(request),
             "restarts": state.restarts,
             **self._level(),
             "open_requests": self._metrics.n_open,
@@ -104,6 +112,7 @@ class Health:
 
     async def metrics(self, request: Request) -> Response:
         """Those by tenant are for operators only."""
+        self._tenants.check_status(request)
         text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(request))
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -112,6 +121,10 @@ class Health:
         status = self._engine.state.status
         if status is not None:
             self._rates.sample(time.monotonic(), status.prompt_tokens, status.output_tokens)
+
+    def _detail(self, request: Request) -> str:
+        state = self._engine.state
+        return state.detail if self._tenants.is_insider(request) else TOLD_STRANGERS.get(state.phase, "")
 
     def _level(self) -> dict[str, Any]:
         return {"level": self._degradation.level.value, "reasons": self._degradation.reasons}

@@ -61,10 +61,13 @@ class History:
         metrics: GatewayMetrics,
         degradation: Degradation,
         *,
+        check: Callable[[Request], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_clock: Callable[[], float] = time.time,
         rss_bytes: Callable[[], int] = own_rss_bytes,
     ) -> None:
+        """`check` raises ApiError for callers who may not see it."""
+        self._check = check
         self._engine = engine
         self._metrics = metrics
         self._degradation = degradation
@@ -100,6 +103,7 @@ class History:
 
     async def answer(self, request: Request) -> Response:
         """The samples from `since` on, the oldest first. A `since` of a server before this one gets all there are."""
+        self._check(request)
         since = _since(request.query_params.get("since", "0"))
         oldest = self._next - len(self._samples)
         n_known = max(0, since - oldest) if since <= self._next else 0

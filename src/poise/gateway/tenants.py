@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 
 from poise.config import Settings
 from poise.gateway.errors import ApiError
+from poise.gateway.exposure import key_required
 from poise.gateway.http.peers import is_direct
 from poise.gateway.keys import Key, KeyRing
 from poise.gateway.tenancy.operators import LocalOperators
@@ -26,6 +27,7 @@ from poise.scheduler.request import RequestClass
 LOCAL = "local"
 OPERATOR = "operator"
 """As whom the audit log knows who has the token."""
+NO_KEY = "An API key is needed: send 'Authorization: Bearer KEY'."
 ADMIN_HINT = (
     "This is for operators. Send an admin key as 'Authorization: Bearer KEY' (auth.admin_key, or one made by "
     "`poise keys add NAME --admin`). On the server's machine its user needs none: `poise top`, `poise explain` and "
@@ -60,10 +62,14 @@ class Tenants:
         auth = settings.auth
         self._settings = settings
         self._declared = [(_digest(key), name) for name, key in auth.keys.items()]
-        self._required = auth.required
         self._admin = _digest(auth.admin_key) if auth.admin_key else None
         self._keys = keys
         self._operators = operators or LocalOperators()
+
+    @property
+    def requires_key(self) -> bool:
+        """Revoked keys count: revoking the last one must not open the server."""
+        return key_required(self._settings.auth, len(self._declared) + sum(not key.admin for key in self._of_file()))
 
     def identify(self, connection: HTTPConnection) -> str:
         """The tenant's name. Raises ApiError (401)."""
@@ -104,6 +110,24 @@ class Tenants:
             raise ApiError(403, "admin_is_local", message)
         connection.scope[_SCOPE_KEY] = caller
 
+    def is_insider(self, connection: HTTPConnection) -> bool:
+        """On this machine, or an operator: may be told where files lie."""
+        return is_direct(connection.scope) or self.is_admin(connection)
+
+    def check_status(self, connection: HTTPConnection) -> None:
+        """Raises ApiError (401) unless the caller may see how the server stands."""
+        wanted = self._settings.auth.status
+        if wanted == "auto":
+            wanted = "key" if self.requires_key else "open"
+        if wanted == "open" or self.is_insider(connection):
+            return
+        key = _presented_key(connection)
+        if wanted == "admin":
+            raise _unauthorized("invalid_admin_key", ADMIN_HINT)
+        if key is None:
+            raise _unauthorized("missing_api_key", NO_KEY)
+        self._caller(key)
+
     def _operator(self, key: str) -> Caller | None:
         """Whose admin key, or token, this is. All are compared: the time must not tell which one matched."""
         found = self._keys.find(key) if self._keys is not None else None
@@ -116,8 +140,8 @@ class Tenants:
 
     def _caller(self, key: str | None) -> Caller:
         if key is None:
-            if self._required:
-                raise _unauthorized("missing_api_key", "An API key is needed: send 'Authorization: Bearer KEY'.")
+            if self.requires_key:
+                raise _unauthorized("missing_api_key", NO_KEY)
             return Caller(LOCAL)
         digest = _digest(key)
         tenant = None
@@ -133,7 +157,7 @@ class Tenants:
             message = "This is an admin key. It opens /admin, and no tenant's work can be done with it."
             raise _unauthorized("invalid_api_key", message)
         # A file without a valid key still says that there are keys here: revoking the last one must not open the server.
-        if self._declared or self._required or self._of_file():
+        if self._declared or self.requires_key or self._of_file():
             raise _unauthorized(
                 "invalid_api_key", "The API key is not known here. Check it, or ask the operator for one."
             )

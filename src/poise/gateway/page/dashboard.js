@@ -9,6 +9,7 @@ import { showFindings } from "./findings.js";
 import { Poller } from "./live.js";
 import { logIn } from "./login.js";
 import { setUpRequests } from "./requests.js";
+import { apiKey } from "./settings.js";
 
 const PERIOD_MS = 1000;
 const SAMPLES_MAX = 600;
@@ -23,8 +24,8 @@ let next = 0;
 new Poller(async () => {
   try {
     const [status, history] = await Promise.all([
-      getJson("/status", [], adminKey()),
-      getJson(`/status/history?since=${next}`),
+      getJson("/status", [], adminKey() || apiKey()),
+      getJson(`/status/history?since=${next}`, [], adminKey() || apiKey()),
     ]);
     remember(history);
     showHealth(status);
