@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "scheduler.md").read_text()
-NAMED = re.compile(r"\b(fairness|hold|limits|preemption|prefix|recovery|rules): ((?:`[a-z0-9_]+`(?:, )?\s*)+)")
+NAMED = re.compile(
+    r"\b(fairness|hold|limits|newcomers|preemption|prefix|recovery|rules): ((?:`[a-z0-9_]+`(?:, )?\s*)+)"
+)
 
 
 def named_tests() -> list[tuple[str, str]]:

@@ -100,7 +100,7 @@ class Competition:
         before_ns = d.now_ns
         d.step()
         self.step_us = max(self.step_us, (d.now_ns - before_ns) // 1000)
-        served = self.served
+        served = d.scheduler._books.served[self.request_class].tenants
         if {"a", "b"} <= served.keys():
             self.worst_us = max(self.worst_us, abs(served["a"] - served["b"]))
         waiting = {s.request.tenant for s in d.scheduler._life.sequences.values() if not s.started}

@@ -260,12 +260,14 @@ class Lifecycle:
         assert {s.request.tenant for s in self.sequences.values()} <= counts.keys(), (
             "a live request's tenant is forgotten"
         )
-        for tenant, (n_live, n_queued, n_running) in counts.items():
-            own = [s for s in self.sequences.values() if s.request.tenant == tenant]
-            assert n_live == len(own), f"tenant {tenant}'s requests are miscounted"
-            assert n_queued == sum(not s.started for s in own), f"tenant {tenant}'s queued requests are miscounted"
-            n_really = sum(s.state is State.RUNNING for s in own)
-            assert n_running == n_really, f"tenant {tenant}'s running requests are miscounted"
+        own: dict[str, list[Sequence]] = {}
+        for sequence in self.sequences.values():
+            own.setdefault(sequence.request.tenant, []).append(sequence)
+        for tenant, counted in counts.items():
+            theirs = own.get(tenant, [])
+            n_new = sum(not s.started for s in theirs)
+            really = (len(theirs), n_new, sum(s.state is State.RUNNING for s in theirs))
+            assert counted == really, f"tenant {tenant}'s live, queued and running requests are miscounted"
 
     def _queue(self, sequence: Sequence) -> WaitingQueue:
         return self._books.queues[sequence.request_class, sequence.pool]

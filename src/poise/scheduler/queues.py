@@ -46,11 +46,13 @@ class WaitingQueue:
         heap = self._heaps.setdefault(request.tenant, [])
         heapq.heappush(heap, (sequence.order_key, request.request_id, sequence.n_pushes, sequence))
         self._n_entries += 1
+        self._served.queue(request.tenant)
         self._count(sequence, +1)
 
     def remove(self, sequence: Sequence) -> None:
         """Called before the sequence's state or tokens change. Its heap entry is dropped when it comes up."""
         assert sequence.is_queued, f"request {sequence.request.request_id} is {sequence.state}"
+        self._served.unqueue(sequence.request.tenant)
         self._count(sequence, -1)
         sequence.n_pushes += 1
         self._drop_stale_head(sequence.request.tenant)
