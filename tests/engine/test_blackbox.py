@@ -16,21 +16,21 @@ from poise.engine.blackbox import FIRST, ID_MAX, LAYOUT, RECORD, BlackBox, BoxRe
 
 def test_an_empty_box_says_loading() -> None:
     """Nothing was written yet, by nobody or by a writer that has only just opened it."""
-    fd = BlackBox.create()
-    box = BlackBox(fd)
+    box = BlackBox.create()
+    fd = box.fd
     assert box.read() == BoxReading(Phase.LOADING)
     BoxWriter(fd)
     assert box.read() == BoxReading(Phase.LOADING)
-    os.close(fd)
     box.close()
     box.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fd)
 
 
 def test_the_last_record_is_read() -> None:
     """Phase, step, times and ids; when the messages were drained stays known."""
-    fd = BlackBox.create()
-    box, writer = BlackBox(fd), BoxWriter(fd)
-    os.close(fd)
+    box = BlackBox.create()
+    writer = BoxWriter(box.fd)
     writer.resting(6, 50)
     assert box.read() == BoxReading(Phase.RESTING, 6, 50, 0)
     writer.planning(7, 100, drained=True)
@@ -71,9 +71,8 @@ def test_a_record_that_is_being_written_is_not_read() -> None:
 
 def test_torn_records_are_never_read() -> None:
     """A reader beside a writer that does nothing but write: every record it sees is one that was written."""
-    fd = BlackBox.create()
-    box, writer = BlackBox(fd), BoxWriter(fd)
-    os.close(fd)
+    box = BlackBox.create()
+    writer = BoxWriter(box.fd)
     over = threading.Event()
 
     def write() -> None:
@@ -110,9 +109,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_killed_writer_leaves_its_last_words() -> None:
     """In another process, by a signal that nothing can catch."""
-    fd = BlackBox.create()
-    box = BlackBox(fd)
+    box = BlackBox.create()
+    fd = box.fd
     done = subprocess.run([sys.executable, "-c", WRITER, str(fd)], pass_fds=[fd], check=False)
-    os.close(fd)
     assert done.returncode == -signal.SIGKILL
     assert box.read() == BoxReading(Phase.COMPUTING, 42, 2000, 1000, (7, 8))

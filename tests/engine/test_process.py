@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import pytest
+
 from poise.config import Settings
-from poise.engine.blackbox import BlackBox, Phase
+from poise.engine.blackbox import BlackBox, Phase, read_words
 from poise.wire import messages as wire
 from poise.wire.framing import FrameReader, encode_frame
+from tests.engine.harness import Bench
 from tests.gateway.simulated_engine import KILL_TOKEN
 
 GREEDY = wire.SamplingParams(temperature=0.0, ignore_eos=True)
@@ -20,13 +22,12 @@ GREEDY = wire.SamplingParams(temperature=0.0, ignore_eos=True)
 
 def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
     """The box is given beside the socket, which stays the last argument."""
-    fd = BlackBox.create()
-    box = BlackBox(fd)
+    box = BlackBox.create()
+    fd = box.fd
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     command = [sys.executable, "-m", "tests.gateway.simulated_engine", "works", "--box", str(fd), str(theirs.fileno())]
     with ours, subprocess.Popen(command, pass_fds=[fd, theirs.fileno()]) as engine:
         theirs.close()
-        os.close(fd)
         ours.sendall(encode_frame(wire.Configure(Settings().model_dump_json(), "model.gguf")))
         frames = FrameReader[wire.ToGateway](wire.ToGateway)
         while not any(isinstance(message, wire.Ready) for message in frames.feed(ours.recv(1 << 16))):
@@ -41,3 +42,28 @@ def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
     assert (reading.phase, reading.request_ids) == (Phase.COMPUTING, (8,))
     assert sent_ns < reading.drained_ns <= reading.at_ns < time.monotonic_ns()
     box.close()
+
+
+@pytest.mark.parametrize("broken", ["add", "abort", "control", "hold"])
+def test_an_engine_has_said_whose_message_it_dealt_with(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails there: the box names the request, and no other one once the message is done with."""
+    bench = Bench()
+    bench.submit(7, [1, 2, 3])
+    bench.step()
+    assert read_words(bench.engine.box.words).phase is not Phase.TAKING
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(bench.scheduler, broken, fail)
+    messages: dict[str, wire.ToEngine] = {
+        "add": wire.Submit(8, "t", "interactive", [1], 5, GREEDY),
+        "abort": wire.Abort(8),
+        "control": wire.Control(8, "pause"),
+        "hold": wire.Hold(8, "pause"),
+    }
+    bench.send(messages[broken])
+    with pytest.raises(ZeroDivisionError):
+        bench.step()
+    reading = read_words(bench.engine.box.words)
+    assert (reading.phase, reading.request_ids) == (Phase.TAKING, (8,))

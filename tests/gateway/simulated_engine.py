@@ -14,12 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise.config import Settings
+from poise.engine import process
 from poise.engine.ports import Row, Sampled
 from poise.engine.process import main
+from poise.llama.fit import DoesNotFit
 from poise.llama.load import LoadedRunner, Progress
 from poise.llama.model import ModelError
+from poise.scheduler.plan import StepPlan
+from poise.scheduler.scheduler import Scheduler
 from poise.sim.runner import SimRunner
-from poise.wire.messages import PoolInfo, Ready
+from poise.wire.messages import PoolInfo, Ready, SamplingParams
 
 KILL_TOKEN = 666
 """A prompt that begins with this token kills the process in the middle of a step."""
@@ -27,11 +31,35 @@ BUG_TOKEN = 667
 """A prompt that begins with this token raises what no runner should raise."""
 HANG_TOKEN = 668
 """A prompt that begins with this token stops the process in the middle of a step."""
+OPEN_TOKEN = 669
+"""A prompt that begins with this token raises when it is opened for its first pass."""
+PLAN_LENGTH = 13
+"""A prompt of so many tokens breaks the loop as soon as it is planned, where nothing says that it was this one."""
 SLOW_STEP_S = 0.01
 """What a step takes in the mode "slow": long outputs take longer than any period of the engine's reports."""
 
 
+class _Scheduler(Scheduler):
+    def plan(self, now_ns: int) -> StepPlan:
+        plan = super().plan(now_ns)
+        if any(
+            chunk.start + chunk.n_tokens == PLAN_LENGTH
+            for batch in plan.batches
+            for chunk in batch.chunks
+            if chunk.is_prompt
+        ):
+            raise ZeroDivisionError("a bug in planning")
+        return plan
+
+
 class _Runner(SimRunner):
+    def open(
+        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
+    ) -> None:
+        if prompt[0] == OPEN_TOKEN:
+            raise ZeroDivisionError("a bug in opening")
+        super().open(request_id, prompt, sampling, output)
+
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         if any(row.start == 0 and row.tokens[0] == KILL_TOKEN for row in rows):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -50,9 +78,20 @@ class _Runner(SimRunner):
         pass
 
 
+def complain(path: Path, wrong: str, settings: Settings) -> None:
+    """Refuse to load for what a file says is wrong; half the slots always fit."""
+    if "does not fit" in wrong:
+        if settings.pools.short.slots >= Settings().pools.short.slots:
+            raise DoesNotFit(path, wrong)
+    elif wrong:
+        raise ModelError(path, wrong)
+
+
 def load(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
     if sys.argv[1] == "bad-model":
         raise ModelError(path, "is not a model")
+    if sys.argv[1].startswith("file:"):
+        complain(path, Path(sys.argv[1][5:]).read_text(), settings)
     if sys.argv[1] == "dies":
         os.kill(os.getpid(), signal.SIGILL)
     progress(0.5, "loading")
@@ -64,4 +103,5 @@ def load(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
 
 
 if __name__ == "__main__":
+    setattr(process, "Scheduler", _Scheduler)  # noqa: B010
     sys.exit(main(load))

@@ -151,6 +151,95 @@ def test_recoveries_are_bounded() -> None:
     assert desk.handover.n_live == 0
 
 
+def test_an_engine_that_never_was_ready_is_held_against_nobody() -> None:
+    """However many there are, as long as they come soon after each other; then it counts: nobody waits for ever."""
+    desk = Desk(recoveries_max=2)
+    handle = desk.add()
+    desk.handover.lose(died(1))
+    for _ in range(20):
+        desk.handover.lose(died())
+    assert not handle.done
+    for _ in range(2):
+        desk.handover.lose(died(), hopeless=True)
+    assert last(handle).reason == ENGINE_LOST
+
+
+def crowd(desk: Desk, n: int) -> list[Mailbox]:
+    """So many live requests, under whom two engines died without a word of whom."""
+    handles = [desk.add(i) for i in range(1, n + 1)]
+    desk.handover.lose(died())
+    desk.recover(*range(1, n + 1))
+    desk.handover.lose(died())
+    desk.sent.clear()
+    desk.handover.hand_over()
+    return handles
+
+
+def submitted(desk: Desk) -> list[int]:
+    return [message.request_id for message in desk.sent if isinstance(message, wire.Submit)]
+
+
+def test_after_two_deaths_that_name_nobody_requests_come_one_by_one() -> None:
+    """The next when a whole step was made with the one before; who comes meanwhile waits at the end."""
+    desk = Desk()
+    crowd(desk, 3)
+    desk.add(9, accepted=False)
+    assert submitted(desk) == [1]
+    desk.handover.step(wire.Step(1, [], [], []))
+    assert submitted(desk) == [1], "the engine has not said yet that it has it"
+    for known in ([1, 2], [1, 2, 3], [1, 2, 3, 9], [1, 2, 3, 9]):
+        desk.handover.answered(wire.Accepted(submitted(desk)[-1], 1, 0))
+        desk.tokens(1, 7)
+        assert submitted(desk) == known
+    desk.add(10, accepted=False)
+    assert submitted(desk)[-1] == 10, "all have proved themselves: nobody waits any more"
+
+
+def test_who_kills_engines_in_a_way_that_names_nobody_is_found() -> None:
+    """It is alone in the trial twice; the others lose fewer engines than they may."""
+    desk = Desk()
+    handles = crowd(desk, 4)
+    for _ in range(2):
+        for request_id in (1, 2):
+            assert submitted(desk)[-1] == request_id
+            desk.handover.answered(wire.Accepted(request_id, 1, 0))
+            desk.tokens(request_id, 7)
+        assert submitted(desk)[-1] == 3
+        desk.handover.lose(died())
+        desk.sent.clear()
+        desk.handover.hand_over()
+    assert last(handles[2]).reason == QUARANTINED
+    assert not any(handle.done for handle in [handles[0], handles[1], handles[3]])
+    assert [report.engine_request for report in desk.handover.quarantine.all()] == [3]
+
+
+@pytest.mark.parametrize("why", ["abort", "pause", "hold", "refused"])
+def test_a_trial_waits_for_nobody_who_is_not_computed(why: str) -> None:
+    desk = Desk()
+    crowd(desk, 2)
+    if why == "abort":
+        desk.finish(1, "aborted")
+    elif why == "pause":
+        desk.handover.controlled(wire.Controlled(1, "pause", "paused", ""))
+    elif why == "hold":
+        desk.handover.hold(1, "pause")
+    else:
+        desk.handover.answered(wire.Refused(1, "queue_full", 1, 1, 1))
+    assert submitted(desk) == [1, 2]
+
+
+def test_what_the_engine_does_not_have_yet_ends_here() -> None:
+    """An abort of one that waits for its trial, and the end of the server."""
+    desk = Desk()
+    handles = crowd(desk, 3)
+    desk.sent.clear()
+    handles[1].abort()
+    assert (last(handles[1]).reason, desk.sent) == ("aborted", [])
+    desk.handover.end_all("server_stopping", "")
+    assert [type(message).__name__ for message in desk.sent] == ["Abort"]
+    assert last(handles[2]).reason == "server_stopping"
+
+
 def test_without_recoveries_a_loss_ends_everything() -> None:
     """`recoveries_max = 0`."""
     desk = Desk(recoveries_max=0)

@@ -17,7 +17,7 @@ from poise.gateway.engine_client import QUARANTINED, EnginePhase
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from tests.gateway.mailbox import Mailbox
-from tests.gateway.simulated_engine import BUG_TOKEN, HANG_TOKEN, KILL_TOKEN
+from tests.gateway.simulated_engine import BUG_TOKEN, HANG_TOKEN, KILL_TOKEN, OPEN_TOKEN, PLAN_LENGTH
 from tests.gateway.test_supervisor import events, pid_of, submit, supervisor, until_ready
 
 LONG = 1500
@@ -112,6 +112,27 @@ async def test_a_request_that_kills_engines_is_quarantined_and_the_others_go_on(
         assert s.state.restarts == deaths
         (report,) = s.quarantined()
         assert (report.deaths, report.engine_request, report.prompt_tokens) == (deaths, culprit.request_id, 3)
+        for handle, begun in zip(handles, received, strict=True):
+            begun += await events(handle)
+    assert [tokens(each) for each in received] == await undisturbed(prompts)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "engines"), [([OPEN_TOKEN, 2, 3], 2), (list(range(1, PLAN_LENGTH + 1)), 4)], ids=["opening", "planning"]
+)
+async def test_outside_of_a_pass_the_one_to_blame_is_found_as_well(prompt: list[int], engines: int) -> None:
+    """Where the engine had said whom it dealt with, at the second death; where it had not, when each is tried alone."""
+    prompts = [[10, 2, 3], [11, 2, 3]]
+    async with supervisor(watchdog_s=WATCHDOG_S) as s:
+        await s.wait_until_settled()
+        handles = [submit(s, each, LONG) for each in prompts]
+        received = [await until_tokens(handle, 5) for handle in handles]
+        culprit = submit(s, prompt)
+        last = (await events(culprit))[-1]
+        assert isinstance(last, wire.Finish)
+        assert last.reason == QUARANTINED
+        assert s.state.restarts == engines
+        assert [report.engine_request for report in s.quarantined()] == [culprit.request_id]
         for handle, begun in zip(handles, received, strict=True):
             begun += await events(handle)
     assert [tokens(each) for each in received] == await undisturbed(prompts)

@@ -15,6 +15,7 @@ import pytest
 
 from poise.config import EngineSettings, Settings
 from poise.gateway.engine_client import ENGINE_LOST, EnginePhase, EngineUnavailable
+from poise.gateway.supervision.launch import EngineProcess
 from poise.gateway.supervisor import Supervisor
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
@@ -169,28 +170,32 @@ async def test_stop_waits_for_no_engine_that_is_not_ready(moment: str, monkeypat
         "model.gguf",
         (sys.executable, "-m", "tests.gateway.simulated_engine", "dies" if restarts else "loads-for-ever"),
     )
+    engine: EngineProcess | None = None
     async with asyncio.timeout(100):
         await s.start()
         if moment == "as it starts":
-            while s._process is None:  # noqa: ASYNC110 - nothing tells of it
+            while s._engine is None:
                 await asyncio.sleep(0)
+                engine = s._engine
         elif moment == "while it loads":
             await s.until(lambda state: state.stage == "loading")
         elif restarts:
             await s.until(lambda state: state.restarts == 2)
         await s.stop()
     assert s.state.phase is EnginePhase.STOPPED
-    assert s._process is None or s._process.returncode is not None
+    assert s._engine is None
+    assert engine is None or engine.process.returncode is not None
 
 
 async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
     """The end of the socket ends the engine, also when nobody could tell it to stop."""
     async with supervisor() as s:
         await s.wait_until_settled()
-        assert s._process is not None
-        assert s._connection is not None
-        s._connection.close()
-        assert await s._process.wait() == 0
+        engine = s._engine
+        assert engine is not None
+        engine.connection.close()
+        await s.until(lambda state: state.restarts == 1)
+        assert engine.process.returncode == 0
 
 
 async def test_an_engine_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +253,10 @@ async def test_questions_end_with_the_engine() -> None:
     """Nobody waits for an answer that cannot come."""
     async with supervisor() as s:
         await s.wait_until_settled()
-        assert s._connection is not None
+        assert s._engine is not None
         asking = asyncio.create_task(s.forget("nobody"))
         await asyncio.sleep(0)
-        s._connection.close()
+        s._engine.connection.close()
         with pytest.raises(EngineUnavailable):
             await asking
         with pytest.raises(EngineUnavailable):

@@ -75,9 +75,9 @@ FILES = (
         "state/engine-journal-*.jsonl",
         "the flight recorder of an engine that failed: tenants, counts and decisions",
         "no",
-        "you delete it",
+        "you delete it, or newer ones need its place: eight files, 128 MB",
         _OWNER,
-        ("engine/process.py",),
+        ("engine/dumps.py",),
     ),
     File(
         "cache/*.json",

@@ -51,9 +51,16 @@ class Phase(StrEnum):
     COMPUTING = "computing"
     """Cells are carried or a forward pass is made, for the requests that are named."""
 
+    TAKING = "taking"
+    """It deals with a message about the request that is named, or opens it for its first pass."""
 
+
+NAMING = (Phase.COMPUTING, Phase.TAKING)
+"""Phases that name requests: an engine that ends in one ends, perhaps, because of them."""
 _PHASES = tuple(Phase)
-_RESTING, _PLANNING, _COMPUTING = (_PHASES.index(p) for p in (Phase.RESTING, Phase.PLANNING, Phase.COMPUTING))
+_RESTING, _PLANNING, _COMPUTING, _TAKING = map(
+    _PHASES.index, (Phase.RESTING, Phase.PLANNING, Phase.COMPUTING, Phase.TAKING)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,8 @@ class BoxReading:
     step         the step it was at
     at_ns        since when it has been in this phase, or in this forward pass
     drained_ns   when it last looked at its messages
-    request_ids  whose rows or cells were being computed, as far as they fit; what the engine asked of itself has ids below 0
+    request_ids  whose rows or cells were being computed, or who was dealt with, as far as they fit; what the engine asked of
+                 itself has ids below 0
     """
 
     phase: Phase
@@ -77,25 +85,36 @@ class BlackBox:
     """The gateway's side: makes the memory, and reads it."""
 
     def __init__(self, fd: int) -> None:
-        """`fd` is `create`'s; it may be closed afterwards."""
+        """`fd` is the box's from now on; an engine is given its number."""
+        self.fd = fd
         self._map = mmap.mmap(fd, N_BYTES)
         self._words = memoryview(self._map).cast("q")
 
-    @staticmethod
-    def create() -> int:
-        """A new box as a file descriptor, not inherited by default. Its owner closes it."""
+    @classmethod
+    def create(cls) -> BlackBox:
+        """A new box, not inherited by default. Raises OSError."""
         fd = os.memfd_create("poise-black-box", os.MFD_CLOEXEC)
-        os.ftruncate(fd, N_BYTES)
-        return fd
+        try:
+            os.ftruncate(fd, N_BYTES)
+            return cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def clear(self) -> None:
+        """As new, for another engine: the one before it has ended."""
+        self._words[:] = array("q", bytes(N_BYTES))
 
     def read(self) -> BoxReading:
         """The last record. Raises ValueError when the memory is not a box of this version."""
         return read_words(self._words)
 
     def close(self) -> None:
-        """Unmap. Later calls do nothing."""
-        self._words.release()
-        self._map.close()
+        """Unmap and close. Later calls do nothing."""
+        if not self._map.closed:
+            self._words.release()
+            self._map.close()
+            os.close(self.fd)
 
 
 class BoxWriter:
@@ -119,6 +138,9 @@ class BoxWriter:
 
     def computing(self, step: int, now_ns: int, request_ids: Sequence[int]) -> None:
         self._write(step, _COMPUTING, now_ns, request_ids)
+
+    def taking(self, step: int, now_ns: int, request_id: int) -> None:
+        self._write(step, _TAKING, now_ns, (request_id,))
 
     def _write(self, step: int, phase: int, now_ns: int, ids: Sequence[int]) -> None:
         n_written = self._n_written + 1

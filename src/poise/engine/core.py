@@ -103,7 +103,12 @@ class Engine:
             drain_ns = began_ns  # waiting is no part of the step
         events: list[Event] = []
         for message in messages:
+            request_id = getattr(message, "request_id", 0)
+            if request_id:
+                self.box.taking(self.counters.steps, self.clock.now_ns(), request_id)
             self._handle(message, began_ns, events)
+            if request_id:
+                self.box.planning(self.counters.steps, self.clock.now_ns())
         if expired := self.scheduler.expire(began_ns):
             self.journal.record(began_ns, "expire", len(expired))
             events += expired

@@ -129,6 +129,7 @@ class Execution:
             if not live.opened:
                 n_prompt = live.request.n_prompt
                 prompt, output = live.tokens[:n_prompt], live.tokens[n_prompt:]
+                self._box.taking(step, self._clock.now_ns(), chunk.request_id)
                 self._runner.open(chunk.request_id, prompt, live.sampling, output)
                 live.opened = True
             tokens = live.tokens[chunk.start : chunk.start + chunk.n_tokens]

@@ -7,6 +7,7 @@ closes: an engine never outlives its gateway.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -23,8 +24,10 @@ from poise.config import Settings, to_policy
 from poise.config.paths import state_dir
 from poise.engine.blackbox import BoxWriter
 from poise.engine.core import Engine
+from poise.engine.dumps import keep_journal
 from poise.engine.journal import Journal
 from poise.engine.leash import tie_to_parent
+from poise.llama.fit import DoesNotFit
 from poise.llama.library import EngineLibraryError
 from poise.llama.load import LoadedRunner, Progress, load_runner
 from poise.llama.model import ModelError
@@ -117,7 +120,7 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
             Path(configure.model_path), settings, lambda progress, stage: port.send(wire.Loading(progress, stage))
         )
     except (ModelError, EngineLibraryError) as error:
-        port.send(wire.Fatal(str(error), permanent=True))
+        port.send(wire.Fatal(str(error), permanent=True, short_of_memory=isinstance(error, DoesNotFit)))
         port.flush()
         return EXIT_PERMANENT
     with loaded.runner as runner:
@@ -148,21 +151,14 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
         except EOFError:
             return 0
         except Exception as error:
-            dump = _dump_journal(journal)
-            traceback.print_exc()
-            port.send(wire.Fatal(f"{type(error).__name__}: {error}; journal in {dump}", permanent=False))
+            # Whatever fails from here on, a full disk above all: the gateway is to hear what it was.
+            left = keep_journal(state_dir(), journal.lines())
+            port.send(wire.Fatal(f"{type(error).__name__}: {error}; {left}", permanent=False))
             port.flush()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             return 1
     return 0
-
-
-def _dump_journal(journal: Journal) -> Path:
-    folder = state_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"engine-journal-{os.getpid()}.jsonl"
-    path.touch(mode=0o600)
-    path.write_text("\n".join(journal.lines()) + "\n")
-    return path
 
 
 def main(load: Callable[[Path, Settings, Progress], LoadedRunner] = load_runner) -> int:

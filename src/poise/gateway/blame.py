@@ -1,7 +1,8 @@
 """Which request is to blame for the death of an engine: suspects, probation and quarantine, on facts that are passed in.
 
 1. A forward pass that an engine died in is held against every request in it, unless somebody ended the engine on purpose
-   (SIGTERM, SIGINT) or it was in no pass at all.
+   (SIGTERM, SIGINT) or it was in no pass at all. An engine that died while it dealt with one request's message, or opened it,
+   died with that one alone.
 2. Whoever was in such a pass is a suspect: it is computed in passes of its own from then on, so that the next death names one.
 3. A suspect is acquitted by PROBATION_TOKENS new tokens, and everything that was held against it is forgotten.
 4. Who is found alone in a pass that killed an engine, and was in such a pass before, is quarantined.
@@ -36,18 +37,26 @@ class Cause(StrEnum):
 class Death:
     """An engine's end. `code` as of a process that was waited for: negative is a signal; None: it could not be started.
 
-    `pass_ids`: the requests in the forward pass that it died in, empty if it was in none.
+    `pass_ids`: the requests in the forward pass that it died in, or the one that it was told of or opened; empty: none.
+    `is_permanent`: it said that another one would end the same way; `is_short`: that memory does not suffice now.
     """
 
     cause: Cause
     code: int | None
     detail: str
     pass_ids: Sequence[int] = ()
+    is_permanent: bool = False
+    is_short: bool = False
 
     @property
     def is_on_purpose(self) -> bool:
         """Somebody ended it, or it ended itself in order: nothing that it computed had to do with it."""
         return self.cause is not Cause.HANG and (self.code in _ON_PURPOSE or self.code == 0)
+
+    @property
+    def is_lasting(self) -> bool:
+        """There is no use in trying again soon. Where memory is short there is: the fallback configuration needs less."""
+        return self.is_permanent and not self.is_short
 
     @property
     def is_sigkill(self) -> bool:

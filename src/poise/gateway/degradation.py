@@ -116,10 +116,17 @@ class Degradation:
         self._tell()
 
     def _on_death(self, death: Death) -> None:
-        if not death.is_on_purpose:
-            if self._levels.crashed(self._clock()):
-                self._engine.use(fallback(self._settings))
-            self._tell()
+        if death.is_on_purpose:
+            return
+        if death.is_short:
+            self._levels.too_large(self._clock())
+        elif (
+            not death.is_permanent and death.code is not None
+        ):  # else nothing would be gained by a smaller configuration
+            self._levels.crashed(self._clock())
+        if self._levels.degraded:
+            self._engine.use(fallback(self._settings))
+        self._tell()
 
     def _hold_back(self, *, constrained: bool) -> None:
         if constrained != self._held_back:

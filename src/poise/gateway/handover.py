@@ -5,16 +5,21 @@
 2. To the client's side of a request nothing happens twice: one Accepted, one Start, one last event, the counts of the first
    computation. In between it may be told Change "lost" and "recover", in pairs.
 3. What no engine has, no engine has to be asked about: an abort ends it here.
-4. Each loss counts for every request that was live, also for those in a queue. After `recoveries_max` of them a request ends with
-   ENGINE_LOST, so that none waits for ever on engines that cannot live.
+4. Each loss counts for every request that the engine had, also for those in its queue. After `recoveries_max` of them a request
+   ends with ENGINE_LOST, so that none waits for ever on engines that cannot live. An engine that never was ready had none; it
+   counts for all when the pause between two starts is at its longest.
 5. Who was being computed when an engine died is a suspect, and may be quarantined (`poise.gateway.blame`).
+6. Where UNNAMED_DEATHS engines in a row died without a word of whom, the next one is given one request at a time: the next comes
+   when a whole step was made with the one before. An engine that dies then has named it.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 
 from msgspec.structs import replace
 
@@ -25,6 +30,7 @@ from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, FinishReason, RequestClass
 from poise.wire import messages as wire
 
+UNNAMED_DEATHS = 2
 RUN = "run"
 """Level of a Hold that holds nothing."""
 
@@ -44,6 +50,10 @@ class _Live:
     n_losses: int = 0
     lost_ns: int = 0
     """When the engine was lost that it waits to be recovered from; 0: it does not."""
+    handed: bool = False
+    """The present engine has it."""
+    answered: bool = False
+    """The present engine has said that it has it."""
     n_handed: int = 0
     """Tokens that the present engine was given."""
     on_watch: bool = False
@@ -63,7 +73,11 @@ class Handover:
         self._recoveries_max = recoveries_max
         self._lives: dict[int, _Live] = {}
         self._blame = Blame()
-        self._has_engine = False
+        self._n_unnamed = 0
+        """Engines that died in a row, with requests and without naming any."""
+        self._trial: int | None = None
+        """Whom the engine was given last, while it is given one at a time."""
+        self._untried: deque[int] = deque()
 
     @property
     def n_live(self) -> int:
@@ -76,17 +90,24 @@ class Handover:
     def add(self, submit: wire.Submit, label: str) -> RequestHandle:
         """Hand a request to the engine, which must be ready."""
         handle = RequestHandle(submit.request_id, self._abort)
-        self._lives[submit.request_id] = _Live(handle, submit, label, utc())
-        self._send(submit)
+        live = self._lives[submit.request_id] = _Live(handle, submit, label, utc())
+        if self._trial is None:
+            live.handed = True
+            self._send(submit)
+        else:
+            self._untried.append(submit.request_id)
         return handle
 
-    def lose(self, death: Death) -> None:
-        """The engine is gone. Who can go on is told to wait; the others end."""
-        self._has_engine = False
+    def lose(self, death: Death, *, hopeless: bool = False) -> None:
+        """The engine is gone. Who can go on is told to wait; the others end. `hopeless`: this counts for all of them."""
         now_ns = time.monotonic_ns()
+        death = self._named(death)
         guilty = self._blame.judge(death)
+        self._trial = None
+        self._untried.clear()
         for request_id, live in self._each():
-            live.n_losses += 1
+            live.n_losses += live.handed or hopeless
+            live.handed = live.answered = False
             if live.aborted:
                 self._end(live, FinishReason.ABORTED)
             elif request_id == guilty:
@@ -101,27 +122,61 @@ class Handover:
             if request_id not in self._lives:  # it has just ended, or was the engine's own
                 self._blame.acquit(request_id)
 
+    def _named(self, death: Death) -> Death:
+        """The death with whom it names: the box's word, or else who was on trial."""
+        if death.is_on_purpose or not any(live.handed for live in self._lives.values()):
+            return death
+        if any(request_id in self._lives for request_id in death.pass_ids):
+            self._n_unnamed = 0
+            return death
+        if self._trial is not None:
+            return replaced(death, pass_ids=(self._trial,))
+        self._n_unnamed += 1
+        return death
+
     def hand_over(self) -> None:
         """An engine is ready: give it everything that is live, in the order of arrival, as the lost one had it."""
-        self._has_engine = True
-        for request_id, live in self._each():
-            if len(live.output) >= live.submit.max_output:
-                self._end(live, FinishReason.LENGTH)
+        if self._n_unnamed >= UNNAMED_DEATHS:
+            self._untried.extend(self._lives)
+            self._try_next()
+            return
+        for _, live in self._each():
+            self._hand(live)
+
+    def _try_next(self) -> None:
+        """Give the engine the next one that it can compute. All others that wait for it are of no danger, or have proved it."""
+        self._trial = None
+        while self._untried:
+            request_id = self._untried.popleft()
+            if (live := self._lives.get(request_id)) is None:
                 continue
-            suspect = self._blame.is_suspect(request_id)
-            live.n_handed, live.on_watch = len(live.output), True
-            # Who has had no answer yet is new to the engine: it may still be refused.
-            again = replace(live.submit, output=list(live.output), readmitted=live.accepted, suspect=suspect)
-            self._send(again)
-            if live.paused:
-                self._send(wire.Control(request_id, Control.PAUSE.value))
-            if live.hold != RUN:
-                self._send(wire.Hold(request_id, live.hold))
+            self._hand(live)
+            if request_id in self._lives and not live.paused and live.hold == RUN:
+                self._trial = request_id
+                return
+        self._n_unnamed = 0
+
+    def _hand(self, live: _Live) -> None:
+        request_id = live.submit.request_id
+        if len(live.output) >= live.submit.max_output:
+            self._end(live, FinishReason.LENGTH)
+            return
+        suspect = self._blame.is_suspect(request_id)
+        live.n_handed, live.on_watch, live.handed = len(live.output), True, True
+        # Who has had no answer yet is new to the engine: it may still be refused.
+        again = replace(live.submit, output=list(live.output), readmitted=live.accepted, suspect=suspect)
+        self._send(again)
+        if live.paused:
+            self._send(wire.Control(request_id, Control.PAUSE.value))
+        if live.hold != RUN:
+            self._send(wire.Hold(request_id, live.hold))
 
     def end_all(self, reason: str, detail: str) -> None:
         """Nothing more will be computed: every live request gets its last event."""
+        self._trial = None
+        self._untried.clear()
         for _, live in self._each():
-            if self._has_engine:
+            if live.handed:
                 self._send(wire.Abort(live.submit.request_id))
             self._end(live, FinishReason.ABORTED if live.aborted else reason, detail)
 
@@ -130,8 +185,10 @@ class Handover:
         live = self._lives.get(request_id)
         if live is not None and level != live.hold:
             live.hold = level
-            if self._has_engine:
+            if live.handed:
                 self._send(wire.Hold(request_id, level))
+            if request_id == self._trial:
+                self._try_next()  # nothing is computed for it now: it must not keep the others waiting
 
     def disown(self, tenant: str) -> int:
         """A tenant is erased: what is live of it leaves nothing, whatever engine has it, and reports do not name it.
@@ -147,6 +204,7 @@ class Handover:
         live = self._lives.get(answer.request_id)
         if live is None:
             return
+        live.answered = True
         if isinstance(answer, wire.Refused):
             if live.accepted:
                 self._end(live, ENGINE_LOST, f"another engine refused it: {answer.reason}")
@@ -171,6 +229,8 @@ class Handover:
         live = self._lives.get(answer.request_id)
         if live is not None and not answer.detail and answer.action in (Control.PAUSE, Control.RESUME):
             live.paused = answer.action == Control.PAUSE
+            if answer.request_id == self._trial:
+                self._try_next()
 
     def step(self, step: wire.Step) -> None:
         lives = self._lives
@@ -194,6 +254,8 @@ class Handover:
         for finish in step.finishes:
             if (live := lives.get(finish.request_id)) is not None:
                 self._finished(live, finish)
+        if self._trial is not None and self._lives[self._trial].answered:
+            self._try_next()
 
     def _each(self) -> Iterator[tuple[int, _Live]]:
         """All in order. One that has an event may end others in its listener: those are left out."""
@@ -259,12 +321,14 @@ class Handover:
     def _forget(self, live: _Live) -> None:
         self._blame.acquit(live.submit.request_id)
         del self._lives[live.submit.request_id]
+        if live.submit.request_id == self._trial:
+            self._try_next()
 
     def _abort(self, request_id: int) -> None:
         live = self._lives.get(request_id)
         if live is None:
             return
-        if not self._has_engine:
+        if not live.handed:
             self._end(live, FinishReason.ABORTED)
         elif not live.aborted:
             live.aborted = True

@@ -132,6 +132,11 @@ class Levels:
             self._n_crashes = len(self._crashes_s)
         return self.degraded
 
+    def too_large(self, now_s: float) -> None:
+        """There is no memory for the normal configuration now: the next engine is started in the fallback."""
+        self._crashes_s.append(now_s)  # the normal one is tried again after as long a time as after a crash
+        self.degraded, self._n_crashes = True, 0
+
     def recovered(self) -> None:
         """The normal configuration is being tried. What was counted before is forgotten: it takes as many crashes again."""
         self.degraded = self.recovers = False
@@ -158,7 +163,8 @@ class Levels:
         """Why it is at its level, with the numbers; nothing when it is normal."""
         told = ["the server was asked to stop"] if self._draining_s is not None else []
         if self.degraded:
-            told.append(f"{self._n_crashes} crashes within {self._settings.crash_window_s:g} s")
+            crashes = f"{self._n_crashes} crashes within {self._settings.crash_window_s:g} s"
+            told.append(crashes if self._n_crashes else "the normal configuration does not fit the memory that is free")
         return told + [condition.told() for condition in self._active()]
 
     def _active(self) -> Iterable[_Condition]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import sys
 import time
 from collections import deque
@@ -19,11 +17,9 @@ from itertools import count
 from typing import Any
 
 from poise.config import Settings, engine_settings
-from poise.engine.blackbox import BlackBox, BoxReading, Phase
-from poise.engine.leash import child_environment
+from poise.engine.blackbox import NAMING, BlackBox, BoxReading
 from poise.gateway.backoff import Backoff
 from poise.gateway.blame import Cause, Death, obituary
-from poise.gateway.connection import EngineConnection
 from poise.gateway.engine_client import (
     ENGINE_LOST,
     EnginePhase,
@@ -33,6 +29,8 @@ from poise.gateway.engine_client import (
 )
 from poise.gateway.handover import Handover
 from poise.gateway.quarantine import QuarantineReport
+from poise.gateway.supervision.launch import EngineProcess, Launcher
+from poise.gateway.supervision.pause import pause
 from poise.gateway.tasks import Tasks
 from poise.gateway.watchdog import Watchdog, look_every_s
 from poise.metrics.recovery import RecoveryMetrics
@@ -47,6 +45,7 @@ STABLE_AFTER_S = 5.0
 """An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
+TASK = "engine-supervisor"
 LOAD_S = 2.0  # what is taken for the time that an engine needs to be ready, until one has been
 
 
@@ -63,7 +62,7 @@ class Supervisor:
         """`command` starts an engine; the numbers of its black box and of its end of the socket pair are added to it."""
         self.state = EngineState()
         self.metrics = RecoveryMetrics()
-        self._command = command
+        self._launcher = Launcher(command)
         self._tasks = tasks or Tasks()
         self._settings = settings
         self._model_path = model_path
@@ -74,26 +73,26 @@ class Supervisor:
         self._templates: dict[str, list[int]] = {}
         self._shares = (1.0, 1.0)
         self._listeners: list[Callable[[Death], None]] = []
-        self._connection: EngineConnection | None = None
-        self._process: asyncio.subprocess.Process | None = None
-        self._box: BlackBox | None = None
+        self._engine: EngineProcess | None = None
         self._watchdog: Watchdog | None = None
         self._hang = ""
         """What the watchdog ended the engine for."""
         self._replacing = ""
         """What the engine was told to end for, so that another one takes its place."""
-        self._last_words = ""
+        self._last_words: wire.Fatal | None = None
         """What the engine itself said of its end."""
         self._began_s = self._ready_s = self._lost_s = 0.0
         """When the engine was started, was ready, and the one before it was lost; 0: it was not."""
         self._load_s = LOAD_S
+        self._was_ready = False
+        """Whether an engine has ever been."""
         self._task: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to start the engine; returns at once."""
-        self._task = self._tasks.start("engine-supervisor", self._supervise, essential=True)
+        self._task = self._tasks.start(TASK, self._supervise, essential=True)
         every_s = look_every_s(self._settings.engine.watchdog_s)
         self._watching = self._tasks.every("engine-watchdog", every_s, self._watch)
 
@@ -117,11 +116,12 @@ class Supervisor:
                 self._send(wire.Shutdown())
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(asyncio.shield(self._task), SHUTDOWN_GRACE_S)
-            if self._process is not None:
-                _kill(self._process)
+            if self._engine is not None:
+                self._engine.kill()
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        self._end()
 
     def submit(
         self,
@@ -237,35 +237,39 @@ class Supervisor:
         return EngineUnavailable(f"the engine is {state.phase}: {detail}", state.retry_after_s, permanent)
 
     def _send(self, message: wire.ToEngine) -> None:
-        if self._connection is not None:
-            self._connection.write(encode_frame(message))
+        if self._engine is not None:
+            self._engine.connection.write(encode_frame(message))
             if self._watchdog is not None:
                 self._watchdog.sent(time.monotonic_ns())
 
     async def _supervise(self) -> None:
         """Run engines one after the other until one fails for good or the server stops."""
-        try:
-            while not self._ended():
-                death = await self._run_one()
-                if self._ended():
-                    break
-                await asyncio.sleep(self._note_death(death))
-        finally:
-            self._requests.end_all(ENGINE_LOST, "the engine stopped")
-            self._fail_questions()
+        while not self._ended():
+            death = await self._run_one()
+            if self._ended():
+                break
+            delay_s = self._note_death(death)
+            await (pause(delay_s, self._model_path) if death.is_lasting else asyncio.sleep(delay_s))
+        self._end()
+
+    def _end(self) -> None:
+        """There is no other engine."""
+        self._requests.end_all(ENGINE_LOST, "the engine stopped")
+        self._fail_questions()
+        self._launcher.close()
 
     def _note_death(self, death: Death) -> float:
         """Tell everybody who has to know; returns the time until the next start."""
         replaced, self._replacing = self._replacing, ""
         now_s = time.monotonic()
         stable = bool(self._ready_s) and now_s - self._ready_s > STABLE_AFTER_S
-        delay_s = 0.0 if replaced else self._backoff.after(stable=stable)
+        delay_s = 0.0 if replaced else self._backoff.after(stable=stable, lasting=death.is_lasting)
         self._lost_s = self._lost_s or now_s
         self.state.restarts += 1
         self.state.status = None
         self.state.retry_after_s = delay_s + self._load_s
         self._set(EnginePhase.RESTARTING, detail=replaced or death.detail)
-        self._requests.lose(death)
+        self._requests.lose(death, hopeless=not self._ready_s and self._backoff.is_longest(delay_s))
         self._fail_questions()
         if replaced:
             log.warning("%s: the engine is replaced", replaced)
@@ -283,59 +287,40 @@ class Supervisor:
 
     async def _run_one(self) -> Death:
         """Start one engine and read it until it ends."""
-        self._began_s, self._ready_s, self._hang, self._last_words = time.monotonic(), 0.0, "", ""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        box_fd = BlackBox.create()
-        with contextlib.closing(BlackBox(box_fd)) as box:
-            try:
-                with theirs:
-                    self._process = await asyncio.create_subprocess_exec(
-                        *(*self._command, "--box", str(box_fd), str(theirs.fileno())),
-                        pass_fds=[box_fd, theirs.fileno()],
-                        env=child_environment(),
-                    )
-            except OSError as error:
-                ours.close()
-                return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
-            except asyncio.CancelledError:
-                ours.close()
-                raise
-            finally:
-                os.close(box_fd)
-            loop = asyncio.get_running_loop()
-            connection = EngineConnection(self._dispatch, loop.create_future())
-            try:
-                await loop.create_unix_connection(lambda: connection, sock=ours)
-                self._connection = connection
-                self._send(wire.Configure(engine_settings(self._settings), self._model_path))
-                self._box = box
-                await connection.lost
-            except (FrameError, ConnectionError) as error:
-                log.error("the engine's socket broke: %s", error)
-            except Exception:
-                # Whatever is wrong here, requests must neither wait for ever nor take the supervisor with them.
-                log.exception("what the engine said could not be dealt with; it is replaced")
-            finally:
-                self._watchdog = self._connection = self._box = None
-                connection.close()
-                code = await self._reap(self._process)
-            return self._death(code, _last_record(box))
+        self._began_s, self._ready_s, self._hang, self._last_words = time.monotonic(), 0.0, "", None
+        try:
+            engine = await self._launcher.launch(self._dispatch)
+        except OSError as error:
+            return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
+        self._engine = engine
+        try:
+            self._send(wire.Configure(engine_settings(self._settings), self._model_path))
+            await engine.connection.lost
+        except (FrameError, ConnectionError) as error:
+            log.error("the engine's socket broke: %s", error)
+        except Exception:
+            # Whatever is wrong here, requests must neither wait for ever nor take the supervisor with them.
+            log.exception("what the engine said could not be dealt with; it is replaced")
+        finally:
+            self._watchdog = self._engine = None
+            code = await engine.end(SHUTDOWN_GRACE_S)
+        return self._death(code, _last_record(engine.box))
 
     def _watch(self) -> None:
         """End an engine that hangs. Loading is exempt: it takes as long as the disk does."""
-        if self._watchdog is None or self._box is None or self._process is None or self._hang:
+        if self._watchdog is None or self._engine is None or self._hang:
             return
-        if (reading := _last_record(self._box)) is not None:
+        if (reading := _last_record(self._engine.box)) is not None:
             self._hang = self._watchdog.look(time.monotonic_ns(), reading)
         if self._hang:
-            _kill(self._process)
+            self._engine.kill()
 
     def _death(self, code: int, reading: BoxReading | None) -> Death:
         cause = Cause.HANG if self._hang else Cause.CRASH if code < 0 else Cause.EXIT
-        computing = reading is not None and reading.phase is Phase.COMPUTING
         hung = f"the engine hung and was ended: {self._hang}" if self._hang else ""
-        detail = hung or self._last_words or obituary(code)
-        return Death(cause, code, detail, reading.request_ids if reading and computing else ())
+        words = self._last_words or wire.Fatal("", permanent=False)
+        ids = reading.request_ids if reading is not None and reading.phase in NAMING else ()
+        return Death(cause, code, hung or words.message or obituary(code), ids, words.permanent, words.short_of_memory)
 
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
@@ -353,9 +338,10 @@ class Supervisor:
             case wire.Ready():
                 self._ready(message)
             case wire.Fatal():
-                self._last_words = message.message
-                phase = EnginePhase.FAILED if message.permanent else EnginePhase.RESTARTING
-                self._set(phase, detail=message.message)
+                self._last_words = message
+                # Only a person can mend what an engine has never been ready with. Later, whatever it is may pass.
+                failed = message.permanent and not self._was_ready
+                self._set(EnginePhase.FAILED if failed else EnginePhase.RESTARTING, detail=message.message)
             case wire.Journal():
                 self._answer(message.dump_id, message.lines)
             case wire.Controlled():
@@ -370,7 +356,8 @@ class Supervisor:
         self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"
         if self.state.phase is EnginePhase.STOPPED:
             return
-        self._ready_s = time.monotonic()
+        self._ready_s, self._was_ready = time.monotonic(), True
+        self._tasks.worked(TASK)
         # Before anything is sent: what the engine leaves alone counts from the first message on.
         self._watchdog = Watchdog(self._settings.engine.watchdog_s, time.monotonic_ns())
         self._load_s = self._ready_s - self._began_s
@@ -389,14 +376,6 @@ class Supervisor:
         for future in (future for futures in asked.values() for future in futures if not future.done()):
             future.set_exception(self._unavailable())
 
-    async def _reap(self, process: asyncio.subprocess.Process) -> int:
-        """Make sure that the process has ended."""
-        try:
-            return await asyncio.wait_for(process.wait(), SHUTDOWN_GRACE_S)
-        except (TimeoutError, asyncio.CancelledError):
-            _kill(process)
-            return await process.wait()
-
     def _set(self, phase: EnginePhase, detail: str = "") -> None:
         if self.state.phase is EnginePhase.STOPPED:
             return  # whatever an engine says or does from then on, no other one is started
@@ -404,11 +383,6 @@ class Supervisor:
         if phase is not EnginePhase.READY:
             self.state.ready = self.state.ready if phase is EnginePhase.STOPPED else None
         self._changed.set()
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
 
 
 def _last_record(box: BlackBox) -> BoxReading | None:

@@ -197,6 +197,10 @@ def _mib(n_bytes: int) -> str:
     return f"{n_bytes / (1 << 20):,.0f} MiB"
 
 
+class DoesNotFit(ModelError):
+    """There is not enough memory for it now."""
+
+
 def check_fit(path: Path, settings: Settings, *, available: int | None = None) -> None:
     """Refuse what memory cannot hold, where nobody is there to be advised. Raises ModelError."""
     need = settings_need(read_header(path), settings)
@@ -205,4 +209,4 @@ def check_fit(path: Path, settings: Settings, *, available: int | None = None) -
         problem = (
             f"needs {_mib(need.total)} of memory and {_mib(available)} is available; `poise fit` says what to change"
         )
-        raise ModelError(path, problem)
+        raise DoesNotFit(path, problem)

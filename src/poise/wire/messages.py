@@ -162,10 +162,12 @@ class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
 
 
 class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
-    """Engine to gateway: it cannot go on. `permanent` means that a restart would end the same way (a bad model file, say)."""
+    """Engine to gateway: it cannot go on. `permanent` means that a restart would end the same way (a bad model file, say), as
+    long as nobody changes anything; `short_of_memory` that this host does not have what the configuration needs now."""
 
     message: str
     permanent: bool
+    short_of_memory: bool = False
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
