@@ -13,7 +13,7 @@ from typing import Protocol
 
 import pytest
 
-from poise.engine.ports import Row, Runner, RunnerError, Sampled
+from poise.engine.ports import NO_TOKEN, Row, Runner, RunnerError, Sampled
 from poise.scheduler.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
 from poise.wire.messages import SamplingParams
 
@@ -332,6 +332,35 @@ class RunnerContract:
         beside = [Sequence(subject, 1, STORY, SAMPLED), Sequence(subject, 2, TEA, SAMPLED)]
         together(beside, subject.n_comparable)
         assert beside[1].output == expected
+
+    @pytest.mark.parametrize("bias", [float("inf"), float("nan"), 1e308])
+    def test_a_row_that_no_token_can_be_drawn_from_fails_alone(self, subject: Subject, bias: float) -> None:
+        """It says so; the others of its pass draw what they would have drawn alone, and its slot serves the next one."""
+        expected = [alone(subject, prompt, subject.n_comparable) for prompt in (CAPITALS, TEA)]
+        sampling = SamplingParams(temperature=0.0, logit_bias=((7, bias),), ignore_eos=True)
+        well = [Sequence(subject, 0, CAPITALS), Sequence(subject, 2, TEA)]
+        broken = Sequence(subject, 1, STORY, sampling)
+        rows = [s.row(len(s.prompt)) for s in (well[0], broken, well[1])]
+        first, failed, second = subject.runner.execute("short", rows)
+        assert "not numbers" in failed.failed
+        assert (failed.token.request_id, failed.token.token, failed.ends) == (broken.request_id, NO_TOKEN, False)
+        for sequence, row, sampled in zip(well, (rows[0], rows[2]), (first, second), strict=True):
+            assert sampled.failed == ""
+            sequence.took(row, sampled)
+        broken.release()
+        together(well, subject.n_comparable - 1)
+        assert [s.output for s in well] == expected
+        assert alone_in(subject, 1, TEA, subject.n_comparable) == expected[1]
+
+    @pytest.mark.parametrize(
+        ("prompt", "bias"), [([1 << 30], ()), ([5, -1], ()), ([5], ((1 << 30, 1.0),))], ids=["beyond", "below", "bias"]
+    )
+    def test_a_request_that_names_no_token_is_not_opened(
+        self, subject: Subject, prompt: list[int], bias: tuple[tuple[int, float], ...]
+    ) -> None:
+        """In a pass it would fail everybody's."""
+        with pytest.raises(RunnerError, match="a token that the model has not"):
+            Sequence(subject, 0, prompt, SamplingParams(logit_bias=bias))
 
     def test_logprobs_come_when_asked_for(self, subject: Subject) -> None:
         """Of the chosen token, and of as many of the likeliest as were asked for."""

@@ -19,6 +19,7 @@ from poise.sim.runner import SimRunner
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo, SamplingParams
 from tests.engine.harness import Bench
+from tests.engine.reference import answer
 
 
 def prompt(seed: int, n: int) -> list[int]:
@@ -117,6 +118,27 @@ class _Breaking(SimRunner):
         if pool == "long":
             raise RunnerError("the long pool is broken")
         return super().execute(pool, rows)
+
+
+def test_a_row_that_fails_ends_its_own_request_only() -> None:
+    """A draw that is impossible, and tokens that the model does not have: each ends one request, with the reason."""
+    bench = Bench(slots=4)
+    bench.submit(1, prompt(1, 20), 10)
+    bench.submit(2, prompt(2, 20), 10, SamplingParams(logit_bias=((3, float("nan")),)))
+    bench.submit(3, [5, 1 << 30], 10)
+    bench.submit(4, prompt(4, 20), 10)
+    bench.run()
+    ends = {i: (bench.finish(i).reason, bench.finish(i).detail) for i in (1, 2, 3, 4)}
+    assert ends == {
+        1: ("length", ""),
+        2: ("failed", "the model's logits are not numbers"),
+        3: ("failed", "the request has a token that the model has not: ids go from 0 to 1073741823"),
+        4: ("length", ""),
+    }
+    assert [len(bench.tokens(i)) for i in (1, 2, 3, 4)] == [10, 0, 0, 10]
+    assert [bench.tokens(i) for i in (1, 4)] == [answer(prompt(i, 20), 10) for i in (1, 4)]
+    warm = sum(pool.slots_warm for pool in bench.scheduler.snapshot().pools.values())
+    assert warm == 2, "the cells of a request that failed are kept"
 
 
 def test_a_runner_failure_ends_only_the_requests_of_its_batch() -> None:

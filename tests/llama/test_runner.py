@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poise.engine.ports import Row, RunnerError
+from poise.engine.ports import Row, RunnerError, Sampled
 from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model, ModelError
@@ -72,6 +72,35 @@ def test_a_failed_pass_empties_its_slots_only(
     finally:
         for slot in (0, 1):
             runner._contexts["short"].release(slot)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["short", "long"])
+def test_cells_that_are_not_numbers_die_with_their_request(runner: LlamaRunner, pool: str) -> None:
+    """Forgotten cells are still multiplied, by zero: what is not a number would reach the next sequence of the slot."""
+
+    def drawn(request: int, tokens: list[int], start: int = 0) -> Sampled:
+        if not start:
+            runner.open(request, tokens, SamplingParams(temperature=0.0))
+        (sampled,) = runner.execute(pool, [Row(request, 0, start, tokens, True)])
+        return sampled
+
+    expected = drawn(1, STORY[:8]).token.token
+    runner.apply(ReleaseSlot(pool, 0, 1))
+    drawn(2, STORY * 3)
+    context, n_cells = runner._contexts[pool], 3 * len(STORY)
+    state = context.copy_state(0, n_cells)
+    state[len(state) // 2 :] = 0xFF  # the values' half: 0xFFFF is none of f16's numbers
+    context.release(0)
+    context.write_state(0, state, n_cells)
+    failed = drawn(2, [5], n_cells)
+    assert "not numbers" in failed.failed
+    runner.apply(ReleaseSlot(pool, 0, 2))
+    try:
+        after = drawn(3, STORY[:8])
+        assert (after.failed, after.token.token) == ("", expected)
+    finally:
+        runner.apply(ReleaseSlot(pool, 0, 3))
 
 
 @pytest.mark.slow

@@ -258,3 +258,40 @@ def test_largest_finds_what_sorting_finds(n: int, k: int) -> None:
     """With ties, with lengths that do not divide into blocks, with more asked for than there is."""
     values = np.random.Generator(np.random.PCG64(n + k)).integers(0, max(2, n // 3), n).astype(np.float32)
     assert largest(values, k).tolist() == np.argsort(-values, kind="stable")[:k].tolist()
+
+
+@pytest.mark.parametrize("filters", [{"top_p": 0.9999}, {"top_p": 0.9999, "top_k": 4000}], ids=str)
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_a_nucleus_is_looked_for_among_the_likeliest_only(filters: dict[str, Any], spread: float) -> None:
+    """However flat the distribution is, a request cannot have the whole vocabulary sorted for each of its tokens."""
+    row = a_row(4, spread)
+    drawing = Sampler(SamplingParams(temperature=2.0, **filters), (), N_VOCAB, EOG, candidates_max=100)
+    likeliest = set(np.argsort(-row, kind="stable")[:100].tolist())
+    assert {drawing.draw(row).token for _ in range(300)} <= likeliest
+
+
+def test_a_nucleus_within_the_candidates_is_what_it_would_be_without_their_bound() -> None:
+    """The probability that it must reach is that of the whole vocabulary, not of the candidates."""
+    row = a_row(6, 3.0)
+    n_nucleus = len(kept(row, top_p=0.8))
+    assert n_nucleus < 400
+    params = SamplingParams(temperature=1.3, seed=5, top_p=0.8)
+    bounded, free = (Sampler(params, (), N_VOCAB, EOG, candidates_max=most) for most in (400, N_VOCAB))
+    assert [bounded.draw(row).token for _ in range(300)] == [free.draw(row).token for _ in range(300)]
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 3000}, {"min_p": 1e-3}, {"top_k": 3000, "min_p": 1e-3}], ids=str)
+def test_many_candidates_of_other_filters_are_not_cut(filters: dict[str, Any]) -> None:
+    """Without top_p nothing has to be sorted, so all are drawn from, in proportion."""
+    row, n = a_row(5, 0.5), 4000
+    row[[10, 20, 30]] = [3.5, 3.2, 3.0]
+    members = sorted(kept(row, **filters))
+    assert len(members) > 1024
+    mask = np.full(N_VOCAB, -np.inf, np.float32)
+    mask[members] = row[members]
+    expected = probabilities(mask)
+    drawn = draws(n, row, seed=3, **filters)
+    assert set(drawn) <= set(members)
+    for token in (10, 20, 30):
+        assert abs(drawn.count(token) / n - expected[token]) < 5 * np.sqrt(expected[token] / n), token
+    assert len(set(drawn)) > 1024

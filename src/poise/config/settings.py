@@ -188,9 +188,11 @@ class SamplingSettings(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Only the likeliest tokens that reach this probability together are considered; 1 considers all."""
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 40
-    """0 considers every token, at about fifty times the sampling cost when top_p is set."""
+    """0 considers every token, at about ten times the sampling cost when top_p is set."""
     min_p: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
     """Tokens less likely than this share of the likeliest one are left out."""
+    candidates_max: Annotated[int, Field(ge=64, le=1_000_000)] = 1024
+    """Most tokens that are considered where `top_p` is below 1, whatever `top_k` says: the likeliest ones."""
 
 
 class Settings(Section):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
-from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled
+from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled, words_of
 from poise.scheduler.plan import (
     Batch,
     BatchResult,
@@ -121,38 +121,51 @@ class Execution:
         return True
 
     def _run(self, step: int, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:
-        rows, prompts = [], list[Chunk]()
+        rows, prompts, errors = [], list[Chunk](), list[tuple[int, str]]()
         for chunk in batch.chunks:
             if chunk.request_id in lost:
                 continue
             live = self._live[chunk.request_id]
-            if not live.opened:
-                n_prompt = live.request.n_prompt
-                prompt, output = live.tokens[:n_prompt], live.tokens[n_prompt:]
-                self._box.taking(step, self._clock.now_ns(), chunk.request_id)
-                self._runner.open(chunk.request_id, prompt, live.sampling, output)
-                live.opened = True
+            if not live.opened and (refused := self._open(step, live)):
+                errors.append((chunk.request_id, refused))
+                continue
             tokens = live.tokens[chunk.start : chunk.start + chunk.n_tokens]
             rows.append(Row(chunk.request_id, chunk.slot, chunk.start, tokens, chunk.sample))
             if chunk.is_prompt:
                 prompts.append(chunk)
         if not rows:
-            return BatchResult(0), []
-        began_ns, sampling_ns = self._clock.now_ns(), self._runner.sampling_ns
+            return BatchResult(0, row_errors=tuple(errors)), []
+        began_ns = self._clock.now_ns()
         self._box.computing(step, began_ns, [row.request_id for row in rows])
         failed, drawn = "", list[Sampled]()
         try:
             drawn = self._runner.execute(batch.pool, rows)
         except RunnerError as error:
-            failed = str(error) or type(error).__name__
+            failed = words_of(error)
         cost_ns = self._clock.now_ns() - began_ns
         if prompts and not failed:
             self._note(prompts, sum(len(row.tokens) for row in rows), cost_ns // 1000)
-        sampling_ns = self._runner.sampling_ns - sampling_ns
+        sampling_ns = sum([draw.cost_ns for draw in drawn])
         self._sample_ns += sampling_ns
         self._forward_ns += cost_ns - sampling_ns
         ended = tuple(s.token.request_id for s in drawn if s.ends)
-        return BatchResult(cost_ns // 1000, ended, failed), drawn
+        sampled_us = tuple([(s.token.request_id, s.cost_ns // 1000) for s in drawn])
+        if any(s.failed for s in drawn):
+            errors += [(s.token.request_id, s.failed) for s in drawn if s.failed]
+            drawn = [s for s in drawn if not s.failed]
+        return BatchResult(cost_ns // 1000, ended, failed, sampled_us, tuple(errors)), drawn
+
+    def _open(self, step: int, live: Live) -> str:
+        """Prepare its sampling. Returns why that is not possible: a fault of the request, and of nobody beside it."""
+        request = live.request
+        prompt, output = live.tokens[: request.n_prompt], live.tokens[request.n_prompt :]
+        self._box.taking(step, self._clock.now_ns(), request.request_id)
+        try:
+            self._runner.open(request.request_id, prompt, live.sampling, output)
+        except Exception as error:
+            return words_of(error)
+        live.opened = True
+        return ""
 
     def _note(self, prompts: list[Chunk], n_tokens: int, pass_us: int) -> None:
         """Prompt chunks were computed, in a pass of so many tokens. One that only decodes has nothing to note."""

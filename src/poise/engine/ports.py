@@ -28,16 +28,39 @@ class Row:
     sample: bool
 
 
+NO_TOKEN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A drawn token; `ends` is true when it is an end-of-generation token (and not ignored)."""
+    """A drawn token; `ends` is true when it is an end-of-generation token (and not ignored).
+
+    cost_ns   what drawing it took
+    failed    why none could be drawn for this row, while those of the other rows could: `token.token` is then NO_TOKEN
+    """
 
     token: Token
     ends: bool
+    cost_ns: int = 0
+    failed: str = ""
 
 
 class RunnerError(Exception):
-    """A batch could not be computed. The sequences in it are lost; the runner can go on with others."""
+    """Something could not be computed or drawn. Of a whole batch: its sequences are lost. The runner can go on with others."""
+
+
+def words_of(error: Exception) -> str:
+    """What is said of an error. Only a RunnerError's text is known not to quote a request, which the journal must not hold."""
+    return (
+        str(error) if isinstance(error, RunnerError) and str(error) else f"an unforeseen error: {type(error).__name__}"
+    )
+
+
+def check_known(tokens: Sequence[int], n_vocab: int) -> None:
+    """Raises RunnerError when one of the ids is no token of a vocabulary of that size."""
+    if tokens and not 0 <= min(tokens) <= max(tokens) < n_vocab:
+        # The error goes into the journal, which holds no token of a prompt.
+        raise RunnerError(f"the request has a token that the model has not: ids go from 0 to {n_vocab - 1}")
 
 
 class Runner(Protocol):
@@ -52,11 +75,6 @@ class Runner(Protocol):
         ...
 
     @property
-    def sampling_ns(self) -> int:
-        """Time spent drawing tokens, since the start; `execute` takes it besides the forward passes."""
-        ...
-
-    @property
     def stored_bytes(self) -> int:
         """Bytes that all entries of the host store take."""
         ...
@@ -68,6 +86,8 @@ class Runner(Protocol):
 
         With `output`, tokens that were generated elsewhere, it goes on after them exactly as it would have there: a draw
         depends on logits, parameters, seed and the tokens before it, and on nothing that a runner remembers.
+
+        Raises RunnerError when the request names tokens that the model does not have: computed, they would fail a whole batch.
         """
         ...
 
@@ -89,8 +109,9 @@ class Runner(Protocol):
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         """Compute rows (ascending slots) in one forward pass and sample.
 
-        Returns one Sampled per row with `sample`, in row order. Raises RunnerError; then no slot of `rows` is usable until
-        it was released.
+        Returns one Sampled per row with `sample`, in row order. One whose drawing failed says so and harms no other; its cells
+        are computed, and may hold what is not a number. Raises RunnerError when the pass failed; then no slot of `rows` is
+        usable until it was released.
         """
         ...
 

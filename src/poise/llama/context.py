@@ -67,6 +67,7 @@ class PoolContext:
         self._memory = self._library.get_memory(self._pointer)
         self._batch = BatchBuffer(self._library, batch_tokens, spec.slot_cells)
         self._filled = [0] * spec.n_slots
+        self._tainted: set[int] = set()
         self._state = np.empty(0, np.uint8)
         self._rows_by_address: dict[int, npt.NDArray[np.float32]] = {}
         self._row_type = ctypes.c_float * model.n_vocab
@@ -169,10 +170,18 @@ class PoolContext:
             self._rows_by_address[address] = row
         return row
 
+    def taint(self, slot: int) -> None:
+        """A slot's cells hold what is not a number. Attention multiplies even a forgotten cell, if only by zero, and that
+        is not a number either: so the slot is overwritten when it is released."""
+        self._tainted.add(slot)
+
     def release(self, slot: int) -> None:
-        """Empty a slot."""
+        """Empty a slot. Of a tainted one nothing is left; raises RunnerError when that could not be done."""
         self._library.memory_seq_rm(self._memory, slot, -1, -1)
         self._filled[slot] = 0
+        if slot in self._tainted:
+            self._tainted.discard(slot)
+            self.scrub()
 
     def scrub(self) -> None:
         """Overwrite every cell that no slot holds, and what reading states has left behind.

@@ -79,6 +79,7 @@ def _load(weights: Weights, settings: Settings, progress: Progress) -> LoadedRun
             kv_type=engine.kv_type,
             adapt_threads=engine.adapt_threads and engine.gpu_layers == 0,
             costs=priors,
+            candidates_max=settings.sampling.candidates_max,
         )
     except BaseException:
         model.close()

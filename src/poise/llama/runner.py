@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Self
 
-from poise.engine.ports import Row, Sampled
+import numpy as np
+
+from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
 from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model
@@ -47,22 +49,23 @@ class LlamaRunner:
         kv_type: str = "f16",
         adapt_threads: bool = False,
         costs: Mapping[str, CostPrior] | None = None,
+        candidates_max: int = 1024,
     ) -> None:
         """Build the pools. Raises ModelError, with everything freed again.
 
         A slot has the cells its spec asks for, but never more than the context the model was trained on.
         threads 0: one for each core that this process may use. adapt_threads: fewer while passes take much longer than
-        `costs` say, as they do beside other busy programs.
+        `costs` say, as they do beside other busy programs. candidates_max: see `poise.llama.sampler`.
         """
         self.model = model
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._contexts: dict[str, PoolContext] = {}
         self._store = StateStore()
+        self._candidates_max = candidates_max
         self._costs = {spec.name: CostModel((costs or {}).get(spec.name, CostPrior())) for spec in pools}
         self._threads = threads or usable_threads()
         self._governor = ThreadGovernor(self._threads) if adapt_threads else None
-        self.sampling_ns = 0
         try:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
@@ -107,8 +110,11 @@ class LlamaRunner:
     def open(
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
     ) -> None:
+        check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], self.model.n_vocab)
         vocab = self.model.vocab
-        self._samplers[request_id] = Sampler(sampling, prompt, self.model.n_vocab, vocab.eog_tokens, output)
+        self._samplers[request_id] = Sampler(
+            sampling, prompt, self.model.n_vocab, vocab.eog_tokens, output, self._candidates_max
+        )
 
     def close(self, request_id: int) -> None:
         self._samplers.pop(request_id, None)
@@ -140,11 +146,22 @@ class LlamaRunner:
         assert all(row.slot < after.slot for row, after in pairwise(rows)), (
             f"rows are not in ascending slot order: {[row.slot for row in rows]}"
         )
-        logits = self._compute(pool, rows)
-        ids = [row.request_id for row in rows if row.sample]
+        computed = self._compute(pool, rows)
+        sampled = []
         began_ns = time.perf_counter_ns()
-        sampled = [self._sample(request_id, row) for request_id, row in zip(ids, logits, strict=True)]
-        self.sampling_ns += time.perf_counter_ns() - began_ns
+        for row, logits in zip([row for row in rows if row.sample], computed, strict=True):
+            request_id = row.request_id
+            token, ends, failed = Token(request_id, NO_TOKEN), False, ""
+            try:
+                drawn = self._samplers[request_id].draw(logits)
+                token, ends = Token(request_id, drawn.token, drawn.logprob, drawn.top), drawn.token in self._eog
+            except Exception as error:  # whatever it is, it is this row's: the others are drawn as if nothing was
+                failed = words_of(error)
+                if not np.isfinite(logits.max()):
+                    self._contexts[pool].taint(row.slot)
+            now_ns = time.perf_counter_ns()
+            sampled.append(Sampled(token, ends, now_ns - began_ns, failed))
+            began_ns = now_ns
         return sampled
 
     def _compute(self, pool: str, rows: Sequence[Row]) -> list[Floats]:
@@ -161,10 +178,6 @@ class LlamaRunner:
         now_ns = time.perf_counter_ns()
         governor.observe((now_ns - began_ns) / 1000 / max(1.0, self._costs[pool].predict_us(shape)), now_ns)
         return logits
-
-    def _sample(self, request_id: int, logits: Floats) -> Sampled:
-        drawn = self._samplers[request_id].draw(logits)
-        return Sampled(Token(request_id, drawn.token, drawn.logprob, drawn.top), ends=drawn.token in self._eog)
 
     def shutdown(self) -> None:
         """Free samplers, stored states (overwritten), pools and model, in this order. Later calls do nothing."""

@@ -11,7 +11,8 @@ Stages, in llama.cpp's usual order; each one after the first sees only what the 
     1  logit_bias, penalties, end-of-generation ban    a copy of the row, changed in few places
     2  temperature 0                                   the largest logit
     3  top_k   keep the k largest
-    4  top_p   keep the smallest set of the most likely ones whose probabilities reach p
+    4  top_p   keep the smallest set of the most likely ones whose probabilities reach p, and of those the likeliest
+               `candidates_max`: sorting a whole vocabulary for a tail that is hardly ever drawn from costs 50 times as much
     5  min_p   keep what is at least min_p times as likely as the likeliest
     6  temperature, then one draw
 
@@ -68,13 +69,16 @@ class Sampler:
         n_vocab: int,
         eog_tokens: Sequence[int],
         output: Sequence[int] = (),
+        candidates_max: int = 1024,
     ) -> None:
         """`output`: what was drawn before, by this sampler's like elsewhere; it goes on after that."""
         self._sampling = sampling
+        self._candidates_max = candidates_max
         self._eog = np.array(eog_tokens, np.int64)
         self._temperature = max(sampling.temperature, TEMPERATURE_MIN)
         self._bias_ids = np.array([token for token, _ in sampling.logit_bias], np.int64)
-        self._bias = np.array([bias for _, bias in sampling.logit_bias], np.float32)
+        with np.errstate(over="ignore"):  # a bias that is too large fails the draw, by name
+            self._bias = np.array([bias for _, bias in sampling.logit_bias]).astype(np.float32)
         assert all(0 <= token < n_vocab for token, _ in sampling.logit_bias), "logit_bias names an unknown token"
         self._repeated = _TokenCounts([*prompt, *output]) if sampling.repetition_penalty != 1.0 else None
         counts_output = sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0
@@ -128,30 +132,45 @@ class Sampler:
         filtered = 0 < sampling.top_k < len(logits) or sampling.top_p < 1.0 or sampling.min_p > 0.0
         if not filtered:
             return self._pick_from_all(logits, best, first, second)
+        top_k, most = sampling.top_k, self._candidates_max
+        if sampling.top_p == 1.0 and most < top_k < len(logits):
+            return self._pick_from_all(logits, best, first, second, kth=_kth_largest(logits, top_k))
         ids = self._candidates(logits, best)
+        if len(ids) > most:
+            return self._pick_from_all(logits, best, first, second)
         return int(ids[_choose(np.exp((logits[ids].astype(np.float64) - best) / self._temperature), first)])
 
     def _candidates(self, logits: Floats, best: float) -> Ids:
-        """The tokens that top_k, top_p and min_p keep."""
+        """The tokens that top_k, top_p and min_p keep; they are more than `candidates_max` where only min_p is set."""
         top_k, top_p, min_p = self._sampling.top_k, self._sampling.top_p, self._sampling.min_p
+        most = self._candidates_max
         ids: Ids
         if top_p == 1.0 and min_p > 0.0:
             # The likely tokens are mostly fewer than top_k, which then need not be looked for.
             ids = np.flatnonzero(logits >= best + log(min_p))
             return ids[largest(logits[ids], top_k)] if 0 < top_k < len(ids) else ids
         if 0 < top_k < len(logits):
-            ids = largest(logits, top_k)
+            ids = largest(logits, min(top_k, most))
             weights = np.exp(logits[ids] - np.float32(best))
             goal = top_p * float(weights.sum())
         else:
             ids, weights, goal = _likely(logits, best, top_p, min_p)
+            if len(ids) > most:
+                likeliest = np.sort(largest(weights, most))  # in the order of their ids, as without the bound
+                ids, weights = ids[likeliest], weights[likeliest]
         threshold = _nucleus_threshold(weights, goal) if top_p < 1.0 else 0.0
         kept: Ids = ids[weights >= max(threshold, min_p)]
         return kept
 
-    def _pick_from_all(self, logits: Floats, best: float, first: float, second: float) -> int:
-        """Plain temperature: choose a block by its weight, then a token in it; one running sum would cost ten times that."""
+    def _pick_from_all(self, logits: Floats, best: float, first: float, second: float, kth: float = -np.inf) -> int:
+        """Without sorting, from all that min_p keeps and that are not below the `kth` largest; its equals stay with it.
+
+        Choose a block by its weight, then a token in it; one running sum would cost ten times that.
+        """
         weights = np.exp((logits - np.float32(best)) / np.float32(self._temperature))
+        floor = max(kth, best + log(self._sampling.min_p) if self._sampling.min_p else -np.inf)
+        if floor > -np.inf:
+            weights[logits < floor] = 0.0
         starts = np.arange(0, len(weights), BLOCK)
         start = int(starts[_choose(np.add.reduceat(weights, starts), first)])
         return start + _choose(weights[start : start + BLOCK], second)
@@ -217,6 +236,10 @@ def largest(row: Floats, k: int) -> Ids:
         maxima.partition(n_blocks - k)
         ids = np.flatnonzero(row >= maxima[n_blocks - k])
     return ids[_descending(row[ids])[:k]]
+
+
+def _kth_largest(row: Floats, k: int) -> float:
+    return float(np.partition(row, len(row) - k)[len(row) - k])
 
 
 def _descending(values: Floats) -> Ids:

@@ -156,6 +156,8 @@ class StepBudget:
         self._left_us = float(target_us)
         self._tokens_left = dict.fromkeys(models, batch_tokens)
         self.shapes = {pool: BatchShape() for pool in models}
+        self.sampling_us = dict.fromkeys(models, 0.0)
+        """What drawing the step's tokens will take: no part of the pass, whose cost the models predict."""
 
     @property
     def left_us(self) -> float:
@@ -164,7 +166,8 @@ class StepBudget:
     @property
     def marginal_us(self) -> float:
         """What the chunks put in so far cost, without the calls' fixed parts: what tenants are charged in proportion to."""
-        return sum(self._models[pool].marginal_us(shape) for pool, shape in self.shapes.items())
+        passes_us = sum(self._models[pool].marginal_us(shape) for pool, shape in self.shapes.items())
+        return passes_us + sum(self.sampling_us.values())
 
     def cap(self, left_us: float) -> None:
         """Leave at most that much of the budget."""
@@ -177,10 +180,11 @@ class StepBudget:
         """What the pool's first chunk pays besides its own cost: the call's fixed part."""
         return self._models[pool].fixed_us if self.shapes[pool].is_empty else 0.0
 
-    def spend_decodes(self, pool: str, n_tokens: int, attended: int) -> None:
+    def spend_decodes(self, pool: str, n_tokens: int, attended: int, sampling_us: float) -> None:
         """Put decodes of `n_tokens` sequences into the step, whether or not the budget still covers them."""
         model, shape = self._models[pool], self.shapes[pool]
-        self._left_us -= self.entry_us(pool) + n_tokens * model.decode_us + attended * model.attended_us
+        self._left_us -= self.entry_us(pool) + n_tokens * model.decode_us + attended * model.attended_us + sampling_us
+        self.sampling_us[pool] += sampling_us
         self._tokens_left[pool] -= n_tokens
         shape.decode_tokens += n_tokens
         shape.attended_cells += attended

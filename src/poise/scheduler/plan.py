@@ -128,12 +128,18 @@ class StepPlan:
 class BatchResult:
     """What one batch did: its measured cost, and which sequences' sampled token ended them.
 
-    `failed` is empty when every chunk was computed; otherwise it names the error and nothing of the batch counts.
+    cost_us      of the whole batch, drawing tokens included
+    failed       empty when every chunk was computed; otherwise it names the error and nothing of the batch counts
+    sampled_us   (request id, cost) of each token that was drawn, or could not be
+    row_errors   (request id, why) of each sequence that failed by itself: it was not computed, or no token could be drawn for
+                 it. The others are not touched by that
     """
 
     cost_us: int
     ended: tuple[int, ...] = ()
     failed: str = ""
+    sampled_us: tuple[tuple[int, int], ...] = ()
+    row_errors: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,7 @@ class PlanningPass:
     def _decode(self, sequences: Iterable[Sequence]) -> None:
         """One token for each decoding sequence that has none yet. The hot path of planning: one pass, no calls."""
         chosen = self._chosen
-        tally = {pool: [0, 0] for pool in self._chunks}
+        tally = {pool: [0, 0, 0.0] for pool in self._chunks}
         for sequence in sequences:
             request, start = sequence.request, sequence.n_computed
             if (
@@ -169,9 +169,10 @@ class PlanningPass:
                 counts = tally[sequence.pool]
                 counts[0] += 1
                 counts[1] += start + 1
-        for pool, (n_tokens, attended) in tally.items():
+                counts[2] += sequence.sample_us
+        for pool, (n_tokens, attended, sampling_us) in tally.items():
             if n_tokens:
-                self.budget.spend_decodes(pool, n_tokens, attended)
+                self.budget.spend_decodes(pool, int(n_tokens), int(attended), sampling_us)
 
     def _background_share(self) -> None:
         """Pay what background work is owed: decodes and one quantum of the first prompt, by least-served tenant.
@@ -301,7 +302,7 @@ class PlanningPass:
     def _add_prompt(self, sequence: Sequence, n_tokens: int) -> None:
         request_id, pool, start = sequence.request.request_id, sequence.pool, sequence.n_computed
         if sequence.is_decoding:  # it comes back from the host store
-            self.budget.spend_decodes(pool, 1, start + 1)
+            self.budget.spend_decodes(pool, 1, start + 1, sequence.sample_us)
         else:
             self.budget.spend_prompt(pool, start, n_tokens)
         self._chosen.add(request_id)
@@ -323,8 +324,15 @@ class PlanningPass:
             for group in (together, *apart):
                 if group:
                     shape = _shape(group) if apart else self.budget.shapes[pool]
-                    batches.append(Batch(pool, tuple(group), int(self.books.models[pool].predict_us(shape))))
+                    sampling_us = self._sampling_us(group) if apart else self.budget.sampling_us[pool]
+                    predicted_us = self.books.models[pool].predict_us(shape) + sampling_us
+                    batches.append(Batch(pool, tuple(group), int(predicted_us)))
         return tuple(batches)
+
+    def _sampling_us(self, chunks: Iterable[Chunk]) -> float:
+        """What drawing tokens takes after a pass over these chunks."""
+        running = {i: s for sequences in self.books.running.values() for i, s in sequences.items()}
+        return sum(running[chunk.request_id].sample_us for chunk in chunks if chunk.sample)
 
 
 def _shape(chunks: Iterable[Chunk]) -> BatchShape:

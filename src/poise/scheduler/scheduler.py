@@ -349,25 +349,34 @@ class Scheduler:
                     break
 
     def _account(self, batch: Batch, result: BatchResult, lost: frozenset[int], events: list[Event]) -> int:
-        """Charge a batch's cost, advance its sequences; returns what background work cost."""
+        """Charge a batch's cost, advance its sequences; returns what background work cost.
+
+        The pass is shared: its cost is split by the cost model. Drawing a token is for one sequence, which pays for just that.
+        """
         chunks = tuple(c for c in batch.chunks if c.request_id not in lost) if lost else batch.chunks
         shape = BatchShape()
         for chunk in chunks:
             shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
         model = self._books.models[batch.pool]
-        costs = split_cost(result.cost_us, batch_shares(chunks, model))
-        if chunks and not result.failed:
-            model.observe(shape, result.cost_us)
+        sampled_us, errors = dict(result.sampled_us), dict(result.row_errors)
+        pass_us = max(0, result.cost_us - sum(sampled_us.values()))
+        costs = split_cost(pass_us, batch_shares(chunks, model))
+        if chunks and not (result.failed or errors):
+            model.observe(shape, pass_us)
         background_us = 0
-        for chunk, cost_us in zip(chunks, costs, strict=True):
+        for chunk, share_us in zip(chunks, costs, strict=True):
             sequence = self._life.sequences[chunk.request_id]
             request_class = sequence.request_class
+            own_us = sampled_us.get(chunk.request_id, 0)
+            cost_us = share_us + own_us
+            if own_us:
+                sequence.learn_sampling(own_us)
             sequence.served_us += cost_us
             self._books.served[request_class].charge(sequence.request.tenant, cost_us)
             if request_class is RequestClass.BACKGROUND:
                 background_us += cost_us
-            if result.failed:
-                events.append(self._life.finish(sequence, FinishReason.FAILED, result.failed))
+            if failed := result.failed or errors.get(chunk.request_id, ""):
+                events.append(self._life.finish(sequence, FinishReason.FAILED, failed))
             else:
                 self._life.advance(sequence, chunk, ended=chunk.request_id in result.ended, events=events)
         return background_us

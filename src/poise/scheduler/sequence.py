@@ -41,6 +41,10 @@ TRANSITIONS: dict[State, tuple[State, ...]] = {
 }
 
 
+SAMPLING_MEMORY = 0.25
+"""Weight of the newest draw in a sequence's mean cost of one."""
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A request on its way through the scheduler. `slot` and `entry` are -1 where there is none."""
@@ -73,6 +77,8 @@ class Sequence:
     """When it got its present slot."""
     n_chunks: int = 0
     """Chunks computed since then."""
+    sample_us: float = 0.0
+    """What drawing one of its tokens takes, as a running mean; 0 before the first."""
     away_ns: int = 0
     """When it was preempted last."""
     n_pushes: int = 0
@@ -92,6 +98,10 @@ class Sequence:
         self.n_tokens = self.request.n_known
         self.blocks = list(self.request.blocks)
         self.erased = self.request.erased
+
+    def learn_sampling(self, cost_us: int) -> None:
+        """A token was drawn."""
+        self.sample_us += (cost_us - self.sample_us) * SAMPLING_MEMORY if self.sample_us else cost_us
 
     def to(self, state: State) -> None:
         assert state in TRANSITIONS[self.state], f"request {self.request.request_id}: {self.state} -> {state}"

@@ -111,7 +111,7 @@ def _collect(entries: Iterable[Entry]) -> _Samples:
             for batch, batch_result in zip(plan["batches"], result["batches"], strict=True):
                 in_runner_us += batch_result["cost_us"]
                 n_rows += len(batch["chunks"])
-                if not batch_result["failed"]:
+                if not batch_result["failed"] and not batch_result.get("row_errors"):
                     samples.batches.setdefault(batch["pool"], []).append((_shape(batch), batch_result["cost_us"]))
             samples.carried_us += result.get("carried_us", 0)
             samples.carried_cells += result.get("carried_cells", 0)

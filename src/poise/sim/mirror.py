@@ -44,7 +44,7 @@ class RealCells(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """`n` cells of one tenant; None: a batch failed, and what is left can only be released."""
+    """`n` cells of one tenant; None: its batch or its row failed, and what is left can only be released."""
 
     tenant: str
     request_id: int
@@ -73,9 +73,10 @@ class Mirror:
         for operation in plan.operations:
             self._apply(operation, unstored, lost)
         for batch, batch_result in zip(plan.batches, result.batches, strict=True):
+            failed = {request_id for request_id, _ in batch_result.row_errors}
             for chunk in batch.chunks:
                 if chunk.request_id not in lost:
-                    self._compute(batch.pool, chunk, failed=bool(batch_result.failed))
+                    self._compute(batch.pool, chunk, failed=bool(batch_result.failed) or chunk.request_id in failed)
 
     def used_by(self, pool: str, live: Container[int]) -> int:
         """Cells of a pool that belong to live requests."""

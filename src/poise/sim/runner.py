@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
-from poise.engine.ports import Row, RunnerError, Sampled
+from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known
 from poise.scheduler.budget import BatchShape, CostModel
 from poise.scheduler.plan import (
     CopySlot,
@@ -35,6 +35,12 @@ END_TOKEN = 0
 
 CELL_BYTES = 64
 """What a stored cell takes where the pool's description does not say."""
+
+TOKENS = 1 << 30
+"""Ids that may be in a prompt. Only the first `n_vocab` of them are drawn."""
+
+LOGIT_MAX = 3.4e38
+"""What a bias may be: more, or what is no number, makes a row that no token can be drawn from."""
 
 Fault = Callable[[str, object], bool]
 """Asked before each forward pass ("execute", pool) and each operation that carries cells ("apply", operation): does it fail?"""
@@ -99,10 +105,6 @@ class SimRunner:
         return 0
 
     @property
-    def sampling_ns(self) -> int:
-        return 0
-
-    @property
     def stored_bytes(self) -> int:
         """Bytes of all entries of the host store: their cells times `cell_bytes`."""
         return sum(len(stored.cells) * self._cell_bytes[stored.pool] for stored in self._entries.values())
@@ -118,6 +120,7 @@ class SimRunner:
     def open(
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
     ) -> None:
+        check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], TOKENS)
         self._open[request_id] = _Open(sampling, len(output))
 
     def close(self, request_id: int) -> None:
@@ -211,6 +214,8 @@ class SimRunner:
     def _sample(self, request_id: int, state: int) -> Sampled:
         opened = self._open[request_id]
         sampling = opened.sampling
+        if not all(bias <= LOGIT_MAX for _, bias in sampling.logit_bias):
+            return Sampled(Token(request_id, NO_TOKEN), ends=False, failed="the model's logits are not numbers")
         draw = state if sampling.temperature == 0 else _mix(_mix(state, sampling.seed), opened.n_output)
         may_end = not sampling.ignore_eos and opened.n_output >= sampling.min_output
         if may_end and self._end_rate and draw % self._end_rate == 0:
