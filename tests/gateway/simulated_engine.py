@@ -32,7 +32,7 @@ BUG_TOKEN = 667
 HANG_TOKEN = 668
 """A prompt that begins with this token stops the process in the middle of a step."""
 OPEN_TOKEN = 669
-"""A prompt that begins with this token raises when it is opened for its first pass."""
+"""A prompt that begins with this token ends the process when it is opened for its first pass."""
 PLAN_LENGTH = 13
 """A prompt of so many tokens breaks the loop as soon as it is planned, where nothing says that it was this one."""
 SLOW_STEP_S = 0.01
@@ -57,7 +57,7 @@ class _Runner(SimRunner):
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
     ) -> None:
         if prompt[0] == OPEN_TOKEN:
-            raise ZeroDivisionError("a bug in opening")
+            os._exit(1)
         super().open(request_id, prompt, sampling, output)
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
