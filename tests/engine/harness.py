@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import msgspec
@@ -20,12 +21,18 @@ from poise.wire.messages import PoolInfo, SamplingParams
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
+PAGE_S_MAX = 10.0
+"""Only a failing test waits that long."""
+
+
 class Mailboxes:
     """Inbox and Outbox: messages are put in by the test, and what the engine sends is kept."""
 
     def __init__(self) -> None:
         self.incoming: list[wire.ToEngine] = []
         self.sent: list[wire.ToGateway] = []
+        self.pages: SimpleQueue[wire.JournalPage] = SimpleQueue()
+        """Pages of the journal, which come from another thread."""
         self.blocked = 0
         self.waits: list[int | None] = []
         """Until when it would have waited, each time that there was nothing to do."""
@@ -38,7 +45,10 @@ class Mailboxes:
         return messages
 
     def send(self, message: wire.ToGateway) -> None:
-        self.sent.append(message)
+        if isinstance(message, wire.JournalPage):
+            self.pages.put(message)
+        else:
+            self.sent.append(message)
 
 
 class Bench:
@@ -94,6 +104,20 @@ class Bench:
         if output or suspect:
             message = msgspec.structs.replace(message, output=list(output), readmitted=True, suspect=suspect)
         self.mail.incoming.append(message)
+
+    def page(self, message: wire.ReadJournal) -> wire.JournalPage:
+        """The answer to a reader of the journal."""
+        self.mail.incoming.append(message)
+        self.run()
+        return self.mail.pages.get(timeout=PAGE_S_MAX)
+
+    def journal(self, read_id: int = 1) -> list[str]:
+        """All lines of the journal as a reader gets them."""
+        page, lines = self.page(wire.ReadJournal(read_id, begins=True)), []
+        while not page.is_last:
+            lines += page.lines
+            page = self.page(wire.ReadJournal(read_id))
+        return lines
 
     def run(self, steps_max: int = 5000) -> None:
         """Step until the engine would wait for a message."""

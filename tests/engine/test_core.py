@@ -204,13 +204,11 @@ def test_the_journal_tells_what_was_planned_and_holds_no_prompt() -> None:
     bench = Bench()
     bench.submit(1, [777777] * 40, 3)
     bench.run()
-    bench.mail.incoming.append(wire.DumpJournal(9))
-    bench.run()
-    (journal,) = [m for m in bench.mail.sent if isinstance(m, wire.Journal)]
-    lines = [json.loads(line) for line in journal.lines]
+    journal = bench.journal()
+    lines = [json.loads(line) for line in journal]
     assert lines[0]["dropped"] == 0
     assert {line["kind"] for line in lines[1:]} == {"policy", "add", "plan", "result", "rest"}
-    assert "777777" not in "".join(journal.lines)
+    assert "777777" not in "".join(journal)
 
 
 def test_shutdown_ends_the_loop() -> None:

@@ -134,7 +134,7 @@ def test_the_journal_says_nothing_about_a_prompt() -> None:
         b.run()
         ask(b, 9, prompt + prompt, tenant="a")
         requests = added(b)
-        text = "".join(journal(b))
+        text = "".join(b.journal())
         assert not any(str(token) in text for token in prompt)
         assert not any(str(answer(prompt + words(i, 9), 40)[:3])[1:-1] in text for i in range(1, 5))
         keys.append({key for request in requests for key in request["blocks"]})
@@ -201,7 +201,7 @@ def test_a_journal_with_templates_swaps_and_a_forget_can_be_run_again() -> None:
     b.send(wire.Template("house", GARDEN), wire.Forget(1, "a"), wire.Control(1, "pause"), wire.Control(1, "resume"))
     b.submit(9, GARDEN + words(9, 20), 30, template="house")
     b.run()
-    lines = journal(b)
+    lines = b.journal()
     assert any('"kind": "retract"' in line for line in lines)
     done = replay(lines)
     assert done.difference == ""
@@ -262,13 +262,7 @@ def test_entries_come_and_go_in_pairs() -> None:
         assert b.tokens(i) == answer(words(i, 60), 60)
 
 
-def journal(b: Bench) -> list[str]:
-    b.send(wire.DumpJournal(1))
-    b.run()
-    return [m for m in b.mail.sent if isinstance(m, wire.Journal)][-1].lines
-
-
 def added(b: Bench) -> list[dict[str, Any]]:
     """The requests of the journal, templates' own apart."""
-    entries = [json.loads(line) for line in journal(b)]
+    entries = [json.loads(line) for line in b.journal()]
     return [e["values"][0] for e in entries if e["kind"] == "add" and e["values"][0]["request_id"] > 0]

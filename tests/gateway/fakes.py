@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,6 +164,11 @@ class FakeEngine:
         self.replaced: list[str] = []
         self.listeners: list[Callable[[Death], None]] = []
         self.reports: list[QuarantineReport] = []
+        self.journal_pages = [['{"step":1}'], ['{"step":2}']]
+        self.next_page = asyncio.Semaphore(1000)
+        """Acquired before each page but the first."""
+        self.readers = 0
+        """Of the journal, who have not been closed."""
         self._changed = asyncio.Event()
 
     def submit(
@@ -226,9 +231,15 @@ class FakeEngine:
         self.erased.append(tenant)
         return Erased(1, 3, 128, 4096, 7)
 
-    async def journal(self) -> list[str]:
+    async def journal(self) -> AsyncGenerator[list[str], None]:
         self._check_ready()
-        return ['{"step":1}', '{"step":2}']
+        self.readers += 1
+        try:
+            for page in self.journal_pages:
+                yield page
+                await self.next_page.acquire()
+        finally:
+            self.readers -= 1
 
     @property
     def n_live(self) -> int:

@@ -213,8 +213,14 @@ async def test_the_journal_can_be_asked_for() -> None:
     async with supervisor() as s:
         await s.wait_until_settled()
         await events(submit(s, [1, 2, 3]))
-        lines = await s.journal()
-        assert any('"kind": "plan"' in line for line in lines)
+        pages = [page async for page in s.journal()]
+        assert any('"kind": "plan"' in line for page in pages for line in page)
+        early, late = s.journal(), s.journal()
+        await anext(early)
+        await anext(late)
+        with pytest.raises(EngineUnavailable, match="by another"):
+            await anext(early)
+        await late.aclose()
 
 
 async def test_operators_reach_the_engine() -> None:

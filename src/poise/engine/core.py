@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
+from poise.engine.desk import JournalDesk
 from poise.engine.execution import Execution, Live
 from poise.engine.figures import StepTallies
 from poise.engine.journal import ERASED, Journal
@@ -74,6 +75,7 @@ class Engine:
     execution: Execution = field(init=False)
     tallies: StepTallies = field(default_factory=StepTallies)
     _reporter: Reporter = field(init=False)
+    _desk: JournalDesk = field(init=False)
     _live: dict[int, Live] = field(default_factory=dict)
     _templates: dict[str, Declared] = field(default_factory=dict)
     _erased: list[wire.Erased] = field(default_factory=list)
@@ -86,6 +88,7 @@ class Engine:
     def __post_init__(self) -> None:
         self.execution = Execution(self.runner, self.clock, self._live, self.box)
         self._reporter = Reporter(self.scheduler, self.runner)
+        self._desk = JournalDesk(self.outbox.send)
 
     def run(self) -> None:
         while not self._stopping:
@@ -169,14 +172,15 @@ class Engine:
                 self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
                 self.scheduler.adjust(message.queue_share, message.slots_share)
             case wire.Erase():
+                self._desk.erase(message.tenant)
                 n_entries = self.journal.erase(message.tenant)
                 self.journal.record(now_ns, "erase", ERASED)
                 dropped = self.scheduler.erase(message.tenant)
                 self._erased.append(wire.Erased(message.erase_id, *dropped, n_entries))
             case wire.Template():
                 self._declare(message, now_ns, events)
-            case wire.DumpJournal():
-                self.outbox.send(wire.Journal(message.dump_id, list(self.journal.lines())))
+            case wire.ReadJournal():
+                self._desk.read(message, self.journal)
             case wire.Shutdown():
                 self._stopping = True
 

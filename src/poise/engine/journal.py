@@ -4,6 +4,9 @@ It holds what `Scheduler` was called with and what it answered, in order, and th
 the scheduler knew and decided; and one that has lost nothing can be run again (`poise.sim.replay`), as a scheduler depends
 on nothing else.
 
+The keys of blocks are what is large in it: one for each eight tokens of a prompt. So many are kept as a budget allows; of a
+request beyond it the first few are, and such a journal cannot be run again.
+
 What it holds of a tenant can be erased: its name and its blocks' keys go, and the journal cannot be run again from then on.
 
 An entry is (time, kind, values). The kinds, and the call of the scheduler that each stands for:
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -35,12 +38,17 @@ from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Request
 
 CAPACITY = 4096
+BLOCKS_MAX = 1 << 16
+"""Keys of blocks in the ring, some 3 MB: enough for a thousand prompts of 500 tokens."""
+BLOCKS_CUT = 32
+"""Keys of a request for which there is no room."""
+COUNTS = ("recorded", "dropped", "erased", "cut")
 ERASED = "(erased)"
 """Stands where the name of an erased tenant was."""
 
 
 class Journal:
-    """A ring of the last `capacity` entries (None: all of them), and the policy, which the ring never lets go.
+    """A ring of the last `capacity` entries (None: all of them, whole), and the policy, which the ring never lets go.
 
     Recording keeps references to immutable values and formats nothing.
     """
@@ -49,6 +57,8 @@ class Journal:
         self._entries: deque[tuple[int, str, tuple[object, ...]]] = deque(maxlen=capacity)
         self._n_recorded = 0
         self._n_erased = 0
+        self._n_cut = 0
+        self._n_blocks = 0
         self._policy: SchedulerPolicy | None = None
 
     def record_policy(self, policy: SchedulerPolicy) -> None:
@@ -56,8 +66,30 @@ class Journal:
         self._policy = policy
 
     def record(self, now_ns: int, kind: str, *values: object) -> None:
-        self._entries.append((now_ns, kind, values))
+        entries = self._entries
+        if entries.maxlen is not None:
+            if len(entries) == entries.maxlen:
+                self._n_blocks -= _n_blocks(entries[0])
+            values = self._within_budget(values)
+        entries.append((now_ns, kind, values))
         self._n_recorded += 1
+
+    def copy(self) -> Journal:
+        """As it stands. Of the entries only references are copied."""
+        other = Journal(None)
+        other._entries = self._entries.copy()
+        other._n_recorded, other._n_erased, other._n_cut = self._n_recorded, self._n_erased, self._n_cut
+        other._policy = self._policy
+        return other
+
+    def _within_budget(self, values: tuple[object, ...]) -> tuple[object, ...]:
+        if not values or not isinstance(request := values[0], Request):
+            return values
+        if self._n_blocks + len(request.blocks) > BLOCKS_MAX and len(request.blocks) > BLOCKS_CUT:
+            request = replace(request, blocks=request.blocks[:BLOCKS_CUT])
+            self._n_cut += 1
+        self._n_blocks += len(request.blocks)
+        return (request, *values[1:])
 
     def erase(self, tenant: str) -> int:
         """Take a tenant's name and the keys of its blocks out of every entry; returns how many entries named it.
@@ -72,6 +104,7 @@ class Journal:
                 case "add", (Request() as request, answer):
                     if request.tenant == tenant:
                         n_named += 1
+                        self._n_blocks -= len(request.blocks)
                         self._entries[i] = (now_ns, kind, (replace(request, tenant=ERASED, blocks=()), answer))
                     else:
                         others.add(request.request_id)
@@ -84,16 +117,21 @@ class Journal:
         self._n_erased += n_named
         return n_named
 
-    def lines(self) -> Iterable[str]:
-        """JSON objects: how many older entries the ring has let go and how many were erased, the policy, then the entries,
-        oldest first."""
+    def lines(self) -> Iterator[str]:
+        """JSON objects: how many older entries the ring has let go, how many were erased or have lost keys, the policy, then the
+        entries, oldest first."""
         dropped = self._n_recorded - len(self._entries)
-        header = {"kind": "journal", "recorded": self._n_recorded, "dropped": dropped, "erased": self._n_erased}
-        yield json.dumps(header)
+        counts = {"recorded": self._n_recorded, "dropped": dropped, "erased": self._n_erased, "cut": self._n_cut}
+        yield json.dumps({"kind": "journal"} | counts)
         if self._policy is not None:
             yield json.dumps({"now_ns": 0, "kind": "policy", "values": [plain(self._policy)]})
         for now_ns, kind, values in self._entries:
             yield json.dumps({"now_ns": now_ns, "kind": kind, "values": [plain(v) for v in values]})
+
+
+def _n_blocks(entry: tuple[int, str, tuple[object, ...]]) -> int:
+    values = entry[2]
+    return len(values[0].blocks) if values and isinstance(values[0], Request) else 0
 
 
 class JournalError(ValueError):
@@ -117,6 +155,7 @@ class Dump:
     n_recorded: int
     n_dropped: int
     n_erased: int
+    n_cut: int
     policy: dict[str, Any] | None
     entries: list[Entry]
 
@@ -133,8 +172,8 @@ def read_journal(lines: Iterable[str]) -> Dump:
             line = json.loads(text)
             if header is None:
                 is_header = line["kind"] == "journal"
-                counts = {"recorded": 0, "dropped": 0, "erased": 0} | line
-                header = {k: int(counts[k]) for k in ("recorded", "dropped", "erased")} if is_header else {}
+                counts = dict.fromkeys(COUNTS, 0) | line
+                header = {k: int(counts[k]) for k in COUNTS} if is_header else {}
             elif line["kind"] == "policy":
                 (policy,) = line["values"]
             else:
@@ -145,7 +184,7 @@ def read_journal(lines: Iterable[str]) -> Dump:
             raise JournalError(f"line {number} is not the beginning of a journal")
     if header is None:
         raise JournalError("the journal is empty")
-    return Dump(header["recorded"], header["dropped"], header["erased"], policy, entries)
+    return Dump(header["recorded"], header["dropped"], header["erased"], header["cut"], policy, entries)
 
 
 def plain(value: object) -> Any:

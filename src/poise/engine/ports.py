@@ -133,5 +133,5 @@ class Inbox(Protocol):
 
 class Outbox(Protocol):
     def send(self, message: ToGateway) -> None:
-        """Queue a message and send what the socket takes without waiting."""
+        """Queue a message and send what the socket takes without waiting. From any thread."""
         ...

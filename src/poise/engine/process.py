@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from poise.wire.framing import FrameReader, encode_frame
 
 READ_BYTES = 1 << 18
 UNSENT_BYTES_MAX = 256 << 20
+UNSENT_PAUSE_S = 0.005
 EXIT_PERMANENT = 3
 """Exit code when a restart would end the same way."""
 
@@ -54,6 +56,8 @@ class SocketPort:
         self._socket = connection
         self._reader: FrameReader[wire.ToEngine] = FrameReader(wire.ToEngine)
         self._unsent = bytearray()
+        self._sending = threading.Lock()
+        self._owner = threading.get_ident()
         self._poll = select.poll()
 
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
@@ -72,10 +76,15 @@ class SocketPort:
         return messages
 
     def send(self, message: wire.ToGateway) -> None:
-        self._unsent += encode_frame(message)
-        if len(self._unsent) > UNSENT_BYTES_MAX:
-            raise EOFError("the gateway has stopped reading")
-        self._pump()
+        frame = encode_frame(message)
+        with self._sending:
+            self._unsent += frame
+            if len(self._unsent) > UNSENT_BYTES_MAX:
+                raise EOFError("the gateway has stopped reading")
+            self._pump_held()
+        while self._unsent and threading.get_ident() != self._owner:
+            time.sleep(UNSENT_PAUSE_S)  # the owner may wait for a message, and not for room
+            self._pump()
 
     def flush(self) -> None:
         """Send everything, waiting as long as it takes; for the last words of a dying engine."""
@@ -84,6 +93,11 @@ class SocketPort:
         self._unsent.clear()
 
     def _pump(self) -> None:
+        with self._sending:
+            self._pump_held()
+
+    def _pump_held(self) -> None:
+        """With the lock: frames of two threads must not mix."""
         while self._unsent:
             try:
                 sent = self._socket.send(self._unsent)

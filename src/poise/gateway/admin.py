@@ -30,6 +30,7 @@ from poise.gateway.errors import (
 from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
 from poise.gateway.http.peers import is_direct
+from poise.gateway.journal import JournalRoom
 from poise.gateway.record import CANCELLED, ENDED, QUEUED, ChoiceRecord, Record
 from poise.gateway.records import Records
 from poise.gateway.schemas_explanation import Explanation
@@ -60,6 +61,7 @@ class Admin:
         operators: LocalOperators,
     ) -> None:
         self._operators = operators
+        self._journal = JournalRoom(engine)
         self._engine = engine
         self._tenants = tenants
         self._records = records
@@ -164,9 +166,9 @@ class Admin:
     async def journal(self, request: Request) -> Response:
         """The engine's flight recorder: token counts and decisions, no text."""
         self._tenants.check_admin(request)
-        lines = await _asked(self._engine.journal())
+        answer = await self._journal.open()
         self._audit.operator(request, "journal")
-        return Response("".join(f"{line}\n" for line in lines), media_type="application/x-ndjson")
+        return answer
 
     async def quarantine(self, request: Request) -> Response:
         """Reports of requests that engines died computing: sizes and times, no text."""
@@ -197,7 +199,7 @@ def add_admin(app: FastAPI, admin: Admin) -> None:
         "/admin/journal",
         admin.journal,
         summary="The engine's flight recorder, one JSON object a line",
-        responses=schemas.lines() | schemas.errors(401, 403, 503),
+        responses=schemas.lines() | schemas.errors(401, 403, 429, 503),
         response_class=PlainTextResponse,
     )
     app.add_api_route(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -194,8 +194,11 @@ class EngineClient(Protocol):
         """The same, and overwrite it, and take the tenant out of the flight recorder. Raises EngineUnavailable."""
         ...
 
-    async def journal(self) -> list[str]:
-        """The engine's flight recorder, JSON lines, oldest first. Raises EngineUnavailable."""
+    def journal(self) -> AsyncGenerator[list[str], None]:
+        """The engine's flight recorder as it stands, JSON lines, oldest first, a page at a time. To be closed by its reader.
+
+        Another reader in between has the place of this one, which then raises EngineUnavailable, as without an engine.
+        """
         ...
 
     @property

@@ -278,6 +278,12 @@ def request_quarantined() -> ApiError:
     return ApiError(500, "request_quarantined", message)
 
 
+def journal_is_read(retry_after_s: float) -> ApiError:
+    headers = retry_after(retry_after_s)
+    message = f"The journal is being read, and by one at a time. Try again in about {headers['Retry-After']} s."
+    return ApiError(429, "journal_is_read", message, headers=headers)
+
+
 def server_stopping() -> ApiError:
     message = (
         "The server is stopping and had to end this request before it began. Send it again, to another server or later."

@@ -12,7 +12,7 @@ import logging
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from itertools import count
 from typing import Any
 
@@ -28,6 +28,7 @@ from poise.gateway.engine_client import (
     RequestHandle,
 )
 from poise.gateway.handover import Handover
+from poise.gateway.journal import pages_of_engine
 from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.supervision.launch import EngineProcess, Launcher
 from poise.gateway.supervision.pause import pause
@@ -202,9 +203,8 @@ class Supervisor:
         answer: wire.Erased = await self._ask(wire.Erase(erase_id := next(self._ids), tenant), erase_id)
         return answer
 
-    async def journal(self) -> list[str]:
-        lines: list[str] = await self._ask(wire.DumpJournal(dump_id := next(self._ids)), dump_id)
-        return lines
+    def journal(self) -> AsyncGenerator[list[str], None]:
+        return pages_of_engine(self._ask, self._send, next(self._ids))
 
     async def _ask(self, message: wire.ToEngine, key: object) -> Any:
         """Send a message and wait for what answers it."""
@@ -342,8 +342,8 @@ class Supervisor:
                 # Only a person can mend what an engine has never been ready with. Later, whatever it is may pass.
                 failed = message.permanent and not self._was_ready
                 self._set(EnginePhase.FAILED if failed else EnginePhase.RESTARTING, detail=message.message)
-            case wire.Journal():
-                self._answer(message.dump_id, message.lines)
+            case wire.JournalPage():
+                self._answer(message.read_id, message)
             case wire.Controlled():
                 self._requests.controlled(message)
                 self._answer((message.request_id, message.action), message)

@@ -43,6 +43,11 @@ def replay(lines: Iterable[str], watch: Callable[[int, Scheduler], None] | None 
         raise JournalError(
             f"a tenant was erased: {dump.n_erased} entries of the journal do not say any more what the scheduler was asked"
         )
+    if dump.n_cut:
+        raise JournalError(
+            f"{dump.n_cut} requests of the journal have lost keys of their blocks, for which it had no room: what they shared "
+            "with others is not known; record less, or shorter prompts"
+        )
     if dump.policy is None:
         raise JournalError("the journal does not say which policy its scheduler had")
     run = _Replay(Scheduler(_convert(dump.policy, SchedulerPolicy, 2)))

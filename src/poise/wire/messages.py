@@ -119,10 +119,15 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
     request_id: int
 
 
-class DumpJournal(msgspec.Struct, frozen=True, array_like=True, tag="dump"):
-    """Gateway to engine: send the flight recorder."""
+class ReadJournal(msgspec.Struct, frozen=True, array_like=True, tag="read_journal"):
+    """Gateway to engine: send the next page of the flight recorder.
 
-    dump_id: int
+    `begins`: the first one, of a copy made now, which takes the place of another one that was being read. `ends`: no more.
+    """
+
+    read_id: int
+    begins: bool = False
+    ends: bool = False
 
 
 class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
@@ -393,12 +398,17 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     """By class."""
 
 
-class Journal(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
-    """Engine to gateway: the flight recorder's lines (JSON, oldest first)."""
+class JournalPage(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
+    """Engine to gateway: some lines of the flight recorder (JSON, oldest first). The last page has none.
 
-    dump_id: int
+    `is_lost`: the copy is not there any more, or was another engine's.
+    """
+
+    read_id: int
     lines: list[str]
+    is_last: bool = False
+    is_lost: bool = False
 
 
-ToEngine = Configure | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | DumpJournal | Shutdown
-ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Controlled | Forgotten | Erased | Journal
+ToEngine = Configure | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown
+ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Controlled | Forgotten | Erased | JournalPage

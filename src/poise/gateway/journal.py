@@ -1,0 +1,116 @@
+"""The flight recorder on its way from the engine to an operator: page by page, to one reader at a time, for a bounded time.
+
+The next page is asked for when the client has taken the last one, so that neither the engine nor the gateway ever holds more of a
+journal than a page of text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from poise.gateway.engine_client import EngineClient, EngineUnavailable
+from poise.gateway.errors import ClientGone, engine_unavailable, journal_is_read
+from poise.gateway.stream import while_connected
+from poise.wire import messages as wire
+
+log = logging.getLogger(__name__)
+
+READ_S_MAX = 120.0
+"""How long one reader may take for all of it: a client that does not read keeps others away for no longer."""
+RETRY_S = 1.0
+
+
+async def pages_of_engine(
+    ask: Callable[[wire.ToEngine, object], Awaitable[Any]], send: Callable[[wire.ToEngine], None], read_id: int
+) -> AsyncGenerator[list[str], None]:
+    """The pages that an engine sends. `ask` waits for an answer, `send` does not. Raises EngineUnavailable."""
+    begins = True
+    try:
+        while True:
+            page: wire.JournalPage = await ask(wire.ReadJournal(read_id, begins=begins), read_id)
+            if page.is_lost:
+                raise EngineUnavailable("the journal is read by another, or was another engine's", RETRY_S)
+            if page.is_last:
+                return
+            begins = False
+            yield page.lines
+    finally:
+        send(wire.ReadJournal(read_id, ends=True))
+
+
+class JournalRoom:
+    """Room for one reader."""
+
+    def __init__(self, engine: EngineClient, read_s_max: float = READ_S_MAX) -> None:
+        self._engine = engine
+        self._read_s_max = read_s_max
+        self._is_taken = False
+
+    async def open(self) -> JournalAnswer:
+        """The answer for a reader, when the first page is there. Raises ApiError."""
+        if self._is_taken:
+            raise journal_is_read(RETRY_S)
+        self._is_taken = True
+        pages = self._engine.journal()
+        try:
+            first: list[str] = await anext(pages, [])
+        except BaseException as error:
+            await self._leave(pages)
+            if isinstance(error, EngineUnavailable):
+                raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
+            raise
+        return JournalAnswer(first, pages, lambda: self._leave(pages), self._read_s_max)
+
+    async def _leave(self, pages: AsyncGenerator[list[str], None]) -> None:
+        self._is_taken = False
+        await pages.aclose()
+
+
+class JournalAnswer(Response):
+    """A journal as lines of JSON. Where it breaks off, the last line says so and is no entry."""
+
+    def __init__(
+        self,
+        first: list[str],
+        pages: AsyncGenerator[list[str], None],
+        leave: Callable[[], Awaitable[None]],
+        read_s_max: float,
+    ) -> None:
+        super().__init__(media_type="application/x-ndjson")
+        self.raw_headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
+        self._first = first
+        self._pages = pages
+        self._leave = leave
+        self._read_s_max = read_s_max
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with contextlib.suppress(ClientGone):
+                await while_connected(receive, self._send(send))
+        finally:
+            await self._leave()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async with asyncio.timeout(self._read_s_max):
+                await send(_part(self._first))
+                async for lines in self._pages:
+                    await send(_part(lines))
+        except (EngineUnavailable, TimeoutError) as error:
+            reason = str(error) or f"it was not read within {self._read_s_max:g} s"
+            log.info("a journal broke off: %s", reason)
+            await send(_part([msgspec.json.encode({"kind": "broken_off", "reason": reason}).decode()]))
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _part(lines: list[str]) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": "".join(f"{line}\n" for line in lines).encode(), "more_body": True}
