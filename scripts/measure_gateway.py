@@ -24,20 +24,18 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
 import uvicorn
 
 from poise.config import Settings
-from poise.gateway.app import create_app
-from poise.gateway.chat import ChatTemplate
+from poise.gateway.app import create_app, set_text
 from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
-from poise.gateway.text import TextModel
+from poise.gateway.text.tokens import TextModel, TextSlot
+from poise.gateway.text.workers import TextWorkers
 from poise.llama.default_model import default_model
-from poise.llama.model import Model
 from poise.wire import messages as wire
 from poise.wire.framing import FrameReader, encode_frame
 
@@ -97,24 +95,26 @@ def gateway(engine_arguments: list[str]) -> None:
     path = default_model()
     settings = Settings.model_validate({"engine": {"watchdog_s": 3600}})  # the engine here keeps no black box
     command = (sys.executable, __file__, "--role", "engine", *engine_arguments)
-    with Model.load(path, vocab_only=True) as model, ThreadPoolExecutor(1) as executor:
-        supervisor = Supervisor(settings, str(path), command)
-        text = TextModel(model.vocab, ChatTemplate(model.chat_template), executor)
-        app = create_app(settings, supervisor, model_name="fake", text=text)
-        http = protocol(settings)
-        config = uvicorn.Config(app, http=http, log_config=None, access_log=False, server_header=False)
-        server = uvicorn.Server(config)
+    supervisor = Supervisor(settings, str(path), command)
+    workers = TextWorkers(settings.text, str(path))
+    app = create_app(settings, supervisor, model_name="fake", text=TextSlot(workers))
+    http = protocol(settings)
+    config = uvicorn.Config(app, http=http, log_config=None, access_log=False, server_header=False)
+    server = uvicorn.Server(config)
 
-        async def run() -> None:
-            await supervisor.start()
-            await supervisor.wait_until_settled()
-            listener = socket.create_server(("127.0.0.1", 0))
-            print(listener.getsockname()[1], flush=True)
-            await server.serve([listener])
-            await supervisor.stop()
+    async def run() -> None:
+        await supervisor.start()
+        workers.start()
+        await set_text(app, TextModel(await workers.vocabulary(), workers))
+        await supervisor.wait_until_settled()
+        listener = socket.create_server(("127.0.0.1", 0))
+        print(listener.getsockname()[1], flush=True)
+        await server.serve([listener])
+        await workers.stop()
+        await supervisor.stop()
 
-        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner, contextlib.suppress(KeyboardInterrupt):
-            runner.run(run())
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner, contextlib.suppress(KeyboardInterrupt):
+        runner.run(run())
 
 
 def stream(port: int, n_streams: int, n_tokens: int) -> None:

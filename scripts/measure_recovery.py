@@ -94,7 +94,7 @@ async def _run(url: str, server: psutil.Process, how: signal.Signals, streams: l
         reading = [asyncio.create_task(_read(client, stream, n_tokens)) for stream in streams]
         while not all(len(stream.at_s) >= n_tokens // 4 or stream.problem for stream in streams):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        (engine,) = server.children()
+        engine = next(child for child in server.children() if "poise.engine.process" in child.cmdline())
         engine.send_signal(how)
         await asyncio.gather(*reading)
 

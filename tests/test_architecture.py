@@ -46,9 +46,11 @@ def test_the_scheduler_is_pure(path: Path) -> None:
 
 
 def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
-    """The loop runs in the simulator because it knows ports only; the gateway uses the vocabulary and nothing else."""
+    """The loop runs in the simulator because it knows ports only; the gateway has nothing of llama.cpp in its process."""
     allowed = {
         "engine/process.py",
+        "worker/text/process.py",
+        "gateway/preflight.py",
         "gateway/serve.py",
         "gateway/doctor.py",
         "cli.py",
@@ -58,7 +60,8 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "tune/capacity_command.py",
         "tune/origin.py",
         "tune/tunedfile.py",
-    }  # cli: `poise fit` reads a file's header; tune: its child times passes; the record of capacity, digests, atomic files
+    }  # preflight: in a child; serve: free memory; cli: `poise fit` reads a header; tune: its child times passes; the record
+    # of capacity, digests, atomic files
     for path in MODULES:
         name = path.relative_to(SOURCE).as_posix()
         if not name.startswith("llama/") and name not in allowed:

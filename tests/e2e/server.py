@@ -72,8 +72,12 @@ class PoiseServer:
                 self.process.stdout.close()
 
     def engine(self) -> psutil.Process:
-        """The engine process, which is the server's only child."""
-        (child,) = psutil.Process(self.process.pid).children()
+        """The engine process."""
+        return self.child("poise.engine.process")
+
+    def child(self, module: str) -> psutil.Process:
+        """The one process of the server that runs this module."""
+        (child,) = [child for child in psutil.Process(self.process.pid).children() if module in child.cmdline()]
         return child
 
     def get(self, path: str) -> tuple[int, Any]:

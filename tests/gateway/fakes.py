@@ -8,23 +8,23 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI
 from starlette.types import Message
 
 from poise.config import Settings
-from poise.gateway.app import create_app
+from poise.gateway.app import create_app, set_text
 from poise.gateway.blame import Death
-from poise.gateway.chat import ChatTemplate
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
 from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.tenancy.operators import LocalOperators
-from poise.gateway.text import TextModel
+from poise.gateway.text.tokens import TextModel, TextSlot
+from poise.metrics.text import TextMetrics
 from poise.scheduler.request import Control, RequestClass
+from poise.wire import text as text_wire
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
 from poise.wire.messages import (
     Accepted,
@@ -49,6 +49,11 @@ from poise.wire.messages import (
     Totals,
     Waiting,
 )
+from poise.worker.text.chat_template import ChatTemplate
+from poise.worker.text.desk import Desk, vocabulary
+from poise.worker.text.tokeniser import Tokeniser
+
+T = TypeVar("T")
 
 MODEL = "toy"
 TOKEN = "po-token-of-this-server"
@@ -347,14 +352,62 @@ def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
     )
 
 
-def text_model(vocab: ToyVocab | None = None, template: str | None = None) -> TextModel:
-    return TextModel(vocab or ToyVocab(), ChatTemplate(template), ThreadPoolExecutor(1))
+class TextHere:
+    """TextJobs without a process: each job is answered at once, by what a worker would answer with."""
+
+    def __init__(self, tokeniser: Tokeniser) -> None:
+        self.tokeniser = tokeniser
+        self.metrics = TextMetrics()
+        self.deaths: list[tuple[float, str]] = []
+        self.asked: list[tuple[str, text_wire.Job]] = []
+        """Account and job, in order."""
+        self._desk = Desk(tokeniser)
+
+    async def run(self, job: text_wire.Job, account: str, n_bytes: int) -> text_wire.Answer:
+        self.asked.append((account, job))
+        return self._desk.answer(job)
+
+    def status(self) -> dict[str, Any]:
+        return {"workers": [{"pid": 1, "state": "ready", "restarts": 0}], "queued": 0, "queued_bytes": 0}
 
 
-def make_app(engine: FakeEngine, settings: Settings | None = None, **arguments: Any) -> FastAPI:
-    arguments.setdefault("text", text_model())
+def tokeniser(vocab: ToyVocab | None = None, template: str | None = None) -> Tokeniser:
+    return Tokeniser(vocab or ToyVocab(), ChatTemplate(template))
+
+
+def text_here(vocab: ToyVocab | None = None, template: str | None = None) -> TextHere:
+    return TextHere(tokeniser(vocab, template))
+
+
+def text_model(vocab: ToyVocab | None = None, template: str | None = None, jobs: TextHere | None = None) -> TextModel:
+    jobs = jobs or text_here(vocab, template)
+    return TextModel(vocabulary(jobs.tokeniser), jobs)
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that never waits for anything, also where a loop runs."""
+    try:
+        work.send(None)
+    except StopIteration as ended:
+        return cast(T, ended.value)
+    raise AssertionError("it waits")
+
+
+def make_app(
+    engine: FakeEngine,
+    settings: Settings | None = None,
+    *,
+    jobs: TextHere | None = None,
+    with_text: bool = True,
+    **arguments: Any,
+) -> FastAPI:
+    """`jobs` makes tokens of texts; without a text, the vocabulary is still to come."""
+    jobs = jobs or text_here()
     arguments.setdefault("operators", LocalOperators(TOKEN))
-    return create_app(settings or unpaced(), engine, model_name=MODEL, **arguments)
+    app = create_app(settings or unpaced(), engine, model_name=MODEL, text=TextSlot(jobs), **arguments)
+    if with_text:
+        at_once(set_text(app, text_model(jobs=jobs)))
+    return app
 
 
 def unpaced() -> Settings:

@@ -26,7 +26,6 @@ from tests.gateway.fakes import (
     exchange,
     make_app,
     says,
-    text_model,
 )
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -67,7 +66,7 @@ class Birds:
             self.audits.pop().close()
         self.audits.append(open_audit(self.settings))
         ring = KeyRing(self._folder / "config" / "keys.jsonl")
-        return make_app(engine, self.settings, keys=ring, audit=self.audits[0], text=text_model())
+        return make_app(engine, self.settings, keys=ring, audit=self.audits[0])
 
     @property
     def log(self) -> str:

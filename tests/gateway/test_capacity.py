@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from poise.config import LoadedSettings, load
-from poise.gateway import doctor, serve
+from poise.gateway import doctor, preflight, serve
 from poise.gateway.doctor import Grade
 from poise.llama.capacity import Load, Record, write_record
 from tests.llama.gguf_files import write_gguf
@@ -33,14 +33,14 @@ def loaded(model: Path, **changes: object) -> LoadedSettings:
 
 def test_a_start_warns_or_is_refused(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same text; a start within what was measured says nothing."""
-    serve._check_capacity(loaded(model), model)
+    serve._warn(preflight._check(loaded(model)))
     assert capsys.readouterr().err == ""
-    serve._check_capacity(loaded(model, classes__background__slots_max=5), model)
+    serve._warn(preflight._check(loaded(model, classes__background__slots_max=5)))
     warning = capsys.readouterr().err.strip()
     assert warning.startswith("poise: warning: classes.background.slots_max = 5 (command line")
     changes = {"classes.background.slots_max": 5, "server.require_measured": True}
-    with pytest.raises(serve._AboveMeasured) as refused:
-        serve._check_capacity(loaded(model).varied(changes), model)
+    with pytest.raises(preflight.CannotStart) as refused:
+        preflight._check(loaded(model).varied(changes))
     assert str(refused.value) == warning.removeprefix("poise: warning: ")
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from poise.config import Settings, TemplateSettings
 from poise.gateway import summary
-from poise.gateway.text import TextModel
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
+from poise.worker.text.chat_template import ChatTemplate, Segment
 from tests.gateway.fakes import (
     SLOT_CELLS,
     FakeEngine,
@@ -25,7 +25,7 @@ from tests.gateway.fakes import (
     readable,
     ready,
     says,
-    text_model,
+    text_here,
     usage,
 )
 
@@ -166,19 +166,23 @@ async def test_tool_results_go_with_their_turn() -> None:
 
 
 async def test_trimming_a_long_chat_costs_few_renderings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two hundred turns: the whole, the least, and a search between them."""
+    """Two hundred turns: the whole, the least, and a search between them, all in one job of a text worker."""
     n_rendered = 0
-    render = TextModel.chat_ids_now
+    render = ChatTemplate.render
 
-    def counting(*arguments: Any) -> list[int]:
+    def counting(*arguments: Any) -> list[Segment]:
         nonlocal n_rendered
         n_rendered += 1
         return render(*arguments)
 
-    monkeypatch.setattr(TextModel, "chat_ids_now", counting)
-    note = (await answered(conversation(200, context_policy="trim"))).json()["poise"]["context"]
+    jobs = text_here()
+    app = make_app(FakeEngine(says("x")), jobs=jobs)
+    monkeypatch.setattr(ChatTemplate, "render", counting)
+    jobs.asked.clear()
+    note = (await ask(app, "POST", CHAT, conversation(200, context_policy="trim"))).json()["poise"]["context"]
     assert note["dropped_turns"] > 190
     assert n_rendered <= 10
+    assert len(jobs.asked) == 1
 
 
 async def test_without_a_named_allowance_trim_leaves_room_for_an_answer() -> None:
@@ -312,7 +316,7 @@ async def test_a_chat_template_without_a_place_for_the_summary() -> None:
         "{{ raise_exception('system comes first') }}{% endif %}{{ m.content }}{% endfor %}"
     )
     engine = FakeEngine(says("x"))
-    app = make_app(engine, text=text_model(template=source))
+    app = make_app(engine, jobs=text_here(template=source))
     reply = await ask(app, "POST", CHAT, conversation(20, context_policy="summarize"))
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "invalid_messages", "context_policy")
     assert "system comes first" in reply.error["message"]

@@ -11,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.config import ClassSettings, Settings
-from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns, fewest
+from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.errors import ApiError
 from poise.gateway.openai import RequestParser
-from poise.gateway.parameters import CONTEXT_POLICY, ROLES, SYSTEM_ROLES, Message
+from poise.gateway.parameters import CONTEXT_POLICY, ROLES, SYSTEM_ROLES
 from poise.gateway.prompts import Prompts
 from poise.gateway.summary import split
 from poise.gateway.templates import Templates
 from poise.wire.messages import PoolInfo
-from tests.gateway.fakes import ready, text_model
+from poise.wire.text import Message
+from poise.worker.text.fitting import fewest, kept
+from tests.gateway.fakes import ready, text_model, tokeniser
 
 CONVERSATIONS = st.lists(st.sampled_from(ROLES), max_size=30).map(
     lambda roles: [Message(role, str(i)) for i, role in enumerate(roles)]
@@ -37,11 +39,11 @@ def limits(cells: int = 600, prompt: int = 0, context: int = 0) -> ContextLimits
 def test_what_is_kept_is_a_suffix_and_the_system_messages(messages: list[Message], n: int) -> None:
     """In the order they came; what was dropped is all the rest."""
     turns = Turns(messages)
-    kept, dropped = turns.kept(n), turns.dropped(n)
+    stay, dropped = kept(messages, turns.numbers, n), turns.dropped(n)
     spoken = [message for message in messages if message.role not in SYSTEM_ROLES]
-    assert dropped + [message for message in kept if message.role not in SYSTEM_ROLES] == spoken
-    assert [m for m in kept if m.role in SYSTEM_ROLES] == [m for m in messages if m.role in SYSTEM_ROLES]
-    assert kept == sorted(kept, key=messages.index)
+    assert dropped + [message for message in stay if message.role not in SYSTEM_ROLES] == spoken
+    assert [m for m in stay if m.role in SYSTEM_ROLES] == [m for m in messages if m.role in SYSTEM_ROLES]
+    assert stay == sorted(stay, key=messages.index)
 
 
 @given(CONVERSATIONS, st.integers(0, 40))
@@ -49,11 +51,11 @@ def test_a_turn_stays_whole_and_the_last_one_stays(messages: list[Message], n: i
     """What follows the cut begins with a user; the last user message and all after it can never go."""
     turns = Turns(messages)
     n = min(n, turns.droppable)
-    spoken = [message for message in turns.kept(n) if message.role not in SYSTEM_ROLES]
+    spoken = [message for message in kept(messages, turns.numbers, n) if message.role not in SYSTEM_ROLES]
     assert not (n and spoken) or spoken[0].role == "user"
     last_user = max((i for i, message in enumerate(messages) if message.role == "user"), default=len(messages))
-    assert all(message in turns.kept(n) for message in messages[last_user:])
-    assert turns.n == 0 or turns.kept(n)
+    assert all(message in kept(messages, turns.numbers, n) for message in messages[last_user:])
+    assert turns.n == 0 or kept(messages, turns.numbers, n)
 
 
 @given(CONVERSATIONS, st.integers(1, 40))
@@ -64,11 +66,11 @@ def test_a_summary_stands_where_the_turns_were(messages: list[Message], n: int) 
     summary = Message("system", "in short")
     if n == 0:
         return
-    kept = turns.kept(n, summary)
-    place = kept.index(summary)
-    assert kept[:place] + kept[place + 1 :] == turns.kept(n)
-    assert all(message.role in SYSTEM_ROLES for message in kept[:place])
-    assert kept[place + 1].role == "user"
+    stay = kept(messages, turns.numbers, n, summary)
+    place = stay.index(summary)
+    assert stay[:place] + stay[place + 1 :] == kept(messages, turns.numbers, n)
+    assert all(message.role in SYSTEM_ROLES for message in stay[:place])
+    assert stay[place + 1].role == "user"
 
 
 @given(st.integers(0, 300), st.integers(0, 400))
@@ -76,11 +78,11 @@ def test_the_search_finds_the_smallest_with_few_questions(highest: int, threshol
     """Whatever the threshold: a chat of 200 turns costs nine questions at the most."""
     asked = []
 
-    async def fits(n: int) -> bool:
+    def fits(n: int) -> bool:
         asked.append(n)
         return n >= threshold
 
-    found = asyncio.run(fewest(highest, fits))
+    found = fewest(highest, fits)
     assert found == (max(1, threshold) if highest and threshold <= highest else None)
     assert len(asked) <= 1 + ceil(log2(max(highest, 1)))
     assert all(1 <= n <= highest for n in asked)
@@ -150,7 +152,7 @@ def test_pieces_end_between_messages_where_they_can() -> None:
 
 
 PROMPTS = Prompts(Settings(), Templates({}), lambda _: None)
-TEXT = text_model()
+TEXT, TOKENISER = text_model(), tokeniser()
 CHATS = st.lists(st.tuples(st.sampled_from(ROLES), st.integers(0, 60)), min_size=1, max_size=24).map(
     lambda turns: [Message(role, "x" * n) for role, n in turns]
 )
@@ -163,17 +165,17 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
     parsed = RequestParser(Settings()).chat(body | {"max_tokens": max_tokens, "context_policy": "trim"})
     engine = msgspec.structs.replace(ready(), pools=[PoolInfo("long", 1, cells, True, 1)])
     turns = Turns(messages)
-    sizes = [len(TEXT.chat_ids_now(turns.kept(n))) for n in range(turns.droppable + 1)]
+    sizes = [len(TOKENISER.chat_ids(kept(messages, turns.numbers, n))) for n in range(turns.droppable + 1)]
     least = max_tokens or 1
     if sizes[-1] + least > cells + 1:
         with pytest.raises(ApiError, match=f" {sizes[-1]} tokens") as caught:
-            asyncio.run(PROMPTS.chat("t", parsed, engine, TEXT))
+            asyncio.run(PROMPTS.chat("t", "t", parsed, engine, TEXT))
         assert caught.value.code == "context_length_exceeded"
         return
-    plan = asyncio.run(PROMPTS.chat("t", parsed, engine, TEXT))
+    plan = asyncio.run(PROMPTS.chat("t", "t", parsed, engine, TEXT))
     note = (plan.notes or {}).get("context", {"dropped_turns": 0, "dropped_tokens": 0, "prompt_tokens": sizes[0]})
     n = note["dropped_turns"]
-    assert plan.ids == [TEXT.chat_ids_now(turns.kept(n))]
+    assert plan.ids == [TOKENISER.chat_ids(kept(messages, turns.numbers, n))]
     assert (note["prompt_tokens"], note["dropped_tokens"]) == (sizes[n], sizes[0] - sizes[n])
     assert sizes[n] + least <= cells + 1
     wanted = max_tokens or min(512, cells // 4)

@@ -65,7 +65,7 @@ async def test_without_an_engine_the_answer_is_503(phase: EnginePhase, code: str
 
 async def test_without_a_vocabulary_the_answer_is_503() -> None:
     """The engine may be ready first."""
-    reply = await ask(make_app(FakeEngine(), text=None), "POST", CHAT, chat_body())
+    reply = await ask(make_app(FakeEngine(), with_text=False), "POST", CHAT, chat_body())
     assert (reply.status, reply.error["code"]) == (503, "engine_unavailable")
     assert "vocabulary" in reply.error["message"]
 
@@ -190,7 +190,7 @@ async def test_an_unforeseen_error_shows_nothing_of_the_inside(caplog: pytest.Lo
     engine = FakeEngine(says([12345]))  # no such token
     reply = await ask(make_app(engine), "POST", CHAT, chat_body(stream=True))
     assert reply.chunks[-1]["error"]["code"] == "internal_error"
-    assert "KeyError" in caplog.text
+    assert "IndexError" in caplog.text
 
 
 async def test_more_open_requests_than_allowed_are_503() -> None:

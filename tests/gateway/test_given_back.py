@@ -28,13 +28,13 @@ from poise.gateway.completions import Call
 from poise.gateway.engine_client import SERVER_STOPPING, RequestHandle
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.openai import ChatRequest, CompletionRequest, Options
-from poise.gateway.parameters import Message
 from poise.gateway.prompts import Plan
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
 from poise.gateway.stream import EventStream, while_connected
 from poise.gateway.summary import Summarizer
 from poise.wire.messages import Submit
+from poise.wire.text import Message
 from tests.gateway.fakes import OPERATOR, Exchange, ask, chat_body, exchange, make_app, prompt_body, unpaced
 from tests.gateway.handover_engine import HandoverEngine
 

@@ -41,9 +41,9 @@ async def test_health_follows_the_engine(phase: EnginePhase, shown: str) -> None
 
 async def test_health_waits_for_the_vocabulary() -> None:
     """Without it no request can be answered, whatever the engine says."""
-    app = make_app(FakeEngine(), text=None)
+    app = make_app(FakeEngine(), with_text=False)
     assert (await ask(app, "GET", "/health")).json()["status"] == "loading"
-    set_text(app, text_model())
+    await set_text(app, text_model())
     assert (await ask(app, "GET", "/health")).json()["status"] == "ok"
 
 

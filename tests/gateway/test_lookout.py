@@ -16,7 +16,7 @@ from poise.gateway.lookout import Lookout
 from poise.gateway.records import Records
 from poise.gateway.tasks import Tasks
 from poise.metrics.audit import AuditMetrics
-from tests.gateway.fakes import FakeEngine, status
+from tests.gateway.fakes import FakeEngine, status, text_here
 from tests.gateway.lives import Life
 
 MIB = 1 << 20
@@ -32,11 +32,13 @@ class Post:
         self.now_s = 100.0
         self.gateway_bytes = 100 * MIB
         self.tasks = Tasks(clock=lambda: self.now_s)
+        self.text = text_here()
         self.lookout = Lookout(
             self.engine,
             self.records,
             self.audit,
             self.tasks,
+            self.text,
             rss_bytes=lambda: self.gateway_bytes,
             clock=lambda: self.now_s,
         )

@@ -11,9 +11,22 @@ from hypothesis import strategies as st
 
 from poise.config import Settings
 from poise.gateway.app import set_text
-from poise.gateway.parameters import Message
-from poise.gateway.templates import SHIPPED, Templates, TemplateUnusable, common_tokens
-from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, prompt_body, readable, says, text_model
+from poise.gateway.templates import SHIPPED, Templates, TemplateUnusable
+from poise.wire.text import Message
+from poise.worker.text.opening import common_tokens
+from tests.gateway.fakes import (
+    FakeEngine,
+    ask,
+    at_once,
+    chat_body,
+    make_app,
+    prompt_body,
+    readable,
+    says,
+    text_here,
+    text_model,
+    tokeniser,
+)
 
 CHAT = "/v1/chat/completions"
 SETTINGS = Settings.model_validate(
@@ -54,14 +67,14 @@ async def test_a_request_without_a_template_names_none() -> None:
 
 TEMPLATES = Templates(SETTINGS.templates)
 TEXT = text_model()
-TEMPLATES.learn(TEXT)
+at_once(TEMPLATES.learn(TEXT))
 
 
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), st.text(max_size=8)), min_size=1, max_size=4))
 def test_every_conversation_with_a_template_begins_with_its_tokens(turns: list[tuple[str, str]]) -> None:
     """Whatever is said after the system message, and whoever says it."""
     messages = TEMPLATES.apply("support", "bob", [Message(role, text) for role, text in turns])
-    assert TEMPLATES.begins("support", asyncio.run(TEXT.chat_ids(messages))) == "support"
+    assert TEMPLATES.begins("support", asyncio.run(TEXT.of("bob").chat(messages)).ids) == "support"
 
 
 def test_a_prompt_that_begins_otherwise_names_no_template() -> None:
@@ -116,21 +129,21 @@ async def test_errors_name_the_caller_s_own_messages() -> None:
     template = "{{ messages[0].content }}{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     messages = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "42"}]
     body = {"model": "toy", "messages": messages, "template": "support"}
-    _, reply = await asked(body, text=text_model(template=template))
+    _, reply = await asked(body, jobs=text_here(template=template))
     assert (reply.error["code"], reply.error["param"]) == ("message_left_out", "messages[1]")
 
 
 async def test_the_list_is_the_tenant_s_own() -> None:
     """With the number of tokens of each, once the vocabulary has told, and whether they need no computing."""
     engine = FakeEngine()
-    app = make_app(engine, SETTINGS, text=None)
+    app = make_app(engine, SETTINGS, with_text=False)
     assert (await ask(app, "GET", "/v1/templates", headers=BOB)).json()["data"] == [
         {"name": "support", "object": "template", "tokens": None, "kept": True},
         {"name": "outline-first", "object": "template", "tokens": None, "kept": False},
     ]
-    set_text(app, text_model())
+    await set_text(app, text_model())
     lengths = {name: (len(tokens), True) for name, tokens in engine.declared.items()}
-    lengths["outline-first"] = (len(common_tokens(text_model(), "", SHIPPED["outline-first"])), False)
+    lengths["outline-first"] = (len(common_tokens(tokeniser(), SHIPPED["outline-first"])), False)
     for headers, names in ((ANN, ["support", "secret"]), (BOB, ["support"]), ({}, ["support"])):
         body = (await ask(app, "GET", "/v1/templates", headers=headers)).json()
         assert body["object"] == "list"
@@ -165,7 +178,7 @@ async def test_an_operator_s_template_replaces_the_shipped_one() -> None:
 async def test_a_shipped_template_that_the_model_cannot_have_is_not_offered() -> None:
     """Nobody asked for it, so the server starts all the same."""
     source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[0].content }}"
-    app = make_app(FakeEngine(says("x")), text=text_model(template=source))
+    app = make_app(FakeEngine(says("x")), jobs=text_here(template=source))
     assert (await ask(app, "GET", "/v1/templates")).json()["data"] == []
     reply = await ask(app, "POST", CHAT, chat_body(template="outline-first"))
     assert reply.error["code"] == "template_not_found"
@@ -175,7 +188,7 @@ def test_a_model_without_system_messages_cannot_have_templates() -> None:
     """The operator is told at the start, with the template's name and the reason."""
     source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     with pytest.raises(TemplateUnusable, match=r"templates\.support .*no system role"):
-        Templates(SETTINGS.templates).learn(text_model(template=source))
+        at_once(Templates(SETTINGS.templates).learn(text_model(template=source)))
 
 
 def test_a_chat_template_that_allows_only_users_after_the_system_message() -> None:
@@ -184,5 +197,5 @@ def test_a_chat_template_that_allows_only_users_after_the_system_message() -> No
         "{% for m in messages %}{% if loop.index0 > 0 and m.role != 'user' %}{{ raise_exception('no') }}{% endif %}"
         "<|im_start|>{{ m.role }}:{{ m.content }}{% endfor %}"
     )
-    tokens = common_tokens(text_model(template=source), "support", "S")
+    tokens = common_tokens(tokeniser(template=source), "S")
     assert readable(tokens) == "⟨257⟩system:S⟨257⟩user:"

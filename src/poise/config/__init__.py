@@ -12,6 +12,7 @@ from poise.config.serving import (
     StreamsSettings,
     TemplateSettings,
     TenantSettings,
+    TextSettings,
 )
 from poise.config.settings import (
     ClassesSettings,
@@ -53,6 +54,7 @@ __all__ = [
     "StreamsSettings",
     "TemplateSettings",
     "TenantSettings",
+    "TextSettings",
     "Toggle",
     "engine_settings",
     "load",

@@ -145,6 +145,18 @@ MEMORY = (
     ),
     Memory("gateway.engine_client:RequestHandle", "tokens that were not yet taken", "it ends", "its own client"),
     Memory(
+        "gateway.text.workers:TextWorkers",
+        "texts of requests that are being tokenised",
+        "it is done, or their client leaves; at most `text.queue_mb`",
+        "nobody",
+    ),
+    Memory(
+        "worker.text.tokeniser:Tokeniser",
+        "the text of one request at a time, and pieces of the chat template with white space from the edges of messages",
+        "it is done; those pieces until the worker ends, at most 4 MiB",
+        "nobody",
+    ),
+    Memory(
         "gateway.templates:Templates", "the operator's templates", "the server ends", "the tenants that may use them"
     ),
     Memory(

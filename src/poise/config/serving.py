@@ -71,6 +71,23 @@ class StreamsSettings(Section):
     background: ReaderSettings = ReaderSettings()
 
 
+class TextSettings(Section):
+    """The processes that make tokens of texts, and what waits for them."""
+
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Text workers; of several, one is kept for texts of less than 16 kB."""
+    timeout_s: Annotated[float, Field(gt=0.0, le=3600)] = 10.0
+    """Time that one text may take; then its worker is killed and the request refused."""
+    wait_s: Annotated[float, Field(gt=0.0, le=3600)] = 30.0
+    """Time that a text may wait for a worker; then its request is answered with 503."""
+    memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 1024
+    """Memory that a worker may use beyond what the vocabulary takes; a quarter of it is for a deep stack."""
+    queue_mb: Annotated[int, Field(ge=1, le=1 << 16)] = 64
+    """Text that may wait for a worker, of all together; one caller may have half of what nobody else has."""
+    trim_chars_max: Annotated[int, Field(ge=1024, le=1 << 30)] = 1 << 20
+    """Longest conversation that is looked at under a context policy other than "reject"; a longer one is refused."""
+
+
 class ResultsSettings(Section):
     """Responses that are kept in memory so that a client can come back for them."""
 

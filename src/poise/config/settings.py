@@ -22,6 +22,7 @@ from poise.config.serving import (
     TelemetrySettings,
     TemplateSettings,
     TenantSettings,
+    TextSettings,
 )
 
 
@@ -205,6 +206,7 @@ class Settings(Section):
     store: StoreSettings = StoreSettings()
     classes: ClassesSettings = ClassesSettings()
     streams: StreamsSettings = StreamsSettings()
+    text: TextSettings = TextSettings()
     results: ResultsSettings = ResultsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     levels: LevelsSettings = LevelsSettings()

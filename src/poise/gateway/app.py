@@ -1,7 +1,7 @@
 """The gateway as one ASGI application: what answers at which path.
 
-    app = create_app(settings, engine, model_name="smollm2")
-    set_text(app, text)        # as soon as the vocabulary is loaded; until then requests are answered with 503
+    app = create_app(settings, engine, model_name="smollm2", text=TextSlot(workers))
+    await set_text(app, text)  # as soon as the vocabulary is there; until then requests are answered with 503
 
 The application starts nothing: the engine is the caller's, who can run it in `lifespan`.
 """
@@ -48,7 +48,7 @@ from poise.gateway.tasks.lifespan import Lifespan, beside
 from poise.gateway.templates import Templates
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenants import Tenants
-from poise.gateway.text import TextModel, TextSlot
+from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import RequestClass
@@ -63,7 +63,7 @@ def create_app(
     engine: EngineClient,
     *,
     model_name: str,
-    text: TextModel | None = None,
+    text: TextSlot,
     lifespan: Lifespan | None = None,
     page_dir: Path = PAGE_DIR,
     keys: KeyRing | None = None,
@@ -73,8 +73,9 @@ def create_app(
     tasks: Tasks | None = None,
     free: Callable[[], int] = free_bytes,
 ) -> FastAPI:
-    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises TemplateUnusable.
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end.
 
+    text       who makes tokens of texts; `set_text` brings the vocabulary
     keys       of the keys file, where there is one
     operators  those of this machine, who prove it with the server's token; without it nobody is one without an admin key
     audit      where to put on record what happens
@@ -82,9 +83,10 @@ def create_app(
     tasks      who keeps what works beside the requests
     free       memory that this process may still use
     """
-    slot = TextSlot(text)
     tasks = tasks or Tasks()
-    metrics = GatewayMetrics(lambda: read_engine(engine), recovery, settings.metrics.tenants_max, tasks.metrics)
+    metrics = GatewayMetrics(
+        lambda: read_engine(engine), recovery, settings.metrics.tenants_max, tasks.metrics, text.jobs.metrics
+    )
     audit = audit or Audit(settings)
     audit.watch(metrics.audit, tasks)
     degradation = Degradation(settings, engine, metrics.recovery, free)
@@ -94,13 +96,13 @@ def create_app(
     if keys is not None:
         keys.on_change = audit.keys_changed
     records = Records(settings.results)
-    lookout = Lookout(engine, records, metrics.audit, tasks)
-    health = Health(engine, slot, tenants, metrics, degradation, lookout, tasks, model_name)
+    lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
+    health = Health(engine, text, tenants, metrics, degradation, lookout, tasks, model_name)
     history = History(engine, metrics, degradation, check=tenants.check_status)
     templates = Templates(settings.templates)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     completions = Completions(
-        settings, engine, slot, tenants, templates, metrics, records, degradation.check, audit, model_name
+        settings, engine, text, tenants, templates, metrics, records, degradation.check, audit, model_name
     )
     erasure = Erasure([engine_eraser(engine), records_eraser(records), metrics_eraser(metrics), audit.erase])
     looks = {
@@ -111,13 +113,12 @@ def create_app(
         "records": (PURGE_EVERY_S, records.purge),
     }
     app = _empty(beside(tasks, looks, lifespan))
-    app.state.text_slot = slot
+    app.state.text_slot = text
     app.state.metrics = metrics
     app.state.history = history
     app.state.degradation = degradation
-    app.state.declare_templates = lambda text: engine.declare(templates.learn(text))
-    if text is not None:
-        app.state.declare_templates(text)
+    app.state.templates = templates
+    app.state.engine = engine
     app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
     _add_generation(app, completions)
@@ -146,9 +147,9 @@ def _empty(lifespan: Lifespan) -> FastAPI:
     return app
 
 
-def set_text(app: FastAPI, text: TextModel) -> None:
-    """Give an application its vocabulary, from the event loop. Raises TemplateUnusable."""
-    app.state.declare_templates(text)
+async def set_text(app: FastAPI, text: TextModel) -> None:
+    """Give an application its vocabulary. Raises TemplateUnusable."""
+    app.state.engine.declare(await app.state.templates.learn(text))
     app.state.text_slot.current = text
 
 

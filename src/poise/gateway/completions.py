@@ -46,7 +46,7 @@ from poise.gateway.stream import EventStream, while_connected
 from poise.gateway.summary import Summarizer
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
-from poise.gateway.text import TextModel, TextSlot
+from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
@@ -146,7 +146,9 @@ class Completions:
                 traceparent_of(request.headers),
             )
             entry.note_prompt(body.get(param))
-            return await self._prepare(origin, parsed, detached=_is_detached(request) or options.background)
+            detached = _is_detached(request) or options.background
+            preparing = self._prepare(origin, parsed, detached=detached)
+            return await (preparing if detached else while_connected(request.receive, preparing))
         except ApiError as error:
             self._metrics.rejected(entry.request_class, error.code, tenant)
             raise
@@ -169,11 +171,12 @@ class Completions:
         """Everything that can be known before the engine is asked. Raises ApiError."""
         ready, text = self._available()
         options = parsed.options
-        _check_ids([token for token, _ in options.sampling.logit_bias], text.vocab.n_tokens, "logit_bias")
+        _check_ids([token for token, _ in options.sampling.logit_bias], text.n_tokens, "logit_bias")
+        account = origin.tenant
         if isinstance(parsed, ChatRequest):
-            plan = await self._prompts.chat(origin.tenant, parsed, ready, text)
+            plan = await self._prompts.chat(account, origin.tenant, parsed, ready, text)
         else:
-            plan = await self._prompts.completion(parsed, ready, text)
+            plan = await self._prompts.completion(account, parsed, ready, text)
         heading = Heading(
             response_id=("chatcmpl-" if isinstance(parsed, ChatRequest) else "cmpl-") + secrets.token_hex(12),
             created=int(time.time()),
@@ -183,7 +186,7 @@ class Completions:
         )
         # The length came first: looking at each id of a prompt that is far too long would hold up the streams.
         for ids in plan.ids:
-            _check_ids(ids, text.vocab.n_tokens, plan.param)
+            _check_ids(ids, text.n_tokens, plan.param)
         kind = ChatFormat if isinstance(parsed, ChatRequest) else CompletionFormat
         shape = Shape(kind, heading, options.include_usage, options.continuous_usage, segments=options.segments)
         n_choices = options.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
@@ -272,7 +275,7 @@ class Call:
             self._summarizer = Summarizer(self.record, self._engine, self._text, self._metrics)
             summary = await self._summarizer.summarize(plan.summary.pieces, plan.summary.n_output)
             self._summarizer = None
-            await self._prompts.finish(plan, parsed, self._text, summary)
+            await self._prompts.finish(plan, parsed, self._text.of(self.record.origin.tenant), summary)
             self._submit(parsed, plan)
         except ApiError as error:
             self._generation.fail(error)

@@ -12,13 +12,14 @@ Nothing here knows text or tokens: how long a conversation is, only rendering an
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from poise.config import ClassSettings
 from poise.gateway.errors import ApiError, context_length_exceeded
-from poise.gateway.parameters import SYSTEM_ROLES, Message
+from poise.gateway.parameters import SYSTEM_ROLES
+from poise.wire.text import Message
 
 RESERVE_SHARE = 4
 """Turns are dropped for an answer of the class's default length, or of this part of the context if that is less."""
@@ -81,6 +82,17 @@ class ContextLimits:
             )
         return context_length_exceeded(message, hint, param)
 
+    def cannot_fit(self, n_bytes: int, token_bytes: int, param: str, *, hint: str) -> ApiError | None:
+        """The refusal of so much text that no tokeniser is needed to see that it is too long. `token_bytes`: see TextModel."""
+        most = self.prompt * token_bytes
+        if n_bytes <= most:
+            return None
+        message = (
+            f"The prompt has {n_bytes} bytes of text, but in class '{self.request_class}' it may have at most {self.prompt} "
+            f"tokens, and {most} bytes is the most that these can stand for."
+        )
+        return context_length_exceeded(message, hint, param)
+
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
@@ -108,55 +120,26 @@ class Turns:
     """A conversation taken apart into turns."""
 
     def __init__(self, messages: Sequence[Message]) -> None:
-        self._messages = messages
-        self._turns: list[int | None] = []
-        """For each message, the number of its turn, from 0; None for what always stays."""
+        self.messages = messages
+        self.numbers: list[int] = []
+        """For each message, the number of its turn, from 0; -1 for what always stays."""
         self.n = 0
         has_begun = False
         for message in messages:
             if message.role in SYSTEM_ROLES:
-                self._turns.append(None)
+                self.numbers.append(-1)
                 continue
             if message.role == "user" or not has_begun:
                 self.n += 1
             has_begun = True
-            self._turns.append(self.n - 1)
+            self.numbers.append(self.n - 1)
 
     @property
     def droppable(self) -> int:
         """Turns that can go: all but the last one."""
         return max(0, self.n - 1)
 
-    def kept(self, n_dropped: int, summary: Message | None = None) -> list[Message]:
-        """The conversation without its first turns, perhaps with a message that stands for them, right before the first kept."""
-        kept: list[Message] = []
-        for message, turn in zip(self._messages, self._turns, strict=True):
-            if turn is not None and turn < n_dropped:
-                continue
-            if turn is not None and summary is not None:
-                kept.append(summary)
-                summary = None
-            kept.append(message)
-        return kept
-
     def dropped(self, n_dropped: int) -> list[Message]:
         """The messages of the first turns."""
-        pairs = zip(self._messages, self._turns, strict=True)
-        return [message for message, turn in pairs if turn is not None and turn < n_dropped]
-
-
-async def fewest(highest: int, fits: Callable[[int], Awaitable[bool]]) -> int | None:
-    """The smallest number from 1 to `highest` that fits, None if none does. What fits, fits with every larger number too.
-
-    Asking is dear, so it is asked about the logarithm of `highest` times.
-    """
-    if highest < 1 or not await fits(highest):
-        return None
-    low, high = 1, highest
-    while low < high:
-        middle = (low + high) // 2
-        if await fits(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+        pairs = zip(self.messages, self.numbers, strict=True)
+        return [message for message, turn in pairs if 0 <= turn < n_dropped]

@@ -141,6 +141,30 @@ def summary_failed(reason: str) -> ApiError:
     return ApiError(500, "summary_failed", message, param="context_policy")
 
 
+def text_rejected(reason: str) -> ApiError:
+    """Its text cannot be made into tokens here, however often it is sent."""
+    message = (
+        f"This text cannot be tokenised here: {reason}. Send a shorter one, or one with fewer letters in a row: "
+        "the tokenisers of some models cannot take long runs without white space."
+    )
+    return ApiError(400, "text_rejected", message)
+
+
+def text_queue_full(retry_after_s: float) -> ApiError:
+    headers = retry_after(retry_after_s)
+    message = (
+        "Too much of your text waits to be tokenised. Let some of your requests get that far first, or try again in about "
+        f"{headers['Retry-After']} s."
+    )
+    return ApiError(429, "text_queue_full", message, headers=headers)
+
+
+def text_unavailable(why: str, retry_after_s: float) -> ApiError:
+    headers = retry_after(retry_after_s)
+    message = f"No text worker took this request in time: {why}. Try again in about {headers['Retry-After']} s."
+    return ApiError(503, "text_unavailable", message, headers=headers)
+
+
 def model_not_found(model: str, known: list[str]) -> ApiError:
     names = ", ".join(f"'{name}'" for name in known)
     message = f"The model {shown(model)} does not exist here. Known: {names}."

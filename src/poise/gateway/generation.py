@@ -37,7 +37,7 @@ from poise.gateway.errors import (
 from poise.gateway.record import CANCELLED, LEFT, READER_TIMEOUT, RUNNING, End, Record
 from poise.gateway.responses import TokenEntry
 from poise.gateway.story import story_of
-from poise.gateway.text import TextModel
+from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason
 from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, SamplingParams, Start, Token, Waiting

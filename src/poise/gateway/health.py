@@ -21,7 +21,7 @@ from poise.gateway.levels import Level
 from poise.gateway.lookout import Lookout
 from poise.gateway.tasks import Tasks
 from poise.gateway.tenants import Tenants
-from poise.gateway.text import TextSlot
+from poise.gateway.text.tokens import TextSlot
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics, TokenRates
 from poise.scheduler.request import RequestClass
@@ -106,6 +106,7 @@ class Health:
             "engine_unaccounted_bytes": figures.unaccounted_bytes if figures else None,
             "bottleneck": figures.bottleneck.limit if figures else None,
             "findings": self._lookout.told(named=is_admin),
+            "text": self._text_status(named=is_admin),
             "tasks": self._tasks.told(),
         }
         return fresh_json(body)
@@ -125,6 +126,13 @@ class Health:
     def _detail(self, request: Request) -> str:
         state = self._engine.state
         return state.detail if self._tenants.is_insider(request) else TOLD_STRANGERS.get(state.phase, "")
+
+    def _text_status(self, *, named: bool) -> dict[str, Any]:
+        """`named`: with the ids of processes."""
+        status = self._text.jobs.status()
+        if not named:
+            status["workers"] = [worker | {"pid": None} for worker in status["workers"]]
+        return status
 
     def _level(self) -> dict[str, Any]:
         return {"level": self._degradation.level.value, "reasons": self._degradation.reasons}

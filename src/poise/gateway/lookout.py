@@ -14,9 +14,11 @@ from poise.gateway.findings import NOTED_S, Facts, Finding, Findings, LiveReques
 from poise.gateway.record import LEVELS, Record
 from poise.gateway.records import Records
 from poise.gateway.tasks import Tasks
+from poise.gateway.text.tokens import TextJobs
 from poise.metrics.audit import AuditMetrics
 
 _OPERATOR = "operator"
+TEXT_ENDS = 3
 
 
 class Lookout:
@@ -28,6 +30,7 @@ class Lookout:
         records: Records,
         audit: AuditMetrics,
         tasks: Tasks,
+        text: TextJobs,
         *,
         rss_bytes: Callable[[], int] = own_rss_bytes,
         clock: Callable[[], float] = time.monotonic,
@@ -36,6 +39,7 @@ class Lookout:
         self._records = records
         self._audit = audit
         self._tasks = tasks
+        self._text = text
         self._rss_bytes = rss_bytes
         self._clock = clock
         self._findings = Findings()
@@ -74,8 +78,7 @@ class Lookout:
         """`named`: with the requests and tenants that it is about."""
         now_s = self._clock()
         found = self._findings.current()
-        if (failing := self._failing(now_s)) is not None:
-            found.append(failing)
+        found += [each for each in (self._failing(now_s), self._text_ends(now_s)) if each is not None]
         return [each.as_json(now_s, named=named) for each in found]
 
     def _failing(self, now_s: float) -> Finding | None:
@@ -87,6 +90,16 @@ class Lookout:
         text = f"Tasks of the gateway that failed within the last minute: {', '.join(parts)}"
         since_s = min(task.since_s for task in failed)
         return Finding("task_failing", text, {"tasks": [task.name for task in failed]}, min(since_s, now_s), now_s)
+
+    def _text_ends(self, now_s: float) -> Finding | None:
+        """Text workers that end again and again: somebody's texts, or the host."""
+        ends = [(at_s, how) for at_s, how in self._text.deaths if at_s >= now_s - NOTED_S]
+        if len(ends) < TEXT_ENDS:
+            return None
+        counts = Counter(how for _, how in ends)
+        hows = ", ".join(f"{how} {n} times" for how, n in counts.most_common())
+        text = f"Text workers ended {len(ends)} times within the last minute: {hows}"
+        return Finding("text_workers_ending", text, dict(counts), ends[0][0], now_s)
 
     def _request(self, record: Record, now_s: float) -> LiveRequest:
         since_s = self._held_since_s.get(record.response_id)

@@ -15,9 +15,10 @@ from poise.gateway import parameters as p
 from poise.gateway import unsupported
 from poise.gateway.errors import invalid_value, missing_parameter, shown
 from poise.gateway.fields import Field, Integer, JsonObject, Schema, check_names, object_schema, same_json
-from poise.gateway.parameters import Message, StreamOptions
+from poise.gateway.parameters import StreamOptions
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import SamplingParams
+from poise.wire.text import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from poise.gateway.fields import (
     read_object,
 )
 from poise.scheduler.request import RequestClass
+from poise.wire.text import Message
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
@@ -51,14 +52,6 @@ class StreamOptions:
     def asks(self) -> bool:
         """Whether anything is asked for that only a stream can have."""
         return self.include_usage or self.continuous_usage or self.segments
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: str
-    content: str
-    name: str | None = None
-    tool_call_id: str | None = None
 
 
 def _read_stop(value: object, param: str) -> tuple[str, ...]:

@@ -1,29 +1,32 @@
 """From a checked request to the prompts that the engine is given, within the limits of its class.
 
-A raw prompt fits or is refused. A conversation may be under a context policy: then it is rendered and tokenised with fewer and
-fewer turns until it fits, so that every number that is told is exact. Turns that are to be summarized leave a `SummaryPlan`
-behind, because the summary is the engine's work and may take a while; `finish` takes it in when it is there.
+A raw prompt fits or is refused; what cannot fit by its bytes is refused before anybody tokenises it. A conversation may be under
+a context policy: then a text worker renders and tokenises it with fewer and fewer turns until it fits, so that every number
+that is told is exact. Turns that are to be summarized leave a `SummaryPlan` behind, because the summary is the engine's work and
+may take a while; `finish` takes it in when it is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from poise.config import ClassSettings, Settings
 from poise.gateway import summary as summaries
-from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns, fewest
-from poise.gateway.errors import ApiError, invalid_value
+from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns
+from poise.gateway.errors import ApiError, context_length_exceeded, invalid_value
 from poise.gateway.openai import ChatRequest, CompletionRequest, Options, class_settings, default_output
-from poise.gateway.parameters import SYSTEM_ROLES, Message
+from poise.gateway.parameters import SYSTEM_ROLES
 from poise.gateway.templates import Templates
-from poise.gateway.text import TextModel
+from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
+from poise.wire.text import Cut, Fit, Message
 
 CONTEXT_HEADER = "X-Poise-Context"
 WARNING_HEADER = "X-Poise-Warning"
+_PROMPT_HINT = "Shorten it or ask for fewer output tokens."
 _HINTS = {
     ContextPolicy.REJECT: "Shorten the conversation, ask for fewer output tokens, or let the server leave out the oldest turns: "
     "'context_policy': 'trim', or 'summarize' to keep a summary of them.",
@@ -68,57 +71,64 @@ class Prompts:
         self._templates = templates
         self._on_long_system = on_long_system
 
-    async def completion(self, parsed: CompletionRequest, ready: Ready, text: TextModel) -> Plan:
+    async def completion(self, account: str, parsed: CompletionRequest, ready: Ready, text: TextModel) -> Plan:
         """Raises ApiError when a prompt does not fit."""
-        plan = Plan(
-            limits_of(parsed.options.request_class, self._settings, ready), self._allowance(parsed.options), "prompt"
-        )
+        limits = limits_of(parsed.options.request_class, self._settings, ready)
+        plan = Plan(limits, self._allowance(parsed.options), "prompt")
         for prompt in parsed.prompts:
-            ids = await text.prompt_ids(prompt) if isinstance(prompt, str) else prompt
-            if not ids:
+            n, ids = 0, prompt if isinstance(prompt, list) else []
+            if isinstance(prompt, str):
+                if (
+                    error := limits.cannot_fit(text_bytes(prompt), text.longest, "prompt", hint=_PROMPT_HINT)
+                ) is not None:
+                    raise error
+                n, ids = await text.of(account).prompt(prompt, limits.prompt)
+            n = n or len(ids)
+            if not n:
                 raise invalid_value("prompt", "have at least one token", prompt)
-            if plan.allowance.granted(plan.limits, len(ids)) is None:
-                hint = "Shorten it or ask for fewer output tokens."
-                raise plan.limits.exceeded(len(ids), plan.allowance, "prompt", hint=hint)
+            if plan.allowance.granted(limits, n) is None:
+                raise limits.exceeded(n, plan.allowance, "prompt", hint=_PROMPT_HINT)
             plan.ids.append(ids)
         return plan
 
-    async def chat(self, tenant: str, parsed: ChatRequest, ready: Ready, text: TextModel) -> Plan:
+    async def chat(self, account: str, tenant: str, parsed: ChatRequest, ready: Ready, text: TextModel) -> Plan:
         """Raises ApiError when the conversation does not fit, however much of it the caller's policy leaves out."""
         request_class, messages = parsed.options.request_class, parsed.messages
         if parsed.template:
             messages = self._templates.apply(parsed.template, tenant, messages)
         plan = Plan(limits_of(request_class, self._settings, ready), self._allowance(parsed.options), "messages")
-        fitter = _Fitter(text, plan, messages, n_added=1 if parsed.template else 0)
-        n_whole = await fitter.whole()
         policy = ContextPolicy(parsed.context_policy)
-        if policy is ContextPolicy.REJECT or plan.limits.fit(n_whole, plan.allowance.wanted(plan.limits)):
-            fitter.take(n_whole, policy)
+        self._check_size(plan, messages, policy, text)
+        fitter = _Fitter(text.of(account), plan, messages, n_added=1 if parsed.template else 0)
+        if policy is ContextPolicy.REJECT:
+            n_whole = await fitter.whole()
         elif policy is ContextPolicy.TRIM:
-            await fitter.trim()
+            n_whole = await fitter.trim()
         else:
-            await fitter.summarize(limits_of(RequestClass.BACKGROUND, self._settings, ready))
-        await self._warn(plan, text, messages, n_whole)
+            n_whole = await fitter.summarize(limits_of(RequestClass.BACKGROUND, self._settings, ready))
+        await self._warn(plan, text.of(account), messages, n_whole)
         self._name_template(plan, parsed)
         return plan
 
-    async def finish(self, plan: Plan, parsed: ChatRequest, text: TextModel, summary: summaries.Summary) -> None:
+    async def finish(self, plan: Plan, parsed: ChatRequest, text: Tokens, summary: summaries.Summary) -> None:
         """Put the summary in its place; one that came out longer than planned is cut."""
         todo = plan.summary
         assert todo is not None
-        said = summary.text
-
-        async def ids(cut: int) -> list[int]:
-            message = summaries.summary_message(said[: len(said) - cut])
-            return await text.chat_ids(todo.turns.kept(todo.n_turns, message), todo.n_added, in_thread=True)
-
-        async def fits(cut: int) -> bool:
-            return len(await ids(cut)) <= todo.prompt_max
-
-        cut = 0 if await fits(0) else await fewest(len(said), fits) or len(said)
-        plan.ids = [await ids(cut)]
+        message = summaries.summary_message(summary.text)
+        cut = await text.cut(
+            Cut(
+                list(todo.turns.messages),
+                todo.turns.numbers,
+                todo.n_added,
+                todo.n_turns,
+                message,
+                len(message.content) - len(summary.text),
+                todo.prompt_max,
+            )
+        )
+        used = summary.text[: len(summary.text) - cut.n_chars]
+        plan.ids = [cut.ids]
         plan.summary = None
-        used = said[: len(said) - cut]
         plan.notes = {
             "context": {
                 "policy": ContextPolicy.SUMMARIZE.value,
@@ -126,13 +136,27 @@ class Prompts:
                 "summarized_messages": len(todo.turns.dropped(todo.n_turns)),
                 "summarized_tokens": todo.n_tokens,
                 # Counted by itself: a chat template may leave out a system prompt of its own now that there is one.
-                "summary_tokens": await text.plain_length(summaries.summary_message(used).content),
+                "summary_tokens": await text.length(summaries.summary_message(used).content),
                 "summary": used,
                 "summary_usage": summary.usage.as_json(),
                 "prompt_tokens": len(plan.ids[0]),
             }
         }
         self._name_template(plan, parsed)
+
+    def _check_size(self, plan: Plan, messages: list[Message], policy: ContextPolicy, text: TextModel) -> None:
+        """Refuse what is so long that looking at it would be wasted, or too dear."""
+        if policy is ContextPolicy.REJECT:
+            error = plan.limits.cannot_fit(text.least_bytes(messages), text.longest, plan.param, hint=_HINTS[policy])
+            if error is not None:
+                raise error
+            return
+        n_chars, most = sum(len(message.content) for message in messages), self._settings.text.trim_chars_max
+        if n_chars > most:
+            message = (
+                f"The conversation has {n_chars} characters, but under '{policy.value}' at most {most} are looked at."
+            )
+            raise context_length_exceeded(message, "Leave out the oldest turns before you send it.", plan.param)
 
     def _allowance(self, options: Options) -> Allowance:
         if options.max_tokens is not None:
@@ -143,7 +167,7 @@ class Prompts:
         if parsed.template and plan.ids:
             plan.template = self._templates.begins(parsed.template, plan.ids[0])
 
-    async def _warn(self, plan: Plan, text: TextModel, messages: list[Message], n_whole: int) -> None:
+    async def _warn(self, plan: Plan, text: Tokens, messages: list[Message], n_whole: int) -> None:
         """Tell the caller of a system prompt that leaves little room for the conversation."""
         share = class_settings(self._settings, RequestClass(plan.limits.request_class)).long_system_share
         most = share * plan.limits.context
@@ -151,7 +175,7 @@ class Prompts:
         # A token is at least a byte, so most requests need no second look.
         if n_whole <= most or len(system.encode()) <= most:
             return
-        n_system = await text.plain_length(system)
+        n_system = await text.length(system)
         if n_system > most:
             plan.headers[WARNING_HEADER] = (
                 f"system prompt takes {n_system} of {plan.limits.context} tokens; a shorter one leaves more to the conversation"
@@ -160,95 +184,67 @@ class Prompts:
 
 
 class _Fitter:
-    """One conversation, tokenised with more or fewer turns; what was found once is remembered."""
+    """One conversation and what it may take."""
 
-    def __init__(self, text: TextModel, plan: Plan, messages: list[Message], n_added: int) -> None:
+    def __init__(self, text: Tokens, plan: Plan, messages: list[Message], n_added: int) -> None:
         self._text = text
         self._plan = plan
         self._messages = messages
         self._n_added = n_added
         self._turns = Turns(messages)
-        self._ids: dict[tuple[int, bool], list[int]] = {}
 
     async def whole(self) -> int:
-        """Tokens of the conversation as it came."""
-        ids = await self._text.chat_ids(self._messages, self._n_added)
-        self._ids[0, False] = ids
-        return len(ids)
+        """Take the conversation as it came. Returns its tokens, as the others do."""
+        n, ids = await self._text.chat(self._messages, self._n_added, self._plan.limits.prompt)
+        if self._plan.allowance.granted(self._plan.limits, n) is None:
+            raise self._exceeded(n, ContextPolicy.REJECT)
+        self._plan.ids = [ids]
+        return n
 
-    def take(self, n_whole: int, policy: ContextPolicy, n_dropped: int = 0) -> None:
-        """Settle for a prompt without summary, if it fits. `n_whole`: its tokens."""
-        limits, allowance = self._plan.limits, self._plan.allowance
-        if allowance.granted(limits, n_whole) is None:
-            raise self._exceeded(n_whole, policy)
-        self._plan.ids = [self._ids[n_dropped, False]]
-
-    async def trim(self) -> None:
+    async def trim(self) -> int:
         """Leave out the fewest turns that make it fit, and say so."""
-        n = await self._fewest(lambda n_dropped: self._length(n_dropped))
+        found = await self._text.fit(self._job())
+        n = found.n_dropped
         if n is None:
-            raise self._exceeded(await self._length(self._turns.droppable), ContextPolicy.TRIM)
-        self.take(await self._length(n), ContextPolicy.TRIM, n)
+            raise self._exceeded(found.n_prompt, ContextPolicy.TRIM)
+        self._plan.ids = [found.ids]
         if n:
-            n_whole, n_prompt = await self._length(0), await self._length(n)
+            n_dropped = found.n_whole - found.n_prompt
             self._plan.notes = {
                 "context": {
                     "policy": ContextPolicy.TRIM.value,
                     "dropped_turns": n,
                     "dropped_messages": len(self._turns.dropped(n)),
-                    "dropped_tokens": n_whole - n_prompt,
-                    "prompt_tokens": n_prompt,
+                    "dropped_tokens": n_dropped,
+                    "prompt_tokens": found.n_prompt,
                 }
             }
-            self._plan.headers[CONTEXT_HEADER] = f"trim; dropped_turns={n}; dropped_tokens={n_whole - n_prompt}"
+            self._plan.headers[CONTEXT_HEADER] = f"trim; dropped_turns={n}; dropped_tokens={n_dropped}"
+        return found.n_whole
 
-    async def summarize(self, limits: ContextLimits) -> None:
+    async def summarize(self, limits: ContextLimits) -> int:
         """Choose the fewest turns that make it fit when a summary stands for them. `limits`: of the class that writes it."""
         n_output = summaries.tokens_max(self._plan.limits)
-
-        async def length(n_dropped: int) -> int:
-            return await self._length(n_dropped, summary=True) + n_output if n_dropped else await self._length(0)
-
-        n = await self._fewest(length)
+        found = await self._text.fit(self._job(summaries.summary_message(""), n_output))
+        n = found.n_dropped
         if n is None:
-            droppable = self._turns.droppable
-            raise self._exceeded(await length(droppable), ContextPolicy.SUMMARIZE, n_output if droppable else 0)
+            n_output = n_output if self._turns.droppable else 0
+            raise self._exceeded(found.n_prompt + n_output, ContextPolicy.SUMMARIZE, n_output)
         if n == 0:
-            self.take(await self._length(0), ContextPolicy.SUMMARIZE)
-            return
-        n_tokens = await self._length(0) - await self._length(n)
+            self._plan.ids = [found.ids]
+            return found.n_whole
+        n_tokens = found.n_whole - found.n_plain
         pieces = await summaries.piece_prompts(self._text, self._turns.dropped(n), limits, n_output)
-        self._plan.summary = SummaryPlan(self._turns, n, n_tokens, n_output, await length(n), pieces, self._n_added)
+        prompt_max = found.n_prompt + n_output
+        self._plan.summary = SummaryPlan(self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added)
         self._plan.headers[CONTEXT_HEADER] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
+        return found.n_whole
 
-    async def _fewest(self, length: Callable[[int], Awaitable[int]]) -> int | None:
-        """Fewest turns to leave out for the answer that is wanted; if that cannot be had, for the least answer."""
+    def _job(self, summary: Message | None = None, reserve: int = 0) -> Fit:
+        """First for the answer that is wanted; if that cannot be had, for the least answer."""
         limits, allowance = self._plan.limits, self._plan.allowance
-        for n_output in (allowance.wanted(limits), allowance.least):
-
-            async def fits(n_dropped: int, n_output: int = n_output) -> bool:
-                return limits.fit(await length(n_dropped), n_output)
-
-            if await fits(0):
-                return 0
-            if (n := await fewest(self._turns.droppable, fits)) is not None:
-                return n
-        return None
-
-    async def _length(self, n_dropped: int, *, summary: bool = False) -> int:
-        """Tokens of the prompt without its first turns, perhaps with the heading of a summary in their place."""
-        key = (n_dropped, summary)
-        if key not in self._ids:
-            stands_for = summaries.summary_message("") if summary else None
-            messages = self._turns.kept(n_dropped, stands_for)
-            try:
-                self._ids[key] = await self._text.chat_ids(messages, self._n_added, in_thread=True)
-            except ApiError as error:
-                if stands_for is None or error.status != 400:
-                    raise
-                reason = f"The model's chat template has no place for a summary: {error.message} Use 'trim'."
-                raise ApiError(400, "invalid_messages", reason, param="context_policy") from None
-        return len(self._ids[key])
+        rooms = [limits.room_for(n_output) for n_output in (allowance.wanted(limits), allowance.least)]
+        return Fit(self._messages, self._turns.numbers, self._n_added, rooms, summary, reserve)
 
     def _exceeded(self, n_prompt: int, policy: ContextPolicy, n_summary: int = 0) -> ApiError:
         what = "The prompt"

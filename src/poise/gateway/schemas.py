@@ -220,6 +220,19 @@ class TaskRow(Closed):
     last_error: str | None
 
 
+class TextWorkerRow(Closed):
+    pid: int | None
+    """For operators."""
+    state: Literal["starting", "ready", "busy", "waiting"]
+    restarts: int
+
+
+class TextFigures(Closed):
+    workers: list[TextWorkerRow]
+    queued: int
+    queued_bytes: int
+
+
 class StatusBody(Closed):
     phase: Literal["loading", "ready", "restarting", "failed", "stopped"]
     model: str
@@ -241,6 +254,7 @@ class StatusBody(Closed):
     engine_unaccounted_bytes: int | None
     bottleneck: str | None
     findings: list[FindingRow]
+    text: TextFigures
     tasks: list[TaskRow]
 
 

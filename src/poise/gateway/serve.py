@@ -12,7 +12,6 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -24,26 +23,24 @@ from poise.audit.log import AuditError
 from poise.config import LoadedSettings, Settings
 from poise.config.paths import keys_file
 from poise.engine.leash import no_core_dumps
-from poise.gateway.app import create_app
+from poise.gateway.app import create_app, set_text
 from poise.gateway.auditing import Audit, open_audit
-from poise.gateway.chat import ChatTemplate
 from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.exposure import Exposed, check, tls_context
 from poise.gateway.http.files import raise_limit
 from poise.gateway.keys import KeyRing, KeysError
+from poise.gateway.preflight import CannotStart, Checked
+from poise.gateway.preflight import check as check_model
 from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.tasks import Tasks
 from poise.gateway.templates import TemplateUnusable
 from poise.gateway.tenancy.operators import LocalOperators
-from poise.gateway.text import TextModel
+from poise.gateway.text.tokens import TextModel, TextSlot
+from poise.gateway.text.workers import TextUnusable, TextWorkers
 from poise.gateway.traces import Traces, TracesUnavailable, open_traces
-from poise.llama.capacity import problems as capacity_problems
-from poise.llama.fit import judge
-from poise.llama.library import EngineLibraryError
 from poise.llama.memory import available_bytes
-from poise.llama.model import Model, ModelError
 from poise.metrics.gateway import GatewayMetrics
 from poise.operator_token import TokenFile, write_token
 from poise.wire.messages import Ready
@@ -67,35 +64,25 @@ def serve(loaded: LoadedSettings) -> int:
     )
     raise_limit()
     try:
-        fit = judge(loaded)
-        path = fit.path
-        if not fit.fits:
-            raise ModelError(path, fit.problem)
-        _check_capacity(loaded, path)
-        vocabulary = Model.load(path, vocab_only=True)
-        template = _template(path, vocabulary)
+        checked = check_model(loaded)
+        _warn(checked)
         keys = KeyRing(keys_file(settings.auth))
         tls = tls_context(settings.server)
         listener = _listen(settings, keys)
         audit = open_audit(settings)
-    except (ModelError, EngineLibraryError, KeysError, Exposed, AuditError, _CannotListen, _AboveMeasured) as error:
+    except (CannotStart, KeysError, Exposed, AuditError, _CannotListen) as error:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
-    with vocabulary, listener, ThreadPoolExecutor(1, thread_name_prefix="tokenise") as executor:
+    with listener:
         try:
-            text = TextModel(vocabulary.vocab, template, executor)
-            service = _Service(settings, path, text, listener, keys, audit, tls)
-        except (TemplateUnusable, TracesUnavailable) as error:
+            service = _Service(settings, checked.path, listener, keys, audit, tls)
+        except TracesUnavailable as error:
             print(f"poise: {error}", file=sys.stderr)  # noqa: T201
             return CANNOT_START
         return service.run()
 
 
 class _CannotListen(Exception):
-    pass
-
-
-class _AboveMeasured(Exception):
     pass
 
 
@@ -114,7 +101,6 @@ class _Service:
         self,
         settings: Settings,
         path: Path,
-        text: TextModel,
         listener: socket.socket,
         keys: KeyRing,
         audit: Audit,
@@ -130,11 +116,13 @@ class _Service:
         self._tasks = Tasks(on_give_up=self._give_up)
         self._supervisor = Supervisor(settings, str(path), tasks=self._tasks)
         self._model_name = settings.model.name or path.stem
-        app = create_app(
+        self._workers = TextWorkers(settings.text, str(path), tasks=self._tasks)
+        self._text_known = asyncio.Event()
+        self._app = app = create_app(
             settings,
             self._supervisor,
             model_name=self._model_name,
-            text=text,
+            text=TextSlot(self._workers),
             lifespan=self._lifespan,
             keys=keys,
             operators=LocalOperators(self._token.token if self._token is not None else ""),
@@ -182,9 +170,11 @@ class _Service:
             loop.add_signal_handler(number, self._stop)
         await self._supervisor.start()
         self._tasks.start("announce", self._announce)
+        self._tasks.start("text", self._open_text)
         try:
             yield
         finally:
+            await self._workers.stop()
             await self._supervisor.stop()
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
@@ -221,11 +211,29 @@ class _Service:
                 told = state.stage
                 print(f"{told} ({self._path.name}) ...", flush=True)  # noqa: T201
         if state.phase is EnginePhase.READY and state.ready is not None:
+            await self._text_known.wait()
             print(banner(self._settings, self._model_name, state.ready, self._url()), flush=True)  # noqa: T201
         elif state.phase is EnginePhase.FAILED:
-            print(f"poise: {state.detail}", file=sys.stderr)  # noqa: T201
+            self._cannot_start(state.detail)
+
+    async def _open_text(self) -> None:
+        """Start the text workers once there is an engine, and give the application their vocabulary."""
+        await self._supervisor.until(lambda state: bool(state.stage) or state.is_settled or state.restarts > 0)
+        self._workers.start()
+        try:
+            vocabulary = await self._workers.vocabulary()
+            await set_text(self._app, TextModel(vocabulary, self._workers))
+        except (TextUnusable, TemplateUnusable) as error:
+            self._cannot_start(str(error))
+        else:
+            self._text_known.set()
+
+    def _cannot_start(self, why: str) -> None:
+        """Once: what is wrong with a model's file is found by the engine and by a text worker."""
+        if not self._exit_code:
+            print(f"poise: {why}", file=sys.stderr)  # noqa: T201
             self._exit_code = CANNOT_START
-            self._server.should_exit = True
+        self._server.should_exit = True
 
     def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]
@@ -249,14 +257,6 @@ def _open_token(listener: socket.socket) -> TokenFile | None:
 
 def _is_news(told: str, state: EngineState) -> bool:
     return state.is_settled or state.stage != told
-
-
-def _template(path: Path, vocabulary: Model) -> ChatTemplate:
-    vocab = vocabulary.vocab
-    try:
-        return ChatTemplate(vocabulary.chat_template, bos_text=vocab.bos_text, eos_text=vocab.eos_text)
-    except ValueError as error:
-        raise ModelError(path, f"{error}; use another file of this model") from error
 
 
 def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
@@ -287,12 +287,8 @@ def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
     )
 
 
-def _check_capacity(loaded: LoadedSettings, path: Path) -> None:
-    """Tell of limits above what `poise capacity` has measured. Raises _AboveMeasured where nothing else may start."""
-    found = capacity_problems(loaded, path)
-    if found and loaded.settings.server.require_measured:
-        raise _AboveMeasured("\npoise: ".join(found))
-    for line in found:
+def _warn(checked: Checked) -> None:
+    for line in checked.warnings:
         print(f"poise: warning: {line}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
 
 

@@ -16,13 +16,13 @@ from poise.gateway.context_policy import ContextLimits
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import context_length_exceeded, summary_failed
 from poise.gateway.generation import ChoiceRequest, Generation
-from poise.gateway.parameters import Message
 from poise.gateway.record import CANCELLED, Follower, Record
 from poise.gateway.responses import Usage
-from poise.gateway.text import TextModel
+from poise.gateway.text.tokens import TextModel, Tokens
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import SamplingParams
+from poise.wire.text import Message
 
 TOKENS_MAX = 256
 CONTEXT_SHARE = 8
@@ -75,7 +75,7 @@ def split(text: str, n_pieces: int) -> list[str]:
 
 
 async def piece_prompts(
-    text: TextModel, messages: Sequence[Message], limits: ContextLimits, n_output: int
+    text: Tokens, messages: Sequence[Message], limits: ContextLimits, n_output: int
 ) -> list[list[int]]:
     """The prompts whose answers, joined, are a summary of the messages. Raises ApiError when they are too long for that.
 
@@ -88,13 +88,12 @@ async def piece_prompts(
     n_pieces = 1
     while n_pieces <= pieces_max:
         prompts = [
-            await text.chat_ids([Message("user", INSTRUCTION + piece)], in_thread=True)
-            for piece in split(whole, n_pieces)
+            await text.chat([Message("user", INSTRUCTION + piece)], ids_max=room) for piece in split(whole, n_pieces)
         ]
-        if max(map(len, prompts)) <= room:
-            return prompts
+        if max(prompt.n for prompt in prompts) <= room:
+            return [prompt.ids for prompt in prompts]
         # At least so many are needed, because more pieces repeat the instruction more often.
-        n_pieces = max(n_pieces + 1, ceil(sum(map(len, prompts)) / room))
+        n_pieces = max(n_pieces + 1, ceil(sum(prompt.n for prompt in prompts) / room))
     raise context_length_exceeded(
         f"The older turns are too long to be summarized: they would need {n_pieces} pieces, each of which fits into the "
         f"{room} tokens that class '{limits.request_class}' has for them, but at most {pieces_max} are made.",

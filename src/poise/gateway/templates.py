@@ -1,13 +1,12 @@
 """Templates: system prompts by name. Those that the operator has declared are computed once by the engine and kept.
 
-A template's tokens are those with which every conversation begins that has its text as system message. Where they end is
-found by rendering conversations that differ right after the system message: what their tokens have in common at the
-start is the template's. A request names its template only if its prompt really begins with these tokens, because a model's chat
-template can do what it likes: write today's date before the system message, for instance.
+A template's tokens are those with which every conversation begins that has its text as system message; a text worker finds them
+(`poise.worker.text.opening`). A request names its template only if its prompt really begins with these tokens, because a model's
+chat template can do what it likes: write today's date before the system message, for instance.
 
-A few templates are shipped. They are short and perhaps never used, so nothing is done for them at the start and nothing of them
-is kept: a request with one computes it as it would any system message, and finds it among its tenant's own prefixes the next
-time. An operator who declares a template of the same name replaces the shipped one, and has it kept.
+A few templates are shipped. They are short and perhaps never used, so nothing of them is kept: a request with one computes it as
+it would any system message, and finds it among its tenant's own prefixes the next time. An operator who declares a template of
+the same name replaces the shipped one, and has it kept.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ from dataclasses import dataclass
 
 from poise.config import TemplateSettings
 from poise.gateway.errors import ApiError, invalid_value, template_not_found
-from poise.gateway.parameters import SYSTEM_ROLES, Message
-from poise.gateway.text import TextModel
+from poise.gateway.parameters import SYSTEM_ROLES
+from poise.gateway.text.tokens import TextModel
+from poise.wire.text import Message
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,8 @@ SHIPPED = {
 }
 """Names and texts of the templates that everybody may use, unless the operator has declared others of these names."""
 
-_USER_TEXTS = ("a", "Zebra", "7", "(", "é", " a", "\na")
-"""Beginnings of a user's message that tokenisers join with what stands before them in different ways."""
-_OTHER_TURNS = (
-    [Message("system", "a"), Message("user", "a")],
-    [Message("assistant", "a"), Message("user", "a")],
-    [Message("tool", "a"), Message("user", "a")],
-)
-"""Other ways on after the system message: a summary, or a greeting. Not every chat template allows them."""
+OPERATOR = ""
+"""Whose account the work for templates is: nobody's among the callers."""
 
 
 class TemplateUnusable(ValueError):
@@ -62,36 +56,39 @@ class Templates:
         self._declared = declared
         self._shipped = {name: text for name, text in SHIPPED.items() if name not in declared}
         self._tokens: dict[str, list[int]] = {}
-        self._text: TextModel | None = None
 
-    def learn(self, text: TextModel) -> dict[str, list[int]]:
-        """Find the tokens of each template. Returns those that the engine is to keep. Raises TemplateUnusable."""
-        kept = {name: common_tokens(text, name, template.text) for name, template in self._declared.items()}
-        for name, tokens in kept.items():
-            if not tokens:
+    async def learn(self, text: TextModel) -> dict[str, list[int]]:
+        """Find the tokens of each template. Returns those that the engine is to keep. Raises TemplateUnusable.
+
+        A shipped one that the model cannot have goes.
+        """
+        asked = text.of(OPERATOR)
+        for name, template in self._declared.items():
+            try:
+                self._tokens[name] = await asked.opening(template.text)
+            except ApiError as error:
+                if error.status == 503:
+                    raise  # nothing is wrong with it: there was no worker
+                raise TemplateUnusable(f"templates.{name} cannot be used with this model: {error.message}") from error
+            if not self._tokens[name]:
                 log.warning("templates.%s: nothing of it can be kept, the chat template writes the user first", name)
-        self._tokens, self._text = dict(kept), text
-        return {name: tokens for name, tokens in kept.items() if tokens}
+        for name, shipped in list(self._shipped.items()):
+            try:
+                self._tokens[name] = await asked.opening(shipped)
+            except ApiError as error:
+                if error.status == 503:
+                    raise
+                del self._shipped[name]
+                log.info("the shipped template '%s' is not offered: %s", name, error.message)
+        return {name: self._tokens[name] for name in self._declared if self._tokens[name]}
 
     def of_tenant(self, tenant: str) -> dict[str, TemplateInfo]:
         """The templates that a tenant may use: the operator's first."""
-        self._learn_shipped()
         declared = [n for n, template in self._declared.items() if not template.tenants or tenant in template.tenants]
         return {
             name: TemplateInfo(len(self._tokens[name]) if name in self._tokens else None, kept=name in self._declared)
             for name in [*declared, *self._shipped]
         }
-
-    def _learn_shipped(self) -> None:
-        """Find the tokens of shipped templates, when somebody asks for the first time. One that the model cannot have goes."""
-        if self._text is None:
-            return
-        for name in [name for name in self._shipped if name not in self._tokens]:
-            try:
-                self._tokens[name] = common_tokens(self._text, name, self._shipped[name])
-            except TemplateUnusable as error:
-                del self._shipped[name]
-                log.info("the shipped template '%s' is not offered: %s", name, error)
 
     def apply(self, name: str, tenant: str, messages: list[Message]) -> list[Message]:
         """The conversation with the template's text as its system message. Raises ApiError."""
@@ -109,20 +106,3 @@ class Templates:
         """The name, if the engine keeps its tokens and a prompt begins with them, else nothing."""
         tokens = self._tokens.get(name) if name in self._declared else None
         return name if tokens and list(ids[: len(tokens)]) == tokens else ""
-
-
-def common_tokens(text: TextModel, name: str, system: str) -> list[int]:
-    """The tokens that conversations with this system message have in common. Raises TemplateUnusable."""
-    first = Message("system", system)
-    try:
-        prompts = [text.chat_ids_now([first, Message("user", said)]) for said in _USER_TEXTS]
-    except ApiError as error:
-        raise TemplateUnusable(f"templates.{name} cannot be used with this model: {error.message}") from error
-    for turns in _OTHER_TURNS:
-        try:
-            prompts.append(text.chat_ids_now([first, *turns]))
-        except ApiError:
-            continue  # no conversation can go on like this, so none needs to have the tokens in common
-    shortest = min(map(len, prompts))
-    differs = (i for i in range(shortest) if any(ids[i] != prompts[0][i] for ids in prompts))
-    return prompts[0][: next(differs, shortest)]

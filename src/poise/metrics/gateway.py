@@ -24,6 +24,7 @@ from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.metrics.tasks import TaskMetrics
 from poise.metrics.tenants import TenantMetrics
+from poise.metrics.text import TextMetrics
 from poise.scheduler.request import RequestClass
 
 NO_CLASS = "none"
@@ -49,6 +50,7 @@ class GatewayMetrics:
         recovery: RecoveryMetrics | None = None,
         tenants_max: int = TENANTS_MAX,
         tasks: TaskMetrics | None = None,
+        text: TextMetrics | None = None,
     ) -> None:
         self.recovery = recovery or RecoveryMetrics()
         self.registry = registry = CollectorRegistry()
@@ -69,6 +71,7 @@ class GatewayMetrics:
         registry.register(EngineCollector(read_engine))
         registry.register(self.recovery.registry)
         registry.register((tasks or TaskMetrics()).registry)
+        registry.register((text or TextMetrics()).registry)
 
     def _make_times(self, registry: CollectorRegistry) -> None:
         self._ttft = ClassHistogram(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,9 +23,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from poise.gateway.bugs import log_bug
-from poise.gateway.errors import ApiError
-from poise.gateway.parameters import Message
+from poise.wire.text import Message
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +38,23 @@ CHATML = (
 OUTPUT_CHARS_MAX = 1 << 24
 _OPEN, _CLOSE = "\uf8f0", "\uf8f1"
 _PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+
+class TextRefused(Exception):
+    """An error for the caller, with the status and the code of the API. `trace`: see `trace_of`."""
+
+    def __init__(self, status: int, code: str, message: str, *, param: str | None = None, trace: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.trace = trace
+
+
+def trace_of(error: BaseException) -> str:
+    """Kind and places of an error for the log, without its message, which could quote a request."""
+    return "".join([type(error).__name__, "\n", *traceback.format_tb(error.__traceback__)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +91,7 @@ class ChatTemplate:
             raise ValueError(f"the model's chat template is broken in line {error.lineno}: {error.message}") from error
 
     def render(self, messages: Sequence[Message], n_added: int = 0) -> list[Segment]:
-        """The prompt as segments, ending where the assistant is to speak. Raises ApiError.
+        """The prompt as segments, ending where the assistant is to speak. Raises TextRefused.
 
         The first `n_added` messages are not the caller's: errors give the others the places that the caller knows.
         """
@@ -96,7 +112,7 @@ class ChatTemplate:
         for index, owner in enumerate(owners):
             if owner is not None and index not in used:
                 place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
-                raise ApiError(
+                raise TextRefused(
                     400,
                     "message_left_out",
                     f"The model's chat template has no place for {place} (role '{messages[owner].role}'). "
@@ -116,12 +132,11 @@ class ChatTemplate:
                     raise _broken(f"it writes more than {OUTPUT_CHARS_MAX} characters")
         except _TemplateRefusedError as error:
             text = f"The model's chat template refuses this conversation: {_PLACEHOLDER.sub('…', str(error))}"
-            raise ApiError(400, "invalid_messages", text, param="messages") from None
-        except ApiError:
+            raise TextRefused(400, "invalid_messages", text, param="messages") from None
+        except TextRefused:
             raise
         except Exception as error:  # a template is a program of the model's maker and may fail in any way
-            log_bug(log, "-", error, " of the chat template")
-            raise _broken(type(error).__name__) from error
+            raise _broken(type(error).__name__, trace_of(error)) from error
         return "".join(pieces)
 
 
@@ -157,9 +172,9 @@ def _split(rendered: str, contents: list[str]) -> tuple[list[Segment], set[int]]
     return segments, used
 
 
-def _broken(why: str) -> ApiError:
+def _broken(why: str, trace: str = "") -> TextRefused:
     message = f"The model's chat template failed: {why}. /v1/completions takes a prompt that is written out."
-    return ApiError(500, "template_failed", message)
+    return TextRefused(500, "template_failed", message, trace=trace)
 
 
 def _raise_exception(message: object) -> NoReturn:

@@ -7,9 +7,8 @@ from datetime import datetime
 
 import pytest
 
-from poise.gateway.chat import ChatTemplate, Segment
-from poise.gateway.errors import ApiError
-from poise.gateway.parameters import Message
+from poise.wire.text import Message
+from poise.worker.text.chat_template import ChatTemplate, Segment, TextRefused
 
 USER = Message("user", "Hi")
 
@@ -19,8 +18,8 @@ def render(source: str | None, *messages: Message) -> str:
     return "".join(segment.text for segment in segments)
 
 
-def refusal(source: str, *messages: Message) -> ApiError:
-    with pytest.raises(ApiError) as caught:
+def refusal(source: str, *messages: Message) -> TextRefused:
+    with pytest.raises(TextRefused) as caught:
         render(source, *messages)
     return caught.value
 
@@ -113,7 +112,7 @@ def test_an_endless_template_is_stopped_at_the_bound() -> None:
         return datetime(2026, 11, 23)
 
     source = "{% for i in range(99999) %}{{ strftime_now('x' * 100000) }}{% endfor %}"
-    with pytest.raises(ApiError):
+    with pytest.raises(TextRefused):
         ChatTemplate(source, now=now).render([USER])
     assert len(written) < 200
 

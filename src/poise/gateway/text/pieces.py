@@ -1,0 +1,29 @@
+"""What each token stands for, as bytes: all that turning ids into text needs. No C, and no object for each token."""
+
+from __future__ import annotations
+
+from array import array
+
+from poise.wire.text import Vocabulary
+
+
+class Pieces:
+    """The table of one model's tokens."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.n_tokens = vocabulary.n_tokens
+        self._names = vocabulary.names
+        self._hidden = vocabulary.hidden
+        self._ends = array("I", [0])
+        """Token t's name is names[ends[t] : ends[t + 1]]."""
+        self._ends.frombytes(vocabulary.ends)
+        self.longest = max((end - start for start, end in zip(self._ends, self._ends[1:], strict=False)), default=0)
+        """Bytes of text that one token can stand for, at most."""
+
+    def name(self, token: int) -> bytes:
+        """As it shows among log probabilities: control tokens have their names."""
+        return self._names[self._ends[token] : self._ends[token + 1]]
+
+    def shown(self, token: int) -> bytes:
+        """As it shows in an answer: control tokens are empty."""
+        return b"" if self._hidden[token] else self._names[self._ends[token] : self._ends[token + 1]]

@@ -1,0 +1,90 @@
+"""One text worker's process, from its start to its end, and the gateway's end of the socket to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from poise.engine.leash import child_environment
+from poise.wire import text as wire
+from poise.wire.framing import FrameReader, encode_frame
+
+WORKER_COMMAND = (sys.executable, "-m", "poise.worker.text")
+_WITHOUT_GPU = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"), "")
+"""A vocabulary needs none, and a GPU's library would take memory of it."""
+
+
+class WorkerProcess(asyncio.Protocol):
+    """Made by `start`. `lost` is done when the worker is gone, or says what is no message."""
+
+    def __init__(self, receive: Callable[[wire.FromWorker], None]) -> None:
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._receive = receive
+        self._frames: FrameReader[wire.FromWorker] = FrameReader(wire.FromWorker)
+        self._transport: asyncio.Transport | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    @classmethod
+    async def start(
+        cls, receive: Callable[[wire.FromWorker], None], command: Sequence[str] = WORKER_COMMAND
+    ) -> WorkerProcess:
+        """Raises OSError when there is no memory, file or process to be had."""
+        worker = cls(receive)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                worker._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    str(theirs.fileno()),
+                    pass_fds=[theirs.fileno()],
+                    env=child_environment() | _WITHOUT_GPU,
+                )
+            await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
+        except BaseException:
+            ours.close()
+            await worker.end()
+            raise
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    def send(self, message: wire.ToWorker) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(message))
+
+    def kill(self) -> None:
+        """At once; `lost` follows."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
+    async def end(self) -> int:
+        """Make sure that it is gone. Returns its exit code, the negative number of a signal."""
+        if self._transport is not None:
+            self._transport.abort()
+        self.kill()
+        return await self._process.wait() if self._process is not None else 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._frames.feed(data):
+                self._receive(message)
+        except Exception as error:
+            self.connection_lost(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost.done():
+            return
+        if exc is None or isinstance(exc, ConnectionError):
+            self.lost.set_result(None)
+        else:
+            self.lost.set_exception(exc)

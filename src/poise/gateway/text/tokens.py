@@ -1,0 +1,144 @@
+"""A model's text side as the gateway sees it: texts to ids by way of the text workers, and ids to text by a table.
+
+    text = TextModel(vocabulary, workers)
+    counted = await text.of(account).chat(messages)
+
+Whoever asks is named by its account, because the workers' time is shared out by it. Every method raises ApiError: for what the
+chat template refuses, for what cannot be tokenised, and when no worker is to be had.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+from poise.gateway.errors import ApiError, internal_error, new_error_id
+from poise.gateway.text.pieces import Pieces
+from poise.metrics.text import TextMetrics
+from poise.wire import text as wire
+
+log = logging.getLogger(__name__)
+
+_BLANK_ROLES = ("system", "user", "assistant")
+ALL = 1 << 31
+"""However many ids there are, they are wanted."""
+
+
+class TextJobs(Protocol):
+    """Who does the work."""
+
+    @property
+    def metrics(self) -> TextMetrics: ...
+    @property
+    def deaths(self) -> Iterable[tuple[float, str]]:
+        """When workers ended without being asked to, by the monotonic clock, and how."""
+        ...
+
+    async def run(self, job: wire.Job, account: str, n_bytes: int) -> wire.Answer:
+        """The answer to a job with so much text in it. Raises ApiError when nobody can answer it."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """The workers and the queue, for /status."""
+        ...
+
+
+class Counted(NamedTuple):
+    """A prompt. `ids` is empty when there are more than were wanted."""
+
+    n: int
+    ids: list[int]
+
+
+class TextModel:
+    """One model: what its tokens stand for, and the way to its tokeniser."""
+
+    def __init__(self, vocabulary: wire.Vocabulary, jobs: TextJobs) -> None:
+        pieces = Pieces(vocabulary)
+        self._jobs = jobs
+        self.n_tokens = pieces.n_tokens
+        self.longest = pieces.longest
+        """Bytes of text that one token can stand for, at most."""
+        self._keeps_blanks = vocabulary.keeps_blanks
+        self.token_bytes, self.token_name = pieces.shown, pieces.name
+
+    def least_bytes(self, messages: Sequence[wire.Message]) -> int:
+        """Bytes of a conversation's contents that are in its prompt for certain: white space at the edges may be left out."""
+        keeps = _BLANK_ROLES if self._keeps_blanks else ()
+        return sum(text_bytes(m.content if m.role in keeps else m.content.strip()) for m in messages)
+
+    def of(self, account: str) -> Tokens:
+        """What is asked for this account."""
+        return Tokens(self._jobs, account)
+
+
+class Tokens:
+    """Texts to token ids, for one account."""
+
+    def __init__(self, jobs: TextJobs, account: str) -> None:
+        self._jobs = jobs
+        self._account = account
+
+    async def chat(self, messages: Sequence[wire.Message], n_added: int = 0, ids_max: int = ALL) -> Counted:
+        """The prompt of a conversation, of which `n_added` messages at the start are not the caller's."""
+        return await self._counted(wire.Chat(list(messages), n_added, ids_max), conversation_bytes(messages))
+
+    async def prompt(self, prompt: str, ids_max: int = ALL) -> Counted:
+        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""
+        return await self._counted(wire.Prompt(prompt, ids_max), text_bytes(prompt))
+
+    async def length(self, text: str) -> int:
+        """Tokens of a text that stands for itself."""
+        return (await self._counted(wire.Length(text), text_bytes(text))).n
+
+    async def opening(self, system: str) -> list[int]:
+        """The tokens with which every conversation begins that has this system message."""
+        return (await self._counted(wire.Opening(system), text_bytes(system))).ids
+
+    async def fit(self, job: wire.Fit) -> wire.Fitted:
+        """The conversation with the fewest turns left out."""
+        answer = await self._run(job, conversation_bytes(job.messages))
+        assert isinstance(answer, wire.Fitted)
+        return answer
+
+    async def cut(self, job: wire.Cut) -> wire.CutDown:
+        """The conversation with the end of one message cut off."""
+        answer = await self._run(job, conversation_bytes(job.messages))
+        assert isinstance(answer, wire.CutDown)
+        return answer
+
+    async def _counted(self, job: wire.Job, n_bytes: int) -> Counted:
+        answer = await self._run(job, n_bytes)
+        assert isinstance(answer, wire.Ids)
+        return Counted(answer.n, answer.ids)
+
+    async def _run(self, job: wire.Job, n_bytes: int) -> wire.Answer:
+        answer = await self._jobs.run(job, self._account, n_bytes)
+        if isinstance(answer, wire.Refused):
+            if answer.trace:
+                log.error("a text worker refused a job with %s: %s", answer.code, answer.trace)
+            raise ApiError(answer.status, answer.code, answer.message, param=answer.param)
+        if isinstance(answer, wire.Broken):
+            log.error("internal error %s in a text worker: %s", error_id := new_error_id(), answer.trace)
+            raise internal_error(error_id)
+        return answer
+
+
+def text_bytes(text: str) -> int:
+    """As UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def conversation_bytes(messages: Sequence[wire.Message]) -> int:
+    """Of all contents."""
+    return sum(text_bytes(message.content) for message in messages)
+
+
+@dataclass(slots=True)
+class TextSlot:
+    """Who makes tokens of texts, and where the text model appears once its vocabulary is there."""
+
+    jobs: TextJobs
+    current: TextModel | None = None

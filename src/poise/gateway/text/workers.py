@@ -1,0 +1,366 @@
+"""The text workers: started, watched, killed when they hang, started again; and who of those that wait is next.
+
+A worker has one job at a time. What it may cost the others is bounded: a job has a time, after which its worker is killed; a job
+whose client has left is dropped, or cut off soon if it runs and others wait; one that ends two workers is refused. Where there
+are several workers, one is kept for small texts. Streams never notice any of this: what they need is in the gateway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+from poise.config import TextSettings
+from poise.gateway.backoff import Backoff
+from poise.gateway.errors import ApiError, server_stopping, text_queue_full, text_rejected, text_unavailable
+from poise.gateway.tasks import Tasks
+from poise.gateway.text.process import WORKER_COMMAND, WorkerProcess
+from poise.gateway.text.queue import Entry, TextQueue
+from poise.metrics.text import TextMetrics
+from poise.wire import text as wire
+from poise.wire.framing import FrameError
+
+log = logging.getLogger(__name__)
+
+DEATHS_MAX = 2
+"""Workers that a job may end before it is refused."""
+FIRST_STARTS_MAX = 3
+"""Workers that may end before one was ever ready, until the start is given up."""
+GONE_S = 0.5
+"""For so long a job may go on whose client has left, while others wait."""
+LOAD_S_MAX = 120.0
+RESTART_DELAY_MAX_S = 15.0
+STABLE_AFTER_S = 5.0
+RETRY_S = 2.0
+DEATHS_KEPT = 64
+
+
+class TextUnusable(Exception):
+    """No worker can be started for this model. One line for the operator."""
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    WAITING = "waiting"
+    """For the time after which it is started again."""
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    """One job of a request. It is in the queue, or with a worker, or its future is done."""
+
+    message: wire.Job
+    future: asyncio.Future[wire.Answer]
+    entry: Entry
+    asked_s: float
+    n_deaths: int = 0
+    began_s: float = 0.0
+    rendered: bool = False
+    timer: asyncio.TimerHandle | None = None
+
+    def end(self, result: wire.Answer | ApiError | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.future.done() or result is None:
+            return
+        if isinstance(result, ApiError):
+            self.future.set_exception(result)
+        else:
+            self.future.set_result(result)
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """One worker after the other."""
+
+    backoff: Backoff = field(default_factory=lambda: Backoff(RESTART_DELAY_MAX_S))
+    process: WorkerProcess | None = None
+    job: _Job | None = None
+    ready_s: float = 0.0
+    """When the worker that is there was ready; 0: it is not."""
+    began_s: float = 0.0
+    """When it was started."""
+    starts: int = 0
+    loading: asyncio.TimerHandle | None = None
+    """What ends a worker that is not ready in time."""
+    killed_for: str = ""
+    last_words: str = ""
+
+    @property
+    def state(self) -> WorkerState:
+        if self.process is None:
+            return WorkerState.WAITING
+        if not self.ready_s:
+            return WorkerState.STARTING
+        return WorkerState.READY if self.job is None else WorkerState.BUSY
+
+    def kill(self, why: str) -> None:
+        if self.process is not None and not self.killed_for:
+            self.killed_for = why
+            self.process.kill()
+
+
+class TextWorkers:
+    """TextJobs over real processes. All methods are called in one event loop."""
+
+    def __init__(
+        self,
+        settings: TextSettings,
+        model_path: str,
+        command: Sequence[str] = WORKER_COMMAND,
+        tasks: Tasks | None = None,
+    ) -> None:
+        """`command` starts a worker; the number of its end of a socket pair is added to it."""
+        self._tasks = tasks or Tasks()
+        self.metrics = TextMetrics()
+        self.deaths: deque[tuple[float, str]] = deque(maxlen=DEATHS_KEPT)
+        """When workers ended without being asked to, and how."""
+        self._settings = settings
+        self._model_path = model_path
+        self._command = command
+        self._queue = TextQueue(settings.queue_mb << 20)
+        self._places = [_Place() for _ in range(settings.workers)]
+        self._keeping: list[asyncio.Task[None]] = []
+        self._vocabulary: wire.Vocabulary | None = None
+        self._problem = ""
+        self._known = asyncio.Event()
+        self._is_stopping = False
+        self._load_s = 1.0
+        """What the last start of a worker took."""
+        self.metrics.watch(lambda: sum(bool(place.ready_s) for place in self._places), lambda: self._queue.n_waiting)
+
+    def start(self) -> None:
+        """Begin to start the workers, unless that was done."""
+        if not self._keeping:
+            self._keeping = [
+                self._tasks.start(f"text-worker-{i}", partial(self._keep, place), essential=True)
+                for i, place in enumerate(self._places)
+            ]
+
+    async def stop(self) -> None:
+        """End the workers and whatever waits for them."""
+        self._is_stopping = True
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        while (entry := self._queue.take()) is not None:
+            self._end(entry.what, server_stopping(), "unavailable")
+
+    async def vocabulary(self) -> wire.Vocabulary:
+        """The model's, when a worker has read it. Raises TextUnusable."""
+        await self._known.wait()
+        if self._vocabulary is None:
+            raise TextUnusable(self._problem)
+        return self._vocabulary
+
+    def status(self) -> dict[str, Any]:
+        """For /status."""
+        workers = [
+            {
+                "pid": place.process.pid if place.process is not None else None,
+                "state": place.state.value,
+                "restarts": max(0, place.starts - 1),
+            }
+            for place in self._places
+        ]
+        return {"workers": workers, "queued": self._queue.n_waiting, "queued_bytes": self._queue.n_bytes}
+
+    async def run(self, job: wire.Job, account: str, n_bytes: int) -> wire.Answer:
+        """The answer to a job. Raises ApiError. When it is cancelled, nothing more is done for it."""
+        loop = asyncio.get_running_loop()
+        if self._is_stopping:
+            raise server_stopping()
+        ours = _Job(job, loop.create_future(), Entry(account, n_bytes), time.perf_counter())
+        ours.entry.what = ours
+        if not self._queue.add(ours.entry, time.monotonic_ns()):
+            self.metrics.ended("unavailable")
+            raise text_queue_full(RETRY_S)
+        ours.timer = loop.call_later(self._settings.wait_s, self._waited_too_long, ours)
+        self._dispatch()
+        try:
+            return await ours.future
+        except asyncio.CancelledError:
+            self._gone(ours)
+            raise
+
+    def _dispatch(self) -> None:
+        """Give free workers something to do; what nobody wants any more makes room."""
+        for place in self._places:
+            if place.ready_s and place.job is None and not place.killed_for:
+                entry = self._queue.take(only_small=self._n_large() >= max(1, len(self._places) - 1))
+                if entry is None:
+                    continue
+                self._begin(place, entry.what)
+        if self._queue.n_waiting:
+            now_s = time.perf_counter()
+            for place in self._places:
+                if place.job is not None and place.job.future.done() and now_s - place.job.began_s > GONE_S:
+                    place.kill("gone")
+
+    def _n_large(self) -> int:
+        return sum(place.job is not None and place.job.entry.is_large for place in self._places)
+
+    def _begin(self, place: _Place, job: _Job) -> None:
+        assert place.process is not None
+        assert job.timer is not None
+        job.timer.cancel()
+        place.job, job.rendered, job.began_s = job, False, time.perf_counter()
+        self.metrics.began(job.began_s - job.asked_s)
+        job.timer = asyncio.get_running_loop().call_later(self._settings.timeout_s, place.kill, "timeout")
+        place.process.send(job.message)
+
+    def _receive(self, place: _Place, message: wire.FromWorker) -> None:
+        if isinstance(message, wire.Vocabulary):
+            self._opened(place, message)
+        elif isinstance(message, wire.Unusable):
+            place.last_words = message.problem
+            place.kill("exit")
+        elif isinstance(message, wire.Rendered):
+            if place.job is not None:
+                place.job.rendered = True
+        elif place.job is not None:
+            job = self._took(place)
+            self._end(job, message, "gone" if job.future.done() else "done")
+            self._dispatch()
+
+    def _opened(self, place: _Place, vocabulary: wire.Vocabulary) -> None:
+        if self._vocabulary is None:
+            self._vocabulary = vocabulary
+            self._known.set()
+        elif vocabulary != self._vocabulary:
+            # Its ids would mean something else to the engine, and to the table that answers are read by.
+            place.last_words = "the model file has another vocabulary than before; restart the server to serve it"
+            place.kill("exit")
+            return
+        if place.loading is not None:
+            place.loading.cancel()
+        place.ready_s = time.monotonic()
+        self._load_s = place.ready_s - place.began_s
+        self._dispatch()
+
+    def _took(self, place: _Place) -> _Job:
+        """The worker is done with its job, in one way or another."""
+        job = place.job
+        assert job is not None
+        place.job = None
+        worked_s = time.perf_counter() - job.began_s
+        self.metrics.worked(worked_s)
+        self._queue.charge(job.entry, int(worked_s * 1e6))
+        return job
+
+    def _end(self, job: _Job, result: wire.Answer | ApiError | None, outcome: str) -> None:
+        """`result`: None for a job that nobody waits for any more."""
+        self._queue.end(job.entry)
+        self.metrics.ended(outcome)
+        job.end(result)
+
+    def _gone(self, job: _Job) -> None:
+        """Its client has left."""
+        if self._queue.drop(job.entry):
+            self._end(job, None, "gone")
+        elif any(place.job is job for place in self._places):
+            left_s = max(0.0, job.began_s + GONE_S - time.perf_counter())
+            asyncio.get_running_loop().call_later(left_s + 0.001, self._dispatch)
+
+    def _waited_too_long(self, job: _Job) -> None:
+        if self._queue.drop(job.entry):
+            why = (
+                "all of them are busy" if any(place.ready_s for place in self._places) else "it is being started again"
+            )
+            self._end(job, text_unavailable(why, RETRY_S), "unavailable")
+
+    async def _keep(self, place: _Place) -> None:
+        """Run workers one after the other until the server stops, or none can be started."""
+        while not self._problem:
+            delay_s = await self._run_one(place)
+            await asyncio.sleep(delay_s)
+
+    async def _run_one(self, place: _Place) -> float:
+        """Start one worker and let it work until it ends. Returns the time until the next start."""
+        place.killed_for = place.last_words = ""
+        place.starts += 1
+        place.began_s = time.monotonic()
+        try:
+            place.process = await WorkerProcess.start(lambda message: self._receive(place, message), self._command)
+        except OSError as error:
+            return self._note_death(place, f"a text worker cannot be started: {error}", stable=False)
+        process = place.process
+        place.loading = asyncio.get_running_loop().call_later(LOAD_S_MAX, place.kill, "timeout")
+        try:
+            process.send(wire.Open(self._model_path, self._settings.memory_mb))
+            await process.lost
+        except FrameError as error:
+            place.last_words = f"a text worker said what is no message: {error}"
+        finally:
+            place.loading.cancel()
+            code = await process.end()
+            place.process, place.ready_s, ready_s = None, 0.0, place.ready_s
+            if place.job is not None and self._is_stopping:
+                self._end(self._took(place), server_stopping(), "unavailable")
+        return self._died(place, code, ready_s)
+
+    def _died(self, place: _Place, code: int, ready_s: float) -> float:
+        """What is to become of its job, and when the next worker is started. `ready_s`: since when it was ready, 0: not."""
+        how = place.last_words or f"a text worker ended ({_named(code)})"
+        if place.job is None:
+            return self._note_death(place, how, stable=bool(ready_s) and time.monotonic() - ready_s > STABLE_AFTER_S)
+        job = self._took(place)
+        cause = place.killed_for or "crash"
+        self.metrics.died(cause)
+        self._queue.charge(job.entry, int(self._load_s * 1e6))  # what everybody waits for the next one
+        if job.future.done():
+            self._end(job, None, "gone")
+            return 0.0
+        self.deaths.append((time.monotonic(), cause))
+        if cause == "timeout":
+            log.error("a text took longer than text.timeout_s (%g s); its worker was killed", self._settings.timeout_s)
+            self._end(job, _took_too_long(job, self._settings.timeout_s), "rejected")
+            return 0.0
+        job.n_deaths += 1
+        log.error("%s with a text; another one is started", how)
+        if job.n_deaths < DEATHS_MAX:
+            job.timer = asyncio.get_running_loop().call_later(self._settings.wait_s, self._waited_too_long, job)
+            self._queue.put_back(job.entry)
+        else:
+            self._end(job, text_rejected(f"{job.n_deaths} text workers ended over it"), "rejected")
+        return 0.0  # its job's fault
+
+    def _note_death(self, place: _Place, how: str, *, stable: bool) -> float:
+        """One that ended without a job."""
+        self.metrics.died("exit")
+        self.deaths.append((time.monotonic(), "exit"))
+        delay_s = place.backoff.after(stable=stable)
+        if self._vocabulary is None and (place.last_words or place.starts >= FIRST_STARTS_MAX):
+            self._problem = self._problem or how
+            self._known.set()
+        else:
+            log.error("%s; another one is started %s", how, f"in {delay_s:.1f} s" if delay_s else "at once")
+        return delay_s
+
+
+def _took_too_long(job: _Job, timeout_s: float) -> ApiError:
+    if isinstance(job.message, wire.Chat | wire.Fit | wire.Cut | wire.Opening) and not job.rendered:
+        message = (
+            f"The model's chat template failed: it was not done after {timeout_s:g} s. /v1/completions takes a prompt that "
+            "is written out."
+        )
+        return ApiError(500, "template_failed", message)
+    return text_rejected(f"it was not done after {timeout_s:g} s")
+
+
+def _named(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"

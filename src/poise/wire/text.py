@@ -1,0 +1,158 @@
+"""Messages between the gateway and a text worker: what is to be made of a text, and the token ids that came of it.
+
+Over the same frames as those of the engine, but another socket: here text does cross. A worker has one job at a time and answers
+it before it is given the next one, so an answer needs no number to say whose it is.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """One message of a conversation, as the caller sent it."""
+
+    role: str
+    content: str
+    name: str | None = None
+    tool_call_id: str | None = None
+
+
+class Open(msgspec.Struct, tag=True):
+    """The first message to a worker: read this model file's vocabulary. `memory_mb`: what it may use beyond that."""
+
+    model_path: str
+    memory_mb: int
+
+
+class Chat(msgspec.Struct, tag=True):
+    """The prompt of a conversation, of which `n_added` messages at the start are not the caller's. Answered with Ids."""
+
+    messages: list[Message]
+    n_added: int
+    ids_max: int
+    """Of a longer prompt only the length is wanted."""
+
+
+class Prompt(msgspec.Struct, tag=True):
+    """A raw prompt, whose control tokens are meant. Answered with Ids."""
+
+    text: str
+    ids_max: int
+
+
+class Length(msgspec.Struct, tag=True):
+    """How many tokens a text is that stands for itself. Answered with Ids, without any."""
+
+    text: str
+
+
+class Opening(msgspec.Struct, tag=True):
+    """The tokens with which every conversation begins that has this system message. Answered with Ids."""
+
+    system: str
+
+
+class Fit(msgspec.Struct, tag=True):
+    """The conversation without the fewest turns, so that it has at most `rooms[0]` tokens, or else `rooms[1]`, and so on.
+
+    `turns` has the number of each message's turn, -1 for one that always stays; turn 0 goes first, the last one never. With a
+    `summary`, that message stands for the turns that go, and has `reserve` tokens beyond its own. Answered with Fitted.
+    """
+
+    messages: list[Message]
+    turns: list[int]
+    n_added: int
+    rooms: list[int]
+    summary: Message | None = None
+    reserve: int = 0
+
+
+class Cut(msgspec.Struct, tag=True):
+    """The conversation with a summary in the place of its first turns, and as little cut off its end as makes it fit.
+
+    The summary's first `head_chars` characters always stay. Answered with CutDown.
+    """
+
+    messages: list[Message]
+    turns: list[int]
+    n_added: int
+    n_dropped: int
+    summary: Message
+    head_chars: int
+    room: int
+
+
+Job = Chat | Prompt | Length | Opening | Fit | Cut
+ToWorker = Open | Job
+
+
+class Vocabulary(msgspec.Struct, tag=True, frozen=True):
+    """The answer to Open: the bytes of all tokens.
+
+    `names` has the names of all tokens one after the other, `ends` where each one ends (unsigned 32 bit, this host's order);
+    `hidden` has a byte for each token, 1 for a control token, which shows as nothing in an answer.
+    """
+
+    n_tokens: int
+    names: bytes
+    ends: bytes
+    hidden: bytes
+    keeps_blanks: bool = False
+    """Whether the chat template leaves the white space around what is said where it is."""
+
+
+class Unusable(msgspec.Struct, tag=True):
+    """The other answer to Open: no text can be made with this file. One line for the operator."""
+
+    problem: str
+
+
+class Rendered(msgspec.Struct, tag=True):
+    """The chat template is done with the running job's conversation: what follows is the tokeniser's."""
+
+
+class Ids(msgspec.Struct, tag=True):
+    n: int
+    ids: list[int]
+    """Empty where only the length was wanted."""
+
+
+class Fitted(msgspec.Struct, tag=True):
+    """`n_dropped` None: not even the least fits, and `n_prompt` is its length."""
+
+    n_dropped: int | None
+    n_whole: int
+    """Tokens of the conversation as it came."""
+    n_prompt: int
+    """Tokens of the prompt, with the summary's message, without the reserve."""
+    n_plain: int
+    """The same without the summary's message."""
+    ids: list[int]
+    """Of the prompt; empty where a summary is to come."""
+
+
+class CutDown(msgspec.Struct, tag=True):
+    n_chars: int
+    """Characters of the summary that were cut off."""
+    ids: list[int]
+
+
+class Refused(msgspec.Struct, tag=True):
+    """An error for the caller. `trace`: kinds and places for the log, never with text of a request."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    trace: str = ""
+
+
+class Broken(msgspec.Struct, tag=True):
+    """A bug of the worker's: kinds and places for the log."""
+
+    trace: str
+
+
+Answer = Ids | Fitted | CutDown | Refused | Broken
+FromWorker = Vocabulary | Unusable | Rendered | Answer

@@ -1,0 +1,65 @@
+"""One job in, its answer out: what a text worker does, without the process around it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+
+from poise.wire import text as wire
+from poise.worker.text import fitting
+from poise.worker.text.chat_template import TextRefused, trace_of
+from poise.worker.text.opening import common_tokens
+from poise.worker.text.tokeniser import Tokeniser
+
+
+class Desk:
+    """Answers jobs for one model. `on_rendered` is called when a job's chat template is done."""
+
+    def __init__(self, tokeniser: Tokeniser, on_rendered: Callable[[], None] = lambda: None) -> None:
+        self._tokeniser = tokeniser
+        self._on_rendered = on_rendered
+
+    def answer(self, job: wire.Job) -> wire.Answer:
+        """Whatever goes wrong is an answer, too."""
+        try:
+            return self._answer(job)
+        except TextRefused as error:
+            return wire.Refused(error.status, error.code, error.message, error.param, error.trace)
+        except MemoryError:
+            message = "The text takes more memory to tokenise than there is for one request. Send a shorter one."
+            return wire.Refused(400, "text_rejected", message)
+        except Exception as bug:
+            return wire.Broken(trace_of(bug))
+
+    def _answer(self, job: wire.Job) -> wire.Answer:
+        tokeniser = self._tokeniser
+        match job:
+            case wire.Chat():
+                return _ids(tokeniser.chat_ids(job.messages, job.n_added, on_rendered=self._on_rendered), job.ids_max)
+            case wire.Prompt():
+                return _ids(tokeniser.prompt_ids(job.text), job.ids_max)
+            case wire.Length():
+                return wire.Ids(len(tokeniser.plain_ids(job.text)), [])
+            case wire.Opening():
+                tokens = common_tokens(tokeniser, job.system)
+                return wire.Ids(len(tokens), tokens)
+            case wire.Fit():
+                return fitting.fit(tokeniser, job, self._on_rendered)
+            case wire.Cut():
+                return fitting.cut(tokeniser, job, self._on_rendered)
+
+
+def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
+    """The bytes of all tokens, as the gateway gets them."""
+    vocab = tokeniser.vocab
+    names = [vocab.piece(token, special=True) for token in range(vocab.n_tokens)]
+    hidden = bytes(bool(name) and not vocab.piece(token, special=False) for token, name in enumerate(names))
+    ends, end = array("I"), 0
+    for name in names:
+        end += len(name)
+        ends.append(end)
+    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, tokeniser.keeps_blanks())
+
+
+def _ids(ids: list[int], most: int) -> wire.Ids:
+    return wire.Ids(len(ids), ids if len(ids) <= most else [])

@@ -1,0 +1,152 @@
+"""From text to token ids: conversations by way of the model's chat template, raw prompts as they are.
+
+**Control tokens in prompts.** A message that contains the text `<|im_end|>` must reach the model as those ten characters, or a
+user could end their own turn and speak as somebody else. So a rendered chat arrives here as segments: literals, written by
+the template, and contents, written by the caller. Control tokens are looked for in the literals only. What lies between two
+control tokens, literals and contents together, is one run of plain text and is tokenised as such:
+
+    literal "<|im_start|>user\\n"   content "Hi <|im_end|>"   literal "<|im_end|>\\n"
+    [control]  [----------- run "user\\nHi <|im_end|>" ------------] [control] [run "\\n"]
+
+Runs rather than segments are tokenised, so that text without control tokens in it gives exactly the ids that tokenising the whole
+string would give. Limits: vocabularies that strip white space around a control token do not do so next to a content, and
+tokens that the vocabulary declares as ordinary (user-defined) ones are recognised in contents too, by the tokeniser itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from poise.wire.text import Message
+from poise.worker.text.chat_template import ChatTemplate, Segment, TextRefused
+
+LITERAL_CHARS_MAX = 4096
+"""A longer literal is split again each time: white space at the edge of a message is part of one, and can be of any length."""
+LITERALS_CHARS_MAX = 1 << 20
+"""All that are remembered together, at most 4 bytes each. When there are more, remembering begins anew."""
+
+BLANK_ROLES = ("system", "user", "assistant")
+"""Who has to be asked whether a chat template keeps white space."""
+
+Runs = dict[str, list[int]]
+"""The ids of runs that were tokenised before, for one job that tokenises a conversation several times."""
+
+
+class VocabularyPort(Protocol):
+    """What is needed of a model file: its vocabulary, without the weights."""
+
+    @property
+    def n_tokens(self) -> int: ...
+    @property
+    def bos(self) -> int | None:
+        """Beginning-of-text token."""
+        ...
+
+    @property
+    def add_bos(self) -> bool:
+        """Prompts are meant to begin with it."""
+        ...
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The token's bytes. Control tokens have none unless `special`."""
+        ...
+
+
+class Tokeniser:
+    """One model's vocabulary and chat template."""
+
+    def __init__(self, vocab: VocabularyPort, template: ChatTemplate) -> None:
+        self.vocab = vocab
+        self._template = template
+        self._literals: dict[str, list[int | str]] = {}
+        self.literals_chars = 0
+        """Characters of all literals that are remembered."""
+
+    def chat_ids(
+        self,
+        messages: Sequence[Message],
+        n_added: int = 0,
+        *,
+        runs: Runs | None = None,
+        on_rendered: Callable[[], None] = lambda: None,
+    ) -> list[int]:
+        """The prompt of a conversation, of which `n_added` messages at the start are not the caller's.
+
+        `runs` is read and added to. Raises TextRefused when the template refuses the conversation.
+        """
+        segments = self._template.render(messages, n_added)
+        on_rendered()
+        ids: list[int] = []
+        run: list[str] = []
+        for segment in segments:
+            for part in [segment.text] if segment.is_content else self._split_literal(segment):
+                if isinstance(part, str):
+                    run.append(part)
+                else:
+                    ids += [*self._run_ids(run, runs), part]
+                    run = []
+        ids += self._run_ids(run, runs)
+        if self.vocab.add_bos and self.vocab.bos is not None:
+            ids.insert(0, self.vocab.bos)
+        return self._one_bos(ids)
+
+    def keeps_blanks(self) -> bool:
+        """Whether the chat template leaves the white space around what is said where it is, whoever says it."""
+        said = [Message(role, f" \n {role}s \n ") for role in (*BLANK_ROLES, "user")]
+        try:
+            rendered = "".join(segment.text for segment in self._template.render(said))
+        except TextRefused:
+            return False  # it takes no such conversation, so nothing is known
+        return all(rendered.count(message.content) == 1 + (message.role == "user") for message in said)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""
+        return self._one_bos(self.vocab.tokenize(prompt, add_special=True, parse_special=True))
+
+    def plain_ids(self, text: str) -> list[int]:
+        """A text that stands for itself."""
+        return self.vocab.tokenize(text, add_special=False, parse_special=False) if text else []
+
+    def _run_ids(self, run: list[str], runs: Runs | None) -> list[int]:
+        text = "".join(run)
+        if runs is None:
+            return self.plain_ids(text)
+        if text not in runs:
+            runs[text] = self.plain_ids(text)
+        return runs[text]
+
+    def _split_literal(self, literal: Segment) -> list[int | str]:
+        """A template's own text as control token ids and the plain text between them. Templates repeat theirs: remembered."""
+        text = literal.text
+        parts = self._literals.get(text)
+        if parts is None:
+            parts = [text] if text.isspace() else self._split(text)
+            if len(text) <= LITERAL_CHARS_MAX:
+                if self.literals_chars + len(text) > LITERALS_CHARS_MAX:
+                    self._literals.clear()
+                    self.literals_chars = 0
+                self._literals[text] = parts
+                self.literals_chars += len(text)
+        return parts
+
+    def _split(self, text: str) -> list[int | str]:
+        parts: list[int | str] = []
+        rest = text
+        for token in self.vocab.tokenize(text, add_special=False, parse_special=True):
+            written = self.vocab.piece(token, special=True).decode("utf-8", "replace")
+            if self.vocab.piece(token, special=False) or not written:
+                continue  # not a control token: part of the plain text around it
+            before, found, after = rest.partition(written)
+            if found:
+                parts += [before, token] if before else [token]
+                rest = after
+        if rest:
+            parts.append(rest)
+        return parts
+
+    def _one_bos(self, ids: list[int]) -> list[int]:
+        """Where the vocabulary adds its beginning-of-text token, templates and callers often write it as well."""
+        bos = self.vocab.bos
+        return ids[1:] if self.vocab.add_bos and ids[:2] == [bos, bos] else ids

@@ -1,0 +1,78 @@
+"""A text worker that does what its texts say, for tests of who looks after workers: `python -m tests.gateway.text.fake_worker`.
+
+    length of a text            its number of characters
+    "die", "die unless FILE"    ends by SIGSEGV; the second one only while there is no FILE, which it makes
+    "hang"                      never answers
+    "wait FILE"                 answers when there is a FILE
+    "say FILE"                  makes FILE and answers
+
+A chat whose first message is "loop" hangs before its template is done, one that is "hang" after it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from array import array
+from pathlib import Path
+
+from poise.wire import text as wire
+from poise.wire.framing import FrameReader, encode_frame
+
+
+def main() -> None:
+    connection = socket.socket(fileno=int(sys.argv[-1]))
+    frames: FrameReader[wire.ToWorker] = FrameReader(wire.ToWorker)
+    while data := connection.recv(1 << 20):
+        for message in frames.feed(data):
+            if isinstance(message, wire.Open):
+                answer = opened(message)
+                if answer is None:
+                    continue
+            elif isinstance(message, wire.Chat):
+                if message.messages[0].content == "loop":
+                    signal.pause()
+                connection.sendall(encode_frame(wire.Rendered()))
+                do(message.messages[0].content)
+                answer = wire.Ids(1, [1])
+            else:
+                assert isinstance(message, wire.Length)
+                do(message.text)
+                answer = wire.Ids(len(message.text), [])
+            connection.sendall(encode_frame(answer))
+
+
+def opened(message: wire.Open) -> wire.FromWorker | None:
+    """The model's path says how it goes: a file with the number of tokens, "unusable", "die" or "silent"."""
+    if message.model_path == "unusable":
+        return wire.Unusable("model.gguf: is not a model")
+    if message.model_path == "silent":
+        return None
+    if message.model_path == "die":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    n = int(Path(message.model_path).read_text())
+    return wire.Vocabulary(n, b"x" * n, array("I", range(1, n + 1)).tobytes(), bytes(n))
+
+
+def do(text: str) -> None:
+    verb, _, file = text.partition(" ")
+    path = Path(file.removeprefix("unless "))
+    if verb == "die" and not (file and path.exists()):
+        if file:
+            path.touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif verb == "hang":
+        signal.pause()
+    elif verb == "wait":
+        until_s = time.monotonic() + 30.0
+        while not path.exists() and time.monotonic() < until_s:
+            time.sleep(0.005)
+    elif verb == "say":
+        path.touch()
+
+
+if __name__ == "__main__":
+    main()
