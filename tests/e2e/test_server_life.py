@@ -6,9 +6,12 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from poise.llama.default_model import locate
@@ -202,6 +205,54 @@ def test_a_model_that_cannot_be_served_is_one_clear_line(tmp_path: Path, case: s
     assert "Traceback" not in done.stderr + done.stdout
     (line,) = [x for x in done.stderr.splitlines() if x.strip()]
     assert expected in line
+
+
+def test_no_process_of_a_server_leaves_core_dumps(poise_server: PoiseServer) -> None:
+    """Neither the gateway nor a child of it: prompts would be in it."""
+    gateway = psutil.Process(poise_server.process.pid)
+    for process in (gateway, *gateway.children(recursive=True)):
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert line.split()[4] == "0"
+        assert Path(f"/proc/{process.pid}/coredump_filter").read_text().strip("0\n") == ""
+
+
+BROKEN_SERVER = """
+from poise.cli import main
+from poise.gateway.supervisor import Supervisor
+from poise.gateway.tasks import account
+
+async def broken(self):
+    raise KeyError("a bug in the supervisor")
+
+account.DELAY_FIRST_S = account.DELAY_MAX_S = 0.0
+Supervisor._run_one = broken
+main()
+"""
+
+
+def test_a_server_that_cannot_do_its_work_ends_with_a_code(tmp_path: Path) -> None:
+    """For a service manager to act on, and with the audit log closed in order."""
+    audit = [
+        "--set",
+        "audit.enabled=true",
+        "--set",
+        f"audit.path={tmp_path}",
+        "--set",
+        "auth.admin_key=an-admin-s-own-key",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN_SERVER, "serve", "--port", "0", *audit],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 70, done.stderr
+    assert "task engine-supervisor cannot go on: KeyError: the server ends" in done.stderr
+    (log,) = tmp_path.glob("audit-*.jsonl")
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert (last["event"], last["exit_code"]) == ("stop", 70)
 
 
 def test_a_port_in_use_is_one_clear_line(poise_server: PoiseServer) -> None:

@@ -142,3 +142,28 @@ def test_a_journal_that_was_cut_is_not_replayed(monkeypatch: pytest.MonkeyPatch)
     assert read_journal(bench.journal()).n_cut == 1
     with pytest.raises(JournalError, match="no room"):
         replay(bench.journal())
+
+
+def test_the_thread_survives_what_it_cannot_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader is told that there is no more, and the next one reads."""
+    bench = Bench()
+    bench.submit(1, [1] * 40, 8)
+    bench.run()
+    with monkeypatch.context() as broken:
+        broken.setattr(journal, "plain", lambda _: 1 // 0)
+        assert bench.page(wire.ReadJournal(1, begins=True)).is_lost
+    page = bench.page(wire.ReadJournal(2, begins=True))
+    assert (page.is_lost, bool(page.lines)) == (False, True)
+
+
+def test_without_a_thread_there_is_a_reader_less_and_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop that was asked goes on."""
+    bench = Bench()
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", fail)
+        assert bench.page(wire.ReadJournal(1, begins=True)).is_lost
+    assert not bench.page(wire.ReadJournal(2, begins=True)).is_lost

@@ -44,6 +44,33 @@ def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
     box.close()
 
 
+STARTER = """
+import os, subprocess, sys
+from poise.engine.leash import child_environment
+socket = int(sys.argv[-1])
+subprocess.Popen(sys.argv[1:], env=child_environment(), pass_fds=[socket])
+os.close(socket)
+sys.stdin.read()
+"""
+
+
+def test_an_engine_ends_with_who_started_it() -> None:
+    """By the kernel, also when nothing else tells it: here its socket stays open, as if it were busy and did not look."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    engine = [sys.executable, "-m", "tests.gateway.simulated_engine", "works", str(theirs.fileno())]
+    command = [sys.executable, "-c", STARTER, *engine]
+    with ours, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]) as starter:
+        theirs.close()
+        ours.settimeout(60)
+        ours.sendall(encode_frame(wire.Configure(Settings().model_dump_json(), "model.gguf")))
+        frames = FrameReader[wire.ToGateway](wire.ToGateway)
+        while not any(isinstance(message, wire.Ready) for message in frames.feed(ours.recv(1 << 16))):
+            pass
+        starter.kill()
+        while ours.recv(1 << 16):
+            pass
+
+
 @pytest.mark.parametrize("broken", ["add", "abort", "control", "hold"])
 def test_an_engine_has_said_whose_message_it_dealt_with(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever fails there: the box names the request, and no other one once the message is done with."""

@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from itertools import count
 from queue import SimpleQueue
@@ -44,8 +45,13 @@ class JournalDesk:
         elif message.ends and message.read_id == self._read_id:
             self._copy = None
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="journal", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # there is no thread left: a reader less, and no fault of the loop
+                self._send(wire.JournalPage(message.read_id, [], is_lost=True))
+                return
+            self._thread = thread
         self._asked.put((message, self._copy if message.begins else None))
 
     def erase(self, tenant: str) -> None:
@@ -73,7 +79,14 @@ class JournalDesk:
             if message.read_id != reader:
                 self._send(wire.JournalPage(message.read_id, [], is_lost=True))
                 continue
-            page = list(_page(lines))
+            try:
+                page = list(_page(lines))
+            except Exception:
+                # The thread must be there for the next reader. What could not be formatted is in the traceback.
+                traceback.print_exc()
+                self._send(wire.JournalPage(reader, [], is_lost=True))
+                reader, lines = 0, iter(())
+                continue
             self._send(wire.JournalPage(reader, page, is_last=not page))
 
 

@@ -124,9 +124,7 @@ class Levels:
 
     def crashed(self, now_s: float) -> bool:
         """An engine was lost that should not have been; returns whether the next one must be started in the fallback."""
-        self._crashes_s.append(now_s)
-        while now_s - self._crashes_s[0] > self._settings.crash_window_s:
-            self._crashes_s.popleft()
+        self._note(now_s)
         if len(self._crashes_s) >= self._settings.crashes_max:
             self.degraded = True
             self._n_crashes = len(self._crashes_s)
@@ -134,8 +132,13 @@ class Levels:
 
     def too_large(self, now_s: float) -> None:
         """There is no memory for the normal configuration now: the next engine is started in the fallback."""
-        self._crashes_s.append(now_s)  # the normal one is tried again after as long a time as after a crash
+        self._note(now_s)  # the normal one is tried again after as long a time as after a crash
         self.degraded, self._n_crashes = True, 0
+
+    def _note(self, now_s: float) -> None:
+        self._crashes_s.append(now_s)
+        while now_s - self._crashes_s[0] > self._settings.crash_window_s:
+            self._crashes_s.popleft()
 
     def recovered(self) -> None:
         """The normal configuration is being tried. What was counted before is forgotten: it takes as many crashes again."""
