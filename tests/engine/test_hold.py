@@ -190,6 +190,21 @@ def test_what_is_live_of_an_erased_tenant_leaves_nothing(reason: str) -> None:
     assert b.start(4).n_cached > 0
 
 
+def test_cells_are_overwritten_once_for_all_that_were_live() -> None:
+    """That copies what everybody else holds: not for each of hundreds of requests, and for none that came later."""
+    b = Bench()
+    for i in (1, 2, 3):
+        b.submit(i, [*PROMPT, i], 10 * i, tenant="alice")
+    b.submit(4, PROMPT, 80, tenant="bob")
+    b.step(5)
+    b.send(wire.Erase(7, "alice"))
+    b.step()
+    b.submit(5, PROMPT, 60, tenant="alice")
+    b.run()
+    plans = [values[0].operations for _, kind, values in b.engine.journal._entries if kind == "plan"]  # type: ignore[attr-defined]
+    assert [o.pool for plan in plans for o in plan if isinstance(o, ScrubPool)] == ["short", "long", "short"]
+
+
 def test_an_erased_request_from_another_engine_leaves_nothing() -> None:
     """And no name in the journal of the engine that takes it over."""
     b = Bench()

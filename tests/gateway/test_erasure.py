@@ -9,7 +9,7 @@ from pathlib import Path
 from poise.audit.log import AuditLog
 from poise.config import Settings
 from poise.gateway.auditing import Audit
-from poise.gateway.engine_client import EnginePhase
+from poise.gateway.engine_client import EnginePhase, EngineUnavailable
 from poise.gateway.quarantine import ERASED
 from poise.wire import messages as wire
 from tests.gateway.fakes import OPERATOR, FakeEngine, ask, chat_body, exchange, make_app, unpaced
@@ -175,3 +175,22 @@ async def test_a_summary_goes_on_for_who_was_erased() -> None:
     submits = [message for message in sent if isinstance(message, wire.Submit)]
     assert [submit.erased for submit in submits] == [False, *[True] * (n - 1)]
     assert (await ask(app, "GET", REQUESTS)).json()["data"] == []
+
+
+async def test_an_engine_that_ends_over_an_erasure_holds_nothing() -> None:
+    """As one that has no memory for it does. One that is there and does not answer is an error."""
+    engine = FakeEngine()
+    app = make_app(engine)
+
+    async def dies(tenant: str) -> wire.Erased:
+        engine.state.phase = EnginePhase.RESTARTING
+        raise EngineUnavailable("the engine exited", 1.0)
+
+    async def says_nothing(tenant: str) -> wire.Erased:
+        raise EngineUnavailable("the engine did not answer in time", 1.0)
+
+    engine.erase = says_nothing  # type: ignore[method-assign]
+    assert (await ask(app, "DELETE", DATA, headers=OPERATOR)).status == 503
+    engine.erase = dies  # type: ignore[method-assign]
+    reply = await ask(app, "DELETE", DATA, headers=OPERATOR)
+    assert (reply.status, reply.json()["erased"]["cells"]) == (200, 0)

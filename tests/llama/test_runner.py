@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from poise.engine.ports import Row, RunnerError, Sampled
+from poise.llama import context
 from poise.llama.context import PoolContext, usable_threads
 from poise.llama.memory import PoolSpec
 from poise.llama.model import Model, ModelError
@@ -327,6 +328,22 @@ def test_a_scrub_leaves_nothing_of_released_cells_in_memory(runner: LlamaRunner)
     runner.apply(ReleaseSlot("short", 1, 2))
     for request_id in (1, 2):
         runner.close(request_id)
+
+
+@pytest.mark.slow
+def test_a_scrub_begins_nothing_where_memory_is_short(runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks what is left on the host before it copies, and keeps some of that for everybody else."""
+    runner.open(1, STORY, SamplingParams(temperature=0.0))
+    (drawn,) = runner.execute("short", [Row(1, 0, 0, STORY, True)])
+    with monkeypatch.context() as patch:
+        patch.setattr(context, "available_bytes", lambda: context.SCRUB_SPARE_BYTES)
+        patch.setattr(runner.model.library, "memory_clear", lambda *_: pytest.fail("it was begun"))
+        with pytest.raises(RunnerError, match="0 MiB are left for that"):
+            runner.apply(ScrubPool("short"))
+    runner.apply(ScrubPool("short"))
+    assert runner.execute("short", [Row(1, 0, len(STORY), [drawn.token.token], True)])
+    runner.apply(ReleaseSlot("short", 0, 1))
+    runner.close(1)
 
 
 @pytest.mark.slow

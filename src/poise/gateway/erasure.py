@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.engine_client import EngineClient, EnginePhase, EngineUnavailable
 from poise.gateway.records import Records
 from poise.metrics.gateway import GatewayMetrics
 
@@ -58,10 +58,21 @@ def engine_eraser(engine: EngineClient) -> Eraser:
     async def erase(tenant: str) -> Mapping[str, int]:
         reports = {"quarantine_reports": engine.disown(tenant)}
         names = ("entries", "cells", "bytes", "journal_entries")
-        if engine.state.phase is not EnginePhase.READY:
+        if not _is_there(engine):
             return dict.fromkeys(names, 0) | reports
-        erased = await engine.erase(tenant)
+        try:
+            erased = await engine.erase(tenant)
+        except EngineUnavailable:
+            if _is_there(engine):
+                raise
+            return (
+                dict.fromkeys(names, 0) | reports
+            )  # it ended, perhaps because it had no memory for it: all went with it
         counts = (erased.entries, erased.cells, erased.n_bytes, erased.journal_entries)
         return dict(zip(names, counts, strict=True)) | reports
 
     return erase
+
+
+def _is_there(engine: EngineClient) -> bool:
+    return engine.state.phase is EnginePhase.READY

@@ -36,9 +36,10 @@ LEVELS = ("run", "pause", "swap")
 MOMENTS_MAX = 1000
 """A request that is held and resumed for ever must not grow for ever: later changes are left out, its end is not."""
 
-_RECORD_BYTES, _CHOICE_BYTES, _MOMENT_BYTES, _TOKEN_BYTES = 2048, 200, 250, 24
-_ENTRY_BYTES, _TOP_BYTES = 250, 140
-"""About what the objects take besides their texts."""
+_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _TOKEN_BYTES, _FAILURE_BYTES = 1950, 180, 130, 19, 450
+_MOMENT_BYTES, _DETAIL_BYTES = 88, 24
+_ENTRY_BYTES, _TOP_BYTES, _ROUNDING_BYTES = 280, 88, 8
+"""About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +157,8 @@ class Record:
         self.stopped_by = ""
         """What ended it before the engine did; see `Work.stop`."""
         self._content_bytes = 0
-        self._n_weighed = 0
-        """Tokens whose contents are counted."""
+        self._n_weighed = self._n_moments_weighed = 0
+        """Tokens and moments whose contents are counted."""
 
     @property
     def response_id(self) -> str:
@@ -189,14 +190,15 @@ class Record:
     @property
     def n_bytes(self) -> int:
         """Memory that it takes."""
-        self._content_bytes += sum(map(sys.getsizeof, self.texts[self._n_weighed :]))
+        self._content_bytes += sum(map(_text_bytes, self.texts[self._n_weighed :]))
         self._content_bytes += sum(map(_entries_bytes, self.entries[self._n_weighed :]))
-        self._n_weighed = len(self.texts)
+        self._content_bytes += sum(map(_moment_bytes, self.timeline[self._n_moments_weighed :]))
+        self._n_weighed, self._n_moments_weighed = len(self.texts), len(self.timeline)
         return (
             _RECORD_BYTES
             + self._content_bytes
             + _CHOICE_BYTES * len(self.choices)
-            + _MOMENT_BYTES * (len(self.timeline) + len(self.ends))
+            + _END_BYTES * len(self.ends)
             + _TOKEN_BYTES * len(self.texts)
         )
 
@@ -243,7 +245,7 @@ class Record:
         choice = self.choices[end.choice]
         choice.finish_reason, choice.outcome = end.reason, outcome
         self.ends.append(end)
-        self._content_bytes += sys.getsizeof(end.text) + _entries_bytes(end.entries)
+        self._content_bytes += _text_bytes(end.text) + _entries_bytes(end.entries)
         self.note("finished", end.choice, reason=end.reason, outcome=outcome)
 
     def end(self, failure: ApiError | None = None) -> None:
@@ -252,6 +254,9 @@ class Record:
         self.failure, self.place, self.work = failure and failure.afresh(), None, None
         if failure is not None:
             self.note("finished", reason=failure.code, outcome=self.outcome)
+            self._content_bytes += _FAILURE_BYTES + sys.getsizeof(failure.message)
+        if self.shape.notes is not None:
+            self._content_bytes += _nested_bytes(self.shape.notes)
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end(self)
@@ -342,7 +347,22 @@ class Follower:
         self.record.leave(self, stuck=stuck)
 
 
+def _text_bytes(text: str) -> int:
+    """Python has each text of no or one character (of Latin-1) once."""
+    return sys.getsizeof(text) + _ROUNDING_BYTES if len(text) > 1 else 0
+
+
 def _entries_bytes(entries: Sequence[TokenEntry]) -> int:
-    return sum(
-        _ENTRY_BYTES + len(entry.piece) + sum(_TOP_BYTES + len(piece) for piece, _ in entry.top) for entry in entries
-    )
+    return sum(_ENTRY_BYTES + _TOP_BYTES * len(entry.top) for entry in entries)
+
+
+def _moment_bytes(moment: Moment) -> int:
+    return _MOMENT_BYTES + sys.getsizeof(moment.detail) + _DETAIL_BYTES * len(moment.detail)
+
+
+def _nested_bytes(value: Any) -> int:
+    """Of JSON-like values."""
+    own = sys.getsizeof(value)
+    if isinstance(value, dict):
+        return own + sum(_nested_bytes(part) for part in value.values())
+    return own + sum(map(_nested_bytes, value)) if isinstance(value, list) else own

@@ -20,12 +20,15 @@ from poise.engine.ports import Row, RunnerError
 from poise.llama.batch import BatchBuffer
 from poise.llama.library import FLASH_OFF, FLASH_ON, KV_TYPES, ContextPointer
 from poise.llama.mapping import Bytes, allocate
-from poise.llama.memory import PoolSpec
+from poise.llama.memory import PoolSpec, available_bytes
 from poise.llama.model import Model, ModelError
 from poise.wire.messages import PoolInfo
 
 STATE_KEPT_BYTES = 32 << 20
 """The largest buffer for states on their way that a pool keeps; one of a whole long slot may need hundreds of MiB."""
+
+SCRUB_SPARE_BYTES = 128 << 20
+"""Memory that copies made for a scrub leave to everybody else on the host."""
 
 DECODE_PROBLEMS = {
     1: "no room in the KV cells",
@@ -187,9 +190,11 @@ class PoolContext:
         """Overwrite every cell that no slot holds, and what reading states has left behind.
 
         llama.cpp can forget single cells, but overwrite only all of them at once. So what slots hold is copied, everything is
-        cleared, and the copies are put back. For that moment they take as much memory again. Raises RunnerError; then the
+        cleared, and the copies are put back. For that moment they take as much memory again, which is not in the books: where it
+        is not there to be had nothing is begun, so that an erasure never brings the OOM killer. Raises RunnerError; then the
         pool is as it was, or, if a copy could not be put back, unusable.
         """
+        self._check_room_for_copies()
         copies: dict[int, Bytes] = {}
         try:
             for slot, n_cells in enumerate(self._filled):
@@ -203,6 +208,16 @@ class PoolContext:
             for state in copies.values():
                 state.fill(0)
         self._state.fill(0)
+
+    def _check_room_for_copies(self) -> None:
+        held = [slot for slot, n_cells in enumerate(self._filled) if n_cells]
+        needed = sum(self._library.state_seq_get_size(self.pointer, slot) for slot in held)
+        left = available_bytes() - SCRUB_SPARE_BYTES
+        if needed > left:
+            raise RunnerError(
+                f"to overwrite the free cells of pool {self.info.name} takes {needed >> 20} MiB for copies of what its slots "
+                f"hold; {max(0, left) >> 20} MiB are left for that"
+            )
 
     def truncate(self, slot: int, n_cells: int) -> None:
         """Forget what a slot holds from position `n_cells` on.

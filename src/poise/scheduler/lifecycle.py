@@ -206,8 +206,6 @@ class Lifecycle:
             self._placement.pin(sequence, request.pins)
         keep = not (request.pins or sequence.erased) and reason is not FinishReason.FAILED
         self._placement.retire(sequence, keep=keep)
-        if sequence.erased and sequence.started:
-            self._placement.scrub(sequence.pool)
         if sequence.state is not State.PAUSED:
             self._books.served[sequence.request_class].leave(request.tenant)
         sequence.to(State.FINISHED)
@@ -215,6 +213,8 @@ class Lifecycle:
             self._waits.learn_output(request, sequence.n_output)
         tenants.leave(request.tenant)
         del self.sequences[request.request_id]
+        if sequence.erased and not any(s.erased and s.pool == sequence.pool for s in self.sequences.values()):
+            self._placement.scrub(sequence.pool)  # once for all of them: it copies what everybody else holds
         self.counters.finished += 1
         if self.counters.finished % TIDY_EVERY == 0:
             tenants.tidy(self.now_ns)
