@@ -156,5 +156,13 @@ def test_a_finding_stays_a_moment_and_keeps_its_beginning() -> None:
 def test_each_has_its_entry_in_the_runbook() -> None:
     source = (Path(__file__).parents[2] / "src/poise/gateway/findings.py").read_text()
     names: Any = re.findall(r'^            \("(\w+)", ', source, re.MULTILINE)
-    assert len(names) == 7
+    assert len(names) == 8
     assert all(f"### {name}\n" in RUNBOOK for name in names)
+
+
+def test_a_model_file_that_changed_is_told_as_long_as_it_is_another_one() -> None:
+    """And whether there is an engine that still has the former one."""
+    findings = Findings()
+    assert "the engine goes on" in after([Facts(model_changed=True)] * 3, findings)["model_changed"]
+    assert "no engine is started" in after([Facts(model_changed=True, engine_ready=False)], findings)["model_changed"]
+    assert after([Facts()] * 60, findings) == {}

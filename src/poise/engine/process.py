@@ -34,6 +34,7 @@ from poise.llama.load import LoadedRunner, Progress, load_runner
 from poise.llama.model import ModelError
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
+from poise.wire.fingerprint import MODEL_CHANGED, fingerprint
 from poise.wire.framing import FrameReader, encode_frame
 
 READ_BYTES = 1 << 18
@@ -129,10 +130,11 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
     assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
     settings = Settings.model_validate_json(configure.settings)
     journal = Journal(settings.engine.journal_entries)
+    path = Path(configure.model_path)
     try:
-        loaded = load(
-            Path(configure.model_path), settings, lambda progress, stage: port.send(wire.Loading(progress, stage))
-        )
+        check_same(path, configure.fingerprint)
+        loaded = load(path, settings, lambda progress, stage: port.send(wire.Loading(progress, stage)))
+        check_same(path, configure.fingerprint)  # it may have changed while it was read
     except (ModelError, EngineLibraryError) as error:
         port.send(wire.Fatal(str(error), permanent=True, short_of_memory=isinstance(error, DoesNotFit)))
         port.flush()
@@ -173,6 +175,16 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
                 traceback.print_exc()
             return 1
     return 0
+
+
+def check_same(path: Path, expected: str) -> None:
+    """Raises ModelError when the file is not the one with this fingerprint."""
+    try:
+        found = fingerprint(path) if expected else ""
+    except OSError as error:
+        raise ModelError(path, f"cannot be read ({type(error).__name__})") from error
+    if found != expected:
+        raise ModelError(path, MODEL_CHANGED)
 
 
 def main(load: Callable[[Path, Settings, Progress], LoadedRunner] = load_runner) -> int:

@@ -61,6 +61,8 @@ class EngineState:
     detail: str = ""
     restarts: int = 0
     retry_after_s: float = 1.0
+    model_changed: bool = False
+    """Another model file is there now than the one that the server was started with."""
     ready: Ready | None = None
     status: Status | None = None
 

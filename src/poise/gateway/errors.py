@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from poise.gateway.engine_client import EnginePhase, EngineState
 from poise.scheduler.request import RejectReason
+from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.messages import Refused
 
 _TYPES = {
@@ -284,6 +285,8 @@ def engine_not_ready(state: EngineState) -> ApiError:
     if state.phase is EnginePhase.FAILED:
         return engine_unavailable(state.detail or "it failed", state.retry_after_s, permanent=True)
     about = f"{state.phase.value}, {state.stage}" if state.stage else state.phase.value
+    if state.model_changed:
+        about = MODEL_CHANGED
     return engine_unavailable(about, state.retry_after_s)
 
 

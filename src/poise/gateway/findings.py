@@ -9,6 +9,7 @@ waits for minutes; a finding is for whoever is, and comes within seconds.
 4. disk_slow: the disk does not keep up with the audit log; audit_lost: entries of it were lost.
 5. crash_loop: engines end again and again.
 6. reader_stuck: nobody takes what a request's streams bring, so that it is held.
+7. model_changed: another model file is there than the one that the server was started with.
 
 A finding stays for `LINGER_S` after its condition, so that it does not flicker.
 """
@@ -20,6 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
+
+from poise.wire.fingerprint import MODEL_CHANGED
 
 LINGER_S = 5.0
 NOTED_S = 60.0
@@ -63,6 +66,8 @@ class Facts:
     audit_queue: int = 0
     audit_lost: int = 0
     """Since the start."""
+    model_changed: bool = False
+    engine_ready: bool = True
     engine_ends: Sequence[str] = ()
     """How each engine ended that was lost since the last look, not on purpose: a signal's name, an exit code, or a hang."""
 
@@ -120,6 +125,7 @@ class Findings:
             ("audit_lost", self._losses(now_s, facts)),
             ("crash_loop", self._crashes(now_s, facts)),
             ("reader_stuck", _stuck(facts)),
+            ("model_changed", _changed(facts)),
         ):
             if found is not None:
                 yield name, *found
@@ -253,6 +259,13 @@ def _stuck(facts: Facts) -> _Found:
         return None
     text = f"Requests that are held because nobody reads their answers: {len(held)}, the longest for {longest_s:.0f} s"
     return text, {"requests": held}
+
+
+def _changed(facts: Facts) -> _Found:
+    if not facts.model_changed:
+        return None
+    how = "the engine goes on with the one that it has" if facts.engine_ready else "no engine is started with it"
+    return f"{_sentence(MODEL_CHANGED)}; until then {how}", {}
 
 
 def _sentence(text: str) -> str:

@@ -31,12 +31,14 @@ from poise.gateway.handover import Handover
 from poise.gateway.journal import pages_of_engine
 from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.supervision.launch import EngineProcess, Launcher
-from poise.gateway.supervision.pause import pause
+from poise.gateway.supervision.model_file import ModelFile
+from poise.gateway.supervision.pause import LOOK_EVERY_S, pause
 from poise.gateway.tasks import Tasks
 from poise.gateway.watchdog import Watchdog, look_every_s
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
+from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.framing import FrameError, encode_frame
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ STABLE_AFTER_S = 5.0
 """An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
 ANSWER_TIMEOUT_S = 10.0
-TASK = "engine-supervisor"
+TASK, MODEL_TASK = "engine-supervisor", "model-file"
 LOAD_S = 2.0  # what is taken for the time that an engine needs to be ready, until one has been
 
 
@@ -66,7 +68,7 @@ class Supervisor:
         self._launcher = Launcher(command)
         self._tasks = tasks or Tasks()
         self._settings = settings
-        self._model_path = model_path
+        self._model = ModelFile(model_path)
         self._backoff = Backoff(settings.engine.restart_delay_max_s)
         self._ids = count(1)
         self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
@@ -87,15 +89,20 @@ class Supervisor:
         self._load_s = LOAD_S
         self._was_ready = False
         """Whether an engine has ever been."""
+        self._is_outdated = False
+        """The engine is ended because its model file was written over."""
         self._task: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to start the engine; returns at once."""
         self._task = self._tasks.start(TASK, self._supervise, essential=True)
         every_s = look_every_s(self._settings.engine.watchdog_s)
-        self._watching = self._tasks.every("engine-watchdog", every_s, self._watch)
+        self._watching = [
+            self._tasks.every("engine-watchdog", every_s, self._watch),
+            self._tasks.start(MODEL_TASK, self._watch_model),
+        ]
 
     async def wait_until_settled(self) -> None:
         """Wait until the engine is ready or has failed for good."""
@@ -110,8 +117,8 @@ class Supervisor:
     async def stop(self) -> None:
         """End the engine: politely, then by signal; at once where none is ready. Live requests get their ENGINE_LOST."""
         self._set(EnginePhase.STOPPED, detail="the server is stopping")
-        if self._watching is not None:
-            self._watching.cancel()
+        for task in self._watching:
+            task.cancel()
         if self._task is not None:
             if self._watchdog is not None:
                 self._send(wire.Shutdown())
@@ -249,7 +256,7 @@ class Supervisor:
             if self._ended():
                 break
             delay_s = self._note_death(death)
-            await (pause(delay_s, self._model_path) if death.is_lasting else asyncio.sleep(delay_s))
+            await (pause(delay_s, self._model.path) if death.is_lasting else asyncio.sleep(delay_s))
         self._end()
 
     def _end(self) -> None:
@@ -288,13 +295,15 @@ class Supervisor:
     async def _run_one(self) -> Death:
         """Start one engine and read it until it ends."""
         self._began_s, self._ready_s, self._hang, self._last_words = time.monotonic(), 0.0, "", None
+        self._is_outdated = False
+        self._model.opened()
         try:
             engine = await self._launcher.launch(self._dispatch)
         except OSError as error:
             return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
         self._engine = engine
         try:
-            self._send(wire.Configure(engine_settings(self._settings), self._model_path))
+            self._send(wire.Configure(engine_settings(self._settings), self._model.path, self._model.fingerprint))
             await engine.connection.lost
         except (FrameError, ConnectionError) as error:
             log.error("the engine's socket broke: %s", error)
@@ -315,7 +324,22 @@ class Supervisor:
         if self._hang:
             self._engine.kill()
 
+    async def _watch_model(self) -> None:
+        """Notice that the model file is another one now; end an engine under which it changes, before it says anything wrong."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self._model.look()
+            if self._model.is_changed and not self.state.model_changed:
+                log.error("%s", MODEL_CHANGED)
+            self.state.model_changed = self._model.is_changed
+            if self._model.is_overwritten and self._engine is not None and not self._is_outdated:
+                self._is_outdated = True
+                self._engine.kill()
+            self._tasks.worked(MODEL_TASK)
+
     def _death(self, code: int, reading: BoxReading | None) -> Death:
+        if self._is_outdated:
+            return Death(Cause.EXIT, 0, MODEL_CHANGED, is_permanent=True)  # nobody is to blame
         cause = Cause.HANG if self._hang else Cause.CRASH if code < 0 else Cause.EXIT
         hung = f"the engine hung and was ended: {self._hang}" if self._hang else ""
         words = self._last_words or wire.Fatal("", permanent=False)

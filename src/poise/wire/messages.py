@@ -34,10 +34,14 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
-    """Gateway to engine, first of all: the effective settings as JSON, and the model file."""
+    """Gateway to engine, first of all: the effective settings as JSON, and the model file.
+
+    `fingerprint` of the file whose vocabulary the gateway speaks: another one is not loaded. Empty: any will do.
+    """
 
     settings: str
     model_path: str
+    fingerprint: str = ""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):

@@ -97,7 +97,7 @@ async def test_a_file_that_is_whole_again_is_not_waited_for(tmp_path: Path, monk
         place.kill()
         await place.supervisor.until(lambda state: says(CUT)(state) and state.restarts >= 2)
         place.wrong.write_text("")
-        place.model.write_text("the whole model")
+        place.model.write_text("model")  # as it was when the server was started, and written anew
         await until_ready(place.supervisor)
 
 
