@@ -27,11 +27,10 @@ import time
 
 import numpy as np
 import psutil
-import uvicorn
 
 from poise.config import Settings
 from poise.gateway.app import create_app, set_text
-from poise.gateway.protocol import protocol
+from poise.gateway.http.server import HttpServer
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextWorkers
@@ -98,9 +97,7 @@ def gateway(engine_arguments: list[str]) -> None:
     supervisor = Supervisor(settings, str(path), command)
     workers = TextWorkers(settings.text, str(path))
     app = create_app(settings, supervisor, model_name="fake", text=TextSlot(workers))
-    http = protocol(settings)
-    config = uvicorn.Config(app, http=http, log_config=None, access_log=False, server_header=False)
-    server = uvicorn.Server(config)
+    server = HttpServer(app, settings)
 
     async def run() -> None:
         await supervisor.start()
@@ -113,7 +110,10 @@ def gateway(engine_arguments: list[str]) -> None:
         await workers.stop()
         await supervisor.stop()
 
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner, contextlib.suppress(KeyboardInterrupt):
+    with (
+        asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         runner.run(run())
 
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import trustme
-import uvicorn
 
 from poise.config import ConfigError, Settings, load
 from poise.gateway.exposure import Exposed, check, tls_context
-from poise.gateway.protocol import protocol
 from tests.gateway.fakes import WAIT_S, FakeEngine, chat_body, make_app, says
-from tests.gateway.test_over_http import served
+from tests.gateway.http.serving import served
 
 
 @pytest.mark.parametrize(
@@ -65,8 +63,7 @@ async def test_tls_is_spoken(tmp_path: Path) -> None:
     context = tls_context(settings.server)
     assert context is not None
     app = make_app(FakeEngine(says("hello")), settings)
-    options = {"http": protocol(settings), "ssl_context_factory": lambda *_: context}
-    async with served(app, **options) as port:
+    async with served(app, settings, tls=context) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname="localhost")
         body = str(chat_body()).replace("'", '"').encode()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(body)
@@ -98,11 +95,3 @@ def test_certificate_and_key_belong_together() -> None:
     for given, missing in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         with pytest.raises(ConfigError, match=f"needs server.{missing} as well"):
             load(None, {}, {f"server.{given}": "file.pem"})
-
-
-def test_uvicorn_takes_the_context() -> None:
-    """The option that `poise serve` hands it on with."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    config = uvicorn.Config(lambda: None, ssl_context_factory=lambda *_: context)
-    config.load()
-    assert config.ssl is context

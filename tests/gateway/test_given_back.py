@@ -27,11 +27,11 @@ from poise.gateway.choice import Choice
 from poise.gateway.completions import Call
 from poise.gateway.engine_client import SERVER_STOPPING, RequestHandle
 from poise.gateway.generation import ChoiceRequest, Generation
+from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.openai import ChatRequest, CompletionRequest, Options
 from poise.gateway.prompts import Plan
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
-from poise.gateway.stream import EventStream, while_connected
 from poise.gateway.summary import Summarizer
 from poise.wire.messages import Submit
 from poise.wire.text import Message

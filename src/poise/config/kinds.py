@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from functools import partial
 from typing import Annotated, Literal
@@ -52,6 +53,14 @@ def _host(name: str) -> str:
     return name
 
 
+def _network(text: str) -> str:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError("must be IP addresses or networks, as in 10.0.0.2 or 10.0.0.0/8") from None
+    return text
+
+
 def _origin(origin: str) -> str:
     parts = urlsplit(origin)
     if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
@@ -77,6 +86,7 @@ TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
 OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
 NonBlankText = Annotated[str, AfterValidator(_not_blank)]
 HostName = Annotated[str, AfterValidator(_host)]
+NetworkName = Annotated[str, AfterValidator(_network)]
 WebOrigin = Annotated[str, AfterValidator(_origin)]
 ClassName = Annotated[str, AfterValidator(_class_name)]
 ApiKey = Annotated[str, AfterValidator(_api_key)]

@@ -11,6 +11,7 @@ from poise.config.kinds import (
     ClassName,
     DeclaredTenantName,
     HostName,
+    NetworkName,
     NonBlankText,
     OptionalApiKey,
     OptionalUrl,
@@ -41,8 +42,24 @@ class ServerSettings(Section):
     """Largest request body; a larger one is answered with 413."""
     body_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 20.0
     """Time a client has to send its headers and its body; a slower one is answered with 408."""
+    body_bytes_total: Annotated[int, Field(ge=4096, le=1 << 36)] = 256 << 20
+    """Bytes of bodies that all requests in flight may have together; whoever has most of them is answered with 429 first."""
+    idle_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 90.0
+    """Time that a connection is kept between two requests; longer than the pools of clients and proxies keep theirs."""
+    send_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """Time after which a client that does not take its answer loses its connection; streams have `streams` instead."""
+    request_line_max: Annotated[int, Field(ge=256, le=1 << 20)] = 8192
+    """Bytes of a request's first line; a longer one is answered with 414."""
+    header_bytes_max: Annotated[int, Field(ge=1024, le=1 << 20)] = 32_768
+    """Bytes of a request's headers, its first line included; more are answered with 431."""
+    header_fields_max: Annotated[int, Field(ge=8, le=10_000)] = 100
+    """Headers of a request; more are answered with 431."""
+    trusted_proxies: list[NetworkName] = []
+    """Proxies, as addresses or networks, whose X-Forwarded-For tells who the client is; nobody else's is believed."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 1024
     """Open requests at once; more are answered with 503."""
+    connections_total: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Connections at once, idle ones as well; 0: four times `server.max_connections`. Never more than open files allow."""
     max_choices: Annotated[int, Field(ge=1, le=128)] = 8
     """Largest `n` of a request."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0

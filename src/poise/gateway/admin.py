@@ -16,7 +16,6 @@ from starlette.responses import PlainTextResponse, Response
 
 from poise.gateway import schemas, schemas_admin
 from poise.gateway.auditing import Audit
-from poise.gateway.body import read_json
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
 from poise.gateway.erasure import Erasure
 from poise.gateway.errors import (
@@ -29,6 +28,7 @@ from poise.gateway.errors import (
 )
 from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
+from poise.gateway.http.body import read_json
 from poise.gateway.http.peers import is_direct
 from poise.gateway.journal import JournalRoom
 from poise.gateway.record import CANCELLED, ENDED, QUEUED, ChoiceRecord, Record

@@ -34,9 +34,9 @@ from poise.gateway.explanations import Explainer
 from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
 from poise.gateway.history import PERIOD_S, History
+from poise.gateway.http.middleware import RequestMiddleware, request_id_of
 from poise.gateway.keys import KeyRing
 from poise.gateway.lookout import Lookout
-from poise.gateway.middleware import RequestMiddleware, request_id_of
 from poise.gateway.pages import PAGE_DIR, add_pages
 from poise.gateway.prompts import limits_of
 from poise.gateway.records import PURGE_EVERY_S, Records
@@ -120,7 +120,9 @@ def create_app(
     app.state.templates = templates
     app.state.engine = engine
     app.add_middleware(GuardMiddleware, server=settings.server)
-    app.add_middleware(RequestMiddleware, max_open=settings.server.max_connections, metrics=metrics)
+    app.add_middleware(
+        RequestMiddleware, max_open=settings.server.max_connections, account_of=tenants.account_of, metrics=metrics
+    )
     _add_generation(app, completions)
     explainer = Explainer(settings, engine, records, history)
     _add_requests(app, Requests(settings, tenants, records, metrics.streams, explainer))

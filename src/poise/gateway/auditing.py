@@ -20,8 +20,8 @@ from poise.audit.log import AuditLog
 from poise.config import Settings
 from poise.config.paths import audit_dir, keys_file
 from poise.gateway.errors import ApiError, ClientGone
+from poise.gateway.http.middleware import request_id_of
 from poise.gateway.keys import Key, KeysFile
-from poise.gateway.middleware import request_id_of
 from poise.gateway.record import CANCELLED, Record
 from poise.gateway.tasks import Tasks
 from poise.gateway.tenants import Caller, caller_of

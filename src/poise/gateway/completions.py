@@ -21,8 +21,6 @@ from starlette.responses import Response
 from poise import __version__
 from poise.config import Settings
 from poise.gateway.auditing import Audit, RequestEntry
-from poise.gateway.backpressure import patience
-from poise.gateway.body import read_json
 from poise.gateway.bugs import log_bug
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import (
@@ -35,14 +33,16 @@ from poise.gateway.errors import (
 )
 from poise.gateway.fields import JsonObject
 from poise.gateway.generation import TOLD_WAIT_US, ChoiceRequest, Generation
-from poise.gateway.middleware import request_id_of
+from poise.gateway.http.backpressure import patience
+from poise.gateway.http.body import read_json
+from poise.gateway.http.middleware import request_id_of
+from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.openai import ChatRequest, CompletionRequest, Options, RequestParser, class_settings
 from poise.gateway.prompts import Plan, Prompts
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower, Origin, Record
 from poise.gateway.records import Records
 from poise.gateway.responses import ChatFormat, CompletionFormat, Heading, Shape
-from poise.gateway.stream import EventStream, while_connected
 from poise.gateway.summary import Summarizer
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants

@@ -338,11 +338,6 @@ def shed_background(level: str, why: str, retry_after_s: float) -> ApiError:
     return ApiError(429, "shed_background", message, headers=headers)
 
 
-def too_many_requests_open(limit: int) -> ApiError:
-    message = f"{limit} requests are open, which is the limit of this server. Try again in about 1 s."
-    return ApiError(503, "too_many_open_requests", message, headers=retry_after(1.0))
-
-
 def internal_error(error_id: str) -> ApiError:
     """What went wrong stands in the log under `error_id`; nothing of it is shown."""
     return ApiError(500, "internal_error", f"Internal error {error_id}: the server's log has the details.")

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
 from poise.gateway.errors import ClientGone, engine_unavailable, journal_is_read
-from poise.gateway.stream import while_connected
+from poise.gateway.http.stream import while_connected
 from poise.wire import messages as wire
 
 log = logging.getLogger(__name__)

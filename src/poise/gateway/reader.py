@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poise.gateway.backpressure import CHUNK_BYTES
 from poise.gateway.errors import ApiError, invalid_value
+from poise.gateway.http.backpressure import CHUNK_BYTES
 from poise.gateway.pacing import Pacer
 from poise.gateway.record import End, Follower, Moment, Record
 from poise.gateway.responses import (

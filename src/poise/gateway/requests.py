@@ -11,16 +11,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from poise.config import Settings
-from poise.gateway.backpressure import patience
 from poise.gateway.errors import ApiError, not_possible, response_not_found
 from poise.gateway.explanations import Explainer
 from poise.gateway.health import fresh_json
+from poise.gateway.http.backpressure import patience
+from poise.gateway.http.stream import EventStream
 from poise.gateway.openai import class_settings
 from poise.gateway.reader import Place, Reader, read_place
 from poise.gateway.record import CANCELLED, ENDED, Record
 from poise.gateway.records import Records
 from poise.gateway.spans import timeline_of
-from poise.gateway.stream import EventStream
 from poise.gateway.tenants import Tenants
 from poise.metrics.streams import StreamMetrics
 from poise.scheduler.request import RequestClass

@@ -11,11 +11,10 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 
-import uvicorn
 from fastapi import FastAPI
 
 from poise import __version__
@@ -29,10 +28,10 @@ from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.exposure import Exposed, check, tls_context
 from poise.gateway.http.files import raise_limit
+from poise.gateway.http.server import HttpServer
 from poise.gateway.keys import KeyRing, KeysError
 from poise.gateway.preflight import CannotStart, Checked
 from poise.gateway.preflight import check as check_model
-from poise.gateway.protocol import protocol
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.tasks import Tasks
 from poise.gateway.templates import TemplateUnusable
@@ -86,14 +85,6 @@ class _CannotListen(Exception):
     pass
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling: signals end it normally, so that the process has an exit code of its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class _Service:
     """The gateway's parts, put together once."""
 
@@ -138,19 +129,7 @@ class _Service:
         self._degradation: Degradation = app.state.degradation
         self._metrics: GatewayMetrics = app.state.metrics
         self._draining: asyncio.Task[None] | None = None
-        self._server = _Server(
-            uvicorn.Config(
-                app,
-                http=protocol(settings),
-                ssl_context_factory=(lambda *_: tls) if tls is not None else None,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,  # it would believe anybody on this machine
-                ws="none",
-                timeout_graceful_shutdown=SHUTDOWN_GRACE_S,
-            )
-        )
+        self._server = HttpServer(app, settings, metrics=self._metrics.connections, tls=tls, grace_s=SHUTDOWN_GRACE_S)
 
     def run(self) -> int:
         self._audit.put("start", version=__version__, model=self._model_name, address=self._url())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
 from poise.config import Settings
 from poise.gateway.errors import ApiError
@@ -75,6 +76,13 @@ class Tenants:
         """The tenant's name. Raises ApiError (401)."""
         caller = connection.scope[_SCOPE_KEY] = self._caller(_presented_key(connection))
         return caller.tenant
+
+    def account_of(self, scope: Scope) -> str:
+        """Under whose name a request is counted before anything is done for it; empty for a caller who is not known."""
+        try:
+            return self._caller(_presented_key(HTTPConnection(scope))).account
+        except ApiError:
+            return ""
 
     def check_class(self, connection: HTTPConnection, request_class: RequestClass) -> None:
         """Raises ApiError (403) unless who was identified may use this class."""

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.audit import AuditMetrics
+from poise.metrics.connections import ConnectionMetrics
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.lately import Lately
 from poise.metrics.recovery import RecoveryMetrics
@@ -68,6 +69,7 @@ class GatewayMetrics:
         self.lately = Lately()
         self.streams = StreamMetrics(registry)
         self.audit = AuditMetrics(registry)
+        self.connections = ConnectionMetrics(registry)
         registry.register(EngineCollector(read_engine))
         registry.register(self.recovery.registry)
         registry.register((tasks or TaskMetrics()).registry)

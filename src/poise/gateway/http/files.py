@@ -1,9 +1,15 @@
-"""How many files this process may open."""
+"""How many files this process may open, and how many of them may be connections."""
 
 from __future__ import annotations
 
 import resource
 
+RESERVE = 128
+"""Kept for the server itself: its engine, logs, files that are read from /proc each second, the audit log."""
+RESERVE_SHARE = 4
+"""Of few files a fourth is kept."""
+PER_CONNECTION = 2
+"""A connection, and the file that it may be sent."""
 UNLIMITED = 1 << 20
 """As good as no limit."""
 
@@ -19,3 +25,8 @@ def raise_limit() -> int:
             return soft  # a system with a lower limit of its own; what there is, is enough to start
         return wanted
     return UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+def connections_max(wanted: int, files: int) -> int:
+    """Of `wanted` connections as many as `files` open files leave room for; at least one."""
+    return max(1, min(wanted, (files - min(RESERVE, files // RESERVE_SHARE)) // PER_CONNECTION))

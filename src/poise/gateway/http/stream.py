@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from poise.gateway.backpressure import Outlet, Patience, ReaderStuck, until_room
 from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ClientGone, internal_error
+from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
+from poise.gateway.http.exchange import EXCHANGE
 from poise.gateway.reader import Reader
 from poise.metrics.streams import StreamMetrics
 
@@ -54,6 +55,8 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         outlet = Outlet(scope, self._allowed.unsent_bytes_max)
+        if (exchange := scope.get(EXCHANGE)) is not None:
+            exchange.has_patience = True
         try:
             await while_connected(receive, self._send(send, scope.get(DIRECT_SEND, send), outlet))
         except ClientGone:
@@ -63,7 +66,6 @@ class EventStream(Response):
             self._metrics.timed_out(self._reader.record.origin.request_class)
             self._reader.leave(stuck=True)
             outlet.abort()
-            await _disconnected(receive)
         finally:
             self._reader.leave()
 

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
-from collections.abc import AsyncIterator
 from typing import Any
-
-import uvicorn
-from fastapi import FastAPI
 
 from poise.config import Settings
 from tests.gateway.fakes import WAIT_S, FakeEngine, chat_body, make_app, says
+from tests.gateway.http.serving import served
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@contextlib.asynccontextmanager
-async def served(app: FastAPI, **options: Any) -> AsyncIterator[int]:
-    """The port on which it answers. Returns when all connections have ended."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5, **options))
-        task = asyncio.create_task(server._serve([listener]))
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await asyncio.wait_for(task, WAIT_S)
 
 
 async def connect(port: int, head: str, body: bytes = b"") -> Connection:
@@ -92,8 +74,9 @@ async def test_one_connection_can_ask_again() -> None:
 
 async def test_an_oversized_body_is_refused_and_the_connection_closed() -> None:
     """Whether its length was announced or not; the rest is not read."""
-    app = make_app(FakeEngine(), Settings.model_validate({"server": {"max_body_bytes": 2000}}))
-    async with served(app) as port:
+    made = Settings.model_validate({"server": {"max_body_bytes": 2000}})
+    app = make_app(FakeEngine(), made)
+    async with served(app, made) as port:
         reader, writer = await connect(
             port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 9000000000"
         )
@@ -110,8 +93,9 @@ async def test_an_oversized_body_is_refused_and_the_connection_closed() -> None:
 
 async def test_a_body_that_stops_coming() -> None:
     """Answered with 408 and closed, not kept for ever."""
-    app = make_app(FakeEngine(), Settings.model_validate({"server": {"body_timeout_s": 0.05}}))
-    async with served(app) as port:
+    made = Settings.model_validate({"server": {"body_timeout_s": 0.05}})
+    app = make_app(FakeEngine(), made)
+    async with served(app, made) as port:
         reader, writer = await connect(
             port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 100", b"{"
         )

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import uvicorn
 
 from poise.config import Settings
-from poise.gateway.protocol import protocol
+from tests.gateway.http.serving import served
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -22,19 +19,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-@contextlib.asynccontextmanager
-async def serving(timeout_s: float) -> AsyncIterator[int]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    settings = Settings.model_validate({"server": {"body_timeout_s": timeout_s}})
-    config = uvicorn.Config(app, http=protocol(settings), log_config=None, lifespan="off")
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server._serve([listener]))
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
-        listener.close()
+def serving(timeout_s: float) -> contextlib.AbstractAsyncContextManager[int]:
+    return served(app, Settings.model_validate({"server": {"body_timeout_s": timeout_s}}), lifespan="off")
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nX-Slow: "])

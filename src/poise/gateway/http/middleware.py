@@ -9,27 +9,36 @@ from __future__ import annotations
 import logging
 import re
 import secrets
+from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.gateway.bugs import log_bug
-from poise.gateway.errors import ApiError, ClientGone, internal_error, too_many_requests_open
-from poise.gateway.stream import DIRECT_SEND
+from poise.gateway.errors import ApiError, ClientGone, internal_error
+from poise.gateway.http.exchange import EXCHANGE
+from poise.gateway.http.places import is_always_answered, share_of
+from poise.gateway.http.refusals import account_requests_full, requests_full
+from poise.gateway.http.shares import STRANGERS, Shares
+from poise.gateway.http.stream import DIRECT_SEND
 from poise.metrics.gateway import GatewayMetrics
 
 log = logging.getLogger(__name__)
 
 _SCOPE_KEY = "poise.request_id"
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_ALWAYS_ANSWERED = ("/health", "/health/live", "/status", "/metrics")
-"""An operator must be able to look at a server that is full, and to act on what fills it: /admin is answered as well."""
+_API = "/v1/"
+"""What is not under it (pages, their files, the schema) is on nobody's account: whoever takes that up leaves the API alone."""
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, *, max_open: int, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_open: int, account_of: Callable[[Scope], str], metrics: GatewayMetrics
+    ) -> None:
+        """`account_of` tells under whose name a request is counted; STRANGERS for a caller who is not known."""
         self._app = app
-        self._max_open = max_open
+        self._open = Shares(max_open)
+        self._account_of = account_of
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,15 +74,29 @@ class RequestMiddleware:
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Let a request pass if there is room for it, else say so."""
         path = scope["path"]
-        counts = path not in _ALWAYS_ANSWERED and not path.startswith("/admin/")
-        if counts and self._metrics.n_open >= self._max_open:
-            return too_many_requests_open(self._max_open)
-        self._metrics.n_open += counts
+        account = self._account_of(scope) if path.startswith(_API) else STRANGERS
+        if (exchange := scope.get(EXCHANGE)) is not None:
+            try:
+                exchange.claim(account)
+            except ApiError as error:
+                return error
+        if is_always_answered(path):
+            await self._app(scope, receive, send)
+            return None
+        if not self._open.take(account, 1, share=share_of(account), least=1):
+            return self._full(account)
+        self._metrics.n_open = self._open.used
         try:
             await self._app(scope, receive, send)
         finally:
-            self._metrics.n_open -= counts
+            self._open.give(account, 1)
+            self._metrics.n_open = self._open.used
         return None
+
+    def _full(self, account: str) -> ApiError:
+        if self._open.used >= self._open.total or account == STRANGERS:
+            return requests_full(self._open.total)
+        return account_requests_full(self._open.held(account))
 
 
 def request_id_of(scope: Scope) -> str:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from poise.config import Settings
-from poise.gateway.protocol import protocol
 from tests.gateway.fakes import WAIT_S, FakeEngine, Submission, ask, chat_body, frames, make_app
+from tests.gateway.http.serving import served
 
 CHAT, REQUESTS = "/v1/chat/completions", "/v1/requests"
 LONG = 3600.0
@@ -24,19 +21,6 @@ LONG = 3600.0
 def settings(swap_s: float = LONG, end_s: float = LONG) -> Settings:
     reader = {"unsent_bytes_max": 4096, "stall_swap_s": swap_s, "stall_end_s": end_s}
     return Settings.model_validate({"streams": {"send_buffer_bytes": 4096, "interactive": reader}})
-
-
-@contextlib.asynccontextmanager
-async def served(app: FastAPI, made: Settings) -> AsyncIterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=protocol(made), log_config=None, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server._serve([listener]))
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await asyncio.wait_for(task, WAIT_S)
 
 
 async def connect(port: int, method: str, path: str, body: Any = None) -> socket.socket:

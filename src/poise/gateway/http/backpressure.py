@@ -81,7 +81,7 @@ class Outlet:
         if self._transport is None or self._transport.is_closing():
             self._unsent_max = 0
         else:
-            self._unsent_max = self._transport.get_write_buffer_size() + _send_queue_bytes(self._fd)
+            self._unsent_max = self._transport.get_write_buffer_size() + send_queue_bytes(self._fd)
         return self._unsent_max
 
     def abort(self) -> None:
@@ -113,7 +113,7 @@ def _set_lag(follower: Follower, lag: int) -> None:
         follower.record.review()
 
 
-def _send_queue_bytes(fd: int) -> int:
+def send_queue_bytes(fd: int) -> int:
     """Bytes in the socket that the other side has not acknowledged; 0 where that cannot be asked."""
     if fd < 0 or sys.platform != "linux":
         return 0
