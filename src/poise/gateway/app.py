@@ -120,9 +120,7 @@ def create_app(
     app.state.templates = templates
     app.state.engine = engine
     app.add_middleware(GuardMiddleware, server=settings.server)
-    app.add_middleware(
-        RequestMiddleware, max_open=settings.server.max_connections, account_of=tenants.account_of, metrics=metrics
-    )
+    app.add_middleware(RequestMiddleware, server=settings.server, account_of=tenants.account_of, metrics=metrics)
     _add_generation(app, completions)
     explainer = Explainer(settings, engine, records, history)
     _add_requests(app, Requests(settings, tenants, records, metrics.streams, explainer))

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import httptools
 
 from poise.gateway.errors import ApiError, method_not_allowed
-from poise.gateway.http.refusals import malformed
+from poise.gateway.http.refusals import head_too_large, line_too_long, malformed
 
 _REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
@@ -40,6 +40,32 @@ class Head:
     """The client can send another request on this connection."""
     expects_continue: bool
     """It waits to be told before it sends the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    line_bytes: int
+    bytes: int
+    fields: int
+
+
+def check(unread: bytearray, end: int, limits: HeadLimits) -> None:
+    """The bounds of a head, as soon as they are passed. Raises ApiError: 400, 414 or 431.
+
+    `unread` begins with it; `end` is where its last line ends, -1 where that has not come in yet.
+    """
+    length = end if end >= 0 else len(unread)
+    if length > limits.line_bytes and unread.find(b"\r\n", 0, limits.line_bytes + 2) < 0:
+        raise line_too_long(limits.line_bytes)
+    if length > limits.bytes:
+        raise head_too_large("bytes of headers", limits.bytes, "server.header_bytes_max")
+    n_lines = unread.count(b"\n", 0, length)
+    if n_lines > limits.fields:
+        raise head_too_large("header fields", limits.fields, "server.header_fields_max")
+    if n_lines != unread.count(b"\r\n", 0, length):
+        raise malformed("its lines must end with CR LF")
+    if unread.find(b"\0", 0, length) >= 0:
+        raise malformed("it has a NUL")
 
 
 def parse(data: bytes) -> Head:

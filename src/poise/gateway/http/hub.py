@@ -19,7 +19,7 @@ from poise.gateway.exposure import is_loopback
 from poise.gateway.http.backpressure import high_water
 from poise.gateway.http.exchange import Exchange
 from poise.gateway.http.files import connections_max
-from poise.gateway.http.heads import Headers
+from poise.gateway.http.heads import Headers, HeadLimits
 from poise.gateway.http.peers import TrustedProxies
 from poise.gateway.http.places import Places
 from poise.metrics.connections import ConnectionMetrics
@@ -38,9 +38,7 @@ IPV6_SITE_BITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    line_bytes: int
-    head_bytes: int
-    head_fields: int
+    head: HeadLimits
     head_s: float
     idle_s: float
     send_s: float
@@ -50,9 +48,7 @@ class Limits:
 def limits_of(settings: Settings) -> Limits:
     server = settings.server
     return Limits(
-        line_bytes=server.request_line_max,
-        head_bytes=server.header_bytes_max,
-        head_fields=server.header_fields_max,
+        head=HeadLimits(server.request_line_max, server.header_bytes_max, server.header_fields_max),
         head_s=server.body_timeout_s,
         idle_s=server.idle_timeout_s,
         send_s=server.send_timeout_s,

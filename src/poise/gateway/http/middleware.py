@@ -14,6 +14,7 @@ from collections.abc import Callable
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from poise.config import ServerSettings
 from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ApiError, ClientGone, internal_error
 from poise.gateway.http.exchange import EXCHANGE
@@ -33,11 +34,11 @@ _API = "/v1/"
 
 class RequestMiddleware:
     def __init__(
-        self, app: ASGIApp, *, max_open: int, account_of: Callable[[Scope], str], metrics: GatewayMetrics
+        self, app: ASGIApp, *, server: ServerSettings, account_of: Callable[[Scope], str], metrics: GatewayMetrics
     ) -> None:
         """`account_of` tells under whose name a request is counted; STRANGERS for a caller who is not known."""
         self._app = app
-        self._open = Shares(max_open)
+        self._open = Shares(server.max_connections)
         self._account_of = account_of
         self._metrics = metrics
 

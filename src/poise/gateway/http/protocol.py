@@ -19,18 +19,17 @@ from starlette.types import Scope
 
 from poise.gateway.errors import ApiError
 from poise.gateway.http import heads
-from poise.gateway.http.backpressure import TRANSPORT, send_queue_bytes
+from poise.gateway.http.backpressure import TRANSPORT
 from poise.gateway.http.exchange import BODY_AHEAD_BYTES, EXCHANGE, Exchange
 from poise.gateway.http.framing import Framing, framing_of
 from poise.gateway.http.hub import Hub
+from poise.gateway.http.outgoing import Outgoing
 from poise.gateway.http.peers import PEER, Peer
 from poise.gateway.http.places import ADDRESS_FULL, Place, is_always_answered
 from poise.gateway.http.refusals import (
     address_full,
     connections_full,
-    head_too_large,
     head_too_slow,
-    line_too_long,
     malformed,
     rendered,
 )
@@ -46,8 +45,6 @@ LINGER_S = 2.0
 LINGER_BYTES_MAX = 1 << 24
 REFUSED_HEAD_S = 5.0
 """Where there is no room, a request is waited for no longer than that."""
-TAKEN_PER_S = 512
-"""A client must take an answer at least so fast."""
 
 
 class Phase(Enum):
@@ -72,7 +69,6 @@ class Connection(asyncio.Protocol):
         """It has its transport, or had."""
         self.write_paused = False
         self._transport: asyncio.Transport | None = None
-        self._fd = -1
         self._address: tuple[str, int] | None = None
         self._server: tuple[str, int] | None = None
         self._phase = Phase.HEAD
@@ -88,18 +84,14 @@ class Connection(asyncio.Protocol):
         self._deadline_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = math.inf
-        self._written = 0
-        self._taken = self._owed = 0
-        """When the answer was looked at last: what of it the client had taken, and what it had to take until the next look."""
-        self._watch: asyncio.TimerHandle | None = None
+        self._outgoing = Outgoing(self._not_taken, hub.limits.send_s)
 
     # What the transport tells.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport, self.is_made = transport, True
         transport.set_write_buffer_limits(high=self._limits.write_high_water)
-        socket = transport.get_extra_info("socket")
-        self._fd = socket.fileno() if socket is not None else -1
+        self._outgoing.begin(transport)
         self._address, self._server = (transport.get_extra_info(name) for name in ("peername", "sockname"))
         self.place.dismiss = self.dismiss
         self._hub.joined(self)
@@ -110,10 +102,10 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._hub.left(self)
         self.places.leave(self.place)
-        for timer in (self._timer, self._watch):
-            if timer is not None:
-                timer.cancel()
-        self._timer = self._watch = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._outgoing.end()
         if self._exchange is not None:
             self._exchange.lose()
         self._room.set()
@@ -187,7 +179,7 @@ class Connection(asyncio.Protocol):
             if self._phase is Phase.IDLE:
                 self._due(Phase.HEAD, self._limits.head_s)
         end = unread.find(b"\r\n\r\n", max(0, self._n_scanned - 3))
-        self._check_head(end)
+        heads.check(unread, end, self._limits.head)
         self._n_scanned = len(unread)
         if end < 0:
             return False
@@ -196,22 +188,6 @@ class Connection(asyncio.Protocol):
         self._n_scanned = self._n_empty = 0
         self._begin(heads.parse(data))
         return True
-
-    def _check_head(self, end: int) -> None:
-        """Its bounds, as soon as they are passed; `end` is where it ends, -1 where that has not come in yet."""
-        unread, limits = self._unread, self._limits
-        length = end if end >= 0 else len(unread)
-        if length > limits.line_bytes and unread.find(b"\r\n", 0, limits.line_bytes + 2) < 0:
-            raise line_too_long(limits.line_bytes)
-        if length > limits.head_bytes:
-            raise head_too_large("bytes of headers", limits.head_bytes, "server.header_bytes_max")
-        n_lines = unread.count(b"\n", 0, length)
-        if n_lines > limits.head_fields:
-            raise head_too_large("header fields", limits.head_fields, "server.header_fields_max")
-        if n_lines != unread.count(b"\r\n", 0, length):
-            raise malformed("its lines must end with CR LF")
-        if unread.find(b"\0", 0, length) >= 0:
-            raise malformed("it has a NUL")
 
     def _begin(self, head: heads.Head) -> None:
         """The head of a request is complete. Raises ApiError."""
@@ -274,13 +250,9 @@ class Connection(asyncio.Protocol):
     # What an Exchange wants (exchange.Wire).
 
     def write(self, data: bytes) -> None:
-        if self._transport is None:
-            return
-        self._transport.write(data)
-        self._written += len(data)
-        if self._watch is None:
-            self._taken, self._owed = self._written - len(data), len(data)
-            self._watch = self._loop.call_later(self._limits.send_s, self._look)
+        if self._transport is not None:
+            self._transport.write(data)
+            self._outgoing.wrote(len(data))
 
     async def writable(self) -> None:
         await self._room.wait()
@@ -404,21 +376,10 @@ class Connection(asyncio.Protocol):
             self._hub.note("body_timeout" if self._phase is Phase.DISCARD else "linger")
             transport.abort()
 
-    def _look(self) -> None:
-        """Whether the client takes its answer, at least as fast as it must."""
-        self._watch = None
-        transport = self._transport
-        if transport is None:
-            return
-        unsent = transport.get_write_buffer_size() + send_queue_bytes(self._fd)
-        if unsent == 0:
-            return
-        taken = self._written - unsent
-        must = min(self._owed, int(TAKEN_PER_S * self._limits.send_s))
-        is_patient = self._exchange is not None and self._exchange.has_patience
-        if taken - self._taken < must and not is_patient:
-            self._hub.note("not_taken")
-            transport.abort()
-            return
-        self._taken, self._owed = taken, 0 if is_patient else unsent
-        self._watch = self._loop.call_later(self._limits.send_s, self._look)
+    def _not_taken(self) -> bool:
+        """The client takes too little of what it was sent. Whether that is the end."""
+        if self._exchange is not None and self._exchange.has_patience:
+            return False
+        self._hub.note("not_taken")
+        self.abort()
+        return True
