@@ -33,7 +33,8 @@ CALLS: dict[str, tuple[object, str]] = {
     "mmap": (mmap, "mmap"),
     "socketpair": (socket, "socketpair"),
     "fork": (subprocess, "Popen"),
-    "epoll": (asyncio.SelectorEventLoop, "create_unix_connection"),
+    "epoll": (asyncio.SelectorEventLoop, "add_reader"),
+    "transport": (asyncio.SelectorEventLoop, "create_unix_connection"),
 }
 
 
@@ -91,7 +92,7 @@ def children() -> list[int]:
         return [int(child) for child in file.read().split()]
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["memfd_create", "fork", "transport"])
 async def test_a_server_goes_on_when_what_was_lacking_is_there_again(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +104,7 @@ async def test_a_server_goes_on_when_what_was_lacking_is_there_again(
         n_files = len(open_files())
         waiting = submit(s, [1, 2, 3], 4000)
         await waiting.receive()
-        if call in ("memfd_create", "ftruncate", "mmap"):
+        if call == "memfd_create":
             s._launcher.close()  # the box is made once: let it be made again
         error = OSError(errno.EMFILE, "Too many open files")
         monkeypatch.setattr(owner, name, failing(error, 4, getattr(owner, name)))

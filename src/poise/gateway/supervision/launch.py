@@ -40,6 +40,9 @@ class Launcher:
             with contextlib.ExitStack() as undo:
                 process, box, ours = self._start(undo)
                 loop = asyncio.get_running_loop()
+                # Whether the loop can watch it is asked here: where it cannot, a transport would log that, and never read.
+                loop.add_reader(ours.fileno(), _nothing)
+                loop.remove_reader(ours.fileno())
                 connection = EngineConnection(dispatch, loop.create_future())
                 await loop.create_unix_connection(lambda: connection, sock=ours)
                 undo.pop_all()
@@ -82,6 +85,10 @@ class Launcher:
             with contextlib.suppress(OSError):
                 while len(self._spare) < N_SPARE:
                     self._spare.append(os.dup(self._box.fd))
+
+
+def _nothing() -> None:
+    """Nothing is read: it is only asked whether it could be."""
 
 
 class EngineProcess:
