@@ -280,6 +280,20 @@ def test_a_request_that_waited_past_its_timeout_never_runs() -> None:
     assert d.finished(in_time).reason is FinishReason.LENGTH
 
 
+def test_deadlines_of_what_has_ended_do_not_stay() -> None:
+    """A storm of requests that wait a day at most, and are taken back at once; those that still wait expire in their time."""
+    d = driver(slots=1, background_slots=1)
+    d.add(20, 400)
+    for _ in range(3):
+        d.step()
+    late = d.add(20, 5, queue_timeout_us=900_000)
+    for _ in range(3000):
+        d.abort(d.add(20, 5, queue_timeout_us=86_400_000_000))
+        assert len(d.scheduler._deadlines) < 300
+    d.run()
+    assert d.finished(late).reason is FinishReason.EXPIRED
+
+
 def test_an_idle_scheduler_says_when_the_next_timeout_is() -> None:
     """A paused request that never started: nothing can run, and the loop is told when to look again."""
     d = driver()

@@ -44,6 +44,9 @@ from poise.scheduler.snapshot import ClassSnapshot, Place, Snapshot
 from poise.scheduler.tenants import TenantBooks
 from poise.scheduler.waits import WaitEstimator
 
+DEADLINES_SPARE = 256
+"""So many deadlines may be there, beyond two for each live request, before those that nobody waits for any more go."""
+
 
 class Scheduler:
     """See the module's text for the rules. Request ids are unique for the scheduler's life."""
@@ -301,6 +304,12 @@ class Scheduler:
 
     def _watch_deadline(self, sequence: Sequence) -> None:
         heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.request.request_id))
+        live = self._life.sequences
+        if len(self._deadlines) > 2 * len(live) + DEADLINES_SPARE:
+            # Those of requests that have ended or begun would stay until their time, which may be a day.
+            waiting = (s for s in live.values() if s.deadline_ns and not s.started)
+            self._deadlines = [(s.deadline_ns, s.request.request_id) for s in waiting]
+            heapq.heapify(self._deadlines)
 
     def _n_new(self, request_class: RequestClass) -> int:
         return sum(queue.n_new for (owner, _), queue in self._books.queues.items() if owner is request_class)
