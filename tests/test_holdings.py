@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poise.config.holdings import FILES, MEMORY
+from poise.config.holdings import FILES, GROWING, MEMORY
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "poise"
@@ -62,9 +62,57 @@ def test_the_document_has_the_list() -> None:
         for where in [f"`{file.where}`" if "/" in file.where else file.where]
     ]
     assert rows == files + [f"| `{m.owner}` | {m.what} | {m.until} | {m.readers} |" for m in MEMORY]
+    bounds = [line for line in DOCUMENT.splitlines() if line.startswith("| `") and line.count("|") == 4]
+    assert [row for row in bounds if ":" in row.split("`")[1]] == [
+        f"| `{g.owner}` | {g.what} | {g.bound} |" for g in GROWING
+    ]
 
 
-@pytest.mark.parametrize("owner", [memory.owner for memory in MEMORY])
+CONTAINERS = {"dict", "list", "deque", "set", "OrderedDict", "defaultdict"}
+WITH_A_REQUEST = {
+    "gateway.choice:Choice",
+    "gateway.context_policy:Turns",
+    "gateway.engine_client:RequestHandle",
+    "gateway.generation:Generation",
+    "gateway.reader:Reader",
+    "gateway.record:Record",
+    "gateway.segments:Segmenter",
+}
+"""Classes whose containers go with their request. (Records are kept longer, by Records.)"""
+PARTS_OF = {"gateway.findings:_Growth": "gateway.findings:Findings"}
+
+
+def growing(tree: ast.AST) -> Iterator[str]:
+    """Classes with an attribute that is declared as a container of the object's own."""
+    for kind in ast.walk(tree):
+        if not isinstance(kind, ast.ClassDef):
+            continue
+        own = [n for n in ast.walk(kind) if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Attribute)]
+        if any(ast.unparse(node.annotation).partition("[")[0] in CONTAINERS for node in own):
+            yield kind.name
+
+
+def test_whatever_grows_in_the_gateway_has_a_bound_that_is_told() -> None:
+    """A class with a container goes with a request, or says how large it can become."""
+    found = {
+        f"{'.'.join(path.relative_to(SOURCE).with_suffix('').parts)}:{name}"
+        for room in ("gateway", "metrics", "audit")
+        for path in (SOURCE / room).rglob("*.py")
+        for name in growing(ast.parse(path.read_text()))
+    }
+    told = {bound.owner for bound in GROWING}
+    assert {PARTS_OF.get(owner, owner) for owner in found - WITH_A_REQUEST} == told
+
+
+def test_containers_are_seen() -> None:
+    """The test above would find these."""
+    code = "class A:\n def __init__(self) -> None:\n  self.x: {} = y"
+    for kind in ("dict[str, int]", "deque[int]", "list[A]"):
+        assert list(growing(ast.parse(code.format(kind)))) == ["A"]
+    assert not list(growing(ast.parse(code.format("int"))))
+
+
+@pytest.mark.parametrize("owner", [memory.owner for memory in (*MEMORY, *GROWING)])
 def test_what_is_listed_is_there(owner: str) -> None:
     """A place that was renamed or removed leaves the list."""
     module, name = owner.split(":")

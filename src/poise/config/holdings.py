@@ -34,6 +34,15 @@ class Memory:
     readers: str
 
 
+@dataclass(frozen=True, slots=True)
+class Growing:
+    """A class of the gateway that outlives a request and has a container that grows. `bound`: how large it can become."""
+
+    owner: str
+    what: str
+    bound: str
+
+
 _OWNER = "the user that poise runs as (0600)"
 _YOURS = "as you keep it"
 
@@ -130,7 +139,15 @@ FILES = (
 )
 
 MEMORY = (
-    Memory("gateway.completions:Call", "the messages and token ids of a live request", "it ends", "its own client"),
+    Memory(
+        "gateway.completions:Call",
+        "the messages of a live request that is not yet with the engine",
+        "it is",
+        "its own client",
+    ),
+    Memory(
+        "gateway.handover:Handover", "token ids of live requests, for an engine after a lost one", "they end", "nobody"
+    ),
     Memory(
         "gateway.records:Records",
         "answers, token by token, of live requests and of those that have ended",
@@ -178,4 +195,49 @@ MEMORY = (
         "they end, make room, or are erased",
         "the same tenant's requests",
     ),
+)
+
+_LIVE = "one for each live request"
+
+GROWING = (
+    Growing(
+        "gateway.records:Records", "results that are kept", "`results.budget_mb`, about 3 kB and more each; live ones"
+    ),
+    Growing(
+        "gateway.handover:Handover",
+        "what another engine would need",
+        f"{_LIVE}, in number by the queues, in size by contexts",
+    ),
+    Growing("gateway.blame:Blame", "deaths held against requests", _LIVE),
+    Growing("gateway.lookout:Lookout", "readers that are behind, ends of engines", f"{_LIVE}; taken once a second"),
+    Growing(
+        "gateway.findings:Findings",
+        "findings, and what they are judged by",
+        f"seven kinds; {_LIVE}; minutes of one figure a second",
+    ),
+    Growing("gateway.quarantine:Quarantine", "reports of requests that engines died of", "100, some 600 bytes each"),
+    Growing("gateway.history:History", "ten minutes of samples", "600, some 2 kB each"),
+    Growing("gateway.levels:Levels", "crashes", "those within `levels.crash_window_s`"),
+    Growing(
+        "gateway.supervisor:Supervisor", "questions to the engine", "those of open requests; they end with the engine"
+    ),
+    Growing("gateway.supervision.launch:Launcher", "descriptors kept for a start", "a few"),
+    Growing("gateway.tasks.account:TaskAccount", "failures of a task", "a few times"),
+    Growing("gateway.tasks.tasks:Tasks", "long-lived tasks", "one for each that the code starts"),
+    Growing("gateway.templates:Templates", "tokens of declared templates", "the configuration's"),
+    Growing("gateway.keys:KeyRing", "hashes of keys", "the keys file's"),
+    Growing("gateway.tenancy.operators:LocalOperators", "codes for the dashboard", "a few, each for a minute or so"),
+    Growing("gateway.text.queue:TextQueue", "texts that wait for a worker", "`text.queue_mb`"),
+    Growing(
+        "gateway.text.workers:TextWorkers", "text workers, and how the last ones ended", "`text.workers`; a few ends"
+    ),
+    Growing("metrics.gateway:RecentTimes", "times to first tokens of a minute", "4,096 of each class, 110 bytes each"),
+    Growing("metrics.gateway:TokenRates", "counts of tokens", "some seconds of `/status`"),
+    Growing("metrics.lately:Lately", "what happened within a second", "65,536 times of each kind and class"),
+    Growing(
+        "metrics.tenants:TenantMetrics", "counts by tenant", "`metrics.tenants_max`, by class, outcome and error code"
+    ),
+    Growing("metrics.engine:_Least", "highest totals of engines", "one for each series"),
+    Growing("metrics.sample:Sampler", "times of what limits", "one for each limit"),
+    Growing("audit.log:AuditLog", "entries on their way to the disk", "10,000"),
 )
