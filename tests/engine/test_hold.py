@@ -109,7 +109,7 @@ def test_shares_of_limits_are_journalled_and_replayed() -> None:
     for i in range(1, 12):
         b.submit(i, [*PROMPT, i], 10)
     b.run()
-    assert [m.reason for m in b.mail.sent if isinstance(m, wire.Refused)].count("queue_full") > 0
+    assert [m.reason for m in b.mail.sent if isinstance(m, wire.Refused)].count("queue_share") > 0
     lines = list(b.engine.journal.lines())
     assert replay(lines).difference == ""
     assert replay([line for line in lines if '"adjust"' not in line]).difference

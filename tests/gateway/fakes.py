@@ -188,6 +188,8 @@ class FakeEngine:
         queue_timeout_ms: int = 0,
         label: str = "",
         erased: bool = False,
+        account: str = "",
+        declared: bool = False,
     ) -> RequestHandle:
         if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
             raise EngineUnavailable("the engine is restarting", 2.5)
@@ -250,8 +252,10 @@ class FakeEngine:
     def n_live(self) -> int:
         return sum(not submission.handle.done for submission in self.submissions)
 
-    def n_queued(self, request_class: RequestClass) -> int:
-        return self.queued.get(request_class.value, 0)
+    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
+        """Evenly of eight."""
+        n = self.queued.get(request_class.value, 0)
+        return {f"account-{i}": k for i in range(8) if (k := (n + i) // 8)}
 
     def adjust(self, queue_share: float, slots_share: float) -> None:
         self.adjusted.append((queue_share, slots_share))

@@ -48,6 +48,8 @@ class HandoverEngine(FakeEngine):
         queue_timeout_ms: int = 0,
         label: str = "",
         erased: bool = False,
+        account: str = "",
+        declared: bool = False,
     ) -> RequestHandle:
         request_id = next(self._numbers)
         self.n_prompt[request_id] = len(prompt)
@@ -63,6 +65,8 @@ class HandoverEngine(FakeEngine):
             template,
             queue_timeout_ms,
             erased=erased,
+            account=account,
+            declared=declared,
         )
         handle = self.handover.add(message, label)
         self.n_submitted += 1

@@ -13,6 +13,7 @@ from poise.gateway.blame import Cause, Death
 from poise.gateway.degradation import Degradation, fallback
 from poise.gateway.engine_client import EnginePhase
 from poise.metrics.recovery import RecoveryMetrics
+from poise.scheduler.request import RequestClass
 from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
 
 CRASH = Death(Cause.CRASH, -signal.SIGSEGV, "it died")
@@ -73,7 +74,7 @@ def test_a_transition_is_one_line_and_one_count(caplog: pytest.LogCaptureFixture
         for second in range(4):
             server.look(second, 128)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line == "level busy, was normal: background queue 128 (begins at 128, ends below 64)"
+    assert line == "level busy, was normal: background queue 128 (begins at 124, ends below 62)"
     assert (level_of(server, "busy"), level_of(server, "normal")) == (1.0, 0.0)
     name = "poise_level_transitions_total"
     assert server.metrics.registry.get_sample_value(name, {"level": "busy"}) == 1.0
@@ -191,6 +192,29 @@ async def test_the_level_is_shown() -> None:
     app = app_at(128)
     health = (await ask(app, "GET", "/health")).json()
     assert (health["level"], health["ready"]) == ("busy", True)
-    assert health["reasons"] == ["background queue 128 (begins at 128, ends below 64)"]
+    assert health["reasons"] == ["background queue 128 (begins at 124, ends below 62)"]
     assert (await ask(app, "GET", "/status")).json()["level"] == "busy"
     assert 'poise_level{level="busy"} 1.0' in (await ask(app, "GET", "/metrics")).body.decode()
+
+
+class _Crowded(FakeEngine):
+    """Says whose requests wait."""
+
+    by_account: dict[str, int] = {}  # noqa: RUF012 - of each instance
+
+    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
+        return self.by_account
+
+
+def test_what_one_account_queues_changes_nothing_for_others() -> None:
+    """It fills its part of both queues, and the server is as normal as before. Beside others it counts for a quarter, at most."""
+    server = Server()
+    server.it._engine = server.engine = engine = _Crowded()
+    engine.by_account = {"greedy": 1000}
+    assert server.look(0.0) == "normal"
+    server.it.check(RequestClass.BACKGROUND)
+    engine.by_account = {f"t{i}": 1000 for i in range(2)}
+    assert server.look(1.0) == "busy"
+    engine.by_account = {f"t{i}": 1000 for i in range(4)}
+    assert server.look(2.0) == "constrained"
+    assert engine.adjusted == [(0.5, 0.5)]

@@ -111,7 +111,7 @@ def test_order_is_kept_and_the_queue_is_readmitted() -> None:
     """Whoever waited goes on waiting; only who had no answer yet may still be refused."""
     desk = Desk()
     handles = [desk.add(1), desk.add(2, started=False), desk.add(3, accepted=False)]
-    assert desk.handover.n_queued(RequestClass.INTERACTIVE) == 2
+    assert desk.handover.queued_by_account(RequestClass.INTERACTIVE) == {"t": 2}
     desk.handover.lose(died())
     again = desk.recover()
     assert [(m.request_id, m.readmitted) for m in again if isinstance(m, wire.Submit)] == [

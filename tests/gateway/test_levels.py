@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.config import LevelsSettings
-from poise.gateway.levels import MIB, Level, Levels, Reading, background_limit
+from poise.gateway.levels import MIB, Level, Levels, Reading, background_limit, crowding
 from poise.metrics.recovery import LEVELS
 
 QUEUES = {"interactive": 64, "background": 100}
@@ -161,3 +161,19 @@ def test_levels_do_not_flap(queues: list[int]) -> None:
         elif order.index(level) < order.index(former):
             assert second - entered >= SETTINGS.calm_s
         former = level
+
+
+@pytest.mark.parametrize(
+    ("queued", "full"),
+    [
+        ({}, 0),
+        ({"a": 1000}, 0),  # it waits for nobody but itself
+        ({"a": 1000, "b": 1}, 17),
+        ({"a": 1000, "b": 1000}, 32),  # half: what two do with their parts makes the server busy, and no more
+        ({"a": 20, "b": 20, "c": 10, "d": 10}, 52),
+        ({f"t{i}": 1 for i in range(64)}, 64),
+    ],
+)
+def test_a_queue_is_as_full_as_many_accounts_make_it(queued: dict[str, int], full: int) -> None:
+    """One account's part, or two's, is no reason to give everybody less."""
+    assert crowding(queued, 64) == full

@@ -6,10 +6,12 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from starlette.requests import HTTPConnection
 
-from poise.config import Settings
+from poise.config import Settings, TenantSettings
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.tenancy.operators import CODES_MAX, LocalOperators
+from poise.gateway.tenants import Caller, Tenants, caller_of
 from tests.gateway.fakes import OPERATOR, TOKEN, FakeEngine, ask, chat_body, make_app, says
 
 CHAT = "/v1/chat/completions"
@@ -223,3 +225,30 @@ async def test_strangers_are_not_told_the_engines_last_words() -> None:
     assert refused.error["code"] == "engine_failed"
     assert "secret.gguf: cut short" in refused.error["message"]
     assert "/home" not in refused.error["message"]
+
+
+def test_undeclared_keys_beyond_eight_share_an_account_and_nothing_else() -> None:
+    """Their caches, records and erasure stay apart. Who has a section, and who has no key, has an account of their own in any
+    case."""
+    named = caller_with("known-to-the-operator", Settings()).tenant
+    tenants = Tenants(Settings(tenants={named: TenantSettings(weight=2.0)}))
+    callers = [identified(tenants, f"fresh-{i}") for i in range(40)]
+    assert len({caller.tenant for caller in callers}) == 40
+    assert [caller.account for caller in callers[:8]] == [caller.tenant for caller in callers[:8]]
+    assert {caller.account for caller in callers[8:]} == {"key-shared"}
+    assert not any(caller.is_declared for caller in callers)
+    own = identified(tenants, "known-to-the-operator")
+    assert (own.account, own.is_declared) == (named, True)
+    local = identified(tenants, None)
+    assert (local.account, local.is_declared) == ("local", True)
+
+
+def identified(tenants: Tenants, key: str | None) -> Caller:
+    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    connection = HTTPConnection({"type": "http", "headers": headers})
+    tenants.identify(connection)
+    return caller_of(connection)
+
+
+def caller_with(key: str, settings: Settings) -> Caller:
+    return identified(Tenants(settings), key)

@@ -89,7 +89,7 @@ def test_nobody_is_preempted_for_a_prompt_while_another_one_waits_for_compute() 
 
 def test_background_sequences_take_turns_and_each_advances() -> None:
     """R7: 64 accepted requests on 8 slots: every one has given a token long before the first ones are done."""
-    d = driver(slots=8, background_slots=8, turn_us=300_000, queue_max=64, preemptions_max=100)
+    d = driver(slots=8, background_slots=8, turn_us=300_000, queue_max=128, preemptions_max=100)
     ids = [d.add(20, 400, f"t{i % 5}", BACKGROUND) for i in range(64)]
     advanced: set[int] = set()
     steps = 0

@@ -258,8 +258,8 @@ def test_what_fits_exactly_is_accepted_and_ends() -> None:
 def test_a_full_queue_rejects_with_an_estimate() -> None:
     """The bound of the class's queue is answered at once, with when to come back."""
     d = driver(queue_max=3)
-    for _ in range(3):
-        d.add(n_prompt=500)
+    for tenant in "abc":
+        d.add(n_prompt=500, tenant=tenant)
     answer = d.offer()
     assert isinstance(answer, Rejected)
     assert (answer.reason, answer.value, answer.limit) == (RejectReason.QUEUE_FULL, 3, 3)

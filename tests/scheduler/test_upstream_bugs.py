@@ -334,8 +334,8 @@ def test_the_queues_bound_holds_while_the_machine_is_busy() -> None:
     decoding(d, 2, tenant="chat")
     assert d.scheduler.snapshot().classes[BACKGROUND].n_swapped == 2
     for request_class in (INTERACTIVE, BACKGROUND):
-        for _ in range(3):
-            d.add(16, 5, "chat", request_class)
+        for i in range(3):
+            d.add(16, 5, f"chat{i}", request_class)
         refused = d.offer(16, 5, "chat", request_class)
         assert isinstance(refused, Rejected)
         assert (refused.reason, refused.value, refused.limit) == (RejectReason.QUEUE_FULL, 3, 3)

@@ -158,11 +158,11 @@ class LevelsSettings(Section):
     """When the server is busy, constrained or degraded, and what it then holds back."""
 
     busy_queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """Share of a class's `queue_max` from which on the server is busy; background work may fill no more of its own queue then."""
+    """How full a class's queue is (see the runbook) when the server is busy; background work may fill no more of its own then."""
     busy_wait_s: Annotated[float, Field(gt=0.0, le=86_400)] = 10.0
     """Estimated wait of interactive requests from which on the server is busy."""
     constrained_queue_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Share of a class's `queue_max` from which on the server is constrained."""
+    """How full a class's queue is (see the runbook) when the server is constrained."""
     memory_low_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 256
     """The server is constrained when less memory than this is free; 0: it does not look."""
     rss_max_mb: Annotated[int, Field(ge=0, le=1 << 24)] = 0

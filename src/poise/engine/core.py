@@ -210,6 +210,8 @@ class Engine:
             readmitted=message.readmitted,
             suspect=message.suspect,
             erased=message.erased,
+            account=message.account,
+            declared=message.declared or message.tenant in self.scheduler.declared,
         )
         answer = self.scheduler.add(request, now_ns)
         self.journal.record(now_ns, "add", request, answer)

@@ -105,7 +105,11 @@ class Journal:
                     if request.tenant == tenant:
                         n_named += 1
                         self._n_blocks -= len(request.blocks)
-                        self._entries[i] = (now_ns, kind, (replace(request, tenant=ERASED, blocks=()), answer))
+                        self._entries[i] = (
+                            now_ns,
+                            kind,
+                            (replace(request, tenant=ERASED, account=ERASED, blocks=()), answer),
+                        )
                     else:
                         others.add(request.request_id)
                 case "result", (StepResult(blocks=blocks) as result,) if blocks:

@@ -92,10 +92,10 @@ def create_app(
     degradation = Degradation(settings, engine, metrics.recovery, free)
     degradation.on_change = audit.level_changed
     operators = operators or LocalOperators()
-    tenants = Tenants(settings, keys, operators)
+    records = Records(settings.results)
+    tenants = Tenants(settings, keys, operators, records.is_live)
     if keys is not None:
         keys.on_change = audit.keys_changed
-    records = Records(settings.results)
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     health = Health(engine, text, tenants, metrics, degradation, lookout, tasks, model_name)
     history = History(engine, metrics, degradation, check=tenants.check_status)

@@ -45,7 +45,7 @@ from poise.gateway.records import Records
 from poise.gateway.responses import ChatFormat, CompletionFormat, Heading, Shape
 from poise.gateway.summary import Summarizer
 from poise.gateway.templates import Templates
-from poise.gateway.tenants import Tenants
+from poise.gateway.tenants import Tenants, caller_of
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
@@ -136,6 +136,7 @@ class Completions:
             self._tenants.check_class(request, options.request_class)
             self._check_level(options.request_class)
             param = "messages" if isinstance(parsed, ChatRequest) else "prompt"
+            caller = caller_of(request)
             origin = Origin(
                 request_id_of(request.scope),
                 tenant,
@@ -144,6 +145,8 @@ class Completions:
                 arrived_s,
                 options.queue_timeout_ms,
                 traceparent_of(request.headers),
+                caller.account,
+                caller.is_declared,
             )
             entry.note_prompt(body.get(param))
             detached = _is_detached(request) or options.background

@@ -17,8 +17,9 @@ from poise.config import Settings
 from poise.gateway.blame import Death
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import draining, shed_background
-from poise.gateway.levels import BACKGROUND, INTERACTIVE, Level, Levels, Reading, background_limit
+from poise.gateway.levels import BACKGROUND, INTERACTIVE, Level, Levels, Reading, background_limit, crowding
 from poise.metrics.recovery import RecoveryMetrics
+from poise.scheduler.admission import shared_places
 from poise.scheduler.request import RequestClass
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class Degradation:
         self._clock = clock
         classes = settings.classes
         queue_max = {INTERACTIVE: classes.interactive.queue_max, BACKGROUND: classes.background.queue_max}
-        self._levels = Levels(settings.levels, queue_max)
+        self._places = {name: shared_places(most) for name, most in queue_max.items()}
+        self._levels = Levels(settings.levels, self._places)
         self._told = Level.NORMAL
         self._held_back = False
         self._drained_s = 0.0
@@ -78,7 +80,7 @@ class Degradation:
         if request_class is not RequestClass.BACKGROUND or load is Level.NORMAL:
             return
         most = background_limit(self._settings.levels, self._settings.classes.background.queue_max, load)
-        n_queued = self._engine.n_queued(RequestClass.BACKGROUND)
+        n_queued = sum(self._engine.queued_by_account(RequestClass.BACKGROUND).values())
         if n_queued >= most:
             status = self._engine.state.status
             figures = status.classes.get(BACKGROUND) if status is not None else None
@@ -100,9 +102,11 @@ class Degradation:
         status = state.status
         ready = state.phase is EnginePhase.READY
         interactive = status.classes.get(INTERACTIVE) if status is not None else None
+        queued = {name.value: engine.queued_by_account(name) for name in RequestClass}
+        several = len(queued[INTERACTIVE]) > 1  # who waits for its own requests alone is held up by nobody
         reading = Reading(
-            queued={name.value: engine.n_queued(name) for name in RequestClass} if ready else {},
-            wait_s=interactive.wait_estimate_us / 1e6 if interactive is not None else None,
+            queued={name: crowding(queued[name], most) for name, most in self._places.items()} if ready else {},
+            wait_s=interactive.wait_estimate_us / 1e6 * several if interactive is not None else None,
             free_bytes=self._free() if self._settings.levels.memory_low_mb else None,
             rss_bytes=status.rss_bytes if status is not None else None,
             n_live=engine.n_live,

@@ -159,6 +159,8 @@ class EngineClient(Protocol):
         queue_timeout_ms: int = 0,
         label: str = "",
         erased: bool = False,
+        account: str = "",
+        declared: bool = False,
     ) -> RequestHandle:
         """Hand a request to the engine. Raises EngineUnavailable.
 
@@ -166,6 +168,8 @@ class EngineClient(Protocol):
         queue_timeout_ms   how long it may wait for its slot; 0: for ever
         label              what reports call it: its X-Request-Id
         erased             its tenant's data was erased while it was on its way: nothing of it is kept
+        account            under what name admission and fair shares are counted; empty: the tenant's
+        declared           the operator made that account
         """
         ...
 
@@ -208,8 +212,8 @@ class EngineClient(Protocol):
         """Requests that have not ended."""
         ...
 
-    def n_queued(self, request_class: RequestClass) -> int:
-        """Requests of a class that have not begun, to the last one, where the engine's status is a moment old."""
+    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
+        """By account, requests of a class that have not begun: to the last one, where the engine's status is a moment old."""
         ...
 
     def adjust(self, queue_share: float, slots_share: float) -> None:

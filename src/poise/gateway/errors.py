@@ -207,6 +207,16 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
             f"Try again in about {headers['Retry-After']} s.",
             headers=headers,
         )
+    if event.reason == RejectReason.QUEUE_SHARE:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "queue_share_full",
+            f"You have {event.value} requests waiting in the queue of class '{request_class}', and {event.limit} may wait now: "
+            "the other places are kept for others. Let some of them end first, or try again in about "
+            f"{headers['Retry-After']} s.",
+            headers=headers,
+        )
     if event.reason == RejectReason.TENANT_QUEUE_FULL:
         headers = retry_after(event.retry_after_us / 1e6)
         return ApiError(

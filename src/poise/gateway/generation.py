@@ -141,6 +141,8 @@ class Generation:
             queue_timeout_ms=origin.queue_timeout_ms,
             label=origin.request_id,
             erased=self._record.erased,
+            account=origin.account,
+            declared=origin.is_declared,
         )
 
     def _hear(self, choice: Choice, event: RequestEvent) -> None:

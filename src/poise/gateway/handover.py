@@ -83,9 +83,14 @@ class Handover:
     def n_live(self) -> int:
         return len(self._lives)
 
-    def n_queued(self, request_class: RequestClass) -> int:
-        """Requests of a class that have not begun."""
-        return sum(not live.started and live.submit.request_class == request_class for live in self._lives.values())
+    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
+        """Requests of a class that have not begun, by account."""
+        queued: dict[str, int] = {}
+        for live in self._lives.values():
+            if not live.started and live.submit.request_class == request_class:
+                account = live.submit.account or live.submit.tenant
+                queued[account] = queued.get(account, 0) + 1
+        return queued
 
     def add(self, submit: wire.Submit, label: str) -> RequestHandle:
         """Hand a request to the engine, which must be ready."""

@@ -2,9 +2,10 @@
 
 From the calmest: normal, busy, constrained, degraded, draining. The highest that applies is the level that is shown.
 
-1. busy: a class's queue holds `busy_queue_share` of its queue_max, or interactive requests would wait `busy_wait_s`.
-2. constrained: a class's queue holds `constrained_queue_share` of its queue_max, less than `memory_low_mb` are free, or the
-   engine's resident memory is above `rss_max_mb`.
+1. busy: a class's queue is `busy_queue_share` full (see `crowding`), or interactive requests of several accounts wait, and one
+   more would wait `busy_wait_s`.
+2. constrained: a class's queue is `constrained_queue_share` full, less than `memory_low_mb` are free, or the engine's resident
+   memory is above `rss_max_mb`.
 3. A condition begins at once. It is over when its figure has been beyond the limit by a margin (half of a queue's or a wait's
    limit, a quarter more free memory, a twentieth less resident memory) for `calm_s` without a break. A figure that is not
    known, because there is no engine, neither begins nor ends anything.
@@ -81,6 +82,15 @@ class _Condition:
     def told(self) -> str:
         begins, ends = ("below", "at") if self.below else ("at", "below")
         return f"{self.name} {self.value:g} (begins {begins} {self.enter:g}, ends {ends} {self.leave:g})"
+
+
+def crowding(queued: Mapping[str, int], most: int) -> int:
+    """How full a queue of `most` places is, from how many each account has there: none counts for more than a quarter of them,
+    and where a single one waits nobody is held up by others. So what one or two do with their parts of a queue is no reason to
+    give everybody less."""
+    if len(queued) < 2:
+        return 0
+    return sum(min(n, max(1, most // 4)) for n in queued.values())
 
 
 class Levels:

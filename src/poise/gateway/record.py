@@ -55,6 +55,10 @@ class Origin:
     """How long each of its engine requests may wait for a slot; 0: for ever."""
     traceparent: str = ""
     """The caller's span, from the header of that name."""
+    account: str = ""
+    """Under what name admission and fair shares are counted; empty: the tenant's."""
+    is_declared: bool = False
+    """The operator made that account."""
 
 
 @dataclass(slots=True)

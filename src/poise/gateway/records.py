@@ -51,6 +51,10 @@ class Records:
         """Memory that all of them take."""
         return self._finished_bytes + sum(record.n_bytes for record in self._live.values())
 
+    def is_live(self, account: str) -> bool:
+        """Whether a request of the account has not ended."""
+        return any((r.origin.account or r.origin.tenant) == account for r in self._live.values())
+
     def count(self) -> tuple[int, int]:
         """Live ones, and finished ones."""
         return len(self._live), len(self._finished)

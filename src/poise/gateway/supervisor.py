@@ -143,21 +143,23 @@ class Supervisor:
         queue_timeout_ms: int = 0,
         label: str = "",
         erased: bool = False,
+        account: str = "",
+        declared: bool = False,
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise self._unavailable()
-        name, number = request_class.value, next(self._ids)
         submit = wire.Submit(
-            number, tenant, name, prompt, max_output, sampling, template, queue_timeout_ms, erased=erased
-        )
+            next(self._ids), tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms,
+            erased=erased, account=account, declared=declared,
+        )  # fmt: skip
         return self._requests.add(submit, label)
 
     @property
     def n_live(self) -> int:
         return self._requests.n_live
 
-    def n_queued(self, request_class: RequestClass) -> int:
-        return self._requests.n_queued(request_class)
+    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
+        return self._requests.queued_by_account(request_class)
 
     def quarantined(self) -> list[QuarantineReport]:
         return self._requests.quarantine.all()

@@ -11,6 +11,7 @@ nobody an operator: other users have it, too, and so has everybody behind a prox
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -22,6 +23,7 @@ from poise.gateway.errors import ApiError
 from poise.gateway.exposure import key_required
 from poise.gateway.http.peers import is_direct
 from poise.gateway.keys import Key, KeyRing
+from poise.gateway.tenancy.accounts import Accounts
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.scheduler.request import RequestClass
 
@@ -46,26 +48,35 @@ class Caller:
     key_id: str = ""
     classes: tuple[str, ...] = ()
     """What this key may ask for; empty: whatever the tenant may."""
+    account: str = ""
+    """Under what name admission and fair shares are counted: the tenant, unless a key alone made it (`tenancy.accounts`)."""
+    is_declared: bool = False
+    """The operator made it: by a key or by a section of its own."""
 
-    @property
-    def account(self) -> str:
-        """Under what name admission and fair shares are counted."""
-        return self.tenant
+    def __post_init__(self) -> None:
+        if not self.account:
+            object.__setattr__(self, "account", self.tenant)
 
 
 class Tenants:
     """Identifies callers, and says what they may."""
 
     def __init__(
-        self, settings: Settings, keys: KeyRing | None = None, operators: LocalOperators | None = None
+        self,
+        settings: Settings,
+        keys: KeyRing | None = None,
+        operators: LocalOperators | None = None,
+        is_live: Callable[[str], bool] = lambda account: False,
     ) -> None:
-        """`keys` are those of the keys file, where there is one; `operators` those on this machine, where there is a token."""
+        """`keys` are those of the keys file, where there is one; `operators` those on this machine, where there is a token.
+        `is_live` says whether requests of an account have not ended."""
         auth = settings.auth
         self._settings = settings
         self._declared = [(_digest(key), name) for name, key in auth.keys.items()]
         self._admin = _digest(auth.admin_key) if auth.admin_key else None
         self._keys = keys
         self._operators = operators or LocalOperators()
+        self._accounts = Accounts(is_live)
 
     @property
     def requires_key(self) -> bool:
@@ -150,17 +161,17 @@ class Tenants:
         if key is None:
             if self.requires_key:
                 raise _unauthorized("missing_api_key", NO_KEY)
-            return Caller(LOCAL)
+            return Caller(LOCAL, is_declared=True)
         digest = _digest(key)
         tenant = None
         for declared, name in self._declared:  # all of them: the time must not tell which one matched
             if hmac.compare_digest(declared, digest):
                 tenant = name
         if tenant is not None:
-            return Caller(tenant, f"auth.keys.{tenant}")
+            return Caller(tenant, f"auth.keys.{tenant}", is_declared=True)
         found = self._keys.find(key) if self._keys is not None else None
         if found is not None and not found.admin:
-            return Caller(found.tenant, found.id, tuple(found.classes))
+            return Caller(found.tenant, found.id, tuple(found.classes), is_declared=True)
         if self._operator(key) is not None:
             message = "This is an admin key. It opens /admin, and no tenant's work can be done with it."
             raise _unauthorized("invalid_api_key", message)
@@ -170,7 +181,9 @@ class Tenants:
                 "invalid_api_key", "The API key is not known here. Check it, or ask the operator for one."
             )
         name = f"key-{digest.hex()[:12]}"
-        return Caller(name, name)
+        if name in self._settings.tenants:
+            return Caller(name, name, is_declared=True)
+        return Caller(name, name, account=self._accounts.of_undeclared(name))
 
     def _of_file(self) -> list[Key]:
         return self._keys.keys if self._keys is not None else []

@@ -10,6 +10,12 @@ from collections.abc import Mapping
 
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, PoolPolicy, SchedulerPolicy
 from poise.scheduler.request import Request
+from poise.scheduler.thresholds import may_take
+
+QUEUE_SHARE = 4.0
+"""What an account may have of a class's queue, in what is free without it: alone, four fifths of the places."""
+FIRST_PLACES_MAX = 8
+"""Places at a queue's end that only accounts get which have none yet: an eighth of them, and no more than this."""
 
 
 def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int]) -> str | None:
@@ -41,3 +47,20 @@ def cells_max(pools: Mapping[str, PoolPolicy]) -> int:
 def slots_max(pool: str, policy: ClassPolicy) -> int:
     """Slots of a pool that a class may hold."""
     return policy.heavy_max if pool == LONG_POOL else policy.slots_max
+
+
+def shared_places(limit: int) -> int:
+    """Places of a class's queue that accounts get which have one already."""
+    return limit - min(FIRST_PLACES_MAX, limit // 8)
+
+
+def queue_places(held: int, waiting: int, limit: int, *, declared: bool) -> int:
+    """How many places of a class's queue an account that has `held` of them may have now; `waiting` are all that are taken.
+
+    One alone gets most of them, and leaves room for the next one, who leaves room for the one after. The last places go to
+    accounts that have none. An account that the operator declared has its first place whatever the others have.
+    """
+    if held == 0 and (declared or waiting < limit):
+        return 1
+    may_have = may_take(1, held=held, used=waiting, total=limit, share=QUEUE_SHARE, least=1)
+    return held + (may_have and waiting < shared_places(limit))

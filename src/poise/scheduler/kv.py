@@ -181,7 +181,7 @@ class KvPool:
 
     def _count(self, sequence: Sequence, change: int) -> None:
         self._held_by_class[sequence.request_class] += change
-        tenant = sequence.request.tenant
+        tenant = sequence.request.account
         held = self._held_by_tenant.get(tenant, 0) + change
         if held:
             self._held_by_tenant[tenant] = held

@@ -65,10 +65,10 @@ class Lifecycle:
         request = sequence.request
         assert request.request_id not in self.sequences, f"request {request.request_id} is already here"
         self.sequences[request.request_id] = sequence
-        self._books.served[sequence.request_class].enter(request.tenant)
-        self._books.tenants.enter(request.tenant, now_ns)
+        self._books.served[sequence.request_class].enter(request.account)
+        self._books.tenants.enter(request.account, now_ns)
         if not request.readmitted:  # else its prompt was charged when it was accepted
-            self._books.tenants.charge(request.tenant, request.n_prompt, now_ns)
+            self._books.tenants.charge(request.account, request.n_prompt, now_ns)
         self._queue(sequence).push(sequence)
         self.counters.accepted += 1
 
@@ -81,7 +81,7 @@ class Lifecycle:
         n_found = sequence.n_computed - n_before
         sequence.to(State.RUNNING)
         self._books.running[sequence.request_class][request.request_id] = sequence
-        self._books.tenants.start(request.tenant)
+        self._books.tenants.start(request.account)
         sequence.placed_ns, sequence.n_chunks = self.now_ns, 0
         if sequence.started:
             sequence.n_recomputed -= n_found
@@ -91,7 +91,7 @@ class Lifecycle:
         sequence.started = True
         sequence.n_cached = n_found
         counters.cached_tokens += n_found
-        self._books.tenants.leave_queue(request.tenant)
+        self._books.tenants.leave_queue(request.account)
         wait_us = max(0, self.now_ns - sequence.arrived_ns) // 1000
         self._waits.learn_wait(request.request_class, sequence.eta_us, wait_us)
         self._events.append(Started(request.request_id, sequence.pool, wait_us, n_found))
@@ -103,7 +103,7 @@ class Lifecycle:
         if sequence.state is State.PAUSED:
             return  # it stands still as before, only elsewhere
         del self._books.running[sequence.request_class][request.request_id]
-        self._books.tenants.stop(request.tenant)
+        self._books.tenants.stop(request.account)
         sequence.n_preempted += 1
         sequence.away_ns = self.now_ns
         sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
@@ -161,7 +161,7 @@ class Lifecycle:
                 events.append(self.finish(sequence, FinishReason.STOP))
                 return
             sequence.n_tokens += 1
-            self._books.tenants.charge(request.tenant, 1, self.now_ns)
+            self._books.tenants.charge(request.account, 1, self.now_ns)
             if sequence.n_output == request.max_output:
                 events.append(self.finish(sequence, FinishReason.LENGTH))
                 return
@@ -196,22 +196,22 @@ class Lifecycle:
             self._queue(sequence).remove(sequence)
         elif sequence.state is State.RUNNING:
             del self._books.running[sequence.request_class][request.request_id]
-            tenants.stop(request.tenant)
+            tenants.stop(request.account)
         else:
             del self.paused[request.request_id]
         if not sequence.started:
-            tenants.leave_queue(request.tenant)
+            tenants.leave_queue(request.account)
         ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
         if ended_well and request.pins:
             self._placement.pin(sequence, request.pins)
         keep = not (request.pins or sequence.erased) and reason is not FinishReason.FAILED
         self._placement.retire(sequence, keep=keep)
         if sequence.state is not State.PAUSED:
-            self._books.served[sequence.request_class].leave(request.tenant)
+            self._books.served[sequence.request_class].leave(request.account)
         sequence.to(State.FINISHED)
         if ended_well and not request.pins:
             self._waits.learn_output(request, sequence.n_output)
-        tenants.leave(request.tenant)
+        tenants.leave(request.account)
         del self.sequences[request.request_id]
         if sequence.erased and not any(s.erased and s.pool == sequence.pool for s in self.sequences.values()):
             self._placement.scrub(sequence.pool)  # once for all of them: it copies what everybody else holds
@@ -254,15 +254,15 @@ class Lifecycle:
         assert all((s.state is State.PAUSED) != s.may_run for s in self.sequences.values()), "a sequence stands in vain"
         for request_class in RequestClass:
             wanting = [s for s in running + queued if s.request_class is request_class]
-            active = {s.request.tenant for s in wanting}
+            active = {s.request.account for s in wanting}
             assert active == books.served[request_class].tenants.keys(), f"{request_class}'s active tenants are others"
         counts = books.tenants.counts()
-        assert {s.request.tenant for s in self.sequences.values()} <= counts.keys(), (
+        assert {s.request.account for s in self.sequences.values()} <= counts.keys(), (
             "a live request's tenant is forgotten"
         )
         own: dict[str, list[Sequence]] = {}
         for sequence in self.sequences.values():
-            own.setdefault(sequence.request.tenant, []).append(sequence)
+            own.setdefault(sequence.request.account, []).append(sequence)
         for tenant, counted in counts.items():
             theirs = own.get(tenant, [])
             n_new = sum(not s.started for s in theirs)
@@ -280,8 +280,8 @@ class Lifecycle:
                 self._queue(sequence).remove(sequence)
             else:
                 del self._books.running[sequence.request_class][request.request_id]
-                self._books.tenants.stop(request.tenant)
-            self._books.served[sequence.request_class].leave(request.tenant)
+                self._books.tenants.stop(request.account)
+            self._books.served[sequence.request_class].leave(request.account)
             sequence.to(State.PAUSED)
             sequence.away_ns = self.now_ns
             self.paused[request.request_id] = sequence
@@ -292,14 +292,14 @@ class Lifecycle:
         """Nothing keeps it any more: it goes on in its slot, if it still has one and its tenant may run one more, or queues."""
         request, tenants = sequence.request, self._books.tenants
         events: list[Event] = []
-        if sequence.slot >= 0 and not tenants.may_run(request.tenant):
+        if sequence.slot >= 0 and not tenants.may_run(request.account):
             events.append(self._swap_out(sequence, PreemptionReason.LIMIT))
         del self.paused[request.request_id]
-        self._books.served[sequence.request_class].enter(request.tenant)
+        self._books.served[sequence.request_class].enter(request.account)
         if sequence.slot >= 0:
             sequence.to(State.RUNNING)
             self._books.running[sequence.request_class][request.request_id] = sequence
-            tenants.start(request.tenant)
+            tenants.start(request.account)
             self._resumed(sequence, events)
             return events
         sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
@@ -334,8 +334,8 @@ class Lifecycle:
             del books.running[old][request.request_id]
             books.running[new][request.request_id] = sequence
         if sequence.state is not State.PAUSED:
-            books.served[old].leave(request.tenant)
-            books.served[new].enter(request.tenant)
+            books.served[old].leave(request.account)
+            books.served[new].enter(request.account)
         sequence.request_class = new
         if queued:
             self._queue(sequence).push(sequence)

@@ -104,7 +104,7 @@ class PlanningPass:
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
         self._keep_free_of_background()
-        if self.budget.left_us > 0:
+        if self.budget.left_us > 0 or not self._chosen:
             self._background_decodes()
         nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
         if self.budget.left_us > 0 or nothing_else:
@@ -131,16 +131,16 @@ class PlanningPass:
         decoding = [s for s in self.books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         first = self._next_prompt(RequestClass.BACKGROUND) if decoding else None
         if first is not None:
-            limit = rank(first.request.tenant)
-            later = [s for s in decoding if rank(s.request.tenant) > limit]
+            limit = rank(first.request.account)
+            later = [s for s in decoding if rank(s.request.account) > limit]
             if later:
-                self._decode(s for s in decoding if rank(s.request.tenant) <= limit)
+                self._decode(s for s in decoding if rank(s.request.account) <= limit)
                 if self.budget.left_us > 0:
                     self._prompts(RequestClass.BACKGROUND, quantum=False, most=1)
                 if first.request.request_id not in self._chosen:
                     return  # what is left is saved for it, and cannot be spent as well
                 decoding = later
-        if self.budget.left_us > 0:
+        if self.budget.left_us > 0 or not self._chosen:  # a suspect's own call may be all of a short budget
             self._decode(decoding)
 
     def _patience_us(self) -> float:
@@ -184,10 +184,10 @@ class PlanningPass:
         owed_us = books.background_credit_us
         served = books.served[RequestClass.BACKGROUND]
         decoding = [s for s in books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
-        decoding.sort(key=lambda s: served[s.request.tenant])
+        decoding.sort(key=lambda s: served[s.request.account])
         first = self._next_prompt(RequestClass.BACKGROUND)
         for sequence in decoding:
-            if first is not None and served.rank(sequence.request.tenant) > served.rank(first.request.tenant):
+            if first is not None and served.rank(sequence.request.account) > served.rank(first.request.account):
                 self._prompts(RequestClass.BACKGROUND, quantum=True, most=1)
                 first = None
             if self.budget.marginal_us - before_us >= owed_us:
@@ -225,12 +225,12 @@ class PlanningPass:
         """The prompt that comes first: one already in a slot, or a waiting one that may take a slot now."""
         served = self.books.served[request_class]
         best: Sequence | None = self._first_waiting(request_class)
-        rank = (served.rank(best.request.tenant), best.order_key, best.request.request_id) if best else None
+        rank = (served.rank(best.request.account), best.order_key, best.request.request_id) if best else None
         for request_id, sequence in self.books.running[request_class].items():
             if sequence.is_decoding or request_id in self._chosen:
                 continue
             done_us = self.books.models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=sequence.n_computed)
-            candidate = (served.rank(sequence.request.tenant), sequence.order_key - done_us, request_id)
+            candidate = (served.rank(sequence.request.account), sequence.order_key - done_us, request_id)
             if rank is None or candidate < rank:
                 best, rank = sequence, candidate
         return best
@@ -245,8 +245,8 @@ class PlanningPass:
             head = self.books.first_waiting(request_class, name)
             if head is not None and (
                 best is None
-                or (served.rank(head.request.tenant), head.order_key)
-                < (served.rank(best.request.tenant), best.order_key)
+                or (served.rank(head.request.account), head.order_key)
+                < (served.rank(best.request.account), best.order_key)
             ):
                 best = head
         return best

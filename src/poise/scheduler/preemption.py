@@ -66,12 +66,12 @@ class Preemption:
     def _waits_for_compute(self, pool: KvPool, arrival: Sequence) -> bool:
         """Slots are not what is short: a prompt that is first already has one and is not done with it."""
         rank = self._served[arrival.request_class].rank
-        own = rank(arrival.request.tenant)
+        own = rank(arrival.request.account)
         return any(
             s.request_class is arrival.request_class
             and s.state is State.RUNNING
             and not s.is_decoding
-            and rank(s.request.tenant) <= own
+            and rank(s.request.account) <= own
             for s in pool.holders.values()
         )
 
@@ -82,10 +82,10 @@ class Preemption:
     def _turns(self, arrival: Sequence, holders: list[Sequence], now_ns: int) -> Iterator[Sequence]:
         """Background sequences whose turn is over, of tenants that are not served less than the arrival's."""
         rank = self._served[RequestClass.BACKGROUND].rank
-        own = rank(arrival.request.tenant)
+        own = rank(arrival.request.account)
         for sequence in holders:
             over = now_ns - sequence.placed_ns >= self._policy.turn_us * 1000
-            if over and self._may_lose(sequence) and rank(sequence.request.tenant) >= own:
+            if over and self._may_lose(sequence) and rank(sequence.request.account) >= own:
                 yield sequence
 
     def _hogs(self, arrival: Sequence, pool: KvPool) -> Iterator[Sequence]:
@@ -95,10 +95,10 @@ class Preemption:
         as soon as it ranks before a holder of several.
         """
         rank = self._served[RequestClass.INTERACTIVE].rank
-        own = arrival.request.tenant
+        own = arrival.request.account
         newcomer = not pool.held_by_tenant(own)
         for sequence in self._others(arrival, pool):
-            tenant = sequence.request.tenant
+            tenant = sequence.request.account
             several = pool.held_by_tenant(tenant) > 1
             ranks_before = newcomer and several and rank(own) < rank(tenant)
             if (several or not sequence.n_output) and (ranks_before or self._is_behind(arrival, sequence, pool, 1)):
@@ -109,7 +109,7 @@ class Preemption:
         its tenant's prompt is in one. Without an end to it, what streams take beyond their share would add up for ever."""
         for sequence in self._others(arrival, pool):
             if sequence.request_class is RequestClass.INTERACTIVE:
-                may_stop = pool.held_by_tenant(sequence.request.tenant) > 1
+                may_stop = pool.held_by_tenant(sequence.request.account) > 1
             else:
                 may_stop = now_ns - sequence.placed_ns >= self._policy.turn_us * 1000
             if may_stop and sequence.is_decoding and self._is_behind(arrival, sequence, pool, COMPUTE_GRAINS):
@@ -118,7 +118,7 @@ class Preemption:
     def _others(self, arrival: Sequence, pool: KvPool) -> Iterator[Sequence]:
         """What of other tenants of the arrival's class runs in the pool's slots and may lose its own."""
         for sequence in pool.holders.values():
-            other = sequence.request.tenant != arrival.request.tenant
+            other = sequence.request.account != arrival.request.account
             same_class = sequence.request_class is arrival.request_class
             if other and same_class and sequence.state is State.RUNNING and self._may_lose(sequence):
                 yield sequence
@@ -130,7 +130,7 @@ class Preemption:
         cost, and small differences move none.
         """
         served = self._served[arrival.request_class]
-        own, tenant = arrival.request.tenant, sequence.request.tenant
+        own, tenant = arrival.request.account, sequence.request.account
         weight, held = self._policy.tenant(own).weight, pool.held_by_tenant(own) + pool.n_free
         fair = (held + pool.held_by_tenant(tenant)) * weight / (weight + self._policy.tenant(tenant).weight)
         return served[tenant] - served[own] >= (grains + max(0.0, held + 1 - fair)) * self._policy.grain_us
@@ -142,5 +142,5 @@ class Preemption:
 
     def _badness(self, sequence: Sequence) -> tuple[bool, int, int, int]:
         lowest = sequence.request_class is RequestClass.BACKGROUND
-        served = self._served[sequence.request_class].rank(sequence.request.tenant)
+        served = self._served[sequence.request_class].rank(sequence.request.account)
         return (lowest, served, -sequence.n_computed, -sequence.request.request_id)

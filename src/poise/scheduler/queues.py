@@ -31,6 +31,7 @@ class WaitingQueue:
         self.n_queued = 0
         self.n_new = 0
         """Those that never had a slot: what the bound of the queue counts."""
+        self._new_by_account: dict[str, int] = {}
         self.prompt_tokens = 0
         self.output_tokens = 0
 
@@ -39,23 +40,32 @@ class WaitingQueue:
         """Who has queued sequences here."""
         return self._heaps.keys()
 
+    def n_new_of(self, account: str) -> int:
+        """How many of those that never had a slot are the account's."""
+        return self._new_by_account.get(account, 0)
+
+    @property
+    def accounts_of_new(self) -> Iterable[str]:
+        """Whose those are."""
+        return self._new_by_account.keys()
+
     def push(self, sequence: Sequence) -> None:
         assert sequence.is_queued, f"request {sequence.request.request_id} is {sequence.state}"
         request = sequence.request
         sequence.n_pushes += 1
-        heap = self._heaps.setdefault(request.tenant, [])
+        heap = self._heaps.setdefault(request.account, [])
         heapq.heappush(heap, (sequence.order_key, request.request_id, sequence.n_pushes, sequence))
         self._n_entries += 1
-        self._served.queue(request.tenant)
+        self._served.queue(request.account)
         self._count(sequence, +1)
 
     def remove(self, sequence: Sequence) -> None:
         """Called before the sequence's state or tokens change. Its heap entry is dropped when it comes up."""
         assert sequence.is_queued, f"request {sequence.request.request_id} is {sequence.state}"
-        self._served.unqueue(sequence.request.tenant)
+        self._served.unqueue(sequence.request.account)
         self._count(sequence, -1)
         sequence.n_pushes += 1
-        self._drop_stale_head(sequence.request.tenant)
+        self._drop_stale_head(sequence.request.account)
         if self._n_entries > 2 * self.n_queued + 64:  # a storm of cancels behind a head that stays
             self._drop_all_stale()
 
@@ -85,6 +95,8 @@ class WaitingQueue:
         queued = list(self.queued())
         assert len(queued) == self.n_queued, "queued sequences miscounted"
         assert sum(not s.started for s in queued) == self.n_new, "new requests miscounted"
+        new = [s.request.account for s in queued if not s.started]
+        assert {account: new.count(account) for account in new} == self._new_by_account, "new by account miscounted"
         assert sum(s.request.n_known for s in queued) == self.prompt_tokens, "queued prompt tokens miscounted"
         output_tokens = sum(s.request.max_output - s.request.n_output for s in queued)
         assert output_tokens == self.output_tokens, "queued output tokens miscounted"
@@ -112,8 +124,14 @@ class WaitingQueue:
 
     def _count(self, sequence: Sequence, change: int) -> None:
         self.n_queued += change
-        self.n_new += change * (not sequence.started)
         request = sequence.request
+        if not sequence.started:
+            self.n_new += change
+            n_own = self._new_by_account.get(request.account, 0) + change
+            if n_own:
+                self._new_by_account[request.account] = n_own
+            else:
+                del self._new_by_account[request.account]
         self.prompt_tokens += change * request.n_known
         self.output_tokens += change * (request.max_output - request.n_output)
 

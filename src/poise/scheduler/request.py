@@ -25,6 +25,9 @@ class RejectReason(StrEnum):
     QUEUE_FULL = "queue_full"
     """The queue of its class is at its bound."""
 
+    QUEUE_SHARE = "queue_share"
+    """Its account has as many requests in the queue of the class as it may while others may come."""
+
     TENANT_QUEUE_FULL = "tenant_queue_full"
     """Its tenant has as many requests waiting as it may."""
 
@@ -129,6 +132,8 @@ class Request:
     pins               the template whose cells this request computes ("": it is an ordinary one), in the pool `pool`
     n_output           output tokens that are known already, because another scheduler had it before; `max_output` counts them
     readmitted         it was accepted before: queue bounds, tenants' limits and `queue_timeout_us` do not apply any more
+    account            under what name admission and fair shares are counted ("": the tenant's); what is kept is the tenant's
+    declared           its account was made by the operator: the queue has a place for the account's first request, always
     suspect            it may be what broke an engine: what it computes is a batch of its own, until it has computed what it
                        came with and SUSPECT_TOKENS more
     erased             what its tenant had left was erased while it was live: it leaves nothing either
@@ -149,8 +154,12 @@ class Request:
     readmitted: bool = False
     suspect: bool = False
     erased: bool = False
+    account: str = ""
+    declared: bool = False
 
     def __post_init__(self) -> None:
+        if not self.account:
+            object.__setattr__(self, "account", self.tenant)
         assert self.n_prompt >= 1, f"request {self.request_id}: n_prompt = {self.n_prompt}"
         assert 0 <= self.n_output < self.max_output, (
             f"request {self.request_id}: {self.n_output} of max_output = {self.max_output} tokens are known"

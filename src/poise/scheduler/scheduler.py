@@ -15,6 +15,7 @@ What a step does is in `planner`; who goes first in `queues` and `fairness`; wha
 from __future__ import annotations
 
 import heapq
+from collections.abc import Collection
 from dataclasses import replace
 
 from poise.scheduler import admission
@@ -74,6 +75,11 @@ class Scheduler:
         self._deadlines: list[tuple[int, int]] = []
         self._step = 0
         self._planned: StepPlan | None = None
+
+    @property
+    def declared(self) -> Collection[str]:
+        """Tenants that have a section of their own in the policy."""
+        return self._policy.tenants.keys()
 
     def add(self, request: Request, now_ns: int) -> Queued | Rejected:
         """Take a request into its queue, or refuse it with the reason."""
@@ -249,7 +255,7 @@ class Scheduler:
         for request_class in RequestClass:
             rank = self._books.served[request_class].rank
             new = [
-                (rank(s.request.tenant), s.order_key, s.request.request_id)
+                (rank(s.request.account), s.order_key, s.request.request_id)
                 for (owner, _), queue in self._books.queues.items()
                 if owner is request_class and queue.n_new
                 for s in queue.queued()
@@ -292,15 +298,20 @@ class Scheduler:
         """Why a request that could run is not taken: its tenant's limits, then its class's queue."""
         tenants, request_id = self._books.tenants, request.request_id
         retry_us = max(eta_us, 1_000_000)
-        if (full := tenants.may_queue(request.tenant)) is not None:
+        if (full := tenants.may_queue(request.account)) is not None:
             return Rejected(request_id, RejectReason.TENANT_QUEUE_FULL, *full, retry_after_us=retry_us)
-        if (overdrawn_us := tenants.overdrawn_us(request.tenant, now_ns)) > 0:
-            limit = self._policy.tenant(request.tenant).tokens_per_minute
+        if (overdrawn_us := tenants.overdrawn_us(request.account, now_ns)) > 0:
+            limit = self._policy.tenant(request.account).tokens_per_minute
             return Rejected(request_id, RejectReason.TENANT_RATE, request.n_prompt, limit, retry_after_us=overdrawn_us)
-        waiting, limit = self._n_new(request.request_class), self._books.limits[request.request_class].queue_max
+        queues = [queue for (owner, _), queue in self._books.queues.items() if owner is request.request_class]
+        waiting, limit = sum(queue.n_new for queue in queues), self._books.limits[request.request_class].queue_max
+        held = sum(queue.n_new_of(request.account) for queue in queues)
+        most = admission.queue_places(held, waiting, limit, declared=request.declared)
+        if held < most:
+            return None
         if waiting >= limit:
-            return Rejected(request_id, RejectReason.QUEUE_FULL, waiting, limit, retry_after_us=eta_us)
-        return None
+            return Rejected(request_id, RejectReason.QUEUE_FULL, waiting, limit, retry_after_us=retry_us)
+        return Rejected(request_id, RejectReason.QUEUE_SHARE, held, most, retry_after_us=retry_us)
 
     def _watch_deadline(self, sequence: Sequence) -> None:
         heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.request.request_id))
@@ -334,7 +345,7 @@ class Scheduler:
     def _backlogged(self, request_class: RequestClass, queues: list[WaitingQueue]) -> list[str]:
         """Tenants of which something waits: for a slot, or with one for the rest of its prompt."""
         computing = self._books.running[request_class].values()
-        waiting = {s.request.tenant: None for s in computing if not s.is_decoding}
+        waiting = {s.request.account: None for s in computing if not s.is_decoding}
         for queue in queues:
             waiting |= dict.fromkeys(queue.tenants)
         return list(waiting)
@@ -381,7 +392,7 @@ class Scheduler:
             if own_us:
                 sequence.learn_sampling(own_us)
             sequence.served_us += cost_us
-            self._books.served[request_class].charge(sequence.request.tenant, cost_us)
+            self._books.served[request_class].charge(sequence.request.account, cost_us)
             if request_class is RequestClass.BACKGROUND:
                 background_us += cost_us
             if failed := result.failed or errors.get(chunk.request_id, ""):

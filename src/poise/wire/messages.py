@@ -65,6 +65,10 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     """It was being computed when an engine died: its rows are computed in a forward pass of their own."""
     erased: bool = False
     """Its tenant was erased while it was live: nothing of it is kept at its end."""
+    account: str = ""
+    """Under what name admission and fair shares are counted; empty: the tenant's."""
+    declared: bool = False
+    """The operator made that account: the queue has a place for its first request, always."""
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
@@ -94,10 +98,8 @@ class Erase(msgspec.Struct, frozen=True, array_like=True, tag="erase"):
 
 
 class Template(msgspec.Struct, frozen=True, array_like=True, tag="template"):
-    """Gateway to engine: compute these tokens once, as background work, and keep them for requests that name the template.
-
-    Sent again after a restart. A name that is known already is replaced.
-    """
+    """Gateway to engine: compute these tokens once, as background work, and keep them for requests that name the template. Sent
+    again after a restart. A name that is known already is replaced."""
 
     name: str
     tokens: list[int]
