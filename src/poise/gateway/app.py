@@ -149,6 +149,7 @@ def _empty(lifespan: Lifespan) -> FastAPI:
 
 async def set_text(app: FastAPI, text: TextModel) -> None:
     """Give an application its vocabulary. Raises TemplateUnusable."""
+    await text.learn_blanks()
     app.state.engine.declare(await app.state.templates.learn(text))
     app.state.text_slot.current = text
 

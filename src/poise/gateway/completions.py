@@ -150,7 +150,7 @@ class Completions:
             )
             entry.note_prompt(body.get(param))
             detached = _is_detached(request) or options.background
-            preparing = self._prepare(origin, parsed, detached=detached)
+            preparing = self._prepare(origin, caller_of(request).account, parsed, detached=detached)
             return await (preparing if detached else while_connected(request.receive, preparing))
         except ApiError as error:
             self._metrics.rejected(entry.request_class, error.code, tenant)
@@ -170,12 +170,13 @@ class Completions:
             raise
         return EventStream(reader, patience(self._settings.streams, origin.request_class), streams, call.headers)
 
-    async def _prepare(self, origin: Origin, parsed: ChatRequest | CompletionRequest, *, detached: bool) -> Call:
+    async def _prepare(
+        self, origin: Origin, account: str, parsed: ChatRequest | CompletionRequest, *, detached: bool
+    ) -> Call:
         """Everything that can be known before the engine is asked. Raises ApiError."""
         ready, text = self._available()
         options = parsed.options
         _check_ids([token for token, _ in options.sampling.logit_bias], text.n_tokens, "logit_bias")
-        account = origin.tenant
         if isinstance(parsed, ChatRequest):
             plan = await self._prompts.chat(account, origin.tenant, parsed, ready, text)
         else:
@@ -278,7 +279,7 @@ class Call:
             self._summarizer = Summarizer(self.record, self._engine, self._text, self._metrics)
             summary = await self._summarizer.summarize(plan.summary.pieces, plan.summary.n_output)
             self._summarizer = None
-            await self._prompts.finish(plan, parsed, self._text.of(self.record.origin.tenant), summary)
+            await self._prompts.finish(plan, parsed, self._text.of(plan.account), summary)
             self._submit(parsed, plan)
         except ApiError as error:
             self._generation.fail(error)

@@ -53,6 +53,8 @@ class SummaryPlan:
 class Plan:
     """What a request comes to, and what its answer tells of it. With a `summary`, `ids` are still to come."""
 
+    account: str
+    """Who the text workers' time is counted to."""
     limits: ContextLimits
     allowance: Allowance
     param: str
@@ -74,7 +76,7 @@ class Prompts:
     async def completion(self, account: str, parsed: CompletionRequest, ready: Ready, text: TextModel) -> Plan:
         """Raises ApiError when a prompt does not fit."""
         limits = limits_of(parsed.options.request_class, self._settings, ready)
-        plan = Plan(limits, self._allowance(parsed.options), "prompt")
+        plan = Plan(account, limits, self._allowance(parsed.options), "prompt")
         for prompt in parsed.prompts:
             n, ids = 0, prompt if isinstance(prompt, list) else []
             if isinstance(prompt, str):
@@ -96,7 +98,8 @@ class Prompts:
         request_class, messages = parsed.options.request_class, parsed.messages
         if parsed.template:
             messages = self._templates.apply(parsed.template, tenant, messages)
-        plan = Plan(limits_of(request_class, self._settings, ready), self._allowance(parsed.options), "messages")
+        limits = limits_of(request_class, self._settings, ready)
+        plan = Plan(account, limits, self._allowance(parsed.options), "messages")
         policy = ContextPolicy(parsed.context_policy)
         self._check_size(plan, messages, policy, text)
         fitter = _Fitter(text.of(account), plan, messages, n_added=1 if parsed.template else 0)

@@ -197,7 +197,8 @@ class _Service:
 
     async def _open_text(self) -> None:
         """Start the text workers once there is an engine, and give the application their vocabulary."""
-        await self._supervisor.until(lambda state: bool(state.stage) or state.is_settled or state.restarts > 0)
+        begins = EngineState().stage
+        await self._supervisor.until(lambda state: state.stage != begins or state.is_settled or state.restarts > 0)
         self._workers.start()
         try:
             vocabulary = await self._workers.vocabulary()

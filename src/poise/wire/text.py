@@ -53,6 +53,10 @@ class Opening(msgspec.Struct, tag=True):
     system: str
 
 
+class Blanks(msgspec.Struct, tag=True):
+    """Whether the chat template leaves the white space around what is said where it is. Answered with Ids: n is 1, or else 0."""
+
+
 class Fit(msgspec.Struct, tag=True):
     """The conversation without the fewest turns, so that it has at most `rooms[0]` tokens, or else `rooms[1]`, and so on.
 
@@ -83,7 +87,7 @@ class Cut(msgspec.Struct, tag=True):
     room: int
 
 
-Job = Chat | Prompt | Length | Opening | Fit | Cut
+Job = Chat | Prompt | Length | Opening | Blanks | Fit | Cut
 ToWorker = Open | Job
 
 
@@ -98,8 +102,6 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     names: bytes
     ends: bytes
     hidden: bytes
-    keeps_blanks: bool = False
-    """Whether the chat template leaves the white space around what is said where it is."""
 
 
 class Unusable(msgspec.Struct, tag=True):

@@ -94,6 +94,18 @@ async def test_a_text_whose_worker_died_is_tried_once_more(tmp_path: Path) -> No
         assert len(pool.deaths) == 1
 
 
+async def test_the_time_of_a_text_ends_with_its_worker(tmp_path: Path) -> None:
+    """Nobody else is killed when it is over."""
+    async with workers(tmp_path, timeout_s=1.0) as pool:
+        loop = asyncio.get_running_loop()
+        await pool.vocabulary()
+        await length(pool, f"die unless {tmp_path / 'died'}")
+        until_s = loop.time() + 1.5
+        while loop.time() < until_s:
+            await length(pool, "well")
+        assert [how for _, how in pool.deaths] == ["crash"]
+
+
 async def test_a_worker_that_is_killed_with_a_text(tmp_path: Path) -> None:
     """`kill -9` in the middle: the text is done by the next one, and so are those behind it."""
     async with workers(tmp_path) as pool:

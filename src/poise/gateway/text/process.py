@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -61,8 +63,9 @@ class WorkerProcess(asyncio.Protocol):
     def kill(self) -> None:
         """At once; `lost` follows."""
         if self._process is not None and self._process.returncode is None:
+            # Not the process's own method: it would take the exit code, of which asyncio then knows nothing.
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.kill(self._process.pid, signal.SIGKILL)
 
     async def end(self) -> int:
         """Make sure that it is gone. Returns its exit code, the negative number of a signal."""

@@ -61,8 +61,16 @@ class TextModel:
         self.n_tokens = pieces.n_tokens
         self.longest = pieces.longest
         """Bytes of text that one token can stand for, at most."""
-        self._keeps_blanks = vocabulary.keeps_blanks
+        self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name
+
+    async def learn_blanks(self) -> None:
+        """Find out what `least_bytes` may count. A chat template that fails at it fails at the conversations as well."""
+        try:
+            self._keeps_blanks = await self.of("").keeps_blanks()
+        except ApiError as error:
+            if error.status == 503:
+                raise
 
     def least_bytes(self, messages: Sequence[wire.Message]) -> int:
         """Bytes of a conversation's contents that are in its prompt for certain: white space at the edges may be left out."""
@@ -96,6 +104,10 @@ class Tokens:
     async def opening(self, system: str) -> list[int]:
         """The tokens with which every conversation begins that has this system message."""
         return (await self._counted(wire.Opening(system), text_bytes(system))).ids
+
+    async def keeps_blanks(self) -> bool:
+        """Whether the chat template leaves the white space around what is said where it is."""
+        return bool((await self._counted(wire.Blanks(), 0)).n)
 
     async def fit(self, job: wire.Fit) -> wire.Fitted:
         """The conversation with the fewest turns left out."""

@@ -253,6 +253,8 @@ class TextWorkers:
         """The worker is done with its job, in one way or another."""
         job = place.job
         assert job is not None
+        assert job.timer is not None
+        job.timer.cancel()  # it would end whoever works then
         place.job = None
         worked_s = time.perf_counter() - job.began_s
         self.metrics.worked(worked_s)
@@ -350,7 +352,7 @@ class TextWorkers:
 
 
 def _took_too_long(job: _Job, timeout_s: float) -> ApiError:
-    if isinstance(job.message, wire.Chat | wire.Fit | wire.Cut | wire.Opening) and not job.rendered:
+    if isinstance(job.message, wire.Chat | wire.Fit | wire.Cut | wire.Opening | wire.Blanks) and not job.rendered:
         message = (
             f"The model's chat template failed: it was not done after {timeout_s:g} s. /v1/completions takes a prompt that "
             "is written out."

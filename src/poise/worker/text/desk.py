@@ -9,7 +9,7 @@ from poise.wire import text as wire
 from poise.worker.text import fitting
 from poise.worker.text.chat_template import TextRefused, trace_of
 from poise.worker.text.opening import common_tokens
-from poise.worker.text.tokeniser import Tokeniser
+from poise.worker.text.tokeniser import Tokeniser, VocabularyPort
 
 
 class Desk:
@@ -43,22 +43,23 @@ class Desk:
             case wire.Opening():
                 tokens = common_tokens(tokeniser, job.system)
                 return wire.Ids(len(tokens), tokens)
+            case wire.Blanks():
+                return wire.Ids(int(tokeniser.keeps_blanks()), [])
             case wire.Fit():
                 return fitting.fit(tokeniser, job, self._on_rendered)
             case wire.Cut():
                 return fitting.cut(tokeniser, job, self._on_rendered)
 
 
-def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
+def vocabulary(vocab: VocabularyPort) -> wire.Vocabulary:
     """The bytes of all tokens, as the gateway gets them."""
-    vocab = tokeniser.vocab
     names = [vocab.piece(token, special=True) for token in range(vocab.n_tokens)]
     hidden = bytes(bool(name) and not vocab.piece(token, special=False) for token, name in enumerate(names))
     ends, end = array("I"), 0
     for name in names:
         end += len(name)
         ends.append(end)
-    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, tokeniser.keeps_blanks())
+    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden)
 
 
 def _ids(ids: list[int], most: int) -> wire.Ids:

@@ -61,7 +61,7 @@ def serve(connection: socket.socket) -> int:
                     except (ModelError, EngineLibraryError, MemoryError) as error:
                         send(wire.Unusable(str(error) or "reading the model file takes more memory than there is"))
                         return 1
-                    send(vocabulary(tokeniser))
+                    send(vocabulary(tokeniser.vocab))
                     desk = Desk(tokeniser, lambda: send(wire.Rendered()))
                     stack_bytes = (message.memory_mb << 20) // STACK_PART
                 else:
