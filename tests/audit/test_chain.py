@@ -240,7 +240,7 @@ def test_a_disk_that_is_slow_shows_while_it_is(tmp_path: Path, monkeypatch: pyte
 
     with writing(tmp_path) as log:
         log.watch = watched = Watched()
-        monkeypatch.setattr("poise.audit.log.os.fsync", stuck)
+        monkeypatch.setattr("poise.audit.writer.os.fsync", stuck)
         log.put("request", {"i": 0})
         assert entered.wait(10)
         log.put("request", {"i": 1})
@@ -255,7 +255,7 @@ def test_the_writer_survives_what_nobody_foresaw(tmp_path: Path, monkeypatch: py
     with writing(tmp_path) as log:
         log.watch = watched = Watched()
         good = log._writer.write
-        monkeypatch.setattr(log._writer, "write", lambda *_: dict[str, bool]()["nothing"])
+        monkeypatch.setattr(log._writer, "write", lambda *_, **__: dict[str, bool]()["nothing"])
         log.put("request", {"i": 0})
         log.erase_content("x").result(10)
         monkeypatch.setattr(log._writer, "write", good)
@@ -279,10 +279,10 @@ def test_what_is_lost_is_counted_where_it_can_be_seen(tmp_path: Path, monkeypatc
         log.erase_content("x").result(10)
         assert watched.n_lost == 2
         write = os.write
-        monkeypatch.setattr("poise.audit.log.os.write", lambda fd, data: write(fd, data[:10]))
+        monkeypatch.setattr("poise.audit.writer.os.write", lambda fd, data: write(fd, data[:10]))
         log.put("request", {"i": 3})
         log.erase_content("x").result(10)
-        monkeypatch.setattr("poise.audit.log.os.write", write)
+        monkeypatch.setattr("poise.audit.writer.os.write", write)
     assert watched.n_lost == 3
     assert verify(tmp_path, KEY).events["request"] == 1
 
@@ -295,11 +295,11 @@ def test_a_disk_that_fails_is_told_once_it_works(
     with writing(tmp_path) as log:
         log.put("request", {"i": 0})
         log.erase_content("x").result(10)
-        monkeypatch.setattr("poise.audit.log.os.write", lambda fd, data: write(fd, data[:10]))
+        monkeypatch.setattr("poise.audit.writer.os.write", lambda fd, data: write(fd, data[:10]))
         for i in (1, 2):
             log.put("request", {"i": i})
             log.erase_content("x").result(10)
-        monkeypatch.setattr("poise.audit.log.os.write", write)
+        monkeypatch.setattr("poise.audit.writer.os.write", write)
         log.put("request", {"i": 3})
     report = verify(tmp_path, KEY)
     assert report.problem == ""

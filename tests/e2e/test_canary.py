@@ -220,5 +220,7 @@ def test_a_server_for_everybody_does_not_start() -> None:
     command = [sys.executable, "-m", "poise", "serve", "--host", "0.0.0.0", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("poise: whoever reaches 0.0.0.0 could use the server: set auth.required = true")
+    assert done.stderr.startswith(
+        "poise: whoever reaches 0.0.0.0 could use the server: make keys with `poise keys add NAME`"
+    )
     assert done.stderr.count("\n") == 1

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from poise.operator_token import find_token
 from tests.e2e.server import POLL_S, PoiseServer
 
 pytestmark = pytest.mark.slow
@@ -92,6 +93,9 @@ def watch(tmp_path: Path) -> Iterator[Callable[[PoiseServer], Prometheus]]:
         config = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
         config = config.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
         config = config.replace("scrape_interval: 5s", "scrape_interval: 250ms")
+        (tmp_path / "token").write_text(find_token(server.url))
+        config = config.replace("# authorization:", "authorization:")
+        config = config.replace("/etc/prometheus/poise-admin-key", str(tmp_path / "token"))
         (tmp_path / "prometheus.yml").write_text(config)
         shutil.copy(DEPLOY / "prometheus" / "poise-rules.yml", tmp_path)
         log, port = tmp_path / "log", _free_port()

@@ -124,8 +124,8 @@ async def test_refusals_are_on_record(tmp_path: Path) -> None:
     await ask(app, "POST", CHAT, chat_body(), headers=known)
     await ask(app, "POST", CHAT, chat_body(service_tier="flex", stream=True), headers=known)
     entries = recorded.entries()
+    assert (entries.pop()["event"], len(entries)) == ("unknown_callers", 3)
     assert [(e["tenant"], e["key"], e["class"], e["status"], e["error"], e["outcome"]) for e in entries] == [
-        ("", "", None, 401, "invalid_api_key", "refused"),
         ("alice", key.id, None, 400, "invalid_json", "refused"),
         ("alice", key.id, "interactive", 403, "class_not_allowed", "refused"),
         ("alice", key.id, "background", 429, "queue_full", "refused"),

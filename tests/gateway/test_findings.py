@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from poise.gateway.findings import LINGER_S, NOTED_S, Facts, Findings, LiveRequest
+from poise.metrics.audit import Standing
 
 MIB = 1 << 20
 RUNBOOK = (Path(__file__).parents[2] / "docs" / "runbook.md").read_text()
@@ -156,7 +157,7 @@ def test_a_finding_stays_a_moment_and_keeps_its_beginning() -> None:
 def test_each_has_its_entry_in_the_runbook() -> None:
     source = (Path(__file__).parents[2] / "src/poise/gateway/findings.py").read_text()
     names: Any = re.findall(r'^            \("(\w+)", ', source, re.MULTILINE)
-    assert len(names) == 8
+    assert len(names) == 10
     assert all(f"### {name}\n" in RUNBOOK for name in names)
 
 
@@ -166,3 +167,17 @@ def test_a_model_file_that_changed_is_told_as_long_as_it_is_another_one() -> Non
     assert "the engine goes on" in after([Facts(model_changed=True)] * 3, findings)["model_changed"]
     assert "no engine is started" in after([Facts(model_changed=True, engine_ready=False)], findings)["model_changed"]
     assert after([Facts()] * 60, findings) == {}
+
+
+@pytest.mark.parametrize(
+    ("standing", "names"),
+    [
+        (Standing(), []),
+        (Standing(89 << 20, 100 << 20), []),
+        (Standing(90 << 20, 100 << 20), ["audit_full"]),
+        (Standing(1, 100 << 20, jumped=True), ["clock_jumped"]),
+    ],
+)
+def test_how_the_audit_logs_files_stand(standing: Standing, names: list[str]) -> None:
+    """Nearly full, or a clock that is days ahead; without a log neither."""
+    assert [finding.name for finding in Findings().look(0.0, Facts(audit=standing))] == names

@@ -106,6 +106,7 @@ def ceilings() -> Iterator[Ceiling]:
     yield Ceiling("levels.busy_queue_share", "levels.constrained_queue_share", lifts=True)
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
     yield Ceiling("store.prefix_min_tokens", "pools.long.slot_tokens", strict=True)
+    yield Ceiling("audit.rotate_mb", "audit.max_mb", strict=True)
 
 
 def reconcile(draft: Draft) -> list[str]:

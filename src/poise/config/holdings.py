@@ -68,9 +68,17 @@ FILES = (
         "state/audit/audit-*.jsonl",
         "the audit log, only with `audit.enabled`",
         "only of tenants with `content_log`",
-        "`audit.keep_days`; content also until it is erased",
+        "`audit.keep_days`, and at most `audit.max_mb` of them; content also until it is erased",
         _OWNER,
-        ("audit/log.py", "audit/files.py"),
+        ("audit/writer.py", "audit/files.py"),
+    ),
+    File(
+        "state/audit/reserve",
+        "nothing: room on the disk for entries of what operators do",
+        "no",
+        "you delete it",
+        _OWNER,
+        ("audit/reserve.py",),
     ),
     File(
         "state/audit/head.json",
@@ -78,7 +86,7 @@ FILES = (
         "no",
         "you delete it",
         _OWNER,
-        ("audit/log.py", "audit/files.py"),
+        ("audit/writer.py", "audit/files.py"),
     ),
     File(
         "state/engine-journal-*.jsonl",

@@ -148,6 +148,8 @@ class AuditSettings(Section):
     """A new file is begun when one is larger, and every day (UTC)."""
     keep_days: Annotated[int, Field(ge=1, le=36_500)] = 90
     """Files of earlier days are deleted."""
+    max_mb: Annotated[int, Field(ge=2, le=1 << 20)] = 1024
+    """Most of all files together; the oldest go first, also before their days are over, which is told as a finding."""
 
 
 class TenantSettings(Section):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
 from poise.gateway.history import PERIOD_S, History
 from poise.gateway.http.middleware import RequestMiddleware, request_id_of
+from poise.gateway.http.peers import peer_of
 from poise.gateway.keys import KeyRing
 from poise.gateway.lookout import Lookout
 from poise.gateway.pages import PAGE_DIR, add_pages
@@ -47,6 +49,7 @@ from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.lifespan import Lifespan, beside
 from poise.gateway.templates import Templates
 from poise.gateway.tenancy.operators import LocalOperators
+from poise.gateway.tenancy.strangers import Strangers
 from poise.gateway.tenants import Tenants
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
@@ -91,9 +94,8 @@ def create_app(
     audit.watch(metrics.audit, tasks)
     degradation = Degradation(settings, engine, metrics.recovery, free)
     degradation.on_change = audit.level_changed
-    operators = operators or LocalOperators()
     records = Records(settings.results)
-    tenants = Tenants(settings, keys, operators, records.is_live)
+    tenants = Tenants(settings, keys, operators := operators or LocalOperators(), records.is_live)
     if keys is not None:
         keys.on_change = audit.keys_changed
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
@@ -111,8 +113,9 @@ def create_app(
         "rates": (LOOK_EVERY_S, health.sample_rates),
         "history": (PERIOD_S, history.sample),
         "records": (PURGE_EVERY_S, records.purge),
+        "strangers": (LOOK_EVERY_S, audit.strangers.look),
     }
-    app = _empty(beside(tasks, looks, lifespan))
+    app = _empty(beside(tasks, looks, lifespan), audit.strangers)
     app.state.text_slot = text
     app.state.metrics = metrics
     app.state.history = history
@@ -131,7 +134,7 @@ def create_app(
     return app
 
 
-def _empty(lifespan: Lifespan) -> FastAPI:
+def _empty(lifespan: Lifespan, strangers: Strangers) -> FastAPI:
     """An application that has nothing yet but the format of its errors."""
     app = FastAPI(
         title="poise",
@@ -142,7 +145,7 @@ def _empty(lifespan: Lifespan) -> FastAPI:
         redirect_slashes=False,
         lifespan=lifespan,
     )
-    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ApiError, partial(_api_error, strangers))
     app.add_exception_handler(HTTPException, _http_error)
     return app
 
@@ -325,8 +328,10 @@ def _add_health(app: FastAPI, health: Health, history: History) -> None:
     )
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
+async def _api_error(strangers: Strangers, request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    if error.status == 401:
+        error = strangers.refused(peer_of(request.scope).address, error)
     # Neither message nor parameter: they quote the request.
     log.info("[%s] answered with %d %s", request_id_of(request.scope), error.status, error.code)
     return error.response()

@@ -24,8 +24,9 @@ from poise.gateway.http.middleware import request_id_of
 from poise.gateway.keys import Key, KeysFile
 from poise.gateway.record import CANCELLED, Record
 from poise.gateway.tasks import Tasks
+from poise.gateway.tenancy.strangers import Strangers
 from poise.gateway.tenants import Caller, caller_of
-from poise.metrics.audit import AuditMetrics
+from poise.metrics.audit import AuditMetrics, Standing
 from poise.scheduler.request import RequestClass
 
 REFUSED, BROKEN = "refused", "internal_error"
@@ -51,6 +52,8 @@ class Audit:
     def __init__(self, settings: Settings, log: AuditLog | None = None) -> None:
         self._settings = settings
         self._log = log
+        self.strangers = Strangers(self.put)
+        """Who is refused before it is known who they are."""
 
     @property
     def enabled(self) -> bool:
@@ -58,11 +61,13 @@ class Audit:
 
     def watch(self, metrics: AuditMetrics, tasks: Tasks) -> None:
         """How its writer keeps up is counted there, and its thread is one of the tasks that are shown."""
+        self.strangers.on_refusal = metrics.refused_stranger
         if self._log is not None:
             log = self._log
             tasks.watch(_WRITER)
             metrics.on_failure = partial(tasks.failed, _WRITER)
             log.watch, metrics.n_queued, metrics.busy_s = metrics, lambda: log.n_queued, lambda: log.busy_s
+            metrics.standing = lambda: Standing(*log.standing)
 
     def put(self, event: str, **fields: Any) -> None:
         """Whatever happens to the server: start, stop, another level, other keys. No text of requests."""
@@ -108,6 +113,7 @@ class Audit:
 
     def close(self) -> None:
         """Write what is left. What comes later is lost."""
+        self.strangers.tell()
         if self._log is not None:
             self._log.close()
 
@@ -123,7 +129,14 @@ def open_audit(settings: Settings) -> Audit:
         return Audit(settings)
     key = audit_key(KeysFile(keys_file(settings.auth)).pepper())
     folder = audit_dir(wanted)
-    return Audit(settings, AuditLog(folder, key, rotate_bytes=wanted.rotate_mb << 20, keep_days=wanted.keep_days))
+    log = AuditLog(
+        folder,
+        key,
+        rotate_bytes=wanted.rotate_mb << 20,
+        keep_days=wanted.keep_days,
+        bytes_max=wanted.max_mb << 20,
+    )
+    return Audit(settings, log)
 
 
 class RequestEntry:
@@ -199,6 +212,8 @@ class RequestEntry:
         outputs: Sequence[str] = (),
         status: int | None = 200,
     ) -> None:
+        if not self._caller.tenant:
+            return  # a stranger, who must not be able to fill the disk: `strangers` counts
         fields = {
             "request": self._request_id,
             "tenant": self._caller.tenant,

@@ -6,7 +6,8 @@ waits for minutes; a finding is for whoever is, and comes within seconds.
 1. hog: one tenant has most of the live requests or of the KV cells, beside others; or one request has most of the cells.
 2. downgraded: a request went over what its class allows and goes on as background work.
 3. memory_growing: memory that no book accounts for grows steadily.
-4. disk_slow: the disk does not keep up with the audit log; audit_lost: entries of it were lost.
+4. disk_slow: the disk does not keep up with the audit log; audit_lost: entries of it were lost; audit_full: it has nearly all
+   the bytes that it may have; clock_jumped: the clock is days ahead of it.
 5. crash_loop: engines end again and again.
 6. reader_stuck: nobody takes what a request's streams bring, so that it is held.
 7. model_changed: another model file is there than the one that the server was started with.
@@ -22,9 +23,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from poise.metrics.audit import Standing
 from poise.wire.fingerprint import MODEL_CHANGED
 
 LINGER_S = 5.0
+AUDIT_FULL_SHARE = 0.9
 NOTED_S = 60.0
 """For how long something that happened at a moment is worth a look."""
 CRASHES, CRASHES_S = 2, 120.0
@@ -66,6 +69,7 @@ class Facts:
     audit_queue: int = 0
     audit_lost: int = 0
     """Since the start."""
+    audit: Standing = field(default_factory=Standing)
     model_changed: bool = False
     engine_ready: bool = True
     engine_ends: Sequence[str] = ()
@@ -123,6 +127,8 @@ class Findings:
             ("memory_growing", self._growth(now_s, facts)),
             ("disk_slow", self._slow_disk(now_s, facts)),
             ("audit_lost", self._losses(now_s, facts)),
+            ("audit_full", _full(facts)),
+            ("clock_jumped", _jumped(facts)),
             ("crash_loop", self._crashes(now_s, facts)),
             ("reader_stuck", _stuck(facts)),
             ("model_changed", _changed(facts)),
@@ -250,6 +256,20 @@ def _hog_tenant(facts: Facts, tenant: str, own: Sequence[LiveRequest], cells_sha
     )
     text += f"waiting are {waiting} of its own and {others} of others"
     return text, {"tenant": tenant, "live": len(own), "waiting": waiting, "others_waiting": others}
+
+
+def _full(facts: Facts) -> _Found:
+    n_bytes, bytes_max, n_early, _ = facts.audit
+    if not bytes_max or n_bytes < AUDIT_FULL_SHARE * bytes_max:
+        return None
+    text = f"The audit log has {n_bytes >> 20} of {bytes_max >> 20} MiB; files that went before their time: {n_early}"
+    return text, {"bytes": n_bytes, "bytes_max": bytes_max, "deleted_early": n_early}
+
+
+def _jumped(facts: Facts) -> _Found:
+    if not facts.audit.jumped:
+        return None
+    return "The clock is days ahead of the audit log's entries before: nothing of it is deleted by days for now", {}
 
 
 def _stuck(facts: Facts) -> _Found:

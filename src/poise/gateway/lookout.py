@@ -70,6 +70,7 @@ class Lookout:
                 audit_worst_s=self._audit.take_worst_s(),
                 audit_queue=self._audit.n_queued(),
                 audit_lost=self._audit.n_lost,
+                audit=self._audit.standing(),
                 model_changed=state.model_changed,
                 engine_ready=state.phase is EnginePhase.READY,
                 engine_ends=ends,

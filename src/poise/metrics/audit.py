@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PARTS = ("write", "sync")
 _DISK_S = (0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Standing(NamedTuple):
+    """How the log's files stand: their bytes and how many they may have, how many files went before their days were over, and
+    whether the clock is days ahead of the log."""
+
+    n_bytes: int = 0
+    bytes_max: int = 0
+    n_early: int = 0
+    jumped: bool = False
 
 
 class AuditMetrics:
@@ -46,6 +57,21 @@ class AuditMetrics:
             registry=registry,
         )
         busy.set_function(lambda: self.busy_s())
+        self.standing: Callable[[], Standing] = Standing
+        """How the files of the log that there is can be asked for."""
+        size = Gauge("poise_audit_bytes", "Bytes of all files of the audit log.", registry=registry)
+        size.set_function(lambda: self.standing().n_bytes)
+        early = Gauge(
+            "poise_audit_files_deleted_early",
+            "Files of the audit log, since the start, that went before audit.keep_days since audit.max_mb was reached.",
+            registry=registry,
+        )
+        early.set_function(lambda: self.standing().n_early)
+        self._strangers = Counter(
+            "poise_unknown_callers_total",
+            "Requests that were refused since nobody knows their key.",
+            registry=registry,
+        )
 
     def worked(self, part: str, seconds: float) -> None:
         """May be called from any thread."""
@@ -62,6 +88,9 @@ class AuditMetrics:
     def failed(self, error: BaseException) -> None:
         """May be called from any thread."""
         self.on_failure(error)
+
+    def refused_stranger(self) -> None:
+        self._strangers.inc()
 
     def lost(self, n_entries: int) -> None:
         """May be called from any thread."""
