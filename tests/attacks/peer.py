@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 READ_BYTES = 1 << 16
-TCP_ESTABLISHED = 1
 WITHIN_S = 30.0
 """Longest wait for an answer: an attack that gets none in that time has got none."""
 
@@ -174,11 +173,6 @@ class Peer:
                 return data is not None
         return False
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the server has ended the connection, asked without reading."""
-        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED
-
     async def _answer(self) -> Answer:
         head = await self._until(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
@@ -234,3 +228,14 @@ async def ask(site: Site, request: bytes, within_s: float = WITHIN_S) -> str:
             return await peer.ask(request, within_s)
     except (OSError, TimeoutError):
         return "not connected"
+
+
+async def fetched(site: Site, request: bytes) -> str:
+    """The body of the answer to one request; empty where there is none."""
+    try:
+        with await Peer.connect(site) as peer:
+            await peer.send(request)
+            answer = await peer.answer()
+    except (OSError, TimeoutError):
+        return ""
+    return answer.body.decode() if answer is not None else ""

@@ -27,6 +27,8 @@ class Asked:
     status: str = ""
     ended_s: float = 0.0
     token_s: list[float] = field(default_factory=list)
+    response: str = ""
+    """The response's id."""
 
     @property
     def ttft_s(self) -> float:
@@ -59,6 +61,7 @@ async def _asked(site: Site, request: bytes, asked: Asked) -> str:
         status = int(head.split()[1])
         if status != 200:
             return f"{status} {_code(rest + (await peer.receive(1.0) or b''))}".strip()
+        asked.response = _field(head, b"x-poise-response-id")
         async for line in _lines(peer, rest):
             if line == b"data: [DONE]":
                 return OK if asked.token_s else "lost: an empty answer"
@@ -89,6 +92,11 @@ async def _until(peer: Peer, end: bytes) -> bytes:
             return b""
         data += more
     return data
+
+
+def _field(head: bytes, name: bytes) -> str:
+    lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    return next((value.strip().decode() for key, _, value in lines if key.lower() == name), "")
 
 
 def _code(data: bytes) -> str:

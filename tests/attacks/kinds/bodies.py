@@ -12,7 +12,7 @@ NEVER_FITS = 4096
 """An allowance with which a long prompt never fits: what survives is refused, not computed."""
 
 
-@kind("M7", every_s=4.0, crew=2)
+@kind("P6", every_s=4.0, crew=2)
 async def endless_body(site: Site) -> str:
     """A body in chunks that is larger than any limit, or announced to be."""
     with await Peer.connect(site) as peer:
@@ -26,7 +26,7 @@ async def endless_body(site: Site) -> str:
         return f"{answer.status} {answer.code}" if answer is not None else "closed"
 
 
-@kind("M7", every_s=2.0, crew=16)
+@kind("P6", every_s=2.0, crew=16)
 async def unfinished_bodies(site: Site) -> str:
     """Three megabytes of a body that wants one byte more."""
     size = 3 << 20
@@ -37,21 +37,21 @@ async def unfinished_bodies(site: Site) -> str:
         return "closed" if await peer.closed(site.hold_s) else "held"
 
 
-@kind("C1", every_s=6.0)
+@kind("P7", every_s=6.0)
 async def long_word(site: Site) -> str:
     """Letters without a space: a tokeniser that recurses by letter runs out of stack."""
     text = "a" * site.rng.choice([30_000, 80_000, 200_000])
     return await ask(site, site.chat(text, key=site.key(), max_tokens=NEVER_FITS))
 
 
-@kind("H6", "H10", every_s=4.0)
+@kind("P7", every_s=4.0)
 async def white_space(site: Site) -> str:
     """Nothing but blanks, each time another number of them."""
     blanks = " " * site.rng.randrange(200_000, 1_000_000)
     return await ask(site, site.chat(blanks, key=site.key(), max_tokens=NEVER_FITS))
 
 
-@kind("H6", every_s=2.0)
+@kind("P8", every_s=2.0)
 async def blank_margins(site: Site) -> str:
     """Messages with a lot of white space around them, each time another."""
     turns = [
@@ -62,13 +62,13 @@ async def blank_margins(site: Site) -> str:
     return await ask(site, site.post("/v1/chat/completions", body, key=site.key()))
 
 
-@kind("H10", every_s=4.0)
+@kind("P7", every_s=4.0)
 async def long_text(site: Site) -> str:
     """Words by the megabyte, which is far more than fits."""
     return await ask(site, site.completion(site.words(5_000) * 30, key=site.key(), max_tokens=1))
 
 
-@kind("H10", every_s=3.0, crew=2)
+@kind("P8", every_s=3.0, crew=2)
 async def long_text_and_gone(site: Site) -> str:
     """The same by a client that leaves as soon as it has sent it."""
     with await Peer.connect(site) as peer:
@@ -78,7 +78,7 @@ async def long_text_and_gone(site: Site) -> str:
     return "gone"
 
 
-@kind("H10", "M7", every_s=8.0)
+@kind("P7", every_s=8.0)
 async def long_text_to_trim(site: Site) -> str:
     """A conversation of many long turns, to be shortened until it fits."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": site.words(400)} for i in range(101)]
@@ -86,14 +86,14 @@ async def long_text_to_trim(site: Site) -> str:
     return await ask(site, site.post("/v1/chat/completions", body, key=site.key()), 60.0)
 
 
-@kind("M8", every_s=4.0)
+@kind("P9", every_s=4.0)
 async def many_parts(site: Site) -> str:
     """A message of a hundred thousand parts."""
     part = {"type": "text", "text": ""}
     return await ask(site, site.chat([part] * 90_000, key=site.key(), max_tokens=1))
 
 
-@kind("M8", every_s=4.0)
+@kind("P9", every_s=4.0)
 async def many_messages(site: Site) -> str:
     """A conversation of tens of thousands of turns."""
     turns = [{"role": "user", "content": "x"}] * 80_000
@@ -101,14 +101,14 @@ async def many_messages(site: Site) -> str:
     return await ask(site, site.post("/v1/chat/completions", body, key=site.key()))
 
 
-@kind("H5", every_s=0.3, crew=2)
+@kind("P8", every_s=0.3, crew=2)
 async def malformed(site: Site) -> str:
     """Bodies that are no requests."""
     path = site.rng.choice(["/v1/chat/completions", "/v1/completions"])
     return await ask(site, site.post(path, malformed_body(site.rng.randrange(1_000)), key=site.key()))
 
 
-@kind("H1", every_s=0.5, crew=2)
+@kind("P1", every_s=0.5, crew=2)
 async def random_bytes(site: Site) -> str:
     """What is no HTTP at all, and what nearly is."""
     data = bytearray(site.chat("x", max_tokens=1))

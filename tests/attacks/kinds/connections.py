@@ -22,25 +22,25 @@ async def _poured(site: Site, begin: bytes, part: bytes, parts: int) -> str:
         return str(answer.status) if answer is not None else "closed" if await peer.closed(1.0) else "taken"
 
 
-@kind("H1", every_s=3.0, crew=2)
+@kind("P1", every_s=3.0, crew=2)
 async def header_fields(site: Site) -> str:
     """Up to a megabyte of headers of four bytes each."""
     return await _poured(site, site.get("/health/live")[:-2], b"a:\r\n" * 4096, 64)
 
 
-@kind("H1", every_s=3.0, crew=2)
+@kind("P1", every_s=3.0, crew=2)
 async def header_value(site: Site) -> str:
     """One header of a megabyte."""
     return await _poured(site, site.get("/health/live")[:-2] + b"X-Long: ", b"v" * 16384, 64)
 
 
-@kind("H1", every_s=3.0, crew=2)
+@kind("P1", every_s=3.0, crew=2)
 async def request_line(site: Site) -> str:
     """A path of a megabyte."""
     return await _poured(site, b"GET /", b"p" * 16384, 64)
 
 
-@kind("H2", every_s=1.0, crew=20)
+@kind("P2", every_s=1.0, crew=20)
 async def slow_headers(site: Site) -> str:
     """A header, letter by letter."""
     with await Peer.connect(site) as peer:
@@ -48,14 +48,14 @@ async def slow_headers(site: Site) -> str:
         return await _dripped(peer, site, b"s")
 
 
-@kind("H2", every_s=0.5, crew=60)
+@kind("P2", every_s=0.5, crew=60)
 async def silence(site: Site) -> str:
     """Connects and says nothing."""
     with await Peer.connect(site) as peer:
         return "closed" if await peer.closed(site.hold_s) else "held"
 
 
-@kind("H2", every_s=0.5, crew=60)
+@kind("P2", every_s=0.5, crew=60)
 async def empty_lines(site: Site) -> str:
     """After an answer, an empty line now and then, which begins no request."""
     with await Peer.connect(site) as peer:
@@ -63,7 +63,7 @@ async def empty_lines(site: Site) -> str:
         return await _dripped(peer, site, b"\r\n")
 
 
-@kind("H2", every_s=1.0, crew=20)
+@kind("P2", every_s=1.0, crew=20)
 async def body_never_comes(site: Site) -> str:
     """Announces a body and keeps it: to a place that reads one, and to one that answers without."""
     path, method = site.rng.choice([("/v1/completions", "POST"), ("/nowhere", "POST"), ("/health", "GET")])
@@ -72,7 +72,7 @@ async def body_never_comes(site: Site) -> str:
         return "closed" if await peer.closed(site.hold_s) else "held"
 
 
-@kind("H2", every_s=2.0, crew=10)
+@kind("P2", every_s=2.0, crew=10)
 async def slow_body(site: Site) -> str:
     """A body, byte by byte."""
     with await Peer.connect(site) as peer:
@@ -91,47 +91,45 @@ async def _dripped(peer: Peer, site: Site, drop: bytes) -> str:
     return "held"
 
 
-@kind("H3", every_s=1.0, crew=20)
+@kind("P3", every_s=1.0, crew=20)
 async def unread_files(site: Site) -> str:
     """Asks for a file dozens of times in one go and reads nothing."""
     path = site.rng.choice(["/page/style.css", "/dashboard", "/", "/openapi.json"])
-    return await _unread(site, site.get(path) * 40)
+    return await _unread(site, [site.get(path)] * 40)
 
 
-@kind("H3", every_s=1.0, crew=20)
+@kind("P3", every_s=1.0, crew=20)
 async def unread_figures(site: Site) -> str:
     """The largest answers there are without a key, unread."""
-    return await _unread(site, site.get(site.rng.choice(["/status/history", "/metrics", "/openapi.json"])))
+    return await _unread(site, [site.get(site.rng.choice(["/status/history", "/metrics", "/openapi.json"]))] * 20)
 
 
-@kind("H3", "M1", every_s=1.0, crew=20)
+@kind("P3", every_s=1.0, crew=20)
 async def unread_streams(site: Site) -> str:
     """A stream of an answer, unread."""
     parameters = {"stream": True, "max_tokens": 400, "ignore_eos": True, "logprobs": True, "top_logprobs": 10}
-    return await _unread(site, site.chat(site.words(12), key=site.key(), **parameters))
+    return await _unread(site, [site.chat(site.words(12), key=site.key(), **parameters)])
 
 
-@kind("C3", every_s=1.0, crew=20)
+@kind("P4", every_s=1.0, crew=20)
 async def pipelined_streams(site: Site) -> str:
     """Two streams in one go, unread: the second request hides the loss of the connection from the first."""
-    one = site.chat(site.words(12), key=site.key(), stream=True, max_tokens=400, ignore_eos=True)
-    return await _unread(site, one + one)
+    parameters = {"stream": True, "max_tokens": 400, "ignore_eos": True, "logprobs": True, "top_logprobs": 10}
+    return await _unread(site, [site.chat(site.words(12), key=site.key(), **parameters)] * 2)
 
 
-async def _unread(site: Site, requests: bytes) -> str:
-    """The socket is full of what the server said: whether it has closed shows when this end writes."""
+async def _unread(site: Site, requests: list[bytes]) -> str:
+    """Whether the answers are given up shows when they are read after all: then not all of them come."""
     with await Peer.connect(site, rcvbuf=TINY) as peer:
-        await peer.send(requests, 5.0)
-        loop = asyncio.get_running_loop()
-        until_s = loop.time() + site.hold_s
-        while loop.time() < until_s:
-            await asyncio.sleep(min(1.0, site.hold_s / 10))
-            if peer.is_lost:
-                return "closed"
+        await peer.send(b"".join(requests), 5.0)
+        await asyncio.sleep(site.hold_s)
+        for _ in requests:
+            if await peer.answer(2.0) is None:
+                return "closed" if await peer.closed(2.0) else "held"
         return "held"
 
 
-@kind("C3", every_s=0.7, crew=4)
+@kind("P4", every_s=0.7, crew=4)
 async def pipelined_and_gone(site: Site) -> str:
     """Two requests in one go by a client that leaves."""
     with await Peer.connect(site) as peer:
@@ -142,7 +140,7 @@ async def pipelined_and_gone(site: Site) -> str:
     return "gone"
 
 
-@kind("L5", every_s=2.0, crew=2)
+@kind("P5", every_s=2.0, crew=2)
 async def upgrade_with_body(site: Site) -> str:
     """`Upgrade: h2c` as Java's client offers it, with a body in a packet of its own that looks like a request."""
     inner = b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -158,7 +156,7 @@ async def upgrade_with_body(site: Site) -> str:
         return str(answer.status) if answer is not None else "no answer"
 
 
-@kind("L5", every_s=2.0, crew=4)
+@kind("P5", every_s=2.0, crew=4)
 async def upgrade_to_websocket(site: Site) -> str:
     """Asks for a WebSocket, which nobody here speaks, and stays."""
     more = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Key": "AAAAAAAAAAAAAAAAAAAAAA=="}
@@ -168,7 +166,7 @@ async def upgrade_to_websocket(site: Site) -> str:
         return str(answer.status) if answer is not None else "no answer"
 
 
-@kind("L5", every_s=1.0, crew=2)
+@kind("P5", every_s=1.0, crew=2)
 async def smuggled(site: Site) -> str:
     """Requests whose end is told twice, or wrongly. Never is the inner one answered."""
     host = f"Host: 127.0.0.1:{site.port}\r\n".encode()
@@ -192,7 +190,7 @@ async def smuggled(site: Site) -> str:
         return str(answered[0].status) if answered else "closed"
 
 
-@kind("H2", every_s=2.0, crew=2)
+@kind("P2", every_s=2.0, crew=2)
 async def connection_storm(site: Site) -> str:
     """Thirty connections at once, reset at once."""
     peers = []

@@ -10,14 +10,14 @@ from tests.attacks.peer import Peer, Site, ask
 ADMIN = ("/admin/journal", "/admin/requests?ended=100", "/admin/quarantine")
 
 
-@kind("H12", "L4", every_s=0.1, crew=4)
+@kind("P19", every_s=0.1, crew=4)
 async def strangers(site: Site) -> str:
     """Wrong keys, and ids that are as long as they may be."""
     key = f"guess-{site.rng.getrandbits(64):016x}"
     return await ask(site, site.get(site.rng.choice(ADMIN), key=key, X_Request_Id="x" * 64))
 
 
-@kind("H11", every_s=0.5, crew=2)
+@kind("P19", every_s=0.5, crew=2)
 async def forged_headers(site: Site) -> str:
     """Headers that say that a stranger is somebody else."""
     more = site.rng.choice(
@@ -33,14 +33,14 @@ async def forged_headers(site: Site) -> str:
     return await ask(site, site.head(method, path, length=None, **more))
 
 
-@kind("H9", "L3", every_s=0.2, crew=4)
+@kind("P20", every_s=0.2, crew=4)
 async def lookers(site: Site) -> str:
     """Whatever can be looked at without a key, over and over."""
     paths = ("/status", "/status/history", "/metrics", "/openapi.json", "/health", "/v1/models", "/v1/templates")
     return await ask(site, site.get(site.rng.choice(paths)), site.hold_s)
 
 
-@kind("H9", every_s=3.0, crew=4)
+@kind("P20", every_s=3.0, crew=4)
 async def journal_readers(site: Site) -> str:
     """An operator's program that reads the journal again and again, and one that stops reading it."""
     request = site.get("/admin/journal", key=site.admin_key)
@@ -53,7 +53,7 @@ async def journal_readers(site: Site) -> str:
     return "gone"
 
 
-@kind("M5", every_s=10.0)
+@kind("P22", every_s=10.0)
 async def erasures(site: Site) -> str:
     """An operator erases a tenant that is busy."""
     with await Peer.connect(site) as peer:
@@ -62,7 +62,7 @@ async def erasures(site: Site) -> str:
         return str(answer.status) if answer is not None else "no answer"
 
 
-@kind("H9", every_s=2.0)
+@kind("P20", every_s=2.0)
 async def explanations(site: Site) -> str:
     """Explanations of whatever ended last: the dearest answers to make."""
     with await Peer.connect(site) as peer:
@@ -70,8 +70,7 @@ async def explanations(site: Site) -> str:
         answer = await peer.answer(site.hold_s)
         if answer is None or answer.status != 200:
             return "no answer" if answer is None else str(answer.status)
-        listed = json.loads(answer.body)
-        rows = listed if isinstance(listed, list) else listed.get("requests", [])
+        rows = json.loads(answer.body)["ended"]
         if not rows:
             return "none"
         return await peer.ask(
@@ -79,7 +78,7 @@ async def explanations(site: Site) -> str:
         )
 
 
-@kind("L3", every_s=0.5, crew=2)
+@kind("P5", every_s=0.5, crew=2)
 async def odd_paths(site: Site) -> str:
     """Files that nobody offers."""
     paths = ("/page/../../etc/passwd", "/page/%2e%2e%2f", "//", "/v1/requests/" + "a" * 200, "/%00", "/page/")

@@ -13,12 +13,12 @@ Strike = Callable[[Site], Awaitable[str]]
 
 @dataclass(frozen=True)
 class Kind:
-    """faults   what it is after: the kinds of fault by the letters of docs/threat-model.md
-    every_s  in a siege, the mean time between the beginnings of two strikes
-    crew     in a siege, the most strikes at a time"""
+    """promises  which ones it tries to break, by their numbers in docs/threat-model.md
+    every_s   in a siege, the mean time between the beginnings of two strikes
+    crew      in a siege, the most strikes at a time"""
 
     name: str
-    faults: tuple[str, ...]
+    promises: tuple[str, ...]
     every_s: float
     crew: int
     strike: Strike
@@ -27,13 +27,13 @@ class Kind:
 KINDS: dict[str, Kind] = {}
 
 
-def kind(*faults: str, every_s: float, crew: int = 1) -> Callable[[Strike], Strike]:
+def kind(*promises: str, every_s: float, crew: int = 1) -> Callable[[Strike], Strike]:
     """Puts a strike on the list under its own name."""
 
     def put(strike: Strike) -> Strike:
         name = getattr(strike, "__name__", "").strip("_")
         assert name not in KINDS, name
-        KINDS[name] = Kind(name, faults, every_s, crew, strike)
+        KINDS[name] = Kind(name, promises, every_s, crew, strike)
         return strike
 
     return put

@@ -9,34 +9,34 @@ from tests.attacks.kinds.kind import kind
 from tests.attacks.peer import Peer, Site, ask
 
 
-@kind("H7", every_s=0.05, crew=40)
+@kind("P11", every_s=0.05, crew=40)
 async def fresh_keys(site: Site) -> str:
     """A new key with every request: each one would be a tenant that has had nothing yet."""
     key = f"fresh-{site.rng.getrandbits(64):016x}"
     return await ask(site, site.chat(site.words(20), key=key, max_tokens=48, ignore_eos=True), site.hold_s)
 
 
-@kind("H8", every_s=0.02, crew=16)
+@kind("P10", every_s=0.02, crew=16)
 async def flood(site: Site) -> str:
     """The hog of scenarios/flood.toml: one tenant that keeps 16 requests in flight. Alone, it is what a siege is held against."""
     prompt = site.words(site.rng.randrange(40, 80))
     return await ask(site, site.chat(prompt, key=site.keys[-1], max_tokens=100, ignore_eos=True), 120.0)
 
 
-@kind("H8", every_s=0.05, crew=150)
+@kind("P10", every_s=0.05, crew=150)
 async def backlog(site: Site) -> str:
     """One tenant with hundreds of long requests in flight."""
     return await ask(site, site.chat(site.words(30), key=site.keys[0], max_tokens=1500, ignore_eos=True), site.hold_s)
 
 
-@kind("H8", every_s=2.0, crew=12)
+@kind("P10", every_s=2.0, crew=12)
 async def background_backlog(site: Site) -> str:
     """The same in the background class."""
     body = {"model": "default", "prompt": site.words(200), "max_tokens": 800, "service_tier": "flex"}
     return await ask(site, site.post("/v1/completions", body, key=site.keys[0]), site.hold_s)
 
 
-@kind("M1", every_s=2.0, crew=10)
+@kind("P12", every_s=2.0, crew=10)
 async def dripping_streams(site: Site) -> str:
     """Streams that are read so slowly that each is held, and fast enough that none is given up."""
     request = site.completion(site.words(300), key=site.key(), stream=True, max_tokens=500, ignore_eos=True)
@@ -51,7 +51,7 @@ async def dripping_streams(site: Site) -> str:
     return "held"
 
 
-@kind("M3", every_s=2.0, crew=6)
+@kind("P12", every_s=2.0, crew=6)
 async def dear_sampling(site: Site) -> str:
     """Sampling parameters that cost a hundred times the usual."""
     dear: dict[str, object] = site.rng.choice(
@@ -65,21 +65,21 @@ async def dear_sampling(site: Site) -> str:
     return await ask(site, site.post("/v1/completions", body, key=site.key()), site.hold_s)
 
 
-@kind("M8", every_s=8.0)
+@kind("P9", every_s=8.0)
 async def giant_logprobs(site: Site) -> str:
     """An answer whose log-probabilities are megabytes."""
     parameters = {"max_tokens": 300, "ignore_eos": True, "logprobs": True, "top_logprobs": 20, "n": 4}
     return await ask(site, site.chat(site.words(10), key=site.key(), **parameters), 2 * site.hold_s)
 
 
-@kind("M2", "H5", every_s=1.0, crew=2)
+@kind("P14", every_s=1.0, crew=2)
 async def raw_token_ids(site: Site) -> str:
     """Prompts of arbitrary token ids, some of which no text has."""
     ids = [site.rng.randrange(49_152) for _ in range(site.rng.randrange(1, 200))]
     return await ask(site, site.completion(ids, key=site.key(), max_tokens=8), site.hold_s)
 
 
-@kind("L1", every_s=0.1, crew=20)
+@kind("P13", every_s=0.1, crew=20)
 async def cancel_storm(site: Site) -> str:
     """Requests with a longest wait, by clients that leave at once."""
     body = site.chat(site.words(20), key=site.key(), max_tokens=400, stream=True, queue_timeout=3600)
@@ -90,7 +90,7 @@ async def cancel_storm(site: Site) -> str:
     return "gone"
 
 
-@kind("H5", "L1", every_s=0.2, crew=4)
+@kind("P8", "P13", every_s=0.2, crew=4)
 async def refused(site: Site) -> str:
     """Requests that are refused, each for another reason."""
     requests = [
@@ -106,7 +106,7 @@ async def refused(site: Site) -> str:
     return await ask(site, site.rng.choice(requests))
 
 
-@kind("L6", every_s=5.0, crew=2)
+@kind("P12", every_s=5.0, crew=2)
 async def summaries(site: Site) -> str:
     """Conversations to be summed up, which makes background work."""
     turns = [{"role": ("user", "assistant")[i % 2], "content": site.words(300)} for i in range(31)]
@@ -114,7 +114,7 @@ async def summaries(site: Site) -> str:
     return await ask(site, site.post("/v1/chat/completions", body, key=site.key()), site.hold_s)
 
 
-@kind("C3", "H5", every_s=2.0, crew=3)
+@kind("P4", every_s=2.0, crew=3)
 async def read_again(site: Site) -> str:
     """A response that goes on without its client, read again by many who stop reading."""
     key = site.key()
