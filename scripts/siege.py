@@ -4,11 +4,13 @@
     .venv/bin/python scripts/siege.py --minutes 3 --reference-minutes 1 --seed 7 --kind silence --kind fresh_keys
     .venv/bin/python scripts/siege.py -- --set classes.interactive.queue_max=32
 
-What follows `--` goes to `poise serve`. First the four run beside a plain flood (the hog of scenarios/flood.toml), which is
-the reference; then beside every kind of attack of tests/attacks/kinds, mixed by `--seed`, from 127.0.0.2 to .9, each bounded
-in count, size and time, at low priority so that the machine is busy with the server and not with its attackers. Meanwhile the
-engine and the text workers are killed a few times, and the model file gets a new time of modification. Then all is quiet, until
-what is kept for `results.retention_s` (60 s here) is gone. It checks:
+What follows `--` goes to `poise serve`. The polite tenants' keys are declared, so that those with a new key each time are
+strangers; with `--keyless` none is, and every new key is a tenant of its own. First the four run beside a plain flood (the hog
+of scenarios/flood.toml), which is the reference; then beside every kind of attack of tests/attacks/kinds, mixed by `--seed`, from
+127.0.0.2 to .9, two of which are proxies that the server trusts. Each attack is bounded in count, size and time, and they run at
+low priority, so that the machine is busy with the server and not with its attackers. Meanwhile the engine and the text workers
+are killed a few times, and the model file gets a new time of modification. Then all is quiet, until what is kept for
+`results.retention_s` (60 s here) is gone. It checks:
 
   polite       every request of the four was answered to its end; in a window of a kill, a new one may be told to come later
   ttft         their TTFT p95 in the siege, outside of kill windows, is at most `--ttft-ratio` times that beside the flood
@@ -31,6 +33,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import secrets
 import shutil
 import statistics
@@ -64,7 +67,7 @@ from siege_checks import (  # noqa: E402 - what lies beside this file and in tes
     figures,
 )
 from soak import Check, Server, check_audit, fetch, own_bytes, wait_until_clean  # noqa: E402
-from tests.attacks import polite  # noqa: E402
+from tests.attacks import peer, polite  # noqa: E402
 from tests.attacks.besiege import Order  # noqa: E402
 from tests.attacks.kinds import KINDS  # noqa: E402
 from tests.attacks.peer import Site  # noqa: E402
@@ -72,10 +75,17 @@ from tests.attacks.peer import Site  # noqa: E402
 from poise.bench.origin import commit, host  # noqa: E402
 from poise.llama.default_model import default_model  # noqa: E402
 
+SIMULATED = "tests.attacks.simulated"
 POLITE, HOSTILE = 4, 3
 THINK_S = 0.5
 SOURCES = [f"127.0.0.{n}" for n in range(2, 10)]
-HOLD_S = 20.0
+PROXIES = "127.0.0.8/31"
+"""Of these the server believes for whom a request is forwarded; the same claims of the others make nobody of them."""
+FORWARDED = [f"198.51.100.{n}" for n in range(1, 17)]
+CONNECTIONS = 300
+"""So few that the attackers use them up; those of the polite come in all the same."""
+HOLD_S = 40.0
+"""Longer than what the server allows by default for a body (20 s) and for an answer that is not taken (30 s)."""
 RETENTION_S = 60
 SAMPLE_S = 2.0
 WARMUP_S = 10.0
@@ -110,6 +120,8 @@ class Siege:
         self.outcomes: dict[str, dict[str, int]] = {}
         self.health_ms: list[float] = []
         self.levels: list[str] = []
+        self.slowest = (0.0, "")
+        """The longest wait for a first token in the siege, and the server's explanation of it."""
         self.at_rest: dict[str, Any] = {}
         self._last_level = ""
 
@@ -118,11 +130,14 @@ class Siege:
         sets = {
             "auth.required": "false",
             "auth.admin_key": self._admin_key,
+            "server.connections_total": str(CONNECTIONS),
+            "server.trusted_proxies": PROXIES,
             "results.retention_s": str(RETENTION_S),
             "audit.enabled": "true",
             "audit.path": str(self._folder / "audit"),
         }
-        sets |= {f"auth.keys.{tenant}": key_of(tenant) for tenant in [*self._tenants, *self._hostile]}
+        if not self._given.keyless:
+            sets |= {f"auth.keys.{tenant}": key_of(tenant) for tenant in [*self._tenants, *self._hostile]}
         pairs = [part for name, value in sets.items() for part in ("--set", f"{name}={value}")]
         return ["--model", str(self.model), *pairs, *self._given.serve]
 
@@ -131,9 +146,9 @@ class Siege:
         self._server, self._url, self._port = server, url, int(url.rpartition(":")[2])
         await self._until_healthy()
         reference_s, siege_s = self._given.reference_minutes * 60, self._given.minutes * 60
-        await self._phase("warm-up", ["flood"], WARMUP_S)
-        self._began_s = time.monotonic() + reference_s
+        self._began_s = time.monotonic() + WARMUP_S + reference_s
         watching = asyncio.create_task(self._watch())
+        await self._phase("warm-up", ["flood"], WARMUP_S)
         await self._phase("reference", ["flood"], reference_s)
         self._began_s = time.monotonic()
         killing = asyncio.create_task(self._kill(siege_s))
@@ -147,7 +162,7 @@ class Siege:
     async def _phase(self, name: str, kinds: Sequence[str], seconds: float) -> None:
         print(f"{name}: {seconds:g} s", flush=True)
         order = Order(
-            self._port, seconds, self._given.seed, list(kinds), self._given.intensity, SOURCES,
+            self._port, seconds, self._given.seed, list(kinds), self._given.intensity, SOURCES, FORWARDED,
             keys=[key_of(tenant) for tenant in self._hostile], admin_key=self._admin_key, hold_s=HOLD_S,
         )  # fmt: skip
         attackers = await asyncio.create_subprocess_exec(
@@ -171,7 +186,12 @@ class Siege:
         rng = random.Random(f"{self._given.seed}/{tenant}/{phase}")  # noqa: S311 - a workload, not a secret
         site = Site(self._port, rng=rng)
         while time.monotonic() < until_s:
-            self.asked[phase].append(await polite.ask(site, key_of(tenant)))
+            asked = await polite.ask(site, key_of(tenant))
+            self.asked[phase].append(asked)
+            if asked.status == polite.OK and asked.ttft_s > self.slowest[0] and phase == "siege":
+                self.slowest = (asked.ttft_s, "")
+                why = site.get(f"/v1/requests/{asked.response}/explanation", key=key_of(tenant))
+                self.slowest = (asked.ttft_s, await peer.fetched(site, why))
             await asyncio.sleep(rng.uniform(0.5, 1.5) * THINK_S)
 
     async def _kill(self, seconds: float) -> None:
@@ -264,7 +284,7 @@ class Siege:
             check_ttft(reference, siege, self._given.ttft_ratio),
             check_attacks(self.outcomes),
             check_tasks(rest["status"], rest["history_age_s"], len(self.levels) - 1, rest["health"]),
-            check_processes(self.samples, rest["status"]["restarts"], self.kills, rest["ended"]),
+            check_processes(self.samples, rest["status"]["restarts"], self.kills, rest["ended"], rest["text_deaths"]),
             check_files(self.samples, self._given.descriptors),
             check_memory(self.samples, warm_s, minutes * 60, self._given.growth_mib),
             rest["books"],
@@ -280,6 +300,7 @@ class Siege:
             "books": books,
             "status": json.loads(fetch_any(f"{self._url}/status")),
             "health": json.loads(fetch_any(f"{self._url}/health"))["status"],
+            "text_deaths": text_deaths(fetch(f"{self._url}/metrics").decode()),
             "history_age_s": time.time() - history["samples"][-1]["at"] if history["samples"] else float("inf"),
             "ended": self._server.process.poll(),
         }
@@ -297,8 +318,10 @@ class Siege:
         given = self._given
         return {
             "passed": passed, "checks": [asdict(check) for check in checks], "seed": given.seed, "minutes": given.minutes,
+            "keyless": given.keyless, "simulated": given.simulated,
             "reference_minutes": given.reference_minutes, "intensity": given.intensity, "serve": given.serve,
             "host": host(), "commit": commit(), "figures": {name: asdict(f) for name, f in self.figures().items()},
+            "slowest": self.slowest,
             "outcomes": self.outcomes, "levels": self.levels, "windows": [asdict(window) for window in self.windows],
             "samples": [asdict(sample) for sample in self.samples], "health_ms": self.health_ms,
             "statuses": {phase: Counter(a.status for a in asked) for phase, asked in self.asked.items()},
@@ -311,7 +334,8 @@ class Siege:
         for name, f in self.figures().items():
             row = f"{f.ttft_p50:>9.0f} {f.ttft_p95:>7.0f} {f.ttft_max:>7.0f} {f.gap_p95:>8.0f} {f.gap_max:>7.0f}"
             print(f"{name:<18} {f.n:>8} {row}")
-        print(f"\n/health: p50 {statistics.median(self.health_ms):.0f} ms, max {max(self.health_ms):.0f} ms")
+        print(f"\nthe slowest first token, {self.slowest[0]:.1f} s: {' '.join(said(self.slowest[1]))}")
+        print(f"/health: p50 {statistics.median(self.health_ms):.0f} ms, max {max(self.health_ms):.0f} ms")
         print(f"levels: {' '.join(self.levels)}")
         print(
             f"\n{'process':<10} {'own MiB: first':>15} {'most':>7} {'last':>7} {'files: first':>13} {'most':>5} {'last':>5}"
@@ -328,9 +352,23 @@ class Siege:
             print(f"{name:<24} {sum(found.values()):>7}  {told}")
 
 
+def said(explanation: str) -> list[str]:
+    """The sentences of an explanation."""
+    try:
+        return [str(sentence) for sentence in json.loads(explanation)["sentences"]]
+    except (ValueError, KeyError, TypeError):
+        return [explanation]
+
+
+def text_deaths(exposition: str) -> dict[str, int]:
+    """Of text workers, by cause, from /metrics."""
+    found = re.findall(r'^poise_text_worker_deaths_total\{cause="(\w+)"\} ([\d.]+)', exposition, re.MULTILINE)
+    return {cause: int(float(n)) for cause, n in found if float(n)}
+
+
 def _role(command: Sequence[str]) -> str:
     """What a child of the gateway is: by the module that it runs."""
-    module = next((part for part in command if part.startswith("poise.")), "other")
+    module = next((part for part in command if part.startswith(("poise.", "tests."))), "other")
     return next((role for role in ("engine", "text") if role in module), module)
 
 
@@ -351,6 +389,10 @@ def options() -> argparse.Namespace:
     parser.add_argument(
         "--kind", action="append", default=[], choices=sorted(KINDS), help="only this kind, and others named so"
     )
+    parser.add_argument(
+        "--simulated", action="store_true", help="an engine without a model, to see the gateway's part alone"
+    )
+    parser.add_argument("--keyless", action="store_true", help="no key is declared: each new one is a tenant")
     parser.add_argument("--intensity", type=float, default=1.0, help="share of each kind's rate and number")
     parser.add_argument("--kills", type=int, default=3, help="of the engine")
     parser.add_argument("--text-kills", type=int, default=3, help="of a text worker")
@@ -374,10 +416,12 @@ def main() -> int:
     given = options()
     folder = Path(tempfile.mkdtemp(prefix="poise-siege-"))
     print(f"seed {given.seed}; log and audit log in {folder}", flush=True)
+    # The server's, and those of `poise audit`; the simulated engine is found in tests/.
+    os.environ |= {"XDG_CONFIG_HOME": str(folder), "XDG_STATE_HOME": str(folder), "PYTHONPATH": str(ROOT)}
     try:
         with (folder / "serve.log").open("w", encoding="utf-8") as log:
             siege = Siege(given, folder)
-            server = Server(siege.options(), log, {"XDG_CONFIG_HOME": str(folder), "XDG_STATE_HOME": str(folder)})
+            server = Server(siege.options(), log, SIMULATED if given.simulated else "poise")
             try:
                 asyncio.run(siege.run(server, server.wait_for_url()))
                 siege.look()

@@ -84,7 +84,7 @@ def check_polite(outside: Sequence[Asked], inside: Sequence[Asked]) -> Check:
 def check_ttft(reference: Figures, siege: Figures, most: float) -> Check:
     ratio = siege.ttft_p95 / reference.ttft_p95 if reference.ttft_p95 else float("inf")
     detail = f"p95 {reference.ttft_p95:.0f} ms beside a flood, {siege.ttft_p95:.0f} ms in the siege: x{ratio:.2f}, bound {most:g}"
-    return Check("ttft", ratio <= most, detail)
+    return Check("ttft", siege.n > 0 and ratio <= most, detail)
 
 
 def check_attacks(outcomes: Mapping[str, Mapping[str, int]]) -> Check:
@@ -109,18 +109,28 @@ def check_tasks(status: Mapping[str, Any], history_age_s: float, level_changes: 
 
 
 def check_processes(
-    samples: Sequence[Sample], restarts: int, kills: Mapping[str, int], gateway_ended: int | None
+    samples: Sequence[Sample],
+    restarts: int,
+    kills: Mapping[str, int],
+    gateway_ended: int | None,
+    text_deaths: Mapping[str, int],
 ) -> Check:
-    """As many engines and text workers as were there at the beginning, and one for each that was killed."""
+    """As many processes as were there at the beginning, and one for each that was killed.
+
+    `text_deaths`: of text workers, by cause, as the server counts them. One that works for a client that has left ("gone"),
+    or for too long ("timeout"), is ended by the server, which is a bound and no fault.
+    """
     pids: dict[str, set[int]] = {}
     for sample in samples:
         pids.setdefault(sample.process, set()).add(sample.pid)
     first = min((s.at_s for s in samples), default=0.0)
     there = Counter(s.process for s in samples if s.at_s == first)
-    extra = {name: len(seen) - there[name] - kills.get(name, 0) for name, seen in pids.items()}
+    ended = {"text": text_deaths.get("gone", 0) + text_deaths.get("timeout", 0)}
+    extra = {name: len(seen) - there[name] - kills.get(name, 0) - ended.get(name, 0) for name, seen in pids.items()}
     wrong = {name: n for name, n in extra.items() if n > 0}
     ok = not wrong and restarts == kills.get("engine", 0) and gateway_ended is None
-    detail = f"killed {dict(kills)}; restarts told {restarts}; more than killed: {wrong or 'none'}"
+    told = f"killed {dict(kills)}; text workers that ended {dict(text_deaths)}; engines started again {restarts}"
+    detail = f"{told}; more than killed: {wrong or 'none'}"
     return Check(
         "processes", ok, detail + ("" if gateway_ended is None else f"; the gateway ended with {gateway_ended}")
     )
@@ -144,8 +154,12 @@ def _ends(samples: Sequence[Sample]) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def growth_mib(samples: Sequence[Sample], process: str, from_s: float, to_s: float) -> float | None:
-    """Medians of what is the process's own: of a minute from `from_s`, and of the last one before `to_s`. None: no samples."""
-    own = [s for s in samples if s.process == process and from_s <= s.at_s <= to_s]
+    """Medians of what is the process's own: of a minute from `from_s`, and of the last one before `to_s`. None: no samples.
+
+    Of a kind of process that was killed, the last one is looked at, from its beginning."""
+    last_pid = next((s.pid for s in reversed(samples) if s.process == process), None)
+    own = [s for s in samples if s.pid == last_pid and from_s <= s.at_s <= to_s]
+    from_s = max(from_s, own[0].at_s) if own else from_s
     length_s = min(ENDS_S, (to_s - from_s) / 4)
     first = [s.own_bytes for s in own if s.at_s <= from_s + length_s]
     last = [s.own_bytes for s in own if s.at_s >= to_s - length_s]

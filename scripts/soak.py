@@ -28,7 +28,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import re
 import subprocess
@@ -97,12 +96,11 @@ class Sample:
 class Server:
     """`poise serve` on a free port, its output in a file."""
 
-    def __init__(self, options: Sequence[str], log: IO[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, options: Sequence[str], log: IO[str], module: str = "poise") -> None:
+        """`module` stands in for `poise`."""
         self._log = log
-        command = [sys.executable, "-m", "poise", "serve", "--port", "0", *options]
-        self.process = subprocess.Popen(  # noqa: S603
-            command, stdout=log, stderr=subprocess.STDOUT, text=True, env={**os.environ, **(environment or {})}
-        )
+        command = [sys.executable, "-m", module, "serve", "--port", "0", *options]
+        self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)  # noqa: S603
 
     def wait_for_url(self) -> str:
         until = time.monotonic() + START_S_MAX

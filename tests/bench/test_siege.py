@@ -66,6 +66,7 @@ def test_ttft() -> None:
     assert checks.check_ttft(calm, siege, 4.0).ok
     assert not checks.check_ttft(calm, siege, 3.0).ok
     assert not checks.check_ttft(checks.figures([]), siege, 3.0).ok
+    assert not checks.check_ttft(calm, checks.figures([]), 3.0).ok
 
 
 def test_attacks() -> None:
@@ -98,12 +99,14 @@ def test_processes() -> None:
     """As many lives as were taken, and the gateway's one."""
     life = [sample(0), sample(0, "engine", 2), sample(0, "text", 3), sample(5, "engine", 4), sample(5, "text", 5)]
     killed = {"engine": 1, "text": 1}
-    assert checks.check_processes(life, 1, killed, None).ok
-    assert not checks.check_processes([*life, sample(9, "engine", 6)], 1, killed, None).ok
-    assert not checks.check_processes(life, 2, killed, None).ok
-    assert not checks.check_processes(life, 1, {"engine": 1}, None).ok
-    assert not checks.check_processes(life, 1, killed, -11).ok
-    assert not checks.check_processes([*life, sample(9, "gateway", 7)], 1, killed, None).ok
+    assert checks.check_processes(life, 1, killed, None, {}).ok
+    assert not checks.check_processes([*life, sample(9, "engine", 6)], 1, killed, None, {}).ok
+    assert not checks.check_processes([*life, sample(9, "text", 6)], 1, killed, None, {"crash": 2}).ok
+    assert checks.check_processes([*life, sample(9, "text", 6)], 1, killed, None, {"crash": 1, "gone": 1}).ok
+    assert not checks.check_processes(life, 2, killed, None, {}).ok
+    assert not checks.check_processes(life, 1, {"engine": 1}, None, {}).ok
+    assert not checks.check_processes(life, 1, killed, -11, {}).ok
+    assert not checks.check_processes([*life, sample(9, "gateway", 7)], 1, killed, None, {}).ok
 
 
 def test_descriptors() -> None:
@@ -121,6 +124,8 @@ def test_memory() -> None:
     assert not checks.check_memory(grown, 60, 240, 8).ok
     assert checks.check_memory([*steady, sample(300, mib=500)], 60, 240, 8).ok
     assert not checks.check_memory([], 60, 240, 8).ok
+    reborn = [sample(s, "engine", pid=2 + s // 100, mib=100 + s) for s in range(240)]
+    assert checks.growth_mib(reborn, "engine", 60, 240) == pytest.approx(30, abs=6)
 
 
 async def test_a_siege_ends_by_itself_and_counts_every_strike() -> None:
@@ -132,9 +137,9 @@ async def test_a_siege_ends_by_itself_and_counts_every_strike() -> None:
 
 
 def test_every_kind_is_bounded_and_says_what_it_is() -> None:
-    """A rate, a number at a time, a fault it is after, and a sentence."""
+    """A rate, a number at a time, a promise it is after, and a sentence."""
     for kind in KINDS.values():
-        assert kind.faults, kind.name
+        assert kind.promises, kind.name
         assert 1 <= kind.crew <= 200, kind.name
         assert kind.every_s >= 0.02, kind.name
         assert kind.strike.__doc__, kind.name
