@@ -60,8 +60,12 @@ PATIENCE = (
 class Besieged:
     """One server and its state before anything was done to it."""
 
-    def __init__(self, server: PoiseServer, *, key: str = "", hostile_key: str = "", admin_key: str = "") -> None:
+    def __init__(
+        self, server: PoiseServer, *, key: str = "", hostile_key: str = "", admin_key: str = "", audit: Path = Path()
+    ) -> None:
         self.server = server
+        self.audit = audit
+        """The folder of its audit log, where it has one."""
         self._key, self._hostile_key, self._admin_key = key, hostile_key, admin_key
         self._port = int(server.url.rpartition(":")[2])
         self._gateway = psutil.Process(server.process.pid)

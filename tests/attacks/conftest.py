@@ -40,7 +40,7 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
 def _besieged(folder: Path, *settings: str, key: str, hostile_key: str) -> Iterator[Besieged]:
     server = start(*settings, folder=folder)
     try:
-        yield Besieged(server, key=key, hostile_key=hostile_key, admin_key=ADMIN_KEY)
+        yield Besieged(server, key=key, hostile_key=hostile_key, admin_key=ADMIN_KEY, audit=folder / "audit")
     finally:
         code = server.stop()
     assert code == 0
