@@ -35,8 +35,10 @@ from poise.gateway.record import Follower
 from poise.gateway.summary import Summarizer
 from poise.wire.messages import Submit
 from poise.wire.text import Message
-from tests.gateway.fakes import OPERATOR, Exchange, ask, chat_body, exchange, make_app, prompt_body, unpaced
+from tests.gateway.fakes import OPERATOR, WAIT_S, Exchange, ask, chat_body, exchange, make_app, prompt_body, unpaced
 from tests.gateway.handover_engine import HandoverEngine
+from tests.gateway.http.serving import served
+from tests.gateway.http.test_backpressure import connect
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 KEY, MARK = "sk-of-nobody-else", "xyzzy-plugh-"
@@ -441,3 +443,38 @@ async def test_an_error_does_not_keep_the_frames_that_it_went_through() -> None:
         await waits(Scope())
     await asyncio.sleep(0)
     assert alive() == Counter()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("ending", ["whole", "stream", "stuck"])
+async def test_a_connection_that_stays_open_holds_nothing_of_its_last_request(ending: str) -> None:
+    """Clients keep theirs for minutes. One that takes nothing loses it, and the request is over."""
+    reader = {"unsent_bytes_max": 4096, "stall_swap_s": 0.05, "stall_end_s": 0.2}
+    streams = {"streams": {"send_buffer_bytes": 4096, "interactive": reader}}
+    settings = Settings.model_validate(unpaced().model_dump() | streams)
+    world = World(settings, Audit(settings))
+    body = chat_body(PROMPT, stream=ending != "whole")
+    async with served(world.app, settings) as port:
+        client = await connect(port, "POST", CHAT, body, f"Authorization: Bearer {KEY}\r\n")
+        await world.engine.until_submitted()
+        world.engine.start(1)
+        if ending == "stuck":
+            while not world.engine.aborted:
+                world.engine.say(1, "word " * 20)
+                await asyncio.sleep(0.001)
+        else:
+            world.engine.finish(1)
+            while b"\r\n\r\n" not in await asyncio.get_running_loop().sock_recv(client, 1 << 16):
+                pass
+        del body
+        await until_nothing_is_left()
+        client.close()
+
+
+async def until_nothing_is_left() -> None:
+    """The end of a connection takes a few turns of the loop."""
+    for _ in range(int(WAIT_S / 0.05)):
+        if not (alive() or secrets()):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{alive()} and {secrets()} are left")

@@ -23,7 +23,7 @@ def settings(swap_s: float = LONG, end_s: float = LONG) -> Settings:
     return Settings.model_validate({"streams": {"send_buffer_bytes": 4096, "interactive": reader}})
 
 
-async def connect(port: int, method: str, path: str, body: Any = None) -> socket.socket:
+async def connect(port: int, method: str, path: str, body: Any = None, fields: str = "") -> socket.socket:
     """A client with next to no room for what it does not read."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
@@ -33,8 +33,7 @@ async def connect(port: int, method: str, path: str, body: Any = None) -> socket
     data = b"" if body is None else json.dumps(body).encode()
     await loop.sock_sendall(
         client,
-        b"%b %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (method.encode(), path.encode(), len(data))
-        + data,
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {len(data)}\r\n\r\n".encode() + data,
     )
     return client
 

@@ -106,8 +106,9 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self._outgoing.end()
-        if self._exchange is not None:
-            self._exchange.lose()
+        exchange, self._exchange = self._exchange, None  # it has this protocol, and the scope of its request
+        if exchange is not None:
+            exchange.lose()
         self._room.set()
         self._unread.clear()
         self._transport = None
