@@ -261,7 +261,7 @@ class StatusBody(Closed):
 _ERRORS = {
     400: "The request is malformed, unsupported, or too long for the context.",
     401: "An API key is missing or unknown.",
-    403: "Only callers on this machine may ask.",
+    403: "This caller may not.",
     404: "There is no such model, template or request.",
     408: "The body did not arrive in time.",
     409: "The request's state does not allow it.",
