@@ -266,7 +266,7 @@ _ERRORS = {
     408: "The body did not arrive in time.",
     409: "The request's state does not allow it.",
     413: "The body is too large.",
-    429: "The queue of the request's class or tenant is full, or the tenant's tokens per minute are used up.",
+    429: "A queue is full, tokens per minute are used up, or too many requests came with keys that are not known.",
     500: "Something failed in the server; its log has the details.",
     503: "The engine cannot take requests now, too many requests are open, or the request waited too long.",
 }
@@ -292,7 +292,8 @@ def answer(body: type[BaseModel], status: int = 200, description: str = "The ans
 
 
 def errors(*statuses: int) -> Responses:
-    """Those of an endpoint's answers that are errors."""
+    """Those of an endpoint's answers that are errors. Who goes on with a key that is not known is told 429 instead of 401."""
+    statuses = (*statuses, 429) if 401 in statuses and 429 not in statuses else statuses
     return {
         status: {"model": ErrorBody, "description": _ERRORS[status]}
         | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
