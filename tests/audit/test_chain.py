@@ -207,6 +207,21 @@ def test_a_full_queue_never_waits_and_is_told(tmp_path: Path) -> None:
     assert b'"entries":7' in lines_of(tmp_path)[-1]
 
 
+def test_content_that_waits_has_a_bound_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand places are a bound for entries, not for prompts of megabytes. What has no content always fits."""
+    monkeypatch.setattr("poise.audit.log.CONTENT_BYTES_MAX", 10_000)
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x" * 3_900}]}]
+    with writing(tmp_path) as log:
+        with log._wake:  # the writer cannot take anything meanwhile
+            for _ in range(4):
+                log.put("request", {}, {"prompt": messages, "output": ["fine"]})
+            log.put("request", {})
+        log.erase_content("nobody").result(10)  # now it has
+        log.put("request", {}, {"prompt": messages, "output": ["fine"]})
+    report = verify(tmp_path, KEY)
+    assert (report.problem, report.events) == ("", {"request": 4, "lost": 1})
+
+
 class Watched:
     """What a writer tells of itself."""
 

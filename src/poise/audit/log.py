@@ -34,6 +34,8 @@ ORDINARY = ("request", "unknown_callers", "lost")
 """Events that anybody can cause. All others, as what operators do, have room of their own on a full disk and in a full queue."""
 QUEUE_KEPT = 1_000
 """Places of the queue beyond the ones that ordinary entries may take."""
+CONTENT_BYTES_MAX = 64 << 20
+"""Characters of prompts and answers that may be in the queue; as much again may be on its way to the disk."""
 SYNC_EVERY_S = 1.0
 PAUSE_AFTER_FAILURE_S = 0.1
 
@@ -85,6 +87,8 @@ class AuditLog:
         self._now = now
         self._queue: deque[_Entry | _Erasure] = deque()
         self._queue_max = queue_max
+        self._content_bytes = 0
+        """Of what is in the queue."""
         self._bytes_max = bytes_max
         self.watch: Watch | None = None
         self._began_s: float | None = None
@@ -122,16 +126,19 @@ class AuditLog:
         return writer.n_bytes, self._bytes_max, writer.n_early, writer.jumped
 
     def put(self, event: str, fields: Mapping[str, Any], content: Mapping[str, Any] | None = None) -> None:
-        """One entry. Never waits: with a full queue it is counted as lost."""
+        """One entry. Never waits: with a full queue, or content for which there is no room in it, it is counted as lost."""
         entry = _Entry(self._now(), {"event": event, **fields}, content)
+        n_bytes = _n_characters(content)
         with self._wake:
             room = self._queue_max + (0 if event in ORDINARY else QUEUE_KEPT)
-            if len(self._queue) >= room or self._closing:
+            too_much = n_bytes > 0 and self._content_bytes + n_bytes > CONTENT_BYTES_MAX
+            if len(self._queue) >= room or too_much or self._closing:
                 self._n_lost += 1
                 if self.watch is not None:
                     self.watch.lost(1)
                 return
             self._queue.append(entry)
+            self._content_bytes += n_bytes
             self._wake.notify()
 
     def erase_content(self, tenant: str) -> Future[int]:
@@ -172,7 +179,7 @@ class AuditLog:
             # Whatever happens in between: after a round that was told to be the last one there is no other.
             self._closed = self._closing
             self._queue.clear()
-            self._n_lost = 0
+            self._n_lost = self._content_bytes = 0
         n_lost += self._carry_out(work) if work else 0
         if n_lost and not self._write(_Entry(self._now(), {"event": "lost", "entries": n_lost}, None)):
             with self._wake:
@@ -234,3 +241,18 @@ class AuditLog:
 def _why(error: Exception) -> str:
     """An error of the system in its words; another's kind only, as its words could quote an entry."""
     return error.strerror or str(error) if isinstance(error, OSError) else type(error).__name__
+
+
+def _n_characters(content: object) -> int:
+    """Of all texts in a JSON-like value, and some for each part of it."""
+    n, left = 0, [content]
+    while left:
+        part = left.pop()
+        if isinstance(part, str):
+            n += len(part)
+        elif isinstance(part, Mapping):
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+        n += 8 if part is not None else 0
+    return n

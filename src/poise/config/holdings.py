@@ -235,6 +235,13 @@ GROWING = (
     Growing("gateway.templates:Templates", "tokens of declared templates", "the configuration's"),
     Growing("gateway.keys:KeyRing", "hashes of keys", "the keys file's"),
     Growing("gateway.tenancy.operators:LocalOperators", "codes for the dashboard", "a few, each for a minute or so"),
+    Growing("gateway.tenancy.accounts:Accounts", "undeclared keys that are alive", "8"),
+    Growing("gateway.tenancy.strangers:Strangers", "addresses that were refused", "4,096"),
+    Growing("gateway.http.acceptor:Acceptor", "connections that are being opened", "those that have a place"),
+    Growing("gateway.http.hub:Hub", "what the application keeps for its requests", "set once, at the start"),
+    Growing("gateway.http.peers:TrustedProxies", "networks of proxies", "the configuration's"),
+    Growing("gateway.http.places:Places", "connections", "their number in all"),
+    Growing("gateway.http.shares:Shares", "what accounts and addresses hold", "those that hold something"),
     Growing("gateway.text.queue:TextQueue", "texts that wait for a worker", "`text.queue_mb`"),
     Growing(
         "gateway.text.workers:TextWorkers", "text workers, and how the last ones ended", "`text.workers`; a few ends"
@@ -247,5 +254,5 @@ GROWING = (
     ),
     Growing("metrics.engine:_Least", "highest totals of engines", "one for each series"),
     Growing("metrics.sample:Sampler", "times of what limits", "one for each limit"),
-    Growing("audit.log:AuditLog", "entries on their way to the disk", "10,000"),
+    Growing("audit.log:AuditLog", "entries on their way to the disk", "11,000, and 64 MiB of content, twice"),
 )
