@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from poise.config import Settings, TemplateSettings
+from poise.config import Settings, TemplateSettings, TenantSettings
 from poise.gateway import summary
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
@@ -413,3 +413,21 @@ async def test_a_template_survives_trimming_and_summaries() -> None:
         assert starts(request)[0] == "Be k"
         assert note["prompt_tokens"] == len(request.prompt)
         assert [s.template for s in engine.submissions[:-1]] == [""] * (len(engine.submissions) - 1)
+
+
+async def test_a_summary_needs_what_background_work_needs() -> None:
+    """The class, and a level that has a place for it, before anything is computed. A conversation that fits needs neither."""
+    body = conversation(12, max_tokens=100, context_policy="summarize")
+    settings = TIGHT.model_copy(update={"tenants": {"local": TenantSettings(classes=["interactive"])}})
+    engine = roomy(FakeEngine(says("x")))
+    reply = await ask(make_app(engine, settings), "POST", CHAT, body)
+    assert (reply.status, reply.error["code"], reply.error["param"]) == (403, "class_not_allowed", "context_policy")
+    assert "'context_policy': 'trim'" in reply.error["message"]
+    assert not engine.submissions
+    short = await ask(make_app(engine, settings), "POST", CHAT, conversation(1, context_policy="summarize"))
+    assert short.status == 200
+    app = make_app(busy := roomy(FakeEngine(says("x"))), TIGHT)
+    busy.queued = {"background": 1000}
+    app.state.degradation.look()
+    shed = await ask(app, "POST", CHAT, body)
+    assert (shed.status, shed.error["code"]) == (429, "shed_background")

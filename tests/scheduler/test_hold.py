@@ -14,7 +14,6 @@ from poise.scheduler.request import (
     Hold,
     Preempted,
     PreemptionKind,
-    PreemptionReason,
     RequestClass,
     Resumed,
     Started,
@@ -195,22 +194,47 @@ def test_held_sequences_in_every_slot_block_nobody(request_class: RequestClass) 
     d.assert_all_ended()
 
 
-def test_held_sequences_use_up_no_limit_of_their_tenant() -> None:
-    """`running_max` is about what runs. Who comes back to a tenant that has as many again waits for its turn."""
+def test_held_sequences_count_among_those_that_run() -> None:
+    """Not to read is no way to have more than `running_max`: the next one waits until the reader has caught up, or has gone."""
     d = driver(tenants={"a": TenantPolicy(running_max=1)})
     stuck = decoding(d, 20)
     d.hold(stuck, Hold.PAUSE)
-    other = decoding(d, 40)
-    assert kinds(d, stuck) == [STALL], "there are slots enough"
-    d.hold(stuck, Hold.RUN)
-    assert kinds(d, stuck) == [STALL, SWAP], "but its tenant has one running"
-    assert [e.why for e in d.events_of(stuck, Preempted)] == [None, PreemptionReason.LIMIT]
-    while other in d.live:
-        assert d.scheduler._books.tenants.counts()["a"][2] <= 1
+    other = d.add(20, 10)
+    for _ in range(20):
         d.step()
+    assert other not in d.started_order()
+    d.hold(stuck, Hold.RUN)
+    assert kinds(d, stuck) == [STALL]
     d.run()
-    assert d.finished(stuck).n_output == 20
-    assert d.finished(stuck).n_preempted == 0
+    assert d.started_order() == [stuck, other]
+    stuck = decoding(d, 20)
+    d.hold(stuck, Hold.SWAP)
+    other = d.add(20, 10)
+    d.step()
+    assert other not in d.started_order()
+    d.abort(stuck)
+    d.run()
+    assert d.finished(other).n_output == 10
+
+
+def test_swaps_of_held_streams_leave_room_for_the_next_ones() -> None:
+    """One that reads nothing fills its part of the host store and no more; what does not fit there is computed again."""
+    store = StorePolicy(budget_bytes=40_000, tenant_share=0.5)
+    d = driver(slots=8, store=store)
+    stuck = [decoding(d, 100, tenant="stuck") for _ in range(6)]
+    while d.scheduler._life.sequences[stuck[-1]].n_computed < 60:
+        d.step()
+    for request_id in stuck:
+        d.hold(request_id, Hold.SWAP)
+    d.step()
+    assert d.scheduler._placement.store.n_bytes <= 20_000
+    other = decoding(d, 100, tenant="other")
+    d.hold(other, Hold.SWAP)
+    assert kinds(d, other) == [STALL, SWAP]
+    for request_id in [*stuck, other]:
+        d.hold(request_id, Hold.RUN)
+    d.run()
+    d.assert_all_ended()
 
 
 def test_a_tenant_that_was_held_has_saved_up_a_grain_at_most() -> None:

@@ -7,7 +7,7 @@ from itertools import cycle
 import pytest
 
 from poise.scheduler.policy import CostPrior, TenantPolicy
-from poise.scheduler.request import Hold, Preempted, Rejected, RejectReason, RequestClass, Started
+from poise.scheduler.request import FinishReason, Hold, Preempted, Rejected, RejectReason, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, Driver, policy
 
@@ -139,3 +139,15 @@ def test_a_lowered_share_stops_nobody_who_runs() -> None:
         d.hold(request_id, Hold.RUN)
     d.run()
     d.assert_all_ended()
+
+
+def test_deadlines_of_ended_requests_are_not_kept() -> None:
+    """A storm of cancels, each with a queue timeout of a day, leaves nothing that would be looked at tomorrow."""
+    d = Driver(Scheduler(policy()))
+    for _ in range(1000):
+        d.abort(d.add(20, 5, queue_timeout_us=86_400_000_000))
+    assert len(d.scheduler._deadlines) <= 70
+    late = d.add(20, 5, queue_timeout_us=1000)
+    d.now_ns += 2_000_000
+    d.step()
+    assert d.finished(late).reason is FinishReason.EXPIRED

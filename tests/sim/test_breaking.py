@@ -138,7 +138,7 @@ def test_refusals_are_the_queues() -> None:
     """A queue of two and fifty clients."""
     done, watched = run(crowd('{ kind = "closed" }', 100, 50, count=50), settings_with(slots=2, queue_max=2))
     pressure = watched[RequestClass.INTERACTIVE]
-    refused = sum(r.outcome == "queue_full" for r in done.records)
+    refused = sum(r.outcome == "queue_share" for r in done.records)
     assert pressure.waited_s[Resource.QUEUE] == refused > 100
     assert pressure.gave_out_s[Resource.QUEUE] < 5.0
 

@@ -136,8 +136,26 @@ def test_a_queue_that_is_full_answers_every_request() -> None:
     )
     done = simulate(scenario, Settings(), 5)
     outcomes = Counter(r.outcome for r in done.records)
-    assert set(outcomes) == {"length", "queue_full"}
-    assert outcomes["queue_full"] > outcomes["length"] > 10
+    assert set(outcomes) == {"length", "queue_share"}
+    assert outcomes["queue_share"] > outcomes["length"] > 10
+
+
+def test_newcomers_by_the_dozen_delay_one_that_plays_fair_by_its_turn() -> None:
+    """One short question at a time, beside one that keeps sixteen in flight. Bursts of tenants that nobody has seen, or that
+    come back, cost a few turns, and lose it nothing."""
+    quiet, crowded = (
+        simulate(load_scenario(FOLDER / "flood.toml"), Settings(), 3, Options(faults=faults))
+        for faults in ((), (Fault.NEWCOMERS,))
+    )
+    n_newcomers = sum(r.client == "newcomer" for r in crowded.records)
+    assert n_newcomers > 20
+    waits = [
+        [(r.first_ns or 1 << 60) - r.sent_ns for r in done.records if r.tenant == "polite"] for done in (quiet, crowded)
+    ]
+    assert len(waits[1]) > len(waits[0]) / 2
+    grain_ns = Settings().scheduler.fairness_grain_ms * 1_000_000
+    assert max(waits[1]) <= n_newcomers * grain_ns, "a grain each, at most"
+    assert sorted(waits[1])[len(waits[1]) // 2] < 2 * grain_ns
 
 
 @pytest.mark.parametrize("seed", range(1, 5))

@@ -151,7 +151,11 @@ class Completions:
             entry.note_prompt(body.get(param))
             detached = _is_detached(request) or options.background
             preparing = self._prepare(origin, caller_of(request).account, parsed, detached=detached)
-            return await (preparing if detached else while_connected(request.receive, preparing))
+            call = await (preparing if detached else while_connected(request.receive, preparing))
+            if call.is_late:  # a summary is background work, and needs what that needs
+                self._tenants.check_class(request, RequestClass.BACKGROUND, for_summary=True)
+                self._check_level(RequestClass.BACKGROUND)
+            return call
         except ApiError as error:
             self._metrics.rejected(entry.request_class, error.code, tenant)
             raise

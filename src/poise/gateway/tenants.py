@@ -95,13 +95,21 @@ class Tenants:
         except ApiError:
             return ""
 
-    def check_class(self, connection: HTTPConnection, request_class: RequestClass) -> None:
-        """Raises ApiError (403) unless who was identified may use this class."""
+    def check_class(
+        self, connection: HTTPConnection, request_class: RequestClass, *, for_summary: bool = False
+    ) -> None:
+        """Raises ApiError (403) unless who was identified may use this class; `for_summary`: to have a summary made in it."""
         caller = caller_of(connection)
         of_tenant = self._settings.tenant(caller.tenant).classes or list(RequestClass)
         allowed = [name for name in of_tenant if not caller.classes or name in caller.classes]
         if request_class in allowed:
             return
+        if for_summary:
+            message = (
+                f"The older turns would be summarized in class '{request_class.value}', which your key may not use. Shorten the "
+                "conversation or use 'context_policy': 'trim'."
+            )
+            raise ApiError(403, "class_not_allowed", message, param="context_policy")
         tiers = " or ".join(f"'{_TIERS[RequestClass(name)]}' (class '{name}')" for name in allowed)
         hint = f"Send 'service_tier': {tiers}." if allowed else "Ask the operator for a key that may use a class."
         message = f"Your key may not use class '{request_class.value}'. {hint}"

@@ -4,7 +4,7 @@ Enter, get a slot, lose it, stand still, go on, change class, advance, end: each
 counts and counters can only change together.
 
 A sequence stands still while an operator has paused it or its reader is behind. It then counts nowhere as work: not for its
-tenant's served cost and limit of running requests, not as decoding, not for the wait of others; and its slot is the first to be
+tenant's served cost, not as decoding, not for the wait of others; and its slot is the first to be
 taken. It keeps its place in the order, because a place is what it would cost and when it arrived.
 """
 
@@ -141,11 +141,15 @@ class Lifecycle:
         if level is Hold.RUN:
             if before is not Hold.RUN and sequence.deadline_ns:
                 sequence.deadline_ns += self.now_ns - sequence.held_ns
+            if before is not Hold.RUN and sequence.started:
+                self._books.tenants.let_go(sequence.request.account)
             if before is not Hold.RUN and sequence.may_run:
                 events += self._go_on(sequence)
             return events
         if before is Hold.RUN:
             sequence.held_ns = self.now_ns
+            if sequence.started:
+                self._books.tenants.hold(sequence.request.account)
             events.append(self._stand_still(sequence, PreemptionKind.STALL))
         if level is Hold.SWAP and sequence.slot >= 0:
             events.append(self._swap_out(sequence, PreemptionReason.IDLE))
@@ -201,6 +205,8 @@ class Lifecycle:
             del self.paused[request.request_id]
         if not sequence.started:
             tenants.leave_queue(request.account)
+        elif sequence.hold is not Hold.RUN:
+            tenants.let_go(request.account)
         ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
         if ended_well and request.pins:
             self._placement.pin(sequence, request.pins)
@@ -266,8 +272,9 @@ class Lifecycle:
         for tenant, counted in counts.items():
             theirs = own.get(tenant, [])
             n_new = sum(not s.started for s in theirs)
-            really = (len(theirs), n_new, sum(s.state is State.RUNNING for s in theirs))
-            assert counted == really, f"tenant {tenant}'s live, queued and running requests are miscounted"
+            n_held = sum(s.started and s.hold is not Hold.RUN for s in theirs)
+            really = (len(theirs), n_new, sum(s.state is State.RUNNING for s in theirs), n_held)
+            assert counted == really, f"tenant {tenant}'s live, queued, running and held requests are miscounted"
 
     def _queue(self, sequence: Sequence) -> WaitingQueue:
         return self._books.queues[sequence.request_class, sequence.pool]

@@ -300,7 +300,7 @@ class Placement:
         again_us = self._models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=n_cells)
         if 2 * self.carry_us * n_cells >= again_us:
             return None
-        entry = self._admit(Purpose.SWAP, sequence.request.tenant, sequence.pool, n_cells)
+        entry = self._admit(Purpose.SWAP, sequence.request.account, sequence.pool, n_cells)
         if entry is None:
             self.n_unstored += 1
             sequence.refill = n_cells

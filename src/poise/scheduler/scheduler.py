@@ -314,13 +314,11 @@ class Scheduler:
         return Rejected(request_id, RejectReason.QUEUE_SHARE, held, most, retry_after_us=retry_us)
 
     def _watch_deadline(self, sequence: Sequence) -> None:
-        heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.request.request_id))
+        """Those of requests that have started or ended go when they are most of what is watched."""
         live = self._life.sequences
-        if len(self._deadlines) > 2 * len(live) + DEADLINES_SPARE:
-            # Those of requests that have ended or begun would stay until their time, which may be a day.
-            waiting = (s for s in live.values() if s.deadline_ns and not s.started)
-            self._deadlines = [(s.deadline_ns, s.request.request_id) for s in waiting]
-            heapq.heapify(self._deadlines)
+        if len(self._deadlines) > 2 * len(live) + 64:
+            self._deadlines = sorted((s.deadline_ns, i) for i, s in live.items() if s.deadline_ns and not s.started)
+        heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.request.request_id))
 
     def _n_new(self, request_class: RequestClass) -> int:
         return sum(queue.n_new for (owner, _), queue in self._books.queues.items() if owner is request_class)

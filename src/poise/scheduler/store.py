@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from poise.scheduler.policy import StorePolicy
+from poise.scheduler.thresholds import may_take
 
 
 class Purpose(StrEnum):
@@ -22,7 +23,8 @@ class Purpose(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One stored state of `n_cells` cells. `n_bytes` is predicted until the runner has said what it really takes."""
+    """One stored state of `n_cells` cells. `n_bytes` is predicted until the runner has said what it really takes. `tenant` is who
+    it counts for: of a swap, the account of its request."""
 
     number: int
     purpose: Purpose
@@ -55,6 +57,8 @@ class HostStore:
         self._entries: dict[int, Entry] = {}
         self._bytes: dict[Purpose, int] = dict.fromkeys(Purpose, 0)
         self._prefix_bytes: dict[str, int] = {}
+        self._swap_bytes: dict[str, int] = {}
+        """By account."""
         self._next = 1
         self._peak_bytes = 0
         self.n_evicted = 0
@@ -82,6 +86,8 @@ class HostStore:
         if n_bytes > self._policy.budget_bytes:
             return None
         chosen: list[Entry] = []
+        if purpose is Purpose.SWAP and not self._may_swap(tenant, n_bytes):
+            return None
         if purpose is Purpose.PREFIX:
             quota = self._quota_bytes(tenant)
             over = self._prefix_bytes.get(tenant, 0) + n_bytes - quota
@@ -134,12 +140,21 @@ class HostStore:
         for purpose in Purpose:
             held = sum(e.n_bytes for e in self if e.purpose is purpose)
             assert held == self._bytes[purpose], f"the store's {purpose} bytes are miscounted"
-        by_tenant: dict[str, int] = {}
+        by_tenant: dict[Purpose, dict[str, int]] = {purpose: {} for purpose in Purpose}
         for entry in self:
             assert not entry.in_use, f"entry {entry.number} is still marked as in use"
-            if entry.purpose is Purpose.PREFIX:
-                by_tenant[entry.tenant] = by_tenant.get(entry.tenant, 0) + entry.n_bytes
-        assert by_tenant == {t: n for t, n in self._prefix_bytes.items() if n}, "prefix bytes by tenant are miscounted"
+            held_bytes = by_tenant[entry.purpose]
+            held_bytes[entry.tenant] = held_bytes.get(entry.tenant, 0) + entry.n_bytes
+        assert by_tenant[Purpose.PREFIX] == self._prefix_bytes, "prefix bytes by tenant are miscounted"
+        assert by_tenant[Purpose.SWAP] == self._swap_bytes, "swap bytes by account are miscounted"
+
+    def _may_swap(self, account: str, n_bytes: int) -> bool:
+        """Alone an account's swaps may take its share of the store; beside others, that share of what is free without its own. So
+        streams that nobody reads, which are swapped out and stay, leave room for the next one's."""
+        share = self._policy.tenant_shares.get(account, self._policy.tenant_share)
+        fixed = self._bytes[Purpose.SWAP] + self._bytes[Purpose.TEMPLATE]
+        held, total = self._swap_bytes.get(account, 0), self._policy.budget_bytes
+        return share >= 1 or may_take(n_bytes, held=held, used=fixed, total=total, share=share / (1 - share))
 
     def _quota_bytes(self, tenant: str) -> int:
         share = self._policy.tenant_shares.get(tenant, self._policy.tenant_share)
@@ -159,10 +174,11 @@ class HostStore:
 
     def _count(self, entry: Entry, change: int) -> None:
         self._bytes[entry.purpose] += change
-        if entry.purpose is Purpose.PREFIX:
-            held = self._prefix_bytes.get(entry.tenant, 0) + change
+        if entry.purpose is not Purpose.TEMPLATE:
+            by_tenant = self._prefix_bytes if entry.purpose is Purpose.PREFIX else self._swap_bytes
+            held = by_tenant.get(entry.tenant, 0) + change
             if held:
-                self._prefix_bytes[entry.tenant] = held
+                by_tenant[entry.tenant] = held
             else:
-                self._prefix_bytes.pop(entry.tenant, None)
+                by_tenant.pop(entry.tenant, None)
         self._peak_bytes = max(self._peak_bytes, self.n_bytes)

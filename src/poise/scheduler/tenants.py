@@ -20,6 +20,7 @@ class _Tenant:
     n_live: int = 0
     n_queued: int = 0
     n_running: int = 0
+    n_held: int = 0
     balance: float = 0.0
     filled_ns: int = 0
 
@@ -37,7 +38,7 @@ class TenantBooks:
     def may_run(self, tenant: str) -> bool:
         """Whether one more of the tenant's requests may run."""
         books = self._tenants[tenant]
-        return not books.policy.running_max or books.n_running < books.policy.running_max
+        return not books.policy.running_max or books.n_running + books.n_held < books.policy.running_max
 
     def may_queue(self, tenant: str) -> tuple[int, int] | None:
         """None, or (requests queued, limit) when the tenant has as many as it may."""
@@ -85,6 +86,15 @@ class TenantBooks:
         """One of its sequences lost its slot, or stands still in it."""
         self._tenants[tenant].n_running -= 1
 
+    def hold(self, tenant: str) -> None:
+        """The reader of one of its requests, which has had a slot, is behind. It counts as if it ran: not to read is no way to
+        have more requests than the tenant may."""
+        self._tenants[tenant].n_held += 1
+
+    def let_go(self, tenant: str) -> None:
+        """That reader has caught up, or its request has ended."""
+        self._tenants[tenant].n_held -= 1
+
     def tidy(self, now_ns: int) -> None:
         """Forget tenants that are as if they had never been here."""
         for tenant, books in list(self._tenants.items()):
@@ -94,9 +104,9 @@ class TenantBooks:
             if books.balance >= books.policy.tokens_per_minute:
                 del self._tenants[tenant]
 
-    def counts(self) -> dict[str, tuple[int, int, int]]:
-        """Tenant to (live requests, new ones that have not started, running ones)."""
-        return {tenant: (books.n_live, books.n_queued, books.n_running) for tenant, books in self._tenants.items()}
+    def counts(self) -> dict[str, tuple[int, int, int, int]]:
+        """Tenant to (live requests, new ones that have not started, running ones, held ones that have started)."""
+        return {t: (books.n_live, books.n_queued, books.n_running, books.n_held) for t, books in self._tenants.items()}
 
     def _fill(self, books: _Tenant, now_ns: int) -> None:
         per_minute = books.policy.tokens_per_minute

@@ -43,7 +43,9 @@ class Target:
         own = [r for r in records if r.request_class == self.request_class]
         match self.measure:
             case "refused":
-                refused = sum(r.outcome in ("queue_full", "tenant_queue_full", "tenant_rate") for r in own)
+                refused = sum(
+                    r.outcome in ("queue_full", "queue_share", "tenant_queue_full", "tenant_rate") for r in own
+                )
                 return 100.0 * refused / len(own) if own else None
             case "ttft":
                 values = [(r.first_ns - r.sent_ns) / 1e6 for r in own if r.first_ns is not None]

@@ -56,6 +56,9 @@ class Fault(StrEnum):
     BURST = "burst"
     """Dozens of requests arrive at one moment."""
 
+    NEWCOMERS = "newcomers"
+    """Dozens of tenants arrive at one moment with a request each, some never seen before, some that come back."""
+
     MISFIT = "misfit"
     """Requests arrive that can never fit."""
 
@@ -79,6 +82,7 @@ PERIOD_S = {
     Fault.ERASE: 60.0,
     Fault.ENGINE_CRASH: 40.0,
     Fault.BURST: 30.0,
+    Fault.NEWCOMERS: 20.0,
     Fault.MISFIT: 10.0,
     Fault.TEMPLATE: 45.0,
 }
@@ -245,6 +249,8 @@ class Faults:
                 return [(0, wire.Forget(self._forget_ids, rng.choice(tenants)))]
             case Fault.BURST:
                 return [(0, _arriving(rng)) for _ in range(rng.randint(10, 80))]
+            case Fault.NEWCOMERS:
+                return [(0, _newcomer(rng)) for _ in range(rng.randint(10, 60))]
             case Fault.MISFIT:
                 return [(0, _arriving(rng, n_more=CELLS_NOBODY_HAS if rng.random() < 0.3 else rng.randint(2000, 9000)))]
             case Fault.TEMPLATE:
@@ -313,6 +319,13 @@ def _arriving(rng: random.Random, n_more: int = 0) -> Arriving:
     client = BURST_CLIENT
     n_prompt, n_output = client.prompt_tokens.draw(rng) + n_more, client.output_tokens.draw(rng)
     return Arriving(client, PlannedRequest(None, n_prompt, n_output, None, rng.getrandbits(31)))
+
+
+def _newcomer(rng: random.Random) -> Arriving:
+    """A short request of a tenant that nobody has seen, or of one in some hundreds."""
+    name = f"new-{rng.getrandbits(40):010x}" if rng.random() < 0.7 else f"known-{rng.randrange(300)}"
+    client = replace(BURST_CLIENT, name="newcomer", tenant=name)
+    return Arriving(client, PlannedRequest(None, rng.randint(1, 120), rng.randint(1, 40), None, rng.getrandbits(31)))
 
 
 def _other_shape(policy: SchedulerPolicy, tenants: Sequence[str], rng: random.Random) -> SchedulerPolicy:
