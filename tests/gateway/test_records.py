@@ -166,7 +166,7 @@ def test_a_record_counts_all_that_it_holds() -> None:
     """Texts, log probabilities with their alternatives, ends and moments."""
     made = record("r1")
     made.wants_logprobs = True
-    entry = TokenEntry(b"piece", -1.0, [(b"other", -2.0)] * 20, 0, 1)
+    entry = TokenEntry(b"piece", -1.0, ((b"other", -2.0),) * 20, 0, 1)
     sizes = [made.n_bytes]
     made.append(0, "text", (), 0.0)
     sizes.append(made.n_bytes)

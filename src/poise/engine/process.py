@@ -34,7 +34,7 @@ from poise.llama.load import LoadedRunner, Progress, load_runner
 from poise.llama.model import ModelError
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
-from poise.wire.fingerprint import MODEL_CHANGED, fingerprint
+from poise.wire.fingerprint import MODEL_CHANGED, is_other
 from poise.wire.framing import FrameReader, encode_frame
 
 READ_BYTES = 1 << 18
@@ -180,10 +180,10 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
 def check_same(path: Path, expected: str) -> None:
     """Raises ModelError when the file is not the one with this fingerprint."""
     try:
-        found = fingerprint(path) if expected else ""
+        other = is_other(path, expected)
     except OSError as error:
         raise ModelError(path, f"cannot be read ({type(error).__name__})") from error
-    if found != expected:
+    if other:
         raise ModelError(path, MODEL_CHANGED)
 
 

@@ -56,7 +56,7 @@ class Choice:
         # A token that ends within a character is all told when the character is.
         end = self._n_decoded + self._detokeniser.holds_bytes
         name = self._text.token_name
-        top = [(name(other.token), other.logprob) for other in token.top]
+        top = tuple([(name(other.token), other.logprob) for other in token.top])
         logprob = token.logprob if token.logprob is not None else 0.0
         self._entries.append(TokenEntry(name(token.token), logprob, top, offset, end))
         shown = self._scanner.push(text) if self._has_stops else text

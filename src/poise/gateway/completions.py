@@ -43,6 +43,7 @@ from poise.gateway.reader import Reader
 from poise.gateway.record import Follower, Origin, Record
 from poise.gateway.records import Records
 from poise.gateway.responses import ChatFormat, CompletionFormat, Heading, Shape
+from poise.gateway.slices import in_turns, json_of
 from poise.gateway.summary import Summarizer
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants, caller_of
@@ -113,7 +114,9 @@ class Completions:
             await while_connected(request.receive, follower.ended())
         finally:
             follower.leave()
-        return Response(call.record.body(), media_type="application/json", headers=call.headers)
+        record = call.record
+        answers = await in_turns(record.gather())
+        return await json_of(record.body(answers), call.headers)
 
     async def _read(
         self,

@@ -27,6 +27,9 @@ from poise.wire.text import Message
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
+MAX_ALL_PARTS = 8192
+"""Parts of all messages together: each one is looked at, and every stream waits meanwhile."""
+MAX_PROMPTS = 1024
 MAX_PROMPT_IDS = 1 << 20
 MAX_STOPS = 8
 MAX_STOP_CHARS = 1024
@@ -93,6 +96,10 @@ def _read_stream_options(value: object, param: str) -> StreamOptions:
 
 def _read_messages(value: object, param: str) -> list[Message]:
     messages = read_list(value, param, "a list of messages", MAX_MESSAGES)
+    n_parts = sum(len(m["content"]) for m in messages if type(m) is dict and type(m.get("content")) is list)
+    if n_parts > MAX_ALL_PARTS:
+        rule = f"have at most {MAX_ALL_PARTS} content parts in all; join those of a message, or send strings"
+        raise invalid_value(param, rule, None, f"has {n_parts}")
     return [_read_message(message, f"{param}[{i}]") for i, message in enumerate(messages)]
 
 
@@ -137,6 +144,8 @@ def _read_prompt(value: object, param: str) -> list[str] | list[list[int]]:
         return [value]
     entries = read_list(value, param, what, MAX_PROMPT_IDS)
     kinds = set(map(type, entries))  # one pass in C: a list of a million entries must not hold up the streams
+    if kinds != {int} and len(entries) > MAX_PROMPTS:
+        raise invalid_value(param, f"have at most {MAX_PROMPTS} prompts", None, f"has {len(entries)}")
     if kinds == {str}:
         return entries
     if kinds == {int}:

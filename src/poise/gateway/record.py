@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from poise.gateway.engine_client import Wakeup
 from poise.gateway.errors import ApiError
 from poise.gateway.responses import Answer, Shape, TokenEntry, Usage
+from poise.gateway.slices import at_once
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Accepted, Prefill, Waiting
 
@@ -40,6 +41,9 @@ _RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _TOKEN_BYTES, _FAILURE_BYTES = 1950, 1
 _MOMENT_BYTES, _DETAIL_BYTES = 88, 24
 _ENTRY_BYTES, _TOP_BYTES, _ROUNDING_BYTES = 280, 88, 8
 """About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
+
+
+WEIGHED_TOKENS, GATHERED_TOKENS = 256, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,9 @@ class ChoiceRecord:
     """Chunks of its prompt that were computed."""
     chunks: Moment | None = None
     """The moment that its next chunk may be added to."""
+    first_s: float | None = None
+    """When its first output token arrived, and its last one."""
+    last_s: float | None = None
     finish_reason: str | None = None
     outcome: str | None = None
 
@@ -194,10 +201,7 @@ class Record:
     @property
     def n_bytes(self) -> int:
         """Memory that it takes."""
-        self._content_bytes += sum(map(_text_bytes, self.texts[self._n_weighed :]))
-        self._content_bytes += sum(map(_entries_bytes, self.entries[self._n_weighed :]))
-        self._content_bytes += sum(map(_moment_bytes, self.timeline[self._n_moments_weighed :]))
-        self._n_weighed, self._n_moments_weighed = len(self.texts), len(self.timeline)
+        self._weigh()
         return (
             _RECORD_BYTES
             + self._content_bytes
@@ -205,6 +209,13 @@ class Record:
             + _END_BYTES * len(self.ends)
             + _TOKEN_BYTES * len(self.texts)
         )
+
+    def _weigh(self) -> None:
+        """Count what has come since the last time."""
+        self._content_bytes += sum(map(_text_bytes, self.texts[self._n_weighed :]))
+        self._content_bytes += sum(map(_entries_bytes, self.entries[self._n_weighed :]))
+        self._content_bytes += sum(map(_moment_bytes, self.timeline[self._n_moments_weighed :]))
+        self._n_weighed, self._n_moments_weighed = len(self.texts), len(self.timeline)
 
     def usage(self) -> Usage:
         """Tokens so far."""
@@ -242,8 +253,14 @@ class Record:
         self.owners.append(choice)
         self.arrivals.append(at_s)
         self.texts.append(text)
+        told = self.choices[choice]
+        told.last_s = at_s
+        if told.first_s is None:
+            told.first_s = at_s
         if self.wants_logprobs:
             self.entries.append(entries)
+            if len(self.texts) - self._n_weighed >= WEIGHED_TOKENS:  # not all of a long answer at its end
+                self._weigh()
 
     def end_choice(self, end: End, outcome: str) -> None:
         choice = self.choices[end.choice]
@@ -289,14 +306,22 @@ class Record:
             self.work.hold(level)
 
     def answers(self) -> list[Answer]:
-        """What every choice has come to so far."""
+        """What every choice has come to so far, at once."""
+        return at_once(self.gather())
+
+    def gather(self) -> Generator[None, None, list[Answer]]:
+        """The same in steps of a millisecond or so; returns the answers. A record that has not ended is cut where it is now."""
         texts: list[list[str]] = [[] for _ in self.choices]
         entries: list[list[TokenEntry]] = [[] for _ in self.choices]
-        for i, (owner, text) in enumerate(zip(self.owners, self.texts, strict=True)):
-            texts[owner].append(text)
-            if self.wants_logprobs:
-                entries[owner] += self.entries[i]
-        for end in self.ends:
+        n_tokens, ends = len(self.texts), list(self.ends)
+        for begin in range(0, n_tokens, GATHERED_TOKENS):
+            for i in range(begin, min(begin + GATHERED_TOKENS, n_tokens)):
+                owner = self.owners[i]
+                texts[owner].append(self.texts[i])
+                if self.wants_logprobs:
+                    entries[owner] += self.entries[i]
+            yield
+        for end in ends:
             texts[end.choice].append(end.text)
             entries[end.choice] += end.entries
         return [
@@ -309,12 +334,12 @@ class Record:
             for choice in self.choices
         ]
 
-    def body(self) -> bytes:
-        """The response of a request that does not stream."""
+    def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        """The response of a request that does not stream, in pieces that take a few milliseconds each."""
         response = self.shape.format()
         if self.downgraded:
             response.downgrade()
-        return response.body(self.answers(), self.usage())
+        return response.body(answers, self.usage())
 
 
 class Follower:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -20,6 +20,8 @@ from poise.gateway.openai import class_settings
 from poise.gateway.reader import Place, Reader, read_place
 from poise.gateway.record import CANCELLED, ENDED, Record
 from poise.gateway.records import Records
+from poise.gateway.responses import Answer
+from poise.gateway.slices import in_turns
 from poise.gateway.spans import timeline_of
 from poise.gateway.tenants import Tenants
 from poise.metrics.streams import StreamMetrics
@@ -50,7 +52,7 @@ class Requests:
 
     async def get(self, request: Request) -> Response:
         record, tenant = self._found(request)
-        return fresh_json(_report(record, text_shown=tenant is not None))
+        return fresh_json(_report(record, await in_turns(record.gather()), text_shown=tenant is not None))
 
     async def explanation(self, request: Request) -> Response:
         """Why it took as long as it did."""
@@ -61,7 +63,7 @@ class Requests:
         record, tenant = self._found(request)
         if record.work is not None:
             record.work.stop(CANCELLED)
-        return fresh_json(_report(record, text_shown=tenant is not None))
+        return fresh_json(_report(record, await in_turns(record.gather()), text_shown=tenant is not None))
 
     async def stream(self, request: Request) -> Response:
         """Its events after those that the caller has. They are text: none for an operator."""
@@ -117,7 +119,7 @@ def _row(record: Record, now_s: float) -> dict[str, Any]:
     }
 
 
-def _report(record: Record, *, text_shown: bool) -> dict[str, Any]:
+def _report(record: Record, answers: Sequence[Answer], *, text_shown: bool) -> dict[str, Any]:
     """Everything that there is of a request, but its prompt, which is not kept."""
     choices = [
         {
@@ -128,7 +130,7 @@ def _report(record: Record, *, text_shown: bool) -> dict[str, Any]:
             "finish_reason": choice.finish_reason,
             "outcome": choice.outcome,
         }
-        for choice, answer in zip(record.choices, record.answers(), strict=True)
+        for choice, answer in zip(record.choices, answers, strict=True)
     ]
     return _row(record, time.perf_counter()) | {"timeline": timeline_of(record), "choices": choices}
 

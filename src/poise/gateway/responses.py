@@ -10,8 +10,9 @@ request; only the text goes through an encoder. That is some twenty times cheape
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ from poise.gateway.segments import Mark
 encode = msgspec.json.Encoder().encode
 
 DOWNGRADED_TIER = "flex"
+ENTRIES_IN_A_PIECE = 128
 _LOGPROB_MIN = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
 
@@ -46,13 +48,15 @@ class Usage:
         }
 
 
-@dataclass(slots=True)
-class TokenEntry:
-    """A token with its log probability. `offset` is where its text begins in the answer, `end` where it is all told."""
+class TokenEntry(msgspec.Struct, frozen=True, gc=False):
+    """A token with its log probability. `offset` is where its text begins in the answer, `end` where it is all told.
+
+    It is no business of the collector of cycles, which would hold the event loop up while it looks at a million of them.
+    """
 
     piece: bytes
     logprob: float
-    top: list[tuple[bytes, float]]
+    top: tuple[tuple[bytes, float], ...]
     offset: int
     end: int
 
@@ -141,9 +145,21 @@ class ResponseFormat(ABC):
     ) -> bytes:
         """The end of a choice, with the text that was held back until then."""
 
+    def body(self, answers: Sequence[Answer], usage: Usage) -> Iterator[bytes]:
+        """The whole response of a request that did not stream, in pieces that take a few milliseconds each."""
+        yield encode(self.heading.as_json(self.body_kind))[:-1] + b',"choices":['
+        for n, answer in enumerate(answers):
+            yield b"," if n else b""
+            yield from self.choice(answer)
+        yield b'],"usage":' + encode(usage.as_json()) + self._untold + b"}"
+
+    @property
     @abstractmethod
-    def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
-        """The whole response of a request that did not stream."""
+    def body_kind(self) -> str: ...
+
+    @abstractmethod
+    def choice(self, answer: Answer) -> Iterator[bytes]:
+        """One choice of the whole response."""
 
     def usage_event(self, at: bytes, usage: Usage) -> bytes:
         return b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, encode(usage.as_json()))
@@ -158,10 +174,6 @@ class ResponseFormat(ABC):
         else:
             tail = (b'],"usage":null' if self.usage_field else b"]") + notes
         return b"id: %b\n%b%b%b}\n\n" % (at, self._prefix, choice, tail)
-
-    def _body(self, kind: str, choices: list[dict[str, Any]], usage: Usage) -> bytes:
-        notes = {} if self.notes is None else {"poise": self.notes}
-        return encode(self.heading.as_json(kind) | {"choices": choices, "usage": usage.as_json()} | notes)
 
 
 class ChatFormat(ResponseFormat):
@@ -200,17 +212,20 @@ class ChatFormat(ResponseFormat):
         choice = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b%b}'
         return self._event(at, choice % (index, content, logprobs, encode(reason), _segments(marks)), usage)
 
-    def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
-        choices = [
-            {
-                "index": answer.index,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "logprobs": None if answer.entries is None else chat_logprobs(answer.entries),
-                "finish_reason": answer.finish_reason,
-            }
-            for answer in answers
-        ]
-        return self._body("chat.completion", choices, usage)
+    @property
+    def body_kind(self) -> str:
+        return "chat.completion"
+
+    def choice(self, answer: Answer) -> Iterator[bytes]:
+        message = encode({"role": "assistant", "content": answer.text, "refusal": None})
+        yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, message)
+        if answer.entries is None:
+            yield b"null"
+        else:
+            yield b'{"content":['
+            yield from _joined(answer.entries, lambda entries: chat_logprobs(entries)["content"])
+            yield b'],"refusal":null}'
+        yield b',"finish_reason":%b}' % encode(answer.finish_reason)
 
 
 class CompletionFormat(ResponseFormat):
@@ -247,17 +262,21 @@ class CompletionFormat(ResponseFormat):
         choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
         return self._event(at, choice % (index, encode(text), logprobs, encode(reason), _segments(marks)), usage)
 
-    def body(self, answers: Sequence[Answer], usage: Usage) -> bytes:
-        choices = [
-            {
-                "index": answer.index,
-                "text": answer.text,
-                "logprobs": None if answer.entries is None else completion_logprobs(answer.entries),
-                "finish_reason": answer.finish_reason,
-            }
-            for answer in answers
-        ]
-        return self._body("text_completion", choices, usage)
+    @property
+    def body_kind(self) -> str:
+        return "text_completion"
+
+    def choice(self, answer: Answer) -> Iterator[bytes]:
+        yield b'{"index":%d,"text":%b,"logprobs":' % (answer.index, encode(answer.text))
+        if answer.entries is None:
+            yield b"null"
+        else:
+            for n, (name, value_of) in enumerate(_COMPLETION_LOGPROBS.items()):
+                yield b"%b%b:[" % (b"," if n else b"{", encode(name))
+                yield from _joined(answer.entries, partial(_each, value_of))
+                yield b"]"
+            yield b"}"
+        yield b',"finish_reason":%b}' % encode(answer.finish_reason)
 
 
 @dataclass(slots=True)
@@ -331,18 +350,29 @@ def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
 
 
 def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    return {
-        "tokens": [token_text(entry.piece) for entry in entries],
-        "token_logprobs": [max(entry.logprob, _LOGPROB_MIN) for entry in entries],
-        "top_logprobs": [
-            {
-                token_text(piece): max(logprob, _LOGPROB_MIN)
-                for piece, logprob in [*entry.top, (entry.piece, entry.logprob)]
-            }
-            for entry in entries
-        ],
-        "text_offset": [entry.offset for entry in entries],
-    }
+    return {name: [field(entry) for entry in entries] for name, field in _COMPLETION_LOGPROBS.items()}
+
+
+_COMPLETION_LOGPROBS: dict[str, Callable[[TokenEntry], Any]] = {
+    "tokens": lambda entry: token_text(entry.piece),
+    "token_logprobs": lambda entry: max(entry.logprob, _LOGPROB_MIN),
+    "top_logprobs": lambda entry: {
+        token_text(piece): max(logprob, _LOGPROB_MIN) for piece, logprob in [*entry.top, (entry.piece, entry.logprob)]
+    },
+    "text_offset": lambda entry: entry.offset,
+}
+
+
+def _each(field: Callable[[TokenEntry], Any], entries: Sequence[TokenEntry]) -> list[Any]:
+    return [field(entry) for entry in entries]
+
+
+def _joined(
+    entries: Sequence[TokenEntry], as_json: Callable[[Sequence[TokenEntry]], list[Any]], n: int = ENTRIES_IN_A_PIECE
+) -> Iterator[bytes]:
+    """The inside of a JSON array, `n` entries a piece."""
+    for begin in range(0, len(entries), n):
+        yield (b"," if begin else b"") + encode(as_json(entries[begin : begin + n]))[1:-1]
 
 
 def token_text(piece: bytes) -> str:

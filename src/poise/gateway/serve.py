@@ -32,6 +32,7 @@ from poise.gateway.http.server import HttpServer
 from poise.gateway.keys import KeyRing, KeysError
 from poise.gateway.preflight import CannotStart, Checked
 from poise.gateway.preflight import check as check_model
+from poise.gateway.slices import freeze_heap
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.tasks import Tasks
 from poise.gateway.templates import TemplateUnusable
@@ -107,7 +108,9 @@ class _Service:
         self._tasks = Tasks(on_give_up=self._give_up)
         self._supervisor = Supervisor(settings, str(path), tasks=self._tasks)
         self._model_name = settings.model.name or path.stem
-        self._workers = TextWorkers(settings.text, str(path), tasks=self._tasks)
+        self._workers = TextWorkers(
+            settings.text, str(path), tasks=self._tasks, fingerprint=self._supervisor.model.fingerprint
+        )
         self._text_known = asyncio.Event()
         self._app = app = create_app(
             settings,
@@ -207,6 +210,7 @@ class _Service:
             self._cannot_start(str(error))
         else:
             self._text_known.set()
+            freeze_heap()
 
     def _cannot_start(self, why: str) -> None:
         """Once: what is wrong with a model's file is found by the engine and by a text worker."""

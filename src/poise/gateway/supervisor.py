@@ -68,7 +68,7 @@ class Supervisor:
         self._launcher = Launcher(command)
         self._tasks = tasks or Tasks()
         self._settings = settings
-        self._model = ModelFile(model_path)
+        self.model = ModelFile(model_path)
         self._backoff = Backoff(settings.engine.restart_delay_max_s)
         self._ids = count(1)
         self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
@@ -258,7 +258,7 @@ class Supervisor:
             if self._ended():
                 break
             delay_s = self._note_death(death)
-            await (pause(delay_s, self._model.path) if death.is_lasting else asyncio.sleep(delay_s))
+            await (pause(delay_s, self.model.path) if death.is_lasting else asyncio.sleep(delay_s))
         self._end()
 
     def _end(self) -> None:
@@ -298,14 +298,14 @@ class Supervisor:
         """Start one engine and read it until it ends."""
         self._began_s, self._ready_s, self._hang, self._last_words = time.monotonic(), 0.0, "", None
         self._is_outdated = False
-        self._model.opened()
+        self.model.opened()
         try:
             engine = await self._launcher.launch(self._dispatch)
         except OSError as error:
             return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
         self._engine = engine
         try:
-            self._send(wire.Configure(engine_settings(self._settings), self._model.path, self._model.fingerprint))
+            self._send(wire.Configure(engine_settings(self._settings), self.model.path, self.model.fingerprint))
             await engine.connection.lost
         except (FrameError, ConnectionError) as error:
             log.error("the engine's socket broke: %s", error)
@@ -330,14 +330,13 @@ class Supervisor:
         """Notice that the model file is another one now; end an engine under which it changes, before it says anything wrong."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            await self._model.look()
-            if self._model.is_changed and not self.state.model_changed:
+            await self.model.look()
+            if self.model.is_changed and not self.state.model_changed:
                 log.error("%s", MODEL_CHANGED)
-            self.state.model_changed = self._model.is_changed
-            if self._model.is_overwritten and self._engine is not None and not self._is_outdated:
+            self.state.model_changed = self.model.is_changed
+            if self.model.is_overwritten and self._engine is not None and not self._is_outdated:
                 self._is_outdated = True
                 self._engine.kill()
-            self._tasks.worked(MODEL_TASK)
 
     def _death(self, code: int, reading: BoxReading | None) -> Death:
         if self._is_outdated:

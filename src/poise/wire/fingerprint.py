@@ -16,6 +16,11 @@ HEAD_BYTES = 32 << 20
 N_SAMPLES, SAMPLE_BYTES = 64, 1 << 16
 
 
+def is_other(path: Path, expected: str) -> bool:
+    """Whether it is not the file with this fingerprint; any file is, where none is expected. Raises OSError."""
+    return bool(expected) and fingerprint(path) != expected
+
+
 def fingerprint(path: Path) -> str:
     """Of the file as it is now. Reads at most 36 MiB. Raises OSError."""
     with path.open("rb") as file:

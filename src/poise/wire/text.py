@@ -19,10 +19,14 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Open(msgspec.Struct, tag=True):
-    """The first message to a worker: read this model file's vocabulary. `memory_mb`: what it may use beyond that."""
+    """The first message to a worker: read this model file's vocabulary. `memory_mb`: what it may use beyond that.
+
+    `fingerprint` of the file that the server was started with: another one is not read. Empty: any will do.
+    """
 
     model_path: str
     memory_mb: int
+    fingerprint: str = ""
 
 
 class Chat(msgspec.Struct, tag=True):

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ClientGone, internal_error
-from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
+from poise.gateway.http.backpressure import CHUNK_BYTES, Outlet, Patience, ReaderStuck, until_room
 from poise.gateway.http.exchange import EXCHANGE
 from poise.gateway.reader import Reader
 from poise.metrics.streams import StreamMetrics
@@ -78,6 +78,8 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                     if outlet.wrote(len(data)):
                         await until_room(outlet, reader, self._allowed, self._metrics)
+                    if len(data) >= CHUNK_BYTES:
+                        await asyncio.sleep(0)  # there is more, and a fast client's socket would never make it wait
                 if reader.is_done:
                     break
                 await reader.wait()

@@ -120,14 +120,16 @@ class TextWorkers:
         model_path: str,
         command: Sequence[str] = WORKER_COMMAND,
         tasks: Tasks | None = None,
+        fingerprint: str = "",
     ) -> None:
-        """`command` starts a worker; the number of its end of a socket pair is added to it."""
+        """`command` starts a worker; the number of its end of a socket pair is added to it. `fingerprint`: of the model file."""
         self._tasks = tasks or Tasks()
         self.metrics = TextMetrics()
         self.deaths: deque[tuple[float, str]] = deque(maxlen=DEATHS_KEPT)
         """When workers ended without being asked to, and how."""
         self._settings = settings
         self._model_path = model_path
+        self._fingerprint = fingerprint
         self._command = command
         self._queue = TextQueue(settings.queue_mb << 20)
         self._places = [_Place() for _ in range(settings.workers)]
@@ -300,7 +302,7 @@ class TextWorkers:
         process = place.process
         place.loading = asyncio.get_running_loop().call_later(LOAD_S_MAX, place.kill, "timeout")
         try:
-            process.send(wire.Open(self._model_path, self._settings.memory_mb))
+            process.send(wire.Open(self._model_path, self._settings.memory_mb, self._fingerprint))
             await process.lost
         except FrameError as error:
             place.last_words = f"a text worker said what is no message: {error}"

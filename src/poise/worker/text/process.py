@@ -28,6 +28,7 @@ from poise.engine.leash import tie_to_parent
 from poise.llama.library import EngineLibraryError
 from poise.llama.model import Model, ModelError
 from poise.wire import text as wire
+from poise.wire.fingerprint import MODEL_CHANGED, is_other
 from poise.wire.framing import FrameReader, encode_frame
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.desk import Desk, vocabulary
@@ -58,7 +59,7 @@ def serve(connection: socket.socket) -> int:
                 if isinstance(message, wire.Open):
                     try:
                         tokeniser = _open(message, stack)
-                    except (ModelError, EngineLibraryError, MemoryError) as error:
+                    except (ModelError, EngineLibraryError, MemoryError, OSError) as error:
                         send(wire.Unusable(str(error) or "reading the model file takes more memory than there is"))
                         return 1
                     send(vocabulary(tokeniser.vocab))
@@ -76,6 +77,8 @@ def serve(connection: socket.socket) -> int:
 
 def _open(message: wire.Open, stack: contextlib.ExitStack) -> Tokeniser:
     path = Path(message.model_path)
+    if is_other(path, message.fingerprint):
+        raise ModelError(path, MODEL_CHANGED)
     _limit(LOAD_BYTES)
     model = stack.enter_context(Model.load(path, vocab_only=True))
     vocab = model.vocab
