@@ -141,6 +141,7 @@ class _Service:
         finally:
             if self._token is not None:
                 self._token.close()
+            self._audit.strangers.tell()
             self._audit.put("stop", exit_code=self._exit_code)
             self._audit.close()
         return self._exit_code
