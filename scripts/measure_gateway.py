@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import os
 import select
@@ -99,7 +98,11 @@ def gateway(engine_arguments: list[str]) -> None:
     app = create_app(settings, supervisor, model_name="fake", text=TextSlot(workers))
     server = HttpServer(app, settings)
 
+    def stop() -> None:
+        server.should_exit = True
+
     async def run() -> None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
         await supervisor.start()
         workers.start()
         await set_text(app, TextModel(await workers.vocabulary(), workers))
@@ -110,10 +113,7 @@ def gateway(engine_arguments: list[str]) -> None:
         await workers.stop()
         await supervisor.stop()
 
-    with (
-        asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner,
-        contextlib.suppress(KeyboardInterrupt),
-    ):
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(run())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,19 @@ async def test_tls_is_spoken(tmp_path: Path) -> None:
         writer.write(head + b"\r\n" + body)
         assert not (await asyncio.wait_for(reader.read(), WAIT_S)).startswith(b"HTTP")
         writer.close()
+
+
+async def test_a_handshake_that_does_not_come(tmp_path: Path) -> None:
+    """A connection that says nothing is not waited for any longer than a head is."""
+    _, settings = certificate(tmp_path)
+    short = settings.model_copy(update={"server": settings.server.model_copy(update={"body_timeout_s": 0.1})})
+    async with served(make_app(FakeEngine()), short, tls=tls_context(settings.server)) as port:
+        for sent in (b"", b"\x16\x03\x01\x02"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            with contextlib.suppress(ConnectionResetError):
+                await asyncio.wait_for(reader.read(), WAIT_S)
+            writer.close()
 
 
 def test_files_that_do_not_serve_are_told(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def ceilings() -> Iterator[Ceiling]:
         yield Ceiling(f"classes.{name}.max_prompt_tokens", context, strict=True, unless_0=True)
         yield Ceiling(f"classes.{name}.default_output_tokens", context, strict=True, unless_0=True)
     yield Ceiling("levels.busy_queue_share", "levels.constrained_queue_share", lifts=True)
+    yield Ceiling("server.max_body_bytes", "server.body_bytes_total", lifts=True)
     yield Ceiling("scheduler.quantum_tokens", "engine.batch_tokens")
     yield Ceiling("store.prefix_min_tokens", "pools.long.slot_tokens", strict=True)
     yield Ceiling("audit.rotate_mb", "audit.max_mb", strict=True)

@@ -26,6 +26,7 @@ from pathlib import Path
 from poise.config import LoadedSettings, ServerSettings, Settings
 from poise.config.paths import audit_dir, cache_dir, keys_file, state_dir
 from poise.gateway.exposure import Exposed, check, key_required, tls_context
+from poise.gateway.http.files import PER_CONNECTION, RESERVE, connections_max, connections_wanted
 from poise.gateway.keys import PEPPER_NAME, KeyRing, KeysError
 from poise.llama.capacity import problems as capacity_problems
 from poise.llama.capacity import read_record
@@ -43,8 +44,6 @@ PRESSURE_MAX = 10.0
 """Percent of the last minute in which somebody waited for memory."""
 LOAD_MAX = 0.5
 """Busy programs for each core, besides a server that is not running yet."""
-SPARE_FILES = 64
-"""Open files besides connections: libraries, the engine's socket, logs."""
 SECRET_KEYS = ("auth.admin_key", "auth.keys.")
 ANSWER_S = 2.0
 RUNNING = "running"
@@ -309,10 +308,15 @@ def _memory_pressure(host: Host) -> Iterator[Finding]:
 
 
 def _open_files(settings: Settings, host: Host) -> Iterator[Finding]:
-    most, needed = host.files_max(), settings.server.max_connections + SPARE_FILES
-    text = f"{most} files may be open, and server.max_connections = {settings.server.max_connections}"
-    if most != resource.RLIM_INFINITY and most < needed:
-        remedy = f"ulimit -n {needed}, or server.max_connections = {max(1, most - SPARE_FILES)}"
+    server, most = settings.server, host.files_max()
+    wanted, enough = connections_wanted(server), server.connections_total or server.max_connections
+    room = wanted if most == resource.RLIM_INFINITY else connections_max(wanted, most)
+    text = f"{most} files may be open: room for {room} of {wanted} connections"
+    if room < enough:
+        needed = PER_CONNECTION * enough + RESERVE
+        remedy = (
+            f"raise the hard limit to {needed} (ulimit -Hn, LimitNOFILE), or lower server.max_connections to {room}"
+        )
         yield Finding("open files", Grade.WARNING, text, remedy)
     else:
         yield Finding("open files", Grade.OK, text)

@@ -128,7 +128,7 @@ async def test_operators_get_into_a_server_whose_connections_are_all_at_work() -
 
 async def test_bytes_of_bodies_in_flight_have_a_total() -> None:
     """One tenant's are refused before another's; when its requests end, it may have them again."""
-    made = Settings.model_validate(KEYS | {"server": {"body_bytes_total": 90_000}})
+    made = Settings.model_validate(KEYS | {"server": {"body_bytes_total": 90_000, "max_body_bytes": 40_000}})
     engine = FakeEngine()
     app = make_app(engine, made)
     async with served(app, made) as port:

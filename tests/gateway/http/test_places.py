@@ -118,6 +118,21 @@ def test_whoever_does_nothing_makes_room_the_oldest_first() -> None:
     assert places[0] in books.open
 
 
+def test_idle_connections_of_who_has_most_are_next() -> None:
+    """Silent ones go first, then the oldest idle one of the largest account."""
+    books = Books(6)
+    held = [books.enter() for _ in range(6)]
+    for place, account in zip(held[:5], "abbba", strict=True):
+        assert books.places.claim(place, account)
+        books.places.rest(place)
+    order = []
+    for _ in range(3):
+        before = list(books.open)
+        assert books.places.spare_one()
+        order.append(next(place for place in before if place not in books.open))
+    assert order == [held[5], held[1], held[0]]
+
+
 def test_a_full_server_has_a_reserve_that_is_never_full() -> None:
     """All places are at work: newcomers are let in to be told so, and the oldest of them makes room for the next."""
     books = Books(8)

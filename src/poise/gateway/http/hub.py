@@ -18,7 +18,7 @@ from poise.config import Settings
 from poise.gateway.exposure import is_loopback
 from poise.gateway.http.backpressure import high_water
 from poise.gateway.http.exchange import Exchange
-from poise.gateway.http.files import connections_max
+from poise.gateway.http.files import connections_max, connections_wanted
 from poise.gateway.http.heads import Headers, HeadLimits
 from poise.gateway.http.peers import TrustedProxies
 from poise.gateway.http.places import Places
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS_PER_REQUEST = 4
-"""Where `server.connections_total` leaves it open: most connections of a pool are idle."""
 SUMMARY_S = 60.0
 IPV6_SITE_BITS = 64
 """What one site is given of IPv6, whose every address it can use."""
@@ -59,8 +57,8 @@ def limits_of(settings: Settings) -> Limits:
 def places_of(settings: Settings, files: int) -> Places:
     """`files`: how many this process may open."""
     server = settings.server
-    wanted = server.connections_total or CONNECTIONS_PER_REQUEST * server.max_connections
-    return Places(connections_max(wanted, files), server.body_bytes_total)
+    wanted = connections_wanted(server)
+    return Places(connections_max(wanted, files), server.body_bytes_total, body_least=server.max_body_bytes)
 
 
 class Hub:

@@ -4,10 +4,10 @@ A connection takes a place when it is accepted, and says under whose account it 
 connections together, those of an address, and those of an account. Connections of this machine and of trusted proxies have no
 bound by their address, because that says nothing about who is behind it.
 
-Full does not mean deaf. A place whose connection works for no account (a silent one, an idle one, a file that is not read) is
-given to the next who comes in, the one that has been like that for longest first. Where there is none, a newcomer gets a place
-of a small reserve: it may say what it wants, and is answered where that is for operators, else told to come back. The reserve
-itself gives up its oldest one, so that there is always a way in.
+Full does not mean deaf. A place whose connection is at work for no account is given to the next who comes in: first those that
+never worked for one (silent ones, files that are not read), the oldest first; then idle ones, of the account that has most.
+Where there is none, a newcomer gets a place of a small reserve: it may say what it wants, and is answered where that is for
+operators, else told to come back. The reserve itself gives up its oldest one, so that there is always a way in.
 """
 
 from __future__ import annotations
@@ -53,15 +53,16 @@ class Place:
 
 
 class Places:
-    def __init__(self, connections: int, body_bytes: int) -> None:
-        """`connections` and `body_bytes`: of all together."""
+    def __init__(self, connections: int, body_bytes: int, body_least: int = 0) -> None:
+        """`connections` and `body_bytes`: of all together. `body_least`: what an account may have as long as there is any."""
         self.connections = connections
         self.reserve = max(RESERVE_MIN, min(RESERVE_MAX, connections // RESERVE_OF))
         self.bodies = Shares(body_bytes)
+        self._body_least = body_least
         self._by_address = Shares(connections)
         self._by_account = Shares(connections)
-        self._spare: dict[Place, None] = {}
-        """Those that work for no account, in the order in which they began not to."""
+        self._spare: dict[str | None, dict[Place, None]] = {}
+        """Those that are not at work, by whose they were last, in the order in which they began not to be."""
         self._reserved: dict[Place, None] = {}
 
     @property
@@ -85,10 +86,10 @@ class Places:
             self._reserved[place] = None
             return place
         if self._n_regular >= self.connections:
-            self._dismiss(next(iter(self._spare)))
+            self._dismiss(self._next_spare())
         place.counted = True
         self._by_address.add(address, 1)
-        self._spare[place] = None
+        self.rest(place)
         return place
 
     def _refusal(self, address: str) -> str:
@@ -107,7 +108,7 @@ class Places:
         self._reserved.pop(place, None)
         if place.counted:
             place.counted = False
-            self._spare.pop(place, None)
+            self._take_up(place)
             self._by_address.give(place.address, 1)
             if place.account is not None:
                 self._by_account.give(place.account, 1)
@@ -122,17 +123,18 @@ class Places:
         if place.account != account:
             if not self._by_account.take(account, 1, share=ACCOUNT_SHARE, least=1):
                 return False
+            self._take_up(place)
             if place.account is not None:
                 self._by_account.give(place.account, 1)
             place.account = account
-        self._spare.pop(place, None)
+        self._take_up(place)
         return True
 
     def rest(self, place: Place) -> None:
         """It has done what it was asked; the next who comes in may have its place, if others have not rested for longer."""
         if place.counted:
-            self._spare.pop(place, None)
-            self._spare[place] = None
+            self._take_up(place)
+            self._spare.setdefault(place.account, {})[place] = None
 
     def serve_address(self, place: Place, address: str) -> bool:
         """A trusted proxy sends a request of another client; empty where that has no bound. Whether that client may have it."""
@@ -148,25 +150,44 @@ class Places:
 
     def take_body(self, account: str, n_bytes: int) -> bool:
         """Whether a request of this account may have so many more bytes of body."""
-        return self.bodies.take(account, n_bytes, share=share_of(account))
+        return self.bodies.take(account, n_bytes, share=share_of(account), least=self._least(account))
 
     def move_body(self, giver: str, account: str, n_bytes: int) -> bool:
         """Whether the account could take over what is counted for another one."""
-        return n_bytes == 0 or self.bodies.move(giver, account, n_bytes, share=share_of(account))
+        return n_bytes == 0 or self.bodies.move(
+            giver, account, n_bytes, share=share_of(account), least=self._least(account)
+        )
+
+    def _least(self, account: str) -> int:
+        return 0 if account == STRANGERS else self._body_least
 
     def spare_one(self) -> bool:
         """Give up a place that works for no account, because something else than places is used up."""
-        for places in (self._spare, self._reserved):
-            if places:
-                self._dismiss(next(iter(places)))
-                return True
-        return False
+        if not self._spare and not self._reserved:
+            return False
+        self._dismiss(self._next_spare() if self._spare else next(iter(self._reserved)))
+        return True
 
     def held_by(self, account: str) -> int:
         return self._by_account.held(account)
 
     def held_at(self, address: str) -> int:
         return self._by_address.held(address)
+
+    def _next_spare(self) -> Place:
+        """Who gives up its place first."""
+        group = (
+            None if None in self._spare else max(self._spare, key=lambda account: self._by_account.held(account or ""))
+        )
+        return next(iter(self._spare[group]))
+
+    def _take_up(self, place: Place) -> None:
+        """It is not among those that are not at work."""
+        group = self._spare.get(place.account)
+        if group is not None:
+            group.pop(place, None)
+            if not group:
+                del self._spare[place.account]
 
     def _dismiss(self, place: Place) -> None:
         self.leave(place)

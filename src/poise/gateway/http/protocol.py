@@ -143,7 +143,10 @@ class Connection(asyncio.Protocol):
         try:
             while self._unread and self._phase is not Phase.LINGER:
                 if self._framing is not None:
+                    n_unread = len(self._unread)
                     self._take_body(self._framing)
+                    if len(self._unread) == n_unread:
+                        return  # a part of a line: the rest has to come in first
                 elif self._phase is Phase.ANSWER or not self._take_head():
                     return
         except ApiError as error:
@@ -308,7 +311,11 @@ class Connection(asyncio.Protocol):
     def dismiss(self) -> None:
         """Its place was given to somebody else."""
         self._hub.note("dismissed")
-        self.abort()
+        transport = self._transport
+        if self._phase is Phase.IDLE and transport is not None and not transport.get_write_buffer_size():
+            transport.close()  # as any idle connection may be closed; its client is told in order
+        else:
+            self.abort()
 
     def _rest(self) -> None:
         self._due(Phase.IDLE, self._limits.idle_s)
