@@ -91,7 +91,10 @@ def test_cells_that_are_not_numbers_die_with_their_request(runner: LlamaRunner, 
     drawn(2, STORY * 3)
     context, n_cells = runner._contexts[pool], 3 * len(STORY)
     state = context.copy_state(0, n_cells)
-    state[len(state) // 2 :] = 0xFF  # the values' half: 0xFFFF is none of f16's numbers
+    values_bytes = n_cells * context.info.cell_bytes // (2 * 30)  # of the last of 30 layers
+    state[-values_bytes:-64] = (
+        0xFF  # 0xFFFF is none of f16's numbers; at the very end is how much the other slots hold: nothing
+    )
     context.release(0)
     context.write_state(0, state, n_cells)
     failed = drawn(2, [5], n_cells)
