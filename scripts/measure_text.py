@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/measure_text.py [--n N]
 
-For a short chat, a long one and raw prompts: p50 and p95 of the round trip through a real worker, of the tokenising alone, and the
+For short and long conversations: p50 and p95 of the round trip through a real worker, of the tokenising alone, and the
 difference of the medians. The two take turns.
 """
 
@@ -24,7 +24,9 @@ from poise.worker.text.tokeniser import Tokeniser
 
 CONVERSATIONS = {
     "a question (40 characters)": [Message("user", "What is the capital of France, and why?")],
-    "20 turns (8,000 characters)": [Message(("user", "assistant")[i % 2], "one two three four " * 20) for i in range(21)],
+    "20 turns (8,000 characters)": [
+        Message(("user", "assistant")[i % 2], "one two three four " * 20) for i in range(21)
+    ],
     "one text (100,000 characters)": [Message("user", "one two three four " * 5263)],
 }
 

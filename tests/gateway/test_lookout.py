@@ -128,6 +128,18 @@ def test_the_audit_logs_figures_are_asked_each_time(post: Post) -> None:
     )
 
 
+def test_text_workers_that_end_again_and_again_are_told(post: Post) -> None:
+    """Three within a minute, with the reasons; one that ends is no finding."""
+    post.text.deaths += [(post.now_s - 100, "crash"), (post.now_s - 1, "crash"), (post.now_s, "timeout")]
+    assert post.lookout.told(named=True) == []
+    post.text.deaths.append((post.now_s, "crash"))
+    (told,) = post.lookout.told(named=True)
+    assert told["finding"] == "text_workers_ending"
+    assert "crash 2 times, timeout 1 times" in told["text"]
+    post.now_s += 60
+    assert post.lookout.told(named=True) == []
+
+
 def test_a_task_that_fails_is_told_also_when_it_is_the_one_that_looks(post: Post) -> None:
     """For a minute after its last failure; it needs no look."""
     post.tasks.watch("findings")

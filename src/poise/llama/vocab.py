@@ -22,7 +22,6 @@ class Vocab:
         self._library = library
         self._pointer = pointer
         self.n_tokens = library.vocab_n_tokens(pointer)
-        self._pieces: dict[tuple[int, bool], bytes] = {}
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`. What cannot be encoded (a lone surrogate) becomes a question mark.
@@ -43,13 +42,6 @@ class Vocab:
 
     def piece(self, token: int, *, special: bool) -> bytes:
         """The bytes a token stands for; with `special`, control tokens give their names instead of nothing."""
-        key = (token, special)
-        known = self._pieces.get(key)
-        if known is None:
-            known = self._pieces[key] = self._read_piece(token, special)
-        return known
-
-    def _read_piece(self, token: int, special: bool) -> bytes:
         assert 0 <= token < self.n_tokens, f"token {token} of {self.n_tokens}"
         buffer = ctypes.create_string_buffer(PIECE_BYTES)
         n = self._library.token_to_piece(self._pointer, token, buffer, PIECE_BYTES, 0, special)
