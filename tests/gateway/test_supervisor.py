@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from poise.config import EngineSettings, Settings
+from poise.gateway.connection import EngineConnection
 from poise.gateway.engine_client import ENGINE_LOST, EnginePhase, EngineUnavailable
 from poise.gateway.supervision.launch import EngineProcess
 from poise.gateway.supervisor import Supervisor
+from poise.gateway.watchdog import Watchdog
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
 from tests.gateway.mailbox import Mailbox
@@ -301,3 +304,26 @@ async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyP
         assert sent[1:] == [wire.Template("a", [1, 2])]
         s.declare({"a": [1, 2], "b": [3]})
         assert sent[2:] == [wire.Template("a", [1, 2]), wire.Template("b", [3])]
+
+
+async def test_a_message_that_is_taken_at_once_is_not_taken_to_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy host the engine may have read it before the gateway's next instruction; then it rests, and is no hang."""
+    wrote_ns: list[int] = []
+    sent_ns: list[int] = []
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        write, sent = EngineConnection.write, Watchdog.sent
+
+        def slowly(connection: EngineConnection, data: bytes) -> None:
+            write(connection, data)
+            wrote_ns.append(time.monotonic_ns())
+
+        def noting(watchdog: Watchdog, now_ns: int) -> None:
+            sent_ns.append(now_ns)
+            sent(watchdog, now_ns)
+
+        monkeypatch.setattr(EngineConnection, "write", slowly)
+        monkeypatch.setattr(Watchdog, "sent", noting)
+        await events(submit(s, [1, 2, 3]))
+    assert sent_ns
+    assert all(sent <= wrote for sent, wrote in zip(sent_ns, wrote_ns, strict=True))
