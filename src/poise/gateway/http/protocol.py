@@ -141,7 +141,7 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Use of what has come in as much as can be used now."""
         try:
-            while self._unread and self._phase is not Phase.LINGER:
+            while self._unread and self._phase is not Phase.LINGER and not self.is_closing:
                 if self._framing is not None:
                     n_unread = len(self._unread)
                     self._take_body(self._framing)
