@@ -43,7 +43,7 @@ import time
 import urllib.error
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,6 @@ class Siege:
         self._server, self._url, self._port = server, url, int(url.rpartition(":")[2])
         await self._until_healthy()
         reference_s, siege_s = self._given.reference_minutes * 60, self._given.minutes * 60
-        self._began_s = time.monotonic() + WARMUP_S + reference_s
         watching = asyncio.create_task(self._watch())
         await self._phase("warm-up", ["flood"], WARMUP_S)
         await self._phase("reference", ["flood"], reference_s)
@@ -158,6 +157,7 @@ class Siege:
         await asyncio.sleep(RETENTION_S + SAMPLE_S)
         self._stopping.set()
         await watching
+        self.samples = [replace(sample, at_s=sample.at_s - self._began_s) for sample in self.samples]
 
     async def _phase(self, name: str, kinds: Sequence[str], seconds: float) -> None:
         print(f"{name}: {seconds:g} s", flush=True)
@@ -240,7 +240,7 @@ class Siege:
             self.health_ms.append(took_s * 1000)
             if health == "ok" and (level := self._last_level) not in self.levels[-1:]:
                 self.levels.append(level)
-            at_s = time.monotonic() - self._began_s
+            at_s = time.monotonic()
             for name, process in self._processes():
                 try:
                     rss = process.memory_info().rss
@@ -257,7 +257,8 @@ class Siege:
         try:
             gateway = psutil.Process(self._server.process.pid)
             found.append(("gateway", gateway))
-            found += [(_role(child.cmdline()), child) for child in gateway.children()]
+            children = [(_role(child.cmdline()), child) for child in gateway.children()]
+            found += [(role, child) for role, child in children if role]  # without: one that is just being started
         except psutil.Error:
             pass
         return found
@@ -368,7 +369,7 @@ def text_deaths(exposition: str) -> dict[str, int]:
 
 def _role(command: Sequence[str]) -> str:
     """What a child of the gateway is: by the module that it runs."""
-    module = next((part for part in command if part.startswith(("poise.", "tests."))), "other")
+    module = next((part for part in command if part.startswith(("poise.", "tests.gateway."))), "")
     return next((role for role in ("engine", "text") if role in module), module)
 
 
