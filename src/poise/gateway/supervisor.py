@@ -247,11 +247,9 @@ class Supervisor:
 
     def _send(self, message: wire.ToEngine) -> None:
         if self._engine is not None:
-            # The time before it: an engine may have taken a message, and rest again, before this process goes on.
-            now_ns = time.monotonic_ns()
+            if self._watchdog is not None:  # first, since an engine may take a message and rest before this process goes on
+                self._watchdog.sent(time.monotonic_ns())
             self._engine.connection.write(encode_frame(message))
-            if self._watchdog is not None:
-                self._watchdog.sent(now_ns)
 
     async def _supervise(self) -> None:
         """Run engines one after the other until one fails for good or the server stops."""
