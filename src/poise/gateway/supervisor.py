@@ -247,7 +247,7 @@ class Supervisor:
 
     def _send(self, message: wire.ToEngine) -> None:
         if self._engine is not None:
-            if self._watchdog is not None:  # first, since an engine may take a message and rest before this process goes on
+            if self._watchdog is not None:  # first: the engine may be faster than what follows
                 self._watchdog.sent(time.monotonic_ns())
             self._engine.connection.write(encode_frame(message))
 
