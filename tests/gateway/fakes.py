@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -363,8 +364,8 @@ class TextHere:
         self.tokeniser = tokeniser
         self.metrics = TextMetrics()
         self.deaths: list[tuple[float, str]] = []
-        self.asked: list[tuple[str, text_wire.Job]] = []
-        """Account and job, in order."""
+        self.asked: deque[tuple[str, text_wire.Job]] = deque(maxlen=16)
+        """Account and job of the last ones, in order."""
         self._desk = Desk(tokeniser)
 
     async def run(self, job: text_wire.Job, account: str, n_bytes: int) -> text_wire.Answer:
