@@ -115,7 +115,9 @@ async def test_the_books_say_what_a_kept_record_takes(name: str, traced: Callabl
     server.second()
     books = await server.books() - books_before
     took = traced() - before
-    assert 0.75 < books / took < 1.25, f"{books / n:.0f} bytes a record in the books, {took / n:.0f} really"
+    # Names of one byte, as this vocabulary's are, are shared by Python; those of a real one are not, and are what is counted.
+    most = 1.5 if name == "without alternatives" else 1.25
+    assert 0.75 < books / took < most, f"{books / n:.0f} bytes a record in the books, {took / n:.0f} really"
 
 
 N_BEFORE, N_REQUESTS = 2000, 10_000
