@@ -64,7 +64,7 @@ async def test_a_server_that_is_loading_has_a_picture() -> None:
     """No figures yet, and no pools."""
     engine = FakeEngine()
     engine.state.status = engine.state.ready = None
-    app = make_app(engine, text=None)
+    app = make_app(engine, with_text=False)
     app.state.history.sample()
     picture = await Watch(AppClient(app)).look()
     assert (picture.bottleneck, picture.bars, picture.classes[0].ttft) == ("not known yet", [], "-")
