@@ -78,7 +78,7 @@ class ReaderSettings(Section):
     stall_swap_s: Annotated[float, Field(gt=0.0, le=3600)] = 5.0
     """Time behind after which the request gives up its slot until its client has caught up."""
     stall_end_s: Annotated[float, Field(gt=0.0, le=86_400)] = 60.0
-    """Time behind after which the connection is closed and the request ended; what there is of its result is kept."""
+    """Time behind in all, less what was worked off, after which the connection is closed and the request ended."""
 
 
 class StreamsSettings(Section):

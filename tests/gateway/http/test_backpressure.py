@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from poise.config import Settings
+from poise.gateway.http import backpressure
+from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
+from poise.metrics.streams import StreamMetrics
 from tests.gateway.fakes import WAIT_S, FakeEngine, Submission, ask, chat_body, frames, make_app
 from tests.gateway.http.serving import served
 
@@ -170,3 +176,83 @@ async def test_stuck_readers_cost_little_memory() -> None:
         request.finish()
         assert text_of(await reading) == said + "and more of it " * 1000
         client.close()
+
+
+class Client:
+    """Takes `reads(seconds since the start)` bytes in all of a stream that always has more for it. Sleeping moves its clock."""
+
+    def __init__(self, reads: Callable[[float], float]) -> None:
+        self.now_s = 0.0
+        self.n_written = 0
+        self._reads = reads
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    async def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now_s += seconds
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_extra_info(self, name: str) -> None:
+        return None
+
+    def get_write_buffer_size(self) -> int:
+        return self.n_written - min(self.n_written, int(self._reads(self.now_s)))
+
+    async def stream(self, monkeypatch: pytest.MonkeyPatch, until_s: float) -> float:
+        """When its stream ended, `until_s` at the latest."""
+        monkeypatch.setattr(backpressure, "time", self)
+        monkeypatch.setattr(backpressure, "asyncio", self)
+        allowed = Patience(16_384, 5.0, 60.0)
+        outlet = Outlet({backpressure.TRANSPORT: self}, allowed.unsent_bytes_max)
+        metrics = StreamMetrics(CollectorRegistry())
+        follower: Any = SimpleNamespace(lag=0, record=SimpleNamespace(review=lambda: None))
+        try:
+            while self.now_s < until_s:
+                self.n_written += 1000
+                if outlet.wrote(1000):
+                    await until_room(outlet, follower, allowed, metrics)
+        except ReaderStuck:
+            pass
+        return self.now_s
+
+
+def dripping(n_bytes: int, every_s: float) -> Callable[[float], float]:
+    return lambda now_s: now_s // every_s * n_bytes
+
+
+@pytest.mark.parametrize(("n_bytes", "every_s"), [(8192, 60.0), (8200, 59.0), (10_000, 55.0), (4000, 20.0), (100, 1.0)])
+async def test_a_reader_that_drips_ends(n_bytes: int, every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes just enough before its time is over, again and again: the time adds up."""
+    assert 60.0 <= await Client(dripping(n_bytes, every_s)).stream(monkeypatch, 86_400.0) <= 600.0
+
+
+async def test_what_was_taken_fast_saves_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte at once, then nothing."""
+    ended_s = await Client(lambda now_s: 1_000_000 * (now_s >= 1.0)).stream(monkeypatch, 86_400.0)
+    assert 60.0 <= ended_s <= 65.0
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [lambda now_s: 300 * now_s, lambda now_s: 1000 * now_s, dripping(9000, 30.0), dripping(32_768, 55.0)],
+    ids=["a_token_a_second", "four_tokens_a_second", "each_half_minute", "in_lumps"],
+)
+async def test_an_honest_slow_reader_never_ends(
+    reads: Callable[[float], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind all day, and it takes what it is sent."""
+    assert await Client(reads).stream(monkeypatch, 86_400.0) >= 86_400.0
+
+
+async def test_who_stood_still_and_caught_up_may_do_so_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifty seconds behind, then twenty that it reads fast, all day."""
+
+    def reads(now_s: float) -> float:
+        rounds, within_s = divmod(now_s, 70.0)
+        return 2000 * (20.0 * rounds + max(0.0, within_s - 50.0))
+
+    assert await Client(reads).stream(monkeypatch, 86_400.0) >= 86_400.0

@@ -3,6 +3,9 @@
 Such bytes wait in two places: the transport's write buffer, and the socket's send queue, which Linux tells by TIOCOUTQ. A
 reader keeps none itself: events are made when there is room for them. Asking the kernel for every event would cost more than
 the event; an upper bound is kept instead, and the socket is only asked when that passes the limit.
+
+How long a client was behind adds up over the whole stream, and what it takes works that off: a client that takes a little
+each time before its patience ends is stuck, one that is slow all the time is not. (A leaky bucket of time.)
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ CHUNK_BYTES = 8192
 
 
 class ReaderStuck(Exception):
-    """The client has taken nothing for as long as it may."""
+    """The client was behind for as long as it may be, and has not worked it off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,15 @@ class Outlet:
         self._limit = limit
         self._unsent_max = 0
         """There are at most so many unsent bytes."""
+        self._written = self._taken = 0
+        """Bytes of the stream, and how many of them the client had taken when that was last looked at."""
+        self._behind_s = 0.0
         socket = self._transport.get_extra_info("socket") if self._transport is not None else None
         self._fd: int = socket.fileno() if socket is not None else -1
 
     def wrote(self, n_bytes: int) -> bool:
         """Whether more is unsent now than may be."""
+        self._written += n_bytes
         self._unsent_max += n_bytes
         return self._unsent_max > self._limit and self.unsent_bytes() > self._limit
 
@@ -84,6 +91,18 @@ class Outlet:
             self._unsent_max = self._transport.get_write_buffer_size() + send_queue_bytes(self._fd)
         return self._unsent_max
 
+    def was_behind(self, passed_s: float, end_s: float) -> float:
+        """Add so much time, work off what was taken since the last call, and return the seconds that are left.
+
+        The limit's worth of bytes is worth `end_s`: who takes that much in that time, in the mean, is never behind for longer.
+        Nothing is saved up. Call it after `unsent_bytes`.
+        """
+        taken = max(self._taken, self._written - self._unsent_max)
+        worked_off_s = (taken - self._taken) * end_s / self._limit
+        self._taken = taken
+        self._behind_s = max(0.0, self._behind_s + passed_s - worked_off_s)
+        return self._behind_s
+
     def abort(self) -> None:
         """Close the connection and forget what is unsent."""
         if self._transport is not None:
@@ -93,15 +112,19 @@ class Outlet:
 async def until_room(outlet: Outlet, follower: Follower, allowed: Patience, metrics: StreamMetrics) -> None:
     """Wait for a client that is behind, and have the request held meanwhile. Raises ReaderStuck."""
     began_s, pause_s = time.monotonic(), POLL_FIRST_S
+    seen_s = began_s
     metrics.n_stalled += 1
     try:
         while not outlet.has_room:
-            stalled_s = time.monotonic() - began_s
-            if stalled_s >= allowed.stall_end_s:
+            now_s = time.monotonic()
+            behind_s = outlet.was_behind(now_s - seen_s, allowed.stall_end_s)
+            if behind_s >= allowed.stall_end_s:
                 raise ReaderStuck
+            seen_s, stalled_s = now_s, now_s - began_s
             _set_lag(follower, 2 if stalled_s >= allowed.stall_swap_s else 1)
-            await asyncio.sleep(min(pause_s, allowed.stall_end_s - stalled_s))
+            await asyncio.sleep(min(pause_s, allowed.stall_end_s - behind_s))
             pause_s = min(2 * pause_s, max(POLL_MAX_S, min(POLL_STUCK_S, POLL_SHARE * stalled_s)))
+        outlet.was_behind(time.monotonic() - seen_s, allowed.stall_end_s)
     finally:
         metrics.n_stalled -= 1
     _set_lag(follower, 0)
