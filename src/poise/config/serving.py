@@ -91,7 +91,7 @@ class StreamsSettings(Section):
 class TextSettings(Section):
     """The processes that make tokens of texts, and what waits for them."""
 
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Text workers; of several, one is kept for texts of less than 16 kB."""
     timeout_s: Annotated[float, Field(gt=0.0, le=3600)] = 10.0
     """Time that one text may take; then its worker is killed and the request refused."""

@@ -6,6 +6,7 @@ The workers are processes that do what their texts say (`fake_worker`).
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -19,7 +20,8 @@ import pytest
 
 from poise.config import TextSettings
 from poise.gateway.errors import ApiError
-from poise.gateway.text.workers import TextUnusable, TextWorkers
+from poise.gateway.text.queue import Entry
+from poise.gateway.text.workers import TextUnusable, TextWorkers, _Job
 from poise.wire import text as wire
 
 COMMAND = (sys.executable, "-m", "tests.gateway.text.fake_worker")
@@ -31,7 +33,7 @@ WAIT_S = 60.0
 async def workers(tmp_path: Path, model: str = "", **settings: Any) -> AsyncIterator[TextWorkers]:
     if not model:
         (tmp_path / "model").write_text("3")
-    pool = TextWorkers(TextSettings(**settings), model or str(tmp_path / "model"), COMMAND)
+    pool = TextWorkers(TextSettings(**{"workers": 1, **settings}), model or str(tmp_path / "model"), COMMAND)
     pool.start()
     try:
         async with asyncio.timeout(WAIT_S):
@@ -74,6 +76,28 @@ async def test_texts_are_answered(tmp_path: Path) -> None:
         (worker,) = pool.status()["workers"]
         assert (worker["state"], worker["restarts"]) == ("ready", 0)
         assert pool.status()["queued_bytes"] == 0
+
+
+async def test_nothing_of_a_text_waits_for_the_collector(tmp_path: Path) -> None:
+    """Answered, refused over its workers' deaths or for want of room, or left by its client: jobs are gone at once."""
+    async with workers(tmp_path, queue_mb=1) as pool:
+        assert await length(pool, "well") == 4
+        gc.collect()
+        gc.disable()
+        try:
+            assert await length(pool, "well") == 4
+            assert (await refusal(pool, wire.Length("die"))).code == "text_rejected"
+            with pytest.raises(ApiError, match="Too much of your text"):
+                await length(pool, "x", n_bytes=2 << 20)
+            leaving = asyncio.ensure_future(length(pool, "hang"))
+            await until(lambda: is_busy(pool))
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+            del leaving
+            assert await length(pool, "well") == 4
+            assert [job for job in gc.get_objects() if type(job) in (_Job, Entry)] == []
+        finally:
+            gc.enable()
 
 
 async def test_a_text_that_ends_two_workers_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Outgoing:
 
     def end(self) -> None:
         """The connection is gone."""
-        self._transport = None
+        self._transport, self._not_taken = None, _is_over
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -63,3 +63,8 @@ class Outgoing:
             return
         self._taken, self._owed = taken, unsent
         self._set_timer()
+
+
+def _is_over() -> bool:
+    """In the place of whoever was asked: it is not to be held by who outlives it."""
+    return True

@@ -102,6 +102,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._hub.left(self)
         self.places.leave(self.place)
+        self.place.dismiss = _nothing  # no longer this connection's own: nothing is to wait for the collector
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -391,3 +392,7 @@ class Connection(asyncio.Protocol):
         self._hub.note("not_taken")
         self.abort()
         return True
+
+
+def _nothing() -> None:
+    pass

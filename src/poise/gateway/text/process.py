@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import cast
@@ -16,6 +15,7 @@ from poise.wire import text as wire
 from poise.wire.framing import FrameReader, encode_frame
 
 WORKER_COMMAND = (sys.executable, "-m", "poise.worker.text")
+POLL_S = 0.01
 _WITHOUT_GPU = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"), "")
 """A vocabulary needs none, and a GPU's library would take memory of it."""
 
@@ -28,27 +28,28 @@ class WorkerProcess(asyncio.Protocol):
         self._receive = receive
         self._frames: FrameReader[wire.FromWorker] = FrameReader(wire.FromWorker)
         self._transport: asyncio.Transport | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
     async def start(
         cls, receive: Callable[[wire.FromWorker], None], command: Sequence[str] = WORKER_COMMAND
     ) -> WorkerProcess:
-        """Raises OSError when there is no memory, file or process to be had."""
+        """Raises OSError when there is no memory, file or process to be had; then nothing is left of it."""
         worker = cls(receive)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
-                worker._process = await asyncio.create_subprocess_exec(
-                    *command,
-                    str(theirs.fileno()),
+                worker._process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program, and it is only started
+                    [*command, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     env=child_environment() | _WITHOUT_GPU,
                 )
             await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
-        except BaseException:
+        except BaseException as error:
             ours.close()
             await worker.end()
+            if isinstance(error, MemoryError | RuntimeError):  # RuntimeError: no child can be made
+                raise OSError(f"{type(error).__name__}: {error}") from error
             raise
         return worker
 
@@ -62,17 +63,21 @@ class WorkerProcess(asyncio.Protocol):
 
     def kill(self) -> None:
         """At once; `lost` follows."""
-        if self._process is not None and self._process.returncode is None:
-            # Not the process's own method: it would take the exit code, of which asyncio then knows nothing.
+        if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+                self._process.kill()
 
     async def end(self) -> int:
         """Make sure that it is gone. Returns its exit code, the negative number of a signal."""
         if self._transport is not None:
             self._transport.abort()
+        if self._process is None:
+            return 0
         self.kill()
-        return await self._process.wait() if self._process is not None else 0
+        # Asked for instead of being told: a watcher would need a thread or a file for each worker, which may be lacking.
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+        return code
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)

@@ -72,6 +72,7 @@ class _Job:
     def end(self, result: wire.Answer | ApiError | None) -> None:
         if self.timer is not None:
             self.timer.cancel()
+            self.timer = None
         if self.future.done() or result is None:
             return
         if isinstance(result, ApiError):
@@ -184,10 +185,10 @@ class TextWorkers:
         if self._is_stopping:
             raise server_stopping()
         ours = _Job(job, loop.create_future(), Entry(account, n_bytes), time.perf_counter())
-        ours.entry.what = ours
         if not self._queue.add(ours.entry, time.monotonic_ns()):
             self.metrics.ended("unavailable")
             raise text_queue_full(RETRY_S)
+        ours.entry.what = ours
         ours.timer = loop.call_later(self._settings.wait_s, self._waited_too_long, ours)
         self._dispatch()
         try:
@@ -195,6 +196,8 @@ class TextWorkers:
         except asyncio.CancelledError:
             self._gone(ours)
             raise
+        finally:
+            del ours  # an error's traceback has this frame, and the job has the error: they would hold each other, and the text
 
     def _dispatch(self) -> None:
         """Give free workers something to do; what nobody wants any more makes room."""
@@ -266,6 +269,7 @@ class TextWorkers:
     def _end(self, job: _Job, result: wire.Answer | ApiError | None, outcome: str) -> None:
         """`result`: None for a job that nobody waits for any more."""
         self._queue.end(job.entry)
+        job.entry.what = None  # they would hold each other, and the text, until the collector comes
         self.metrics.ended(outcome)
         job.end(result)
 
