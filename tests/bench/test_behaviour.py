@@ -76,6 +76,7 @@ def test_reading_events_and_targets_are_read() -> None:
         ("read_rate = { tokens_per_s = 0 }\n", "read_rate.tokens_per_s = 0: expected a number from 0.01"),
         ("cancel_before_first_token = true\n", "cancel_before_first_token = True: needs cancel_after_ms"),
         ("cancel_before_first_token = 1\n", "expected true or false"),
+        ("fresh_tenants = 1\n", "clients[0].fresh_tenants = 1: expected true or false"),
         ("malformed_share = 1.5\n", "malformed_share = 1.5: expected a number from 0 to 1"),
         ('[[events]]\nkind = "earthquake"\nat_s = 1\n', "events[0].kind = 'earthquake': expected \"kill_engine\""),
         ("[targets.interactive]\n", "targets.interactive: expected one or more of ttft_ms"),

@@ -175,6 +175,16 @@ async def test_what_is_sent() -> None:
     assert result.seed == 1
 
 
+async def test_a_new_key_for_each_request() -> None:
+    """`fresh_tenants`: no two requests have the same one, in this round or in another of the same seed."""
+    text = '[[clients]]\nname="f"\ntenant="f"\nclass="interactive"\nrequests=3\nfresh_tenants=true\n'
+    workload = scenario(more="temperature = 0\n" + text + 'arrival={kind="closed"}\nprompt_tokens=9\noutput_tokens=3\n')
+    keys = [key for _ in range(2) for key in (await run(answering(COMPLETE), workload))[1].authorizations]
+    fresh = [key for key in keys if key.startswith("Bearer bench-f-")]
+    assert len(set(fresh)) == len(fresh) == 6
+    assert keys.count("Bearer bench-alice") == 2
+
+
 async def test_extensions() -> None:
     """Background work asks for the flex tier; a foreign server is not sent the field."""
     text = 'temperature = 0\n[[clients]]\nname="w"\ntenant="w"\nclass="background"\nrequests=1\n'

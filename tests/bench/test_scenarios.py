@@ -92,7 +92,19 @@ def test_shipped_scenarios_load(path: Path, tmp_path: Path) -> None:
 
 def test_shipped_scenarios_are_complete() -> None:
     """The scenarios that the documentation names exist."""
-    names = ["cancel", "chat", "flood", "mixed", "single", "slow-readers", "soak", "storm", "sustained", "trace"]
+    names = [
+        "cancel",
+        "chat",
+        "flood",
+        "mixed",
+        "newcomers",
+        "single",
+        "slow-readers",
+        "soak",
+        "storm",
+        "sustained",
+        "trace",
+    ]
     assert [path.stem for path in SHIPPED] == names
 
 

@@ -332,3 +332,5 @@ def test_what_is_not_simulated_is_said() -> None:
     lines = ignored(parse_scenario(text, "x"))
     assert [("chat" in line, "kill" in line) for line in lines] == [(True, False), (True, False), (False, True)]
     assert ignored(load_scenario(FOLDER / "mixed.toml")) == []
+    (line,) = ignored(load_scenario(FOLDER / "newcomers.toml"))
+    assert "each new key is an account here" in line

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -192,7 +193,8 @@ class RoundLoad:
     async def _ask(
         self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes, patience: asyncio.Timeout
     ) -> None:
-        headers = {"Authorization": f"Bearer bench-{client.tenant}", "Content-Type": "application/json"}
+        key = f"bench-{client.tenant}" + (f"-{secrets.token_hex(8)}" if client.fresh_tenants else "")
+        headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         url = f"{self._target.url}/v1/chat/completions"
         session = self._session if client.reading is None else self._slow_session
         try:

@@ -86,6 +86,8 @@ class Client:
     """How the answer is read; None: as fast as it comes."""
     malformed_share: float = 0.0
     """The share of the requests that are no valid requests, which the server must refuse."""
+    fresh_tenants: bool = False
+    """Each request comes with a key of its own, as a tenant that nobody has seen; `tenant` is what their names begin with."""
 
     @property
     def is_open_loop(self) -> bool:

@@ -127,6 +127,7 @@ def _client(table: Table, traces: _Traces) -> Client:
         cancel_share=table.number("cancel_share", 0.0, 1.0, default=1.0),
         reading=_reading(table.optional_table("read_rate")),
         malformed_share=table.number("malformed_share", 0.0, 1.0, default=0.0),
+        fresh_tenants=table.boolean("fresh_tenants", default=False),
     )
     if client.cancel_before_first_token and client.cancel_after_ms is None:
         raise table.error(

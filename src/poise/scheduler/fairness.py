@@ -136,6 +136,10 @@ class ServedCost:
         served = [self._served[tenant] for tenant in tenants]
         return max(served) - min(served) if served else 0
 
+    def behind_us(self) -> dict[str, int]:
+        """How far below the floor each account is that waits; below 0 where it has had more than a fair share."""
+        return {tenant: self._floor_us - self._served[tenant] for tenant in self._n_queued}
+
     def check(self) -> None:
         assert self._served.keys() == self._n_active.keys(), "served cost and activity disagree"
         assert all(n > 0 for n in self._n_active.values()), "an account is alive with no requests"

@@ -55,7 +55,8 @@ class Scheduler:
     def __init__(self, policy: SchedulerPolicy) -> None:
         models = {name: CostModel(policy.priors.get(name, CostPrior())) for name in policy.pools}
         tenants = TenantBooks(policy)
-        served = {c: ServedCost(policy.grain_us, tenants.weight) for c in RequestClass}
+        self.served = served = {c: ServedCost(policy.grain_us, tenants.weight) for c in RequestClass}
+        """The virtual counters by class, for whoever watches. Not to be modified."""
         self._policy = policy
         self._placement = Placement(policy, models)
         self._books = Books(

@@ -4,6 +4,7 @@
 3   the scheduler's books, the runner's real cells and a third account (`mirror`) agree
 5   while something runs, some request gets further than it ever was within PROGRESS_STEPS steps
 6   an interactive sequence that decodes misses at most one step at a time
+7   an account that waits is not further from its share than docs/scheduler.md says (in `shares`)
 8   a sequence loses its slot at most `preemptions_max` times, and computes something between two times
 11  when no request is live, no slot is held and no cell in use
 12  cells of one tenant never reach another (in `mirror`; declared templates excepted)
@@ -11,13 +12,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from poise.scheduler.fairness import ServedCost
 from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Queued, Request, RequestClass
 from poise.scheduler.snapshot import Snapshot
 from poise.sim.mirror import Mirror, RealCells
+from poise.sim.shares import FairShares
 from poise.wire import messages as wire
 
 PROGRESS_STEPS = 50
@@ -49,7 +53,11 @@ class _Track:
 class Checkers:
     """Is told what the journal records and what the engine sends; `after_step` draws the conclusions."""
 
-    def __init__(self, policy: SchedulerPolicy, real: RealCells) -> None:
+    def __init__(
+        self, policy: SchedulerPolicy, real: RealCells, served: Mapping[RequestClass, ServedCost] | None = None
+    ) -> None:
+        """`served`: the scheduler's counters by class; without them invariant 7 is not checked."""
+        self.shares = FairShares(policy, served or {})
         self.mirror = Mirror()
         self._policy = policy
         self._real = real
@@ -68,6 +76,7 @@ class Checkers:
                 interactive = request.request_class is RequestClass.INTERACTIVE
                 self._tracks[request.request_id] = _Track(request, interactive, request.n_known)
                 self.mirror.add(request.request_id, request.tenant)
+                self.shares.added(request)
         elif kind == "rest":
             self._resting = True
         elif kind == "retract":  # What computes the template ends with it, and nobody is told.
@@ -95,7 +104,7 @@ class Checkers:
         for change in message.changes:
             self._changed(self._tracks[change.request_id], change.what)
         for finish in message.finishes:
-            self._ended(finish.request_id)
+            self._ended(finish.request_id, finish.served_us)
 
     def after_step(self) -> int:
         """The engine has finished a turn of its loop; returns how many rows it computed."""
@@ -104,6 +113,7 @@ class Checkers:
             plan, result = self._last
             self._last = None
             self._advance(plan, result)
+            self.shares.after_step(plan)
             n_rows = sum(len(batch.chunks) for batch in plan.batches)
         self.mirror.compare(self._real)
         return n_rows
@@ -140,6 +150,7 @@ class Checkers:
                 track.running, track.held = True, False
             case "downgrade":
                 track.interactive = False
+                self.shares.downgraded(request_id)
             case "swap" | "drop":
                 track.running = False
                 if what == "drop":
@@ -154,9 +165,10 @@ class Checkers:
                 assert track.computed_since, f"request {request_id} lost its slot twice and computed nothing in between"
                 track.computed_since = False
 
-    def _ended(self, request_id: int) -> None:
+    def _ended(self, request_id: int, served_us: int = 0) -> None:
         del self._tracks[request_id]
         self.mirror.forget(request_id)
+        self.shares.ended(request_id, served_us)
 
     def _advance(self, plan: StepPlan, result: StepResult) -> None:
         """Invariants 5 and 6 over one step, and where each of its sequences stands after it."""

@@ -14,11 +14,14 @@ from poise.sim.world import Record
 
 
 def figures(done: Simulation) -> dict[str, object]:
-    """Everything about one run."""
+    """Everything about one run. `token_share`: a client's part of the output tokens, 0 to 1."""
     clients = {
         name: client_figures([r for r in done.records if r.client == name], done.elapsed_ns)
         for name in dict.fromkeys(r.client for r in done.records)
     }
+    tokens = {name: sum(len(r.tokens) for r in done.records if r.client == name) for name in clients}
+    for name, n_tokens in tokens.items():
+        clients[name]["token_share"] = n_tokens / max(1, sum(tokens.values()))
     return {
         "scenario": done.scenario.name,
         "seed": done.seed,
@@ -56,14 +59,22 @@ def table(done: Simulation) -> Table:
     found = figures(done)
     title = f"{done.scenario.name}, seed {done.seed}: {done.steps} steps in {done.elapsed_ns / 1e9:.1f} virtual s"
     result = Table(title=title, caption=f"digest {done.digest}", title_justify="left")
-    for column in ("client", "requests", "outcomes", "TTFT p50/p95/p99 ms", "gap p50/p95/p99 ms", "output tok/s"):
+    for column in (
+        "client",
+        "requests",
+        "outcomes",
+        "TTFT p50/p95/p99 ms",
+        "gap p50/p95/p99 ms",
+        "output tok/s (share)",
+    ):
         result.add_column(column, justify="left" if column in ("client", "outcomes") else "right")
     clients = found["clients"]
     assert isinstance(clients, dict)
     for name, c in clients.items():
         outcomes = ", ".join(f"{n} {outcome}" for outcome, n in c["outcomes"].items())
         spread = [" / ".join("-" if v is None else f"{v:.0f}" for v in c[k].values()) for k in ("ttft_ms", "gap_ms")]
-        result.add_row(name, str(c["requests"]), outcomes, *spread, f"{c['output_tokens_per_s']:.1f}")
+        output = f"{c['output_tokens_per_s']:.1f} ({c['token_share']:.1%})"
+        result.add_row(name, str(c["requests"]), outcomes, *spread, output)
     return result
 
 

@@ -200,7 +200,8 @@ class _Machine:
             carry_us_per_cell=costs.carry_us_per_cell,
             fault=self._faults.fails,
         )
-        scheduler, checkers = Scheduler(policy), Checkers(policy, runner)
+        scheduler = Scheduler(policy)
+        checkers = Checkers(policy, runner, scheduler.served)
         capacity = None if options.keep_journal else CAPACITY
         journal = _Recorder(capacity, (checkers.recorded, *options.observers), self._digest)
         journal.record_policy(policy)

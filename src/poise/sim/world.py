@@ -33,6 +33,11 @@ def ignored(scenario: Scenario) -> list[str]:
     malformed = [client.name for client in scenario.clients if client.malformed_share]
     if malformed:
         found.append(f"malformed requests are left out, no engine ever sees one: {', '.join(malformed)}")
+    fresh = [client.name for client in scenario.clients if client.fresh_tenants]
+    if fresh:
+        found.append(
+            f"each new key is an account here, a gateway gives eight of them one at a time: {', '.join(fresh)}"
+        )
     if scenario.events:
         found.append(f"{len(scenario.events)} engine kill(s) do not happen here")
     return found
@@ -297,7 +302,8 @@ class World:
         stream, planned, request_id = arrival.stream, arrival.planned, self._n_requests
         client = stream.client
         prompt = self._prompt(stream, planned)
-        record = Record(client.name, client.request_class, client.tenant, when_ns, len(prompt))
+        tenant = f"{client.tenant}-{request_id}" if client.fresh_tenants else client.tenant
+        record = Record(client.name, client.request_class, tenant, when_ns, len(prompt))
         self.records.append(record)
         if planned.arrival_s is not None:
             self._schedule_next(stream, when_ns)
@@ -307,7 +313,7 @@ class World:
         ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
         sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
         submit = wire.Submit(
-            request_id, client.tenant, client.request_class, prompt, planned.n_output_tokens, sampling,
+            request_id, tenant, client.request_class, prompt, planned.n_output_tokens, sampling,
             template=TEMPLATE if client.shared_prefix_tokens else "", queue_timeout_ms=self.faults.queue_timeout_ms(),
         )  # fmt: skip
         self._in_flight[request_id] = _Sent(stream, planned, record, submit)
