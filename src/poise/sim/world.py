@@ -36,7 +36,7 @@ def ignored(scenario: Scenario) -> list[str]:
     fresh = [client.name for client in scenario.clients if client.fresh_tenants]
     if fresh:
         found.append(
-            f"each new key is an account here, a gateway gives eight of them one at a time: {', '.join(fresh)}"
+            f"each new key is an account here, a gateway lets eight at a time be one: {', '.join(fresh)}"
         )
     if scenario.events:
         found.append(f"{len(scenario.events)} engine kill(s) do not happen here")
