@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from poise.gateway import schemas, schemas_admin
 from poise.gateway.auditing import Audit
@@ -200,7 +200,7 @@ def add_admin(app: FastAPI, admin: Admin) -> None:
         admin.journal,
         summary="The engine's flight recorder, one JSON object a line",
         responses=schemas.lines() | schemas.errors(401, 403, 429, 503),
-        response_class=PlainTextResponse,
+        response_class=Response,  # of no type of its own: its errors are JSON
     )
     app.add_api_route(
         "/admin/login-codes",

@@ -19,7 +19,7 @@ import msgspec
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from poise import __version__
 from poise.config import Settings
@@ -323,8 +323,8 @@ def _add_health(app: FastAPI, health: Health, history: History) -> None:
         "/metrics",
         health.metrics,
         summary="Metrics for Prometheus",
-        responses=schemas.errors(401),
-        response_class=PlainTextResponse,
+        responses=schemas.plain("Metrics in Prometheus' text format.") | schemas.errors(401),
+        response_class=Response,  # of no type of its own: its errors are JSON
     )
 
 

@@ -322,9 +322,12 @@ PLACES: list[dict[str, Any]] = [
         "name": name,
         "in": where,
         "description": "Output tokens that the caller has: the `id` of the last event it saw.",
-        "schema": {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,3})?$"},
+        "schema": {"type": "string", "pattern": pattern},
     }
-    for name, where in (("from", "query"), ("Last-Event-ID", "header"))
+    for name, where, pattern in (
+        ("from", "query", r"^[0-9]{1,9}(\.[0-9]{1,3})?$"),
+        ("Last-Event-ID", "header", r"^([0-9]{1,9}(\.[0-9]{1,3})?)?$"),  # empty: it saw none
+    )
 ]
 
 
@@ -351,6 +354,10 @@ def events() -> Responses:
 
 def lines() -> Responses:
     return {200: {"description": "JSON lines.", "content": {"application/x-ndjson": {"schema": {"type": "string"}}}}}
+
+
+def plain(description: str) -> Responses:
+    return {200: {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}}
 
 
 def request_body(schema: Schema, models: list[str]) -> dict[str, Any]:
