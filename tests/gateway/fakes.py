@@ -26,7 +26,7 @@ from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.text import TextMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import text as text_wire
-from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
 from poise.wire.messages import (
     Accepted,
     Change,
@@ -47,7 +47,6 @@ from poise.wire.messages import (
     StoreStatus,
     Token,
     TokenLogprob,
-    Totals,
     Waiting,
 )
 from poise.worker.text.chat_template import ChatTemplate

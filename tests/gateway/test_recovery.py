@@ -16,6 +16,7 @@ from poise.gateway.backoff import Backoff
 from poise.gateway.engine_client import QUARANTINED, EnginePhase
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
+from poise.wire.accounts import Accounts
 from tests.gateway.mailbox import Mailbox
 from tests.gateway.simulated_engine import BUG_TOKEN, HANG_TOKEN, KILL_TOKEN, OPEN_TOKEN, PLAN_LENGTH
 from tests.gateway.test_supervisor import events, pid_of, submit, supervisor, until_ready
@@ -204,7 +205,8 @@ async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPa
         await until_ready(s, restarts=1)
         assert sent[:2] == [wire.Adjust(0.5, 0.25), wire.Shutdown()]
         assert sent[2] == wire.Configure(lower.model_dump_json(), "model.gguf")
-        assert sent[3] == wire.Adjust(0.5, 0.25)
+        assert isinstance(sent[3], Accounts)
+        assert sent[4] == wire.Adjust(0.5, 0.25)
         assert not s.metrics.registry.get_sample_value("poise_engine_losses_total", {"cause": "exit"})
 
 

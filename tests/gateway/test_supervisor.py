@@ -22,6 +22,7 @@ from poise.gateway.supervisor import Supervisor
 from poise.gateway.watchdog import Watchdog
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
+from poise.wire.accounts import Accounts
 from tests.gateway.mailbox import Mailbox
 from tests.gateway.simulated_engine import BUG_TOKEN
 
@@ -297,13 +298,15 @@ async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyP
         s.declare({"a": [1, 2]})
         assert not sent
         await s.wait_until_settled()
-        assert sent[1:] == [wire.Template("a", [1, 2])]
+        assert isinstance(sent[1], Accounts)
+        assert sent[2:] == [wire.Template("a", [1, 2])]
         await events(submit(s, [BUG_TOKEN]))
         sent.clear()
         await until_ready(s, restarts=1)
-        assert sent[1:] == [wire.Template("a", [1, 2])]
+        assert isinstance(sent[1], Accounts)
+        assert sent[2:] == [wire.Template("a", [1, 2])]
         s.declare({"a": [1, 2], "b": [3]})
-        assert sent[2:] == [wire.Template("a", [1, 2]), wire.Template("b", [3])]
+        assert sent[3:] == [wire.Template("a", [1, 2]), wire.Template("b", [3])]
 
 
 async def test_a_message_that_is_taken_at_once_is_not_taken_to_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from poise.metrics.engine import EngineCollector, EngineReading
-from poise.wire.figures import Bottleneck
-from poise.wire.messages import Status, Totals
+from poise.wire.figures import Bottleneck, Totals
+from poise.wire.messages import Status
 from tests.gateway.fakes import status
 
 

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "scheduler.md").read_text()
 NAMED = re.compile(
-    r"\b(fairness|hold|limits|newcomers|places|preemption|prefix|recovery|rules|sampling_cost): ((?:`[a-z0-9_]+`(?:, )?\s*)+)"
+    r"\b(accounts|fairness|hold|limits|newcomers|places|preemption|prefix|recovery|rules|sampling_cost): "
+    r"((?:`[a-z0-9_]+`(?:, )?\s*)+)"
 )
 
 

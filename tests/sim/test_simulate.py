@@ -25,6 +25,8 @@ from poise.sim.runner import SimRunner
 from poise.sim.simulate import Options, Simulation, SimulationFailure, simulate
 from poise.sim.template import TemplateTokens
 from poise.sim.world import ignored
+from poise.wire import messages as wire
+from poise.wire.accounts import Accounts
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
 SCENARIOS = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("storm", "trace"))
@@ -334,3 +336,24 @@ def test_what_is_not_simulated_is_said() -> None:
     assert ignored(load_scenario(FOLDER / "mixed.toml")) == []
     (line,) = ignored(load_scenario(FOLDER / "newcomers.toml"))
     assert "each new key is an account here" in line
+
+
+def test_the_next_engine_is_told_what_accounts_owe() -> None:
+    """The last engine's words on them, as a gateway would have kept them; the first engine is told that there are none."""
+    told: list[tuple[int, list[str]]] = [(0, [])]
+    restored: list[tuple[int, list[str]]] = []
+
+    def hear(message: wire.ToGateway) -> None:
+        if isinstance(message, Accounts):
+            told.append((message.at_ns, [account.name for account in message.accounts]))
+
+    def observe(now_ns: int, kind: str, values: tuple[object, ...]) -> None:
+        match kind, values:
+            case "restore", (list() as accounts, int(at_ns)):
+                restored.append((at_ns, [account.name for account in accounts]))
+                assert restored[-1] == told[-1]
+
+    options = Options(faults=(Fault.ENGINE_CRASH,), n_steps=3000, observers=(observe,), listeners=(hear,))
+    done = simulate(load_scenario(STORM), Settings(), 1, options)
+    assert len(restored) == done.n_crashes + 1 > 1
+    assert any(names for _, names in restored)

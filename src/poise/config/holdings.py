@@ -227,7 +227,14 @@ GROWING = (
     Growing("gateway.history:History", "ten minutes of samples", "600, some 2 kB each"),
     Growing("gateway.levels:Levels", "crashes", "those within `levels.crash_window_s`"),
     Growing(
-        "gateway.supervisor:Supervisor", "questions to the engine", "those of open requests; they end with the engine"
+        "gateway.supervisor:Supervisor",
+        "what accounts owe, for an engine after a lost one; tokens of templates",
+        "256 accounts, some 100 bytes each; the configuration's",
+    ),
+    Growing(
+        "gateway.supervision.questions:Questions",
+        "questions to the engine",
+        "those of open requests; they end with the engine",
     ),
     Growing("gateway.supervision.launch:Launcher", "descriptors kept for a start", "a few"),
     Growing("gateway.tasks.account:TaskAccount", "failures of a task", "a few times"),

@@ -17,6 +17,7 @@ from poise.engine.figures import StepTallies
 from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter
+from poise.scheduler.accounts import Account
 from poise.scheduler.plan import StepPlan
 from poise.scheduler.request import (
     Control,
@@ -33,6 +34,7 @@ from poise.scheduler.request import (
 )
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
+from poise.wire.accounts import Accounts
 
 OPERATOR = ""
 """The tenant of what nobody asked for: the computing of declared templates."""
@@ -84,6 +86,8 @@ class Engine:
     _idle: bool = False
     _wake_at_ns: int | None = None
     _stopping: bool = False
+    _knows_accounts: bool = False
+    """It was told of those of an engine before it: what it says of them from now on is the whole."""
 
     def __post_init__(self) -> None:
         self.execution = Execution(self.runner, self.clock, self._live, self.box)
@@ -168,6 +172,8 @@ class Engine:
             case wire.Hold():
                 self.journal.record(now_ns, "hold", message.request_id, message.level)
                 events += self.scheduler.hold(message.request_id, Hold(message.level), now_ns)
+            case Accounts():
+                self._restore(message, now_ns)
             case wire.Adjust():
                 self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
                 self.scheduler.adjust(message.queue_share, message.slots_share)
@@ -183,6 +189,14 @@ class Engine:
                 self._desk.read(message, self.journal)
             case wire.Shutdown():
                 self._stopping = True
+
+    def _restore(self, message: Accounts, now_ns: int) -> None:
+        known = [
+            Account(a.name, {RequestClass(c): us for c, us in a.above_us.items()}, a.tokens) for a in message.accounts
+        ]
+        self.journal.record(now_ns, "restore", known, message.at_ns)
+        self.scheduler.restore(known, message.at_ns)
+        self._knows_accounts = True
 
     def _answer_erasures(self) -> None:
         """What was to be overwritten is: the plan after an erasure has it done."""
@@ -284,6 +298,8 @@ class Engine:
             self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes, prefills))
 
     def _report(self, now_ns: int) -> None:
+        if self._knows_accounts:
+            self.outbox.send(self._reporter.accounts(now_ns))
         self.outbox.send(
             self._reporter.status(
                 now_ns,

@@ -16,6 +16,7 @@ An entry is (time, kind, values). The kinds, and the call of the scheduler that 
     control   request id, action            control
     hold      request id, level             hold
     adjust    queue share, slots share      adjust
+    restore   Accounts, their time          restore
     forget    tenant                        forget
     erase     ERASED                        erase
     retract   template                      retract
@@ -115,6 +116,10 @@ class Journal:
                 case "result", (StepResult(blocks=blocks) as result,) if blocks:
                     kept = tuple(block for block in blocks if block[0] in others)
                     self._entries[i] = (now_ns, kind, (replace(result, blocks=kept),))
+                case "restore", (list() as accounts, at_ns) if any(a.name == tenant for a in accounts):
+                    n_named += 1
+                    renamed = [replace(a, name=ERASED) if a.name == tenant else a for a in accounts]
+                    self._entries[i] = (now_ns, kind, (renamed, at_ns))
                 case "forget", (name,) if name == tenant:
                     n_named += 1
                     self._entries[i] = (now_ns, kind, (ERASED,))

@@ -7,7 +7,8 @@ from poise.scheduler.kv import PoolBooks
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Place, Snapshot
 from poise.wire import messages as wire
-from poise.wire.figures import Bottleneck, Equity, StepFigures
+from poise.wire.accounts import Account, Accounts
+from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
 
 STATUS_PERIOD_NS = 200_000_000
 """A busy engine reports its levels at most this often."""
@@ -72,6 +73,13 @@ class Reporter:
             equity={c.value: Equity(s.total_us, round(s.jain, 4), s.gap_us) for c, s in snapshot.classes.items()},
         )
 
+    def accounts(self, now_ns: int) -> Accounts:
+        """What an engine after this one has to know of accounts."""
+        known = self._scheduler.accounts(now_ns)
+        return Accounts(
+            now_ns, [Account(a.name, {c.value: us for c, us in a.above_us.items()}, a.tokens) for a in known]
+        )
+
     def _places(self, now_ns: int) -> list[Place]:
         if now_ns < self._places_ns:
             return []
@@ -108,9 +116,9 @@ def _pool_status(name: str, books: PoolBooks) -> wire.PoolStatus:
     )
 
 
-def _totals(snapshot: Snapshot) -> wire.Totals:
+def _totals(snapshot: Snapshot) -> Totals:
     counters, store = snapshot.counters, snapshot.store
-    return wire.Totals(
+    return Totals(
         preemptions={kind.value: n for kind, n in counters.preempted.items()},
         resumes=counters.resumed,
         downgrades=counters.downgraded,

@@ -11,10 +11,8 @@ import contextlib
 import logging
 import sys
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from itertools import count
-from typing import Any
 
 from poise.config import Settings, engine_settings
 from poise.engine.blackbox import NAMING, BlackBox, BoxReading
@@ -24,7 +22,6 @@ from poise.gateway.engine_client import (
     ENGINE_LOST,
     EnginePhase,
     EngineState,
-    EngineUnavailable,
     RequestHandle,
 )
 from poise.gateway.handover import Handover
@@ -33,11 +30,13 @@ from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.supervision.launch import EngineProcess, Launcher
 from poise.gateway.supervision.model_file import ModelFile
 from poise.gateway.supervision.pause import LOOK_EVERY_S, pause
+from poise.gateway.supervision.questions import Questions, unavailable
 from poise.gateway.tasks import Tasks
 from poise.gateway.watchdog import Watchdog, look_every_s
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
+from poise.wire.accounts import Accounts
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.framing import FrameError, encode_frame
 
@@ -47,7 +46,6 @@ ENGINE_COMMAND = (sys.executable, "-m", "poise.engine.process")
 STABLE_AFTER_S = 5.0
 """An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
-ANSWER_TIMEOUT_S = 10.0
 TASK, MODEL_TASK = "engine-supervisor", "model-file"
 LOAD_S = 2.0  # what is taken for the time that an engine needs to be ready, until one has been
 
@@ -72,7 +70,9 @@ class Supervisor:
         self._backoff = Backoff(settings.engine.restart_delay_max_s)
         self._ids = count(1)
         self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
-        self._asked: dict[object, deque[asyncio.Future[Any]]] = {}  # by what tells the answer, in the order of asking
+        self._questions = Questions(self.state, self._send)
+        self._accounts = Accounts(0, [])
+        """As the last engine that told of them left them."""
         self._templates: dict[str, list[int]] = {}
         self._shares = (1.0, 1.0)
         self._listeners: list[Callable[[Death], None]] = []
@@ -147,7 +147,7 @@ class Supervisor:
         declared: bool = False,
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
-            raise self._unavailable()
+            raise unavailable(self.state)
         submit = wire.Submit(
             next(self._ids), tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms,
             erased=erased, account=account, declared=declared,
@@ -198,52 +198,31 @@ class Supervisor:
             self._send(wire.Template(name, tokens))
 
     async def control(self, request_id: int, action: Control) -> wire.Controlled:
-        answer: wire.Controlled = await self._ask(wire.Control(request_id, action.value), (request_id, action.value))
+        answer: wire.Controlled = await self._questions.ask(
+            wire.Control(request_id, action.value), (request_id, action.value)
+        )
         return answer
 
     async def forget(self, tenant: str) -> wire.Forgotten:
-        answer: wire.Forgotten = await self._ask(wire.Forget(forget_id := next(self._ids), tenant), forget_id)
+        answer: wire.Forgotten = await self._questions.ask(wire.Forget(forget_id := next(self._ids), tenant), forget_id)
         return answer
 
     def disown(self, tenant: str) -> int:
+        self._accounts = self._accounts.without(tenant)
         return self._requests.disown(tenant)
 
     async def erase(self, tenant: str) -> wire.Erased:
-        answer: wire.Erased = await self._ask(wire.Erase(erase_id := next(self._ids), tenant), erase_id)
+        try:
+            answer: wire.Erased = await self._questions.ask(wire.Erase(erase_id := next(self._ids), tenant), erase_id)
+        finally:
+            self._accounts = self._accounts.without(tenant)  # the engine may have told of them meanwhile
         return answer
 
     def journal(self) -> AsyncGenerator[list[str], None]:
-        return pages_of_engine(self._ask, self._send, next(self._ids))
-
-    async def _ask(self, message: wire.ToEngine, key: object) -> Any:
-        """Send a message and wait for what answers it."""
-        if self.state.phase is not EnginePhase.READY:
-            raise self._unavailable()
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._asked.setdefault(key, deque()).append(future)
-        self._send(message)
-        try:
-            return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
-        except TimeoutError as error:
-            raise EngineUnavailable("the engine did not answer in time", self.state.retry_after_s) from error
-
-    def _answer(self, key: object, answer: Any) -> None:
-        """Hand an answer to who asked first. One who no longer waits keeps his place: the answer is his all the same."""
-        if (futures := self._asked.get(key)) is None:
-            return
-        future = futures.popleft()
-        if not futures:
-            del self._asked[key]
-        if not future.done():
-            future.set_result(answer)
+        return pages_of_engine(self._questions.ask, self._send, next(self._ids))
 
     def _ended(self) -> bool:
         return self.state.phase in (EnginePhase.STOPPED, EnginePhase.FAILED)
-
-    def _unavailable(self) -> EngineUnavailable:
-        state = self.state
-        permanent, detail = state.phase is EnginePhase.FAILED, state.detail or state.stage
-        return EngineUnavailable(f"the engine is {state.phase}: {detail}", state.retry_after_s, permanent)
 
     def _send(self, message: wire.ToEngine) -> None:
         if self._engine is not None:
@@ -264,7 +243,7 @@ class Supervisor:
     def _end(self) -> None:
         """There is no other engine."""
         self._requests.end_all(ENGINE_LOST, "the engine stopped")
-        self._fail_questions()
+        self._questions.fail()
         self._launcher.close()
 
     def _note_death(self, death: Death) -> float:
@@ -279,7 +258,7 @@ class Supervisor:
         self.state.retry_after_s = delay_s + self._load_s
         self._set(EnginePhase.RESTARTING, detail=replaced or death.detail)
         self._requests.lose(death, hopeless=not self._ready_s and self._backoff.is_longest(delay_s))
-        self._fail_questions()
+        self._questions.fail()
         if replaced:
             log.warning("%s: the engine is replaced", replaced)
             return 0.0
@@ -357,6 +336,8 @@ class Supervisor:
                 self.state.status = message
                 for waiting in message.waiting:
                     self._requests.waiting(waiting)
+            case Accounts():
+                self._accounts = message
             case wire.Loading():
                 self.state.progress, self.state.stage = message.progress, message.stage
                 self._changed.set()
@@ -368,14 +349,14 @@ class Supervisor:
                 failed = message.permanent and not self._was_ready
                 self._set(EnginePhase.FAILED if failed else EnginePhase.RESTARTING, detail=message.message)
             case wire.JournalPage():
-                self._answer(message.read_id, message)
+                self._questions.answer(message.read_id, message)
             case wire.Controlled():
                 self._requests.controlled(message)
-                self._answer((message.request_id, message.action), message)
+                self._questions.answer((message.request_id, message.action), message)
             case wire.Forgotten():
-                self._answer(message.forget_id, message)
+                self._questions.answer(message.forget_id, message)
             case wire.Erased():
-                self._answer(message.erase_id, message)
+                self._questions.answer(message.erase_id, message)
 
     def _ready(self, ready: wire.Ready) -> None:
         self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"
@@ -390,16 +371,12 @@ class Supervisor:
             self.metrics.ready_again(self._ready_s - self._lost_s)
             self._lost_s = 0.0
         self._set(EnginePhase.READY)
-        self._send_templates()  # before any request: what is sent in order arrives in order
+        # Before any request: what is sent in order arrives in order.
+        self._send(self._accounts)
+        self._send_templates()
         if self._shares != (1.0, 1.0):
             self._send(wire.Adjust(*self._shares))
         self._requests.hand_over()
-
-    def _fail_questions(self) -> None:
-        """The engine is gone: nobody waits for an answer that cannot come."""
-        asked, self._asked = self._asked, {}
-        for future in (future for futures in asked.values() for future in futures if not future.done()):
-            future.set_exception(self._unavailable())
 
     def _set(self, phase: EnginePhase, detail: str = "") -> None:
         if self.state.phase is EnginePhase.STOPPED:

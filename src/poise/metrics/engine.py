@@ -9,8 +9,8 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
-from poise.wire.messages import PoolStatus, Status, StoreStatus, Totals
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
+from poise.wire.messages import PoolStatus, Status, StoreStatus
 
 
 @dataclass(frozen=True, slots=True)

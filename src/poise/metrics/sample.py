@@ -11,8 +11,8 @@ from typing import Any
 
 from poise.metrics.lately import ClassEvents
 from poise.scheduler.request import RequestClass
-from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
-from poise.wire.messages import ClassStatus, PoolStatus, Status, Totals
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
+from poise.wire.messages import ClassStatus, PoolStatus, Status
 
 _NO_CLASS = ClassStatus(0, 0, 0)
 _NOTHING = Status(0, {}, [], 0, 0, 0, 0)

@@ -7,9 +7,10 @@ ever (vLLM issue 39734 describes that failure).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, PoolPolicy, SchedulerPolicy
-from poise.scheduler.request import Request
+from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.thresholds import may_take
 
 QUEUE_SHARE = 4.0
@@ -64,3 +65,20 @@ def queue_places(held: int, waiting: int, limit: int, *, declared: bool) -> int:
         return 1
     may_have = may_take(1, held=held, used=waiting, total=limit, share=QUEUE_SHARE, least=1)
     return held + (may_have and waiting < shared_places(limit))
+
+
+def lowered(
+    classes: Mapping[RequestClass, ClassPolicy], queue_share: float, slots_share: float
+) -> dict[RequestClass, ClassPolicy]:
+    """The classes with these shares of their `queue_max` and `slots_max`, at least 1 of each."""
+    return {
+        c: replace(
+            limits, queue_max=_part(limits.queue_max, queue_share), slots_max=_part(limits.slots_max, slots_share)
+        )
+        for c, limits in classes.items()
+    }
+
+
+def _part(limit: int, share: float) -> int:
+    """That share of a limit, and at least 1. (A share such as 0.29 of 100 must not come out as 28.)"""
+    return max(1, int(limit * share + 1e-9))

@@ -16,7 +16,7 @@ who waits: its turn comes when a fair share of those alive would have brought it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from poise.scheduler.equity import RecentService
 
@@ -73,16 +73,19 @@ class ServedCost:
         served = self._served.get(tenant)
         return (self._departed.get(tenant, 0) if served is None else served) // self._grain_us
 
-    def enter(self, tenant: str) -> None:
+    def enter(self, tenant: str, *, returns: bool = False) -> None:
         """One more request of the account wants compute.
 
         One that is new, or returns, starts a grain below the floor, or where it was, whichever is more: its next prompt goes
-        before
-        those of others that have had their share, but it cannot save up more.
+        before those of others that have had their share, but it cannot save up more. `returns`: it waited in an engine before
+        this one, and in between; it goes on where it was, and moves nobody's start while others are still to come back.
         """
         if tenant not in self._served:
-            self._lift_floor()
-            self._served[tenant] = max(self._departed.pop(tenant, 0), self._floor_us - self._grain_us)
+            if returns and tenant in self._departed:
+                self._served[tenant] = self._departed.pop(tenant)
+            else:
+                self._lift_floor()
+                self._served[tenant] = max(self._departed.pop(tenant, 0), self._floor_us - self._grain_us)
             self._weights += self._units(tenant)
         self._n_active[tenant] = self._n_active.get(tenant, 0) + 1
         self.recent.charge(tenant, 0)
@@ -99,12 +102,12 @@ class ServedCost:
             if len(self._departed) > DEPARTED_MAX:
                 self._forget()
 
-    def queue(self, tenant: str) -> None:
+    def queue(self, tenant: str, *, returns: bool = False) -> None:
         """One of the account's requests, which has entered, waits for a slot.
 
-        Where none did before, it has wanted no more than it got; that saves nothing up, either.
+        Where none did before, it has wanted no more than it got; that saves nothing up, either. `returns`: as for `enter`.
         """
-        if tenant not in self._n_queued:
+        if tenant not in self._n_queued and not returns:
             self._lift_floor()
             self._served[tenant] = max(self._served[tenant], self._floor_us - self._grain_us)
         self._n_queued[tenant] = self._n_queued.get(tenant, 0) + 1
@@ -139,6 +142,25 @@ class ServedCost:
     def behind_us(self) -> dict[str, int]:
         """How far below the floor each account is that waits; below 0 where it has had more than a fair share."""
         return {tenant: self._floor_us - self._served[tenant] for tenant in self._n_queued}
+
+    def above_us(self) -> dict[str, int]:
+        """How far above the floor each account is that is alive (below 0: it is owed so much), or that left above it.
+
+        With `restore`, it is what an engine after this one has to know: floors of different engines are not to be compared.
+        """
+        start_us = self._floor_us - self._grain_us
+        above = {tenant: served - self._floor_us for tenant, served in self._departed.items() if served > start_us}
+        return above | {tenant: served - self._floor_us for tenant, served in self._served.items()}
+
+    def restore(self, above_us: Mapping[str, int]) -> None:
+        """Accounts were so far above the floor in an engine before this one. Who is alive here stays as it is."""
+        self._departed |= {t: self._floor_us + above for t, above in above_us.items() if t not in self._served}
+        if len(self._departed) > DEPARTED_MAX:
+            self._forget()
+
+    def forget(self, tenant: str) -> None:
+        """Do not remember an account that has left."""
+        self._departed.pop(tenant, None)
 
     def check(self) -> None:
         assert self._served.keys() == self._n_active.keys(), "served cost and activity disagree"

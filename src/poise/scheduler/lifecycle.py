@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
+from poise.scheduler.accounts import forget_account
 from poise.scheduler.placement import Placement
 from poise.scheduler.plan import Chunk
 from poise.scheduler.planner import Books
@@ -65,7 +66,7 @@ class Lifecycle:
         request = sequence.request
         assert request.request_id not in self.sequences, f"request {request.request_id} is already here"
         self.sequences[request.request_id] = sequence
-        self._books.served[sequence.request_class].enter(request.account)
+        self._books.served[sequence.request_class].enter(request.account, returns=request.readmitted)
         self._books.tenants.enter(request.account, now_ns)
         if not request.readmitted:  # else its prompt was charged when it was accepted
             self._books.tenants.charge(request.account, request.n_prompt, now_ns)
@@ -218,6 +219,8 @@ class Lifecycle:
         if ended_well and not request.pins:
             self._waits.learn_output(request, sequence.n_output)
         tenants.leave(request.account)
+        if sequence.erased and request.account == request.tenant:
+            forget_account(self._books.served, tenants, request.account)
         del self.sequences[request.request_id]
         if sequence.erased and not any(s.erased and s.pool == sequence.pool for s in self.sequences.values()):
             self._placement.scrub(sequence.pool)  # once for all of them: it copies what everybody else holds

@@ -56,7 +56,8 @@ class WaitingQueue:
         heap = self._heaps.setdefault(request.account, [])
         heapq.heappush(heap, (sequence.order_key, request.request_id, sequence.n_pushes, sequence))
         self._n_entries += 1
-        self._served.queue(request.account)
+        # For the first time: after that, it is one like any other here.
+        self._served.queue(request.account, returns=request.readmitted and sequence.n_pushes == 1)
         self._count(sequence, +1)
 
     def remove(self, sequence: Sequence) -> None:

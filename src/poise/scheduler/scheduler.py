@@ -15,10 +15,10 @@ What a step does is in `planner`; who goes first in `queues` and `fairness`; wha
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Iterable
 
 from poise.scheduler import admission
+from poise.scheduler.accounts import Account, forget_account, remembered_accounts, restore_accounts
 from poise.scheduler.bottleneck import Bottleneck, limit_of
 from poise.scheduler.budget import BatchShape, CostModel
 from poise.scheduler.fairness import ServedCost, split_cost
@@ -166,12 +166,17 @@ class Scheduler:
         assert self._planned is None, "adjust between plan and complete"
         assert 0 < queue_share <= 1, f"a share of {queue_share}"
         assert 0 < slots_share <= 1, f"a share of {slots_share}"
-        self._books.limits = {
-            c: replace(
-                limits, queue_max=_part(limits.queue_max, queue_share), slots_max=_part(limits.slots_max, slots_share)
-            )
-            for c, limits in self._policy.classes.items()
-        }
+        self._books.limits = admission.lowered(self._policy.classes, queue_share, slots_share)
+
+    def accounts(self, now_ns: int) -> list[Account]:
+        """What a scheduler after this one has to know of accounts; without those of erased tenants. Modifies nothing."""
+        erased = {s.request.tenant for s in self._life.sequences.values() if s.erased}
+        return remembered_accounts(self._books.served, self._books.tenants, erased, now_ns)
+
+    def restore(self, known: Iterable[Account], at_ns: int) -> None:
+        """Go on with the accounts of a scheduler before this one as they were at `at_ns`."""
+        assert self._planned is None, "restore between plan and complete"
+        restore_accounts(self._books.served, self._books.tenants, known, at_ns)
 
     def erase(self, tenant: str) -> tuple[int, int, int]:
         """As `forget`, and have every cell overwritten that nobody holds. Returns how many prefixes, cells and bytes go.
@@ -184,6 +189,7 @@ class Scheduler:
         n_bytes = self._placement.kept_bytes(tenant)
         dropped = self._placement.forget(tenant)
         self._placement.scrub()
+        forget_account(self._books.served, self._books.tenants, tenant)
         return *dropped, n_bytes
 
     def forget(self, tenant: str) -> tuple[int, int]:
@@ -410,8 +416,3 @@ class Scheduler:
         owed = background.min_share * total_us - background_us
         bound = float(background.itl_target_us)
         books.background_credit_us = min(4 * bound, max(-bound, books.background_credit_us + owed))
-
-
-def _part(limit: int, share: float) -> int:
-    """That share of a limit, and at least 1. (A share such as 0.29 of 100 must not come out as 28.)"""
-    return max(1, int(limit * share + 1e-9))

@@ -7,6 +7,7 @@ ones are refused. (A token bucket; charging what happened rather than what was a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from poise.scheduler.policy import SchedulerPolicy, TenantPolicy
@@ -108,8 +109,30 @@ class TenantBooks:
         """Tenant to (live requests, new ones that have not started, running ones, held ones that have started)."""
         return {t: (books.n_live, books.n_queued, books.n_running, books.n_held) for t, books in self._tenants.items()}
 
+    def balances(self, now_ns: int) -> dict[str, float]:
+        """Tokens in the accounts that are not full. Modifies nothing, so that how often somebody asks changes no decision."""
+        limited = {t: books for t, books in self._tenants.items() if books.policy.tokens_per_minute}
+        filled = {tenant: _filled(books, now_ns) for tenant, books in limited.items()}
+        return {t: balance for t, balance in filled.items() if balance < limited[t].policy.tokens_per_minute}
+
+    def restore(self, balances: Mapping[str, float], at_ns: int) -> None:
+        """So much was in these accounts at that time, in an engine before this one. Who is here already stays as it is."""
+        for tenant, balance in balances.items():
+            policy = self._policy.tenant(tenant)
+            if policy.tokens_per_minute and tenant not in self._tenants:
+                self._tenants[tenant] = _Tenant(policy, balance=balance, filled_ns=at_ns)
+
+    def forget(self, tenant: str) -> None:
+        """Do not remember the account of a tenant with nothing here."""
+        if tenant in self._tenants and not self._tenants[tenant].n_live:
+            del self._tenants[tenant]
+
     def _fill(self, books: _Tenant, now_ns: int) -> None:
-        per_minute = books.policy.tokens_per_minute
-        earned = max(0, now_ns - books.filled_ns) * per_minute / MINUTE_NS
-        books.balance = min(float(per_minute), books.balance + earned)
+        books.balance = _filled(books, now_ns)
         books.filled_ns = now_ns
+
+
+def _filled(books: _Tenant, now_ns: int) -> float:
+    per_minute = books.policy.tokens_per_minute
+    earned = max(0, now_ns - books.filled_ns) * per_minute / MINUTE_NS
+    return min(float(per_minute), books.balance + earned)

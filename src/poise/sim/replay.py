@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from poise.engine.journal import Entry, JournalError, plain, read_journal
+from poise.scheduler.accounts import Account
 from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Control, Hold, Request
@@ -84,6 +85,8 @@ class _Replay:
                 scheduler.hold(request_id, Hold(level), now_ns)
             case "adjust", [int() | float() as queue_share, int() | float() as slots_share]:
                 scheduler.adjust(queue_share, slots_share)
+            case "restore", [list() as accounts, int(at_ns)]:
+                scheduler.restore([_convert(account, Account, entry.line) for account in accounts], at_ns)
             case "forget", [str(tenant)]:
                 scheduler.forget(tenant)
             case "erase", [str(tenant)]:  # of a tenant whose requests never were in the journal: else it is refused

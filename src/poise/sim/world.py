@@ -19,6 +19,7 @@ from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
 from poise.sim.template import TemplateTokens
 from poise.sim.witness import Witness
 from poise.wire import messages as wire
+from poise.wire.accounts import Accounts
 
 RETRY_PAUSE_NS = 500_000_000
 """A closed-loop client that was refused waits at least so long."""
@@ -35,9 +36,7 @@ def ignored(scenario: Scenario) -> list[str]:
         found.append(f"malformed requests are left out, no engine ever sees one: {', '.join(malformed)}")
     fresh = [client.name for client in scenario.clients if client.fresh_tenants]
     if fresh:
-        found.append(
-            f"each new key is an account here, a gateway lets eight at a time be one: {', '.join(fresh)}"
-        )
+        found.append(f"each new key is an account here, a gateway lets eight at a time be one: {', '.join(fresh)}")
     if scenario.events:
         found.append(f"{len(scenario.events)} engine kill(s) do not happen here")
     return found
@@ -129,7 +128,8 @@ class World:
         self._stalled: dict[int, wire.Hold] = {}
         """Requests whose reader is behind, and what the engine was told of it."""
         self._template: wire.Template | None = None
-        self._ahead: list[wire.ToEngine] = []
+        self._accounts = Accounts(0, [])
+        self._ahead: list[wire.ToEngine] = [self._accounts]
         """What a new engine is told before anything else."""
         for stream in scenario.requests(seed):
             self._schedule_next(_Stream(stream.client, stream.requests), 0)
@@ -147,7 +147,7 @@ class World:
         abort it took with it have ended, and are returned. `suspects` were being computed."""
         self._clock.advance(self.faults.restart_ns())
         now_ns, ended = self._clock.now_ns(), list[wire.Finish]()
-        self._ahead = [] if self._template is None else [self._template]
+        self._ahead = [self._accounts] if self._template is None else [self._accounts, self._template]
         for request_id, sent in list(self._in_flight.items()):
             n_prompt, output = sent.record.n_prompt, list(sent.record.tokens)
             if sent.aborted:
@@ -182,6 +182,8 @@ class World:
         now_ns = self._clock.now_ns()
         self.witness.heard(message, now_ns)
         match message:
+            case Accounts():
+                self._accounts = message
             case wire.Accepted():
                 self._in_flight[message.request_id].accepted = True
             case wire.Refused():
@@ -275,6 +277,8 @@ class World:
                 self._in_flight[request_id].aborted = True
             case wire.Template():
                 self._template = message
+            case wire.Erase():
+                self._accounts = self._accounts.without(message.tenant)
 
     def _at(self, when_ns: int, what: wire.ToEngine | _Arrival | _Leaving) -> None:
         self._n_moments += 1

@@ -41,3 +41,21 @@ class Equity(msgspec.Struct, frozen=True, array_like=True):
     served_us: int = 0
     jain: float = 1.0
     gap_us: int = 0
+
+
+class Totals(msgspec.Struct, frozen=True, array_like=True):
+    """Counters since the engine's start."""
+
+    preemptions: dict[str, int] = {}
+    """By kind: "pause", "swap", "drop", "stall"."""
+    resumes: int = 0
+    downgrades: int = 0
+    expired: int = 0
+    prefix_hits: int = 0
+    cached_tokens: int = 0
+    recomputed_tokens: int = 0
+    evicted_entries: int = 0
+    stored_bytes: int = 0
+    loaded_bytes: int = 0
+    unstored: int = 0
+    """Choices whose cells were dropped because the host store was full."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from poise.wire.figures import Bottleneck, Equity, StepFigures
+from poise.wire.accounts import Accounts
+from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
@@ -362,24 +363,6 @@ class StoreStatus(msgspec.Struct, frozen=True, array_like=True):
     peak_bytes: int
 
 
-class Totals(msgspec.Struct, frozen=True, array_like=True):
-    """Counters since the engine's start."""
-
-    preemptions: dict[str, int] = {}
-    """By kind: "pause", "swap", "drop", "stall"."""
-    resumes: int = 0
-    downgrades: int = 0
-    expired: int = 0
-    prefix_hits: int = 0
-    cached_tokens: int = 0
-    recomputed_tokens: int = 0
-    evicted_entries: int = 0
-    stored_bytes: int = 0
-    loaded_bytes: int = 0
-    unstored: int = 0
-    """Choices whose cells were dropped because the host store was full."""
-
-
 class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     """Engine to gateway, a few times a second while anything happens: counters since start and present levels."""
 
@@ -416,5 +399,20 @@ class JournalPage(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
     is_lost: bool = False
 
 
-ToEngine = Configure | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown
-ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Controlled | Forgotten | Erased | JournalPage
+ToEngine = (
+    Configure | Accounts | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown
+)
+ToGateway = (
+    Loading
+    | Ready
+    | Fatal
+    | Accepted
+    | Refused
+    | Step
+    | Status
+    | Accounts
+    | Controlled
+    | Forgotten
+    | Erased
+    | JournalPage
+)

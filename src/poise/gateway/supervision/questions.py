@@ -1,0 +1,56 @@
+"""Questions to the engine that it answers with a message of its own, and who waits for which answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable
+from poise.wire import messages as wire
+
+ANSWER_TIMEOUT_S = 10.0
+
+
+class Questions:
+    """Those to the present engine. `send` reaches it."""
+
+    def __init__(self, state: EngineState, send: Callable[[wire.ToEngine], None]) -> None:
+        self._state = state
+        self._send = send
+        self._asked: dict[object, deque[asyncio.Future[Any]]] = {}  # by what tells the answer, in the order of asking
+
+    async def ask(self, message: wire.ToEngine, key: object) -> Any:
+        """Send a message and wait for what answers it. Raises EngineUnavailable."""
+        if self._state.phase is not EnginePhase.READY:
+            raise unavailable(self._state)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._asked.setdefault(key, deque()).append(future)
+        self._send(message)
+        try:
+            return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            raise EngineUnavailable("the engine did not answer in time", self._state.retry_after_s) from error
+
+    def answer(self, key: object, answer: Any) -> None:
+        """Hand an answer to who asked first. One who no longer waits keeps his place: the answer is his all the same."""
+        if (futures := self._asked.get(key)) is None:
+            return
+        future = futures.popleft()
+        if not futures:
+            del self._asked[key]
+        if not future.done():
+            future.set_result(answer)
+
+    def fail(self) -> None:
+        """The engine is gone: nobody waits for an answer that cannot come."""
+        asked, self._asked = self._asked, {}
+        for future in (future for futures in asked.values() for future in futures if not future.done()):
+            future.set_exception(unavailable(self._state))
+
+
+def unavailable(state: EngineState) -> EngineUnavailable:
+    """Why the engine takes nothing now."""
+    permanent, detail = state.phase is EnginePhase.FAILED, state.detail or state.stage
+    return EngineUnavailable(f"the engine is {state.phase}: {detail}", state.retry_after_s, permanent)
