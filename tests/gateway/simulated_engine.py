@@ -87,7 +87,7 @@ def complain(path: Path, wrong: str, settings: Settings) -> None:
         raise ModelError(path, wrong)
 
 
-def load(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
+def load(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
     if sys.argv[1] == "bad-model":
         raise ModelError(path, "is not a model")
     if sys.argv[1].startswith("file:"):
@@ -99,7 +99,8 @@ def load(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
         select.select([int(sys.argv[-1])], [], [])  # to the end of the gateway's side, which says nothing meanwhile
     pools = [PoolInfo("short", settings.pools.short.slots, 4096, True, 0), PoolInfo("long", 2, 8192, True, 0)]
     runner = _Runner(pools)
-    return LoadedRunner(runner, Ready("simulated", 0, 1000, 8192, pools, os.getpid()), {}, {})  # type: ignore[arg-type]
+    ready = Ready("simulated", 0, 1000, 8192, pools, os.getpid(), "works", f"again: {weights_again}")
+    return LoadedRunner(runner, ready, {}, {})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -284,6 +284,17 @@ async def test_interrupting_the_terminal_does_not_kill_the_engine() -> None:
         assert len(await events(submit(s, [1, 2, 3]))) == 9
 
 
+async def test_an_engine_in_the_place_of_another_loads_the_same_weights() -> None:
+    """And the first one chooses: whoever waits goes on with the weights that the answer began with, and for no measurement."""
+    async with supervisor() as s:
+        await s.wait_until_settled()
+        assert s.state.ready is not None
+        assert s.state.ready.weights_reason == "again: "
+        os.kill(s.state.ready.pid, signal.SIGKILL)
+        await s.until(lambda state: state.restarts == 1 and state.phase is EnginePhase.READY)
+        assert s.state.ready.weights_reason == "again: works"
+
+
 async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is ready, again after a restart, and at once when they are declared later."""
     sent: list[wire.ToEngine] = []

@@ -44,3 +44,18 @@ def test_a_runner_is_loaded_with_its_measurements(
         assert loaded.ready.n_vocab == 49_152
         assert set(loaded.priors) == set(loaded.chunk_tokens) == {"short", "long"}
     assert list(tmp_path.rglob("measurements.json")), "the measurement is remembered"
+
+
+@pytest.mark.slow
+def test_an_engine_in_the_place_of_another_measures_nothing(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams wait for it: the weights are those of before, and flash attention is what is usual."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pools = PoolsSettings(short=PoolSettings(slots=2, slot_tokens=512), long=PoolSettings(slots=1, slot_tokens=1024))
+    settings = Settings(pools=pools)
+    loaded = load_runner(model_path, settings, lambda done, stage: None, "as-is")
+    with loaded.runner as runner:
+        assert [pool.flash_attention for pool in runner.pools] == [True, False]
+        assert loaded.ready.weights == "as-is"
+    assert not list(tmp_path.rglob("*.json")), "nothing was measured, and nothing is remembered"

@@ -230,6 +230,20 @@ def test_a_damaged_file_is_made_again_without_measuring(lab: Lab) -> None:
     assert lab.compared == [Q8, MIXED]
 
 
+def test_an_engine_in_the_place_of_another_has_its_weights_without_measuring(lab: Lab) -> None:
+    """Whatever would be chosen now, also under a new time of modification; the file is made again where it is gone."""
+    assert lab.chooser().as_before(AS_IS).path == lab.source
+    again = lab.chooser().as_before(Q8)
+    assert (again.name, lab.made) == (Q8, [Q8])
+    os.utime(lab.source, ns=(1, 1))
+    assert lab.chooser().as_before(Q8).path == again.path
+    again.path.unlink()
+    assert lab.chooser().as_before(Q8).path == again.path
+    assert (lab.made, lab.compared) == ([Q8, Q8], [])
+    lab.fits = False
+    assert lab.chooser().as_before(Q8).path == lab.source
+
+
 def test_what_is_in_the_way_is_not_remembered(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     """Memory, disk, or a folder that cannot be written: the source now, one line in the log, and another attempt next time."""
     lab.found = {Q8: (GOOD, FAST), MIXED: (BAD, FASTER)}

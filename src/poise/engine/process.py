@@ -124,7 +124,11 @@ class SocketPort:
                 return messages
 
 
-def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRunner], box: BoxWriter) -> int:
+Load = Callable[[Path, Settings, Progress, str], LoadedRunner]
+"""A model's path, the settings, who is told how far it is, and the weights to load again, if any: to a runner."""
+
+
+def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
     """Load what Configure names and run the loop until the gateway wants no more. Returns the exit code."""
     configure = port.drain(None, block=True)[0]
     assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
@@ -133,7 +137,7 @@ def serve(port: SocketPort, load: Callable[[Path, Settings, Progress], LoadedRun
     path = Path(configure.model_path)
     try:
         check_same(path, configure.fingerprint)
-        loaded = load(path, settings, lambda progress, stage: port.send(wire.Loading(progress, stage)))
+        loaded = load(path, settings, lambda done, stage: port.send(wire.Loading(done, stage)), configure.weights)
         check_same(path, configure.fingerprint)  # it may have changed while it was read
     except (ModelError, EngineLibraryError) as error:
         port.send(wire.Fatal(str(error), permanent=True, short_of_memory=isinstance(error, DoesNotFit)))
@@ -187,7 +191,7 @@ def check_same(path: Path, expected: str) -> None:
         raise ModelError(path, MODEL_CHANGED)
 
 
-def main(load: Callable[[Path, Settings, Progress], LoadedRunner] = load_runner) -> int:
+def main(load: Load = load_runner) -> int:
     """Run an engine over the socket whose number is the last argument, with the black box whose number `--box` says."""
     tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the gateway's to handle

@@ -89,6 +89,8 @@ class Supervisor:
         self._load_s = LOAD_S
         self._was_ready = False
         """Whether an engine has ever been."""
+        self._weights = ""
+        """Those of the last engine that was."""
         self._is_outdated = False
         """The engine is ended because its model file was written over."""
         self._task: asyncio.Task[None] | None = None
@@ -284,7 +286,8 @@ class Supervisor:
             return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
         self._engine = engine
         try:
-            self._send(wire.Configure(engine_settings(self._settings), self.model.path, self.model.fingerprint))
+            settings, model = engine_settings(self._settings), self.model
+            self._send(wire.Configure(settings, model.path, model.fingerprint, self._weights))
             await engine.connection.lost
         except (FrameError, ConnectionError) as error:
             log.error("the engine's socket broke: %s", error)
@@ -362,7 +365,7 @@ class Supervisor:
         self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"
         if self.state.phase is EnginePhase.STOPPED:
             return
-        self._ready_s, self._was_ready = time.monotonic(), True
+        self._ready_s, self._was_ready, self._weights = time.monotonic(), True, ready.weights
         self._tasks.worked(TASK)
         # Before anything is sent: what the engine leaves alone counts from the first message on.
         self._watchdog = Watchdog(self._settings.engine.watchdog_s, time.monotonic_ns())

@@ -89,6 +89,11 @@ def weights_to_load(
     return chooser.choose()
 
 
+def weights_as_before(path: Path, settings: Settings, name: str) -> Weights:
+    """The file with the weights of that name, which an engine had before; made again if it has to be, and nothing is decided."""
+    return _chooser(path, settings, available_bytes()).as_before(name)
+
+
 def planned_weights(path: Path, settings: Settings) -> Weights:
     """What the next start will load, as far as it is known. Raises ModelError for a file that is not usable."""
     return _chooser(path, settings, available_bytes()).planned()

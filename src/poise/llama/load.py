@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from poise.config import Settings
-from poise.llama.fit import check_fit, pool_specs, weights_to_load
-from poise.llama.measure import choose
+from poise.llama.fit import check_fit, pool_specs, weights_as_before, weights_to_load
+from poise.llama.measure import LIMIT_S, choose
 from poise.llama.model import Model
 from poise.llama.runner import LlamaRunner
 from poise.llama.weights import Weights
@@ -36,8 +36,15 @@ class LoadedRunner:
     priors: dict[str, CostPrior]
 
 
-def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRunner:
-    """Load the model and build the pools. Raises ModelError or EngineLibraryError with one line."""
+def load_runner(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
+    """Load the model and build the pools. Raises ModelError or EngineLibraryError with one line.
+
+    weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait
+    """
+    if weights_again:
+        weights = weights_as_before(path, settings, weights_again)
+        check_fit(weights.path, settings)
+        return _load(weights, settings, progress, measure=False)
     told = 0.0
 
     def choosing(done: float) -> None:
@@ -50,7 +57,7 @@ def load_runner(path: Path, settings: Settings, progress: Progress) -> LoadedRun
     return _load(weights, settings, lambda done, stage: progress(told + (1 - told) * done, stage))
 
 
-def _load(weights: Weights, settings: Settings, progress: Progress) -> LoadedRunner:
+def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: bool = True) -> LoadedRunner:
     engine = settings.engine
     model = Model.load(
         weights.path,
@@ -65,6 +72,7 @@ def _load(weights: Weights, settings: Settings, progress: Progress) -> LoadedRun
             kv_type=engine.kv_type,
             threads=engine.threads,
             batch_tokens=engine.batch_tokens,
+            limit_s=LIMIT_S if measure else 0.0,
             progress=lambda done: progress(
                 WEIGHTS_DONE + (1 - WEIGHTS_DONE) * done, "measuring flash attention (first start with this model)"
             ),

@@ -96,7 +96,10 @@ def choose(
     progress: Callable[[float], None] = lambda _: None,
     limit_s: float = LIMIT_S,
 ) -> dict[str, PoolChoice]:
-    """A choice for each pool, from the cache or measured now. A pool's own setting and quantised KV cells go before."""
+    """A choice for each pool, from the cache or measured now. A pool's own setting and quantised KV cells go before.
+
+    limit_s   time to measure in; 0: nothing is measured, and what is not known is chosen by the rule of thumb, for this time
+    """
     pools = [pool.cut_to(model.context_train) for pool in pools]
     threads = threads or usable_threads()
     cache_file = cache_file or cache_dir() / "measurements.json"
@@ -104,6 +107,8 @@ def choose(
     known = _known(read_entries(cache_file).get(key), pools)
     if known:
         return known
+    if limit_s <= 0:
+        return {pool.name: PoolChoice(_usual(model, pool, kv_type), QUANTUM, CostPrior()) for pool in pools}
     choices: dict[str, PoolChoice] = {}
     begin = time.perf_counter()
     for i, pool in enumerate(pools):
@@ -169,10 +174,22 @@ class _Probing:
         """The mode in which the pool's typical step is clearly cheaper; else, and without all measurements, the rule of thumb."""
         if len(times) == 1:
             return next(iter(times))
-        usual = self._model.gpu_layers > 0 or self._pool.name != LONG_POOL
+        usual = _rule_of_thumb(self._model, self._pool)
         if any(len(measured) < len(self._passes) for measured in times.values()):
             return usual
         return usual if _step_us(times[not usual]) > CHEAPER * _step_us(times[usual]) else not usual
+
+
+def _rule_of_thumb(model: Model, pool: PoolSpec) -> bool:
+    """Flash attention on a GPU, and for short contexts on a CPU."""
+    return model.gpu_layers > 0 or pool.name != LONG_POOL
+
+
+def _usual(model: Model, pool: PoolSpec, kv_type: str) -> bool:
+    """The mode of a pool that was not measured."""
+    if kv_type != "f16":
+        return True
+    return _rule_of_thumb(model, pool) if pool.flash_attention is None else pool.flash_attention
 
 
 def _step_us(times: Times) -> float:

@@ -134,6 +134,25 @@ class Chooser:
             log.warning("%s is served as it is: %s", self.source, _one_line(error))
             return self._as_is(_one_line(error))
 
+    def as_before(self, name: str) -> Weights:
+        """The weights that an engine of this server had, for the one in its place: the answers that wait go on with the same."""
+        wanted = _FORMATS.get(name)
+        if wanted is None:
+            return self._as_is("as before")
+        try:
+            digest = file_digest(self.source)
+            with self.folder.locked(waiting=lambda: self.progress(0.0)):
+                path = self.folder.path(self.source, digest, wanted)
+                if not self.folder.find(path):
+                    self.folder.make(read_header(self.source), path, wanted, self._threads)
+            decision = self._remembered(digest)
+            if self.fits(path):
+                return Weights(path, name, decision.reason if decision is not None else "as before", decision)
+            return self._as_is(f"{name} does not fit into memory now")
+        except (CannotMake, RunnerError, OSError, EngineLibraryError) as error:
+            log.warning("%s is served as it is: %s", self.source, _one_line(error))
+            return self._as_is(_one_line(error))
+
     def forget(self) -> None:
         """Drop the decision, so that the next start makes it again."""
         digest = known_digest(self.source)

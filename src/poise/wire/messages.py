@@ -38,11 +38,13 @@ class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
     """Gateway to engine, first of all: the effective settings as JSON, and the model file.
 
     `fingerprint` of the file whose vocabulary the gateway speaks: another one is not loaded. Empty: any will do.
+    `weights` of the engine before this one, as its Ready named them: streams wait, so they are loaded again, without measuring.
     """
 
     settings: str
     model_path: str
     fingerprint: str = ""
+    weights: str = ""
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
