@@ -284,7 +284,9 @@ class Siege:
             check_polite([*self.asked["reference"], *outside], inside),
             check_ttft(reference, siege, self._given.ttft_ratio),
             check_attacks(self.outcomes),
-            check_tasks(rest["status"], rest["history_age_s"], len(self.levels) - 1, rest["health"]),
+            check_tasks(
+                rest["status"], rest["history_age_s"], len(self.levels) - 1, rest["health"], self.kills["engine"]
+            ),
             check_processes(self.samples, rest["status"]["restarts"], self.kills, rest["ended"], rest["text_deaths"]),
             check_files(self.samples, self._given.descriptors),
             check_memory(self.samples, warm_s, minutes * 60, self._given.growth_mib),

@@ -11,6 +11,8 @@ from typing import Any
 from soak import Check
 from tests.attacks.polite import OK, Asked
 
+CRASHES_MAX = 3
+"""The default of `levels.crashes_max`."""
 FRESH_S = 5.0
 """The server's history has a sample a second; one older than this means that nobody takes them any more."""
 ENDS_S = 60.0
@@ -96,10 +98,16 @@ def check_attacks(outcomes: Mapping[str, Mapping[str, int]]) -> Check:
     return Check("attacks", bool(outcomes) and not idle and not smuggled, detail)
 
 
-def check_tasks(status: Mapping[str, Any], history_age_s: float, level_changes: int, health: str) -> Check:
-    """`level_changes`: how often the level was seen to change; a siege is no calm, so a level that never moved was not judged."""
+def check_tasks(
+    status: Mapping[str, Any], history_age_s: float, level_changes: int, health: str, engine_kills: int
+) -> Check:
+    """`level_changes`: how often the level was seen to change; a siege is no calm, so a level that never moved was not judged.
+
+    After as many kills of engines as `levels.crashes_max` the server is degraded for a while, as it should be.
+    """
     dead = [task["name"] for task in status.get("tasks", []) if task["state"] in ("given_up", "failing")]
-    ok = not dead and history_age_s <= FRESH_S and health == "ok" and status["level"] == "normal"
+    calm = ("normal", "degraded") if engine_kills >= CRASHES_MAX else ("normal",)
+    ok = not dead and history_age_s <= FRESH_S and health == "ok" and status["level"] in calm
     detail = (
         f"{len(status.get('tasks', []))} tasks, not running: {dead or 'none'}; "
         f"last sample of the history {history_age_s:.1f} s old; "

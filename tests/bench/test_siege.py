@@ -92,7 +92,13 @@ def test_attacks() -> None:
 def test_tasks(state: str, age_s: float, level: str, health: str, ok: bool) -> None:
     """A dead task, a history without samples, a level that stays, a server that is not well: each fails."""
     status = {"level": level, "tasks": [{"name": "lookout", "state": state}]}
-    assert checks.check_tasks(status, age_s, 3, health).ok is ok
+    assert checks.check_tasks(status, age_s, 3, health, 0).ok is ok
+
+
+@pytest.mark.parametrize(("kills", "ok"), [(2, False), (3, True)])
+def test_a_server_whose_engines_were_killed_may_be_degraded(kills: int, ok: bool) -> None:
+    """From as many crashes on as its settings say; it would have no reason for it otherwise."""
+    assert checks.check_tasks({"level": "degraded", "tasks": []}, 1.0, 3, "ok", kills).ok is ok
 
 
 def test_processes() -> None:
