@@ -21,7 +21,7 @@ ENGINE, WORKER = "poise.engine.process", "poise.worker.text"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PoiseServer]:
-    server = PoiseServer.start()
+    server = PoiseServer.start("--set", "text.workers=1")
     yield server
     assert server.stop() == 0
 
@@ -82,7 +82,7 @@ def test_a_stream_does_not_notice_that_its_worker_dies(server: PoiseServer) -> N
 
 def test_the_worker_ends_with_its_gateway() -> None:
     """Also when that one is killed."""
-    server = PoiseServer.start()
+    server = PoiseServer.start("--set", "text.workers=1")
     children = [server.child(module) for module in (ENGINE, WORKER)]
     server.process.kill()
     server.stop()
