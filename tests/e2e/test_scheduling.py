@@ -266,6 +266,7 @@ def test_greedy_output_after_a_drop_agrees_at_first(
 def test_two_tenants_share_alike_whatever_they_offer() -> None:
     """One to eight in load, twenty seconds: Jain's index of served cost, from the engine's own books, is at least 0.95."""
     options = ["--set", "pools.short.slots=4", "--set", "classes.interactive.slots_max=4"]
+    options += ["--set", "classes.interactive.queue_max=256"]  # neither is to be refused for its part of the queue
     server = PoiseServer.start(*options, "--set", "engine.journal_entries=100000")
     try:
         command = [sys.executable, str(ROOT / "scripts" / "measure_fairness.py"), server.url]
