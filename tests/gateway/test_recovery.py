@@ -204,7 +204,7 @@ async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPa
         assert s.state.detail == "for a test"
         await until_ready(s, restarts=1)
         assert sent[:2] == [wire.Adjust(0.5, 0.25), wire.Shutdown()]
-        assert sent[2] == wire.Configure(lower.model_dump_json(), "model.gguf")
+        assert sent[2] == wire.Configure(lower.model_dump_json(), "model.gguf", weights="works")
         assert isinstance(sent[3], Accounts)
         assert sent[4] == wire.Adjust(0.5, 0.25)
         assert not s.metrics.registry.get_sample_value("poise_engine_losses_total", {"cause": "exit"})

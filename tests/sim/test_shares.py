@@ -50,7 +50,7 @@ def test_a_key_for_each_request_takes_nobodys_share(n_newcomers: int, request_cl
 def test_newcomers_who_start_below_each_other_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each a grain below the least served, who is the newcomer before it: whoever waits, waits for all of them."""
 
-    def enter(self: ServedCost, tenant: str) -> None:
+    def enter(self: ServedCost, tenant: str, *, returns: bool = False) -> None:
         if tenant not in self._served:
             least = min(self._served.values(), default=0)
             self._served[tenant] = max(self._departed.pop(tenant, 0), least - self._grain_us)
