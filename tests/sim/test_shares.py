@@ -57,7 +57,7 @@ def test_newcomers_who_start_below_each_other_are_noticed(monkeypatch: pytest.Mo
             self._weights += self._units(tenant)
         self._n_active[tenant] = self._n_active.get(tenant, 0) + 1
 
-    def queue(self: ServedCost, tenant: str) -> None:
+    def queue(self: ServedCost, tenant: str, *, returns: bool = False) -> None:
         self._n_queued[tenant] = self._n_queued.get(tenant, 0) + 1
 
     monkeypatch.setattr(ServedCost, "enter", enter)
