@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import tracemalloc
 from typing import Any
 
 import msgspec
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message
 
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.history import SAMPLES_MAX, History
 from poise.gateway.schemas_history import HistoryBody
-from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says, status
+from tests.gateway.fakes import WAIT_S, FakeEngine, ask, chat_body, exchange, make_app, says, status
 
 
 def history_of(app: FastAPI) -> History:
@@ -67,6 +70,34 @@ async def test_the_oldest_samples_go() -> None:
         history_of(app).sample()
     body = await told(app, "?since=2")
     assert (len(body.samples), body.samples[0].seq, body.next) == (SAMPLES_MAX, 5, SAMPLES_MAX + 5)
+
+
+async def test_a_client_that_does_not_read_holds_no_copy_of_the_samples() -> None:
+    """Whoever asks for all of them and takes nothing has a piece of the answer here; the rest is not made."""
+    app, n_clients = make_app(FakeEngine()), 10
+    for _ in range(SAMPLES_MAX):
+        history_of(app).sample()
+    whole = len((await ask(app, "GET", "/status/history")).body)
+    reached = asyncio.Semaphore(0)
+
+    async def never_taken(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            reached.release()
+            await asyncio.Event().wait()
+
+    tracemalloc.start()
+    try:
+        asked = [exchange(app, "GET", "/status/history") for _ in range(n_clients)]
+        clients = [asyncio.create_task(app(one.scope, one._receive, never_taken)) for one in asked]
+        for _ in clients:
+            await asyncio.wait_for(reached.acquire(), WAIT_S)
+        held = tracemalloc.get_traced_memory()[0] / n_clients
+    finally:
+        tracemalloc.stop()
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+    assert held < whole / 8, f"{held:.0f} bytes for each client, of an answer of {whole}"
 
 
 @pytest.mark.parametrize("since", ["-1", "1.5", "x", "", "9" * 16, "%D9%A3"])

@@ -1,14 +1,15 @@
 """The last ten minutes of the server, a sample a second, in memory only: what dashboards draw.
 
 A sample is taken of what the gateway has already, and the engine is asked for nothing: neither taking samples nor looking at
-them can slow a step. Each is kept as the JSON that it is told as. No tenant is named in any.
+them can slow a step. Each is kept as the JSON that it is told as. No tenant is named in any. All of them together are a megabyte:
+they are told in pieces, so that a client that does not take its answer holds no copy of them here.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -19,12 +20,15 @@ from starlette.responses import Response
 from poise.gateway.degradation import Degradation, own_rss_bytes
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import invalid_value
-from poise.gateway.health import fresh_json
+from poise.gateway.slices import JSON, sent_in_pieces
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.sample import Sampler, Scene
 
 PERIOD_S = 1.0
 SAMPLES_MAX = 600
+WHOLE_SAMPLES, PIECE_SAMPLES = 60, 16
+"""An answer with up to so many samples is sent in one; of a longer one each piece has so many."""
+FRESH = {"Cache-Control": "no-store"}
 _SINCE_DIGITS_MAX = 15
 _ELAPSED_S_MIN = 0.001
 
@@ -75,7 +79,7 @@ class History:
         self._wall_clock = wall_clock
         self._rss_bytes = rss_bytes
         self._sampler = Sampler()
-        self._samples: deque[msgspec.Raw] = deque(maxlen=SAMPLES_MAX)
+        self._samples: deque[bytes] = deque(maxlen=SAMPLES_MAX)
         self._next = 0
         self._then_ns = clock_ns()
 
@@ -85,7 +89,7 @@ class History:
         elapsed_s = max(_ELAPSED_S_MIN, (now_ns - self._then_ns) / 1e9)
         figures = self._sampler.sample(self._scene(), elapsed_s, now_ns)
         at = {"seq": self._next, "at": round(self._wall_clock(), 3)}
-        self._samples.append(msgspec.Raw(msgspec.json.encode(at | figures)))
+        self._samples.append(msgspec.json.encode(at | figures))
         self._next += 1
         self._then_ns = now_ns
 
@@ -108,7 +112,9 @@ class History:
         oldest = self._next - len(self._samples)
         n_known = max(0, since - oldest) if since <= self._next else 0
         samples = list(islice(self._samples, n_known, None))
-        return fresh_json({"period_s": PERIOD_S, "next": self._next, "samples": samples})
+        if len(samples) > WHOLE_SAMPLES:
+            return sent_in_pieces(_pieces(self._next, samples), FRESH)
+        return Response(b"".join(_pieces(self._next, samples)), headers=FRESH, media_type=JSON)
 
     def _scene(self) -> Scene:
         state, streams = self._engine.state, self._metrics.streams
@@ -125,6 +131,14 @@ class History:
             classes=classes,
             unclassed=unclassed,
         )
+
+
+def _pieces(following: int, samples: Sequence[bytes]) -> Iterator[bytes]:
+    """The answer in pieces. `following`: the number of the sample that is to come."""
+    yield b'{"period_s":%g,"next":%d,"samples":[' % (PERIOD_S, following)
+    for begin in range(0, len(samples), PIECE_SAMPLES):
+        yield (b"," if begin else b"") + b",".join(samples[begin : begin + PIECE_SAMPLES])
+    yield b"]}"
 
 
 def _since(value: str) -> int:

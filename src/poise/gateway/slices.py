@@ -57,12 +57,17 @@ async def json_of(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Respon
         made.append(piece)
         n_bytes += len(piece)
         if n_bytes > WHOLE_BYTES:
-            return StreamingResponse(_with_turns(chain(made, pieces)), headers=headers, media_type=JSON)
+            return sent_in_pieces(chain(made, pieces), headers)
         since += len(piece)
         if since > DEAR_BYTES:
             since = 0
             await asyncio.sleep(0)
     return Response(b"".join(made), headers=headers, media_type=JSON)
+
+
+def sent_in_pieces(pieces: Iterable[bytes], headers: Mapping[str, str]) -> Response:
+    """A JSON answer of which each piece is made when the client has taken most of those before it."""
+    return StreamingResponse(_with_turns(pieces), headers=headers, media_type=JSON)
 
 
 async def _with_turns(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
