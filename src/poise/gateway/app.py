@@ -34,6 +34,7 @@ from poise.gateway.errors import ApiError, method_not_allowed, model_not_found, 
 from poise.gateway.explanations import Explainer
 from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, read_engine
+from poise.gateway.heap import TRIM_EVERY_S, give_back
 from poise.gateway.history import PERIOD_S, History
 from poise.gateway.http.middleware import RequestMiddleware, request_id_of
 from poise.gateway.http.peers import peer_of
@@ -114,14 +115,14 @@ def create_app(
         "history": (PERIOD_S, history.sample),
         "records": (PURGE_EVERY_S, records.purge),
         "strangers": (LOOK_EVERY_S, audit.strangers.look),
+        "heap": (TRIM_EVERY_S, give_back),
     }
     app = _empty(beside(tasks, looks, lifespan), audit.strangers)
     app.state.text_slot = text
     app.state.metrics = metrics
     app.state.history = history
     app.state.degradation = degradation
-    app.state.templates = templates
-    app.state.engine = engine
+    app.state.templates, app.state.engine = templates, engine
     app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, server=settings.server, account_of=tenants.account_of, metrics=metrics)
     _add_generation(app, completions)
