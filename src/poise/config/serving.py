@@ -94,7 +94,7 @@ class TextSettings(Section):
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Text workers; of several, one is kept for texts of less than 16 kB."""
     timeout_s: Annotated[float, Field(gt=0.0, le=3600)] = 10.0
-    """Time that one text may take; then its worker is killed and the request refused."""
+    """CPU time that one text may take; then, or after twelve times as long, its worker is killed and the request refused."""
     wait_s: Annotated[float, Field(gt=0.0, le=3600)] = 30.0
     """Time that a text may wait for a worker; then its request is answered with 503."""
     memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 1024

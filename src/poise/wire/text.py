@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
+LARGE_BYTES = 16_384
+"""A larger text waits for its like where one worker is kept for small ones, and is worked on at low priority."""
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """One message of a conversation, as the caller sent it."""

@@ -2,7 +2,8 @@
 
     length of a text            its number of characters
     "die", "die unless FILE"    ends by SIGSEGV; the second one only while there is no FILE, which it makes
-    "hang"                      never answers
+    "hang"                      computes for ever
+    "stuck"                     waits for ever
     "wait FILE"                 answers when there is a FILE
     "say FILE"                  makes FILE and answers
 
@@ -34,7 +35,7 @@ def main() -> None:
                     continue
             elif isinstance(message, wire.Chat):
                 if message.messages[0].content == "loop":
-                    signal.pause()
+                    hang()
                 connection.sendall(encode_frame(wire.Rendered()))
                 do(message.messages[0].content)
                 answer = wire.Ids(1, [1])
@@ -65,6 +66,8 @@ def do(text: str) -> None:
             path.touch()
         os.kill(os.getpid(), signal.SIGSEGV)
     elif verb == "hang":
+        hang()
+    elif verb == "stuck":
         signal.pause()
     elif verb == "wait":
         until_s = time.monotonic() + 30.0
@@ -72,6 +75,11 @@ def do(text: str) -> None:
             time.sleep(0.005)
     elif verb == "say":
         path.touch()
+
+
+def hang() -> None:
+    while True:
+        pass
 
 
 if __name__ == "__main__":

@@ -161,6 +161,23 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path, job: wire.Job, statu
         assert [how for _, how in pool.deaths] == ["timeout"]
 
 
+async def test_time_is_what_a_text_computes(tmp_path: Path) -> None:
+    """One that waits for the processors has not had its time when as much has gone by; for ever it waits neither."""
+    async with workers(tmp_path, timeout_s=0.1) as pool:
+        await pool.vocabulary()
+        loop = asyncio.get_running_loop()
+        asked = asyncio.create_task(length(pool, f"wait {tmp_path / 'go'}"))
+        await until(lambda: is_busy(pool))
+        began_s = loop.time()
+        await until(lambda: loop.time() - began_s > 0.3)  # its time three times over
+        (tmp_path / "go").touch()
+        assert await asked > 0
+        assert not pool.deaths
+        error = await refusal(pool, wire.Length("stuck"))
+        assert (error.status, error.code) == (400, "text_rejected")
+        assert [how for _, how in pool.deaths] == ["timeout"]
+
+
 async def test_what_a_client_wanted_that_has_left_is_not_worked_out(tmp_path: Path) -> None:
     """What waits is dropped; what runs is ended soon, because somebody waits. A text of another caller is answered."""
     async with workers(tmp_path, timeout_s=30.0) as pool:

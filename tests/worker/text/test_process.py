@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from poise.config import TextSettings
@@ -15,7 +19,9 @@ from poise.gateway.text.workers import TextWorkers
 from poise.llama.default_model import default_model
 from poise.llama.model import Model
 from poise.wire import text as wire
+from poise.wire.text import LARGE_BYTES
 from poise.worker.text.chat_template import ChatTemplate
+from poise.worker.text.process import LARGE_NICE
 from poise.worker.text.tokeniser import Tokeniser
 from tests.worker.text.models import Worker, altered
 
@@ -89,6 +95,31 @@ def test_long_runs_of_letters_are_tokenised(regex_model: Path) -> None:
         answer = worker.ask(wire.Length("a" * n))
         assert isinstance(answer, wire.Ids), f"{n} letters: {answer}"
         assert n / 64 < answer.n <= n
+    assert worker.end() == 0
+
+
+def test_a_large_text_leaves_the_processors_to_streams(regex_model: Path) -> None:
+    """The thread that works on it has a low priority; the one that works on small texts keeps its own."""
+    worker = Worker(regex_model)
+    process = psutil.Process(worker.process.pid)
+    seen: set[int] = set()
+    watching = threading.Event()
+
+    def watch() -> None:
+        while not watching.wait(0.001):
+            for thread in process.threads():
+                with contextlib.suppress(OSError):
+                    seen.add(os.getpriority(os.PRIO_PROCESS, thread.id))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert isinstance(worker.ask(wire.Length("a" * (LARGE_BYTES // 2))), wire.Ids)
+    assert seen == {0}
+    assert isinstance(worker.ask(wire.Length("a" * 400_000)), wire.Ids)
+    watching.set()
+    watcher.join()
+    assert seen == {0, LARGE_NICE}
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 0
     assert worker.end() == 0
 
 

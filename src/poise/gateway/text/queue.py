@@ -13,8 +13,8 @@ from typing import Any
 
 from poise.scheduler.fairness import ServedCost
 from poise.scheduler.thresholds import may_take
+from poise.wire.text import LARGE_BYTES
 
-LARGE_BYTES = 16_384
 JOB_BYTES = 512
 """What a job takes beside its text."""
 

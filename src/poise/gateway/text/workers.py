@@ -37,9 +37,14 @@ FIRST_STARTS_MAX = 3
 """Workers that may end before one was ever ready, until the start is given up."""
 GONE_S = 0.5
 """For so long a job may go on whose client has left, while others wait."""
+SLOWDOWN_MAX = 12.0
+"""A text's time is CPU time of its worker, because one that others keep from the processors is not at fault; in all it may last
+so many times as long. A large text has a tenth of a core on a busy host."""
 LOAD_S_MAX = 120.0
 RESTART_DELAY_MAX_S = 15.0
 STABLE_AFTER_S = 5.0
+MEASURED_S = 0.01
+"""CPU time is measured in steps of so much."""
 RETRY_S = 2.0
 DEATHS_KEPT = 64
 
@@ -66,6 +71,8 @@ class _Job:
     asked_s: float
     n_deaths: int = 0
     began_s: float = 0.0
+    began_cpu_s: float = 0.0
+    """CPU time that its worker had used before."""
     rendered: bool = False
     timer: asyncio.TimerHandle | None = None
 
@@ -222,8 +229,21 @@ class TextWorkers:
         job.timer.cancel()
         place.job, job.rendered, job.began_s = job, False, time.perf_counter()
         self.metrics.began(job.began_s - job.asked_s)
-        job.timer = asyncio.get_running_loop().call_later(self._settings.timeout_s, place.kill, "timeout")
+        job.began_cpu_s = place.process.cpu_s()
+        job.timer = asyncio.get_running_loop().call_later(self._settings.timeout_s, self._look_at_time, place, job)
         place.process.send(job.message)
+
+    def _look_at_time(self, place: _Place, job: _Job) -> None:
+        """End a worker whose text has had its time, or look again when it may be over."""
+        assert place.process is not None
+        limit_s = self._settings.timeout_s
+        left_s = limit_s - (place.process.cpu_s() - job.began_cpu_s)
+        longest_s = limit_s * SLOWDOWN_MAX - (time.perf_counter() - job.began_s)
+        if min(left_s, longest_s) <= 0.0:
+            place.kill("timeout")
+            return
+        again_s = min(max(left_s, MEASURED_S), longest_s)
+        job.timer = asyncio.get_running_loop().call_later(again_s, self._look_at_time, place, job)
 
     def _receive(self, place: _Place, message: wire.FromWorker) -> None:
         if isinstance(message, wire.Vocabulary):

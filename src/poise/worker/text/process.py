@@ -6,6 +6,9 @@ answered with the vocabulary; after that each job is answered before the next on
 Bounds: memory by RLIMIT_DATA, counted from what the vocabulary takes; time by the gateway, which kills it. What needs a deep
 stack gets one: for many models llama.cpp splits text by `std::regex`, which recurses once for each character, some 330 bytes at
 a time (ggml-org/llama.cpp#27783), and an ordinary stack of 8 MiB ends the process at 25,000 letters without a space.
+
+Large texts are worked on at low priority: the engine's threads wait for each other many times in each pass, so whoever takes half
+a core from one of them doubles the time of all streams.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ LOAD_BYTES = 4 << 30
 """For reading a vocabulary; what the largest ones take is a tenth of it."""
 DEEP_BYTES = 4096
 """A larger job is worked on with a deep stack, and gives it back afterwards."""
+LARGE_NICE = 10
+"""Priority of large texts: about a tenth of a core while the engine wants all of them, and all that is left otherwise."""
 STACK_PART = 4
 """The deep stack is this part of the memory that a worker may use."""
 
@@ -67,10 +72,9 @@ def serve(connection: socket.socket) -> int:
                     stack_bytes = (message.memory_mb << 20) // STACK_PART
                 else:
                     assert desk is not None, "the first message is Open"
-                    is_large = n_bytes > DEEP_BYTES
-                    send(
-                        in_deep_stack(partial(desk.answer, message), stack_bytes) if is_large else desk.answer(message)
-                    )
+                    work = partial(desk.answer, message)
+                    nice = LARGE_NICE if n_bytes > wire.LARGE_BYTES else 0
+                    send(in_deep_stack(work, stack_bytes, nice) if n_bytes > DEEP_BYTES else work())
                 n_bytes = 0
     return 0
 
@@ -96,11 +100,18 @@ def _limit(n_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def in_deep_stack(work: Callable[[], wire.Answer], stack_bytes: int) -> wire.Answer:
-    """What `work` returns, from a thread with a stack of this size, which is gone afterwards."""
+def in_deep_stack(work: Callable[[], wire.Answer], stack_bytes: int, nice: int = 0) -> wire.Answer:
+    """What `work` returns, from a thread with a stack of this size, which is gone afterwards, and its priority with it."""
     answers: list[wire.Answer] = []
+
+    def run() -> None:
+        if nice:
+            with contextlib.suppress(OSError):  # the others are slower then, and nothing else is lost
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
+        answers.append(work())
+
     before = threading.stack_size(stack_bytes)
-    thread = threading.Thread(target=lambda: answers.append(work()), name="deep")
+    thread = threading.Thread(target=run, name="deep")
     try:
         thread.start()
     except RuntimeError:
