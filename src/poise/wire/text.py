@@ -25,11 +25,13 @@ class Open(msgspec.Struct, tag=True):
     """The first message to a worker: read this model file's vocabulary. `memory_mb`: what it may use beyond that.
 
     `fingerprint` of the file that the server was started with: another one is not read. Empty: any will do.
+    `known`: the vocabulary of that file was read before; making it again would take half of a worker's start.
     """
 
     model_path: str
     memory_mb: int
     fingerprint: str = ""
+    known: bool = False
 
 
 class Chat(msgspec.Struct, tag=True):
@@ -111,6 +113,10 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     hidden: bytes
 
 
+class Opened(msgspec.Struct, tag=True):
+    """The answer to Open where the vocabulary is known."""
+
+
 class Unusable(msgspec.Struct, tag=True):
     """The other answer to Open: no text can be made with this file. One line for the operator."""
 
@@ -164,4 +170,4 @@ class Broken(msgspec.Struct, tag=True):
 
 
 Answer = Ids | Fitted | CutDown | Refused | Broken
-FromWorker = Vocabulary | Unusable | Rendered | Answer
+FromWorker = Vocabulary | Opened | Unusable | Rendered | Answer

@@ -47,13 +47,16 @@ def main() -> None:
 
 
 def opened(message: wire.Open) -> wire.FromWorker | None:
-    """The model's path says how it goes: a file with the number of tokens, "unusable", "die" or "silent"."""
+    """The model's path says how it goes: a file with the number of tokens, "unusable", "die" or "silent". What the server knows
+    already is not said again."""
     if message.model_path == "unusable":
         return wire.Unusable("model.gguf: is not a model")
     if message.model_path == "silent":
         return None
     if message.model_path == "die":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if message.known:
+        return wire.Opened()
     n = int(Path(message.model_path).read_text())
     return wire.Vocabulary(n, b"x" * n, array("I", range(1, n + 1)).tobytes(), bytes(n))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.gateway.text.queue import JOB_BYTES, LARGE_BYTES, Entry, TextQueue
+from poise.gateway.text.queue import JOB_BYTES, Entry, TextQueue
+from poise.wire.text import LARGE_BYTES
 
 MIB = 1 << 20
 

@@ -30,10 +30,13 @@ WAIT_S = 60.0
 
 
 @asynccontextmanager
-async def workers(tmp_path: Path, model: str = "", **settings: Any) -> AsyncIterator[TextWorkers]:
+async def workers(
+    tmp_path: Path, model: str = "", fingerprint: str = "", **settings: Any
+) -> AsyncIterator[TextWorkers]:
     if not model:
         (tmp_path / "model").write_text("3")
-    pool = TextWorkers(TextSettings(**{"workers": 1, **settings}), model or str(tmp_path / "model"), COMMAND)
+    given = TextSettings(**{"workers": 1, **settings})
+    pool = TextWorkers(given, model or str(tmp_path / "model"), COMMAND, fingerprint=fingerprint)
     pool.start()
     try:
         async with asyncio.timeout(WAIT_S):
@@ -108,6 +111,18 @@ async def test_a_text_that_ends_two_workers_is_refused(tmp_path: Path) -> None:
         assert await length(pool, "well") == 4
         assert [how for _, how in pool.deaths] == ["crash", "crash"]
         assert pool.status()["workers"][0]["restarts"] == 2
+
+
+@pytest.mark.parametrize("fingerprint", ["", "of this file"])
+async def test_a_vocabulary_is_read_once(tmp_path: Path, fingerprint: str) -> None:
+    """By a worker that is started again only where the file might be another one; making its table is half of a start."""
+    async with workers(tmp_path, fingerprint=fingerprint) as pool:
+        first = await pool.vocabulary()
+        (tmp_path / "model").unlink()  # whoever reads the vocabulary now, ends
+        (tmp_path / "model").write_text("" if fingerprint else "3")
+        assert (await refusal(pool, wire.Length("die"))).code == "text_rejected"
+        assert await length(pool, "well") == 4
+        assert await pool.vocabulary() is first
 
 
 async def test_a_text_whose_worker_died_is_tried_once_more(tmp_path: Path) -> None:

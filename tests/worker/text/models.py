@@ -33,14 +33,14 @@ def altered(path: Path, *, pre: str = "smollm", template: str = "") -> Path:
 class Worker:
     """A real text worker's process, asked one thing after the other."""
 
-    def __init__(self, model: Path, memory_mb: int = 1024) -> None:
+    def __init__(self, model: Path, memory_mb: int = 1024, *, known: bool = False) -> None:
         self.connection, theirs = socket.socketpair()
         self._frames: FrameReader[wire.FromWorker] = FrameReader(wire.FromWorker)
         command = [sys.executable, "-m", "poise.worker.text", str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=child_environment())
         self.connection.settimeout(120)
-        self.opened = self.ask(wire.Open(str(model), memory_mb))
+        self.opened = self.ask(wire.Open(str(model), memory_mb, known=known))
 
     def ask(self, message: wire.ToWorker) -> wire.FromWorker | None:
         """What it answers, apart from Rendered; None when it has ended."""

@@ -64,6 +64,10 @@ def test_it_answers_as_the_tokeniser_does(worker: Worker) -> None:
         ids = here.prompt_ids("<|im_start|>user")
         assert worker.ask(wire.Prompt("<|im_start|>user", 1000)) == wire.Ids(len(ids), ids)
         assert worker.ask(wire.Length("one two")) == wire.Ids(2, [])
+        again = Worker(default_model(), known=True)
+        assert again.opened == wire.Opened()
+        assert again.ask(wire.Chat(HI, 0, len(ids))) == worker.ask(wire.Chat(HI, 0, len(ids)))
+        assert again.end() == 0
 
 
 def test_what_is_no_model_is_said_in_one_line(tmp_path: Path) -> None:

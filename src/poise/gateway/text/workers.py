@@ -246,7 +246,7 @@ class TextWorkers:
         job.timer = asyncio.get_running_loop().call_later(again_s, self._look_at_time, place, job)
 
     def _receive(self, place: _Place, message: wire.FromWorker) -> None:
-        if isinstance(message, wire.Vocabulary):
+        if isinstance(message, wire.Vocabulary | wire.Opened):
             self._opened(place, message)
         elif isinstance(message, wire.Unusable):
             place.last_words = message.problem
@@ -259,11 +259,11 @@ class TextWorkers:
             self._end(job, message, "gone" if job.future.done() else "done")
             self._dispatch()
 
-    def _opened(self, place: _Place, vocabulary: wire.Vocabulary) -> None:
-        if self._vocabulary is None:
-            self._vocabulary = vocabulary
+    def _opened(self, place: _Place, answer: wire.Vocabulary | wire.Opened) -> None:
+        if self._vocabulary is None and isinstance(answer, wire.Vocabulary):
+            self._vocabulary = answer
             self._known.set()
-        elif vocabulary != self._vocabulary:
+        elif isinstance(answer, wire.Vocabulary) and answer != self._vocabulary:
             # Its ids would mean something else to the engine, and to the table that answers are read by.
             place.last_words = "the model file has another vocabulary than before; restart the server to serve it"
             place.kill("exit")
@@ -326,7 +326,8 @@ class TextWorkers:
         process = place.process
         place.loading = asyncio.get_running_loop().call_later(LOAD_S_MAX, place.kill, "timeout")
         try:
-            process.send(wire.Open(self._model_path, self._settings.memory_mb, self._fingerprint))
+            known = self._vocabulary is not None and bool(self._fingerprint)
+            process.send(wire.Open(self._model_path, self._settings.memory_mb, self._fingerprint, known))
             await process.lost
         except FrameError as error:
             place.last_words = f"a text worker said what is no message: {error}"
