@@ -26,6 +26,8 @@ from math import ceil
 import openai
 import psutil
 
+from poise.gateway.supervisor import ENGINE_COMMAND
+
 WATCHDOG_S = 10.0
 """With --hang. Shorter, and a busy machine's slow pass is taken for a hang."""
 SETTLED_S = 6.0
@@ -94,7 +96,7 @@ async def _run(url: str, server: psutil.Process, how: signal.Signals, streams: l
         reading = [asyncio.create_task(_read(client, stream, n_tokens)) for stream in streams]
         while not all(len(stream.at_s) >= n_tokens // 4 or stream.problem for stream in streams):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        engine = next(child for child in server.children() if "poise.engine.process" in child.cmdline())
+        engine = next(child for child in server.children() if ENGINE_COMMAND[-1] in child.cmdline())
         engine.send_signal(how)
         await asyncio.gather(*reading)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -229,6 +230,13 @@ def test_serve_hands_over_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     [loaded] = seen
     assert (loaded.settings.model.path, loaded.settings.engine.gpu_layers) == ("a b.gguf", 7)
     assert loaded.origins["server.host"] == "command line --host"
+
+
+@pytest.mark.parametrize("name", LATER)
+def test_commands_of_other_packages_are_there(name: str) -> None:
+    """Where the table says they are."""
+    module, _ = LATER[name]
+    assert callable(getattr(import_module(module), name.replace(" ", "_")))
 
 
 @pytest.mark.parametrize("name", LATER)

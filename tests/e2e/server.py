@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import psutil
 
+from poise.gateway.supervisor import ENGINE_COMMAND
 from poise.operator_token import find_token
 
 START_S_MAX = 240.0
@@ -73,7 +74,7 @@ class PoiseServer:
 
     def engine(self) -> psutil.Process:
         """The engine process."""
-        return self.child("poise.engine.process")
+        return self.child(ENGINE_COMMAND[-1])
 
     def child(self, module: str) -> psutil.Process:
         """The one process of the server that runs this module."""

@@ -12,11 +12,13 @@ from typing import Any
 import psutil
 import pytest
 
+from poise.gateway.supervisor import ENGINE_COMMAND
+from poise.gateway.text.process import WORKER_COMMAND
 from tests.e2e.server import PoiseServer
 
 pytestmark = pytest.mark.slow
 
-ENGINE, WORKER = "poise.engine.process", "poise.worker.text"
+ENGINE, WORKER = ENGINE_COMMAND[-1], WORKER_COMMAND[-1]
 
 
 @pytest.fixture(scope="module")

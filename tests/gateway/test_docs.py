@@ -30,7 +30,7 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     """The codes in the source are the codes in the table, each with the status it is raised with."""
     documented = set(re.findall(r"^\| (\d{3}) \| `(\w+)` \|", API, re.MULTILINE))
     raised = set()
-    for path in [*(ROOT / "src/poise/gateway").rglob("*.py"), *(ROOT / "src/poise/worker").rglob("*.py")]:
+    for path in (ROOT / "src" / "poise").rglob("*.py"):
         text = path.read_text()
         raised |= set(re.findall(r'(?:ApiError|TextRefused|Refused)\(\s*(\d{3}),\s*"(\w+)"', text))
         raised |= {("401", code) for code in re.findall(r'_unauthorized\(\s*"(\w+)"', text)}

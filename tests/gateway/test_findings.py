@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poise.gateway import findings as findings_module
 from poise.gateway.findings import LINGER_S, NOTED_S, Facts, Findings, LiveRequest
 from poise.metrics.audit import Standing
 
@@ -155,7 +157,7 @@ def test_a_finding_stays_a_moment_and_keeps_its_beginning() -> None:
 
 
 def test_each_has_its_entry_in_the_runbook() -> None:
-    source = (Path(__file__).parents[2] / "src/poise/gateway/findings.py").read_text()
+    source = inspect.getsource(findings_module)
     names: Any = re.findall(r'^            \("(\w+)", ', source, re.MULTILINE)
     assert len(names) == 10
     assert all(f"### {name}\n" in RUNBOOK for name in names)

@@ -1,0 +1,1 @@
+"""The engine's loop: scheduler and runner, bound to an inbox and an outbox by ports."""

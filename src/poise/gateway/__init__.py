@@ -1,0 +1,1 @@
+"""The gateway's process: HTTP in front, the engine and the text workers behind."""

@@ -17,9 +17,10 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from poise import gateway
 from poise.gateway.errors import not_found
 
-PAGE_DIR = Path(__file__).parent / "page"
+PAGE_DIR = Path(gateway.__file__).parent / "page"
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,0 +1,1 @@
+"""Everything that touches llama.cpp: model files, what fits, and the runner."""

@@ -1,0 +1,1 @@
+"""What is counted, as Prometheus takes it and as samples."""

@@ -1,0 +1,1 @@
+"""The scheduler: pure decisions, from requests and costs to one plan a step."""

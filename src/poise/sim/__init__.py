@@ -1,0 +1,1 @@
+"""The production scheduler and loop on virtual time, with every fault, checked after each step."""
