@@ -28,7 +28,7 @@ import numpy as np
 import psutil
 
 from poise.config import Settings
-from poise.gateway.app import create_app, set_text
+from poise.gateway.app import create_app
 from poise.gateway.http.server import HttpServer
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.text.tokens import TextModel, TextSlot
@@ -105,7 +105,7 @@ def gateway(engine_arguments: list[str]) -> None:
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop)
         await supervisor.start()
         workers.start()
-        await set_text(app, TextModel(await workers.vocabulary(), workers))
+        await app.set_text(TextModel(await workers.vocabulary(), workers))
         await supervisor.wait_until_settled()
         listener = socket.create_server(("127.0.0.1", 0))
         print(listener.getsockname()[1], flush=True)

@@ -28,7 +28,7 @@ from fastapi import FastAPI  # noqa: E402
 from tests.gateway.fakes import MODEL, N_TOKENS, OPERATOR, FakeEngine, Submission, make_app, says  # noqa: E402
 
 from poise.config import Settings  # noqa: E402
-from poise.gateway.slices import freeze_heap  # noqa: E402
+from poise.gateway.serve import freeze_heap  # noqa: E402
 from poise.wire.messages import PoolInfo, Ready  # noqa: E402
 
 TOKENS, CHOICES, KEPT = 4096, 8, 3000

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import FastAPI
-
 from poise.console.client import Client, Unreachable
+from poise.gateway.app import Gateway
 from tests.gateway.fakes import TOKEN, ask
 
 URL = "http://poise.test"
@@ -15,7 +14,7 @@ URL = "http://poise.test"
 class AppClient(Client):
     """Sends what it would send over a connection to `app`. `token` is what it finds in the file of the server, "" for nothing."""
 
-    def __init__(self, app: FastAPI, key: str = "", address: str = "127.0.0.1", token: str = TOKEN) -> None:
+    def __init__(self, app: Gateway, key: str = "", address: str = "127.0.0.1", token: str = TOKEN) -> None:
         super().__init__(URL, key)
         self.app = app
         self.is_away = False

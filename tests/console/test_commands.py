@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
 from poise.cli import app as cli
 from poise.config import Settings
+from poise.gateway.app import Gateway
 from poise.gateway.tenancy.operators import LocalOperators
 from tests.console.app_client import AppClient
 from tests.gateway.fakes import TOKEN, FakeEngine, ask, chat_body, make_app, says
@@ -26,7 +26,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Let the commands find this application, whatever the address."""
     monkeypatch.delenv("POISE_API_KEY", raising=False)
 
-    def serve(app: FastAPI, token: str = TOKEN) -> None:
+    def serve(app: Gateway, token: str = TOKEN) -> None:
         for module in ("dashboard", "explain", "token", "top"):
             monkeypatch.setattr(f"poise.console.{module}.Client", lambda url, key="": AppClient(app, key, token=token))
 
@@ -39,7 +39,7 @@ def run(*arguments: str, exit_code: int = 0, key: str = "") -> Result:
     return result
 
 
-def answered(app: FastAPI, key: str = "") -> str:
+def answered(app: Gateway, key: str = "") -> str:
     """The id of a request that has been answered."""
     return str(asyncio.run(ask(app, "POST", CHAT, chat_body(), headers={"x-api-key": key})).json()["id"])
 
@@ -87,7 +87,7 @@ def test_an_unreachable_server_and_a_bad_address_are_usage_errors() -> None:
 def test_one_frame_of_top_as_text(serve: Serve) -> None:
     """Everything that the live screen shows, without its library and without colours."""
     app = make_app(FakeEngine())
-    app.state.history.sample()
+    app.history.sample()
     serve(app)
     text = run("top", "--once").stdout
     for told in (

@@ -28,7 +28,7 @@ async def test_a_picture_of_a_server_that_has_answered() -> None:
     app = make_app(FakeEngine(says("four")))
     watch = Watch(AppClient(app))
     await ask(app, "POST", "/v1/chat/completions", chat_body())
-    app.state.history.sample()
+    app.history.sample()
     picture = await watch.look()
     interactive = picture.classes[0]
     assert (interactive.name, interactive.counts) == ("interactive", (2, 3, 1, 0))
@@ -44,7 +44,7 @@ async def test_a_picture_of_a_server_that_has_answered() -> None:
     text = shown(replace(picture, classes=[slow]))
     assert max(map(len, text.splitlines())) <= 80
     assert "…" not in text, "nothing is cut"
-    app.state.history.sample()
+    app.history.sample()
     assert (await watch.look()).curves[0].values[1:] == (0.0,), "only what is new was asked for"
 
 
@@ -65,7 +65,7 @@ async def test_a_server_that_is_loading_has_a_picture() -> None:
     engine = FakeEngine()
     engine.state.status = engine.state.ready = None
     app = make_app(engine, with_text=False)
-    app.state.history.sample()
+    app.history.sample()
     picture = await Watch(AppClient(app)).look()
     assert (picture.bottleneck, picture.bars, picture.classes[0].ttft) == ("not known yet", [], "-")
     assert "no live requests" in shown(picture)

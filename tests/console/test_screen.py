@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fastapi import FastAPI
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Label, Sparkline, Static
 
 from poise.config import Settings
 from poise.console.screen import Panel, Question, TopApp
 from poise.console.watch import Watch
+from poise.gateway.app import Gateway
 from tests.console.app_client import AppClient
 from tests.gateway.fakes import Exchange, FakeEngine, Submission, chat_body, exchange, make_app
 
@@ -53,7 +53,7 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(app: FastAPI, key: str = "") -> AsyncIterator[Desk]:
+async def desk(app: Gateway, key: str = "") -> AsyncIterator[Desk]:
     client = AppClient(app, key)
     top = TopApp(Watch(client), NEVER_S)
     async with top.run_test(size=(120, 40)) as pilot:
@@ -63,7 +63,7 @@ async def desk(app: FastAPI, key: str = "") -> AsyncIterator[Desk]:
         yield made
 
 
-async def running(app: FastAPI, engine: FakeEngine, text: str, key: str = "") -> tuple[Exchange, Submission]:
+async def running(app: Gateway, engine: FakeEngine, text: str, key: str = "") -> tuple[Exchange, Submission]:
     """A stream that has said `text`."""
     asked = exchange(app, "POST", CHAT, chat_body(stream=True), headers={"x-api-key": key}).open()
     request = await engine.submitted(len(engine.submissions) + 1)
@@ -86,7 +86,7 @@ async def test_the_screen_shows_the_server() -> None:
     engine = FakeEngine()
     app = make_app(engine)
     first = await running(app, engine, "Hello")
-    app.state.history.sample()
+    app.history.sample()
     async with desk(app) as seen:
         assert "toy, ready" in seen.text("#head")
         assert "level normal" in seen.text("#head")

@@ -13,11 +13,10 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mappi
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-from fastapi import FastAPI
 from starlette.types import Message
 
 from poise.config import Settings
-from poise.gateway.app import create_app, set_text
+from poise.gateway.app import Gateway, create_app
 from poise.gateway.blame import Death
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
 from poise.gateway.quarantine import QuarantineReport
@@ -404,13 +403,13 @@ def make_app(
     jobs: TextHere | None = None,
     with_text: bool = True,
     **arguments: Any,
-) -> FastAPI:
+) -> Gateway:
     """`jobs` makes tokens of texts; without a text, the vocabulary is still to come."""
     jobs = jobs or text_here()
     arguments.setdefault("operators", LocalOperators(TOKEN))
     app = create_app(settings or unpaced(), engine, model_name=MODEL, text=TextSlot(jobs), **arguments)
     if with_text:
-        at_once(set_text(app, text_model(jobs=jobs)))
+        at_once(app.set_text(text_model(jobs=jobs)))
     return app
 
 
@@ -468,7 +467,7 @@ class Reply:
 class Exchange:
     """One request at the ASGI level: what uvicorn would do, under the test's control."""
 
-    app: FastAPI
+    app: Gateway
     scope: dict[str, Any]
     parts: list[bytes]
     complete: bool = True
@@ -534,7 +533,7 @@ class Exchange:
 
 
 def exchange(
-    app: FastAPI,
+    app: Gateway,
     method: str,
     path: str,
     body: Any = None,
@@ -567,7 +566,7 @@ def exchange(
     return Exchange(app, scope, list(parts), complete)
 
 
-async def ask(app: FastAPI, method: str, path: str, body: Any = None, **arguments: Any) -> Reply:
+async def ask(app: Gateway, method: str, path: str, body: Any = None, **arguments: Any) -> Reply:
     """The complete response to a request."""
     return await exchange(app, method, path, body, **arguments).open().reply()
 

@@ -8,7 +8,9 @@ from typing import Any
 from poise.gateway.explain import Facts, Surroundings, Weather, facts_of
 from poise.gateway.neighbours import Capacity, Neighbours
 from poise.gateway.record import PREFILL, Moment, Origin, Record
-from poise.gateway.responses import ChatFormat, Heading, Shape
+from poise.gateway.responses import ChatFormat
+from poise.gateway.values import Heading
+from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
 
 SECRET = "xyzzy"

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 from poise.config import Settings
+from poise.gateway.app import Gateway
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.quarantine import QuarantineReport, utc
-from poise.gateway.schemas import ControlResult, ForgetResult, TenantEraseResult
-from poise.gateway.schemas_admin import LiveRequestList, RequestView
-from poise.gateway.schemas_quarantine import QuarantineList
+from poise.gateway.schemas_admin import (
+    ControlResult,
+    ForgetResult,
+    LiveRequestList,
+    QuarantineList,
+    RequestView,
+    TenantEraseResult,
+)
 from tests.gateway.fakes import (
     OPERATOR,
     Exchange,
@@ -29,14 +34,14 @@ from tests.gateway.fakes import (
 CHAT = "/v1/chat/completions"
 
 
-async def live(app: FastAPI) -> list[dict[str, Any]]:
+async def live(app: Gateway) -> list[dict[str, Any]]:
     reply = await ask(app, "GET", "/admin/requests", headers=OPERATOR)
     assert reply.status == 200
     LiveRequestList.model_validate_json(reply.body)
     return list(reply.json()["data"])
 
 
-async def running(app: FastAPI, engine: FakeEngine, **arguments: Any) -> tuple[Exchange, Submission]:
+async def running(app: Gateway, engine: FakeEngine, **arguments: Any) -> tuple[Exchange, Submission]:
     """A stream of one choice that has its slot."""
     n = len(engine.submissions)
     asked = exchange(app, "POST", CHAT, chat_body(stream=True), **arguments).open()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 from poise.audit.chain import audit_key
 from poise.audit.verify import last_entries, verify
 from poise.config import Settings
+from poise.gateway.app import Gateway
 from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.keys import KeyRing, KeysFile
 from tests.gateway.fakes import (
@@ -41,7 +41,7 @@ class Recorded:
         self.file = KeysFile(folder / "keys.jsonl")
         self.audit: Audit = open_audit(self.settings)
         self.ring = KeyRing(folder / "keys.jsonl", lambda: 0.0)
-        self.app: FastAPI = make_app(engine, self.settings, keys=self.ring, audit=self.audit)
+        self.app: Gateway = make_app(engine, self.settings, keys=self.ring, audit=self.audit)
 
     def entries(self) -> list[dict[str, Any]]:
         """All of them; the log is closed and verifies."""

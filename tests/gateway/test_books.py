@@ -8,7 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,7 +16,7 @@ from poise.config import Settings
 from poise.gateway.auditing import Audit
 from poise.metrics.gateway import RECENT_S, GatewayMetrics
 from poise.wire import messages as wire
-from tests.gateway.fakes import ask, chat_body, unpaced
+from tests.gateway.fakes import TextHere, ask, chat_body, unpaced
 from tests.gateway.test_given_back import CHAT, World
 
 WORDS = ("some ", "words", " of ", "a", "nswer, ", "\N{EN DASH}", "ünf", ".\n")
@@ -29,12 +29,12 @@ class Server(World):
         settings = Settings.model_validate(unpaced().model_dump() | {"results": results})
         super().__init__(settings, Audit(settings))
         self._random = Random(5)
-        self._metrics: GatewayMetrics = self.app.state.metrics
+        self._metrics: GatewayMetrics = self.app.metrics
 
     def second(self) -> None:
         """What has happened lately is taken for the history, and what was a minute ago is forgotten."""
         self._metrics.lately.take()
-        self.app.state.text_slot.current._jobs.asked.clear()  # the stand-in's own
+        cast(TextHere, self.app._text.jobs).asked.clear()  # the stand-in's own
         for times in self._metrics.recent_ttft.values():
             times.summary_ms(time.perf_counter() + 2 * RECENT_S)
         self.engine.n_prompt.clear()

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 from poise.config import Settings
+from poise.gateway.app import Gateway
 from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.engine_client import ENGINE_LOST
 from poise.gateway.keys import KeyRing, KeysFile
@@ -61,7 +61,7 @@ class Birds:
             }
         )
 
-    def app(self, engine: FakeEngine) -> FastAPI:
+    def app(self, engine: FakeEngine) -> Gateway:
         while self.audits:
             self.audits.pop().close()
         self.audits.append(open_audit(self.settings))
@@ -82,7 +82,7 @@ class Birds:
     def headers(self, name: str = "alice") -> dict[str, str]:
         return {"authorization": f"Bearer {self.keys[name]}"}
 
-    async def nothing_shows(self, app: FastAPI) -> None:
+    async def nothing_shows(self, app: Gateway) -> None:
         """Neither what others can ask for, nor the log at its finest with its tracebacks, nor any file has a canary or a key."""
         seen = [(await ask(app, "GET", path)).body for path in LOOKED_AT]
         seen.append((await ask(app, "GET", "/v1/templates", headers=self.headers("bob"))).body)

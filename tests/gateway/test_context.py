@@ -428,6 +428,6 @@ async def test_a_summary_needs_what_background_work_needs() -> None:
     assert short.status == 200
     app = make_app(busy := roomy(FakeEngine(says("x"))), TIGHT)
     busy.queued = {"background": 1000}
-    app.state.degradation.look()
+    app.degradation.look()
     shed = await ask(app, "POST", CHAT, body)
     assert (shed.status, shed.error["code"]) == (429, "shed_background")

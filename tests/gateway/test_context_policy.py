@@ -14,12 +14,12 @@ from poise.config import ClassSettings, Settings
 from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.errors import ApiError
 from poise.gateway.openai import RequestParser
-from poise.gateway.parameters import CONTEXT_POLICY, ROLES, SYSTEM_ROLES
+from poise.gateway.parameters import CONTEXT_POLICY, ROLES
 from poise.gateway.prompts import Prompts
 from poise.gateway.summary import split
 from poise.gateway.templates import Templates
 from poise.wire.messages import PoolInfo
-from poise.wire.text import Message
+from poise.wire.text import SYSTEM_ROLES, Message
 from poise.worker.text.fitting import fewest, kept
 from tests.gateway.fakes import ready, text_model, tokeniser
 

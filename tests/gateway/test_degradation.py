@@ -142,9 +142,9 @@ def app_at(background: int, *, draining: bool = False) -> Any:
     engine = FakeEngine(says("x"))
     engine.queued = {"background": background}
     app = make_app(engine, settings=SETTINGS, free=lambda: MANY)
-    app.state.degradation.look()
+    app.degradation.look()
     if draining:
-        app.state.degradation.drain()
+        app.degradation.drain()
     return app
 
 
@@ -171,7 +171,7 @@ async def test_background_is_shed_first(background: int, tier: str, status: int,
 async def test_busy_background_fills_half_its_queue() -> None:
     """The level is a second old, the count is not."""
     app = app_at(128)
-    app.state.degradation._engine.queued = {"background": 127}
+    app.degradation._engine.queued = {"background": 127}
     assert (await ask(app, "POST", "/v1/chat/completions", chat_body(service_tier="flex"))).status == 200
 
 

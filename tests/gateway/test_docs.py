@@ -59,7 +59,7 @@ async def test_every_metric_that_is_served_is_documented() -> None:
     app = make_app(FakeEngine(says("x.")))
     await ask(app, "POST", "/v1/chat/completions", chat_body())
     await ask(app, "POST", "/v1/chat/completions", {})
-    async with app.router.lifespan_context(app):
+    async with app.running():
         exposition = (await ask(app, "GET", "/metrics", headers=OPERATOR)).body.decode()
     served = {}
     for family in text_string_to_metric_families(exposition):

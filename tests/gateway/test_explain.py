@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
-from poise.gateway.errors import queue_timeout
+from poise.gateway.api.native.explanations import ExplanationFigures, figures_of
+from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
-from poise.gateway.explanations import figures_of
 from poise.gateway.neighbours import NEIGHBOURS_MAX, Capacity
 from poise.gateway.record import LEFT
-from poise.gateway.schemas_explanation import ExplanationFigures
 from tests.gateway.lives import SECRET, Life, facts, holder
 
 

@@ -6,18 +6,18 @@ import time
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 from poise.config import Settings
+from poise.gateway.api.native.explanations import Explanation
+from poise.gateway.app import Gateway
 from poise.gateway.history import History
-from poise.gateway.schemas_explanation import Explanation
 from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, says, status
 
 CHAT = "/v1/chat/completions"
 KEYS = {"auth": {"admin_key": "key-of-the-root", "keys": {"a": "key-of-alice", "b": "key-of-bobby"}}}
 
 
-async def explained(app: FastAPI, path: str, key: str) -> dict[str, Any]:
+async def explained(app: Gateway, path: str, key: str) -> dict[str, Any]:
     reply = await ask(app, "GET", f"{path}/explanation", headers={"x-api-key": key})
     assert reply.status == 200, reply.body
     Explanation.model_validate_json(reply.body)
@@ -89,7 +89,7 @@ async def test_samples_of_its_time_say_what_limited_the_server(monkeypatch: pyte
     """Those that were taken while it waited, and no others."""
     engine = FakeEngine()
     app = make_app(engine)
-    history: History = app.state.history
+    history: History = app.history
     asked = exchange(app, "POST", CHAT, chat_body(), headers={"x-request-id": "mine"}).open()
     (await engine.submitted()).accept()
     before = await explained(app, "/v1/requests/mine", "")

@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from starlette.requests import Request
 
 from poise.audit.log import AuditLog
 from poise.config import Settings
 from poise.gateway import handover
+from poise.gateway.app import Gateway
 from poise.gateway.auditing import Audit, RequestEntry
+from poise.gateway.call import Call
 from poise.gateway.choice import Choice
-from poise.gateway.completions import Call
 from poise.gateway.engine_client import SERVER_STOPPING, RequestHandle
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.http.stream import EventStream, while_connected
-from poise.gateway.openai import ChatRequest, CompletionRequest, Options
 from poise.gateway.prompts import Plan
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
+from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
 from poise.gateway.summary import Summarizer
 from poise.wire.messages import Submit
 from poise.wire.text import Message
@@ -62,7 +62,7 @@ class World:
 
     def __init__(self, settings: Settings, audit: Audit | None) -> None:
         self.engine = HandoverEngine(cells=CELLS)
-        self.app: FastAPI = make_app(self.engine, settings, audit=audit)
+        self.app: Gateway = make_app(self.engine, settings, audit=audit)
 
     def send(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Exchange:
         made = exchange(self.app, method, path, body, {"authorization": f"Bearer {KEY}"} | (headers or {}))

@@ -8,9 +8,8 @@ import contextlib
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from poise.gateway.app import set_text
 from poise.gateway.engine_client import EnginePhase
-from poise.gateway.schemas import HealthBody, StatusBody
+from poise.gateway.health import HealthBody, StatusBody
 from poise.metrics.gateway import RecentTimes, TokenRates
 from tests.gateway.fakes import MODEL, OPERATOR, FakeEngine, ask, chat_body, make_app, says, status, text_model
 
@@ -43,7 +42,7 @@ async def test_health_waits_for_the_vocabulary() -> None:
     """Without it no request can be answered, whatever the engine says."""
     app = make_app(FakeEngine(), with_text=False)
     assert (await ask(app, "GET", "/health")).json()["status"] == "loading"
-    await set_text(app, text_model())
+    await app.set_text(text_model())
     assert (await ask(app, "GET", "/health")).json()["status"] == "ok"
 
 
@@ -181,7 +180,7 @@ async def test_the_lifespan_runs_the_callers_and_samples_the_rates() -> None:
     engine = FakeEngine()
     engine.state.status = status(1000, 500)
     app = make_app(engine, lifespan=lifespan)
-    async with app.router.lifespan_context(app):
+    async with app.running():
         assert seen == ["in"]
         await asyncio.sleep(0)
     assert seen == ["in", "out"]

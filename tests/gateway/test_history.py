@@ -8,21 +8,21 @@ from typing import Any
 
 import msgspec
 import pytest
-from fastapi import FastAPI
 from starlette.types import Message
 
+from poise.gateway.api.native.history import HistoryBody
+from poise.gateway.app import Gateway
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.history import SAMPLES_MAX, History
-from poise.gateway.schemas_history import HistoryBody
 from tests.gateway.fakes import WAIT_S, FakeEngine, ask, chat_body, exchange, make_app, says, status
 
 
-def history_of(app: FastAPI) -> History:
-    history: History = app.state.history
+def history_of(app: Gateway) -> History:
+    history: History = app.history
     return history
 
 
-async def told(app: FastAPI, query: str = "", **arguments: Any) -> HistoryBody:
+async def told(app: Gateway, query: str = "", **arguments: Any) -> HistoryBody:
     reply = await ask(app, "GET", f"/status/history{query}", **arguments)
     assert (reply.status, reply.headers["cache-control"]) == (200, "no-store")
     return HistoryBody.model_validate_json(reply.body)
@@ -129,9 +129,8 @@ async def test_rates_are_of_the_time_that_really_passed() -> None:
     now_ns = 0
     history = History(
         engine,
-        app.state.metrics,
-        app.state.degradation,
-        check=lambda _: None,
+        app.metrics,
+        app.degradation,
         clock_ns=lambda: now_ns,
         wall_clock=lambda: 1_700_000_000.5,
         rss_bytes=lambda: 42,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import FastAPI
-
+from poise.gateway.app import Gateway
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.journal import JournalRoom
 from tests.gateway.fakes import OPERATOR, Exchange, FakeEngine, ask, exchange, make_app
@@ -13,7 +12,7 @@ from tests.gateway.fakes import OPERATOR, Exchange, FakeEngine, ask, exchange, m
 JOURNAL = "/admin/journal"
 
 
-def reading(app: FastAPI) -> Exchange:
+def reading(app: Gateway) -> Exchange:
     return exchange(app, "GET", JOURNAL, headers=OPERATOR).open()
 
 

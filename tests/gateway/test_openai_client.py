@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 import httpx2
 import openai
 import pytest
-from fastapi import FastAPI
 from openai.types.chat import ChatCompletionMessageParam
 
 from poise.config import Settings
+from poise.gateway.app import Gateway
 from tests.gateway.fakes import MODEL, FakeEngine, Submission, make_app, says
 
-Connect = Callable[[FastAPI], openai.AsyncOpenAI]
+Connect = Callable[[Gateway], openai.AsyncOpenAI]
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Hi"}]
 
 
@@ -22,7 +22,7 @@ async def connect() -> AsyncIterator[Connect]:
     """Makes clients that call an application without a network."""
     clients: list[openai.AsyncOpenAI] = []
 
-    def make(app: FastAPI) -> openai.AsyncOpenAI:
+    def make(app: Gateway) -> openai.AsyncOpenAI:
         http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app))
         clients.append(openai.AsyncOpenAI(base_url="http://x/v1", api_key="k", http_client=http, max_retries=0))
         return clients[-1]

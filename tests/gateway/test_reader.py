@@ -16,7 +16,9 @@ from poise.gateway.errors import ApiError
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.reader import Place, Reader, read_place
 from poise.gateway.record import Origin, Record
-from poise.gateway.responses import ChatFormat, CompletionFormat, Heading, Shape
+from poise.gateway.responses import ChatFormat, CompletionFormat
+from poise.gateway.values import Heading
+from poise.gateway.writer import Shape
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.streams import StreamMetrics

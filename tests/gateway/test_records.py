@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from poise.config import ResultsSettings
 from poise.gateway.record import End, Origin, Record
 from poise.gateway.records import Records
-from poise.gateway.responses import ChatFormat, Heading, Shape, TokenEntry
+from poise.gateway.responses import ChatFormat
+from poise.gateway.values import Heading, TokenEntry
+from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
 
 MB = 1 << 20

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 
 from poise.config import Settings
-from poise.gateway.schemas import EraseResult, RequestList, RequestReport
+from poise.gateway.app import Gateway
+from poise.gateway.requests import EraseResult, RequestList, RequestReport
 from tests.gateway.fakes import (
     OPERATOR,
     Exchange,
@@ -27,7 +27,7 @@ CHAT, COMPLETIONS, REQUESTS = "/v1/chat/completions", "/v1/completions", "/v1/re
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
-async def report(app: FastAPI, request_id: str, **arguments: Any) -> dict[str, Any]:
+async def report(app: Gateway, request_id: str, **arguments: Any) -> dict[str, Any]:
     reply = await ask(app, "GET", f"{REQUESTS}/{request_id}", **arguments)
     assert reply.status == 200, reply.body
     RequestReport.model_validate_json(reply.body)
@@ -35,7 +35,7 @@ async def report(app: FastAPI, request_id: str, **arguments: Any) -> dict[str, A
 
 
 async def begun(
-    app: FastAPI, engine: FakeEngine, text: str = "Hello", **parameters: Any
+    app: Gateway, engine: FakeEngine, text: str = "Hello", **parameters: Any
 ) -> tuple[Exchange, Submission, str]:
     """A stream whose first choice has said something, and the id of the response."""
     asked = exchange(app, "POST", CHAT, chat_body(stream=True, **parameters)).open()

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from poise.gateway.slices import WHOLE_BYTES, at_once, in_turns, json_of
+from poise.gateway.http.replies import WHOLE_BYTES, json_of
+from poise.gateway.slices import at_once, in_turns
 from poise.wire.messages import PoolInfo, Ready
 from tests.gateway.fakes import N_TOKENS, FakeEngine, Submission, ask, chat_body, make_app, prompt_body, unpaced
 

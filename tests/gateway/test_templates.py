@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.config import Settings
-from poise.gateway.app import set_text
 from poise.gateway.templates import SHIPPED, Templates, TemplateUnusable
 from poise.wire.text import Message
 from poise.worker.text.opening import common_tokens
@@ -141,7 +140,7 @@ async def test_the_list_is_the_tenant_s_own() -> None:
         {"name": "support", "object": "template", "tokens": None, "kept": True},
         {"name": "outline-first", "object": "template", "tokens": None, "kept": False},
     ]
-    await set_text(app, text_model())
+    await app.set_text(text_model())
     lengths = {name: (len(tokens), True) for name, tokens in engine.declared.items()}
     lengths["outline-first"] = (len(common_tokens(tokeniser(), SHIPPED["outline-first"])), False)
     for headers, names in ((ANN, ["support", "secret"]), (BOB, ["support"]), ({}, ["support"])):

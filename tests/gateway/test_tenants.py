@@ -6,12 +6,12 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from starlette.requests import HTTPConnection
 
 from poise.config import Settings, TenantSettings
 from poise.gateway.engine_client import EnginePhase
+from poise.gateway.tenancy.caller import Caller, Credentials
 from poise.gateway.tenancy.operators import CODES_MAX, LocalOperators
-from poise.gateway.tenants import Caller, Tenants, caller_of
+from poise.gateway.tenants import Tenants
 from tests.gateway.fakes import OPERATOR, TOKEN, FakeEngine, ask, chat_body, make_app, says
 
 CHAT = "/v1/chat/completions"
@@ -244,10 +244,7 @@ def test_undeclared_keys_beyond_eight_share_an_account_and_nothing_else() -> Non
 
 
 def identified(tenants: Tenants, key: str | None) -> Caller:
-    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
-    connection = HTTPConnection({"type": "http", "headers": headers})
-    tenants.identify(connection)
-    return caller_of(connection)
+    return tenants.identify(Credentials(f"Bearer {key}" if key else ""))
 
 
 def caller_with(key: str, settings: Settings) -> Caller:

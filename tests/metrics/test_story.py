@@ -12,7 +12,7 @@ async def stories(text: str, *bodies: tuple[str, dict[str, object]], **headers: 
     """Of requests to the paths that are given."""
     told: list[RequestStory] = []
     app = make_app(FakeEngine(says(text)))
-    app.state.metrics.on_story = told.append
+    app.metrics.on_story = told.append
     for path, body in bodies:
         await ask(app, "POST", path, body, headers=headers)
     return told
@@ -54,7 +54,7 @@ async def test_a_cut_answer_has_a_first_segment_only_if_it_was_complete() -> Non
     for text, reason, has in (("Half a", "failed", False), ("One. Tw", "failed", True), ("x" * 600, "stop", False)):
         told: list[RequestStory] = []
         app = make_app(FakeEngine(says(text, reason)))
-        app.state.metrics.on_story = told.append
+        app.metrics.on_story = told.append
         await ask(app, "POST", "/v1/chat/completions", chat_body())
         assert (told[0].choices[0].segment_s is not None) == has
 

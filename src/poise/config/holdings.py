@@ -148,7 +148,7 @@ FILES = (
 
 MEMORY = (
     Memory(
-        "gateway.completions:Call",
+        "gateway.call:Call",
         "the messages of a live request that is not yet with the engine",
         "it is",
         "its own client",

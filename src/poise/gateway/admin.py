@@ -15,29 +15,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from poise.gateway import schemas, schemas_admin
+from poise.gateway.api.native.explanations import Explanation, explanation_of
+from poise.gateway.api.native.timeline import timeline_of
 from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
+from poise.gateway.engine_refusals import engine_unavailable
 from poise.gateway.erasure import Erasure
-from poise.gateway.errors import (
-    ApiError,
-    engine_unavailable,
-    invalid_value,
-    kept_request_not_found,
-    not_possible,
-    request_not_found,
-)
+from poise.gateway.errors import ApiError, invalid_value, kept_request_not_found, not_possible, request_not_found
 from poise.gateway.explanations import Explainer
-from poise.gateway.health import fresh_json
 from poise.gateway.http.body import read_json
+from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.peers import is_direct
+from poise.gateway.http.replies import fresh_json
 from poise.gateway.journal import JournalRoom
 from poise.gateway.record import CANCELLED, ENDED, QUEUED, ChoiceRecord, Record
 from poise.gateway.records import Records
-from poise.gateway.schemas_explanation import Explanation
-from poise.gateway.schemas_quarantine import QuarantineList
-from poise.gateway.spans import timeline_of
+from poise.gateway.schemas_admin import QuarantineList
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
-from poise.gateway.tenants import OPERATOR, Tenants, caller_of
+from poise.gateway.tenants import OPERATOR, Tenants
 from poise.scheduler.request import Control, RequestClass
 
 T = TypeVar("T")
@@ -71,8 +66,7 @@ class Admin:
 
     async def login_code(self, request: Request) -> Response:
         """A code for the address of the dashboard, for who has this server's token."""
-        self._tenants.check_admin(request)
-        if caller_of(request).tenant != OPERATOR:
+        if self._tenants.check_admin(credentials_of(request)).tenant != OPERATOR:
             message = "Codes are for operators on the server's machine. The dashboard takes your admin key as it is."
             raise ApiError(403, "admin_is_local", message)
         return fresh_json({"code": self._operators.new_code(), "expires_in_s": CODE_LIFE_S})
@@ -90,7 +84,7 @@ class Admin:
 
     async def requests(self, request: Request) -> Response:
         """Live requests, and with `ended=N` those that ended last: counts and states, no text."""
-        self._tenants.check_admin(request)
+        self._tenants.check_admin(credentials_of(request))
         now_s, n_ended = time.perf_counter(), _n_ended(request.query_params.get("ended", "0"))
         live = [_row(record, now_s) for record in self._records.live()]
         ended = [_row(record, now_s) | _end(record) for record in self._records.ended(n_ended)]
@@ -98,7 +92,7 @@ class Admin:
 
     async def view(self, request: Request) -> Response:
         """One request, live or ended: its counts, its timeline and its choices, no text."""
-        self._tenants.check_admin(request)
+        self._tenants.check_admin(credentials_of(request))
         wanted = request.path_params["request_id"]
         record = self._records.find_live(wanted) or self._records.find(wanted, None)
         if record is None:
@@ -108,48 +102,48 @@ class Admin:
 
     async def cancel(self, request: Request) -> Response:
         """End a live request, in whatever state it is. Its client gets what there is."""
-        self._tenants.check_admin(request)
+        caller = self._tenants.check_admin(credentials_of(request))
         wanted = request.path_params["request_id"]
         record = self._records.find_live(wanted)
         if record is None or record.work is None:
             raise request_not_found(wanted)
         indices = [choice.index for choice in record.choices if choice.outcome is None]
         record.work.stop(CANCELLED)
-        self._audit.operator(request, "cancel", response=record.response_id)
+        self._audit.operator(caller, "cancel", response=record.response_id)
         rows = [{"index": index, "state": ENDED, "detail": ""} for index in indices]
         return fresh_json({"id": record.response_id, "action": "cancel", "choices": rows})
 
     async def explanation(self, request: Request) -> Response:
         """Why a request, live or ended, took as long as it did; no text."""
-        self._tenants.check_admin(request)
+        self._tenants.check_admin(credentials_of(request))
         wanted = request.path_params["request_id"]
         record = self._records.find_live(wanted) or self._records.find(wanted, None)
         if record is None:
             raise kept_request_not_found(wanted)
-        return fresh_json(self._explainer.explain(record, None))
+        return fresh_json(explanation_of(self._explainer.explain(record, None)))
 
     def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of one action."""
 
         async def control(request: Request) -> Response:
-            self._tenants.check_admin(request)
+            caller = self._tenants.check_admin(credentials_of(request))
             body = await self._control(request.path_params["request_id"], action)
-            self._audit.operator(request, action.value, response=body["id"])
+            self._audit.operator(caller, action.value, response=body["id"])
             return fresh_json(body)
 
         return control
 
     async def forget(self, request: Request) -> Response:
         """Drop every prefix that is kept for a tenant. Its live requests go on."""
-        self._tenants.check_admin(request)
+        caller = self._tenants.check_admin(credentials_of(request))
         tenant = request.path_params["tenant"]
         freed = await _asked(self._engine.forget(tenant))
-        self._audit.operator(request, "forget", tenant=tenant)
+        self._audit.operator(caller, "forget", tenant=tenant)
         return fresh_json({"tenant": tenant, "entries": freed.entries, "cells": freed.cells})
 
     async def erase(self, request: Request) -> Response:
         """Erase what is held of a tenant, everywhere. Its live requests go on, unless `live=1` ends them first."""
-        self._tenants.check_admin(request)
+        caller = self._tenants.check_admin(credentials_of(request))
         tenant = request.path_params["tenant"]
         live = request.query_params.get("live", "0")
         if live not in ("0", "1"):
@@ -159,20 +153,20 @@ class Admin:
             if live == "1":
                 work.stop(CANCELLED)
         erased = await _asked(self._erasure.erase(tenant))
-        self._audit.operator(request, "erase", tenant=tenant, live=live == "1", **erased)
+        self._audit.operator(caller, "erase", tenant=tenant, live=live == "1", **erased)
         ended, kept = (len(records), 0) if live == "1" else (0, len(records))
         return fresh_json({"tenant": tenant, "live_ended": ended, "live_kept": kept, "erased": erased})
 
     async def journal(self, request: Request) -> Response:
         """The engine's flight recorder: token counts and decisions, no text."""
-        self._tenants.check_admin(request)
+        caller = self._tenants.check_admin(credentials_of(request))
         answer = await self._journal.open()
-        self._audit.operator(request, "journal")
+        self._audit.operator(caller, "journal")
         return answer
 
     async def quarantine(self, request: Request) -> Response:
         """Reports of requests that engines died computing: sizes and times, no text."""
-        self._tenants.check_admin(request)
+        self._tenants.check_admin(credentials_of(request))
         return fresh_json({"data": [report.as_json() for report in self._engine.quarantined()]})
 
     async def _control(self, wanted: str, action: Control) -> dict[str, Any]:
@@ -229,15 +223,15 @@ def add_admin(app: FastAPI, admin: Admin) -> None:
         admin.erase,
         methods=["DELETE"],
         summary="Erase what is held of a tenant",
-        responses=schemas.answer(schemas.TenantEraseResult) | schemas.errors(400, 401, 403, 503),
-        openapi_extra={"parameters": [schemas.path_parameter("tenant"), schemas.LIVE_PARAMETER]},
+        responses=schemas.answer(schemas_admin.TenantEraseResult) | schemas.errors(400, 401, 403, 503),
+        openapi_extra={"parameters": [schemas.path_parameter("tenant"), schemas_admin.LIVE_PARAMETER]},
     )
     app.add_api_route(
         "/admin/tenants/{tenant}/cache",
         admin.forget,
         methods=["DELETE"],
         summary="Drop the cached prefixes of a tenant",
-        responses=schemas.answer(schemas.ForgetResult) | schemas.errors(401, 403, 503),
+        responses=schemas.answer(schemas_admin.ForgetResult) | schemas.errors(401, 403, 503),
         openapi_extra={"parameters": [schemas.path_parameter("tenant")]},
     )
 
@@ -262,7 +256,7 @@ def _add_requests(app: FastAPI, admin: Admin) -> None:
         admin.cancel,
         methods=["POST"],
         summary="End a live request; what there is of its result is kept",
-        responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404),
+        responses=schemas.answer(schemas_admin.ControlResult) | schemas.errors(401, 403, 404),
         openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
     )
     app.add_api_route(
@@ -278,7 +272,7 @@ def _add_requests(app: FastAPI, admin: Admin) -> None:
             admin.controls(action),
             methods=["POST"],
             summary=f"{action.value.capitalize()} a live request",
-            responses=schemas.answer(schemas.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
+            responses=schemas.answer(schemas_admin.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
             openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
         )
 

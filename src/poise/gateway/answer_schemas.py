@@ -4,24 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-
-class Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ErrorDetail(Closed):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(Closed):
-    """Every answer that is not a result."""
-
-    error: ErrorDetail
+from poise.gateway.schemas import Closed
 
 
 class PromptTokensDetails(Closed):

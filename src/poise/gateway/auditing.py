@@ -13,19 +13,16 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from starlette.requests import Request
-
 from poise.audit.chain import audit_key
 from poise.audit.log import AuditLog
 from poise.config import Settings
 from poise.config.paths import audit_dir, keys_file
 from poise.gateway.errors import ApiError, ClientGone
-from poise.gateway.http.middleware import request_id_of
 from poise.gateway.keys import Key, KeysFile
 from poise.gateway.record import CANCELLED, Record
 from poise.gateway.tasks import Tasks
+from poise.gateway.tenancy.caller import Caller
 from poise.gateway.tenancy.strangers import Strangers
-from poise.gateway.tenants import Caller, caller_of
 from poise.metrics.audit import AuditMetrics, Standing
 from poise.scheduler.request import RequestClass
 
@@ -74,16 +71,13 @@ class Audit:
         if self._log is not None:
             self._log.put(event, fields)
 
-    def begin(self, request: Request) -> RequestEntry:
-        """The entry of an API request, which is written at its end."""
-        return RequestEntry(self, request)
+    def begin(self, request_id: str, endpoint: str) -> RequestEntry:
+        """The entry of an API request, which is written at its end. `endpoint` is its path."""
+        return RequestEntry(self, request_id, endpoint)
 
-    def operator(self, request: Request, action: str, **fields: Any) -> None:
+    def operator(self, caller: Caller, action: str, **fields: Any) -> None:
         """What an operator has done."""
-        caller = caller_of(request)
-        self.put(
-            "admin", action=action, by=caller.tenant, key=caller.key_id, request=request_id_of(request.scope), **fields
-        )
+        self.put("admin", action=action, by=caller.tenant, key=caller.key_id, request=caller.request_id, **fields)
 
     def level_changed(self, level: str, former: str, reasons: Sequence[str]) -> None:
         self.put("level", level=level, former=former, reasons=list(reasons))
@@ -142,12 +136,11 @@ def open_audit(settings: Settings) -> Audit:
 class RequestEntry:
     """What is known of one API request, written at the end of its record, or of the `with` that it never got out of."""
 
-    def __init__(self, audit: Audit, request: Request) -> None:
+    def __init__(self, audit: Audit, request_id: str, endpoint: str) -> None:
         self._audit = audit
-        self._request: Request | None = request
-        """Until it has a record, which may outlive it."""
-        self._request_id, self._endpoint = request_id_of(request.scope), request.scope["path"]
-        self._caller = Caller("")
+        self._request_id, self._endpoint = request_id, endpoint
+        self.caller = Caller("")
+        """Once it is known."""
         self._began_s = time.perf_counter()
         self._prompt: Any = None
         self.request_class: RequestClass | None = None
@@ -158,8 +151,6 @@ class RequestEntry:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Before there is a record: refused, broken, or left by its client."""
-        self._note_caller()
-        self._request = None
         if isinstance(error, ApiError):
             self._write(error, REFUSED)
         elif error is not None:
@@ -168,13 +159,8 @@ class RequestEntry:
 
     def note_prompt(self, prompt: object) -> None:
         """The prompt as it was sent. It is kept only where it is to be written."""
-        self._note_caller()
-        if self._audit.keeps_content(self._caller.tenant):
+        if self._audit.keeps_content(self.caller.tenant):
             self._prompt = prompt
-
-    def _note_caller(self) -> None:
-        if self._request is not None:
-            self._caller = caller_of(self._request)
 
     def ended(self, record: Record) -> None:
         if record.erased:
@@ -212,12 +198,12 @@ class RequestEntry:
         outputs: Sequence[str] = (),
         status: int | None = 200,
     ) -> None:
-        if not self._caller.tenant:
+        if not self.caller.tenant:
             return  # a stranger, who must not be able to fill the disk: `strangers` counts
         fields = {
             "request": self._request_id,
-            "tenant": self._caller.tenant,
-            "key": self._caller.key_id,
+            "tenant": self.caller.tenant,
+            "key": self.caller.key_id,
             "endpoint": self._endpoint,
             "class": self.request_class.value if self.request_class else None,
             "stream": self.stream,

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from poise.gateway.engine_client import RequestEvent, RequestHandle
 from poise.gateway.record import QUEUED, RUNNING, ChoiceRecord
-from poise.gateway.responses import TokenEntry
 from poise.gateway.text.answers import Detokeniser, StopScanner
 from poise.gateway.text.tokens import TextModel
+from poise.gateway.values import TokenEntry
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Change, Token
 

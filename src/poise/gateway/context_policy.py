@@ -18,8 +18,7 @@ from enum import StrEnum
 
 from poise.config import ClassSettings
 from poise.gateway.errors import ApiError, context_length_exceeded
-from poise.gateway.parameters import SYSTEM_ROLES
-from poise.wire.text import Message
+from poise.wire.text import SYSTEM_ROLES, Message
 
 RESERVE_SHARE = 4
 """Turns are dropped for an answer of the class's default length, or of this part of the context if that is less."""

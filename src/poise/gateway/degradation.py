@@ -11,12 +11,11 @@ import os
 import time
 from collections.abc import Callable
 
-import psutil
-
 from poise.config import Settings
 from poise.gateway.blame import Death
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import draining, shed_background
+from poise.gateway.host import free_bytes
 from poise.gateway.levels import BACKGROUND, INTERACTIVE, Level, Levels, Reading, background_limit, crowding
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.admission import shared_places
@@ -25,16 +24,6 @@ from poise.scheduler.request import RequestClass
 log = logging.getLogger(__name__)
 
 FALLBACK_BATCH_TOKENS = 128
-
-
-def free_bytes() -> int:
-    """What the host has left."""
-    return int(psutil.virtual_memory().available)
-
-
-def own_rss_bytes() -> int:
-    """Resident memory of this process."""
-    return int(psutil.Process().memory_info().rss)
 
 
 class Degradation:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -79,27 +78,6 @@ class EngineUnavailable(Exception):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.permanent = permanent
-
-
-class Wakeup:
-    """Lets one waiter sleep until somebody has something for it. Who is woken looks for itself what it is."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self) -> None:
-        self._future: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self) -> None:
-        """Returns at the next `set`. What was set before does not count."""
-        self._future = asyncio.get_running_loop().create_future()
-        try:
-            await self._future
-        finally:
-            self._future = None
 
 
 class RequestHandle:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from poise.gateway.errors import invalid_type, invalid_value, shown, unknown_parameter, unsupported_parameter
+from poise.gateway.http.body import JsonObject
 
 T = TypeVar("T")
 D = TypeVar("D")
 Schema = dict[str, Any]
-JsonObject = dict[str, Any]
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 

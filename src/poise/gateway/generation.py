@@ -23,21 +23,12 @@ from poise.gateway.engine_client import (
     RequestEvent,
     RequestHandle,
 )
-from poise.gateway.errors import (
-    ApiError,
-    engine_lost,
-    engine_unavailable,
-    internal_error,
-    new_error_id,
-    queue_timeout,
-    refused,
-    request_quarantined,
-    server_stopping,
-)
+from poise.gateway.engine_refusals import engine_lost, engine_unavailable, queue_timeout, refused, request_quarantined
+from poise.gateway.errors import ApiError, internal_error, new_error_id, server_stopping
 from poise.gateway.record import CANCELLED, LEFT, READER_TIMEOUT, RUNNING, End, Record
-from poise.gateway.responses import TokenEntry
 from poise.gateway.story import story_of
 from poise.gateway.text.tokens import TextModel
+from poise.gateway.values import TokenEntry
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason
 from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, SamplingParams, Start, Token, Waiting

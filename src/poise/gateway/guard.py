@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poise.config import ServerSettings
 from poise.gateway.errors import ApiError, shown
 from poise.gateway.exposure import is_loopback
+from poise.gateway.http.replies import error_reply
 
 _READS = ("GET", "HEAD")
 _ALLOWED_HEADERS = "Authorization, Content-Type, Last-Event-ID, X-Api-Key, X-Poise-Detach, X-Request-Id"
@@ -46,7 +47,7 @@ class GuardMiddleware:
         origin = headers.get("origin")
         error = self._wrong_host(headers, scope.get("server")) or self._wrong_origin(headers, scope, origin)
         if error is not None:
-            await error.response()(scope, receive, send)
+            await error_reply(error)(scope, receive, send)
         elif origin in self._origins:
             await self._for_page(str(origin), headers, scope, receive, send)
         else:

@@ -6,26 +6,173 @@ Everything is answered from snapshots that are in the gateway already: looking c
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
+from fastapi import FastAPI
 from msgspec import structs
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from poise.gateway import schemas
 from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.errors import retry_after
+from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.replies import fresh_json
 from poise.gateway.levels import Level
 from poise.gateway.lookout import Lookout
+from poise.gateway.schemas import Closed
 from poise.gateway.tasks import Tasks
 from poise.gateway.tenants import Tenants
 from poise.gateway.text.tokens import TextSlot
-from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics, TokenRates
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo, PoolStatus, Status, StoreStatus
+
+LevelName = Literal["normal", "busy", "constrained", "degraded", "draining"]
+
+
+class HealthBody(Closed):
+    status: Literal["ok", "loading", "restarting", "failed", "stopped", "draining"]
+    live: bool
+    ready: bool
+    progress: float
+    stage: str
+    detail: str
+    restarts: int
+    model: str
+    level: LevelName
+    reasons: list[str]
+
+
+class LiveBody(Closed):
+    status: Literal["ok"]
+    live: bool
+
+
+class RecentTtft(Closed):
+    p50: float | None
+    p95: float | None
+    count: int
+
+
+class ClassFigures(Closed):
+    queued: int
+    running: int
+    paused: int
+    swapped: int
+    wait_estimate_ms: int | None
+    wait_error: float | None
+    ttft_ms: RecentTtft
+
+
+class SlotFigures(Closed):
+    slot: int
+    state: Literal["running", "paused", "warm"]
+    class_: str | None = Field(alias="class")
+    cells: int
+
+
+class PoolFigures(Closed):
+    name: str
+    slots: int
+    slots_held: int
+    slots_warm: int
+    slots_peak: int
+    cells: int
+    cells_used: int
+    cells_warm: int
+    cells_peak: int
+    cells_by_class: dict[str, int]
+    cells_by_tenant: dict[str, int] | None
+    holes: int
+    occupied: list[SlotFigures]
+    slot_cells: int
+    flash_attention: bool
+    kv_bytes: int
+
+
+class StoreFigures(Closed):
+    budget_bytes: int
+    peak_bytes: int
+    bytes_by_purpose: dict[str, int]
+    entries_by_purpose: dict[str, int]
+
+
+class TotalFigures(Closed):
+    preemptions: dict[str, int]
+    resumes: int
+    downgrades: int
+    expired: int
+    prefix_hits: int
+    cached_tokens: int
+    recomputed_tokens: int
+    evicted_entries: int
+    stored_bytes: int
+    loaded_bytes: int
+    unstored: int
+
+
+class Rates(Closed):
+    prompt: float
+    output: float
+
+
+class FindingRow(Closed):
+    finding: str
+    text: str
+    age_s: float
+    runbook: str
+    detail: dict[str, Any] | None
+
+
+class TaskRow(Closed):
+    name: str
+    state: Literal["running", "failing", "ended", "given_up"]
+    since_s: float
+    failures: int
+    last_error: str | None
+
+
+class TextWorkerRow(Closed):
+    pid: int | None
+    """For operators."""
+    state: Literal["starting", "ready", "busy", "waiting"]
+    restarts: int
+
+
+class TextFigures(Closed):
+    workers: list[TextWorkerRow]
+    queued: int
+    queued_bytes: int
+
+
+class StatusBody(Closed):
+    phase: Literal["loading", "ready", "restarting", "failed", "stopped"]
+    model: str
+    uptime_s: float
+    progress: float
+    stage: str
+    detail: str
+    restarts: int
+    level: LevelName
+    reasons: list[str]
+    open_requests: int
+    live_choices: int
+    classes: dict[str, ClassFigures]
+    pools: list[PoolFigures]
+    store: StoreFigures | None
+    totals: TotalFigures | None
+    tokens_per_s: Rates
+    engine_rss_bytes: int | None
+    engine_unaccounted_bytes: int | None
+    bottleneck: str | None
+    findings: list[FindingRow]
+    text: TextFigures
+    tasks: list[TaskRow]
+
 
 TOLD_STRANGERS = {
     EnginePhase.FAILED: "the engine has failed; its operator can see why",
@@ -82,9 +229,9 @@ class Health:
 
     async def status(self, request: Request) -> Response:
         """Live figures, and what to look at. Which tenants and requests there are is for operators only."""
-        self._tenants.check_status(request)
+        self._tenants.check_status(credentials_of(request))
         state, figures = self._engine.state, self._engine.state.status
-        is_admin = self._tenants.is_admin(request)
+        is_admin = self._tenants.is_admin(credentials_of(request))
         prompt, output = self._rates.per_second()
         body = {
             "phase": state.phase.value,
@@ -113,8 +260,8 @@ class Health:
 
     async def metrics(self, request: Request) -> Response:
         """Those by tenant are for operators only."""
-        self._tenants.check_status(request)
-        text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(request))
+        self._tenants.check_status(credentials_of(request))
+        text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(credentials_of(request)))
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def sample_rates(self) -> None:
@@ -125,7 +272,9 @@ class Health:
 
     def _detail(self, request: Request) -> str:
         state = self._engine.state
-        return state.detail if self._tenants.is_insider(request) else TOLD_STRANGERS.get(state.phase, "")
+        return (
+            state.detail if self._tenants.is_insider(credentials_of(request)) else TOLD_STRANGERS.get(state.phase, "")
+        )
 
     def _text_status(self, *, named: bool) -> dict[str, Any]:
         """`named`: with the ids of processes."""
@@ -161,12 +310,6 @@ class Health:
                 "ttft_ms": self._metrics.recent_ttft[name.value].summary_ms(now_s),
             }
         return classes
-
-
-def read_engine(engine: EngineClient) -> EngineReading:
-    """The engine as /metrics shows it."""
-    state = engine.state
-    return EngineReading(state.phase is EnginePhase.READY, state.restarts, state.status)
 
 
 def _pools(built: list[PoolInfo], status: Status | None, *, tenants_shown: bool) -> list[dict[str, Any]]:
@@ -212,7 +355,30 @@ def _store(store: StoreStatus) -> dict[str, Any]:
     }
 
 
-def fresh_json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Numbers of this moment: no cache on the way is to keep them."""
-    headers = {"Cache-Control": "no-store", **(headers or {})}
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
+def add_health(app: FastAPI, health: Health) -> None:
+    not_ready = schemas.answer(HealthBody, 503, "Not ready to take requests.")
+    app.add_api_route(
+        "/health",
+        health.health,
+        summary="Readiness, with progress while loading",
+        responses=schemas.answer(HealthBody) | not_ready,
+    )
+    app.add_api_route(
+        "/health/live",
+        health.live,
+        summary="Liveness of the gateway",
+        responses=schemas.answer(LiveBody),
+    )
+    app.add_api_route(
+        "/status",
+        health.status,
+        summary="Live figures",
+        responses=schemas.answer(StatusBody) | schemas.errors(401),
+    )
+    app.add_api_route(
+        "/metrics",
+        health.metrics,
+        summary="Metrics for Prometheus",
+        responses=schemas.plain("Metrics in Prometheus' text format.") | schemas.errors(401),
+        response_class=Response,  # of no type of its own: its errors are JSON
+    )

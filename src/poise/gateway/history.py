@@ -1,35 +1,27 @@
 """The last ten minutes of the server, a sample a second, in memory only: what dashboards draw.
 
 A sample is taken of what the gateway has already, and the engine is asked for nothing: neither taking samples nor looking at
-them can slow a step. Each is kept as the JSON that it is told as. No tenant is named in any. All of them together are a megabyte:
-they are told in pieces, so that a client that does not take its answer holds no copy of them here.
+them can slow a step. Each is kept as the JSON that it is told as. No tenant is named in any.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
 
-from poise.gateway.degradation import Degradation, own_rss_bytes
+from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import EngineClient, EnginePhase
-from poise.gateway.errors import invalid_value
-from poise.gateway.slices import JSON, sent_in_pieces
+from poise.gateway.host import own_rss_bytes
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.sample import Sampler, Scene
 
 PERIOD_S = 1.0
 SAMPLES_MAX = 600
-WHOLE_SAMPLES, PIECE_SAMPLES = 60, 16
-"""An answer with up to so many samples is sent in one; of a longer one each piece has so many."""
-FRESH = {"Cache-Control": "no-store"}
-_SINCE_DIGITS_MAX = 15
 _ELAPSED_S_MIN = 0.001
 
 
@@ -57,7 +49,7 @@ class Glimpse(NamedTuple):
 
 
 class History:
-    """Takes the samples, and answers /status/history."""
+    """Takes the samples, and has them as long as they are asked for."""
 
     def __init__(
         self,
@@ -65,13 +57,10 @@ class History:
         metrics: GatewayMetrics,
         degradation: Degradation,
         *,
-        check: Callable[[Request], None],
         clock_ns: Callable[[], int] = time.monotonic_ns,
         wall_clock: Callable[[], float] = time.time,
         rss_bytes: Callable[[], int] = own_rss_bytes,
     ) -> None:
-        """`check` raises ApiError for callers who may not see it."""
-        self._check = check
         self._engine = engine
         self._metrics = metrics
         self._degradation = degradation
@@ -105,16 +94,11 @@ class History:
                 found.append(Glimpse(seconds, told.level, told.limited, ratio))
         return found[::-1]
 
-    async def answer(self, request: Request) -> Response:
-        """The samples from `since` on, the oldest first. A `since` of a server before this one gets all there are."""
-        self._check(request)
-        since = _since(request.query_params.get("since", "0"))
+    def since(self, number: int) -> tuple[list[bytes], int]:
+        """The samples from a number on, the oldest first, and the number that the next one gets."""
         oldest = self._next - len(self._samples)
-        n_known = max(0, since - oldest) if since <= self._next else 0
-        samples = list(islice(self._samples, n_known, None))
-        if len(samples) > WHOLE_SAMPLES:
-            return sent_in_pieces(_pieces(self._next, samples), FRESH)
-        return Response(b"".join(_pieces(self._next, samples)), headers=FRESH, media_type=JSON)
+        n_known = max(0, number - oldest) if number <= self._next else 0
+        return list(islice(self._samples, n_known, None)), self._next
 
     def _scene(self) -> Scene:
         state, streams = self._engine.state, self._metrics.streams
@@ -131,17 +115,3 @@ class History:
             classes=classes,
             unclassed=unclassed,
         )
-
-
-def _pieces(following: int, samples: Sequence[bytes]) -> Iterator[bytes]:
-    """The answer in pieces. `following`: the number of the sample that is to come."""
-    yield b'{"period_s":%g,"next":%d,"samples":[' % (PERIOD_S, following)
-    for begin in range(0, len(samples), PIECE_SAMPLES):
-        yield (b"," if begin else b"") + b",".join(samples[begin : begin + PIECE_SAMPLES])
-    yield b"]}"
-
-
-def _since(value: str) -> int:
-    if not (value.isascii() and value.isdecimal() and len(value) <= _SINCE_DIGITS_MAX):
-        raise invalid_value("since", "be the 'next' of an earlier answer, a number of 0 or more", value)
-    return int(value)

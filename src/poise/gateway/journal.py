@@ -17,33 +17,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
-from poise.gateway.errors import ClientGone, engine_unavailable, journal_is_read
+from poise.gateway.engine_refusals import engine_unavailable
+from poise.gateway.errors import ClientGone, journal_is_read
 from poise.gateway.http.stream import while_connected
-from poise.wire import messages as wire
+from poise.gateway.supervision.journal import RETRY_S
 
 log = logging.getLogger(__name__)
 
 READ_S_MAX = 120.0
 """How long one reader may take for all of it: a client that does not read keeps others away for no longer."""
-RETRY_S = 1.0
-
-
-async def pages_of_engine(
-    ask: Callable[[wire.ToEngine, object], Awaitable[Any]], send: Callable[[wire.ToEngine], None], read_id: int
-) -> AsyncGenerator[list[str], None]:
-    """The pages that an engine sends. `ask` waits for an answer, `send` does not. Raises EngineUnavailable."""
-    begins = True
-    try:
-        while True:
-            page: wire.JournalPage = await ask(wire.ReadJournal(read_id, begins=begins), read_id)
-            if page.is_lost:
-                raise EngineUnavailable("the journal is read by another, or was another engine's", RETRY_S)
-            if page.is_last:
-                return
-            begins = False
-            yield page.lines
-    finally:
-        send(wire.ReadJournal(read_id, ends=True))
 
 
 class JournalRoom:

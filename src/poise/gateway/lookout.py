@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from poise.gateway.blame import Death
-from poise.gateway.degradation import own_rss_bytes
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.findings import NOTED_S, Facts, Finding, Findings, LiveRequest
+from poise.gateway.host import own_rss_bytes
 from poise.gateway.record import LEVELS, Record
 from poise.gateway.records import Records
 from poise.gateway.tasks import Tasks

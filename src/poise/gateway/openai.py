@@ -6,63 +6,19 @@ tokens nor the engine: lengths in tokens are checked where the vocabulary is at 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from poise.config import ClassSettings, Settings
+from poise.config import Settings
+from poise.config.classes import class_settings, default_output
 from poise.gateway import parameters as p
 from poise.gateway import unsupported
 from poise.gateway.errors import invalid_value, missing_parameter, shown
-from poise.gateway.fields import Field, Integer, JsonObject, Schema, check_names, object_schema, same_json
+from poise.gateway.fields import Field, Integer, Schema, check_names, object_schema, same_json
+from poise.gateway.http.body import JsonObject
 from poise.gateway.parameters import StreamOptions
-from poise.scheduler.request import RequestClass
+from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
 from poise.wire.messages import SamplingParams
-from poise.wire.text import Message
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What both endpoints share. `max_tokens` None: the class's default. `seed` None: a new one for each request.
-
-    `sampling.seed` is still to be set: each choice gets its own.
-    """
-
-    model: str
-    n: int
-    stream: bool
-    include_usage: bool
-    continuous_usage: bool
-    segments: bool
-    max_tokens: int | None
-    max_tokens_param: str
-    stop: tuple[str, ...]
-    seed: int | None
-    sampling: SamplingParams
-    service_tier: str
-    request_class: RequestClass
-    queue_timeout_ms: int
-    """How long it may wait for a slot; 0: for ever."""
-    background: bool
-    """It goes on when its client leaves."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """`template` is a name, or empty."""
-
-    options: Options
-    messages: list[Message]
-    context_policy: str = "reject"
-    template: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """`prompts` holds texts, or token ids that are used as they are."""
-
-    options: Options
-    prompts: list[str] | list[list[int]]
 
 
 class RequestParser:
@@ -187,16 +143,6 @@ class RequestParser:
             ignore_eos=p.IGNORE_EOS.get(values, False),
             min_output=min_tokens,
         )
-
-
-def class_settings(settings: Settings, request_class: RequestClass) -> ClassSettings:
-    classes = settings.classes
-    return classes.interactive if request_class is RequestClass.INTERACTIVE else classes.background
-
-
-def default_output(limits: ClassSettings) -> int:
-    """Output allowance of a request that names none."""
-    return min(limits.default_output_tokens, limits.max_output_tokens)
 
 
 def _same(values: JsonObject, field: Field[Any], alias: Field[Any]) -> tuple[Any, str]:

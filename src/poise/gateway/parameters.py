@@ -35,7 +35,6 @@ MAX_STOPS = 8
 MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SYSTEM_ROLES = ("system", "developer")
 
 TIER_CLASSES = {
     "auto": RequestClass.INTERACTIVE,

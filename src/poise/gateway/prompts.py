@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poise.config import ClassSettings, Settings
+from poise.config.classes import class_settings, default_output
 from poise.gateway import summary as summaries
 from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.errors import ApiError, context_length_exceeded, invalid_value
-from poise.gateway.openai import ChatRequest, CompletionRequest, Options, class_settings, default_output
-from poise.gateway.parameters import SYSTEM_ROLES
+from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
 from poise.gateway.templates import Templates
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
-from poise.wire.text import Cut, Fit, Message
+from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
 
 CONTEXT_HEADER = "X-Poise-Context"
 WARNING_HEADER = "X-Poise-Warning"

@@ -13,20 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poise.gateway.errors import ApiError, invalid_value
-from poise.gateway.http.backpressure import CHUNK_BYTES
 from poise.gateway.pacing import Pacer
 from poise.gateway.record import End, Follower, Moment, Record
-from poise.gateway.responses import (
-    ResponseFormat,
-    TokenEntry,
-    Usage,
-    change_comment,
-    event,
-    queue_comment,
-    summary_comment,
-)
 from poise.gateway.segments import Mark, Segmenter
+from poise.gateway.values import TokenEntry, Usage
+from poise.gateway.writer import ResponseFormat, change_comment, event, queue_comment, summary_comment
 from poise.metrics.streams import StreamMetrics
+
+CHUNK_BYTES = 8192
+"""A stream is given about that much at once."""
+
 
 TOLD_AGAIN = 0.2
 """A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from poise.gateway.answer_schemas import Closed
+from poise.gateway.api.native.timeline import RequestMoment
 from poise.gateway.fields import Schema
-from poise.gateway.schemas import RequestMoment
+from poise.gateway.schemas import Closed
 
 
 class LoginCode(Closed):
@@ -101,3 +101,54 @@ ENDED_PARAMETER: Schema = {
     "description": "And so many of those that ended last and are kept.",
     "schema": {"type": "integer", "minimum": 0, "maximum": 200},
 }
+
+
+class ControlledChoice(Closed):
+    index: int
+    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    detail: str
+
+
+class ControlResult(Closed):
+    id: str
+    action: Literal["pause", "resume", "downgrade", "cancel"]
+    choices: list[ControlledChoice]
+
+
+class ForgetResult(Closed):
+    tenant: str
+    entries: int
+    cells: int
+
+
+class TenantEraseResult(Closed):
+    tenant: str
+    live_ended: int
+    live_kept: int
+    erased: dict[str, int]
+
+
+LIVE_PARAMETER: Schema = {
+    "name": "live",
+    "in": "query",
+    "required": False,
+    "description": "1: end the tenant's live requests as well.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
+
+
+class QuarantineReportBody(Closed):
+    request_id: str
+    request_class: str = Field(alias="class")
+    engine_request: int
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    deaths: int
+    ended_by: str
+    accepted_at: str
+    quarantined_at: str
+
+
+class QuarantineList(Closed):
+    data: list[QuarantineReportBody]

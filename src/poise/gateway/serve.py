@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -22,9 +23,8 @@ from poise.audit.log import AuditError
 from poise.config import LoadedSettings, Settings
 from poise.config.paths import keys_file
 from poise.engine.leash import no_core_dumps
-from poise.gateway.app import create_app, set_text
+from poise.gateway.app import create_app
 from poise.gateway.auditing import Audit, open_audit
-from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.exposure import Exposed, check, tls_context
 from poise.gateway.http.files import raise_limit
@@ -32,7 +32,6 @@ from poise.gateway.http.server import HttpServer
 from poise.gateway.keys import KeyRing, KeysError
 from poise.gateway.preflight import CannotStart, Checked
 from poise.gateway.preflight import check as check_model
-from poise.gateway.slices import freeze_heap
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.tasks import Tasks
 from poise.gateway.templates import TemplateUnusable
@@ -41,7 +40,6 @@ from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextUnusable, TextWorkers
 from poise.gateway.traces import Traces, TracesUnavailable, open_traces
 from poise.llama.memory import available_bytes
-from poise.metrics.gateway import GatewayMetrics
 from poise.operator_token import TokenFile, write_token
 from poise.wire.messages import Ready
 
@@ -128,11 +126,9 @@ class _Service:
         self._traces: Traces | None = None
         if endpoint := settings.telemetry.otlp_endpoint:
             self._traces = open_traces(endpoint, self._model_name)
-            app.state.metrics.on_story = self._traces.told
-        self._degradation: Degradation = app.state.degradation
-        self._metrics: GatewayMetrics = app.state.metrics
+            app.metrics.on_story = self._traces.told
         self._draining: asyncio.Task[None] | None = None
-        self._server = HttpServer(app, settings, metrics=self._metrics.connections, tls=tls, grace_s=SHUTDOWN_GRACE_S)
+        self._server = HttpServer(app, settings, metrics=app.metrics.connections, tls=tls, grace_s=SHUTDOWN_GRACE_S)
 
     def run(self) -> int:
         self._audit.put("start", version=__version__, model=self._model_name, address=self._url())
@@ -176,9 +172,9 @@ class _Service:
         self._server.force_exit = self._server.should_exit = True
 
     async def _drain(self) -> None:
-        until_s = self._degradation.drain()
+        until_s = self._app.degradation.drain()
         supervisor = self._supervisor
-        while (supervisor.n_live or self._metrics.n_open) and time.monotonic() < until_s:  # noqa: ASYNC110 - no events
+        while (supervisor.n_live or self._app.metrics.n_open) and time.monotonic() < until_s:  # noqa: ASYNC110 - no events
             await asyncio.sleep(DRAIN_POLL_S)
         if supervisor.n_live:
             log.warning("the time for draining is over: %d requests are ended", supervisor.n_live)
@@ -206,7 +202,7 @@ class _Service:
         self._workers.start()
         try:
             vocabulary = await self._workers.vocabulary()
-            await set_text(self._app, TextModel(vocabulary, self._workers))
+            await self._app.set_text(TextModel(vocabulary, self._workers))
         except (TextUnusable, TemplateUnusable) as error:
             self._cannot_start(str(error))
         else:
@@ -299,3 +295,10 @@ def _listen(settings: Settings, keys: KeyRing) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def freeze_heap() -> None:
+    """What there is now, at the end of the start, is there for good: the collector of cycles has no need to look at it again. It
+    would stop the loop for some 40 ms each time."""
+    gc.collect()
+    gc.freeze()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from poise.gateway.record import PREFILL, Moment, Record
 from poise.scheduler.request import RequestClass
@@ -125,17 +125,6 @@ def computed_of(record: Record) -> list[Computed]:
         )
         for moment in record.timeline
         if moment.what == PREFILL
-    ]
-
-
-def timeline_of(record: Record) -> list[dict[str, Any]]:
-    """What happened to it, in ms since its arrival, as the API tells it."""
-    arrived_s = record.origin.arrived_s
-    return [
-        {"what": moment.what, "ms": int((moment.at_s - arrived_s) * 1000), "tokens": moment.n_tokens}
-        | ({} if moment.choice is None else {"choice": moment.choice})
-        | moment.detail
-        for moment in record.timeline
     ]
 
 

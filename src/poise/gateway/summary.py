@@ -14,11 +14,12 @@ from math import ceil
 
 from poise.gateway.context_policy import ContextLimits
 from poise.gateway.engine_client import EngineClient
-from poise.gateway.errors import context_length_exceeded, summary_failed
+from poise.gateway.engine_refusals import summary_failed
+from poise.gateway.errors import context_length_exceeded
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.record import CANCELLED, Follower, Record
-from poise.gateway.responses import Usage
 from poise.gateway.text.tokens import TextModel, Tokens
+from poise.gateway.values import Usage
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import SamplingParams

@@ -25,8 +25,8 @@ from poise.gateway.engine_client import (
     RequestHandle,
 )
 from poise.gateway.handover import Handover
-from poise.gateway.journal import pages_of_engine
 from poise.gateway.quarantine import QuarantineReport
+from poise.gateway.supervision.journal import pages_of_engine
 from poise.gateway.supervision.launch import EngineProcess, Launcher
 from poise.gateway.supervision.model_file import ModelFile
 from poise.gateway.supervision.pause import LOOK_EVERY_S, pause

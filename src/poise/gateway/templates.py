@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from poise.config import TemplateSettings
-from poise.gateway.errors import ApiError, invalid_value, template_not_found
-from poise.gateway.parameters import SYSTEM_ROLES
+from poise.gateway.engine_refusals import template_not_found
+from poise.gateway.errors import ApiError, invalid_value
 from poise.gateway.text.tokens import TextModel
-from poise.wire.text import Message
+from poise.wire.text import SYSTEM_ROLES, Message
 
 log = logging.getLogger(__name__)
 

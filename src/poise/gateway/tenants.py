@@ -12,18 +12,15 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from hashlib import sha256
-
-from starlette.requests import HTTPConnection
-from starlette.types import Scope
 
 from poise.config import Settings
 from poise.gateway.errors import ApiError
 from poise.gateway.exposure import key_required
-from poise.gateway.http.peers import is_direct
 from poise.gateway.keys import Key, KeyRing
 from poise.gateway.tenancy.accounts import Accounts
+from poise.gateway.tenancy.caller import Caller, Credentials
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.scheduler.request import RequestClass
 
@@ -36,26 +33,7 @@ ADMIN_HINT = (
     "`poise keys add NAME --admin`). On the server's machine its user needs none: `poise top`, `poise explain` and "
     "`poise dashboard` find the server's token."
 )
-_SCOPE_KEY = "poise.caller"
 _TIERS = {RequestClass.INTERACTIVE: "default", RequestClass.BACKGROUND: "flex"}
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """`key_id` tells keys of one tenant apart in the audit log; it is empty for callers without a key."""
-
-    tenant: str
-    key_id: str = ""
-    classes: tuple[str, ...] = ()
-    """What this key may ask for; empty: whatever the tenant may."""
-    account: str = ""
-    """Under what name admission and fair shares are counted: the tenant, unless a key alone made it (`tenancy.accounts`)."""
-    is_declared: bool = False
-    """The operator made it: by a key or by a section of its own."""
-
-    def __post_init__(self) -> None:
-        if not self.account:
-            object.__setattr__(self, "account", self.tenant)
 
 
 class Tenants:
@@ -83,23 +61,19 @@ class Tenants:
         """Revoked keys count: revoking the last one must not open the server."""
         return key_required(self._settings.auth, len(self._declared) + sum(not key.admin for key in self._of_file()))
 
-    def identify(self, connection: HTTPConnection) -> str:
-        """The tenant's name. Raises ApiError (401)."""
-        caller = connection.scope[_SCOPE_KEY] = self._caller(_presented_key(connection))
-        return caller.tenant
+    def identify(self, credentials: Credentials) -> Caller:
+        """Whose request it is. Raises ApiError (401)."""
+        return replace(self._caller(_presented_key(credentials)), request_id=credentials.request_id)
 
-    def account_of(self, scope: Scope) -> str:
+    def account_of(self, credentials: Credentials) -> str:
         """Under whose name a request is counted before anything is done for it; empty for a caller who is not known."""
         try:
-            return self._caller(_presented_key(HTTPConnection(scope))).account
+            return self._caller(_presented_key(credentials)).account
         except ApiError:
             return ""
 
-    def check_class(
-        self, connection: HTTPConnection, request_class: RequestClass, *, for_summary: bool = False
-    ) -> None:
-        """Raises ApiError (403) unless who was identified may use this class; `for_summary`: to have a summary made in it."""
-        caller = caller_of(connection)
+    def check_class(self, caller: Caller, request_class: RequestClass, *, for_summary: bool = False) -> None:
+        """Raises ApiError (403) unless the caller may use this class; `for_summary`: to have a summary made in it."""
         of_tenant = self._settings.tenant(caller.tenant).classes or list(RequestClass)
         allowed = [name for name in of_tenant if not caller.classes or name in caller.classes]
         if request_class in allowed:
@@ -115,40 +89,40 @@ class Tenants:
         message = f"Your key may not use class '{request_class.value}'. {hint}"
         raise ApiError(403, "class_not_allowed", message, param="service_tier")
 
-    def is_admin(self, connection: HTTPConnection) -> bool:
+    def is_admin(self, credentials: Credentials) -> bool:
         """Whether the caller may see the server's inside."""
         try:
-            self.check_admin(connection)
+            self.check_admin(credentials)
         except ApiError:
             return False
         return True
 
-    def check_admin(self, connection: HTTPConnection) -> None:
-        """Raises ApiError unless the caller may see the server's inside."""
-        presented = _presented_key(connection)
+    def check_admin(self, credentials: Credentials) -> Caller:
+        """Which operator it is. Raises ApiError unless the caller may see the server's inside."""
+        presented = _presented_key(credentials)
         caller = self._operator(presented) if presented is not None else None
         if caller is None:
             raise _unauthorized("invalid_admin_key", ADMIN_HINT)
-        if caller.tenant == OPERATOR and not is_direct(connection.scope):
+        if caller.tenant == OPERATOR and not credentials.is_direct:
             message = (
                 "The token of this server's operators works on its own machine only, and not through a proxy. Use an admin key: "
                 "set auth.admin_key, or run `poise keys add NAME --admin`."
             )
             raise ApiError(403, "admin_is_local", message)
-        connection.scope[_SCOPE_KEY] = caller
+        return replace(caller, request_id=credentials.request_id)
 
-    def is_insider(self, connection: HTTPConnection) -> bool:
+    def is_insider(self, credentials: Credentials) -> bool:
         """On this machine, or an operator: may be told where files lie."""
-        return is_direct(connection.scope) or self.is_admin(connection)
+        return credentials.is_direct or self.is_admin(credentials)
 
-    def check_status(self, connection: HTTPConnection) -> None:
+    def check_status(self, credentials: Credentials) -> None:
         """Raises ApiError (401) unless the caller may see how the server stands."""
         wanted = self._settings.auth.status
         if wanted == "auto":
             wanted = "key" if self.requires_key else "open"
-        if wanted == "open" or self.is_insider(connection):
+        if wanted == "open" or self.is_insider(credentials):
             return
-        key = _presented_key(connection)
+        key = _presented_key(credentials)
         if wanted == "admin":
             raise _unauthorized("invalid_admin_key", ADMIN_HINT)
         if key is None:
@@ -197,16 +171,10 @@ class Tenants:
         return self._keys.keys if self._keys is not None else []
 
 
-def caller_of(connection: HTTPConnection) -> Caller:
-    """Who was identified, for what comes after it; without a name before."""
-    return connection.scope.get(_SCOPE_KEY) or Caller("")
-
-
-def _presented_key(connection: HTTPConnection) -> str | None:
-    authorization = connection.headers.get("authorization", "").strip()
-    if not authorization:
-        return connection.headers.get("x-api-key", "").strip() or None
-    scheme, _, key = authorization.partition(" ")
+def _presented_key(credentials: Credentials) -> str | None:
+    if not credentials.authorization:
+        return credentials.api_key or None
+    scheme, _, key = credentials.authorization.partition(" ")
     if scheme.lower() != "bearer":
         raise _unauthorized("invalid_authorization", "The Authorization header must have the form 'Bearer KEY'.")
     return key.strip() or None

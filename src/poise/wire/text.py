@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+SYSTEM_ROLES = ("system", "developer")
 LARGE_BYTES = 16_384
 """A larger text waits for its like where one worker is kept for small ones, and is worked on at low priority."""
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from poise.config import Settings
+from poise.gateway.app import Gateway
 from poise.gateway.http import backpressure
 from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
 from poise.metrics.streams import StreamMetrics
@@ -84,7 +84,7 @@ def text_of(body: bytes) -> str:
     return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
 
 
-async def metrics(app: FastAPI) -> str:
+async def metrics(app: Gateway) -> str:
     return (await ask(app, "GET", "/metrics")).body.decode()
 
 

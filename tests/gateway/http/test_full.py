@@ -10,9 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
-from fastapi import FastAPI
-
 from poise.config import Settings
+from poise.gateway.app import Gateway
 from tests.gateway.fakes import WAIT_S, FakeEngine, ask, chat_body, make_app, says
 from tests.gateway.http.serving import served
 from tests.gateway.http.test_connections import small, until, until_closed
@@ -52,8 +51,8 @@ async def hold(port: int, key: str = "", padding: int = 0) -> asyncio.StreamWrit
     return writer
 
 
-def n_open(app: FastAPI) -> int:
-    return int(app.state.metrics.n_open)
+def n_open(app: Gateway) -> int:
+    return int(app.metrics.n_open)
 
 
 async def test_files_that_nobody_reads_leave_the_api_alone() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from poise.config import EngineSettings, Settings
 from poise.gateway.engine_client import EnginePhase, EngineUnavailable
-from poise.gateway.errors import engine_not_ready
+from poise.gateway.engine_refusals import engine_not_ready
 from poise.gateway.supervision import model_file as module
 from poise.gateway.supervision.model_file import ModelFile
 from poise.gateway.supervisor import Supervisor

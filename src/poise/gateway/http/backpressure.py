@@ -31,8 +31,6 @@ POLL_FIRST_S, POLL_MAX_S = 0.02, 0.5
 """A stalled socket is looked at this often, less and less: nothing tells when a client has read."""
 POLL_SHARE, POLL_STUCK_S = 1 / 20, 2.0
 """Who has been stuck for long is looked at less often still: hundreds of them are not to cost the others anything."""
-CHUNK_BYTES = 8192
-"""A stream is given about that much at once."""
 
 
 class ReaderStuck(Exception):

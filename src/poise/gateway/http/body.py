@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
 
 from poise.gateway.errors import ApiError, ClientGone, body_too_large, shown
-from poise.gateway.fields import JsonObject
+
+JsonObject = dict[str, Any]
+
 
 CONTAINERS_MAX = 65_536
 """Arrays and objects a body may open. A million empty ones fit into few bytes, but hold up all streams while they are built."""

@@ -17,6 +17,11 @@ from poise.gateway.http.places import Place, Places
 from poise.gateway.http.refusals import account_full, bodies_full
 from poise.gateway.http.shares import STRANGERS
 
+DIRECT_SEND = "poise.send"
+"""Where the middleware leaves the server's own `send` in the scope. Each layer between wraps it in one that looks at the head of
+an answer and passes on its body; a token's worth of body would go through them all for nothing."""
+
+
 log = logging.getLogger(__name__)
 
 EXCHANGE = "poise.exchange"

@@ -12,21 +12,23 @@ import secrets
 from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.config import ServerSettings
 from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ApiError, ClientGone, internal_error
-from poise.gateway.http.exchange import EXCHANGE
+from poise.gateway.http.credentials import REQUEST_ID, credentials_of
+from poise.gateway.http.exchange import DIRECT_SEND, EXCHANGE
 from poise.gateway.http.places import is_always_answered, share_of
 from poise.gateway.http.refusals import account_requests_full, requests_full
+from poise.gateway.http.replies import error_reply
 from poise.gateway.http.shares import STRANGERS, Shares
-from poise.gateway.http.stream import DIRECT_SEND
+from poise.gateway.tenancy.caller import Credentials
 from poise.metrics.gateway import GatewayMetrics
 
 log = logging.getLogger(__name__)
 
-_SCOPE_KEY = "poise.request_id"
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _API = "/v1/"
 """What is not under it (pages, their files, the schema) is on nobody's account: whoever takes that up leaves the API alone."""
@@ -34,7 +36,7 @@ _API = "/v1/"
 
 class RequestMiddleware:
     def __init__(
-        self, app: ASGIApp, *, server: ServerSettings, account_of: Callable[[Scope], str], metrics: GatewayMetrics
+        self, app: ASGIApp, *, server: ServerSettings, account_of: Callable[[Credentials], str], metrics: GatewayMetrics
     ) -> None:
         """`account_of` tells under whose name a request is counted; STRANGERS for a caller who is not known."""
         self._app = app
@@ -46,8 +48,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[_SCOPE_KEY] = request_id = _request_id(scope)
-        scope[DIRECT_SEND] = send
+        request_id = _request_id(scope)
+        others = [(name, value) for name, value in scope["headers"] if name != REQUEST_ID]
+        scope = {**scope, "headers": [*others, (REQUEST_ID, request_id.encode())], DIRECT_SEND: send}
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -68,14 +71,14 @@ class RequestMiddleware:
             error_id = log_bug(log, request_id, bug)
             error = None if started else internal_error(error_id)
         finally:
-            scope.pop(DIRECT_SEND)  # the server's `send` holds the scope
+            scope.pop(DIRECT_SEND)  # whoever keeps the scope is not to keep the connection with it
         if error is not None:
-            await error.response()(scope, receive, send_with_id)
+            await error_reply(error)(scope, receive, send_with_id)
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Let a request pass if there is room for it, else say so."""
         path = scope["path"]
-        account = self._account_of(scope) if path.startswith(_API) else STRANGERS
+        account = self._account_of(credentials_of(HTTPConnection(scope))) if path.startswith(_API) else STRANGERS
         if (exchange := scope.get(EXCHANGE)) is not None:
             try:
                 exchange.claim(account)
@@ -100,15 +103,10 @@ class RequestMiddleware:
         return account_requests_full(self._open.held(account))
 
 
-def request_id_of(scope: Scope) -> str:
-    """The id of the request that a scope belongs to."""
-    return str(scope.get(_SCOPE_KEY, "-"))
-
-
 def _request_id(scope: Scope) -> str:
     """The client's own id if it is harmless in a log, else a new one."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id":
+        if name == REQUEST_ID:
             given = value.decode("latin-1")
             if _CLIENT_ID.fullmatch(given):
                 return str(given)

@@ -16,18 +16,14 @@ from starlette.types import Receive, Scope, Send
 
 from poise.gateway.bugs import log_bug
 from poise.gateway.errors import ClientGone, internal_error
-from poise.gateway.http.backpressure import CHUNK_BYTES, Outlet, Patience, ReaderStuck, until_room
-from poise.gateway.http.exchange import EXCHANGE
-from poise.gateway.reader import Reader
+from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
+from poise.gateway.http.exchange import DIRECT_SEND, EXCHANGE
+from poise.gateway.reader import CHUNK_BYTES, Reader
 from poise.metrics.streams import StreamMetrics
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-DIRECT_SEND = "poise.send"
-"""Where the middleware leaves the server's own `send` in the scope. Each layer between wraps it in one that looks at the head of
-an answer and passes on its body; a token's worth of body would go through them all for nothing."""
 
 
 class EventStream(Response):

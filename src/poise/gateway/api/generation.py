@@ -1,0 +1,155 @@
+"""The endpoints that generate: an HTTP request through the intake to a call, and its record to a response.
+
+Nothing is sent before the engine has taken every choice, so that a refusal is an ordinary HTTP error also for a stream. The one
+exception is a stream whose older turns must be summarized first, because that takes a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from poise.config import Settings
+from poise.config.classes import class_settings
+from poise.gateway import answer_schemas, schemas
+from poise.gateway.auditing import Audit
+from poise.gateway.call import Call
+from poise.gateway.errors import invalid_value
+from poise.gateway.generation import TOLD_WAIT_US
+from poise.gateway.http.backpressure import patience
+from poise.gateway.http.body import JsonObject, read_json
+from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.replies import json_of
+from poise.gateway.http.stream import EventStream, while_connected
+from poise.gateway.intake import Endpoint, Intake
+from poise.gateway.openai import RequestParser
+from poise.gateway.reader import Reader
+from poise.gateway.record import Follower
+from poise.gateway.responses import ChatFormat, CompletionFormat
+from poise.gateway.slices import in_turns
+from poise.gateway.tenancy.caller import Credentials
+from poise.metrics.streams import StreamMetrics
+
+T = TypeVar("T")
+
+RESPONSE_ID_HEADER, DETACH_HEADER = "X-Poise-Response-Id", "X-Poise-Detach"
+POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
+TRACEPARENT_CHARS = 55
+"""Of version 00 of W3C Trace Context, which later ones begin with."""
+
+
+class HttpSender:
+    """Who sends a request over HTTP."""
+
+    def __init__(self, request: Request, settings: Settings) -> None:
+        self._request = request
+        self._server = settings.server
+
+    @property
+    def credentials(self) -> Credentials:
+        return credentials_of(self._request)
+
+    @property
+    def traceparent(self) -> str:
+        return traceparent_of(self._request.headers)
+
+    @property
+    def is_detached(self) -> bool:
+        value = self._request.headers.get(DETACH_HEADER, "0")
+        if value not in ("0", "1"):
+            raise invalid_value(DETACH_HEADER, 'be "1", or be left out', value)
+        return value == "1"
+
+    async def body(self) -> JsonObject:
+        return await read_json(self._request, self._server.max_body_bytes, self._server.body_timeout_s)
+
+    async def while_wanted(self, work: Coroutine[Any, Any, T]) -> T:
+        return await while_connected(self._request.receive, work)
+
+
+class Generation:
+    """Answers /v1/chat/completions and /v1/completions."""
+
+    def __init__(self, settings: Settings, intake: Intake, metrics: StreamMetrics, audit: Audit) -> None:
+        self._settings = settings
+        self._intake = intake
+        self._metrics = metrics
+        self._audit = audit
+        self.parser = parser = RequestParser(settings)
+        self._chat = Endpoint(parser.chat, ChatFormat, "chatcmpl-", "messages")
+        self._completion = Endpoint(parser.completion, CompletionFormat, "cmpl-", "prompt")
+
+    async def chat(self, request: Request) -> Response:
+        return await self._answer(request, self._chat)
+
+    async def complete(self, request: Request) -> Response:
+        return await self._answer(request, self._completion)
+
+    async def _answer(self, request: Request, endpoint: Endpoint) -> Response:
+        sender = HttpSender(request, self._settings)
+        with self._audit.begin(sender.credentials.request_id, request.scope["path"]) as entry:
+            call = await self._intake.take(sender, endpoint, entry)
+        call.entry = entry
+        if entry.stream:
+            return await self._stream(request, call)
+        follower = Follower(call.record)
+        try:
+            call.start()
+            await while_connected(request.receive, follower.ended())
+        finally:
+            follower.leave()
+        record = call.record
+        answers = await in_turns(record.gather())
+        return await json_of(record.body(answers), headers_of(call))
+
+    async def _stream(self, request: Request, call: Call) -> Response:
+        """Its events. Also when this task is cancelled in the very moment in which the engine has accepted, nothing is left."""
+        origin, streams = call.record.origin, self._metrics
+        delay_s = class_settings(self._settings, origin.request_class).pacing_ms / 1000
+        reader = Reader(call.record, streams, delay_s=delay_s)
+        try:
+            call.start()
+            if not call.is_late:
+                await while_connected(request.receive, reader.opened())
+        except BaseException:
+            reader.leave()
+            raise
+        return EventStream(reader, patience(self._settings.streams, origin.request_class), streams, headers_of(call))
+
+
+def headers_of(call: Call) -> dict[str, str]:
+    """Of the response: its id, and what the engine said of the wait on its arrival, if that was worth telling."""
+    headers, accepted = {RESPONSE_ID_HEADER: call.record.response_id, **call.notes}, call.record.accepted
+    if accepted is not None and accepted.eta_us >= TOLD_WAIT_US:
+        headers |= {POSITION_HEADER: str(accepted.position), ETA_HEADER: str(accepted.eta_us // 1000)}
+    return headers
+
+
+def traceparent_of(headers: Mapping[str, str]) -> str:
+    """The caller's span; nothing where it is no such header, which could be of any length."""
+    value = headers.get("traceparent", "")
+    return value if len(value) <= TRACEPARENT_CHARS else ""
+
+
+def add_generation(app: FastAPI, generation: Generation, model_names: list[str]) -> None:
+    parser = generation.parser
+    app.add_api_route(
+        "/v1/chat/completions",
+        generation.chat,
+        methods=["POST"],
+        summary="Continue a conversation",
+        responses=schemas.generation(answer_schemas.ChatCompletion),
+        openapi_extra=schemas.request_body(parser.chat_schema(), model_names),
+    )
+    app.add_api_route(
+        "/v1/completions",
+        generation.complete,
+        methods=["POST"],
+        summary="Continue a text",
+        responses=schemas.generation(answer_schemas.Completion),
+        openapi_extra=schemas.request_body(parser.completion_schema(), model_names),
+    )

@@ -1,0 +1,1 @@
+"""What only this server has: requests, operators, status, history, explanations."""

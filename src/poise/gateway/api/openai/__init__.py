@@ -1,0 +1,1 @@
+"""The OpenAI API: its requests read, its answers written."""

@@ -1,0 +1,12 @@
+"""The engine as metrics read it."""
+
+from __future__ import annotations
+
+from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.metrics.engine import EngineReading
+
+
+def read_engine(engine: EngineClient) -> EngineReading:
+    """The engine as /metrics shows it."""
+    state = engine.state
+    return EngineReading(state.phase is EnginePhase.READY, state.restarts, state.status)
