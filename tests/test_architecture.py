@@ -60,7 +60,7 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "worker/text/process.py",
         "gateway/preflight.py",
         "gateway/serve.py",
-        "gateway/doctor.py",
+        "commands/doctor.py",
         "cli.py",
         "tune/passes.py",
         "tune/command.py",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from poise.commands.doctor import Grade
 from poise.config import LoadedSettings, load
 from poise.gateway import doctor, preflight, serve
-from poise.gateway.doctor import Grade
 from poise.llama.capacity import Load, Record, write_record
 from tests.llama.gguf_files import write_gguf
 

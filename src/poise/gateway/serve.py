@@ -38,8 +38,8 @@ from poise.gateway.templates import TemplateUnusable
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextUnusable, TextWorkers
-from poise.gateway.traces import Traces, TracesUnavailable, open_traces
 from poise.llama.memory import available_bytes
+from poise.metrics.traces import Traces, TracesUnavailable, open_traces
 from poise.operator_token import TokenFile, write_token
 from poise.wire.messages import Ready
 

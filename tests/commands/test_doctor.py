@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from poise.commands.doctor import Finding, Grade, Host, examine, is_bad, to_json, to_text
 from poise.config import LoadedSettings, load
-from poise.gateway.doctor import Finding, Grade, Host, examine, is_bad, to_json, to_text
 from poise.gateway.keys import KeysFile
 from poise.operator_token import write_token
 from tests.llama.gguf_files import write_gguf

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from poise.gateway.traces import Traces, TracesUnavailable, open_traces
+from poise.metrics.traces import Traces, TracesUnavailable, open_traces
 from tests.gateway.fakes import MODEL, FakeEngine, Submission, ask, chat_body, make_app, says
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -1,0 +1,68 @@
+"""`poise fit` and `poise weights`: what a model file needs and which weights are served, without serving it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from poise.commands.options import Assignments, ConfigFile, Model, Profile, load_settings, refusal
+
+DOES_NOT_FIT = 2
+
+
+def fit(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Tell whether model and settings fit this host's memory.
+
+    Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
+    """
+    loaded = load_settings(config, assignments, {"profile": profile, "model.path": model})
+    from poise.llama.fit import judge, to_json, to_text
+    from poise.llama.gguf import ModelError
+
+    try:
+        result = judge(loaded)
+    except ModelError as error:
+        raise refusal(f"poise: {error}") from error
+    typer.echo(to_json(result) if as_json else to_text(result))
+    raise typer.Exit(0 if result.fits else DOES_NOT_FIT)
+
+
+def weights(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    assignments: Assignments = None,
+    check: Annotated[bool, typer.Option("--check", help="Choose again now, and measure everything anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+) -> None:
+    """Show which weights are served, and why.
+
+    The figures of quality and speed that decided it are kept from the first start with the model.
+    """
+    loaded = load_settings(config, assignments, {"profile": profile, "model.path": model})
+    from poise.llama.fit import model_path, planned_weights, weights_to_load
+    from poise.llama.gguf import ModelError
+    from poise.llama.library import EngineLibraryError
+    from poise.llama.weights import to_json, to_text
+
+    try:
+        path = model_path(loaded.settings)
+        if check:
+            chosen = weights_to_load(path, loaded.settings, _show_progress, again=True)
+            typer.echo("", err=True)
+        else:
+            chosen = planned_weights(path, loaded.settings)
+    except (ModelError, EngineLibraryError) as error:
+        raise refusal(f"poise: {error}") from error
+    typer.echo(to_json(path, chosen) if as_json else to_text(path, chosen))
+
+
+def _show_progress(done: float) -> None:
+    typer.echo(f"\rchoosing weights ... {done:.0%}", nl=False, err=True)

@@ -1,0 +1,65 @@
+"""`poise config`: the effective settings, and where each came from."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poise.commands.options import (
+    Assignments,
+    ConfigFile,
+    GpuLayers,
+    Host,
+    Model,
+    Port,
+    Profile,
+    Threads,
+    load_settings,
+    options_of,
+)
+
+if TYPE_CHECKING:
+    from poise.config import LoadedSettings
+
+CAPACITY_FILE = "capacity.json"
+"""Where `poise.llama.capacity` keeps its record, in the state directory."""
+
+
+def show_config(
+    config: ConfigFile = None,
+    profile: Profile = None,
+    model: Model = None,
+    host: Host = None,
+    port: Port = None,
+    threads: Threads = None,
+    gpu_layers: GpuLayers = None,
+    assignments: Assignments = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
+) -> None:
+    """Print the effective settings and where each came from.
+
+    The output is a valid poise.toml, except that API keys are masked.
+    """
+    loaded = load_settings(config, assignments, options_of(profile, model, host, port, threads, gpu_layers))
+    from poise.config.document import to_json, to_toml
+
+    typer.echo(to_json(loaded) if as_json else to_toml(loaded), nl=as_json)
+    warn_of_capacity(loaded)
+
+
+def warn_of_capacity(loaded: LoadedSettings) -> None:
+    """Limits above what was measured here, if anything was and the model is there."""
+    from poise.config.paths import state_dir
+
+    if not (state_dir() / CAPACITY_FILE).exists() and not loaded.settings.server.require_measured:
+        return
+    from poise.llama.capacity import problems
+    from poise.llama.fit import model_path
+    from poise.llama.gguf import ModelError
+    from poise.llama.library import EngineLibraryError
+
+    with suppress(ModelError, EngineLibraryError, OSError):  # `poise doctor` tells what is wrong with them
+        for line in problems(loaded, model_path(loaded.settings)):
+            typer.echo(f"warning: {line}", err=True)
