@@ -23,6 +23,7 @@ from poise.metrics.tasks import TaskMetrics
 from poise.scenarios import load_scenario
 from poise.sim.simulate import Options, simulate
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "metrics.md"
@@ -65,12 +66,12 @@ def collected() -> dict[str, list[Metric]]:
     }
 
 
-def a_status() -> wire.Status:
+def a_status() -> wire_status.Status:
     """What an engine tells after some simulated steps."""
-    told: list[wire.Status] = []
+    told: list[wire_status.Status] = []
 
     def hear(message: wire.ToGateway) -> None:
-        if isinstance(message, wire.Status):
+        if isinstance(message, wire_status.Status):
             told.append(message)
 
     simulate(load_scenario(ROOT / "scenarios" / "mixed.toml"), Settings(), 1, Options(n_steps=200, listeners=(hear,)))

@@ -35,6 +35,8 @@ from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextWorkers
 from poise.llama.default_model import default_model
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 from poise.wire.framing import FrameReader, encode_frame
 
 STATUS_EVERY_S = 0.25
@@ -43,12 +45,12 @@ STATUS_EVERY_S = 0.25
 def engine(step_s: float, busy: bool) -> None:
     """Answers each Submit at once and then gives every live request one token in each step."""
     connection = socket.socket(fileno=int(sys.argv[-1]))
-    frames: FrameReader[wire.ToEngine] = FrameReader(wire.ToEngine)
+    frames: FrameReader[to_engine.ToEngine] = FrameReader(to_engine.ToEngine)
     left: dict[int, int] = {}
     for _ in range(2 if busy else 0):
         threading.Thread(target=sweep, daemon=True).start()
     step, next_s, status_s = 0, time.monotonic(), 0.0
-    classes = {name: wire.ClassStatus(0, 1, 0) for name in ("interactive", "background")}
+    classes = {name: wire_status.ClassStatus(0, 1, 0) for name in ("interactive", "background")}
     while True:
         wait_s = max(0.0, next_s - time.monotonic()) if left else None
         if select.select([connection], [], [], wait_s)[0]:
@@ -56,16 +58,16 @@ def engine(step_s: float, busy: bool) -> None:
             if not data:
                 return
             for message in frames.feed(data):
-                if isinstance(message, wire.Configure):
+                if isinstance(message, to_engine.Configure):
                     pools = [wire.PoolInfo("short", 12, 4096, True, 0)]
                     connection.sendall(encode_frame(wire.Ready("fake", 0, 49152, 8192, pools, os.getpid())))
-                elif isinstance(message, wire.Submit):
+                elif isinstance(message, to_engine.Submit):
                     left[message.request_id] = message.max_output
                     connection.sendall(encode_frame(wire.Accepted(message.request_id, 1, 0)))
                     next_s = max(next_s, time.monotonic())
-                elif isinstance(message, wire.Abort):
+                elif isinstance(message, to_engine.Abort):
                     left.pop(message.request_id, None)
-                elif isinstance(message, wire.Shutdown):
+                elif isinstance(message, to_engine.Shutdown):
                     return
             continue
         step, next_s = step + 1, next_s + step_s
@@ -76,9 +78,9 @@ def engine(step_s: float, busy: bool) -> None:
         connection.sendall(encode_frame(wire.Step(step, [], tokens, finishes)))
         if time.monotonic() - status_s > STATUS_EVERY_S:
             status_s = time.monotonic()
-            pools_now = [wire.PoolStatus("short", len(left), 12, 10, 49152)]
+            pools_now = [wire_status.PoolStatus("short", len(left), 12, 10, 49152)]
             figures = {"prompt_tokens": 1, "output_tokens": step, "moves": 0, "rss_bytes": 1 << 20}
-            connection.sendall(encode_frame(wire.Status(step=step, classes=classes, pools=pools_now, **figures)))
+            connection.sendall(encode_frame(wire_status.Status(step=step, classes=classes, pools=pools_now, **figures)))
 
 
 def sweep() -> None:

@@ -24,8 +24,10 @@ from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner
 from poise.sim.simulate import sim_policy
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.framing import encode_frame
-from poise.wire.messages import PoolInfo, SamplingParams
+from poise.wire.messages import PoolInfo
+from poise.wire.to_engine import SamplingParams
 
 N_STREAMS = 16
 STEPS = 500
@@ -36,10 +38,10 @@ PARTS = ("journal", "tallies", "bottleneck", "fairness window")
 class _Ports:
     """Inbox and Outbox. Messages are encoded, as they are on the way to a socket."""
 
-    def __init__(self, messages: list[wire.ToEngine]) -> None:
+    def __init__(self, messages: list[to_engine.ToEngine]) -> None:
         self._messages = messages
 
-    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
+    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
         messages, self._messages = self._messages, []
         return messages
 
@@ -73,7 +75,9 @@ def step_us(without: frozenset[str]) -> float:
     clock = VirtualClock()
     prompts = [list(range(1, 30)) for _ in range(N_STREAMS)]
     sampling = SamplingParams(temperature=0.0, ignore_eos=True)
-    submits = [wire.Submit(i, f"t{i % 4}", "interactive", p, 8000, sampling) for i, p in enumerate(prompts, start=1)]
+    submits = [
+        to_engine.Submit(i, f"t{i % 4}", "interactive", p, 8000, sampling) for i, p in enumerate(prompts, start=1)
+    ]
     ports = _Ports(list(submits))
     fairness.RecentService = _NoService if "fairness window" in without else RecentService  # type: ignore[misc]
     limit_of = scheduler.limit_of

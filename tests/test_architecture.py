@@ -61,14 +61,15 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "gateway/preflight.py",
         "gateway/serve.py",
         "commands/doctor.py",
-        "cli.py",
+        "commands/model_files.py",
+        "commands/settings.py",
         "tune/passes.py",
         "tune/command.py",
         "tune/capacity.py",
         "tune/capacity_command.py",
         "tune/origin.py",
         "tune/tunedfile.py",
-    }  # preflight: in a child; serve: free memory; cli: `poise fit` reads a header; tune: its child times passes; the record
+    }  # preflight: in a child; serve: free memory; commands: `poise fit` reads a header; tune: its child times passes; the record
     # of capacity, digests, atomic files
     assert all((SOURCE / name).is_file() for name in allowed), "an exception for a module that is not there"
     for path in MODULES:

@@ -15,7 +15,7 @@ import pytest
 
 from poise.engine.ports import NO_TOKEN, Row, Runner, RunnerError, Sampled
 from poise.scheduler.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
-from poise.wire.messages import SamplingParams
+from poise.wire.to_engine import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=1.0, seed=7, ignore_eos=True)

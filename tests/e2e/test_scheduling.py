@@ -29,6 +29,7 @@ from poise.llama.model import Model
 from poise.llama.runner import LlamaRunner
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from tests.contract.runner_contract import GREEDY, STORY, TEA
 from tests.e2e.server import PoiseServer
 from tests.engine.harness import Mailboxes
@@ -160,10 +161,10 @@ class LiveEngine:
         self.engine = Engine(self.scheduler, runner, MonotonicClock(), self.mail, self.mail)
 
     def submit(self, request_id: int, prompt: list[int], max_output: int, request_class: str) -> None:
-        self.mail.incoming.append(wire.Submit(request_id, "a", request_class, prompt, max_output, GREEDY))
+        self.mail.incoming.append(to_engine.Submit(request_id, "a", request_class, prompt, max_output, GREEDY))
 
     def control(self, request_id: int, action: str) -> None:
-        self.mail.incoming.append(wire.Control(request_id, action))
+        self.mail.incoming.append(to_engine.Control(request_id, action))
         self.engine.step()
 
     def run(self) -> None:

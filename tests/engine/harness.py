@@ -16,7 +16,9 @@ from poise.scheduler.scheduler import Scheduler
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import CELL_BYTES, SimRunner
 from poise.wire import messages as wire
-from poise.wire.messages import PoolInfo, SamplingParams
+from poise.wire import to_engine
+from poise.wire.messages import PoolInfo
+from poise.wire.to_engine import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
@@ -29,7 +31,7 @@ class Mailboxes:
     """Inbox and Outbox: messages are put in by the test, and what the engine sends is kept."""
 
     def __init__(self) -> None:
-        self.incoming: list[wire.ToEngine] = []
+        self.incoming: list[to_engine.ToEngine] = []
         self.sent: list[wire.ToGateway] = []
         self.pages: SimpleQueue[wire.JournalPage] = SimpleQueue()
         """Pages of the journal, which come from another thread."""
@@ -37,7 +39,7 @@ class Mailboxes:
         self.waits: list[int | None] = []
         """Until when it would have waited, each time that there was nothing to do."""
 
-    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
+    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
         if block and not self.incoming:
             self.blocked += 1
             self.waits.append(wait_until_ns)
@@ -80,7 +82,7 @@ class Bench:
         self.engine = Engine(self.scheduler, self.runner, self.clock, self.mail, self.mail, secret=secret)
         self.engine.journal.record_policy(policy)
 
-    def send(self, *messages: wire.ToEngine) -> None:
+    def send(self, *messages: to_engine.ToEngine) -> None:
         """Messages for the next step."""
         self.mail.incoming += messages
 
@@ -98,14 +100,14 @@ class Bench:
         suspect: bool = False,
     ) -> None:
         """With `output` or as a suspect it comes from an engine before this one."""
-        message = wire.Submit(
+        message = to_engine.Submit(
             request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms
         )
         if output or suspect:
             message = msgspec.structs.replace(message, output=list(output), readmitted=True, suspect=suspect)
         self.mail.incoming.append(message)
 
-    def page(self, message: wire.ReadJournal) -> wire.JournalPage:
+    def page(self, message: to_engine.ReadJournal) -> wire.JournalPage:
         """The answer to a reader of the journal."""
         self.mail.incoming.append(message)
         self.run()
@@ -113,10 +115,10 @@ class Bench:
 
     def journal(self, read_id: int = 1) -> list[str]:
         """All lines of the journal as a reader gets them."""
-        page, lines = self.page(wire.ReadJournal(read_id, begins=True)), []
+        page, lines = self.page(to_engine.ReadJournal(read_id, begins=True)), []
         while not page.is_last:
             lines += page.lines
-            page = self.page(wire.ReadJournal(read_id))
+            page = self.page(to_engine.ReadJournal(read_id))
         return lines
 
     def run(self, steps_max: int = 5000) -> None:
@@ -136,7 +138,7 @@ class Bench:
 
     def control(self, request_id: int, action: str) -> wire.Controlled:
         """An operator's word, and the engine's answer."""
-        self.send(wire.Control(request_id, action))
+        self.send(to_engine.Control(request_id, action))
         self.step()
         return [m for m in self.mail.sent if isinstance(m, wire.Controlled)][-1]
 

@@ -9,7 +9,8 @@ from typing import Any
 from poise.engine.ports import Row, Sampled
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner
-from poise.wire.messages import PoolInfo, SamplingParams
+from poise.wire.messages import PoolInfo
+from poise.wire.to_engine import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 

@@ -7,6 +7,7 @@ from poise.scheduler.policy import TenantPolicy
 from poise.sim.clock import VirtualClock
 from poise.sim.replay import replay
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.accounts import Account, Accounts
 from tests.engine.harness import Bench
 
@@ -78,7 +79,7 @@ def test_the_journal_forgets_whose_accounts_they_were() -> None:
     """An erased tenant's name goes; the others' stay."""
     b = begun(Accounts(0, [Account("a", {}, -20.0), Account("secret-name", {"interactive": 70})]))
     b.run()
-    b.send(wire.Erase(1, "secret-name"))
+    b.send(to_engine.Erase(1, "secret-name"))
     b.run()
     text = "".join(b.engine.journal.lines())
     assert "secret-name" not in text

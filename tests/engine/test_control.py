@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 from tests.engine.harness import Bench
 from tests.engine.reference import answer
 
@@ -12,8 +14,8 @@ PROMPT = [3 + k for k in range(30)]
 MS = 1_000_000
 
 
-def last_status(b: Bench) -> wire.Status:
-    return [m for m in b.mail.sent if isinstance(m, wire.Status)][-1]
+def last_status(b: Bench) -> wire_status.Status:
+    return [m for m in b.mail.sent if isinstance(m, wire_status.Status)][-1]
 
 
 def changes(b: Bench, request_id: int) -> list[str]:
@@ -29,7 +31,7 @@ def test_a_running_request_is_paused_and_resumed() -> None:
     assert b.control(1, "pause") == wire.Controlled(1, "pause", "paused")
     b.run()
     assert len(b.tokens(1)) == given
-    assert last_status(b).classes["interactive"] == wire.ClassStatus(0, 0, 0, paused=1)
+    assert last_status(b).classes["interactive"] == wire_status.ClassStatus(0, 0, 0, paused=1)
     assert b.control(1, "resume") == wire.Controlled(1, "resume", "running")
     b.run()
     assert b.tokens(1) == answer(PROMPT, 40)
@@ -95,7 +97,7 @@ def test_what_changes_nothing_says_why(action: str) -> None:
     assert b.control(2, "resume") == wire.Controlled(2, "resume", "running", "it is not paused")
     b.control(2, "pause")
     assert b.control(2, "pause") == wire.Controlled(2, "pause", "paused", "it is paused already")
-    b.send(wire.Abort(2))
+    b.send(to_engine.Abort(2))
     b.run()
     assert b.finish(2).reason == "aborted"
 
@@ -136,7 +138,7 @@ def test_an_idle_engine_waits_until_the_next_timeout() -> None:
     """All that is there is paused: it sleeps until the moment at which a request expires, and then says so."""
     b = Bench()
     b.submit(1, PROMPT, 5, queue_timeout_ms=500)
-    b.send(wire.Control(1, "pause"))
+    b.send(to_engine.Control(1, "pause"))
     b.run()
     assert b.mail.waits[-1] == 500 * MS
     assert last_status(b).classes["interactive"].paused == 1
@@ -152,8 +154,8 @@ def test_an_idle_engine_reports_what_an_abort_changed() -> None:
     """A paused request that never had a slot leaves: nothing is to be computed, but the levels are others."""
     b = Bench()
     b.submit(1, PROMPT, 5)
-    b.send(wire.Control(1, "pause"))
+    b.send(to_engine.Control(1, "pause"))
     b.run()
-    b.send(wire.Abort(1))
+    b.send(to_engine.Abort(1))
     b.step()
     assert last_status(b).classes["interactive"].paused == 0

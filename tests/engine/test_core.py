@@ -17,7 +17,10 @@ from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner
 from poise.wire import messages as wire
-from poise.wire.messages import PoolInfo, SamplingParams
+from poise.wire import status as wire_status
+from poise.wire import to_engine
+from poise.wire.messages import PoolInfo
+from poise.wire.to_engine import SamplingParams
 from tests.engine.harness import Bench
 from tests.engine.reference import answer
 
@@ -51,7 +54,7 @@ def test_output_survives_moves_between_slots() -> None:
         crowd.submit(i, prompt(i, 20), 60)
     for _ in range(30):
         crowd.engine.step()
-    crowd.mail.incoming += [wire.Abort(2), wire.Abort(3)]
+    crowd.mail.incoming += [to_engine.Abort(2), to_engine.Abort(3)]
     crowd.run()
     assert crowd.scheduler.snapshot().n_moves >= 2
     for i in (1, 4, 8):
@@ -70,7 +73,7 @@ def test_an_abort_stops_the_sequence_within_one_step(steps_before: int) -> None:
     for _ in range(steps_before):
         bench.engine.step()
     received = len(bench.tokens(1))
-    bench.mail.incoming.append(wire.Abort(1))
+    bench.mail.incoming.append(to_engine.Abort(1))
     bench.run()
     assert len(bench.tokens(1)) == received
     assert [f.reason for f in bench.finishes(1)] == ["aborted"]
@@ -83,7 +86,7 @@ def test_a_queued_request_that_is_aborted_never_runs() -> None:
     for i in range(1, 6):
         bench.submit(i, prompt(i, 10), 30)
     bench.engine.step()
-    bench.mail.incoming.append(wire.Abort(5))
+    bench.mail.incoming.append(to_engine.Abort(5))
     bench.run()
     assert (bench.tokens(5), bench.finishes(5)[0].served_us) == ([], 0)
 
@@ -190,8 +193,8 @@ def test_an_idle_engine_reports_and_then_waits() -> None:
     bench = Bench()
     bench.submit(1, prompt(1, 40), 3)
     bench.run()
-    last = [m for m in bench.mail.sent if isinstance(m, wire.Status)][-1]
-    assert last.classes["interactive"] == wire.ClassStatus(0, 0, 0)
+    last = [m for m in bench.mail.sent if isinstance(m, wire_status.Status)][-1]
+    assert last.classes["interactive"] == wire_status.ClassStatus(0, 0, 0)
     assert all(p.slots_held == p.cells_used == 0 for p in last.pools)
     assert (last.prompt_tokens, last.output_tokens) == (40, 3)
     sent = len(bench.mail.sent)
@@ -214,7 +217,7 @@ def test_the_journal_tells_what_was_planned_and_holds_no_prompt() -> None:
 def test_shutdown_ends_the_loop() -> None:
     """run() returns after the step in which Shutdown was read."""
     bench = Bench()
-    bench.mail.incoming.append(wire.Shutdown())
+    bench.mail.incoming.append(to_engine.Shutdown())
     bench.engine.run()
 
 

@@ -13,6 +13,7 @@ from poise.engine.journal import Journal, JournalError, read_journal
 from poise.scheduler.request import Request, RequestClass
 from poise.sim.replay import replay
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from tests.engine.harness import Bench
 
 
@@ -28,13 +29,13 @@ def test_pages_are_small_and_make_up_the_journal() -> None:
         bench.submit(i, [i] * 40, 8)
     bench.run()
     whole = list(bench.engine.journal.lines())
-    page, lines, n_pages = bench.page(wire.ReadJournal(1, begins=True)), list[str](), 0
+    page, lines, n_pages = bench.page(to_engine.ReadJournal(1, begins=True)), list[str](), 0
     while not page.is_last:
         assert 0 < len(page.lines) <= desk.PAGE_ENTRIES
         assert sum(map(len, page.lines[:-1])) < desk.PAGE_BYTES
         lines += page.lines
         bench.submit(1000 + n_pages, [1] * 20, 1)
-        page, n_pages = bench.page(wire.ReadJournal(1)), n_pages + 1
+        page, n_pages = bench.page(to_engine.ReadJournal(1)), n_pages + 1
     assert n_pages > 2
     assert lines == whole, "what comes later is not in the copy"
 
@@ -52,7 +53,7 @@ def test_nothing_is_formatted_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> No
         return str(value)
 
     monkeypatch.setattr(journal, "plain", plain)
-    bench.mail.incoming.append(wire.ReadJournal(1, begins=True))
+    bench.mail.incoming.append(to_engine.ReadJournal(1, begins=True))
     bench.run()
     bench.submit(2, [2] * 40, 8)
     bench.run()
@@ -67,18 +68,18 @@ def test_who_begins_takes_the_place_of_who_was_reading() -> None:
     bench = Bench()
     bench.submit(1, [1] * 40, 8)
     bench.run()
-    assert bench.page(wire.ReadJournal(7)).is_lost
-    bench.page(wire.ReadJournal(1, begins=True))
-    second = bench.page(wire.ReadJournal(2, begins=True))
+    assert bench.page(to_engine.ReadJournal(7)).is_lost
+    bench.page(to_engine.ReadJournal(1, begins=True))
+    second = bench.page(to_engine.ReadJournal(2, begins=True))
     assert second.lines
-    assert bench.page(wire.ReadJournal(1)) == wire.JournalPage(1, [], is_lost=True)
-    bench.send(wire.ReadJournal(1, ends=True))
+    assert bench.page(to_engine.ReadJournal(1)) == wire.JournalPage(1, [], is_lost=True)
+    bench.send(to_engine.ReadJournal(1, ends=True))
     bench.run()
-    assert not bench.page(wire.ReadJournal(2)).is_lost, "the end of one reading ends no other"
-    bench.send(wire.ReadJournal(2, ends=True))
+    assert not bench.page(to_engine.ReadJournal(2)).is_lost, "the end of one reading ends no other"
+    bench.send(to_engine.ReadJournal(2, ends=True))
     bench.run()
     assert bench.engine._desk._copy is None, "nothing of it is held any longer"
-    assert bench.page(wire.ReadJournal(2)).is_lost
+    assert bench.page(to_engine.ReadJournal(2)).is_lost
 
 
 def test_an_erased_tenant_is_not_in_pages_that_are_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,13 +89,13 @@ def test_an_erased_tenant_is_not_in_pages_that_are_still_to_come(monkeypatch: py
     for i in range(1, 9):
         bench.submit(i, [i] * 40, 8, tenant="erased-one")
     bench.run()
-    bench.page(wire.ReadJournal(1, begins=True))
-    bench.send(wire.Erase(5, "erased-one"))
+    bench.page(to_engine.ReadJournal(1, begins=True))
+    bench.send(to_engine.Erase(5, "erased-one"))
     bench.run()
-    page, told = bench.page(wire.ReadJournal(1)), ""
+    page, told = bench.page(to_engine.ReadJournal(1)), ""
     while not page.is_last:
         told += "".join(page.lines)
-        page = bench.page(wire.ReadJournal(1))
+        page = bench.page(to_engine.ReadJournal(1))
     assert "(erased)" in told
     assert "erased-one" not in told
 
@@ -151,8 +152,8 @@ def test_the_thread_survives_what_it_cannot_format(monkeypatch: pytest.MonkeyPat
     bench.run()
     with monkeypatch.context() as broken:
         broken.setattr(journal, "plain", lambda _: 1 // 0)
-        assert bench.page(wire.ReadJournal(1, begins=True)).is_lost
-    page = bench.page(wire.ReadJournal(2, begins=True))
+        assert bench.page(to_engine.ReadJournal(1, begins=True)).is_lost
+    page = bench.page(to_engine.ReadJournal(2, begins=True))
     assert (page.is_lost, bool(page.lines)) == (False, True)
 
 
@@ -165,5 +166,5 @@ def test_without_a_thread_there_is_a_reader_less_and_no_fault(monkeypatch: pytes
 
     with monkeypatch.context() as broken:
         broken.setattr(threading.Thread, "start", fail)
-        assert bench.page(wire.ReadJournal(1, begins=True)).is_lost
-    assert not bench.page(wire.ReadJournal(2, begins=True)).is_lost
+        assert bench.page(to_engine.ReadJournal(1, begins=True)).is_lost
+    assert not bench.page(to_engine.ReadJournal(2, begins=True)).is_lost

@@ -7,14 +7,14 @@ import pytest
 from poise.engine.figures import PARTS
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner
-from poise.wire import messages as wire
+from poise.wire import status as wire_status
 from poise.wire.figures import Distribution
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench
 
 
-def told(bench: Bench) -> wire.Status:
-    return [m for m in bench.mail.sent if isinstance(m, wire.Status)][-1]
+def told(bench: Bench) -> wire_status.Status:
+    return [m for m in bench.mail.sent if isinstance(m, wire_status.Status)][-1]
 
 
 def n(distribution: Distribution) -> int:

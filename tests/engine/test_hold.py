@@ -10,6 +10,8 @@ from poise.engine.journal import JournalError, read_journal
 from poise.scheduler.plan import ReleaseSlot, ScrubPool
 from poise.sim.replay import replay
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 from tests.engine.harness import Bench
 from tests.engine.reference import answer
 from tests.engine.test_preemption import Crowd, bench
@@ -28,13 +30,13 @@ def test_a_reader_that_is_behind_stops_its_request_and_only_that() -> None:
     b.submit(2, [*PROMPT, 2], 100)
     b.step(8)
     given = len(b.tokens(1))
-    b.send(wire.Hold(1, "pause"), wire.Hold(99, "pause"))
+    b.send(to_engine.Hold(1, "pause"), to_engine.Hold(99, "pause"))
     b.step(5)
     assert len(b.tokens(1)) == given
-    b.send(wire.Hold(1, "swap"), wire.Hold(1, "swap"))
+    b.send(to_engine.Hold(1, "swap"), to_engine.Hold(1, "swap"))
     b.step(5)
     assert changes(b, 1) == ["stall", "swap"]
-    b.send(wire.Hold(1, "run"))
+    b.send(to_engine.Hold(1, "run"))
     b.run()
     assert changes(b, 1) == ["stall", "swap", "resume"]
     assert b.tokens(1) == answer(PROMPT, 40)
@@ -47,11 +49,11 @@ def test_an_engine_with_only_held_requests_rests() -> None:
     b = Bench()
     b.submit(1, PROMPT, 40)
     b.step(4)
-    b.send(wire.Hold(1, "pause"))
+    b.send(to_engine.Hold(1, "pause"))
     b.run()
     assert b.mail.waits[-1] is None
-    status = [m for m in b.mail.sent if isinstance(m, wire.Status)][-1]
-    assert status.classes["interactive"] == wire.ClassStatus(0, 0, 0, paused=1)
+    status = [m for m in b.mail.sent if isinstance(m, wire_status.Status)][-1]
+    assert status.classes["interactive"] == wire_status.ClassStatus(0, 0, 0, paused=1)
     assert status.totals.preemptions["stall"] == 1
 
 
@@ -60,11 +62,11 @@ def test_an_operator_and_a_reader_at_once() -> None:
     b = Bench()
     b.submit(1, PROMPT, 40)
     b.step(4)
-    b.send(wire.Hold(1, "pause"))
+    b.send(to_engine.Hold(1, "pause"))
     b.step()
     assert b.control(1, "pause") == wire.Controlled(1, "pause", "paused")
     assert b.control(1, "resume") == wire.Controlled(1, "resume", "paused"), "its reader is still behind"
-    b.send(wire.Hold(1, "run"))
+    b.send(to_engine.Hold(1, "run"))
     b.run()
     assert changes(b, 1) == ["stall", "pause", "resume"]
     assert b.tokens(1) == answer(PROMPT, 40)
@@ -76,13 +78,13 @@ class StuckCrowd(Crowd):
     def _meddle(self, rng: Random) -> None:
         super()._meddle(rng)
         request_id = rng.choice(list(self.asked))
-        self.bench.send(wire.Hold(request_id, rng.choice(["run", "pause", "swap"])))
+        self.bench.send(to_engine.Hold(request_id, rng.choice(["run", "pause", "swap"])))
 
     def run(self, n_requests: int = 40) -> None:
         super_run, send = self.bench.run, self.bench.send
 
         def release_and_run(steps_max: int = 0) -> None:
-            send(*(wire.Hold(request_id, "run") for request_id in sorted(self.asked)))
+            send(*(to_engine.Hold(request_id, "run") for request_id in sorted(self.asked)))
             super_run(steps_max)
 
         self.bench.run = release_and_run  # type: ignore[method-assign]
@@ -105,7 +107,7 @@ def test_output_is_the_same_whoever_stops_reading(seed: int, store_cells: int) -
 def test_shares_of_limits_are_journalled_and_replayed() -> None:
     """A lower share refuses what a whole one would have taken; the replay refuses the same."""
     b = Bench(slots=3)
-    b.send(wire.Adjust(0.05, 0.5))
+    b.send(to_engine.Adjust(0.05, 0.5))
     for i in range(1, 12):
         b.submit(i, [*PROMPT, i], 10)
     b.run()
@@ -121,7 +123,7 @@ def test_erasing_a_tenant_leaves_nothing_of_it() -> None:
     b.submit(1, PROMPT, 40, tenant="alice")
     b.submit(2, PROMPT, 40, tenant="bob")
     b.run()
-    b.send(wire.Erase(7, "alice"))
+    b.send(to_engine.Erase(7, "alice"))
     b.step()
     (erased,) = [m for m in b.mail.sent if isinstance(m, wire.Erased)]
     assert (erased.erase_id, erased.entries, erased.cells) == (7, 1, 69)
@@ -157,7 +159,7 @@ def test_erasing_takes_the_keys_of_blocks_with_it() -> None:
 
     whole = keys()
     assert min(whole) > 0
-    b.send(wire.Erase(1, "alice"))
+    b.send(to_engine.Erase(1, "alice"))
     b.step()
     assert keys() == (whole[0] // 2, whole[1] // 2)
 
@@ -169,14 +171,14 @@ def test_what_is_live_of_an_erased_tenant_leaves_nothing(reason: str) -> None:
     b.submit(1, PROMPT, 40, tenant="alice")
     b.submit(2, PROMPT, 60, tenant="bob")
     b.step(5)
-    b.send(wire.Erase(7, "alice"))
+    b.send(to_engine.Erase(7, "alice"))
     b.step()
     (erased,) = [m for m in b.mail.sent if isinstance(m, wire.Erased)]
     assert (erased.entries, erased.journal_entries) == (0, 1)
     if reason != "length":
-        b.send(wire.Hold(1, "swap")) if reason == "swapped" else None
+        b.send(to_engine.Hold(1, "swap")) if reason == "swapped" else None
         b.step()
-        b.send(wire.Abort(1))
+        b.send(to_engine.Abort(1))
     b.run()
     if reason == "length":
         assert b.tokens(1) == answer(PROMPT, 40)
@@ -197,7 +199,7 @@ def test_cells_are_overwritten_once_for_all_that_were_live() -> None:
         b.submit(i, [*PROMPT, i], 10 * i, tenant="alice")
     b.submit(4, PROMPT, 80, tenant="bob")
     b.step(5)
-    b.send(wire.Erase(7, "alice"))
+    b.send(to_engine.Erase(7, "alice"))
     b.step()
     b.submit(5, PROMPT, 60, tenant="alice")
     b.run()
@@ -208,7 +210,9 @@ def test_cells_are_overwritten_once_for_all_that_were_live() -> None:
 def test_an_erased_request_from_another_engine_leaves_nothing() -> None:
     """And no name in the journal of the engine that takes it over."""
     b = Bench()
-    b.send(wire.Submit(1, "alice", "interactive", PROMPT, 20, wire.SamplingParams(temperature=0.0), erased=True))
+    b.send(
+        to_engine.Submit(1, "alice", "interactive", PROMPT, 20, to_engine.SamplingParams(temperature=0.0), erased=True)
+    )
     b.run()
     assert "alice" not in "".join(b.engine.journal.lines())
     b.submit(2, PROMPT, 5, tenant="alice")
@@ -221,18 +225,18 @@ def test_erasing_who_was_never_here_is_answered_too() -> None:
     b = Bench()
     b.submit(1, PROMPT, 10)
     b.run()
-    b.send(wire.Erase(3, "nobody"))
+    b.send(to_engine.Erase(3, "nobody"))
     b.run()
     assert [m for m in b.mail.sent if isinstance(m, wire.Erased)] == [wire.Erased(3, 0, 0, 0, 0)]
     assert replay(b.engine.journal.lines()).difference == ""
 
 
-@pytest.mark.parametrize("stop", [wire.Hold(1, "swap"), wire.Control(1, "pause")])
-def test_what_is_over_before_a_start_is_not_told_after_it(stop: wire.Hold | wire.Control) -> None:
+@pytest.mark.parametrize("stop", [to_engine.Hold(1, "swap"), to_engine.Control(1, "pause")])
+def test_what_is_over_before_a_start_is_not_told_after_it(stop: to_engine.Hold | to_engine.Control) -> None:
     """Held and let go while it was queued, and started in the same step: a reader of the message finds it running."""
     b = Bench()
     b.submit(1, PROMPT, 10)
-    b.send(stop, wire.Hold(1, "run"), wire.Control(1, "resume"))
+    b.send(stop, to_engine.Hold(1, "run"), to_engine.Control(1, "resume"))
     b.run()
     assert b.start(1).pool == "short"
     assert changes(b, 1) == []

@@ -18,7 +18,7 @@ from poise.scheduler.request import PreemptionKind
 from poise.scheduler.store import Purpose
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import CELL_BYTES, Fault
-from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench
 from tests.engine.reference import CountingRunner, answer
@@ -59,14 +59,14 @@ class Crowd:
 
     def run(self, n_requests: int = 40) -> None:
         rng = Random(self.seed)
-        self.bench.send(wire.Template("house", TEMPLATE))
+        self.bench.send(to_engine.Template("house", TEMPLATE))
         while len(self.asked) < n_requests:
             for _ in range(rng.randint(0, 4)):
                 self._submit(rng)
             if self.meddle and self.asked:
                 self._meddle(rng)
             self.bench.step(rng.randint(1, 12))
-        self.bench.send(*(wire.Control(request_id, "resume") for request_id in sorted(self.paused)))
+        self.bench.send(*(to_engine.Control(request_id, "resume") for request_id in sorted(self.paused)))
         self.bench.run(20_000)
 
     def _submit(self, rng: Random) -> None:
@@ -94,15 +94,15 @@ class Crowd:
         send, request_id = self.bench.send, rng.choice(list(self.asked))
         match rng.choice(["pause", "resume", "downgrade", "forget", "nothing", "nothing"]):
             case "pause":
-                send(wire.Control(request_id, "pause"))
+                send(to_engine.Control(request_id, "pause"))
                 self.paused.add(request_id)
             case "resume":
-                send(*(wire.Control(i, "resume") for i in sorted(self.paused)))
+                send(*(to_engine.Control(i, "resume") for i in sorted(self.paused)))
                 self.paused.clear()
             case "downgrade":
-                send(wire.Control(request_id, "downgrade"))
+                send(to_engine.Control(request_id, "downgrade"))
             case "forget":
-                send(wire.Forget(request_id, rng.choice("abc")))
+                send(to_engine.Forget(request_id, rng.choice("abc")))
 
     def check(self) -> None:
         """Every answer is what it would have been alone, and what was computed for it is what the wire says."""
@@ -166,7 +166,7 @@ def test_a_failing_store_costs_time_and_no_token(seed: int, kind: type | None) -
 
 def test_sampled_output_is_the_same_after_swaps() -> None:
     """Not greedy: the sampler of a request outlives its slot."""
-    b, sampling = bench(), wire.SamplingParams(temperature=1.0, seed=7, ignore_eos=True)
+    b, sampling = bench(), to_engine.SamplingParams(temperature=1.0, seed=7, ignore_eos=True)
     for i in range(1, 13):
         b.submit(i, words(i, 30), 50, sampling, tenant=f"t{i}", request_class="background")
     b.run(20_000)

@@ -13,11 +13,12 @@ import pytest
 from poise.config import Settings
 from poise.engine.blackbox import BlackBox, Phase, read_words
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.framing import FrameReader, encode_frame
 from tests.engine.harness import Bench
 from tests.gateway.simulated_engine import KILL_TOKEN
 
-GREEDY = wire.SamplingParams(temperature=0.0, ignore_eos=True)
+GREEDY = to_engine.SamplingParams(temperature=0.0, ignore_eos=True)
 
 
 def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
@@ -28,13 +29,15 @@ def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
     command = [sys.executable, "-m", "tests.gateway.simulated_engine", "works", "--box", str(fd), str(theirs.fileno())]
     with ours, subprocess.Popen(command, pass_fds=[fd, theirs.fileno()]) as engine:
         theirs.close()
-        ours.sendall(encode_frame(wire.Configure(Settings().model_dump_json(), "model.gguf")))
+        ours.sendall(encode_frame(to_engine.Configure(Settings().model_dump_json(), "model.gguf")))
         frames = FrameReader[wire.ToGateway](wire.ToGateway)
         while not any(isinstance(message, wire.Ready) for message in frames.feed(ours.recv(1 << 16))):
             pass
         sent_ns = time.monotonic_ns()
         for request_id, prompt in ((7, [5, 6, 7]), (8, [KILL_TOKEN, 6, 7])):
-            ours.sendall(encode_frame(wire.Submit(request_id, "t", "interactive", prompt, 50, GREEDY, suspect=True)))
+            ours.sendall(
+                encode_frame(to_engine.Submit(request_id, "t", "interactive", prompt, 50, GREEDY, suspect=True))
+            )
         while ours.recv(1 << 16):
             pass
         assert engine.wait() == -signal.SIGKILL
@@ -62,7 +65,7 @@ def test_an_engine_ends_with_who_started_it() -> None:
     with ours, subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]) as starter:
         theirs.close()
         ours.settimeout(60)
-        ours.sendall(encode_frame(wire.Configure(Settings().model_dump_json(), "model.gguf")))
+        ours.sendall(encode_frame(to_engine.Configure(Settings().model_dump_json(), "model.gguf")))
         frames = FrameReader[wire.ToGateway](wire.ToGateway)
         while not any(isinstance(message, wire.Ready) for message in frames.feed(ours.recv(1 << 16))):
             pass
@@ -83,11 +86,11 @@ def test_an_engine_has_said_whose_message_it_dealt_with(broken: str, monkeypatch
         raise ZeroDivisionError
 
     monkeypatch.setattr(bench.scheduler, broken, fail)
-    messages: dict[str, wire.ToEngine] = {
-        "add": wire.Submit(8, "t", "interactive", [1], 5, GREEDY),
-        "abort": wire.Abort(8),
-        "control": wire.Control(8, "pause"),
-        "hold": wire.Hold(8, "pause"),
+    messages: dict[str, to_engine.ToEngine] = {
+        "add": to_engine.Submit(8, "t", "interactive", [1], 5, GREEDY),
+        "abort": to_engine.Abort(8),
+        "control": to_engine.Control(8, "pause"),
+        "hold": to_engine.Hold(8, "pause"),
     }
     bench.send(messages[broken])
     with pytest.raises(ZeroDivisionError):

@@ -13,7 +13,9 @@ from poise.engine.blackbox import BoxReading, Phase, read_words
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.sim.runner import SimRunner
 from poise.wire import messages as wire
-from poise.wire.messages import PoolInfo, SamplingParams
+from poise.wire import to_engine
+from poise.wire.messages import PoolInfo
+from poise.wire.to_engine import SamplingParams
 from tests.engine.harness import GREEDY, Bench
 from tests.engine.reference import answer
 
@@ -65,7 +67,7 @@ def test_an_answer_may_end_where_it_would_have_ended(n_known: int) -> None:
 def test_a_full_queue_does_not_turn_back_who_was_here_before() -> None:
     """Sixteen at once on four slots with room for two to wait; all are taken, in order, and end."""
     b = Bench(slots=4)
-    b.send(wire.Adjust(1e-9, 1.0))
+    b.send(to_engine.Adjust(1e-9, 1.0))
     for i in range(1, 17):
         prompt = [*PROMPT, i]
         b.submit(i, prompt, 20, output=answer(prompt, 5), queue_timeout_ms=1)
@@ -117,7 +119,7 @@ def test_the_box_names_exactly_who_is_being_computed() -> None:
     b, runner = watched()
     drain, resting = b.mail.drain, list[BoxReading]()
 
-    def watched_drain(wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
+    def watched_drain(wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
         if block:
             resting.append(read_words(b.engine.box.words))
         return drain(wait_until_ns, block=block)

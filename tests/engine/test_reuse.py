@@ -16,6 +16,7 @@ from poise.sim.clock import VirtualClock
 from poise.sim.replay import replay
 from poise.sim.runner import CELL_BYTES, Fault
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench
 from tests.engine.reference import CountingRunner, answer
@@ -88,7 +89,7 @@ def test_after_a_forget_nothing_is_cached_and_every_token_is_right() -> None:
     for i in (1, 2):
         ask(b, i, words(i, 120), tenant="a")
     ask(b, 3, words(3, 120), tenant="b")
-    b.send(wire.Forget(77, "a"))
+    b.send(to_engine.Forget(77, "a"))
     b.run()
     (forgotten,) = [m for m in b.mail.sent if isinstance(m, wire.Forgotten)]
     assert forgotten == wire.Forgotten(77, 2, 2 * 131)
@@ -104,7 +105,7 @@ def test_a_forget_leaves_live_requests_alone() -> None:
         b.submit(i, words(i, 40), 60, tenant="a", request_class="background")
     b.step(40)
     assert any(b.changes(i) for i in range(1, 6))
-    b.send(wire.Forget(1, "a"))
+    b.send(to_engine.Forget(1, "a"))
     b.run()
     for i in range(1, 6):
         assert b.tokens(i) == answer(words(i, 40), 60)
@@ -128,7 +129,7 @@ def test_the_journal_says_nothing_about_a_prompt() -> None:
     keys = []
     for secret in (b"one", b"two"):
         b, _ = bench(slots=2, secret=secret, turn_us=20_000)
-        b.send(wire.Template("house", HOUSE))
+        b.send(to_engine.Template("house", HOUSE))
         for i in range(1, 5):
             b.submit(i, prompt + words(i, 9), 40, tenant="a", request_class="background")
         b.run()
@@ -147,7 +148,7 @@ def test_the_journal_says_nothing_about_a_prompt() -> None:
 def test_a_template_is_used_by_every_tenant_that_names_it() -> None:
     """Computed once for each pool; who does not name it, or does not begin with it, computes everything."""
     b, runner = bench()
-    b.send(wire.Template("house", HOUSE))
+    b.send(to_engine.Template("house", HOUSE))
     b.run()
     assert b.scheduler.snapshot().store.entries_by_purpose[Purpose.TEMPLATE] == 2
     assert ask(b, 1, HOUSE + words(1, 30), tenant="a", template="house") == 50
@@ -164,12 +165,12 @@ def test_a_template_is_used_by_every_tenant_that_names_it() -> None:
 def test_a_template_declared_anew_never_lends_the_cells_of_its_old_text(steps: int) -> None:
     """Not to requests of the new text before it is computed, nor the new text's to requests that were queued for the old."""
     b, runner = bench(slots=2)
-    b.send(wire.Template("house", HOUSE))
+    b.send(to_engine.Template("house", HOUSE))
     b.run()
     for i in range(1, 7):
         b.submit(i, HOUSE + words(i, 30), 20, template="house")
     b.step(steps)
-    b.send(wire.Template("house", GARDEN))
+    b.send(to_engine.Template("house", GARDEN))
     for i in range(7, 12):
         b.submit(i, GARDEN + words(i, 30), 20, template="house")
     b.run()
@@ -183,7 +184,7 @@ def test_a_template_declared_anew_never_lends_the_cells_of_its_old_text(steps: i
 def test_a_template_that_was_declared_twice_at_once_is_the_second_one() -> None:
     """The first is given up before it was computed, and leaves nothing."""
     b, runner = bench()
-    b.send(wire.Template("house", HOUSE), wire.Template("house", GARDEN))
+    b.send(to_engine.Template("house", HOUSE), to_engine.Template("house", GARDEN))
     b.run()
     assert sum(runner.computed.values()) == 2 * len(GARDEN)
     assert ask(b, 1, HOUSE + words(1, 20), template="house") == 0
@@ -194,11 +195,16 @@ def test_a_template_that_was_declared_twice_at_once_is_the_second_one() -> None:
 def test_a_journal_with_templates_swaps_and_a_forget_can_be_run_again() -> None:
     """Every call of the scheduler is in it, a template that is given up included: the plans are the same."""
     b, _ = bench(slots=2, turn_us=20_000)
-    b.send(wire.Template("house", HOUSE))
+    b.send(to_engine.Template("house", HOUSE))
     for i in range(1, 6):
         b.submit(i, HOUSE + words(i, 20), 30, template="house", request_class="background", queue_timeout_ms=400)
     b.step(30)
-    b.send(wire.Template("house", GARDEN), wire.Forget(1, "a"), wire.Control(1, "pause"), wire.Control(1, "resume"))
+    b.send(
+        to_engine.Template("house", GARDEN),
+        to_engine.Forget(1, "a"),
+        to_engine.Control(1, "pause"),
+        to_engine.Control(1, "resume"),
+    )
     b.submit(9, GARDEN + words(9, 20), 30, template="house")
     b.run()
     lines = b.journal()
@@ -213,7 +219,7 @@ def test_a_template_that_cannot_be_stored_is_done_without() -> None:
     failing, _ = bench(fault=lambda what, subject: isinstance(subject, StoreSlot))
     full, _ = bench(store=StorePolicy(budget_bytes=10))
     for b in (failing, full):
-        b.send(wire.Template("house", HOUSE))
+        b.send(to_engine.Template("house", HOUSE))
         b.run()
         assert b.scheduler.snapshot().store.entries_by_purpose[Purpose.TEMPLATE] == 0
         assert ask(b, 1, HOUSE + words(1, 20), template="house") == 0
@@ -254,7 +260,7 @@ def test_entries_come_and_go_in_pairs() -> None:
     for i in range(1, 9):
         b.submit(i, words(i, 60), 60, tenant=f"t{i}", request_class="background")
     b.step(60)
-    b.send(*(wire.Abort(i) for i in range(1, 9, 2)))
+    b.send(*(to_engine.Abort(i) for i in range(1, 9, 2)))
     b.run()
     assert runner.applied(StoreSlot) == runner.applied(DropEntry) > 0
     assert runner.stored_bytes == 0

@@ -29,25 +29,20 @@ from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, To
 from poise.wire.messages import (
     Accepted,
     Change,
-    ClassStatus,
     Controlled,
     Erased,
     Finish,
     Forgotten,
     PoolInfo,
-    PoolStatus,
     Prefill,
     Ready,
     Refused,
-    SamplingParams,
-    SlotStatus,
     Start,
-    Status,
-    StoreStatus,
     Token,
     TokenLogprob,
-    Waiting,
 )
+from poise.wire.status import ClassStatus, PoolStatus, SlotStatus, Status, StoreStatus, Waiting
+from poise.wire.to_engine import SamplingParams
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.desk import Desk, vocabulary
 from poise.worker.text.tokeniser import Tokeniser

@@ -14,6 +14,7 @@ from poise.gateway.quarantine import QuarantineReport
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from tests.gateway.fakes import FakeEngine
 
 
@@ -43,7 +44,7 @@ class HandoverEngine(FakeEngine):
         request_class: RequestClass,
         prompt: list[int],
         max_output: int,
-        sampling: wire.SamplingParams,
+        sampling: to_engine.SamplingParams,
         template: str = "",
         queue_timeout_ms: int = 0,
         label: str = "",
@@ -55,7 +56,7 @@ class HandoverEngine(FakeEngine):
         self.n_prompt[request_id] = len(prompt)
         if request_class is RequestClass.BACKGROUND:
             self.background.add(request_id)
-        message = wire.Submit(
+        message = to_engine.Submit(
             request_id,
             tenant,
             request_class.value,
@@ -125,8 +126,8 @@ class HandoverEngine(FakeEngine):
     ) -> None:
         self.handover.step(wire.Step(1, list(starts), list(tokens), list(finishes)))
 
-    def _told(self, message: wire.ToEngine) -> None:
-        if isinstance(message, wire.Abort):
+    def _told(self, message: to_engine.ToEngine) -> None:
+        if isinstance(message, to_engine.Abort):
             self.aborted.append(message.request_id)
             asyncio.get_running_loop().call_soon(self.finish, message.request_id, "aborted")
             self._note()

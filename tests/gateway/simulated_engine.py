@@ -23,7 +23,8 @@ from poise.llama.model import ModelError
 from poise.scheduler.plan import StepPlan
 from poise.scheduler.scheduler import Scheduler
 from poise.sim.runner import SimRunner
-from poise.wire.messages import PoolInfo, Ready, SamplingParams
+from poise.wire.messages import PoolInfo, Ready
+from poise.wire.to_engine import SamplingParams
 
 KILL_TOKEN = 666
 """A prompt that begins with this token kills the process in the middle of a step."""

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from poise.commands import doctor
 from poise.commands.doctor import Grade
 from poise.config import LoadedSettings, load
-from poise.gateway import doctor, preflight, serve
+from poise.gateway import preflight, serve
 from poise.llama.capacity import Load, Record, write_record
 from tests.llama.gguf_files import write_gguf
 

@@ -12,6 +12,7 @@ from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EnginePhase, EngineUnavailable
 from poise.gateway.quarantine import ERASED
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from tests.gateway.fakes import OPERATOR, FakeEngine, ask, chat_body, exchange, make_app, unpaced
 from tests.gateway.handover_engine import HandoverEngine
 
@@ -84,7 +85,7 @@ async def test_what_was_on_its_way_is_live_too() -> None:
 
 async def test_another_engine_is_told() -> None:
     """What it takes over leaves nothing either, and is not named if engines die of it."""
-    sent: list[wire.ToEngine] = []
+    sent: list[to_engine.ToEngine] = []
     engine = HandoverEngine(recoveries_max=5)
     engine.handover._send = sent.append
     app = make_app(engine)
@@ -95,7 +96,7 @@ async def test_another_engine_is_told() -> None:
     assert (await ask(app, "DELETE", DATA, headers=OPERATOR)).status == 200, "no engine is needed for it"
     engine.state.phase = EnginePhase.READY
     engine.die(1)
-    taken_over = [message for message in sent if isinstance(message, wire.Submit)][-1]
+    taken_over = [message for message in sent if isinstance(message, to_engine.Submit)][-1]
     assert (taken_over.readmitted, taken_over.erased) == (True, True)
     engine.accept(1)
     engine.die(1)
@@ -154,7 +155,7 @@ async def _converse_and_erase(folder: Path) -> None:
 async def test_a_summary_goes_on_for_who_was_erased() -> None:
     """Both of its engine requests leave nothing: the one that was computed, and the one that comes after."""
     engine = HandoverEngine(cells=4000)
-    sent: list[wire.ToEngine] = []
+    sent: list[to_engine.ToEngine] = []
     engine.handover._send = sent.append
     app = make_app(engine)
     turns = [{"role": "user" if i % 2 == 0 else "assistant", "content": "words " * 40} for i in range(23)]
@@ -172,7 +173,7 @@ async def test_a_summary_goes_on_for_who_was_erased() -> None:
         engine.start(n)
     engine.finish(n)
     await asked.reply()
-    submits = [message for message in sent if isinstance(message, wire.Submit)]
+    submits = [message for message in sent if isinstance(message, to_engine.Submit)]
     assert [submit.erased for submit in submits] == [False, *[True] * (n - 1)]
     assert (await ask(app, "GET", REQUESTS)).json()["data"] == []
 

@@ -33,8 +33,8 @@ from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
 from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
 from poise.gateway.summary import Summarizer
-from poise.wire.messages import Submit
 from poise.wire.text import Message
+from poise.wire.to_engine import Submit
 from tests.gateway.fakes import OPERATOR, WAIT_S, Exchange, ask, chat_body, exchange, make_app, prompt_body, unpaced
 from tests.gateway.handover_engine import HandoverEngine
 from tests.gateway.http.serving import served

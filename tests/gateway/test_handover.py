@@ -16,6 +16,8 @@ from poise.gateway.handover import Handover
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 from tests.gateway.mailbox import Mailbox
 
 SECRET = 4711
@@ -31,7 +33,7 @@ class Desk:
     """A handover, what it sends, and short words for what an engine says."""
 
     recoveries_max: int = 5
-    sent: list[wire.ToEngine] = field(default_factory=list)
+    sent: list[to_engine.ToEngine] = field(default_factory=list)
     metrics: RecoveryMetrics = field(default_factory=RecoveryMetrics)
 
     def __post_init__(self) -> None:
@@ -39,8 +41,8 @@ class Desk:
         self.handover.hand_over()
 
     def add(self, request_id: int = 1, *, accepted: bool = True, started: bool = True) -> Mailbox:
-        submit = wire.Submit(
-            request_id, "t", "interactive", [SECRET, 2, 3], 50, wire.SamplingParams(), queue_timeout_ms=9
+        submit = to_engine.Submit(
+            request_id, "t", "interactive", [SECRET, 2, 3], 50, to_engine.SamplingParams(), queue_timeout_ms=9
         )
         handle = Mailbox(self.handover.add(submit, f"req-{request_id}"))
         if accepted:
@@ -59,7 +61,7 @@ class Desk:
     def finish(self, request_id: int, reason: str = "stop", n_cached: int = 0) -> None:
         self.handover.step(wire.Step(1, [], [], [wire.Finish(request_id, reason, 3, 1, 1, n_cached=n_cached)]))
 
-    def recover(self, *ids: int, n_cached: int = 0) -> list[wire.ToEngine]:
+    def recover(self, *ids: int, n_cached: int = 0) -> list[to_engine.ToEngine]:
         """Another engine takes up all live requests, which have been accepted. Returns what it was sent."""
         self.sent.clear()
         self.handover.hand_over()
@@ -89,7 +91,7 @@ def test_a_running_request_goes_on_where_it_was() -> None:
     desk.tokens(1, 10, 11)
     desk.handover.lose(died())
     (again,) = desk.recover(1, n_cached=2)
-    assert isinstance(again, wire.Submit)
+    assert isinstance(again, to_engine.Submit)
     assert (again.prompt, again.output, again.readmitted, again.suspect) == ([SECRET, 2, 3], [10, 11], True, False)
     assert (again.max_output, again.queue_timeout_ms) == (50, 9)
     desk.tokens(1, 12)
@@ -114,7 +116,7 @@ def test_order_is_kept_and_the_queue_is_readmitted() -> None:
     assert desk.handover.queued_by_account(RequestClass.INTERACTIVE) == {"t": 2}
     desk.handover.lose(died())
     again = desk.recover()
-    assert [(m.request_id, m.readmitted) for m in again if isinstance(m, wire.Submit)] == [
+    assert [(m.request_id, m.readmitted) for m in again if isinstance(m, to_engine.Submit)] == [
         (1, True),
         (2, True),
         (3, False),
@@ -176,7 +178,7 @@ def crowd(desk: Desk, n: int) -> list[Mailbox]:
 
 
 def submitted(desk: Desk) -> list[int]:
-    return [message.request_id for message in desk.sent if isinstance(message, wire.Submit)]
+    return [message.request_id for message in desk.sent if isinstance(message, to_engine.Submit)]
 
 
 def test_after_two_deaths_that_name_nobody_requests_come_one_by_one() -> None:
@@ -254,13 +256,13 @@ def test_aborted_requests_are_not_handed_over() -> None:
     before, meanwhile, stays = desk.add(1), desk.add(2), desk.add(3)
     before.abort()
     before.abort()
-    assert desk.sent.count(wire.Abort(1)) == 1
+    assert desk.sent.count(to_engine.Abort(1)) == 1
     desk.handover.lose(died())
     meanwhile.abort()
     assert [last(handle).reason for handle in (before, meanwhile)] == ["aborted"] * 2
-    assert [m.request_id for m in desk.recover() if isinstance(m, wire.Submit)] == [3]
+    assert [m.request_id for m in desk.recover() if isinstance(m, to_engine.Submit)] == [3]
     stays.abort()
-    assert wire.Abort(3) in desk.sent
+    assert to_engine.Abort(3) in desk.sent
 
 
 def test_pauses_and_holds_are_put_in_force_again() -> None:
@@ -271,7 +273,7 @@ def test_pauses_and_holds_are_put_in_force_again() -> None:
     desk.handover.hold(1, "swap")
     desk.handover.lose(died())
     desk.handover.hold(1, "pause")
-    assert desk.recover()[1:] == [wire.Control(1, "pause"), wire.Hold(1, "pause")]
+    assert desk.recover()[1:] == [to_engine.Control(1, "pause"), to_engine.Hold(1, "pause")]
     desk.handover.controlled(wire.Controlled(1, "pause", "paused", "it is paused already"))
     desk.handover.controlled(wire.Controlled(1, "resume", "running"))
     desk.handover.hold(1, "run")
@@ -286,7 +288,7 @@ def test_a_downgraded_request_stays_downgraded() -> None:
     desk.handover.step(wire.Step(1, [], [], [], [wire.Change(1, "downgrade", "operator")]))
     desk.handover.lose(died())
     (again,) = desk.recover()
-    assert isinstance(again, wire.Submit)
+    assert isinstance(again, to_engine.Submit)
     assert again.request_class == "background"
 
 
@@ -317,7 +319,7 @@ def test_the_end_of_the_server_ends_everything() -> None:
     handles[1].abort()
     desk.handover.end_all("server_stopping", "")
     assert [last(handle).reason for handle in handles] == ["server_stopping", "aborted"]
-    assert wire.Abort(1) in desk.sent
+    assert to_engine.Abort(1) in desk.sent
     assert desk.handover.n_live == 0
 
 
@@ -327,7 +329,7 @@ def test_a_killer_is_found_and_put_away(caplog: pytest.LogCaptureFixture) -> Non
     killer, other = desk.add(1), desk.add(2)
     desk.tokens(1, SECRET, SECRET)
     desk.handover.lose(died(1, 2))
-    assert [m.suspect for m in desk.recover(1, 2) if isinstance(m, wire.Submit)] == [True, True]
+    assert [m.suspect for m in desk.recover(1, 2) if isinstance(m, to_engine.Submit)] == [True, True]
     with caplog.at_level(logging.ERROR):
         desk.handover.lose(died(1))
     assert last(killer).reason == QUARANTINED
@@ -346,7 +348,9 @@ def test_a_killer_is_found_and_put_away(caplog: pytest.LogCaptureFixture) -> Non
     assert json.loads(line.removeprefix("quarantined: ")) == told
     assert str(SECRET) not in line
     assert desk.value("poise_quarantined_total", **{"class": "interactive"}) == 1
-    assert [m.suspect for m in desk.recover() if isinstance(m, wire.Submit)] == [True], "the other is not acquitted yet"
+    assert [m.suspect for m in desk.recover() if isinstance(m, to_engine.Submit)] == [True], (
+        "the other is not acquitted yet"
+    )
 
 
 def test_eight_new_tokens_end_a_probation() -> None:
@@ -358,10 +362,10 @@ def test_eight_new_tokens_end_a_probation() -> None:
     desk.recover(1)
     desk.tokens(1, *range(7))
     desk.handover.lose(died())
-    assert [m.suspect for m in desk.recover(1) if isinstance(m, wire.Submit)] == [True]
+    assert [m.suspect for m in desk.recover(1) if isinstance(m, to_engine.Submit)] == [True]
     desk.tokens(1, *range(8))
     desk.handover.lose(died())
-    assert [m.suspect for m in desk.recover(1) if isinstance(m, wire.Submit)] == [False]
+    assert [m.suspect for m in desk.recover(1) if isinstance(m, to_engine.Submit)] == [False]
 
 
 def test_nothing_is_held_against_requests_that_are_gone() -> None:
@@ -380,7 +384,7 @@ def test_unknown_ids_are_nobody_s() -> None:
     """What an engine says of requests that have ended changes nothing."""
     desk = Desk()
     desk.handover.answered(wire.Accepted(9, 1, 0))
-    desk.handover.waiting(wire.Waiting(9, 1, 0))
+    desk.handover.waiting(wire_status.Waiting(9, 1, 0))
     desk.handover.controlled(wire.Controlled(9, "pause", "paused"))
     desk.start(9)
     desk.tokens(9, 1)
@@ -395,5 +399,5 @@ def test_the_kept_message_is_the_client_s_own() -> None:
     first = desk.sent[0]
     desk.handover.lose(died())
     (again,) = desk.recover()
-    assert isinstance(again, wire.Submit)
+    assert isinstance(again, to_engine.Submit)
     assert replace(again, output=[], readmitted=False, suspect=False) == first

@@ -23,7 +23,7 @@ from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.streams import StreamMetrics
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import SamplingParams
+from poise.wire.to_engine import SamplingParams
 from tests.gateway.fakes import FakeEngine, frames, text_model
 
 TEXT = text_model()

@@ -16,6 +16,7 @@ from poise.gateway.backoff import Backoff
 from poise.gateway.engine_client import QUARANTINED, EnginePhase
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.accounts import Accounts
 from tests.gateway.mailbox import Mailbox
 from tests.gateway.simulated_engine import BUG_TOKEN, HANG_TOKEN, KILL_TOKEN, OPEN_TOKEN, PLAN_LENGTH
@@ -187,12 +188,12 @@ async def test_an_operator_s_pause_outlives_the_engine() -> None:
 
 async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other settings, lowered shares; an engine that is replaced on purpose is no loss."""
-    sent: list[wire.ToEngine] = []
+    sent: list[to_engine.ToEngine] = []
     async with supervisor() as s:
         await s.wait_until_settled()
         send = s._send
 
-        def noting(message: wire.ToEngine) -> None:
+        def noting(message: to_engine.ToEngine) -> None:
             sent.append(message)
             send(message)
 
@@ -203,10 +204,10 @@ async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPa
         s.restart("for a test")
         assert s.state.detail == "for a test"
         await until_ready(s, restarts=1)
-        assert sent[:2] == [wire.Adjust(0.5, 0.25), wire.Shutdown()]
-        assert sent[2] == wire.Configure(lower.model_dump_json(), "model.gguf", weights="works")
+        assert sent[:2] == [to_engine.Adjust(0.5, 0.25), to_engine.Shutdown()]
+        assert sent[2] == to_engine.Configure(lower.model_dump_json(), "model.gguf", weights="works")
         assert isinstance(sent[3], Accounts)
-        assert sent[4] == wire.Adjust(0.5, 0.25)
+        assert sent[4] == to_engine.Adjust(0.5, 0.25)
         assert not s.metrics.registry.get_sample_value("poise_engine_losses_total", {"cause": "exit"})
 
 

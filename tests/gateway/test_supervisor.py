@@ -22,6 +22,8 @@ from poise.gateway.supervisor import Supervisor
 from poise.gateway.watchdog import Watchdog
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 from poise.wire.accounts import Accounts
 from tests.gateway.mailbox import Mailbox
 from tests.gateway.simulated_engine import BUG_TOKEN
@@ -43,7 +45,7 @@ async def supervisor(mode: str = "works", **engine: Any) -> AsyncIterator[Superv
 
 
 def submit(s: Supervisor, prompt: list[int], max_output: int = 5) -> Mailbox:
-    sampling = wire.SamplingParams(temperature=0.0, ignore_eos=True)
+    sampling = to_engine.SamplingParams(temperature=0.0, ignore_eos=True)
     return Mailbox(
         s.submit(
             tenant="t", request_class=RequestClass.INTERACTIVE, prompt=prompt, max_output=max_output, sampling=sampling
@@ -255,7 +257,7 @@ async def test_a_waiting_request_hears_of_its_place() -> None:
         await s.wait_until_settled()
         handles = [submit(s, [1, 2, 3], FOREVER) for _ in range(20)]
         received: list[object] = []
-        while not any(isinstance(event, wire.Waiting) for event in received):
+        while not any(isinstance(event, wire_status.Waiting) for event in received):
             received += await handles[-1].receive()
 
 
@@ -297,10 +299,10 @@ async def test_an_engine_in_the_place_of_another_loads_the_same_weights() -> Non
 
 async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is ready, again after a restart, and at once when they are declared later."""
-    sent: list[wire.ToEngine] = []
+    sent: list[to_engine.ToEngine] = []
     send = Supervisor._send
 
-    def noting(s: Supervisor, message: wire.ToEngine) -> None:
+    def noting(s: Supervisor, message: to_engine.ToEngine) -> None:
         sent.append(message)
         send(s, message)
 
@@ -310,14 +312,14 @@ async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyP
         assert not sent
         await s.wait_until_settled()
         assert isinstance(sent[1], Accounts)
-        assert sent[2:] == [wire.Template("a", [1, 2])]
+        assert sent[2:] == [to_engine.Template("a", [1, 2])]
         await events(submit(s, [BUG_TOKEN]))
         sent.clear()
         await until_ready(s, restarts=1)
         assert isinstance(sent[1], Accounts)
-        assert sent[2:] == [wire.Template("a", [1, 2])]
+        assert sent[2:] == [to_engine.Template("a", [1, 2])]
         s.declare({"a": [1, 2], "b": [3]})
-        assert sent[3:] == [wire.Template("a", [1, 2]), wire.Template("b", [3])]
+        assert sent[3:] == [to_engine.Template("a", [1, 2]), to_engine.Template("b", [3])]
 
 
 async def test_a_message_that_is_taken_at_once_is_not_taken_to_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

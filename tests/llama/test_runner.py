@@ -26,7 +26,7 @@ from poise.scheduler.plan import (
     StoreSlot,
     TrimSlot,
 )
-from poise.wire.messages import SamplingParams
+from poise.wire.to_engine import SamplingParams
 
 STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6560, 2141, 260, 3150, 30, 1963, 1194]
 

@@ -10,7 +10,7 @@ import pytest
 
 from poise.engine.ports import RunnerError
 from poise.llama.sampler import Sampler, largest, random_pair
-from poise.wire.messages import SamplingParams
+from poise.wire.to_engine import SamplingParams
 
 N_VOCAB = 5000
 EOG = (0, 2)

@@ -9,7 +9,7 @@ import pytest
 
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.wire.figures import Bottleneck, Totals
-from poise.wire.messages import Status
+from poise.wire.status import Status
 from tests.gateway.fakes import status
 
 

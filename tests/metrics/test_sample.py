@@ -10,7 +10,7 @@ import pytest
 from poise.metrics.lately import Lately
 from poise.metrics.sample import Sampler, Scene, quantile
 from poise.wire.figures import Bottleneck, Distribution, StepFigures, Totals
-from poise.wire.messages import Status
+from poise.wire.status import Status
 from tests.gateway.fakes import status
 
 STEPS = StepFigures(

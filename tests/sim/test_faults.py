@@ -6,7 +6,7 @@ import pytest
 
 from poise.config import Settings, to_policy
 from poise.sim.faults import PERIOD_S, UNKNOWN_ID, EngineCrash, Fault, Faults, Live, parse_faults
-from poise.wire import messages as wire
+from poise.wire import to_engine
 
 LIVE = [Live(i, f"t{i % 3}", n_tokens=i % 5) for i in range(1, 30)]
 
@@ -32,7 +32,7 @@ def test_faults_are_chosen_by_name() -> None:
 def test_the_same_seed_strikes_alike_whatever_else_was_chosen() -> None:
     """A run with fewer faults keeps the others' moments: a failure can be narrowed down fault by fault."""
     alone = strikes(Faults([Fault.OPERATOR], 5), 60)
-    among = [s for s in strikes(Faults(Fault, 5), 60) if isinstance(s[1], wire.Control)]
+    among = [s for s in strikes(Faults(Fault, 5), 60) if isinstance(s[1], to_engine.Control)]
     assert alone
     assert all(one in among for one in alone)
     assert strikes(Faults([Fault.OPERATOR], 6), 60) != alone
@@ -52,12 +52,12 @@ def test_every_pause_has_an_end() -> None:
     """Whoever is paused is resumed or cancelled later; else the run could not drain."""
     found = strikes(Faults([Fault.STUCK, Fault.OPERATOR], 3), 600)
     for when_ns, what in found:
-        if isinstance(what, wire.Control) and what.action == "pause" and what.request_id != UNKNOWN_ID:
+        if isinstance(what, to_engine.Control) and what.action == "pause" and what.request_id != UNKNOWN_ID:
             ends = [
                 e
                 for at_ns, e in found
                 if at_ns >= when_ns
-                and isinstance(e, wire.Abort | wire.Control)
+                and isinstance(e, to_engine.Abort | to_engine.Control)
                 and e.request_id == what.request_id
                 and e != what
             ]
@@ -72,10 +72,10 @@ def test_every_hold_has_an_end() -> None:
         assert now_ns is not None
         last: dict[int, object] = {}
         for _, what in sorted(faults.strikes(now_ns, LIVE), key=lambda strike: strike[0]):
-            assert isinstance(what, wire.Hold | wire.Abort)
+            assert isinstance(what, to_engine.Hold | to_engine.Abort)
             last[what.request_id] = what
             levels.add(getattr(what, "level", "abort"))
-        assert all(isinstance(what, wire.Abort) or what == wire.Hold(i, "run") for i, what in last.items())
+        assert all(isinstance(what, to_engine.Abort) or what == to_engine.Hold(i, "run") for i, what in last.items())
     assert levels == {"run", "pause", "swap", "abort"}
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from poise.sim.witness import Reference, Witness
 from poise.wire import messages as wire
+from poise.wire import to_engine
 
 PROMPT = [5, 6, 7]
-GREEDY = wire.SamplingParams(temperature=0.0, ignore_eos=True)
+GREEDY = to_engine.SamplingParams(temperature=0.0, ignore_eos=True)
 
 
 def right_tokens(n: int) -> list[wire.Token]:
@@ -41,9 +42,9 @@ ACCEPTED = wire.Accepted(1, 1, 0)
 def check(*messages: wire.ToGateway, timeout_ms: int = 0, aborted: bool = False, may_fail: bool = False) -> None:
     """Let a witness see a request of two tokens and what the engine says of it, a second after it was sent."""
     witness = Witness(n_vocab=1000, end_rate=0, may_fail=may_fail)
-    witness.told(wire.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, queue_timeout_ms=timeout_ms), 0)
+    witness.told(to_engine.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, queue_timeout_ms=timeout_ms), 0)
     if aborted:
-        witness.told(wire.Abort(1), 0)
+        witness.told(to_engine.Abort(1), 0)
     for message in messages:
         witness.heard(message, 1_000_000_000)
 
@@ -92,14 +93,14 @@ WRONG: dict[str, tuple[Sequence[wire.ToGateway], str]] = {
 }
 
 
-def handed_on(output: int, *, readmitted: bool = True) -> wire.Submit:
+def handed_on(output: int, *, readmitted: bool = True) -> to_engine.Submit:
     tokens = [t.token for t in right_tokens(2)[:output]]
-    return wire.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, output=tokens, readmitted=readmitted)
+    return to_engine.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, output=tokens, readmitted=readmitted)
 
 
 def witness_of(*messages: wire.ToGateway) -> Witness:
     witness = Witness(n_vocab=1000, end_rate=0, may_fail=False)
-    witness.told(wire.Submit(1, "a", "interactive", PROMPT, 2, GREEDY), 0)
+    witness.told(to_engine.Submit(1, "a", "interactive", PROMPT, 2, GREEDY), 0)
     for message in messages:
         witness.heard(message, 1)
     return witness
@@ -143,12 +144,12 @@ def test_wrong_lives_with_two_engines_do_not() -> None:
 def test_a_held_request_must_be_silent() -> None:
     """From the moment at which the engine was told, until it is told otherwise."""
     witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
-    witness.told(wire.Hold(1, "pause"), 2)
+    witness.told(to_engine.Hold(1, "pause"), 2)
     with pytest.raises(AssertionError, match="while its reader was behind"):
         witness.heard(step(tokens=right_tokens(2)[1:]), 3)
     with pytest.raises(AssertionError, match="its reader is behind"):
         witness.heard(step(changes=[wire.Change(1, "resume")]), 3)
-    witness.told(wire.Hold(1, "run"), 4)
+    witness.told(to_engine.Hold(1, "run"), 4)
     witness.heard(step(changes=[wire.Change(1, "resume")]), 5)
 
 

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 from poise.wire.framing import FrameError, FrameReader, encode_frame
 
 MESSAGES: list[wire.ToGateway] = [
@@ -21,7 +23,9 @@ MESSAGES: list[wire.ToGateway] = [
         [wire.Change(2, "swap")],
         [wire.Prefill(3, 64, 12_000, 7)],
     ),
-    wire.Status(1, {"interactive": wire.ClassStatus(1, 2, 3)}, [wire.PoolStatus("short", 1, 2, 3, 4)], 1, 2, 3, 4),
+    wire_status.Status(
+        1, {"interactive": wire_status.ClassStatus(1, 2, 3)}, [wire_status.PoolStatus("short", 1, 2, 3, 4)], 1, 2, 3, 4
+    ),
     wire.Fatal("gone", True),
 ]
 
@@ -53,7 +57,7 @@ def test_garbage_is_an_error(garbage: bytes) -> None:
 
 def test_a_submit_crosses_unchanged() -> None:
     """The largest message, with every sampling parameter set."""
-    sampling = wire.SamplingParams(0.5, 0.9, 40, 0.1, 1.0, -1.0, 1.1, ((5, -100.0),), 42, 3, True, 7)
-    submit = wire.Submit(1, "tenant", "background", list(range(5000)), 64, sampling)
-    reader: FrameReader[wire.ToEngine] = FrameReader(wire.ToEngine)
+    sampling = to_engine.SamplingParams(0.5, 0.9, 40, 0.1, 1.0, -1.0, 1.1, ((5, -100.0),), 42, 3, True, 7)
+    submit = to_engine.Submit(1, "tenant", "background", list(range(5000)), 64, sampling)
+    reader: FrameReader[to_engine.ToEngine] = FrameReader(to_engine.ToEngine)
     assert list(reader.feed(encode_frame(submit))) == [submit]

@@ -34,6 +34,7 @@ from poise.scheduler.request import (
 )
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.accounts import Accounts
 
 OPERATOR = ""
@@ -153,41 +154,41 @@ class Engine:
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns
 
-    def _handle(self, message: wire.ToEngine, now_ns: int, events: list[Event]) -> None:
+    def _handle(self, message: to_engine.ToEngine, now_ns: int, events: list[Event]) -> None:
         match message:
-            case wire.Submit():
+            case to_engine.Submit():
                 self._submit(message, now_ns)
-            case wire.Abort():
+            case to_engine.Abort():
                 self.journal.record(now_ns, "abort", message.request_id)
                 events += self.scheduler.abort(message.request_id, now_ns)
-            case wire.Control():
+            case to_engine.Control():
                 self.journal.record(now_ns, "control", message.request_id, message.action)
                 action = Control(message.action)
                 state, detail, changes = self.scheduler.control(message.request_id, action, now_ns)
                 events += changes
                 self.outbox.send(wire.Controlled(message.request_id, message.action, state, detail))
-            case wire.Forget():
+            case to_engine.Forget():
                 self.journal.record(now_ns, "forget", message.tenant)
                 self.outbox.send(wire.Forgotten(message.forget_id, *self.scheduler.forget(message.tenant)))
-            case wire.Hold():
+            case to_engine.Hold():
                 self.journal.record(now_ns, "hold", message.request_id, message.level)
                 events += self.scheduler.hold(message.request_id, Hold(message.level), now_ns)
             case Accounts():
                 self._restore(message, now_ns)
-            case wire.Adjust():
+            case to_engine.Adjust():
                 self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
                 self.scheduler.adjust(message.queue_share, message.slots_share)
-            case wire.Erase():
+            case to_engine.Erase():
                 self._desk.erase(message.tenant)
                 n_entries = self.journal.erase(message.tenant)
                 self.journal.record(now_ns, "erase", ERASED)
                 dropped = self.scheduler.erase(message.tenant)
                 self._erased.append(wire.Erased(message.erase_id, *dropped, n_entries))
-            case wire.Template():
+            case to_engine.Template():
                 self._declare(message, now_ns, events)
-            case wire.ReadJournal():
+            case to_engine.ReadJournal():
                 self._desk.read(message, self.journal)
-            case wire.Shutdown():
+            case to_engine.Shutdown():
                 self._stopping = True
 
     def _restore(self, message: Accounts, now_ns: int) -> None:
@@ -204,7 +205,7 @@ class Engine:
             self.outbox.send(answer)
         self._erased.clear()
 
-    def _submit(self, message: wire.Submit, now_ns: int) -> None:
+    def _submit(self, message: to_engine.Submit, now_ns: int) -> None:
         tokens = [*message.prompt, *message.output]
         chain = BlockChain(self.secret, message.tenant)
         template = self._templates.get(message.template)
@@ -239,7 +240,7 @@ class Engine:
         self._live[request.request_id] = Live(request, tokens, message.sampling, chain)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
 
-    def _declare(self, message: wire.Template, now_ns: int, events: list[Event]) -> None:
+    def _declare(self, message: to_engine.Template, now_ns: int, events: list[Event]) -> None:
         """Have a template's cells computed in every pool. Where it does not fit, requests compute it themselves.
 
         A text that had the name before is given up at once, with its cells; requests that still name it must not get others.
@@ -263,7 +264,7 @@ class Engine:
             answer = self.scheduler.add(request, now_ns)
             self.journal.record(now_ns, "add", request, answer)
             if not isinstance(answer, Rejected):
-                sampling, chain = wire.SamplingParams(temperature=0.0), BlockChain(self.secret, OPERATOR)
+                sampling, chain = to_engine.SamplingParams(temperature=0.0), BlockChain(self.secret, OPERATOR)
                 self._live[request.request_id] = Live(request, list(template.tokens), sampling, chain)
 
     def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:

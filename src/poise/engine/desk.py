@@ -18,6 +18,7 @@ from queue import SimpleQueue
 
 from poise.engine.journal import Journal
 from poise.wire import messages as wire
+from poise.wire import to_engine
 
 PAGE_BYTES = 64 << 10
 PAGE_ENTRIES = 128
@@ -32,13 +33,13 @@ class JournalDesk:
 
     def __init__(self, send: Callable[[wire.ToGateway], None]) -> None:
         self._send = send
-        self._asked: SimpleQueue[tuple[wire.ReadJournal, Journal | None]] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[to_engine.ReadJournal, Journal | None]] = SimpleQueue()
         self._copy: Journal | None = None
         """What is being read, for who erases, and by which reader."""
         self._read_id = 0
         self._thread: threading.Thread | None = None
 
-    def read(self, message: wire.ReadJournal, journal: Journal) -> None:
+    def read(self, message: to_engine.ReadJournal, journal: Journal) -> None:
         """From the loop: have the next page made, the first one of a new copy."""
         if message.begins:
             self._copy, self._read_id = journal.copy(), message.read_id

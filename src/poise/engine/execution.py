@@ -26,7 +26,8 @@ from poise.scheduler.plan import (
     StoreSlot,
 )
 from poise.scheduler.request import BLOCK_TOKENS, Request
-from poise.wire.messages import Prefill, SamplingParams
+from poise.wire.messages import Prefill
+from poise.wire.to_engine import SamplingParams
 
 
 @dataclass(slots=True)

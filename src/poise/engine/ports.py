@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from poise.scheduler.plan import KvOperation
-from poise.wire.messages import PoolInfo, SamplingParams, ToEngine, ToGateway, Token
+from poise.wire.messages import PoolInfo, ToGateway, Token
+from poise.wire.to_engine import SamplingParams, ToEngine
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from poise.llama.load import LoadedRunner, Progress, load_runner
 from poise.llama.model import ModelError
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.fingerprint import MODEL_CHANGED, is_other
 from poise.wire.framing import FrameReader, encode_frame
 
@@ -55,13 +56,13 @@ class SocketPort:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
-        self._reader: FrameReader[wire.ToEngine] = FrameReader(wire.ToEngine)
+        self._reader: FrameReader[to_engine.ToEngine] = FrameReader(to_engine.ToEngine)
         self._unsent = bytearray()
         self._sending = threading.Lock()
         self._owner = threading.get_ident()
         self._poll = select.poll()
 
-    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
+    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
         self._pump()
         messages = self._receive()
         while block and not messages:
@@ -108,8 +109,8 @@ class SocketPort:
                 raise EOFError("the gateway is gone") from error
             del self._unsent[:sent]
 
-    def _receive(self) -> list[wire.ToEngine]:
-        messages: list[wire.ToEngine] = []
+    def _receive(self) -> list[to_engine.ToEngine]:
+        messages: list[to_engine.ToEngine] = []
         while True:
             try:
                 data = self._socket.recv(READ_BYTES)
@@ -131,7 +132,7 @@ Load = Callable[[Path, Settings, Progress, str], LoadedRunner]
 def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
     """Load what Configure names and run the loop until the gateway wants no more. Returns the exit code."""
     configure = port.drain(None, block=True)[0]
-    assert isinstance(configure, wire.Configure), f"expected Configure, got {type(configure).__name__}"
+    assert isinstance(configure, to_engine.Configure), f"expected Configure, got {type(configure).__name__}"
     settings = Settings.model_validate_json(configure.settings)
     journal = Journal(settings.engine.journal_entries)
     path = Path(configure.model_path)

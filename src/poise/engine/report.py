@@ -6,7 +6,7 @@ from poise.engine.ports import Runner
 from poise.scheduler.kv import PoolBooks
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Place, Snapshot
-from poise.wire import messages as wire
+from poise.wire import status as wire_status
 from poise.wire.accounts import Account, Accounts
 from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
 
@@ -36,15 +36,15 @@ class Reporter:
         steps: StepFigures,
         rss_bytes: int,
         weights_bytes: int,
-    ) -> wire.Status:
+    ) -> wire_status.Status:
         """How everything stands."""
         self.due_ns = now_ns + STATUS_PERIOD_NS
         snapshot = self._scheduler.snapshot()
         accounted = weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + self._store_bytes(snapshot)
-        return wire.Status(
+        return wire_status.Status(
             step=snapshot.step,
             classes={
-                c.value: wire.ClassStatus(
+                c.value: wire_status.ClassStatus(
                     s.n_waiting, s.n_running, s.wait_estimate_us, s.n_paused, s.n_swapped, round(s.wait_error, 4)
                 )
                 for c, s in snapshot.classes.items()
@@ -54,14 +54,14 @@ class Reporter:
             output_tokens=output_tokens,
             moves=snapshot.n_moves,
             rss_bytes=rss_bytes,
-            store=wire.StoreStatus(
+            store=wire_status.StoreStatus(
                 snapshot.store.budget_bytes,
                 {purpose.value: n for purpose, n in snapshot.store.bytes_by_purpose.items()},
                 {purpose.value: n for purpose, n in snapshot.store.entries_by_purpose.items()},
                 snapshot.store.peak_bytes,
             ),
             totals=_totals(snapshot),
-            waiting=[wire.Waiting(p.request_id, p.position, p.eta_us) for p in self._places(now_ns)],
+            waiting=[wire_status.Waiting(p.request_id, p.position, p.eta_us) for p in self._places(now_ns)],
             threads=self._runner.threads,
             unaccounted_bytes=rss_bytes - accounted if rss_bytes else 0,
             steps=steps,
@@ -90,12 +90,12 @@ class Reporter:
         return sum(snapshot.store.bytes_by_purpose.values())
 
 
-def _pool_status(name: str, books: PoolBooks) -> wire.PoolStatus:
+def _pool_status(name: str, books: PoolBooks) -> wire_status.PoolStatus:
     most = sorted(books.cells_by_tenant.items(), key=lambda item: (-item[1], item[0]))
     by_tenant = dict(most[:TENANTS_MAX])
     if len(most) > TENANTS_MAX:
         by_tenant[""] = sum(n for _, n in most[TENANTS_MAX:])
-    return wire.PoolStatus(
+    return wire_status.PoolStatus(
         name,
         books.slots_held,
         books.slots,
@@ -110,7 +110,7 @@ def _pool_status(name: str, books: PoolBooks) -> wire.PoolStatus:
         books.cells_held,
         books.holes,
         [
-            wire.SlotStatus(slot, state, request_class.value if request_class else "", n_cells)
+            wire_status.SlotStatus(slot, state, request_class.value if request_class else "", n_cells)
             for slot, state, request_class, n_cells in books.occupied
         ],
     )

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about the answers of the two generation endpoints, and about errors."""
+"""What the OpenAPI document says about the answers of the two generation endpoints."""
 
 from __future__ import annotations
 

@@ -24,12 +24,11 @@ from poise.wire.messages import (
     Prefill,
     Ready,
     Refused,
-    SamplingParams,
     Start,
-    Status,
     Token,
-    Waiting,
 )
+from poise.wire.status import Status, Waiting
+from poise.wire.to_engine import SamplingParams
 
 ENGINE_LOST = "engine_lost"
 """Finish.reason given by the gateway to requests that no engine could go on with."""

@@ -31,7 +31,9 @@ from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason
-from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, SamplingParams, Start, Token, Waiting
+from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, Start, Token
+from poise.wire.status import Waiting
+from poise.wire.to_engine import SamplingParams
 
 log = logging.getLogger(__name__)
 

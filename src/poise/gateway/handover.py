@@ -29,6 +29,8 @@ from poise.gateway.quarantine import ERASED, Quarantine, QuarantineReport, utc
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, FinishReason, RequestClass
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 
 UNNAMED_DEATHS = 2
 RUN = "run"
@@ -38,7 +40,7 @@ RUN = "run"
 @dataclass(slots=True)
 class _Live:
     handle: RequestHandle
-    submit: wire.Submit
+    submit: to_engine.Submit
     label: str
     accepted_at: str
     output: list[int] = field(default_factory=list)
@@ -66,7 +68,9 @@ class _Live:
 class Handover:
     """All live requests. `send` reaches the present engine."""
 
-    def __init__(self, send: Callable[[wire.ToEngine], None], metrics: RecoveryMetrics, recoveries_max: int) -> None:
+    def __init__(
+        self, send: Callable[[to_engine.ToEngine], None], metrics: RecoveryMetrics, recoveries_max: int
+    ) -> None:
         self.quarantine = Quarantine()
         self._send = send
         self._metrics = metrics
@@ -92,7 +96,7 @@ class Handover:
                 queued[account] = queued.get(account, 0) + 1
         return queued
 
-    def add(self, submit: wire.Submit, label: str) -> RequestHandle:
+    def add(self, submit: to_engine.Submit, label: str) -> RequestHandle:
         """Hand a request to the engine, which must be ready."""
         handle = RequestHandle(submit.request_id, self._abort)
         live = self._lives[submit.request_id] = _Live(handle, submit, label, utc())
@@ -172,9 +176,9 @@ class Handover:
         again = replace(live.submit, output=list(live.output), readmitted=live.accepted, suspect=suspect)
         self._send(again)
         if live.paused:
-            self._send(wire.Control(request_id, Control.PAUSE.value))
+            self._send(to_engine.Control(request_id, Control.PAUSE.value))
         if live.hold != RUN:
-            self._send(wire.Hold(request_id, live.hold))
+            self._send(to_engine.Hold(request_id, live.hold))
 
     def end_all(self, reason: str, detail: str) -> None:
         """Nothing more will be computed: every live request gets its last event."""
@@ -182,7 +186,7 @@ class Handover:
         self._untried.clear()
         for _, live in self._each():
             if live.handed:
-                self._send(wire.Abort(live.submit.request_id))
+                self._send(to_engine.Abort(live.submit.request_id))
             self._end(live, FinishReason.ABORTED if live.aborted else reason, detail)
 
     def hold(self, request_id: int, level: str) -> None:
@@ -191,7 +195,7 @@ class Handover:
         if live is not None and level != live.hold:
             live.hold = level
             if live.handed:
-                self._send(wire.Hold(request_id, level))
+                self._send(to_engine.Hold(request_id, level))
             if request_id == self._trial:
                 self._try_next()  # nothing is computed for it now: it must not keep the others waiting
 
@@ -223,9 +227,9 @@ class Handover:
             # It keeps its place among those that wait, and has lost nothing.
             live.lost_ns = 0
             self._recovered(live, 0)
-            live.handle.put(wire.Waiting(answer.request_id, answer.position, answer.eta_us))
+            live.handle.put(wire_status.Waiting(answer.request_id, answer.position, answer.eta_us))
 
-    def waiting(self, waiting: wire.Waiting) -> None:
+    def waiting(self, waiting: wire_status.Waiting) -> None:
         if (live := self._lives.get(waiting.request_id)) is not None:
             live.handle.put(waiting)
 
@@ -337,4 +341,4 @@ class Handover:
             self._end(live, FinishReason.ABORTED)
         elif not live.aborted:
             live.aborted = True
-            self._send(wire.Abort(request_id))
+            self._send(to_engine.Abort(request_id))

@@ -29,7 +29,8 @@ from poise.gateway.tenants import Tenants
 from poise.gateway.text.tokens import TextSlot
 from poise.metrics.gateway import GatewayMetrics, TokenRates
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import PoolInfo, PoolStatus, Status, StoreStatus
+from poise.wire.messages import PoolInfo
+from poise.wire.status import PoolStatus, Status, StoreStatus
 
 LevelName = Literal["normal", "busy", "constrained", "degraded", "draining"]
 

@@ -18,7 +18,7 @@ from poise.gateway.fields import Field, Integer, Schema, check_names, object_sch
 from poise.gateway.http.body import JsonObject
 from poise.gateway.parameters import StreamOptions
 from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
-from poise.wire.messages import SamplingParams
+from poise.wire.to_engine import SamplingParams
 
 
 class RequestParser:

@@ -22,8 +22,6 @@ from poise.metrics.streams import StreamMetrics
 
 CHUNK_BYTES = 8192
 """A stream is given about that much at once."""
-
-
 TOLD_AGAIN = 0.2
 """A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""
 RUN_TOKENS = 256

@@ -7,7 +7,6 @@ held while all its readers are behind, and ends when the last one leaves (unless
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from array import array
@@ -18,31 +17,11 @@ from typing import Any, Protocol
 from poise.gateway.errors import ApiError
 from poise.gateway.slices import at_once
 from poise.gateway.values import Answer, TokenEntry, Usage
+from poise.gateway.wakeup import Wakeup
 from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import Accepted, Prefill, Waiting
-
-
-class Wakeup:
-    """Lets one waiter sleep until somebody has something for it. Who is woken looks for itself what it is."""
-
-    __slots__ = ("_future",)
-
-    def __init__(self) -> None:
-        self._future: asyncio.Future[None] | None = None
-
-    def set(self) -> None:
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
-
-    async def wait(self) -> None:
-        """Returns at the next `set`. What was set before does not count."""
-        self._future = asyncio.get_running_loop().create_future()
-        try:
-            await self._future
-        finally:
-            self._future = None
-
+from poise.wire.messages import Accepted, Prefill
+from poise.wire.status import Waiting
 
 QUEUED, RUNNING, ENDED = "queued", "running", "ended"
 _FOREMOST = (RUNNING, "paused", "swapped", QUEUED)

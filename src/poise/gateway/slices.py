@@ -1,7 +1,6 @@
 """Long work in the event loop, done in slices: in between, everybody else has a turn.
 
-Work is a generator that yields where it may be interrupted, at the latest after a few milliseconds. A large answer is sent in the
-pieces in which it is made, so that it is never in memory as a whole.
+Work is a generator that yields where it may be interrupted, at the latest after a few milliseconds.
 """
 
 from __future__ import annotations

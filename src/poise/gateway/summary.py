@@ -22,8 +22,8 @@ from poise.gateway.text.tokens import TextModel, Tokens
 from poise.gateway.values import Usage
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import SamplingParams
 from poise.wire.text import Message
+from poise.wire.to_engine import SamplingParams
 
 TOKENS_MAX = 256
 CONTEXT_SHARE = 8

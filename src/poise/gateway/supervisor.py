@@ -36,6 +36,8 @@ from poise.gateway.watchdog import Watchdog, look_every_s
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
+from poise.wire import status as wire_status
+from poise.wire import to_engine
 from poise.wire.accounts import Accounts
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.framing import FrameError, encode_frame
@@ -123,7 +125,7 @@ class Supervisor:
             task.cancel()
         if self._task is not None:
             if self._watchdog is not None:
-                self._send(wire.Shutdown())
+                self._send(to_engine.Shutdown())
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(asyncio.shield(self._task), SHUTDOWN_GRACE_S)
             if self._engine is not None:
@@ -140,7 +142,7 @@ class Supervisor:
         request_class: RequestClass,
         prompt: list[int],
         max_output: int,
-        sampling: wire.SamplingParams,
+        sampling: to_engine.SamplingParams,
         template: str = "",
         queue_timeout_ms: int = 0,
         label: str = "",
@@ -150,7 +152,7 @@ class Supervisor:
     ) -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise unavailable(self.state)
-        submit = wire.Submit(
+        submit = to_engine.Submit(
             next(self._ids), tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms,
             erased=erased, account=account, declared=declared,
         )  # fmt: skip
@@ -181,13 +183,13 @@ class Supervisor:
     def adjust(self, queue_share: float, slots_share: float) -> None:
         self._shares = (queue_share, slots_share)
         if self.state.phase is EnginePhase.READY:
-            self._send(wire.Adjust(*self._shares))
+            self._send(to_engine.Adjust(*self._shares))
 
     def restart(self, why: str) -> None:
         assert not self.n_live, "requests are live"
         self._replacing = why
         self._set(EnginePhase.RESTARTING, detail=why)
-        self._send(wire.Shutdown())
+        self._send(to_engine.Shutdown())
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         """Tell the engine of these templates: now if it is ready, and each later one when it is."""
@@ -197,16 +199,18 @@ class Supervisor:
 
     def _send_templates(self) -> None:
         for name, tokens in self._templates.items():
-            self._send(wire.Template(name, tokens))
+            self._send(to_engine.Template(name, tokens))
 
     async def control(self, request_id: int, action: Control) -> wire.Controlled:
         answer: wire.Controlled = await self._questions.ask(
-            wire.Control(request_id, action.value), (request_id, action.value)
+            to_engine.Control(request_id, action.value), (request_id, action.value)
         )
         return answer
 
     async def forget(self, tenant: str) -> wire.Forgotten:
-        answer: wire.Forgotten = await self._questions.ask(wire.Forget(forget_id := next(self._ids), tenant), forget_id)
+        answer: wire.Forgotten = await self._questions.ask(
+            to_engine.Forget(forget_id := next(self._ids), tenant), forget_id
+        )
         return answer
 
     def disown(self, tenant: str) -> int:
@@ -215,7 +219,9 @@ class Supervisor:
 
     async def erase(self, tenant: str) -> wire.Erased:
         try:
-            answer: wire.Erased = await self._questions.ask(wire.Erase(erase_id := next(self._ids), tenant), erase_id)
+            answer: wire.Erased = await self._questions.ask(
+                to_engine.Erase(erase_id := next(self._ids), tenant), erase_id
+            )
         finally:
             self._accounts = self._accounts.without(tenant)  # the engine may have told of them meanwhile
         return answer
@@ -226,7 +232,7 @@ class Supervisor:
     def _ended(self) -> bool:
         return self.state.phase in (EnginePhase.STOPPED, EnginePhase.FAILED)
 
-    def _send(self, message: wire.ToEngine) -> None:
+    def _send(self, message: to_engine.ToEngine) -> None:
         if self._engine is not None:
             if self._watchdog is not None:  # first: the engine may be faster than what follows
                 self._watchdog.sent(time.monotonic_ns())
@@ -287,7 +293,7 @@ class Supervisor:
         self._engine = engine
         try:
             settings, model = engine_settings(self._settings), self.model
-            self._send(wire.Configure(settings, model.path, model.fingerprint, self._weights))
+            self._send(to_engine.Configure(settings, model.path, model.fingerprint, self._weights))
             await engine.connection.lost
         except (FrameError, ConnectionError) as error:
             log.error("the engine's socket broke: %s", error)
@@ -335,7 +341,7 @@ class Supervisor:
                 self._requests.step(message)
             case wire.Accepted() | wire.Refused():
                 self._requests.answered(message)
-            case wire.Status():
+            case wire_status.Status():
                 self.state.status = message
                 for waiting in message.waiting:
                     self._requests.waiting(waiting)
@@ -378,7 +384,7 @@ class Supervisor:
         self._send(self._accounts)
         self._send_templates()
         if self._shares != (1.0, 1.0):
-            self._send(wire.Adjust(*self._shares))
+            self._send(to_engine.Adjust(*self._shares))
         self._requests.hand_over()
 
     def _set(self, phase: EnginePhase, detail: str = "") -> None:

@@ -33,7 +33,8 @@ from poise.scheduler.plan import (
     TrimSlot,
 )
 from poise.scheduler.policy import CostPrior
-from poise.wire.messages import PoolInfo, SamplingParams, Token
+from poise.wire.messages import PoolInfo, Token
+from poise.wire.to_engine import SamplingParams
 
 
 class LlamaRunner:

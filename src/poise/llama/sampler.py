@@ -33,7 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 from poise.engine.ports import RunnerError
-from poise.wire.messages import SamplingParams, TokenLogprob
+from poise.wire.messages import TokenLogprob
+from poise.wire.to_engine import SamplingParams
 
 Floats = npt.NDArray[np.floating]
 Ids = npt.NDArray[np.integer]

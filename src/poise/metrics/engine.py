@@ -10,7 +10,7 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
-from poise.wire.messages import PoolStatus, Status, StoreStatus
+from poise.wire.status import PoolStatus, Status, StoreStatus
 
 
 @dataclass(frozen=True, slots=True)

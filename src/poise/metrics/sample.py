@@ -12,7 +12,7 @@ from typing import Any
 from poise.metrics.lately import ClassEvents
 from poise.scheduler.request import RequestClass
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
-from poise.wire.messages import ClassStatus, PoolStatus, Status
+from poise.wire.status import ClassStatus, PoolStatus, Status
 
 _NO_CLASS = ClassStatus(0, 0, 0)
 _NOTHING = Status(0, {}, [], 0, 0, 0, 0)

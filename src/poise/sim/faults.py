@@ -15,7 +15,7 @@ from hashlib import blake2b
 from poise.scenarios import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
 from poise.scheduler.request import Control, Hold, RequestClass
-from poise.wire import messages as wire
+from poise.wire import to_engine
 
 NS_PER_S = 1_000_000_000
 
@@ -144,7 +144,7 @@ class Arriving:
     planned: PlannedRequest
 
 
-Disturbance = tuple[int, "wire.ToEngine | Arriving"]
+Disturbance = tuple[int, "to_engine.ToEngine | Arriving"]
 """So many nanoseconds from now, and what happens then."""
 
 
@@ -238,7 +238,12 @@ class Faults:
             case Fault.ERASE:
                 self._forget_ids += 1
                 return [
-                    (0, wire.Erase(self._forget_ids, rng.choice(sorted({one.tenant for one in live}) or ["nobody"])))
+                    (
+                        0,
+                        to_engine.Erase(
+                            self._forget_ids, rng.choice(sorted({one.tenant for one in live}) or ["nobody"])
+                        ),
+                    )
                 ]
             case Fault.ENGINE_CRASH:
                 self._crash_in = rng.randint(0, 6)
@@ -246,7 +251,7 @@ class Faults:
             case Fault.FORGET:
                 tenants = sorted({one.tenant for one in live}) or ["nobody"]
                 self._forget_ids += 1
-                return [(0, wire.Forget(self._forget_ids, rng.choice(tenants)))]
+                return [(0, to_engine.Forget(self._forget_ids, rng.choice(tenants)))]
             case Fault.BURST:
                 return [(0, _arriving(rng)) for _ in range(rng.randint(10, 80))]
             case Fault.NEWCOMERS:
@@ -255,7 +260,7 @@ class Faults:
                 return [(0, _arriving(rng, n_more=CELLS_NOBODY_HAS if rng.random() < 0.3 else rng.randint(2000, 9000)))]
             case Fault.TEMPLATE:
                 seed = SHARED_PREFIX_SEED if rng.random() < 0.7 else rng.getrandbits(31)
-                return [(0, wire.Template(TEMPLATE, segment_tokens(Segment(seed, rng.choice((20, 60, 90))))))]
+                return [(0, to_engine.Template(TEMPLATE, segment_tokens(Segment(seed, rng.choice((20, 60, 90))))))]
         raise AssertionError(f"{fault} does not come by time")
 
     def _is_due(self, fault: Fault, now_ns: int) -> bool:
@@ -274,7 +279,7 @@ def _cancel_storm(rng: random.Random, live: Sequence[Live]) -> list[Disturbance]
     found: list[Disturbance] = []
     for one in live:
         if rng.random() < share:
-            found += [(0, wire.Abort(one.request_id))] * rng.choice((1, 1, 1, 2))
+            found += [(0, to_engine.Abort(one.request_id))] * rng.choice((1, 1, 1, 2))
     return found
 
 
@@ -283,10 +288,10 @@ def _stuck_readers(rng: random.Random, live: Sequence[Live]) -> list[Disturbance
     reading = [one for one in live if one.n_tokens]
     found: list[Disturbance] = []
     for one in rng.sample(reading, min(len(reading), rng.randint(1, 4))):
-        found.append((0, wire.Control(one.request_id, Control.PAUSE)))
+        found.append((0, to_engine.Control(one.request_id, Control.PAUSE)))
         after_ns = int(rng.uniform(0.2, 20.0) * NS_PER_S)
         leaves = rng.random() < 1 / 3
-        end = wire.Abort(one.request_id) if leaves else wire.Control(one.request_id, Control.RESUME)
+        end = to_engine.Abort(one.request_id) if leaves else to_engine.Control(one.request_id, Control.RESUME)
         found.append((after_ns, end))
     return found
 
@@ -297,10 +302,10 @@ def _slow_readers(rng: random.Random, live: Sequence[Live]) -> list[Disturbance]
     for one in rng.sample(live, min(len(live), rng.randint(1, 6))):
         when_ns = 0
         for _ in range(rng.randint(1, 4)):
-            found.append((when_ns, wire.Hold(one.request_id, rng.choice((Hold.PAUSE, Hold.SWAP, Hold.RUN)))))
+            found.append((when_ns, to_engine.Hold(one.request_id, rng.choice((Hold.PAUSE, Hold.SWAP, Hold.RUN)))))
             when_ns += int(rng.expovariate(0.5) * NS_PER_S)
         leaves = rng.random() < 1 / 5
-        found.append((when_ns, wire.Abort(one.request_id) if leaves else wire.Hold(one.request_id, Hold.RUN)))
+        found.append((when_ns, to_engine.Abort(one.request_id) if leaves else to_engine.Hold(one.request_id, Hold.RUN)))
     return found
 
 
@@ -309,9 +314,9 @@ def _operator(rng: random.Random, live: Sequence[Live]) -> list[Disturbance]:
     known = [one.request_id for one in live]
     request_id = rng.choice(known) if known and rng.random() < 0.95 else UNKNOWN_ID
     action = rng.choice(list(Control))
-    found: list[Disturbance] = [(0, wire.Control(request_id, action))]
+    found: list[Disturbance] = [(0, to_engine.Control(request_id, action))]
     if action is Control.PAUSE:
-        found.append((int(rng.uniform(0.0, 30.0) * NS_PER_S), wire.Control(request_id, Control.RESUME)))
+        found.append((int(rng.uniform(0.0, 30.0) * NS_PER_S), to_engine.Control(request_id, Control.RESUME)))
     return found
 
 

@@ -28,7 +28,8 @@ from poise.scheduler.plan import (
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Pace
-from poise.wire.messages import PoolInfo, SamplingParams, Token, TokenLogprob
+from poise.wire.messages import PoolInfo, Token, TokenLogprob
+from poise.wire.to_engine import SamplingParams
 
 END_TOKEN = 0
 """The simulated vocabulary's end-of-generation token."""

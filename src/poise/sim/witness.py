@@ -24,6 +24,7 @@ import numpy as np
 
 from poise.scheduler.request import Hold
 from poise.wire import messages as wire
+from poise.wire import to_engine
 
 
 @dataclass(slots=True)
@@ -37,7 +38,7 @@ class Reference:
     def of_prompt(cls, prompt: list[int]) -> Reference:
         return cls(crc32(np.asarray(prompt, "<i8").tobytes()))
 
-    def next(self, sampling: wire.SamplingParams, n_vocab: int, end_rate: int) -> int | None:
+    def next(self, sampling: to_engine.SamplingParams, n_vocab: int, end_rate: int) -> int | None:
         """The next token, None where the answer ends. Modifies the state."""
         draw = self.state
         if sampling.temperature != 0:
@@ -54,7 +55,7 @@ class Reference:
 
 @dataclass(slots=True)
 class _Case:
-    submit: wire.Submit
+    submit: to_engine.Submit
     sent_ns: int
     reference: Reference
     accepted: bool = False
@@ -91,16 +92,16 @@ class Witness:
         """Requests that were delivered and have not ended."""
         return list(self._open)
 
-    def told(self, message: wire.ToEngine, now_ns: int) -> None:
+    def told(self, message: to_engine.ToEngine, now_ns: int) -> None:
         """The engine was given a message."""
         match message:
-            case wire.Submit() if message.request_id in self._open:
+            case to_engine.Submit() if message.request_id in self._open:
                 self._handed_on(message)
-            case wire.Submit():
+            case to_engine.Submit():
                 self._open[message.request_id] = _Case(message, now_ns, Reference.of_prompt(message.prompt))
-            case wire.Abort() if message.request_id in self._open:
+            case to_engine.Abort() if message.request_id in self._open:
                 self._open[message.request_id].aborted = True
-            case wire.Hold() if message.request_id in self._open:
+            case to_engine.Hold() if message.request_id in self._open:
                 self._open[message.request_id].held = message.level != Hold.RUN
 
     def given_up(self, request_id: int) -> None:
@@ -108,7 +109,7 @@ class Witness:
         assert self._open.pop(request_id).aborted, f"request {request_id} was given up and nobody had aborted it"
         self.n_ended += 1
 
-    def _handed_on(self, submit: wire.Submit) -> None:
+    def _handed_on(self, submit: to_engine.Submit) -> None:
         """Another engine has it from here on."""
         case, what = self._open[submit.request_id], f"request {submit.request_id}"
         assert submit.readmitted == (case.accepted or case.readmitted), (

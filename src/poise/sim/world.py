@@ -19,6 +19,7 @@ from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
 from poise.sim.template import TemplateTokens
 from poise.sim.witness import Witness
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.accounts import Accounts
 
 RETRY_PAUSE_NS = 500_000_000
@@ -88,7 +89,7 @@ class _Sent:
     stream: _Stream
     planned: PlannedRequest
     record: Record
-    submit: wire.Submit
+    submit: to_engine.Submit
     accepted: bool = False
     aborted: bool = False
 
@@ -119,17 +120,17 @@ class World:
         self._way_ns = int(way_us * 1000)
         self._ends_ns = int(scenario.duration_s * 1e9)
         self._stopped = False
-        self._moments: list[tuple[int, int, wire.ToEngine | _Arrival | _Leaving]] = []
+        self._moments: list[tuple[int, int, to_engine.ToEngine | _Arrival | _Leaving]] = []
         self._n_moments = 0
         self._n_requests = 0
         self._in_flight: dict[int, _Sent] = {}
         self._held: dict[int, None] = {}
         """Requests whose last control was a pause."""
-        self._stalled: dict[int, wire.Hold] = {}
+        self._stalled: dict[int, to_engine.Hold] = {}
         """Requests whose reader is behind, and what the engine was told of it."""
-        self._template: wire.Template | None = None
+        self._template: to_engine.Template | None = None
         self._accounts = Accounts(0, [])
-        self._ahead: list[wire.ToEngine] = [self._accounts]
+        self._ahead: list[to_engine.ToEngine] = [self._accounts]
         """What a new engine is told before anything else."""
         for stream in scenario.requests(seed):
             self._schedule_next(_Stream(stream.client, stream.requests), 0)
@@ -158,7 +159,7 @@ class World:
             is_suspect = request_id in suspects
             self._ahead.append(replace(sent.submit, output=output, readmitted=sent.accepted, suspect=is_suspect))
             if request_id in self._held:
-                self._ahead.append(wire.Control(request_id, Control.PAUSE))
+                self._ahead.append(to_engine.Control(request_id, Control.PAUSE))
             if request_id in self._stalled:
                 self._ahead.append(self._stalled[request_id])
         return ended
@@ -167,10 +168,10 @@ class World:
         """No new request and no new fault from now on; what is in flight may end, and announced ends of pauses come."""
         self._stopped = True
         self.faults.stop()
-        self._moments = [m for m in self._moments if not isinstance(m[2], _Arrival | wire.Submit)]
+        self._moments = [m for m in self._moments if not isinstance(m[2], _Arrival | to_engine.Submit)]
         heapq.heapify(self._moments)
 
-    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[wire.ToEngine]:
+    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
         self._clock.advance(self.faults.clock_jump_ns(self._clock.now_ns()))
         self._strike()
         if block and not self._is_due():
@@ -235,7 +236,7 @@ class World:
     def _is_due(self) -> bool:
         return bool(self._ahead) or (bool(self._moments) and self._moments[0][0] <= self._clock.now_ns())
 
-    def _due(self) -> Iterator[wire.ToEngine]:
+    def _due(self) -> Iterator[to_engine.ToEngine]:
         """Deliver what is due, in order."""
         ahead, self._ahead = self._ahead, []
         for message in ahead:
@@ -250,37 +251,37 @@ class World:
             self.witness.told(message, self._clock.now_ns())
             yield message
 
-    def _message(self, what: wire.ToEngine | _Arrival | _Leaving, when_ns: int) -> wire.ToEngine:
+    def _message(self, what: to_engine.ToEngine | _Arrival | _Leaving, when_ns: int) -> to_engine.ToEngine:
         if isinstance(what, _Arrival):
             return self._submit(what, when_ns - self._way_ns)
-        return wire.Abort(what.request_id) if isinstance(what, _Leaving) else what
+        return to_engine.Abort(what.request_id) if isinstance(what, _Leaving) else what
 
-    def _is_over(self, what: wire.ToEngine | _Arrival | _Leaving) -> bool:
+    def _is_over(self, what: to_engine.ToEngine | _Arrival | _Leaving) -> bool:
         """Nobody leaves who is gone, or who wanted no more than a first token and has it."""
         if not isinstance(what, _Leaving):
             return False
         sent = self._in_flight.get(what.request_id)
         return sent is None or (sent.stream.client.cancel_before_first_token and sent.record.first_ns is not None)
 
-    def _remember(self, message: wire.ToEngine) -> None:
+    def _remember(self, message: to_engine.ToEngine) -> None:
         """What must be known of it when the engine dies, and to tell whether it may rest."""
         match message:
-            case wire.Control(request_id, Control.PAUSE) if request_id in self._in_flight:
+            case to_engine.Control(request_id, Control.PAUSE) if request_id in self._in_flight:
                 self._held[request_id] = None
-            case wire.Control(request_id, Control.RESUME):
+            case to_engine.Control(request_id, Control.RESUME):
                 self._held.pop(request_id, None)
-            case wire.Hold(request_id, level) if request_id in self._in_flight and level != Hold.RUN:
+            case to_engine.Hold(request_id, level) if request_id in self._in_flight and level != Hold.RUN:
                 self._stalled[request_id] = message
-            case wire.Hold(request_id, Hold.RUN):
+            case to_engine.Hold(request_id, Hold.RUN):
                 self._stalled.pop(request_id, None)
-            case wire.Abort(request_id) if request_id in self._in_flight:
+            case to_engine.Abort(request_id) if request_id in self._in_flight:
                 self._in_flight[request_id].aborted = True
-            case wire.Template():
+            case to_engine.Template():
                 self._template = message
-            case wire.Erase():
+            case to_engine.Erase():
                 self._accounts = self._accounts.without(message.tenant)
 
-    def _at(self, when_ns: int, what: wire.ToEngine | _Arrival | _Leaving) -> None:
+    def _at(self, when_ns: int, what: to_engine.ToEngine | _Arrival | _Leaving) -> None:
         self._n_moments += 1
         heapq.heappush(self._moments, (when_ns, self._n_moments, what))
 
@@ -300,7 +301,7 @@ class World:
                 return
             when_ns = at_ns + max(int(stream.client.arrival.think_s * 1e9), RETRY_PAUSE_NS)
 
-    def _submit(self, arrival: _Arrival, when_ns: int) -> wire.Submit:
+    def _submit(self, arrival: _Arrival, when_ns: int) -> to_engine.Submit:
         """The request, sent at `when_ns`, as the gateway would hand it on; an open-loop stream's next one is planned at once."""
         self._n_requests += 1
         stream, planned, request_id = arrival.stream, arrival.planned, self._n_requests
@@ -315,8 +316,8 @@ class World:
             self._at(when_ns + planned.cancel_after_ms * 1_000_000 + self._way_ns, _Leaving(request_id))
         # Requests of the scenario use all their output, as the benchmark's do; those that a fault adds may end by themselves.
         ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
-        sampling = wire.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
-        submit = wire.Submit(
+        sampling = to_engine.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
+        submit = to_engine.Submit(
             request_id, tenant, client.request_class, prompt, planned.n_output_tokens, sampling,
             template=TEMPLATE if client.shared_prefix_tokens else "", queue_timeout_ms=self.faults.queue_timeout_ms(),
         )  # fmt: skip

@@ -11,6 +11,7 @@ from poise.gateway.engine_client import EnginePhase
 from poise.gateway.supervisor import Supervisor
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.accounts import Account, Accounts
 from tests.gateway.mailbox import Mailbox
 
@@ -23,7 +24,7 @@ def supervisor() -> Supervisor:
 
 
 async def last_event(s: Supervisor, n_prompt: int) -> object:
-    sampling = wire.SamplingParams(temperature=0.0, ignore_eos=True)
+    sampling = to_engine.SamplingParams(temperature=0.0, ignore_eos=True)
     prompt = list(range(1, n_prompt + 1))
     request_class = RequestClass.INTERACTIVE
     box = Mailbox(s.submit(tenant="t", request_class=request_class, prompt=prompt, max_output=3, sampling=sampling))

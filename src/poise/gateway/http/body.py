@@ -13,7 +13,6 @@ from poise.gateway.errors import ApiError, ClientGone, body_too_large, shown
 
 JsonObject = dict[str, Any]
 
-
 CONTAINERS_MAX = 65_536
 """Arrays and objects a body may open. A million empty ones fit into few bytes, but hold up all streams while they are built."""
 

@@ -17,15 +17,13 @@ from poise.gateway.http.places import Place, Places
 from poise.gateway.http.refusals import account_full, bodies_full
 from poise.gateway.http.shares import STRANGERS
 
-DIRECT_SEND = "poise.send"
-"""Where the middleware leaves the server's own `send` in the scope. Each layer between wraps it in one that looks at the head of
-an answer and passes on its body; a token's worth of body would go through them all for nothing."""
-
-
 log = logging.getLogger(__name__)
 
 EXCHANGE = "poise.exchange"
 """Where a request's Exchange is in its scope."""
+DIRECT_SEND = "poise.send"
+"""Where the middleware leaves the server's own `send` in the scope. Each layer between wraps it in one that looks at the head of
+an answer and passes on its body; a token's worth of body would go through them all for nothing."""
 BODY_AHEAD_BYTES = 65_536
 """So much of a body is taken from the network before the application asks for it."""
 

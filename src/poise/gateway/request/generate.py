@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import SamplingParams
 from poise.wire.text import Message
+from poise.wire.to_engine import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable
-from poise.wire import messages as wire
+from poise.wire import to_engine
 
 ANSWER_TIMEOUT_S = 10.0
 
@@ -16,12 +16,12 @@ ANSWER_TIMEOUT_S = 10.0
 class Questions:
     """Those to the present engine. `send` reaches it."""
 
-    def __init__(self, state: EngineState, send: Callable[[wire.ToEngine], None]) -> None:
+    def __init__(self, state: EngineState, send: Callable[[to_engine.ToEngine], None]) -> None:
         self._state = state
         self._send = send
         self._asked: dict[object, deque[asyncio.Future[Any]]] = {}  # by what tells the answer, in the order of asking
 
-    async def ask(self, message: wire.ToEngine, key: object) -> Any:
+    async def ask(self, message: to_engine.ToEngine, key: object) -> Any:
         """Send a message and wait for what answers it. Raises EngineUnavailable."""
         if self._state.phase is not EnginePhase.READY:
             raise unavailable(self._state)

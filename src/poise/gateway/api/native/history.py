@@ -1,6 +1,6 @@
 """The last ten minutes of the server, a sample a second, as dashboards ask for them.
 
-All samples together are a megabyte: they are sent in pieces, so that a client that does not take its answer holds no copy of them here.
+All samples together are a megabyte: they are sent in pieces, so that a client that takes nothing holds no copy of them here.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class HistoryAnswer:
         self._history = history
         self._tenants = tenants
 
-    async def get(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response:
         """The samples from `since` on, the oldest first. A `since` of a server before this one gets all there are."""
         self._tenants.check_status(credentials_of(request))
         samples, following = self._history.since(_since(request.query_params.get("since", "0")))
@@ -152,10 +152,10 @@ class HistoryAnswer:
         return Response(b"".join(_pieces(following, samples)), headers=FRESH, media_type=JSON)
 
 
-def add_history(app: FastAPI, answer: HistoryAnswer) -> None:
+def add_history(app: FastAPI, history: HistoryAnswer) -> None:
     app.add_api_route(
         "/status/history",
-        answer.get,
+        history.answer,
         summary="The last ten minutes, a sample a second",
         responses=schemas.answer(HistoryBody) | schemas.errors(400, 401),
         openapi_extra={"parameters": [SINCE_PARAMETER]},

@@ -35,7 +35,7 @@ class TemplatesAnswer:
         self._templates = templates
         self._tenants = tenants
 
-    async def list(self, request: Request) -> Response:
+    async def templates(self, request: Request) -> Response:
         """Those that the caller may use."""
         caller = self._tenants.identify(credentials_of(request))
         known = self._templates.of_tenant(caller.tenant).items()
@@ -48,7 +48,7 @@ class TemplatesAnswer:
 def add_templates(app: FastAPI, answer: TemplatesAnswer) -> None:
     app.add_api_route(
         "/v1/templates",
-        answer.list,
+        answer.templates,
         summary="List the templates that the caller may use",
         responses=schemas.answer(TemplateList) | schemas.errors(401, 503),
     )

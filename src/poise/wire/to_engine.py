@@ -1,0 +1,144 @@
+"""Messages from the gateway to the engine: what is to be computed, held, changed or dropped. Token ids and counts, never text."""
+
+from __future__ import annotations
+
+import msgspec
+
+from poise.wire.accounts import Accounts
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
+    """How tokens are drawn. All values are validated by the gateway.
+
+    temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 switch those filters off. repetition_penalty counts prompt and
+    output tokens; presence and frequency penalties count output tokens only. logit_bias holds (token id, bias) pairs.
+    n_logprobs -1 asks for none, 0 for the chosen token's, k for the k most likely ones besides.
+    min_output: end-of-generation tokens cannot be drawn before that many tokens.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    n_logprobs: int = -1
+    ignore_eos: bool = False
+    min_output: int = 0
+
+
+class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
+    """Gateway to engine, first of all: the effective settings as JSON, and the model file.
+
+    `fingerprint` of the file whose vocabulary the gateway speaks: another one is not loaded. Empty: any will do.
+    `weights` of the engine before this one, as its Ready named them: streams wait, so they are loaded again, without measuring.
+    """
+
+    settings: str
+    model_path: str
+    fingerprint: str = ""
+    weights: str = ""
+
+
+class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
+    """Gateway to engine: compute this request."""
+
+    request_id: int
+    tenant: str
+    request_class: str
+    prompt: list[int]
+    max_output: int
+    sampling: SamplingParams
+    template: str = ""
+    """A declared template whose tokens the prompt begins with."""
+    queue_timeout_ms: int = 0
+    """How long it may wait for its first slot; 0: for ever."""
+    output: list[int] = []
+    """Tokens that an engine before this one generated: it goes on after them. `max_output` counts them too."""
+    readmitted: bool = False
+    """It was accepted before: neither a full queue nor a limit of its tenant refuses it now."""
+    suspect: bool = False
+    """It was being computed when an engine died: its rows are computed in a forward pass of their own."""
+    erased: bool = False
+    """Its tenant was erased while it was live: nothing of it is kept at its end."""
+    account: str = ""
+    """Under what name admission and fair shares are counted; empty: the tenant's."""
+    declared: bool = False
+    """The operator made that account: the queue has a place for its first request, always."""
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
+    """Gateway to engine: the reader of a request is behind, or has caught up. Unknown ids are ignored; there is no answer.
+
+    `level`: "run", "pause" (nothing is computed for it) or "swap" (its KV cells make room, too). An operator's pause is another
+    matter: a request runs only when neither holds it.
+    """
+
+    request_id: int
+    level: str
+
+
+class Adjust(msgspec.Struct, frozen=True, array_like=True, tag="adjust"):
+    """Gateway to engine: shares, above 0 to 1, of each class's `queue_max` and `slots_max` that may be used from now on."""
+
+    queue_share: float
+    slots_share: float
+
+
+class Erase(msgspec.Struct, frozen=True, array_like=True, tag="erase"):
+    """Gateway to engine: as Forget, and the tenant's entries in the journal go as well, and what its live requests hold is kept
+    no longer than they live. Answered by Erased."""
+
+    erase_id: int
+    tenant: str
+
+
+class Template(msgspec.Struct, frozen=True, array_like=True, tag="template"):
+    """Gateway to engine: compute these tokens once, as background work, and keep them for requests that name the template. Sent
+    again after a restart. A name that is known already is replaced."""
+
+    name: str
+    tokens: list[int]
+
+
+class Control(msgspec.Struct, frozen=True, array_like=True, tag="control"):
+    """Gateway to engine, from an operator: `action` is a scheduler Control. Answered by Controlled."""
+
+    request_id: int
+    action: str
+
+
+class Forget(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
+    """Gateway to engine: drop every cached prefix of a tenant. Its live requests go on. Answered by Forgotten."""
+
+    forget_id: int
+    tenant: str
+
+
+class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
+    """Gateway to engine: the request is no longer wanted. Unknown ids are ignored (it may just have finished)."""
+
+    request_id: int
+
+
+class ReadJournal(msgspec.Struct, frozen=True, array_like=True, tag="read_journal"):
+    """Gateway to engine: send the next page of the flight recorder.
+
+    `begins`: the first one, of a copy made now, which takes the place of another one that was being read. `ends`: no more.
+    """
+
+    read_id: int
+    begins: bool = False
+    ends: bool = False
+
+
+class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
+    """Gateway to engine: stop after this step."""
+
+
+ToEngine = (
+    Configure | Accounts | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown
+)
