@@ -61,11 +61,11 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def work(company: Company) -> str:
-    """What the others got."""
+    """What the others got, which is something."""
     about = "" if company.is_exact else "about "
     parts = [about + count(company.n_prompt, "prompt token")] if company.n_prompt else []
     parts += [count(company.n_output, "output token")] if company.n_output else []
-    return joined(parts) if parts else "no token"
+    return joined(parts)
 
 
 def held_by(company: Company) -> str:
