@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 
-from poise.gateway import explain_phrases, explain_words
+from poise.gateway import explain_words
 from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
@@ -24,7 +24,7 @@ from poise.gateway.record import LEFT, MOMENTS_MAX
 from tests.gateway.lives import SECRET, Life, facts, holder
 
 GOLDEN = Path(__file__).with_name("explained_lives.txt")
-SAID_IN: tuple[ModuleType, ...] = (explain_words, explain_phrases)
+SAID_IN: tuple[ModuleType, ...] = (explain_words,)
 """The modules whose phrases must all have been said of one life at least."""
 LIVES: dict[str, Callable[[], Facts]] = {}
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 
 from poise.gateway.neighbours import Beside, Capacity, Company, Neighbours
 from poise.gateway.record import PREFILL, Moment, Record
-from poise.gateway.spans import DECODE, PAUSED, QUEUED, STALLED, Span, computed_of, overlap_s, percentile, spans_of
+from poise.gateway.spans import DECODE, PAUSED, QUEUED, STALLED, computed_of, overlap_s, percentile, spans_of
 
 TOGETHER_S = 0.05
 """What happened within this time of each other may have happened in one step."""
 AWAYS_MAX = 100
+_KEPT_BY = {"pause": "operator", "stall": "reader", "lost": "engine", "swap": "", "drop": ""}
+"""What stops a choice, and whose doing it is; a slot may be taken by the scheduler, or because it was kept already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +45,12 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
-    """In the queue, until the first choice that started had its slot."""
+class Stretch:
+    """A part of its time, and the others in it."""
 
     begin_s: float
     end_s: float
-    is_over: bool
-    position: int
-    eta_s: float
-    paused_s: float
-    """For how long of it an operator or its reader kept it."""
-    capacity: Capacity
     company: Company
-    weather: Weather
 
     @property
     def took_s(self) -> float:
@@ -63,11 +58,22 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
+class Wait(Stretch):
+    """In the queue, until the first choice that started had its slot."""
+
+    is_over: bool
+    position: int
+    eta_s: float
+    paused_s: float
+    """For how long of it an operator or its reader kept it."""
+    capacity: Capacity
+    weather: Weather
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill(Stretch):
     """From the slot to the first token."""
 
-    begin_s: float
-    end_s: float
     is_over: bool
     n_cached: int
     n_computed: int
@@ -75,11 +81,6 @@ class Prefill:
     pass_s: float
     n_beside: int
     away_s: float
-    company: Company
-
-    @property
-    def took_s(self) -> float:
-        return self.end_s - self.begin_s
 
     @property
     def per_s(self) -> float | None:
@@ -89,11 +90,9 @@ class Prefill:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class Gap(Stretch):
     """The longest time between two tokens of a choice."""
 
-    begin_s: float
-    end_s: float
     choice: int
     n_before: int
     """Tokens that the choice had given by then."""
@@ -103,12 +102,7 @@ class Gap:
     """Tokens of its own that were computed again."""
     chunk: Beside | None
     """The largest prompt chunk of another request."""
-    company: Company
     weather: Weather
-
-    @property
-    def took_s(self) -> float:
-        return self.end_s - self.begin_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +136,8 @@ class Facts:
     """Everything that is known of why a request took as long as it did."""
 
     record: Record
-    now_s: float
+    end_s: float
+    """Its own end, or now."""
     summary_turns: int | None
     before_s: float | None
     """From its arrival to the queue."""
@@ -159,7 +154,6 @@ class Facts:
     """Other requests that were not looked at, there being too many."""
     others_missing: bool
     """Some of those that ran in its time are no longer kept."""
-    timeline_cut: bool
 
     @property
     def arrived_s(self) -> float:
@@ -167,7 +161,7 @@ class Facts:
 
     @property
     def lived_s(self) -> float:
-        return (self.now_s if self.record.ended_s is None else self.record.ended_s) - self.arrived_s
+        return self.end_s - self.arrived_s
 
     @property
     def share(self) -> float | None:
@@ -177,136 +171,123 @@ class Facts:
 
 def facts_of(record: Record, around: Surroundings, now_s: float) -> Facts:
     """What is known now."""
-    spans, timeline = spans_of(record, now_s), record.timeline
-    choice = _foremost(record)
-    queued = next((m for m in timeline if m.what == "queued" and m.choice == choice), None)
-    started = next((m for m in timeline if m.what == "started" and m.choice == choice), None)
-    begun_s = _begun_s(record, started) if started is not None else None
-    first = next((m for m in timeline if m.what == "first_token"), None)
-    summary = next((m for m in timeline if m.what == "summarizing"), None)
-    end_s = now_s if record.ended_s is None else record.ended_s
-    lost = any(m.what == "lost" for m in timeline)
+    life, timeline, arrived_s = _Life(record, around, now_s), record.timeline, record.origin.arrived_s
+    first, summary = life.moment("first_token"), life.moment("summarizing")
+    recomputed = [int(m.detail["why"]) for m in timeline if m.what == "recover" and m.detail.get("why")]
+    is_charged = record.is_ended and record.served_us and life.moment("lost") is None
     return Facts(
         record=record,
-        now_s=now_s,
+        end_s=life.end_s,
         summary_turns=summary.detail["turns"] if summary is not None else None,
-        before_s=queued.at_s - record.origin.arrived_s if queued is not None else None,
-        wait=_wait(record, queued, started, end_s if begun_s is None else begun_s, spans, around)
-        if queued is not None
-        else None,
-        prefill=_prefill(record, started, begun_s, first, end_s, spans, around)
-        if started is not None and begun_s is not None
-        else None,
-        ttft_s=first.at_s - record.origin.arrived_s if first is not None else None,
-        decode=_decode(record, spans, around),
+        before_s=life.queued.at_s - arrived_s if life.queued is not None else None,
+        wait=life.wait(life.queued) if life.queued is not None else None,
+        prefill=life.prefill(life.started, first) if life.started is not None else None,
+        ttft_s=first.at_s - arrived_s if first is not None else None,
+        decode=life.decode(),
         aways=_aways(record, around.neighbours),
         downgrades=[m.detail.get("why", "") for m in timeline if m.what == "downgrade"],
-        n_recomputed=sum(c.n_recomputed for c in record.choices)
-        + sum(int(m.detail["why"]) for m in timeline if m.what == "recover" and m.detail.get("why")),
-        served_s=record.served_us / 1e6 if record.ended_s is not None and record.served_us and not lost else None,
+        n_recomputed=sum(recomputed) + sum(choice.n_recomputed for choice in record.choices),
+        served_s=record.served_us / 1e6 if is_charged else None,
         n_left_out=around.neighbours.n_left_out,
-        others_missing=around.forgotten_s is not None and around.forgotten_s > record.origin.arrived_s,
-        timeline_cut=record.is_cut,
+        others_missing=around.forgotten_s is not None and around.forgotten_s > arrived_s,
     )
 
 
-def _foremost(record: Record) -> int:
-    """The choice that started first."""
-    return next((m.choice for m in record.timeline if m.what == "started" and m.choice is not None), 0)
+class _Life:
+    """A record, taken apart once. Queue, slot and prompt are those of the choice that started first."""
 
+    def __init__(self, record: Record, around: Surroundings, now_s: float) -> None:
+        self._record = record
+        self._around = around
+        self._spans = spans_of(record, now_s)
+        self._chunks = computed_of(record)
+        self.end_s = now_s if record.ended_s is None else record.ended_s
+        self.started = self.moment("started")
+        self._choice = self.started.choice if self.started is not None else 0
+        self.queued = self.moment("queued", self._choice)
+        self._begun_s = self._begins(self.started) if self.started is not None else self.end_s
 
-def _begun_s(record: Record, started: Moment) -> float:
-    """When a choice had its slot: its start is heard of after the pass with its first chunk, which comes with it."""
-    first = next((c for c in computed_of(record) if c.choice == started.choice), None)
-    if first is None or first.begin_s > started.at_s:
-        return started.at_s
-    queued_s = next(
-        (m.at_s for m in record.timeline if m.what == "queued" and m.choice == started.choice), first.begin_s
-    )
-    return max(first.begin_s, queued_s)
+    def moment(self, what: str, choice: int | None = None) -> Moment | None:
+        """The first of that kind, of a choice or of any."""
+        return next((m for m in self._record.timeline if m.what == what and choice in (None, m.choice)), None)
 
+    def _begins(self, started: Moment) -> float:
+        """When a choice had its slot: its start is heard of after the pass with its first chunk, which comes with it."""
+        first = next((c for c in self._chunks if c.choice == started.choice), None)
+        if first is None or first.begin_s > started.at_s:
+            return started.at_s
+        return max(first.begin_s, self.queued.at_s) if self.queued is not None else first.begin_s
 
-def _wait(
-    record: Record, queued: Moment, started: Moment | None, over_s: float, spans: list[Span], around: Surroundings
-) -> Wait:
-    begin_s = queued.at_s
-    capacity = around.capacity(started.detail["pool"] if started is not None else "")
-    own = [s for s in spans if s.choice == queued.choice and s.state in (PAUSED, STALLED)]
-    return Wait(
-        begin_s,
-        over_s,
-        started is not None,
-        queued.detail["position"],
-        queued.detail["eta_ms"] / 1000,
-        sum(overlap_s(begin_s, over_s, s.begin_s, s.end_s) for s in own),
-        capacity,
-        around.neighbours.company(begin_s, over_s, capacity),
-        around.weather(begin_s, over_s),
-    )
-
-
-def _prefill(
-    record: Record,
-    started: Moment,
-    begin_s: float,
-    first: Moment | None,
-    end_s: float,
-    spans: list[Span],
-    around: Surroundings,
-) -> Prefill:
-    choice = started.choice
-    over_s = max(begin_s, first.at_s if first is not None else end_s)
-    chunks = [c for c in computed_of(record) if c.choice == choice and c.begin_s < over_s]
-    away = [s for s in spans if s.choice == choice and s.state not in (QUEUED, PREFILL)]
-    return Prefill(
-        begin_s,
-        over_s,
-        first is not None,
-        started.detail["cached_tokens"],
-        sum(c.n_tokens for c in chunks),
-        sum(c.n_chunks for c in chunks),
-        sum(c.pass_s for c in chunks),
-        sum(c.n_beside for c in chunks),
-        sum(overlap_s(begin_s, over_s, s.begin_s, s.end_s) for s in away),
-        around.neighbours.company(begin_s, over_s, around.capacity(started.detail["pool"])),
-    )
-
-
-def _decode(record: Record, spans: list[Span], around: Surroundings) -> Decode | None:
-    """None before any choice has two tokens."""
-    last: dict[int, tuple[float, int]] = {}
-    gaps: list[tuple[float, float, float, int, int]] = []
-    for owner, at_s in zip(record.owners, record.arrivals, strict=True):
-        before_s, n_before = last.get(owner, (0.0, 0))
-        if n_before:
-            gaps.append((at_s - before_s, before_s, at_s, owner, n_before))
-        last[owner] = at_s, n_before + 1
-    if not gaps:
-        return None
-    _, begin_s, end_s, choice, n_before = max(gaps)
-    ordered = sorted(gap[0] for gap in gaps)
-    away: dict[str, float] = {}
-    for span in spans:
-        if span.choice == choice and span.state not in (PREFILL, DECODE):
-            inside_s = overlap_s(begin_s, end_s, span.begin_s, span.end_s)
+    def _spent_s(self, choice: int | None, begin_s: float, end_s: float) -> dict[str, float]:
+        """Seconds of that time in each state, in the order in which they ended."""
+        spent: dict[str, float] = {}
+        for span in self._spans:
+            inside_s = overlap_s(begin_s, end_s, span.begin_s, span.end_s) if span.choice == choice else 0.0
             if inside_s > 0:
-                away[span.state] = away.get(span.state, 0.0) + inside_s
-    again = [c for c in computed_of(record) if c.choice == choice and begin_s < c.end_s <= end_s]
-    gap = Gap(
-        begin_s,
-        end_s,
-        choice,
-        n_before,
-        away,
-        sum(c.n_tokens for c in again),
-        around.neighbours.largest_chunk(begin_s, end_s),
-        around.neighbours.company(begin_s, end_s, Capacity()),
-        around.weather(begin_s, end_s),
-    )
-    return Decode(len(gaps), percentile(ordered, 0.5), percentile(ordered, 0.99), gap)
+                spent[span.state] = spent.get(span.state, 0.0) + inside_s
+        return spent
 
+    def wait(self, queued: Moment) -> Wait:
+        begin_s, end_s, around = queued.at_s, self._begun_s, self._around
+        capacity = around.capacity(self.started.detail["pool"] if self.started is not None else "")
+        spent = self._spent_s(queued.choice, begin_s, end_s)
+        return Wait(
+            begin_s,
+            end_s,
+            around.neighbours.company(begin_s, end_s, capacity),
+            is_over=self.started is not None,
+            position=queued.detail["position"],
+            eta_s=queued.detail["eta_ms"] / 1000,
+            paused_s=spent.get(PAUSED, 0.0) + spent.get(STALLED, 0.0),
+            capacity=capacity,
+            weather=around.weather(begin_s, end_s),
+        )
 
-_STOPS = {"pause": "operator", "stall": "reader", "lost": "engine", "swap": "", "drop": ""}
+    def prefill(self, started: Moment, first: Moment | None) -> Prefill:
+        begin_s, around = self._begun_s, self._around
+        end_s = max(begin_s, first.at_s if first is not None else self.end_s)
+        chunks = [c for c in self._chunks if c.choice == started.choice and c.begin_s < end_s]
+        spent = self._spent_s(started.choice, begin_s, end_s)
+        return Prefill(
+            begin_s,
+            end_s,
+            around.neighbours.company(begin_s, end_s, around.capacity(started.detail["pool"])),
+            is_over=first is not None,
+            n_cached=started.detail["cached_tokens"],
+            n_computed=sum(c.n_tokens for c in chunks),
+            n_chunks=sum(c.n_chunks for c in chunks),
+            pass_s=sum(c.pass_s for c in chunks),
+            n_beside=sum(c.n_beside for c in chunks),
+            away_s=sum(spent_s for state, spent_s in spent.items() if state not in (QUEUED, PREFILL)),
+        )
+
+    def decode(self) -> Decode | None:
+        """None before any choice has two tokens."""
+        last: dict[int, tuple[float, int]] = {}
+        gaps: list[tuple[float, float, float, int, int]] = []
+        for owner, at_s in zip(self._record.owners, self._record.arrivals, strict=True):
+            before_s, n_before = last.get(owner, (0.0, 0))
+            if n_before:
+                gaps.append((at_s - before_s, before_s, at_s, owner, n_before))
+            last[owner] = at_s, n_before + 1
+        if not gaps:
+            return None
+        ordered = sorted(gap[0] for gap in gaps)
+        return Decode(len(gaps), percentile(ordered, 0.5), percentile(ordered, 0.99), self._gap(*max(gaps)[1:]))
+
+    def _gap(self, begin_s: float, end_s: float, choice: int, n_before: int) -> Gap:
+        neighbours, spent = self._around.neighbours, self._spent_s(choice, begin_s, end_s)
+        return Gap(
+            begin_s,
+            end_s,
+            neighbours.company(begin_s, end_s, Capacity()),
+            choice=choice,
+            n_before=n_before,
+            away={state: spent_s for state, spent_s in spent.items() if state not in (PREFILL, DECODE)},
+            n_again=sum(c.n_tokens for c in self._chunks if c.choice == choice and begin_s < c.end_s <= end_s),
+            chunk=neighbours.largest_chunk(begin_s, end_s),
+            weather=self._around.weather(begin_s, end_s),
+        )
 
 
 def _aways(record: Record, neighbours: Neighbours) -> list[Away]:
@@ -320,16 +301,18 @@ def _aways(record: Record, neighbours: Neighbours) -> list[Away]:
             pools[choice] = moment.detail["pool"]
         elif what in ("resume", "recover"):
             held.pop(choice, None)
-        if what not in _STOPS or len(found) == AWAYS_MAX:
+        if what not in _KEPT_BY or len(found) == AWAYS_MAX:
             continue
-        kept_by = _STOPS[what] or held.get(choice, "")
+        kept_by = _KEPT_BY[what] or held.get(choice, "")
         if kept_by in ("operator", "reader"):
             held[choice] = kept_by
         goes_on = ("resume", "recover", "started")
         end = next((m for m in record.timeline[i + 1 :] if m.choice == choice and m.what in goes_on), None)
-        taken = what in ("swap", "drop") and not kept_by
-        started = neighbours.started(moment.at_s, pools.get(choice, ""), TOGETHER_S) if taken else []
+        has_lost_slot = what in ("swap", "drop")
+        started: list[Beside] = []
+        if has_lost_slot and not kept_by:
+            started = neighbours.started(moment.at_s, pools.get(choice, ""), TOGETHER_S)
+        why = moment.detail.get("why", "") if has_lost_slot else ""
         end_s = end.at_s if end is not None else None
-        why = moment.detail.get("why", "") if what in ("swap", "drop") else ""
         found.append(Away(what, choice or 0, moment.at_s, end_s, kept_by, why, started))
     return found

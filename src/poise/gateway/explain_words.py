@@ -2,75 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from poise.gateway.explain import Away, Decode, Facts, Gap, Prefill, Wait, Weather
-from poise.gateway.explain_phrases import (
-    ENDS,
-    LIMITS,
-    STATES,
-    count,
-    duration,
-    groups,
-    held_by,
-    holders,
-    joined,
-    one,
-    share,
-    work,
-)
+from poise.gateway.neighbours import Beside, Company, Group
 from poise.gateway.record import LEFT
 from poise.gateway.spans import class_at
 
 STANDS_OUT_S = 0.5
 """What takes less is nothing that anybody asks about."""
 MOST = 0.5
-AWAYS_TOLD = 5
+AWAYS_MAX, NAMED_MAX = 5, 5
+"""Stops that have a sentence each, and requests of a kind that are named."""
 SLOW = 1.5
-LOST_TO = {
-    "class": ", so that an interactive request could have its slot",
-    "tenant": ", so that a tenant that had been served less could have its slot",
-    "compute": ", because its tenant had been served far more than one that waited for compute",
-    "turn": ", because its turn was over and other background work waited",
-    "limit": ", because its tenant ran as many requests as it may",
-}
 """Passes that take so many times as long as predicted: something else has the cores."""
+
+LIMITS = {
+    "host_memory": "host memory",
+    "compute": "compute",
+    "kv_cells": "slots and KV cells",
+    "tenant_limits": "tenants' own limits",
+    "readers": "readers that are behind",
+    "none": "nothing",
+    "idle": "nothing to do",
+}
+STATES = {
+    "queued": "it was in the queue",
+    "paused": "an operator had paused it",
+    "stalled": "it was held because its reader was behind",
+    "swapped": "its KV cells were in host memory and it had no slot",
+    "dropped": "its KV cells had been given up and it had no slot",
+    "lost": "its engine had died and no other one had it yet",
+}
+STOPS = {
+    "pause": "was paused by an operator",
+    "stall": "was held, because its reader was behind",
+    "lost": "lost its engine, which died",
+    "swap": "was swapped to host memory",
+    "drop": "had its KV cells given up",
+}
+KEPT_BY = {"operator": "after an operator had paused it", "reader": "after its reader had fallen behind"}
+LOST_TO = {
+    "class": "so that an interactive request could have its slot",
+    "tenant": "so that a tenant that had been served less could have its slot",
+    "compute": "because its tenant had been served far more than one that waited for compute",
+    "turn": "because its turn was over and other background work waited",
+    "limit": "because its tenant ran as many requests as it may",
+}
+LOST_TO_ANOTHER = "so that another request could have its slot"
+DOWNGRADES = {
+    "operator": "an operator wanted it",
+    "output": "its class's allowance of output was used up",
+    "time": "its class's allowance of compute was used up",
+}
+ENDS = {
+    "stop": "the model ended its answer, or a stop string was found",
+    "length": "its allowance of output was used up",
+    "cancelled": "it was cancelled",
+    "reader_timeout": "its client took nothing of the stream for too long, and the connection was closed",
+    "expired": "it waited longer for a slot than its queue_timeout",
+    "engine_lost": "the engine died under it more often than a request may lose one",
+    "quarantined": "engines died computing it, and it is not tried again",
+    "server_stopping": "the server was stopped, and its time for draining was over",
+    "failed": "the engine could not compute it; the server's log says why",
+    "internal_error": "something failed in the server; its log says what",
+}
 
 
 def verdict_of(facts: Facts) -> str | None:
     """The one thing that stands out, if anything does: a bad end before all, else what took the most time."""
-    outcome = facts.record.outcome or ""
-    if outcome and outcome not in ("stop", "length", "stop+length", "length+stop"):
+    if not {"stop", "length"}.issuperset((facts.record.outcome or "stop").split("+")):
         return _end(facts)
-    found: list[tuple[float, str]] = []
-    wait, prefill = facts.wait, facts.prefill
-    ttft_s = facts.ttft_s if facts.ttft_s is not None else facts.lived_s
+    first_s = facts.ttft_s if facts.ttft_s is not None else facts.lived_s
     whole = (
-        f"its {duration(ttft_s)} to the first token" if facts.ttft_s is not None else f"the {duration(ttft_s)} so far"
+        f"its {duration(first_s)} to the first token" if facts.ttft_s is not None else f"the {duration(first_s)} so far"
     )
-    if facts.before_s is not None and facts.before_s > MOST * ttft_s:
+    found: list[tuple[float, str]] = []
+    if (before_s := facts.before_s or 0.0) > MOST * first_s:
         what = "the summary of its older turns" if facts.summary_turns is not None else "reading and preparing it"
-        found.append(
-            (facts.before_s, f"Most of {whole} was {what}, before the engine had it ({duration(facts.before_s)}).")
-        )
-    if wait is not None and wait.took_s > MOST * ttft_s:
-        found.append(
-            (wait.took_s, f"Most of {whole} was waiting for a slot ({duration(wait.took_s)}): {_why(facts, wait)}.")
-        )
-    if prefill is not None and prefill.took_s > MOST * ttft_s:
-        doing = (
-            f"computing its prompt: {_prefilling(prefill)}"
-            if prefill.n_computed
-            else "having a slot and no chunk computed"
-        )
+        found.append((before_s, f"Most of {whole} was {what}, before the engine had it ({duration(before_s)})."))
+    if (wait := facts.wait) is not None and wait.took_s > MOST * first_s:
+        for_slot = f"waiting for a slot ({duration(wait.took_s)}): {_why(facts, wait)}"
+        found.append((wait.took_s, f"Most of {whole} was {for_slot}."))
+    if (prefill := facts.prefill) is not None and prefill.took_s > MOST * first_s:
+        computing = f"computing its prompt: {_prefilling(prefill)}"
+        doing = computing if prefill.n_computed else "having a slot and no chunk computed"
         found.append((prefill.took_s, f"Most of {whole} was {doing}."))
-    if facts.decode is not None and facts.decode.gap.took_s > 5 * facts.decode.p50_s:
-        gap = facts.decode.gap
-        found.append(
-            (gap.took_s, f"Its longest gap between two tokens was {duration(gap.took_s)}: {_causes(facts, gap)}.")
-        )
-    longest = max(found, default=(0.0, ""))
-    return longest[1] if longest[0] >= STANDS_OUT_S else None
+    if (decode := facts.decode) is not None and (gap_s := decode.gap.took_s) > 5 * decode.p50_s:
+        longest = f"Its longest gap between two tokens was {duration(gap_s)}"
+        found.append((gap_s, f"{longest}: {_causes(decode.gap)}."))
+    took_s, verdict = max(found, default=(0.0, ""))
+    return verdict if took_s >= STANDS_OUT_S else None
 
 
 def sentences_of(facts: Facts) -> list[str]:
@@ -87,6 +109,9 @@ def sentences_of(facts: Facts) -> list[str]:
     ]
 
 
+# --- its life, part by part ----------------------------------------------------------------------------------------------------
+
+
 def _who(facts: Facts) -> Iterator[str]:
     record = facts.record
     origin, n = record.origin, len(record.choices)
@@ -96,150 +121,141 @@ def _who(facts: Facts) -> Iterator[str]:
         f"It is a request of class {origin.request_class.value} and tenant {origin.tenant}, "
         f"with {count(record.n_prompt, 'prompt token')}{several}{goes_on}."
     )
-    if facts.summary_turns is not None and facts.before_s is not None:
-        turns = count(facts.summary_turns, "older turn")
-        yield f"A summary of its {turns} was made first; with it, {duration(facts.before_s)} passed before it was queued."
-    elif facts.before_s is not None and facts.before_s >= 0.1:
-        done = "its body was read, checked, made into tokens and handed to the engine"
-        yield f"{duration(facts.before_s)} passed before it was queued: {done}."
+    if facts.before_s is None:
+        return
+    passed = f"{duration(facts.before_s)} passed before it was queued"
+    if facts.summary_turns is not None:
+        yield f"A summary of its {count(facts.summary_turns, 'older turn')} was made first; with it, {passed}."
+    elif facts.before_s >= 0.1:
+        yield f"{passed}: its body was read, checked, made into tokens and handed to the engine."
 
 
 def _waiting(facts: Facts, wait: Wait) -> Iterator[str]:
-    estimate = f"came to place {wait.position} of its class's queue, where it was to wait {_about(wait.eta_s)}"
-    if wait.is_over:
-        yield f"It {estimate}, and waited {duration(wait.took_s)} for its slot in pool {wait.capacity.pool}."
-    else:
-        yield f"It {estimate}, and has waited {duration(wait.took_s)} without a slot."
+    eta = f"about {duration(wait.eta_s)}" if wait.eta_s > 0 else "no time"
+    company, capacity, took = wait.company, wait.capacity, duration(wait.took_s)
+    in_pool = f" in pool {capacity.pool}" if capacity.pool else ""
+    waited = f"waited {took} for its slot{in_pool}" if wait.is_over else f"has waited {took} without a slot"
+    yield f"It came to place {wait.position} of its class's queue, where it was to wait {eta}, and {waited}."
     if wait.took_s < 0.1:
         return
     if wait.paused_s > 0:
         yield f"For {duration(wait.paused_s)} of that an operator or its own reader kept it."
-    company, capacity = wait.company, wait.capacity
     if company.n_slots:
         were = "was" if company.n_slots == 1 else "were"
-        of = f" of the {capacity.slots}" if capacity.slots else ""
+        slots = f"{company.n_slots} of the {capacity.slots} slots" if capacity.slots else count(company.n_slots, "slot")
         pool = f" of pool {capacity.pool}" if capacity.pool else ""
-        yield f"When it came, {company.n_slots}{of} slots{pool} {were} held: {held_by(company)}."
-    yield from _full(facts, wait)
-    if company.n_prompt or company.n_output:
-        yield f"While it waited, others got {work(company)}: {groups(company)}."
-    yield from _weather(wait.weather, "in that time")
+        yield f"When it came, {slots}{pool} {were} held: {held_by(company)}."
+    if full := _full(facts, wait):
+        yield f"Of the wait, {joined(full)}."
+    if got := work(company):
+        yield f"While it waited, others got {got}: {groups(company)}."
+    yield from _weather(wait.weather)
 
 
-def _full(facts: Facts, wait: Wait) -> Iterator[str]:
-    capacity, company = wait.capacity, wait.company
-    request_class = class_at(facts.record, wait.begin_s)
-    parts = []
+def _full(facts: Facts, wait: Wait) -> list[str]:
+    """For how long which limit was reached."""
+    capacity, company, request_class = wait.capacity, wait.company, class_at(facts.record, wait.begin_s)
+    full = []
     if company.slots_full_s > 0:
-        parts.append(f"for {duration(company.slots_full_s)} every slot of the pool was held")
+        full.append(f"for {duration(company.slots_full_s)} every slot of the pool was held")
     if company.class_full_s > 0 and capacity.class_slots != capacity.slots:
-        most = f"{capacity.class_slots} of the pool"
-        parts.append(f"for {duration(company.class_full_s)} class {request_class} held as many as it may ({most})")
+        most = f"class {request_class} held as many as it may ({capacity.class_slots} of the pool)"
+        full.append(f"for {duration(company.class_full_s)} {most}")
     if company.tenant_full_s > 0:
-        most = f"{capacity.tenant_running} at once"
-        parts.append(f"for {duration(company.tenant_full_s)} its tenant ran as many requests as it may ({most})")
-    if parts:
-        yield f"Of the wait, {joined(parts)}."
+        most = f"its tenant ran as many requests as it may ({capacity.tenant_running} at once)"
+        full.append(f"for {duration(company.tenant_full_s)} {most}")
+    return full
 
 
 def _why(facts: Facts, wait: Wait) -> str:
     """What it waited for, as far as that is certain."""
     company, capacity, most_s = wait.company, wait.capacity, MOST * wait.took_s
+    held, slots_of = held_by(company), f"slots of pool {capacity.pool}"
     if wait.paused_s > most_s:
         return f"an operator or its own reader kept it for {duration(wait.paused_s)}"
     if company.slots_full_s > most_s and company.n_slots != capacity.slots:
-        full = f"for {duration(company.slots_full_s)} all {capacity.slots} slots of pool {capacity.pool} were held"
+        full = f"for {duration(company.slots_full_s)} all {capacity.slots} {slots_of} were held"
         return f"{full}, by {holders(company)}"
     if company.slots_full_s > most_s:
-        return f"{company.n_slots} of the {capacity.slots} slots of pool {capacity.pool} were held, {held_by(company)}"
+        return f"{company.n_slots} of the {capacity.slots} {slots_of} were held, {held}"
     if company.class_full_s > most_s and company.n_slots:
         request_class = class_at(facts.record, wait.begin_s)
-        limit = f"class {request_class} held the {capacity.class_slots} slots of pool {capacity.pool} that it may hold"
-        return f"{limit}; in use were {company.n_slots}, {held_by(company)}"
+        limit = f"class {request_class} held the {capacity.class_slots} {slots_of} that it may hold"
+        return f"{limit}; in use were {company.n_slots}, {held}"
     if company.tenant_full_s > most_s:
         return f"its tenant ran as many requests at once as it may ({capacity.tenant_running})"
-    limited = {name: part for name, part in wait.weather.limited.items() if name not in ("none", "idle")}
+    limited = [(part, name) for name, part in wait.weather.limited.items() if name not in ("none", "idle")]
     if limited:
-        name = max(limited, key=lambda known: limited[known])
-        rest = f"; {held_by(company)}" if company.n_slots else ""
-        return f"the server's limit was {LIMITS.get(name, name)} for {share(limited[name])} of that time{rest}"
-    held = f"; slots held when it came: {held_by(company)}" if company.n_slots else ""
-    return f"which limit kept it cannot be told from what is kept{held}"
-
-
-def _prefilling(prefill: Prefill) -> str:
-    rate = f", {prefill.per_s:,.0f} tokens a second" if prefill.per_s is not None else ""
-    cached = f" ({prefill.n_cached:,} more were cached)" if prefill.n_cached else ""
-    beside = f"; the same passes computed {count(prefill.n_beside, 'token')} of others" if prefill.n_beside else ""
-    tokens, chunks = count(prefill.n_computed, "token"), count(prefill.n_chunks, "chunk")
-    stopped = f" (of which it was stopped for {duration(prefill.away_s)})" if prefill.away_s >= 0.001 else ""
-    return f"{tokens} in {chunks}, in {duration(prefill.took_s)}{stopped}{rate}{cached}{beside}"
+        part, name = max(limited, key=lambda known: known[0])
+        limit = f"the server's limit was {LIMITS.get(name, name)} for {share(part)} of that time"
+        return f"{limit}; {held}" if held else limit
+    unknown = "which limit kept it cannot be told from what is kept"
+    return f"{unknown}; slots held when it came: {held}" if held else unknown
 
 
 def _prefill(facts: Facts, prefill: Prefill) -> Iterator[str]:
-    if not prefill.n_computed and not prefill.is_over:
-        ended = facts.record.is_ended
-        yield f"It {'had' if ended else 'has'} its slot, and no chunk of its prompt {'was' if ended else 'has been'} computed."
+    has, been = ("had", "was") if facts.record.is_ended else ("has", "has been")
     if prefill.n_computed:
         yield f"Of its prompt, the engine computed {_prefilling(prefill)}."
         rest_s = prefill.took_s - prefill.away_s - prefill.pass_s
         if rest_s >= max(0.1, 0.1 * prefill.took_s):
-            company = prefill.company
-            others = f" Others got {work(company)} meanwhile." if company.n_prompt or company.n_output else ""
-            yield (
-                f"The passes with its chunks took {duration(prefill.pass_s)}; {duration(rest_s)} passed without one.{others}"
-            )
+            got = work(prefill.company)
+            others = f" Others got {got} meanwhile." if got else ""
+            passes = f"The passes with its chunks took {duration(prefill.pass_s)}"
+            yield f"{passes}; {duration(rest_s)} passed without one.{others}"
+    elif not prefill.is_over:
+        yield f"It {has} its slot, and no chunk of its prompt {been} computed."
     if facts.ttft_s is not None:
         yield f"Its first token came {duration(facts.ttft_s)} after its arrival."
     else:
         yield "No token of it has come." if facts.record.is_ended else "No token of it has come yet."
 
 
+def _prefilling(prefill: Prefill) -> str:
+    tokens, chunks = count(prefill.n_computed, "token"), count(prefill.n_chunks, "chunk")
+    stopped = f" (of which it was stopped for {duration(prefill.away_s)})" if prefill.away_s >= 0.001 else ""
+    rate = f", {prefill.per_s:,.0f} tokens a second" if prefill.per_s is not None else ""
+    cached = f" ({prefill.n_cached:,} more were cached)" if prefill.n_cached else ""
+    beside = f"; the same passes computed {count(prefill.n_beside, 'token')} of others" if prefill.n_beside else ""
+    return f"{tokens} in {chunks}, in {duration(prefill.took_s)}{stopped}{rate}{cached}{beside}"
+
+
 def _decoding(facts: Facts, decode: Decode) -> Iterator[str]:
-    tokens = count(len(facts.record.texts), "token")
+    gap, tokens = decode.gap, count(len(facts.record.texts), "token")
+    half, most = duration(decode.p50_s), duration(decode.p99_s)
     yield (
-        f"{tokens} came, half of them within {duration(decode.p50_s)} of the one before, 99 % within "
-        f"{duration(decode.p99_s)}; the longest gap was {duration(decode.gap.took_s)}, after token {decode.gap.n_before}."
+        f"{tokens} came, half of them within {half} of the one before, 99 % within {most}; "
+        f"the longest gap was {duration(gap.took_s)}, after token {gap.n_before}."
     )
-    if decode.gap.took_s > max(0.1, 3 * decode.p50_s):
-        yield f"In that gap, {_causes(facts, decode.gap)}."
+    if gap.took_s > max(0.1, 3 * decode.p50_s):
+        yield f"In that gap, {_causes(gap)}."
 
 
-def _causes(facts: Facts, gap: Gap) -> str:
-    causes = [
-        f"for {duration(spent_s)} {STATES[state]}"
-        for state, spent_s in sorted(gap.away.items(), key=lambda item: -item[1])
-        if state in STATES
-    ]
+def _causes(gap: Gap) -> str:
+    longest_first = sorted(gap.away.items(), key=lambda item: -item[1])
+    causes = [f"for {duration(spent_s)} {STATES[state]}" for state, spent_s in longest_first]
     if gap.n_again:
         causes.append(f"{count(gap.n_again, 'token')} of its own were computed again")
-    if gap.chunk is not None and gap.chunk.computed is not None:
-        chunk = gap.chunk.computed
-        each = "" if chunk.n_chunks == 1 else " on average"
-        size = count(round(chunk.n_tokens / chunk.n_chunks), "token")
+    if gap.chunk is not None and (chunk := gap.chunk.computed) is not None:
+        size = count(round(chunk.n_tokens / chunk.n_chunks), "token") + (" on average" if chunk.n_chunks > 1 else "")
         taking = f"in a pass of {duration(chunk.pass_s / chunk.n_chunks)}"
-        causes.append(f"a prompt chunk of {size}{each} of {one(gap.chunk)} was computed {taking}")
-    if gap.company.n_prompt or gap.company.n_output:
-        causes.append(f"others got {work(gap.company)} in all")
+        causes.append(f"a prompt chunk of {size} of {one(gap.chunk)} was computed {taking}")
+    if got := work(gap.company):
+        causes.append(f"others got {got} in all")
     if gap.weather.slowest >= SLOW:
         causes.append(f"the engine's passes took up to {gap.weather.slowest:.1f} times as long as predicted")
     if len(gap.weather.levels) > 1:
         causes.append(f"the server's level was {' then '.join(gap.weather.levels)}")
-    return joined(causes) if causes else "nothing that is kept happened to it or to others"
+    return joined(causes) or "nothing that is kept happened to it or to others"
 
 
 def _aways(facts: Facts) -> Iterator[str]:
-    for away in facts.aways[:AWAYS_TOLD]:
+    for away in facts.aways[:AWAYS_MAX]:
         yield _away(facts, away)
-    if len(facts.aways) > AWAYS_TOLD:
-        yield f"It stopped {len(facts.aways) - AWAYS_TOLD} more times."
+    if len(facts.aways) > AWAYS_MAX:
+        yield f"It stopped {len(facts.aways) - AWAYS_MAX} more times."
     for why in facts.downgrades:
-        reason = {
-            "operator": "an operator wanted it",
-            "output": "its class's allowance of output was used up",
-            "time": "its class's allowance of compute was used up",
-        }.get(why, why)
-        yield f"It went on as background work, because {reason}."
+        yield f"It went on as background work, because {DOWNGRADES.get(why, why)}."
     if facts.n_recomputed:
         yield f"{count(facts.n_recomputed, 'token')} of it were computed more than once."
 
@@ -248,24 +264,12 @@ def _away(facts: Facts, away: Away) -> str:
     which = f"Choice {away.choice}" if len(facts.record.choices) > 1 else "It"
     at = duration(away.begin_s - facts.arrived_s)
     for_ = f"for {duration(away.end_s - away.begin_s)}" if away.end_s is not None else "and did not go on"
-    done = {
-        "pause": "was paused by an operator",
-        "stall": "was held, because its reader was behind",
-        "lost": "lost its engine, which died",
-        "swap": "was swapped to host memory",
-        "drop": "had its KV cells given up",
-    }[away.what]
     why = ""
     if away.what in ("swap", "drop"):
-        why = {
-            "operator": ", after an operator had paused it",
-            "reader": ", after its reader had fallen behind",
-            "engine": "",
-            "": LOST_TO.get(away.why, ", so that another request could have its slot"),
-        }[away.kept_by]
-        if away.started:
-            why += f" (at that moment {joined([one(other) for other in away.started[:3]])} got one)"
-    return f"{which} {done} {at} after its arrival, {for_}{why}."
+        why = f", {KEPT_BY.get(away.kept_by) or LOST_TO.get(away.why, LOST_TO_ANOTHER)}"
+    if away.started:
+        why += f" (at that moment {joined([one(other) for other in away.started[:3]])} got one)"
+    return f"{which} {STOPS[away.what]} {at} after its arrival, {for_}{why}."
 
 
 def _cost(facts: Facts) -> Iterator[str]:
@@ -278,20 +282,17 @@ def _cost(facts: Facts) -> Iterator[str]:
 
 def _end(facts: Facts) -> str:
     record = facts.record
-    tokens = count(len(record.texts), "token")
+    lived, tokens = duration(facts.lived_s), count(len(record.texts), "token")
     if not record.is_ended:
-        return f"It is {record.state}, {duration(facts.lived_s)} after its arrival, with {tokens} so far."
-    outcomes = (record.outcome or "").split("+")
-    after = f"after {duration(facts.lived_s)} and {tokens}"
+        return f"It is {record.state}, {lived} after its arrival, with {tokens} so far."
+    outcomes, after = (record.outcome or "").split("+"), f"after {lived} and {tokens}"
     if record.failure is not None and not record.is_open:
         return f"It was refused {after}, with the error {record.failure.code}."
     if outcomes == ["expired"]:
-        limit = duration(record.origin.queue_timeout_ms / 1000)
-        return f"It was given up {after}: it waited longer for a slot than its queue_timeout of {limit}."
-    meanings = [ENDS.get(outcome, f"it ended as {outcome}") for outcome in outcomes]
+        return f"It was given up {after}: {ENDS['expired']} of {duration(record.origin.queue_timeout_ms / 1000)}."
     if outcomes == ["cancelled"] and record.stopped_by == LEFT:
-        meanings = ["its client left"]
-    return f"It ended {after}: {joined(meanings)}."
+        return f"It ended {after}: its client left."
+    return f"It ended {after}: {joined([ENDS.get(outcome, f'it ended as {outcome}') for outcome in outcomes])}."
 
 
 def _unknown(facts: Facts) -> Iterator[str]:
@@ -299,19 +300,87 @@ def _unknown(facts: Facts) -> Iterator[str]:
         yield "Some requests of that time are no longer kept, so there may have been more than is said here."
     if facts.n_left_out:
         yield f"{count(facts.n_left_out, 'request')} more were there that were not looked at, so counts are the least there were."
-    if facts.timeline_cut:
+    if facts.record.is_cut:
         yield "So much happened to it that some of it is not on its timeline."
 
 
-def _weather(weather: Weather, when: str) -> Iterator[str]:
+def _weather(weather: Weather) -> Iterator[str]:
     parts = sorted(((part, name) for name, part in weather.limited.items() if part >= 0.05), reverse=True)
     if parts:
-        yield f"What limited the server {when}: {joined([f'{LIMITS.get(name, name)} {share(p)}' for p, name in parts])}."
+        limits = joined([f"{LIMITS.get(name, name)} {share(part)}" for part, name in parts])
+        yield f"What limited the server in that time: {limits}."
     if weather.slowest >= SLOW:
-        yield f"The engine's passes took up to {weather.slowest:.1f} times as long as predicted {when}."
+        yield f"The engine's passes took up to {weather.slowest:.1f} times as long as predicted in that time."
     if weather.levels and weather.levels != ("normal",):
-        yield f"The server's level {when} was {' then '.join(weather.levels)}."
+        yield f"The server's level in that time was {' then '.join(weather.levels)}."
 
 
-def _about(eta_s: float) -> str:
-    return f"about {duration(eta_s)}" if eta_s > 0 else "no time"
+# --- numbers, and who the others are -------------------------------------------------------------------------------------------
+
+
+def duration(seconds: float) -> str:
+    """As people say it."""
+    if seconds < 0.001:
+        return "under 1 ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+
+
+def share(part: float) -> str:
+    return f"{part:.0%}".replace("%", " %") if part >= 0.01 or part == 0 else "under 1 %"
+
+
+def count(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
+
+
+def joined(parts: Sequence[str]) -> str:
+    """a, b and c; nothing of nothing."""
+    return " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
+
+
+def work(company: Company) -> str:
+    """What the others got; empty if they got nothing."""
+    about = "" if company.is_exact else "about "
+    parts = [about + count(company.n_prompt, "prompt token")] if company.n_prompt else []
+    return joined([*parts, count(company.n_output, "output token")] if company.n_output else parts)
+
+
+def held_by(company: Company) -> str:
+    """Who held slots when the time began; empty if nobody did."""
+    holding = [group for group in company.groups if group.n_slots]
+    return joined([f"{g.n_slots} by {_requests(g, g.n_slots)}{_names(g.holders)}" for g in holding])
+
+
+def holders(company: Company) -> str:
+    """Who held slots at any moment of that time."""
+    return joined([_some(group, group.n_held) for group in company.groups if group.n_held])
+
+
+def groups(company: Company) -> str:
+    """Who was there in that time."""
+    return joined([f"{_some(group, group.n_requests)}{_names(group.ids)}" for group in company.groups])
+
+
+def one(other: Beside) -> str:
+    """One of the others."""
+    return _requests(other, 1) + (f" ({other.response_id})" if other.response_id else "")
+
+
+def _some(group: Group, n: int) -> str:
+    return (f"{n} " if n > 1 else "") + _requests(group, n)
+
+
+def _requests(of: Group | Beside, n: int) -> str:
+    if n == 1:
+        article = "an" if of.request_class == "interactive" else "a"
+        return f"{article} {of.request_class} request of {'the same' if of.own else 'another'} tenant"
+    return f"{of.request_class} requests of {'the same tenant' if of.own else 'other tenants'}"
+
+
+def _names(ids: Sequence[str]) -> str:
+    if not ids:
+        return ""
+    more = f" and {len(ids) - NAMED_MAX} more" if len(ids) > NAMED_MAX else ""
+    return f" ({', '.join(ids[:NAMED_MAX])}{more})"

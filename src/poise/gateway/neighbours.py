@@ -71,10 +71,6 @@ class Company:
     def n_output(self) -> int:
         return sum(group.n_output for group in self.groups)
 
-    @property
-    def n_requests(self) -> int:
-        return sum(group.n_requests for group in self.groups)
-
 
 @dataclass(frozen=True, slots=True)
 class Beside:
