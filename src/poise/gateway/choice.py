@@ -1,21 +1,83 @@
-"""One engine request of an API request, and the text that comes of it."""
+"""One engine request of an API request: how far it has come, and the text that comes of it.
+
+Nothing is shown before the engine has taken every choice, so that a refusal is an ordinary HTTP error:
+
+    stage       the engine says                      what is done                        next stage
+    ASKED       a refusal (`is_refusal`)             REFUSE: the API request fails       TAKEN_BACK
+                anything else                        KEEP it                             TAKEN
+    TAKEN       anything                             KEEP it                             TAKEN
+                (no choice is ASKED any more)        what was kept is written            LIVE
+    LIVE        a Finish                             WRITE it into the record            OVER
+                anything else                        WRITE it into the record            LIVE
+    TAKEN_BACK  a Finish                             SETTLE: what it cost is charged     OVER
+                anything else                        IGNORE it                           TAKEN_BACK
+    OVER        anything                             IGNORE it                           OVER
+
+What is not over is TAKEN_BACK from the engine when a stop string is found, the client leaves, or another choice fails.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from enum import Enum
 
-from poise.gateway.engine_client import RequestEvent, RequestHandle
+from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
 from poise.gateway.record import QUEUED, RUNNING, ChoiceRecord
 from poise.gateway.text.answers import Detokeniser, StopScanner
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry
 from poise.scheduler.request import RequestClass
-from poise.wire.messages import Change, Token
+from poise.wire.messages import Change, Finish, Refused, Token
 
 _STATES = {"pause": "paused", "stall": "paused", "swap": "swapped", "drop": QUEUED, "lost": QUEUED}
 """What a choice is after a change. One whose cells are gone is in the queue again."""
 NOTHING: Sequence[TokenEntry] = ()
+
+
+class Stage(Enum):
+    """How far a choice has come."""
+
+    ASKED = "asked"
+    """The engine has not said a word of it."""
+    TAKEN = "taken"
+    """The engine has it, and not every other one yet."""
+    LIVE = "live"
+    TAKEN_BACK = "taken back"
+    """It has ended here. The engine has been told; its last word may still come."""
+    OVER = "over"
+
+
+class Act(Enum):
+    """What is done with an event of the engine."""
+
+    REFUSE = "refuse"
+    KEEP = "keep"
+    WRITE = "write"
+    SETTLE = "settle"
+    IGNORE = "ignore"
+
+
+def act_on(stage: Stage, event: RequestEvent) -> Act:
+    """What an event means for a choice that has come so far."""
+    match stage:
+        case Stage.ASKED:
+            return Act.REFUSE if is_refusal(event) else Act.KEEP
+        case Stage.TAKEN:
+            return Act.KEEP
+        case Stage.LIVE:
+            return Act.WRITE
+        case Stage.TAKEN_BACK:
+            return Act.SETTLE if type(event) is Finish else Act.IGNORE
+        case Stage.OVER:
+            return Act.IGNORE
+
+
+def is_refusal(event: RequestEvent) -> bool:
+    """Said at first, it means that the request was never begun: it may be sent again."""
+    if type(event) is Finish:
+        return event.reason in (ENGINE_LOST, SERVER_STOPPING, QUARANTINED)
+    return type(event) is Refused
 
 
 class Choice:
@@ -26,6 +88,8 @@ class Choice:
     ) -> None:
         self.record = record
         self.handle = handle
+        self.stage = Stage.ASKED
+        """TAKEN_BACK and OVER exactly where the record has an outcome."""
         self.early: list[RequestEvent] = []
         """What has come before every choice of the request was taken."""
         self.tokens_at_s: float | None = None
@@ -53,7 +117,7 @@ class Choice:
             return (self._scanner.push(text) if self._has_stops else text), NOTHING
         offset = self._n_decoded
         self._n_decoded += len(text)
-        # A token that ends within a character is all told when the character is.
+        # A token that ends within a character is shown as a whole when the character is.
         end = self._n_decoded + self._detokeniser.holds_bytes
         name = self._text.token_name
         top = tuple([(name(other.token), other.logprob) for other in token.top])
@@ -76,7 +140,7 @@ class Choice:
             self.record.state = _STATES.get(change.what, self.record.state)
 
     def _take_entries(self, n_shown: int) -> Sequence[TokenEntry]:
-        """Of the tokens whose text has been shown: a token held back must not be told through its log probability."""
+        """Of the tokens whose text has been shown: a token held back must not be seen through its log probability."""
         self._n_shown += n_shown
         entries = []
         while self._entries and self._entries[0].end <= self._n_shown:

@@ -1,7 +1,8 @@
 """One API request on its way through the engine: token events in, a record out, everything counted, nothing left running.
 
-A `Choice` is one engine request. A `Generation` has all choices of an API request: it submits them and writes what they bring
-into the record, in the moment in which an event is dispatched. No task of its own and none of a client is needed for that.
+A `Choice` is one engine request; its stages, and what an event means in each, are a table at the head of that module. A
+`Generation` has all choices of an API request: it submits them and writes what they bring into the record, in the moment in which
+an event is dispatched. No task of its own and none of a client is needed for that.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 from poise.gateway.bugs import log_bug
-from poise.gateway.choice import NOTHING, Choice
+from poise.gateway.choice import NOTHING, Act, Choice, Stage, act_on
 from poise.gateway.engine_client import (
     ENGINE_LOST,
     QUARANTINED,
@@ -38,9 +40,10 @@ from poise.wire.to_engine import SamplingParams
 log = logging.getLogger(__name__)
 
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
-_TOLD_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
+_NAMED_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
 TOLD_WAIT_US = 500_000
-"""A client whose request will wait at least this long in the queue is told so."""
+"""A client whose request will wait at least this long in the queue hears of it."""
+_LIVE = Stage.LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +65,6 @@ class Generation:
         self._text = text
         self._metrics = metrics
         self._choices: list[Choice] = []
-        self._n_unheard = 0
-        """Choices on which the engine has not said a word."""
 
     def submit(self, requests: Sequence[ChoiceRequest], stop: Sequence[str] = ()) -> None:
         """Hand every choice to the engine. A refusal is the end of the record."""
@@ -79,7 +80,6 @@ class Generation:
         except Exception as bug:
             self._break(bug)
             return
-        self._n_unheard = len(self._choices)
         for made in self._choices:
             made.handle.listen(partial(self._hear, made))
 
@@ -91,13 +91,13 @@ class Generation:
             self._metrics.disconnected(self._record.origin.request_class)
         self._record.stopped_by = why
         outcome = READER_TIMEOUT if why == READER_TIMEOUT else CANCELLED
-        made = {choice.record.index: choice for choice in self._choices}
-        for record in [record for record in self._record.choices if record.outcome is None]:
-            choice = made.get(record.index)
+        for record, choice in zip_longest(self._record.choices, self._choices):
+            if record.outcome is not None:
+                continue
             text, entries = choice.flush() if choice is not None else ("", NOTHING)
             self._record.end_choice(End(len(self._record.texts), record.index, CANCELLED, text, entries), outcome)
             if choice is not None:
-                self._abort(choice)
+                self._take_back(choice)
         self._close(None)
 
     def fail(self, error: ApiError) -> None:
@@ -107,7 +107,7 @@ class Generation:
         for choice in self._choices:
             if choice.record.outcome is None:
                 choice.record.outcome = CANCELLED
-                self._abort(choice)
+                self._take_back(choice)
         self._close(error)
 
     def hold(self, level: str) -> None:
@@ -141,47 +141,49 @@ class Generation:
     def _hear(self, choice: Choice, event: RequestEvent) -> None:
         """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
         try:
-            if choice.record.outcome is not None:
-                self._after_the_end(choice, event)
-            elif self._record.is_open:
-                self._advance(choice, event)
+            if choice.stage is _LIVE:
+                self._write(choice, event)
             else:
-                self._before_all_are_taken(choice, event)
+                self._act(choice, event)
             self._record.notify()
         except Exception as bug:
             self._break(bug, choice)
+
+    def _act(self, choice: Choice, event: RequestEvent) -> None:
+        """What to do with an event of a choice that is not live; see the table in `poise.gateway.choice`."""
+        match act_on(choice.stage, event):
+            case Act.REFUSE:
+                self.fail(self._refusal(event))
+            case Act.KEEP:
+                choice.stage = Stage.TAKEN
+                choice.early.append(event)
+                if not any(other.stage is Stage.ASKED for other in self._choices):
+                    self._open()
+            case Act.SETTLE:
+                self._settle(choice, event)
+
+    def _open(self) -> None:
+        """The engine has taken every choice: what it has said of them goes into the record."""
+        record = self._record
+        record.is_open = True
+        self._metrics.accepted(record.origin.request_class, record.n_prompt)
+        for choice in self._choices:
+            choice.stage = _LIVE
+        for choice in self._choices:
+            early, choice.early = choice.early, []
+            for event in early:
+                if choice.stage is _LIVE:
+                    self._write(choice, event)
 
     def _break(self, bug: Exception, choice: Choice | None = None) -> None:
         """Something unforeseen was raised: the log has what, the client an id to ask for it."""
         error_id = log_bug(log, self._record.origin.request_id, bug)
         if choice is not None and choice.record.outcome is None:
             choice.record.outcome = FinishReason.FAILED.value
-            self._abort(choice)
+            self._take_back(choice)
         self.fail(internal_error(error_id))
 
-    def _before_all_are_taken(self, choice: Choice, event: RequestEvent) -> None:
-        """Nothing is told before the engine has taken every choice, so that a refusal is an ordinary HTTP error."""
-        record = self._record
-        if not choice.early:
-            if type(event) is Refused:
-                self.fail(refused(event, record.origin.request_class, record.origin.prompt_param))
-                return
-            if type(event) is Finish and event.reason in (ENGINE_LOST, SERVER_STOPPING, QUARANTINED):
-                self.fail(self._error(event))
-                return
-            self._n_unheard -= 1
-        choice.early.append(event)
-        if self._n_unheard:
-            return
-        record.is_open = True
-        self._metrics.accepted(record.origin.request_class, record.n_prompt)
-        for other in self._choices:
-            early, other.early = other.early, []
-            for kept in early:
-                if other.record.outcome is None:
-                    self._advance(other, kept)
-
-    def _advance(self, choice: Choice, event: RequestEvent) -> None:
+    def _write(self, choice: Choice, event: RequestEvent) -> None:
         if type(event) is Token:
             self._token(choice, event)
         elif type(event) is Prefill:
@@ -209,7 +211,7 @@ class Generation:
         record.append(choice.record.index, text, entries, now_s)
         if choice.stopped:
             self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, "", NOTHING)
-            self._abort(choice)
+            self._take_back(choice)
             self._close_if_all_ended()
 
     def _accepted(self, choice: Choice, accepted: Accepted) -> None:
@@ -256,10 +258,12 @@ class Generation:
             text, entries = choice.flush()
             reason = FinishReason.STOP.value if choice.stopped else finish.reason
             self._end(choice, reason, finish.reason, text, entries)
+            choice.stage = Stage.OVER
             self._close_if_all_ended()
             return
         # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
-        choice.record.outcome = str(finish.reason) if finish.reason in _TOLD_ENDS else ENGINE_LOST
+        choice.record.outcome = str(finish.reason) if finish.reason in _NAMED_ENDS else ENGINE_LOST
+        choice.stage = Stage.OVER
         self.fail(self._error(finish))
 
     def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
@@ -270,16 +274,18 @@ class Generation:
         self._record.served_us += finish.served_us
         choice.record.n_recomputed = finish.n_recomputed
 
-    def _abort(self, choice: Choice) -> None:
-        choice.aborted_s = time.perf_counter()
+    def _take_back(self, choice: Choice) -> None:
+        """It has its outcome; the engine is to stop computing it. Its last word may come before this returns."""
+        choice.stage, choice.aborted_s = Stage.TAKEN_BACK, time.perf_counter()
         choice.handle.abort()
 
-    def _after_the_end(self, choice: Choice, event: RequestEvent) -> None:
+    def _settle(self, choice: Choice, event: RequestEvent) -> None:
         """The engine's last word on what was taken back from it: now its slot is free."""
-        if type(event) is Finish and choice.aborted_s is not None:
-            self._charge(choice, event)
-            self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
-            choice.aborted_s = None
+        assert type(event) is Finish
+        assert choice.aborted_s is not None
+        self._charge(choice, event)
+        self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
+        choice.stage = Stage.OVER
 
     def _close_if_all_ended(self) -> None:
         if all(choice.outcome is not None for choice in self._record.choices):
@@ -303,8 +309,15 @@ class Generation:
             elapsed_s * 1000,
         )
 
+    def _refusal(self, event: RequestEvent) -> ApiError:
+        """An event that `is_refusal`, as the client sees it."""
+        if type(event) is Finish:
+            return self._error(event)
+        assert type(event) is Refused
+        return refused(event, self._record.origin.request_class, self._record.origin.prompt_param)
+
     def _error(self, finish: Finish) -> ApiError:
-        """A bad end, as the client is told. The engine's own words are for the log: they may name files and the like."""
+        """A bad end, as the client sees it. The engine's own words are for the log: they may name files and the like."""
         origin = self._record.origin
         if finish.reason == FinishReason.FAILED:
             error_id = new_error_id()
