@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poise.gateway.errors import ApiError, invalid_value
-from poise.gateway.pacing import Pacer
+from poise.gateway.pacing import Playout, Wake
 from poise.gateway.record import End, Follower, Moment, Record
 from poise.gateway.segments import Mark, Segmenter
 from poise.gateway.values import TokenEntry, Usage
@@ -22,22 +22,20 @@ from poise.metrics.streams import StreamMetrics
 
 CHUNK_BYTES = 8192
 """A stream is given about that much at once."""
-TOLD_AGAIN = 0.2
-"""A waiting stream is told again when the estimate has moved by more than this share of what it was told last."""
+SENT_AGAIN = 0.2
+"""A waiting stream gets another comment when the estimate has moved by more than this share of the one in the last comment."""
 RUN_TOKENS = 256
 """Most tokens of one event."""
 RUN_LOGPROBS = 16
 """The same, with log probabilities."""
-TICK_S = 0.005
-"""Tokens that are due within one tick go out at its beginning, those of all streams together: a timer for each would cost more
-than the evenness is worth."""
-_UNTOLD = frozenset(("arrived", "queued", "started", "prefill", "first_token", "finished"))
+_UNSENT = frozenset(("arrived", "queued", "started", "prefill", "first_token", "finished"))
+_NOW, _SET_TIMER = Wake.NOW, Wake.SET_TIMER
 _PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Tokens, and ends of choices, that a client has been told."""
+    """Tokens, and ends of choices, that a client has been sent."""
 
     n_tokens: int = 0
     n_ends: int = 0
@@ -54,7 +52,7 @@ def read_place(value: str, param: str, record: Record) -> Place:
         raise invalid_value(param, f"be at most {now}, all that there is so far", value)
     if place.n_ends and record.ends[place.n_ends - 1].n_tokens > place.n_tokens:
         raise invalid_value(param, "be the id of one of the stream's events", value)
-    # Ends before its tokens were told on the way; a client that counts tokens only need not know of them.
+    # Ends before its tokens were sent on the way; a client that counts tokens only need not know of them.
     passed = sum(end.n_tokens < place.n_tokens for end in record.ends)
     return Place(place.n_tokens, max(place.n_ends, passed))
 
@@ -69,53 +67,45 @@ class Reader(Follower):
         super().__init__(record)
         start = place or Place()
         self.is_done = False
-        """Everything was told."""
+        """Everything was sent."""
         self._metrics = metrics
         self._returns = place is not None
         self._cursor = start.n_tokens
         self._n_ends = start.n_ends
         self._opened = _opened_before(record, start)
         self._n_moments = len(record.timeline) if place is not None else 0
-        self._told: tuple[int, int] | None = None
-        """Place in the queue and estimate, in ms, that were told last."""
+        self._sent_place: tuple[int, int] | None = None
+        """Place in the queue and estimate, in ms, that were sent last."""
         self._format: ResponseFormat | None = None
         self._sent_at_s: list[float | None] = [None] * len(record.choices)
         self._segmenters = _segmenters_at(record, start) if record.shape.segments else None
-        self._pacer = Pacer(delay_s, len(record.choices)) if delay_s > 0 else None
-        self._released = len(record.texts) if place is not None else 0
-        """Tokens that are due."""
-        self._due_s: float | None = None
-        """When the next one is, once that is known."""
+        n_free = len(record.texts) if place is not None else 0
+        self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
         self._timer: asyncio.TimerHandle | None = None
-        self._has_news = True
 
     def notify(self) -> None:
         """Wake the stream, or see to it that it wakes when the next token is due."""
-        self._has_news = True
-        if self._timer is not None:
-            return  # everything is told in its order: it is soon enough
-        if self._pacer is not None and self._cursor == self._released < len(self.record.texts):
-            now_s = time.perf_counter()
-            if self._release(now_s) == self._cursor:
-                self._wake_at_due(now_s)
-                return
-        self._wakeup.set()
+        wake = self._playout.news(self._cursor, time.perf_counter())
+        if wake is _NOW:
+            self._wakeup.set()
+        elif wake is _SET_TIMER:
+            self._set_timer()
 
     async def wait(self) -> None:
         """Until there may be something to take."""
-        if self._due_s is not None:
-            if self._timer is None:
-                self._wake_at_due(time.perf_counter())
-        elif self._has_news:
-            return
-        await self._wakeup.wait()
+        wake = self._playout.rest()
+        if wake is _SET_TIMER:
+            self._set_timer()
+        if wake is not _NOW:
+            await self._wakeup.wait()
 
     def take(self) -> bytes:
         """The next events in the record's order, about as much as may be sent at once; nothing if there is nothing now."""
         record, out, size, now_s = self.record, [], 0, time.perf_counter()
-        self._has_news = False
+        playout = self._playout
+        playout.has_news = False
         if record.place is not None and self._is_news(record.place):
-            self._told = record.place
+            self._sent_place = record.place
             out.append(queue_comment(*record.place))
         timeline, ends = record.timeline, record.ends
         while size < CHUNK_BYTES:
@@ -123,7 +113,7 @@ class Reader(Follower):
                 piece = self._moment(timeline[self._n_moments])
             elif self._n_ends < len(ends) and ends[self._n_ends].n_tokens <= self._cursor:
                 piece = self._end(ends[self._n_ends])
-            elif self._cursor < (stop := self._release(now_s)):
+            elif self._cursor < (stop := playout.free(now_s)):
                 piece = self._run(stop, now_s)
             elif record.ended_s is not None and self._cursor == len(record.texts) and not self.is_done:
                 piece = self._close()
@@ -132,7 +122,7 @@ class Reader(Follower):
             out.append(piece)
             size += len(piece)
         else:
-            self._has_news = True
+            playout.has_news = True
         return out[0] if len(out) == 1 else b"".join(out)
 
     def error_event(self, error: ApiError) -> bytes:
@@ -143,35 +133,20 @@ class Reader(Follower):
     def leave(self, *, stuck: bool = False) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self._playout.is_timer_set = None, False
         super().leave(stuck=stuck)
 
-    def _release(self, now_s: float) -> int:
-        """How many tokens may be told now."""
-        n_tokens = len(self.record.texts)
-        if self._pacer is None:
-            return n_tokens
-        while self._released < n_tokens:
-            if self._due_s is None:
-                i = self._released
-                self._due_s = self._pacer.due_s(self.record.owners[i], self.record.arrivals[i])
-            if self._due_s - self._due_s % TICK_S > now_s:
-                break
-            self._due_s = None
-            self._released += 1
-        return self._released
+    def _set_timer(self) -> None:
+        assert self._playout.next_s is not None
+        delay_s = self._playout.next_s - time.perf_counter()
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._ring)
 
-    def _wake_at_due(self, now_s: float) -> None:
-        assert self._due_s is not None
-        delay_s = self._due_s - self._due_s % TICK_S - now_s
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._on_due)
-
-    def _on_due(self) -> None:
-        self._timer = None
+    def _ring(self) -> None:
+        self._timer, self._playout.is_timer_set = None, False
         self._wakeup.set()
 
     def _run(self, stop: int, now_s: float) -> bytes:
-        """The next tokens that belong to one choice, up to `stop` or to whatever else is to be told before."""
+        """The next tokens that belong to one choice, up to `stop` or to whatever else is to be sent before."""
         record, first = self.record, self._cursor
         stop = min(stop, first + (RUN_LOGPROBS if record.wants_logprobs else RUN_TOKENS))
         if self._n_moments < len(record.timeline):
@@ -185,7 +160,7 @@ class Reader(Follower):
         text = record.texts[first] if last == first + 1 else "".join(record.texts[first:last])
         entries: list[TokenEntry] | None = None
         if record.wants_logprobs:
-            entries = [entry for told in record.entries[first:last] for entry in told]
+            entries = [entry for some in record.entries[first:last] for entry in some]
         if not (text or entries):
             return b""
         self._note_delivery(choice, now_s)
@@ -231,9 +206,9 @@ class Reader(Follower):
         return usage + event(at, b"[DONE]")
 
     def _moment(self, moment: Moment) -> bytes:
-        """The comment that tells it, if it is one to be told."""
+        """The comment that says it; empty if none does."""
         self._n_moments += 1
-        if moment.what in _UNTOLD:
+        if moment.what in _UNSENT:
             return b""
         if moment.what == "summarizing":
             return summary_comment(moment.detail["turns"])
@@ -264,10 +239,10 @@ class Reader(Follower):
             self._metrics.delivered(self.record.choices[choice].counts_as, now_s - before_s)
 
     def _is_news(self, place: tuple[int, int]) -> bool:
-        if self._told is None:
+        if self._sent_place is None:
             return True
-        told_position, told_ms = self._told
-        return place[0] != told_position or abs(place[1] - told_ms) > TOLD_AGAIN * told_ms
+        position, eta_ms = self._sent_place
+        return place[0] != position or abs(place[1] - eta_ms) > SENT_AGAIN * eta_ms
 
 
 def _id(n_tokens: int, n_ends: int) -> bytes:
@@ -275,7 +250,7 @@ def _id(n_tokens: int, n_ends: int) -> bytes:
 
 
 def _opened_before(record: Record, place: Place) -> list[bool]:
-    """The choices whose first event lies before a place: an answer's role is told once."""
+    """The choices whose first event lies before a place: an answer's role is sent once."""
     opened = [False] * len(record.choices)
     for i in range(place.n_tokens):
         if record.texts[i] or (record.wants_logprobs and record.entries[i]):
@@ -286,11 +261,11 @@ def _opened_before(record: Record, place: Place) -> list[bool]:
 
 
 def _segmenters_at(record: Record, place: Place) -> list[Segmenter]:
-    """Those of a reader that has told everything up to a place: they know the text before it."""
+    """Those of a reader that has sent everything up to a place: they know the text before it."""
     texts: list[list[str]] = [[] for _ in record.choices]
     for owner, text in zip(record.owners[: place.n_tokens], record.texts, strict=False):
         texts[owner].append(text)
     segmenters = [Segmenter() for _ in record.choices]
-    for segmenter, told in zip(segmenters, texts, strict=True):
-        segmenter.push("".join(told))
+    for segmenter, before in zip(segmenters, texts, strict=True):
+        segmenter.push("".join(before))
     return segmenters
