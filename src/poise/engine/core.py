@@ -16,22 +16,10 @@ from poise.engine.execution import Execution, Live
 from poise.engine.figures import StepTallies
 from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
-from poise.engine.report import Reporter
+from poise.engine.report import Reporter, news_of
 from poise.scheduler.accounts import Account
 from poise.scheduler.plan import StepPlan
-from poise.scheduler.request import (
-    Control,
-    Downgraded,
-    Event,
-    Finished,
-    Hold,
-    Preempted,
-    Rejected,
-    Request,
-    RequestClass,
-    Resumed,
-    Started,
-)
+from poise.scheduler.request import Control, Event, Finished, Hold, Rejected, Request, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
 from poise.wire import to_engine
@@ -270,31 +258,14 @@ class Engine:
     def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:
         """Send everything that the step brought in one message; what the engine asked of itself stays here."""
         tokens = [draw.token for draw in sampled if not draw.ends and draw.token.request_id > 0]
-        told = self.execution.prefills if plan.batches else []
-        prefills = [prefill for prefill in told if prefill.request_id > 0]
+        computed = self.execution.prefills if plan.batches else []
+        prefills = [prefill for prefill in computed if prefill.request_id > 0]
         self.counters.output_tokens += len(tokens)
-        starts: list[wire.Start] = []
-        changes: list[wire.Change] = []
-        finishes: list[wire.Finish] = []
         for event in events:
             if isinstance(event, Finished):
                 self.runner.close(event.request_id)
                 del self._live[event.request_id]
-            if event.request_id < 0:
-                continue
-            match event:
-                case Started():
-                    # Starts are read before changes: what kept it from starting until now is over.
-                    changes = [c for c in changes if c.request_id != event.request_id or c.what == "downgrade"]
-                    starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
-                case Preempted():
-                    changes.append(wire.Change(event.request_id, event.kind.value, event.why or ""))
-                case Resumed():
-                    changes.append(wire.Change(event.request_id, "resume"))
-                case Downgraded():
-                    changes.append(wire.Change(event.request_id, "downgrade", event.why))
-                case Finished():
-                    finishes.append(_finish(event))
+        starts, changes, finishes = news_of(events)
         if starts or changes or prefills or tokens or finishes:
             self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes, prefills))
 
@@ -311,17 +282,3 @@ class Engine:
                 weights_bytes=self.weights_bytes,
             )
         )
-
-
-def _finish(event: Finished) -> wire.Finish:
-    return wire.Finish(
-        event.request_id,
-        event.reason.value,
-        event.n_prompt,
-        event.n_output,
-        event.served_us,
-        event.detail,
-        event.n_cached,
-        event.n_preempted,
-        event.n_recomputed,
-    )

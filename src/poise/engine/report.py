@@ -1,11 +1,15 @@
-"""The engine's levels and counters as one message, from the scheduler's snapshot and the loop's own counts."""
+"""What the engine says of its requests and of itself: the events of a step, and levels and counters in one message."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from poise.engine.ports import Runner
 from poise.scheduler.kv import PoolBooks
+from poise.scheduler.request import Downgraded, Event, Finished, Preempted, Resumed, Started
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Place, Snapshot
+from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire.accounts import Account, Accounts
 from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
@@ -16,6 +20,51 @@ PLACES_PERIOD_NS = 1_000_000_000
 """And the places of queued requests at most this often."""
 TENANTS_MAX = 20
 """Tenants whose cells are told by name."""
+
+News = tuple[list[wire.Start], list[wire.Change], list[wire.Finish]]
+
+
+def news_of(events: Iterable[Event]) -> News:
+    """The scheduler's events of one step, as a Step message has them: starts, changes and finishes, each in their order.
+
+    Who reads a Step reads its starts before its changes. So of a request that starts, only those changes are kept that are still
+    true then: what came after the start, and a downgrade. What kept it from starting until now is over.
+
+    What the engine asked of itself (a negative id) is nobody else's business.
+    """
+    starts: list[wire.Start] = []
+    changes: list[wire.Change] = []
+    finishes: list[wire.Finish] = []
+    for event in events:
+        if event.request_id < 0:
+            continue
+        match event:
+            case Started():
+                starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
+                changes = [c for c in changes if c.request_id != event.request_id or c.what == "downgrade"]
+            case Preempted():
+                changes.append(wire.Change(event.request_id, event.kind.value, event.why or ""))
+            case Resumed():
+                changes.append(wire.Change(event.request_id, "resume"))
+            case Downgraded():
+                changes.append(wire.Change(event.request_id, "downgrade", event.why))
+            case Finished():
+                finishes.append(_finish(event))
+    return starts, changes, finishes
+
+
+def _finish(event: Finished) -> wire.Finish:
+    return wire.Finish(
+        event.request_id,
+        event.reason.value,
+        event.n_prompt,
+        event.n_output,
+        event.served_us,
+        event.detail,
+        event.n_cached,
+        event.n_preempted,
+        event.n_recomputed,
+    )
 
 
 class Reporter:
