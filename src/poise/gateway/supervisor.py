@@ -15,9 +15,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from itertools import count
 
 from poise.config import Settings, engine_settings
-from poise.engine.blackbox import NAMING, BlackBox, BoxReading
+from poise.engine.blackbox import BlackBox, BoxReading
 from poise.gateway.backoff import Backoff
-from poise.gateway.blame import Cause, Death, obituary
+from poise.gateway.blame import Cause, Death
 from poise.gateway.engine_client import (
     ENGINE_LOST,
     EnginePhase,
@@ -28,6 +28,7 @@ from poise.gateway.handover import Handover
 from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.supervision.journal import pages_of_engine
 from poise.gateway.supervision.launch import EngineProcess, Launcher
+from poise.gateway.supervision.life import Life, Turn, phase_after, restart_after
 from poise.gateway.supervision.model_file import ModelFile
 from poise.gateway.supervision.pause import LOOK_EVERY_S, pause
 from poise.gateway.supervision.questions import Questions, unavailable
@@ -45,8 +46,6 @@ from poise.wire.framing import FrameError, encode_frame
 log = logging.getLogger(__name__)
 
 ENGINE_COMMAND = (sys.executable, "-m", "poise.engine.process")
-STABLE_AFTER_S = 5.0
-"""An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
 SHUTDOWN_GRACE_S = 5.0
 TASK, MODEL_TASK = "engine-supervisor", "model-file"
 LOAD_S = 2.0  # what is taken for the time that an engine needs to be ready, until one has been
@@ -74,27 +73,23 @@ class Supervisor:
         self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
         self._questions = Questions(self.state, self._send)
         self._accounts = Accounts(0, [])
-        """As the last engine that told of them left them."""
+        """As the last engine left them that sent them."""
         self._templates: dict[str, list[int]] = {}
         self._shares = (1.0, 1.0)
         self._listeners: list[Callable[[Death], None]] = []
         self._engine: EngineProcess | None = None
         self._watchdog: Watchdog | None = None
-        self._hang = ""
-        """What the watchdog ended the engine for."""
+        self._life = Life(0.0)
+        """Of the present engine, or of the one before while there is none."""
         self._replacing = ""
-        """What the engine was told to end for, so that another one takes its place."""
-        self._last_words: wire.Fatal | None = None
-        """What the engine itself said of its end."""
-        self._began_s = self._ready_s = self._lost_s = 0.0
-        """When the engine was started, was ready, and the one before it was lost; 0: it was not."""
+        """What the engine was asked to end for, so that another one takes its place."""
+        self._lost_s = 0.0
+        """When an engine was lost that has no ready successor yet; 0: there is none."""
         self._load_s = LOAD_S
         self._was_ready = False
         """Whether an engine has ever been."""
         self._weights = ""
         """Those of the last engine that was."""
-        self._is_outdated = False
-        """The engine is ended because its model file was written over."""
         self._task: asyncio.Task[None] | None = None
         self._watching: list[asyncio.Task[None]] = []
         self._changed = asyncio.Event()
@@ -120,7 +115,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the engine: politely, then by signal; at once where none is ready. Live requests get their ENGINE_LOST."""
-        self._set(EnginePhase.STOPPED, detail="the server is stopping")
+        self._turn(Turn.STOP, "the server is stopping")
         for task in self._watching:
             task.cancel()
         if self._task is not None:
@@ -188,11 +183,11 @@ class Supervisor:
     def restart(self, why: str) -> None:
         assert not self.n_live, "requests are live"
         self._replacing = why
-        self._set(EnginePhase.RESTARTING, detail=why)
+        self._turn(Turn.REPLACED, why)
         self._send(to_engine.Shutdown())
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
-        """Tell the engine of these templates: now if it is ready, and each later one when it is."""
+        """Send the engine these templates: now if it is ready, and each later one when it is."""
         self._templates = dict(templates)
         if self.state.phase is EnginePhase.READY:
             self._send_templates()
@@ -223,7 +218,7 @@ class Supervisor:
                 to_engine.Erase(erase_id := next(self._ids), tenant), erase_id
             )
         finally:
-            self._accounts = self._accounts.without(tenant)  # the engine may have told of them meanwhile
+            self._accounts = self._accounts.without(tenant)  # the engine may have sent them meanwhile
         return answer
 
     def journal(self) -> AsyncGenerator[list[str], None]:
@@ -255,17 +250,16 @@ class Supervisor:
         self._launcher.close()
 
     def _note_death(self, death: Death) -> float:
-        """Tell everybody who has to know; returns the time until the next start."""
+        """Everybody who has to know of it does; returns the time until the next start."""
         replaced, self._replacing = self._replacing, ""
         now_s = time.monotonic()
-        stable = bool(self._ready_s) and now_s - self._ready_s > STABLE_AFTER_S
-        delay_s = 0.0 if replaced else self._backoff.after(stable=stable, lasting=death.is_lasting)
+        restart = restart_after(self._life, death, self._backoff, now_s, replaced=bool(replaced))
         self._lost_s = self._lost_s or now_s
         self.state.restarts += 1
         self.state.status = None
-        self.state.retry_after_s = delay_s + self._load_s
-        self._set(EnginePhase.RESTARTING, detail=replaced or death.detail)
-        self._requests.lose(death, hopeless=not self._ready_s and self._backoff.is_longest(delay_s))
+        self.state.retry_after_s = restart.delay_s + self._load_s
+        self._turn(Turn.LOST, replaced or death.detail)
+        self._requests.lose(death, hopeless=restart.is_hopeless)
         self._questions.fail()
         if replaced:
             log.warning("%s: the engine is replaced", replaced)
@@ -274,23 +268,31 @@ class Supervisor:
         log.error(
             "%s; starting it again %s; %d requests wait for it",
             death.detail,
-            f"in {delay_s:.1f} s" if delay_s else "at once",
+            f"in {restart.delay_s:.1f} s" if restart.delay_s else "at once",
             self.n_live,
         )
         for listener in self._listeners:
             listener(death)
-        return delay_s
+        return restart.delay_s
 
     async def _run_one(self) -> Death:
         """Start one engine and read it until it ends."""
-        self._began_s, self._ready_s, self._hang, self._last_words = time.monotonic(), 0.0, "", None
-        self._is_outdated = False
+        self._life = Life(time.monotonic())
         self.model.opened()
         try:
             engine = await self._launcher.launch(self._dispatch)
         except OSError as error:
             return Death(Cause.EXIT, None, f"the engine process cannot be started: {error}")
         self._engine = engine
+        try:
+            await self._read(engine)
+        finally:
+            self._watchdog = self._engine = None
+            code = await engine.end(SHUTDOWN_GRACE_S)
+        return self._life.death(code, _last_record(engine.box))
+
+    async def _read(self, engine: EngineProcess) -> None:
+        """Tell an engine what it is to be, and return when nothing more can be heard of it, for whatever reason."""
         try:
             settings, model = engine_settings(self._settings), self.model
             self._send(to_engine.Configure(settings, model.path, model.fingerprint, self._weights))
@@ -300,18 +302,15 @@ class Supervisor:
         except Exception:
             # Whatever is wrong here, requests must neither wait for ever nor take the supervisor with them.
             log.exception("what the engine said could not be dealt with; it is replaced")
-        finally:
-            self._watchdog = self._engine = None
-            code = await engine.end(SHUTDOWN_GRACE_S)
-        return self._death(code, _last_record(engine.box))
 
     def _watch(self) -> None:
         """End an engine that hangs. Loading is exempt: it takes as long as the disk does."""
-        if self._watchdog is None or self._engine is None or self._hang:
+        life = self._life
+        if self._watchdog is None or self._engine is None or life.hang:
             return
         if (reading := _last_record(self._engine.box)) is not None:
-            self._hang = self._watchdog.look(time.monotonic_ns(), reading)
-        if self._hang:
+            life.hang = self._watchdog.look(time.monotonic_ns(), reading)
+        if life.hang:
             self._engine.kill()
 
     async def _watch_model(self) -> None:
@@ -322,18 +321,9 @@ class Supervisor:
             if self.model.is_changed and not self.state.model_changed:
                 log.error("%s", MODEL_CHANGED)
             self.state.model_changed = self.model.is_changed
-            if self.model.is_overwritten and self._engine is not None and not self._is_outdated:
-                self._is_outdated = True
+            if self.model.is_overwritten and self._engine is not None and not self._life.is_outdated:
+                self._life.is_outdated = True
                 self._engine.kill()
-
-    def _death(self, code: int, reading: BoxReading | None) -> Death:
-        if self._is_outdated:
-            return Death(Cause.EXIT, 0, MODEL_CHANGED, is_permanent=True)  # nobody is to blame
-        cause = Cause.HANG if self._hang else Cause.CRASH if code < 0 else Cause.EXIT
-        hung = f"the engine hung and was ended: {self._hang}" if self._hang else ""
-        words = self._last_words or wire.Fatal("", permanent=False)
-        ids = reading.request_ids if reading is not None and reading.phase in NAMING else ()
-        return Death(cause, code, hung or words.message or obituary(code), ids, words.permanent, words.short_of_memory)
 
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
@@ -353,10 +343,10 @@ class Supervisor:
             case wire.Ready():
                 self._ready(message)
             case wire.Fatal():
-                self._last_words = message
+                self._life.last_words = message
                 # Only a person can mend what an engine has never been ready with. Later, whatever it is may pass.
-                failed = message.permanent and not self._was_ready
-                self._set(EnginePhase.FAILED if failed else EnginePhase.RESTARTING, detail=message.message)
+                for_good = message.permanent and not self._was_ready
+                self._turn(Turn.LAST_WORDS_FOR_GOOD if for_good else Turn.LAST_WORDS, message.message)
             case wire.JournalPage():
                 self._questions.answer(message.read_id, message)
             case wire.Controlled():
@@ -371,15 +361,16 @@ class Supervisor:
         self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"
         if self.state.phase is EnginePhase.STOPPED:
             return
-        self._ready_s, self._was_ready, self._weights = time.monotonic(), True, ready.weights
+        now_s = self._life.ready_s = time.monotonic()
+        self._was_ready, self._weights = True, ready.weights
         self._tasks.worked(TASK)
         # Before anything is sent: what the engine leaves alone counts from the first message on.
         self._watchdog = Watchdog(self._settings.engine.watchdog_s, time.monotonic_ns())
-        self._load_s = self._ready_s - self._began_s
+        self._load_s = now_s - self._life.began_s
         if self._lost_s:
-            self.metrics.ready_again(self._ready_s - self._lost_s)
+            self.metrics.ready_again(now_s - self._lost_s)
             self._lost_s = 0.0
-        self._set(EnginePhase.READY)
+        self._turn(Turn.READY)
         # Before any request: what is sent in order arrives in order.
         self._send(self._accounts)
         self._send_templates()
@@ -387,12 +378,14 @@ class Supervisor:
             self._send(to_engine.Adjust(*self._shares))
         self._requests.hand_over()
 
-    def _set(self, phase: EnginePhase, detail: str = "") -> None:
+    def _turn(self, turn: Turn, detail: str = "") -> None:
+        """The next phase; whoever waits for one looks at it."""
         if self.state.phase is EnginePhase.STOPPED:
-            return  # whatever an engine says or does from then on, no other one is started
-        self.state.phase, self.state.detail = phase, detail
-        if phase is not EnginePhase.READY:
-            self.state.ready = self.state.ready if phase is EnginePhase.STOPPED else None
+            return
+        phase = self.state.phase = phase_after(self.state.phase, turn)
+        self.state.detail = detail
+        if phase not in (EnginePhase.READY, EnginePhase.STOPPED):
+            self.state.ready = None
         self._changed.set()
 
 

@@ -1,0 +1,98 @@
+"""One engine from its start to its end, and what follows: on facts and times that are passed in, without a process or a socket.
+
+    phase         ready    last words           lost         replaced     stop
+    LOADING       READY    RESTARTING, or       RESTARTING   RESTARTING   STOPPED
+    READY         READY    FAILED if another    RESTARTING   RESTARTING   STOPPED
+    RESTARTING    READY    one would end the    RESTARTING   RESTARTING   STOPPED
+    FAILED        READY    same way             RESTARTING   RESTARTING   STOPPED
+    STOPPED       whatever an engine says or does: STOPPED, and no other one is started
+
+In FAILED and STOPPED no engine is started; in every other phase one is running, or is started after a delay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from poise.engine.blackbox import NAMING, BoxReading
+from poise.gateway.backoff import Backoff
+from poise.gateway.blame import Cause, Death, obituary
+from poise.gateway.engine_client import EnginePhase
+from poise.wire.fingerprint import MODEL_CHANGED
+from poise.wire.messages import Fatal
+
+STABLE_AFTER_S = 5.0
+"""An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
+
+
+class Turn(Enum):
+    """What the phase changes with."""
+
+    READY = "ready"
+    LAST_WORDS = "last words"
+    LAST_WORDS_FOR_GOOD = "last words for good"
+    """Another engine would end the same way."""
+    LOST = "lost"
+    REPLACED = "replaced"
+    STOP = "stop"
+
+
+_LEADS_TO = {
+    Turn.READY: EnginePhase.READY,
+    Turn.LAST_WORDS: EnginePhase.RESTARTING,
+    Turn.LAST_WORDS_FOR_GOOD: EnginePhase.FAILED,
+    Turn.LOST: EnginePhase.RESTARTING,
+    Turn.REPLACED: EnginePhase.RESTARTING,
+    Turn.STOP: EnginePhase.STOPPED,
+}
+
+
+def phase_after(phase: EnginePhase, turn: Turn) -> EnginePhase:
+    """The next phase; STOPPED is the last one."""
+    return phase if phase is EnginePhase.STOPPED else _LEADS_TO[turn]
+
+
+@dataclass(slots=True)
+class Life:
+    """What is known of one engine. Times in seconds of one monotonic clock."""
+
+    began_s: float
+    ready_s: float = 0.0
+    """0: it has not been."""
+    hang: str = ""
+    """What the watchdog ended it for."""
+    last_words: Fatal | None = None
+    """What it said of its own end."""
+    is_outdated: bool = False
+    """It was ended because its model file was written over."""
+
+    def is_stable(self, now_s: float) -> bool:
+        return bool(self.ready_s) and now_s - self.ready_s > STABLE_AFTER_S
+
+    def death(self, code: int, reading: BoxReading | None) -> Death:
+        """How it ended: what the gateway ended it for, before what it said, before what its exit code says.
+
+        `reading`: what it left in its black box, which names the requests that it died with; None: nobody is named.
+        """
+        if self.is_outdated:
+            return Death(Cause.EXIT, 0, MODEL_CHANGED, is_permanent=True)  # nobody is to blame
+        cause = Cause.HANG if self.hang else Cause.CRASH if code < 0 else Cause.EXIT
+        hung = f"the engine hung and was ended: {self.hang}" if self.hang else ""
+        words = self.last_words or Fatal("", permanent=False)
+        ids = reading.request_ids if reading is not None and reading.phase in NAMING else ()
+        return Death(cause, code, hung or words.message or obituary(code), ids, words.permanent, words.short_of_memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """When another engine is started. `is_hopeless`: so late, after one that never was ready, that requests give it up."""
+
+    delay_s: float
+    is_hopeless: bool
+
+
+def restart_after(life: Life, death: Death, backoff: Backoff, now_s: float, *, replaced: bool) -> Restart:
+    """What follows a death. An engine that was `replaced` has its successor at once, and the back-off is as it was."""
+    delay_s = 0.0 if replaced else backoff.after(stable=life.is_stable(now_s), lasting=death.is_lasting)
+    return Restart(delay_s, not life.ready_s and backoff.is_longest(delay_s))
