@@ -76,7 +76,7 @@ class Engine:
     _wake_at_ns: int | None = None
     _stopping: bool = False
     _knows_accounts: bool = False
-    """It was told of those of an engine before it: what it says of them from now on is the whole."""
+    """It was sent those of an engine before it: what it says of them from now on is the whole."""
 
     def __post_init__(self) -> None:
         self.execution = Execution(self.runner, self.clock, self._live, self.box)

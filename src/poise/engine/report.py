@@ -19,7 +19,7 @@ STATUS_PERIOD_NS = 200_000_000
 PLACES_PERIOD_NS = 1_000_000_000
 """And the places of queued requests at most this often."""
 TENANTS_MAX = 20
-"""Tenants whose cells are told by name."""
+"""Tenants whose cells are counted by name."""
 
 News = tuple[list[wire.Start], list[wire.Change], list[wire.Finish]]
 

@@ -44,7 +44,7 @@ class Stage(Enum):
     """The engine has it, and not every other one yet."""
     LIVE = "live"
     TAKEN_BACK = "taken back"
-    """It has ended here. The engine has been told; its last word may still come."""
+    """It has ended here, and an abort was sent. The engine's last word may still come."""
     OVER = "over"
 
 

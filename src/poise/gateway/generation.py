@@ -233,13 +233,13 @@ class Generation:
             record.place = first.position, first.eta_us // 1000
 
     def _start(self, choice: Choice, start: Start) -> None:
-        told = choice.record
-        if not told.started:
-            self._metrics.started(told.counts_as, start.wait_us / 1e6, start.n_cached)
-        told.started, told.state, told.place, told.n_cached = True, RUNNING, None, start.n_cached
+        own = choice.record
+        if not own.started:
+            self._metrics.started(own.counts_as, start.wait_us / 1e6, start.n_cached)
+        own.started, own.state, own.place, own.n_cached = True, RUNNING, None, start.n_cached
         self._record.place = None
         self._record.note(
-            "started", told.index, pool=start.pool, cached_tokens=start.n_cached, wait_ms=start.wait_us // 1000
+            "started", own.index, pool=start.pool, cached_tokens=start.n_cached, wait_ms=start.wait_us // 1000
         )
 
     def _change(self, choice: Choice, change: Change) -> None:

@@ -92,7 +92,7 @@ class _Other:
 
 
 class Neighbours:
-    """The other requests, as one request sees them. `sees(record)`: whether an id may be told."""
+    """The other requests, as one request sees them. `sees(record)`: whether its id may be named."""
 
     def __init__(
         self, subject: Record, records: Iterable[Record], sees: Callable[[Record], bool], now_s: float
