@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from poise.metrics.story import RequestStory
 from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, prompt_body, says
 
@@ -30,33 +28,11 @@ async def test_the_story_of_a_request() -> None:
         assert [happened.what for happened in own] == ["queued", "started", "first_token", "finished"]
         assert (choice.n_output, choice.outcome, choice.is_complete, choice.wait_s) == (7, "stop", True, 0.001)
         assert choice.first_s is not None
-        assert choice.segment_s is not None
-        assert story.arrived_s <= own[0].at_s <= choice.first_s <= choice.segment_s <= choice.ended_s
+        assert story.arrived_s <= own[0].at_s <= choice.first_s <= choice.ended_s
         assert choice.ended_s == own[-1].at_s
         assert choice.per_token_s is not None
         assert choice.per_token_s >= 0
     assert [happened.at_s for happened in story.timeline] == sorted(happened.at_s for happened in story.timeline)
-
-
-@pytest.mark.parametrize(
-    ("text", "early"), [("No end", False), ("Yes. And more", True), ("# Title\n\nText", True), ("好。再见", True)]
-)
-async def test_the_first_segment_may_be_read_while_the_rest_comes(text: str, early: bool) -> None:
-    """A sentence or a heading; where there is none before, it is the whole answer."""
-    (story,) = await stories(text, ("/v1/chat/completions", chat_body()))
-    (choice,) = story.choices
-    assert choice.segment_s is not None
-    assert (choice.segment_s < choice.ended_s) == early
-
-
-async def test_a_cut_answer_has_a_first_segment_only_if_it_was_complete() -> None:
-    """Half a sentence is not much to read, and neither is what has no end within hundreds of tokens."""
-    for text, reason, has in (("Half a", "failed", False), ("One. Tw", "failed", True), ("x" * 600, "stop", False)):
-        told: list[RequestStory] = []
-        app = make_app(FakeEngine(says(text, reason)))
-        app.metrics.on_story = told.append
-        await ask(app, "POST", "/v1/chat/completions", chat_body())
-        assert (told[0].choices[0].segment_s is not None) == has
 
 
 async def test_refused_requests_have_no_story() -> None:

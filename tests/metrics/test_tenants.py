@@ -11,7 +11,7 @@ from poise.metrics.tenants import TenantMetrics
 
 
 def story(tenant: str, *, n_prompt: int = 10, n_output: int = 4, outcome: str = "stop") -> RequestStory:
-    choice = ChoiceStory(outcome, n_output, 3, wait_s=1.0, first_s=102.0, last_s=104.0, segment_s=103.0, ended_s=105.0)
+    choice = ChoiceStory(outcome, n_output, 3, wait_s=1.0, first_s=102.0, last_s=104.0, ended_s=105.0)
     return RequestStory("id", "resp", tenant, "interactive", "chat", "", 100.0, n_prompt, [choice], [])
 
 
@@ -34,7 +34,6 @@ def test_a_request_is_counted_with_its_times() -> None:
     for name, total, n in (
         ("queue_wait", 2, 2),
         ("time_to_first_token", 4, 2),
-        ("first_segment", 6, 2),
         ("request_duration", 10, 2),
         ("complete_answer", 5, 1),
     ):

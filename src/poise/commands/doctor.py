@@ -25,7 +25,7 @@ from pathlib import Path
 
 from poise.config import LoadedSettings, ServerSettings, Settings
 from poise.config.paths import audit_dir, cache_dir, keys_file, state_dir
-from poise.gateway.exposure import Exposed, check, key_required, tls_context
+from poise.gateway.exposure import Exposed, check, count_keys, key_required, tls_context
 from poise.gateway.http.files import PER_CONNECTION, RESERVE, connections_max, connections_wanted
 from poise.gateway.keys import PEPPER_NAME, KeyRing, KeysError
 from poise.llama.capacity import problems as capacity_problems
@@ -207,7 +207,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
             "keys", Grade.BAD, str(error), "restore the file and its pepper, or move it away and make new keys"
         )
         return
-    n_keys = len(settings.auth.keys) + sum(not key.admin for key in ring.valid())
+    n_keys = count_keys(settings.auth, ring)
     needed = "every request needs one" if key_required(settings.auth, n_keys) else "callers without one are answered"
     open_door = n_keys and settings.auth.required is False
     remedy = "remove auth.required = false, unless it is meant: keys that exist are then needed" if open_door else ""

@@ -7,6 +7,7 @@ import ssl
 
 from poise.config import ServerSettings, Settings
 from poise.config.serving import AuthSettings
+from poise.gateway.keys import KeyRing
 
 
 class Exposed(Exception):
@@ -31,6 +32,11 @@ def check(settings: Settings, address: str, *, n_keys: int) -> None:
             f"keys and answers would cross the network to {address} in clear: set server.tls_cert and server.tls_key, or, "
             "if something in front speaks TLS, server.allow_plain = true"
         )
+
+
+def count_keys(auth: AuthSettings, ring: KeyRing) -> int:
+    """How many valid keys of tenants there are, in the settings and in the keys file."""
+    return len(auth.keys) + sum(not key.admin for key in ring.valid())
 
 
 def key_required(auth: AuthSettings, n_keys: int) -> bool:

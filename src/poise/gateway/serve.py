@@ -26,7 +26,7 @@ from poise.engine.leash import no_core_dumps
 from poise.gateway.app import create_app
 from poise.gateway.auditing import Audit, open_audit
 from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
-from poise.gateway.exposure import Exposed, check, tls_context
+from poise.gateway.exposure import Exposed, check, count_keys, tls_context
 from poise.gateway.http.files import raise_limit
 from poise.gateway.http.server import HttpServer
 from poise.gateway.keys import KeyRing, KeysError
@@ -282,8 +282,7 @@ def _listen(settings: Settings, keys: KeyRing) -> socket.socket:
     except OSError as error:
         raise _CannotListen(f"cannot listen on {host}: {error.strerror}; set server.host") from error
     try:
-        n_keys = len(settings.auth.keys) + sum(not key.admin for key in keys.valid())
-        check(settings, str(address[0]), n_keys=n_keys)
+        check(settings, str(address[0]), n_keys=count_keys(settings.auth, keys))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)

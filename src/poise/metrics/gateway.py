@@ -103,13 +103,6 @@ class GatewayMetrics:
             "From the arrival of a request to the end of a choice, however it ended.",
             _WAITS_S,
         )
-        self._segment = ClassHistogram(
-            registry,
-            "poise_first_segment_seconds",
-            "From the arrival of a request to the end of its answer's first segment (a sentence, a heading, an item): "
-            "something to read.",
-            _WAITS_S,
-        )
         self._complete = ClassHistogram(
             registry,
             "poise_complete_answer_seconds",
@@ -191,8 +184,6 @@ class GatewayMetrics:
             self._requests.labels(story.request_class, choice.outcome).inc()
             self.lately.ended(story.request_class, choice.outcome)
             self._duration.observe(story.request_class, choice.ended_s - story.arrived_s)
-            if choice.segment_s is not None:
-                self._segment.observe(story.request_class, choice.segment_s - story.arrived_s)
             if choice.is_complete:
                 self._complete.observe(story.request_class, choice.ended_s - story.arrived_s)
                 if choice.per_token_s is not None:

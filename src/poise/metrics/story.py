@@ -33,8 +33,6 @@ class ChoiceStory:
     first_s: float | None
     """When its first token came, and its last."""
     last_s: float | None
-    segment_s: float | None
-    """When its first segment (a sentence, a heading, an item of a list) was complete."""
     ended_s: float
 
     @property

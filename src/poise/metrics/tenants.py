@@ -19,7 +19,6 @@ OTHER = "other"
 TIMES = {
     "queue_wait": "Time in the scheduler's queue, by tenant.",
     "time_to_first_token": "From the arrival of a request to its first token, by tenant.",
-    "first_segment": "From the arrival of a request to the end of its answer's first segment, by tenant.",
     "complete_answer": "From the arrival of a request to the end of an answer that is whole, by tenant.",
     "request_duration": "From the arrival of a request to the end of a choice, however it ended, by tenant.",
 }
@@ -72,7 +71,6 @@ class TenantMetrics:
             tokens["output"] += choice.n_output
             books.time("queue_wait", request_class, choice.wait_s)
             books.time("time_to_first_token", request_class, _since(arrived_s, choice.first_s))
-            books.time("first_segment", request_class, _since(arrived_s, choice.segment_s))
             books.time("request_duration", request_class, choice.ended_s - arrived_s)
             if choice.is_complete:
                 books.time("complete_answer", request_class, choice.ended_s - arrived_s)
