@@ -14,7 +14,9 @@ import pytest
 
 from poise.config import Settings
 from poise.gateway.auditing import Audit
-from poise.metrics.gateway import RECENT_S, GatewayMetrics
+from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.lately import RECENT_S
+from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
 from tests.gateway.fakes import TextHere, ask, chat_body, unpaced
 from tests.gateway.test_given_back import CHAT, World
@@ -35,8 +37,8 @@ class Server(World):
         """What has happened lately is taken for the history, and what was a minute ago is forgotten."""
         self._metrics.lately.take()
         cast(TextHere, self.app._text.jobs).asked.clear()  # the stand-in's own
-        for times in self._metrics.recent_ttft.values():
-            times.summary_ms(time.perf_counter() + 2 * RECENT_S)
+        for name in RequestClass:
+            self._metrics.lately.ttft_ms(name.value, time.perf_counter() + 2 * RECENT_S)
         self.engine.n_prompt.clear()
         self.engine.aborted.clear()
 

@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from poise.gateway.engine_client import EnginePhase
 from poise.gateway.health import HealthBody, StatusBody
-from poise.metrics.gateway import RecentTimes, TokenRates
 from tests.gateway.fakes import MODEL, OPERATOR, FakeEngine, ask, chat_body, make_app, says, status, text_model
 
 
@@ -143,31 +142,7 @@ async def test_two_gateways_in_one_process_count_apart() -> None:
     assert 'poise_output_tokens_total{class="interactive"} 0.0' in (await ask(other, "GET", "/metrics")).body.decode()
 
 
-def test_recent_times_forget() -> None:
-    """Percentiles by nearest rank over the last minute."""
-    recent = RecentTimes(60.0)
-    for i in range(1, 101):
-        recent.add(0.0, i / 1000)
-    assert recent.summary_ms(60.0) == {"p50": 50.0, "p95": 95.0, "count": 100}
-    recent.add(30.0, 0.007)
-    assert recent.summary_ms(61.0) == {"p50": 7.0, "p95": 7.0, "count": 1}
-    assert recent.summary_ms(91.0) == {"p50": None, "p95": None, "count": 0}
-
-
-def test_token_rates() -> None:
-    """Over the last seconds; a new engine starts from nothing."""
-    rates = TokenRates(5.0)
-    assert rates.per_second() == (0.0, 0.0)
-    for second in range(11):
-        rates.sample(float(second), 100 * second, 10 * second * second)
-    assert rates.per_second() == (100.0, 150.0)
-    rates.sample(11.0, 5, 0)
-    assert rates.per_second() == (0.0, 0.0)
-    rates.sample(12.0, 25, 3)
-    assert rates.per_second() == (20.0, 3.0)
-
-
-async def test_the_lifespan_runs_the_callers_and_samples_the_rates() -> None:
+async def test_the_lifespan_runs_the_callers() -> None:
     """What the caller starts is stopped after the gateway's own."""
     seen: list[str] = []
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from poise.metrics.lately import Lately
+from poise.metrics.lately import Lately, Times
 from poise.metrics.sample import Sampler, Scene, quantile
 from poise.wire.figures import Bottleneck, Distribution, StepFigures, Totals
 from poise.wire.status import Status
@@ -162,7 +162,7 @@ def test_what_the_gateway_noted_is_told_once() -> None:
     lately, sampler = Lately(), Sampler()
     for ms in range(1, 101):
         lately.next_token("interactive", ms / 1000)
-    lately.first_token("interactive", 0.25)
+    lately.first_token("interactive", 0.25, 0.0)
     lately.ended("background", "stop")
     lately.refused("background", "queue_full")
     lately.refused("interactive", "queue_full")
@@ -178,6 +178,37 @@ def test_what_the_gateway_noted_is_told_once() -> None:
     after = sampler.sample(scene(status(), lately), 1.0, 2 * S)
     assert (after["classes"]["interactive"]["itl_ms"], after["refused"]) == (None, {})
     assert after["classes"]["background"]["finished"] == {}
+
+
+def test_times_to_first_tokens_are_kept_for_a_minute() -> None:
+    """Percentiles by nearest rank, whatever samples are taken meanwhile; of those, each has what came since the one before."""
+    lately = Lately()
+    for i in range(1, 101):
+        lately.first_token("interactive", i / 1000, 0.0)
+    assert lately.ttft_ms("interactive", 60.0) == {"p50": 50.0, "p95": 95.0, "count": 100}
+    assert lately.take()[0]["interactive"].n_tokens == 100
+    lately.first_token("interactive", 0.007, 30.0)
+    assert lately.ttft_ms("interactive", 61.0) == {"p50": 7.0, "p95": 7.0, "count": 1}
+    taken = lately.take()[0]["interactive"]
+    assert (taken.n_tokens, taken.ttft) == (1, Times([0.007]))
+    assert lately.take()[0]["interactive"].ttft is None
+    assert lately.ttft_ms("interactive", 91.0) == {"p50": None, "p95": None, "count": 0}
+
+
+def test_the_rate_of_tokens_is_that_of_the_last_samples() -> None:
+    """Each counts by its time; a new engine starts from nothing, and one that says nothing computes nothing."""
+    sampler = Sampler()
+    assert sampler.tokens_per_s == (0.0, 0.0)
+    for second in range(11):
+        n = second + 1
+        sampler.sample(scene(told(prompt_tokens=100 * n, output_tokens=10 * n * n)), 1.0, n * S)
+    assert sampler.tokens_per_s == (100.0, 170.0)
+    sampler.sample(scene(told(prompt_tokens=1200, output_tokens=1210)), 5.0, 16 * S)
+    assert sampler.tokens_per_s == (round(500 / 9, 1), round((10 * (121 - 49)) / 9, 1))
+    sampler.sample(scene(told(prompt_tokens=20, output_tokens=3), restarts=1), 2.0, 18 * S)
+    assert sampler.tokens_per_s == (10.0, 1.5)
+    sampler.sample(scene(None, restarts=1), 2.0, 20 * S)
+    assert sampler.tokens_per_s == (0.0, 0.0)
 
 
 def test_a_quantile_is_estimated_within_its_bucket() -> None:

@@ -238,6 +238,11 @@ GROWING = (
     ),
     Growing("gateway.supervision.launch:Launcher", "descriptors kept for a start", "a few"),
     Growing("gateway.tasks.account:TaskAccount", "failures of a task", "a few times"),
+    Growing(
+        "gateway.tasks.pulse:Pulse",
+        "looks, and how long one that failed is left out",
+        "one for each that the code starts",
+    ),
     Growing("gateway.tasks.tasks:Tasks", "long-lived tasks", "one for each that the code starts"),
     Growing("gateway.templates:Templates", "tokens of declared templates", "the configuration's"),
     Growing("gateway.keys:KeyRing", "hashes of keys", "the keys file's"),
@@ -253,13 +258,15 @@ GROWING = (
     Growing(
         "gateway.text.workers:TextWorkers", "text workers, and how the last ones ended", "`text.workers`; a few ends"
     ),
-    Growing("metrics.gateway:RecentTimes", "times to first tokens of a minute", "4,096 of each class, 110 bytes each"),
-    Growing("metrics.gateway:TokenRates", "counts of tokens", "some seconds of `/status`"),
-    Growing("metrics.lately:Lately", "what happened within a second", "65,536 times of each kind and class"),
+    Growing(
+        "metrics.lately:Lately",
+        "what happened within a second, and times to first tokens of a minute",
+        "65,536 gaps and 4,096 times to first tokens of each class, 110 bytes each",
+    ),
     Growing(
         "metrics.tenants:TenantMetrics", "counts by tenant", "`metrics.tenants_max`, by class, outcome and error code"
     ),
     Growing("metrics.engine:_Least", "highest totals of engines", "one for each series"),
-    Growing("metrics.sample:Sampler", "times of what limits", "one for each limit"),
+    Growing("metrics.sample:Sampler", "times of what limits, and counts of tokens", "one for each limit; five seconds"),
     Growing("audit.log:AuditLog", "entries on their way to the disk", "11,000, and 64 MiB of content, twice"),
 )

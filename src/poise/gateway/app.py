@@ -34,7 +34,7 @@ from poise.gateway.explanations import Explainer
 from poise.gateway.guard import GuardMiddleware
 from poise.gateway.health import Health, add_health
 from poise.gateway.heap import TRIM_EVERY_S, give_back
-from poise.gateway.history import PERIOD_S, History
+from poise.gateway.history import History
 from poise.gateway.host import free_bytes
 from poise.gateway.http.failures import api_error, http_error
 from poise.gateway.http.middleware import RequestMiddleware
@@ -42,11 +42,12 @@ from poise.gateway.intake import Intake
 from poise.gateway.keys import KeyRing
 from poise.gateway.lookout import Lookout
 from poise.gateway.pages import PAGE_DIR, add_pages
-from poise.gateway.records import PURGE_EVERY_S, Records
+from poise.gateway.records import Records
 from poise.gateway.requests import Requests, add_requests
 from poise.gateway.supervision.reading import read_engine
 from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.lifespan import Lifespan, beside
+from poise.gateway.tasks.pulse import Pulse
 from poise.gateway.templates import Templates
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenancy.strangers import Strangers
@@ -54,8 +55,6 @@ from poise.gateway.tenants import Tenants
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.recovery import RecoveryMetrics
-
-LOOK_EVERY_S = 1.0
 
 
 class Gateway:
@@ -131,22 +130,26 @@ def create_app(
     if keys is not None:
         keys.on_change = audit.keys_changed
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
-    health = Health(engine, text, tenants, metrics, degradation, lookout, tasks, model_name)
     history = History(engine, metrics, degradation)
+    health = Health(
+        engine, text, tenants, metrics, degradation, lookout, tasks, model_name, rates=lambda: history.tokens_per_s
+    )
     templates = Templates(settings.templates)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(settings, engine, text, tenants, templates, metrics, records, degradation.check, model_name)
     erasure = Erasure([engine_eraser(engine), records_eraser(records), metrics_eraser(metrics), audit.erase])
-    looks = {
-        "levels": (LOOK_EVERY_S, degradation.look),
-        "findings": (LOOK_EVERY_S, lookout.look),
-        "rates": (LOOK_EVERY_S, health.sample_rates),
-        "history": (PERIOD_S, history.sample),
-        "records": (PURGE_EVERY_S, records.purge),
-        "strangers": (LOOK_EVERY_S, audit.strangers.look),
-        "heap": (TRIM_EVERY_S, give_back),
-    }
-    app = _empty(beside(tasks, looks, lifespan), audit.strangers)
+    pulse = Pulse(
+        tasks,
+        {
+            "levels": degradation.look,
+            "findings": lookout.look,
+            "history": history.sample,  # behind the levels: each sample says at which one the server is
+            "records": records.purge,
+            "strangers": audit.strangers.look,
+        },
+    )
+    rarely = {"heap": (TRIM_EVERY_S, give_back)}
+    app = _empty(beside(tasks, pulse, rarely, lifespan), audit.strangers)
     app.add_middleware(GuardMiddleware, server=settings.server)
     app.add_middleware(RequestMiddleware, server=settings.server, account_of=tenants.account_of, metrics=metrics)
     add_generation(app, Generation(settings, intake, metrics.streams, audit), intake.model_names)

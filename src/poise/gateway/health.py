@@ -6,6 +6,7 @@ Everything is answered from snapshots that are in the gateway already: looking c
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -27,7 +28,8 @@ from poise.gateway.schemas import Closed
 from poise.gateway.tasks import Tasks
 from poise.gateway.tenants import Tenants
 from poise.gateway.text.tokens import TextSlot
-from poise.metrics.gateway import GatewayMetrics, TokenRates
+from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.sample import TokensPerSecond
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
 from poise.wire.status import PoolStatus, Status, StoreStatus
@@ -195,6 +197,8 @@ class Health:
         lookout: Lookout,
         tasks: Tasks,
         model_name: str,
+        *,
+        rates: Callable[[], TokensPerSecond],
     ) -> None:
         self._engine = engine
         self._text = text
@@ -204,7 +208,7 @@ class Health:
         self._lookout = lookout
         self._tasks = tasks
         self._model_name = model_name
-        self._rates = TokenRates()
+        self._rates = rates
         self._started_s = time.monotonic()
 
     async def health(self, request: Request) -> Response:
@@ -233,7 +237,6 @@ class Health:
         self._tenants.check_status(credentials_of(request))
         state, figures = self._engine.state, self._engine.state.status
         is_admin = self._tenants.is_admin(credentials_of(request))
-        prompt, output = self._rates.per_second()
         body = {
             "phase": state.phase.value,
             "model": self._model_name,
@@ -249,7 +252,7 @@ class Health:
             "pools": _pools(state.ready.pools if state.ready else [], figures, tenants_shown=is_admin),
             "store": _store(figures.store) if figures and figures.store else None,
             "totals": structs.asdict(figures.totals) if figures else None,
-            "tokens_per_s": {"prompt": round(prompt, 1), "output": round(output, 1)},
+            "tokens_per_s": self._rates()._asdict(),
             "engine_rss_bytes": figures.rss_bytes if figures else None,
             "engine_unaccounted_bytes": figures.unaccounted_bytes if figures else None,
             "bottleneck": figures.bottleneck.limit if figures else None,
@@ -264,12 +267,6 @@ class Health:
         self._tenants.check_status(credentials_of(request))
         text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(credentials_of(request)))
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    def sample_rates(self) -> None:
-        """The engine's token counters at this moment, for the rates in /status."""
-        status = self._engine.state.status
-        if status is not None:
-            self._rates.sample(time.monotonic(), status.prompt_tokens, status.output_tokens)
 
     def _detail(self, request: Request) -> str:
         state = self._engine.state
@@ -308,7 +305,7 @@ class Health:
                 "swapped": figures.swapped if figures else 0,
                 "wait_estimate_ms": figures.wait_estimate_us // 1000 if figures else None,
                 "wait_error": figures.wait_error if figures else None,
-                "ttft_ms": self._metrics.recent_ttft[name.value].summary_ms(now_s),
+                "ttft_ms": self._metrics.lately.ttft_ms(name.value, now_s),
             }
         return classes
 

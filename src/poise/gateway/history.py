@@ -17,10 +17,10 @@ import msgspec
 from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.host import own_rss_bytes
+from poise.gateway.tasks.pulse import PERIOD_S
 from poise.metrics.gateway import GatewayMetrics
-from poise.metrics.sample import Sampler, Scene
+from poise.metrics.sample import Sampler, Scene, TokensPerSecond
 
-PERIOD_S = 1.0
 SAMPLES_MAX = 600
 _ELAPSED_S_MIN = 0.001
 
@@ -81,6 +81,11 @@ class History:
         self._samples.append(msgspec.json.encode(at | figures))
         self._next += 1
         self._then_ns = now_ns
+
+    @property
+    def tokens_per_s(self) -> TokensPerSecond:
+        """Of the last few samples."""
+        return self._sampler.tokens_per_s
 
     def between(self, begin_at: float, end_at: float) -> list[Glimpse]:
         """Of each sample of some span of time (Unix seconds), the oldest first."""

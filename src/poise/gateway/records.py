@@ -14,7 +14,6 @@ from itertools import islice
 from poise.config import ResultsSettings
 from poise.gateway.record import Record
 
-PURGE_EVERY_S = 1.0
 ERASURES_MAX = 100
 
 

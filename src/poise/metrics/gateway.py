@@ -1,4 +1,4 @@
-"""What the gateway counts of its requests, as /metrics shows it, and the recent figures that /status shows.
+"""What the gateway counts of its requests, as /metrics shows it.
 
 The gateway reports what it sees of its requests here; the engine's own counters and levels are read from its last status
 message at the time of a scrape. Tenants have a registry of their own, because who is here is for operators only; how many of
@@ -7,10 +7,8 @@ them are told apart is bounded, as every label is. Names are those of OpenTeleme
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from itertools import product
-from math import ceil
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
@@ -37,10 +35,6 @@ _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 TENANTS_MAX = 20
 
-RECENT_S = 60.0
-RATE_S = 5.0
-_RECENT_MAX = 4096
-
 
 class GatewayMetrics:
     """The metrics of one gateway, in a registry of its own. Times are seconds of one monotonic clock, passed in."""
@@ -65,7 +59,6 @@ class GatewayMetrics:
         """HTTP requests being answered."""
         open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
         open_requests.set_function(lambda: self.n_open)
-        self.recent_ttft = {name.value: RecentTimes(RECENT_S) for name in RequestClass}
         self.lately = Lately()
         self.streams = StreamMetrics(registry)
         self.audit = AuditMetrics(registry)
@@ -167,8 +160,7 @@ class GatewayMetrics:
     def first_tokens(self, request_class: str, n_tokens: int, ttft_s: float, now_s: float) -> None:
         self._ttft.observe(request_class, ttft_s)
         self._output_tokens.add(request_class, n_tokens)
-        self.recent_ttft[request_class].add(now_s, ttft_s)
-        self.lately.first_token(request_class, ttft_s)
+        self.lately.first_token(request_class, ttft_s, now_s)
 
     def more_tokens(self, request_class: str, n_tokens: int, gap_s: float) -> None:
         self._gap.observe(request_class, gap_s)
@@ -208,54 +200,3 @@ class GatewayMetrics:
 
     def disconnected(self, request_class: str) -> None:
         self._disconnects.add(request_class, 1)
-
-
-class RecentTimes:
-    """Durations of the last `horizon_s` seconds, the newest few thousand at most."""
-
-    def __init__(self, horizon_s: float) -> None:
-        self._horizon_s = horizon_s
-        self._times: deque[tuple[float, float]] = deque(maxlen=_RECENT_MAX)
-
-    def add(self, now_s: float, duration_s: float) -> None:
-        self._times.append((now_s, duration_s))
-
-    def summary_ms(self, now_s: float) -> dict[str, float | int | None]:
-        """Median and 95th percentile by nearest rank (None without any), and how many there are."""
-        while self._times and self._times[0][0] < now_s - self._horizon_s:
-            self._times.popleft()
-        values = sorted(duration for _, duration in self._times)
-        return {"p50": _rank_ms(values, 0.50), "p95": _rank_ms(values, 0.95), "count": len(values)}
-
-
-class TokenRates:
-    """Tokens per second over the last few seconds, from a counter pair that is read now and then."""
-
-    def __init__(self, horizon_s: float = RATE_S) -> None:
-        self._horizon_s = horizon_s
-        self._samples: deque[tuple[float, int, int]] = deque()
-
-    def sample(self, now_s: float, prompt_tokens: int, output_tokens: int) -> None:
-        """Note the counters. Counters that went back are those of a new engine: what was noted before is forgotten."""
-        last = self._samples[-1] if self._samples else None
-        if last is not None and (prompt_tokens < last[1] or output_tokens < last[2]):
-            self._samples.clear()
-        self._samples.append((now_s, prompt_tokens, output_tokens))
-        # One sample from before the horizon is kept: it is the one to count from.
-        while len(self._samples) > 1 and self._samples[1][0] <= now_s - self._horizon_s:
-            self._samples.popleft()
-
-    def per_second(self) -> tuple[float, float]:
-        """Of prompt and output, between the oldest and the newest sample."""
-        if len(self._samples) < 2:
-            return 0.0, 0.0
-        (then_s, prompt_then, output_then), (now_s, prompt_now, output_now) = self._samples[0], self._samples[-1]
-        elapsed_s = now_s - then_s
-        if elapsed_s <= 0:
-            return 0.0, 0.0
-        return (prompt_now - prompt_then) / elapsed_s, (output_now - output_then) / elapsed_s
-
-
-def _rank_ms(values: list[float], share: float) -> float | None:
-    """The smallest value that at least `share` of the sorted values do not exceed."""
-    return round(values[ceil(share * len(values)) - 1] * 1000, 3) if values else None

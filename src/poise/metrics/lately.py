@@ -1,16 +1,19 @@
-"""What has happened since it was last asked: one append for each token, made into figures once a second for the history."""
+"""What has happened lately: one append for each token, made into figures once a second, and for /status when it is asked for."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from math import ceil
 
 from poise.scheduler.request import RequestClass
 
-_TIMES_MAX = 65_536
-"""Of a class in one second. It bounds what is kept where nobody asks."""
+RECENT_S = 60.0
+"""For how long times to first tokens are kept."""
+_TTFT_MAX, _ITL_MAX = 4096, 65_536
+"""Of a class: in so many seconds, and in one. They bound what is kept where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +24,12 @@ class Times:
 
     def as_json(self, *shares: int) -> dict[str, float | int]:
         """How many there are, the percentiles `shares` by nearest rank, and the greatest; in milliseconds."""
-        ranks = {f"p{share}": _ms(self.seconds[ceil(share * len(self.seconds) / 100) - 1]) for share in shares}
-        return {"count": len(self.seconds), **ranks, "max": _ms(self.seconds[-1])}
+        ranks = {f"p{share}": self.ms(share) for share in shares}
+        return {"count": len(self.seconds), **ranks, "max": self.ms(100)}
+
+    def ms(self, share: int) -> float:
+        """The smallest time that at least `share` percent of all do not exceed."""
+        return round(self.seconds[ceil(share * len(self.seconds) / 100) - 1] * 1000, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +47,28 @@ class ClassEvents:
 
 @dataclass(slots=True)
 class _Counts:
-    ttft_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES_MAX))
-    itl_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES_MAX))
+    """Since the last sample."""
+
+    n_first: int = 0
+    itl_s: deque[float] = field(default_factory=lambda: deque(maxlen=_ITL_MAX))
     finished: dict[str, int] = field(default_factory=dict)
     refused: dict[str, int] = field(default_factory=dict)
 
 
 class Lately:
-    """Written as things happen, and emptied by `take`."""
+    """Written as things happen. `take` empties it, but for the times to first tokens of the last minute."""
 
     def __init__(self) -> None:
         self._classes = {name.value: _Counts() for name in RequestClass}
+        self._ttft: dict[str, deque[tuple[float, float]]] = {
+            name.value: deque(maxlen=_TTFT_MAX) for name in RequestClass
+        }
+        """When the token came, and how long that took, in s."""
         self._unclassed: dict[str, int] = {}
 
-    def first_token(self, request_class: str, ttft_s: float) -> None:
-        self._classes[request_class].ttft_s.append(ttft_s)
+    def first_token(self, request_class: str, ttft_s: float, now_s: float) -> None:
+        self._classes[request_class].n_first += 1
+        self._ttft[request_class].append((now_s, ttft_s))
 
     def next_token(self, request_class: str, gap_s: float) -> None:
         self._classes[request_class].itl_s.append(gap_s)
@@ -72,18 +86,29 @@ class Lately:
         """By class, and the refused ones of no class, since the last call."""
         taken, self._classes = self._classes, {name.value: _Counts() for name in RequestClass}
         unclassed, self._unclassed = self._unclassed, {}
-        return {name: _events(counts) for name, counts in taken.items()}, unclassed
+        return {name: self._events(name, counts) for name, counts in taken.items()}, unclassed
 
+    def ttft_ms(self, request_class: str, now_s: float) -> dict[str, float | int | None]:
+        """Times to first tokens of the last minute: median and 95th percentile (None without any), and how many there are."""
+        kept = self._ttft[request_class]
+        while kept and kept[0][0] < now_s - RECENT_S:
+            kept.popleft()
+        times = _times(ttft_s for _, ttft_s in kept)
+        if times is None:
+            return {"p50": None, "p95": None, "count": 0}
+        return {"p50": times.ms(50), "p95": times.ms(95), "count": len(times.seconds)}
 
-def _events(counts: _Counts) -> ClassEvents:
-    n_tokens = len(counts.ttft_s) + len(counts.itl_s)
-    return ClassEvents(n_tokens, _times(counts.ttft_s), _times(counts.itl_s), counts.finished, counts.refused)
+    def _events(self, request_class: str, counts: _Counts) -> ClassEvents:
+        newest = islice(reversed(self._ttft[request_class]), counts.n_first)
+        return ClassEvents(
+            counts.n_first + len(counts.itl_s),
+            _times(ttft_s for _, ttft_s in newest),
+            _times(counts.itl_s),
+            counts.finished,
+            counts.refused,
+        )
 
 
 def _times(seconds: Iterable[float]) -> Times | None:
     known = sorted(seconds)
     return Times(known) if known else None
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)

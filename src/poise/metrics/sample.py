@@ -5,15 +5,18 @@ The counters begin again with every engine; those of a new one are counted from 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from poise.metrics.lately import ClassEvents
 from poise.scheduler.request import RequestClass
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
 from poise.wire.status import ClassStatus, PoolStatus, Status
 
+RATE_SAMPLES = 5
+"""Samples whose mean is the present rate of tokens."""
 _NO_CLASS = ClassStatus(0, 0, 0)
 _NOTHING = Status(0, {}, [], 0, 0, 0, 0)
 
@@ -38,6 +41,13 @@ class Scene:
     """Refused requests of no class, by error code."""
 
 
+class TokensPerSecond(NamedTuple):
+    """That an engine computed."""
+
+    prompt: float = 0.0
+    output: float = 0.0
+
+
 class Sampler:
     """Makes samples, each of the time since the one before."""
 
@@ -46,17 +56,32 @@ class Sampler:
         self._restarts = 0
         self._n_timeouts = 0
         self._limited: dict[str, float] = {}
+        self._computed: deque[tuple[float, int, int]] = deque(maxlen=RATE_SAMPLES)
+        """Of each of the last samples: its seconds, and the tokens of prompts and of output."""
+
+    @property
+    def tokens_per_s(self) -> TokensPerSecond:
+        """Over the last few samples."""
+        elapsed_s = sum(seconds for seconds, _, _ in self._computed)
+        if not elapsed_s:
+            return TokensPerSecond()
+        n_prompt, n_output = (sum(each[i] for each in self._computed) for i in (1, 2))
+        return TokensPerSecond(round(n_prompt / elapsed_s, 1), round(n_output / elapsed_s, 1))
 
     def sample(self, scene: Scene, elapsed_s: float, now_ns: int) -> dict[str, Any]:
         """`elapsed_s` since the last one, above 0; `now_ns` is of the engine's clock, the system's monotonic one."""
         status = scene.status or _NOTHING
         if scene.restarts != self._restarts or status.step < self._before.step:
             self._before, self._limited, self._restarts = _NOTHING, {}, scene.restarts
-        before = self._before
-        if scene.status is not None:
+            self._computed.clear()
+        before, told = self._before, scene.status is not None
+        n_prompt = n_output = 0
+        if told:
+            n_prompt = max(0, status.prompt_tokens - before.prompt_tokens)
+            n_output = max(0, status.output_tokens - before.output_tokens)
             self._before = status
+        self._computed.append((elapsed_s, n_prompt, n_output))
         n_timeouts, self._n_timeouts = scene.n_timeouts - self._n_timeouts, scene.n_timeouts
-        told = scene.status is not None
         return {
             "phase": scene.phase,
             "level": scene.level,
@@ -74,7 +99,7 @@ class Sampler:
                 for name in RequestClass
             },
             "refused": _all_refused(scene),
-            "prompt_tokens_per_s": _rate(status.prompt_tokens, before.prompt_tokens, elapsed_s) if told else 0.0,
+            "prompt_tokens_per_s": round(n_prompt / elapsed_s, 1),
             "output_tokens_per_s": round(sum(events.n_tokens for events in scene.classes.values()) / elapsed_s, 1),
             "steps": _steps(status.steps, before.steps, elapsed_s) if told else None,
             "pools": [_pool(pool) for pool in status.pools],
@@ -201,7 +226,3 @@ def quantile(distribution: Distribution, share: float) -> float:
 
 def _mean(distribution: Distribution, n: int) -> float:
     return round(distribution.total / n, 2)
-
-
-def _rate(now: int, before: int, elapsed_s: float) -> float:
-    return round(max(0, now - before) / elapsed_s, 1)

@@ -65,7 +65,7 @@ class TaskAccount:
 
     def failed(self, error: BaseException, now_s: float) -> float | None:
         """Note a failure; returns the seconds until it goes on, or None if it cannot go on."""
-        if now_s - self._began_s >= STABLE_S:
+        if now_s - max(self._began_s, self.failed_s or self._began_s) >= STABLE_S:
             self.worked(now_s)
         self.n_failures += 1
         self._in_a_row += 1

@@ -1,4 +1,4 @@
-"""What looks at the server as long as there is an application: begun with it, ended with it."""
+"""What lives as long as there is an application: the caller's own, and the pulse beside it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
 
+from poise.gateway.tasks.pulse import Pulse
 from poise.gateway.tasks.tasks import Tasks
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
-def beside(tasks: Tasks, looks: Mapping[str, tuple[float, Callable[[], None]]], inner: Lifespan | None) -> Lifespan:
-    """Each look is done beside the requests, so many seconds apart; `inner` is entered first and left first."""
+def beside(
+    tasks: Tasks, pulse: Pulse, rarely: Mapping[str, tuple[float, Callable[[], None]]], inner: Lifespan | None
+) -> Lifespan:
+    """Beside the requests the pulse beats, and each look of `rarely` is done so many seconds apart, until all tasks are stopped;
+    `inner` is entered first and left first."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -22,7 +26,8 @@ def beside(tasks: Tasks, looks: Mapping[str, tuple[float, Callable[[], None]]], 
             stack.push_async_callback(tasks.stop)
             if inner is not None:
                 await stack.enter_async_context(inner(app))
-            for name, (interval_s, look) in looks.items():
+            pulse.start()
+            for name, (interval_s, look) in rarely.items():
                 tasks.every(name, interval_s, look)
             yield
 

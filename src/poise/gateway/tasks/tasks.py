@@ -1,7 +1,7 @@
 """Every long-lived task of the gateway, under one supervisor: an exception is logged, counted and shown, and the task goes on.
 
     tasks.start("engine-supervisor", supervise, essential=True)    # a coroutine function that runs for ever
-    tasks.every("levels", 1.0, degradation.look)                   # a function that looks once a second
+    tasks.every("engine-watchdog", 0.5, watch)                     # a function that looks now and then
 
 One that failed waits a little longer each time before it goes on. Where an essential one cannot go on, `on_give_up` is told, so
 that the process ends with a code and a service manager acts: nothing dies in silence. Work for a single request is not started
@@ -70,7 +70,7 @@ class Tasks:
         return self.start(name, rounds, essential=essential)
 
     def watch(self, name: str) -> None:
-        """Something that runs elsewhere, as a thread, and tells its failures by `failed`."""
+        """Something that runs elsewhere, in a thread or in the pulse, and whose failures come by `failed`."""
         self._open(name)
 
     def worked(self, name: str) -> None:

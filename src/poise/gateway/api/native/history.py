@@ -16,10 +16,11 @@ from poise.gateway import schemas
 from poise.gateway.errors import invalid_value
 from poise.gateway.fields import Schema
 from poise.gateway.health import LevelName
-from poise.gateway.history import PERIOD_S, History
+from poise.gateway.history import History
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import FRESH, JSON, sent_in_pieces
 from poise.gateway.schemas import Closed
+from poise.gateway.tasks.pulse import PERIOD_S
 from poise.gateway.tenants import Tenants
 
 WHOLE_SAMPLES, PIECE_SAMPLES = 60, 16
