@@ -3,7 +3,7 @@
 import { ApiError } from "./api.js";
 import { copyButton, el } from "./dom.js";
 import { count, duration, plural, rate, waiting } from "./format.js";
-import { MarkdownView, plain } from "./markdown.js";
+import { MarkdownView } from "./markdown.js";
 import { Outline } from "./outline.js";
 import { Structure } from "./segments.js";
 
@@ -91,20 +91,10 @@ export class Answer {
   #draw() {
     this.#timer = 0;
     this.#drawnAt = performance.now();
-    this.#view.render(this.text, this.#structure.settled);
-    this.#outline.update(this.#headings(), !this.done);
+    this.#view.render(this.text, this.#structure, this.done);
+    const headings = this.#structure.headings.map(({ level, node }) => ({ level, title: node.textContent || "…" }));
+    this.#outline.update(headings, !this.done);
     this.#onGrowth();
-  }
-
-  #headings() {
-    return this.#structure.headings.map((heading) => {
-      const { level, begin, end } = heading;
-      if (heading.title !== undefined) return { level, title: heading.title };
-      const line = this.text.slice(begin, end ?? undefined).split("\n")[0];
-      const title = plain(line.replace(/^#+\s*/, "").replace(/\s+#+\s*$/, "")) || "…";
-      if (end !== null) heading.title = title;
-      return { level, title };
-    });
   }
 
   /** Takes the reader to a heading, and the keyboard's focus with it. */

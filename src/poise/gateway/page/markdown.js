@@ -1,239 +1,153 @@
-// A small, safe subset of Markdown as DOM nodes: paragraphs, headings, lists, quotes, code, bold and italics.
-// Where blocks begin and end is decided as the server decides it for the segments of a stream.
+// An answer as DOM nodes: its blocks as the server marks them, and in their text code, bold and italics.
 // Links and images stay text on purpose: a model's answer must not make the browser fetch or open anything.
 
 import { copyButton, el } from "./dom.js";
 
-const FENCE = /^\s*(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
-const HEADING = /^ {0,3}(#{1,6})\s+(.*?)\s*#*$/;
-const RULE = /^\s*(?:(?:-\s*){3,}|(?:\*\s*){3,}|(?:_\s*){3,})$/;
-const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])\s+(.*)$/;
-const QUOTE = /^\s*>[\s>]*/;
-const TABLE_ROW = /^\s*\|/;
-const TABLE_DASHES = /^(?=.*\|)(?=.*-)[\s|:-]+$/;
-const TAB_COLUMNS = 4;
+// The marks of the format at the edges of a block. What block it is, and where it ends, is the server's word.
+const HASHES = /^#+\s*|\s+#+\s*$/g;
+const ITEM_MARK = /^(?:[-*+]|(\d+)[.)])[^\S\n]?/;
+const QUOTE_MARKS = /^[^\S\n]*>[>\s]*/;
+const CLOSING_FENCE = /\n[^\S\n]*(?:`{3,}|~{3,})\s*$/;
+const RULE = /^\s*(?:[-*_]\s*){3,}$/;
+const BLANK_LINES = /\n(?:[^\S\n]*\n)+/;
+// Of the last line, as far as it goes: it may become an item, a fence, ... and is shown as soon as that is certain.
+const UNDECIDED = /^(?:[-*+#>|_:`~\s]+|\s*\d{1,9}[.)]?\s*|\s*`{3,}[^`]*|\s*~{3,}.*)$/;
 // The spans are bounded, so that text full of unmatched marks costs linear time.
 const CODE = /(`{1,3})(?!`)(.{1,1000}?)(?<!`)\1(?!`)/;
 const BOLD = /\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*/;
 const ITALIC = /(?<!\w)\*(?=\S)(.{1,500}?)(?<=\S)\*(?!\w)/;
 const INLINE = new RegExp([CODE, BOLD, ITALIC].map((pattern) => pattern.source).join("|"), "gs");
 
-/** Renders a growing text. Blocks that did not change keep their nodes: a token costs no more late in an answer than early. */
+/** Shows a growing text. Blocks that have ended keep their nodes: a token costs no more late in an answer than early. */
 export class MarkdownView {
   #root;
-  #shown = [];
-  #settled = 0;
-  #nKept = 0;
+  /** Of the blocks that have ended: how many, how many nodes they and the rules between them take, where the last one ends. */
+  #ended = { blocks: 0, nodes: 0, at: 0 };
 
   constructor(root) {
     this.#root = root;
   }
 
-  /** Up to `settled` the text is whole blocks that will not change: they are drawn once more, and never read again. */
-  render(text, settled = 0) {
-    if (settled > this.#settled) {
-      this.#draw(parseBlocks(text.slice(this.#settled, settled)));
-      this.#settled = settled;
-      this.#nKept = this.#root.children.length;
-      this.#shown = [];
+  /** `done`: nothing will be added to the text. */
+  render(text, { blocks, begun }, done) {
+    const line = text.lastIndexOf("\n") + 1;
+    const isUndecided = !done && begun < line && UNDECIDED.test(text.slice(line));
+    const shown = isUndecided ? text.slice(0, line) : text;
+    const [nodes, ended] = [[], this.#ended];
+    let at = ended.at;
+    for (const block of blocks.slice(ended.blocks)) {
+      nodes.push(...drawLoose(shown.slice(at, block.begin)), draw(block, shown));
+      at = block.end ?? shown.length;
+      if (block.end !== null) this.#ended = { blocks: this.#ended.blocks + 1, nodes: ended.nodes + nodes.length, at };
     }
-    this.#draw(parseBlocks(text.slice(this.#settled)));
-  }
-
-  #draw(blocks) {
-    let same = 0;
-    while (same < blocks.length && isSame(this.#shown[same], blocks[same])) same++;
-    if (!this.#growCode(blocks, same)) this.#replaceFrom(same, blocks);
-    this.#shown = blocks;
-  }
-
-  /** A code block that is being written keeps its node, and with it the reader's scroll position in it. */
-  #growCode(blocks, index) {
-    const [old, grown] = [this.#shown[index], blocks[index]];
-    const isLast = index === blocks.length - 1 && index === this.#shown.length - 1;
-    if (!isLast || old.kind !== "code" || grown.kind !== "code" || old.language !== grown.language) return false;
-    this.#root.children[this.#nKept + index].querySelector("code").textContent = grown.text;
-    return true;
-  }
-
-  #replaceFrom(index, blocks) {
-    while (this.#root.children.length > this.#nKept + index) this.#root.lastElementChild.remove();
-    this.#root.append(...blocks.slice(index).map(renderBlock));
+    fill(this.#root, [...nodes, ...drawLoose(shown.slice(at))], ended.nodes);
   }
 }
 
-/** The letters of one line of text without its marks. */
-export function plain(text) {
-  return el("span", {}, ...inline(text)).textContent;
+/** Gives a node these children from a place on. Those that it has already stay where they are, with focus and scroll position. */
+function fill(parent, children, from = 0) {
+  const nodes = children.map((child) => (typeof child === "string" ? document.createTextNode(child) : child));
+  const wanted = new Set(nodes);
+  for (let i = parent.childNodes.length - 1; i >= from; i--) {
+    if (!wanted.has(parent.childNodes[i])) parent.childNodes[i].remove();
+  }
+  nodes.forEach((node, i) => {
+    const there = parent.childNodes[from + i] ?? null;
+    if (there !== node) parent.insertBefore(node, there);
+  });
+  return parent;
 }
 
-/** The text as a list of blocks: {kind: paragraph | heading | rule | list | code | quote, ...}. */
-export function parseBlocks(text) {
-  return readBlocks(text.split("\n"), false);
-}
-
-/** `inItem`: the lines are what an item of a list holds besides its first line. */
-function readBlocks(lines, inItem) {
-  const blocks = [];
-  let at = 0;
-  while (at < lines.length) {
-    if (lines[at].trim() === "") {
-      at++;
+/** What is in no block: rules, and the beginning of a block that is not certain yet. */
+function drawLoose(text) {
+  const nodes = [];
+  let lines = [];
+  const paragraph = () => {
+    if (lines.length) nodes.push(el("p", {}, ...inline(lines.join("\n").trim())));
+    lines = [];
+  };
+  for (const line of text.split("\n")) {
+    const isRule = RULE.test(line);
+    if (line.trim() && !isRule) {
+      lines.push(line);
       continue;
     }
-    const [block, next] = readBlock(lines, at, inItem);
-    blocks.push(block);
-    at = next;
+    paragraph();
+    if (isRule) nodes.push(el("hr"));
   }
-  return blocks;
+  paragraph();
+  return nodes;
 }
 
-function readBlock(lines, at, inItem) {
-  const line = lines[at];
-  if (FENCE.test(line)) return readFence(lines, at);
-  if (isTable(lines, at)) return readTable(lines, at);
-  if (QUOTE.test(line)) return readQuote(lines, at);
-  const heading = HEADING.exec(line);
-  if (heading) return [{ kind: "heading", level: heading[1].length, text: heading[2] }, at + 1];
-  if (RULE.test(line)) return [{ kind: "rule", text: "" }, at + 1];
-  if (ITEM.test(line)) return readList(lines, at, inItem);
-  return readParagraph(lines, at, inItem);
+/** The node of a block. One that has ended is drawn once more, and then never again. */
+function draw(block, text) {
+  if (block.drawn) return block.node;
+  block.drawn = block.end !== null;
+  const written = text.slice(block.begin, block.end ?? text.length).trimEnd();
+  return (block.node = DRAW[block.kind](block, written, text));
 }
 
-function readFence(lines, start) {
-  const [, ticks, info, , waveInfo] = FENCE.exec(lines[start]);
-  const end = endOfFence(lines, start);
-  const indent = lines[start].search(/\S/);
-  const body = lines.slice(start + 1, end).map((line) => line.slice(Math.min(indent, line.search(/\S|$/))));
-  const language = (ticks ? info : waveInfo).trim().split(" ")[0];
-  return [{ kind: "code", language, text: body.join("\n") }, end + 1];
+const DRAW = {
+  paragraph: ({ node = el("p") }, written) => fill(node, inline(written)),
+  // The page has its own h1 and h2 above an answer.
+  heading: ({ node, level }, written) =>
+    fill(node ?? el(`h${Math.min(6, level + 2)}`), inline(written.replace(HASHES, ""))),
+  quote: ({ node = el("blockquote") }, written) =>
+    fill(node, paragraphs(written.split("\n").map((line) => line.replace(QUOTE_MARKS, ""))).map(asParagraph)),
+  list: drawList,
+  item: drawItem,
+  // A table is shown as it was written, in columns of equal letters.
+  table: (block, written, text) => drawCode(block, undented(block, written, text)),
+  code: (block, written, text) => drawCode(block, undented(block, inFence(written), text)),
+};
+
+function drawList({ node, ordered, begin, inner }, _, text) {
+  node ??= ordered ? el("ol", { start: Number(ITEM_MARK.exec(text.slice(begin, begin + 11))?.[1] ?? 1) }) : el("ul");
+  return fill(node, inner.map((item) => draw(item, text)));
 }
 
-/** Index of the line that closes the fence in line `start`, or of the end. */
-function endOfFence(lines, start) {
-  const [, ticks, , waves] = FENCE.exec(lines[start]);
-  const fence = ticks ?? waves;
-  const closes = (line) => line.length >= fence.length && line === fence[0].repeat(line.length);
-  let end = start + 1;
-  while (end < lines.length && !closes(lines[end].trim())) end++;
-  return end;
-}
-
-function isTable(lines, at) {
-  return TABLE_ROW.test(lines[at]) && TABLE_DASHES.test(lines[at + 1] ?? "");
-}
-
-/** A table is shown as it was written, in columns of equal letters. */
-function readTable(lines, start) {
-  let end = start + 2;
-  while (end < lines.length && TABLE_ROW.test(lines[end])) end++;
-  return [{ kind: "code", language: "", text: lines.slice(start, end).join("\n") }, end];
-}
-
-function readQuote(lines, start) {
-  let end = start;
-  while (end < lines.length && QUOTE.test(lines[end])) end++;
-  const text = lines.slice(start, end).map((line) => line.replace(QUOTE, "")).join("\n");
-  return [{ kind: "quote", text }, end];
-}
-
-function readParagraph(lines, start, inItem) {
-  let end = start + 1;
-  while (end < lines.length && continuesParagraph(lines, end, inItem)) end++;
-  const own = lines.slice(start, end).map((line) => (inItem ? line.trim() : line));
-  return [{ kind: "paragraph", text: own.join("\n") }, end];
-}
-
-function continuesParagraph(lines, at, inItem) {
-  const line = lines[at];
-  if (line.trim() === "" || isTable(lines, at)) return false;
-  if ([FENCE, HEADING, RULE, QUOTE].some((pattern) => pattern.test(line))) return false;
-  // A line like "1986. Then ..." is no list in the middle of a paragraph: only 1 begins one there.
-  const item = ITEM.exec(line);
-  return !item || (!inItem && /\d/.test(item[2]) && Number.parseInt(item[2], 10) !== 1);
-}
-
-/** Items with all that is indented deeper than their list; a line that is not indented ends it. */
-function readList(lines, start, inItem) {
-  const [, space, first] = ITEM.exec(lines[start]);
-  const [base, ordered] = [columns(space), /\d/.test(first)];
-  const items = [];
-  let at = start;
-  for (; at < lines.length; at++) {
-    const line = lines[at];
-    const indent = columns(line);
-    const item = ITEM.exec(line);
-    if (line.trim() === "") items.at(-1).rest.push("");
-    else if (HEADING.test(line) || RULE.test(line)) break;
-    else if (item && indent <= base + 1 && (indent >= base || !inItem)) {
-      if (/\d/.test(item[2]) !== ordered) break;
-      items.push({ number: Number.parseInt(item[2], 10), first: item[3], rest: [] });
-    } else if (indent > base) at = takeRest(lines, at, items.at(-1).rest);
-    else break;
+/** An item's first lines are its text; further paragraphs and the blocks that it holds stand below. */
+function drawItem({ node = el("li"), begin, end, inner }, written, text) {
+  const parts = [];
+  let at = begin + (ITEM_MARK.exec(written)?.[0].length ?? 0);
+  for (const block of [...inner, null]) {
+    const texts = paragraphs(text.slice(at, block?.begin ?? end ?? text.length).split("\n").map((line) => line.trim()));
+    if (!parts.length && texts.length) parts.push(...inline(texts.shift()));
+    parts.push(...texts.map(asParagraph));
+    if (block) parts.push(draw(block, text));
+    at = block?.end ?? text.length;
   }
-  const text = lines.slice(start, at).join("\n");
-  return [{ kind: "list", ordered, items: items.map(listItem), text }, at];
+  return fill(node, parts);
 }
 
-/** Adds a line to what an item holds; a fence, with all of its code. Returns the index of the last line taken. */
-function takeRest(lines, at, rest) {
-  const end = FENCE.test(lines[at]) ? Math.min(endOfFence(lines, at), lines.length - 1) : at;
-  rest.push(...lines.slice(at, end + 1));
-  return end;
-}
-
-/** The item's first line is text, whatever it looks like, and goes on as far as a paragraph would. */
-function listItem({ number, first, rest }) {
-  let end = 0;
-  while (end < rest.length && continuesParagraph(rest, end, true)) end++;
-  const text = [first, ...rest.slice(0, end).map((line) => line.trim())].join("\n");
-  return { number, text, blocks: readBlocks(rest.slice(end), true) };
-}
-
-/** Width of the white space at the beginning of a line. */
-function columns(line) {
-  let width = 0;
-  for (const letter of line) {
-    if (letter === "\t") width += TAB_COLUMNS - (width % TAB_COLUMNS);
-    else if (letter.trim() === "") width++;
-    else break;
-  }
-  return width;
-}
-
-function isSame(one, other) {
-  return one !== undefined && one.kind === other.kind && one.text === other.text && one.language === other.language;
-}
-
-function renderBlock(block) {
-  switch (block.kind) {
-    case "code":
-      return renderCode(block);
-    case "heading":
-      // The page has its own h1 and h2 above an answer.
-      return el(`h${Math.min(6, block.level + 2)}`, {}, ...inline(block.text));
-    case "rule":
-      return el("hr");
-    case "list":
-      return renderList(block);
-    case "quote":
-      return el("blockquote", {}, ...block.text.split(/\n(?:\s*\n)+/).map((text) => el("p", {}, ...inline(text.trim()))));
-    default:
-      return el("p", {}, ...inline(block.text));
-  }
-}
-
-function renderCode({ language, text }) {
-  const code = el("code", { textContent: text });
+/** The node stays the same while the code grows, and with it the reader's scroll position in it. */
+function drawCode({ node, language }, text) {
+  const code = node?.querySelector("code") ?? el("code");
+  if (code.textContent !== text) code.textContent = text;
+  if (node) return node;
   const label = el("span", { textContent: language || "text" });
   const head = el("div", { className: "code-head" }, label, copyButton(() => code.textContent));
   return el("div", { className: "code" }, head, el("pre", { tabIndex: 0 }, code));
 }
 
-function renderList({ ordered, items }) {
-  const list = el(ordered ? "ol" : "ul", ordered ? { start: items[0].number } : {});
-  list.append(...items.map(({ text, blocks }) => el("li", {}, ...inline(text), ...blocks.map(renderBlock))));
-  return list;
+/** The lines between the first one and the fence that closes them, if there is one yet. */
+function inFence(written) {
+  return written.replace(CLOSING_FENCE, "\n").split("\n").slice(1).join("\n").replace(/\n$/, "");
+}
+
+/** Without what a block's lines are indented by as a whole. */
+function undented({ begin }, lines, text) {
+  const indent = begin - 1 - text.lastIndexOf("\n", begin - 1);
+  return lines.split("\n").map((line) => line.slice(Math.min(indent, line.search(/\S|$/)))).join("\n");
+}
+
+/** The runs of lines between blank ones. */
+function paragraphs(lines) {
+  return lines.join("\n").split(BLANK_LINES).map((text) => text.trim()).filter(Boolean);
+}
+
+function asParagraph(text) {
+  return el("p", {}, ...inline(text));
 }
 
 function inline(text) {

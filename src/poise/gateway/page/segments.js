@@ -1,36 +1,37 @@
-// What the server says of an answer's structure: which of its text is settled for good, and its headings.
+// The structure of an answer, from the marks that the server sends with its text: blocks, and what they hold.
 
 const WIDE = /[\ud800-\udfff]/;
 
 /** Follows the marks of one answer. The server counts characters; everything here counts as JavaScript strings do. */
 export class Structure {
-  /** Up to here the text is whole blocks (a list, a paragraph, ...) that have ended: nothing can change them any more. */
-  settled = 0;
-  /** {level, begin, end} of each heading; `end` is null while it is being written. */
+  /**
+   * {kind, begin, end, inner, level, ordered, language} of each block that is in no other, in their order. `end` is null while
+   * it is being written; one that has ended never changes. `inner` are the blocks in it.
+   */
+  blocks = [];
+  /** Those of the blocks that are headings. */
   headings = [];
-  #depth = 0;
+  /** Where the last block began, whatever it is in. */
+  begun = -1;
+  #open = [];
   #count = 0;
   #wide = [];
 
   /** A piece of the answer, and the marks that came with it. */
   add(text, marks) {
     this.#measure(text);
-    for (const mark of marks) {
-      const index = this.#index(mark.offset);
-      if (mark.event === "begin") this.#begin(mark, index);
-      else this.#end(mark, index);
+    for (const { kind, event, offset, ...known } of marks) {
+      if (kind === "sentence") continue;
+      if (event === "begin") this.#begin({ kind, begin: this.#index(offset), end: null, inner: [], ...known });
+      else this.#open.pop().end = this.#index(offset);
     }
   }
 
-  #begin({ kind, level }, index) {
-    this.#depth++;
-    if (kind === "heading") this.headings.push({ level, begin: index, end: null });
-  }
-
-  #end({ kind }, index) {
-    this.#depth--;
-    if (kind === "heading") this.headings.at(-1).end = index;
-    if (this.#depth === 0) this.settled = index;
+  #begin(block) {
+    (this.#open.at(-1)?.inner ?? this.blocks).push(block);
+    this.#open.push(block);
+    this.begun = block.begin;
+    if (block.kind === "heading") this.headings.push(block);
   }
 
   /** Notes which characters take two places in a string. */
