@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fastapi import FastAPI  # noqa: E402
+from starlette.applications import Starlette  # noqa: E402
 from tests.gateway.fakes import MODEL, N_TOKENS, OPERATOR, FakeEngine, Submission, make_app, says  # noqa: E402
 
 from poise.config import Settings  # noqa: E402
@@ -73,7 +73,7 @@ class Watch:
 
 
 async def call(
-    app: FastAPI, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    app: Starlette, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
     """Status and the first megabyte of the answer. The body comes in the pieces in which a socket would bring it."""
     place, _, query = path.partition("?")

@@ -24,7 +24,6 @@ ROOT = Path(__file__).parent.parent
 # pydantic is not in the list: typer itself reads options with it.
 HEAVY = (
     "aiohttp",
-    "fastapi",
     "starlette",
     "uvicorn",
     "numpy",

@@ -21,7 +21,7 @@ from poise.gateway.blame import Death
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
 from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.tenancy.operators import LocalOperators
-from poise.gateway.text.tokens import TextModel, TextSlot
+from poise.gateway.text.tokens import TextFigures, TextModel, TextSlot, TextWorkerRow, WorkerState
 from poise.metrics.text import TextMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import text as text_wire
@@ -365,8 +365,8 @@ class TextHere:
         self.asked.append((account, job))
         return self._desk.answer(job)
 
-    def status(self) -> dict[str, Any]:
-        return {"workers": [{"pid": 1, "state": "ready", "restarts": 0}], "queued": 0, "queued_bytes": 0}
+    def status(self) -> TextFigures:
+        return TextFigures([TextWorkerRow(1, WorkerState.READY, 0)], 0, 0)
 
 
 def tokeniser(vocab: ToyVocab | None = None, template: str | None = None) -> Tokeniser:

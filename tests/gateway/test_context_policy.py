@@ -18,6 +18,7 @@ from poise.gateway.parameters import CONTEXT_POLICY, ROLES
 from poise.gateway.prompts import Prompts
 from poise.gateway.summary import split
 from poise.gateway.templates import Templates
+from poise.gateway.values import ContextNote
 from poise.wire.messages import PoolInfo
 from poise.wire.text import SYSTEM_ROLES, Message
 from poise.worker.text.fitting import fewest, kept
@@ -173,10 +174,12 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
         assert caught.value.code == "context_length_exceeded"
         return
     plan = asyncio.run(PROMPTS.chat("t", "t", parsed, engine, TEXT))
-    note = (plan.notes or {}).get("context", {"dropped_turns": 0, "dropped_tokens": 0, "prompt_tokens": sizes[0]})
-    n = note["dropped_turns"]
+    unchanged = ContextNote(policy="trim", dropped_turns=0, dropped_tokens=0, prompt_tokens=sizes[0])
+    note = plan.notes.context if plan.notes is not None else unchanged
+    n = note.dropped_turns
+    assert isinstance(n, int)
     assert plan.ids == [TOKENISER.chat_ids(kept(messages, turns.numbers, n))]
-    assert (note["prompt_tokens"], note["dropped_tokens"]) == (sizes[n], sizes[0] - sizes[n])
+    assert (note.prompt_tokens, note.dropped_tokens) == (sizes[n], sizes[0] - sizes[n])
     assert sizes[n] + least <= cells + 1
     wanted = max_tokens or min(512, cells // 4)
     if n:

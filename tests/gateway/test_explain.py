@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from poise.gateway.api.native.explanations import ExplanationFigures, figures_of
@@ -23,8 +24,9 @@ def waited(until_s: float = 8.0, **arguments: Any) -> Life:
 
 def all_told(known: Facts) -> str:
     """Everything that is said of it, after a look at its figures."""
-    ExplanationFigures.model_validate(figures_of(known))
-    return "\n".join([verdict_of(known) or "", *sentences_of(known), str(figures_of(known))])
+    figures = msgspec.json.encode(figures_of(known))
+    msgspec.json.decode(figures, type=ExplanationFigures)
+    return "\n".join([verdict_of(known) or "", *sentences_of(known), figures.decode()])
 
 
 FULL = [*[holder(f"b{i}", 0.0, 7.9) for i in range(5)], holder("j", 0.0, 8.0, "b", "background")]
@@ -48,15 +50,16 @@ def test_waiting_for_slots_is_told_with_who_held_them() -> None:
         "Of the wait, for 7.8 s every slot of the pool was held and for 7.8 s class interactive held as many as it may "
         "(6 of the pool)."
     ) in told
-    figures = figures_of(known)["queue"]
-    assert (figures["slots"], figures["slots_held"], figures["waited_ms"], figures["estimate_ms"]) == (8, 8, 7920, 6000)
-    assert [(g["class"], g["same_tenant"], g["requests"], g["slots"]) for g in figures["others"]] == [
+    figures = figures_of(known).queue
+    assert figures is not None
+    assert (figures.slots, figures.slots_held, figures.waited_ms, figures.estimate_ms) == (8, 8, 7920, 6000)
+    assert [(g.class_, g.same_tenant, g.requests, g.slots) for g in figures.others] == [
         ("interactive", False, 5, 5),
         ("interactive", True, 2, 2),
         ("background", False, 1, 1),
     ]
-    assert figures["others"][1]["prompt_tokens"] == 0, "their prompts were computed before it was queued"
-    assert figures["others"][1]["output_tokens"] == 2 * 79
+    assert figures.others[1].prompt_tokens == 0, "their prompts were computed before it was queued"
+    assert figures.others[1].output_tokens == 2 * 79
 
 
 def test_an_operator_is_told_all_ids_and_others_only_their_own() -> None:
@@ -65,8 +68,8 @@ def test_an_operator_is_told_all_ids_and_others_only_their_own() -> None:
     operators = all_told(facts(waited(), [*FULL, *OWN], viewer=None))
     for other in FULL:
         assert other.record.response_id not in tenants.replace("it", "").replace("object", "") or other is FULL[-1]
-        assert f"'{other.record.response_id}'" in operators
-    assert "'j'" not in tenants
+        assert f'"{other.record.response_id}"' in operators
+    assert '"j"' not in tenants
     for told in (tenants, operators):
         assert SECRET not in told
         assert "tenant b" not in told
@@ -157,7 +160,9 @@ def test_the_longest_gap_is_told_with_what_happened_in_it() -> None:
         "It was swapped to host memory 560 ms after its arrival, for 2.9 s, so that another request could have its slot "
         "(at that moment a background request of another tenant got one)."
     ) in sentences_of(known)
-    assert figures_of(known)["decode"]["longest_gap"]["after_tokens"] == 4
+    decode = figures_of(known).decode
+    assert decode is not None
+    assert decode.longest_gap.after_tokens == 4
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,7 @@ def test_the_engine_says_why_it_took_a_slot(what: str, why: str, told: str) -> N
     life = Life().queued(0).started(0.1).prefill(0.1, 40).tokens(0.2).at(1, what, why=why).at(2, "resume").tokens(2.1)
     known = facts(life)
     assert any(f"for 1.0 s, {told}." in said for said in sentences_of(known))
-    assert [(stop["what"], stop["why"]) for stop in figures_of(known)["stops"]] == [(what, why)]
+    assert [(stop.what, stop.why) for stop in figures_of(known).stops] == [(what, why)]
 
 
 def test_who_is_swapped_while_held_did_not_lose_its_slot_to_the_scheduler_alone() -> None:

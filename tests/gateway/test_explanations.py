@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from poise.config import Settings
-from poise.gateway.api.native.explanations import Explanation
 from poise.gateway.app import Gateway
 from poise.gateway.history import History
 from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, says, status
@@ -20,7 +19,6 @@ KEYS = {"auth": {"admin_key": "key-of-the-root", "keys": {"a": "key-of-alice", "
 async def explained(app: Gateway, path: str, key: str) -> dict[str, Any]:
     reply = await ask(app, "GET", f"{path}/explanation", headers={"x-api-key": key})
     assert reply.status == 200, reply.body
-    Explanation.model_validate_json(reply.body)
     return dict(reply.json())
 
 

@@ -54,8 +54,8 @@ def test_a_tenant_that_has_most_of_everything_is_a_hog() -> None:
         "One tenant has 14 of 16 live requests and 90% of the KV cells; waiting are 6 of its own and 0 of others"
     )
     assert found.detail["tenant"] == "greedy"
-    assert found.as_json(0.0, named=False)["detail"] is None
-    assert "greedy" not in str(found.as_json(0.0, named=False))
+    assert found.row(0.0, named=False).detail is None
+    assert "greedy" not in str(found.row(0.0, named=False))
 
 
 @pytest.mark.parametrize(
@@ -151,8 +151,8 @@ def test_a_finding_stays_a_moment_and_keeps_its_beginning() -> None:
     findings.look(0.0, Facts(audit_queue=200))
     (found,) = findings.look(1.0, Facts(audit_queue=300))
     assert (found.since_s, "300" in found.text) == (0.0, True)
-    (row,) = [f.as_json(4.0, named=True) for f in findings.look(4.0, Facts())]
-    assert row["age_s"] == 4.0
+    (row,) = [f.row(4.0, named=True) for f in findings.look(4.0, Facts())]
+    assert row.age_s == 4.0
     assert not findings.look(20.0, Facts())
 
 

@@ -7,6 +7,7 @@ import logging
 import signal
 from dataclasses import dataclass, field
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -335,17 +336,17 @@ def test_a_killer_is_found_and_put_away(caplog: pytest.LogCaptureFixture) -> Non
     assert last(killer).reason == QUARANTINED
     assert not other.done
     (report,) = desk.handover.quarantine.all()
-    told = report.as_json()
-    assert (told["request_id"], told["tenant"], told["class"], told["engine_request"]) == (
+    told = report
+    assert (told.request_id, told.tenant, told.request_class, told.engine_request) == (
         "req-1",
         "t",
         "interactive",
         1,
     )
-    assert (told["prompt_tokens"], told["output_tokens"], told["deaths"], told["ended_by"]) == (3, 2, 2, "SIGSEGV")
-    assert told["accepted_at"] <= told["quarantined_at"]
+    assert (told.prompt_tokens, told.output_tokens, told.deaths, told.ended_by) == (3, 2, 2, "SIGSEGV")
+    assert told.accepted_at <= told.quarantined_at
     (line,) = [record.getMessage() for record in caplog.records]
-    assert json.loads(line.removeprefix("quarantined: ")) == told
+    assert json.loads(line.removeprefix("quarantined: ")) == msgspec.to_builtins(told)
     assert str(SECRET) not in line
     assert desk.value("poise_quarantined_total", **{"class": "interactive"}) == 1
     assert [m.suspect for m in desk.recover() if isinstance(m, to_engine.Submit)] == [True], (

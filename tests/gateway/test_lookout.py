@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 
+import msgspec
 import pytest
 from msgspec.structs import replace as replaced
 from prometheus_client import CollectorRegistry
@@ -47,7 +48,7 @@ class Post:
         """A second later: what is found, in words."""
         self.now_s += 1.0
         self.lookout.look()
-        return {row["finding"]: row["text"] for row in self.lookout.told(named=True)}
+        return {row.finding: row.text for row in self.lookout.told(named=True)}
 
 
 @pytest.fixture
@@ -61,14 +62,14 @@ def test_a_request_counts_as_held_from_the_first_look_that_saw_it(post: Post) ->
     life.record.held = "swap"
     assert [("reader_stuck" in post.look()) for _ in range(3)] == [False, False, True]
     (named,), (other,) = post.lookout.told(named=True), post.lookout.told(named=False)
-    assert named["detail"] == {"requests": {"held": 2.0}}
-    assert other == named | {"detail": None}
+    assert named.detail == {"requests": {"held": 2.0}}
+    assert other == msgspec.structs.replace(named, detail=None)
     life.record.held = "run"
     post.look()
     life.record.held = "pause"
     post.look()
     (again,) = post.lookout.told(named=True)
-    assert again["detail"] == {"requests": {"held": 2.0}}, "it has only been held for a moment again"
+    assert again.detail == {"requests": {"held": 2.0}}, "it has only been held for a moment again"
 
 
 @pytest.mark.parametrize(("why", "found"), [("output", True), ("time", True), ("operator", False)])
@@ -134,8 +135,8 @@ def test_text_workers_that_end_again_and_again_are_told(post: Post) -> None:
     assert post.lookout.told(named=True) == []
     post.text.deaths.append((post.now_s, "crash"))
     (told,) = post.lookout.told(named=True)
-    assert told["finding"] == "text_workers_ending"
-    assert "crash 2 times, timeout 1 times" in told["text"]
+    assert told.finding == "text_workers_ending"
+    assert "crash 2 times, timeout 1 times" in told.text
     post.now_s += 60
     assert post.lookout.told(named=True) == []
 
@@ -145,8 +146,8 @@ def test_a_task_that_fails_is_told_also_when_it_is_the_one_that_looks(post: Post
     post.tasks.watch("findings")
     post.tasks.failed("findings", OSError(errno.EMFILE, "too many open files"))
     (told,) = post.lookout.told(named=True)
-    assert told["finding"] == "task_failing"
-    assert "findings (OSError EMFILE, 1 times)" in told["text"]
-    assert told["detail"] == {"tasks": ["findings"]}
+    assert told.finding == "task_failing"
+    assert "findings (OSError EMFILE, 1 times)" in told.text
+    assert told.detail == {"tasks": ["findings"]}
     post.now_s += 61
     assert post.lookout.told(named=True) == []

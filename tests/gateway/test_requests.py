@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from poise.config import Settings
 from poise.gateway.app import Gateway
-from poise.gateway.requests import EraseResult, RequestList, RequestReport
+from poise.gateway.requests import EraseResult, RequestReport
 from tests.gateway.fakes import (
     OPERATOR,
     Exchange,
@@ -30,7 +31,6 @@ STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"
 async def report(app: Gateway, request_id: str, **arguments: Any) -> dict[str, Any]:
     reply = await ask(app, "GET", f"{REQUESTS}/{request_id}", **arguments)
     assert reply.status == 200, reply.body
-    RequestReport.model_validate_json(reply.body)
     return dict(reply.json())
 
 
@@ -129,7 +129,7 @@ async def test_own_requests_are_listed_without_text() -> None:
     for key in ("a", "b", "a"):
         await ask(app, "POST", CHAT, chat_body(), headers={"x-api-key": key})
     reply = await ask(app, "GET", REQUESTS, headers={"x-api-key": "a"})
-    rows = RequestList.model_validate_json(reply.body).data
+    rows = reply.json()["data"]
     assert len(rows) == 2
     assert b"secret" not in reply.body
     assert (await ask(app, "GET", REQUESTS)).json()["data"] == []
@@ -197,7 +197,7 @@ async def test_a_cancelled_stream_is_told_so_and_its_text_is_kept() -> None:
     app = make_app(engine)
     asked, _, response_id = await begun(app, engine, n=2)
     reply = await ask(app, "POST", f"{REQUESTS}/{response_id}/cancel")
-    body = RequestReport.model_validate_json(reply.body)
+    body = msgspec.json.decode(reply.body, type=RequestReport)
     assert (reply.status, body.state, body.outcome) == (200, "ended", "cancelled")
     assert [choice.text for choice in body.choices] == ["Hello", ""]
     assert sorted(engine.aborted) == [1, 2]
@@ -399,7 +399,7 @@ async def test_erasing() -> None:
     assert (reply.status, reply.error["code"]) == (409, "not_possible")
     request.finish()
     await asked.ended()
-    erased = EraseResult.model_validate_json((await ask(app, "DELETE", path)).body)
+    erased = msgspec.json.decode((await ask(app, "DELETE", path)).body, type=EraseResult)
     assert (erased.id, erased.tokens) == (response_id, 5)
     assert erased.bytes > 0
     for method, action in ACTIONS:

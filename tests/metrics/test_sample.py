@@ -5,10 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import pytest
 
-from poise.metrics.lately import Lately, Times
-from poise.metrics.sample import Sampler, Scene, quantile
+from poise.metrics.lately import Lately, RecentTtft, Times
+from poise.metrics.sample import (
+    ItlFigures,
+    MemorySample,
+    PoolSample,
+    ReaderSample,
+    Sampler,
+    Scene,
+    StepSample,
+    TtftFigures,
+    quantile,
+)
 from poise.wire.figures import Bottleneck, Distribution, StepFigures, Totals
 from poise.wire.status import Status
 from tests.gateway.fakes import status
@@ -28,6 +37,8 @@ S = 1_000_000_000
 def scene(told: Status | None, lately: Lately | None = None, **fields: Any) -> Scene:
     classes, unclassed = (lately or Lately()).take()
     known: dict[str, Any] = {
+        "seq": 0,
+        "at": 0.0,
         "phase": "ready",
         "level": "normal",
         "restarts": 0,
@@ -62,55 +73,43 @@ def test_counters_become_what_one_second_brought() -> None:
     sample = sampler.sample(
         scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({"swap": 2}, stored_bytes=50))), 2.0, 3 * S
     )
-    assert sample["prompt_tokens_per_s"] == 100.0
-    assert sample["steps"] == {
-        "count": 4,
-        "p50_ms": pytest.approx(1333.3),
-        "p95_ms": pytest.approx(1933.3),
-        "busy": 1.0,
-        "parts": {"plan": 0.25, "forward": 0.75},
-        "decode_tokens": 3.0,
-        "prompt_tokens": 1.5,
-        "sequences": 4.0,
-        "cost_ratio": 1.1,
-    }
-    assert (sample["preemptions"], sample["stored_bytes"], sample["loaded_bytes"]) == ({"swap": 2}, 50, 0)
+    assert sample.prompt_tokens_per_s == 100.0
+    assert sample.steps == StepSample(
+        count=4,
+        p50_ms=1333.3,
+        p95_ms=1933.3,
+        busy=1.0,
+        parts={"plan": 0.25, "forward": 0.75},
+        decode_tokens=3.0,
+        prompt_tokens=1.5,
+        sequences=4.0,
+        cost_ratio=1.1,
+    )
+    assert (sample.preemptions, sample.stored_bytes, sample.loaded_bytes) == ({"swap": 2}, 50, 0)
     again = sampler.sample(
         scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({"swap": 2}, stored_bytes=50))), 1.0, 4 * S
     )
-    assert (again["steps"], again["preemptions"], again["stored_bytes"]) == (None, {"swap": 0}, 0)
-    assert again["prompt_tokens_per_s"] == 0.0
+    assert (again.steps, again.preemptions, again.stored_bytes) == (None, {"swap": 0}, 0)
+    assert again.prompt_tokens_per_s == 0.0
 
 
 def test_levels_are_told_as_they_stand() -> None:
     """Pools, store, memory and classes, without a tenant."""
     sample = Sampler().sample(scene(status(), n_behind=2, n_timeouts=3), 1.0, S)
-    assert sample["pools"][0] == {
-        "name": "short",
-        "slots": 4,
-        "slots_held": 3,
-        "slots_warm": 1,
-        "cells": 1200,
-        "cells_used": 210,
-        "cells_warm": 40,
-        "holes": 1,
-    }
-    assert sample["store"]["bytes_by_purpose"] == {"swap": 500, "prefix": 70, "template": 0}
-    assert sample["memory"] == {
-        "engine_rss_bytes": 123_456,
-        "engine_unaccounted_bytes": 23_456,
-        "gateway_rss_bytes": 77,
-    }
-    interactive = sample["classes"]["interactive"]
-    assert (interactive["queued"], interactive["running"], interactive["paused"], interactive["swapped"]) == (
+    assert sample.pools[0] == PoolSample("short", 4, 3, 1, 1200, 210, 40, 1)
+    assert sample.store is not None
+    assert sample.store.bytes_by_purpose == {"swap": 500, "prefix": 70, "template": 0}
+    assert sample.memory == MemorySample(123_456, 23_456, 77)
+    interactive = sample.classes["interactive"]
+    assert (interactive.queued, interactive.running, interactive.paused, interactive.swapped) == (
         2,
         3,
         1,
         0,
     )
-    assert (interactive["wait_estimate_ms"], interactive["wait_error"]) == (250, 0.25)
-    assert (interactive["jain"], interactive["gap_ms"]) == (0.9, 250)
-    assert sample["readers"] == {"behind": 2, "timed_out": 3}
+    assert (interactive.wait_estimate_ms, interactive.wait_error) == (250, 0.25)
+    assert (interactive.jain, interactive.gap_ms) == (0.9, 250)
+    assert sample.readers == ReaderSample(behind=2, timed_out=3)
     assert "local" not in msgspec.json.encode(sample).decode()
 
 
@@ -119,28 +118,26 @@ def test_a_new_engine_is_counted_from_zero() -> None:
     sampler = Sampler()
     sampler.sample(scene(told(step=500, prompt_tokens=9000, steps=STEPS)), 1.0, S)
     lost = sampler.sample(scene(None, phase="restarting", restarts=1, n_recovering=4), 1.0, 2 * S)
-    assert (lost["limit"], lost["limited"], lost["steps"], lost["pools"], lost["store"]) == (None, {}, None, [], None)
-    assert (lost["restarts"], lost["recovering"], lost["memory"]["engine_rss_bytes"]) == (1, 4, None)
+    assert (lost.limit, lost.limited, lost.steps, lost.pools, lost.store) == (None, {}, None, [], None)
+    assert (lost.restarts, lost.recovering, lost.memory.engine_rss_bytes) == (1, 4, None)
     sample = sampler.sample(scene(told(step=3, prompt_tokens=40, output_tokens=2), restarts=1), 1.0, 3 * S)
-    assert sample["prompt_tokens_per_s"] == 40.0
-    assert sample["stored_bytes"] == 5000
-    assert min(numbers([lost, sample])) >= 0
+    assert sample.prompt_tokens_per_s == 40.0
+    assert sample.stored_bytes == 5000
+    assert min(numbers(msgspec.to_builtins([lost, sample]))) >= 0
 
 
 def test_a_new_engine_may_be_faster_than_the_old_one_was() -> None:
     """Its counters are its own, however high they are."""
     sampler = Sampler()
     sampler.sample(scene(told(step=500, prompt_tokens=90)), 1.0, S)
-    assert (
-        sampler.sample(scene(told(step=501, prompt_tokens=100), restarts=1), 1.0, 2 * S)["prompt_tokens_per_s"] == 100.0
-    )
+    assert sampler.sample(scene(told(step=501, prompt_tokens=100), restarts=1), 1.0, 2 * S).prompt_tokens_per_s == 100.0
 
 
 def test_counters_that_went_back_unannounced_are_those_of_a_new_engine() -> None:
     """Also when no restart was told in between."""
     sampler = Sampler()
     sampler.sample(scene(told(step=500, prompt_tokens=9000)), 1.0, S)
-    assert sampler.sample(scene(told(step=3, prompt_tokens=40)), 1.0, 2 * S)["prompt_tokens_per_s"] == 40.0
+    assert sampler.sample(scene(told(step=3, prompt_tokens=40)), 1.0, 2 * S).prompt_tokens_per_s == 40.0
 
 
 def test_shares_of_what_limits_progress_add_up_to_one() -> None:
@@ -148,13 +145,13 @@ def test_shares_of_what_limits_progress_add_up_to_one() -> None:
     sampler = Sampler()
     computing = Bottleneck({"compute": 0, "idle": 1_000_000}, "compute", 10 * S)
     sampler.sample(scene(told(bottleneck=computing)), 1.0, 10 * S)
-    assert sampler.sample(scene(told(bottleneck=computing)), 1.0, 11 * S)["limited"] == {"compute": 1.0, "idle": 0.0}
+    assert sampler.sample(scene(told(bottleneck=computing)), 1.0, 11 * S).limited == {"compute": 1.0, "idle": 0.0}
     resting = Bottleneck({"compute": 500_000, "idle": 1_000_000}, "idle", 10 * S + S // 2)
     sample = sampler.sample(scene(told(bottleneck=resting)), 1.0, 12 * S)
-    assert (sample["limit"], sample["limited"]) == ("idle", {"compute": 0.0, "idle": 1.0})
+    assert (sample.limit, sample.limited) == ("idle", {"compute": 0.0, "idle": 1.0})
     halved = Bottleneck({"compute": 500_000, "idle": 3_250_000}, "compute", 12 * S + 3 * S // 4)
     sample = sampler.sample(scene(told(bottleneck=halved)), 1.0, 13 * S)
-    assert sample["limited"] == {"compute": 0.25, "idle": 0.75}
+    assert sample.limited == {"compute": 0.25, "idle": 0.75}
 
 
 def test_what_the_gateway_noted_is_told_once() -> None:
@@ -168,16 +165,16 @@ def test_what_the_gateway_noted_is_told_once() -> None:
     lately.refused("interactive", "queue_full")
     lately.refused(None, "invalid_json")
     sample = sampler.sample(scene(status(), lately), 2.0, S)
-    interactive, background = sample["classes"]["interactive"], sample["classes"]["background"]
-    assert interactive["itl_ms"] == {"count": 100, "p50": 50.0, "p99": 99.0, "max": 100.0}
-    assert interactive["ttft_ms"] == {"count": 1, "p50": 250.0, "p95": 250.0, "max": 250.0}
-    assert (interactive["output_tokens_per_s"], sample["output_tokens_per_s"]) == (50.5, 50.5)
-    assert (background["ttft_ms"], background["itl_ms"], background["finished"]) == (None, None, {"stop": 1})
-    assert background["refused"] == {"queue_full": 1}
-    assert sample["refused"] == {"invalid_json": 1, "queue_full": 2}
+    interactive, background = sample.classes["interactive"], sample.classes["background"]
+    assert interactive.itl_ms == ItlFigures(100, p50=50.0, p99=99.0, max=100.0)
+    assert interactive.ttft_ms == TtftFigures(1, p50=250.0, p95=250.0, max=250.0)
+    assert (interactive.output_tokens_per_s, sample.output_tokens_per_s) == (50.5, 50.5)
+    assert (background.ttft_ms, background.itl_ms, background.finished) == (None, None, {"stop": 1})
+    assert background.refused == {"queue_full": 1}
+    assert sample.refused == {"invalid_json": 1, "queue_full": 2}
     after = sampler.sample(scene(status(), lately), 1.0, 2 * S)
-    assert (after["classes"]["interactive"]["itl_ms"], after["refused"]) == (None, {})
-    assert after["classes"]["background"]["finished"] == {}
+    assert (after.classes["interactive"].itl_ms, after.refused) == (None, {})
+    assert after.classes["background"].finished == {}
 
 
 def test_times_to_first_tokens_are_kept_for_a_minute() -> None:
@@ -185,14 +182,14 @@ def test_times_to_first_tokens_are_kept_for_a_minute() -> None:
     lately = Lately()
     for i in range(1, 101):
         lately.first_token("interactive", i / 1000, 0.0)
-    assert lately.ttft_ms("interactive", 60.0) == {"p50": 50.0, "p95": 95.0, "count": 100}
+    assert lately.ttft_ms("interactive", 60.0) == RecentTtft(50.0, 95.0, 100)
     assert lately.take()[0]["interactive"].n_tokens == 100
     lately.first_token("interactive", 0.007, 30.0)
-    assert lately.ttft_ms("interactive", 61.0) == {"p50": 7.0, "p95": 7.0, "count": 1}
+    assert lately.ttft_ms("interactive", 61.0) == RecentTtft(7.0, 7.0, 1)
     taken = lately.take()[0]["interactive"]
     assert (taken.n_tokens, taken.ttft) == (1, Times([0.007]))
     assert lately.take()[0]["interactive"].ttft is None
-    assert lately.ttft_ms("interactive", 91.0) == {"p50": None, "p95": None, "count": 0}
+    assert lately.ttft_ms("interactive", 91.0) == RecentTtft(None, None, 0)
 
 
 def test_the_rate_of_tokens_is_that_of_the_last_samples() -> None:

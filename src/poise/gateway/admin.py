@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import FastAPI
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from poise.gateway import schemas, schemas_admin
 from poise.gateway.api.native.explanations import Explanation, explanation_of
-from poise.gateway.api.native.timeline import timeline_of
+from poise.gateway.api.native.timeline import RequestMoment, timeline_of
+from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.auditing import Audit
 from poise.gateway.engine_client import EngineClient, EngineUnavailable
 from poise.gateway.engine_refusals import engine_unavailable
@@ -26,13 +26,13 @@ from poise.gateway.explanations import Explainer
 from poise.gateway.http.body import read_json
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.peers import is_direct
-from poise.gateway.http.replies import fresh_json
 from poise.gateway.journal import JournalRoom
-from poise.gateway.record import CANCELLED, ENDED, QUEUED, ChoiceRecord, Record
+from poise.gateway.quarantine import QuarantineReport
+from poise.gateway.record import CANCELLED, ENDED, QUEUED, RUNNING, ChoiceRecord, ChoiceState, Record
 from poise.gateway.records import Records
-from poise.gateway.schemas_admin import QuarantineList
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
 from poise.gateway.tenants import OPERATOR, Tenants
+from poise.gateway.values import one_of
 from poise.scheduler.request import Control, RequestClass
 
 T = TypeVar("T")
@@ -40,6 +40,100 @@ T = TypeVar("T")
 LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S = 1024, 5.0
 ENDED_MAX = 200
 """Ended requests that are listed at once, at most."""
+_LOGIN = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
+_ENDED = parameter(
+    "ended",
+    "And so many of those that ended last and are kept.",
+    {"type": "integer", "minimum": 0, "maximum": ENDED_MAX},
+)
+_LIVE = parameter("live", "1: end the tenant's live requests as well.", {"type": "string", "enum": ["0", "1"]})
+
+
+class LoginCode(msgspec.Struct, frozen=True):
+    code: str
+    expires_in_s: float
+
+
+class Login(msgspec.Struct, frozen=True):
+    key: str
+
+
+class RequestCounts(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
+    id: str
+    request_id: str
+    tenant: str
+    class_: str
+    state: ChoiceState
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    age_ms: int
+
+
+class LiveRequest(RequestCounts, frozen=True, kw_only=True):
+    state: Annotated[str, one_of(QUEUED, RUNNING, "paused", "swapped")]
+    choices: int
+
+
+class EndedRequest(RequestCounts, frozen=True, kw_only=True):
+    state: Annotated[str, one_of(ENDED)]
+    choices: int
+    took_ms: int
+    outcome: str
+    error: str | None
+
+
+class LiveRequestList(msgspec.Struct, frozen=True):
+    data: list[LiveRequest]
+    ended: list[EndedRequest]
+
+
+class ChoiceCounts(msgspec.Struct, frozen=True, kw_only=True):
+    index: int
+    state: ChoiceState
+    output_tokens: int
+    cached_tokens: int
+    finish_reason: str | None
+    outcome: str | None
+
+
+class RequestView(RequestCounts, frozen=True, kw_only=True):
+    """A request as operators see it: without its text."""
+
+    choices: list[ChoiceCounts]
+    took_ms: int | None
+    outcome: str | None
+    error: str | None
+    timeline: list[RequestMoment]
+
+
+class ControlledChoice(msgspec.Struct, frozen=True):
+    index: int
+    state: ChoiceState
+    detail: str
+
+
+class ControlResult(msgspec.Struct, frozen=True):
+    id: str
+    action: Annotated[str, one_of("pause", "resume", "downgrade", "cancel")]
+    choices: list[ControlledChoice]
+
+
+class ForgetResult(msgspec.Struct, frozen=True):
+    tenant: str
+    entries: int
+    cells: int
+
+
+class TenantEraseResult(msgspec.Struct, frozen=True):
+    tenant: str
+    live_ended: int
+    live_kept: int
+    erased: dict[str, int]
+
+
+class QuarantineList(msgspec.Struct, frozen=True):
+    data: list[QuarantineReport]
 
 
 class Admin:
@@ -64,14 +158,53 @@ class Admin:
         self._erasure = erasure
         self._explainer = explainer
 
-    async def login_code(self, request: Request) -> Response:
+    def operations(self) -> list[Operation]:
+        lines = {200: Described(None, "JSON lines.", {"application/x-ndjson": {"type": "string"}})}
+        recorder = "The engine's flight recorder, one JSON object a line"
+        code = "A code that opens the dashboard once, for who has the server's token"
+        login = "What the dashboard sends as its key from now on, for a code"
+        dead = "Requests that were ended because engines died computing them, without their text"
+        data, cache = "/admin/tenants/{tenant}/data", "/admin/tenants/{tenant}/cache"
+        erase = "Erase what is held of a tenant"
+        return [
+            Operation("GET", "/admin/journal", self.journal, recorder, [401, 403, 429, 503], answers=lines),
+            Operation("POST", "/admin/login-codes", self.login_code, code, [401, 403]),
+            Operation("POST", "/admin/login", self.login, login, [400, 401, 408, 413], request=_LOGIN),
+            *self._request_operations(),
+            Operation("GET", "/admin/quarantine", self.quarantine, dead, [401, 403]),
+            Operation("DELETE", data, self.erase, erase, [400, 401, 403, 503], parameters=[_LIVE]),
+            Operation("DELETE", cache, self.forget, "Drop the cached prefixes of a tenant", [401, 403, 503]),
+        ]
+
+    def _request_operations(self) -> list[Operation]:
+        path = "/admin/requests/{request_id}"
+        listed = "List the live requests, and those that ended last, without their text"
+        cancel = "End a live request; what there is of its result is kept"
+        why = "Why a request, live or ended, took as long as it did, without its text"
+        return [
+            Operation("GET", "/admin/requests", self.requests, listed, [400, 401, 403], parameters=[_ENDED]),
+            Operation("GET", path, self.view, "How a request stands, or ended, without its text", [401, 403, 404]),
+            Operation("POST", f"{path}/cancel", self.cancel, cancel, [401, 403, 404]),
+            Operation("GET", f"{path}/explanation", self.explanation, why, [401, 403, 404]),
+        ] + [
+            Operation(
+                "POST",
+                f"{path}/{action.value}",
+                self.controls(action),
+                f"{action.value.capitalize()} a live request",
+                errors=[401, 403, 404, 409, 503],
+            )
+            for action in Control
+        ]
+
+    async def login_code(self, request: Request) -> LoginCode:
         """A code for the address of the dashboard, for who has this server's token."""
         if self._tenants.check_admin(credentials_of(request)).tenant != OPERATOR:
             message = "Codes are for operators on the server's machine. The dashboard takes your admin key as it is."
             raise ApiError(403, "admin_is_local", message)
-        return fresh_json({"code": self._operators.new_code(), "expires_in_s": CODE_LIFE_S})
+        return LoginCode(self._operators.new_code(), CODE_LIFE_S)
 
-    async def login(self, request: Request) -> Response:
+    async def login(self, request: Request) -> Login:
         """What the page sends as its key from now on, for a code."""
         code = (await read_json(request, LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S)).get("code")
         token = self._operators.redeem(code) if isinstance(code, str) and is_direct(request.scope) else None
@@ -80,27 +213,27 @@ class Admin:
                 "This code is over: it works once, for a minute, on the server's machine. Run `poise dashboard` again."
             )
             raise ApiError(401, "invalid_login_code", message, headers={"WWW-Authenticate": "Bearer"})
-        return fresh_json({"key": token})
+        return Login(token)
 
-    async def requests(self, request: Request) -> Response:
+    async def requests(self, request: Request) -> LiveRequestList:
         """Live requests, and with `ended=N` those that ended last: counts and states, no text."""
         self._tenants.check_admin(credentials_of(request))
-        now_s, n_ended = time.perf_counter(), _n_ended(request.query_params.get("ended", "0"))
-        live = [_row(record, now_s) for record in self._records.live()]
-        ended = [_row(record, now_s) | _end(record) for record in self._records.ended(n_ended)]
-        return fresh_json({"data": live, "ended": ended})
+        n_ended = _n_ended(request.query_params.get("ended", "0"))
+        live = [LiveRequest(**_counts(record), choices=_n_choices(record)) for record in self._records.live()]
+        ended = [
+            EndedRequest(**_counts(record), **_end(record), choices=_n_choices(record))
+            for record in self._records.ended(n_ended)
+        ]
+        return LiveRequestList(live, ended)
 
-    async def view(self, request: Request) -> Response:
+    async def view(self, request: Request) -> RequestView:
         """One request, live or ended: its counts, its timeline and its choices, no text."""
         self._tenants.check_admin(credentials_of(request))
-        wanted = request.path_params["request_id"]
-        record = self._records.find_live(wanted) or self._records.find(wanted, None)
-        if record is None:
-            raise kept_request_not_found(wanted)
-        parts = {"choices": [_choice(record, choice) for choice in record.choices], "timeline": timeline_of(record)}
-        return fresh_json(_row(record, time.perf_counter()) | _end(record) | parts)
+        record = self._kept(request)
+        choices = [_choice(record, choice) for choice in record.choices]
+        return RequestView(**_counts(record), **_end(record), choices=choices, timeline=timeline_of(record))
 
-    async def cancel(self, request: Request) -> Response:
+    async def cancel(self, request: Request) -> ControlResult:
         """End a live request, in whatever state it is. Its client gets what there is."""
         caller = self._tenants.check_admin(credentials_of(request))
         wanted = request.path_params["request_id"]
@@ -110,38 +243,33 @@ class Admin:
         indices = [choice.index for choice in record.choices if choice.outcome is None]
         record.work.stop(CANCELLED)
         self._audit.operator(caller, "cancel", response=record.response_id)
-        rows = [{"index": index, "state": ENDED, "detail": ""} for index in indices]
-        return fresh_json({"id": record.response_id, "action": "cancel", "choices": rows})
+        return ControlResult(record.response_id, "cancel", [ControlledChoice(index, ENDED, "") for index in indices])
 
-    async def explanation(self, request: Request) -> Response:
+    async def explanation(self, request: Request) -> Explanation:
         """Why a request, live or ended, took as long as it did; no text."""
         self._tenants.check_admin(credentials_of(request))
-        wanted = request.path_params["request_id"]
-        record = self._records.find_live(wanted) or self._records.find(wanted, None)
-        if record is None:
-            raise kept_request_not_found(wanted)
-        return fresh_json(explanation_of(self._explainer.explain(record, None)))
+        return explanation_of(self._explainer.explain(self._kept(request), None))
 
-    def controls(self, action: Control) -> Callable[[Request], Awaitable[Response]]:
+    def controls(self, action: Control) -> Callable[[Request], Awaitable[ControlResult]]:
         """The endpoint of one action."""
 
-        async def control(request: Request) -> Response:
+        async def control(request: Request) -> ControlResult:
             caller = self._tenants.check_admin(credentials_of(request))
-            body = await self._control(request.path_params["request_id"], action)
-            self._audit.operator(caller, action.value, response=body["id"])
-            return fresh_json(body)
+            result = await self._control(request.path_params["request_id"], action)
+            self._audit.operator(caller, action.value, response=result.id)
+            return result
 
         return control
 
-    async def forget(self, request: Request) -> Response:
+    async def forget(self, request: Request) -> ForgetResult:
         """Drop every prefix that is kept for a tenant. Its live requests go on."""
         caller = self._tenants.check_admin(credentials_of(request))
         tenant = request.path_params["tenant"]
         freed = await _asked(self._engine.forget(tenant))
         self._audit.operator(caller, "forget", tenant=tenant)
-        return fresh_json({"tenant": tenant, "entries": freed.entries, "cells": freed.cells})
+        return ForgetResult(tenant, freed.entries, freed.cells)
 
-    async def erase(self, request: Request) -> Response:
+    async def erase(self, request: Request) -> TenantEraseResult:
         """Erase what is held of a tenant, everywhere. Its live requests go on, unless `live=1` ends them first."""
         caller = self._tenants.check_admin(credentials_of(request))
         tenant = request.path_params["tenant"]
@@ -155,7 +283,7 @@ class Admin:
         erased = await _asked(self._erasure.erase(tenant))
         self._audit.operator(caller, "erase", tenant=tenant, live=live == "1", **erased)
         ended, kept = (len(records), 0) if live == "1" else (0, len(records))
-        return fresh_json({"tenant": tenant, "live_ended": ended, "live_kept": kept, "erased": erased})
+        return TenantEraseResult(tenant, ended, kept, erased)
 
     async def journal(self, request: Request) -> Response:
         """The engine's flight recorder: token counts and decisions, no text."""
@@ -164,12 +292,12 @@ class Admin:
         self._audit.operator(caller, "journal")
         return answer
 
-    async def quarantine(self, request: Request) -> Response:
+    async def quarantine(self, request: Request) -> QuarantineList:
         """Reports of requests that engines died computing: sizes and times, no text."""
         self._tenants.check_admin(credentials_of(request))
-        return fresh_json({"data": [report.as_json() for report in self._engine.quarantined()]})
+        return QuarantineList(self._engine.quarantined())
 
-    async def _control(self, wanted: str, action: Control) -> dict[str, Any]:
+    async def _control(self, wanted: str, action: Control) -> ControlResult:
         """On every choice of the request that has not ended. One that could be acted on makes it a success."""
         record = self._records.find_live(wanted)
         choices = record.work.requests() if record is not None and record.work is not None else []
@@ -181,100 +309,18 @@ class Admin:
         if all(answer.detail for answer in answers):
             raise not_possible(action.value, wanted, next(answer.detail for answer in answers if answer.state))
         rows = [
-            {"index": index, "state": _shown_state(answer.state), "detail": answer.detail}
+            ControlledChoice(index, _shown_state(answer.state), answer.detail)
             for (index, _), answer in zip(choices, answers, strict=True)
         ]
-        return {"id": record.response_id, "action": action.value, "choices": rows}
+        return ControlResult(record.response_id, action.value, rows)
 
-
-def add_admin(app: FastAPI, admin: Admin) -> None:
-    """The routes of /admin."""
-    app.add_api_route(
-        "/admin/journal",
-        admin.journal,
-        summary="The engine's flight recorder, one JSON object a line",
-        responses=schemas.lines() | schemas.errors(401, 403, 429, 503),
-        response_class=Response,  # of no type of its own: its errors are JSON
-    )
-    app.add_api_route(
-        "/admin/login-codes",
-        admin.login_code,
-        methods=["POST"],
-        summary="A code that opens the dashboard once, for who has the server's token",
-        responses=schemas.answer(schemas_admin.LoginCode) | schemas.errors(401, 403),
-    )
-    app.add_api_route(
-        "/admin/login",
-        admin.login,
-        methods=["POST"],
-        summary="What the dashboard sends as its key from now on, for a code",
-        responses=schemas.answer(schemas_admin.Login) | schemas.errors(400, 401, 408, 413),
-        openapi_extra=schemas_admin.LOGIN_BODY,
-    )
-    _add_requests(app, admin)
-    app.add_api_route(
-        "/admin/quarantine",
-        admin.quarantine,
-        summary="Requests that were ended because engines died computing them, without their text",
-        responses=schemas.answer(QuarantineList) | schemas.errors(401, 403),
-    )
-    app.add_api_route(
-        "/admin/tenants/{tenant}/data",
-        admin.erase,
-        methods=["DELETE"],
-        summary="Erase what is held of a tenant",
-        responses=schemas.answer(schemas_admin.TenantEraseResult) | schemas.errors(400, 401, 403, 503),
-        openapi_extra={"parameters": [schemas.path_parameter("tenant"), schemas_admin.LIVE_PARAMETER]},
-    )
-    app.add_api_route(
-        "/admin/tenants/{tenant}/cache",
-        admin.forget,
-        methods=["DELETE"],
-        summary="Drop the cached prefixes of a tenant",
-        responses=schemas.answer(schemas_admin.ForgetResult) | schemas.errors(401, 403, 503),
-        openapi_extra={"parameters": [schemas.path_parameter("tenant")]},
-    )
-
-
-def _add_requests(app: FastAPI, admin: Admin) -> None:
-    app.add_api_route(
-        "/admin/requests",
-        admin.requests,
-        summary="List the live requests, and those that ended last, without their text",
-        responses=schemas.answer(schemas_admin.LiveRequestList) | schemas.errors(400, 401, 403),
-        openapi_extra={"parameters": [schemas_admin.ENDED_PARAMETER]},
-    )
-    app.add_api_route(
-        "/admin/requests/{request_id}",
-        admin.view,
-        summary="How a request stands, or ended, without its text",
-        responses=schemas.answer(schemas_admin.RequestView) | schemas.errors(401, 403, 404),
-        openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
-    )
-    app.add_api_route(
-        "/admin/requests/{request_id}/cancel",
-        admin.cancel,
-        methods=["POST"],
-        summary="End a live request; what there is of its result is kept",
-        responses=schemas.answer(schemas_admin.ControlResult) | schemas.errors(401, 403, 404),
-        openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
-    )
-    app.add_api_route(
-        "/admin/requests/{request_id}/explanation",
-        admin.explanation,
-        summary="Why a request, live or ended, took as long as it did, without its text",
-        responses=schemas.answer(Explanation) | schemas.errors(401, 403, 404),
-        openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
-    )
-    for action in Control:
-        app.add_api_route(
-            f"/admin/requests/{{request_id}}/{action.value}",
-            admin.controls(action),
-            methods=["POST"],
-            summary=f"{action.value.capitalize()} a live request",
-            responses=schemas.answer(schemas_admin.ControlResult) | schemas.errors(401, 403, 404, 409, 503),
-            openapi_extra={"parameters": [schemas.path_parameter("request_id")]},
-        )
+    def _kept(self, request: Request) -> Record:
+        """The request that an operator named, live or ended."""
+        wanted = request.path_params["request_id"]
+        record = self._records.find_live(wanted) or self._records.find(wanted, None)
+        if record is None:
+            raise kept_request_not_found(wanted)
+        return record
 
 
 async def _asked(answer: Awaitable[T]) -> T:
@@ -284,20 +330,25 @@ async def _asked(answer: Awaitable[T]) -> T:
         raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
 
 
-def _row(record: Record, now_s: float) -> dict[str, Any]:
+def _counts(record: Record) -> dict[str, Any]:
+    """What both lists and a single request's view have."""
     origin, usage = record.origin, record.usage()
     return {
         "id": record.response_id,
         "request_id": origin.request_id,
         "tenant": origin.tenant,
-        "class": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
+        "class_": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
         "state": record.state,
-        "choices": sum(choice.outcome is None or record.is_ended for choice in record.choices),
         "prompt_tokens": usage.prompt_tokens,
         "output_tokens": usage.completion_tokens,
         "cached_tokens": usage.cached_tokens,
-        "age_ms": int((now_s - origin.arrived_s) * 1000),
+        "age_ms": int((time.perf_counter() - origin.arrived_s) * 1000),
     }
+
+
+def _n_choices(record: Record) -> int:
+    """Those that have not ended; all of a request that has."""
+    return sum(choice.outcome is None or record.is_ended for choice in record.choices)
 
 
 def _end(record: Record) -> dict[str, Any]:
@@ -310,15 +361,15 @@ def _end(record: Record) -> dict[str, Any]:
     }
 
 
-def _choice(record: Record, choice: ChoiceRecord) -> dict[str, Any]:
-    return {
-        "index": choice.index,
-        "state": choice.state if choice.outcome is None and not record.is_ended else ENDED,
-        "output_tokens": choice.n_output,
-        "cached_tokens": choice.n_cached,
-        "finish_reason": choice.finish_reason,
-        "outcome": choice.outcome,
-    }
+def _choice(record: Record, choice: ChoiceRecord) -> ChoiceCounts:
+    return ChoiceCounts(
+        index=choice.index,
+        state=choice.state if choice.outcome is None and not record.is_ended else ENDED,
+        output_tokens=choice.n_output,
+        cached_tokens=choice.n_cached,
+        finish_reason=choice.finish_reason,
+        outcome=choice.outcome,
+    )
 
 
 def _n_ended(value: str) -> int:

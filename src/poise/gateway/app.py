@@ -8,23 +8,30 @@ The application starts nothing: the engine is the caller's, who can run it in `l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+import msgspec
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from poise import __version__
 from poise.config import Settings
-from poise.gateway.admin import Admin, add_admin
-from poise.gateway.api.generation import Generation, add_generation
-from poise.gateway.api.native.history import HistoryAnswer, add_history
-from poise.gateway.api.native.templates import TemplatesAnswer, add_templates
-from poise.gateway.api.openai.models import Models, add_models
+from poise.gateway.admin import Admin
+from poise.gateway.api.generation import Generation
+from poise.gateway.api.native.history import HistoryAnswer
+from poise.gateway.api.native.templates import TemplatesAnswer
+from poise.gateway.api.openai.models import Models
+from poise.gateway.api.openapi import document
+from poise.gateway.api.operation import Operation
 from poise.gateway.auditing import Audit
 from poise.gateway.degradation import Degradation
 from poise.gateway.engine_client import EngineClient
@@ -32,7 +39,7 @@ from poise.gateway.erasure import Erasure, engine_eraser, metrics_eraser, record
 from poise.gateway.errors import ApiError
 from poise.gateway.explanations import Explainer
 from poise.gateway.guard import GuardMiddleware
-from poise.gateway.health import Health, add_health
+from poise.gateway.health import Health
 from poise.gateway.heap import TRIM_EVERY_S, give_back
 from poise.gateway.history import History
 from poise.gateway.host import free_bytes
@@ -41,9 +48,9 @@ from poise.gateway.http.middleware import RequestMiddleware
 from poise.gateway.intake import Intake
 from poise.gateway.keys import KeyRing
 from poise.gateway.lookout import Lookout
-from poise.gateway.pages import PAGE_DIR, add_pages
+from poise.gateway.pages import PAGE_DIR, page_routes
 from poise.gateway.records import Records
-from poise.gateway.requests import Requests, add_requests
+from poise.gateway.requests import Requests
 from poise.gateway.supervision.reading import read_engine
 from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.lifespan import Lifespan, beside
@@ -62,7 +69,8 @@ class Gateway:
 
     def __init__(
         self,
-        app: FastAPI,
+        app: Starlette,
+        operations: Sequence[Operation],
         engine: EngineClient,
         text: TextSlot,
         templates: Templates,
@@ -71,6 +79,7 @@ class Gateway:
         degradation: Degradation,
     ) -> None:
         self._app = app
+        self.operations = operations
         self._engine = engine
         self._text = text
         self._templates = templates
@@ -149,32 +158,52 @@ def create_app(
         },
     )
     rarely = {"heap": (TRIM_EVERY_S, give_back)}
-    app = _empty(beside(tasks, pulse, rarely, lifespan), audit.strangers)
-    app.add_middleware(GuardMiddleware, server=settings.server)
-    app.add_middleware(RequestMiddleware, server=settings.server, account_of=tenants.account_of, metrics=metrics)
-    add_generation(app, Generation(settings, intake, metrics.streams, audit), intake.model_names)
     explainer = Explainer(settings, engine, records, history)
-    add_requests(app, Requests(settings, tenants, records, metrics.streams, explainer))
-    add_models(app, Models(settings, engine, tenants, model_name))
-    add_templates(app, TemplatesAnswer(templates, tenants))
-    add_health(app, health)
-    add_history(app, HistoryAnswer(history, tenants))
-    add_admin(app, Admin(engine, tenants, records, audit, erasure, explainer, operators))
-    add_pages(app, page_dir)
-    return Gateway(app, engine, text, templates, metrics, history, degradation)
+    operations = [
+        *Generation(settings, intake, metrics.streams, audit).operations(),
+        *Requests(settings, tenants, records, metrics.streams, explainer).operations(),
+        *Models(settings, engine, tenants, model_name).operations(),
+        *TemplatesAnswer(templates, tenants).operations(),
+        *health.operations(),
+        *HistoryAnswer(history, tenants).operations(),
+        *Admin(engine, tenants, records, audit, erasure, explainer, operators).operations(),
+    ]
+    guards = _guards(settings, tenants, metrics)
+    app = _application(operations, page_dir, guards, audit.strangers, beside(tasks, pulse, rarely, lifespan))
+    return Gateway(app, operations, engine, text, templates, metrics, history, degradation)
 
 
-def _empty(lifespan: Lifespan, strangers: Strangers) -> FastAPI:
-    """An application that has nothing yet but the format of its errors."""
-    app = FastAPI(
-        title="poise",
-        version=__version__,
-        description="A local LLM server that keeps its composure under load, with the OpenAI API.",
-        docs_url=None,  # FastAPI's pages load their scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,
+def _guards(settings: Settings, tenants: Tenants, metrics: GatewayMetrics) -> list[Middleware]:
+    """What each request passes on its way in, the outermost first."""
+    return [
+        Middleware(RequestMiddleware, server=settings.server, account_of=tenants.account_of, metrics=metrics),
+        Middleware(GuardMiddleware, server=settings.server),
+    ]
+
+
+def _application(
+    operations: Sequence[Operation],
+    page_dir: Path,
+    middleware: Sequence[Middleware],
+    strangers: Strangers,
+    lifespan: Lifespan,
+) -> Starlette:
+    """Operations, their description, and the pages, behind `middleware`."""
+    app = Starlette(
+        routes=[*(operation.route() for operation in operations), _openapi(operations), *page_routes(page_dir)],
+        middleware=middleware,
+        exception_handlers={ApiError: partial(api_error, strangers), HTTPException: http_error},
         lifespan=lifespan,
     )
-    app.add_exception_handler(ApiError, partial(api_error, strangers))
-    app.add_exception_handler(HTTPException, http_error)
+    app.router.redirect_slashes = False
     return app
+
+
+def _openapi(operations: Sequence[Operation]) -> Route:
+    """The document, which is put together for the first who asks: beside the loop, because it takes some 50 ms."""
+    text = cache(lambda: msgspec.json.encode(document(operations)))
+
+    async def answer(_: Request) -> Response:
+        return Response(await asyncio.to_thread(text), media_type="application/json")
+
+    return Route("/openapi.json", answer)

@@ -34,6 +34,19 @@ _PATH = re.compile(r"(?<![\w./:])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 _RETRY_STOPPED_S = 5.0
 
 
+class ErrorDetail(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Every answer that is not a result."""
+
+    error: ErrorDetail
+
+
 class ApiError(Exception):
     """An answer that is not a result. Raised anywhere below a route; rendered once, at the edge (`http.replies`)."""
 
@@ -51,12 +64,13 @@ class ApiError(Exception):
         """The same error, never raised: one that was holds the frames that it went through, and whatever is in them."""
         return ApiError(self.status, self.code, self.message, param=self.param, headers=self.headers)
 
+    def detail(self) -> ErrorDetail:
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return ErrorDetail(self.message, kind, self.param, self.code)
+
     def body(self) -> bytes:
         """The JSON object, also used as the last event of a stream that failed."""
-        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return msgspec.json.encode(
-            {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-        )
+        return msgspec.json.encode(ErrorBody(self.detail()))
 
 
 class ClientGone(Exception):

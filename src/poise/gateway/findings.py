@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import msgspec
+
 from poise.metrics.audit import Standing
 from poise.wire.fingerprint import MODEL_CHANGED
 
@@ -76,6 +78,14 @@ class Facts:
     """How each engine ended that was lost since the last look, not on purpose: a signal's name, an exit code, or a hang."""
 
 
+class FindingRow(msgspec.Struct, frozen=True):
+    finding: str
+    text: str
+    age_s: float
+    runbook: str
+    detail: dict[str, Any] | None
+
+
 @dataclass(slots=True)
 class Finding:
     """`text` names nobody; `detail` is for operators."""
@@ -86,14 +96,10 @@ class Finding:
     since_s: float
     seen_s: float
 
-    def as_json(self, now_s: float, *, named: bool) -> dict[str, Any]:
-        return {
-            "finding": self.name,
-            "text": self.text,
-            "age_s": round(now_s - self.since_s, 1),
-            "runbook": f"docs/runbook.md#{self.name}",
-            "detail": self.detail if named else None,
-        }
+    def row(self, now_s: float, *, named: bool) -> FindingRow:
+        """As /status shows it."""
+        age_s, detail = round(now_s - self.since_s, 1), self.detail if named else None
+        return FindingRow(self.name, self.text, age_s, f"docs/runbook.md#{self.name}", detail)
 
 
 class Findings:

@@ -304,16 +304,16 @@ class Handover:
         submit = live.submit
         self.quarantine.add(
             QuarantineReport(
-                live.label,
-                submit.request_id,
-                ERASED if submit.erased else submit.tenant,
-                submit.request_class,
-                len(submit.prompt),
-                len(live.output),
-                self._blame.deaths(submit.request_id),
-                death.how,
-                live.accepted_at,
-                utc(),
+                request_id=live.label,
+                request_class=submit.request_class,
+                engine_request=submit.request_id,
+                tenant=ERASED if submit.erased else submit.tenant,
+                prompt_tokens=len(submit.prompt),
+                output_tokens=len(live.output),
+                deaths=self._blame.deaths(submit.request_id),
+                ended_by=death.how,
+                accepted_at=live.accepted_at,
+                quarantined_at=utc(),
             )
         )
         self._metrics.quarantined(submit.request_class)

@@ -19,23 +19,10 @@ from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.host import own_rss_bytes
 from poise.gateway.tasks.pulse import PERIOD_S
 from poise.metrics.gateway import GatewayMetrics
-from poise.metrics.sample import Sampler, Scene, TokensPerSecond
+from poise.metrics.sample import Sample, Sampler, Scene, TokensPerSecond
 
 SAMPLES_MAX = 600
 _ELAPSED_S_MIN = 0.001
-
-
-class _Steps(msgspec.Struct):
-    cost_ratio: float | None = None
-
-
-class _Told(msgspec.Struct):
-    """Of a sample, what explanations read."""
-
-    at: float
-    level: str
-    limited: dict[str, float]
-    steps: _Steps | None = None
 
 
 class Glimpse(NamedTuple):
@@ -76,9 +63,7 @@ class History:
         """Take one sample, of the time since the last one."""
         now_ns = self._clock_ns()
         elapsed_s = max(_ELAPSED_S_MIN, (now_ns - self._then_ns) / 1e9)
-        figures = self._sampler.sample(self._scene(), elapsed_s, now_ns)
-        at = {"seq": self._next, "at": round(self._wall_clock(), 3)}
-        self._samples.append(msgspec.json.encode(at | figures))
+        self._samples.append(msgspec.json.encode(self._sampler.sample(self._scene(), elapsed_s, now_ns)))
         self._next += 1
         self._then_ns = now_ns
 
@@ -91,7 +76,7 @@ class History:
         """Of each sample of some span of time (Unix seconds), the oldest first."""
         found = []
         for raw in reversed(self._samples):
-            told = msgspec.json.decode(raw, type=_Told)
+            told = msgspec.json.decode(raw, type=Sample)
             if told.at <= begin_at:
                 break
             if (seconds := min(end_at, told.at) - max(begin_at, told.at - PERIOD_S)) > 0:
@@ -109,6 +94,8 @@ class History:
         state, streams = self._engine.state, self._metrics.streams
         classes, unclassed = self._metrics.lately.take()
         return Scene(
+            seq=self._next,
+            at=round(self._wall_clock(), 3),
             phase=state.phase.value,
             level=self._degradation.level.value,
             restarts=state.restarts,

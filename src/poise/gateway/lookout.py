@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 from poise.gateway.blame import Death
 from poise.gateway.engine_client import EngineClient, EnginePhase
-from poise.gateway.findings import NOTED_S, Facts, Finding, Findings, LiveRequest
+from poise.gateway.findings import NOTED_S, Facts, Finding, FindingRow, Findings, LiveRequest
 from poise.gateway.host import own_rss_bytes
 from poise.gateway.record import LEVELS, Record
 from poise.gateway.records import Records
@@ -77,12 +76,12 @@ class Lookout:
             ),
         )
 
-    def told(self, *, named: bool) -> list[dict[str, Any]]:
+    def told(self, *, named: bool) -> list[FindingRow]:
         """`named`: with the requests and tenants that it is about."""
         now_s = self._clock()
         found = self._findings.current()
         found += [each for each in (self._failing(now_s), self._text_ends(now_s)) if each is not None]
-        return [each.as_json(now_s, named=named) for each in found]
+        return [each.row(now_s, named=named) for each in found]
 
     def _failing(self, now_s: float) -> Finding | None:
         """Tasks that failed a moment ago. Asked for when it is told: the task that looks may be one of them."""

@@ -11,9 +11,9 @@ import importlib.util
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -37,9 +37,11 @@ class PageFiles(StaticFiles):
         return _guarded(await super().get_response(path, scope))
 
 
-def add_pages(app: FastAPI, page_dir: Path) -> None:
-    app.add_route("/", _page(page_dir / "index.html"), methods=["GET", "HEAD"], include_in_schema=False)
-    app.add_route("/dashboard", _page(page_dir / "dashboard.html"), methods=["GET", "HEAD"], include_in_schema=False)
+def page_routes(page_dir: Path) -> list[BaseRoute]:
+    routes: list[BaseRoute] = [
+        Route("/", _page(page_dir / "index.html")),
+        Route("/dashboard", _page(page_dir / "dashboard.html")),
+    ]
     plotly_dir = find_plotly()
     if plotly_dir is not None:
         files = PageFiles(directory=plotly_dir)
@@ -47,9 +49,10 @@ def add_pages(app: FastAPI, page_dir: Path) -> None:
         async def plotly(request: Request) -> Response:
             return await files.get_response(_PLOTLY_FILE, request.scope)
 
-        app.add_route(f"/page/{_PLOTLY_FILE}", plotly, methods=["GET", "HEAD"], include_in_schema=False)
+        routes.append(Route(f"/page/{_PLOTLY_FILE}", plotly))
     if page_dir.is_dir():
-        app.mount("/page", PageFiles(directory=page_dir))
+        routes.append(Mount("/page", PageFiles(directory=page_dir)))
+    return routes
 
 
 def find_plotly() -> Path | None:

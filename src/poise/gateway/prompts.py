@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from poise.config import ClassSettings, Settings
 from poise.config.classes import class_settings, default_output
@@ -20,6 +19,7 @@ from poise.gateway.errors import ApiError, context_length_exceeded, invalid_valu
 from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
 from poise.gateway.templates import Templates
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
+from poise.gateway.values import ContextNote, Notes
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
@@ -61,7 +61,7 @@ class Plan:
     ids: list[list[int]] = field(default_factory=list)
     template: str = ""
     headers: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, Any] | None = None
+    notes: Notes | None = None
     summary: SummaryPlan | None = None
 
 
@@ -132,19 +132,18 @@ class Prompts:
         used = summary.text[: len(summary.text) - cut.n_chars]
         plan.ids = [cut.ids]
         plan.summary = None
-        plan.notes = {
-            "context": {
-                "policy": ContextPolicy.SUMMARIZE.value,
-                "summarized_turns": todo.n_turns,
-                "summarized_messages": len(todo.turns.dropped(todo.n_turns)),
-                "summarized_tokens": todo.n_tokens,
-                # Counted by itself: a chat template may leave out a system prompt of its own now that there is one.
-                "summary_tokens": await text.length(summaries.summary_message(used).content),
-                "summary": used,
-                "summary_usage": summary.usage.as_json(),
-                "prompt_tokens": len(plan.ids[0]),
-            }
-        }
+        note = ContextNote(
+            policy=ContextPolicy.SUMMARIZE.value,
+            summarized_turns=todo.n_turns,
+            summarized_messages=len(todo.turns.dropped(todo.n_turns)),
+            summarized_tokens=todo.n_tokens,
+            # Counted by itself: a chat template may leave out a system prompt of its own now that there is one.
+            summary_tokens=await text.length(summaries.summary_message(used).content),
+            summary=used,
+            summary_usage=summary.usage.as_sent(),
+            prompt_tokens=len(plan.ids[0]),
+        )
+        plan.notes = Notes(note)
         self._name_template(plan, parsed)
 
     def _check_size(self, plan: Plan, messages: list[Message], policy: ContextPolicy, text: TextModel) -> None:
@@ -213,15 +212,14 @@ class _Fitter:
         self._plan.ids = [found.ids]
         if n:
             n_dropped = found.n_whole - found.n_prompt
-            self._plan.notes = {
-                "context": {
-                    "policy": ContextPolicy.TRIM.value,
-                    "dropped_turns": n,
-                    "dropped_messages": len(self._turns.dropped(n)),
-                    "dropped_tokens": n_dropped,
-                    "prompt_tokens": found.n_prompt,
-                }
-            }
+            note = ContextNote(
+                policy=ContextPolicy.TRIM.value,
+                dropped_turns=n,
+                dropped_messages=len(self._turns.dropped(n)),
+                dropped_tokens=n_dropped,
+                prompt_tokens=found.n_prompt,
+            )
+            self._plan.notes = Notes(note)
             self._plan.headers[CONTEXT_HEADER] = f"trim; dropped_turns={n}; dropped_tokens={n_dropped}"
         return found.n_whole
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
+from msgspec import structs
 
 log = logging.getLogger(__name__)
 
@@ -21,24 +20,19 @@ ERASED = "(erased)"
 """Stands where the name of an erased tenant was."""
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantineReport:
+class QuarantineReport(msgspec.Struct, frozen=True, kw_only=True, rename={"request_class": "class"}):
     """`request_id` is the X-Request-Id, `ended_by` how the last of the `deaths` came about. Times are UTC."""
 
     request_id: str
+    request_class: str
     engine_request: int
     tenant: str
-    request_class: str
     prompt_tokens: int
     output_tokens: int
     deaths: int
     ended_by: str
     accepted_at: str
     quarantined_at: str
-
-    def as_json(self) -> dict[str, Any]:
-        fields = asdict(self)
-        return {"request_id": fields.pop("request_id"), "class": fields.pop("request_class"), **fields}
 
 
 class Quarantine:
@@ -49,14 +43,14 @@ class Quarantine:
 
     def add(self, report: QuarantineReport) -> None:
         self._reports.append(report)
-        log.error("quarantined: %s", msgspec.json.encode(report.as_json()).decode())
+        log.error("quarantined: %s", msgspec.json.encode(report).decode())
 
     def erase(self, tenant: str) -> int:
         """Take a tenant's name out of every report; returns how many had it."""
         n_named = 0
         for i, report in enumerate(self._reports):
             if report.tenant == tenant:
-                self._reports[i] = replace(report, tenant=ERASED)
+                self._reports[i] = structs.replace(report, tenant=ERASED)
                 n_named += 1
         return n_named
 

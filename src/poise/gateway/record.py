@@ -12,11 +12,13 @@ import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
+
+from msgspec import UNSET
 
 from poise.gateway.errors import ApiError
 from poise.gateway.slices import at_once
-from poise.gateway.values import Answer, TokenEntry, Usage
+from poise.gateway.values import Answer, Notes, TokenEntry, Usage, one_of
 from poise.gateway.wakeup import Wakeup
 from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
@@ -24,6 +26,7 @@ from poise.wire.messages import Accepted, Prefill
 from poise.wire.status import Waiting
 
 QUEUED, RUNNING, ENDED = "queued", "running", "ended"
+ChoiceState = Annotated[str, one_of(QUEUED, RUNNING, "paused", "swapped", ENDED)]
 _FOREMOST = (RUNNING, "paused", "swapped", QUEUED)
 """A request is as far as its foremost choice."""
 PREFILL = "prefill"
@@ -41,7 +44,7 @@ MOMENTS_MAX = 1000
 
 _RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _TOKEN_BYTES, _FAILURE_BYTES = 1950, 180, 130, 19, 450
 _MOMENT_BYTES, _DETAIL_BYTES = 88, 24
-_ENTRY_BYTES, _TOP_BYTES, _ROUNDING_BYTES = 280, 88, 8
+_ENTRY_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES = 280, 88, 8, 600
 """About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
 
 
@@ -279,7 +282,7 @@ class Record:
             self.note("finished", reason=failure.code, outcome=self.outcome)
             self._content_bytes += _FAILURE_BYTES + sys.getsizeof(failure.message)
         if self.shape.notes is not None:
-            self._content_bytes += _nested_bytes(self.shape.notes)
+            self._content_bytes += _notes_bytes(self.shape.notes)
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end(self)
@@ -391,9 +394,6 @@ def _moment_bytes(moment: Moment) -> int:
     return _MOMENT_BYTES + sys.getsizeof(moment.detail) + _DETAIL_BYTES * len(moment.detail)
 
 
-def _nested_bytes(value: Any) -> int:
-    """Of JSON-like values."""
-    own = sys.getsizeof(value)
-    if isinstance(value, dict):
-        return own + sum(_nested_bytes(part) for part in value.values())
-    return own + sum(map(_nested_bytes, value)) if isinstance(value, list) else own
+def _notes_bytes(notes: Notes) -> int:
+    context = notes.context
+    return _NOTES_BYTES + (sys.getsizeof(context.summary) if context.summary is not UNSET else 0)

@@ -4,93 +4,81 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
-from fastapi import FastAPI
-from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from poise.config import Settings
 from poise.config.classes import class_settings
-from poise.gateway import schemas
-from poise.gateway.answer_schemas import TokenUsage
 from poise.gateway.api.native.explanations import Explanation, explanation_of
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
-from poise.gateway.errors import ApiError, not_possible, response_not_found
+from poise.gateway.api.operation import Described, Operation, parameter
+from poise.gateway.completion_types import EVENTS, FinishReason
+from poise.gateway.errors import ApiError, ErrorDetail, not_possible, response_not_found
 from poise.gateway.explanations import Explainer
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.credentials import credentials_of
-from poise.gateway.http.replies import fresh_json
 from poise.gateway.http.stream import EventStream
 from poise.gateway.reader import Place, Reader, read_place
-from poise.gateway.record import CANCELLED, ENDED, Record
+from poise.gateway.record import CANCELLED, ENDED, ChoiceState, Record
 from poise.gateway.records import Records
-from poise.gateway.schemas import Closed, ErrorDetail
 from poise.gateway.slices import in_turns
 from poise.gateway.tenants import Tenants
-from poise.gateway.values import Answer
+from poise.gateway.values import TokenUsage
 from poise.metrics.streams import StreamMetrics
 from poise.scheduler.request import RequestClass
 
+LISTED_MAX = 100
+_HAS = "Output tokens that the caller has: the `id` of the last event it saw."
+_PLACES = [
+    parameter("from", _HAS, {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,3})?$"}),
+    # Empty: it saw none.
+    parameter("Last-Event-ID", _HAS, {"type": "string", "pattern": r"^([0-9]{1,9}(\.[0-9]{1,3})?)?$"}, "header"),
+]
 
-class RequestSummary(Closed):
+
+class RequestSummary(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
     """A request without its text."""
 
     id: str
-    object: Literal["request"]
+    object: Literal["request"] = "request"
     request_id: str
     created: int
-    class_: str = Field(alias="class")
+    class_: str
     background: bool
-    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    state: ChoiceState
     outcome: str | None
     error: ErrorDetail | None
     age_ms: int
     usage: TokenUsage
 
 
-class RequestList(Closed):
-    object: Literal["list"]
+class RequestList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
     data: list[RequestSummary]
 
 
-class RequestChoice(Closed):
+class RequestChoice(msgspec.Struct, frozen=True, kw_only=True):
     index: int
-    state: Literal["queued", "running", "paused", "swapped", "ended"]
+    state: ChoiceState
     tokens: int
     text: str | None
-    finish_reason: Literal["stop", "length", "cancelled"] | None
+    finish_reason: FinishReason | None
     outcome: str | None
 
 
-class RequestReport(RequestSummary):
+class RequestReport(RequestSummary, frozen=True, kw_only=True):
     timeline: list[RequestMoment]
     choices: list[RequestChoice]
 
 
-class EraseResult(Closed):
+class EraseResult(msgspec.Struct, frozen=True):
     id: str
     tokens: int
     bytes: int
-
-
-PLACES: list[dict[str, Any]] = [
-    {
-        "name": name,
-        "in": where,
-        "description": "Output tokens that the caller has: the `id` of the last event it saw.",
-        "schema": {"type": "string", "pattern": pattern},
-    }
-    for name, where, pattern in (
-        ("from", "query", r"^[0-9]{1,9}(\.[0-9]{1,3})?$"),
-        ("Last-Event-ID", "header", r"^([0-9]{1,9}(\.[0-9]{1,3})?)?$"),  # empty: it saw none
-    )
-]
-
-
-LISTED_MAX = 100
 
 
 class Requests:
@@ -105,28 +93,54 @@ class Requests:
         self._metrics = metrics
         self._explainer = explainer
 
-    async def list(self, request: Request) -> Response:
-        """The caller's own, the newest first, without their text."""
-        now_s, tenant = time.perf_counter(), self._tenants.identify(credentials_of(request)).tenant
-        rows = [
-            _row(record, now_s) for record, _ in zip(self._records.of_tenant(tenant), range(LISTED_MAX), strict=False)
+    def operations(self) -> Sequence[Operation]:
+        path = "/v1/requests/{request_id}"
+        why = "Why a request took as long as it did, without its text"
+        events = {200: Described(None, "The events.", EVENTS)}
+        return [
+            Operation(
+                "GET",
+                "/v1/requests",
+                self.list,
+                "List the caller's requests, the newest first, without their text",
+                [401],
+            ),
+            Operation("GET", path, self.get, "How a request stands, or ended, with its text so far", [401, 404]),
+            Operation("DELETE", path, self.erase, "Erase a request that has ended", [401, 404, 409]),
+            Operation(
+                "POST", f"{path}/cancel", self.cancel, "End a request; what there is of its result is kept", [401, 404]
+            ),
+            Operation("GET", f"{path}/explanation", self.explanation, why, [401, 404]),
+            Operation(
+                "GET",
+                f"{path}/stream",
+                self.stream,
+                "The events of a request, running or ended, from a place on",
+                errors=[400, 401, 403, 404],
+                parameters=_PLACES,
+                answers=events,
+            ),
         ]
-        return fresh_json({"object": "list", "data": rows})
 
-    async def get(self, request: Request) -> Response:
+    async def list(self, request: Request) -> RequestList:
+        """The caller's own, the newest first, without their text."""
+        newest = islice(self._records.of_tenant(self._tenants.identify(credentials_of(request)).tenant), LISTED_MAX)
+        return RequestList(data=[RequestSummary(**_summary(record)) for record in newest])
+
+    async def get(self, request: Request) -> RequestReport:
         record, tenant = self._found(request)
-        return fresh_json(_report(record, await in_turns(record.gather()), text_shown=tenant is not None))
+        return await _report(record, text_shown=tenant is not None)
 
-    async def explanation(self, request: Request) -> Response:
+    async def explanation(self, request: Request) -> Explanation:
         """Why it took as long as it did."""
-        return fresh_json(explanation_of(self._explainer.explain(*self._found(request))))
+        return explanation_of(self._explainer.explain(*self._found(request)))
 
-    async def cancel(self, request: Request) -> Response:
+    async def cancel(self, request: Request) -> RequestReport:
         """End it, in whatever state it is. One that has ended stays as it is."""
         record, tenant = self._found(request)
         if record.work is not None:
             record.work.stop(CANCELLED)
-        return fresh_json(_report(record, await in_turns(record.gather()), text_shown=tenant is not None))
+        return await _report(record, text_shown=tenant is not None)
 
     async def stream(self, request: Request) -> Response:
         """Its events after those that the caller has. They are text: none for an operator."""
@@ -141,12 +155,12 @@ class Requests:
         reader = Reader(record, self._metrics, delay_s=delay_s, place=place)
         return EventStream(reader, patience(self._settings.streams, request_class), self._metrics)
 
-    async def erase(self, request: Request) -> Response:
+    async def erase(self, request: Request) -> EraseResult:
         record, _ = self._found(request)
         if not record.is_ended:
             raise not_possible("erase", record.response_id, "it has not ended; cancel it first")
         self._records.drop(record)
-        return fresh_json({"id": record.response_id, "tokens": len(record.texts), "bytes": record.n_bytes})
+        return EraseResult(record.response_id, len(record.texts), record.n_bytes)
 
     def _found(self, request: Request) -> tuple[Record, str | None]:
         """What the caller named, and its tenant; None for an operator, who finds everybody's and reads nobody's text."""
@@ -166,85 +180,34 @@ def _place(headers: Mapping[str, str], query: Mapping[str, str], record: Record)
     return read_place(query.get("from", "0"), "from", record)
 
 
-def _row(record: Record, now_s: float) -> dict[str, Any]:
-    origin = record.origin
+def _summary(record: Record) -> dict[str, Any]:
+    origin, failure = record.origin, record.failure
     return {
         "id": record.response_id,
-        "object": "request",
         "request_id": origin.request_id,
         "created": record.shape.heading.created,
-        "class": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
+        "class_": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
         "background": record.detached,
         "state": record.state,
         "outcome": record.outcome,
-        "error": _detail(record.failure),
-        "age_ms": int((now_s - origin.arrived_s) * 1000),
-        "usage": record.usage().as_json(),
+        "error": None if failure is None else failure.detail(),
+        "age_ms": int((time.perf_counter() - origin.arrived_s) * 1000),
+        "usage": record.usage().as_sent(),
     }
 
 
-def _report(record: Record, answers: Sequence[Answer], *, text_shown: bool) -> dict[str, Any]:
+async def _report(record: Record, *, text_shown: bool) -> RequestReport:
     """Everything that there is of a request, but its prompt, which is not kept."""
+    answers = await in_turns(record.gather())
     choices = [
-        {
-            "index": choice.index,
-            "state": choice.state if choice.outcome is None and not record.is_ended else ENDED,
-            "tokens": choice.n_output,
-            "text": answer.text if text_shown else None,
-            "finish_reason": choice.finish_reason,
-            "outcome": choice.outcome,
-        }
+        RequestChoice(
+            index=choice.index,
+            state=choice.state if choice.outcome is None and not record.is_ended else ENDED,
+            tokens=choice.n_output,
+            text=answer.text if text_shown else None,
+            finish_reason=choice.finish_reason,
+            outcome=choice.outcome,
+        )
         for choice, answer in zip(record.choices, answers, strict=True)
     ]
-    return _row(record, time.perf_counter()) | {"timeline": timeline_of(record), "choices": choices}
-
-
-def _detail(error: ApiError | None) -> dict[str, Any] | None:
-    return None if error is None else msgspec.json.decode(error.body())["error"]
-
-
-def add_requests(app: FastAPI, requests: Requests) -> None:
-    own = {"parameters": [schemas.path_parameter("request_id")]}
-    app.add_api_route(
-        "/v1/requests",
-        requests.list,
-        summary="List the caller's requests, the newest first, without their text",
-        responses=schemas.answer(RequestList) | schemas.errors(401),
-    )
-    app.add_api_route(
-        "/v1/requests/{request_id}",
-        requests.get,
-        summary="How a request stands, or ended, with its text so far",
-        responses=schemas.answer(RequestReport) | schemas.errors(401, 404),
-        openapi_extra=own,
-    )
-    app.add_api_route(
-        "/v1/requests/{request_id}",
-        requests.erase,
-        methods=["DELETE"],
-        summary="Erase a request that has ended",
-        responses=schemas.answer(EraseResult) | schemas.errors(401, 404, 409),
-        openapi_extra=own,
-    )
-    app.add_api_route(
-        "/v1/requests/{request_id}/cancel",
-        requests.cancel,
-        methods=["POST"],
-        summary="End a request; what there is of its result is kept",
-        responses=schemas.answer(RequestReport) | schemas.errors(401, 404),
-        openapi_extra=own,
-    )
-    app.add_api_route(
-        "/v1/requests/{request_id}/explanation",
-        requests.explanation,
-        summary="Why a request took as long as it did, without its text",
-        responses=schemas.answer(Explanation) | schemas.errors(401, 404),
-        openapi_extra=own,
-    )
-    app.add_api_route(
-        "/v1/requests/{request_id}/stream",
-        requests.stream,
-        summary="The events of a request, running or ended, from a place on",
-        responses=schemas.events() | schemas.errors(400, 401, 403, 404),
-        openapi_extra={"parameters": [schemas.path_parameter("request_id"), *PLACES]},
-    )
+    return RequestReport(**_summary(record), timeline=timeline_of(record), choices=choices)

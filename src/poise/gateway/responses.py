@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from poise.gateway.completion_types import ChatLogprobs, ChatMessage, TokenLogprob, TokenLogprobs
 from poise.gateway.segments import Mark
 from poise.gateway.values import Answer, TokenEntry, Usage
 from poise.gateway.writer import ResponseFormat, encode, segments_field
@@ -63,13 +64,13 @@ class ChatFormat(ResponseFormat):
         return "chat.completion"
 
     def choice(self, answer: Answer) -> Iterator[bytes]:
-        message = encode({"role": "assistant", "content": answer.text, "refusal": None})
+        message = encode(ChatMessage(content=answer.text))
         yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, message)
         if answer.entries is None:
             yield b"null"
         else:
             yield b'{"content":['
-            yield from _joined(answer.entries, lambda entries: chat_logprobs(entries)["content"])
+            yield from _joined(answer.entries, lambda entries: chat_logprobs(entries).content)
             yield b'],"refusal":null}'
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
 
@@ -125,13 +126,13 @@ class CompletionFormat(ResponseFormat):
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
 
 
-def chat_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    content = [
-        _token_json(entry.piece, entry.logprob)
-        | {"top_logprobs": [_token_json(piece, logprob) for piece, logprob in entry.top]}
-        for entry in entries
-    ]
-    return {"content": content, "refusal": None}
+def chat_logprobs(entries: Sequence[TokenEntry]) -> ChatLogprobs:
+    return ChatLogprobs(
+        [
+            TokenLogprobs(*_logprob(entry.piece, entry.logprob), [TokenLogprob(*_logprob(*top)) for top in entry.top])
+            for entry in entries
+        ]
+    )
 
 
 def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
@@ -153,11 +154,11 @@ def _each(field: Callable[[TokenEntry], Any], entries: Sequence[TokenEntry]) -> 
 
 
 def _joined(
-    entries: Sequence[TokenEntry], as_json: Callable[[Sequence[TokenEntry]], list[Any]], n: int = ENTRIES_IN_A_PIECE
+    entries: Sequence[TokenEntry], made: Callable[[Sequence[TokenEntry]], list[Any]], n: int = ENTRIES_IN_A_PIECE
 ) -> Iterator[bytes]:
     """The inside of a JSON array, `n` entries a piece."""
     for begin in range(0, len(entries), n):
-        yield (b"," if begin else b"") + encode(as_json(entries[begin : begin + n]))[1:-1]
+        yield (b"," if begin else b"") + encode(made(entries[begin : begin + n]))[1:-1]
 
 
 def token_text(piece: bytes) -> str:
@@ -168,5 +169,5 @@ def token_text(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def _token_json(piece: bytes, logprob: float) -> dict[str, Any]:
-    return {"token": token_text(piece), "logprob": max(logprob, _LOGPROB_MIN), "bytes": list(piece)}
+def _logprob(piece: bytes, logprob: float) -> tuple[str, float, list[int]]:
+    return token_text(piece), max(logprob, _LOGPROB_MIN), list(piece)

@@ -3,9 +3,48 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
+
+
+def one_of(*values: str) -> msgspec.Meta:
+    """Describes the values of a string whose type does not: `Annotated[str, one_of("begin", "end")]`."""
+    return msgspec.Meta(extra_json_schema={"enum": list(values)})
+
+
+class PromptTokensDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ContextNote(msgspec.Struct, frozen=True, kw_only=True):
+    """What was left out of a conversation, or summarized: only the fields of the policy that did it are there."""
+
+    policy: Annotated[str, one_of("trim", "summarize")]
+    dropped_turns: int | UnsetType = UNSET
+    dropped_messages: int | UnsetType = UNSET
+    dropped_tokens: int | UnsetType = UNSET
+    summarized_turns: int | UnsetType = UNSET
+    summarized_messages: int | UnsetType = UNSET
+    summarized_tokens: int | UnsetType = UNSET
+    summary_tokens: int | UnsetType = UNSET
+    summary: str | UnsetType = UNSET
+    summary_usage: TokenUsage | UnsetType = UNSET
+    prompt_tokens: int
+
+
+class Notes(msgspec.Struct, frozen=True):
+    """How the answer was made, where it was not made of all that was sent."""
+
+    context: ContextNote
 
 
 @dataclass(slots=True)
@@ -20,13 +59,10 @@ class Usage:
     completion_tokens: int
     cached_tokens: int = 0
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
+    def as_sent(self) -> TokenUsage:
+        """As an answer has it."""
+        n_total = self.prompt_tokens + self.completion_tokens
+        return TokenUsage(self.prompt_tokens, self.completion_tokens, n_total, PromptTokensDetails(self.cached_tokens))
 
 
 class TokenEntry(msgspec.Struct, frozen=True, gc=False):

@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import msgspec
 
 from poise.gateway.segments import Mark
-from poise.gateway.values import Answer, Heading, TokenEntry, Usage
+from poise.gateway.values import Answer, Heading, Notes, TokenEntry, Usage
 
 encode = msgspec.json.Encoder().encode
 DOWNGRADED_TIER = "flex"
@@ -25,7 +24,7 @@ class ResponseFormat(ABC):
 
     heading: Heading
     usage_field: bool = False
-    notes: dict[str, Any] | None = None
+    notes: Notes | None = None
     _prefix: bytes = field(init=False)
     _untold: bytes = field(init=False)
 
@@ -75,7 +74,7 @@ class ResponseFormat(ABC):
         for n, answer in enumerate(answers):
             yield b"," if n else b""
             yield from self.choice(answer)
-        yield b'],"usage":' + encode(usage.as_json()) + self._untold + b"}"
+        yield b'],"usage":' + encode(usage.as_sent()) + self._untold + b"}"
 
     @property
     @abstractmethod
@@ -86,7 +85,7 @@ class ResponseFormat(ABC):
         """One choice of the whole response."""
 
     def usage_event(self, at: bytes, usage: Usage) -> bytes:
-        return b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, encode(usage.as_json()))
+        return b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, encode(usage.as_sent()))
 
     def _begin(self) -> bytes:
         return b"data: " + encode(self.heading.as_json(self.chunk_kind))[:-1] + b',"choices":['
@@ -94,7 +93,7 @@ class ResponseFormat(ABC):
     def _event(self, at: bytes, choice: bytes, usage: Usage | None) -> bytes:
         notes, self._untold = self._untold, b""
         if usage is not None:
-            tail = b'],"usage":' + encode(usage.as_json()) + notes
+            tail = b'],"usage":' + encode(usage.as_sent()) + notes
         else:
             tail = (b'],"usage":null' if self.usage_field else b"]") + notes
         return b"id: %b\n%b%b%b}\n\n" % (at, self._prefix, choice, tail)
@@ -111,7 +110,7 @@ class Shape:
     heading: Heading
     include_usage: bool = False
     continuous_usage: bool = False
-    notes: dict[str, Any] | None = None
+    notes: Notes | None = None
     segments: bool = False
 
     def format(self) -> ResponseFormat:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from math import ceil
 
+import msgspec
+
 from poise.scheduler.request import RequestClass
 
 RECENT_S = 60.0
@@ -22,14 +24,19 @@ class Times:
 
     seconds: list[float]
 
-    def as_json(self, *shares: int) -> dict[str, float | int]:
-        """How many there are, the percentiles `shares` by nearest rank, and the greatest; in milliseconds."""
-        ranks = {f"p{share}": self.ms(share) for share in shares}
-        return {"count": len(self.seconds), **ranks, "max": self.ms(100)}
+    def ranks_ms(self, *shares: int) -> list[float]:
+        """Percentiles, in milliseconds."""
+        return [self.ms(share) for share in shares]
 
     def ms(self, share: int) -> float:
         """The smallest time that at least `share` percent of all do not exceed."""
         return round(self.seconds[ceil(share * len(self.seconds) / 100) - 1] * 1000, 3)
+
+
+class RecentTtft(msgspec.Struct, frozen=True):
+    p50: float | None
+    p95: float | None
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +95,15 @@ class Lately:
         unclassed, self._unclassed = self._unclassed, {}
         return {name: self._events(name, counts) for name, counts in taken.items()}, unclassed
 
-    def ttft_ms(self, request_class: str, now_s: float) -> dict[str, float | int | None]:
+    def ttft_ms(self, request_class: str, now_s: float) -> RecentTtft:
         """Times to first tokens of the last minute: median and 95th percentile (None without any), and how many there are."""
         kept = self._ttft[request_class]
         while kept and kept[0][0] < now_s - RECENT_S:
             kept.popleft()
         times = _times(ttft_s for _, ttft_s in kept)
         if times is None:
-            return {"p50": None, "p95": None, "count": 0}
-        return {"p50": times.ms(50), "p95": times.ms(95), "count": len(times.seconds)}
+            return RecentTtft(None, None, 0)
+        return RecentTtft(times.ms(50), times.ms(95), len(times.seconds))
 
     def _events(self, request_class: str, counts: _Counts) -> ClassEvents:
         newest = islice(reversed(self._ttft[request_class]), counts.n_first)

@@ -8,23 +8,124 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
+
+import msgspec
 
 from poise.metrics.lately import ClassEvents
 from poise.scheduler.request import RequestClass
-from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
-from poise.wire.status import ClassStatus, PoolStatus, Status
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
+from poise.wire.status import ClassStatus, Status
 
 RATE_SAMPLES = 5
 """Samples whose mean is the present rate of tokens."""
+_PHASES = msgspec.Meta(extra_json_schema={"enum": ["loading", "ready", "restarting", "failed", "stopped"]})
+_LEVELS = msgspec.Meta(extra_json_schema={"enum": ["normal", "busy", "constrained", "degraded", "draining"]})
 _NO_CLASS = ClassStatus(0, 0, 0)
+_NO_EQUITY = Equity()
 _NOTHING = Status(0, {}, [], 0, 0, 0, 0)
+
+
+class TtftFigures(msgspec.Struct, frozen=True):
+    count: int
+    p50: float
+    p95: float
+    max: float
+
+
+class ItlFigures(msgspec.Struct, frozen=True):
+    count: int
+    p50: float
+    p99: float
+    max: float
+
+
+class ClassSample(msgspec.Struct, frozen=True, kw_only=True):
+    queued: int
+    running: int
+    paused: int
+    swapped: int
+    wait_estimate_ms: int
+    wait_error: float
+    ttft_ms: TtftFigures | None
+    itl_ms: ItlFigures | None
+    output_tokens_per_s: float
+    finished: dict[str, int]
+    refused: dict[str, int]
+    jain: float
+    gap_ms: int
+
+
+class StepSample(msgspec.Struct, frozen=True, kw_only=True):
+    count: int
+    p50_ms: float
+    p95_ms: float
+    busy: float
+    parts: dict[str, float]
+    decode_tokens: float
+    prompt_tokens: float
+    sequences: float
+    cost_ratio: float | None
+
+
+class PoolSample(msgspec.Struct, frozen=True):
+    name: str
+    slots: int
+    slots_held: int
+    slots_warm: int
+    cells: int
+    cells_used: int
+    cells_warm: int
+    holes: int
+
+
+class StoreSample(msgspec.Struct, frozen=True):
+    budget_bytes: int
+    bytes_by_purpose: dict[str, int]
+
+
+class MemorySample(msgspec.Struct, frozen=True):
+    engine_rss_bytes: int | None
+    engine_unaccounted_bytes: int | None
+    gateway_rss_bytes: int
+
+
+class ReaderSample(msgspec.Struct, frozen=True):
+    behind: int
+    timed_out: int
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    seq: int
+    at: float
+    phase: Annotated[str, _PHASES]
+    level: Annotated[str, _LEVELS]
+    restarts: int
+    recovering: int
+    limit: str | None
+    limited: dict[str, float]
+    classes: dict[str, ClassSample]
+    refused: dict[str, int]
+    prompt_tokens_per_s: float
+    output_tokens_per_s: float
+    steps: StepSample | None
+    pools: list[PoolSample]
+    store: StoreSample | None
+    memory: MemorySample
+    threads: int
+    preemptions: dict[str, int]
+    stored_bytes: int
+    loaded_bytes: int
+    recomputed_tokens: int
+    readers: ReaderSample
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What the gateway knows at the moment of a sample."""
+    """What the gateway knows at the moment of a sample, the `seq`th, at Unix time `at`."""
 
+    seq: int
+    at: float
     phase: str
     level: str
     restarts: int
@@ -68,7 +169,7 @@ class Sampler:
         n_prompt, n_output = (sum(each[i] for each in self._computed) for i in (1, 2))
         return TokensPerSecond(round(n_prompt / elapsed_s, 1), round(n_output / elapsed_s, 1))
 
-    def sample(self, scene: Scene, elapsed_s: float, now_ns: int) -> dict[str, Any]:
+    def sample(self, scene: Scene, elapsed_s: float, now_ns: int) -> Sample:
         """`elapsed_s` since the last one, above 0; `now_ns` is of the engine's clock, the system's monotonic one."""
         status = scene.status or _NOTHING
         if scene.restarts != self._restarts or status.step < self._before.step:
@@ -82,39 +183,40 @@ class Sampler:
             self._before = status
         self._computed.append((elapsed_s, n_prompt, n_output))
         n_timeouts, self._n_timeouts = scene.n_timeouts - self._n_timeouts, scene.n_timeouts
-        return {
-            "phase": scene.phase,
-            "level": scene.level,
-            "restarts": scene.restarts,
-            "recovering": scene.n_recovering,
-            "limit": status.bottleneck.limit if told else None,
-            "limited": self._shares(status.bottleneck, now_ns) if told else {},
-            "classes": {
-                name.value: _class(
-                    scene.classes[name.value],
-                    status.classes.get(name.value, _NO_CLASS),
-                    status.equity.get(name.value, Equity()),
-                    elapsed_s,
-                )
-                for name in RequestClass
+        totals, totals_before = status.totals, before.totals
+        return Sample(
+            seq=scene.seq,
+            at=scene.at,
+            phase=scene.phase,
+            level=scene.level,
+            restarts=scene.restarts,
+            recovering=scene.n_recovering,
+            limit=status.bottleneck.limit if told else None,
+            limited=self._shares(status.bottleneck, now_ns) if told else {},
+            classes={
+                name.value: _class(scene.classes[name.value], status, name.value, elapsed_s) for name in RequestClass
             },
-            "refused": _all_refused(scene),
-            "prompt_tokens_per_s": round(n_prompt / elapsed_s, 1),
-            "output_tokens_per_s": round(sum(events.n_tokens for events in scene.classes.values()) / elapsed_s, 1),
-            "steps": _steps(status.steps, before.steps, elapsed_s) if told else None,
-            "pools": [_pool(pool) for pool in status.pools],
-            "store": None
+            refused=_all_refused(scene),
+            prompt_tokens_per_s=round(n_prompt / elapsed_s, 1),
+            output_tokens_per_s=round(sum(events.n_tokens for events in scene.classes.values()) / elapsed_s, 1),
+            steps=_steps(status.steps, before.steps, elapsed_s) if told else None,
+            pools=msgspec.convert(status.pools, list[PoolSample], from_attributes=True),
+            store=None
             if status.store is None
-            else {"budget_bytes": status.store.budget_bytes, "bytes_by_purpose": status.store.bytes_by_purpose},
-            "memory": {
-                "engine_rss_bytes": status.rss_bytes if told else None,
-                "engine_unaccounted_bytes": status.unaccounted_bytes if told else None,
-                "gateway_rss_bytes": scene.gateway_rss_bytes,
+            else StoreSample(status.store.budget_bytes, status.store.bytes_by_purpose),
+            memory=MemorySample(
+                status.rss_bytes if told else None, status.unaccounted_bytes if told else None, scene.gateway_rss_bytes
+            ),
+            threads=status.threads,
+            preemptions={
+                kind: max(0, n - totals_before.preemptions.get(kind, 0)) for kind, n in totals.preemptions.items()
             },
-            "threads": status.threads,
-            **_carried(status.totals, before.totals),
-            "readers": {"behind": scene.n_behind, "timed_out": n_timeouts},
-        }
+            stored_bytes=max(0, totals.stored_bytes - totals_before.stored_bytes),
+            loaded_bytes=max(0, totals.loaded_bytes - totals_before.loaded_bytes),
+            # Counted when cells go, and taken back if they are found.
+            recomputed_tokens=max(0, totals.recomputed_tokens - totals_before.recomputed_tokens),
+            readers=ReaderSample(scene.n_behind, n_timeouts),
+        )
 
     def _shares(self, bottleneck: Bottleneck, now_ns: int) -> dict[str, float]:
         """Of the time since the last sample, by what limited progress. An engine that rests tells nothing: its limit goes on.
@@ -132,22 +234,24 @@ class Sampler:
         return {name: round(us / whole, 4) if whole else 0.0 for name, us in spent.items()}
 
 
-def _class(events: ClassEvents, stands: ClassStatus, equity: Equity, elapsed_s: float) -> dict[str, Any]:
-    return {
-        "queued": stands.queued,
-        "running": stands.running,
-        "paused": stands.paused,
-        "swapped": stands.swapped,
-        "wait_estimate_ms": stands.wait_estimate_us // 1000,
-        "wait_error": stands.wait_error,
-        "ttft_ms": None if events.ttft is None else events.ttft.as_json(50, 95),
-        "itl_ms": None if events.itl is None else events.itl.as_json(50, 99),
-        "output_tokens_per_s": round(events.n_tokens / elapsed_s, 1),
-        "finished": events.finished,
-        "refused": events.refused,
-        "jain": equity.jain,
-        "gap_ms": equity.gap_us // 1000,
-    }
+def _class(events: ClassEvents, status: Status, name: str, elapsed_s: float) -> ClassSample:
+    stands, equity = status.classes.get(name, _NO_CLASS), status.equity.get(name, _NO_EQUITY)
+    ttft, itl = events.ttft, events.itl
+    return ClassSample(
+        queued=stands.queued,
+        running=stands.running,
+        paused=stands.paused,
+        swapped=stands.swapped,
+        wait_estimate_ms=stands.wait_estimate_us // 1000,
+        wait_error=stands.wait_error,
+        ttft_ms=None if ttft is None else TtftFigures(len(ttft.seconds), *ttft.ranks_ms(50, 95, 100)),
+        itl_ms=None if itl is None else ItlFigures(len(itl.seconds), *itl.ranks_ms(50, 99, 100)),
+        output_tokens_per_s=round(events.n_tokens / elapsed_s, 1),
+        finished=events.finished,
+        refused=events.refused,
+        jain=equity.jain,
+        gap_ms=equity.gap_us // 1000,
+    )
 
 
 def _all_refused(scene: Scene) -> dict[str, int]:
@@ -158,7 +262,7 @@ def _all_refused(scene: Scene) -> dict[str, int]:
     return refused
 
 
-def _steps(now: StepFigures, before: StepFigures, elapsed_s: float) -> dict[str, Any] | None:
+def _steps(now: StepFigures, before: StepFigures, elapsed_s: float) -> StepSample | None:
     """None when there was no step."""
     seconds = _since(now.seconds, before.seconds)
     n_steps = sum(seconds.counts)
@@ -168,40 +272,17 @@ def _steps(now: StepFigures, before: StepFigures, elapsed_s: float) -> dict[str,
     whole_us = sum(parts.values())
     ratio = _since(now.cost_ratio, before.cost_ratio)
     n_ratios = sum(ratio.counts)
-    return {
-        "count": n_steps,
-        "p50_ms": round(quantile(seconds, 0.50) * 1000, 1),
-        "p95_ms": round(quantile(seconds, 0.95) * 1000, 1),
-        "busy": round(min(1.0, seconds.total / elapsed_s), 4),
-        "parts": {part: round(us / whole_us, 4) if whole_us else 0.0 for part, us in parts.items()},
-        "decode_tokens": _mean(_since(now.decode_tokens, before.decode_tokens), n_steps),
-        "prompt_tokens": _mean(_since(now.prompt_tokens, before.prompt_tokens), n_steps),
-        "sequences": _mean(_since(now.sequences, before.sequences), n_steps),
-        "cost_ratio": _mean(ratio, n_ratios) if n_ratios else None,
-    }
-
-
-def _pool(pool: PoolStatus) -> dict[str, Any]:
-    return {
-        "name": pool.name,
-        "slots": pool.slots,
-        "slots_held": pool.slots_held,
-        "slots_warm": pool.slots_warm,
-        "cells": pool.cells,
-        "cells_used": pool.cells_used,
-        "cells_warm": pool.cells_warm,
-        "holes": pool.holes,
-    }
-
-
-def _carried(now: Totals, before: Totals) -> dict[str, Any]:
-    return {
-        "preemptions": {kind: max(0, n - before.preemptions.get(kind, 0)) for kind, n in now.preemptions.items()},
-        "stored_bytes": max(0, now.stored_bytes - before.stored_bytes),
-        "loaded_bytes": max(0, now.loaded_bytes - before.loaded_bytes),
-        # Counted when cells go, and taken back if they are found.
-        "recomputed_tokens": max(0, now.recomputed_tokens - before.recomputed_tokens),
-    }
+    return StepSample(
+        count=n_steps,
+        p50_ms=round(quantile(seconds, 0.50) * 1000, 1),
+        p95_ms=round(quantile(seconds, 0.95) * 1000, 1),
+        busy=round(min(1.0, seconds.total / elapsed_s), 4),
+        parts={part: round(us / whole_us, 4) if whole_us else 0.0 for part, us in parts.items()},
+        decode_tokens=_mean(_since(now.decode_tokens, before.decode_tokens), n_steps),
+        prompt_tokens=_mean(_since(now.prompt_tokens, before.prompt_tokens), n_steps),
+        sequences=_mean(_since(now.sequences, before.sequences), n_steps),
+        cost_ratio=_mean(ratio, n_ratios) if n_ratios else None,
+    )
 
 
 def _since(now: Distribution, before: Distribution) -> Distribution:

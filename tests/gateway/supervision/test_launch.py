@@ -157,8 +157,8 @@ async def test_a_bug_of_the_supervisor_is_not_the_end_of_it(monkeypatch: pytest.
         await s.until(
             lambda state: state.phase is EnginePhase.READY and state.ready is not None and state.ready.pid != before
         )
-        (task,) = [row for row in s._tasks.told() if row["name"] == "engine-supervisor"]
-        assert (task["failures"], task["last_error"], task["state"]) == (1, "KeyError", "running")
+        (task,) = [row for row in s._tasks.told() if row.name == "engine-supervisor"]
+        assert (task.failures, task.last_error, task.state) == (1, "KeyError", "running")
         waiting.abort()
     finally:
         await s.stop()

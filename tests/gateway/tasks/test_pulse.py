@@ -25,7 +25,7 @@ async def test_all_look_once_a_second_in_their_order() -> None:
     Pulse(work.tasks, {name: lambda name=name: look(name) for name in ("levels", "history")}).start()  # type: ignore[misc]
     await asyncio.wait_for(done.wait(), 5)
     assert seen[:6] == [(name, at) for at in (1.0, 2.0, 3.0) for name in ("levels", "history")]
-    assert [row["name"] for row in work.tasks.told()] == ["levels", "history", "pulse"]
+    assert [row.name for row in work.tasks.told()] == ["levels", "history", "pulse"]
     assert len(work.tasks._running) == 1
     await work.tasks.stop()
 
@@ -53,8 +53,8 @@ def test_the_fault_of_one_look_is_its_own(error: BaseException, caplog: pytest.L
             work.now_s += 1.0
     assert n_good == 26
     assert at == [0, 1, 2, 3, 4, 6, 10, 15, *range(20, 26)]
-    assert (work.told("bad")["failures"], work.told("bad")["state"]) == (8, "running")
-    assert (work.told("good")["failures"], work.told("good")["state"]) == (0, "running")
+    assert (work.told("bad").failures, work.told("bad").state) == (8, "running")
+    assert (work.told("good").failures, work.told("good").state) == (0, "running")
     assert b'poise_task_failures_total{task="bad"} 8.0' in generate_latest(work.tasks.metrics.registry)
     assert "a prompt" not in caplog.text
     assert caplog.text.count("raise error") == 1

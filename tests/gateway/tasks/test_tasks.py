@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 
 from poise.gateway.tasks import Tasks
-from poise.gateway.tasks.account import DELAY_MAX_S, FAILURES_MAX
+from poise.gateway.tasks.account import DELAY_MAX_S, FAILURES_MAX, TaskRow
 
 SOURCE = Path(__file__).parents[3] / "src" / "poise"
 
@@ -32,8 +32,8 @@ class Clockwork:
         self.now_s += seconds
         await asyncio.sleep(0)
 
-    def told(self, name: str) -> dict[str, object]:
-        return next(row for row in self.tasks.told() if row["name"] == name)
+    def told(self, name: str) -> TaskRow:
+        return next(row for row in self.tasks.told() if row.name == name)
 
 
 def failing(errors: list[BaseException], then: asyncio.Event) -> Callable[[], Awaitable[None]]:
@@ -57,7 +57,7 @@ async def test_a_task_goes_on_after_each_exception_a_little_later_each_time(capl
         await asyncio.wait_for(reached.wait(), 5)
     assert work.slept == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, DELAY_MAX_S, DELAY_MAX_S, DELAY_MAX_S]
     told = work.told("one")
-    assert (told["state"], told["failures"], told["last_error"]) == ("failing", 9, "ValueError")
+    assert (told.state, told.failures, told.last_error) == ("failing", 9, "ValueError")
     assert b'poise_task_failures_total{task="one"} 9.0' in generate_latest(work.tasks.metrics.registry)
     assert "a prompt" not in caplog.text
     assert caplog.text.count("raise error") == 1
@@ -83,9 +83,9 @@ async def test_a_look_that_fails_is_the_failure_of_one_task_alone() -> None:
     work.tasks.every("bad", 1.0, bad)
     await asyncio.wait_for(done.wait(), 5)
     assert seen["good"] >= 3
-    assert (work.told("good")["failures"], work.told("good")["state"]) == (0, "running")
+    assert (work.told("good").failures, work.told("good").state) == (0, "running")
     told = work.told("bad")
-    assert (told["failures"], told["last_error"], told["state"]) == (3, "OSError EMFILE", "running")
+    assert (told.failures, told.last_error, told.state) == (3, "OSError EMFILE", "running")
     await work.tasks.stop()
 
 
@@ -114,7 +114,7 @@ async def test_an_essential_task_that_cannot_go_on_ends_the_process() -> None:
 
     await asyncio.wait_for(work.tasks.start("heart", do, essential=True), 5)
     assert work.gave_up == ["task heart cannot go on: KeyError"]
-    assert (work.told("heart")["state"], work.told("heart")["failures"]) == ("given_up", FAILURES_MAX)
+    assert (work.told("heart").state, work.told("heart").failures) == ("given_up", FAILURES_MAX)
 
 
 async def test_what_does_something_in_between_goes_on() -> None:
@@ -144,7 +144,7 @@ async def test_what_was_used_up_never_ends_the_process(error: Exception) -> None
     work, reached = Clockwork(), asyncio.Event()
     work.tasks.start("heart", failing([error] * 3 * FAILURES_MAX, reached), essential=True)  # type: ignore[arg-type]
     await asyncio.wait_for(reached.wait(), 5)
-    assert (work.gave_up, work.told("heart")["failures"]) == ([], 3 * FAILURES_MAX)
+    assert (work.gave_up, work.told("heart").failures) == ([], 3 * FAILURES_MAX)
     await work.tasks.stop()
 
 
@@ -153,7 +153,7 @@ async def test_something_cancelled_inside_of_a_task_is_not_its_end() -> None:
     work, reached = Clockwork(), asyncio.Event()
     task = work.tasks.start("one", failing([asyncio.CancelledError()], reached))  # type: ignore[arg-type]
     await asyncio.wait_for(reached.wait(), 5)
-    assert work.told("one")["last_error"] == "CancelledError"
+    assert work.told("one").last_error == "CancelledError"
     await work.tasks.stop()
     assert task.cancelled()
 
@@ -165,7 +165,7 @@ async def test_a_task_that_comes_to_its_end_is_not_begun_again() -> None:
         return
 
     await work.tasks.start("short", do)
-    assert (work.told("short")["state"], work.slept) == ("ended", [])
+    assert (work.told("short").state, work.slept) == ("ended", [])
 
 
 ROOMS = ("gateway", "audit", "engine")

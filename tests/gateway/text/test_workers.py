@@ -64,11 +64,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def is_busy(pool: TextWorkers) -> bool:
-    return bool(pool.status()["workers"][0]["state"] == "busy")
+    return bool(pool.status().workers[0].state == "busy")
 
 
 def pids(pool: TextWorkers) -> list[int]:
-    return [worker["pid"] for worker in pool.status()["workers"]]
+    return [worker.pid or 0 for worker in pool.status().workers]
 
 
 async def test_texts_are_answered(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ async def test_texts_are_answered(tmp_path: Path) -> None:
     async with workers(tmp_path) as pool:
         assert (await pool.vocabulary()).n_tokens == 3
         assert await asyncio.gather(*(length(pool, "x" * n) for n in range(1, 20))) == list(range(1, 20))
-        (worker,) = pool.status()["workers"]
-        assert (worker["state"], worker["restarts"]) == ("ready", 0)
-        assert pool.status()["queued_bytes"] == 0
+        (worker,) = pool.status().workers
+        assert (worker.state, worker.restarts) == ("ready", 0)
+        assert pool.status().queued_bytes == 0
 
 
 async def test_nothing_of_a_text_waits_for_the_collector(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_a_text_that_ends_two_workers_is_refused(tmp_path: Path) -> None:
         assert (error.status, error.code) == (400, "text_rejected")
         assert await length(pool, "well") == 4
         assert [how for _, how in pool.deaths] == ["crash", "crash"]
-        assert pool.status()["workers"][0]["restarts"] == 2
+        assert pool.status().workers[0].restarts == 2
 
 
 @pytest.mark.parametrize("fingerprint", ["", "of this file"])
@@ -204,7 +204,7 @@ async def test_what_a_client_wanted_that_has_left_is_not_worked_out(tmp_path: Pa
         for task in gone:
             task.cancel()
         assert await other == 5
-        assert pool.status()["queued_bytes"] == 0
+        assert pool.status().queued_bytes == 0
         assert not pool.deaths  # nobody is to be alarmed
 
 
@@ -230,7 +230,7 @@ async def test_six_large_texts_of_one_account_delay_another_s_by_one(tmp_path: P
 async def test_of_two_workers_one_is_kept_for_small_texts(tmp_path: Path) -> None:
     """Two large ones at once would leave nobody."""
     async with workers(tmp_path, workers=2) as pool:
-        await until(lambda: [worker["state"] for worker in pool.status()["workers"]] == ["ready", "ready"])
+        await until(lambda: [worker.state for worker in pool.status().workers] == ["ready", "ready"])
         large = [asyncio.create_task(length(pool, f"wait {tmp_path / 'go'}", "a", 1 << 20)) for _ in range(2)]
         assert await length(pool, "small", "a") == 5
         (tmp_path / "go").touch()
@@ -258,7 +258,7 @@ async def test_while_no_worker_is_up_texts_wait_for_a_while(tmp_path: Path) -> N
         error = await refusal(pool, wire.Length("x"))
         assert (error.status, error.code) == (503, "text_unavailable")
         assert "Retry-After" in error.headers
-        assert pool.status()["queued"] == 0
+        assert pool.status().queued == 0
 
 
 async def test_a_model_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ async def test_a_worker_with_another_vocabulary_is_not_used(tmp_path: Path) -> N
         (tmp_path / "model").write_text("4")
         os.kill(pids(pool)[0], signal.SIGKILL)
         waiting = asyncio.create_task(length(pool, "text"))
-        await until(lambda: pool.status()["workers"][0]["restarts"] >= 2)
+        await until(lambda: pool.status().workers[0].restarts >= 2)
         assert not waiting.done()
         (tmp_path / "model").write_text("3")
         assert await waiting == 4

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
 from poise.config import Settings
 from poise.config.classes import class_settings
-from poise.gateway import answer_schemas, schemas
+from poise.gateway.api.operation import Operation
 from poise.gateway.auditing import Audit
 from poise.gateway.call import Call
+from poise.gateway.completion_types import ChatCompletion, Completion, generated
 from poise.gateway.errors import invalid_value
+from poise.gateway.fields import Schema
 from poise.gateway.generation import TOLD_WAIT_US
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.body import JsonObject, read_json
@@ -79,15 +80,43 @@ class Generation:
         self._intake = intake
         self._metrics = metrics
         self._audit = audit
-        self.parser = parser = RequestParser(settings)
+        self._parser = parser = RequestParser(settings)
         self._chat = Endpoint(parser.chat, ChatFormat, "chatcmpl-", "messages")
         self._completion = Endpoint(parser.completion, CompletionFormat, "cmpl-", "prompt")
+
+    def operations(self) -> list[Operation]:
+        errors = [400, 401, 403, 404, 408, 413, 429, 500, 503]
+        return [
+            Operation(
+                "POST",
+                "/v1/chat/completions",
+                self.chat,
+                "Continue a conversation",
+                errors,
+                request=self._described(self._parser.chat_schema()),
+                answers=generated(ChatCompletion),
+            ),
+            Operation(
+                "POST",
+                "/v1/completions",
+                self.complete,
+                "Continue a text",
+                errors,
+                request=self._described(self._parser.completion_schema()),
+                answers=generated(Completion),
+            ),
+        ]
 
     async def chat(self, request: Request) -> Response:
         return await self._answer(request, self._chat)
 
     async def complete(self, request: Request) -> Response:
         return await self._answer(request, self._completion)
+
+    def _described(self, body: Schema) -> Schema:
+        """A request's schema, with the models that there are."""
+        properties = body["properties"]
+        return body | {"properties": properties | {"model": properties["model"] | {"enum": self._intake.model_names}}}
 
     async def _answer(self, request: Request, endpoint: Endpoint) -> Response:
         sender = HttpSender(request, self._settings)
@@ -133,23 +162,3 @@ def traceparent_of(headers: Mapping[str, str]) -> str:
     """The caller's span; nothing where it is no such header, which could be of any length."""
     value = headers.get("traceparent", "")
     return value if len(value) <= TRACEPARENT_CHARS else ""
-
-
-def add_generation(app: FastAPI, generation: Generation, model_names: list[str]) -> None:
-    parser = generation.parser
-    app.add_api_route(
-        "/v1/chat/completions",
-        generation.chat,
-        methods=["POST"],
-        summary="Continue a conversation",
-        responses=schemas.generation(answer_schemas.ChatCompletion),
-        openapi_extra=schemas.request_body(parser.chat_schema(), model_names),
-    )
-    app.add_api_route(
-        "/v1/completions",
-        generation.complete,
-        methods=["POST"],
-        summary="Continue a text",
-        responses=schemas.generation(answer_schemas.Completion),
-        openapi_extra=schemas.request_body(parser.completion_schema(), model_names),
-    )

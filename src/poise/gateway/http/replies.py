@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
@@ -14,17 +13,12 @@ from poise.gateway.errors import ApiError
 
 JSON = "application/json"
 FRESH = {"Cache-Control": "no-store"}
+"""Numbers of this moment: no cache on the way is to keep them."""
 WHOLE_BYTES, DEAR_BYTES = 1 << 18, 1 << 14
 """An answer up to so many bytes is sent in one, with its length; after so many, others have a turn."""
 
 
-def json_reply(body: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(body), media_type=JSON)
-
-
-def fresh_json(body: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """Numbers of this moment: no cache on the way is to keep them."""
-    headers = {**FRESH, **(headers or {})}
+def json_reply(body: msgspec.Struct, status: int = 200, headers: Mapping[str, str] = FRESH) -> Response:
     return Response(msgspec.json.encode(body), status, headers, JSON)
 
 

@@ -9,6 +9,8 @@ import errno
 from collections import deque
 from enum import StrEnum
 
+import msgspec
+
 DELAY_FIRST_S = 0.1
 DELAY_MAX_S = 5.0
 FAILURES_MAX, FAILURES_S = 10, 60.0
@@ -28,6 +30,14 @@ class TaskState(StrEnum):
     """It came to its end in order."""
     GIVEN_UP = "given_up"
     """It cannot go on: the process ends."""
+
+
+class TaskRow(msgspec.Struct, frozen=True):
+    name: str
+    state: TaskState
+    since_s: float
+    failures: int
+    last_error: str | None
 
 
 class TaskAccount:
@@ -77,6 +87,11 @@ class TaskAccount:
                 self._come_to(TaskState.GIVEN_UP, now_s)
                 return None
         return float(min(DELAY_FIRST_S * 2 ** min(self._in_a_row - 1, 10), DELAY_MAX_S))
+
+    def row(self, now_s: float) -> TaskRow:
+        """As /status shows it."""
+        since_s = round(now_s - self.since_s, 1)
+        return TaskRow(self.name, self.state, since_s, self.n_failures, self.last_error or None)
 
     @property
     def is_first_in_a_row(self) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from poise.gateway.bugs import described
-from poise.gateway.tasks.account import TaskAccount, kind_of
+from poise.gateway.tasks.account import TaskAccount, TaskRow, kind_of
 from poise.metrics.tasks import TaskMetrics
 
 log = logging.getLogger(__name__)
@@ -95,19 +95,10 @@ class Tasks:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    def told(self) -> list[dict[str, Any]]:
+    def told(self) -> list[TaskRow]:
         """Each task as /status shows it, in the order of their start."""
         now_s = self._clock()
-        return [
-            {
-                "name": account.name,
-                "state": account.state.value,
-                "since_s": round(now_s - account.since_s, 1),
-                "failures": account.n_failures,
-                "last_error": account.last_error or None,
-            }
-            for account in list(self._accounts.values())
-        ]
+        return [account.row(now_s) for account in list(self._accounts.values())]
 
     def failed_lately(self, within_s: float) -> list[TaskAccount]:
         """Those that failed within this time."""

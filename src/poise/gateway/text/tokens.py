@@ -12,7 +12,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+import msgspec
 
 from poise.gateway.errors import ApiError, internal_error, new_error_id
 from poise.gateway.text.pieces import Pieces
@@ -24,6 +27,27 @@ log = logging.getLogger(__name__)
 _BLANK_ROLES = ("system", "user", "assistant")
 ALL = 1 << 31
 """However many ids there are, they are wanted."""
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    BUSY = "busy"
+    WAITING = "waiting"
+    """For the time after which it is started again."""
+
+
+class TextWorkerRow(msgspec.Struct, frozen=True):
+    pid: int | None
+    """For operators."""
+    state: WorkerState
+    restarts: int
+
+
+class TextFigures(msgspec.Struct, frozen=True):
+    workers: list[TextWorkerRow]
+    queued: int
+    queued_bytes: int
 
 
 class TextJobs(Protocol):
@@ -40,7 +64,7 @@ class TextJobs(Protocol):
         """The answer to a job with so much text in it. Raises ApiError when nobody can answer it."""
         ...
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> TextFigures:
         """The workers and the queue, for /status."""
         ...
 

@@ -15,9 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import partial
-from typing import Any
 
 from poise.config import TextSettings
 from poise.gateway.backoff import Backoff
@@ -25,6 +23,7 @@ from poise.gateway.errors import ApiError, server_stopping, text_queue_full, tex
 from poise.gateway.tasks import Tasks
 from poise.gateway.text.process import WORKER_COMMAND, WorkerProcess
 from poise.gateway.text.queue import Entry, TextQueue
+from poise.gateway.text.tokens import TextFigures, TextWorkerRow, WorkerState
 from poise.metrics.text import TextMetrics
 from poise.wire import text as wire
 from poise.wire.framing import FrameError
@@ -51,14 +50,6 @@ DEATHS_KEPT = 64
 
 class TextUnusable(Exception):
     """No worker can be started for this model. One line for the operator."""
-
-
-class WorkerState(StrEnum):
-    STARTING = "starting"
-    READY = "ready"
-    BUSY = "busy"
-    WAITING = "waiting"
-    """For the time after which it is started again."""
 
 
 @dataclass(eq=False, slots=True)
@@ -174,17 +165,15 @@ class TextWorkers:
             raise TextUnusable(self._problem)
         return self._vocabulary
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> TextFigures:
         """For /status."""
         workers = [
-            {
-                "pid": place.process.pid if place.process is not None else None,
-                "state": place.state.value,
-                "restarts": max(0, place.starts - 1),
-            }
+            TextWorkerRow(
+                place.process.pid if place.process is not None else None, place.state, max(0, place.starts - 1)
+            )
             for place in self._places
         ]
-        return {"workers": workers, "queued": self._queue.n_waiting, "queued_bytes": self._queue.n_bytes}
+        return TextFigures(workers, self._queue.n_waiting, self._queue.n_bytes)
 
     async def run(self, job: wire.Job, account: str, n_bytes: int) -> wire.Answer:
         """The answer to a job. Raises ApiError. When it is cancelled, nothing more is done for it."""

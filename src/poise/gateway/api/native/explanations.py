@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+import msgspec
 
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
 from poise.gateway.explain import Decode, Facts, Prefill, Wait, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
 from poise.gateway.neighbours import Company
-from poise.gateway.schemas import Closed
+from poise.gateway.record import ChoiceState
+from poise.gateway.values import one_of
 
 
-class OtherRequests(Closed):
+class OtherRequests(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
     """Requests of one class, of the same tenant or of others, in a span of time."""
 
-    class_: str = Field(alias="class")
+    class_: str
     same_tenant: bool
     requests: int
     slots: int
@@ -25,7 +26,7 @@ class OtherRequests(Closed):
     ids: list[str]
 
 
-class QueueFigures(Closed):
+class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
     position: int
     estimate_ms: int
     waited_ms: int
@@ -42,7 +43,7 @@ class QueueFigures(Closed):
     others: list[OtherRequests]
 
 
-class PrefillFigures(Closed):
+class PrefillFigures(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     computed_tokens: int
     chunks: int
@@ -55,7 +56,7 @@ class PrefillFigures(Closed):
     others: list[OtherRequests]
 
 
-class GapFigures(Closed):
+class GapFigures(msgspec.Struct, frozen=True, kw_only=True):
     took_ms: int
     ms: int
     choice: int
@@ -69,25 +70,25 @@ class GapFigures(Closed):
     others: list[OtherRequests]
 
 
-class DecodeFigures(Closed):
+class DecodeFigures(msgspec.Struct, frozen=True, kw_only=True):
     gaps: int
     itl_p50_ms: float
     itl_p99_ms: float
     longest_gap: GapFigures
 
 
-class Stop(Closed):
-    what: Literal["pause", "stall", "swap", "drop", "lost"]
+class Stop(msgspec.Struct, frozen=True, kw_only=True):
+    what: Annotated[str, one_of("pause", "stall", "swap", "drop", "lost")]
     choice: int
     ms: int
     for_ms: int | None
-    kept_by: Literal["operator", "reader", "engine", "scheduler"]
-    why: Literal["idle", "class", "tenant", "compute", "turn", "limit"] | None
+    kept_by: Annotated[str, one_of("operator", "reader", "engine", "scheduler")]
+    why: Annotated[str, one_of("idle", "class", "tenant", "compute", "turn", "limit")] | None
 
 
-class ExplanationFigures(Closed):
-    class_: str = Field(alias="class")
-    state: Literal["queued", "running", "paused", "swapped", "ended"]
+class ExplanationFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
+    class_: str
+    state: ChoiceState
     outcome: str | None
     prompt_tokens: int
     cached_tokens: int
@@ -105,130 +106,129 @@ class ExplanationFigures(Closed):
     others_left_out: int
 
 
-class Explanation(Closed):
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     id: str
-    object: Literal["explanation"]
+    object: Literal["explanation"] = "explanation"
     verdict: str | None
     sentences: list[str]
     figures: ExplanationFigures
     timeline: list[RequestMoment]
 
 
-def explanation_of(facts: Facts) -> dict[str, Any]:
-    """The body of an answer."""
-    return {
-        "id": facts.record.response_id,
-        "object": "explanation",
-        "verdict": verdict_of(facts),
-        "sentences": sentences_of(facts),
-        "figures": figures_of(facts),
-        "timeline": timeline_of(facts.record),
-    }
+def explanation_of(facts: Facts) -> Explanation:
+    """The answer."""
+    return Explanation(
+        id=facts.record.response_id,
+        verdict=verdict_of(facts),
+        sentences=sentences_of(facts),
+        figures=figures_of(facts),
+        timeline=timeline_of(facts.record),
+    )
 
 
-def figures_of(facts: Facts) -> dict[str, Any]:
+def figures_of(facts: Facts) -> ExplanationFigures:
     """The numbers of the sentences, for programs."""
     record, usage = facts.record, facts.record.usage()
-    return {
-        "class": record.origin.request_class.value,
-        "state": record.state,
-        "outcome": record.outcome,
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "output_tokens": usage.completion_tokens,
-        "recomputed_tokens": facts.n_recomputed,
-        "lived_ms": _ms(facts.lived_s),
-        "ttft_ms": _ms(facts.ttft_s) if facts.ttft_s is not None else None,
-        "queue": _queue(facts.wait) if facts.wait is not None else None,
-        "prefill": _prefill(facts.prefill) if facts.prefill is not None else None,
-        "decode": _decode(facts, facts.decode) if facts.decode is not None else None,
-        "stops": [
-            {
-                "what": away.what,
-                "choice": away.choice,
-                "ms": _ms(away.begin_s - facts.arrived_s),
-                "for_ms": _ms(away.end_s - away.begin_s) if away.end_s is not None else None,
-                "kept_by": away.kept_by or "scheduler",
-                "why": away.why or None,
-            }
+    return ExplanationFigures(
+        class_=record.origin.request_class.value,
+        state=record.state,
+        outcome=record.outcome,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.completion_tokens,
+        recomputed_tokens=facts.n_recomputed,
+        lived_ms=_ms(facts.lived_s),
+        ttft_ms=_ms(facts.ttft_s) if facts.ttft_s is not None else None,
+        queue=_queue(facts.wait) if facts.wait is not None else None,
+        prefill=_prefill(facts.prefill) if facts.prefill is not None else None,
+        decode=_decode(facts, facts.decode) if facts.decode is not None else None,
+        stops=[
+            Stop(
+                what=away.what,
+                choice=away.choice,
+                ms=_ms(away.begin_s - facts.arrived_s),
+                for_ms=_ms(away.end_s - away.begin_s) if away.end_s is not None else None,
+                kept_by=away.kept_by or "scheduler",
+                why=away.why or None,
+            )
             for away in facts.aways
         ],
-        "engine_ms": _ms(facts.served_s) if facts.served_s is not None else None,
-        "engine_share": round(facts.share, 4) if facts.share is not None else None,
-        "others_missing": facts.others_missing,
-        "others_left_out": facts.n_left_out,
-    }
+        engine_ms=_ms(facts.served_s) if facts.served_s is not None else None,
+        engine_share=round(facts.share, 4) if facts.share is not None else None,
+        others_missing=facts.others_missing,
+        others_left_out=facts.n_left_out,
+    )
 
 
-def _queue(wait: Wait) -> dict[str, Any]:
+def _queue(wait: Wait) -> QueueFigures:
     capacity, company = wait.capacity, wait.company
-    return {
-        "position": wait.position,
-        "estimate_ms": _ms(wait.eta_s),
-        "waited_ms": _ms(wait.took_s),
-        "over": wait.is_over,
-        "held_back_ms": _ms(wait.paused_s),
-        "pool": capacity.pool or None,
-        "slots": capacity.slots,
-        "slots_held": company.n_slots,
-        "slots_full_ms": _ms(company.slots_full_s),
-        "class_full_ms": _ms(company.class_full_s),
-        "tenant_full_ms": _ms(company.tenant_full_s),
-        "limited": _limited(wait.weather),
-        "levels": list(wait.weather.levels),
-        "others": _others(company),
-    }
+    return QueueFigures(
+        position=wait.position,
+        estimate_ms=_ms(wait.eta_s),
+        waited_ms=_ms(wait.took_s),
+        over=wait.is_over,
+        held_back_ms=_ms(wait.paused_s),
+        pool=capacity.pool or None,
+        slots=capacity.slots,
+        slots_held=company.n_slots,
+        slots_full_ms=_ms(company.slots_full_s),
+        class_full_ms=_ms(company.class_full_s),
+        tenant_full_ms=_ms(company.tenant_full_s),
+        limited=_limited(wait.weather),
+        levels=list(wait.weather.levels),
+        others=_others(company),
+    )
 
 
-def _prefill(prefill: Prefill) -> dict[str, Any]:
-    return {
-        "cached_tokens": prefill.n_cached,
-        "computed_tokens": prefill.n_computed,
-        "chunks": prefill.n_chunks,
-        "took_ms": _ms(prefill.took_s),
-        "over": prefill.is_over,
-        "away_ms": _ms(prefill.away_s),
-        "passes_ms": _ms(prefill.pass_s),
-        "beside_tokens": prefill.n_beside,
-        "tokens_per_s": round(prefill.per_s, 1) if prefill.per_s is not None else None,
-        "others": _others(prefill.company),
-    }
+def _prefill(prefill: Prefill) -> PrefillFigures:
+    return PrefillFigures(
+        cached_tokens=prefill.n_cached,
+        computed_tokens=prefill.n_computed,
+        chunks=prefill.n_chunks,
+        took_ms=_ms(prefill.took_s),
+        over=prefill.is_over,
+        away_ms=_ms(prefill.away_s),
+        passes_ms=_ms(prefill.pass_s),
+        beside_tokens=prefill.n_beside,
+        tokens_per_s=round(prefill.per_s, 1) if prefill.per_s is not None else None,
+        others=_others(prefill.company),
+    )
 
 
-def _decode(facts: Facts, decode: Decode) -> dict[str, Any]:
+def _decode(facts: Facts, decode: Decode) -> DecodeFigures:
     gap = decode.gap
     chunk = gap.chunk.computed if gap.chunk is not None else None
-    return {
-        "gaps": decode.n_gaps,
-        "itl_p50_ms": round(decode.p50_s * 1000, 1),
-        "itl_p99_ms": round(decode.p99_s * 1000, 1),
-        "longest_gap": {
-            "took_ms": _ms(gap.took_s),
-            "ms": _ms(gap.begin_s - facts.arrived_s),
-            "choice": gap.choice,
-            "after_tokens": gap.n_before,
-            "away_ms": {state: _ms(spent_s) for state, spent_s in gap.away.items()},
-            "recomputed_tokens": gap.n_again,
-            "largest_chunk_tokens": round(chunk.n_tokens / chunk.n_chunks) if chunk is not None else None,
-            "largest_chunk_pass_ms": _ms(chunk.pass_s / chunk.n_chunks) if chunk is not None else None,
-            "limited": _limited(gap.weather),
-            "levels": list(gap.weather.levels),
-            "others": _others(gap.company),
-        },
-    }
+    return DecodeFigures(
+        gaps=decode.n_gaps,
+        itl_p50_ms=round(decode.p50_s * 1000, 1),
+        itl_p99_ms=round(decode.p99_s * 1000, 1),
+        longest_gap=GapFigures(
+            took_ms=_ms(gap.took_s),
+            ms=_ms(gap.begin_s - facts.arrived_s),
+            choice=gap.choice,
+            after_tokens=gap.n_before,
+            away_ms={state: _ms(spent_s) for state, spent_s in gap.away.items()},
+            recomputed_tokens=gap.n_again,
+            largest_chunk_tokens=round(chunk.n_tokens / chunk.n_chunks) if chunk is not None else None,
+            largest_chunk_pass_ms=_ms(chunk.pass_s / chunk.n_chunks) if chunk is not None else None,
+            limited=_limited(gap.weather),
+            levels=list(gap.weather.levels),
+            others=_others(gap.company),
+        ),
+    )
 
 
-def _others(company: Company) -> list[dict[str, Any]]:
+def _others(company: Company) -> list[OtherRequests]:
     return [
-        {
-            "class": group.request_class,
-            "same_tenant": group.own,
-            "requests": group.n_requests,
-            "slots": group.n_slots,
-            "prompt_tokens": group.n_prompt,
-            "output_tokens": group.n_output,
-            "ids": group.ids,
-        }
+        OtherRequests(
+            class_=group.request_class,
+            same_tenant=group.own,
+            requests=group.n_requests,
+            slots=group.n_slots,
+            prompt_tokens=group.n_prompt,
+            output_tokens=group.n_output,
+            ids=group.ids,
+        )
         for group in company.groups
     ]
 

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fastapi import FastAPI
+import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 
-from poise.gateway import schemas
+from poise.gateway.api.operation import Operation
 from poise.gateway.http.credentials import credentials_of
-from poise.gateway.http.replies import json_reply
-from poise.gateway.schemas import Closed
 from poise.gateway.templates import Templates
 from poise.gateway.tenants import Tenants
 
 
-class TemplateCard(Closed):
+class TemplateCard(msgspec.Struct, frozen=True, kw_only=True):
     name: str
-    object: Literal["template"]
+    object: Literal["template"] = "template"
     tokens: int | None
     kept: bool
 
 
-class TemplateList(Closed):
-    object: Literal["list"]
+class TemplateList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
     data: list[TemplateCard]
 
 
@@ -35,20 +32,13 @@ class TemplatesAnswer:
         self._templates = templates
         self._tenants = tenants
 
-    async def templates(self, request: Request) -> Response:
+    def operations(self) -> list[Operation]:
+        summary = "List the templates that the caller may use"
+        return [Operation("GET", "/v1/templates", self.templates, summary, [401, 503], headers={})]
+
+    async def templates(self, request: Request) -> TemplateList:
         """Those that the caller may use."""
-        caller = self._tenants.identify(credentials_of(request))
-        known = self._templates.of_tenant(caller.tenant).items()
-        data = [
-            {"name": name, "object": "template", "tokens": info.n_tokens, "kept": info.kept} for name, info in known
-        ]
-        return json_reply({"object": "list", "data": data})
-
-
-def add_templates(app: FastAPI, answer: TemplatesAnswer) -> None:
-    app.add_api_route(
-        "/v1/templates",
-        answer.templates,
-        summary="List the templates that the caller may use",
-        responses=schemas.answer(TemplateList) | schemas.errors(401, 503),
-    )
+        known = self._templates.of_tenant(self._tenants.identify(credentials_of(request)).tenant).items()
+        return TemplateList(
+            data=[TemplateCard(name=name, tokens=info.n_tokens, kept=info.kept) for name, info in known]
+        )

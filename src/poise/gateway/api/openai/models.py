@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
-from fastapi import FastAPI
+import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 
 from poise.config import Settings
-from poise.gateway import schemas
+from poise.gateway.api.operation import Operation
 from poise.gateway.engine_client import EngineClient
 from poise.gateway.errors import model_not_found
 from poise.gateway.http.credentials import credentials_of
-from poise.gateway.http.replies import json_reply
 from poise.gateway.intake import MODEL_ALIAS
 from poise.gateway.prompts import limits_of
-from poise.gateway.schemas import Closed
 from poise.gateway.tenants import Tenants
 from poise.scheduler.request import RequestClass
 
 
-class ModelCard(Closed):
+class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     id: str
-    object: Literal["model"]
+    object: Literal["model"] = "model"
     created: int
-    owned_by: str
+    owned_by: str = "poise"
     context_length: int | None
 
 
-class ModelList(Closed):
-    object: Literal["list"]
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
@@ -45,40 +43,25 @@ class Models:
         self._model_name = model_name
         self._created = int(time.time())
 
-    async def list(self, request: Request) -> Response:
-        self._tenants.identify(credentials_of(request))
-        return json_reply({"object": "list", "data": [self._card()]})
+    def operations(self) -> Sequence[Operation]:
+        path = "/v1/models/{model_id:path}"
+        return [
+            Operation("GET", "/v1/models", self.list, "List the models", [401, 503], headers={}),
+            Operation("GET", path, self.get, "Describe a model", [401, 404, 503], headers={}),
+        ]
 
-    async def get(self, request: Request) -> Response:
+    async def list(self, request: Request) -> ModelList:
+        self._tenants.identify(credentials_of(request))
+        return ModelList(data=[self._card()])
+
+    async def get(self, request: Request) -> ModelCard:
         self._tenants.identify(credentials_of(request))
         name = request.path_params["model_id"]
         if name not in (self._model_name, MODEL_ALIAS):
             raise model_not_found(name, [self._model_name, MODEL_ALIAS])
-        return json_reply(self._card())
+        return self._card()
 
-    def _card(self) -> dict[str, Any]:
+    def _card(self) -> ModelCard:
         ready = self._engine.state.ready
         contexts = [limits_of(name, self._settings, ready).context for name in RequestClass] if ready else []
-        return {
-            "id": self._model_name,
-            "object": "model",
-            "created": self._created,
-            "owned_by": "poise",
-            "context_length": max(contexts, default=None),
-        }
-
-
-def add_models(app: FastAPI, models: Models) -> None:
-    app.add_api_route(
-        "/v1/models",
-        models.list,
-        summary="List the models",
-        responses=schemas.answer(ModelList) | schemas.errors(401, 503),
-    )
-    app.add_api_route(
-        "/v1/models/{model_id:path}",
-        models.get,
-        summary="Describe a model",
-        responses=schemas.answer(ModelCard) | schemas.errors(401, 404, 503),
-        openapi_extra={"parameters": [schemas.path_parameter("model_id")]},
-    )
+        return ModelCard(id=self._model_name, created=self._created, context_length=max(contexts, default=None))

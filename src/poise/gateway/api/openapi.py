@@ -1,0 +1,124 @@
+"""The OpenAPI document: what the operations say of themselves, put together.
+
+Requests are described by the fields that read them, answers by the Structs that are sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from poise import __version__
+from poise.gateway.api.operation import Described, Operation
+from poise.gateway.errors import ErrorBody
+from poise.gateway.fields import Schema
+
+_REF = "#/components/schemas/"
+_ERRORS = {
+    400: "The request is malformed, unsupported, or too long for the context.",
+    401: "An API key is missing or unknown.",
+    403: "This caller may not.",
+    404: "There is no such model, template or request.",
+    408: "The body did not arrive in time.",
+    409: "The request's state does not allow it.",
+    413: "The body is too large.",
+    429: "A queue is full, tokens per minute are used up, or too many requests came with keys that are not known.",
+    500: "Something failed in the server; its log has the details.",
+    503: "The engine cannot take requests now, too many requests are open, or the request waited too long.",
+}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
+
+
+def document(operations: Sequence[Operation]) -> Schema:
+    """The document of these operations."""
+    paths: dict[str, Schema] = {}
+    for operation in operations:
+        paths.setdefault(operation.described_path, {})[operation.method.lower()] = _details(operation)
+    bodies = [answer.body for operation in operations for answer in operation.described.values() if answer.body]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "poise",
+            "description": "A local LLM server that keeps its composure under load, with the OpenAI API.",
+            "version": __version__,
+        },
+        "paths": paths,
+        "components": {"schemas": schemas_of([*bodies, ErrorBody])},
+    }
+
+
+def schemas_of(structs: Iterable[type[msgspec.Struct]]) -> dict[str, Schema]:
+    """The schemas of Structs and of all that is in them, by name. Enums stand where they are used."""
+    _, found = msgspec.json.schema_components(list(structs), ref_template=_REF + "{name}")
+    enums = {_REF + name: schema for name, schema in found.items() if "enum" in schema}
+    return {name: _plain(_closed(schema), enums) for name, schema in found.items() if _REF + name not in enums}
+
+
+def _closed(schema: Schema) -> Schema:
+    """A Struct is sent with all its fields, but those that are UNSET, which have no default here, and with nothing else."""
+    required = [
+        name for name, field in schema["properties"].items() if name in schema["required"] or "default" in field
+    ]
+    properties = {
+        name: {key: value for key, value in field.items() if key != "default"}
+        for name, field in schema["properties"].items()
+    }
+    return schema | {"properties": properties, "required": required, "additionalProperties": False}
+
+
+def _plain(schema: Any, enums: dict[str, Schema]) -> Any:
+    """With enums in their place, and each as the type and the values that it has."""
+    if isinstance(schema, list):
+        return [_plain(part, enums) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = enums.get(schema.get("$ref", ""), schema)
+    values = schema.get("enum")
+    if isinstance(values, list):
+        return {"type": "string"} | ({"const": values[0]} if len(values) == 1 else {"enum": values})
+    return {key: _plain(part, enums) for key, part in schema.items()}
+
+
+def _details(operation: Operation) -> Schema:
+    answers = {str(status): _answer(described) for status, described in operation.described.items()}
+    details: Schema = {
+        "summary": operation.summary,
+        "operationId": operation.name,
+        "responses": answers | _errors(operation.errors),
+    }
+    if operation.about:
+        details["description"] = operation.about
+    named = [_path_parameter(name) for name in re.findall(r"{(\w+)", operation.path)]
+    if parameters := [*named, *operation.parameters]:
+        details["parameters"] = parameters
+    if operation.request is not None:
+        details["requestBody"] = {"required": True, "content": _json(operation.request)}
+    return details
+
+
+def _answer(described: Described) -> Schema:
+    content = _json({"$ref": _REF + described.body.__name__}) if described.body else {}
+    content |= {kind: {"schema": schema} for kind, schema in described.content.items()}
+    answer: Schema = {"description": described.about, "content": content}
+    return answer | ({"headers": dict(described.headers)} if described.headers else {})
+
+
+def _errors(statuses: Sequence[int]) -> Schema:
+    """Who goes on with a key that is not known is told 429 instead of 401."""
+    statuses = (*statuses, 429) if 401 in statuses and 429 not in statuses else statuses
+    return {
+        str(status): {"description": _ERRORS[status], "content": _json({"$ref": _REF + ErrorBody.__name__})}
+        | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
+        for status in statuses
+    }
+
+
+def _json(schema: Schema) -> dict[str, Schema]:
+    return {"application/json": {"schema": schema}}
+
+
+def _path_parameter(name: str) -> Schema:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
