@@ -46,6 +46,7 @@ from poise.wire.to_engine import SamplingParams
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.desk import Desk, vocabulary
 from poise.worker.text.tokeniser import Tokeniser
+from tests.gateway import described
 
 T = TypeVar("T")
 
@@ -513,8 +514,10 @@ class Exchange:
             messages.append(self.sent.get_nowait())
         assert messages, "no response"
         headers = {name.decode().lower(): value.decode() for name, value in messages[0]["headers"]}
-        body = b"".join(message["body"] for message in messages[1:])
-        return Reply(messages[0]["status"], headers, body)
+        reply = Reply(messages[0]["status"], headers, b"".join(message["body"] for message in messages[1:]))
+        kind = headers.get("content-type", "")
+        described.check(self.app.operations, self.scope["method"], self.scope["path"], reply.status, kind, reply.body)
+        return reply
 
     async def _receive(self) -> Message:
         if self.parts:
