@@ -141,7 +141,9 @@ class Generation:
     def _hear(self, choice: Choice, event: RequestEvent) -> None:
         """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
         try:
-            if choice.stage is _LIVE:
+            if choice.stage is _LIVE and type(event) is Token:  # nearly always
+                self._token(choice, event)
+            elif choice.stage is _LIVE:
                 self._write(choice, event)
             else:
                 self._act(choice, event)
