@@ -34,8 +34,9 @@ HANG_TOKEN = 668
 """A prompt that begins with this token stops the process in the middle of a step."""
 OPEN_TOKEN = 669
 """A prompt that begins with this token ends the process when it is opened for its first pass."""
-PLAN_LENGTH = 13
-"""A prompt of so many tokens breaks the loop as soon as it is planned, where nothing says that it was this one."""
+PLAN_LENGTH = 2
+"""A prompt of exactly so many tokens breaks the loop as soon as it is planned, where nothing says that it was this one. Prompts
+that are readmitted with their output are longer."""
 SLOW_STEP_S = 0.01
 """What a step takes in the mode "slow": long outputs take longer than any period of the engine's reports."""
 
@@ -44,7 +45,7 @@ class _Scheduler(Scheduler):
     def plan(self, now_ns: int) -> StepPlan:
         plan = super().plan(now_ns)
         if any(
-            chunk.start + chunk.n_tokens == PLAN_LENGTH
+            chunk.sample and chunk.start + chunk.n_tokens == PLAN_LENGTH
             for batch in plan.batches
             for chunk in batch.chunks
             if chunk.is_prompt

@@ -124,7 +124,7 @@ async def test_a_request_that_kills_engines_is_quarantined_and_the_others_go_on(
 )
 async def test_outside_of_a_pass_the_one_to_blame_is_found_as_well(prompt: list[int], engines: int) -> None:
     """Where the engine had said whom it dealt with, at the second death; where it had not, when each is tried alone."""
-    prompts = [[first, *range(2, 40)] for first in (10, 11)]  # with their output never of PLAN_LENGTH
+    prompts = [[first, *range(2, 40)] for first in (10, 11)]
     async with supervisor(watchdog_s=WATCHDOG_S) as s:
         await s.wait_until_settled()
         handles = [submit(s, each, LONG) for each in prompts]
