@@ -568,12 +568,17 @@ def test_ended_blocks_are_drawn_once_and_look_the_same(server: ScriptedServer, v
 
 def test_what_is_uncertain_is_shown_when_the_answer_ends(server: ScriptedServer, visit: Visit) -> None:
     """A line that could have become a list, also where the answer ends within it, or without the server's last marks."""
-    server.replies = [answer(*segmented("Or\n2."), ending()), answer(*segmented("Or\n2.")[:-1], Break())]
+    hold = Hold()
+    server.replies = [answer(*segmented("Or\n2."), ending()), answer(*segmented("Or\n2.")[:-1], hold, Break())]
     me = visit(server.url)
-    me.watch.allow("net::ERR")
-    for _ in range(2):
-        reply = me.say("Hi")
-        expect(reply.get_by_role("list", name="Figures")).to_be_visible()
+    me.watch.allow("ERR_INCOMPLETE_CHUNKED_ENCODING")
+    whole = me.say("Hi")
+    expect(whole.get_by_role("list", name="Figures")).to_be_visible()
+    broken = me.say("Hi")
+    expect(text_of(broken)).to_have_text("Or")
+    hold.release()
+    expect(broken.get_by_role("alert")).to_contain_text("The connection broke")
+    for reply in (whole, broken):
         expect(text_of(reply)).to_have_text("Or\n2.")
 
 
