@@ -44,11 +44,6 @@ class WaitingQueue:
         """How many of those that never had a slot are the account's."""
         return self._new_by_account.get(account, 0)
 
-    @property
-    def accounts_of_new(self) -> Iterable[str]:
-        """Whose those are."""
-        return self._new_by_account.keys()
-
     def push(self, sequence: Sequence) -> None:
         assert sequence.is_queued, f"request {sequence.request.request_id} is {sequence.state}"
         request = sequence.request

@@ -137,10 +137,6 @@ class World:
             self._schedule_next(_Stream(stream.client, stream.requests), 0)
 
     @property
-    def n_in_flight(self) -> int:
-        return len(self._in_flight)
-
-    @property
     def is_stopped(self) -> bool:
         return self._stopped
 
