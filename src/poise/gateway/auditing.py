@@ -24,10 +24,10 @@ from poise.gateway.tasks import Tasks
 from poise.gateway.tenancy.caller import Caller
 from poise.gateway.tenancy.strangers import Strangers
 from poise.metrics.audit import AuditMetrics, Standing
-from poise.scheduler.request import PreemptionKind, RequestClass
+from poise.scheduler.request import RequestClass
 
 REFUSED, BROKEN = "refused", "internal_error"
-PREEMPTIONS = (PreemptionKind.PAUSE, PreemptionKind.SWAP, PreemptionKind.DROP)
+PREEMPTIONS = ("pause", "swap", "drop")
 NOTHING: Mapping[str, Any] = {
     "response": "",
     "prompt_tokens": 0,

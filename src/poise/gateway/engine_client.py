@@ -13,7 +13,6 @@ from typing import Protocol
 from poise.config import Settings
 from poise.gateway.blame import Death
 from poise.gateway.quarantine import QuarantineReport
-from poise.metrics.story import Outcome
 from poise.scheduler.request import Control, RequestClass
 from poise.wire.messages import (
     Accepted,
@@ -31,11 +30,11 @@ from poise.wire.messages import (
 from poise.wire.status import Status, Waiting
 from poise.wire.to_engine import SamplingParams
 
-ENGINE_LOST = Outcome.ENGINE_LOST.value
+ENGINE_LOST = "engine_lost"
 """Finish.reason given by the gateway to requests that no engine could go on with."""
-QUARANTINED = Outcome.QUARANTINED.value
+QUARANTINED = "quarantined"
 """Finish.reason given by the gateway to a request that engines died computing."""
-SERVER_STOPPING = Outcome.SERVER_STOPPING.value
+SERVER_STOPPING = "server_stopping"
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
 RequestEvent = Accepted | Refused | Waiting | Start | Change | Prefill | Token | Finish
@@ -85,7 +84,7 @@ class RequestHandle:
     queued, then Starts, Changes, Prefills and Tokens, and exactly one Finish.
 
     A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
-    between shows as a Change, LOST and then RECOVER, and as nothing else.
+    between shows as a Change, "lost" and then "recover", and as nothing else.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
@@ -152,7 +151,7 @@ class EngineClient(Protocol):
         ...
 
     def hold(self, request_id: int, level: str) -> None:
-        """The readers of a request are behind, or have caught up: `level` is a Hold. Later engines are sent it, too."""
+        """The readers of a request are behind, or have caught up: `level` is "run", "pause" or "swap". Later engines are told."""
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:

@@ -20,12 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poise.config import ServerSettings
 from poise.gateway.errors import ApiError, shown
 from poise.gateway.exposure import is_loopback
-from poise.gateway.http.headers import ANSWERED, DETACH
 from poise.gateway.http.replies import error_reply
 
 _READS = ("GET", "HEAD")
-_ALLOWED_HEADERS = ", ".join(("Authorization", "Content-Type", "Last-Event-ID", "X-Api-Key", DETACH, "X-Request-Id"))
-_SHOWN_HEADERS = ", ".join(("Retry-After", *ANSWERED, "X-Request-Id"))
+_ALLOWED_HEADERS = "Authorization, Content-Type, Last-Event-ID, X-Api-Key, X-Poise-Detach, X-Request-Id"
+_SHOWN_HEADERS = (
+    "Retry-After, X-Poise-Context, X-Poise-Queue-Eta-Ms, X-Poise-Queue-Position, X-Poise-Response-Id, X-Poise-Warning, "
+    "X-Request-Id"
+)
 _PREFLIGHT_AGE_S = 600
 
 

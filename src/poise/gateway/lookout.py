@@ -10,13 +10,11 @@ from poise.gateway.blame import Death
 from poise.gateway.engine_client import EngineClient, EnginePhase
 from poise.gateway.findings import NOTED_S, Facts, Finding, FindingRow, Findings, LiveRequest
 from poise.gateway.host import own_rss_bytes
-from poise.gateway.record import Record
+from poise.gateway.record import LEVELS, Record
 from poise.gateway.records import Records
 from poise.gateway.tasks import Tasks
 from poise.gateway.text.tokens import TextJobs
 from poise.metrics.audit import AuditMetrics
-from poise.scheduler.request import Hold
-from poise.wire.changes import ChangeKind
 
 _OPERATOR = "operator"
 TEXT_ENDS = 3
@@ -52,7 +50,7 @@ class Lookout:
         """Judge the present moment."""
         now_s = self._clock()
         live = self._records.live()
-        held = [record.response_id for record in live if record.held != Hold.RUN]
+        held = [record.response_id for record in live if record.held != LEVELS[0]]
         self._held_since_s = {name: self._held_since_s.get(name, now_s) for name in held}
         state, ends = self._engine.state, self._ends
         status = state.status if state.phase is EnginePhase.READY else None
@@ -123,5 +121,5 @@ class Lookout:
 
 def _allowance(record: Record) -> str:
     """Which allowance a downgraded request went over; empty if an operator downgraded it."""
-    why = next((moment.detail.get("why", "") for moment in record.timeline if moment.what == ChangeKind.DOWNGRADE), "")
+    why = next((moment.detail.get("why", "") for moment in record.timeline if moment.what == "downgrade"), "")
     return "" if why == _OPERATOR else str(why)

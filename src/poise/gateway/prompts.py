@@ -16,7 +16,6 @@ from poise.config.classes import class_settings, default_output
 from poise.gateway import summary as summaries
 from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.errors import ApiError, context_length_exceeded, invalid_value
-from poise.gateway.http import headers
 from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
 from poise.gateway.templates import Templates
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
@@ -25,6 +24,8 @@ from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
 
+CONTEXT_HEADER = "X-Poise-Context"
+WARNING_HEADER = "X-Poise-Warning"
 _PROMPT_HINT = "Shorten it or ask for fewer output tokens."
 _HINTS = {
     ContextPolicy.REJECT: "Shorten the conversation, ask for fewer output tokens, or let the server leave out the oldest turns: "
@@ -178,7 +179,7 @@ class Prompts:
             return
         n_system = await text.length(system)
         if n_system > most:
-            plan.headers[headers.WARNING] = (
+            plan.headers[WARNING_HEADER] = (
                 f"system prompt takes {n_system} of {plan.limits.context} tokens; a shorter one leaves more to the conversation"
             )
             self._on_long_system(plan.limits.request_class)
@@ -219,7 +220,7 @@ class _Fitter:
                 prompt_tokens=found.n_prompt,
             )
             self._plan.notes = Notes(note)
-            self._plan.headers[headers.CONTEXT] = f"trim; dropped_turns={n}; dropped_tokens={n_dropped}"
+            self._plan.headers[CONTEXT_HEADER] = f"trim; dropped_turns={n}; dropped_tokens={n_dropped}"
         return found.n_whole
 
     async def summarize(self, limits: ContextLimits) -> int:
@@ -237,7 +238,7 @@ class _Fitter:
         pieces = await summaries.piece_prompts(self._text, self._turns.dropped(n), limits, n_output)
         prompt_max = found.n_prompt + n_output
         self._plan.summary = SummaryPlan(self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added)
-        self._plan.headers[headers.CONTEXT] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
+        self._plan.headers[CONTEXT_HEADER] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
         return found.n_whole
 
     def _job(self, summary: Message | None = None, reserve: int = 0) -> Fit:

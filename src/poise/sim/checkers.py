@@ -23,7 +23,6 @@ from poise.scheduler.snapshot import Snapshot
 from poise.sim.mirror import Mirror, RealCells
 from poise.sim.shares import FairShares
 from poise.wire import messages as wire
-from poise.wire.changes import ChangeKind
 
 PROGRESS_STEPS = 50
 """Steps that may pass while nothing is computed that was not there before: cells are carried to and fro."""
@@ -145,16 +144,16 @@ class Checkers:
     def _changed(self, track: _Track, what: str) -> None:
         request_id = track.request.request_id
         match what:
-            case ChangeKind.PAUSE | ChangeKind.STALL:
+            case "pause" | "stall":
                 track.running, track.held = False, True
-            case ChangeKind.RESUME:
+            case "resume":
                 track.running, track.held = True, False
-            case ChangeKind.DOWNGRADE:
+            case "downgrade":
                 track.interactive = False
                 self.shares.downgraded(request_id)
-            case ChangeKind.SWAP | ChangeKind.DROP:
+            case "swap" | "drop":
                 track.running = False
-                if what == ChangeKind.DROP:
+                if what == "drop":
                     track.n_computed = track.furthest = 0  # It computes again; rule 8 bounds how often.
                 if track.held:
                     return

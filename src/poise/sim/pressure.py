@@ -25,7 +25,6 @@ from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Queued, Rejected, RejectReason, Request, RequestClass
 from poise.wire import messages as wire
-from poise.wire.changes import ChangeKind
 
 REFUSAL_S = 1.0
 WINDOW_S = 5.0
@@ -105,13 +104,13 @@ class Pressure:
 
     def _changed(self, one: _Waiting, what: str) -> None:
         match what:
-            case ChangeKind.PAUSE | ChangeKind.STALL:
+            case "pause" | "stall":
                 one.paused = True
-            case ChangeKind.RESUME:
+            case "resume":
                 one.paused, one.has_slot = False, True
-            case ChangeKind.SWAP:
+            case "swap":
                 one.has_slot = False
-            case ChangeKind.DROP:
+            case "drop":
                 one.has_slot, one.dropped, one.n_before, one.n_computed = False, True, one.n_computed, 0
 
     def _step(self, result: StepResult, now_ns: int) -> None:

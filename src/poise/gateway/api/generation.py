@@ -24,7 +24,6 @@ from poise.gateway.generation import TOLD_WAIT_US
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.body import JsonObject, read_json
 from poise.gateway.http.credentials import credentials_of
-from poise.gateway.http.headers import DETACH, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID
 from poise.gateway.http.replies import json_of
 from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.intake import Endpoint, Intake
@@ -38,6 +37,8 @@ from poise.metrics.streams import StreamMetrics
 
 T = TypeVar("T")
 
+RESPONSE_ID_HEADER, DETACH_HEADER = "X-Poise-Response-Id", "X-Poise-Detach"
+POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 TRACEPARENT_CHARS = 55
 """Of version 00 of W3C Trace Context, which later ones begin with."""
 
@@ -59,9 +60,9 @@ class HttpSender:
 
     @property
     def is_detached(self) -> bool:
-        value = self._request.headers.get(DETACH, "0")
+        value = self._request.headers.get(DETACH_HEADER, "0")
         if value not in ("0", "1"):
-            raise invalid_value(DETACH, 'be "1", or be left out', value)
+            raise invalid_value(DETACH_HEADER, 'be "1", or be left out', value)
         return value == "1"
 
     async def body(self) -> JsonObject:
@@ -151,9 +152,9 @@ class Generation:
 
 def headers_of(call: Call) -> dict[str, str]:
     """Of the response: its id, and what the engine said of the wait on its arrival, if that was worth telling."""
-    headers, accepted = {RESPONSE_ID: call.record.response_id, **call.notes}, call.record.accepted
+    headers, accepted = {RESPONSE_ID_HEADER: call.record.response_id, **call.notes}, call.record.accepted
     if accepted is not None and accepted.eta_us >= TOLD_WAIT_US:
-        headers |= {QUEUE_POSITION: str(accepted.position), QUEUE_ETA: str(accepted.eta_us // 1000)}
+        headers |= {POSITION_HEADER: str(accepted.position), ETA_HEADER: str(accepted.eta_us // 1000)}
     return headers
 
 
