@@ -29,7 +29,6 @@ CORRECTED = {"ttft_corrected_ms": ("p50", "p95", "p99"), "e2e_corrected_ms": ("p
 GOODPUT = ("goodput_share", "goodput_per_s")
 """Only where there are targets."""
 RATES = ("output_tokens_per_s", "prompt_tokens_per_s", "stream_tokens_per_s_p50")
-LENGTHS = ("prompt_tokens_p50", "output_tokens_p50")
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 

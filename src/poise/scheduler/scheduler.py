@@ -45,7 +45,7 @@ from poise.scheduler.snapshot import ClassSnapshot, Place, Snapshot
 from poise.scheduler.tenants import TenantBooks
 from poise.scheduler.waits import WaitEstimator
 
-DEADLINES_SPARE = 256
+DEADLINES_SPARE = 64
 """So many deadlines may be there, beyond two for each live request, before those that nobody waits for any more go."""
 
 
@@ -323,7 +323,7 @@ class Scheduler:
     def _watch_deadline(self, sequence: Sequence) -> None:
         """Those of requests that have started or ended go when they are most of what is watched."""
         live = self._life.sequences
-        if len(self._deadlines) > 2 * len(live) + 64:
+        if len(self._deadlines) > 2 * len(live) + DEADLINES_SPARE:
             self._deadlines = sorted((s.deadline_ns, i) for i, s in live.items() if s.deadline_ns and not s.started)
         heapq.heappush(self._deadlines, (sequence.deadline_ns, sequence.request.request_id))
 
