@@ -141,7 +141,7 @@ class Submission:
 
 
 class FakeEngine:
-    """An EngineClient. `script` is run for each submission; without one the test answers by hand."""
+    """An Engine and its EngineProcess. `script` is run for each submission; without one the test answers by hand."""
 
     def __init__(self, script: Callable[[Submission], None] | None = None) -> None:
         self.state = EngineState(EnginePhase.READY, progress=1.0, stage="ready", ready=ready(), status=status())

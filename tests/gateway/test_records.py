@@ -16,6 +16,7 @@ from poise.gateway.responses import ChatFormat
 from poise.gateway.values import Heading, TokenEntry
 from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
+from tests.gateway.fakes import at_once
 
 MB = 1 << 20
 
@@ -122,12 +123,14 @@ def test_erasing_a_tenant_says_what_was_erased() -> None:
     """What is still running is not."""
     kept = store()
     taken = sum(finished(kept, f"r{i}").n_bytes for i in range(3))
-    kept.add(record("live"))
+    kept.add(live := record("live"))
     other = finished(kept, "other", "b")
-    erased = kept.erase("a")
-    assert (erased.records, erased.tokens, erased.n_bytes, erased.live) == (3, 3, taken, 1)
+    erased = at_once(kept.erase("a"))
+    assert erased == {"results": 3, "result_tokens": 3, "result_bytes": taken}
+    assert live.erased
+    assert not other.erased
     assert kept.n_bytes - record("live").n_bytes == other.n_bytes
-    assert kept.erase("a").records == 0
+    assert at_once(kept.erase("a"))["results"] == 0
 
 
 @given(
@@ -148,7 +151,7 @@ def test_the_books_are_exact(steps: list[tuple[str, int, str]]) -> None:
         if what == "drop" and made:
             kept.drop(made[n_chars % len(made)])
         elif what == "erase":
-            kept.erase(tenant)
+            at_once(kept.erase(tenant))
         else:
             new = record(f"r{i}", tenant)
             kept.add(new)

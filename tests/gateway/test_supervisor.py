@@ -17,7 +17,7 @@ import pytest
 from poise.config import EngineSettings, Settings
 from poise.gateway.connection import EngineConnection
 from poise.gateway.engine_client import ENGINE_LOST, EnginePhase, EngineUnavailable
-from poise.gateway.supervision.launch import EngineProcess
+from poise.gateway.supervision.launch import LaunchedEngine
 from poise.gateway.supervisor import Supervisor
 from poise.gateway.watchdog import Watchdog
 from poise.scheduler.request import Control, RequestClass
@@ -176,7 +176,7 @@ async def test_stop_waits_for_no_engine_that_is_not_ready(moment: str, monkeypat
         "model.gguf",
         (sys.executable, "-m", "tests.gateway.simulated_engine", "dies" if restarts else "loads-for-ever"),
     )
-    engine: EngineProcess | None = None
+    engine: LaunchedEngine | None = None
     async with asyncio.timeout(100):
         await s.start()
         if moment == "as it starts":

@@ -18,7 +18,7 @@ from poise.gateway.api.native.explanations import Explanation, explanation_of
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.auditing import Audit
-from poise.gateway.engine_client import EngineClient, EngineUnavailable
+from poise.gateway.engine_client import EngineProcess, EngineUnavailable
 from poise.gateway.engine_refusals import engine_unavailable
 from poise.gateway.erasure import Erasure
 from poise.gateway.errors import ApiError, invalid_value, kept_request_not_found, not_possible, request_not_found
@@ -141,7 +141,7 @@ class Admin:
 
     def __init__(
         self,
-        engine: EngineClient,
+        engine: EngineProcess,
         tenants: Tenants,
         records: Records,
         audit: Audit,

@@ -34,8 +34,8 @@ from poise.gateway.api.openapi import document
 from poise.gateway.api.operation import Operation
 from poise.gateway.auditing import Audit
 from poise.gateway.degradation import Degradation
-from poise.gateway.engine_client import EngineClient
-from poise.gateway.erasure import Erasure, engine_eraser, metrics_eraser, records_eraser
+from poise.gateway.engine_client import WholeEngine
+from poise.gateway.erasure import EngineEraser, Erasure
 from poise.gateway.errors import ApiError
 from poise.gateway.explanations import Explainer
 from poise.gateway.guard import GuardMiddleware
@@ -71,7 +71,7 @@ class Gateway:
         self,
         app: Starlette,
         operations: Sequence[Operation],
-        engine: EngineClient,
+        engine: WholeEngine,
         text: TextSlot,
         templates: Templates,
         metrics: GatewayMetrics,
@@ -103,7 +103,7 @@ class Gateway:
 
 def create_app(
     settings: Settings,
-    engine: EngineClient,
+    engine: WholeEngine,
     *,
     model_name: str,
     text: TextSlot,
@@ -146,7 +146,7 @@ def create_app(
     templates = Templates(settings.templates)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(settings, engine, text, tenants, templates, metrics, records, degradation.check, model_name)
-    erasure = Erasure([engine_eraser(engine), records_eraser(records), metrics_eraser(metrics), audit.erase])
+    erasure = Erasure([EngineEraser(engine), records, metrics, audit])
     pulse = Pulse(
         tasks,
         {

@@ -13,7 +13,7 @@ import msgspec
 from poise import __version__
 from poise.gateway.auditing import RequestEntry
 from poise.gateway.bugs import log_bug
-from poise.gateway.engine_client import EngineClient
+from poise.gateway.engine_client import Engine
 from poise.gateway.errors import ApiError, internal_error, invalid_value
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.prompts import Plan, Prompts
@@ -40,7 +40,7 @@ class Call:
         parsed: ChatRequest | CompletionRequest,
         plan: Plan,
         prompts: Prompts,
-        engine: EngineClient,
+        engine: Engine,
         text: TextModel,
         metrics: GatewayMetrics,
         records: Records,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from poise.config import Settings
 from poise.gateway.blame import Death
-from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.engine_client import EnginePhase, EngineProcess
 from poise.gateway.errors import draining, shed_background
 from poise.gateway.host import free_bytes
 from poise.gateway.levels import BACKGROUND, INTERACTIVE, Level, Levels, Reading, background_limit, crowding
@@ -32,7 +32,7 @@ class Degradation:
     def __init__(
         self,
         settings: Settings,
-        engine: EngineClient,
+        engine: EngineProcess,
         metrics: RecoveryMetrics,
         free: Callable[[], int] = free_bytes,
         clock: Callable[[], float] = time.monotonic,

@@ -1,6 +1,7 @@
-"""What the gateway's request handlers need from the engine, and the handle of one live request.
+"""The engine as the gateway sees it: what a request needs of it, what its operators and the server's condition need, and the
+handle of one live request.
 
-`poise.gateway.supervisor.Supervisor` is the implementation that owns a real engine process.
+`poise.gateway.supervisor.Supervisor` is both ports over a real engine process; whoever uses the engine names the smaller one.
 """
 
 from __future__ import annotations
@@ -118,11 +119,24 @@ class RequestHandle:
             self._abort(self.request_id)
 
 
-class EngineClient(Protocol):
-    """The engine as the handlers see it."""
+class EngineView(Protocol):
+    """What can be seen of the engine at any time: it is asked for nothing."""
 
     @property
     def state(self) -> EngineState: ...
+
+    @property
+    def n_live(self) -> int:
+        """Requests that have not ended."""
+        ...
+
+    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
+        """By account, requests of a class that have not begun: to the last one, where the engine's status is a moment old."""
+        ...
+
+
+class Engine(EngineView, Protocol):
+    """The engine as requests see it."""
 
     def submit(
         self,
@@ -158,6 +172,10 @@ class EngineClient(Protocol):
         """The tokens of each template that requests may name. Every engine is told as soon as it is ready."""
         ...
 
+
+class EngineProcess(EngineView, Protocol):
+    """The engine as its operators see it, and the condition of the server: what acts on all requests, or on the process."""
+
     async def control(self, request_id: int, action: Control) -> Controlled:
         """An operator's word on a live request. Raises EngineUnavailable."""
         ...
@@ -184,15 +202,6 @@ class EngineClient(Protocol):
         """
         ...
 
-    @property
-    def n_live(self) -> int:
-        """Requests that have not ended."""
-        ...
-
-    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
-        """By account, requests of a class that have not begun: to the last one, where the engine's status is a moment old."""
-        ...
-
     def adjust(self, queue_share: float, slots_share: float) -> None:
         """Allow only these shares of each class's queue and slots, this engine and later ones."""
         ...
@@ -216,3 +225,7 @@ class EngineClient(Protocol):
     def quarantined(self) -> list[QuarantineReport]:
         """Requests that were ended because engines died computing them, the newest hundred."""
         ...
+
+
+class WholeEngine(Engine, EngineProcess, Protocol):
+    """Both: what the application is built over."""

@@ -1,19 +1,26 @@
 """Erasing what the server holds of a tenant, in every place that holds any.
 
-Each place has an eraser, which erases and says how much. Live requests go on unless they are to end as well: what they hold is
+Each place is an eraser, which erases and says how much. Live requests go on unless they are to end as well: what they hold is
 the tenant's work in progress. Each place marks what is live of the tenant, so that nothing of it is kept when it ends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from poise.gateway.engine_client import EngineClient, EnginePhase, EngineUnavailable
-from poise.gateway.records import Records
-from poise.metrics.gateway import GatewayMetrics
+from poise.gateway.engine_client import EnginePhase, EngineProcess, EngineUnavailable
 
-Eraser = Callable[[str], Awaitable[Mapping[str, int]]]
-"""Erases a tenant's data in one place; returns how much there was, by kind. Kinds of different places differ."""
+_COUNTS = ("entries", "cells", "bytes", "journal_entries")
+"""Of what an engine held, as the answer names them."""
+
+
+class Eraser(Protocol):
+    """A place that holds a tenant's data."""
+
+    async def erase(self, tenant: str) -> Mapping[str, int]:
+        """Erase a tenant's data here; returns how much there was, by kind. Kinds of different places differ."""
+        ...
 
 
 class Erasure:
@@ -26,53 +33,32 @@ class Erasure:
         """Erase everywhere. Raises what an eraser raises; erasing again is safe."""
         erased: dict[str, int] = {}
         for eraser in self._erasers:
-            erased |= await eraser(tenant)
+            erased |= await eraser.erase(tenant)
         return erased
 
 
-def records_eraser(records: Records) -> Eraser:
-    """Results that are kept for those who come back for them."""
-
-    async def erase(tenant: str) -> Mapping[str, int]:
-        erased = records.erase(tenant)
-        return {"results": erased.records, "result_tokens": erased.tokens, "result_bytes": erased.n_bytes}
-
-    return erase
-
-
-def metrics_eraser(metrics: GatewayMetrics) -> Eraser:
-    """The tenant's name in /metrics. What was counted under it goes to the others', because sums must not go back."""
-
-    async def erase(tenant: str) -> Mapping[str, int]:
-        return {"counted_choices": metrics.forget(tenant)}
-
-    return erase
-
-
-def engine_eraser(engine: EngineClient) -> Eraser:
+class EngineEraser:
     """KV cells, stored prefixes, and the tenant's name in the flight recorder and in reports of quarantined requests.
 
     An engine that is not there holds nothing of these but the reports.
     """
 
-    async def erase(tenant: str) -> Mapping[str, int]:
-        reports = {"quarantine_reports": engine.disown(tenant)}
-        names = ("entries", "cells", "bytes", "journal_entries")
-        if not _is_there(engine):
-            return dict.fromkeys(names, 0) | reports
-        try:
-            erased = await engine.erase(tenant)
-        except EngineUnavailable:
-            if _is_there(engine):
-                raise
-            return (
-                dict.fromkeys(names, 0) | reports
-            )  # it ended, perhaps because it had no memory for it: all went with it
-        counts = (erased.entries, erased.cells, erased.n_bytes, erased.journal_entries)
-        return dict(zip(names, counts, strict=True)) | reports
+    def __init__(self, engine: EngineProcess) -> None:
+        self._engine = engine
 
-    return erase
+    async def erase(self, tenant: str) -> Mapping[str, int]:
+        counts, n_reports = dict.fromkeys(_COUNTS, 0), self._engine.disown(tenant)
+        if self._is_there:
+            try:
+                erased = await self._engine.erase(tenant)
+            except EngineUnavailable:  # it may have ended, perhaps because it had no memory for it: all went with it
+                if self._is_there:
+                    raise
+            else:
+                found = (erased.entries, erased.cells, erased.n_bytes, erased.journal_entries)
+                counts = dict(zip(_COUNTS, found, strict=True))
+        return counts | {"quarantine_reports": n_reports}
 
-
-def _is_there(engine: EngineClient) -> bool:
-    return engine.state.phase is EnginePhase.READY
+    @property
+    def _is_there(self) -> bool:
+        return self._engine.state.phase is EnginePhase.READY

@@ -6,7 +6,7 @@ import time
 
 from poise.config import Settings
 from poise.config.classes import class_settings
-from poise.gateway.engine_client import EngineClient
+from poise.gateway.engine_client import EngineView
 from poise.gateway.explain import Facts, Surroundings, Weather, facts_of
 from poise.gateway.history import History
 from poise.gateway.neighbours import Capacity, Neighbours
@@ -18,7 +18,7 @@ from poise.scheduler.policy import LONG_POOL
 class Explainer:
     """Explains records that are kept."""
 
-    def __init__(self, settings: Settings, engine: EngineClient, records: Records, history: History) -> None:
+    def __init__(self, settings: Settings, engine: EngineView, records: Records, history: History) -> None:
         self._settings = settings
         self._engine = engine
         self._records = records

@@ -20,7 +20,7 @@ from poise.gateway.engine_client import (
     ENGINE_LOST,
     QUARANTINED,
     SERVER_STOPPING,
-    EngineClient,
+    Engine,
     EngineUnavailable,
     RequestEvent,
     RequestHandle,
@@ -59,7 +59,7 @@ class ChoiceRequest:
 class Generation:
     """All choices of one API request. Its record ends exactly once, by what the engine says or by `stop` and `fail`."""
 
-    def __init__(self, record: Record, engine: EngineClient, text: TextModel, metrics: GatewayMetrics) -> None:
+    def __init__(self, record: Record, engine: Engine, text: TextModel, metrics: GatewayMetrics) -> None:
         self._record = record
         self._engine = engine
         self._text = text

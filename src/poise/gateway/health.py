@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from poise.gateway.api.operation import Described, Operation
 from poise.gateway.degradation import Degradation
-from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.engine_client import EnginePhase, EngineView
 from poise.gateway.errors import retry_after
 from poise.gateway.findings import FindingRow
 from poise.gateway.http.credentials import credentials_of
@@ -141,7 +141,7 @@ class Health:
 
     def __init__(
         self,
-        engine: EngineClient,
+        engine: EngineView,
         text: TextSlot,
         tenants: Tenants,
         metrics: GatewayMetrics,

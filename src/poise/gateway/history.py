@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from poise.gateway.degradation import Degradation
-from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.engine_client import EnginePhase, EngineView
 from poise.gateway.host import own_rss_bytes
 from poise.gateway.tasks.pulse import PERIOD_S
 from poise.metrics.gateway import GatewayMetrics
@@ -40,7 +40,7 @@ class History:
 
     def __init__(
         self,
-        engine: EngineClient,
+        engine: EngineView,
         metrics: GatewayMetrics,
         degradation: Degradation,
         *,

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from poise.config import Settings
 from poise.gateway.auditing import RequestEntry
 from poise.gateway.call import Call, check_ids, fingerprint
-from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.engine_client import Engine, EnginePhase
 from poise.gateway.engine_refusals import engine_not_ready, engine_unavailable
 from poise.gateway.errors import ApiError, model_not_found
 from poise.gateway.http.body import JsonObject
@@ -79,7 +79,7 @@ class Intake:
     def __init__(
         self,
         settings: Settings,
-        engine: EngineClient,
+        engine: Engine,
         text: TextSlot,
         tenants: Tenants,
         templates: Templates,

@@ -16,7 +16,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from poise.gateway.engine_client import EngineClient, EngineUnavailable
+from poise.gateway.engine_client import EngineProcess, EngineUnavailable
 from poise.gateway.engine_refusals import engine_unavailable
 from poise.gateway.errors import ClientGone, journal_is_read
 from poise.gateway.http.stream import while_connected
@@ -31,7 +31,7 @@ READ_S_MAX = 120.0
 class JournalRoom:
     """Room for one reader."""
 
-    def __init__(self, engine: EngineClient, read_s_max: float = READ_S_MAX) -> None:
+    def __init__(self, engine: EngineProcess, read_s_max: float = READ_S_MAX) -> None:
         self._engine = engine
         self._read_s_max = read_s_max
         self._is_taken = False

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from poise.gateway.blame import Death
-from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.engine_client import EnginePhase, EngineProcess
 from poise.gateway.findings import NOTED_S, Facts, Finding, FindingRow, Findings, LiveRequest
 from poise.gateway.host import own_rss_bytes
 from poise.gateway.record import LEVELS, Record
@@ -25,7 +25,7 @@ class Lookout:
 
     def __init__(
         self,
-        engine: EngineClient,
+        engine: EngineProcess,
         records: Records,
         audit: AuditMetrics,
         tasks: Tasks,

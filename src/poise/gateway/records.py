@@ -7,24 +7,13 @@ count against the budget and are never given up for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from poise.config import ResultsSettings
 from poise.gateway.record import Record
 
 ERASURES_MAX = 100
-
-
-@dataclass(frozen=True, slots=True)
-class ErasedRecords:
-    """What was erased, and how many live ones go when they end."""
-
-    records: int
-    tokens: int
-    n_bytes: int
-    live: int
 
 
 class Records:
@@ -129,24 +118,22 @@ class Records:
         self._forget_request_id(record)
         self._note_forgotten(record)
 
-    def erase(self, tenant: str) -> ErasedRecords:
-        """Forget every finished one of a tenant, and the live ones when they end."""
+    async def erase(self, tenant: str) -> Mapping[str, int]:
+        """Forget every finished one of a tenant, and the live ones when they end. Returns what was forgotten at once."""
         self._erasures.pop(tenant, None)
         self._erasures[tenant] = time.perf_counter()
         if len(self._erasures) > ERASURES_MAX:
             del self._erasures[next(iter(self._erasures))]
-        live = [record for record in self._live.values() if record.origin.tenant == tenant]
-        for record in live:
-            record.erased = True
+        for record in self._live.values():
+            record.erased |= record.origin.tenant == tenant
         finished = [record for record in self._finished.values() if record.origin.tenant == tenant]
         for record in finished:
             self.drop(record)
-        return ErasedRecords(
-            records=len(finished),
-            tokens=sum(len(record.texts) for record in finished),
-            n_bytes=sum(record.n_bytes for record in finished),
-            live=len(live),
-        )
+        return {
+            "results": len(finished),
+            "result_tokens": sum(len(record.texts) for record in finished),
+            "result_bytes": sum(record.n_bytes for record in finished),
+        }
 
     def purge(self) -> None:
         """Forget those whose time is over, and as many more as the budget wants. Called also when nobody asks."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from poise.gateway.context_policy import ContextLimits
-from poise.gateway.engine_client import EngineClient
+from poise.gateway.engine_client import Engine
 from poise.gateway.engine_refusals import summary_failed
 from poise.gateway.errors import context_length_exceeded
 from poise.gateway.generation import ChoiceRequest, Generation
@@ -106,7 +106,7 @@ async def piece_prompts(
 class Summarizer:
     """Asks the engine for the summary of one conversation, for the request that `record` is of."""
 
-    def __init__(self, record: Record, engine: EngineClient, text: TextModel, metrics: GatewayMetrics) -> None:
+    def __init__(self, record: Record, engine: Engine, text: TextModel, metrics: GatewayMetrics) -> None:
         self._record = record
         self._engine = engine
         self._text = text

@@ -27,7 +27,7 @@ from poise.gateway.engine_client import (
 from poise.gateway.handover import Handover
 from poise.gateway.quarantine import QuarantineReport
 from poise.gateway.supervision.journal import pages_of_engine
-from poise.gateway.supervision.launch import EngineProcess, Launcher
+from poise.gateway.supervision.launch import LaunchedEngine, Launcher
 from poise.gateway.supervision.life import Life, Turn, phase_after, restart_after
 from poise.gateway.supervision.model_file import ModelFile
 from poise.gateway.supervision.pause import LOOK_EVERY_S, pause
@@ -52,7 +52,7 @@ LOAD_S = 2.0  # what is taken for the time that an engine needs to be ready, unt
 
 
 class Supervisor:
-    """An EngineClient over a real engine process. All methods are called in one event loop."""
+    """An Engine and an EngineProcess over a real one. All methods are called in one event loop."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Supervisor:
         self._templates: dict[str, list[int]] = {}
         self._shares = (1.0, 1.0)
         self._listeners: list[Callable[[Death], None]] = []
-        self._engine: EngineProcess | None = None
+        self._engine: LaunchedEngine | None = None
         self._watchdog: Watchdog | None = None
         self._life = Life(0.0)
         """Of the present engine, or of the one before while there is none."""
@@ -291,7 +291,7 @@ class Supervisor:
             code = await engine.end(SHUTDOWN_GRACE_S)
         return self._life.death(code, _last_record(engine.box))
 
-    async def _read(self, engine: EngineProcess) -> None:
+    async def _read(self, engine: LaunchedEngine) -> None:
         """Tell an engine what it is to be, and return when nothing more can be heard of it, for whatever reason."""
         try:
             settings, model = engine_settings(self._settings), self.model

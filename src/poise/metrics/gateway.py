@@ -7,7 +7,7 @@ them are told apart is bounded, as every label is. Names are those of OpenTeleme
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -184,9 +184,9 @@ class GatewayMetrics:
         if self.on_story is not None:
             self.on_story(story)
 
-    def forget(self, tenant: str) -> int:
-        """Name a tenant no longer; returns how many of its choices were counted under its name."""
-        return self._tenants.forget(tenant)
+    async def erase(self, tenant: str) -> Mapping[str, int]:
+        """Name a tenant no longer: what was counted under its name goes to the others', because sums must not go back."""
+        return {"counted_choices": self._tenants.forget(tenant)}
 
     def rejected(self, request_class: str | None, reason: str, tenant: str | None = None) -> None:
         """`tenant`: None where the caller was refused before it was known."""

@@ -33,7 +33,7 @@ class Launcher:
         self._box: BlackBox | None = None
         self._spare: list[int] = []
 
-    async def launch(self, dispatch: Callable[[wire.ToGateway], None]) -> EngineProcess:
+    async def launch(self, dispatch: Callable[[wire.ToGateway], None]) -> LaunchedEngine:
         """A new engine, which calls `dispatch` with what it says. Raises OSError, with everything closed."""
         self._give_spare()
         try:
@@ -50,7 +50,7 @@ class Launcher:
             raise OSError(f"{type(error).__name__}: {error}") from error
         finally:
             self._take_spare()
-        return EngineProcess(process, box, connection)
+        return LaunchedEngine(process, box, connection)
 
     def close(self) -> None:
         """No engine is started any more."""
@@ -91,7 +91,7 @@ def _nothing() -> None:
     """Nothing is read: it is only asked whether it could be."""
 
 
-class EngineProcess:
+class LaunchedEngine:
     """One engine: its process, what it notes, and the way to it."""
 
     def __init__(self, process: subprocess.Popen[bytes], box: BlackBox, connection: EngineConnection) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from poise.gateway.engine_client import EngineClient, EnginePhase
+from poise.gateway.engine_client import EnginePhase, EngineView
 from poise.metrics.engine import EngineReading
 
 
-def read_engine(engine: EngineClient) -> EngineReading:
+def read_engine(engine: EngineView) -> EngineReading:
     """The engine as /metrics shows it."""
     state = engine.state
     return EngineReading(state.phase is EnginePhase.READY, state.restarts, state.status)

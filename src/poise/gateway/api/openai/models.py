@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from poise.config import Settings
 from poise.gateway.api.operation import Operation
-from poise.gateway.engine_client import EngineClient
+from poise.gateway.engine_client import EngineView
 from poise.gateway.errors import model_not_found
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.intake import MODEL_ALIAS
@@ -36,7 +36,7 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 class Models:
     """Answers /v1/models."""
 
-    def __init__(self, settings: Settings, engine: EngineClient, tenants: Tenants, model_name: str) -> None:
+    def __init__(self, settings: Settings, engine: EngineView, tenants: Tenants, model_name: str) -> None:
         self._settings = settings
         self._engine = engine
         self._tenants = tenants
