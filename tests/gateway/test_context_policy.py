@@ -16,9 +16,11 @@ from poise.gateway.errors import ApiError
 from poise.gateway.openai import RequestParser
 from poise.gateway.parameters import CONTEXT_POLICY, ROLES
 from poise.gateway.prompts import Prompts
+from poise.gateway.record import Origin
 from poise.gateway.summary import split
 from poise.gateway.templates import Templates
 from poise.gateway.values import ContextNote
+from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
 from poise.wire.text import SYSTEM_ROLES, Message
 from poise.worker.text.fitting import fewest, kept
@@ -152,6 +154,7 @@ def test_pieces_end_between_messages_where_they_can() -> None:
     assert split("aaaa bbbb", 2) == ["aaaa", " bbbb"] or split("aaaa bbbb", 2) == ["aaaa ", "bbbb"]
 
 
+ORIGIN = Origin("req-1", "t", RequestClass.INTERACTIVE, "messages", 0.0, account="t")
 PROMPTS = Prompts(Settings(), Templates({}), lambda _: None)
 TEXT, TOKENISER = text_model(), tokeniser()
 CHATS = st.lists(st.tuples(st.sampled_from(ROLES), st.integers(0, 60)), min_size=1, max_size=24).map(
@@ -170,10 +173,10 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
     least = max_tokens or 1
     if sizes[-1] + least > cells + 1:
         with pytest.raises(ApiError, match=f" {sizes[-1]} tokens") as caught:
-            asyncio.run(PROMPTS.chat("t", "t", parsed, engine, TEXT))
+            asyncio.run(PROMPTS.plan(ORIGIN, parsed, engine, TEXT))
         assert caught.value.code == "context_length_exceeded"
         return
-    plan = asyncio.run(PROMPTS.chat("t", "t", parsed, engine, TEXT))
+    plan = asyncio.run(PROMPTS.plan(ORIGIN, parsed, engine, TEXT))
     unchanged = ContextNote(policy="trim", dropped_turns=0, dropped_tokens=0, prompt_tokens=sizes[0])
     note = plan.notes.context if plan.notes is not None else unchanged
     n = note.dropped_turns

@@ -31,7 +31,7 @@ from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.prompts import Plan
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
-from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
+from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.summary import Summarizer
 from poise.wire.text import Message
 from poise.wire.to_engine import Submit
@@ -52,7 +52,7 @@ class Scope(dict[str, Any]):
 
 
 KINDS = (
-    ChatRequest, CompletionRequest, Options, Message, Plan, ChoiceRequest, Call, Generation, Choice, RequestHandle, RequestEntry,
+    Generate, Conversation, Message, Plan, ChoiceRequest, Call, Generation, Choice, RequestHandle, RequestEntry,
     Request, EventStream, Reader, Follower, Summarizer, Submit, Scope, handover._Live,
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.prompts import Plan, Prompts
 from poise.gateway.record import Record
 from poise.gateway.records import Records
-from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
+from poise.gateway.request.generate import Generate
 from poise.gateway.summary import Summarizer
 from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
@@ -37,7 +37,7 @@ class Call:
     def __init__(
         self,
         record: Record,
-        parsed: ChatRequest | CompletionRequest,
+        request: Generate,
         plan: Plan,
         prompts: Prompts,
         engine: Engine,
@@ -48,7 +48,7 @@ class Call:
         self.record = record
         self.is_late = plan.summary is not None
         """A summary comes first: too long to leave a stream without a sign of life."""
-        self._asked: tuple[ChatRequest | CompletionRequest, Plan] | None = (parsed, plan)
+        self._asked: tuple[Generate, Plan] | None = (request, plan)
         """Until it starts: from then on the prompt is held by who works on it, and by nobody who outlives that."""
         self.notes = plan.headers
         """What the response is to say of how its prompt was made: header to value."""
@@ -66,14 +66,14 @@ class Call:
     def start(self) -> None:
         """Hand it to the engine. Whoever follows the record hears what comes of it."""
         assert self._asked is not None, "it has started"
-        (parsed, plan), self._asked = self._asked, None
+        (request, plan), self._asked = self._asked, None
         self.record.work, self.record.on_end = self, self._ended
         self._records.add(self.record)
         if plan.summary is None:
-            self._submit(parsed, plan)
+            self._submit(request, plan)
         else:
             self.record.note("summarizing", turns=plan.summary.n_turns)
-            self._task = asyncio.create_task(self._summarize(parsed, plan), name="summary")
+            self._task = asyncio.create_task(self._summarize(request, plan), name="summary")
 
     def stop(self, why: str) -> None:
         if self._task is not None:
@@ -89,26 +89,25 @@ class Call:
             return self._summarizer.running.requests()
         return self._generation.requests()
 
-    async def _summarize(self, parsed: ChatRequest | CompletionRequest, plan: Plan) -> None:
+    async def _summarize(self, request: Generate, plan: Plan) -> None:
         """Make the prompt that the summary belongs to, then go on as usual."""
         assert plan.summary is not None
-        assert isinstance(parsed, ChatRequest)
         try:
             self._summarizer = Summarizer(self.record, self._engine, self._text, self._metrics)
             summary = await self._summarizer.summarize(plan.summary.pieces, plan.summary.n_output)
             self._summarizer = None
-            await self._prompts.finish(plan, parsed, self._text.of(plan.account), summary)
-            self._submit(parsed, plan)
+            await self._prompts.finish(plan, self._text.of(plan.account), summary)
+            self._submit(request, plan)
         except ApiError as error:
             self._generation.fail(error)
         except Exception as bug:
             error_id = log_bug(log, self.record.origin.request_id, bug)
             self._generation.fail(internal_error(error_id))
 
-    def _submit(self, parsed: ChatRequest | CompletionRequest, plan: Plan) -> None:
+    def _submit(self, request: Generate, plan: Plan) -> None:
         self.record.n_prompt = sum(len(ids) for ids in plan.ids)
         self.record.shape.notes = plan.notes
-        self._generation.submit(_choices(plan, parsed.options), parsed.options.stop)
+        self._generation.submit(_choices(plan, request), request.stop)
 
     def _ended(self, record: Record) -> None:
         """Nobody comes back for a request that was refused, unless its client has been told an id."""
@@ -122,15 +121,15 @@ class Call:
         self._records.finish(record, keep=not refused or self.is_late)
 
 
-def _choices(plan: Plan, options: Options) -> list[ChoiceRequest]:
+def _choices(plan: Plan, request: Generate) -> list[ChoiceRequest]:
     """One engine request for each choice of each prompt, in the order of their indices."""
-    seed = secrets.randbits(32) if options.seed is None else options.seed
+    seed = secrets.randbits(32) if request.seed is None else request.seed
     requests = []
     for ids in plan.ids:
         max_output = plan.allowance.granted(plan.limits, len(ids))
         assert max_output is not None, "the plan fits"
-        for i in range(options.n):
-            sampling = msgspec.structs.replace(options.sampling, seed=(seed + i) % _SEEDS)
+        for i in range(request.n):
+            sampling = msgspec.structs.replace(request.sampling, seed=(seed + i) % _SEEDS)
             requests.append(ChoiceRequest(ids, max_output, sampling, plan.template))
     return requests
 

@@ -21,7 +21,7 @@ from poise.gateway.http.body import JsonObject
 from poise.gateway.prompts import Prompts
 from poise.gateway.record import Origin, Record
 from poise.gateway.records import Records
-from poise.gateway.request.generate import ChatRequest, CompletionRequest
+from poise.gateway.request.generate import Generate
 from poise.gateway.templates import Templates
 from poise.gateway.tenancy.caller import Credentials
 from poise.gateway.tenants import Tenants
@@ -42,7 +42,7 @@ MODEL_ALIAS = "default"
 class Endpoint:
     """How one endpoint reads its requests, and how its answers are written."""
 
-    parse: Callable[[JsonObject], ChatRequest | CompletionRequest]
+    parse: Callable[[JsonObject], Generate]
     format: type[ResponseFormat]
     id_prefix: str
     prompt_param: str
@@ -106,27 +106,26 @@ class Intake:
             caller = entry.caller = self._tenants.identify(sender.credentials)
             tenant = caller.tenant
             body = await sender.body()
-            parsed = endpoint.parse(body)
-            options = parsed.options
-            entry.request_class, entry.stream = options.request_class, options.stream
-            if options.model not in self.model_names:
-                raise model_not_found(options.model, self.model_names)
-            self._tenants.check_class(caller, options.request_class)
-            self._check_level(options.request_class)
+            request = endpoint.parse(body)
+            entry.request_class, entry.stream = request.request_class, request.stream
+            if request.model not in self.model_names:
+                raise model_not_found(request.model, self.model_names)
+            self._tenants.check_class(caller, request.request_class)
+            self._check_level(request.request_class)
             origin = Origin(
                 caller.request_id,
                 tenant,
-                options.request_class,
+                request.request_class,
                 endpoint.prompt_param,
                 arrived_s,
-                options.queue_timeout_ms,
+                request.queue_timeout_ms,
                 sender.traceparent,
                 caller.account,
                 caller.is_declared,
             )
             entry.note_prompt(body.get(endpoint.prompt_param))
-            detached = sender.is_detached or options.background
-            preparing = self._prepare(origin, endpoint, parsed, detached=detached)
+            detached = sender.is_detached or request.background
+            preparing = self._prepare(origin, endpoint, request, detached=detached)
             call = await (preparing if detached else sender.while_wanted(preparing))
             if call.is_late:  # a summary is background work, and needs what that needs
                 self._tenants.check_class(caller, RequestClass.BACKGROUND, for_summary=True)
@@ -136,33 +135,26 @@ class Intake:
             self._metrics.rejected(entry.request_class, error.code, tenant)
             raise
 
-    async def _prepare(
-        self, origin: Origin, endpoint: Endpoint, parsed: ChatRequest | CompletionRequest, *, detached: bool
-    ) -> Call:
+    async def _prepare(self, origin: Origin, endpoint: Endpoint, request: Generate, *, detached: bool) -> Call:
         """Everything that can be known before the engine is asked. Raises ApiError."""
         ready, text = self._available()
-        options = parsed.options
-        check_ids([token for token, _ in options.sampling.logit_bias], text.n_tokens, "logit_bias")
-        if isinstance(parsed, ChatRequest):
-            plan = await self._prompts.chat(origin.account, origin.tenant, parsed, ready, text)
-        else:
-            plan = await self._prompts.completion(origin.account, parsed, ready, text)
+        check_ids([token for token, _ in request.sampling.logit_bias], text.n_tokens, "logit_bias")
+        plan = await self._prompts.plan(origin, request, ready, text)
         heading = Heading(
             response_id=endpoint.id_prefix + secrets.token_hex(12),
             created=int(time.time()),
             model=self._model_name,
-            service_tier=options.service_tier,
+            service_tier=request.answer.service_tier,
             fingerprint=fingerprint(self._model_name, ready),
         )
         # The length came first: looking at each id of a prompt that is far too long would hold up the streams.
         for ids in plan.ids:
             check_ids(ids, text.n_tokens, plan.param)
-        shape = Shape(
-            endpoint.format, heading, options.include_usage, options.continuous_usage, segments=options.segments
-        )
-        n_choices = options.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
+        answer = request.answer
+        shape = Shape(endpoint.format, heading, answer.include_usage, answer.continuous_usage, segments=answer.segments)
+        n_choices = request.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
         record = Record(origin, shape, n_choices, detached=detached)
-        return Call(record, parsed, plan, self._prompts, self._engine, text, self._metrics, self._records)
+        return Call(record, request, plan, self._prompts, self._engine, text, self._metrics, self._records)
 
     def _available(self) -> tuple[Ready, TextModel]:
         state, text = self._engine.state, self._text.current

@@ -1,6 +1,6 @@
 """The requests of the OpenAI API: what is accepted, within which limits, and what the engine will be asked for.
 
-`RequestParser` turns a decoded JSON body into a checked `ChatRequest` or `CompletionRequest`, or raises ApiError. It sees neither
+`RequestParser` turns a decoded JSON body into a checked `Generate`, or raises ApiError. It sees neither
 tokens nor the engine: lengths in tokens are checked where the vocabulary is at hand.
 """
 
@@ -17,7 +17,7 @@ from poise.gateway.errors import invalid_value, missing_parameter, shown
 from poise.gateway.fields import Field, Integer, Schema, check_names, object_schema, same_json
 from poise.gateway.http.body import JsonObject
 from poise.gateway.parameters import StreamOptions
-from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
+from poise.gateway.request.generate import AnswerOptions, Conversation, Generate, Prompt
 from poise.wire.to_engine import SamplingParams
 
 
@@ -50,7 +50,7 @@ class RequestParser:
             if name not in unsupported.COMPLETION
         }
 
-    def chat(self, values: JsonObject) -> ChatRequest:
+    def chat(self, values: JsonObject) -> Generate:
         check_names(values, self._chat, unsupported.CHAT, elsewhere=self._elsewhere_chat)
         if values.get("messages") is None:
             raise missing_parameter("messages", "a list of at least one message is needed")
@@ -61,14 +61,14 @@ class RequestParser:
         elif top_logprobs:
             raise invalid_value("top_logprobs", "come with 'logprobs': true", top_logprobs, "'logprobs' is not true")
         allowance = _same(values, p.MAX_TOKENS, p.MAX_COMPLETION_TOKENS)
-        return ChatRequest(
-            self._options(values, allowance, n_logprobs),
+        conversation = Conversation(
             p.MESSAGES.read(values["messages"], "messages"),
             context_policy=p.CONTEXT_POLICY.get(values, "reject"),
             template=p.TEMPLATE.get(values, ""),
         )
+        return self._request(values, conversation, allowance, n_logprobs)
 
-    def completion(self, values: JsonObject) -> CompletionRequest:
+    def completion(self, values: JsonObject) -> Generate:
         n = self._n.get(values, 1)
         if same_json(values.get("best_of"), n):
             values = {name: value for name, value in values.items() if name != "best_of"}
@@ -82,7 +82,7 @@ class RequestParser:
                 "prompt", f"make at most {limit} choices", None, f"{len(prompts)} prompts make {len(prompts) * n}"
             )
         allowance = _same(values, p.MAX_TOKENS, p.MAX_TOKENS)
-        return CompletionRequest(self._options(values, allowance, p.LOGPROBS_COUNT.get(values, -1)), prompts)
+        return self._request(values, prompts, allowance, p.LOGPROBS_COUNT.get(values, -1))
 
     def chat_schema(self) -> Schema:
         return object_schema(self._chat, ["model", "messages"])
@@ -90,7 +90,9 @@ class RequestParser:
     def completion_schema(self) -> Schema:
         return object_schema(self._completion, ["model", "prompt"])
 
-    def _options(self, values: JsonObject, allowance: tuple[int | None, str], n_logprobs: int) -> Options:
+    def _request(
+        self, values: JsonObject, prompt: Prompt, allowance: tuple[int | None, str], n_logprobs: int
+    ) -> Generate:
         if values.get("model") is None:
             raise missing_parameter("model", "name the model; /v1/models lists it")
         tier = p.SERVICE_TIER.get(values, "auto")
@@ -109,22 +111,24 @@ class RequestParser:
         if streaming.asks and not stream:
             raise invalid_value("stream_options", "come with 'stream': true", None, "'stream' is not true")
         p.USER.get(values, "")
-        return Options(
+        return Generate(
             model=p.MODEL.read(values["model"], "model"),
+            prompt=prompt,
             n=self._n.get(values, 1),
             stream=stream,
-            include_usage=streaming.include_usage,
-            continuous_usage=streaming.continuous_usage,
-            segments=streaming.segments,
             max_tokens=max_tokens,
-            max_tokens_param=max_tokens_param,
             stop=p.STOP.get(values, ()),
             seed=p.SEED.get(values, None),
             sampling=self._sampling(values, n_logprobs, min_tokens),
-            service_tier="default" if tier == "auto" else tier,
             request_class=request_class,
             queue_timeout_ms=ceil(1000 * p.QUEUE_TIMEOUT.get(values, limits.queue_timeout_s)),
             background=p.BACKGROUND.get(values, False),
+            answer=AnswerOptions(
+                streaming.include_usage,
+                streaming.continuous_usage,
+                streaming.segments,
+                "default" if tier == "auto" else tier,
+            ),
         )
 
     def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:

@@ -16,7 +16,8 @@ from poise.config.classes import class_settings, default_output
 from poise.gateway import summary as summaries
 from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.errors import ApiError, context_length_exceeded, invalid_value
-from poise.gateway.request.generate import ChatRequest, CompletionRequest, Options
+from poise.gateway.record import Origin
+from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.templates import Templates
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.gateway.values import ContextNote, Notes
@@ -47,6 +48,7 @@ class SummaryPlan:
     """Tokens of the prompt with the summary."""
     pieces: list[list[int]]
     n_added: int
+    template: str
 
 
 @dataclass(slots=True)
@@ -73,47 +75,50 @@ class Prompts:
         self._templates = templates
         self._on_long_system = on_long_system
 
-    async def completion(self, account: str, parsed: CompletionRequest, ready: Ready, text: TextModel) -> Plan:
-        """Raises ApiError when a prompt does not fit."""
-        limits = limits_of(parsed.options.request_class, self._settings, ready)
-        plan = Plan(account, limits, self._allowance(parsed.options), "prompt")
-        for prompt in parsed.prompts:
-            n, ids = 0, prompt if isinstance(prompt, list) else []
-            if isinstance(prompt, str):
-                if (
-                    error := limits.cannot_fit(text_bytes(prompt), text.longest, "prompt", hint=_PROMPT_HINT)
-                ) is not None:
-                    raise error
-                n, ids = await text.of(account).prompt(prompt, limits.prompt)
-            n = n or len(ids)
-            if not n:
-                raise invalid_value("prompt", "have at least one token", prompt)
-            if plan.allowance.granted(limits, n) is None:
-                raise limits.exceeded(n, plan.allowance, "prompt", hint=_PROMPT_HINT)
-            plan.ids.append(ids)
+    async def plan(self, origin: Origin, request: Generate, ready: Ready, text: TextModel) -> Plan:
+        """Raises ApiError when a prompt does not fit, however much of a conversation the caller's policy leaves out."""
+        limits = limits_of(request.request_class, self._settings, ready)
+        plan = Plan(origin.account, limits, self._allowance(request), origin.prompt_param)
+        if isinstance(request.prompt, Conversation):
+            await self._chat(plan, origin.tenant, request.prompt, ready, text)
+        else:
+            for prompt in request.prompt:
+                plan.ids.append(await self._continued(plan, prompt, text))
         return plan
 
-    async def chat(self, account: str, tenant: str, parsed: ChatRequest, ready: Ready, text: TextModel) -> Plan:
-        """Raises ApiError when the conversation does not fit, however much of it the caller's policy leaves out."""
-        request_class, messages = parsed.options.request_class, parsed.messages
-        if parsed.template:
-            messages = self._templates.apply(parsed.template, tenant, messages)
-        limits = limits_of(request_class, self._settings, ready)
-        plan = Plan(account, limits, self._allowance(parsed.options), "messages")
-        policy = ContextPolicy(parsed.context_policy)
+    async def _continued(self, plan: Plan, prompt: str | list[int], text: TextModel) -> list[int]:
+        """The tokens of a text that is to be continued. Raises ApiError when it does not fit."""
+        limits = plan.limits
+        n, ids = 0, prompt if isinstance(prompt, list) else []
+        if isinstance(prompt, str):
+            if (
+                error := limits.cannot_fit(text_bytes(prompt), text.longest, plan.param, hint=_PROMPT_HINT)
+            ) is not None:
+                raise error
+            n, ids = await text.of(plan.account).prompt(prompt, limits.prompt)
+        n = n or len(ids)
+        if not n:
+            raise invalid_value(plan.param, "have at least one token", prompt)
+        if plan.allowance.granted(limits, n) is None:
+            raise limits.exceeded(n, plan.allowance, plan.param, hint=_PROMPT_HINT)
+        return ids
+
+    async def _chat(self, plan: Plan, tenant: str, asked: Conversation, ready: Ready, text: TextModel) -> None:
+        """Raises ApiError when the conversation does not fit under its policy."""
+        messages = self._templates.apply(asked.template, tenant, asked.messages) if asked.template else asked.messages
+        policy = ContextPolicy(asked.context_policy)
         self._check_size(plan, messages, policy, text)
-        fitter = _Fitter(text.of(account), plan, messages, n_added=1 if parsed.template else 0)
+        fitter = _Fitter(text.of(plan.account), plan, messages, asked.template)
         if policy is ContextPolicy.REJECT:
             n_whole = await fitter.whole()
         elif policy is ContextPolicy.TRIM:
             n_whole = await fitter.trim()
         else:
             n_whole = await fitter.summarize(limits_of(RequestClass.BACKGROUND, self._settings, ready))
-        await self._warn(plan, text.of(account), messages, n_whole)
-        self._name_template(plan, parsed)
-        return plan
+        await self._warn(plan, text.of(plan.account), messages, n_whole)
+        self._name_template(plan, asked.template)
 
-    async def finish(self, plan: Plan, parsed: ChatRequest, text: Tokens, summary: summaries.Summary) -> None:
+    async def finish(self, plan: Plan, text: Tokens, summary: summaries.Summary) -> None:
         """Put the summary in its place; one that came out longer than planned is cut."""
         todo = plan.summary
         assert todo is not None
@@ -144,7 +149,7 @@ class Prompts:
             prompt_tokens=len(plan.ids[0]),
         )
         plan.notes = Notes(note)
-        self._name_template(plan, parsed)
+        self._name_template(plan, todo.template)
 
     def _check_size(self, plan: Plan, messages: list[Message], policy: ContextPolicy, text: TextModel) -> None:
         """Refuse what is so long that looking at it would be wasted, or too dear."""
@@ -160,14 +165,14 @@ class Prompts:
             )
             raise context_length_exceeded(message, "Leave out the oldest turns before you send it.", plan.param)
 
-    def _allowance(self, options: Options) -> Allowance:
-        if options.max_tokens is not None:
-            return Allowance(options.max_tokens, is_named=True)
-        return Allowance(default_output(class_settings(self._settings, options.request_class)), is_named=False)
+    def _allowance(self, request: Generate) -> Allowance:
+        if request.max_tokens is not None:
+            return Allowance(request.max_tokens, is_named=True)
+        return Allowance(default_output(class_settings(self._settings, request.request_class)), is_named=False)
 
-    def _name_template(self, plan: Plan, parsed: ChatRequest) -> None:
-        if parsed.template and plan.ids:
-            plan.template = self._templates.begins(parsed.template, plan.ids[0])
+    def _name_template(self, plan: Plan, template: str) -> None:
+        if template and plan.ids:
+            plan.template = self._templates.begins(template, plan.ids[0])
 
     async def _warn(self, plan: Plan, text: Tokens, messages: list[Message], n_whole: int) -> None:
         """Tell the caller of a system prompt that leaves little room for the conversation."""
@@ -188,11 +193,12 @@ class Prompts:
 class _Fitter:
     """One conversation and what it may take."""
 
-    def __init__(self, text: Tokens, plan: Plan, messages: list[Message], n_added: int) -> None:
+    def __init__(self, text: Tokens, plan: Plan, messages: list[Message], template: str) -> None:
         self._text = text
         self._plan = plan
         self._messages = messages
-        self._n_added = n_added
+        self._template = template
+        self._n_added = 1 if template else 0
         self._turns = Turns(messages)
 
     async def whole(self) -> int:
@@ -237,7 +243,9 @@ class _Fitter:
         n_tokens = found.n_whole - found.n_plain
         pieces = await summaries.piece_prompts(self._text, self._turns.dropped(n), limits, n_output)
         prompt_max = found.n_prompt + n_output
-        self._plan.summary = SummaryPlan(self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added)
+        self._plan.summary = SummaryPlan(
+            self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added, self._template
+        )
         self._plan.headers[CONTEXT_HEADER] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
         return found.n_whole
 

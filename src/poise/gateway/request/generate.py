@@ -1,4 +1,4 @@
-"""The canonical requests: what is asked for, whatever the dialect that it came in."""
+"""The canonical request for a generation: what is asked for, whatever the dialect that it came in."""
 
 from __future__ import annotations
 
@@ -10,44 +10,47 @@ from poise.wire.to_engine import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What both endpoints share. `max_tokens` None: the class's default. `seed` None: a new one for each request.
+class Conversation:
+    """Messages that the next one is asked for. `template` is a name, or empty."""
 
-    `sampling.seed` is still to be set: each choice gets its own.
-    """
-
-    model: str
-    n: int
-    stream: bool
-    include_usage: bool
-    continuous_usage: bool
-    segments: bool
-    max_tokens: int | None
-    max_tokens_param: str
-    stop: tuple[str, ...]
-    seed: int | None
-    sampling: SamplingParams
-    service_tier: str
-    request_class: RequestClass
-    queue_timeout_ms: int
-    """How long it may wait for a slot; 0: for ever."""
-    background: bool
-    """It goes on when its client leaves."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """`template` is a name, or empty."""
-
-    options: Options
     messages: list[Message]
     context_policy: str = "reject"
     template: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """`prompts` holds texts, or token ids that are used as they are."""
+Prompt = Conversation | list[str] | list[list[int]]
+"""A conversation; or texts, or token ids that are used as they are, each of which is to be continued."""
 
-    options: Options
-    prompts: list[str] | list[list[int]]
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    """How the answer is to be written: what only a dialect's writer needs to know."""
+
+    include_usage: bool = False
+    continuous_usage: bool = False
+    segments: bool = False
+    service_tier: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """`max_tokens` None: the class's default. `seed` None: a new one for each request.
+
+    `sampling.seed` is still to be set: each choice gets its own.
+    """
+
+    model: str
+    prompt: Prompt
+    n: int
+    """Choices for each prompt."""
+    stream: bool
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    seed: int | None
+    sampling: SamplingParams
+    request_class: RequestClass
+    queue_timeout_ms: int
+    """How long it may wait for a slot; 0: for ever."""
+    background: bool
+    """It goes on when its client leaves."""
+    answer: AnswerOptions
