@@ -8,8 +8,9 @@ Rule 3: a plan always fits. The KV books decide what may run; a shortage of slot
 Rule 4: between `plan` and the `complete` of that plan nothing else is called. The engine's loop drains its inbox first.
 Rule 5: iteration order is always that of lists and dicts, so equal inputs give equal plans in any process.
 
-What a step does is in `planner`; who goes first in `queues` and `fairness`; what it may cost in `budget`; who loses a slot in
-`preemption`; where cells are in `placement`; the states of a request in `sequence`. docs/scheduler.md tells the whole.
+What a step does is in `planner`; who goes first in `queues` and `fairness`; what it may cost in `budget`, and who pays for it in
+`charging`; who loses a slot in `preemption`; where cells are in `placement`; the states of a request in `sequence`.
+docs/scheduler.md tells the whole.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from collections.abc import Collection, Iterable
 from poise.scheduler import admission
 from poise.scheduler.accounts import Account, forget_account, remembered_accounts, restore_accounts
 from poise.scheduler.bottleneck import Bottleneck, limit_of
-from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.fairness import ServedCost, split_cost
+from poise.scheduler.budget import CostModel
+from poise.scheduler.charging import charge_step
+from poise.scheduler.fairness import ServedCost
 from poise.scheduler.lifecycle import Lifecycle
 from poise.scheduler.placement import Placement
-from poise.scheduler.plan import Batch, BatchResult, StepPlan, StepResult
-from poise.scheduler.planner import Books, PlanningPass, batch_shares
+from poise.scheduler.plan import StepPlan, StepResult
+from poise.scheduler.planner import Books, PlanningPass
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.preemption import Preemption
 from poise.scheduler.queues import WaitingQueue, order_key
@@ -235,11 +237,7 @@ class Scheduler:
         events = life.take_events()
         for request_id, key in result.blocks:
             life.sequences[request_id].blocks.append(key)
-        total_us, background_us = 0, 0
-        for batch, batch_result in zip(plan.batches, result.batches, strict=True):
-            total_us += batch_result.cost_us
-            background_us += self._account(batch, batch_result, frozenset(result.lost), events)
-        self._settle_background(total_us, background_us)
+        charge_step(self._books, life, plan, result, events)
         for served in self._books.served.values():
             served.roll(now_ns)
         return events
@@ -372,47 +370,3 @@ class Scheduler:
                 if victim is not None:
                     self._life.preempt(victim.sequence, arrival, victim.why)
                     break
-
-    def _account(self, batch: Batch, result: BatchResult, lost: frozenset[int], events: list[Event]) -> int:
-        """Charge a batch's cost, advance its sequences; returns what background work cost.
-
-        The pass is shared: its cost is split by the cost model. Drawing a token is for one sequence, which pays for just that.
-        """
-        chunks = tuple(c for c in batch.chunks if c.request_id not in lost) if lost else batch.chunks
-        shape = BatchShape()
-        for chunk in chunks:
-            shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
-        model = self._books.models[batch.pool]
-        sampled_us, errors = dict(result.sampled_us), dict(result.row_errors)
-        pass_us = max(0, result.cost_us - sum(sampled_us.values()))
-        costs = split_cost(pass_us, batch_shares(chunks, model))
-        if chunks and not (result.failed or errors):
-            model.observe(shape, pass_us)
-        background_us = 0
-        for chunk, share_us in zip(chunks, costs, strict=True):
-            sequence = self._life.sequences[chunk.request_id]
-            request_class = sequence.request_class
-            own_us = sampled_us.get(chunk.request_id, 0)
-            cost_us = share_us + own_us
-            if own_us:
-                sequence.learn_sampling(own_us)
-            sequence.served_us += cost_us
-            self._books.served[request_class].charge(sequence.request.account, cost_us)
-            if request_class is RequestClass.BACKGROUND:
-                background_us += cost_us
-            if failed := result.failed or errors.get(chunk.request_id, ""):
-                events.append(self._life.finish(sequence, FinishReason.FAILED, failed))
-            else:
-                self._life.advance(sequence, chunk, ended=chunk.request_id in result.ended, events=events)
-        return background_us
-
-    def _settle_background(self, total_us: int, background_us: int) -> None:
-        """Rule R4's account: while both classes have work, background is owed its share of every step."""
-        books = self._books
-        if not (books.is_live(RequestClass.INTERACTIVE) and books.is_live(RequestClass.BACKGROUND)):
-            books.background_credit_us = 0.0
-            return
-        background = self._policy.classes[RequestClass.BACKGROUND]
-        owed = background.min_share * total_us - background_us
-        bound = float(background.itl_target_us)
-        books.background_credit_us = min(4 * bound, max(-bound, books.background_credit_us + owed))
