@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from poise.config.holdings import FILES, GROWING, MEMORY
+from tests.holdings import FILES, GROWING, MEMORY
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "poise"

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from poise.config.holdings import FILES
 from poise.config.paths import cache_dir
 from tests.canaries import Canaries
 from tests.e2e.server import START_S_MAX, PoiseServer
+from tests.holdings import FILES
 
 pytestmark = pytest.mark.slow
 
