@@ -19,11 +19,13 @@ from poise.config import Settings
 from poise.gateway.app import Gateway, create_app
 from poise.gateway.blame import Death
 from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable, RequestHandle
+from poise.gateway.following import Stop
 from poise.gateway.quarantine import QuarantineReport
+from poise.gateway.record import Record, Work
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text.tokens import TextFigures, TextModel, TextSlot, TextWorkerRow, WorkerState
 from poise.metrics.text import TextMetrics
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import Control, Hold, RequestClass
 from poise.wire import text as text_wire
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
 from poise.wire.messages import (
@@ -381,6 +383,30 @@ def text_here(vocab: ToyVocab | None = None, template: str | None = None) -> Tex
 def text_model(vocab: ToyVocab | None = None, template: str | None = None, jobs: TextHere | None = None) -> TextModel:
     jobs = jobs or text_here(vocab, template)
     return TextModel(vocabulary(jobs.tokeniser.vocab), jobs)
+
+
+class NoWork:
+    """Work on a record that nobody does: the test writes the record, and sees here what was wanted of it."""
+
+    def __init__(self) -> None:
+        self.stops: list[Stop] = []
+        self.holds: list[Hold] = []
+
+    def stop(self, why: Stop) -> None:
+        self.stops.append(why)
+
+    def hold(self, level: Hold) -> None:
+        self.holds.append(level)
+
+    def requests(self) -> list[tuple[int, int]]:
+        return []
+
+
+def opened(record: Record, work: Work | None = None) -> Record:
+    """A record that something is written into: it has begun, and every choice was taken."""
+    record.start(work or NoWork())
+    record.open()
+    return record
 
 
 def at_once(work: Coroutine[Any, Any, T]) -> T:

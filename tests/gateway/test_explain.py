@@ -11,8 +11,8 @@ from poise.gateway.api.native.explanations import ExplanationFigures, figures_of
 from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
+from poise.gateway.following import Stop
 from poise.gateway.neighbours import NEIGHBOURS_MAX, Capacity
-from poise.gateway.record import LEFT
 from tests.gateway.lives import SECRET, Life, facts, holder
 
 
@@ -247,7 +247,7 @@ def test_ends_without_an_answer() -> None:
         verdict_of(facts(expired.ended(2.1, "expired"))) or ""
     )
     left = Life().queued(0).started(0.1).ended(1, "cancelled")
-    left.record.stopped_by = LEFT
+    left.record.stopped_by = Stop.LEFT
     assert (verdict_of(facts(left)) or "").endswith(": its client left.")
     refused = Life()
     refused.record.failure, refused.record.is_open = queue_timeout(2.0, 1.0), False

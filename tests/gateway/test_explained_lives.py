@@ -19,8 +19,9 @@ from poise.gateway import explain_words
 from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
+from poise.gateway.following import Stop
 from poise.gateway.neighbours import NEIGHBOURS_MAX, Capacity
-from poise.gateway.record import LEFT, MOMENTS_MAX
+from poise.gateway.record import MOMENTS_MAX
 from tests.gateway.lives import SECRET, Life, facts, holder
 
 GOLDEN = Path(__file__).with_name("explained_lives.txt")
@@ -166,7 +167,7 @@ def it_is_queued() -> Facts:
 @life
 def its_client_left_while_it_was_queued() -> Facts:
     asked = Life().queued(0.5, position=2).ended(3, "cancelled")
-    asked.record.stopped_by = LEFT
+    asked.record.stopped_by = Stop.LEFT
     return facts(asked)
 
 

@@ -9,8 +9,9 @@ import pytest
 from poise.gateway.choice import Act, Stage, act_on, is_refusal
 from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent
 from poise.gateway.errors import internal_error
+from poise.gateway.following import Stop
 from poise.gateway.generation import ChoiceRequest, Generation
-from poise.gateway.record import LEFT, READER_TIMEOUT, Origin, Record
+from poise.gateway.record import Origin, Record
 from poise.gateway.responses import ChatFormat
 from poise.gateway.values import Heading
 from poise.gateway.writer import Shape
@@ -42,9 +43,8 @@ class Life:
         origin = Origin("req-1", "a", RequestClass.INTERACTIVE, "messages", 0.0)
         self.record = Record(origin, Shape(ChatFormat, Heading("chatcmpl-1", 0, "toy", "default", "fp")), 2)
         self.n_ends = 0
-        self.record.on_end = self._ended
         self.generation = Generation(self.record, self.engine, text_model(), self.metrics)
-        self.record.work = self.generation
+        self.record.start(self.generation, self._ended)
         request = ChoiceRequest([1], 9, SamplingParams())
         self.generation.submit([request, request], stop=["!"])
 
@@ -96,8 +96,8 @@ EVENTS: dict[str, Callable[[int], RequestEvent]] = {
     "quarantined": finish(QUARANTINED),
 }
 OURS: dict[str, Callable[[Life], None]] = {
-    "leave": lambda life: life.generation.stop(LEFT),
-    "stuck": lambda life: life.generation.stop(READER_TIMEOUT),
+    "leave": lambda life: life.generation.stop(Stop.LEFT),
+    "stuck": lambda life: life.generation.stop(Stop.READER_TIMEOUT),
     "fail": lambda life: life.generation.fail(internal_error("err-1")),
 }
 OPEN = ["0 accepted", "1 accepted"]

@@ -17,6 +17,7 @@ from poise.gateway.lookout import Lookout
 from poise.gateway.records import Records
 from poise.gateway.tasks import Tasks
 from poise.metrics.audit import AuditMetrics
+from poise.scheduler.request import Hold
 from tests.gateway.fakes import FakeEngine, status, text_here
 from tests.gateway.lives import Life
 
@@ -59,14 +60,14 @@ def post() -> Post:
 def test_a_request_counts_as_held_from_the_first_look_that_saw_it(post: Post) -> None:
     life = Life("held").started(0.0)
     post.records.add(life.record)
-    life.record.held = "swap"
+    life.record.held = Hold.SWAP
     assert [("reader_stuck" in post.look()) for _ in range(3)] == [False, False, True]
     (named,), (other,) = post.lookout.told(named=True), post.lookout.told(named=False)
     assert named.detail == {"requests": {"held": 2.0}}
     assert other == msgspec.structs.replace(named, detail=None)
-    life.record.held = "run"
+    life.record.held = Hold.RUN
     post.look()
-    life.record.held = "pause"
+    life.record.held = Hold.PAUSE
     post.look()
     (again,) = post.lookout.told(named=True)
     assert again.detail == {"requests": {"held": 2.0}}, "it has only been held for a moment again"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from poise.gateway.errors import ApiError
+from poise.gateway.following import Stop
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.reader import Place, Reader, read_place
 from poise.gateway.record import Origin, Record
@@ -68,6 +69,7 @@ def begun(n: int, kind: type[ChatFormat] | type[CompletionFormat], stop: tuple[s
     origin = Origin("req", "a", RequestClass.INTERACTIVE, "messages", 0.0)
     record, engine = Record(origin, Shape(kind, heading), n), FakeEngine()
     generation = Generation(record, engine, TEXT, METRICS)
+    record.start(generation)
     asked = ChoiceRequest([1], 1000, SamplingParams(n_logprobs=n_logprobs))
     generation.submit([asked] * n, stop)
     for submission in engine.submissions:
@@ -134,7 +136,7 @@ def test_any_cut_is_invisible(
             read()
         for submission in submissions:
             if how == "cancelled":
-                generation.stop("cancelled")
+                generation.stop(Stop.CANCELLED)
             elif not submission.handle.done:
                 submission.finish(how)
             read()

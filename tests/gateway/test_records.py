@@ -16,7 +16,7 @@ from poise.gateway.responses import ChatFormat
 from poise.gateway.values import Heading, TokenEntry
 from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
-from tests.gateway.fakes import at_once
+from tests.gateway.fakes import at_once, opened
 
 MB = 1 << 20
 
@@ -26,7 +26,7 @@ def record(response_id: str, tenant: str = "a", request_id: str = "") -> Record:
     origin = Origin(
         request_id or f"req-{response_id}", tenant, RequestClass.INTERACTIVE, "messages", time.perf_counter()
     )
-    return Record(origin, Shape(ChatFormat, heading), 1)
+    return opened(Record(origin, Shape(ChatFormat, heading), 1))
 
 
 def finished(store: Records, response_id: str, tenant: str = "a", n_chars: int = 10) -> Record:

@@ -23,12 +23,13 @@ from poise.gateway.engine_refusals import engine_unavailable
 from poise.gateway.erasure import Erasure
 from poise.gateway.errors import ApiError, invalid_value, kept_request_not_found, not_possible, request_not_found
 from poise.gateway.explanations import Explainer
+from poise.gateway.following import Stop
 from poise.gateway.http.body import read_json
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.peers import is_direct
 from poise.gateway.journal import JournalRoom
 from poise.gateway.quarantine import QuarantineReport
-from poise.gateway.record import CANCELLED, ENDED, QUEUED, RUNNING, ChoiceRecord, ChoiceState, Record
+from poise.gateway.record import ENDED, QUEUED, RUNNING, ChoiceRecord, ChoiceState, Record
 from poise.gateway.records import Records
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
 from poise.gateway.tenants import OPERATOR, Tenants
@@ -241,7 +242,7 @@ class Admin:
         if record is None or record.work is None:
             raise request_not_found(wanted)
         indices = [choice.index for choice in record.choices if choice.outcome is None]
-        record.work.stop(CANCELLED)
+        record.work.stop(Stop.CANCELLED)
         self._audit.operator(caller, "cancel", response=record.response_id)
         return ControlResult(record.response_id, "cancel", [ControlledChoice(index, ENDED, "") for index in indices])
 
@@ -279,7 +280,7 @@ class Admin:
         records = [record for record in self._records.live() if record.origin.tenant == tenant]
         for work in [record.work for record in records if record.work is not None]:
             if live == "1":
-                work.stop(CANCELLED)
+                work.stop(Stop.CANCELLED)
         erased = await _asked(self._erasure.erase(tenant))
         self._audit.operator(caller, "erase", tenant=tenant, live=live == "1", **erased)
         ended, kept = (len(records), 0) if live == "1" else (0, len(records))

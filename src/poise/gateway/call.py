@@ -15,6 +15,7 @@ from poise.gateway.auditing import RequestEntry
 from poise.gateway.bugs import log_bug
 from poise.gateway.engine_client import Engine
 from poise.gateway.errors import ApiError, internal_error, invalid_value
+from poise.gateway.following import Stage, Stop
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.prompts import Plan, Prompts
 from poise.gateway.record import Record
@@ -23,6 +24,7 @@ from poise.gateway.request.generate import Generate
 from poise.gateway.summary import Summarizer
 from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
+from poise.scheduler.request import Hold
 from poise.wire.messages import Ready
 
 log = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Call:
         """Hand it to the engine. Whoever follows the record hears what comes of it."""
         assert self._asked is not None, "it has started"
         (request, plan), self._asked = self._asked, None
-        self.record.work, self.record.on_end = self, self._ended
+        self.record.start(self, self._ended)
         self._records.add(self.record)
         if plan.summary is None:
             self._submit(request, plan)
@@ -75,12 +77,12 @@ class Call:
             self.record.note("summarizing", turns=plan.summary.n_turns)
             self._task = asyncio.create_task(self._summarize(request, plan), name="summary")
 
-    def stop(self, why: str) -> None:
+    def stop(self, why: Stop) -> None:
         if self._task is not None:
             self._task.cancel()
         self._generation.stop(why)
 
-    def hold(self, level: str) -> None:
+    def hold(self, level: Hold) -> None:
         self._generation.hold(level)
 
     def requests(self) -> list[tuple[int, int]]:
@@ -111,7 +113,7 @@ class Call:
 
     def _ended(self, record: Record) -> None:
         """Nobody comes back for a request that was refused, unless its client has been told an id."""
-        refused = record.failure is not None and not record.is_open
+        refused = record.stage is Stage.REFUSED
         if refused and record.failure is not None:
             tenant = None if record.erased else record.origin.tenant
             self._metrics.rejected(record.origin.request_class, record.failure.code, tenant)

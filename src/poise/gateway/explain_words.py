@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from poise.gateway.explain import Away, Decode, Facts, Gap, Prefill, Wait, Weather
+from poise.gateway.following import Stop
 from poise.gateway.neighbours import Beside, Company, Group
-from poise.gateway.record import LEFT
 from poise.gateway.spans import class_at
 
 STANDS_OUT_S = 0.5
@@ -290,7 +290,7 @@ def _end(facts: Facts) -> str:
         return f"It was refused {after}, with the error {record.failure.code}."
     if outcomes == ["expired"]:
         return f"It was given up {after}: {ENDS['expired']} of {duration(record.origin.queue_timeout_ms / 1000)}."
-    if outcomes == ["cancelled"] and record.stopped_by == LEFT:
+    if outcomes == ["cancelled"] and record.stopped_by is Stop.LEFT:
         return f"It ended {after}: its client left."
     return f"It ended {after}: {joined([ENDS.get(outcome, f'it ended as {outcome}') for outcome in outcomes])}."
 

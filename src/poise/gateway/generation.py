@@ -27,12 +27,13 @@ from poise.gateway.engine_client import (
 )
 from poise.gateway.engine_refusals import engine_lost, engine_unavailable, queue_timeout, refused, request_quarantined
 from poise.gateway.errors import ApiError, internal_error, new_error_id, server_stopping
-from poise.gateway.record import CANCELLED, LEFT, READER_TIMEOUT, RUNNING, End, Record
+from poise.gateway.following import Stop
+from poise.gateway.record import CANCELLED, RUNNING, End, Record
 from poise.gateway.story import story_of
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry
 from poise.metrics.gateway import GatewayMetrics
-from poise.scheduler.request import FinishReason
+from poise.scheduler.request import FinishReason, Hold
 from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, Start, Token
 from poise.wire.status import Waiting
 from poise.wire.to_engine import SamplingParams
@@ -83,14 +84,14 @@ class Generation:
         for made in self._choices:
             made.handle.listen(partial(self._hear, made))
 
-    def stop(self, why: str) -> None:
+    def stop(self, why: Stop) -> None:
         """End what has not ended; what has come stays. See `Work.stop`."""
         if self._record.is_ended:
             return
-        if why == LEFT:
+        if why is Stop.LEFT:
             self._metrics.disconnected(self._record.origin.request_class)
         self._record.stopped_by = why
-        outcome = READER_TIMEOUT if why == READER_TIMEOUT else CANCELLED
+        outcome = why.value if why is Stop.READER_TIMEOUT else CANCELLED
         for record, choice in zip_longest(self._record.choices, self._choices):
             if record.outcome is not None:
                 continue
@@ -110,7 +111,7 @@ class Generation:
                 self._take_back(choice)
         self._close(error)
 
-    def hold(self, level: str) -> None:
+    def hold(self, level: Hold) -> None:
         """Tell the engine how far the readers are behind."""
         self._metrics.streams.held(self._record.origin.request_class, level)
         for _, request_id in self.requests():
@@ -167,7 +168,7 @@ class Generation:
     def _open(self) -> None:
         """The engine has taken every choice: what it has said of them goes into the record."""
         record = self._record
-        record.is_open = True
+        record.open()
         self._metrics.accepted(record.origin.request_class, record.n_prompt)
         for choice in self._choices:
             choice.stage = _LIVE

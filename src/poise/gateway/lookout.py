@@ -10,11 +10,12 @@ from poise.gateway.blame import Death
 from poise.gateway.engine_client import EnginePhase, EngineProcess
 from poise.gateway.findings import NOTED_S, Facts, Finding, FindingRow, Findings, LiveRequest
 from poise.gateway.host import own_rss_bytes
-from poise.gateway.record import LEVELS, Record
+from poise.gateway.record import Record
 from poise.gateway.records import Records
 from poise.gateway.tasks import Tasks
 from poise.gateway.text.tokens import TextJobs
 from poise.metrics.audit import AuditMetrics
+from poise.scheduler.request import Hold
 
 _OPERATOR = "operator"
 TEXT_ENDS = 3
@@ -50,7 +51,7 @@ class Lookout:
         """Judge the present moment."""
         now_s = self._clock()
         live = self._records.live()
-        held = [record.response_id for record in live if record.held != LEVELS[0]]
+        held = [record.response_id for record in live if record.held is not Hold.RUN]
         self._held_since_s = {name: self._held_since_s.get(name, now_s) for name in held}
         state, ends = self._engine.state, self._ends
         status = state.status if state.phase is EnginePhase.READY else None

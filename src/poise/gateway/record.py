@@ -17,11 +17,12 @@ from typing import Annotated, Any, Protocol
 from msgspec import UNSET
 
 from poise.gateway.errors import ApiError
+from poise.gateway.following import Event, Stage, Stop, consequence, stage_after
 from poise.gateway.slices import at_once
 from poise.gateway.values import Answer, Notes, TokenEntry, Usage, one_of
 from poise.gateway.wakeup import Wakeup
 from poise.gateway.writer import Shape
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Hold, RequestClass
 from poise.wire.messages import Accepted, Prefill
 from poise.wire.status import Waiting
 
@@ -36,9 +37,6 @@ PREFILL_ALONE = 16
 thousands of chunks takes about a hundred moments."""
 CANCELLED = "cancelled"
 """How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
-LEFT, READER_TIMEOUT = "left", "reader_timeout"
-LEVELS = ("run", "pause", "swap")
-"""What the engine may do with a request, by how far its readers are behind."""
 MOMENTS_MAX = 1000
 """A request that is held and resumed for ever must not grow for ever: later changes are left out, its end is not."""
 
@@ -122,11 +120,11 @@ class End:
 class Work(Protocol):
     """What is being done for a record that has not ended."""
 
-    def stop(self, why: str) -> None:
-        """End it now. `why`: CANCELLED, LEFT (the last reader did) or READER_TIMEOUT."""
+    def stop(self, why: Stop) -> None:
+        """End it now."""
         ...
 
-    def hold(self, level: str) -> None: ...
+    def hold(self, level: Hold) -> None: ...
 
     def requests(self) -> list[tuple[int, int]]:
         """Index and id of each engine request that has not ended."""
@@ -139,6 +137,7 @@ class Record:
     def __init__(self, origin: Origin, shape: Shape, n_choices: int, *, detached: bool = False) -> None:
         self.origin = origin
         self.shape = shape
+        self.stage = Stage.NEW
         self.detached = detached
         """It goes on when nobody reads it."""
         self.choices = [ChoiceRecord(index, origin.request_class.value) for index in range(n_choices)]
@@ -169,9 +168,9 @@ class Record:
         """Is told of the end, and forgotten with it: what made the record must not live as long as it is kept."""
         self.erased = False
         """Its tenant's data was erased while it was live: it is not kept, and nothing names its tenant any more."""
-        self.held = LEVELS[0]
-        self.stopped_by = ""
-        """What ended it before the engine did; see `Work.stop`."""
+        self.held = Hold.RUN
+        self.stopped_by: Stop | None = None
+        """What ended it before the engine did."""
         self._content_bytes = 0
         self._n_weighed = self._n_moments_weighed = 0
         """Tokens and moments whose contents are counted."""
@@ -274,8 +273,21 @@ class Record:
         self._content_bytes += _text_bytes(end.text) + _entries_bytes(end.entries)
         self.note("finished", end.choice, reason=end.reason, outcome=outcome)
 
+    def start(self, work: Work, on_end: Callable[[Record], None] | None = None) -> None:
+        """`work` is being done for it from now on."""
+        self.stage = stage_after(self.stage, Event.START)
+        self.work, self.on_end = work, on_end
+
+    def open(self) -> None:
+        """Every choice of it was taken."""
+        self.stage = stage_after(self.stage, Event.ACCEPT)
+        self.is_open = True
+
     def end(self, failure: ApiError | None = None) -> None:
-        """Nothing more will come."""
+        """Nothing more will come: it has failed, or was stopped (`stopped_by`), or every choice has ended. Once."""
+        assert self.ended_s is None, "it has ended"
+        ended_by = Event.FAIL if failure is not None else Event.FINISH if self.stopped_by is None else Event.STOP
+        self.stage = stage_after(self.stage, ended_by)
         self.ended_s = time.perf_counter()
         self.failure, self.place, self.work = failure and failure.afresh(), None, None
         if failure is not None:
@@ -296,19 +308,19 @@ class Record:
         """Somebody no longer follows. The last one takes the request along, unless it was detached."""
         if follower in self.followers:
             self.followers.remove(follower)
+        self.review(stuck=stuck)
+
+    def review(self, *, stuck: bool = False) -> None:
+        """Have the request held, or stopped, as its readers are; see `poise.gateway.following`."""
         if self.work is None:
             return
-        if self.followers or self.detached:
-            self.review()
-        else:
-            self.work.stop(READER_TIMEOUT if stuck else LEFT)
-
-    def review(self) -> None:
-        """Have the engine hold the request if everybody is behind who reads it, as far as the one who is least behind."""
-        level = LEVELS[min((follower.lag for follower in self.followers), default=0)]
-        if level != self.held and self.work is not None:
-            self.held = level
-            self.work.hold(level)
+        lags = [follower.lag for follower in self.followers]
+        follows = consequence(lags, goes_on=self.detached, stuck=stuck)
+        if isinstance(follows, Stop):
+            self.work.stop(follows)
+        elif follows is not self.held:
+            self.held = follows
+            self.work.hold(follows)
 
     def answers(self) -> list[Answer]:
         """What every choice has come to so far, at once."""
@@ -353,7 +365,7 @@ class Follower:
     def __init__(self, record: Record) -> None:
         self.record = record
         self.lag = 0
-        """How far it is behind: an index of LEVELS."""
+        """How far it is behind: 0, 1 (its request is held) or 2 (for long)."""
         self._wakeup = Wakeup()
         record.followers.append(self)
         record.review()  # one who is not behind is enough for it to go on

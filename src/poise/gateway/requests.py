@@ -19,11 +19,12 @@ from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.completion_types import EVENTS, FinishReason
 from poise.gateway.errors import ApiError, ErrorDetail, not_possible, response_not_found
 from poise.gateway.explanations import Explainer
+from poise.gateway.following import Stop
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.stream import EventStream
 from poise.gateway.reader import Place, Reader, read_place
-from poise.gateway.record import CANCELLED, ENDED, ChoiceState, Record
+from poise.gateway.record import ENDED, ChoiceState, Record
 from poise.gateway.records import Records
 from poise.gateway.slices import in_turns
 from poise.gateway.tenants import Tenants
@@ -139,7 +140,7 @@ class Requests:
         """End it, in whatever state it is. One that has ended stays as it is."""
         record, tenant = self._found(request)
         if record.work is not None:
-            record.work.stop(CANCELLED)
+            record.work.stop(Stop.CANCELLED)
         return await _report(record, text_shown=tenant is not None)
 
     async def stream(self, request: Request) -> Response:

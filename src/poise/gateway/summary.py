@@ -16,8 +16,9 @@ from poise.gateway.context_policy import ContextLimits
 from poise.gateway.engine_client import Engine
 from poise.gateway.engine_refusals import summary_failed
 from poise.gateway.errors import context_length_exceeded
+from poise.gateway.following import Stop
 from poise.gateway.generation import ChoiceRequest, Generation
-from poise.gateway.record import CANCELLED, Follower, Record
+from poise.gateway.record import Follower, Record
 from poise.gateway.text.tokens import TextModel, Tokens
 from poise.gateway.values import Usage
 from poise.metrics.gateway import GatewayMetrics
@@ -134,11 +135,12 @@ class Summarizer:
         record.n_prompt, record.erased = len(prompt), self._record.erased
         follower = Follower(record)
         self.running = generation = Generation(record, self._engine, self._text, self._metrics)
+        record.start(generation)
         try:
             generation.submit([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
             await follower.ended()
         finally:
-            generation.stop(CANCELLED)
+            generation.stop(Stop.CANCELLED)
             follower.leave()
             self._record.served_us += record.served_us
         used = record.usage()
