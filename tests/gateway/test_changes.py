@@ -6,9 +6,18 @@ from collections.abc import Callable
 
 import pytest
 
+from poise.gateway.changes import MEANINGS
+from poise.scheduler.request import PreemptionKind
+from poise.wire.changes import ChangeKind
 from tests.gateway.fakes import FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, usage
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def test_each_change_has_its_meaning() -> None:
+    """All but a downgrade, which neither stops a choice nor lets it go on; and the scheduler has no kind that is not sent."""
+    assert set(MEANINGS) == set(ChangeKind) - {ChangeKind.DOWNGRADE}
+    assert {kind.value for kind in PreemptionKind} <= {kind.value for kind in ChangeKind}
 
 
 def preempted(request: Submission) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from poise.gateway.api.native.explanations import ExplanationFigures, figures_of
+from poise.gateway.changes import RequestState
 from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
@@ -264,7 +265,7 @@ def test_what_lives_is_told_as_it_stands() -> None:
     assert "It is queued, 3.0 s after its arrival, with 0 tokens so far." in told
     assert "Most of the 3.0 s so far was waiting for a slot (2.5 s)" in told
     begun = queued.started(3.0)
-    begun.record.choices[0].state = "running"
+    begun.record.choices[0].state = RequestState.RUNNING
     told = all_told(facts(begun, now_s=9.0))
     assert "It has its slot, and no chunk of its prompt has been computed." in told
     assert "No token of it has come yet." in told

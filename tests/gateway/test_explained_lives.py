@@ -16,6 +16,7 @@ from types import ModuleType
 import pytest
 
 from poise.gateway import explain_words
+from poise.gateway.changes import RequestState
 from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
@@ -191,7 +192,7 @@ def a_long_prompt_that_was_stopped() -> Facts:
 @life
 def it_has_its_slot_and_no_chunk() -> Facts:
     asked = Life().queued(0.5).started(1.0)
-    asked.record.choices[0].state = "running"
+    asked.record.choices[0].state = RequestState.RUNNING
     return facts(asked, now_s=9.0)
 
 
@@ -310,7 +311,7 @@ def it_went_on_as_background_work_for_every_reason() -> Facts:
 def detached() -> Facts:
     asked = decoding()
     asked.record.detached = True
-    asked.record.choices[0].state = "paused"
+    asked.record.choices[0].state = RequestState.PAUSED
     return facts(asked, now_s=1.0)
 
 

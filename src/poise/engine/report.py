@@ -12,6 +12,7 @@ from poise.scheduler.snapshot import Place, Snapshot
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire.accounts import Account, Accounts
+from poise.wire.changes import ChangeKind
 from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
 
 STATUS_PERIOD_NS = 200_000_000
@@ -41,13 +42,13 @@ def news_of(events: Iterable[Event]) -> News:
         match event:
             case Started():
                 starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
-                changes = [c for c in changes if c.request_id != event.request_id or c.what == "downgrade"]
+                changes = [c for c in changes if c.request_id != event.request_id or c.what == ChangeKind.DOWNGRADE]
             case Preempted():
                 changes.append(wire.Change(event.request_id, event.kind.value, event.why or ""))
             case Resumed():
-                changes.append(wire.Change(event.request_id, "resume"))
+                changes.append(wire.Change(event.request_id, ChangeKind.RESUME.value))
             case Downgraded():
-                changes.append(wire.Change(event.request_id, "downgrade", event.why))
+                changes.append(wire.Change(event.request_id, ChangeKind.DOWNGRADE.value, event.why))
             case Finished():
                 finishes.append(_finish(event))
     return starts, changes, finishes

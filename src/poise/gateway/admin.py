@@ -18,6 +18,7 @@ from poise.gateway.api.native.explanations import Explanation, explanation_of
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.auditing import Audit
+from poise.gateway.changes import RequestState
 from poise.gateway.engine_client import EngineProcess, EngineUnavailable
 from poise.gateway.engine_refusals import engine_unavailable
 from poise.gateway.erasure import Erasure
@@ -29,7 +30,7 @@ from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.peers import is_direct
 from poise.gateway.journal import JournalRoom
 from poise.gateway.quarantine import QuarantineReport
-from poise.gateway.record import ENDED, QUEUED, RUNNING, ChoiceRecord, ChoiceState, Record
+from poise.gateway.record import ENDED, QUEUED, ChoiceRecord, ChoiceState, Record
 from poise.gateway.records import Records
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
 from poise.gateway.tenants import OPERATOR, Tenants
@@ -37,6 +38,7 @@ from poise.gateway.values import one_of
 from poise.scheduler.request import Control, RequestClass
 
 T = TypeVar("T")
+LiveState = Annotated[str, one_of(*(state for state in RequestState if state is not RequestState.ENDED))]
 
 LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S = 1024, 5.0
 ENDED_MAX = 200
@@ -72,7 +74,7 @@ class RequestCounts(msgspec.Struct, frozen=True, kw_only=True, rename={"class_":
 
 
 class LiveRequest(RequestCounts, frozen=True, kw_only=True):
-    state: Annotated[str, one_of(QUEUED, RUNNING, "paused", "swapped")]
+    state: LiveState
     choices: int
 
 
@@ -116,7 +118,7 @@ class ControlledChoice(msgspec.Struct, frozen=True):
 
 class ControlResult(msgspec.Struct, frozen=True):
     id: str
-    action: Annotated[str, one_of("pause", "resume", "downgrade", "cancel")]
+    action: Annotated[str, one_of(*Control, "cancel")]
     choices: list[ControlledChoice]
 
 

@@ -24,10 +24,10 @@ from poise.gateway.tasks import Tasks
 from poise.gateway.tenancy.caller import Caller
 from poise.gateway.tenancy.strangers import Strangers
 from poise.metrics.audit import AuditMetrics, Standing
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import PreemptionKind, RequestClass
 
 REFUSED, BROKEN = "refused", "internal_error"
-PREEMPTIONS = ("pause", "swap", "drop")
+PREEMPTIONS = (PreemptionKind.PAUSE, PreemptionKind.SWAP, PreemptionKind.DROP)
 NOTHING: Mapping[str, Any] = {
     "response": "",
     "prompt_tokens": 0,

@@ -22,16 +22,16 @@ from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 
+from poise.gateway.changes import MEANINGS, RequestState
 from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
-from poise.gateway.record import QUEUED, RUNNING, ChoiceRecord
+from poise.gateway.record import ChoiceRecord
 from poise.gateway.text.answers import Detokeniser, StopScanner
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry
 from poise.scheduler.request import RequestClass
+from poise.wire.changes import ChangeKind
 from poise.wire.messages import Change, Finish, Refused, Token
 
-_STATES = {"pause": "paused", "stall": "paused", "swap": "swapped", "drop": QUEUED, "lost": QUEUED}
-"""What a choice is after a change. One whose cells are gone is in the queue again."""
 NOTHING: Sequence[TokenEntry] = ()
 
 
@@ -132,12 +132,11 @@ class Choice:
         return text, self._take_entries(len(text))
 
     def change(self, change: Change) -> None:
-        if change.what == "downgrade":
+        if change.what == ChangeKind.DOWNGRADE:
             self.record.counts_as = RequestClass.BACKGROUND.value
-        elif change.what in ("resume", "recover"):
-            self.record.state = RUNNING if self.record.started else QUEUED
-        else:
-            self.record.state = _STATES.get(change.what, self.record.state)
+            return
+        runs_as = RequestState.RUNNING if self.record.started else RequestState.QUEUED
+        self.record.state = MEANINGS[change.what].leads_to or runs_as
 
     def _take_entries(self, n_shown: int) -> Sequence[TokenEntry]:
         """Of the tokens whose text has been shown: a token held back must not be seen through its log probability."""

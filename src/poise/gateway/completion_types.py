@@ -9,10 +9,12 @@ from msgspec import UNSET, UnsetType
 
 from poise.gateway.api.operation import Described
 from poise.gateway.fields import Schema
+from poise.gateway.request import headers
 from poise.gateway.segments import MARKS_SCHEMA
 from poise.gateway.values import Notes, TokenUsage, one_of
+from poise.metrics.story import WHOLE, Outcome
 
-FinishReason = Annotated[str, one_of("stop", "length", "cancelled", "server_stopping")]
+FinishReason = Annotated[str, one_of(*WHOLE, Outcome.CANCELLED, Outcome.SERVER_STOPPING)]
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -96,11 +98,11 @@ EVENTS: dict[str, Schema] = {
 _HEADERS = {
     name: {"description": about, "schema": {"type": "string"}}
     for name, about in {
-        "X-Poise-Context": "What was left out of the conversation under its context policy, with the numbers.",
-        "X-Poise-Response-Id": "The response's id, also told by a stream at once.",
-        "X-Poise-Queue-Position": "Place in the queue on arrival, from 1, of a request that had to wait.",
-        "X-Poise-Queue-Eta-Ms": "How long it was expected to wait.",
-        "X-Poise-Warning": "What the caller should know about the request, which was answered all the same.",
+        headers.CONTEXT: "What was left out of the conversation under its context policy, with the numbers.",
+        headers.RESPONSE_ID: "The response's id, also told by a stream at once.",
+        headers.QUEUE_POSITION: "Place in the queue on arrival, from 1, of a request that had to wait.",
+        headers.QUEUE_ETA: "How long it was expected to wait.",
+        headers.WARNING: "What the caller should know about the request, which was answered all the same.",
     }.items()
 }
 

@@ -14,6 +14,7 @@ from typing import Protocol
 from poise.config import Settings
 from poise.gateway.blame import Death
 from poise.gateway.quarantine import QuarantineReport
+from poise.metrics.story import Outcome
 from poise.scheduler.request import Control, RequestClass
 from poise.wire.messages import (
     Accepted,
@@ -31,11 +32,11 @@ from poise.wire.messages import (
 from poise.wire.status import Status, Waiting
 from poise.wire.to_engine import SamplingParams
 
-ENGINE_LOST = "engine_lost"
+ENGINE_LOST = Outcome.ENGINE_LOST.value
 """Finish.reason given by the gateway to requests that no engine could go on with."""
-QUARANTINED = "quarantined"
+QUARANTINED = Outcome.QUARANTINED.value
 """Finish.reason given by the gateway to a request that engines died computing."""
-SERVER_STOPPING = "server_stopping"
+SERVER_STOPPING = Outcome.SERVER_STOPPING.value
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
 RequestEvent = Accepted | Refused | Waiting | Start | Change | Prefill | Token | Finish
@@ -85,7 +86,7 @@ class RequestHandle:
     queued, then Starts, Changes, Prefills and Tokens, and exactly one Finish.
 
     A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
-    between shows as a Change, "lost" and then "recover", and as nothing else.
+    between shows as a Change, LOST and then RECOVER, and as nothing else.
     """
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
@@ -165,7 +166,7 @@ class Engine(EngineView, Protocol):
         ...
 
     def hold(self, request_id: int, level: str) -> None:
-        """The readers of a request are behind, or have caught up: `level` is "run", "pause" or "swap". Later engines are told."""
+        """The readers of a request are behind, or have caught up: `level` is a Hold. Later engines are sent it, too."""
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:

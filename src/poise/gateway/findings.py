@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from poise.gateway.changes import RequestState
 from poise.metrics.audit import Standing
 from poise.wire.fingerprint import MODEL_CHANGED
 
@@ -255,8 +256,8 @@ def _hog(facts: Facts) -> _Found:
 
 
 def _hog_tenant(facts: Facts, tenant: str, own: Sequence[LiveRequest], cells_share: float) -> _Found:
-    waiting = sum(r.state == "queued" for r in own)
-    others = sum(r.state == "queued" for r in facts.live) - waiting
+    waiting = sum(r.state == RequestState.QUEUED for r in own)
+    others = sum(r.state == RequestState.QUEUED for r in facts.live) - waiting
     text = (
         f"One tenant has {len(own)} of {len(facts.live)} live requests and {100 * cells_share:.0f}% of the KV cells; "
     )

@@ -34,6 +34,7 @@ from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, Hold
+from poise.wire.changes import ChangeKind
 from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, Start, Token
 from poise.wire.status import Waiting
 from poise.wire.to_engine import SamplingParams
@@ -249,7 +250,7 @@ class Generation:
         record = self._record
         choice.change(change)
         self._metrics.changed(record.origin.request_class, change.what)
-        record.downgraded |= change.what == "downgrade"
+        record.downgraded |= change.what == ChangeKind.DOWNGRADE
         record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
 
     def _finish(self, choice: Choice, finish: Finish) -> None:

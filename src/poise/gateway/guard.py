@@ -21,13 +21,11 @@ from poise.config import ServerSettings
 from poise.gateway.errors import ApiError, shown
 from poise.gateway.exposure import is_loopback
 from poise.gateway.http.replies import error_reply
+from poise.gateway.request.headers import ANSWERED, DETACH
 
 _READS = ("GET", "HEAD")
-_ALLOWED_HEADERS = "Authorization, Content-Type, Last-Event-ID, X-Api-Key, X-Poise-Detach, X-Request-Id"
-_SHOWN_HEADERS = (
-    "Retry-After, X-Poise-Context, X-Poise-Queue-Eta-Ms, X-Poise-Queue-Position, X-Poise-Response-Id, X-Poise-Warning, "
-    "X-Request-Id"
-)
+_ALLOWED_HEADERS = ", ".join(("Authorization", "Content-Type", "Last-Event-ID", "X-Api-Key", DETACH, "X-Request-Id"))
+_SHOWN_HEADERS = ", ".join(("Retry-After", *ANSWERED, "X-Request-Id"))
 _PREFLIGHT_AGE_S = 600
 
 

@@ -3,7 +3,7 @@
 1. Kept are the Submit message and every token id that has come. An engine that is new is given both, in the order of arrival,
    and goes on with the next token; a client sees a pause.
 2. To the client's side of a request nothing happens twice: one Accepted, one Start, one last event, the counts of the first
-   computation. In between it may be told Change "lost" and "recover", in pairs.
+   computation. In between it may be sent Change LOST and RECOVER, in pairs.
 3. What no engine has, no engine has to be asked about: an abort ends it here.
 4. Each loss counts for every request that the engine had, also for those in its queue. After `recoveries_max` of them a request
    ends with ENGINE_LOST, so that none waits for ever on engines that cannot live. An engine that never was ready had none; it
@@ -27,14 +27,13 @@ from poise.gateway.blame import PROBATION_TOKENS, Blame, Death
 from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, RequestHandle
 from poise.gateway.quarantine import ERASED, Quarantine, QuarantineReport, utc
 from poise.metrics.recovery import RecoveryMetrics
-from poise.scheduler.request import Control, FinishReason, RequestClass
+from poise.scheduler.request import Control, FinishReason, Hold, RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
+from poise.wire.changes import ChangeKind
 
 UNNAMED_DEATHS = 2
-RUN = "run"
-"""Level of a Hold that holds nothing."""
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ class _Live:
     """Its next tokens mean something: the end of a recovery, or of a probation."""
     aborted: bool = False
     paused: bool = False
-    hold: str = RUN
+    hold: str = Hold.RUN
 
 
 class Handover:
@@ -125,7 +124,7 @@ class Handover:
                 self._end(live, ENGINE_LOST, f"{live.n_losses} engines were lost under it")
             else:
                 if live.accepted and not live.lost_ns:
-                    live.handle.put(wire.Change(request_id, "lost"))
+                    live.handle.put(wire.Change(request_id, ChangeKind.LOST.value))
                 live.lost_ns = live.lost_ns or now_ns
         for request_id in death.pass_ids:
             if request_id not in self._lives:  # it has just ended, or was the engine's own
@@ -160,7 +159,7 @@ class Handover:
             if (live := self._lives.get(request_id)) is None:
                 continue
             self._hand(live)
-            if request_id in self._lives and not live.paused and live.hold == RUN:
+            if request_id in self._lives and not live.paused and live.hold == Hold.RUN:
                 self._trial = request_id
                 return
         self._n_unnamed = 0
@@ -177,7 +176,7 @@ class Handover:
         self._send(again)
         if live.paused:
             self._send(to_engine.Control(request_id, Control.PAUSE.value))
-        if live.hold != RUN:
+        if live.hold != Hold.RUN:
             self._send(to_engine.Hold(request_id, live.hold))
 
     def end_all(self, reason: str, detail: str) -> None:
@@ -248,7 +247,7 @@ class Handover:
                 self._started(live, start)
         for change in step.changes:
             if (live := lives.get(change.request_id)) is not None:
-                if change.what == "downgrade":
+                if change.what == ChangeKind.DOWNGRADE:
                     live.submit = replace(live.submit, request_class=RequestClass.BACKGROUND.value)
                 live.handle.put(change)
         for prefill in step.prefills:
@@ -282,7 +281,7 @@ class Handover:
 
     def _recovered(self, live: _Live, n_recomputed: int) -> None:
         self._metrics.recovered(live.submit.request_class, n_recomputed)
-        live.handle.put(wire.Change(live.submit.request_id, "recover", f"{n_recomputed}"))
+        live.handle.put(wire.Change(live.submit.request_id, ChangeKind.RECOVER.value, f"{n_recomputed}"))
 
     def _watch(self, live: _Live) -> None:
         """A token came of one that was handed over."""

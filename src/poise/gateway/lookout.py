@@ -16,6 +16,7 @@ from poise.gateway.tasks import Tasks
 from poise.gateway.text.tokens import TextJobs
 from poise.metrics.audit import AuditMetrics
 from poise.scheduler.request import Hold
+from poise.wire.changes import ChangeKind
 
 _OPERATOR = "operator"
 TEXT_ENDS = 3
@@ -122,5 +123,5 @@ class Lookout:
 
 def _allowance(record: Record) -> str:
     """Which allowance a downgraded request went over; empty if an operator downgraded it."""
-    why = next((moment.detail.get("why", "") for moment in record.timeline if moment.what == "downgrade"), "")
+    why = next((moment.detail.get("why", "") for moment in record.timeline if moment.what == ChangeKind.DOWNGRADE), "")
     return "" if why == _OPERATOR else str(why)

@@ -17,6 +17,7 @@ from poise.gateway import summary as summaries
 from poise.gateway.context_policy import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.errors import ApiError, context_length_exceeded, invalid_value
 from poise.gateway.record import Origin
+from poise.gateway.request import headers
 from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.templates import Templates
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
@@ -25,8 +26,6 @@ from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
 
-CONTEXT_HEADER = "X-Poise-Context"
-WARNING_HEADER = "X-Poise-Warning"
 _PROMPT_HINT = "Shorten it or ask for fewer output tokens."
 _HINTS = {
     ContextPolicy.REJECT: "Shorten the conversation, ask for fewer output tokens, or let the server leave out the oldest turns: "
@@ -184,7 +183,7 @@ class Prompts:
             return
         n_system = await text.length(system)
         if n_system > most:
-            plan.headers[WARNING_HEADER] = (
+            plan.headers[headers.WARNING] = (
                 f"system prompt takes {n_system} of {plan.limits.context} tokens; a shorter one leaves more to the conversation"
             )
             self._on_long_system(plan.limits.request_class)
@@ -226,7 +225,7 @@ class _Fitter:
                 prompt_tokens=found.n_prompt,
             )
             self._plan.notes = Notes(note)
-            self._plan.headers[CONTEXT_HEADER] = f"trim; dropped_turns={n}; dropped_tokens={n_dropped}"
+            self._plan.headers[headers.CONTEXT] = f"trim; dropped_turns={n}; dropped_tokens={n_dropped}"
         return found.n_whole
 
     async def summarize(self, limits: ContextLimits) -> int:
@@ -246,7 +245,7 @@ class _Fitter:
         self._plan.summary = SummaryPlan(
             self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added, self._template
         )
-        self._plan.headers[CONTEXT_HEADER] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
+        self._plan.headers[headers.CONTEXT] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
         return found.n_whole
 
     def _job(self, summary: Message | None = None, reserve: int = 0) -> Fit:

@@ -19,6 +19,7 @@ from poise.gateway.segments import Mark, Segmenter
 from poise.gateway.values import TokenEntry, Usage
 from poise.gateway.writer import ResponseFormat, change_comment, event, queue_comment, summary_comment
 from poise.metrics.streams import StreamMetrics
+from poise.wire.changes import ChangeKind
 
 CHUNK_BYTES = 8192
 """A stream is given about that much at once."""
@@ -212,7 +213,7 @@ class Reader(Follower):
             return b""
         if moment.what == "summarizing":
             return summary_comment(moment.detail["turns"])
-        if moment.what == "downgrade":
+        if moment.what == ChangeKind.DOWNGRADE:
             self._formatter().downgrade()
         index = moment.choice if len(self.record.choices) > 1 else None
         return change_comment(moment.what, moment.detail.get("why", ""), index)

@@ -16,26 +16,28 @@ from typing import Annotated, Any, Protocol
 
 from msgspec import UNSET
 
+from poise.gateway.changes import RequestState
 from poise.gateway.errors import ApiError
 from poise.gateway.following import Event, Stage, Stop, consequence, stage_after
 from poise.gateway.slices import at_once
 from poise.gateway.values import Answer, Notes, TokenEntry, Usage, one_of
 from poise.gateway.wakeup import Wakeup
 from poise.gateway.writer import Shape
+from poise.metrics.story import Outcome
 from poise.scheduler.request import Hold, RequestClass
 from poise.wire.messages import Accepted, Prefill
 from poise.wire.status import Waiting
 
-QUEUED, RUNNING, ENDED = "queued", "running", "ended"
-ChoiceState = Annotated[str, one_of(QUEUED, RUNNING, "paused", "swapped", ENDED)]
-_FOREMOST = (RUNNING, "paused", "swapped", QUEUED)
+QUEUED, RUNNING, ENDED = RequestState.QUEUED, RequestState.RUNNING, RequestState.ENDED
+ChoiceState = Annotated[str, one_of(*RequestState)]
+_FOREMOST = (RUNNING, RequestState.PAUSED, RequestState.SWAPPED, QUEUED)
 """A request is as far as its foremost choice."""
 PREFILL = "prefill"
 """A moment for chunks of a prompt that were computed."""
 PREFILL_ALONE = 16
 """So many chunks of a prompt have a moment each. Of later ones a moment holds a sixteenth of those before it: a prompt of
 thousands of chunks takes about a hundred moments."""
-CANCELLED = "cancelled"
+CANCELLED = Outcome.CANCELLED.value
 """How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
 MOMENTS_MAX = 1000
 """A request that is held and resumed for ever must not grow for ever: later changes are left out, its end is not."""
@@ -75,7 +77,7 @@ class ChoiceRecord:
     index: int
     counts_as: str
     """The class whose figures it goes into: a downgraded one would spoil those of the class that it came in."""
-    state: str = QUEUED
+    state: RequestState = QUEUED
     started: bool = False
     place: Waiting | None = None
     """The last that was told of its place in the queue, while it is there."""
@@ -189,7 +191,7 @@ class Record:
         return len(self.timeline) >= MOMENTS_MAX
 
     @property
-    def state(self) -> str:
+    def state(self) -> RequestState:
         if self.ended_s is not None:
             return ENDED
         states = {choice.state for choice in self.choices if choice.outcome is None}

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 def one_of(*values: str) -> msgspec.Meta:
     """Describes the values of a string whose type does not: `Annotated[str, one_of("begin", "end")]`."""
-    return msgspec.Meta(extra_json_schema={"enum": list(values)})
+    return msgspec.Meta(extra_json_schema={"enum": [str(value) for value in values]})
 
 
 class PromptTokensDetails(msgspec.Struct, frozen=True):

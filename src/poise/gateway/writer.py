@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from poise.gateway.changes import DOWNGRADED, MEANINGS
 from poise.gateway.segments import Mark
 from poise.gateway.values import Answer, Heading, Notes, TokenEntry, Usage
+from poise.wire.changes import ChangeKind
 
 encode = msgspec.json.Encoder().encode
 DOWNGRADED_TIER = "flex"
@@ -135,24 +137,13 @@ def queue_comment(position: int, eta_ms: int) -> bytes:
     return b": queued position=%d eta_ms=%d\n" % (position, eta_ms)
 
 
-_CHANGES = {
-    "pause": b"paused",
-    "swap": b"swapped",
-    "drop": b"dropped",
-    "resume": b"resumed",
-    "downgrade": b"downgraded",
-    "stall": b"stalled",
-    "lost": b"recovering",
-    "recover": b"recovered",
-}
-
-
 def change_comment(what: str, why: str, index: int | None) -> bytes:
     """Tells a stream what became of its place in the engine. `index`: of the choice, where there are several."""
+    word = DOWNGRADED if what == ChangeKind.DOWNGRADE else MEANINGS[what].comment
     choice = b"" if index is None else b" choice=%d" % index
-    name = b"recomputed" if what == "recover" else b"why"
+    name = b"recomputed" if what == ChangeKind.RECOVER else b"why"
     reason = b" %b=%b" % (name, why.encode()) if why else b""
-    return b": %b%b%b\n" % (_CHANGES.get(what, what.encode()), choice, reason)
+    return b": %b%b%b\n" % (word, choice, reason)
 
 
 def summary_comment(n_turns: int) -> bytes:

@@ -25,11 +25,10 @@ from poise.metrics.tasks import TaskMetrics
 from poise.metrics.tenants import TenantMetrics
 from poise.metrics.text import TextMetrics
 from poise.scheduler.request import RequestClass
+from poise.wire.changes import ChangeKind
 
 NO_CLASS = "none"
 """Class label of requests that were refused before their class was known."""
-
-CHANGES = ("pause", "stall", "swap", "drop", "resume", "downgrade", "lost", "recover")
 
 _WAITS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
@@ -143,8 +142,8 @@ class GatewayMetrics:
             ("class", "change"),
             registry=registry,
         )
-        for request_class, change in product(RequestClass, CHANGES):
-            self._changes.labels(request_class.value, change)
+        for request_class, change in product(RequestClass, ChangeKind):
+            self._changes.labels(request_class.value, change.value)
 
     def exposition(self, *, tenants_shown: bool) -> bytes:
         """The Prometheus text format. `tenants_shown`: with the metrics by tenant."""

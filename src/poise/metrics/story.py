@@ -6,10 +6,35 @@ Times are of the gateway's clock `time.perf_counter`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
-WHOLE = ("stop", "length")
+from poise.scheduler.request import FinishReason
+
+
+class Outcome(StrEnum):
+    """How a choice ended that the engine had taken."""
+
+    STOP = FinishReason.STOP.value
+    LENGTH = FinishReason.LENGTH.value
+    EXPIRED = FinishReason.EXPIRED.value
+    FAILED = FinishReason.FAILED.value
+    CANCELLED = "cancelled"
+    """It was no longer wanted."""
+    READER_TIMEOUT = "reader_timeout"
+    """Its client took nothing of its stream for as long as it may."""
+    ENGINE_LOST = "engine_lost"
+    """No engine could go on with it."""
+    QUARANTINED = "quarantined"
+    """Engines died computing it."""
+    SERVER_STOPPING = "server_stopping"
+    """It was live when the time for draining was over."""
+
+
+WHOLE = (Outcome.STOP, Outcome.LENGTH)
 """Outcomes of an answer that is whole."""
+BAD = frozenset(Outcome) - {*WHOLE, Outcome.CANCELLED}
+"""Outcomes that nobody wanted."""
 
 
 @dataclass(frozen=True, slots=True)

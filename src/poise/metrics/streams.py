@@ -8,7 +8,7 @@ from itertools import product
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from poise.metrics.tally import ClassCounter, ClassHistogram
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Hold, RequestClass
 
 GAPS_S = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
 _CANCELS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -36,8 +36,8 @@ class StreamMetrics:
             ("class", "level"),
             registry=registry,
         )
-        for request_class, level in product(RequestClass, ("run", "pause", "swap")):
-            self._holds.labels(request_class.value, level)
+        for request_class, level in product(RequestClass, Hold):
+            self._holds.labels(request_class.value, level.value)
         self.n_stalled = 0
         """Streams that wait for their client."""
         self.n_timed_out = 0

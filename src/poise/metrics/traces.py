@@ -10,14 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from poise import __version__
-from poise.metrics.story import Happened, RequestStory
+from poise.metrics.story import BAD, Happened, RequestStory
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
 TRACES_PATH = "/v1/traces"
 EXPORT_TIMEOUT_S = 5.0
-_BAD_ENDS = ("engine_lost", "failed", "expired", "quarantined", "server_stopping", "reader_timeout")
 
 
 class TracesUnavailable(Exception):
@@ -52,7 +51,7 @@ class Traces:
         )
         for happened in story.timeline:
             span.add_event(happened.what, _attributes(happened), timestamp=_epoch_ns(happened.at_s, offset_ns))
-        if bad := [choice.outcome for choice in story.choices if choice.outcome in _BAD_ENDS]:
+        if bad := [choice.outcome for choice in story.choices if choice.outcome in BAD]:
             span.set_attribute("error.type", bad[0])
             span.set_status(self._error)
         span.end(_epoch_ns(max(choice.ended_s for choice in story.choices), offset_ns))

@@ -23,6 +23,7 @@ from poise.scheduler.snapshot import Snapshot
 from poise.sim.mirror import Mirror, RealCells
 from poise.sim.shares import FairShares
 from poise.wire import messages as wire
+from poise.wire.changes import ChangeKind
 
 PROGRESS_STEPS = 50
 """Steps that may pass while nothing is computed that was not there before: cells are carried to and fro."""
@@ -144,16 +145,16 @@ class Checkers:
     def _changed(self, track: _Track, what: str) -> None:
         request_id = track.request.request_id
         match what:
-            case "pause" | "stall":
+            case ChangeKind.PAUSE | ChangeKind.STALL:
                 track.running, track.held = False, True
-            case "resume":
+            case ChangeKind.RESUME:
                 track.running, track.held = True, False
-            case "downgrade":
+            case ChangeKind.DOWNGRADE:
                 track.interactive = False
                 self.shares.downgraded(request_id)
-            case "swap" | "drop":
+            case ChangeKind.SWAP | ChangeKind.DROP:
                 track.running = False
-                if what == "drop":
+                if what == ChangeKind.DROP:
                     track.n_computed = track.furthest = 0  # It computes again; rule 8 bounds how often.
                 if track.held:
                     return

@@ -25,6 +25,7 @@ from poise.scheduler.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Queued, Rejected, RejectReason, Request, RequestClass
 from poise.wire import messages as wire
+from poise.wire.changes import ChangeKind
 
 REFUSAL_S = 1.0
 WINDOW_S = 5.0
@@ -104,13 +105,13 @@ class Pressure:
 
     def _changed(self, one: _Waiting, what: str) -> None:
         match what:
-            case "pause" | "stall":
+            case ChangeKind.PAUSE | ChangeKind.STALL:
                 one.paused = True
-            case "resume":
+            case ChangeKind.RESUME:
                 one.paused, one.has_slot = False, True
-            case "swap":
+            case ChangeKind.SWAP:
                 one.has_slot = False
-            case "drop":
+            case ChangeKind.DROP:
                 one.has_slot, one.dropped, one.n_before, one.n_computed = False, True, one.n_computed, 0
 
     def _step(self, result: StepResult, now_ns: int) -> None:

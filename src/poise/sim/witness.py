@@ -25,6 +25,7 @@ import numpy as np
 from poise.scheduler.request import Hold
 from poise.wire import messages as wire
 from poise.wire import to_engine
+from poise.wire.changes import ChangeKind
 
 
 @dataclass(slots=True)
@@ -146,13 +147,13 @@ class Witness:
             case.started, case.away, case.n_to_compute = True, False, n_known - start.n_cached
         for change in step.changes:
             case = self._case(change.request_id, change.what)
-            if change.what != "downgrade":
-                case.away = change.what != "resume"
-            case.lost_cells |= change.what in ("swap", "drop")
+            if change.what != ChangeKind.DOWNGRADE:
+                case.away = change.what != ChangeKind.RESUME
+            case.lost_cells |= change.what in (ChangeKind.SWAP, ChangeKind.DROP)
         ended = {finish.request_id for finish in step.finishes}
         for change in step.changes:  # all of them tell where it stands now, not one
             case = self._open[change.request_id]
-            goes_on = not case.away and change.what != "downgrade"
+            goes_on = not case.away and change.what != ChangeKind.DOWNGRADE
             assert not (goes_on and case.held) or change.request_id in ended, f"{change}: its reader is behind"
         for prefill in step.prefills:
             self._prefill(prefill)

@@ -21,6 +21,7 @@ from poise.sim.witness import Witness
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.accounts import Accounts
+from poise.wire.changes import ChangeKind
 
 RETRY_PAUSE_NS = 500_000_000
 """A closed-loop client that was refused waits at least so long."""
@@ -187,7 +188,7 @@ class World:
                 self._end(message.request_id, message.reason, now_ns + self._way_ns)
             case wire.Step():
                 for change in message.changes:
-                    if change.what == "downgrade":
+                    if change.what == ChangeKind.DOWNGRADE:
                         sent = self._in_flight[change.request_id]
                         sent.submit = replace(sent.submit, request_class="background")
                 for token in message.tokens:

@@ -47,7 +47,7 @@ class Totals(msgspec.Struct, frozen=True, array_like=True):
     """Counters since the engine's start."""
 
     preemptions: dict[str, int] = {}
-    """By kind: "pause", "swap", "drop", "stall"."""
+    """By PreemptionKind."""
     resumes: int = 0
     downgrades: int = 0
     expired: int = 0

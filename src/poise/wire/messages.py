@@ -106,9 +106,7 @@ class Prefill(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Change(msgspec.Struct, frozen=True, array_like=True):
-    """A running request was preempted ("pause", "swap", "drop"), is held because its reader is behind ("stall"), goes on
-    ("resume") or was downgraded ("downgrade"). The gateway itself says "lost" when the engine died under it and "recover" when
-    another one has it.
+    """Something became of a running request: `what` is a ChangeKind. LOST and RECOVER are the gateway's own.
 
     `why` says what for: of a downgrade "operator", "output" or "time"; of a slot that was lost ("swap", "drop") a
     PreemptionReason of the scheduler.

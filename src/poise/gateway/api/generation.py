@@ -30,6 +30,7 @@ from poise.gateway.intake import Endpoint, Intake
 from poise.gateway.openai import RequestParser
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
+from poise.gateway.request.headers import DETACH, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID
 from poise.gateway.responses import ChatFormat, CompletionFormat
 from poise.gateway.slices import in_turns
 from poise.gateway.tenancy.caller import Credentials
@@ -37,8 +38,6 @@ from poise.metrics.streams import StreamMetrics
 
 T = TypeVar("T")
 
-RESPONSE_ID_HEADER, DETACH_HEADER = "X-Poise-Response-Id", "X-Poise-Detach"
-POSITION_HEADER, ETA_HEADER = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 TRACEPARENT_CHARS = 55
 """Of version 00 of W3C Trace Context, which later ones begin with."""
 
@@ -60,9 +59,9 @@ class HttpSender:
 
     @property
     def is_detached(self) -> bool:
-        value = self._request.headers.get(DETACH_HEADER, "0")
+        value = self._request.headers.get(DETACH, "0")
         if value not in ("0", "1"):
-            raise invalid_value(DETACH_HEADER, 'be "1", or be left out', value)
+            raise invalid_value(DETACH, 'be "1", or be left out', value)
         return value == "1"
 
     async def body(self) -> JsonObject:
@@ -152,9 +151,9 @@ class Generation:
 
 def headers_of(call: Call) -> dict[str, str]:
     """Of the response: its id, and what the engine said of the wait on its arrival, if that was worth telling."""
-    headers, accepted = {RESPONSE_ID_HEADER: call.record.response_id, **call.notes}, call.record.accepted
+    headers, accepted = {RESPONSE_ID: call.record.response_id, **call.notes}, call.record.accepted
     if accepted is not None and accepted.eta_us >= TOLD_WAIT_US:
-        headers |= {POSITION_HEADER: str(accepted.position), ETA_HEADER: str(accepted.eta_us // 1000)}
+        headers |= {QUEUE_POSITION: str(accepted.position), QUEUE_ETA: str(accepted.eta_us // 1000)}
     return headers
 
 

@@ -1,0 +1,13 @@
+"""The names of the headers that are poise's own."""
+
+from __future__ import annotations
+
+DETACH = "X-Poise-Detach"
+"""Sent by clients."""
+RESPONSE_ID = "X-Poise-Response-Id"
+QUEUE_POSITION, QUEUE_ETA = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
+CONTEXT = "X-Poise-Context"
+"""What was left out of a conversation."""
+WARNING = "X-Poise-Warning"
+ANSWERED = (CONTEXT, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID, WARNING)
+"""Those that are sent to clients."""
