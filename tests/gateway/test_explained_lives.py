@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 
 from poise.gateway import explain_words
-from poise.gateway.changes import RequestState
+from poise.gateway.changes import STOPS, RequestState
 from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
@@ -418,6 +418,12 @@ def test_every_phrase_is_said_of_one_of_them(module: ModuleType) -> None:
     found = list(phrases(module))
     assert len(found) > 10
     assert not [phrase for phrase in found if phrase not in text]
+
+
+def test_every_stop_is_said_of_one_of_them() -> None:
+    """That a choice stopped, and what it was meanwhile."""
+    text = GOLDEN.read_text()
+    assert not [stop for stop in STOPS.values() if stop.stopped not in text or stop.meanwhile not in text]
 
 
 if __name__ == "__main__":

@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from poise.gateway.changes import GOES_ON, STOPS, KeptBy
 from poise.gateway.neighbours import Beside, Capacity, Company, Neighbours
 from poise.gateway.record import PREFILL, Moment, Record
-from poise.gateway.spans import DECODE, PAUSED, QUEUED, STALLED, computed_of, overlap_s, percentile, spans_of
+from poise.gateway.spans import DECODE, QUEUED, computed_of, overlap_s, percentile, spans_of
+from poise.wire.changes import ChangeKind
 
 TOGETHER_S = 0.05
 """What happened within this time of each other may have happened in one step."""
 AWAYS_MAX = 100
-_KEPT_BY = {"pause": "operator", "stall": "reader", "lost": "engine", "swap": "", "drop": ""}
-"""What stops a choice, and whose doing it is; a slot may be taken by the scheduler, or because it was kept already."""
+_KEPT = (KeptBy.OPERATOR, KeptBy.READER)
+"""Who keeps a choice until they let it go on, and may have it lose its slot by that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,14 +119,14 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Away:
-    """A choice stopped. `kept_by`: "operator", "reader", "engine" (it was lost), or "" when its slot was given to others."""
+    """A choice stopped. `what`: a ChangeKind."""
 
     what: str
     choice: int
     begin_s: float
     end_s: float | None
     """When it went on; None: it did not."""
-    kept_by: str
+    kept_by: KeptBy
     why: str
     """Of a slot that was lost: a PreemptionReason of the scheduler."""
     started: list[Beside]
@@ -173,8 +175,8 @@ def facts_of(record: Record, around: Surroundings, now_s: float) -> Facts:
     """What is known now."""
     life, timeline, arrived_s = _Life(record, around, now_s), record.timeline, record.origin.arrived_s
     first, summary = life.moment("first_token"), life.moment("summarizing")
-    recomputed = [int(m.detail["why"]) for m in timeline if m.what == "recover" and m.detail.get("why")]
-    is_charged = record.is_ended and record.served_us and life.moment("lost") is None
+    recomputed = [int(m.detail["why"]) for m in timeline if m.what == ChangeKind.RECOVER and m.detail.get("why")]
+    is_charged = record.is_ended and record.served_us and life.moment(ChangeKind.LOST) is None
     return Facts(
         record=record,
         end_s=life.end_s,
@@ -185,7 +187,7 @@ def facts_of(record: Record, around: Surroundings, now_s: float) -> Facts:
         ttft_s=first.at_s - arrived_s if first is not None else None,
         decode=life.decode(),
         aways=_aways(record, around.neighbours),
-        downgrades=[m.detail.get("why", "") for m in timeline if m.what == "downgrade"],
+        downgrades=[m.detail.get("why", "") for m in timeline if m.what == ChangeKind.DOWNGRADE],
         n_recomputed=sum(recomputed) + sum(choice.n_recomputed for choice in record.choices),
         served_s=record.served_us / 1e6 if is_charged else None,
         n_left_out=around.neighbours.n_left_out,
@@ -238,7 +240,7 @@ class _Life:
             is_over=self.started is not None,
             position=queued.detail["position"],
             eta_s=queued.detail["eta_ms"] / 1000,
-            paused_s=spent.get(PAUSED, 0.0) + spent.get(STALLED, 0.0),
+            paused_s=sum(spent.get(stop.span, 0.0) for stop in STOPS.values() if stop.kept_by in _KEPT),
             capacity=capacity,
             weather=around.weather(begin_s, end_s),
         )
@@ -293,24 +295,26 @@ class _Life:
 def _aways(record: Record, neighbours: Neighbours) -> list[Away]:
     """Every time that a choice stopped, the first AWAYS_MAX of them."""
     pools: dict[int | None, str] = {}
-    held: dict[int | None, str] = {}
+    held: dict[int | None, KeptBy] = {}
     found: list[Away] = []
     for i, moment in enumerate(record.timeline):
         what, choice = moment.what, moment.choice
         if what == "started":
             pools[choice] = moment.detail["pool"]
-        elif what in ("resume", "recover"):
+        elif what in GOES_ON:
             held.pop(choice, None)
-        if what not in _KEPT_BY or len(found) == AWAYS_MAX:
+        if what not in STOPS or len(found) == AWAYS_MAX:
             continue
-        kept_by = _KEPT_BY[what] or held.get(choice, "")
-        if kept_by in ("operator", "reader"):
+        kept_by = STOPS[what].kept_by
+        if kept_by is KeptBy.SCHEDULER:
+            kept_by = held.get(choice, kept_by)
+        if kept_by in _KEPT:
             held[choice] = kept_by
-        goes_on = ("resume", "recover", "started")
+        goes_on = (*GOES_ON, "started")
         end = next((m for m in record.timeline[i + 1 :] if m.choice == choice and m.what in goes_on), None)
-        has_lost_slot = what in ("swap", "drop")
+        has_lost_slot = STOPS[what].kept_by is KeptBy.SCHEDULER
         started: list[Beside] = []
-        if has_lost_slot and not kept_by:
+        if kept_by is KeptBy.SCHEDULER:
             started = neighbours.started(moment.at_s, pools.get(choice, ""), TOGETHER_S)
         why = moment.detail.get("why", "") if has_lost_slot else ""
         end_s = end.at_s if end is not None else None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from poise.gateway.changes import STOPS, KeptBy
 from poise.gateway.explain import Away, Decode, Facts, Gap, Prefill, Wait, Weather
 from poise.gateway.following import Stop
 from poise.gateway.neighbours import Beside, Company, Group
-from poise.gateway.spans import class_at
+from poise.gateway.spans import QUEUED, class_at
 
 STANDS_OUT_S = 0.5
 """What takes less is nothing that anybody asks about."""
@@ -26,22 +27,11 @@ LIMITS = {
     "none": "nothing",
     "idle": "nothing to do",
 }
-STATES = {
-    "queued": "it was in the queue",
-    "paused": "an operator had paused it",
-    "stalled": "it was held because its reader was behind",
-    "swapped": "its KV cells were in host memory and it had no slot",
-    "dropped": "its KV cells had been given up and it had no slot",
-    "lost": "its engine had died and no other one had it yet",
+STATES = {QUEUED: "it was in the queue"} | {stop.span: stop.meanwhile for stop in STOPS.values()}
+KEPT_BY = {
+    KeptBy.OPERATOR: "after an operator had paused it",
+    KeptBy.READER: "after its reader had fallen behind",
 }
-STOPS = {
-    "pause": "was paused by an operator",
-    "stall": "was held, because its reader was behind",
-    "lost": "lost its engine, which died",
-    "swap": "was swapped to host memory",
-    "drop": "had its KV cells given up",
-}
-KEPT_BY = {"operator": "after an operator had paused it", "reader": "after its reader had fallen behind"}
 LOST_TO = {
     "class": "so that an interactive request could have its slot",
     "tenant": "so that a tenant that had been served less could have its slot",
@@ -265,18 +255,18 @@ def _away(facts: Facts, away: Away) -> str:
     at = duration(away.begin_s - facts.arrived_s)
     for_ = f"for {duration(away.end_s - away.begin_s)}" if away.end_s is not None else "and did not go on"
     why = ""
-    if away.what in ("swap", "drop"):
+    if STOPS[away.what].kept_by is KeptBy.SCHEDULER:
         why = f", {KEPT_BY.get(away.kept_by) or LOST_TO.get(away.why, LOST_TO_ANOTHER)}"
     if away.started:
         why += f" (at that moment {joined([one(other) for other in away.started[:3]])} got one)"
-    return f"{which} {STOPS[away.what]} {at} after its arrival, {for_}{why}."
+    return f"{which} {STOPS[away.what].stopped} {at} after its arrival, {for_}{why}."
 
 
 def _cost(facts: Facts) -> Iterator[str]:
     if facts.served_s is not None and facts.share is not None:
         spent = f"{duration(facts.served_s)} of the engine's computing were charged to it"
         yield f"{spent}, {share(facts.share)} of the {duration(facts.lived_s)} that it lived."
-    elif facts.record.is_ended and any(away.what == "lost" for away in facts.aways):
+    elif facts.record.is_ended and any(away.kept_by is KeptBy.ENGINE for away in facts.aways):
         yield "What it cost is not known: the engine that was lost did not tell."
 
 

@@ -9,20 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from poise.gateway.changes import MEANINGS
 from poise.gateway.record import PREFILL, Moment, Record
 from poise.scheduler.request import RequestClass
+from poise.wire.changes import ChangeKind
 
-QUEUED, DECODE, PAUSED, STALLED, SWAPPED, DROPPED, LOST = (
-    "queued",
-    "decode",
-    "paused",
-    "stalled",
-    "swapped",
-    "dropped",
-    "lost",
-)
-_AWAY = {"pause": PAUSED, "stall": STALLED, "swap": SWAPPED, "drop": DROPPED, "lost": LOST}
-_WITHOUT_SLOT = (SWAPPED, DROPPED, LOST)
+QUEUED, DECODE = "queued", "decode"
+"""States of a choice that nothing keeps, as PREFILL is; the others are those of the changes that stop it."""
 
 
 class Span(NamedTuple):
@@ -70,15 +63,15 @@ class _Open:
                 self.state = self.runs_as = PREFILL
             case "first_token":
                 self.state = self.runs_as = DECODE
-            case "resume" | "recover":
-                self.state, self.pool = self.runs_as, self.slot_of
-            case what:
-                self.state = _AWAY[what]
-                if self.state in _WITHOUT_SLOT:
+            case what if (meaning := MEANINGS[what]).stops:
+                self.state = meaning.span
+                if not meaning.keeps_slot:
                     self.pool = ""
+            case _:
+                self.state, self.pool = self.runs_as, self.slot_of
 
 
-_TURNS = ("started", "first_token", "resume", "recover", *_AWAY)
+_TURNS = ("started", "first_token", *MEANINGS)
 
 
 def spans_of(record: Record, now_s: float) -> list[Span]:
@@ -130,7 +123,9 @@ def computed_of(record: Record) -> list[Computed]:
 
 def class_at(record: Record, at_s: float) -> str:
     """The class of a request at a moment: a downgrade changes it."""
-    downgraded = any(m.what == "downgrade" and m.at_s <= at_s for m in record.timeline) if record.downgraded else False
+    downgraded = (
+        any(m.what == ChangeKind.DOWNGRADE and m.at_s <= at_s for m in record.timeline) if record.downgraded else False
+    )
     return (RequestClass.BACKGROUND if downgraded else record.origin.request_class).value
 
 

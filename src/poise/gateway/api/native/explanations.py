@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 import msgspec
 
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
+from poise.gateway.changes import STOPS, KeptBy
 from poise.gateway.explain import Decode, Facts, Prefill, Wait, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
 from poise.gateway.neighbours import Company
 from poise.gateway.record import ChoiceState
 from poise.gateway.values import one_of
+from poise.scheduler.request import PreemptionReason
 
 
 class OtherRequests(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
@@ -78,12 +80,12 @@ class DecodeFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stop(msgspec.Struct, frozen=True, kw_only=True):
-    what: Annotated[str, one_of("pause", "stall", "swap", "drop", "lost")]
+    what: Annotated[str, one_of(*STOPS)]
     choice: int
     ms: int
     for_ms: int | None
-    kept_by: Annotated[str, one_of("operator", "reader", "engine", "scheduler")]
-    why: Annotated[str, one_of("idle", "class", "tenant", "compute", "turn", "limit")] | None
+    kept_by: Annotated[str, one_of(*KeptBy)]
+    why: Annotated[str, one_of(*PreemptionReason)] | None
 
 
 class ExplanationFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
@@ -148,7 +150,7 @@ def figures_of(facts: Facts) -> ExplanationFigures:
                 choice=away.choice,
                 ms=_ms(away.begin_s - facts.arrived_s),
                 for_ms=_ms(away.end_s - away.begin_s) if away.end_s is not None else None,
-                kept_by=away.kept_by or "scheduler",
+                kept_by=away.kept_by,
                 why=away.why or None,
             )
             for away in facts.aways
