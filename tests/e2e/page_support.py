@@ -22,7 +22,7 @@ import msgspec
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Request, sync_playwright
 
-from poise.gateway.pages import CONTENT_SECURITY_POLICY, PAGE_DIR
+from poise.gateway.pages import CHANGES_MODULE, CONTENT_SECURITY_POLICY, PAGE_DIR
 from poise.gateway.segments import Segmenter
 
 CHROMIUM_ARGS = [
@@ -286,6 +286,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(
                     200 if document.get("ready", True) else 503, json.dumps(document).encode(), "application/json"
                 )
+            return
+        if path == "/page/changes.js":
+            self._send(200, CHANGES_MODULE, MEDIA_TYPES[".js"])
             return
         file = PAGE_DIR / ("index.html" if path == "/" else path.removeprefix("/page/"))
         self._send(200, file.read_bytes(), MEDIA_TYPES[file.suffix])

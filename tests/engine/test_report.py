@@ -7,6 +7,7 @@ import pytest
 from poise.engine.report import news_of
 from poise.scheduler.request import (
     Downgraded,
+    DowngradeReason,
     Event,
     Finished,
     FinishReason,
@@ -20,7 +21,7 @@ from poise.scheduler.request import (
 PAUSED = Preempted(1, PreemptionKind.PAUSE)
 SWAPPED = Preempted(1, PreemptionKind.SWAP, PreemptionReason.TURN)
 DROPPED = Preempted(1, PreemptionKind.DROP, PreemptionReason.CLASS)
-RESUMED, DOWNGRADED, STARTED = Resumed(1, 5, 0), Downgraded(1, "output"), Started(1, "short", 7, 3)
+RESUMED, DOWNGRADED, STARTED = Resumed(1, 5, 0), Downgraded(1, DowngradeReason.OUTPUT), Started(1, "short", 7, 3)
 FINISHED = Finished(1, FinishReason.STOP, 10, 2, 99, n_cached=3)
 
 

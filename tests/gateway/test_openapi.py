@@ -83,7 +83,8 @@ async def test_the_page_is_guarded(tmp_path: Path) -> None:
 async def test_the_dashboard_is_guarded_as_well() -> None:
     """Under the same policy: plotly.js draws without a style of its own. Its file comes from the installed package."""
     app = make_app(FakeEngine())
-    for path, text in (("/dashboard", b"poise dashboard"), ("/page/plotly.min.js", b"plotly.js")):
+    made = ("/page/changes.js", b'"stall": "stalled"')
+    for path, text in (("/dashboard", b"poise dashboard"), ("/page/plotly.min.js", b"plotly.js"), made):
         reply = await ask(app, "GET", path)
         assert (reply.status, text in reply.body) == (200, True)
         policy = reply.headers["content-security-policy"]

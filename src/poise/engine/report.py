@@ -44,11 +44,13 @@ def news_of(events: Iterable[Event]) -> News:
                 starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
                 changes = [c for c in changes if c.request_id != event.request_id or c.what == ChangeKind.DOWNGRADE]
             case Preempted():
-                changes.append(wire.Change(event.request_id, event.kind.value, event.why or ""))
+                changes.append(
+                    wire.Change(event.request_id, event.kind.value, event.why.value if event.why is not None else "")
+                )
             case Resumed():
                 changes.append(wire.Change(event.request_id, ChangeKind.RESUME.value))
             case Downgraded():
-                changes.append(wire.Change(event.request_id, ChangeKind.DOWNGRADE.value, event.why))
+                changes.append(wire.Change(event.request_id, ChangeKind.DOWNGRADE.value, event.why.value))
             case Finished():
                 finishes.append(_finish(event))
     return starts, changes, finishes

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from poise.gateway.changes import STOPS, KeptBy
 from poise.gateway.explain import Away, Decode, Facts, Gap, Prefill, Wait, Weather
 from poise.gateway.following import Stop
 from poise.gateway.neighbours import Beside, Company, Group
 from poise.gateway.spans import QUEUED, class_at
+from poise.metrics.story import WHOLE, Outcome
+from poise.scheduler.bottleneck import Limit
+from poise.scheduler.request import DowngradeReason, PreemptionReason
 
 STANDS_OUT_S = 0.5
 """What takes less is nothing that anybody asks about."""
@@ -18,50 +21,50 @@ AWAYS_MAX, NAMED_MAX = 5, 5
 SLOW = 1.5
 """Passes that take so many times as long as predicted: something else has the cores."""
 
-LIMITS = {
-    "host_memory": "host memory",
-    "compute": "compute",
-    "kv_cells": "slots and KV cells",
-    "tenant_limits": "tenants' own limits",
-    "readers": "readers that are behind",
-    "none": "nothing",
-    "idle": "nothing to do",
+LIMITS: Mapping[str, str] = {
+    Limit.HOST_MEMORY: "host memory",
+    Limit.COMPUTE: "compute",
+    Limit.KV_CELLS: "slots and KV cells",
+    Limit.TENANT_LIMITS: "tenants' own limits",
+    Limit.READERS: "readers that are behind",
+    Limit.NONE: "nothing",
+    Limit.IDLE: "nothing to do",
 }
 STATES = {QUEUED: "it was in the queue"} | {stop.span: stop.meanwhile for stop in STOPS.values()}
 KEPT_BY = {
     KeptBy.OPERATOR: "after an operator had paused it",
     KeptBy.READER: "after its reader had fallen behind",
 }
-LOST_TO = {
-    "class": "so that an interactive request could have its slot",
-    "tenant": "so that a tenant that had been served less could have its slot",
-    "compute": "because its tenant had been served far more than one that waited for compute",
-    "turn": "because its turn was over and other background work waited",
-    "limit": "because its tenant ran as many requests as it may",
+LOST_TO: Mapping[str, str] = {
+    PreemptionReason.CLASS: "so that an interactive request could have its slot",
+    PreemptionReason.TENANT: "so that a tenant that had been served less could have its slot",
+    PreemptionReason.COMPUTE: "because its tenant had been served far more than one that waited for compute",
+    PreemptionReason.TURN: "because its turn was over and other background work waited",
+    PreemptionReason.LIMIT: "because its tenant ran as many requests as it may",
 }
 LOST_TO_ANOTHER = "so that another request could have its slot"
-DOWNGRADES = {
-    "operator": "an operator wanted it",
-    "output": "its class's allowance of output was used up",
-    "time": "its class's allowance of compute was used up",
+DOWNGRADES: Mapping[str, str] = {
+    DowngradeReason.OPERATOR: "an operator wanted it",
+    DowngradeReason.OUTPUT: "its class's allowance of output was used up",
+    DowngradeReason.TIME: "its class's allowance of compute was used up",
 }
-ENDS = {
-    "stop": "the model ended its answer, or a stop string was found",
-    "length": "its allowance of output was used up",
-    "cancelled": "it was cancelled",
-    "reader_timeout": "its client took nothing of the stream for too long, and the connection was closed",
-    "expired": "it waited longer for a slot than its queue_timeout",
-    "engine_lost": "the engine died under it more often than a request may lose one",
-    "quarantined": "engines died computing it, and it is not tried again",
-    "server_stopping": "the server was stopped, and its time for draining was over",
-    "failed": "the engine could not compute it; the server's log says why",
+ENDS: Mapping[str, str] = {
+    Outcome.STOP: "the model ended its answer, or a stop string was found",
+    Outcome.LENGTH: "its allowance of output was used up",
+    Outcome.CANCELLED: "it was cancelled",
+    Outcome.READER_TIMEOUT: "its client took nothing of the stream for too long, and the connection was closed",
+    Outcome.EXPIRED: "it waited longer for a slot than its queue_timeout",
+    Outcome.ENGINE_LOST: "the engine died under it more often than a request may lose one",
+    Outcome.QUARANTINED: "engines died computing it, and it is not tried again",
+    Outcome.SERVER_STOPPING: "the server was stopped, and its time for draining was over",
+    Outcome.FAILED: "the engine could not compute it; the server's log says why",
     "internal_error": "something failed in the server; its log says what",
 }
 
 
 def verdict_of(facts: Facts) -> str | None:
     """The one thing that stands out, if anything does: a bad end before all, else what took the most time."""
-    if not {"stop", "length"}.issuperset((facts.record.outcome or "stop").split("+")):
+    if not set((facts.record.outcome or Outcome.STOP).split("+")) <= set(WHOLE):
         return _end(facts)
     first_s = facts.ttft_s if facts.ttft_s is not None else facts.lived_s
     whole = (
@@ -174,7 +177,7 @@ def _why(facts: Facts, wait: Wait) -> str:
         return f"{limit}; in use were {company.n_slots}, {held}"
     if company.tenant_full_s > most_s:
         return f"its tenant ran as many requests at once as it may ({capacity.tenant_running})"
-    limited = [(part, name) for name, part in wait.weather.limited.items() if name not in ("none", "idle")]
+    limited = [(part, name) for name, part in wait.weather.limited.items() if name not in (Limit.NONE, Limit.IDLE)]
     if limited:
         part, name = max(limited, key=lambda known: known[0])
         limit = f"the server's limit was {LIMITS.get(name, name)} for {share(part)} of that time"
@@ -278,9 +281,9 @@ def _end(facts: Facts) -> str:
     outcomes, after = (record.outcome or "").split("+"), f"after {lived} and {tokens}"
     if record.failure is not None and not record.is_open:
         return f"It was refused {after}, with the error {record.failure.code}."
-    if outcomes == ["expired"]:
-        return f"It was given up {after}: {ENDS['expired']} of {duration(record.origin.queue_timeout_ms / 1000)}."
-    if outcomes == ["cancelled"] and record.stopped_by is Stop.LEFT:
+    if outcomes == [Outcome.EXPIRED]:
+        return f"It was given up {after}: {ENDS[Outcome.EXPIRED]} of {duration(record.origin.queue_timeout_ms / 1000)}."
+    if outcomes == [Outcome.CANCELLED] and record.stopped_by is Stop.LEFT:
         return f"It ended {after}: its client left."
     return f"It ended {after}: {joined([ENDS.get(outcome, f'it ended as {outcome}') for outcome in outcomes])}."
 

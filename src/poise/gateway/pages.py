@@ -8,6 +8,7 @@ elements of their ids, which dashboard.html has. So one policy holds for all pag
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from poise import gateway
+from poise.gateway.changes import GOES_ON, STOPS
 from poise.gateway.errors import not_found
 
 PAGE_DIR = Path(gateway.__file__).parent / "page"
@@ -25,9 +27,17 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
 _PLOTLY_FILE = "plotly.min.js"
+CHANGES_MODULE = "".join(
+    f"export const {name} = {json.dumps(value)};\n"
+    for name, value in {
+        "STOPS": {kind: stop.comment.decode() for kind, stop in STOPS.items()},
+        "STOP_LABELS": {stop.comment.decode(): stop.label for stop in STOPS.values()},
+        "GOES_ON": GOES_ON,
+    }.items()
+).encode()
+"""A module of the page, so that a kind of change has its words once: for each that stops a choice the state it leads to, for
+each such state what it is called, and the kinds by which a choice goes on."""
 
 
 class PageFiles(StaticFiles):
@@ -50,6 +60,7 @@ def page_routes(page_dir: Path) -> list[BaseRoute]:
             return await files.get_response(_PLOTLY_FILE, request.scope)
 
         routes.append(Route(f"/page/{_PLOTLY_FILE}", plotly))
+    routes.append(Route("/page/changes.js", _changes))
     if page_dir.is_dir():
         routes.append(Mount("/page", PageFiles(directory=page_dir)))
     return routes
@@ -74,6 +85,10 @@ def _page(file: Path) -> Callable[[Request], Awaitable[Response]]:
         return _guarded(FileResponse(file))
 
     return page
+
+
+async def _changes(request: Request) -> Response:
+    return _guarded(Response(CHANGES_MODULE, media_type="text/javascript"))
 
 
 def _guarded(response: Response) -> Response:

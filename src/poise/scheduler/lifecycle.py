@@ -21,6 +21,7 @@ from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import (
     Control,
     Downgraded,
+    DowngradeReason,
     Event,
     Finished,
     FinishReason,
@@ -133,7 +134,7 @@ class Lifecycle:
             case Control.DOWNGRADE:
                 if sequence.request_class is RequestClass.BACKGROUND:
                     return "it is background work already", []
-                return "", [self._downgrade(sequence, "operator")]
+                return "", [self._downgrade(sequence, DowngradeReason.OPERATOR)]
 
     def hold(self, sequence: Sequence, level: Hold) -> list[Event]:
         """Its reader is behind, or has caught up. What an operator said of it stands beside that."""
@@ -173,9 +174,9 @@ class Lifecycle:
         limits = self._books.policy.classes[sequence.request_class]
         if sequence.request_class is not RequestClass.BACKGROUND:
             if 0 < limits.downgrade_output_tokens <= sequence.n_output:
-                events.append(self._downgrade(sequence, "output"))
+                events.append(self._downgrade(sequence, DowngradeReason.OUTPUT))
             elif 0 < limits.downgrade_served_us <= sequence.served_us:
-                events.append(self._downgrade(sequence, "time"))
+                events.append(self._downgrade(sequence, DowngradeReason.TIME))
 
     def lose(self, swapped: SequenceOf[tuple[Sequence, int]], placed: SequenceOf[int]) -> None:
         """The cells of `swapped` are gone from the host store, those of `placed` from their slots: they compute them again."""
@@ -331,7 +332,7 @@ class Lifecycle:
         away_us = max(0, self.now_ns - sequence.away_ns) // 1000
         events.append(Resumed(sequence.request.request_id, away_us, sequence.n_recomputed))
 
-    def _downgrade(self, sequence: Sequence, why: str) -> Downgraded:
+    def _downgrade(self, sequence: Sequence, why: DowngradeReason) -> Downgraded:
         """It goes on as background work. It keeps its slot for now; background's rules decide about it from here on."""
         request, books = sequence.request, self._books
         old, new = sequence.request_class, RequestClass.BACKGROUND

@@ -92,6 +92,19 @@ class PreemptionReason(StrEnum):
     """It was to go on, and its tenant ran as many as it may."""
 
 
+class DowngradeReason(StrEnum):
+    """Why a request goes on as background work."""
+
+    OPERATOR = "operator"
+    """An operator wanted it."""
+
+    OUTPUT = "output"
+    """Its class's allowance of output is used up."""
+
+    TIME = "time"
+    """Its class's allowance of compute is used up."""
+
+
 class Control(StrEnum):
     """What an operator can do with a live request."""
 
@@ -229,10 +242,10 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True)
 class Downgraded:
-    """The request goes on as background work. `why`: "operator", "output" or "time" (its class's allowance is used up)."""
+    """The request goes on as background work."""
 
     request_id: int
-    why: str
+    why: DowngradeReason
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,7 @@ class Prefill(msgspec.Struct, frozen=True, array_like=True):
 class Change(msgspec.Struct, frozen=True, array_like=True):
     """Something became of a running request: `what` is a ChangeKind. LOST and RECOVER are the gateway's own.
 
-    `why` says what for: of a downgrade "operator", "output" or "time"; of a slot that was lost ("swap", "drop") a
-    PreemptionReason of the scheduler.
+    `why` says what for: of a downgrade a DowngradeReason of the scheduler, of a slot that was lost a PreemptionReason.
     """
 
     request_id: int

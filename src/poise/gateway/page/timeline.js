@@ -1,5 +1,6 @@
 // A request's timeline: from the moments that the server tells to spans, and the spans as bars.
 
+import { GOES_ON, STOPS, STOP_LABELS } from "./changes.js";
 import { el } from "./dom.js";
 import { duration } from "./format.js";
 
@@ -9,24 +10,16 @@ const LABELS = {
   queued: "waiting",
   prefill: "prompt",
   decode: "answer",
-  paused: "paused",
-  stalled: "its reader is behind",
-  swapped: "swapped out",
-  dropped: "waiting again",
-  recovering: "recovering",
+  ...STOP_LABELS,
 };
 const AFTER = {
   arrived: "arriving",
   summarizing: "summarizing",
   queued: "queued",
-  pause: "paused",
-  stall: "stalled",
-  swap: "swapped",
-  drop: "dropped",
-  lost: "recovering",
+  ...STOPS,
 };
 /** It is being computed, or (after a recovery) goes on as before. */
-const RUNNING = ["started", "prefill", "first_token", "resume", "recover"];
+const RUNNING = ["started", "prefill", "first_token", ...GOES_ON];
 
 /** For each choice its spans {state, fromMs, toMs}, in order. What has not ended goes on until `nowMs`. */
 export function spansOf(timeline, n, nowMs) {
