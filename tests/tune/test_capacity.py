@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poise.config import Settings
+from poise.bench.rounds import OURS
+from poise.config import Settings, load_given
 from poise.sim.breaking import DEFAULT_TARGETS, parse_target
 from poise.sim.simulate import Options
+from poise.tune import capacity_command
 from poise.tune.capacity import (
     AT_ONCE_MAX,
     KINDS,
@@ -21,6 +25,8 @@ from poise.tune.capacity import (
     search,
     slots_for,
 )
+from poise.tune.capacity_command import Measuring
+from poise.tune.children import CannotMeasure
 
 TARGETS = [parse_target(text) for text in DEFAULT_TARGETS]
 
@@ -39,25 +45,52 @@ def test_the_search_brackets_the_truth(first: int) -> None:
         return Result({"x": float(n)}, "" if n <= 9 else f"{n} is too much", per_s=2.0)
 
     load = search(first, attempt, slots=12, tries=8, until=never)
-    assert load is not None
     assert (load.at_once, load.broken) == (9, 10)
     assert (load.figures, load.missed, load.slots, load.per_s) == ({"x": 9.0}, "10 is too much", 12, 2.0)
     assert len(tried) == len(set(tried))
 
 
 def test_the_search_has_bounds() -> None:
-    """A number of rounds, a largest load, and the end of the time."""
+    """A number of rounds, and a largest load."""
     seen: list[int] = []
     load = search(8, lambda n: seen.append(n) or Result({}, ""), slots=1, tries=3, until=never)  # type: ignore[func-returns-value]
-    assert load is not None
     assert (load.at_once, load.broken, seen) == (32, None, [8, 16, 32])
     most = search(AT_ONCE_MAX, lambda n: Result({}, ""), slots=1, until=never)
-    assert most is not None
     assert most.at_once == AT_ONCE_MAX
     nothing = search(4, lambda n: Result({}, "all"), slots=1, until=never)
-    assert nothing is not None
     assert (nothing.at_once, nothing.broken) == (0, 1)
-    assert search(4, lambda n: Result({}, ""), slots=1, until=lambda: True) is None
+
+
+@pytest.mark.parametrize(("missed", "found"), [("", (4, None)), ("slow", (0, 4))])
+def test_the_guess_is_tried_though_the_time_is_over(missed: str, found: tuple[int, int | None]) -> None:
+    """On a slow host the guess alone may take all the time: what was begun has a result, of one round."""
+    load = search(4, lambda n: Result({}, missed), slots=1, until=lambda: True)
+    assert (load.at_once, load.broken) == found
+
+
+def test_a_slow_host_measures_what_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When preparing the guess took all the time, the first kind still has a round; the others are said not to be measured."""
+    said: list[str] = []
+    measuring = Measuring(
+        load_given(None, {}, None, {}), Path("m.gguf"), "", TARGETS, 1.0, 1, until=float("inf"), say=said.append
+    )
+
+    def calibrated(*_: object) -> None:
+        measuring.until = 0.0
+        raise CannotMeasure("nothing was computed")
+
+    monkeypatch.setattr(capacity_command, "calibrated_round", calibrated)
+    monkeypatch.setattr(capacity_command, "live_round", lambda *_: {"sides": {OURS: side()}})
+    monkeypatch.setattr(capacity_command, "read_header", lambda _: SimpleNamespace(number=lambda _: None))
+    assert measuring.run() is False
+    record = measuring.record({"host": {"cpu": "x", "n_cpus_usable": 2}, "model": {}})
+    assert record.interactive is not None
+    slots = Settings().classes.interactive.slots_max
+    assert (record.interactive.at_once, record.interactive.broken) == (slots, None)
+    assert (record.background, record.long, record.context_tokens) == (None, None, None)
+    assert [line for line in said if "time is over" in line] == [
+        f"{kind}: not measured, the time is over" for kind in ("background", "long")
+    ]
 
 
 def test_the_longest_context() -> None:

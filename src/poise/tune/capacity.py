@@ -95,16 +95,17 @@ def guess(kind: str, settings: Settings, round_s: float, targets: Sequence[Targe
 
 def search(
     first: int, attempt: Callable[[int], Result], *, slots: int, tries: int = TRIES, until: Callable[[], bool]
-) -> Load | None:
+) -> Load:
     """The most that keeps the targets, by doubling, halving and bisecting from a guess.
 
-    `until` says when the time is over; None: it was over before the first try.
+    `until` says when the time is over. The guess itself is always tried: making it may have taken all the time, and a kind
+    that was begun is to have a result on the slowest host.
     """
     n = max(1, min(AT_ONCE_MAX, first))
     kept: tuple[int, Result] | None = None
     broken: tuple[int, Result] | None = None
-    for _ in range(tries):
-        if until():
+    for number in range(tries):
+        if number and until():
             break
         result = attempt(n)
         if result.missed:
@@ -115,8 +116,6 @@ def search(
         if high - low <= 1 or low == AT_ONCE_MAX:
             break
         n = min(AT_ONCE_MAX, 2 * low if broken is None else (low + high) // 2)
-    if kept is None and broken is None:
-        return None
     return Load(
         at_once=kept[0] if kept else 0,
         broken=broken[0] if broken else None,
