@@ -6,7 +6,6 @@ And how the browser of an operator on this machine becomes one: `login_code` and
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
@@ -16,6 +15,7 @@ from starlette.responses import Response
 
 from poise.gateway.api.native.explanations import Explanation, explanation_of
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
+from poise.gateway.api.native.views import choice_view_of, view_of
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.auditing import Audit
 from poise.gateway.changes import RequestState
@@ -35,7 +35,8 @@ from poise.gateway.records import Records
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
 from poise.gateway.tenants import OPERATOR, Tenants
 from poise.gateway.values import one_of
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import Control
+from poise.scheduler.sequence import State
 
 T = TypeVar("T")
 LiveState = Annotated[str, one_of(*(state for state in RequestState if state is not RequestState.ENDED))]
@@ -335,17 +336,12 @@ async def _asked(answer: Awaitable[T]) -> T:
 
 def _counts(record: Record) -> dict[str, Any]:
     """What both lists and a single request's view have."""
-    origin, usage = record.origin, record.usage()
-    return {
-        "id": record.response_id,
-        "request_id": origin.request_id,
-        "tenant": origin.tenant,
-        "class_": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
-        "state": record.state,
+    usage = record.usage()
+    return view_of(record) | {
+        "tenant": record.origin.tenant,
         "prompt_tokens": usage.prompt_tokens,
         "output_tokens": usage.completion_tokens,
         "cached_tokens": usage.cached_tokens,
-        "age_ms": int((time.perf_counter() - origin.arrived_s) * 1000),
     }
 
 
@@ -365,14 +361,7 @@ def _end(record: Record) -> dict[str, Any]:
 
 
 def _choice(record: Record, choice: ChoiceRecord) -> ChoiceCounts:
-    return ChoiceCounts(
-        index=choice.index,
-        state=choice.state if choice.outcome is None and not record.is_ended else ENDED,
-        output_tokens=choice.n_output,
-        cached_tokens=choice.n_cached,
-        finish_reason=choice.finish_reason,
-        outcome=choice.outcome,
-    )
+    return ChoiceCounts(**choice_view_of(record, choice), output_tokens=choice.n_output, cached_tokens=choice.n_cached)
 
 
 def _n_ended(value: str) -> int:
@@ -383,4 +372,4 @@ def _n_ended(value: str) -> int:
 
 def _shown_state(state: str) -> str:
     """The engine's word for a queued request is waiting; everywhere else in the API it is queued."""
-    return {"waiting": QUEUED, "finished": ENDED, "": ENDED}.get(state, state)
+    return {State.WAITING: QUEUED, State.FINISHED: ENDED, "": ENDED}.get(state, state)

@@ -32,7 +32,9 @@ from poise.gateway.values import one_of
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.lately import RecentTtft
 from poise.metrics.sample import TokensPerSecond
+from poise.scheduler.kv import WARM
 from poise.scheduler.request import RequestClass
+from poise.scheduler.sequence import State
 from poise.wire.figures import Totals
 from poise.wire.messages import PoolInfo
 from poise.wire.status import PoolStatus, Status, StoreStatus
@@ -74,7 +76,7 @@ class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 class SlotFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
     slot: int
-    state: Annotated[str, one_of("running", "paused", "warm")]
+    state: Annotated[str, one_of(State.RUNNING, State.PAUSED, WARM)]
     class_: str | None
     cells: int
 

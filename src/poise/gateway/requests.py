@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from poise.config import Settings
 from poise.config.classes import class_settings
 from poise.gateway.api.native.explanations import Explanation, explanation_of
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
+from poise.gateway.api.native.views import choice_view_of, view_of
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.completion_types import EVENTS, FinishReason
 from poise.gateway.errors import ApiError, ErrorDetail, not_possible, response_not_found
@@ -24,7 +24,7 @@ from poise.gateway.http.backpressure import patience
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.stream import EventStream
 from poise.gateway.reader import Place, Reader, read_place
-from poise.gateway.record import ENDED, ChoiceState, Record
+from poise.gateway.record import ChoiceState, Record
 from poise.gateway.records import Records
 from poise.gateway.slices import in_turns
 from poise.gateway.tenants import Tenants
@@ -182,17 +182,11 @@ def _place(headers: Mapping[str, str], query: Mapping[str, str], record: Record)
 
 
 def _summary(record: Record) -> dict[str, Any]:
-    origin, failure = record.origin, record.failure
-    return {
-        "id": record.response_id,
-        "request_id": origin.request_id,
+    return view_of(record) | {
         "created": record.shape.heading.created,
-        "class_": (RequestClass.BACKGROUND if record.downgraded else origin.request_class).value,
         "background": record.detached,
-        "state": record.state,
         "outcome": record.outcome,
-        "error": None if failure is None else failure.detail(),
-        "age_ms": int((time.perf_counter() - origin.arrived_s) * 1000),
+        "error": None if record.failure is None else record.failure.detail(),
         "usage": record.usage().as_sent(),
     }
 
@@ -202,12 +196,9 @@ async def _report(record: Record, *, text_shown: bool) -> RequestReport:
     answers = await in_turns(record.gather())
     choices = [
         RequestChoice(
-            index=choice.index,
-            state=choice.state if choice.outcome is None and not record.is_ended else ENDED,
+            **choice_view_of(record, choice),
             tokens=choice.n_output,
             text=answer.text if text_shown else None,
-            finish_reason=choice.finish_reason,
-            outcome=choice.outcome,
         )
         for choice, answer in zip(record.choices, answers, strict=True)
     ]
