@@ -56,6 +56,11 @@ class Meaning(NamedTuple):
         """The choice is not computed from then on; otherwise it goes on."""
         return self.leads_to is not None
 
+    @property
+    def gives_up_slot(self) -> bool:
+        """Somebody else may have had use for its slot."""
+        return self.kept_by is KeptBy.SCHEDULER and not self.keeps_slot
+
 
 # One whose cells are gone is in the queue again.
 MEANINGS: Mapping[str, Meaning] = {

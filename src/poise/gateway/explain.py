@@ -312,11 +312,11 @@ def _aways(record: Record, neighbours: Neighbours) -> list[Away]:
             held[choice] = kept_by
         goes_on = (*GOES_ON, "started")
         end = next((m for m in record.timeline[i + 1 :] if m.choice == choice and m.what in goes_on), None)
-        has_lost_slot = STOPS[what].kept_by is KeptBy.SCHEDULER
+        gives_up_slot = STOPS[what].gives_up_slot
         started: list[Beside] = []
-        if kept_by is KeptBy.SCHEDULER:
+        if gives_up_slot and kept_by is KeptBy.SCHEDULER:
             started = neighbours.started(moment.at_s, pools.get(choice, ""), TOGETHER_S)
-        why = moment.detail.get("why", "") if has_lost_slot else ""
+        why = moment.detail.get("why", "") if gives_up_slot else ""
         end_s = end.at_s if end is not None else None
         found.append(Away(what, choice or 0, moment.at_s, end_s, kept_by, why, started))
     return found

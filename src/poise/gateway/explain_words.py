@@ -258,7 +258,7 @@ def _away(facts: Facts, away: Away) -> str:
     at = duration(away.begin_s - facts.arrived_s)
     for_ = f"for {duration(away.end_s - away.begin_s)}" if away.end_s is not None else "and did not go on"
     why = ""
-    if STOPS[away.what].kept_by is KeptBy.SCHEDULER:
+    if STOPS[away.what].gives_up_slot:
         why = f", {KEPT_BY.get(away.kept_by) or LOST_TO.get(away.why, LOST_TO_ANOTHER)}"
     if away.started:
         why += f" (at that moment {joined([one(other) for other in away.started[:3]])} got one)"
