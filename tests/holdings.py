@@ -148,7 +148,7 @@ FILES = (
 
 MEMORY = (
     Memory(
-        "gateway.call:Call",
+        "gateway.local_job:LocalJob",
         "the messages of a live request that is not yet with the engine",
         "it is",
         "its own client",

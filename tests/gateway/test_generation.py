@@ -44,7 +44,8 @@ class Life:
         self.record = Record(origin, Shape(ChatFormat, Heading("chatcmpl-1", 0, "toy", "default", "fp")), 2)
         self.n_ends = 0
         self.generation = Generation(self.record, self.engine, text_model(), self.metrics)
-        self.record.start(self.generation, self._ended)
+        self.record.on_end = self._ended
+        self.record.start(self.generation)
         request = ChoiceRequest([1], 9, SamplingParams())
         self.generation.submit([request, request], stop=["!"])
 

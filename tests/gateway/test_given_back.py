@@ -28,6 +28,7 @@ from poise.gateway.choice import Choice
 from poise.gateway.engine_client import SERVER_STOPPING, RequestHandle
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.http.stream import EventStream, while_connected
+from poise.gateway.local_job import LocalJob, SummaryFirst
 from poise.gateway.prompts import Plan
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
@@ -53,7 +54,7 @@ class Scope(dict[str, Any]):
 
 KINDS = (
     Generate, Conversation, Message, Plan, ChoiceRequest, Call, Generation, Choice, RequestHandle, RequestEntry,
-    Request, EventStream, Reader, Follower, Summarizer, Submit, Scope, handover._Live,
+    Request, EventStream, Reader, Follower, LocalJob, SummaryFirst, Summarizer, Submit, Scope, handover._Live,
 )  # fmt: skip
 
 

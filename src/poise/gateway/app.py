@@ -47,7 +47,9 @@ from poise.gateway.http.failures import api_error, http_error
 from poise.gateway.http.middleware import RequestMiddleware
 from poise.gateway.intake import Intake
 from poise.gateway.keys import KeyRing
+from poise.gateway.local_model import LocalModel
 from poise.gateway.lookout import Lookout
+from poise.gateway.models.backend import Backend
 from poise.gateway.pages import PAGE_DIR, page_routes
 from poise.gateway.records import Records
 from poise.gateway.requests import Requests
@@ -55,13 +57,15 @@ from poise.gateway.supervision.reading import read_engine
 from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.lifespan import Lifespan, beside
 from poise.gateway.tasks.pulse import Pulse
-from poise.gateway.templates import Templates
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenancy.strangers import Strangers
 from poise.gateway.tenants import Tenants
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.recovery import RecoveryMetrics
+
+MODEL_ALIAS = "default"
+"""Name that stands for the local model, whatever it is called."""
 
 
 class Gateway:
@@ -71,18 +75,14 @@ class Gateway:
         self,
         app: Starlette,
         operations: Sequence[Operation],
-        engine: WholeEngine,
-        text: TextSlot,
-        templates: Templates,
+        model: LocalModel,
         metrics: GatewayMetrics,
         history: History,
         degradation: Degradation,
     ) -> None:
         self._app = app
         self.operations = operations
-        self._engine = engine
-        self._text = text
-        self._templates = templates
+        self._model = model
         self.metrics = metrics
         self.history = history
         self.degradation = degradation
@@ -96,9 +96,7 @@ class Gateway:
 
     async def set_text(self, text: TextModel) -> None:
         """Give it its vocabulary. Raises TemplateUnusable."""
-        await text.learn_blanks()
-        self._engine.declare(await self._templates.learn(text))
-        self._text.current = text
+        await self._model.set_text(text)
 
 
 def create_app(
@@ -115,6 +113,7 @@ def create_app(
     recovery: RecoveryMetrics | None = None,
     tasks: Tasks | None = None,
     free: Callable[[], int] = free_bytes,
+    backends: Mapping[str, Backend] | None = None,
 ) -> Gateway:
     """An application that serves `engine`. `lifespan` is entered at its start and left at its end.
 
@@ -125,6 +124,7 @@ def create_app(
     recovery   what is counted of lost engines, by who restarts them
     tasks      who keeps what works beside the requests
     free       memory that this process may still use
+    backends   who answers for other models, by the names that requests may have
     """
     tasks = tasks or Tasks()
     metrics = GatewayMetrics(
@@ -140,37 +140,35 @@ def create_app(
         keys.on_change = audit.keys_changed
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
+    model = LocalModel(settings, model_name, engine, text, metrics)
+    models: dict[str, Backend] = {model_name: model, MODEL_ALIAS: model} | dict(backends or {})
     health = Health(
-        engine, text, tenants, metrics, degradation, lookout, tasks, model_name, rates=lambda: history.tokens_per_s
+        engine, model, text.jobs, tenants, metrics, degradation, lookout, tasks, rates=lambda: history.tokens_per_s
     )
-    templates = Templates(settings.templates)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
-    intake = Intake(settings, engine, text, tenants, templates, metrics, records, degradation.check, model_name)
+    intake = Intake(models, tenants, metrics, records, degradation.check)
     erasure = Erasure([EngineEraser(engine), records, metrics, audit])
-    pulse = Pulse(
-        tasks,
-        {
-            "levels": degradation.look,
-            "findings": lookout.look,
-            "history": history.sample,  # behind the levels: each sample says at which one the server is
-            "records": records.purge,
-            "strangers": audit.strangers.look,
-        },
-    )
-    rarely = {"heap": (TRIM_EVERY_S, give_back)}
+    once_a_second = {
+        "levels": degradation.look,
+        "findings": lookout.look,
+        "history": history.sample,  # behind the levels: each sample says at which one the server is
+        "records": records.purge,
+        "strangers": audit.strangers.look,
+    }
     explainer = Explainer(settings, engine, records, history)
     operations = [
         *Generation(settings, intake, metrics.streams, audit).operations(),
         *Requests(settings, tenants, records, metrics.streams, explainer).operations(),
-        *Models(settings, engine, tenants, model_name).operations(),
-        *TemplatesAnswer(templates, tenants).operations(),
+        *Models(models, tenants).operations(),
+        *TemplatesAnswer(model.templates, tenants).operations(),
         *health.operations(),
         *HistoryAnswer(history, tenants).operations(),
         *Admin(engine, tenants, records, audit, erasure, explainer, operators).operations(),
     ]
-    guards = _guards(settings, tenants, metrics)
-    app = _application(operations, page_dir, guards, audit.strangers, beside(tasks, pulse, rarely, lifespan))
-    return Gateway(app, operations, engine, text, templates, metrics, history, degradation)
+    guards, rarely = _guards(settings, tenants, metrics), {"heap": (TRIM_EVERY_S, give_back)}
+    alive = beside(tasks, Pulse(tasks, once_a_second), rarely, lifespan)
+    app = _application(operations, page_dir, guards, audit.strangers, alive)
+    return Gateway(app, operations, model, metrics, history, degradation)
 
 
 def _guards(settings: Settings, tenants: Tenants, metrics: GatewayMetrics) -> list[Middleware]:

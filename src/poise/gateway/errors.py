@@ -152,7 +152,7 @@ def text_unavailable(why: str, retry_after_s: float) -> ApiError:
     return ApiError(503, "text_unavailable", message, headers=headers)
 
 
-def model_not_found(model: str, known: list[str]) -> ApiError:
+def model_not_found(model: str, known: Iterable[str]) -> ApiError:
     names = ", ".join(f"'{name}'" for name in known)
     message = f"The model {shown(model)} does not exist here. Known: {names}."
     return ApiError(404, "model_not_found", message, param="model")

@@ -24,10 +24,11 @@ from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import FRESH, json_reply
 from poise.gateway.levels import Level
 from poise.gateway.lookout import Lookout
+from poise.gateway.models.backend import Backend
 from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.account import TaskRow
 from poise.gateway.tenants import Tenants
-from poise.gateway.text.tokens import TextFigures, TextSlot
+from poise.gateway.text.tokens import TextFigures, TextJobs
 from poise.gateway.values import one_of
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.lately import RecentTtft
@@ -144,24 +145,24 @@ class Health:
     def __init__(
         self,
         engine: EngineView,
-        text: TextSlot,
+        model: Backend,
+        text: TextJobs,
         tenants: Tenants,
         metrics: GatewayMetrics,
         degradation: Degradation,
         lookout: Lookout,
         tasks: Tasks,
-        model_name: str,
         *,
         rates: Callable[[], TokensPerSecond],
     ) -> None:
         self._engine = engine
+        self._model = model
         self._text = text
         self._tenants = tenants
         self._metrics = metrics
         self._degradation = degradation
         self._lookout = lookout
         self._tasks = tasks
-        self._model_name = model_name
         self._rates = rates
         self._started_s = time.monotonic()
 
@@ -186,11 +187,13 @@ class Health:
             stage=state.stage,
             detail=self._detail(request),
             restarts=state.restarts,
-            model=self._model_name,
+            model=self._model.card.name,
             level=self._degradation.level,
             reasons=self._degradation.reasons,
         )
-        return json_reply(body) if ready else json_reply(body, 503, FRESH | retry_after(state.retry_after_s))
+        return (
+            json_reply(body) if ready else json_reply(body, 503, FRESH | retry_after(self._model.state.retry_after_s))
+        )
 
     async def live(self, _: Request) -> LiveBody:
         """The gateway answers: whatever the engine does, the process needs no restart."""
@@ -203,7 +206,7 @@ class Health:
         is_admin = self._tenants.is_admin(credentials_of(request))
         return StatusBody(
             phase=state.phase,
-            model=self._model_name,
+            model=self._model.card.name,
             uptime_s=round(time.monotonic() - self._started_s, 1),
             progress=state.progress,
             stage=state.stage,
@@ -239,7 +242,7 @@ class Health:
 
     def _text_status(self, *, named: bool) -> TextFigures:
         """`named`: with the ids of processes."""
-        status = self._text.jobs.status()
+        status = self._text.status()
         if named:
             return status
         return structs.replace(status, workers=[structs.replace(worker, pid=None) for worker in status.workers])
@@ -249,7 +252,7 @@ class Health:
             return Level.DRAINING.value
         phase = self._engine.state.phase
         if phase is EnginePhase.READY:
-            return "ok" if self._text.current is not None else EnginePhase.LOADING.value
+            return "ok" if self._model.state.is_ready else EnginePhase.LOADING.value
         return phase.value
 
     def _class(self, name: RequestClass, status: Status | None) -> ClassFigures:

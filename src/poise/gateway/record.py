@@ -275,10 +275,10 @@ class Record:
         self._content_bytes += _text_bytes(end.text) + _entries_bytes(end.entries)
         self.note("finished", end.choice, reason=end.reason, outcome=outcome)
 
-    def start(self, work: Work, on_end: Callable[[Record], None] | None = None) -> None:
+    def start(self, work: Work) -> None:
         """`work` is being done for it from now on."""
         self.stage = stage_after(self.stage, Event.START)
-        self.work, self.on_end = work, on_end
+        self.work = work
 
     def open(self) -> None:
         """Every choice of it was taken."""

@@ -1,23 +1,19 @@
-"""The models of this server, of which there is one."""
+"""The models of this server."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 from starlette.requests import Request
 
-from poise.config import Settings
 from poise.gateway.api.operation import Operation
-from poise.gateway.engine_client import EngineView
 from poise.gateway.errors import model_not_found
 from poise.gateway.http.credentials import credentials_of
-from poise.gateway.intake import MODEL_ALIAS
-from poise.gateway.prompts import limits_of
+from poise.gateway.models.backend import Backend
 from poise.gateway.tenants import Tenants
-from poise.scheduler.request import RequestClass
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,11 +32,10 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 class Models:
     """Answers /v1/models."""
 
-    def __init__(self, settings: Settings, engine: EngineView, tenants: Tenants, model_name: str) -> None:
-        self._settings = settings
-        self._engine = engine
+    def __init__(self, models: Mapping[str, Backend], tenants: Tenants) -> None:
+        """`models`: by the names that requests may have; one with several is listed once."""
+        self._models = models
         self._tenants = tenants
-        self._model_name = model_name
         self._created = int(time.time())
 
     def operations(self) -> Sequence[Operation]:
@@ -52,16 +47,16 @@ class Models:
 
     async def list(self, request: Request) -> ModelList:
         self._tenants.identify(credentials_of(request))
-        return ModelList(data=[self._card()])
+        return ModelList(data=[self._described(backend) for backend in dict.fromkeys(self._models.values())])
 
     async def get(self, request: Request) -> ModelCard:
         self._tenants.identify(credentials_of(request))
         name = request.path_params["model_id"]
-        if name not in (self._model_name, MODEL_ALIAS):
-            raise model_not_found(name, [self._model_name, MODEL_ALIAS])
-        return self._card()
+        backend = self._models.get(name)
+        if backend is None:
+            raise model_not_found(name, self._models)
+        return self._described(backend)
 
-    def _card(self) -> ModelCard:
-        ready = self._engine.state.ready
-        contexts = [limits_of(name, self._settings, ready).context for name in RequestClass] if ready else []
-        return ModelCard(id=self._model_name, created=self._created, context_length=max(contexts, default=None))
+    def _described(self, backend: Backend) -> ModelCard:
+        card = backend.card
+        return ModelCard(id=card.name, created=self._created, context_length=card.context_length)

@@ -1,0 +1,76 @@
+"""The port to whatever answers requests, of which an engine on this host is one.
+
+    job = await backend.prepare(request, origin)  # or ApiError
+    record = Record(origin, ..., job.n_choices)
+    job.start(record)
+
+Until `start` nothing is begun: who gives the job up leaves nothing behind. From then on the record ends exactly once, whatever
+happens: with every choice at its end, with an error, or because its work was stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from poise.gateway.record import Origin, Record
+from poise.gateway.request.generate import Generate
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What is said of a model. `context_length` None: not known yet."""
+
+    name: str
+    context_length: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendState:
+    """Whether requests can be taken now; if not, when to ask again."""
+
+    is_ready: bool
+    retry_after_s: float
+
+
+class Job(Protocol):
+    """A request that can be served."""
+
+    @property
+    def n_choices(self) -> int:
+        """How many choices its record is to have."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever a repeated seed depends on."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the response is to say of how its prompt was made."""
+        ...
+
+    @property
+    def is_late(self) -> bool:
+        """Background work comes first, too long to leave a stream without a sign of life: a summary of older turns."""
+        ...
+
+    def start(self, record: Record) -> None:
+        """Begin, once. Whoever follows the record hears what comes of it; `record.work` is what can be done about it."""
+        ...
+
+
+class Backend(Protocol):
+    """Whatever answers requests for one model."""
+
+    @property
+    def card(self) -> Card: ...
+
+    @property
+    def state(self) -> BackendState: ...
+
+    async def prepare(self, request: Generate, origin: Origin) -> Job:
+        """Everything that can be known before anything is computed. Raises ApiError when the request cannot be served."""
+        ...
