@@ -72,7 +72,7 @@ from tests.attacks.besiege import Order  # noqa: E402
 from tests.attacks.kinds import KINDS  # noqa: E402
 from tests.attacks.peer import Site  # noqa: E402
 
-from poise.bench.origin import commit, host  # noqa: E402
+from poise.bench.provenance import commit, host  # noqa: E402
 from poise.llama.default_model import default_model  # noqa: E402
 
 SIMULATED = "tests.attacks.simulated"

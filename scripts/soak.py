@@ -50,7 +50,7 @@ from tests.attacks.besiege import Order  # noqa: E402
 
 from poise.bench.kill import EngineKiller  # noqa: E402
 from poise.bench.load import RoundLoad, RoundResult  # noqa: E402
-from poise.bench.origin import commit, host  # noqa: E402
+from poise.bench.provenance import commit, host  # noqa: E402
 from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
 from poise.bench.target import discover, new_session, wait_ready  # noqa: E402
 from poise.scenarios import Event, Scenario, ScenarioError, load_scenario  # noqa: E402

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poise.bench import origin
+from poise.bench import provenance
 from poise.bench.markdown import to_markdown
 from poise.bench.page import PlotlyMissing, plotly_script, to_html
 from poise.bench.plots import POINTS_MAX, plots
@@ -40,7 +40,7 @@ async def test_results_say_where_they_come_from(files: dict[str, str]) -> None:
     """Host, versions, commit, seeds, targets, and what each server says of itself."""
     document: dict[str, Any] = json.loads(files["json"])
     assert document["format"] == 2
-    assert document["commit"] == origin.commit()
+    assert document["commit"] == provenance.commit()
     assert document["host"]["memory_bytes"] > 0
     assert document["targets"]["ours"]["told"] == {"/status": {"phase": "ready"}}
     (run,) = document["scenarios"]

@@ -223,7 +223,7 @@ def test_shutdown_ends_the_loop() -> None:
 
 def test_a_journal_is_read_back_as_it_was_written() -> None:
     """The header, the policy first, then every entry with its line."""
-    journal = Journal(capacity=3)
+    journal = Journal(entries_max=3)
     journal.record_policy(to_policy(Settings()))
     for request_id in range(5):
         journal.record(request_id, "abort", request_id)

@@ -103,7 +103,7 @@ def test_an_erased_tenant_is_not_in_pages_that_are_still_to_come(monkeypatch: py
 def test_keys_of_blocks_have_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long prompts, refused ones too, cannot fill the ring; what leaves it makes room, and the header counts what was cut."""
     monkeypatch.setattr(journal, "BLOCKS_MAX", 1000)
-    ring = Journal(capacity=4)
+    ring = Journal(entries_max=4)
     for i in range(3):
         ring.record(i, "add", request(i, 400), None)
     assert [len(e[2][0].blocks) for e in ring._entries] == [400, 400, journal.BLOCKS_CUT]  # type: ignore[attr-defined]
@@ -122,9 +122,9 @@ def test_keys_of_blocks_have_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ring_is_bounded_in_bytes_whatever_is_asked() -> None:
     """A full ring of the longest prompts: the keys are the budget and the few of each, and nothing else grows with a prompt."""
     ring = Journal()
-    for i in range(journal.CAPACITY):
+    for i in range(journal.ENTRIES_MAX):
         ring.record(i, "add", request(i, 2048), None)
-    assert ring._n_blocks <= journal.BLOCKS_MAX + journal.CAPACITY * journal.BLOCKS_CUT
+    assert ring._n_blocks <= journal.BLOCKS_MAX + journal.ENTRIES_MAX * journal.BLOCKS_CUT
 
 
 def test_a_journal_that_was_cut_is_not_replayed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from poise.gateway.explain import Facts, Surroundings, Weather, facts_of
-from poise.gateway.neighbours import Capacity, Neighbours
+from poise.gateway.neighbours import Neighbours, SlotLimits
 from poise.gateway.record import PREFILL, Moment, Origin, Record
 from poise.gateway.responses import ChatFormat
 from poise.gateway.values import Heading
@@ -81,12 +81,12 @@ def facts(
     *,
     now_s: float = 100.0,
     viewer: str | None = "a",
-    capacity: Capacity | None = None,
+    limits: SlotLimits | None = None,
     weather: Weather | None = None,
     forgotten_s: float | None = None,
 ) -> Facts:
     records = [other.record for other in others]
     neighbours = Neighbours(life.record, records, lambda other: viewer in (None, other.origin.tenant), now_s)
-    there = capacity or Capacity("short", 8, 6)
+    there = limits or SlotLimits("short", 8, 6)
     around = Surroundings(neighbours, lambda _: there, lambda *_: weather or Weather(), forgotten_s)
     return facts_of(life.record, around, now_s)

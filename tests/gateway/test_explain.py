@@ -13,7 +13,7 @@ from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
 from poise.gateway.following import Stop
-from poise.gateway.neighbours import NEIGHBOURS_MAX, Capacity
+from poise.gateway.neighbours import NEIGHBOURS_MAX, SlotLimits
 from tests.gateway.lives import SECRET, Life, facts, holder
 
 
@@ -94,10 +94,10 @@ def test_parts_of_chunks_that_are_kept_as_one_are_told_as_such() -> None:
 def test_a_class_or_a_tenant_at_its_limit_is_the_reason() -> None:
     """Where slots were left, which of the limits was reached."""
     two = [holder(f"own{i}", 0.0, 7.95, "a") for i in range(2)]
-    by_class = verdict_of(facts(waited(), two, capacity=Capacity("short", 8, 2)))
+    by_class = verdict_of(facts(waited(), two, limits=SlotLimits("short", 8, 2)))
     assert by_class is not None
     assert "class interactive held the 2 slots of pool short that it may hold; in use were 2, 2 by inter" in by_class
-    by_tenant = verdict_of(facts(waited(), two, capacity=Capacity("short", 8, 8, 2)))
+    by_tenant = verdict_of(facts(waited(), two, limits=SlotLimits("short", 8, 8, 2)))
     assert by_tenant is not None
     assert by_tenant.endswith(": its tenant ran as many requests at once as it may (2).")
 
@@ -260,7 +260,7 @@ def test_ends_without_an_answer() -> None:
 def test_what_lives_is_told_as_it_stands() -> None:
     """In the queue, in its prompt, between tokens; nothing is said to be over."""
     queued = Life().queued(0.5, position=2, eta_ms=4000)
-    told = all_told(facts(queued, FULL, now_s=3.0, capacity=Capacity()))
+    told = all_told(facts(queued, FULL, now_s=3.0, limits=SlotLimits()))
     assert "has waited 2.5 s without a slot" in told
     assert "It is queued, 3.0 s after its arrival, with 0 tokens so far." in told
     assert "Most of the 3.0 s so far was waiting for a slot (2.5 s)" in told

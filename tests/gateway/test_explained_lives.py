@@ -21,7 +21,7 @@ from poise.gateway.engine_refusals import queue_timeout
 from poise.gateway.explain import Facts, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
 from poise.gateway.following import Stop
-from poise.gateway.neighbours import NEIGHBOURS_MAX, Capacity
+from poise.gateway.neighbours import NEIGHBOURS_MAX, SlotLimits
 from poise.gateway.record import MOMENTS_MAX
 from tests.gateway.lives import SECRET, Life, facts, holder
 
@@ -107,12 +107,12 @@ def slots_were_taken_after_it_came() -> Facts:
 
 @life
 def its_class_held_what_it_may() -> Facts:
-    return facts(waited(), others(2, 0.0, 7.95, "a"), capacity=Capacity("short", 8, 2))
+    return facts(waited(), others(2, 0.0, 7.95, "a"), limits=SlotLimits("short", 8, 2))
 
 
 @life
 def its_tenant_ran_what_it_may() -> Facts:
-    return facts(waited(), others(2, 0.0, 7.95, "a"), capacity=Capacity("short", 8, 8, 2))
+    return facts(waited(), others(2, 0.0, 7.95, "a"), limits=SlotLimits("short", 8, 8, 2))
 
 
 @life
@@ -139,7 +139,7 @@ def nothing_is_known_of_its_wait() -> Facts:
 
 @life
 def only_who_held_slots_is_known_of_its_wait() -> Facts:
-    return facts(waited(), others(1, 0.0, 1.0), capacity=Capacity())
+    return facts(waited(), others(1, 0.0, 1.0), limits=SlotLimits())
 
 
 @life
@@ -162,7 +162,7 @@ def others_had_chunks_that_are_kept_as_one() -> Facts:
 
 @life
 def it_is_queued() -> Facts:
-    return facts(Life().queued(0.5, position=2, eta_ms=4000), others(6, 0.0, 7.9), now_s=3.0, capacity=Capacity())
+    return facts(Life().queued(0.5, position=2, eta_ms=4000), others(6, 0.0, 7.9), now_s=3.0, limits=SlotLimits())
 
 
 @life

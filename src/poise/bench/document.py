@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from poise.bench import origin
+from poise.bench import provenance
 from poise.bench.record import NS_PER_S
 from poise.bench.report import GroupReport, group_reports, notes
 from poise.bench.rounds import Benchmark, RunOptions, ScenarioRun
@@ -29,9 +29,9 @@ def as_document(benchmark: Benchmark, options: RunOptions, runs: list[ScenarioRu
             "text_seed": options.text_seed,
             "pause_s": options.pause_s,
         },
-        "versions": origin.versions(),
-        "commit": origin.commit(),
-        "host": origin.host(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "host": provenance.host(),
         "targets": benchmark.targets,
         "scenarios": [run_as_json(run, group_reports(run)) for run in runs],
     }

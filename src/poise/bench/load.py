@@ -90,20 +90,20 @@ class RoundLoad:
         self._seed = seed
         self._text_seed = text_seed
         self._retry_pause_s = retry_pause_s
-        self._origin_ns: int | None = None
+        self._began_ns: int | None = None
         self._answers: dict[int, str] = {}
         """What conversations go on from, by the seed of the segment that repeats it."""
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the load started; 0 before."""
-        return 0.0 if self._origin_ns is None else self._now_ns() / NS_PER_S
+        return 0.0 if self._began_ns is None else self._now_ns() / NS_PER_S
 
     async def run(self) -> RoundResult:
         warmup_statuses = await self._warm_up()
         streams = self._scenario.requests(self._seed)
         cpu_s = time.process_time()
-        self._origin_ns = time.perf_counter_ns()
+        self._began_ns = time.perf_counter_ns()
         async with AsyncExitStack() as stack:
             if any(client.reading is not None for client in self._scenario.clients):
                 self._slow_session = await stack.enter_async_context(slow_session())
@@ -144,14 +144,14 @@ class RoundLoad:
         client = self._scenario.clients[0]
         for index, plan in enumerate(self._scenario.warmup(self._seed)):
             record = _new_record(client, 0, index, plan, start_ns=0)
-            self._origin_ns = time.perf_counter_ns()
+            self._began_ns = time.perf_counter_ns()
             try:
                 async with asyncio.timeout(self._scenario.duration_s + self._scenario.drain_s):
                     await self._exchange(record, plan, client, self._body(client, plan))
             except TimeoutError:
                 record.status = UNFINISHED
             statuses.append(record.status)
-        self._origin_ns = None
+        self._began_ns = None
         return statuses
 
     async def _drive(self, stream: RequestStream, group: asyncio.TaskGroup) -> None:
@@ -276,8 +276,8 @@ class RoundLoad:
         return msgspec.json.encode(body)
 
     def _now_ns(self) -> int:
-        assert self._origin_ns is not None, "the clock has not started"
-        return time.perf_counter_ns() - self._origin_ns
+        assert self._began_ns is not None, "the clock has not started"
+        return time.perf_counter_ns() - self._began_ns
 
     def _remaining_s(self) -> float:
         return self._scenario.duration_s - self._now_ns() / NS_PER_S

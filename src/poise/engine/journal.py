@@ -38,7 +38,7 @@ from poise.scheduler.plan import StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Request
 
-CAPACITY = 4096
+ENTRIES_MAX = 4096
 BLOCKS_MAX = 1 << 16
 """Keys of blocks in the ring, some 3 MB: enough for a thousand prompts of 500 tokens."""
 BLOCKS_CUT = 32
@@ -49,13 +49,13 @@ ERASED = "(erased)"
 
 
 class Journal:
-    """A ring of the last `capacity` entries (None: all of them, whole), and the policy, which the ring never lets go.
+    """A ring of the last `entries_max` entries (None: all of them, whole), and the policy, which the ring never lets go.
 
     Recording keeps references to immutable values and formats nothing.
     """
 
-    def __init__(self, capacity: int | None = CAPACITY) -> None:
-        self._entries: deque[tuple[int, str, tuple[object, ...]]] = deque(maxlen=capacity)
+    def __init__(self, entries_max: int | None = ENTRIES_MAX) -> None:
+        self._entries: deque[tuple[int, str, tuple[object, ...]]] = deque(maxlen=entries_max)
         self._n_recorded = 0
         self._n_erased = 0
         self._n_cut = 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from poise.gateway.changes import GOES_ON, STOPS, KeptBy
-from poise.gateway.neighbours import Beside, Capacity, Company, Neighbours
+from poise.gateway.neighbours import Beside, Company, Neighbours, SlotLimits
 from poise.gateway.record import PREFILL, Moment, Record
 from poise.gateway.spans import DECODE, QUEUED, computed_of, overlap_s, percentile, spans_of
 from poise.wire.changes import ChangeKind
@@ -39,7 +39,7 @@ class Surroundings:
     """What is known beside the record itself."""
 
     neighbours: Neighbours
-    capacity: Callable[[str], Capacity]
+    limits: Callable[[str], SlotLimits]
     """By pool."""
     weather: Callable[[float, float], Weather]
     forgotten_s: float | None
@@ -68,7 +68,7 @@ class Wait(Stretch):
     eta_s: float
     paused_s: float
     """For how long of it an operator or its reader kept it."""
-    capacity: Capacity
+    limits: SlotLimits
     weather: Weather
 
 
@@ -231,17 +231,17 @@ class _Life:
 
     def wait(self, queued: Moment) -> Wait:
         begin_s, end_s, around = queued.at_s, self._begun_s, self._around
-        capacity = around.capacity(self.started.detail["pool"] if self.started is not None else "")
+        limits = around.limits(self.started.detail["pool"] if self.started is not None else "")
         spent = self._spent_s(queued.choice, begin_s, end_s)
         return Wait(
             begin_s,
             end_s,
-            around.neighbours.company(begin_s, end_s, capacity),
+            around.neighbours.company(begin_s, end_s, limits),
             is_over=self.started is not None,
             position=queued.detail["position"],
             eta_s=queued.detail["eta_ms"] / 1000,
             paused_s=sum(spent.get(stop.span, 0.0) for stop in STOPS.values() if stop.kept_by in _KEPT),
-            capacity=capacity,
+            limits=limits,
             weather=around.weather(begin_s, end_s),
         )
 
@@ -253,7 +253,7 @@ class _Life:
         return Prefill(
             begin_s,
             end_s,
-            around.neighbours.company(begin_s, end_s, around.capacity(started.detail["pool"])),
+            around.neighbours.company(begin_s, end_s, around.limits(started.detail["pool"])),
             is_over=first is not None,
             n_cached=started.detail["cached_tokens"],
             n_computed=sum(c.n_tokens for c in chunks),
@@ -282,7 +282,7 @@ class _Life:
         return Gap(
             begin_s,
             end_s,
-            neighbours.company(begin_s, end_s, Capacity()),
+            neighbours.company(begin_s, end_s, SlotLimits()),
             choice=choice,
             n_before=n_before,
             away={state: spent_s for state, spent_s in spent.items() if state not in (PREFILL, DECODE)},

@@ -125,8 +125,8 @@ def _who(facts: Facts) -> Iterator[str]:
 
 def _waiting(facts: Facts, wait: Wait) -> Iterator[str]:
     eta = f"about {duration(wait.eta_s)}" if wait.eta_s > 0 else "no time"
-    company, capacity, took = wait.company, wait.capacity, duration(wait.took_s)
-    in_pool = f" in pool {capacity.pool}" if capacity.pool else ""
+    company, limits, took = wait.company, wait.limits, duration(wait.took_s)
+    in_pool = f" in pool {limits.pool}" if limits.pool else ""
     waited = f"waited {took} for its slot{in_pool}" if wait.is_over else f"has waited {took} without a slot"
     yield f"It came to place {wait.position} of its class's queue, where it was to wait {eta}, and {waited}."
     if wait.took_s < 0.1:
@@ -135,8 +135,8 @@ def _waiting(facts: Facts, wait: Wait) -> Iterator[str]:
         yield f"For {duration(wait.paused_s)} of that an operator or its own reader kept it."
     if company.n_slots:
         were = "was" if company.n_slots == 1 else "were"
-        slots = f"{company.n_slots} of the {capacity.slots} slots" if capacity.slots else count(company.n_slots, "slot")
-        pool = f" of pool {capacity.pool}" if capacity.pool else ""
+        slots = f"{company.n_slots} of the {limits.slots} slots" if limits.slots else count(company.n_slots, "slot")
+        pool = f" of pool {limits.pool}" if limits.pool else ""
         yield f"When it came, {slots}{pool} {were} held: {held_by(company)}."
     if full := _full(facts, wait):
         yield f"Of the wait, {joined(full)}."
@@ -147,36 +147,36 @@ def _waiting(facts: Facts, wait: Wait) -> Iterator[str]:
 
 def _full(facts: Facts, wait: Wait) -> list[str]:
     """For how long which limit was reached."""
-    capacity, company, request_class = wait.capacity, wait.company, class_at(facts.record, wait.begin_s)
+    limits, company, request_class = wait.limits, wait.company, class_at(facts.record, wait.begin_s)
     full = []
     if company.slots_full_s > 0:
         full.append(f"for {duration(company.slots_full_s)} every slot of the pool was held")
-    if company.class_full_s > 0 and capacity.class_slots != capacity.slots:
-        most = f"class {request_class} held as many as it may ({capacity.class_slots} of the pool)"
+    if company.class_full_s > 0 and limits.class_slots != limits.slots:
+        most = f"class {request_class} held as many as it may ({limits.class_slots} of the pool)"
         full.append(f"for {duration(company.class_full_s)} {most}")
     if company.tenant_full_s > 0:
-        most = f"its tenant ran as many requests as it may ({capacity.tenant_running} at once)"
+        most = f"its tenant ran as many requests as it may ({limits.tenant_running} at once)"
         full.append(f"for {duration(company.tenant_full_s)} {most}")
     return full
 
 
 def _why(facts: Facts, wait: Wait) -> str:
     """What it waited for, as far as that is certain."""
-    company, capacity, most_s = wait.company, wait.capacity, MOST * wait.took_s
-    held, slots_of = held_by(company), f"slots of pool {capacity.pool}"
+    company, limits, most_s = wait.company, wait.limits, MOST * wait.took_s
+    held, slots_of = held_by(company), f"slots of pool {limits.pool}"
     if wait.paused_s > most_s:
         return f"an operator or its own reader kept it for {duration(wait.paused_s)}"
-    if company.slots_full_s > most_s and company.n_slots != capacity.slots:
-        full = f"for {duration(company.slots_full_s)} all {capacity.slots} {slots_of} were held"
+    if company.slots_full_s > most_s and company.n_slots != limits.slots:
+        full = f"for {duration(company.slots_full_s)} all {limits.slots} {slots_of} were held"
         return f"{full}, by {holders(company)}"
     if company.slots_full_s > most_s:
-        return f"{company.n_slots} of the {capacity.slots} {slots_of} were held, {held}"
+        return f"{company.n_slots} of the {limits.slots} {slots_of} were held, {held}"
     if company.class_full_s > most_s and company.n_slots:
         request_class = class_at(facts.record, wait.begin_s)
-        limit = f"class {request_class} held the {capacity.class_slots} {slots_of} that it may hold"
+        limit = f"class {request_class} held the {limits.class_slots} {slots_of} that it may hold"
         return f"{limit}; in use were {company.n_slots}, {held}"
     if company.tenant_full_s > most_s:
-        return f"its tenant ran as many requests at once as it may ({capacity.tenant_running})"
+        return f"its tenant ran as many requests at once as it may ({limits.tenant_running})"
     limited = [(part, name) for name, part in wait.weather.limited.items() if name not in (Limit.NONE, Limit.IDLE)]
     if limited:
         part, name = max(limited, key=lambda known: known[0])

@@ -9,7 +9,7 @@ from poise.config.classes import class_settings
 from poise.gateway.engine_client import EngineView
 from poise.gateway.explain import Facts, Surroundings, Weather, facts_of
 from poise.gateway.history import History
-from poise.gateway.neighbours import Capacity, Neighbours
+from poise.gateway.neighbours import Neighbours, SlotLimits
 from poise.gateway.record import Record
 from poise.gateway.records import Records
 from poise.scheduler.policy import LONG_POOL
@@ -33,13 +33,13 @@ class Explainer:
         )
         around = Surroundings(
             neighbours,
-            lambda pool: self._capacity(record, pool),
+            lambda pool: self._slot_limits(record, pool),
             lambda begin_s, end_s: self._weather(begin_s, end_s, now_s),
             self._records.forgotten_s,
         )
         return facts_of(record, around, now_s)
 
-    def _capacity(self, record: Record, pool: str) -> Capacity:
+    def _slot_limits(self, record: Record, pool: str) -> SlotLimits:
         """`pool` is empty before it is known."""
         ready, origin = self._engine.state.ready, record.origin
         slots = {built.name: built.n_slots for built in ready.pools} if ready is not None else {}
@@ -48,9 +48,9 @@ class Explainer:
         limits = class_settings(self._settings, origin.request_class)
         running_max = self._settings.tenant(origin.tenant).running_max or None
         if pool not in slots:
-            return Capacity("", tenant_running=running_max)
+            return SlotLimits("", tenant_running=running_max)
         class_slots = limits.heavy_max if pool == LONG_POOL else limits.slots_max
-        return Capacity(pool, slots[pool], min(class_slots, slots[pool]), running_max)
+        return SlotLimits(pool, slots[pool], min(class_slots, slots[pool]), running_max)
 
     def _weather(self, begin_s: float, end_s: float, now_s: float) -> Weather:
         """The samples are dated, the records are not: their clock counts from any moment."""

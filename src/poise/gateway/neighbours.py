@@ -39,7 +39,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class SlotLimits:
     """How many slots there are for one request. None: not known, or no such limit."""
 
     pool: str = ""
@@ -114,7 +114,7 @@ class Neighbours:
             _Other(record, spans_of(record, now_s), computed_of(record)) for record in others[:NEIGHBOURS_MAX]
         ]
 
-    def company(self, begin_s: float, end_s: float, capacity: Capacity) -> Company:
+    def company(self, begin_s: float, end_s: float, limits: SlotLimits) -> Company:
         """What they held and computed between two moments."""
         groups: dict[tuple[str, bool], Group] = {}
         in_pool: list[tuple[float, float]] = []
@@ -124,7 +124,7 @@ class Neighbours:
         for other in self._between(begin_s, end_s):
             record, spans = other.record, other.spans
             its_class, own = class_at(record, begin_s), self._is_own(record)
-            held = [s for s in spans if s.pool and capacity.pool in ("", s.pool)]
+            held = [s for s in spans if s.pool and limits.pool in ("", s.pool)]
             in_pool += [(s.begin_s, s.end_s) for s in held]
             if its_class == request_class:
                 in_class += [(s.begin_s, s.end_s) for s in held]
@@ -147,9 +147,9 @@ class Neighbours:
                 group.holders += [record.response_id] * (n_slots > 0)
         return Company(
             sorted(groups.values(), key=lambda g: (-g.n_slots, -g.n_requests, g.request_class, g.own)),
-            _full_s(in_pool, capacity.slots, begin_s, end_s),
-            _full_s(in_class, capacity.class_slots, begin_s, end_s),
-            _full_s(of_tenant, capacity.tenant_running, begin_s, end_s),
+            _full_s(in_pool, limits.slots, begin_s, end_s),
+            _full_s(in_class, limits.class_slots, begin_s, end_s),
+            _full_s(of_tenant, limits.tenant_running, begin_s, end_s),
             all_exact,
         )
 

@@ -18,16 +18,16 @@ from poise.llama.library import BatchStruct, Library
 
 
 class BatchBuffer:
-    """Room for `capacity` tokens. `struct` is valid until the next `fill`."""
+    """Room for `tokens_max` tokens. `struct` is valid until the next `fill`."""
 
-    def __init__(self, library: Library, capacity: int, positions_max: int) -> None:
-        self.capacity = capacity
-        self._token = np.zeros(capacity, np.int32)
-        self._position = np.zeros(capacity, np.int32)
-        self._slot = np.zeros(capacity, np.int32)
-        self._output = np.zeros(capacity, np.int8)
-        self._one = np.ones(capacity, np.int32)
-        self._slot_address = (self._slot.ctypes.data + 4 * np.arange(capacity)).astype(np.uintp)
+    def __init__(self, library: Library, tokens_max: int, positions_max: int) -> None:
+        self.tokens_max = tokens_max
+        self._token = np.zeros(tokens_max, np.int32)
+        self._position = np.zeros(tokens_max, np.int32)
+        self._slot = np.zeros(tokens_max, np.int32)
+        self._output = np.zeros(tokens_max, np.int8)
+        self._one = np.ones(tokens_max, np.int32)
+        self._slot_address = (self._slot.ctypes.data + 4 * np.arange(tokens_max)).astype(np.uintp)
         # Positions of any chunk are a slice of this.
         self._count = np.arange(positions_max + 1, dtype=np.int32)
         self.struct = self._point_to_arrays(library.batch())
@@ -47,7 +47,7 @@ class BatchBuffer:
         end = 0
         for row in rows:
             start, end = end, end + len(row.tokens)
-            assert end <= self.capacity, f"a batch of {end} tokens or more, and there is room for {self.capacity}"
+            assert end <= self.tokens_max, f"a batch of {end} tokens or more, and there is room for {self.tokens_max}"
             if end == start + 1:  # a decode: single items are faster than slices
                 self._token[start] = row.tokens[0]
                 self._position[start] = row.start

@@ -134,8 +134,8 @@ class Mirror:
                     assert request_id in lost, f"{operation}: a request goes on from cells that were never stored"
                     return
                 assert entry in self.entries, f"{operation}: there is no such entry"
-                origin, cells = self.entries[entry]
-                assert origin == pool, f"{operation}: the entry is of pool {origin}"
+                home, cells = self.entries[entry]
+                assert home == pool, f"{operation}: the entry is of pool {home}"
                 assert n_cells <= (cells.n or 0), f"{operation}: the entry has {cells.n} cells"
                 if request_id not in lost:
                     self._take_over(pool, slot, cells, n_cells, request_id)

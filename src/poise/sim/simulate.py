@@ -11,7 +11,7 @@ import msgspec
 from poise.config import Settings, to_policy
 from poise.engine.blackbox import read_words
 from poise.engine.core import Engine
-from poise.engine.journal import CAPACITY, Journal
+from poise.engine.journal import ENTRIES_MAX, Journal
 from poise.scenarios import Scenario
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.scheduler import Scheduler
@@ -94,8 +94,8 @@ class SimulationFailure(Exception):
 class _Recorder(Journal):
     """A journal that hashes each entry into `digest` and shows it to observers."""
 
-    def __init__(self, capacity: int | None, observers: Iterable[Observer], digest: blake2b) -> None:
-        super().__init__(capacity)
+    def __init__(self, entries_max: int | None, observers: Iterable[Observer], digest: blake2b) -> None:
+        super().__init__(entries_max)
         self.digest = digest
         self._observers = tuple(observers)
         self._encode = msgspec.msgpack.Encoder().encode
@@ -202,8 +202,8 @@ class _Machine:
         )
         scheduler = Scheduler(policy)
         checkers = Checkers(policy, runner, scheduler.served)
-        capacity = None if options.keep_journal else CAPACITY
-        journal = _Recorder(capacity, (checkers.recorded, *options.observers), self._digest)
+        entries_max = None if options.keep_journal else ENTRIES_MAX
+        journal = _Recorder(entries_max, (checkers.recorded, *options.observers), self._digest)
         journal.record_policy(policy)
         outbox = _Ears(checkers.heard, *options.listeners, world.send)
         engine = Engine(scheduler, runner, self._clock, inbox=world, outbox=outbox, journal=journal)

@@ -36,7 +36,7 @@ from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_
 from poise.tune.children import CannotMeasure, Server, terminable
 from poise.tune.forecast import as_costs
 from poise.tune.judge import calibrated_round, live_round
-from poise.tune.origin import describe
+from poise.tune.provenance import describe
 
 COMMAND = "poise capacity"
 INTERRUPTED = 130
@@ -73,12 +73,12 @@ def capacity(
         targets = [parse_target(text) for text in target or DEFAULT_TARGETS]
         loaded = _load(config, assignments, profile, model)
         path = model_path(loaded.settings)
-        origin = describe(loaded.settings)
+        provenance = describe(loaded.settings)
         with terminable(), _server(url, loaded) as place:
             until = time.monotonic() + 60 * minutes
             measuring = Measuring(loaded, path, place, targets, round_s, seed, until, typer.echo)
             interrupted = measuring.run()
-        record = measuring.record(origin)
+        record = measuring.record(provenance)
         file = records.write_record(loaded.settings, path, record)
     except _REFUSED as error:
         raise failure_line(str(error), command=COMMAND) from error
@@ -136,14 +136,17 @@ class Measuring:
             return True
         return False
 
-    def record(self, origin: Mapping[str, Any]) -> Record:
+    def record(self, provenance: Mapping[str, Any]) -> Record:
         loads = self._loads or {}
-        host: dict[str, str | int] = {"cpu": str(origin["host"]["cpu"]), "cores": int(origin["host"]["n_cpus_usable"])}
+        host: dict[str, str | int] = {
+            "cpu": str(provenance["host"]["cpu"]),
+            "cores": int(provenance["host"]["n_cpus_usable"]),
+        }
         ttft = {str(t.request_class): t.most for t in self.targets if t.measure == "ttft"}
         return Record(
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             host=host,
-            model=dict(origin["model"]),
+            model=dict(provenance["model"]),
             settings=records.matters(self.loaded.settings),
             targets=[str(target) for target in self.targets],
             interactive=loads.get("interactive"),

@@ -29,7 +29,7 @@ from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
 from poise.tune.knobs import STAGES, Knob, knobs, selected
 from poise.tune.loop import Tuner
 from poise.tune.measures import host_measures, plan_text, shortened
-from poise.tune.origin import describe, differences
+from poise.tune.provenance import describe, differences
 from poise.tune.tunedfile import DEFAULT_FILE, TunedFileError, evidence_path
 
 COMMAND = "poise tune"
@@ -75,13 +75,13 @@ def tune(
         goal = _goal(target, guard, then)
         setup = then.setup if then is not None else {}
         source = _source(str(setup.get("scenario_path", scenario)), float(setup.get("round_s", round_s)))
-        origin = describe(loaded.settings)
+        provenance = describe(loaded.settings)
         if check:
-            return _check(file, then, loaded, goal, source, origin, rounds, seed)
+            return _check(file, then, loaded, goal, source, provenance, rounds, seed)
         found = selected(knobs(loaded, len(os.sched_getaffinity(0))), stage, knob or [])
         if not plan:
             check_writable("FILE", file)
-        return _tune(file, plan, loaded, found, goal, source, origin, rounds, seed, minutes)
+        return _tune(file, plan, loaded, found, goal, source, provenance, rounds, seed, minutes)
     except ConfigError as error:
         for problem in error.problems[:-1]:
             typer.echo(problem, err=True)
@@ -110,7 +110,7 @@ def _tune(
     found: list[Knob],
     goal: Goal,
     source: ScenarioSource,
-    origin: dict[str, Any],
+    provenance: dict[str, Any],
     rounds: int,
     seed: int,
     minutes: float,
@@ -126,7 +126,7 @@ def _tune(
             tuner.run(found)
         finally:
             evidence = Evidence(
-                origin,
+                provenance,
                 setup,
                 ended=tuner.ended,
                 trials=tuner.trials,
@@ -144,7 +144,7 @@ def _check(
     loaded: LoadedSettings,
     goal: Goal,
     source: ScenarioSource,
-    origin: dict[str, Any],
+    provenance: dict[str, Any],
     rounds: int,
     seed: int,
 ) -> int:
@@ -155,7 +155,7 @@ def _check(
         typer.echo(f"{file} sets nothing: there is nothing to check")
         return HOLDS
     loaded.varied(values)
-    for line in differences(then.origin, origin) if then is not None else []:
+    for line in differences(then.origin, provenance) if then is not None else []:
         typer.echo(f"changed since: {line}")
     try:
         with terminable(), host_measures(loaded, source, rounds, seed, typer.echo) as measures:

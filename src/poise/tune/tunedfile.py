@@ -70,16 +70,16 @@ def to_toml(evidence: Evidence) -> str:
 
 
 def _head(evidence: Evidence) -> Iterator[str]:
-    origin, setup = evidence.origin, evidence.setup
-    host, model = origin["host"], origin["model"]
+    provenance, setup = evidence.origin, evidence.setup
+    host, model = provenance["host"], provenance["model"]
     yield from _comment(
         "Written by poise tune. It goes over your own file: poise serve --config poise.toml --config THIS"
     )
     yield from _comment(
-        f"{origin['started_at']}, poise {origin['versions']['poise']}, commit {origin['commit'] or '-'}"
+        f"{provenance['started_at']}, poise {provenance['versions']['poise']}, commit {provenance['commit'] or '-'}"
     )
     yield from _comment(
-        f"host: {host['cpu']}, {host['n_cpus_usable']} cores; llama.cpp {origin['versions']['llama.cpp']}"
+        f"host: {host['cpu']}, {host['n_cpus_usable']} cores; llama.cpp {provenance['versions']['llama.cpp']}"
     )
     yield from _comment(f"model: {model['path']}, SHA-256 {model['sha256']}")
     yield from _comment(

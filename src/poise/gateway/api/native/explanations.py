@@ -163,15 +163,15 @@ def figures_of(facts: Facts) -> ExplanationFigures:
 
 
 def _queue(wait: Wait) -> QueueFigures:
-    capacity, company = wait.capacity, wait.company
+    limits, company = wait.limits, wait.company
     return QueueFigures(
         position=wait.position,
         estimate_ms=_ms(wait.eta_s),
         waited_ms=_ms(wait.took_s),
         over=wait.is_over,
         held_back_ms=_ms(wait.paused_s),
-        pool=capacity.pool or None,
-        slots=capacity.slots,
+        pool=limits.pool or None,
+        slots=limits.slots,
         slots_held=company.n_slots,
         slots_full_ms=_ms(company.slots_full_s),
         class_full_ms=_ms(company.class_full_s),

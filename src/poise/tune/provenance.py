@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from poise.bench import origin
+from poise.bench import provenance
 from poise.config import Settings
 from poise.llama import library
 from poise.llama.digest import file_digest
@@ -25,9 +25,9 @@ def describe(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(
         {
             "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "host": origin.host(),
-            "versions": origin.versions() | {"llama.cpp": library.load().version().decode()},
-            "commit": origin.commit(),
+            "host": provenance.host(),
+            "versions": provenance.versions() | {"llama.cpp": library.load().version().decode()},
+            "commit": provenance.commit(),
             "model": {"path": str(path), "sha256": digest},
         }
     )
