@@ -37,7 +37,7 @@ from poise.llama.default_model import default_model
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 
 STATUS_EVERY_S = 0.25
 
@@ -45,7 +45,7 @@ STATUS_EVERY_S = 0.25
 def engine(step_s: float, busy: bool) -> None:
     """Answers each Submit at once and then gives every live request one token in each step."""
     connection = socket.socket(fileno=int(sys.argv[-1]))
-    frames: FrameReader[to_engine.ToEngine] = FrameReader(to_engine.ToEngine)
+    frames: FrameDecoder[to_engine.ToEngine] = FrameDecoder(to_engine.ToEngine)
     left: dict[int, int] = {}
     for _ in range(2 if busy else 0):
         threading.Thread(target=sweep, daemon=True).start()

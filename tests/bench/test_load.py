@@ -18,7 +18,7 @@ from aiohttp import web
 
 from poise.bench.load import RoundLoad, RoundResult
 from poise.bench.prompts import WORDS, prompt
-from poise.bench.sse import LINE_BYTES_MAX, StreamReader, error_type
+from poise.bench.sse import LINE_BYTES_MAX, EventDecoder, error_type
 from poise.bench.target import Target, TargetError, base_url, discover, new_session, wait_ready
 from poise.scenarios import Scenario, parse_scenario
 
@@ -407,7 +407,7 @@ def test_reader_is_indifferent_to_fragments(size: int) -> None:
     data = b"".join(
         [b": ping\r\n\r\n", b"event: x\n", ROLE, TOKEN.replace(b"\n", b"\r\n"), TOKEN[:5] + TOKEN[6:], *COMPLETE]
     )
-    reader = StreamReader()
+    reader = EventDecoder()
     n_content = sum(reader.feed(data[start : start + size]) for start in range(0, len(data), size))
     assert (n_content, reader.done, reader.error) == (5, True, None)
     assert (reader.n_prompt_tokens, reader.n_output_tokens) == (42, 3)
@@ -415,7 +415,7 @@ def test_reader_is_indifferent_to_fragments(size: int) -> None:
 
 def test_reader_ignores_what_follows_the_end() -> None:
     """After [DONE] or an error nothing counts."""
-    reader = StreamReader()
+    reader = EventDecoder()
     assert reader.feed(TOKEN + DONE + TOKEN) == 1
     assert reader.feed(TOKEN) == 0
 
@@ -423,12 +423,12 @@ def test_reader_ignores_what_follows_the_end() -> None:
 def test_reader_counts_thoughts() -> None:
     """Text of a reasoning model counts as text; null, empty and absent text does not."""
     deltas = [b'{"reasoning_content":"hm"}', b'{"content":null}', b'{"content":""}', b"{}", b"null"]
-    assert [StreamReader().feed(b'data: {"choices":[{"delta":%s}]}\n' % delta) for delta in deltas] == [1, 0, 0, 0, 0]
+    assert [EventDecoder().feed(b'data: {"choices":[{"delta":%s}]}\n' % delta) for delta in deltas] == [1, 0, 0, 0, 0]
 
 
 def test_reader_bounds_a_line() -> None:
     """A line without an end is refused before it fills the memory."""
-    reader = StreamReader()
+    reader = EventDecoder()
     reader.feed(b"data: " + b"x" * LINE_BYTES_MAX)
     assert reader.error == "line_too_long"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poise.commands.doctor import Finding, Grade, Host, examine, is_bad, to_json, to_text
+from poise.commands.doctor import Diagnosis, Grade, Host, examine, is_bad, to_json, to_text
 from poise.config import LoadedSettings, load
 from poise.gateway.keys import KeysFile
 from poise.operator_token import write_token
@@ -44,21 +44,21 @@ def host(tmp_path: Path, pressure: float = 0.0, **changes: Any) -> Host:
     return Host(proc=tmp_path, folders=(tmp_path,), **(answers | {"free_disk": lambda _: 1 << 40} | changes))
 
 
-def found(findings: list[Finding], subject: str) -> list[Finding]:
-    return [finding for finding in findings if finding.subject == subject]
+def found(diagnoses: list[Diagnosis], subject: str) -> list[Diagnosis]:
+    return [diagnosis for diagnosis in diagnoses if diagnosis.subject == subject]
 
 
 def test_a_host_in_order(tmp_path: Path, loaded: LoadedSettings) -> None:
     """Nothing to do, and the verdict says so; every subject is there."""
-    findings = examine(loaded, host(tmp_path))
-    assert [f for f in findings if f.grade is not Grade.OK] == []
-    assert {f.subject for f in findings} >= {
+    diagnoses = examine(loaded, host(tmp_path))
+    assert [f for f in diagnoses if f.grade is not Grade.OK] == []
+    assert {f.subject for f in diagnoses} >= {
         *("system", "cores", "clock", "engine", "model", "memory", "keys", "address", "disk", "pressure", "open files")
     }
-    assert not is_bad(findings)
-    assert to_text(findings).endswith("`poise serve` can start; 0 warnings")
-    assert [set(entry) for entry in json.loads(to_json(findings))] == [{"subject", "grade", "text", "remedy"}] * len(
-        findings
+    assert not is_bad(diagnoses)
+    assert to_text(diagnoses).endswith("`poise serve` can start; 0 warnings")
+    assert [set(entry) for entry in json.loads(to_json(diagnoses))] == [{"subject", "grade", "text", "remedy"}] * len(
+        diagnoses
     )
 
 
@@ -76,22 +76,22 @@ def test_what_is_wrong_with_the_host_is_a_warning(
     tmp_path: Path, loaded: LoadedSettings, subject: str, changes: dict[str, Any], told: str
 ) -> None:
     """With the figure and a remedy; the server could start all the same."""
-    findings = examine(loaded, host(tmp_path, **changes))
-    (finding,) = found(findings, subject)
-    assert finding.grade is Grade.WARNING
-    assert told in finding.text
-    assert finding.remedy
-    assert not is_bad(findings)
+    diagnoses = examine(loaded, host(tmp_path, **changes))
+    (diagnosis,) = found(diagnoses, subject)
+    assert diagnosis.grade is Grade.WARNING
+    assert told in diagnosis.text
+    assert diagnosis.remedy
+    assert not is_bad(diagnoses)
 
 
 def test_a_port_in_use_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
     """By anybody; what to do is said."""
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
-        (finding,) = found(examine(settings(tmp_path, server__port=str(port)), host(tmp_path)), "address")
-    assert finding.grade is Grade.BAD
-    assert str(port) in finding.text
-    assert "--port" in finding.remedy
+        (diagnosis,) = found(examine(settings(tmp_path, server__port=str(port)), host(tmp_path)), "address")
+    assert diagnosis.grade is Grade.BAD
+    assert str(port) in diagnosis.text
+    assert "--port" in diagnosis.remedy
 
 
 @pytest.mark.parametrize("ours", [True, False])
@@ -114,16 +114,16 @@ def test_a_running_server_is_no_fault(
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         token = write_token("127.0.0.1", server.server_port) if ours else None
-        findings = examine(settings(tmp_path, server__port=str(server.server_port)), host(tmp_path))
+        diagnoses = examine(settings(tmp_path, server__port=str(server.server_port)), host(tmp_path))
         server.shutdown()
         thread.join()
         if token is not None:
             token.close()
-    (finding,) = found(findings, "address")
-    assert finding.grade is (Grade.OK if ours else Grade.WARNING)
-    assert ("your server" if ours else "not this user's") in finding.text
-    assert not is_bad(findings)
-    assert "a server is running" in to_text(findings)
+    (diagnosis,) = found(diagnoses, "address")
+    assert diagnosis.grade is (Grade.OK if ours else Grade.WARNING)
+    assert ("your server" if ours else "not this user's") in diagnosis.text
+    assert not is_bad(diagnoses)
+    assert "a server is running" in to_text(diagnoses)
 
 
 @pytest.mark.parametrize(("required", "grade"), [("auto", Grade.OK), ("false", Grade.WARNING)])
@@ -131,25 +131,25 @@ def test_keys_beside_an_open_door_are_told(tmp_path: Path, loaded: LoadedSetting
     """Whether a key is needed is said in every case."""
     given = settings(tmp_path, auth__required=required, auth__keys_file=str(tmp_path / "keys.jsonl"))
     KeysFile(tmp_path / "keys.jsonl").add("ann")
-    (finding,) = found(examine(given, host(tmp_path)), "keys")
-    assert finding.grade is grade
-    assert ("every request needs one" if required == "auto" else "without one are answered") in finding.text
-    assert bool(finding.remedy) is (grade is Grade.WARNING)
+    (diagnosis,) = found(examine(given, host(tmp_path)), "keys")
+    assert diagnosis.grade is grade
+    assert ("every request needs one" if required == "auto" else "without one are answered") in diagnosis.text
+    assert bool(diagnosis.remedy) is (grade is Grade.WARNING)
 
 
 def test_a_missing_model_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
-    findings = examine(settings(tmp_path, model__path=str(tmp_path / "none.gguf")), host(tmp_path))
-    (finding,) = found(findings, "model")
-    assert finding.grade is Grade.BAD
-    assert "none.gguf" in finding.text
-    assert is_bad(findings)
-    assert "1 to mend" in to_text(findings)
+    diagnoses = examine(settings(tmp_path, model__path=str(tmp_path / "none.gguf")), host(tmp_path))
+    (diagnosis,) = found(diagnoses, "model")
+    assert diagnosis.grade is Grade.BAD
+    assert "none.gguf" in diagnosis.text
+    assert is_bad(diagnoses)
+    assert "1 to mend" in to_text(diagnoses)
 
 
 def test_an_open_server_without_keys_stops_a_start(tmp_path: Path, loaded: LoadedSettings) -> None:
-    (finding,) = found(examine(settings(tmp_path, server__host="0.0.0.0"), host(tmp_path)), "exposure")
-    assert finding.grade is Grade.BAD
-    assert "poise keys add NAME" in finding.text
+    (diagnosis,) = found(examine(settings(tmp_path, server__host="0.0.0.0"), host(tmp_path)), "exposure")
+    assert diagnosis.grade is Grade.BAD
+    assert "poise keys add NAME" in diagnosis.text
 
 
 def test_keys_that_others_can_read_are_told(tmp_path: Path, loaded: LoadedSettings) -> None:
@@ -157,13 +157,13 @@ def test_keys_that_others_can_read_are_told(tmp_path: Path, loaded: LoadedSettin
     file = tmp_path / "poise.toml"
     file.write_text('[auth.keys]\nann = "secret-of-ann"\n')
     file.chmod(0o644)
-    (finding,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
-    assert finding.grade is Grade.WARNING
-    assert "0644" in finding.text
-    assert finding.remedy == f"chmod 600 {file}"
+    (diagnosis,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
+    assert diagnosis.grade is Grade.WARNING
+    assert "0644" in diagnosis.text
+    assert diagnosis.remedy == f"chmod 600 {file}"
     file.chmod(0o600)
-    (finding,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
-    assert finding.grade is Grade.OK
+    (diagnosis,) = found(examine(load(file, {}, {"server.port": "0"}), host(tmp_path)), "permissions")
+    assert diagnosis.grade is Grade.OK
 
 
 def test_a_name_is_judged_by_its_address(

@@ -14,7 +14,7 @@ from poise.config import Settings
 from poise.engine.blackbox import BlackBox, Phase, read_words
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 from tests.engine.harness import Bench
 from tests.gateway.simulated_engine import KILL_TOKEN
 
@@ -30,7 +30,7 @@ def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
     with ours, subprocess.Popen(command, pass_fds=[fd, theirs.fileno()]) as engine:
         theirs.close()
         ours.sendall(encode_frame(to_engine.Configure(Settings().model_dump_json(), "model.gguf")))
-        frames = FrameReader[wire.ToGateway](wire.ToGateway)
+        frames = FrameDecoder[wire.ToGateway](wire.ToGateway)
         while not any(isinstance(message, wire.Ready) for message in frames.feed(ours.recv(1 << 16))):
             pass
         sent_ns = time.monotonic_ns()
@@ -66,7 +66,7 @@ def test_an_engine_ends_with_who_started_it() -> None:
         theirs.close()
         ours.settimeout(60)
         ours.sendall(encode_frame(to_engine.Configure(Settings().model_dump_json(), "model.gguf")))
-        frames = FrameReader[wire.ToGateway](wire.ToGateway)
+        frames = FrameDecoder[wire.ToGateway](wire.ToGateway)
         while not any(isinstance(message, wire.Ready) for message in frames.feed(ours.recv(1 << 16))):
             pass
         starter.kill()

@@ -10,7 +10,7 @@ from poise.commands import doctor
 from poise.commands.doctor import Grade
 from poise.config import LoadedSettings, load
 from poise.gateway import preflight, serve
-from poise.llama.capacity import Load, Record, write_record
+from poise.llama.capacity import CapacityRecord, Load, write_record
 from tests.llama.gguf_files import write_gguf
 
 
@@ -22,7 +22,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name))
     path = write_gguf(tmp_path / "tiny.gguf")
     four = Load(4, 5, 12, 1.0)
-    record = Record("2026-11-26", {}, {}, {}, [], four, four, four, 8192, {})
+    record = CapacityRecord("2026-11-26", {}, {}, {}, [], four, four, four, 8192, {})
     write_record(loaded(path).settings, path, record)
     return path
 

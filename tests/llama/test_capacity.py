@@ -8,7 +8,7 @@ import pytest
 
 from poise.config import LoadedSettings, load
 from poise.llama import capacity
-from poise.llama.capacity import Load, Record, limits, problems, read_record, write_record
+from poise.llama.capacity import CapacityRecord, Load, limits, problems, read_record, write_record
 
 SLOTS = "classes.interactive.slots_max"
 
@@ -32,9 +32,9 @@ def loaded(*, required: bool = False, **changes: object) -> LoadedSettings:
     return load(None, {}, given | {"server.require_measured": required})
 
 
-def record(at_once: int = 9, slots: int = 12) -> Record:
+def record(at_once: int = 9, slots: int = 12) -> CapacityRecord:
     one = Load(at_once, at_once + 1, slots, per_s=2.0)
-    return Record(
+    return CapacityRecord(
         "2026-11-26T05:00:00+00:00",
         {"cpu": "x", "cores": 2},
         {"path": "m"},
@@ -104,7 +104,7 @@ def test_required_and_not_measured(model: Path) -> None:
 
 def test_what_was_not_measured_is_above(model: Path) -> None:
     """A record of an interrupted run speaks of its part only."""
-    part = Record("t", {}, {}, {}, [], interactive=Load(9, 10, 12))
+    part = CapacityRecord("t", {}, {}, {}, [], interactive=Load(9, 10, 12))
     write_record(loaded().settings, model, part)
     (line,) = problems(load(None, {}, {"pools.long.slots": 3}), model)
     assert "(nothing was measured); measure with it: poise capacity --set pools.long.slots=3" in line

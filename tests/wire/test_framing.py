@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
-from poise.wire.framing import FrameError, FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, FrameError, encode_frame
 
 MESSAGES: list[wire.ToGateway] = [
     wire.Loading(0.5, "loading"),
@@ -34,7 +34,7 @@ MESSAGES: list[wire.ToGateway] = [
 def test_messages_survive_any_cut_of_the_stream(cuts: list[int]) -> None:
     """Frames may arrive byte by byte or many at once."""
     stream = b"".join(encode_frame(m) for m in MESSAGES)
-    reader: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
+    reader: FrameDecoder[wire.ToGateway] = FrameDecoder(wire.ToGateway)
     received: list[wire.ToGateway] = []
     position = 0
     while position < len(stream):
@@ -50,7 +50,7 @@ def test_messages_survive_any_cut_of_the_stream(cuts: list[int]) -> None:
 )
 def test_garbage_is_an_error(garbage: bytes) -> None:
     """A peer that does not speak the protocol is noticed."""
-    reader: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
+    reader: FrameDecoder[wire.ToGateway] = FrameDecoder(wire.ToGateway)
     with pytest.raises(FrameError):
         list(reader.feed(garbage))
 
@@ -59,5 +59,5 @@ def test_a_submit_crosses_unchanged() -> None:
     """The largest message, with every sampling parameter set."""
     sampling = to_engine.SamplingParams(0.5, 0.9, 40, 0.1, 1.0, -1.0, 1.1, ((5, -100.0),), 42, 3, True, 7)
     submit = to_engine.Submit(1, "tenant", "background", list(range(5000)), 64, sampling)
-    reader: FrameReader[to_engine.ToEngine] = FrameReader(to_engine.ToEngine)
+    reader: FrameDecoder[to_engine.ToEngine] = FrameDecoder(to_engine.ToEngine)
     assert list(reader.feed(encode_frame(submit))) == [submit]

@@ -25,7 +25,7 @@ from poise.bench.malformed import malformed_body
 from poise.bench.prompts import messages
 from poise.bench.reading import pieces, slow_session
 from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
-from poise.bench.sse import StreamReader, error_type
+from poise.bench.sse import EventDecoder, error_type
 from poise.bench.target import Target
 from poise.scenarios import Client, PlannedRequest, RequestStream, Scenario
 
@@ -223,7 +223,7 @@ class RoundLoad:
         patience: asyncio.Timeout,
     ) -> None:
         """Reads to the end of the connection, past the end of the answer: whoever leaves early looks like a quitter."""
-        reader = StreamReader()
+        reader = EventDecoder()
         async for data in pieces(response.content, client.reading, lambda: len(record.chunks_ns)):
             arrived_ns = self._now_ns() - record.start_ns
             n_chunks = reader.feed(data)

@@ -15,7 +15,7 @@ LINE_BYTES_MAX = 1 << 20
 
 
 @dataclass(slots=True)
-class StreamReader:
+class EventDecoder:
     """Splits a stream into lines and keeps what they said. `feed` modifies it and returns the new content chunks' number."""
 
     done: bool = False

@@ -1,7 +1,7 @@
 """`poise doctor`: looks at everything that a start and a calm run depend on, and says what to do where something is wrong.
 
 Nothing is loaded, changed or left behind. What stops a start is bad (exit status 1); what makes the server slow, unsafe or
-short-lived is a warning. Every finding that is not good comes with its remedy.
+short-lived is a warning. Every diagnosis that is not good comes with its remedy.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Grade(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Diagnosis:
     """What was found of one subject. `remedy` is empty where nothing has to be done."""
 
     subject: str
@@ -78,10 +78,10 @@ class Host:
     folders: tuple[Path, ...] = field(default_factory=lambda: (cache_dir(), state_dir()))
 
 
-def examine(loaded: LoadedSettings, host: Host | None = None) -> list[Finding]:
-    """All findings, in the order in which a start would meet their subjects."""
+def examine(loaded: LoadedSettings, host: Host | None = None) -> list[Diagnosis]:
+    """All diagnoses, in the order in which a start would meet their subjects."""
     host, settings = host or Host(), loaded.settings
-    looks: tuple[Callable[[], Iterable[Finding]], ...] = (
+    looks: tuple[Callable[[], Iterable[Diagnosis]], ...] = (
         lambda: _host(host),
         lambda: _clock(host),
         _engine,
@@ -94,81 +94,81 @@ def examine(loaded: LoadedSettings, host: Host | None = None) -> list[Finding]:
         lambda: _memory_pressure(host),
         lambda: _open_files(settings, host),
     )
-    return [finding for look in looks for finding in look()]
+    return [diagnosis for look in looks for diagnosis in look()]
 
 
-def to_text(findings: list[Finding]) -> str:
-    """A line for each finding, its remedy under it, and the verdict."""
-    width = max(len(finding.subject) for finding in findings)
+def to_text(diagnoses: list[Diagnosis]) -> str:
+    """A line for each diagnosis, its remedy under it, and the verdict."""
+    width = max(len(diagnosis.subject) for diagnosis in diagnoses)
     lines = []
-    for finding in findings:
-        lines.append(f"{finding.grade:<8} {finding.subject:<{width}}  {finding.text}")
-        if finding.remedy:
-            lines.append(f"{'':<8} {'':<{width}}  do: {finding.remedy}")
-    counts = {grade: sum(finding.grade is grade for finding in findings) for grade in Grade}
+    for diagnosis in diagnoses:
+        lines.append(f"{diagnosis.grade:<8} {diagnosis.subject:<{width}}  {diagnosis.text}")
+        if diagnosis.remedy:
+            lines.append(f"{'':<8} {'':<{width}}  do: {diagnosis.remedy}")
+    counts = {grade: sum(diagnosis.grade is grade for diagnosis in diagnoses) for grade in Grade}
     n_bad = counts[Grade.BAD]
-    running = any(finding.subject == "address" and RUNNING in finding.text for finding in findings)
+    running = any(diagnosis.subject == "address" and RUNNING in diagnosis.text for diagnosis in diagnoses)
     verdict = "a server is running" if running else "`poise serve` can start"
     verdict = f"{n_bad} to mend before `poise serve` can start" if n_bad else verdict
     return "\n".join([*lines, "", f"{verdict}; {counts[Grade.WARNING]} warnings"])
 
 
-def to_json(findings: list[Finding]) -> str:
-    return json.dumps([{"subject": f.subject, "grade": f.grade, "text": f.text, "remedy": f.remedy} for f in findings])
+def to_json(diagnoses: list[Diagnosis]) -> str:
+    return json.dumps([{"subject": f.subject, "grade": f.grade, "text": f.text, "remedy": f.remedy} for f in diagnoses])
 
 
-def is_bad(findings: list[Finding]) -> bool:
-    return any(finding.grade is Grade.BAD for finding in findings)
+def is_bad(diagnoses: list[Diagnosis]) -> bool:
+    return any(diagnosis.grade is Grade.BAD for diagnosis in diagnoses)
 
 
-def _host(host: Host) -> Iterator[Finding]:
+def _host(host: Host) -> Iterator[Diagnosis]:
     if sys.platform == "linux":
-        yield Finding("system", Grade.OK, f"Linux, Python {sys.version.split()[0]}")
+        yield Diagnosis("system", Grade.OK, f"Linux, Python {sys.version.split()[0]}")
     else:
-        yield Finding("system", Grade.WARNING, sys.platform, "use Linux: elsewhere slow readers are noticed late")
+        yield Diagnosis("system", Grade.WARNING, sys.platform, "use Linux: elsewhere slow readers are noticed late")
     cores, busy = host.cores(), host.load()
     text = f"{cores} cores for this process, load average {busy:.1f}"
     if busy > LOAD_MAX * cores:
         remedy = "end other busy programs, or leave them a core (engine.threads): compute threads wait for each other"
-        yield Finding("cores", Grade.WARNING, text, remedy)
+        yield Diagnosis("cores", Grade.WARNING, text, remedy)
     else:
-        yield Finding("cores", Grade.OK, text)
+        yield Diagnosis("cores", Grade.OK, text)
 
 
-def _clock(host: Host) -> Iterator[Finding]:
+def _clock(host: Host) -> Iterator[Diagnosis]:
     now = datetime.fromtimestamp(host.now_s(), UTC)
     if now < RELEASED:
         remedy = "set the clock (timedatectl set-ntp true): keys expire and audit entries are dated by it"
-        yield Finding("clock", Grade.WARNING, f"{now:%Y-%m-%d %H:%M} UTC cannot be right", remedy)
+        yield Diagnosis("clock", Grade.WARNING, f"{now:%Y-%m-%d %H:%M} UTC cannot be right", remedy)
     else:
-        yield Finding("clock", Grade.OK, f"{now:%Y-%m-%d %H:%M} UTC")
+        yield Diagnosis("clock", Grade.OK, f"{now:%Y-%m-%d %H:%M} UTC")
 
 
-def _engine() -> Iterator[Finding]:
+def _engine() -> Iterator[Diagnosis]:
     try:
         library = load()
     except EngineLibraryError as error:
-        yield Finding("engine", Grade.BAD, str(error), "make engine, or make engine-rebuild on another CPU")
+        yield Diagnosis("engine", Grade.BAD, str(error), "make engine, or make engine-rebuild on another CPU")
     else:
-        yield Finding("engine", Grade.OK, f"llama.cpp {library.version().decode()}, its structures are as expected")
+        yield Diagnosis("engine", Grade.OK, f"llama.cpp {library.version().decode()}, its structures are as expected")
 
 
-def _model(loaded: LoadedSettings) -> Iterator[Finding]:
+def _model(loaded: LoadedSettings) -> Iterator[Diagnosis]:
     try:
         fit = judge(loaded)
         weights = planned_weights(fit.path, loaded.settings)
     except (ModelError, EngineLibraryError) as error:
-        yield Finding("model", Grade.BAD, str(error), "name a usable file with --model, or run `make model`")
+        yield Diagnosis("model", Grade.BAD, str(error), "name a usable file with --model, or run `make model`")
         return
-    yield Finding("model", Grade.OK, f"{fit.path}; weights {weights.name}: {weights.reason}")
+    yield Diagnosis("model", Grade.OK, f"{fit.path}; weights {weights.name}: {weights.reason}")
     need, available = fit.need.total >> 20, fit.available >> 20
     if fit.fits:
-        yield Finding("memory", Grade.OK, f"needs {need} MiB, and {available} MiB is available")
+        yield Diagnosis("memory", Grade.OK, f"needs {need} MiB, and {available} MiB is available")
     else:
-        yield Finding("memory", Grade.BAD, f"needs {need} MiB, and {available} MiB is available", fit.remedy)
+        yield Diagnosis("memory", Grade.BAD, f"needs {need} MiB, and {available} MiB is available", fit.remedy)
 
 
-def _capacity(loaded: LoadedSettings) -> Iterator[Finding]:
+def _capacity(loaded: LoadedSettings) -> Iterator[Diagnosis]:
     """Limits beside what was measured here. Where nothing was, that is no fault unless it is required."""
     settings = loaded.settings
     try:
@@ -176,18 +176,18 @@ def _capacity(loaded: LoadedSettings) -> Iterator[Finding]:
         record = read_record(settings, path)
         found = capacity_problems(loaded, path)
     except (ModelError, EngineLibraryError, OSError):
-        return  # told as a finding of the model
+        return  # told as a diagnosis of the model
     grade = Grade.BAD if settings.server.require_measured else Grade.WARNING
     for line in found:
         text, _, remedy = line.partition("; ")
-        yield Finding("capacity", grade, text, remedy)
+        yield Diagnosis("capacity", grade, text, remedy)
     if record is None and not found:
-        yield Finding("capacity", Grade.OK, "not measured; `poise capacity` tells how much load this host can take")
+        yield Diagnosis("capacity", Grade.OK, "not measured; `poise capacity` tells how much load this host can take")
     elif record is not None and not found:
-        yield Finding("capacity", Grade.OK, f"measured {record.measured_at}; no limit is set above it")
+        yield Diagnosis("capacity", Grade.OK, f"measured {record.measured_at}; no limit is set above it")
 
 
-def _secrets(loaded: LoadedSettings) -> Iterator[Finding]:
+def _secrets(loaded: LoadedSettings) -> Iterator[Diagnosis]:
     """Files that hold keys in clear, as poise.toml does, are nobody else's to read."""
     files = {
         origin.removeprefix("file ")
@@ -198,12 +198,12 @@ def _secrets(loaded: LoadedSettings) -> Iterator[Finding]:
         yield from _private(Path(name), "it has API keys in it")
 
 
-def _keys(settings: Settings) -> Iterator[Finding]:
+def _keys(settings: Settings) -> Iterator[Diagnosis]:
     path = keys_file(settings.auth)
     try:
         ring = KeyRing(path)
     except KeysError as error:
-        yield Finding(
+        yield Diagnosis(
             "keys", Grade.BAD, str(error), "restore the file and its pepper, or move it away and make new keys"
         )
         return
@@ -211,7 +211,9 @@ def _keys(settings: Settings) -> Iterator[Finding]:
     needed = "every request needs one" if key_required(settings.auth, n_keys) else "callers without one are answered"
     open_door = n_keys and settings.auth.required is False
     remedy = "remove auth.required = false, unless it is meant: keys that exist are then needed" if open_door else ""
-    yield Finding("keys", Grade.WARNING if open_door else Grade.OK, f"{n_keys} valid keys of tenants; {needed}", remedy)
+    yield Diagnosis(
+        "keys", Grade.WARNING if open_door else Grade.OK, f"{n_keys} valid keys of tenants; {needed}", remedy
+    )
     for file in (path, path.with_name(PEPPER_NAME)):
         if file.exists():
             yield from _private(file, "it is a secret")
@@ -219,7 +221,7 @@ def _keys(settings: Settings) -> Iterator[Finding]:
         tls_context(settings.server)
         check(settings, _resolved(settings.server.host), n_keys=n_keys)
     except Exposed as error:
-        yield Finding("exposure", Grade.BAD, str(error), "set what the line says")
+        yield Diagnosis("exposure", Grade.BAD, str(error), "set what the line says")
 
 
 def _resolved(host: str) -> str:
@@ -230,15 +232,15 @@ def _resolved(host: str) -> str:
         return host
 
 
-def _private(path: Path, why: str) -> Iterator[Finding]:
+def _private(path: Path, why: str) -> Iterator[Diagnosis]:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
-        yield Finding("permissions", Grade.WARNING, f"{path} has mode {mode:04o}, and {why}", f"chmod 600 {path}")
+        yield Diagnosis("permissions", Grade.WARNING, f"{path} has mode {mode:04o}, and {why}", f"chmod 600 {path}")
     else:
-        yield Finding("permissions", Grade.OK, f"{path} is yours only")
+        yield Diagnosis("permissions", Grade.OK, f"{path} is yours only")
 
 
-def _address(settings: Settings) -> Iterator[Finding]:
+def _address(settings: Settings) -> Iterator[Diagnosis]:
     host, port = settings.server.host, settings.server.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -248,20 +250,20 @@ def _address(settings: Settings) -> Iterator[Finding]:
     except OSError as error:
         yield _taken(settings.server, error)
     else:
-        yield Finding("address", Grade.OK, f"{host}:{port or 'any port'} is free")
+        yield Diagnosis("address", Grade.OK, f"{host}:{port or 'any port'} is free")
 
 
-def _taken(server: ServerSettings, error: OSError) -> Finding:
+def _taken(server: ServerSettings, error: OSError) -> Diagnosis:
     """An address that cannot be had, which is as it should be where a server of this user is running on it."""
     place = f"[{server.host}]" if ":" in server.host else server.host
     url = f"{'https' if server.tls_cert else 'http'}://{place}:{server.port}"
     if find_token(url):
-        return Finding("address", Grade.OK, f"your server is {RUNNING} on {server.host}:{server.port}")
+        return Diagnosis("address", Grade.OK, f"your server is {RUNNING} on {server.host}:{server.port}")
     if _answers(url):
         text = f"a poise server is {RUNNING} on {server.host}:{server.port}, and it is not this user's"
-        return Finding("address", Grade.WARNING, text, "take another --port for a second one")
+        return Diagnosis("address", Grade.WARNING, text, "take another --port for a second one")
     remedy = "another --port, or an address of this machine for --host"
-    return Finding("address", Grade.BAD, f"{server.host}:{server.port} cannot be used: {error.strerror}", remedy)
+    return Diagnosis("address", Grade.BAD, f"{server.host}:{server.port} cannot be used: {error.strerror}", remedy)
 
 
 def _answers(url: str) -> bool:
@@ -274,23 +276,25 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _disk(settings: Settings, host: Host) -> Iterator[Finding]:
+def _disk(settings: Settings, host: Host) -> Iterator[Diagnosis]:
     folders = [*host.folders, *([audit_dir(settings.audit)] if settings.audit.enabled else [])]
     for folder in dict.fromkeys(folders):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK):
             remedy = f"chown or chmod {there}, or set XDG_CACHE_HOME and XDG_STATE_HOME"
-            yield Finding("disk", Grade.WARNING, f"{folder} cannot be written, and what belongs there is lost", remedy)
+            yield Diagnosis(
+                "disk", Grade.WARNING, f"{folder} cannot be written, and what belongs there is lost", remedy
+            )
         elif (free := host.free_disk(there)) < DISK_FREE_MIN:
             remedy = (
                 f"make room: less than {DISK_FREE_MIN >> 20} MiB is left for measurements, weights, journals and logs"
             )
-            yield Finding("disk", Grade.WARNING, f"{folder}: {free >> 20} MiB free", remedy)
+            yield Diagnosis("disk", Grade.WARNING, f"{folder}: {free >> 20} MiB free", remedy)
         else:
-            yield Finding("disk", Grade.OK, f"{folder}: {free >> 20} MiB free")
+            yield Diagnosis("disk", Grade.OK, f"{folder}: {free >> 20} MiB free")
 
 
-def _memory_pressure(host: Host) -> Iterator[Finding]:
+def _memory_pressure(host: Host) -> Iterator[Diagnosis]:
     """The kernel's own measure of waiting for memory (pressure stall information), where it tells it."""
     try:
         first = (host.proc / "pressure" / "memory").read_text().splitlines()[0]
@@ -302,12 +306,12 @@ def _memory_pressure(host: Host) -> Iterator[Finding]:
         remedy = (
             "end other programs, or lower pools.*.slots and store.budget_mb (`poise fit` shows what takes how much)"
         )
-        yield Finding("pressure", Grade.WARNING, text, remedy)
+        yield Diagnosis("pressure", Grade.WARNING, text, remedy)
     else:
-        yield Finding("pressure", Grade.OK, text)
+        yield Diagnosis("pressure", Grade.OK, text)
 
 
-def _open_files(settings: Settings, host: Host) -> Iterator[Finding]:
+def _open_files(settings: Settings, host: Host) -> Iterator[Diagnosis]:
     server, most = settings.server, host.files_max()
     wanted, enough = connections_wanted(server), server.connections_total or server.max_connections
     room = wanted if most == resource.RLIM_INFINITY else connections_max(wanted, most)
@@ -317,6 +321,6 @@ def _open_files(settings: Settings, host: Host) -> Iterator[Finding]:
         remedy = (
             f"raise the hard limit to {needed} (ulimit -Hn, LimitNOFILE), or lower server.max_connections to {room}"
         )
-        yield Finding("open files", Grade.WARNING, text, remedy)
+        yield Diagnosis("open files", Grade.WARNING, text, remedy)
     else:
-        yield Finding("open files", Grade.OK, text)
+        yield Diagnosis("open files", Grade.OK, text)

@@ -59,7 +59,7 @@ class Engine:
     """What is left to read when the process has died; by itself it goes nowhere."""
     counters: Counters = field(default_factory=Counters)
     rss_bytes: Callable[[], int] = lambda: 0
-    """Resident memory of the process, asked for when levels are reported."""
+    """Resident memory of the process, asked for when gauges are reported."""
     weights_bytes: int = 0
     secret: bytes = b"poise"
     """Key of the block hashes; a live engine draws one at random."""
@@ -159,8 +159,8 @@ class Engine:
                 self.journal.record(now_ns, "forget", message.tenant)
                 self.outbox.send(wire.Forgotten(message.forget_id, *self.scheduler.forget(message.tenant)))
             case to_engine.Hold():
-                self.journal.record(now_ns, "hold", message.request_id, message.level)
-                events += self.scheduler.hold(message.request_id, Hold(message.level), now_ns)
+                self.journal.record(now_ns, "hold", message.request_id, message.hold)
+                events += self.scheduler.hold(message.request_id, Hold(message.hold), now_ns)
             case Accounts():
                 self._restore(message, now_ns)
             case to_engine.Adjust():

@@ -14,7 +14,7 @@ An entry is (time, kind, values). The kinds, and the call of the scheduler that 
     add       Request, Queued or Rejected   add
     abort     request id                    abort
     control   request id, action            control
-    hold      request id, level             hold
+    hold      request id, hold              hold
     adjust    queue share, slots share      adjust
     restore   Accounts, their time          restore
     forget    tenant                        forget

@@ -36,7 +36,7 @@ from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.fingerprint import MODEL_CHANGED, is_other
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 
 READ_BYTES = 1 << 18
 UNSENT_BYTES_MAX = 256 << 20
@@ -56,7 +56,7 @@ class SocketPort:
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
-        self._reader: FrameReader[to_engine.ToEngine] = FrameReader(to_engine.ToEngine)
+        self._reader: FrameDecoder[to_engine.ToEngine] = FrameDecoder(to_engine.ToEngine)
         self._unsent = bytearray()
         self._sending = threading.Lock()
         self._owner = threading.get_ident()

@@ -1,4 +1,4 @@
-"""What the engine says of its requests and of itself: the events of a step, and levels and counters in one message."""
+"""What the engine says of its requests and of itself: the events of a step, and gauges and counters in one message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from poise.wire.changes import ChangeKind
 from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
 
 STATUS_PERIOD_NS = 200_000_000
-"""A busy engine reports its levels at most this often."""
+"""A busy engine reports its gauges at most this often."""
 PLACES_PERIOD_NS = 1_000_000_000
 """And the places of queued requests at most this often."""
 TENANTS_MAX = 20

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from poise.wire import messages as wire
-from poise.wire.framing import FrameReader
+from poise.wire.framing import FrameDecoder
 
 
 class EngineConnection(asyncio.Protocol):
@@ -15,7 +15,7 @@ class EngineConnection(asyncio.Protocol):
         self.lost = lost
         """Done at the end of the connection, with what broke it."""
         self._dispatch = dispatch
-        self._frames: FrameReader[wire.ToGateway] = FrameReader(wire.ToGateway)
+        self._frames: FrameDecoder[wire.ToGateway] = FrameDecoder(wire.ToGateway)
         self._transport: asyncio.Transport | None = None
 
     def write(self, data: bytes) -> None:

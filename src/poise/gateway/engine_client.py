@@ -165,8 +165,8 @@ class Engine(EngineView, Protocol):
         """
         ...
 
-    def hold(self, request_id: int, level: str) -> None:
-        """The readers of a request are behind, or have caught up: `level` is a Hold. Later engines are sent it, too."""
+    def hold(self, request_id: int, hold: str) -> None:
+        """The readers of a request are behind, or have caught up: `hold` is a Hold. Later engines are sent it, too."""
         ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:

@@ -1,6 +1,6 @@
 """What an operator should look at now: a few named conditions, each told in a sentence with its numbers.
 
-They are judged on facts that are passed in. Each one has an entry in docs/runbook.md. An alert is for whoever is not looking, and
+They are judged on what is passed in. Each one has an entry in docs/runbook.md. An alert is for whoever is not looking, and
 waits for minutes; a finding is for whoever is, and comes within seconds.
 
 1. hog: one tenant has most of the live requests or of the KV cells, beside others; or one request has most of the cells.
@@ -44,7 +44,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class LiveRequest:
+class LiveFigures:
     """`n_tokens`: of its prompt and output so far. `held_for_s`: for how long all its readers have been behind."""
 
     response_id: str
@@ -57,10 +57,10 @@ class LiveRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class Observation:
     """One moment. Memory: None while it is not known, or belongs to another process than before."""
 
-    live: Sequence[LiveRequest] = ()
+    live: Sequence[LiveFigures] = ()
     cells_by_tenant: Mapping[str, int] = field(default_factory=dict)
     engine_bytes: int | None = None
     """Resident memory of the engine that no book accounts for."""
@@ -115,9 +115,9 @@ class Findings:
         self._disk: deque[tuple[float, float]] = deque()
         self._downgraded: dict[str, float] = {}
 
-    def look(self, now_s: float, facts: Facts) -> list[Finding]:
+    def look(self, now_s: float, seen: Observation) -> list[Finding]:
         """What is to be looked at now, the oldest first."""
-        for name, text, detail in self._conditions(now_s, facts):
+        for name, text, detail in self._conditions(now_s, seen):
             known = self._found.setdefault(name, Finding(name, text, detail, now_s, now_s))
             known.text, known.detail, known.seen_s = text, detail, now_s
         for name in [name for name, known in self._found.items() if now_s - known.seen_s > LINGER_S]:
@@ -127,24 +127,24 @@ class Findings:
     def current(self) -> list[Finding]:
         return sorted(self._found.values(), key=lambda found: (found.since_s, found.name))
 
-    def _conditions(self, now_s: float, facts: Facts) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    def _conditions(self, now_s: float, seen: Observation) -> Iterator[tuple[str, str, dict[str, Any]]]:
         for name, found in (
-            ("hog", _hog(facts)),
-            ("downgraded", self._downgrades(now_s, facts)),
-            ("memory_growing", self._growth(now_s, facts)),
-            ("disk_slow", self._slow_disk(now_s, facts)),
-            ("audit_lost", self._losses(now_s, facts)),
-            ("audit_full", _full(facts)),
-            ("clock_jumped", _jumped(facts)),
-            ("crash_loop", self._crashes(now_s, facts)),
-            ("reader_stuck", _stuck(facts)),
-            ("model_changed", _changed(facts)),
+            ("hog", _hog(seen)),
+            ("downgraded", self._downgrades(now_s, seen)),
+            ("memory_growing", self._growth(now_s, seen)),
+            ("disk_slow", self._slow_disk(now_s, seen)),
+            ("audit_lost", self._losses(now_s, seen)),
+            ("audit_full", _full(seen)),
+            ("clock_jumped", _jumped(seen)),
+            ("crash_loop", self._crashes(now_s, seen)),
+            ("reader_stuck", _stuck(seen)),
+            ("model_changed", _changed(seen)),
         ):
             if found is not None:
                 yield name, *found
 
-    def _downgrades(self, now_s: float, facts: Facts) -> _Found:
-        live = {r.response_id: r.downgraded_for for r in facts.live if r.downgraded_for}
+    def _downgrades(self, now_s: float, seen: Observation) -> _Found:
+        live = {r.response_id: r.downgraded_for for r in seen.live if r.downgraded_for}
         self._downgraded = {i: s for i, s in self._downgraded.items() if i in live}
         for response_id in live:
             self._downgraded.setdefault(response_id, now_s)
@@ -155,10 +155,10 @@ class Findings:
         text = f"Requests over the {why} allowance of their class, which go on as background work: {len(recent)}"
         return text, {"requests": recent}
 
-    def _growth(self, now_s: float, facts: Facts) -> _Found:
+    def _growth(self, now_s: float, seen: Observation) -> _Found:
         grown = {
             name: growth
-            for name, value in (("engine", facts.engine_bytes), ("gateway", facts.gateway_bytes))
+            for name, value in (("engine", seen.engine_bytes), ("gateway", seen.gateway_bytes))
             if (growth := self._memory[name].look(now_s, value)) is not None
         }
         if not grown:
@@ -171,26 +171,26 @@ class Findings:
             name: {"bytes": g[0], "seconds": round(g[1], 1)} for name, g in grown.items()
         }
 
-    def _slow_disk(self, now_s: float, facts: Facts) -> _Found:
-        self._disk.append((now_s, max(facts.audit_busy_s, facts.audit_worst_s)))
+    def _slow_disk(self, now_s: float, seen: Observation) -> _Found:
+        self._disk.append((now_s, max(seen.audit_busy_s, seen.audit_worst_s)))
         while self._disk[0][0] < now_s - 10.0:
             self._disk.popleft()
         worst_s = max(s for _, s in self._disk)
-        if worst_s < DISK_BUSY_S and facts.audit_queue < QUEUE_LONG:
+        if worst_s < DISK_BUSY_S and seen.audit_queue < QUEUE_LONG:
             return None
-        text = f"The disk took {worst_s:.1f} s for one piece of work of the audit log; entries that wait: {facts.audit_queue}"
-        return text, {"worst_s": round(worst_s, 2), "queue": facts.audit_queue}
+        text = f"The disk took {worst_s:.1f} s for one piece of work of the audit log; entries that wait: {seen.audit_queue}"
+        return text, {"worst_s": round(worst_s, 2), "queue": seen.audit_queue}
 
-    def _losses(self, now_s: float, facts: Facts) -> _Found:
-        if facts.audit_lost > self._n_lost:
-            self._n_lost, self._lost_s = facts.audit_lost, now_s
+    def _losses(self, now_s: float, seen: Observation) -> _Found:
+        if seen.audit_lost > self._n_lost:
+            self._n_lost, self._lost_s = seen.audit_lost, now_s
         if self._lost_s is None or now_s - self._lost_s > NOTED_S:
             return None
         text = f"Entries of the audit log that were lost since the start: {self._n_lost}"
         return text, {"lost": self._n_lost}
 
-    def _crashes(self, now_s: float, facts: Facts) -> _Found:
-        self._ends.extend((now_s, how) for how in facts.engine_ends)
+    def _crashes(self, now_s: float, seen: Observation) -> _Found:
+        self._ends.extend((now_s, how) for how in seen.engine_ends)
         while self._ends and now_s - self._ends[0][0] > CRASHES_S:
             self._ends.popleft()
         if len(self._ends) < CRASHES:
@@ -237,50 +237,48 @@ class _Growth:
         return next((value for seen_s, value in reversed(self._seen) if seen_s <= at_s), self._seen[0][1])
 
 
-def _hog(facts: Facts) -> _Found:
-    cells = {tenant: n for tenant, n in facts.cells_by_tenant.items() if n}
-    by_tenant: dict[str, list[LiveRequest]] = {}
-    for request in facts.live:
+def _hog(seen: Observation) -> _Found:
+    cells = {tenant: n for tenant, n in seen.cells_by_tenant.items() if n}
+    by_tenant: dict[str, list[LiveFigures]] = {}
+    for request in seen.live:
         by_tenant.setdefault(request.tenant, []).append(request)
     if len(by_tenant) > 1:
         tenant, own = max(by_tenant.items(), key=lambda item: (len(item[1]), item[0]))
         cells_share = cells.get(tenant, 0) / sum(cells.values()) if cells else 0.0
-        if len(own) >= HOG_REQUESTS and max(len(own) / len(facts.live), cells_share) >= HOG_SHARE:
-            return _hog_tenant(facts, tenant, own, cells_share)
-    largest = max(facts.live, key=lambda request: (request.n_tokens, request.response_id), default=None)
-    n_cells = sum(request.n_tokens for request in facts.live)
-    if largest is None or len(facts.live) < 2 or largest.n_tokens < max(HOG_CELLS, HOG_SHARE * n_cells):
+        if len(own) >= HOG_REQUESTS and max(len(own) / len(seen.live), cells_share) >= HOG_SHARE:
+            return _hog_tenant(seen, tenant, own, cells_share)
+    largest = max(seen.live, key=lambda request: (request.n_tokens, request.response_id), default=None)
+    n_cells = sum(request.n_tokens for request in seen.live)
+    if largest is None or len(seen.live) < 2 or largest.n_tokens < max(HOG_CELLS, HOG_SHARE * n_cells):
         return None
-    text = f"One request has {largest.n_tokens} of the {n_cells} tokens of all {len(facts.live)} live requests"
+    text = f"One request has {largest.n_tokens} of the {n_cells} tokens of all {len(seen.live)} live requests"
     return text, {"request": largest.response_id, "tenant": largest.tenant, "tokens": largest.n_tokens}
 
 
-def _hog_tenant(facts: Facts, tenant: str, own: Sequence[LiveRequest], cells_share: float) -> _Found:
+def _hog_tenant(seen: Observation, tenant: str, own: Sequence[LiveFigures], cells_share: float) -> _Found:
     waiting = sum(r.state == RequestState.QUEUED for r in own)
-    others = sum(r.state == RequestState.QUEUED for r in facts.live) - waiting
-    text = (
-        f"One tenant has {len(own)} of {len(facts.live)} live requests and {100 * cells_share:.0f}% of the KV cells; "
-    )
+    others = sum(r.state == RequestState.QUEUED for r in seen.live) - waiting
+    text = f"One tenant has {len(own)} of {len(seen.live)} live requests and {100 * cells_share:.0f}% of the KV cells; "
     text += f"waiting are {waiting} of its own and {others} of others"
     return text, {"tenant": tenant, "live": len(own), "waiting": waiting, "others_waiting": others}
 
 
-def _full(facts: Facts) -> _Found:
-    n_bytes, bytes_max, n_early, _ = facts.audit
+def _full(seen: Observation) -> _Found:
+    n_bytes, bytes_max, n_early, _ = seen.audit
     if not bytes_max or n_bytes < AUDIT_FULL_SHARE * bytes_max:
         return None
     text = f"The audit log has {n_bytes >> 20} of {bytes_max >> 20} MiB; files that went before their time: {n_early}"
     return text, {"bytes": n_bytes, "bytes_max": bytes_max, "deleted_early": n_early}
 
 
-def _jumped(facts: Facts) -> _Found:
-    if not facts.audit.jumped:
+def _jumped(seen: Observation) -> _Found:
+    if not seen.audit.jumped:
         return None
     return "The clock is days ahead of the audit log's entries before: nothing of it is deleted by days for now", {}
 
 
-def _stuck(facts: Facts) -> _Found:
-    held = {r.response_id: round(r.held_for_s, 1) for r in facts.live if r.held_for_s is not None}
+def _stuck(seen: Observation) -> _Found:
+    held = {r.response_id: round(r.held_for_s, 1) for r in seen.live if r.held_for_s is not None}
     longest_s = max(held.values(), default=0.0)
     if longest_s < STUCK_S:
         return None
@@ -288,10 +286,10 @@ def _stuck(facts: Facts) -> _Found:
     return text, {"requests": held}
 
 
-def _changed(facts: Facts) -> _Found:
-    if not facts.model_changed:
+def _changed(seen: Observation) -> _Found:
+    if not seen.model_changed:
         return None
-    how = "the engine goes on with the one that it has" if facts.engine_ready else "no engine is started with it"
+    how = "the engine goes on with the one that it has" if seen.engine_ready else "no engine is started with it"
     return f"{_sentence(MODEL_CHANGED)}; until then {how}", {}
 
 

@@ -188,13 +188,13 @@ class Handover:
                 self._send(to_engine.Abort(live.submit.request_id))
             self._end(live, FinishReason.ABORTED if live.aborted else reason, detail)
 
-    def hold(self, request_id: int, level: str) -> None:
+    def hold(self, request_id: int, hold: str) -> None:
         """How far the readers of a request are behind; every engine is told that has it."""
         live = self._lives.get(request_id)
-        if live is not None and level != live.hold:
-            live.hold = level
+        if live is not None and hold != live.hold:
+            live.hold = hold
             if live.handed:
-                self._send(to_engine.Hold(request_id, level))
+                self._send(to_engine.Hold(request_id, hold))
             if request_id == self._trial:
                 self._try_next()  # nothing is computed for it now: it must not keep the others waiting
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from poise.gateway.blame import Death
 from poise.gateway.engine_client import EnginePhase, EngineProcess
-from poise.gateway.findings import NOTED_S, Facts, Finding, FindingRow, Findings, LiveRequest
+from poise.gateway.findings import NOTED_S, Finding, FindingRow, Findings, LiveFigures, Observation
 from poise.gateway.host import own_rss_bytes
 from poise.gateway.record import Record
 from poise.gateway.records import Records
@@ -62,7 +62,7 @@ class Lookout:
             cells.update({tenant: n for tenant, n in pool.cells_by_tenant.items() if tenant})
         self._findings.look(
             now_s,
-            Facts(
+            Observation(
                 live=[self._request(record, now_s) for record in live],
                 cells_by_tenant=cells,
                 engine_bytes=status.unaccounted_bytes if status is not None else None,
@@ -105,9 +105,9 @@ class Lookout:
         text = f"Text workers ended {len(ends)} times within the last minute: {hows}"
         return Finding("text_workers_ending", text, dict(counts), ends[0][0], now_s)
 
-    def _request(self, record: Record, now_s: float) -> LiveRequest:
+    def _request(self, record: Record, now_s: float) -> LiveFigures:
         since_s = self._held_since_s.get(record.response_id)
-        return LiveRequest(
+        return LiveFigures(
             record.response_id,
             record.origin.tenant,
             record.state,

@@ -166,8 +166,8 @@ class Supervisor:
     def end_all(self, reason: str, detail: str) -> None:
         self._requests.end_all(reason, detail)
 
-    def hold(self, request_id: int, level: str) -> None:
-        self._requests.hold(request_id, level)
+    def hold(self, request_id: int, hold: str) -> None:
+        self._requests.hold(request_id, hold)
 
     def on_death(self, listener: Callable[[Death], None]) -> None:
         self._listeners.append(listener)

@@ -43,7 +43,7 @@ class Load(msgspec.Struct, frozen=True):
     missed: str = ""
 
 
-class Record(msgspec.Struct, frozen=True):
+class CapacityRecord(msgspec.Struct, frozen=True):
     """What was measured. What is None was not. `context_tokens`: the longest context that was answered beside a chat."""
 
     measured_at: str
@@ -113,7 +113,7 @@ def matters(settings: Settings) -> dict[str, str | int | float | bool]:
     }
 
 
-def write_record(settings: Settings, model: Path, record: Record, file: Path | None = None) -> Path:
+def write_record(settings: Settings, model: Path, record: CapacityRecord, file: Path | None = None) -> Path:
     """Adds or replaces the record of this host, model and engine, in one go. Raises OSError."""
     file = file or record_file()
     entries = read_entries(file)
@@ -122,18 +122,18 @@ def write_record(settings: Settings, model: Path, record: Record, file: Path | N
     return file
 
 
-def read_record(settings: Settings, model: Path, file: Path | None = None) -> Record | None:
+def read_record(settings: Settings, model: Path, file: Path | None = None) -> CapacityRecord | None:
     """The record that counts for a start with these settings. A damaged file has none."""
     entries = read_entries(file or record_file())
     if not entries:
         return None  # and the model's file need not be read for its digest
     try:
-        return msgspec.convert(entries.get(identity(settings, model)), Record)
+        return msgspec.convert(entries.get(identity(settings, model)), CapacityRecord)
     except (msgspec.ValidationError, OSError):
         return None
 
 
-def limits(loaded: LoadedSettings, record: Record | None) -> list[Limit]:
+def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[Limit]:
     """Every limit that a record can speak of, in the order of the settings."""
     settings = loaded.settings
     found = dict(_measured(settings, record))
@@ -166,7 +166,7 @@ def problems(loaded: LoadedSettings, model: Path, file: Path | None = None) -> l
     return [limit.text for limit in limits(loaded, record) if limit.is_set and limit.is_above]
 
 
-def _measured(settings: Settings, record: Record | None) -> Iterator[tuple[str, tuple[int | None, str]]]:
+def _measured(settings: Settings, record: CapacityRecord | None) -> Iterator[tuple[str, tuple[int | None, str]]]:
     """By key: the figure, and what it is."""
     loads: Mapping[str, Load | None] = {name: getattr(record, name, None) for name in (*CLASSES, "long")}
     slots = {name: min(load.at_once, load.slots) if load is not None else None for name, load in loads.items()}

@@ -3,7 +3,7 @@
 llama.cpp trusts the header it is given: a file that was cut short loads (through mmap) and then kills the process when the
 missing pages are touched. The header tells exactly where the data ends, so truncation is found without reading the data.
 
-The reader trusts nothing. Every count is bounded by the bytes that are left (each element takes at least one), strings of
+The parser trusts nothing. Every count is bounded by the bytes that are left (each element takes at least one), strings of
 keys and names have a limit, and arrays are walked, not built: garbage costs no more memory or time than the file's size.
 
     magic "GGUF" | version u32 | n_tensors u64 | n_keys u64 | keys ... | tensor infos ... | padding | tensor data
@@ -109,29 +109,29 @@ def _os_problem(error: OSError) -> str:
 
 
 def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
-    reader = _Reader(path, data)
+    cursor = _Cursor(path, data)
     if data[:4] != MAGIC:
         raise ModelError(path, "is not a GGUF file (it does not begin with GGUF); name a .gguf model file")
-    reader.take(4)
-    version = reader.number(_U32)
+    cursor.take(4)
+    version = cursor.number(_U32)
     if version not in VERSIONS:
         supported = " and ".join(map(str, VERSIONS))
         raise ModelError(path, f"has GGUF version {version}, supported are {supported}; convert it again")
-    n_tensors = reader.count(TENSORS_MAX, "tensors")
-    n_keys = reader.count(KEYS_MAX, "keys")
+    n_tensors = cursor.count(TENSORS_MAX, "tensors")
+    n_keys = cursor.count(KEYS_MAX, "keys")
     keys = {}
     for _ in range(n_keys):
-        name = reader.name()
-        value = reader.value(reader.number(_U32))
+        name = cursor.name()
+        value = cursor.value(cursor.number(_U32))
         if value is not None:
             keys[name] = value
     if not isinstance(keys.get("general.architecture"), str):
         raise ModelError(path, "does not name its architecture; it is not a language model, or damaged")
-    tensors = [_read_tensor(reader) for _ in range(n_tensors)]
+    tensors = [_read_tensor(cursor) for _ in range(n_tensors)]
     layers = keys.get(f"{keys['general.architecture']}.block_count", 0)
     if isinstance(layers, int) and layers > LAYERS_MAX:
-        reader.fail(f"{layers:,} layers")  # llama.cpp would not refuse: it would abort the process
-    data_end = _data_end(reader, keys, tensors)
+        cursor.fail(f"{layers:,} layers")  # llama.cpp would not refuse: it would abort the process
+    data_end = _data_end(cursor, keys, tensors)
     if data_end > len(data):
         raise ModelError(
             path, f"is cut short: it has {len(data):,} bytes and its header announces {data_end:,}; download it again"
@@ -157,18 +157,18 @@ class _Tensor(NamedTuple):
     n_dims: int
 
 
-def _read_tensor(reader: _Reader) -> _Tensor:
+def _read_tensor(cursor: _Cursor) -> _Tensor:
     """Of a type that is not known here, the size counts as 0: llama.cpp will judge."""
-    name = reader.name()
-    n_dims = reader.number(_U32)
+    name = cursor.name()
+    n_dims = cursor.number(_U32)
     if n_dims > 4:
-        reader.fail(f"tensor {name!r} has {n_dims} dimensions")
-    elements = prod(reader.number(_U64) for _ in range(n_dims))
+        cursor.fail(f"tensor {name!r} has {n_dims} dimensions")
+    elements = prod(cursor.number(_U64) for _ in range(n_dims))
     if elements > ELEMENTS_MAX:
-        reader.fail(f"tensor {name!r} has {elements:,} elements")
-    kind = reader.number(_U32)
+        cursor.fail(f"tensor {name!r} has {elements:,} elements")
+    kind = cursor.number(_U32)
     block, block_bytes = TENSOR_TYPES.get(kind, (1, 0))
-    return _Tensor(elements, reader.number(_U64), elements // block * block_bytes, kind, n_dims)
+    return _Tensor(elements, cursor.number(_U64), elements // block * block_bytes, kind, n_dims)
 
 
 def _matrix_types(tensors: list[_Tensor]) -> dict[int, int]:
@@ -179,15 +179,15 @@ def _matrix_types(tensors: list[_Tensor]) -> dict[int, int]:
     return dict(elements)
 
 
-def _data_end(reader: _Reader, keys: dict[str, GgufValue], tensors: list[_Tensor]) -> int:
+def _data_end(cursor: _Cursor, keys: dict[str, GgufValue], tensors: list[_Tensor]) -> int:
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-        reader.fail(f"alignment {alignment!r}")
-    data_start = -(-reader.position // alignment) * alignment
-    return max((data_start + tensor.offset + tensor.n_bytes for tensor in tensors), default=reader.position)
+        cursor.fail(f"alignment {alignment!r}")
+    data_start = -(-cursor.position // alignment) * alignment
+    return max((data_start + tensor.offset + tensor.n_bytes for tensor in tensors), default=cursor.position)
 
 
-class _Reader:
+class _Cursor:
     """Takes values off the front of the file, never past its end."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:

@@ -93,7 +93,7 @@ def compare(
     sums = _Sums()
     deadline = time.perf_counter() + limit_s
     quickest_s = inf
-    with _Reader(source, threads) as one, _Reader(candidate, threads, kv_type) as other:
+    with _Scorer(source, threads) as one, _Scorer(candidate, threads, kv_type) as other:
         for done, (w, start) in enumerate(chunks):
             began = time.perf_counter()
             tokens = windows[w][start : start + CHUNK]
@@ -124,7 +124,7 @@ def _windows(model: Model) -> list[list[int]]:
     return [begin + tokens[w * stride : w * stride + length + 1 - len(begin)] for w in range(WINDOWS)]
 
 
-class _Reader:
+class _Scorer:
     """A small context in which a model reads. A context manager."""
 
     def __init__(self, model: Model, threads: int, kv_type: str = "f16") -> None:
@@ -134,7 +134,7 @@ class _Reader:
             model, spec, batch_tokens=CHUNK, threads=threads, kv_type=kv_type, every_position=True
         )
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> _Scorer:
         return self
 
     def __exit__(self, *_: object) -> None:

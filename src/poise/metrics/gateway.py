@@ -1,6 +1,6 @@
 """What the gateway counts of its requests, as /metrics shows it.
 
-The gateway reports what it sees of its requests here; the engine's own counters and levels are read from its last status
+The gateway reports what it sees of its requests here; the engine's own counters and gauges are read from its last status
 message at the time of a scrape. Tenants have a registry of their own, because who is here is for operators only; how many of
 them are told apart is bounded, as every label is. Names are those of OpenTelemetry's GenAI conventions where there is one.
 """

@@ -36,8 +36,8 @@ class StreamMetrics:
             ("class", "level"),
             registry=registry,
         )
-        for request_class, level in product(RequestClass, Hold):
-            self._holds.labels(request_class.value, level.value)
+        for request_class, hold in product(RequestClass, Hold):
+            self._holds.labels(request_class.value, hold.value)
         self.n_stalled = 0
         """Streams that wait for their client."""
         self.n_timed_out = 0
@@ -58,8 +58,8 @@ class StreamMetrics:
     def reattached(self, request_class: str) -> None:
         self._reattached.add(request_class, 1)
 
-    def held(self, request_class: str, level: str) -> None:
-        self._holds.labels(request_class, level).inc()
+    def held(self, request_class: str, hold: str) -> None:
+        self._holds.labels(request_class, hold).inc()
 
     def watch_records(self, count: Callable[[], tuple[int, int]], n_bytes: Callable[[], int]) -> None:
         """Where to ask for the records that are kept: live and finished, and the memory that they take."""

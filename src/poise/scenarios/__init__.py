@@ -28,7 +28,7 @@ from poise.scenarios.model import (
     Segment,
     Targets,
 )
-from poise.scenarios.reader import load_scenario, parse_scenario, parse_target
+from poise.scenarios.parser import load_scenario, parse_scenario, parse_target
 from poise.scenarios.table import ScenarioError
 from poise.scenarios.trace import TOKENS_MAX, Trace, TraceRow, load_trace
 

@@ -136,11 +136,11 @@ class Lifecycle:
                     return "it is background work already", []
                 return "", [self._downgrade(sequence, DowngradeReason.OPERATOR)]
 
-    def hold(self, sequence: Sequence, level: Hold) -> list[Event]:
+    def hold(self, sequence: Sequence, hold: Hold) -> list[Event]:
         """Its reader is behind, or has caught up. What an operator said of it stands beside that."""
-        before, sequence.hold = sequence.hold, level
+        before, sequence.hold = sequence.hold, hold
         events: list[Event] = []
-        if level is Hold.RUN:
+        if hold is Hold.RUN:
             if before is not Hold.RUN and sequence.deadline_ns:
                 sequence.deadline_ns += self.now_ns - sequence.held_ns
             if before is not Hold.RUN and sequence.started:
@@ -153,7 +153,7 @@ class Lifecycle:
             if sequence.started:
                 self._books.tenants.hold(sequence.request.account)
             events.append(self._stand_still(sequence, PreemptionKind.STALL))
-        if level is Hold.SWAP and sequence.slot >= 0:
+        if hold is Hold.SWAP and sequence.slot >= 0:
             events.append(self._swap_out(sequence, PreemptionReason.IDLE))
         return events
 

@@ -144,7 +144,7 @@ class Scheduler:
         detail, events = self._life.control(sequence, action)
         return sequence.state.value, detail, events
 
-    def hold(self, request_id: int, level: Hold, now_ns: int) -> list[Event]:
+    def hold(self, request_id: int, hold: Hold, now_ns: int) -> list[Event]:
         """The reader of a request is behind, or has caught up. Unknown ids give no event.
 
         It runs only when neither its reader nor an operator keeps it from it. Held, it keeps its place in the order, does not
@@ -155,8 +155,8 @@ class Scheduler:
         if sequence is None:
             return []
         self._life.now_ns = now_ns
-        events = self._life.hold(sequence, level)
-        if level is Hold.RUN and sequence.deadline_ns and not sequence.started:
+        events = self._life.hold(sequence, hold)
+        if hold is Hold.RUN and sequence.deadline_ns and not sequence.started:
             self._watch_deadline(sequence)
         return events
 

@@ -1,4 +1,4 @@
-"""The scheduler's levels and counters at one moment, as values that never change afterwards."""
+"""The scheduler's gauges and counters at one moment, as values that never change afterwards."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from poise.scenarios import Client, Scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.pressure import Pressure
 from poise.sim.simulate import Simulation
-from poise.sim.world import Record
+from poise.sim.world import RequestResult
 
 FACTOR_MAX = 64.0
 PRECISION = 1.05
@@ -38,7 +38,7 @@ class Target:
         name = "refused_pct" if self.measure == "refused" else f"{self.measure}_p{self.quantile}_ms"
         return f"{self.request_class}.{name}={self.most:g}"
 
-    def measured(self, records: Sequence[Record]) -> float | None:
+    def measured(self, records: Sequence[RequestResult]) -> float | None:
         """None: no request of the class gives a figure."""
         own = [r for r in records if r.request_class == self.request_class]
         match self.measure:

@@ -20,7 +20,7 @@ from poise.scenarios import Scenario
 from poise.sim.report import token_times_ns
 from poise.sim.simulate import Simulation
 from poise.sim.template import TemplateTokens, template_tokens
-from poise.sim.world import Record
+from poise.sim.world import RequestResult
 
 FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "output_tokens_per_s")
 
@@ -71,7 +71,7 @@ def predict(scenario: Scenario, live: Live, run: Callable[[int], Simulation]) ->
     return predicted
 
 
-def _round(scenario: Scenario, records: list[Record]) -> dict[str, dict[str, float]]:
+def _round(scenario: Scenario, records: list[RequestResult]) -> dict[str, dict[str, float]]:
     """One round's figures, as the benchmark would have them: a request that is cut has waited at least until then."""
     window_ns = int(scenario.duration_s * 1e9)
     cut_ns = window_ns + int(scenario.drain_s * 1e9)

@@ -297,7 +297,7 @@ def _stuck_readers(rng: random.Random, live: Sequence[Live]) -> list[Disturbance
 
 
 def _slow_readers(rng: random.Random, live: Sequence[Live]) -> list[Disturbance]:
-    """One to six requests, in whatever state they are, are held at one level after the other. One in five leaves in the end."""
+    """One to six requests, in whatever state they are, are held in one way after the other. One in five leaves in the end."""
     found: list[Disturbance] = []
     for one in rng.sample(live, min(len(live), rng.randint(1, 6))):
         when_ns = 0

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from poise.sim.simulate import Simulation
-from poise.sim.world import Record
+from poise.sim.world import RequestResult
 
 
 def figures(done: Simulation) -> dict[str, object]:
@@ -33,7 +33,7 @@ def figures(done: Simulation) -> dict[str, object]:
     }
 
 
-def client_figures(records: Sequence[Record], window_ns: int) -> dict[str, object]:
+def client_figures(records: Sequence[RequestResult], window_ns: int) -> dict[str, object]:
     """Times in milliseconds; rates over the tokens that came within the window."""
     n_tokens = sum(1 for record in records for at_ns in token_times_ns(record) if at_ns <= window_ns)
     return {
@@ -45,7 +45,7 @@ def client_figures(records: Sequence[Record], window_ns: int) -> dict[str, objec
     }
 
 
-def token_times_ns(record: Record) -> list[int]:
+def token_times_ns(record: RequestResult) -> list[int]:
     """When each token of a request came."""
     if record.first_ns is None:
         return []

@@ -23,7 +23,7 @@ from poise.sim.faults import EngineCrash, Fault, Faults
 from poise.sim.runner import SimRunner
 from poise.sim.template import TemplateTokens
 from poise.sim.witness import Witness
-from poise.sim.world import Record, World
+from poise.sim.world import RequestResult, World
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo
 
@@ -74,7 +74,7 @@ class Simulation:
     seed: int
     steps: int
     elapsed_ns: int
-    records: list[Record]
+    records: list[RequestResult]
     final: Snapshot
     digest: str
     journal: Journal

@@ -103,7 +103,7 @@ class Witness:
             case to_engine.Abort() if message.request_id in self._open:
                 self._open[message.request_id].aborted = True
             case to_engine.Hold() if message.request_id in self._open:
-                self._open[message.request_id].held = message.level != Hold.RUN
+                self._open[message.request_id].held = message.hold != Hold.RUN
 
     def given_up(self, request_id: int) -> None:
         """It was aborted, and then the engine died: nobody hands it to another."""

@@ -45,7 +45,7 @@ def ignored(scenario: Scenario) -> list[str]:
 
 
 @dataclass(slots=True)
-class Record:
+class RequestResult:
     """What a client saw of one request. Times in virtual nanoseconds; None: it did not happen."""
 
     client: str
@@ -89,7 +89,7 @@ class _Leaving:
 class _Sent:
     stream: _Stream
     planned: PlannedRequest
-    record: Record
+    record: RequestResult
     submit: to_engine.Submit
     accepted: bool = False
     aborted: bool = False
@@ -113,7 +113,7 @@ class World:
         template: TemplateTokens | None = None,
         way_us: float = 0.0,
     ) -> None:
-        self.records: list[Record] = []
+        self.records: list[RequestResult] = []
         self.witness = witness
         self.faults = faults or Faults((), seed)
         self._clock = clock
@@ -267,7 +267,7 @@ class World:
                 self._held[request_id] = None
             case to_engine.Control(request_id, Control.RESUME):
                 self._held.pop(request_id, None)
-            case to_engine.Hold(request_id, level) if request_id in self._in_flight and level != Hold.RUN:
+            case to_engine.Hold(request_id, hold) if request_id in self._in_flight and hold != Hold.RUN:
                 self._stalled[request_id] = message
             case to_engine.Hold(request_id, Hold.RUN):
                 self._stalled.pop(request_id, None)
@@ -305,7 +305,7 @@ class World:
         client = stream.client
         prompt = self._prompt(stream, planned)
         tenant = f"{client.tenant}-{request_id}" if client.fresh_tenants else client.tenant
-        record = Record(client.name, client.request_class, tenant, when_ns, len(prompt))
+        record = RequestResult(client.name, client.request_class, tenant, when_ns, len(prompt))
         self.records.append(record)
         if planned.arrival_s is not None:
             self._schedule_next(stream, when_ns)

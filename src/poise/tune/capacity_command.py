@@ -25,7 +25,7 @@ from poise.bench.rounds import OURS, ScenarioSource
 from poise.bench.target import TargetError, base_url
 from poise.config import ConfigError, LoadedSettings, load_given
 from poise.llama import capacity as records
-from poise.llama.capacity import Limit, Load, Record
+from poise.llama.capacity import CapacityRecord, Limit, Load
 from poise.llama.fit import model_path
 from poise.llama.gguf import ModelError, read_header
 from poise.llama.library import EngineLibraryError
@@ -136,14 +136,14 @@ class Measuring:
             return True
         return False
 
-    def record(self, provenance: Mapping[str, Any]) -> Record:
+    def record(self, provenance: Mapping[str, Any]) -> CapacityRecord:
         loads = self._loads or {}
         host: dict[str, str | int] = {
             "cpu": str(provenance["host"]["cpu"]),
             "cores": int(provenance["host"]["n_cpus_usable"]),
         }
         ttft = {str(t.request_class): t.most for t in self.targets if t.measure == "ttft"}
-        return Record(
+        return CapacityRecord(
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
             host=host,
             model=dict(provenance["model"]),
@@ -235,7 +235,7 @@ def _load(
         raise typer.Exit(2) from error
 
 
-def _print(record: Record, loaded: LoadedSettings) -> None:
+def _print(record: CapacityRecord, loaded: LoadedSettings) -> None:
     console = Console() if os.isatty(1) else Console(width=PLAIN_WIDTH)
     typer.echo(f"measured {record.measured_at} on {record.host['cpu']}, {record.host['cores']} cores")
     typer.echo(f"targets: {', '.join(record.targets)}")

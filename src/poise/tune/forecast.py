@@ -23,7 +23,7 @@ from poise.sim.costs import WAY_US, Costs
 from poise.sim.report import token_times_ns
 from poise.sim.simulate import Options, SimulationFailure, simulate
 from poise.sim.template import TemplateTokens
-from poise.sim.world import Record
+from poise.sim.world import RequestResult
 from poise.tune.children import CannotMeasure
 from poise.tune.goal import Measured
 from poise.tune.knobs import Changes
@@ -83,9 +83,9 @@ def as_costs(found: Calibration) -> Costs:
     )
 
 
-def group_figures(scenario: Scenario, records: Sequence[Record]) -> list[dict[str, Any]]:
+def group_figures(scenario: Scenario, records: Sequence[RequestResult]) -> list[dict[str, Any]]:
     """The figures that the benchmark would have of all clients, each class, each tenant and each client."""
-    groups: list[tuple[str, str, Sequence[Record]]] = [("all", "", records)]
+    groups: list[tuple[str, str, Sequence[RequestResult]]] = [("all", "", records)]
     for kind, attribute in (("class", "request_class"), ("tenant", "tenant"), ("client", "client")):
         names = dict.fromkeys(str(getattr(record, attribute)) for record in records)
         groups += [(kind, name, [r for r in records if str(getattr(r, attribute)) == name]) for name in names]
@@ -94,7 +94,7 @@ def group_figures(scenario: Scenario, records: Sequence[Record]) -> list[dict[st
     ]
 
 
-def _figures(scenario: Scenario, records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+def _figures(scenario: Scenario, records: Sequence[RequestResult]) -> dict[str, dict[str, Any]]:
     """A request that is cut has waited at least until then."""
     window_ns = round(scenario.duration_s * 1e9)
     cut_ns = window_ns + round(scenario.drain_s * 1e9)

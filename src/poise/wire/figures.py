@@ -1,4 +1,4 @@
-"""What the engine measures of itself, as it is told in a Status: counters since its start, and a few levels."""
+"""What the engine measures of itself, as a Status has it: counters since its start, and a few gauges."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Frames on the socket: a four-byte little-endian length, then one msgpack message.
 
-`FrameReader` is pure (bytes in, messages out), so both sides and the tests use it alike.
+`FrameDecoder` is pure (bytes in, messages out), so both sides and the tests use it alike.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def encode_frame(message: msgspec.Struct) -> bytes:
     return len(payload).to_bytes(LENGTH_BYTES, "little") + payload
 
 
-class FrameReader(Generic[T]):
+class FrameDecoder(Generic[T]):
     """Cuts a byte stream into messages of one union type."""
 
     def __init__(self, union: object) -> None:

@@ -70,7 +70,7 @@ class StoreStatus(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
-    """Engine to gateway, a few times a second while anything happens: counters since start and present levels."""
+    """Engine to gateway, a few times a second while anything happens: counters since start, and gauges."""
 
     step: int
     classes: dict[str, ClassStatus]

@@ -73,11 +73,11 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
 class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
     """Gateway to engine: the reader of a request is behind, or has caught up. Unknown ids are ignored; there is no answer.
 
-    `level` is a scheduler Hold. An operator's pause is another matter: a request runs only when neither holds it.
+    `hold` is a scheduler Hold. An operator's pause is another matter: a request runs only when neither holds it.
     """
 
     request_id: int
-    level: str
+    hold: str
 
 
 class Adjust(msgspec.Struct, frozen=True, array_like=True, tag="adjust"):

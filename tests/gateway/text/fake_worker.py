@@ -21,12 +21,12 @@ from array import array
 from pathlib import Path
 
 from poise.wire import text as wire
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 
 
 def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[-1]))
-    frames: FrameReader[wire.ToWorker] = FrameReader(wire.ToWorker)
+    frames: FrameDecoder[wire.ToWorker] = FrameDecoder(wire.ToWorker)
     while data := connection.recv(1 << 20):
         for message in frames.feed(data):
             if isinstance(message, wire.Open):

@@ -12,7 +12,7 @@ from poise.engine.leash import child_environment
 from poise.llama.default_model import default_model
 from poise.llama.gguf import read_header
 from poise.wire import text as wire
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 
 
 def altered(path: Path, *, pre: str = "smollm", template: str = "") -> Path:
@@ -35,7 +35,7 @@ class Worker:
 
     def __init__(self, model: Path, memory_mb: int = 1024, *, known: bool = False) -> None:
         self.connection, theirs = socket.socketpair()
-        self._frames: FrameReader[wire.FromWorker] = FrameReader(wire.FromWorker)
+        self._frames: FrameDecoder[wire.FromWorker] = FrameDecoder(wire.FromWorker)
         command = [sys.executable, "-m", "poise.worker.text", str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=child_environment())

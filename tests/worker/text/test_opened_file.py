@@ -7,7 +7,7 @@ from pathlib import Path
 
 from poise.wire import text as wire
 from poise.wire.fingerprint import MODEL_CHANGED, fingerprint
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 from poise.worker.text.process import serve
 
 
@@ -21,7 +21,7 @@ def test_another_file_than_the_servers_is_not_read(tmp_path: Path) -> None:
     with ours:
         ours.sendall(encode_frame(wire.Open(str(path), 64, former)))
         assert serve(theirs) == 1
-        reader: FrameReader[wire.FromWorker] = FrameReader(wire.FromWorker)
+        reader: FrameDecoder[wire.FromWorker] = FrameDecoder(wire.FromWorker)
         (said,) = reader.feed(ours.recv(1 << 16))
     theirs.close()
     assert isinstance(said, wire.Unusable)

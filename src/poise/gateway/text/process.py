@@ -14,7 +14,7 @@ import psutil
 
 from poise.engine.leash import child_environment
 from poise.wire import text as wire
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 
 WORKER_COMMAND = (sys.executable, "-m", "poise.worker.text")
 POLL_S = 0.01
@@ -28,7 +28,7 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(self, receive: Callable[[wire.FromWorker], None]) -> None:
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._receive = receive
-        self._frames: FrameReader[wire.FromWorker] = FrameReader(wire.FromWorker)
+        self._frames: FrameDecoder[wire.FromWorker] = FrameDecoder(wire.FromWorker)
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
 

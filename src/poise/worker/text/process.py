@@ -32,7 +32,7 @@ from poise.llama.library import EngineLibraryError
 from poise.llama.model import Model, ModelError
 from poise.wire import text as wire
 from poise.wire.fingerprint import MODEL_CHANGED, is_other
-from poise.wire.framing import FrameReader, encode_frame
+from poise.wire.framing import FrameDecoder, encode_frame
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.desk import Desk, vocabulary
 from poise.worker.text.tokeniser import Tokeniser
@@ -50,7 +50,7 @@ STACK_PART = 4
 
 def serve(connection: socket.socket) -> int:
     """Answer what comes, until the other side is gone. Returns the exit code."""
-    reader: FrameReader[wire.ToWorker] = FrameReader(wire.ToWorker)
+    reader: FrameDecoder[wire.ToWorker] = FrameDecoder(wire.ToWorker)
     desk: Desk | None = None
     stack_bytes = n_bytes = 0
 
