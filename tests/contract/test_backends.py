@@ -25,12 +25,10 @@ from poise.gateway.local_model import LocalModel
 from poise.gateway.models.backend import Backend, BackendState, Job
 from poise.gateway.record import Follower, Origin, Record
 from poise.gateway.request.generate import AnswerOptions, Conversation, Generate
-from poise.gateway.responses import ChatFormat
 from poise.gateway.supervisor import ENGINE_COMMAND, Supervisor
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextWorkers
 from poise.gateway.values import Heading
-from poise.gateway.writer import Shape
 from poise.llama.default_model import default_model
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
@@ -170,8 +168,7 @@ class Life(Follower):
     """A record of a job, and who follows it."""
 
     def __init__(self, job: Job) -> None:
-        shape = Shape(ChatFormat, Heading("r", 0, "toy", "default", job.fingerprint))
-        super().__init__(Record(origin(), shape, job.n_choices))
+        super().__init__(Record(origin(), Heading("r", 0, "toy", job.fingerprint), job.n_choices))
         self.n_ends = 0
         self.record.on_end = self._ended
         job.start(self.record)

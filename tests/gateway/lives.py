@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from poise.gateway.explain import Facts, Surroundings, Weather, facts_of
+from poise.gateway.moments import PREFILL, Moment
 from poise.gateway.neighbours import Neighbours, SlotLimits
-from poise.gateway.record import PREFILL, Moment, Origin, Record
-from poise.gateway.responses import ChatFormat
+from poise.gateway.record import Origin, Record
 from poise.gateway.values import Heading
-from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
 
 SECRET = "xyzzy"
@@ -28,9 +27,9 @@ class Life:
         n: int = 1,
         queue_timeout_ms: int = 0,
     ) -> None:
-        heading = Heading(name, 0, "toy", "default", "fp")
+        heading = Heading(name, 0, "toy", "fp")
         origin = Origin(f"req-{name}", tenant, RequestClass(request_class), "messages", arrived_s, queue_timeout_ms)
-        self.record = Record(origin, Shape(ChatFormat, heading), n)
+        self.record = Record(origin, heading, n)
         self.record.n_prompt, self.record.is_open = 100, True
 
     def at(self, at_s: float, what: str, choice: int | None = 0, **detail: Any) -> Life:

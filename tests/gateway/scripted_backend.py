@@ -11,7 +11,8 @@ from poise.gateway.engine_refusals import engine_unavailable
 from poise.gateway.errors import ApiError, context_length_exceeded
 from poise.gateway.following import Stop
 from poise.gateway.models.backend import BackendState, Card
-from poise.gateway.record import CANCELLED, End, Origin, Record
+from poise.gateway.moments import End
+from poise.gateway.record import CANCELLED, Origin, Record
 from poise.gateway.request.generate import Conversation, Generate
 from poise.scheduler.request import FinishReason, Hold
 

@@ -9,9 +9,7 @@ import pytest
 from poise.gateway.errors import internal_error
 from poise.gateway.following import Event, Stage, Stop, consequence, stage_after
 from poise.gateway.record import Follower, Origin, Record
-from poise.gateway.responses import ChatFormat
 from poise.gateway.values import Heading
-from poise.gateway.writer import Shape
 from poise.scheduler.request import Hold, RequestClass
 from tests.gateway.fakes import NoWork, opened
 
@@ -62,7 +60,7 @@ def test_what_follows(lags: list[int], goes_on: bool, stuck: bool, expected: Hol
 
 def record(*, detached: bool = False) -> Record:
     origin = Origin("req", "a", RequestClass.INTERACTIVE, "messages", 0.0)
-    return Record(origin, Shape(ChatFormat, Heading("r", 0, "toy", "default", "fp")), 1, detached=detached)
+    return Record(origin, Heading("r", 0, "toy", "fp"), 1, detached=detached)
 
 
 def test_nothing_is_stopped_before_it_starts_or_after_it_has_ended() -> None:

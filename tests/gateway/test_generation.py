@@ -12,9 +12,7 @@ from poise.gateway.errors import internal_error
 from poise.gateway.following import Stop
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.record import Origin, Record
-from poise.gateway.responses import ChatFormat
 from poise.gateway.values import Heading
-from poise.gateway.writer import Shape
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
@@ -41,7 +39,7 @@ class Life:
         self.n_freed = 0
         self.metrics.streams.freed = self._freed  # type: ignore[method-assign]
         origin = Origin("req-1", "a", RequestClass.INTERACTIVE, "messages", 0.0)
-        self.record = Record(origin, Shape(ChatFormat, Heading("chatcmpl-1", 0, "toy", "default", "fp")), 2)
+        self.record = Record(origin, Heading("chatcmpl-1", 0, "toy", "fp"), 2)
         self.n_ends = 0
         self.generation = Generation(self.record, self.engine, text_model(), self.metrics)
         self.record.on_end = self._ended

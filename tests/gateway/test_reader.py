@@ -17,9 +17,8 @@ from poise.gateway.following import Stop
 from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.reader import Place, Reader, read_place
 from poise.gateway.record import Origin, Record
-from poise.gateway.responses import ChatFormat, CompletionFormat
+from poise.gateway.responses import ChatWriter, CompletionWriter
 from poise.gateway.values import Heading
-from poise.gateway.writer import Shape
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.streams import StreamMetrics
@@ -64,10 +63,10 @@ class Told:
             self.ends.append((index, choice["finish_reason"]))
 
 
-def begun(n: int, kind: type[ChatFormat] | type[CompletionFormat], stop: tuple[str, ...], n_logprobs: int) -> Any:
-    heading = Heading("r", 0, "toy", "default", "fp")
+def begun(n: int, kind: type[ChatWriter] | type[CompletionWriter], stop: tuple[str, ...], n_logprobs: int) -> Any:
+    heading = Heading("r", 0, "toy", "fp")
     origin = Origin("req", "a", RequestClass.INTERACTIVE, "messages", 0.0)
-    record, engine = Record(origin, Shape(kind, heading), n), FakeEngine()
+    record, engine = Record(origin, heading, n, kind), FakeEngine()
     generation = Generation(record, engine, TEXT, METRICS)
     record.start(generation)
     asked = ChoiceRequest([1], 1000, SamplingParams(n_logprobs=n_logprobs))
@@ -95,7 +94,7 @@ STEPS = st.lists(st.tuples(st.integers(0, 2), PIECES), max_size=30)
     steps=STEPS,
     cuts=st.lists(st.integers(0, 12), max_size=12),
     n=st.integers(1, 3),
-    kind=st.sampled_from([ChatFormat, CompletionFormat]),
+    kind=st.sampled_from([ChatWriter, CompletionWriter]),
     n_logprobs=st.sampled_from([-1, 0, 2]),
     how=st.sampled_from(["stop", "length", "cancelled"]),
     pacing_s=st.sampled_from([0.0, 1e-9]),
@@ -158,13 +157,13 @@ def test_any_cut_is_invisible(
     assert whole.done == 1 <= told.done
     assert sorted(index for index, _ in told.ends) == list(range(n))
     assert told.last == whole.last
-    assert sorted(whole.roles) == (list(range(n)) if kind is ChatFormat else [])
+    assert sorted(whole.roles) == (list(range(n)) if kind is ChatWriter else [])
     assert set(told.roles) == set(whole.roles)
 
 
 async def test_every_place_of_a_finished_stream() -> None:
     """From each token on: the texts that became visible after it."""
-    record, (one, two), _ = begun(2, ChatFormat, (), -1)
+    record, (one, two), _ = begun(2, ChatWriter, (), -1)
     for _ in range(5):
         one.say("x")
         two.say("y")
@@ -181,7 +180,7 @@ async def test_every_place_of_a_finished_stream() -> None:
 
 async def test_what_comes_after_it_was_told_everything() -> None:
     """The end alone, without another finish."""
-    record, (one,), _ = begun(1, ChatFormat, (), -1)
+    record, (one,), _ = begun(1, ChatWriter, (), -1)
     one.say("xyz")
     one.finish()
     reader = Reader(record, STREAMS, place=read_place("3.1", "from", record))
@@ -193,7 +192,7 @@ async def test_what_comes_after_it_was_told_everything() -> None:
 @pytest.mark.parametrize("value", ["", "-1", "x", "1.", "4", "3.2", "1.1", "0" * 12, "1.1.1"])
 async def test_places_that_are_none(value: str) -> None:
     """Not a number, or more than there is."""
-    record, (one,), _ = begun(1, ChatFormat, (), -1)
+    record, (one,), _ = begun(1, ChatWriter, (), -1)
     one.say("xyz")
     one.finish()
     with pytest.raises(ApiError) as caught:
@@ -203,7 +202,7 @@ async def test_places_that_are_none(value: str) -> None:
 
 async def test_a_reader_that_is_behind_costs_a_place_and_no_memory() -> None:
     """Nothing is formatted before it can be sent, and what is, is bounded."""
-    record, (one,), _ = begun(1, ChatFormat, (), -1)
+    record, (one,), _ = begun(1, ChatWriter, (), -1)
     reader = Reader(record, STREAMS)
     for _ in range(60):
         one.say("x" * 1000)
@@ -216,7 +215,7 @@ async def test_a_reader_that_is_behind_costs_a_place_and_no_memory() -> None:
 
 async def test_a_held_token_is_told_when_it_is_due() -> None:
     """The stream sleeps until then; what comes meanwhile does not wake it."""
-    record, (one,), _ = begun(1, ChatFormat, (), -1)
+    record, (one,), _ = begun(1, ChatWriter, (), -1)
     reader = Reader(record, STREAMS, delay_s=0.05)
     one.say("a")
     assert len(frames(reader.take())) == 1
@@ -240,7 +239,7 @@ async def test_a_held_token_is_told_when_it_is_due() -> None:
 
 async def test_leaving_while_a_token_is_held() -> None:
     """Its timer goes, too."""
-    record, (one,), _ = begun(1, ChatFormat, (), -1)
+    record, (one,), _ = begun(1, ChatWriter, (), -1)
     reader = Reader(record, STREAMS, delay_s=1.0)
     one.say("a")
     await asyncio.sleep(0.03)

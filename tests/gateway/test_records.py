@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.config import ResultsSettings
-from poise.gateway.record import End, Origin, Record
+from poise.gateway.moments import End
+from poise.gateway.record import Origin, Record
 from poise.gateway.records import Records
-from poise.gateway.responses import ChatFormat
 from poise.gateway.values import Heading, TokenEntry
-from poise.gateway.writer import Shape
 from poise.scheduler.request import RequestClass
 from tests.gateway.fakes import at_once, opened
 
@@ -22,11 +21,11 @@ MB = 1 << 20
 
 
 def record(response_id: str, tenant: str = "a", request_id: str = "") -> Record:
-    heading = Heading(response_id, 0, "toy", "default", "fp")
+    heading = Heading(response_id, 0, "toy", "fp")
     origin = Origin(
         request_id or f"req-{response_id}", tenant, RequestClass.INTERACTIVE, "messages", time.perf_counter()
     )
-    return opened(Record(origin, Shape(ChatFormat, heading), 1))
+    return opened(Record(origin, heading, 1))
 
 
 def finished(store: Records, response_id: str, tenant: str = "a", n_chars: int = 10) -> Record:

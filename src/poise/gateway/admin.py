@@ -29,8 +29,9 @@ from poise.gateway.http.body import read_json
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.peers import is_direct
 from poise.gateway.journal import JournalRoom
+from poise.gateway.moments import ChoiceRecord, ChoiceState
 from poise.gateway.quarantine import QuarantineReport
-from poise.gateway.record import ENDED, QUEUED, ChoiceRecord, ChoiceState, Record
+from poise.gateway.record import ENDED, QUEUED, Record
 from poise.gateway.records import Records
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
 from poise.gateway.tenants import OPERATOR, Tenants

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from poise.gateway.admin import Admin
 from poise.gateway.api.generation import Generation
 from poise.gateway.api.native.history import HistoryAnswer
 from poise.gateway.api.native.templates import TemplatesAnswer
+from poise.gateway.api.openai.dialects import spoken
 from poise.gateway.api.openai.models import Models
 from poise.gateway.api.openapi import document
 from poise.gateway.api.operation import Operation
@@ -43,7 +44,7 @@ from poise.gateway.health import Health
 from poise.gateway.heap import TRIM_EVERY_S, give_back
 from poise.gateway.history import History
 from poise.gateway.host import free_bytes
-from poise.gateway.http.failures import api_error, http_error
+from poise.gateway.http.failures import Failures
 from poise.gateway.http.middleware import RequestMiddleware
 from poise.gateway.intake import Intake
 from poise.gateway.keys import KeyRing
@@ -157,7 +158,7 @@ def create_app(
     }
     explainer = Explainer(settings, engine, records, history)
     operations = [
-        *Generation(settings, intake, metrics.streams, audit).operations(),
+        *Generation(settings, intake, metrics.streams, audit, spoken(settings)).operations(),
         *Requests(settings, tenants, records, metrics.streams, explainer).operations(),
         *Models(models, tenants).operations(),
         *TemplatesAnswer(model.templates, tenants).operations(),
@@ -187,10 +188,11 @@ def _application(
     lifespan: Lifespan,
 ) -> Starlette:
     """Operations, their description, and the pages, behind `middleware`."""
+    failures = Failures(strangers, {operation.path: operation.refusal for operation in operations})
     app = Starlette(
         routes=[*(operation.route() for operation in operations), _openapi(operations), *page_routes(page_dir)],
         middleware=middleware,
-        exception_handlers={ApiError: partial(api_error, strangers), HTTPException: http_error},
+        exception_handlers={ApiError: failures.api_error, HTTPException: failures.http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False

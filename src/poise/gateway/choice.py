@@ -24,7 +24,7 @@ from enum import Enum
 
 from poise.gateway.changes import MEANINGS, RequestState
 from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
-from poise.gateway.record import ChoiceRecord
+from poise.gateway.moments import ChoiceRecord
 from poise.gateway.text.answers import Detokeniser, StopScanner
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry

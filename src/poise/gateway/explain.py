@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from poise.gateway.changes import GOES_ON, STOPS, KeptBy
+from poise.gateway.moments import PREFILL, Moment
 from poise.gateway.neighbours import Beside, Company, Neighbours, SlotLimits
-from poise.gateway.record import PREFILL, Moment, Record
+from poise.gateway.record import Record
 from poise.gateway.spans import DECODE, QUEUED, computed_of, overlap_s, percentile, spans_of
 from poise.wire.changes import ChangeKind
 

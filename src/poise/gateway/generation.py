@@ -28,7 +28,8 @@ from poise.gateway.engine_client import (
 from poise.gateway.engine_refusals import engine_lost, engine_unavailable, queue_timeout, refused, request_quarantined
 from poise.gateway.errors import ApiError, internal_error, new_error_id, server_stopping
 from poise.gateway.following import Stop
-from poise.gateway.record import CANCELLED, RUNNING, End, Record
+from poise.gateway.moments import End
+from poise.gateway.record import CANCELLED, RUNNING, Record
 from poise.gateway.story import story_of
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry

@@ -8,11 +8,11 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from poise.gateway.auditing import RequestEntry
 from poise.gateway.call import Call
+from poise.gateway.dialect import Dialect
 from poise.gateway.errors import ApiError, model_not_found
 from poise.gateway.http.body import JsonObject
 from poise.gateway.models.backend import Backend
@@ -22,21 +22,10 @@ from poise.gateway.request.generate import Generate
 from poise.gateway.tenancy.caller import Credentials
 from poise.gateway.tenants import Tenants
 from poise.gateway.values import Heading
-from poise.gateway.writer import ResponseFormat, Shape
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """How one endpoint reads its requests, and how its answers are written."""
-
-    parse: Callable[[JsonObject], Generate]
-    format: type[ResponseFormat]
-    id_prefix: str
-    prompt_param: str
 
 
 class Sender(Protocol):
@@ -87,7 +76,7 @@ class Intake:
         """What a request may name."""
         return list(self._models)
 
-    async def take(self, sender: Sender, endpoint: Endpoint, entry: RequestEntry) -> Call:
+    async def take(self, sender: Sender, dialect: Dialect, entry: RequestEntry) -> Call:
         """Ready for the engine, or ApiError. `entry` learns of it what the audit log is to have; the body is held no longer."""
         arrived_s = time.perf_counter()
         tenant: str | None = None
@@ -95,7 +84,7 @@ class Intake:
             caller = entry.caller = self._tenants.identify(sender.credentials)
             tenant = caller.tenant
             body = await sender.body()
-            request = endpoint.parse(body)
+            request = dialect.read(body)
             entry.request_class, entry.stream = request.request_class, request.stream
             backend = self._models.get(request.model)
             if backend is None:
@@ -106,16 +95,17 @@ class Intake:
                 caller.request_id,
                 tenant,
                 request.request_class,
-                endpoint.prompt_param,
+                dialect.prompt_param,
                 arrived_s,
                 request.queue_timeout_ms,
                 sender.traceparent,
                 caller.account,
                 caller.is_declared,
+                dialect.name,
             )
-            entry.note_prompt(body.get(endpoint.prompt_param))
+            entry.note_prompt(body.get(dialect.prompt_param))
             detached = sender.is_detached or request.background
-            preparing = self._prepare(backend, origin, endpoint, request, detached=detached)
+            preparing = self._prepare(backend, origin, dialect, request, detached=detached)
             call = await (preparing if detached else sender.while_wanted(preparing))
             if call.is_late:  # a summary is background work, and needs what that needs
                 self._tenants.check_class(caller, RequestClass.BACKGROUND, for_summary=True)
@@ -126,18 +116,15 @@ class Intake:
             raise
 
     async def _prepare(
-        self, backend: Backend, origin: Origin, endpoint: Endpoint, request: Generate, *, detached: bool
+        self, backend: Backend, origin: Origin, dialect: Dialect, request: Generate, *, detached: bool
     ) -> Call:
         """Everything that can be known before anything is computed. Raises ApiError."""
         job = await backend.prepare(request, origin)
-        answer = request.answer
         heading = Heading(
-            response_id=endpoint.id_prefix + secrets.token_hex(12),
+            response_id=dialect.id_prefix + secrets.token_hex(12),
             created=int(time.time()),
             model=backend.card.name,
-            service_tier=answer.service_tier,
             fingerprint=job.fingerprint,
         )
-        shape = Shape(endpoint.format, heading, answer.include_usage, answer.continuous_usage, segments=answer.segments)
-        record = Record(origin, shape, job.n_choices, detached=detached)
+        record = Record(origin, heading, job.n_choices, dialect.writer, request.answer, detached=detached)
         return Call(record, job, self._metrics, self._records)

@@ -114,7 +114,7 @@ class SummaryFirst:
 
 def _submit(generation: Generation, record: Record, request: Generate, plan: Plan) -> None:
     record.n_prompt = sum(len(ids) for ids in plan.ids)
-    record.shape.notes = plan.notes
+    record.notes = plan.notes
     generation.submit(_choices(plan, request), request.stop)
 
 

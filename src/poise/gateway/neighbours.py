@@ -10,7 +10,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from poise.gateway.record import PREFILL, Record
+from poise.gateway.moments import PREFILL
+from poise.gateway.record import Record
 from poise.gateway.spans import DECODE, Computed, Span, class_at, computed_of, covered_s, overlap_s, spans_of
 
 NEIGHBOURS_MAX = 300

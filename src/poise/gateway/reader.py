@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poise.gateway.errors import ApiError, invalid_value
+from poise.gateway.moments import End, Moment
 from poise.gateway.pacing import Playout, Wake
-from poise.gateway.record import End, Follower, Moment, Record
-from poise.gateway.segments import Mark, Segmenter
-from poise.gateway.values import TokenEntry, Usage
-from poise.gateway.writer import ResponseFormat, change_comment, event, queue_comment, summary_comment
+from poise.gateway.record import Follower, Record
+from poise.gateway.values import TokenEntry
+from poise.gateway.writer import QUEUED, Writer, event_id
 from poise.metrics.streams import StreamMetrics
 from poise.wire.changes import ChangeKind
 
@@ -49,7 +48,7 @@ def read_place(value: str, param: str, record: Record) -> Place:
         raise invalid_value(param, "be a number of output tokens, as in the 'id' of a stream's events", value)
     place = Place(int(match[1]), int(match[2] or 0))
     if place.n_tokens > len(record.texts) or place.n_ends > len(record.ends):
-        now = _id(len(record.texts), len(record.ends)).decode()
+        now = event_id(len(record.texts), len(record.ends)).decode()
         raise invalid_value(param, f"be at most {now}, all that there is so far", value)
     if place.n_ends and record.ends[place.n_ends - 1].n_tokens > place.n_tokens:
         raise invalid_value(param, "be the id of one of the stream's events", value)
@@ -70,16 +69,13 @@ class Reader(Follower):
         self.is_done = False
         """Everything was sent."""
         self._metrics = metrics
-        self._returns = place is not None
         self._cursor = start.n_tokens
         self._n_ends = start.n_ends
-        self._opened = _opened_before(record, start)
         self._n_moments = len(record.timeline) if place is not None else 0
         self._sent_place: tuple[int, int] | None = None
         """Place in the queue and estimate, in ms, that were sent last."""
-        self._format: ResponseFormat | None = None
         self._sent_at_s: list[float | None] = [None] * len(record.choices)
-        self._segmenters = _segmenters_at(record, start) if record.shape.segments else None
+        self._writer = record.writer() if place is None else _writer_at(record, place)
         n_free = len(record.texts) if place is not None else 0
         self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
         self._timer: asyncio.TimerHandle | None = None
@@ -107,7 +103,8 @@ class Reader(Follower):
         playout.has_news = False
         if record.place is not None and self._is_news(record.place):
             self._sent_place = record.place
-            out.append(queue_comment(*record.place))
+            position, eta_ms = record.place
+            out.append(self._writer.note(QUEUED, None, {"position": position, "eta_ms": eta_ms}))
         timeline, ends = record.timeline, record.ends
         while size < CHUNK_BYTES:
             if self._n_moments < len(timeline) and timeline[self._n_moments].n_tokens <= self._cursor:
@@ -127,9 +124,9 @@ class Reader(Follower):
         return out[0] if len(out) == 1 else b"".join(out)
 
     def error_event(self, error: ApiError) -> bytes:
-        """What a stream that cannot go on ends with, in place of [DONE]."""
+        """What a stream that cannot go on ends with."""
         self.is_done = True
-        return event(_id(self._cursor, self._n_ends), error.body())
+        return self._writer.failed(self._cursor, self._n_ends, error)
 
     def leave(self, *, stuck: bool = False) -> None:
         if self._timer is not None:
@@ -165,74 +162,28 @@ class Reader(Follower):
         if not (text or entries):
             return b""
         self._note_delivery(choice, now_s)
-        is_first, self._opened[choice] = not self._opened[choice], True
-        at, marks = _id(last, self._n_ends), self._marks(choice, text)
-        return self._formatter().text_event(at, choice, text, entries, first=is_first, usage=self._usage(), marks=marks)
+        return self._writer.text(last, self._n_ends, choice, text, entries)
 
     def _end(self, end: End) -> bytes:
-        opening = b""
-        if not self._opened[end.choice]:
-            self._opened[end.choice] = True
-            opening = self._formatter().text_event(
-                _id(self._cursor, self._n_ends),
-                end.choice,
-                "",
-                () if self.record.wants_logprobs else None,
-                first=True,
-                usage=self._usage(),
-            )
         self._n_ends += 1
-        at = _id(self._cursor, self._n_ends)
-        marks = self._marks(end.choice, end.text, ended=True)
-        return opening + self._formatter().finish_event(
-            at, end.choice, end.reason, end.text, end.entries, self._usage(), marks
-        )
-
-    def _marks(self, choice: int, text: str, *, ended: bool = False) -> Sequence[Mark]:
-        """What becomes certain of the segments of a choice with this text, or with its end; nothing if they are not wanted."""
-        if self._segmenters is None:
-            return ()
-        segmenter = self._segmenters[choice]
-        marks = segmenter.push(text)
-        if ended:
-            marks += segmenter.flush()
-        return marks
+        entries = end.entries if self.record.wants_logprobs else None
+        return self._writer.end(self._cursor, self._n_ends, end.choice, end.reason, end.text, entries)
 
     def _close(self) -> bytes:
+        if self.record.failure is not None:
+            return self.error_event(self.record.failure)
         self.is_done = True
-        record, at = self.record, _id(self._cursor, self._n_ends)
-        if record.failure is not None:
-            return event(at, record.failure.body())
-        usage = self._formatter().usage_event(at, record.usage()) if record.shape.include_usage else b""
-        return usage + event(at, b"[DONE]")
+        return self._writer.close(self._cursor, self._n_ends)
 
     def _moment(self, moment: Moment) -> bytes:
-        """The comment that says it; empty if none does."""
+        """The note that says it; empty if none does."""
         self._n_moments += 1
         if moment.what in _UNSENT:
             return b""
-        if moment.what == "summarizing":
-            return summary_comment(moment.detail["turns"])
         if moment.what == ChangeKind.DOWNGRADE:
-            self._formatter().downgrade()
+            self._writer.downgrade()
         index = moment.choice if len(self.record.choices) > 1 else None
-        return change_comment(moment.what, moment.detail.get("why", ""), index)
-
-    def _formatter(self) -> ResponseFormat:
-        """Made when the first event is: what the answer says of its making may not be known earlier."""
-        if self._format is None:
-            self._format = self.record.shape.format()
-            if self._returns and self.record.downgraded:
-                self._format.downgrade()
-        return self._format
-
-    def _usage(self) -> Usage | None:
-        """Tokens so far, where each event is to have them."""
-        if not self.record.shape.continuous_usage:
-            return None
-        usage = self.record.usage()
-        usage.completion_tokens = self._cursor
-        return usage
+        return self._writer.note(moment.what, index, moment.detail)
 
     def _note_delivery(self, choice: int, now_s: float) -> None:
         before_s, self._sent_at_s[choice] = self._sent_at_s[choice], now_s
@@ -246,27 +197,18 @@ class Reader(Follower):
         return place[0] != position or abs(place[1] - eta_ms) > SENT_AGAIN * eta_ms
 
 
-def _id(n_tokens: int, n_ends: int) -> bytes:
-    return b"%d.%d" % (n_tokens, n_ends) if n_ends else b"%d" % n_tokens
-
-
-def _opened_before(record: Record, place: Place) -> list[bool]:
-    """The choices whose first event lies before a place: an answer's role is sent once."""
-    opened = [False] * len(record.choices)
-    for i in range(place.n_tokens):
-        if record.texts[i] or (record.wants_logprobs and record.entries[i]):
-            opened[record.owners[i]] = True
-    for end in record.ends[: place.n_ends]:
-        opened[end.choice] = True
-    return opened
-
-
-def _segmenters_at(record: Record, place: Place) -> list[Segmenter]:
-    """Those of a reader that has sent everything up to a place: they know the text before it."""
+def _writer_at(record: Record, place: Place) -> Writer:
+    """That of a reader that has been sent everything up to a place."""
+    writer = record.writer()
+    if record.downgraded:
+        writer.downgrade()
     texts: list[list[str]] = [[] for _ in record.choices]
-    for owner, text in zip(record.owners[: place.n_tokens], record.texts, strict=False):
-        texts[owner].append(text)
-    segmenters = [Segmenter() for _ in record.choices]
-    for segmenter, before in zip(segmenters, texts, strict=True):
-        segmenter.push("".join(before))
-    return segmenters
+    opened = {end.choice for end in record.ends[: place.n_ends]}
+    for i in range(place.n_tokens):
+        texts[record.owners[i]].append(record.texts[i])
+        if record.wants_logprobs and record.entries[i]:
+            opened.add(record.owners[i])
+    for choice, pieces in enumerate(texts):
+        if (text := "".join(pieces)) or choice in opened:
+            writer.passed(choice, text)
+    return writer

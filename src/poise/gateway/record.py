@@ -12,28 +12,38 @@ import time
 from array import array
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
-
-from msgspec import UNSET
+from typing import Any, Protocol
 
 from poise.gateway.changes import RequestState
 from poise.gateway.errors import ApiError
 from poise.gateway.following import Event, Stage, Stop, consequence, stage_after
+from poise.gateway.moments import (
+    CHOICE_BYTES,
+    END_BYTES,
+    FAILURE_BYTES,
+    PREFILL,
+    RECORD_BYTES,
+    TOKEN_BYTES,
+    ChoiceRecord,
+    End,
+    Moment,
+    entries_bytes,
+    moment_bytes,
+    notes_bytes,
+    text_bytes,
+)
+from poise.gateway.request.generate import PLAIN, AnswerOptions
 from poise.gateway.slices import at_once
-from poise.gateway.values import Answer, Notes, TokenEntry, Usage, one_of
+from poise.gateway.values import Answer, Heading, Notes, TokenEntry, Usage
 from poise.gateway.wakeup import Wakeup
-from poise.gateway.writer import Shape
+from poise.gateway.writer import MakeWriter, Writer
 from poise.metrics.story import Outcome
 from poise.scheduler.request import Hold, RequestClass
 from poise.wire.messages import Accepted, Prefill
-from poise.wire.status import Waiting
 
 QUEUED, RUNNING, ENDED = RequestState.QUEUED, RequestState.RUNNING, RequestState.ENDED
-ChoiceState = Annotated[str, one_of(*RequestState)]
 _FOREMOST = (RUNNING, RequestState.PAUSED, RequestState.SWAPPED, QUEUED)
 """A request is as far as its foremost choice."""
-PREFILL = "prefill"
-"""A moment for chunks of a prompt that were computed."""
 PREFILL_ALONE = 16
 """So many chunks of a prompt have a moment each. Of later ones a moment holds a sixteenth of those before it: a prompt of
 thousands of chunks takes about a hundred moments."""
@@ -41,11 +51,6 @@ CANCELLED = Outcome.CANCELLED.value
 """How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
 MOMENTS_MAX = 1000
 """A request that is held and resumed for ever must not grow for ever: later changes are left out, its end is not."""
-
-_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _TOKEN_BYTES, _FAILURE_BYTES = 1950, 180, 130, 19, 450
-_MOMENT_BYTES, _DETAIL_BYTES = 88, 24
-_ENTRY_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES = 280, 88, 8, 600
-"""About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
 
 
 WEIGHED_TOKENS, GATHERED_TOKENS = 256, 4096
@@ -68,55 +73,8 @@ class Origin:
     """Under what name admission and fair shares are counted; empty: the tenant's."""
     is_declared: bool = False
     """The operator made that account."""
-
-
-@dataclass(slots=True)
-class ChoiceRecord:
-    """How one choice stands. `outcome` is how its engine request ended, once it has; `finish_reason` what a client is told."""
-
-    index: int
-    counts_as: str
-    """The class whose figures it goes into: a downgraded one would spoil those of the class that it came in."""
-    state: RequestState = QUEUED
-    started: bool = False
-    place: Waiting | None = None
-    """The last that was told of its place in the queue, while it is there."""
-    n_output: int = 0
-    n_cached: int = 0
-    """Tokens of its prompt that were not computed for it."""
-    n_recomputed: int = 0
-    """Tokens that were computed again, as the engine said at its end."""
-    n_chunks: int = 0
-    """Chunks of its prompt that were computed."""
-    chunks: Moment | None = None
-    """The moment that its next chunk may be added to."""
-    first_s: float | None = None
-    """When its first output token arrived, and its last one."""
-    last_s: float | None = None
-    finish_reason: str | None = None
-    outcome: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """Something that happened, after `n_tokens` tokens of output."""
-
-    what: str
-    at_s: float
-    n_tokens: int
-    choice: int | None
-    detail: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """The end of a choice, after `n_tokens` tokens of all choices, with the text that was held back until then."""
-
-    n_tokens: int
-    choice: int
-    reason: str
-    text: str
-    entries: Sequence[TokenEntry]
+    operation: str = ""
+    """What metrics and traces call it: the name of its dialect."""
 
 
 class Work(Protocol):
@@ -136,9 +94,30 @@ class Work(Protocol):
 class Record:
     """One response. Only what made it writes it; every change is followed by `notify`."""
 
-    def __init__(self, origin: Origin, shape: Shape, n_choices: int, *, detached: bool = False) -> None:
+    __slots__ = (
+        "_content_bytes", "_make_writer", "_n_moments_weighed", "_n_weighed", "accepted", "arrivals", "choices", "detached",
+        "downgraded", "ended_s", "ends", "entries", "erased", "failure", "followers", "heading", "held", "is_open",
+        "n_prompt", "notes", "on_end", "options", "origin", "owners", "place", "served_us", "stage", "stopped_by", "texts",
+        "timeline", "wants_logprobs", "work",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        origin: Origin,
+        heading: Heading,
+        n_choices: int,
+        make_writer: MakeWriter | None = None,
+        options: AnswerOptions = PLAIN,
+        *,
+        detached: bool = False,
+    ) -> None:
+        """`make_writer`: writes it for those who read it; None where nobody does but the gateway."""
         self.origin = origin
-        self.shape = shape
+        self.heading = heading
+        self.options = options
+        self._make_writer = make_writer
+        self.notes: Notes | None = None
+        """What the answer is to say about how it was made."""
         self.stage = Stage.NEW
         self.detached = detached
         """It goes on when nobody reads it."""
@@ -179,7 +158,7 @@ class Record:
 
     @property
     def response_id(self) -> str:
-        return self.shape.heading.response_id
+        return self.heading.response_id
 
     @property
     def is_ended(self) -> bool:
@@ -209,23 +188,24 @@ class Record:
         """Memory that it takes."""
         self._weigh()
         return (
-            _RECORD_BYTES
+            RECORD_BYTES
             + self._content_bytes
-            + _CHOICE_BYTES * len(self.choices)
-            + _END_BYTES * len(self.ends)
-            + _TOKEN_BYTES * len(self.texts)
+            + CHOICE_BYTES * len(self.choices)
+            + END_BYTES * len(self.ends)
+            + TOKEN_BYTES * len(self.texts)
         )
 
     def _weigh(self) -> None:
         """Count what has come since the last time."""
-        self._content_bytes += sum(map(_text_bytes, self.texts[self._n_weighed :]))
-        self._content_bytes += sum(map(_entries_bytes, self.entries[self._n_weighed :]))
-        self._content_bytes += sum(map(_moment_bytes, self.timeline[self._n_moments_weighed :]))
+        self._content_bytes += sum(map(text_bytes, self.texts[self._n_weighed :]))
+        self._content_bytes += sum(map(entries_bytes, self.entries[self._n_weighed :]))
+        self._content_bytes += sum(map(moment_bytes, self.timeline[self._n_moments_weighed :]))
         self._n_weighed, self._n_moments_weighed = len(self.texts), len(self.timeline)
 
-    def usage(self) -> Usage:
-        """Tokens so far."""
-        return Usage(self.n_prompt, len(self.texts), sum(choice.n_cached for choice in self.choices))
+    def usage(self, n_entries: int | None = None) -> Usage:
+        """Tokens so far, or up to a place."""
+        n_output = len(self.texts) if n_entries is None else n_entries
+        return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices))
 
     def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
         """Put something on the timeline, as of now."""
@@ -272,7 +252,7 @@ class Record:
         choice = self.choices[end.choice]
         choice.finish_reason, choice.outcome = end.reason, outcome
         self.ends.append(end)
-        self._content_bytes += _text_bytes(end.text) + _entries_bytes(end.entries)
+        self._content_bytes += text_bytes(end.text) + entries_bytes(end.entries)
         self.note("finished", end.choice, reason=end.reason, outcome=outcome)
 
     def start(self, work: Work) -> None:
@@ -294,9 +274,9 @@ class Record:
         self.failure, self.place, self.work = failure and failure.afresh(), None, None
         if failure is not None:
             self.note("finished", reason=failure.code, outcome=self.outcome)
-            self._content_bytes += _FAILURE_BYTES + sys.getsizeof(failure.message)
-        if self.shape.notes is not None:
-            self._content_bytes += _notes_bytes(self.shape.notes)
+            self._content_bytes += FAILURE_BYTES + sys.getsizeof(failure.message)
+        if self.notes is not None:
+            self._content_bytes += notes_bytes(self.notes)
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end(self)
@@ -355,10 +335,15 @@ class Record:
 
     def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         """The response of a request that does not stream, in pieces that take a few milliseconds each."""
-        response = self.shape.format()
+        writer = self.writer()
         if self.downgraded:
-            response.downgrade()
-        return response.body(answers, self.usage())
+            writer.downgrade()
+        return writer.body(answers)
+
+    def writer(self) -> Writer:
+        """For one more reader."""
+        assert self._make_writer is not None, "it is read by nobody outside"
+        return self._make_writer(self)
 
 
 class Follower:
@@ -393,21 +378,3 @@ class Follower:
     def leave(self, *, stuck: bool = False) -> None:
         """Follow no longer. Any number of times."""
         self.record.leave(self, stuck=stuck)
-
-
-def _text_bytes(text: str) -> int:
-    """Python has each text of no or one character (of Latin-1) once."""
-    return sys.getsizeof(text) + _ROUNDING_BYTES if len(text) > 1 else 0
-
-
-def _entries_bytes(entries: Sequence[TokenEntry]) -> int:
-    return sum(_ENTRY_BYTES + _TOP_BYTES * len(entry.top) for entry in entries)
-
-
-def _moment_bytes(moment: Moment) -> int:
-    return _MOMENT_BYTES + sys.getsizeof(moment.detail) + _DETAIL_BYTES * len(moment.detail)
-
-
-def _notes_bytes(notes: Notes) -> int:
-    context = notes.context
-    return _NOTES_BYTES + (sys.getsizeof(context.summary) if context.summary is not UNSET else 0)

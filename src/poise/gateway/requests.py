@@ -23,8 +23,9 @@ from poise.gateway.following import Stop
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.stream import EventStream
+from poise.gateway.moments import ChoiceState
 from poise.gateway.reader import Place, Reader, read_place
-from poise.gateway.record import ChoiceState, Record
+from poise.gateway.record import Record
 from poise.gateway.records import Records
 from poise.gateway.slices import in_turns
 from poise.gateway.tenants import Tenants
@@ -183,7 +184,7 @@ def _place(headers: Mapping[str, str], query: Mapping[str, str], record: Record)
 
 def _summary(record: Record) -> dict[str, Any]:
     return view_of(record) | {
-        "created": record.shape.heading.created,
+        "created": record.heading.created,
         "background": record.detached,
         "outcome": record.outcome,
         "error": None if record.failure is None else record.failure.detail(),

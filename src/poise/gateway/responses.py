@@ -1,7 +1,7 @@
 """The bodies and stream events of both endpoints, as OpenAI's clients expect them.
 
-Each event has an `id`: how many output tokens the stream has told with it, and after a dot of how many choices it has told the
-end, if any. A client that comes back with the last id it saw goes on after exactly that event.
+Each event has an `id`: how many entries of the record the stream has sent with it, and after a dot of how many choices it has
+sent the end, if any. A client that comes back with the last id it saw goes on after exactly that event.
 
 Streams are written per batch of tokens and per client, so an event is put together from bytes that were encoded once for the
 request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object.
@@ -9,61 +9,166 @@ request; only the text goes through an encoder. That is some twenty times cheape
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+
+import msgspec
 
 from poise.gateway.completion_types import ChatLogprobs, ChatMessage, TokenLogprob, TokenLogprobs
-from poise.gateway.segments import Mark
-from poise.gateway.values import Answer, TokenEntry, Usage
-from poise.gateway.writer import ResponseFormat, encode, segments_field
+from poise.gateway.errors import ApiError
+from poise.gateway.segments import Mark, Segmenter
+from poise.gateway.values import Answer, TokenEntry
+from poise.gateway.writer import Answered, Writer, comment, event, event_id
 
+encode = msgspec.json.Encoder().encode
+DOWNGRADED_TIER = "flex"
 ENTRIES_IN_A_PIECE = 128
 _LOGPROB_MIN = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
 
 
-class ChatFormat(ResponseFormat):
-    @property
-    def chunk_kind(self) -> str:
-        return "chat.completion.chunk"
+class OpenAIWriter(Writer):
+    """What both endpoints share: a heading that everything repeats, an `id` for each event, usage, and `[DONE]`.
 
-    def text_event(
-        self,
-        at: bytes,
-        index: int,
-        text: str,
-        entries: Sequence[TokenEntry] | None,
-        *,
-        first: bool,
-        usage: Usage | None,
-        marks: Sequence[Mark] = (),
+    Where usage was asked for, each event has a `usage`: null, or with `continuous_usage` the tokens so far. What the answer says
+    about how it was made is a field `poise`: of the body, or of a reader's first event.
+    """
+
+    chunk_kind: ClassVar[str]
+    body_kind: ClassVar[str]
+
+    def __init__(self, answered: Answered) -> None:
+        self._answered = answered
+        self._options = options = answered.options
+        self._tier = options.service_tier
+        self._opened: set[int] = set()
+        """The choices that the reader has had anything of."""
+        self._has_notes = False
+        """The reader has been sent how the answer was made."""
+        self._segmenters: dict[int, Segmenter] | None = defaultdict(Segmenter) if options.segments else None
+        self._tail = b'],"usage":null' if options.include_usage or options.continuous_usage else b"]"
+        self._prefix = self._begin()
+
+    def passed(self, choice: int, text: str) -> None:
+        self._opened.add(choice)
+        if self._segmenters is not None:
+            self._segmenters[choice].push(text)
+
+    def downgrade(self) -> None:
+        self._tier = DOWNGRADED_TIER
+        self._prefix = self._begin()
+
+    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[TokenEntry] | None) -> bytes:
+        is_first = choice not in self._opened
+        if is_first:
+            self._opened.add(choice)
+        marks = b"" if self._segmenters is None else _segments(self._segmenters[choice].push(text))
+        return self._event(n_entries, n_ends, self._piece(choice, text, logprobs, is_first, marks))
+
+    def end(
+        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None
     ) -> bytes:
-        role = b'"role":"assistant",' if first else b""
-        logprobs = b"null" if entries is None else encode(chat_logprobs(entries))
-        choice = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null%b}'
-        return self._event(at, choice % (index, role, encode(text), logprobs, segments_field(marks)), usage)
+        opening = b""
+        if choice not in self._opened:
+            opening = self.text(n_entries, n_ends - 1, choice, "", None if logprobs is None else ())
+        marks = b""
+        if self._segmenters is not None:
+            segmenter = self._segmenters[choice]
+            marks = _segments(segmenter.push(text) + segmenter.flush())
+        return opening + self._event(n_entries, n_ends, self._finish(choice, reason, text, logprobs, marks))
 
-    def finish_event(
-        self,
-        at: bytes,
-        index: int,
-        reason: str,
-        text: str,
-        entries: Sequence[TokenEntry] | None,
-        usage: Usage | None,
-        marks: Sequence[Mark] = (),
+    def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
+        return comment(what, choice, detail)
+
+    def close(self, n_entries: int, n_ends: int) -> bytes:
+        at, usage = event_id(n_entries, n_ends), b""
+        if self._options.include_usage:
+            usage = b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, self._usage(n_entries))
+        return usage + event(at, b"[DONE]")
+
+    def failed(self, n_entries: int, n_ends: int, error: ApiError) -> bytes:
+        return event(event_id(n_entries, n_ends), error.body())
+
+    def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        yield self._heading(self.body_kind) + b',"choices":['
+        for n, answer in enumerate(answers):
+            yield b"," if n else b""
+            yield from self._choice(answer)
+        yield b'],"usage":' + self._usage(None) + self._notes() + b"}"
+
+    @abstractmethod
+    def _piece(
+        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
+    ) -> bytes:
+        """A choice in an event with some of its text. `is_first`: it opens the choice."""
+
+    @abstractmethod
+    def _finish(
+        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
+    ) -> bytes:
+        """A choice in the event of its end."""
+
+    @abstractmethod
+    def _choice(self, answer: Answer) -> Iterator[bytes]:
+        """One choice of the whole response."""
+
+    def _begin(self) -> bytes:
+        return b"data: " + self._heading(self.chunk_kind) + b',"choices":['
+
+    def _heading(self, kind: str) -> bytes:
+        """An open object, with what every body and event repeats."""
+        heading = self._answered.heading
+        fields = {
+            "id": heading.response_id,
+            "object": kind,
+            "created": heading.created,
+            "model": heading.model,
+            "service_tier": self._tier,
+            "system_fingerprint": heading.fingerprint,
+        }
+        return encode(fields)[:-1]
+
+    def _event(self, n_entries: int, n_ends: int, choice: bytes) -> bytes:
+        tail = self._tail
+        if self._options.continuous_usage:
+            tail = b'],"usage":' + self._usage(n_entries)
+        if not self._has_notes:
+            tail += self._notes()
+        return b"id: %b\n%b%b%b}\n\n" % (event_id(n_entries, n_ends), self._prefix, choice, tail)
+
+    def _usage(self, n_entries: int | None) -> bytes:
+        return encode(self._answered.usage(n_entries).as_sent())
+
+    def _notes(self) -> bytes:
+        """The field that says how the answer was made, for the first who asks."""
+        notes = None if self._has_notes else self._answered.notes
+        self._has_notes = True
+        return b"" if notes is None else b',"poise":' + encode(notes)
+
+
+class ChatWriter(OpenAIWriter):
+    chunk_kind, body_kind = "chat.completion.chunk", "chat.completion"
+
+    def _piece(
+        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
+    ) -> bytes:
+        role = b'"role":"assistant",' if is_first else b""
+        shown = b"null" if logprobs is None else encode(chat_logprobs(logprobs))
+        piece = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null%b}'
+        return piece % (choice, role, encode(text), shown, marks)
+
+    def _finish(
+        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
     ) -> bytes:
         content = b'"content":' + encode(text) if text else b""
-        logprobs = encode(chat_logprobs(entries)) if entries else b"null"
-        choice = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b%b}'
-        return self._event(at, choice % (index, content, logprobs, encode(reason), segments_field(marks)), usage)
+        shown = encode(chat_logprobs(logprobs)) if logprobs else b"null"
+        finish = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b%b}'
+        return finish % (choice, content, shown, encode(reason), marks)
 
-    @property
-    def body_kind(self) -> str:
-        return "chat.completion"
-
-    def choice(self, answer: Answer) -> Iterator[bytes]:
+    def _choice(self, answer: Answer) -> Iterator[bytes]:
         message = encode(ChatMessage(content=answer.text))
         yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, message)
         if answer.entries is None:
@@ -75,45 +180,24 @@ class ChatFormat(ResponseFormat):
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
 
 
-class CompletionFormat(ResponseFormat):
-    @property
-    def chunk_kind(self) -> str:
-        return "text_completion"
+class CompletionWriter(OpenAIWriter):
+    chunk_kind = body_kind = "text_completion"
 
-    def text_event(
-        self,
-        at: bytes,
-        index: int,
-        text: str,
-        entries: Sequence[TokenEntry] | None,
-        *,
-        first: bool,
-        usage: Usage | None,
-        marks: Sequence[Mark] = (),
+    def _piece(
+        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
     ) -> bytes:
-        logprobs = b"null" if entries is None else encode(completion_logprobs(entries))
-        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
-        return self._event(at, choice % (index, encode(text), logprobs, segments_field(marks)), usage)
+        shown = b"null" if logprobs is None else encode(completion_logprobs(logprobs))
+        piece = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
+        return piece % (choice, encode(text), shown, marks)
 
-    def finish_event(
-        self,
-        at: bytes,
-        index: int,
-        reason: str,
-        text: str,
-        entries: Sequence[TokenEntry] | None,
-        usage: Usage | None,
-        marks: Sequence[Mark] = (),
+    def _finish(
+        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
     ) -> bytes:
-        logprobs = encode(completion_logprobs(entries)) if entries else b"null"
-        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
-        return self._event(at, choice % (index, encode(text), logprobs, encode(reason), segments_field(marks)), usage)
+        shown = encode(completion_logprobs(logprobs)) if logprobs else b"null"
+        finish = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
+        return finish % (choice, encode(text), shown, encode(reason), marks)
 
-    @property
-    def body_kind(self) -> str:
-        return "text_completion"
-
-    def choice(self, answer: Answer) -> Iterator[bytes]:
+    def _choice(self, answer: Answer) -> Iterator[bytes]:
         yield b'{"index":%d,"text":%b,"logprobs":' % (answer.index, encode(answer.text))
         if answer.entries is None:
             yield b"null"
@@ -124,6 +208,11 @@ class CompletionFormat(ResponseFormat):
                 yield b"]"
             yield b"}"
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
+
+
+def _segments(marks: Sequence[Mark]) -> bytes:
+    """The end of a choice. There is no such field where there is nothing to mark."""
+    return b',"segments":' + encode(marks) if marks else b""
 
 
 def chat_logprobs(entries: Sequence[TokenEntry]) -> ChatLogprobs:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from poise.gateway.changes import MEANINGS
-from poise.gateway.record import PREFILL, Moment, Record
+from poise.gateway.moments import PREFILL, Moment
+from poise.gateway.record import Record
 from poise.scheduler.request import RequestClass
 from poise.wire.changes import ChangeKind
 

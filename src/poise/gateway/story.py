@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from poise.gateway.record import CANCELLED, PREFILL, ChoiceRecord, Record
+from poise.gateway.moments import PREFILL, ChoiceRecord
+from poise.gateway.record import CANCELLED, Record
 from poise.metrics.story import ChoiceStory, Happened, RequestStory
 from poise.metrics.tenants import OTHER
 
@@ -15,7 +16,7 @@ def story_of(record: Record) -> RequestStory:
         response_id=record.response_id,
         tenant=OTHER if record.erased else origin.tenant,
         request_class=origin.request_class.value,
-        operation="chat" if origin.prompt_param == "messages" else "text_completion",
+        operation=origin.operation,
         traceparent=origin.traceparent,
         arrived_s=origin.arrived_s,
         n_prompt=record.n_prompt,

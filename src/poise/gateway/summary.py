@@ -131,7 +131,7 @@ class Summarizer:
             request_class=RequestClass.BACKGROUND,
             arrived_s=time.perf_counter(),
         )
-        record = Record(origin, self._record.shape, 1)
+        record = Record(origin, self._record.heading, 1)
         record.n_prompt, record.erased = len(prompt), self._record.erased
         follower = Follower(record)
         self.running = generation = Generation(record, self._engine, self._text, self._metrics)

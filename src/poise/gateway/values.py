@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -90,20 +90,9 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Heading:
-    """What every body and event of a response repeats."""
+    """What an answer says of itself, whatever the dialect. `fingerprint`: of what computed it."""
 
     response_id: str
     created: int
     model: str
-    service_tier: str
     fingerprint: str
-
-    def as_json(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.response_id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "service_tier": self.service_tier,
-            "system_fingerprint": self.fingerprint,
-        }

@@ -1,151 +1,103 @@
-"""What streams and bodies are made of, for any endpoint: events with ids, comments, and the shape of the answers to a request."""
+"""How answers are written: the port that readers of records write through, and what server-sent events of any dialect share.
+
+A record knows no dialect. It is given a `MakeWriter`, and each of its readers has a writer of its own, which knows what that
+reader has been sent. `n_entries` and `n_ends` are the place behind what is written: entries, and ends of choices.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-
-import msgspec
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from poise.gateway.changes import DOWNGRADED, MEANINGS
-from poise.gateway.segments import Mark
+from poise.gateway.errors import ApiError
+from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.values import Answer, Heading, Notes, TokenEntry, Usage
 from poise.wire.changes import ChangeKind
 
-encode = msgspec.json.Encoder().encode
-DOWNGRADED_TIER = "flex"
 
-
-@dataclass(slots=True)
-class ResponseFormat(ABC):
-    """One response's bodies and events. With `usage_field`, events have a `usage`, null unless one is given.
-
-    `notes` is what the answer says about how it was made, in a field `poise`: of the body, or of a stream's first event.
-    """
+class Answered(Protocol):
+    """What a writer sees of a record."""
 
     heading: Heading
-    usage_field: bool = False
-    notes: Notes | None = None
-    _prefix: bytes = field(init=False)
-    _untold: bytes = field(init=False)
+    options: AnswerOptions
+    notes: Notes | None
+    """How the answer was made. Not known before the first choice has begun."""
 
-    def __post_init__(self) -> None:
-        self._untold = b"" if self.notes is None else b',"poise":' + encode(self.notes)
-        self._prefix = self._begin()
+    def usage(self, n_entries: int | None = None) -> Usage:
+        """Tokens up to a place, or so far."""
+        ...
 
+
+class Writer(ABC):
+    """Writes one answer for one reader: piece by piece, or as a whole (`body`)."""
+
+    @abstractmethod
+    def passed(self, choice: int, text: str) -> None:
+        """The reader has this of a choice already; what is written goes on behind it. Before anything is written."""
+
+    @abstractmethod
     def downgrade(self) -> None:
-        """From here on the answer says that it is background work."""
-        self.heading = replace(self.heading, service_tier=DOWNGRADED_TIER)
-        self._prefix = self._begin()
-
-    @property
-    @abstractmethod
-    def chunk_kind(self) -> str: ...
+        """From here on the request is background work."""
 
     @abstractmethod
-    def text_event(
-        self,
-        at: bytes,
-        index: int,
-        text: str,
-        entries: Sequence[TokenEntry] | None,
-        *,
-        first: bool,
-        usage: Usage | None,
-        marks: Sequence[Mark] = (),
-    ) -> bytes:
-        """A piece of a choice. `first`: it opens the choice. `at`: the event's id. `marks`: of segments, if they are wanted."""
+    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[TokenEntry] | None) -> bytes:
+        """A piece of a choice. `logprobs` None: they were not asked for."""
 
     @abstractmethod
-    def finish_event(
-        self,
-        at: bytes,
-        index: int,
-        reason: str,
-        text: str,
-        entries: Sequence[TokenEntry] | None,
-        usage: Usage | None,
-        marks: Sequence[Mark] = (),
+    def end(
+        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None
     ) -> bytes:
         """The end of a choice, with the text that was held back until then."""
 
-    def body(self, answers: Sequence[Answer], usage: Usage) -> Iterator[bytes]:
-        """The whole response of a request that did not stream, in pieces that take a few milliseconds each."""
-        yield encode(self.heading.as_json(self.body_kind))[:-1] + b',"choices":['
-        for n, answer in enumerate(answers):
-            yield b"," if n else b""
-            yield from self.choice(answer)
-        yield b'],"usage":' + encode(usage.as_sent()) + self._untold + b"}"
-
-    @property
     @abstractmethod
-    def body_kind(self) -> str: ...
+    def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
+        """Something that is no part of the answer: QUEUED, SUMMARIZING, or a change of a choice's place in the engine.
+
+        `choice` None: there is only one, or it concerns all."""
 
     @abstractmethod
-    def choice(self, answer: Answer) -> Iterator[bytes]:
-        """One choice of the whole response."""
+    def close(self, n_entries: int, n_ends: int) -> bytes:
+        """What comes behind the end of every choice."""
 
-    def usage_event(self, at: bytes, usage: Usage) -> bytes:
-        return b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, encode(usage.as_sent()))
+    @abstractmethod
+    def failed(self, n_entries: int, n_ends: int, error: ApiError) -> bytes:
+        """What an answer ends with that cannot go on, in place of `close`."""
 
-    def _begin(self) -> bytes:
-        return b"data: " + encode(self.heading.as_json(self.chunk_kind))[:-1] + b',"choices":['
-
-    def _event(self, at: bytes, choice: bytes, usage: Usage | None) -> bytes:
-        notes, self._untold = self._untold, b""
-        if usage is not None:
-            tail = b'],"usage":' + encode(usage.as_sent()) + notes
-        else:
-            tail = (b'],"usage":null' if self.usage_field else b"]") + notes
-        return b"id: %b\n%b%b%b}\n\n" % (at, self._prefix, choice, tail)
+    @abstractmethod
+    def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        """The whole response of a request that does not stream, in pieces that take a few milliseconds each."""
 
 
-@dataclass(slots=True)
-class Shape:
-    """What the answers to one request look like: enough to write them again for a reader who comes later.
+MakeWriter = Callable[[Answered], Writer]
+"""Makes the writer for one more reader."""
 
-    `notes`: see ResponseFormat; they can come after the rest.
-    """
-
-    kind: type[ResponseFormat]
-    heading: Heading
-    include_usage: bool = False
-    continuous_usage: bool = False
-    notes: Notes | None = None
-    segments: bool = False
-
-    def format(self) -> ResponseFormat:
-        return self.kind(self.heading, self.include_usage or self.continuous_usage, self.notes)
+QUEUED, SUMMARIZING = "queued", "summarizing"
+"""Notes with `position` and `eta_ms`, and with the number of `turns`."""
 
 
-def segments_field(marks: Sequence[Mark]) -> bytes:
-    """The end of a choice. There is no such field where there is nothing to mark."""
-    return b',"segments":' + encode(marks) if marks else b""
+def event_id(n_entries: int, n_ends: int) -> bytes:
+    """A place, as an event's id has it."""
+    return b"%d.%d" % (n_entries, n_ends) if n_ends else b"%d" % n_entries
 
 
 def event(at: bytes, data: bytes) -> bytes:
-    """Anything else that a stream tells."""
     return b"id: %b\ndata: %b\n\n" % (at, data)
 
 
-def queue_comment(position: int, eta_ms: int) -> bytes:
-    """Tells a waiting stream its place. A line that begins with a colon is a comment, which clients skip.
+def comment(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
+    """A note as a line that begins with a colon, which clients skip.
 
     No empty line follows: behind an event with an id, OpenAI's client takes one for another event, without data.
     """
-    return b": queued position=%d eta_ms=%d\n" % (position, eta_ms)
-
-
-def change_comment(what: str, why: str, index: int | None) -> bytes:
-    """Tells a stream what became of its place in the engine. `index`: of the choice, where there are several."""
+    if what == QUEUED:
+        return b": queued position=%d eta_ms=%d\n" % (detail["position"], detail["eta_ms"])
+    if what == SUMMARIZING:
+        return b": summarizing turns=%d\n" % detail["turns"]
     word = DOWNGRADED if what == ChangeKind.DOWNGRADE else MEANINGS[what].comment
-    choice = b"" if index is None else b" choice=%d" % index
+    index = b"" if choice is None else b" choice=%d" % choice
     name = b"recomputed" if what == ChangeKind.RECOVER else b"why"
+    why = detail.get("why", "")
     reason = b" %b=%b" % (name, why.encode()) if why else b""
-    return b": %b%b%b\n" % (word, choice, reason)
-
-
-def summary_comment(n_turns: int) -> bytes:
-    """Tells a waiting stream what it waits for."""
-    return b": summarizing turns=%d\n" % n_turns
+    return b": %b%b%b\n" % (word, index, reason)

@@ -1,4 +1,4 @@
-"""The endpoints that generate: an HTTP request through the intake to a call, and its record to a response.
+"""The endpoint of every dialect: an HTTP request through the intake to a call, and its record to a response.
 
 Nothing is sent before the engine has taken every choice, so that a refusal is an ordinary HTTP error also for a stream. The one
 exception is a stream whose older turns must be summarized first, because that takes a while.
@@ -6,7 +6,7 @@ exception is a stream whose older turns must be summarized first, because that t
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from poise.config import Settings
 from poise.config.classes import class_settings
-from poise.gateway.api.operation import Operation
+from poise.gateway.api.operation import Operation, Spoken
 from poise.gateway.auditing import Audit
 from poise.gateway.call import Call
-from poise.gateway.completion_types import ChatCompletion, Completion, generated
+from poise.gateway.dialect import Dialect
 from poise.gateway.errors import invalid_value
 from poise.gateway.fields import Schema
 from poise.gateway.generation import TOLD_WAIT_US
@@ -26,12 +26,10 @@ from poise.gateway.http.body import JsonObject, read_json
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import json_of
 from poise.gateway.http.stream import EventStream, while_connected
-from poise.gateway.intake import Endpoint, Intake
-from poise.gateway.openai import RequestParser
+from poise.gateway.intake import Intake
 from poise.gateway.reader import Reader
 from poise.gateway.record import Follower
 from poise.gateway.request.headers import DETACH, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID
-from poise.gateway.responses import ChatFormat, CompletionFormat
 from poise.gateway.slices import in_turns
 from poise.gateway.tenancy.caller import Credentials
 from poise.metrics.streams import StreamMetrics
@@ -72,55 +70,47 @@ class HttpSender:
 
 
 class Generation:
-    """Answers /v1/chat/completions and /v1/completions."""
+    """Answers in every dialect, each at its path."""
 
-    def __init__(self, settings: Settings, intake: Intake, metrics: StreamMetrics, audit: Audit) -> None:
+    def __init__(
+        self, settings: Settings, intake: Intake, metrics: StreamMetrics, audit: Audit, spoken: Sequence[Spoken]
+    ) -> None:
         self._settings = settings
         self._intake = intake
         self._metrics = metrics
         self._audit = audit
-        self._parser = parser = RequestParser(settings)
-        self._chat = Endpoint(parser.chat, ChatFormat, "chatcmpl-", "messages")
-        self._completion = Endpoint(parser.completion, CompletionFormat, "cmpl-", "prompt")
+        self.spoken = spoken
 
     def operations(self) -> list[Operation]:
-        errors = [400, 401, 403, 404, 408, 413, 429, 500, 503]
-        return [
-            Operation(
-                "POST",
-                "/v1/chat/completions",
-                self.chat,
-                "Continue a conversation",
-                errors,
-                request=self._described(self._parser.chat_schema()),
-                answers=generated(ChatCompletion),
-            ),
-            Operation(
-                "POST",
-                "/v1/completions",
-                self.complete,
-                "Continue a text",
-                errors,
-                request=self._described(self._parser.completion_schema()),
-                answers=generated(Completion),
-            ),
-        ]
+        return [self._operation(spoken) for spoken in self.spoken]
 
-    async def chat(self, request: Request) -> Response:
-        return await self._answer(request, self._chat)
+    def _operation(self, spoken: Spoken) -> Operation:
+        dialect = spoken.dialect
 
-    async def complete(self, request: Request) -> Response:
-        return await self._answer(request, self._completion)
+        async def answer(request: Request) -> Response:
+            return await self._answer(request, dialect)
+
+        answer.__name__ = spoken.name
+        return Operation(
+            "POST",
+            spoken.path,
+            answer,
+            spoken.summary,
+            errors=[400, 401, 403, 404, 408, 413, 429, 500, 503],
+            request=self._described(dialect.schema()),
+            answers=spoken.answers,
+            refusal=dialect.refusal,
+        )
 
     def _described(self, body: Schema) -> Schema:
         """A request's schema, with the models that there are."""
         properties = body["properties"]
         return body | {"properties": properties | {"model": properties["model"] | {"enum": self._intake.model_names}}}
 
-    async def _answer(self, request: Request, endpoint: Endpoint) -> Response:
+    async def _answer(self, request: Request, dialect: Dialect) -> Response:
         sender = HttpSender(request, self._settings)
         with self._audit.begin(sender.credentials.request_id, request.scope["path"]) as entry:
-            call = await self._intake.take(sender, endpoint, entry)
+            call = await self._intake.take(sender, dialect, entry)
         call.entry = entry
         if entry.stream:
             return await self._stream(request, call)

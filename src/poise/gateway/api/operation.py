@@ -20,6 +20,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from poise.gateway.dialect import Dialect
+from poise.gateway.errors import ApiError
 from poise.gateway.fields import Schema
 from poise.gateway.http.replies import FRESH, json_reply
 
@@ -49,6 +51,7 @@ class Operation:
     request     the schema of the body that it takes
     answers     by status; without it, the Struct that the handler is annotated with
     headers     of an answer that is a Struct
+    refusal     writes the body of an error at its path
     """
 
     method: str
@@ -60,6 +63,7 @@ class Operation:
     request: Schema | None = None
     answers: Mapping[int, Described] | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: FRESH)
+    refusal: Callable[[ApiError], bytes] = ApiError.body
 
     @property
     def described(self) -> Mapping[int, Described]:
@@ -88,3 +92,14 @@ class Operation:
         route = Route(self.path, answer, methods=[self.method])
         route.methods = {self.method}  # Starlette adds HEAD to GET; each HEAD would be a whole answer, thrown away
         return route
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A dialect at a path. `name`: of the operation in the OpenAPI document, `answers`: what it says of the results."""
+
+    path: str
+    dialect: Dialect
+    name: str
+    summary: str
+    answers: Mapping[int, Described]

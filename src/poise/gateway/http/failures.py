@@ -1,8 +1,9 @@
-"""Exceptions of handlers and of the router as refusals, in the format of all others."""
+"""Exceptions of handlers and of the router as refusals, in the format of the dialect that is spoken at the path."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -17,22 +18,31 @@ from poise.gateway.tenancy.strangers import Strangers
 log = logging.getLogger(__name__)
 
 
-async def api_error(strangers: Strangers, request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    if error.status == 401:
-        error = strangers.refused(peer_of(request.scope).address, error)
-    # Neither message nor parameter: they quote the request.
-    log.info("[%s] answered with %d %s", request_id_of(request.scope), error.status, error.code)
-    return error_reply(error)
+class Failures:
+    """Answers exceptions. `refusals`: what writes the body of an error, by path; elsewhere it is in OpenAI's format."""
 
+    def __init__(self, strangers: Strangers, refusals: Mapping[str, Callable[[ApiError], bytes]]) -> None:
+        self._strangers = strangers
+        self._refusals = refusals
 
-async def http_error(request: Request, error: Exception) -> Response:
-    """Errors of the router and of the static files, in the format of all others."""
-    assert isinstance(error, HTTPException)
-    path = request.url.path
-    if error.status_code == 404:
-        return error_reply(not_found(path))
-    headers = dict(error.headers or {})
-    if error.status_code == 405:
-        return error_reply(method_not_allowed(request.method, path, headers))
-    return error_reply(ApiError(error.status_code, "http_error", str(error.detail), headers=headers))
+    async def api_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        if error.status == 401:
+            error = self._strangers.refused(peer_of(request.scope).address, error)
+        # Neither message nor parameter: they quote the request.
+        log.info("[%s] answered with %d %s", request_id_of(request.scope), error.status, error.code)
+        return self._reply(request, error)
+
+    async def http_error(self, request: Request, error: Exception) -> Response:
+        """Errors of the router and of the static files."""
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        headers = dict(error.headers or {})
+        if error.status_code == 404:
+            return self._reply(request, not_found(path))
+        if error.status_code == 405:
+            return self._reply(request, method_not_allowed(request.method, path, headers))
+        return self._reply(request, ApiError(error.status_code, "http_error", str(error.detail), headers=headers))
+
+    def _reply(self, request: Request, error: ApiError) -> Response:
+        return error_reply(error, self._refusals.get(request.url.path, ApiError.body))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import chain
 
 import msgspec
@@ -22,12 +22,13 @@ def json_reply(body: msgspec.Struct, status: int = 200, headers: Mapping[str, st
     return Response(msgspec.json.encode(body), status, headers, JSON)
 
 
-def error_reply(error: ApiError) -> Response:
+def error_reply(error: ApiError, refusal: Callable[[ApiError], bytes] = ApiError.body) -> Response:
+    """`refusal` writes the body."""
     headers = dict(error.headers)
     if error.status in (408, 413):
         # The rest of the body is not wanted: without this the server would have to read it to keep the connection.
         headers["Connection"] = "close"
-    return Response(error.body(), error.status, headers, JSON)
+    return Response(refusal(error), error.status, headers, JSON)
 
 
 async def json_of(pieces: Iterator[bytes], headers: Mapping[str, str]) -> Response:

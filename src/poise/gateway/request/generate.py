@@ -32,6 +32,9 @@ class AnswerOptions:
     service_tier: str = "default"
 
 
+PLAIN = AnswerOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class Generate:
     """`max_tokens` None: the class's default. `seed` None: a new one for each request.

@@ -10,8 +10,8 @@ from poise.gateway.api.native.timeline import RequestMoment, timeline_of
 from poise.gateway.changes import STOPS, KeptBy
 from poise.gateway.explain import Decode, Facts, Prefill, Wait, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
+from poise.gateway.moments import ChoiceState
 from poise.gateway.neighbours import Company
-from poise.gateway.record import ChoiceState
 from poise.gateway.values import one_of
 from poise.scheduler.request import PreemptionReason
 

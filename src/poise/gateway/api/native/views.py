@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from poise.gateway.changes import RequestState
-from poise.gateway.record import ChoiceRecord, Record
+from poise.gateway.moments import ChoiceRecord
+from poise.gateway.record import Record
 from poise.scheduler.request import RequestClass
 
 
