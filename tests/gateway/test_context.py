@@ -11,7 +11,7 @@ from poise.config import Settings, TemplateSettings, TenantSettings
 from poise.gateway import summary
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
-from poise.worker.text.chat_template import ChatTemplate, Segment
+from poise.worker.text.chat_template import ChatTemplate, Piece
 from tests.gateway.fakes import (
     SLOT_CELLS,
     FakeEngine,
@@ -170,7 +170,7 @@ async def test_trimming_a_long_chat_costs_few_renderings(monkeypatch: pytest.Mon
     n_rendered = 0
     render = ChatTemplate.render
 
-    def counting(*arguments: Any) -> list[Segment]:
+    def counting(*arguments: Any) -> list[Piece]:
         nonlocal n_rendered
         n_rendered += 1
         return render(*arguments)

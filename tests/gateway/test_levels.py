@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.config import LevelsSettings
-from poise.gateway.levels import MIB, Level, Levels, Reading, background_limit, crowding
+from poise.gateway.levels import MIB, Level, LevelInputs, Levels, background_limit, crowding
 from poise.metrics.recovery import LEVELS
 
 QUEUES = {"interactive": 64, "background": 100}
@@ -27,9 +27,9 @@ def reading(
     free_mb: int = 4000,
     rss_mb: int = 100,
     n_live: int = 0,
-) -> Reading:
+) -> LevelInputs:
     queued = {"interactive": interactive, "background": background}
-    return Reading(queued, wait_s, free_mb * MIB, rss_mb * MIB, n_live)
+    return LevelInputs(queued, wait_s, free_mb * MIB, rss_mb * MIB, n_live)
 
 
 def test_the_metric_knows_every_level() -> None:
@@ -49,7 +49,7 @@ def test_the_metric_knows_every_level() -> None:
     ],
 )
 def test_a_condition_begins_at_its_limit_and_ends_by_a_margin(
-    below: Reading, at: Reading, level: Level, back_at: Reading, back: Reading
+    below: LevelInputs, at: LevelInputs, level: Level, back_at: LevelInputs, back: LevelInputs
 ) -> None:
     """At once in, and out only after `calm_s` beyond the margin without a break."""
     machine = levels()
@@ -79,8 +79,8 @@ def test_what_is_not_known_changes_nothing() -> None:
     machine = levels()
     machine.look(0, reading(0, 95, rss_mb=2000))
     for second in range(1, 100):
-        assert machine.look(second, Reading()) is Level.CONSTRAINED
-    assert levels().look(0, Reading()) is Level.NORMAL
+        assert machine.look(second, LevelInputs()) is Level.CONSTRAINED
+    assert levels().look(0, LevelInputs()) is Level.NORMAL
 
 
 def test_without_limits_memory_is_not_looked_at() -> None:

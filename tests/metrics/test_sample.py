@@ -8,11 +8,11 @@ import msgspec
 
 from poise.metrics.lately import Lately, RecentTtft, Times
 from poise.metrics.sample import (
+    HistorySampler,
     ItlFigures,
     MemorySample,
     PoolSample,
     ReaderSample,
-    Sampler,
     Scene,
     StepSample,
     TtftFigures,
@@ -68,7 +68,7 @@ def numbers(value: Any) -> list[float]:
 
 def test_counters_become_what_one_second_brought() -> None:
     """Rates, shares and means of the time between two samples."""
-    sampler = Sampler()
+    sampler = HistorySampler()
     sampler.sample(scene(told(steps=StepFigures(), totals=Totals())), 1.0, S)
     sample = sampler.sample(
         scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({"swap": 2}, stored_bytes=50))), 2.0, 3 * S
@@ -95,7 +95,7 @@ def test_counters_become_what_one_second_brought() -> None:
 
 def test_levels_are_told_as_they_stand() -> None:
     """Pools, store, memory and classes, without a tenant."""
-    sample = Sampler().sample(scene(status(), n_behind=2, n_timeouts=3), 1.0, S)
+    sample = HistorySampler().sample(scene(status(), n_behind=2, n_timeouts=3), 1.0, S)
     assert sample.pools[0] == PoolSample("short", 4, 3, 1, 1200, 210, 40, 1)
     assert sample.store is not None
     assert sample.store.bytes_by_purpose == {"swap": 500, "prefix": 70, "template": 0}
@@ -115,7 +115,7 @@ def test_levels_are_told_as_they_stand() -> None:
 
 def test_a_new_engine_is_counted_from_zero() -> None:
     """Its counters are lower than those of the one before; nothing is negative, and nothing of it is lost."""
-    sampler = Sampler()
+    sampler = HistorySampler()
     sampler.sample(scene(told(step=500, prompt_tokens=9000, steps=STEPS)), 1.0, S)
     lost = sampler.sample(scene(None, phase="restarting", restarts=1, n_recovering=4), 1.0, 2 * S)
     assert (lost.limit, lost.limited, lost.steps, lost.pools, lost.store) == (None, {}, None, [], None)
@@ -128,21 +128,21 @@ def test_a_new_engine_is_counted_from_zero() -> None:
 
 def test_a_new_engine_may_be_faster_than_the_old_one_was() -> None:
     """Its counters are its own, however high they are."""
-    sampler = Sampler()
+    sampler = HistorySampler()
     sampler.sample(scene(told(step=500, prompt_tokens=90)), 1.0, S)
     assert sampler.sample(scene(told(step=501, prompt_tokens=100), restarts=1), 1.0, 2 * S).prompt_tokens_per_s == 100.0
 
 
 def test_counters_that_went_back_unannounced_are_those_of_a_new_engine() -> None:
     """Also when no restart was told in between."""
-    sampler = Sampler()
+    sampler = HistorySampler()
     sampler.sample(scene(told(step=500, prompt_tokens=9000)), 1.0, S)
     assert sampler.sample(scene(told(step=3, prompt_tokens=40)), 1.0, 2 * S).prompt_tokens_per_s == 40.0
 
 
 def test_shares_of_what_limits_progress_add_up_to_one() -> None:
     """An engine that rests tells nothing, and goes on being idle; what was told too much is never taken back."""
-    sampler = Sampler()
+    sampler = HistorySampler()
     computing = Bottleneck({"compute": 0, "idle": 1_000_000}, "compute", 10 * S)
     sampler.sample(scene(told(bottleneck=computing)), 1.0, 10 * S)
     assert sampler.sample(scene(told(bottleneck=computing)), 1.0, 11 * S).limited == {"compute": 1.0, "idle": 0.0}
@@ -156,7 +156,7 @@ def test_shares_of_what_limits_progress_add_up_to_one() -> None:
 
 def test_what_the_gateway_noted_is_told_once() -> None:
     """Times by class, endings and refusals of one second; the next one begins empty."""
-    lately, sampler = Lately(), Sampler()
+    lately, sampler = Lately(), HistorySampler()
     for ms in range(1, 101):
         lately.next_token("interactive", ms / 1000)
     lately.first_token("interactive", 0.25, 0.0)
@@ -194,7 +194,7 @@ def test_times_to_first_tokens_are_kept_for_a_minute() -> None:
 
 def test_the_rate_of_tokens_is_that_of_the_last_samples() -> None:
     """Each counts by its time; a new engine starts from nothing, and one that says nothing computes nothing."""
-    sampler = Sampler()
+    sampler = HistorySampler()
     assert sampler.tokens_per_s == (0.0, 0.0)
     for second in range(11):
         n = second + 1

@@ -89,9 +89,9 @@ def test_places_are_told_in_order() -> None:
     for i in range(8):
         d.add(100 + i, 20, f"t{i % 2}")
     d.step()
-    places = d.scheduler.places()
-    assert [p.position for p in places] == list(range(1, len(places) + 1))
-    assert [p.eta_us for p in places] == sorted(p.eta_us for p in places)
+    positions = d.scheduler.positions()
+    assert [p.position for p in positions] == list(range(1, len(positions) + 1))
+    assert [p.eta_us for p in positions] == sorted(p.eta_us for p in positions)
 
 
 def test_shares_lower_the_limits_of_classes_at_run_time() -> None:

@@ -8,7 +8,7 @@ from poise.engine.ports import Runner
 from poise.scheduler.kv import PoolBooks
 from poise.scheduler.request import Downgraded, Event, Finished, Preempted, Resumed, Started
 from poise.scheduler.scheduler import Scheduler
-from poise.scheduler.snapshot import Place, Snapshot
+from poise.scheduler.snapshot import QueuePosition, Snapshot
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire.accounts import Account, Accounts
@@ -17,7 +17,7 @@ from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
 
 STATUS_PERIOD_NS = 200_000_000
 """A busy engine reports its gauges at most this often."""
-PLACES_PERIOD_NS = 1_000_000_000
+POSITIONS_PERIOD_NS = 1_000_000_000
 """And the places of queued requests at most this often."""
 TENANTS_MAX = 20
 """Tenants whose cells are counted by name."""
@@ -76,7 +76,7 @@ class Reporter:
     def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
         self._scheduler = scheduler
         self._runner = runner
-        self._places_ns = 0
+        self._positions_ns = 0
         self.due_ns = 0
 
     def status(
@@ -113,7 +113,7 @@ class Reporter:
                 snapshot.store.peak_bytes,
             ),
             totals=_totals(snapshot),
-            waiting=[wire_status.Waiting(p.request_id, p.position, p.eta_us) for p in self._places(now_ns)],
+            waiting=[wire_status.Waiting(p.request_id, p.position, p.eta_us) for p in self._positions(now_ns)],
             threads=self._runner.threads,
             unaccounted_bytes=rss_bytes - accounted if rss_bytes else 0,
             steps=steps,
@@ -132,11 +132,11 @@ class Reporter:
             now_ns, [Account(a.name, {c.value: us for c, us in a.above_us.items()}, a.tokens) for a in known]
         )
 
-    def _places(self, now_ns: int) -> list[Place]:
-        if now_ns < self._places_ns:
+    def _positions(self, now_ns: int) -> list[QueuePosition]:
+        if now_ns < self._positions_ns:
             return []
-        self._places_ns = now_ns + PLACES_PERIOD_NS
-        return self._scheduler.places()
+        self._positions_ns = now_ns + POSITIONS_PERIOD_NS
+        return self._scheduler.positions()
 
     def _store_bytes(self, snapshot: Snapshot) -> int:
         return sum(snapshot.store.bytes_by_purpose.values())

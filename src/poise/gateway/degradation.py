@@ -16,7 +16,7 @@ from poise.gateway.blame import Death
 from poise.gateway.engine_client import EnginePhase, EngineProcess
 from poise.gateway.errors import draining, shed_background
 from poise.gateway.host import free_bytes
-from poise.gateway.levels import BACKGROUND, INTERACTIVE, Level, Levels, Reading, background_limit, crowding
+from poise.gateway.levels import BACKGROUND, INTERACTIVE, Level, LevelInputs, Levels, background_limit, crowding
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.admission import shared_places
 from poise.scheduler.request import RequestClass
@@ -93,14 +93,14 @@ class Degradation:
         interactive = status.classes.get(INTERACTIVE) if status is not None else None
         queued = {name.value: engine.queued_by_account(name) for name in RequestClass}
         several = len(queued[INTERACTIVE]) > 1  # who waits for its own requests alone is held up by nobody
-        reading = Reading(
+        inputs = LevelInputs(
             queued={name: crowding(queued[name], most) for name, most in self._places.items()} if ready else {},
             wait_s=interactive.wait_estimate_us / 1e6 * several if interactive is not None else None,
             free_bytes=self._free() if self._settings.levels.memory_low_mb else None,
             rss_bytes=status.rss_bytes if status is not None else None,
             n_live=engine.n_live,
         )
-        self._levels.look(self._clock(), reading)
+        self._levels.look(self._clock(), inputs)
         if ready and self._levels.recovers and self._levels.level is not Level.DRAINING:
             self._levels.recovered()
             engine.use(self._settings)

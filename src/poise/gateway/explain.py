@@ -74,7 +74,7 @@ class Wait(Stretch):
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill(Stretch):
+class PrefillStretch(Stretch):
     """From the slot to the first token."""
 
     is_over: bool
@@ -145,7 +145,7 @@ class Facts:
     before_s: float | None
     """From its arrival to the queue."""
     wait: Wait | None
-    prefill: Prefill | None
+    prefill: PrefillStretch | None
     ttft_s: float | None
     decode: Decode | None
     aways: list[Away]
@@ -246,12 +246,12 @@ class _Life:
             weather=around.weather(begin_s, end_s),
         )
 
-    def prefill(self, started: Moment, first: Moment | None) -> Prefill:
+    def prefill(self, started: Moment, first: Moment | None) -> PrefillStretch:
         begin_s, around = self._begun_s, self._around
         end_s = max(begin_s, first.at_s if first is not None else self.end_s)
         chunks = [c for c in self._chunks if c.choice == started.choice and c.begin_s < end_s]
         spent = self._spent_s(started.choice, begin_s, end_s)
-        return Prefill(
+        return PrefillStretch(
             begin_s,
             end_s,
             around.neighbours.company(begin_s, end_s, around.limits(started.detail["pool"])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from poise.gateway.changes import STOPS, KeptBy
-from poise.gateway.explain import Away, Decode, Facts, Gap, Prefill, Wait, Weather
+from poise.gateway.explain import Away, Decode, Facts, Gap, PrefillStretch, Wait, Weather
 from poise.gateway.following import Stop
 from poise.gateway.neighbours import Beside, Company, Group
 from poise.gateway.spans import QUEUED, class_at
@@ -186,7 +186,7 @@ def _why(facts: Facts, wait: Wait) -> str:
     return f"{unknown}; slots held when it came: {held}" if held else unknown
 
 
-def _prefill(facts: Facts, prefill: Prefill) -> Iterator[str]:
+def _prefill(facts: Facts, prefill: PrefillStretch) -> Iterator[str]:
     has, been = ("had", "was") if facts.record.is_ended else ("has", "has been")
     if prefill.n_computed:
         yield f"Of its prompt, the engine computed {_prefilling(prefill)}."
@@ -204,7 +204,7 @@ def _prefill(facts: Facts, prefill: Prefill) -> Iterator[str]:
         yield "No token of it has come." if facts.record.is_ended else "No token of it has come yet."
 
 
-def _prefilling(prefill: Prefill) -> str:
+def _prefilling(prefill: PrefillStretch) -> str:
     tokens, chunks = count(prefill.n_computed, "token"), count(prefill.n_chunks, "chunk")
     stopped = f" (of which it was stopped for {duration(prefill.away_s)})" if prefill.away_s >= 0.001 else ""
     rate = f", {prefill.per_s:,.0f} tokens a second" if prefill.per_s is not None else ""

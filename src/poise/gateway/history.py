@@ -19,7 +19,7 @@ from poise.gateway.engine_client import EnginePhase, EngineView
 from poise.gateway.host import own_rss_bytes
 from poise.gateway.tasks.pulse import PERIOD_S
 from poise.metrics.gateway import GatewayMetrics
-from poise.metrics.sample import Sample, Sampler, Scene, TokensPerSecond
+from poise.metrics.sample import HistorySampler, Sample, Scene, TokensPerSecond
 
 SAMPLES_MAX = 600
 _ELAPSED_S_MIN = 0.001
@@ -54,7 +54,7 @@ class History:
         self._clock_ns = clock_ns
         self._wall_clock = wall_clock
         self._rss_bytes = rss_bytes
-        self._sampler = Sampler()
+        self._sampler = HistorySampler()
         self._samples: deque[bytes] = deque(maxlen=SAMPLES_MAX)
         self._next = 0
         self._then_ns = clock_ns()

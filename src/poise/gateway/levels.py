@@ -40,7 +40,7 @@ class Level(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class LevelInputs:
     """What a level is judged by. None: not known. `queued` is by class."""
 
     queued: Mapping[str, int] = field(default_factory=dict)
@@ -118,18 +118,18 @@ class Levels:
         self.recovers = False
         """It is time to try the normal configuration."""
 
-    def look(self, now_s: float, reading: Reading) -> Level:
+    def look(self, now_s: float, inputs: LevelInputs) -> Level:
         """Judge the figures of this moment; returns the level."""
         calm_s = self._settings.calm_s
         for name, conditions in self._queues.items():
             for condition in conditions:
-                condition.look(now_s, reading.queued.get(name), calm_s)
-        self._wait.look(now_s, reading.wait_s, calm_s)
-        self._free.look(now_s, _mb(reading.free_bytes), calm_s)
+                condition.look(now_s, inputs.queued.get(name), calm_s)
+        self._wait.look(now_s, inputs.wait_s, calm_s)
+        self._free.look(now_s, _mb(inputs.free_bytes), calm_s)
         if self._settings.rss_max_mb:
-            self._rss.look(now_s, _mb(reading.rss_bytes), calm_s)
+            self._rss.look(now_s, _mb(inputs.rss_bytes), calm_s)
         quiet = bool(self._crashes_s) and now_s - self._crashes_s[-1] >= self._settings.recover_s
-        self.recovers = self.degraded and quiet and reading.n_live == 0
+        self.recovers = self.degraded and quiet and inputs.n_live == 0
         return self.level
 
     def crashed(self, now_s: float) -> bool:

@@ -60,7 +60,7 @@ class CapacityRecord(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Limit:
+class SetLimit:
     """A limit beside what was measured for it; `measured` None: nothing was."""
 
     key: str
@@ -133,7 +133,7 @@ def read_record(settings: Settings, model: Path, file: Path | None = None) -> Ca
         return None
 
 
-def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[Limit]:
+def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[SetLimit]:
     """Every limit that a record can speak of, in the order of the settings."""
     settings = loaded.settings
     found = dict(_measured(settings, record))
@@ -147,7 +147,7 @@ def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[Limit]
         keys = ("queue_max", "slots_max", "heavy_max", "max_context_tokens")
         values |= {f"classes.{name}.{key}": getattr(of_class, key) for key in keys}
     return [
-        Limit(key, value, loaded.origins[key], *found[key])
+        SetLimit(key, value, loaded.origins[key], *found[key])
         for key, value in values.items()
         if value or not key.endswith("max_context_tokens")  # 0: what a slot holds
     ]

@@ -149,7 +149,7 @@ class TokensPerSecond(NamedTuple):
     output: float = 0.0
 
 
-class Sampler:
+class HistorySampler:
     """Makes samples, each of the time since the one before."""
 
     def __init__(self) -> None:

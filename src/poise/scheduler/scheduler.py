@@ -43,7 +43,7 @@ from poise.scheduler.request import (
     RequestClass,
 )
 from poise.scheduler.sequence import Sequence
-from poise.scheduler.snapshot import ClassSnapshot, Place, Snapshot
+from poise.scheduler.snapshot import ClassSnapshot, QueuePosition, Snapshot
 from poise.scheduler.tenants import TenantBooks
 from poise.scheduler.waits import WaitEstimator
 
@@ -254,9 +254,9 @@ class Scheduler:
         }
         return self._waits.estimate_us(request_class, books.queues, books.running[request_class], left)
 
-    def places(self) -> list[Place]:
+    def positions(self) -> list[QueuePosition]:
         """Where each new request stands in its class's queue, the classes one after the other. Sorts what is queued."""
-        places = []
+        positions = []
         for request_class in RequestClass:
             rank = self._books.served[request_class].rank
             new = [
@@ -269,8 +269,8 @@ class Scheduler:
             if new:
                 whole_us = self.wait_estimate_us(request_class)
                 for i, (_, _, request_id) in enumerate(sorted(new), start=1):
-                    places.append(Place(request_id, i, whole_us * i // len(new)))
-        return places
+                    positions.append(QueuePosition(request_id, i, whole_us * i // len(new)))
+        return positions
 
     def snapshot(self) -> Snapshot:
         books, life = self._books, self._life

@@ -65,7 +65,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """A queued request's place in its class's queue, from 1, and its estimated further wait."""
 
     request_id: int

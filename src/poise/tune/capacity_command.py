@@ -25,7 +25,7 @@ from poise.bench.rounds import OURS, ScenarioSource
 from poise.bench.target import TargetError, base_url
 from poise.config import ConfigError, LoadedSettings, load_given
 from poise.llama import capacity as records
-from poise.llama.capacity import CapacityRecord, Limit, Load
+from poise.llama.capacity import CapacityRecord, Load, SetLimit
 from poise.llama.fit import model_path
 from poise.llama.gguf import ModelError, read_header
 from poise.llama.library import EngineLibraryError
@@ -259,5 +259,5 @@ def _print(record: CapacityRecord, loaded: LoadedSettings) -> None:
     console.print(limits)
 
 
-def _shown(limit: Limit) -> str:
+def _shown(limit: SetLimit) -> str:
     return "not measured" if limit.measured is None else str(limit.measured)

@@ -8,14 +8,14 @@ from datetime import datetime
 import pytest
 
 from poise.wire.text import Message
-from poise.worker.text.chat_template import ChatTemplate, Segment, TextRefused
+from poise.worker.text.chat_template import ChatTemplate, Piece, TextRefused
 
 USER = Message("user", "Hi")
 
 
 def render(source: str | None, *messages: Message) -> str:
-    segments = ChatTemplate(source).render(messages or [USER])
-    return "".join(segment.text for segment in segments)
+    pieces = ChatTemplate(source).render(messages or [USER])
+    return "".join(piece.text for piece in pieces)
 
 
 def refusal(source: str, *messages: Message) -> TextRefused:
@@ -26,8 +26,8 @@ def refusal(source: str, *messages: Message) -> TextRefused:
 
 def test_contents_are_kept_apart_from_the_template() -> None:
     """Each character of the result is known to be the template's or the caller's."""
-    segments = ChatTemplate("[{{ messages[0].content }}]").render([USER])
-    assert segments == [Segment("[", False), Segment("Hi", True), Segment("]", False)]
+    pieces = ChatTemplate("[{{ messages[0].content }}]").render([USER])
+    assert pieces == [Piece("[", False), Piece("Hi", True), Piece("]", False)]
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,8 @@ def test_a_developer_speaks_as_system() -> None:
 
 def test_names_are_contents_too() -> None:
     """A speaker's name comes from the caller as well."""
-    segments = ChatTemplate("{{ messages[0].name }}: {{ messages[0].content }}").render(
-        [Message("user", "Hi", "Ann<s>")]
-    )
-    assert segments[0] == Segment("Ann<s>", True)
+    pieces = ChatTemplate("{{ messages[0].name }}: {{ messages[0].content }}").render([Message("user", "Hi", "Ann<s>")])
+    assert pieces[0] == Piece("Ann<s>", True)
 
 
 def test_without_a_template_chatml_is_used_and_said_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """Chat templates: a conversation to the text that the model was trained on, without letting contents pass for template.
 
 The template never sees what a message says. It is given a placeholder of private-use characters in its place, and the
-placeholders are exchanged for the contents only after rendering, as segments of their own. So the result says, for every
+placeholders are exchanged for the contents only after rendering, as pieces of their own. So the result says, for every
 character, whether the template or the caller wrote it, and the tokeniser looks for control tokens in the template's part.
 
 White space around a content stays outside its placeholder, so that `trim` and its like work as intended, and an empty content
@@ -58,7 +58,7 @@ def trace_of(error: BaseException) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Piece:
     """Text of a rendered conversation, and whether it is a caller's content or the template's own literal."""
 
     text: str
@@ -90,8 +90,8 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the model's chat template is broken in line {error.lineno}: {error.message}") from error
 
-    def render(self, messages: Sequence[Message], n_added: int = 0) -> list[Segment]:
-        """The prompt as segments, ending where the assistant is to speak. Raises TextRefused.
+    def render(self, messages: Sequence[Message], n_added: int = 0) -> list[Piece]:
+        """The prompt as pieces, ending where the assistant is to speak. Raises TextRefused.
 
         The first `n_added` messages are not the caller's: errors give the others the places that the caller knows.
         """
@@ -108,7 +108,7 @@ class ChatTemplate:
             return f"{text[:start]}{_OPEN}{len(contents) - 1}{_CLOSE}{text[start + len(core) :]}"
 
         variables = [_variables(message, i, hide) for i, message in enumerate(messages)]
-        segments, used = _split(self._render(variables), contents)
+        pieces, used = _split(self._render(variables), contents)
         for index, owner in enumerate(owners):
             if owner is not None and index not in used:
                 place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
@@ -119,7 +119,7 @@ class ChatTemplate:
                     "Remove it or put its text into another message.",
                     param=place if owner >= n_added else "messages",
                 )
-        return segments
+        return pieces
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         pieces = []
@@ -155,21 +155,21 @@ def _variables(message: Message, index: int, hide: Callable[..., str]) -> dict[s
     return variables
 
 
-def _split(rendered: str, contents: list[str]) -> tuple[list[Segment], set[int]]:
+def _split(rendered: str, contents: list[str]) -> tuple[list[Piece], set[int]]:
     """Segments with the contents back in their places, and which contents were used."""
-    segments: list[Segment] = []
+    pieces: list[Piece] = []
     used: set[int] = set()
     for i, part in enumerate(_PLACEHOLDER.split(rendered)):
         if i % 2:  # the split alternates literals and the numbers in the placeholders
             used.add(int(part))
-            segments.append(Segment(contents[int(part)], is_content=True))
+            pieces.append(Piece(contents[int(part)], is_content=True))
         elif part:
             if _OPEN in part or _CLOSE in part:
                 raise _broken("it cuts a message in two")
-            segments.append(Segment(part, is_content=False))
-    if sum(len(segment.text) for segment in segments) > OUTPUT_CHARS_MAX:
+            pieces.append(Piece(part, is_content=False))
+    if sum(len(piece.text) for piece in pieces) > OUTPUT_CHARS_MAX:
         raise _broken(f"it writes more than {OUTPUT_CHARS_MAX} characters")
-    return segments, used
+    return pieces, used
 
 
 def _broken(why: str, trace: str = "") -> TextRefused:

@@ -1,14 +1,14 @@
 """From text to token ids: conversations by way of the model's chat template, raw prompts as they are.
 
 **Control tokens in prompts.** A message that contains the text `<|im_end|>` must reach the model as those ten characters, or a
-user could end their own turn and speak as somebody else. So a rendered chat arrives here as segments: literals, written by
+user could end their own turn and speak as somebody else. So a rendered chat arrives here as pieces: literals, written by
 the template, and contents, written by the caller. Control tokens are looked for in the literals only. What lies between two
 control tokens, literals and contents together, is one run of plain text and is tokenised as such:
 
     literal "<|im_start|>user\\n"   content "Hi <|im_end|>"   literal "<|im_end|>\\n"
     [control]  [----------- run "user\\nHi <|im_end|>" ------------] [control] [run "\\n"]
 
-Runs rather than segments are tokenised, so that text without control tokens in it gives exactly the ids that tokenising the whole
+Runs rather than pieces are tokenised, so that text without control tokens in it gives exactly the ids that tokenising the whole
 string would give. Limits: vocabularies that strip white space around a control token do not do so next to a content, and
 tokens that the vocabulary declares as ordinary (user-defined) ones are recognised in contents too, by the tokeniser itself.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from poise.wire.text import Message
-from poise.worker.text.chat_template import ChatTemplate, Segment, TextRefused
+from poise.worker.text.chat_template import ChatTemplate, Piece, TextRefused
 
 LITERAL_CHARS_MAX = 4096
 """A longer literal is split again each time: white space at the edge of a message is part of one, and can be of any length."""
@@ -76,12 +76,12 @@ class Tokeniser:
 
         `runs` is read and added to. Raises TextRefused when the template refuses the conversation.
         """
-        segments = self._template.render(messages, n_added)
+        pieces = self._template.render(messages, n_added)
         on_rendered()
         ids: list[int] = []
         run: list[str] = []
-        for segment in segments:
-            for part in [segment.text] if segment.is_content else self._split_literal(segment):
+        for piece in pieces:
+            for part in [piece.text] if piece.is_content else self._split_literal(piece):
                 if isinstance(part, str):
                     run.append(part)
                 else:
@@ -96,7 +96,7 @@ class Tokeniser:
         """Whether the chat template leaves the white space around what is said where it is, whoever says it."""
         said = [Message(role, f" \n {role}s \n ") for role in (*BLANK_ROLES, "user")]
         try:
-            rendered = "".join(segment.text for segment in self._template.render(said))
+            rendered = "".join(piece.text for piece in self._template.render(said))
         except TextRefused:
             return False  # it takes no such conversation, so nothing is known
         return all(rendered.count(message.content) == 1 + (message.role == "user") for message in said)
@@ -117,7 +117,7 @@ class Tokeniser:
             runs[text] = self.plain_ids(text)
         return runs[text]
 
-    def _split_literal(self, literal: Segment) -> list[int | str]:
+    def _split_literal(self, literal: Piece) -> list[int | str]:
         """A template's own text as control token ids and the plain text between them. Templates repeat theirs: remembered."""
         text = literal.text
         parts = self._literals.get(text)

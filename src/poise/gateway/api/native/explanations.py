@@ -8,7 +8,7 @@ import msgspec
 
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
 from poise.gateway.changes import STOPS, KeptBy
-from poise.gateway.explain import Decode, Facts, Prefill, Wait, Weather
+from poise.gateway.explain import Decode, Facts, PrefillStretch, Wait, Weather
 from poise.gateway.explain_words import sentences_of, verdict_of
 from poise.gateway.moments import ChoiceState
 from poise.gateway.neighbours import Company
@@ -182,7 +182,7 @@ def _queue(wait: Wait) -> QueueFigures:
     )
 
 
-def _prefill(prefill: Prefill) -> PrefillFigures:
+def _prefill(prefill: PrefillStretch) -> PrefillFigures:
     return PrefillFigures(
         cached_tokens=prefill.n_cached,
         computed_tokens=prefill.n_computed,
