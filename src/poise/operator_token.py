@@ -62,7 +62,7 @@ def write_token(address: str, port: int) -> TokenFile:
 def find_token(url: str) -> str:
     """The token of the server at `url`, if it runs on this machine as this user; else "".
 
-    Only names and addresses of this machine are looked up, and the very address that a server was told to listen on: the token
+    Only names and addresses of this machine are looked up, and the very address that a server listens on: the token
     goes nowhere else.
     """
     try:
@@ -86,7 +86,7 @@ def _folders() -> Iterator[Path]:
 
 
 def _addresses(host: str) -> list[str]:
-    """What a server that answers to `host` may have been told to listen on."""
+    """What a server that answers to `host` may listen on by its settings."""
     if host.lower().rstrip(".") == "localhost":
         return ["127.0.0.1", "::1", *_WILDCARDS[4]]
     try:

@@ -45,7 +45,7 @@ class AuditError(Exception):
 
 
 class Watch(Protocol):
-    """Who is told how the writer keeps up. From any thread."""
+    """Is called with how the writer keeps up. From any thread."""
 
     def worked(self, part: str, seconds: float) -> None:
         """The disk took so long for a piece of work: `write` (the entries that had come) or `sync`."""
@@ -97,7 +97,7 @@ class AuditLog:
         """That no entry tells of yet."""
         self._wake = threading.Condition()
         self._closing = self._closed = False
-        """Whether it was told to end, and whether it begins no other round."""
+        """Whether it is to end, and whether it begins no other round."""
         self._synced_s = 0.0
         self._broken = False
         try:
@@ -176,7 +176,7 @@ class AuditLog:
             if not self._queue and not self._closing:
                 self._wake.wait(pause_s)
             work, n_lost = list(self._queue), self._n_lost
-            # Whatever happens in between: after a round that was told to be the last one there is no other.
+            # Whatever happens in between: after a round that was to be the last one there is no other.
             self._closed = self._closing
             self._queue.clear()
             self._n_lost = self._content_bytes = 0

@@ -59,7 +59,7 @@ class EngineKiller:
 
 
 def same_command(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Numbers aside: an engine is told its file descriptors, and the next one has others."""
+    """Numbers aside: an engine is passed its file descriptors, and the next one has others."""
     return [part for part in one if not part.isdigit()] == [part for part in other if not part.isdigit()]
 
 

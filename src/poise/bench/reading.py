@@ -29,7 +29,7 @@ def slow_session() -> aiohttp.ClientSession:
     def small_socket(address: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol = address[:3]
         made = socket.socket(family=family, type=kind, proto=protocol)
-        # Before connecting, for the window that the server is told depends on it.
+        # Before connecting, for the window that the server is sent depends on it.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         return made
 

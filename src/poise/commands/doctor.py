@@ -176,7 +176,7 @@ def _capacity(loaded: LoadedSettings) -> Iterator[Diagnosis]:
         record = read_record(settings, path)
         found = capacity_problems(loaded, path)
     except (ModelError, EngineLibraryError, OSError):
-        return  # told as a diagnosis of the model
+        return  # it is a diagnosis of the model already
     grade = Grade.BAD if settings.server.require_measured else Grade.WARNING
     for line in found:
         text, _, remedy = line.partition("; ")
@@ -225,7 +225,7 @@ def _keys(settings: Settings) -> Iterator[Diagnosis]:
 
 
 def _resolved(host: str) -> str:
-    """The address that a start would judge; the name itself where it has none, which is told elsewhere."""
+    """The address that a start would judge; the name itself where it has none, which another check says."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0])
     except OSError:

@@ -23,7 +23,7 @@ _KEPT = ("POISE_LOG",)
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment without poise's own variables, as keys: what a child needs to know it is told otherwise."""
+    """This process's environment without poise's own variables, as keys: what a child needs to know it is passed otherwise."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("POISE_") or name in _KEPT}
     return kept | {PARENT: str(os.getpid())}
 

@@ -126,7 +126,7 @@ class SocketPort:
 
 
 Load = Callable[[Path, Settings, Progress, str], LoadedRunner]
-"""A model's path, the settings, who is told how far it is, and the weights to load again, if any: to a runner."""
+"""A model's path, the settings, what is called with how far it is, and the weights to load again, if any: to a runner."""
 
 
 def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:

@@ -171,7 +171,7 @@ class RequestEntry:
         outcome = record.outcome or CANCELLED
         if failure is not None and not record.is_open:
             outcome = BROKEN if failure.code == BROKEN else REFUSED
-        # A client that left has been told a status only if its stream had begun.
+        # A client that left has been sent a status only if its stream had begun.
         told = CANCELLED not in outcome or (self.stream and record.is_open)
         self._write(
             failure,

@@ -37,7 +37,7 @@ class Cause(StrEnum):
 class Death:
     """An engine's end. `code` as of a process that was waited for: negative is a signal; None: it could not be started.
 
-    `pass_ids`: the requests in the forward pass that it died in, or the one that it was told of or opened; empty: none.
+    `pass_ids`: the requests in the forward pass that it died in, or the one that it was given or opened; empty: none.
     `is_permanent`: it said that another one would end the same way; `is_short`: that memory does not suffice now.
     """
 

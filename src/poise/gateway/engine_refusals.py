@@ -14,7 +14,7 @@ _RETRY_FAILED_S = 60.0
 
 
 def template_not_found(name: str, known: Iterable[str]) -> ApiError:
-    """`known`: the names that this caller may use. Of others nothing is told, not even that they exist."""
+    """`known`: the names that this caller may use. The answer says nothing of others, not even that they exist."""
     names = ", ".join(map(shown, known))
     hint = f"You may use: {names}." if names else "None is declared for you."
     return ApiError(400, "template_not_found", f"There is no template {shown(name)} for you. {hint}", param="template")
@@ -100,7 +100,7 @@ def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = 
 
 
 def engine_not_ready(state: EngineState) -> ApiError:
-    """The same, told from the engine's state."""
+    """The same, by the engine's state."""
     if state.phase is EnginePhase.FAILED:
         return engine_unavailable(state.detail or "it failed", state.retry_after_s, permanent=True)
     about = f"{state.phase.value}, {state.stage}" if state.stage else state.phase.value
@@ -116,7 +116,7 @@ def engine_lost(retry_after_s: float) -> ApiError:
 
 
 def request_quarantined() -> ApiError:
-    """It would only end the next engine, too, so no time to come back is told."""
+    """It would only end the next engine, too, so no time to come back is sent."""
     message = (
         "The engine died repeatedly while it computed this request alone, so the request was ended for good. Change it before "
         "you send it again; the server's log has a report for its operator."

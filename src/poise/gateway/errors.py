@@ -74,7 +74,7 @@ class ApiError(Exception):
 
 
 class ClientGone(Exception):
-    """The client closed the connection before its answer was complete. Nobody is left to be told."""
+    """The client closed the connection before its answer was complete. Nobody is left to be answered."""
 
 
 def shown(value: object) -> str:
@@ -182,7 +182,7 @@ def request_not_found(request_id: str) -> ApiError:
 
 
 def kept_request_not_found(request_id: str) -> ApiError:
-    """As an operator is told, who may see everybody's."""
+    """As operators are answered, who may see everybody's."""
     message = (
         f"There is no request {shown(request_id)}: it never was, was erased, or ended longer ago than results.retention_s. "
         "GET /admin/requests?ended=200 lists those that are kept."
@@ -191,7 +191,7 @@ def kept_request_not_found(request_id: str) -> ApiError:
 
 
 def response_not_found(wanted: str) -> ApiError:
-    """The same for one that never was and for another tenant's: not even that it exists is told."""
+    """The same for one that never was and for another tenant's: the answer does not even say that it exists."""
     message = (
         f"You have no request {shown(wanted)} here: it never was, was erased, or ended longer ago than results.retention_s. "
         "GET /v1/requests lists yours."

@@ -25,7 +25,7 @@ class Explainer:
         self._history = history
 
     def explain(self, record: Record, tenant: str | None) -> Facts:
-        """For a caller of `tenant`, or for an operator (None). Only an operator is told ids of other tenants' requests."""
+        """For a caller of `tenant`, or for an operator (None). Only an operator is shown ids of other tenants' requests."""
         now_s = time.perf_counter()
         self._records.purge()
         neighbours = Neighbours(

@@ -1,4 +1,4 @@
-"""Whether the server may listen where it is told to: beyond this machine only with keys and TLS, unless told so."""
+"""Whether the server may listen where the settings say: beyond this machine only with keys and TLS, unless they allow it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator should look at now: a few named conditions, each told in a sentence with its numbers.
+"""What an operator should look at now: a few named conditions, each said in a sentence with its numbers.
 
 They are judged on what is passed in. Each one has an entry in docs/runbook.md. An alert is for whoever is not looking, and
 waits for minutes; a finding is for whoever is, and comes within seconds.

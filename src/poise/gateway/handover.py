@@ -47,7 +47,7 @@ class _Live:
     accepted: bool = False
     started: bool = False
     n_cached: int = 0
-    """Of its first start: what a client is told."""
+    """Of its first start: what a client is sent."""
     n_losses: int = 0
     lost_ns: int = 0
     """When the engine was lost that it waits to be recovered from; 0: it does not."""
@@ -107,7 +107,7 @@ class Handover:
         return handle
 
     def lose(self, death: Death, *, hopeless: bool = False) -> None:
-        """The engine is gone. Who can go on is told to wait; the others end. `hopeless`: this counts for all of them."""
+        """The engine is gone. Who can go on is sent LOST and waits; the others end. `hopeless`: this counts for all of them."""
         now_ns = time.monotonic_ns()
         death = self._named(death)
         guilty = self._blame.judge(death)
@@ -189,7 +189,7 @@ class Handover:
             self._end(live, FinishReason.ABORTED if live.aborted else reason, detail)
 
     def hold(self, request_id: int, hold: str) -> None:
-        """How far the readers of a request are behind; every engine is told that has it."""
+        """How far the readers of a request are behind; it is sent to every engine that has it."""
         live = self._lives.get(request_id)
         if live is not None and hold != live.hold:
             live.hold = hold
@@ -294,7 +294,7 @@ class Handover:
 
     def _finished(self, live: _Live, finish: wire.Finish) -> None:
         if live.n_losses:
-            # What the first engine had cached is what the client has been told.
+            # What the first engine had cached is what the client has been sent.
             finish = replace(finish, n_cached=live.n_cached)
         self._forget(live)
         live.handle.put(finish)

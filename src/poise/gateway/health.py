@@ -177,7 +177,7 @@ class Health:
         ]
 
     async def health(self, request: Request) -> Response:
-        """For everybody. Strangers are not told what the engine's last words were: they may name files."""
+        """For everybody. Strangers are not shown what the engine's last words were: they may name files."""
         state, status = self._engine.state, self._status()
         ready = status == "ok"
         body = HealthBody(
@@ -272,7 +272,7 @@ class Health:
 
 
 def _pools(built: list[PoolInfo], status: Status | None, *, tenants_shown: bool) -> list[PoolFigures]:
-    """The pools as they were built, with what they hold if the engine has told."""
+    """The pools as they were built, with what they hold if the engine has said."""
     held = {pool.name: pool for pool in status.pools} if status is not None else {}
     return [_pool(pool, held.get(pool.name) or _nothing_held(pool), tenants_shown=tenants_shown) for pool in built]
 

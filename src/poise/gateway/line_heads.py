@@ -1,4 +1,4 @@
-"""What kind of line begins here, told as early as it is certain: the block level of the Markdown that models write.
+"""What kind of line begins here, decided as early as it is certain: the block level of the Markdown that models write.
 
 Each reader is a generator that is sent the characters of a line one by one, `""` where the text ends, and returns the `Line` as
 soon as no further character could change it. A head is mostly a character or two. A fence is certain at the end of its line,

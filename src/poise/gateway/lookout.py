@@ -86,7 +86,7 @@ class Lookout:
         return [each.row(now_s, named=named) for each in found]
 
     def _failing(self, now_s: float) -> Finding | None:
-        """Tasks that failed a moment ago. Asked for when it is told: the task that looks may be one of them."""
+        """Tasks that failed a moment ago. Asked for when it is shown: the task that looks may be one of them."""
         failed = self._tasks.failed_lately(NOTED_S)
         if not failed:
             return None

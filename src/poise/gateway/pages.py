@@ -1,4 +1,4 @@
-"""The pages that the server has: their files, and what a browser is told they may load.
+"""The pages that the server has: their files, and the policy that says what they may load.
 
 The dashboard's charts are drawn by the plotly.min.js of the installed package plotly; without it that file is not there, and
 the page says so. plotly.js would add style elements to a page, which the policy forbids; it leaves them out where it finds
@@ -41,7 +41,7 @@ each such state what it is called, and the kinds by which a choice goes on."""
 
 
 class PageFiles(StaticFiles):
-    """The pages' files, told to load nothing from elsewhere."""
+    """The pages' files, with a policy that lets them load nothing from elsewhere."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         return _guarded(await super().get_response(path, scope))

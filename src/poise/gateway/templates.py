@@ -43,7 +43,7 @@ class TemplateUnusable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TemplateInfo:
-    """What a caller is told of a template. `n_tokens` None: not known yet. `kept`: they need no computing."""
+    """What a caller is sent of a template. `n_tokens` None: not known yet. `kept`: they need no computing."""
 
     n_tokens: int | None
     kept: bool

@@ -112,7 +112,7 @@ class Tenants:
         return replace(caller, request_id=credentials.request_id)
 
     def is_insider(self, credentials: Credentials) -> bool:
-        """On this machine, or an operator: may be told where files lie."""
+        """On this machine, or an operator: may be shown where files lie."""
         return credentials.is_direct or self.is_admin(credentials)
 
     def check_status(self, credentials: Credentials) -> None:

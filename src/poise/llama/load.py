@@ -28,7 +28,7 @@ CHOOSING_DONE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class LoadedRunner:
-    """A runner, what the gateway is told about it, and what was measured for the scheduler (by pool)."""
+    """A runner, what the gateway is sent about it, and what was measured for the scheduler (by pool)."""
 
     runner: LlamaRunner
     ready: Ready

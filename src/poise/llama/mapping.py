@@ -24,7 +24,7 @@ def allocate(n_bytes: int) -> Bytes:
     try:
         if sys.platform == "win32":
             return np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8)
-        # What Python maps unless told otherwise is shared: files in memory, which are slower and are not counted as anonymous.
+        # What Python maps by default is shared: files in memory, which are slower and are not counted as anonymous.
         mapped = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, MemoryError, OverflowError) as error:
         raise RunnerError(f"no memory for {n_bytes} bytes of KV state") from error

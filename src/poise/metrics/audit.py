@@ -45,7 +45,7 @@ class AuditMetrics:
         self.n_lost = 0
         self._worst_s = 0.0
         self.on_failure: Callable[[BaseException], object] = lambda _: None
-        """Who is told of errors that the writer did not foresee."""
+        """Is called for errors that the writer did not foresee."""
         self.n_queued: Callable[[], int] = lambda: 0
         self.busy_s: Callable[[], float] = lambda: 0.0
         """How the log that there is can be asked for them."""

@@ -1,4 +1,4 @@
-"""What the engine told in its last status message, as metrics, at the time of a scrape."""
+"""The engine's last status message as metrics, at the time of a scrape."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from poise.wire.status import PoolStatus, Status, StoreStatus
 
 @dataclass(frozen=True, slots=True)
 class EngineReading:
-    """The engine at the time of a scrape. `status` None: it has not told anything (yet, or since it was lost)."""
+    """The engine at the time of a scrape. `status` None: it has sent none (yet, or since it was lost)."""
 
     up: bool
     restarts: int
@@ -61,7 +61,7 @@ class EngineCollector:
 
 
 class _Least:
-    """What was told of counters that can be told too high at first: Prometheus takes a counter that goes back for a new one."""
+    """What was exported of counters that can be too high at first: Prometheus takes a counter that goes back for a new one."""
 
     def __init__(self) -> None:
         self._told: dict[str, float] = {}
@@ -78,7 +78,7 @@ class _Least:
 
 
 def _bottleneck(bottleneck: Bottleneck, now_ns: int, least: _Least) -> Iterator[Metric]:
-    """For how long each resource was the limit, with the time that has passed since the engine told it.
+    """For how long each resource was the limit, with the time that has passed since the engine said so.
 
     An engine that rests tells nothing, and what limits it goes on doing so. One that is busy may have gone on to something else
     just before a scrape.

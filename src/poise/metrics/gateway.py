@@ -2,7 +2,7 @@
 
 The gateway reports what it sees of its requests here; the engine's own counters and gauges are read from its last status
 message at the time of a scrape. Tenants have a registry of their own, because who is here is for operators only; how many of
-them are told apart is bounded, as every label is. Names are those of OpenTelemetry's GenAI conventions where there is one.
+them have a label is bounded, as every label is. Names are those of OpenTelemetry's GenAI conventions where there is one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GatewayMetrics:
         self.registry = registry = CollectorRegistry()
         self.tenant_registry = CollectorRegistry()
         self.on_story: Callable[[RequestStory], None] | None = None
-        """Is told of every request that has ended."""
+        """Is called for every request that has ended."""
         self._tenants = TenantMetrics(self.tenant_registry, tenants_max)
         self._make_times(registry)
         self._make_counts(registry)

@@ -221,7 +221,7 @@ class HistorySampler:
     def _shares(self, bottleneck: Bottleneck, now_ns: int) -> dict[str, float]:
         """Of the time since the last sample, by what limited progress. An engine that rests tells nothing: its limit goes on.
 
-        A busy one may have gone on to something else just before. What that told too much is missing from the next sample, and
+        A busy one may have gone on to something else just before. What that says too much is missing from the next sample, and
         never below 0.
         """
         limited: dict[str, float] = dict(bottleneck.limited_us)

@@ -1,4 +1,4 @@
-"""What happened to one API request, as it is told once when it has ended: to the tenants' metrics and to the traces. No text.
+"""What happened to one API request, counted by the metrics and traced once when it has ended. No text.
 
 Times are of the gateway's clock `time.perf_counter`.
 """

@@ -95,7 +95,7 @@ class KvPool:
         self._slots_peak = max(self._slots_peak, len(self.holders))
 
     def release(self, sequence: Sequence) -> int:
-        """Take the sequence's slot back and return its number. The runner must still be told."""
+        """Take the sequence's slot back and return its number. The runner does not know of it yet."""
         slot = sequence.slot
         assert self.holders.get(slot) is sequence, f"slot {slot} is not held by request {sequence.request.request_id}"
         del self.holders[slot]

@@ -1,4 +1,4 @@
-"""What the scheduler is told about a request, and what it answers.
+"""What the scheduler knows of a request, and what it answers.
 
 Everything here is a value: no text, no token ids, no clock. Times are integer nanoseconds, costs integer microseconds.
 """

@@ -39,9 +39,9 @@ class WaitEstimator:
         self._output_ratio[request.request_class] = MEMORY * old + (1 - MEMORY) * used
 
     def learn_wait(self, request_class: RequestClass, estimated_us: int, waited_us: int) -> None:
-        """A request that was told `estimated_us` got its slot after `waited_us`."""
+        """A request whose estimate was `estimated_us` got its slot after `waited_us`."""
         if estimated_us < GRACE_US and waited_us < GRACE_US:
-            return  # it did not wait, as it was told
+            return  # it did not wait, as estimated
         off = log((waited_us + GRACE_US) / (estimated_us + GRACE_US))
         self._correction[request_class] += (1 - MEMORY) * off
         self._error[request_class] = MEMORY * self._error[request_class] + (1 - MEMORY) * abs(off)

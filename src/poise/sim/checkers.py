@@ -52,7 +52,7 @@ class _Track:
 
 
 class Checkers:
-    """Is told what the journal records and what the engine sends; `after_step` draws the conclusions."""
+    """Is called with what the journal records and what the engine sends; `after_step` draws the conclusions."""
 
     def __init__(
         self, policy: SchedulerPolicy, real: RealCells, served: Mapping[RequestClass, ServedCost] | None = None
@@ -80,7 +80,7 @@ class Checkers:
                 self.shares.added(request)
         elif kind == "rest":
             self._resting = True
-        elif kind == "retract":  # What computes the template ends with it, and nobody is told.
+        elif kind == "retract":  # What computes the template ends with it, and nothing is sent.
             for request_id in [i for i, track in self._tracks.items() if track.request.pins == values[0]]:
                 self._ended(request_id)
         elif kind == "plan":
@@ -208,7 +208,7 @@ class Checkers:
             assert track.n_missed <= 1, f"request {request_id} decodes and was left out of two steps (invariant 6)"
 
     def _end_internal(self, plan: StepPlan, result: StepResult) -> None:
-        """What the engine asked of itself (ids below 0) ends with its only token or a failure, and nobody is told."""
+        """What the engine asked of itself (ids below 0) ends with its only token or a failure, and nothing is sent."""
         for batch, batch_result in zip(plan.batches, result.batches, strict=True):
             for chunk in batch.chunks:
                 if (

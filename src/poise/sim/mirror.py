@@ -52,7 +52,7 @@ class Cells:
 
 
 class Mirror:
-    """Slots and entries. Every method asserts that what it is told can be."""
+    """Slots and entries. Every method asserts that what it is given can be."""
 
     def __init__(self) -> None:
         self.slots: dict[tuple[str, int], Cells] = {}

@@ -53,7 +53,7 @@ class _Waiting:
 
 
 class Pressure:
-    """Watches one class. Is told what the journal records (`recorded`) and what the engine sends (`heard`)."""
+    """Watches one class. Is called with what the journal records (`recorded`) and what the engine sends (`heard`)."""
 
     def __init__(self, request_class: RequestClass, policy: SchedulerPolicy) -> None:
         self.waited_s: dict[Resource, float] = dict.fromkeys(Resource, 0.0)

@@ -34,7 +34,7 @@ class _Living:
 
 
 class FairShares:
-    """Is told of every request and step; `after_step` asserts the bound. `served`: the scheduler's counters by class."""
+    """Is called for every request and step; `after_step` asserts the bound. `served`: the scheduler's counters by class."""
 
     def __init__(self, policy: SchedulerPolicy, served: Mapping[RequestClass, ServedCost]) -> None:
         self._policy = policy

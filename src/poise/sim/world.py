@@ -128,11 +128,11 @@ class World:
         self._held: dict[int, None] = {}
         """Requests whose last control was a pause."""
         self._stalled: dict[int, to_engine.Hold] = {}
-        """Requests whose reader is behind, and what the engine was told of it."""
+        """Requests whose reader is behind, and what the engine was sent of it."""
         self._template: to_engine.Template | None = None
         self._accounts = Accounts(0, [])
         self._ahead: list[to_engine.ToEngine] = [self._accounts]
-        """What a new engine is told before anything else."""
+        """What a new engine is sent before anything else."""
         for stream in scenario.requests(seed):
             self._schedule_next(_Stream(stream.client, stream.requests), 0)
 

@@ -167,7 +167,7 @@ class Measuring:
         return search(first, lambda n: self._try(kind, n), slots=slots, until=self._is_over)
 
     def _guess(self, kind: str, slots: int) -> int:
-        """The simulator's, once a first round has told what steps cost; the slots where it cannot say."""
+        """The simulator's, once a first round has shown what steps cost; the slots where it cannot say."""
         try:
             if self.options is None:
                 load = load_of("background", max(1, slots // 2), self.loaded.settings, self.round_s)

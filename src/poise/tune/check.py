@@ -2,7 +2,7 @@
 
 A value holds when the comparison that it was kept by (passes or live servers) comes out the same way again, beyond noise. With
 the evidence at hand, target, guardrails, scenario and rounds are those of then, and what has changed since (host, model,
-versions) is told.
+versions) is reported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def check_values(
     clock: Callable[[], float],
     say: Callable[[str], None],
 ) -> list[Check]:
-    """In the order of the file. A KeyboardInterrupt ends it; what was told until then stands."""
+    """In the order of the file. A KeyboardInterrupt ends it; what was reported until then stands."""
     found = []
     for number, (key, value) in enumerate(values.items()):
         without = {other: known for other, known in values.items() if other != key}

@@ -35,7 +35,7 @@ class Trial(msgspec.Struct, frozen=True):
     estimates: tuple[Estimate, ...] = ()
 
     def line(self) -> str:
-        """As it is told while tuning goes on."""
+        """As it is printed while tuning goes on."""
         what = f"{self.key} {self.before} -> {self.after}" if self.key else "untuned -> all that was kept, on new seeds"
         return f"{self.number:>3}  {self.method:<9}  {what}: {self.result}: {self.reason}  ({self.took_s:.0f} s)"
 

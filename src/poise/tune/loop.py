@@ -160,7 +160,7 @@ class Tuner:
         measure: Callable[[], Measured],
         judge: Callable[[Measured], Verdict],
     ) -> Trial:
-        """One trial, noted and told. What passes it is in force from then on, unless it is only a prediction."""
+        """One trial, noted and printed. What passes it is in force from then on, unless it is only a prediction."""
         began, current = self.clock(), self._current(knob)
         measured: Measured | None = None
         try:

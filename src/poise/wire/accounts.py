@@ -1,4 +1,4 @@
-"""What is owed and left on accounts, told by one engine for the next: the gateway keeps it and does not look into it."""
+"""What is owed and left on accounts, sent by one engine for the next: the gateway keeps it and does not look into it."""
 
 from __future__ import annotations
 

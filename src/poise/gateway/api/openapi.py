@@ -107,7 +107,7 @@ def _answer(described: Described) -> Schema:
 
 
 def _errors(statuses: Sequence[int]) -> Schema:
-    """Who goes on with a key that is not known is told 429 instead of 401."""
+    """Who goes on with a key that is not known is answered 429 instead of 401."""
     statuses = (*statuses, 429) if 401 in statuses and 429 not in statuses else statuses
     return {
         str(status): {"description": _ERRORS[status], "content": _json({"$ref": _REF + ErrorBody.__name__})}

@@ -1,7 +1,7 @@
 """The head of a request: its request line and headers, complete, as bytes. llhttp reads them; what it lets pass and HTTP/1.1 does
 not (RFC 9112), or what two servers could read in two ways, is refused here.
 
-llhttp is given heads only. Where a body ends is told by the head alone (`framing`), whatever the head says of upgrades: a
+llhttp is given heads only. Where a body ends follows from the head alone (`framing`), whatever the head says of upgrades: a
 server that does not know a protocol ignores the offer (RFC 9110, 7.8), and what follows is the body that was announced.
 """
 
@@ -39,7 +39,7 @@ class Head:
     keep_alive: bool
     """The client can send another request on this connection."""
     expects_continue: bool
-    """It waits to be told before it sends the body."""
+    """It waits for 100 Continue before it sends the body."""
 
 
 @dataclass(frozen=True, slots=True)

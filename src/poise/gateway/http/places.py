@@ -7,7 +7,7 @@ bound by their address, because that says nothing about who is behind it.
 Full does not mean deaf. A place whose connection is at work for no account is given to the next who comes in: first those that
 never worked for one (silent ones, files that are not read), the oldest first; then idle ones, of the account that has most.
 Where there is none, a newcomer gets a place of a small reserve: it may say what it wants, and is answered where that is for
-operators, else told to come back. The reserve itself gives up its oldest one, so that there is always a way in.
+operators, else refused with a time to come back. The reserve itself gives up its oldest one, so that there is always a way in.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Places:
         return ""
 
     def leave(self, place: Place) -> None:
-        """Its connection is gone. May be told more than once."""
+        """Its connection is gone. May be called more than once."""
         self._reserved.pop(place, None)
         if place.counted:
             place.counted = False

@@ -2,7 +2,7 @@
 
 A request's head is collected until it is complete, within its size and its time, and only then read (`heads`). Its body is cut
 off by what the head announced (`framing`). What comes after it waits until the answer is sent: one request at a time. When
-the connection is lost, the one request that there can be is told.
+the connection is lost, the one request that there can be is notified.
 
 How long something may take: a head `server.body_timeout_s`, whatever trickles in; a body the same; silence between two requests
 `server.idle_timeout_s`, which bytes that are no request do not lengthen; bytes of an answer that the client does not take
@@ -272,7 +272,7 @@ class Connection(asyncio.Protocol):
     def will_close(self) -> bool:
         if self._framing is not None and self._exchange is not None:
             left = self._framing.left
-            # Whoever waits to be told to send a body may now send it, or not: nobody could tell it from the next request.
+            # Whoever waits for 100 Continue may now send its body, or not: nobody could tell it from the next request.
             if left is None or left > DISCARD_BYTES_MAX or self._exchange.waits_for_continue:
                 self._can_keep = False
         return not self._can_keep
@@ -314,7 +314,7 @@ class Connection(asyncio.Protocol):
         self._hub.note("dismissed")
         transport = self._transport
         if self._phase is Phase.IDLE and transport is not None and not transport.get_write_buffer_size():
-            transport.close()  # as any idle connection may be closed; its client is told in order
+            transport.close()  # as any idle connection may be closed; its client sees it closed in order
         else:
             self.abort()
 

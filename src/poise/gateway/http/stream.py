@@ -29,7 +29,7 @@ T = TypeVar("T")
 class EventStream(Response):
     """Sends what a reader takes from its record, until that ends, the client leaves, or it is stuck for too long.
 
-    An error after the status line can only be told in the stream: as an event `{"error": {...}}`, after which the stream ends
+    An error after the status line can only be sent in the stream: as an event `{"error": {...}}`, after which the stream ends
     without `[DONE]`.
     """
 

@@ -114,7 +114,7 @@ class LaunchedEngine:
             return await self._wait()
 
     async def _wait(self) -> int:
-        # Asked for instead of being told: a watcher would need a thread or a file for each engine, which may be lacking.
+        # Polled: a watcher would need a thread or a file for each engine, which may be lacking.
         while (code := self.process.poll()) is None:  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
         return code

@@ -1,6 +1,6 @@
 """Whether the model file is still the one whose vocabulary the gateway speaks.
 
-Each engine is told what file it must find, and refuses another one before it loads anything. Beside that the file is looked at:
+Each engine is sent what file it must find, and refuses another one before it loads anything. Beside that the file is looked at:
 one that was written over in place is changing under an engine that has it in its memory, which has to end at once. One that was
 replaced by another (under the same name) is not: the engine keeps the file that it opened, and is refused the next one.
 """

@@ -3,7 +3,7 @@
     tasks.start("engine-supervisor", supervise, essential=True)    # a coroutine function that runs for ever
     tasks.every("engine-watchdog", 0.5, watch)                     # a function that looks now and then
 
-One that failed waits a little longer each time before it goes on. Where an essential one cannot go on, `on_give_up` is told, so
+One that failed waits a little longer each time before it goes on. Where an essential one cannot go on, `on_give_up` is called, so
 that the process ends with a code and a service manager acts: nothing dies in silence. Work for a single request is not started
 here: it ends with its request, which answers for its failure.
 """
@@ -35,7 +35,7 @@ class Tasks:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         on_give_up: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`on_give_up` is told, once, why the process cannot go on."""
+        """`on_give_up` is called once, with why the process cannot go on."""
         self.metrics = TaskMetrics()
         self.on_give_up = on_give_up
         self._clock = clock

@@ -1,4 +1,4 @@
-"""Callers that nobody knows: counted, told in one audit line a minute, and slowed down.
+"""Callers that nobody knows: counted, logged in one audit line a minute, and slowed down.
 
 A line for each would let whoever reaches the port write to the disk. An address that goes on is answered with 429 instead of 401
 once its allowance is used up; that is after its key was looked at, so that a known key is never refused for its neighbours'.
@@ -39,7 +39,7 @@ class Strangers:
         """Called for each."""
 
     def refused(self, address: str, error: ApiError) -> ApiError:
-        """What a stranger is told who would be told `error`."""
+        """What a stranger is answered who would be answered `error`."""
         now_s, place = self._clock(), _place(address)
         self.on_refusal()
         if self._began_s is None:

@@ -84,7 +84,7 @@ class WorkerProcess(asyncio.Protocol):
         if self._process is None:
             return 0
         self.kill()
-        # Asked for instead of being told: a watcher would need a thread or a file for each worker, which may be lacking.
+        # Polled: a watcher would need a thread or a file for each worker, which may be lacking.
         while (code := self._process.poll()) is None:  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
         return code

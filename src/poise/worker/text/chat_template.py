@@ -6,7 +6,7 @@ character, whether the template or the caller wrote it, and the tokeniser looks 
 
 White space around a content stays outside its placeholder, so that `trim` and its like work as intended, and an empty content
 stays empty for `if message.content`. A template that looks deeper into a content (to cut reasoning out of it, say) sees
-the placeholder and leaves the content whole. A template that drops a content altogether is an error: the caller is told.
+the placeholder and leaves the content whole. A template that drops a content altogether is an error that the caller is sent.
 """
 
 from __future__ import annotations
