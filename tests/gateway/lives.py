@@ -33,7 +33,7 @@ class Life:
         self.record.n_prompt, self.record.is_open = 100, True
 
     def at(self, at_s: float, what: str, choice: int | None = 0, **detail: Any) -> Life:
-        self.record.timeline.append(Moment(what, at_s, len(self.record.texts), choice, detail))
+        self.record.timeline.append(Moment(what, at_s, self.record.n_entries, choice, detail))
         self.record.downgraded |= what == "downgrade"
         return self
 

@@ -25,7 +25,7 @@ from enum import Enum
 from poise.gateway.changes import MEANINGS, RequestState
 from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
 from poise.gateway.moments import ChoiceRecord
-from poise.gateway.text.answers import Detokeniser, StopScanner
+from poise.gateway.text.answers import NO_TEXT, AnswerParser, Detokeniser, Pieces, PlainAnswer, StopScanner
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry
 from poise.scheduler.request import RequestClass
@@ -100,6 +100,7 @@ class Choice:
         self._detokeniser = Detokeniser()
         self._scanner = StopScanner(stop)
         self._has_stops = bool(stop)
+        self._parser: AnswerParser = PlainAnswer()
         self._n_decoded = 0
         self._n_shown = 0
         self._entries: deque[TokenEntry] = deque()
@@ -109,12 +110,12 @@ class Choice:
         """A stop string was found."""
         return self._scanner.stopped
 
-    def push(self, token: Token) -> tuple[str, Sequence[TokenEntry]]:
-        """A token of output. Returns the text, and the log probabilities, that become visible with it."""
+    def push(self, token: Token) -> tuple[Pieces, Sequence[TokenEntry]]:
+        """A token of output. Returns the pieces, at least one, and the log probabilities that become visible with it."""
         self.record.n_output += 1
         text = self._detokeniser.push(self._text.token_bytes(token.token))
         if not self._wants_logprobs:
-            return (self._scanner.push(text) if self._has_stops else text), NOTHING
+            return self._parser.push(self._scanner.push(text) if self._has_stops else text) or NO_TEXT, NOTHING
         offset = self._n_decoded
         self._n_decoded += len(text)
         # A token that ends within a character is shown as a whole when the character is.
@@ -124,12 +125,12 @@ class Choice:
         logprob = token.logprob if token.logprob is not None else 0.0
         self._entries.append(TokenEntry(name(token.token), logprob, top, offset, end))
         shown = self._scanner.push(text) if self._has_stops else text
-        return shown, self._take_entries(len(shown))
+        return self._parser.push(shown) or NO_TEXT, self._take_entries(len(shown))
 
-    def flush(self) -> tuple[str, Sequence[TokenEntry]]:
+    def flush(self) -> tuple[Pieces, Sequence[TokenEntry]]:
         """The answer ends here: what was held back of it."""
         text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()
-        return text, self._take_entries(len(text))
+        return (*self._parser.push(text), *self._parser.flush()), self._take_entries(len(text))
 
     def change(self, change: Change) -> None:
         if change.what == ChangeKind.DOWNGRADE:

@@ -268,11 +268,15 @@ class _Life:
         """None before any choice has two tokens."""
         last: dict[int, tuple[float, int]] = {}
         gaps: list[tuple[float, float, float, int, int]] = []
-        for owner, at_s in zip(self._record.owners, self._record.arrivals, strict=True):
+        record, n_all = self._record, 0
+        for owner, at_s, n_so_far in zip(record.owners, record.arrivals, record.counts, strict=True):
+            n_tokens, n_all = n_so_far - n_all, n_so_far
+            if not n_tokens:
+                continue
             before_s, n_before = last.get(owner, (0.0, 0))
             if n_before:
                 gaps.append((at_s - before_s, before_s, at_s, owner, n_before))
-            last[owner] = at_s, n_before + 1
+            last[owner] = at_s, n_before + n_tokens
         if not gaps:
             return None
         ordered = sorted(gap[0] for gap in gaps)

@@ -214,7 +214,7 @@ def _prefilling(prefill: PrefillStretch) -> str:
 
 
 def _decoding(facts: Facts, decode: Decode) -> Iterator[str]:
-    gap, tokens = decode.gap, count(len(facts.record.texts), "token")
+    gap, tokens = decode.gap, count(facts.record.n_tokens, "token")
     half, most = duration(decode.p50_s), duration(decode.p99_s)
     yield (
         f"{tokens} came, half of them within {half} of the one before, 99 % within {most}; "
@@ -275,7 +275,7 @@ def _cost(facts: Facts) -> Iterator[str]:
 
 def _end(facts: Facts) -> str:
     record = facts.record
-    lived, tokens = duration(facts.lived_s), count(len(record.texts), "token")
+    lived, tokens = duration(facts.lived_s), count(record.n_tokens, "token")
     if not record.is_ended:
         return f"It is {record.state}, {lived} after its arrival, with {tokens} so far."
     outcomes, after = (record.outcome or "").split("+"), f"after {lived} and {tokens}"

@@ -31,6 +31,7 @@ from poise.gateway.following import Stop
 from poise.gateway.moments import End
 from poise.gateway.record import CANCELLED, RUNNING, Record
 from poise.gateway.story import story_of
+from poise.gateway.text.answers import EntryKind
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.values import TokenEntry
 from poise.metrics.gateway import GatewayMetrics
@@ -97,8 +98,8 @@ class Generation:
         for record, choice in zip_longest(self._record.choices, self._choices):
             if record.outcome is not None:
                 continue
-            text, entries = choice.flush() if choice is not None else ("", NOTHING)
-            self._record.end_choice(End(len(self._record.texts), record.index, CANCELLED, text, entries), outcome)
+            text, entries = self._rest(choice) if choice is not None else ("", NOTHING)
+            self._record.end_choice(End(self._record.n_entries, record.index, CANCELLED, text, entries), outcome)
             if choice is not None:
                 self._take_back(choice)
         self._close(None)
@@ -212,12 +213,25 @@ class Generation:
         else:
             self._metrics.more_tokens(choice.record.counts_as, 1, now_s - choice.tokens_at_s)
         choice.tokens_at_s = now_s
-        text, entries = choice.push(token)
-        record.append(choice.record.index, text, entries, now_s)
+        pieces, entries = choice.push(token)
+        n_tokens = 1
+        for kind, text in pieces:  # the first one counts as the token
+            record.append(choice.record.index, text, entries, now_s, kind, n_tokens)
+            entries, n_tokens = NOTHING, 0
         if choice.stopped:
-            self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, "", NOTHING)
+            self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, *self._rest(choice))
             self._take_back(choice)
             self._close_if_all_ended()
+
+    def _rest(self, choice: Choice) -> tuple[str, Sequence[TokenEntry]]:
+        """What a choice that ends still held back: text goes with its end, and what comes before that becomes entries."""
+        pieces, entries = choice.flush()
+        text = ""
+        if pieces and pieces[-1][0] is EntryKind.TEXT:
+            *pieces, (_, text) = pieces
+        for kind, piece in pieces:
+            self._record.append(choice.record.index, piece, NOTHING, time.perf_counter(), kind, n_tokens=0)
+        return text, entries
 
     def _accepted(self, choice: Choice, accepted: Accepted) -> None:
         record, eta_ms = self._record, accepted.eta_us // 1000
@@ -260,7 +274,7 @@ class Generation:
         cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
         if cut or finish.reason in _GOOD_ENDS:
             choice.record.n_cached = finish.n_cached
-            text, entries = choice.flush()
+            text, entries = self._rest(choice)
             reason = FinishReason.STOP.value if choice.stopped else finish.reason
             self._end(choice, reason, finish.reason, text, entries)
             choice.stage = Stage.OVER
@@ -272,7 +286,7 @@ class Generation:
         self.fail(self._error(finish))
 
     def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
-        self._record.end_choice(End(len(self._record.texts), choice.record.index, reason, text, entries), outcome)
+        self._record.end_choice(End(self._record.n_entries, choice.record.index, reason, text, entries), outcome)
 
     def _charge(self, choice: Choice, finish: Finish) -> None:
         """What the engine has spent on a choice, as it says at its end."""
@@ -309,7 +323,7 @@ class Generation:
             origin.tenant,
             origin.request_class,
             record.n_prompt,
-            len(record.texts),
+            record.n_tokens,
             record.outcome if failure is None or record.is_open else failure.code,
             elapsed_s * 1000,
         )

@@ -111,7 +111,7 @@ class Lookout:
             record.response_id,
             record.origin.tenant,
             record.state,
-            record.n_prompt + len(record.texts),
+            record.n_prompt + record.n_tokens,
             None if since_s is None else now_s - since_s,
             _allowance(record) if record.downgraded else "",
         )

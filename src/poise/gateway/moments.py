@@ -16,9 +16,9 @@ from poise.wire.status import Waiting
 ChoiceState = Annotated[str, one_of(*RequestState)]
 PREFILL = "prefill"
 """A moment for chunks of a prompt that were computed."""
-RECORD_BYTES, CHOICE_BYTES, END_BYTES, TOKEN_BYTES, FAILURE_BYTES = 1950, 180, 130, 19, 450
+_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, FAILURE_BYTES = 1950, 180, 130, 24, 450
 _MOMENT_BYTES, _DETAIL_BYTES = 88, 24
-_ENTRY_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES = 280, 88, 8, 600
+_LOGPROB_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES = 280, 88, 8, 600
 """About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
 
 
@@ -51,24 +51,29 @@ class ChoiceRecord:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Something that happened, after `n_tokens` tokens of output."""
+    """Something that happened, after `n_entries` entries of output."""
 
     what: str
     at_s: float
-    n_tokens: int
+    n_entries: int
     choice: int | None
     detail: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a choice, after `n_tokens` tokens of all choices, with the text that was held back until then."""
+    """The end of a choice, after `n_entries` entries of all choices, with the text that was held back until then."""
 
-    n_tokens: int
+    n_entries: int
     choice: int
     reason: str
     text: str
     entries: Sequence[TokenEntry]
+
+
+def bytes_of(n_choices: int, n_ends: int, n_entries: int) -> int:
+    """A record without its contents."""
+    return _RECORD_BYTES + _CHOICE_BYTES * n_choices + _END_BYTES * n_ends + _ENTRY_BYTES * n_entries
 
 
 def text_bytes(text: str) -> int:
@@ -77,7 +82,7 @@ def text_bytes(text: str) -> int:
 
 
 def entries_bytes(entries: Sequence[TokenEntry]) -> int:
-    return sum(_ENTRY_BYTES + _TOP_BYTES * len(entry.top) for entry in entries)
+    return sum(_LOGPROB_BYTES + _TOP_BYTES * len(entry.top) for entry in entries)
 
 
 def moment_bytes(moment: Moment) -> int:

@@ -198,7 +198,7 @@ def _full_s(spans: list[tuple[float, float]], limit: int | None, begin_s: float,
 def _computed(other: _Other, begin_s: float, end_s: float) -> tuple[int, int, bool]:
     """Prompt and output tokens that a request got between two moments, and whether that is exact: of chunks that are kept as one,
     it is the part in that time."""
-    n_prompt, arrivals, is_exact = 0.0, other.record.arrivals, True
+    record, n_prompt, is_exact = other.record, 0.0, True
     for computed in other.chunks:
         whole_s = computed.end_s - computed.begin_s
         if computed.n_chunks == 1 or whole_s <= 0:
@@ -207,4 +207,5 @@ def _computed(other: _Other, begin_s: float, end_s: float) -> tuple[int, int, bo
             inside_s = overlap_s(begin_s, end_s, computed.begin_s, computed.end_s)
             n_prompt += computed.n_tokens * inside_s / whole_s
             is_exact = is_exact and inside_s in (0.0, whole_s)
-    return round(n_prompt), bisect_right(arrivals, end_s) - bisect_left(arrivals, begin_s), is_exact
+    first, last = bisect_left(record.arrivals, begin_s), bisect_right(record.arrivals, end_s)
+    return round(n_prompt), record.tokens_at(last) - record.tokens_at(first), is_exact

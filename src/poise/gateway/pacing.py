@@ -7,7 +7,7 @@ came, and then a little faster: a stream that comes evenly is not held at all. T
 invented.
 
 The tokens of each choice have a schedule of their own. A stream keeps the order of arrival across choices: a token that is due
-goes out when those before it are. Pure: times are passed in.
+goes out when those before it are. A token is here what a record has an entry for. Pure: times are passed in.
 """
 
 from __future__ import annotations

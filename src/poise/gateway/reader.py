@@ -24,8 +24,8 @@ CHUNK_BYTES = 8192
 """A stream is given about that much at once."""
 SENT_AGAIN = 0.2
 """A waiting stream gets another comment when the estimate has moved by more than this share of the one in the last comment."""
-RUN_TOKENS = 256
-"""Most tokens of one event."""
+RUN_ENTRIES = 256
+"""Most entries of one event."""
 RUN_LOGPROBS = 16
 """The same, with log probabilities."""
 _UNSENT = frozenset(("arrived", "queued", "started", "prefill", "first_token", "finished"))
@@ -35,9 +35,9 @@ _PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Tokens, and ends of choices, that a client has been sent."""
+    """Entries, and ends of choices, that a client has been sent."""
 
-    n_tokens: int = 0
+    n_entries: int = 0
     n_ends: int = 0
 
 
@@ -47,14 +47,14 @@ def read_place(value: str, param: str, record: Record) -> Place:
     if match is None:
         raise invalid_value(param, "be a number of output tokens, as in the 'id' of a stream's events", value)
     place = Place(int(match[1]), int(match[2] or 0))
-    if place.n_tokens > len(record.texts) or place.n_ends > len(record.ends):
-        now = event_id(len(record.texts), len(record.ends)).decode()
+    if place.n_entries > record.n_entries or place.n_ends > len(record.ends):
+        now = event_id(record.n_entries, len(record.ends)).decode()
         raise invalid_value(param, f"be at most {now}, all that there is so far", value)
-    if place.n_ends and record.ends[place.n_ends - 1].n_tokens > place.n_tokens:
+    if place.n_ends and record.ends[place.n_ends - 1].n_entries > place.n_entries:
         raise invalid_value(param, "be the id of one of the stream's events", value)
     # Ends before its tokens were sent on the way; a client that counts tokens only need not know of them.
-    passed = sum(end.n_tokens < place.n_tokens for end in record.ends)
-    return Place(place.n_tokens, max(place.n_ends, passed))
+    passed = sum(end.n_entries < place.n_entries for end in record.ends)
+    return Place(place.n_entries, max(place.n_ends, passed))
 
 
 class Reader(Follower):
@@ -69,14 +69,14 @@ class Reader(Follower):
         self.is_done = False
         """Everything was sent."""
         self._metrics = metrics
-        self._cursor = start.n_tokens
+        self._cursor = start.n_entries
         self._n_ends = start.n_ends
         self._n_moments = len(record.timeline) if place is not None else 0
         self._sent_place: tuple[int, int] | None = None
         """Place in the queue and estimate, in ms, that were sent last."""
         self._sent_at_s: list[float | None] = [None] * len(record.choices)
         self._writer = record.writer() if place is None else _writer_at(record, place)
-        n_free = len(record.texts) if place is not None else 0
+        n_free = record.n_entries if place is not None else 0
         self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
         self._timer: asyncio.TimerHandle | None = None
 
@@ -107,13 +107,13 @@ class Reader(Follower):
             out.append(self._writer.note(QUEUED, None, {"position": position, "eta_ms": eta_ms}))
         timeline, ends = record.timeline, record.ends
         while size < CHUNK_BYTES:
-            if self._n_moments < len(timeline) and timeline[self._n_moments].n_tokens <= self._cursor:
+            if self._n_moments < len(timeline) and timeline[self._n_moments].n_entries <= self._cursor:
                 piece = self._moment(timeline[self._n_moments])
-            elif self._n_ends < len(ends) and ends[self._n_ends].n_tokens <= self._cursor:
+            elif self._n_ends < len(ends) and ends[self._n_ends].n_entries <= self._cursor:
                 piece = self._end(ends[self._n_ends])
             elif self._cursor < (stop := playout.free(now_s)):
                 piece = self._run(stop, now_s)
-            elif record.ended_s is not None and self._cursor == len(record.texts) and not self.is_done:
+            elif record.ended_s is not None and self._cursor == record.n_entries and not self.is_done:
                 piece = self._close()
             else:
                 break
@@ -144,15 +144,15 @@ class Reader(Follower):
         self._wakeup.set()
 
     def _run(self, stop: int, now_s: float) -> bytes:
-        """The next tokens that belong to one choice, up to `stop` or to whatever else is to be sent before."""
+        """The next entries of one kind that belong to one choice, up to `stop` or to whatever else is to be sent before."""
         record, first = self.record, self._cursor
-        stop = min(stop, first + (RUN_LOGPROBS if record.wants_logprobs else RUN_TOKENS))
+        stop = min(stop, first + (RUN_LOGPROBS if record.wants_logprobs else RUN_ENTRIES))
         if self._n_moments < len(record.timeline):
-            stop = min(stop, record.timeline[self._n_moments].n_tokens)
+            stop = min(stop, record.timeline[self._n_moments].n_entries)
         if self._n_ends < len(record.ends):
-            stop = min(stop, record.ends[self._n_ends].n_tokens)
-        choice, last = record.owners[first], first + 1
-        while last < stop and record.owners[last] == choice:
+            stop = min(stop, record.ends[self._n_ends].n_entries)
+        choice, kind, last = record.owners[first], record.kinds[first], first + 1
+        while last < stop and record.owners[last] == choice and record.kinds[last] == kind:
             last += 1
         self._cursor = last
         text = record.texts[first] if last == first + 1 else "".join(record.texts[first:last])
@@ -204,7 +204,7 @@ def _writer_at(record: Record, place: Place) -> Writer:
         writer.downgrade()
     texts: list[list[str]] = [[] for _ in record.choices]
     opened = {end.choice for end in record.ends[: place.n_ends]}
-    for i in range(place.n_tokens):
+    for i in range(place.n_entries):
         texts[record.owners[i]].append(record.texts[i])
         if record.wants_logprobs and record.entries[i]:
             opened.add(record.owners[i])

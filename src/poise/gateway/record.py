@@ -1,4 +1,4 @@
-"""What is kept of one response, in memory only: its timeline, its output token by token, and how it ended.
+"""What is kept of one response, in memory only: its timeline, its output entry by entry, and how it ended.
 
 A record is written by the generation as the engine's events arrive, and read by any number of followers, each with a place of its
 own: so a reader can leave, come back, be slow or come late, and none of it touches the engine, except that a request is
@@ -18,15 +18,12 @@ from poise.gateway.changes import RequestState
 from poise.gateway.errors import ApiError
 from poise.gateway.following import Event, Stage, Stop, consequence, stage_after
 from poise.gateway.moments import (
-    CHOICE_BYTES,
-    END_BYTES,
     FAILURE_BYTES,
     PREFILL,
-    RECORD_BYTES,
-    TOKEN_BYTES,
     ChoiceRecord,
     End,
     Moment,
+    bytes_of,
     entries_bytes,
     moment_bytes,
     notes_bytes,
@@ -34,6 +31,7 @@ from poise.gateway.moments import (
 )
 from poise.gateway.request.generate import PLAIN, AnswerOptions
 from poise.gateway.slices import at_once
+from poise.gateway.text.answers import EntryKind
 from poise.gateway.values import Answer, Heading, Notes, TokenEntry, Usage
 from poise.gateway.wakeup import Wakeup
 from poise.gateway.writer import MakeWriter, Writer
@@ -51,9 +49,7 @@ CANCELLED = Outcome.CANCELLED.value
 """How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
 MOMENTS_MAX = 1000
 """A request that is held and resumed for ever must not grow for ever: later changes are left out, its end is not."""
-
-
-WEIGHED_TOKENS, GATHERED_TOKENS = 256, 4096
+WEIGHED_ENTRIES, GATHERED_ENTRIES = 256, 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +90,14 @@ class Work(Protocol):
 class Record:
     """One response. Only what made it writes it; every change is followed by `notify`."""
 
+    # fmt: off
     __slots__ = (
-        "_content_bytes", "_make_writer", "_n_moments_weighed", "_n_weighed", "accepted", "arrivals", "choices", "detached",
-        "downgraded", "ended_s", "ends", "entries", "erased", "failure", "followers", "heading", "held", "is_open",
-        "n_prompt", "notes", "on_end", "options", "origin", "owners", "place", "served_us", "stage", "stopped_by", "texts",
-        "timeline", "wants_logprobs", "work",
-    )  # fmt: skip
+        "_content_bytes", "_make_writer", "_n_moments_weighed", "_n_weighed", "accepted", "arrivals", "choices", "counts",
+        "detached", "downgraded", "ended_s", "ends", "entries", "erased", "failure", "followers", "heading", "held", "is_open",
+        "kinds", "n_prompt", "n_tokens", "notes", "on_end", "options", "origin", "owners", "place", "served_us", "stage",
+        "stopped_by", "texts", "timeline", "wants_logprobs", "work",
+    )
+    # fmt: on
 
     def __init__(
         self,
@@ -124,10 +122,15 @@ class Record:
         self.choices = [ChoiceRecord(index, origin.request_class.value) for index in range(n_choices)]
         self.n_prompt = 0
         self.owners = array("B")
-        """Of each output token, the choice that it belongs to."""
+        """Of each entry, the choice that it belongs to. A token makes one or several; a place in the record counts entries."""
+        self.kinds = array("B")
+        self.counts = array("I")
+        """Of each entry, the output tokens up to and including it."""
+        self.n_tokens = 0
+        """Output tokens so far."""
         self.arrivals = array("d")
         self.texts: list[str] = []
-        """Of each output token, the text that became visible with it: never half a character or a part of a stop string."""
+        """Of each entry, the text that became visible with it: never half a character or a part of a stop string."""
         self.entries: list[Sequence[TokenEntry]] = []
         """The log probabilities that became visible with it; empty unless they were asked for."""
         self.wants_logprobs = False
@@ -154,11 +157,19 @@ class Record:
         """What ended it before the engine did."""
         self._content_bytes = 0
         self._n_weighed = self._n_moments_weighed = 0
-        """Tokens and moments whose contents are counted."""
+        """Entries and moments whose contents are counted."""
 
     @property
     def response_id(self) -> str:
         return self.heading.response_id
+
+    @property
+    def n_entries(self) -> int:
+        return len(self.texts)
+
+    def tokens_at(self, n_entries: int) -> int:
+        """Output tokens up to a place."""
+        return self.counts[n_entries - 1] if n_entries else 0
 
     @property
     def is_ended(self) -> bool:
@@ -187,13 +198,7 @@ class Record:
     def n_bytes(self) -> int:
         """Memory that it takes."""
         self._weigh()
-        return (
-            RECORD_BYTES
-            + self._content_bytes
-            + CHOICE_BYTES * len(self.choices)
-            + END_BYTES * len(self.ends)
-            + TOKEN_BYTES * len(self.texts)
-        )
+        return bytes_of(len(self.choices), len(self.ends), self.n_entries) + self._content_bytes
 
     def _weigh(self) -> None:
         """Count what has come since the last time."""
@@ -204,7 +209,7 @@ class Record:
 
     def usage(self, n_entries: int | None = None) -> Usage:
         """Tokens so far, or up to a place."""
-        n_output = len(self.texts) if n_entries is None else n_entries
+        n_output = self.n_tokens if n_entries is None else self.tokens_at(n_entries)
         return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices))
 
     def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
@@ -212,7 +217,7 @@ class Record:
         if choice is not None:
             self.choices[choice].chunks = None
         if len(self.timeline) < MOMENTS_MAX or what == "finished":
-            self.timeline.append(Moment(what, time.perf_counter(), len(self.texts), choice, detail))
+            self.timeline.append(Moment(what, time.perf_counter(), self.n_entries, choice, detail))
 
     def note_prefill(self, choice: int, prefill: Prefill) -> None:
         """A chunk of a prompt was computed. It goes to the moment of those before it when there are many."""
@@ -234,18 +239,30 @@ class Record:
         detail["beside_tokens"] += prefill.n_beside
         detail["until_ms"] = int((time.perf_counter() - self.origin.arrived_s) * 1000)
 
-    def append(self, choice: int, text: str, entries: Sequence[TokenEntry], at_s: float) -> None:
-        """An output token has arrived."""
+    def append(
+        self,
+        choice: int,
+        text: str,
+        entries: Sequence[TokenEntry],
+        at_s: float,
+        kind: EntryKind = EntryKind.TEXT,
+        n_tokens: int = 1,
+    ) -> None:
+        """A piece of output has arrived. `n_tokens`: how many tokens have come with it; none when it is not their first."""
         self.owners.append(choice)
+        self.kinds.append(kind)
         self.arrivals.append(at_s)
         self.texts.append(text)
-        told = self.choices[choice]
-        told.last_s = at_s
-        if told.first_s is None:
-            told.first_s = at_s
+        self.n_tokens += n_tokens
+        self.counts.append(self.n_tokens)
+        if n_tokens:
+            told = self.choices[choice]
+            told.last_s = at_s
+            if told.first_s is None:
+                told.first_s = at_s
         if self.wants_logprobs:
             self.entries.append(entries)
-            if len(self.texts) - self._n_weighed >= WEIGHED_TOKENS:  # not all of a long answer at its end
+            if len(self.texts) - self._n_weighed >= WEIGHED_ENTRIES:  # not all of a long answer at its end
                 self._weigh()
 
     def end_choice(self, end: End, outcome: str) -> None:
@@ -312,9 +329,9 @@ class Record:
         """The same in steps of a millisecond or so; returns the answers. A record that has not ended is cut where it is now."""
         texts: list[list[str]] = [[] for _ in self.choices]
         entries: list[list[TokenEntry]] = [[] for _ in self.choices]
-        n_tokens, ends = len(self.texts), list(self.ends)
-        for begin in range(0, n_tokens, GATHERED_TOKENS):
-            for i in range(begin, min(begin + GATHERED_TOKENS, n_tokens)):
+        n_entries, ends = self.n_entries, list(self.ends)
+        for begin in range(0, n_entries, GATHERED_ENTRIES):
+            for i in range(begin, min(begin + GATHERED_ENTRIES, n_entries)):
                 owner = self.owners[i]
                 texts[owner].append(self.texts[i])
                 if self.wants_logprobs:

@@ -131,7 +131,7 @@ class Records:
             self.drop(record)
         return {
             "results": len(finished),
-            "result_tokens": sum(len(record.texts) for record in finished),
+            "result_tokens": sum(record.n_tokens for record in finished),
             "result_bytes": sum(record.n_bytes for record in finished),
         }
 

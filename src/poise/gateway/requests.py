@@ -162,7 +162,7 @@ class Requests:
         if not record.is_ended:
             raise not_possible("erase", record.response_id, "it has not ended; cancel it first")
         self._records.drop(record)
-        return EraseResult(record.response_id, len(record.texts), record.n_bytes)
+        return EraseResult(record.response_id, record.n_tokens, record.n_bytes)
 
     def _found(self, request: Request) -> tuple[Record, str | None]:
         """What the caller named, and its tenant; None for an operator, who finds everybody's and reads nobody's text."""

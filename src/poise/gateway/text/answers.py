@@ -1,12 +1,48 @@
 """Answers, piece by piece: the bytes of tokens to text that can be shown.
 
-`Detokeniser` holds back an incomplete character, `StopScanner` what may become a stop string.
+`Detokeniser` holds back an incomplete character, `StopScanner` what may become a stop string; an `AnswerParser` says what kind
+each piece of the text that is left is of.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from enum import IntEnum
+from typing import Protocol
+
+
+class EntryKind(IntEnum):
+    """What a piece of an answer is. A record keeps it in a byte."""
+
+    TEXT = 0
+
+
+Pieces = Sequence[tuple[EntryKind, str]]
+NO_TEXT: Pieces = ((EntryKind.TEXT, ""),)
+"""A piece of which nothing can be shown yet."""
+
+
+class AnswerParser(Protocol):
+    """Says what each piece of an answer is. It may hold text back until that is certain."""
+
+    def push(self, text: str) -> Pieces:
+        """What has become certain with this text, in its order."""
+        ...
+
+    def flush(self) -> Pieces:
+        """The answer ends here: what was held back of it."""
+        ...
+
+
+class PlainAnswer:
+    """All of it is text."""
+
+    def push(self, text: str) -> Pieces:
+        return ((EntryKind.TEXT, text),)
+
+    def flush(self) -> Pieces:
+        return ()
 
 
 class Detokeniser:

@@ -38,7 +38,7 @@ def timeline_of(record: Record) -> list[RequestMoment]:
         RequestMoment(
             what=moment.what,
             ms=int((moment.at_s - arrived_s) * 1000),
-            tokens=moment.n_tokens,
+            tokens=record.tokens_at(moment.n_entries),
             choice=UNSET if moment.choice is None else moment.choice,
             **moment.detail,
         )
