@@ -54,7 +54,7 @@ def collected() -> dict[str, list[Metric]]:
     tasks.known("levels")
     metrics = GatewayMetrics(lambda: EngineReading(False, 0, None), tasks=tasks)
     choice = ChoiceStory("stop", 3, 2, wait_s=1.0, first_s=2.0, last_s=3.0, ended_s=3.0)
-    metrics.told(RequestStory("", "", "local", "interactive", "chat", "", 0.0, 5, [choice], []))
+    metrics.ended(RequestStory("", "", "local", "interactive", "chat", "", 0.0, 5, [choice], []))
     metrics.streams.watch_records(lambda: (0, 0), lambda: 0)
     metrics.rejected("interactive", "queue_full", "local")
     engine = list(EngineCollector(lambda: EngineReading(True, 0, a_status())).collect())

@@ -108,11 +108,11 @@ async def test_a_server_that_goes_away_and_comes_back() -> None:
     async with desk(app) as seen:
         seen.client.is_away = True
         await seen.look()
-        assert "Connection refused; trying again" in seen.text("#told")
+        assert "Connection refused; trying again" in seen.text("#notice")
         assert "toy, ready" in seen.text("#head")
         seen.client.is_away = False
         await seen.look()
-        assert seen.text("#told") == ""
+        assert seen.text("#notice") == ""
 
 
 async def test_the_chosen_request_is_explained_in_a_panel() -> None:
@@ -150,16 +150,16 @@ async def test_actions_are_asked_back_and_then_done() -> None:
         for key in ("p", "r", "d"):
             await seen.press(key, "y")
         assert engine.controlled == [(1, "pause"), (1, "resume"), (1, "downgrade")]
-        assert seen.text("#told").startswith("downgrade: done")
+        assert seen.text("#notice").startswith("downgrade: done")
         engine.control_answers[1] = ("running", "it is background work already")
         await seen.press("d", "y")
-        assert "it is background work already" in seen.text("#told")
+        assert "it is background work already" in seen.text("#notice")
         await seen.press("c", "y")
         assert engine.aborted == [1]
         assert seen.client.sent[-4].startswith("POST /admin/requests/chatcmpl-"), "an operator may end anybody's"
         assert seen.rows() == []
         await seen.press("p")
-        assert seen.text("#told") == "no request is chosen"
+        assert seen.text("#notice") == "no request is chosen"
     await end(one)
 
 
@@ -174,7 +174,7 @@ async def test_one_who_is_no_operator_sees_and_cancels_its_own() -> None:
     async with desk(app, "key-of-alice") as seen:
         assert [row[5] for row in seen.rows()] == ["5"]
         await seen.press("p", "y")
-        assert "This is for operators" in seen.text("#told")
+        assert "This is for operators" in seen.text("#notice")
         await seen.press("c", "y")
         assert seen.client.sent[-5].startswith("POST /v1/requests/chatcmpl-")
         assert engine.aborted == [1]
@@ -203,7 +203,7 @@ async def test_the_chosen_request_stays_chosen() -> None:
         await seen.look()
         assert len(seen.rows()) == 2
         assert seen.top.chosen.id == chosen.id
-        assert seen.top.query_one("#told", Label).display
+        assert seen.top.query_one("#notice", Label).display
     await end(*lives[:2])
 
 

@@ -69,9 +69,9 @@ def test_a_slower_machine_shows_in_the_cost_ratio() -> None:
     bench.submit(1, list(range(1, 100)), 200)
     bench.step(30)
     slowness[0] = 3
-    before = bench.engine.tallies.told().cost_ratio
+    before = bench.engine.tallies.figures().cost_ratio
     bench.step(10)
-    after = bench.engine.tallies.told().cost_ratio
+    after = bench.engine.tallies.figures().cost_ratio
     assert after.total - before.total > 15
 
 

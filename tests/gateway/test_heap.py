@@ -59,7 +59,7 @@ async def test_the_gateway_does_it_every_few_seconds(monkeypatch: pytest.MonkeyP
     app = make_app(FakeEngine(), tasks=tasks)
     async with app.running():
         await asyncio.wait_for(enough.wait(), WAIT_S)
-        assert "heap" in [task.name for task in tasks.told()]
+        assert "heap" in [task.name for task in tasks.rows()]
     assert trimmed == [TRIM_EVERY_S, 2 * TRIM_EVERY_S, 3 * TRIM_EVERY_S]
 
 

@@ -49,7 +49,7 @@ class Post:
         """A second later: what is found, in words."""
         self.now_s += 1.0
         self.lookout.look()
-        return {row.finding: row.text for row in self.lookout.told(named=True)}
+        return {row.finding: row.text for row in self.lookout.rows(named=True)}
 
 
 @pytest.fixture
@@ -62,14 +62,14 @@ def test_a_request_counts_as_held_from_the_first_look_that_saw_it(post: Post) ->
     post.records.add(life.record)
     life.record.held = Hold.SWAP
     assert [("reader_stuck" in post.look()) for _ in range(3)] == [False, False, True]
-    (named,), (other,) = post.lookout.told(named=True), post.lookout.told(named=False)
+    (named,), (other,) = post.lookout.rows(named=True), post.lookout.rows(named=False)
     assert named.detail == {"requests": {"held": 2.0}}
     assert other == msgspec.structs.replace(named, detail=None)
     life.record.held = Hold.RUN
     post.look()
     life.record.held = Hold.PAUSE
     post.look()
-    (again,) = post.lookout.told(named=True)
+    (again,) = post.lookout.rows(named=True)
     assert again.detail == {"requests": {"held": 2.0}}, "it has only been held for a moment again"
 
 
@@ -133,22 +133,22 @@ def test_the_audit_logs_figures_are_asked_each_time(post: Post) -> None:
 def test_text_workers_that_end_again_and_again_are_told(post: Post) -> None:
     """Three within a minute, with the reasons; one that ends is no finding."""
     post.text.deaths += [(post.now_s - 100, "crash"), (post.now_s - 1, "crash"), (post.now_s, "timeout")]
-    assert post.lookout.told(named=True) == []
+    assert post.lookout.rows(named=True) == []
     post.text.deaths.append((post.now_s, "crash"))
-    (told,) = post.lookout.told(named=True)
+    (told,) = post.lookout.rows(named=True)
     assert told.finding == "text_workers_ending"
     assert "crash 2 times, timeout 1 times" in told.text
     post.now_s += 60
-    assert post.lookout.told(named=True) == []
+    assert post.lookout.rows(named=True) == []
 
 
 def test_a_task_that_fails_is_told_also_when_it_is_the_one_that_looks(post: Post) -> None:
     """For a minute after its last failure; it needs no look."""
     post.tasks.watch("findings")
     post.tasks.failed("findings", OSError(errno.EMFILE, "too many open files"))
-    (told,) = post.lookout.told(named=True)
+    (told,) = post.lookout.rows(named=True)
     assert told.finding == "task_failing"
     assert "findings (OSError EMFILE, 1 times)" in told.text
     assert told.detail == {"tasks": ["findings"]}
     post.now_s += 61
-    assert post.lookout.told(named=True) == []
+    assert post.lookout.rows(named=True) == []

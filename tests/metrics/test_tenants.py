@@ -19,8 +19,8 @@ def test_a_request_is_counted_with_its_times() -> None:
     """Tokens by kind, outcomes, and sums of times; an answer that is not whole has no time of completion."""
     registry = CollectorRegistry()
     metrics = TenantMetrics(registry, 5)
-    metrics.told(story("alice"))
-    metrics.told(story("alice", outcome="cancelled"))
+    metrics.ended(story("alice"))
+    metrics.ended(story("alice", outcome="cancelled"))
     metrics.rejected("alice", "queue_full")
 
     def value(name: str, **labels: str) -> float | None:
@@ -51,9 +51,9 @@ def test_the_least_recent_makes_way_and_returns_from_nothing() -> None:
         return registry.get_sample_value("poise_tenant_tokens_total", labels)
 
     for tenant in ("a", "b", "a", "c"):
-        metrics.told(story(tenant))
+        metrics.ended(story(tenant))
     assert [prompts(t) for t in ("a", "b", "c", "other")] == [20, None, 10, 10]
-    metrics.told(story("b"))
+    metrics.ended(story("b"))
     assert [prompts(t) for t in ("a", "b", "c", "other")] == [None, 10, 10, 30]
 
 
@@ -61,7 +61,7 @@ def test_a_tenant_that_is_forgotten_is_among_the_others() -> None:
     """Its name is gone, its counts are not; one that is not known changes nothing."""
     registry = CollectorRegistry()
     metrics = TenantMetrics(registry, 2)
-    metrics.told(story("a"))
+    metrics.ended(story("a"))
     assert (metrics.forget("a"), metrics.forget("a"), metrics.forget("b")) == (1, 0, 0)
     tenants = [sample.labels["tenant"] for family in registry.collect() for sample in family.samples]
     assert set(tenants) == {"other"}
@@ -75,7 +75,7 @@ def test_nothing_is_lost_and_the_number_is_bounded(tenants: list[str], tenants_m
     registry = CollectorRegistry()
     metrics = TenantMetrics(registry, tenants_max)
     for n, tenant in enumerate(tenants, start=1):
-        metrics.told(story(tenant, n_prompt=1))
+        metrics.ended(story(tenant, n_prompt=1))
         metrics.rejected(tenant, "queue_full")
         families = {family.name: family.samples for family in registry.collect()}
         tokens = [s for s in families["poise_tenant_tokens"] if s.labels["kind"] == "prompt"]

@@ -27,7 +27,7 @@ async def spans_of(script: Callable[[Submission], None], **headers: str) -> list
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     app = make_app(FakeEngine(script))
-    app.metrics.on_story = Traces(provider, MODEL).told
+    app.metrics.on_story = Traces(provider, MODEL).ended
     await ask(app, "POST", "/v1/chat/completions", chat_body("a secret question"), headers=headers)
     return list(exporter.get_finished_spans())
 
@@ -109,7 +109,7 @@ async def test_spans_reach_a_collector(collector: tuple[str, queue.Queue[tuple[s
     url, sent = collector
     traces = open_traces(url, MODEL)
     app = make_app(FakeEngine(says("x")))
-    app.metrics.on_story = traces.told
+    app.metrics.on_story = traces.ended
     await ask(app, "POST", "/v1/chat/completions", chat_body())
     traces.close()
     path, body = sent.get(timeout=30)

@@ -42,9 +42,9 @@ ACCEPTED = wire.Accepted(1, 1, 0)
 def check(*messages: wire.ToGateway, timeout_ms: int = 0, aborted: bool = False, may_fail: bool = False) -> None:
     """Let a witness see a request of two tokens and what the engine says of it, a second after it was sent."""
     witness = Witness(n_vocab=1000, end_rate=0, may_fail=may_fail)
-    witness.told(to_engine.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, queue_timeout_ms=timeout_ms), 0)
+    witness.sent(to_engine.Submit(1, "a", "interactive", PROMPT, 2, GREEDY, queue_timeout_ms=timeout_ms), 0)
     if aborted:
-        witness.told(to_engine.Abort(1), 0)
+        witness.sent(to_engine.Abort(1), 0)
     for message in messages:
         witness.heard(message, 1_000_000_000)
 
@@ -100,7 +100,7 @@ def handed_on(output: int, *, readmitted: bool = True) -> to_engine.Submit:
 
 def witness_of(*messages: wire.ToGateway) -> Witness:
     witness = Witness(n_vocab=1000, end_rate=0, may_fail=False)
-    witness.told(to_engine.Submit(1, "a", "interactive", PROMPT, 2, GREEDY), 0)
+    witness.sent(to_engine.Submit(1, "a", "interactive", PROMPT, 2, GREEDY), 0)
     for message in messages:
         witness.heard(message, 1)
     return witness
@@ -109,12 +109,12 @@ def witness_of(*messages: wire.ToGateway) -> Witness:
 def test_a_life_with_two_engines_passes() -> None:
     """Accepted and started by each, every token once."""
     witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
-    witness.told(handed_on(1), 2)
+    witness.sent(handed_on(1), 2)
     witness.heard(ACCEPTED, 2)
     witness.heard(step(True, right_tokens(2)[1:], [finish()], computed=len(PROMPT) + 1), 3)
     assert (witness.n_accepted, witness.n_ended, witness.open_ids) == (1, 1, [])
     refused = witness_of()
-    refused.told(handed_on(0, readmitted=False), 2)
+    refused.sent(handed_on(0, readmitted=False), 2)
     refused.heard(wire.Refused(1, "queue_full", 1, 1, 0), 2)
     assert refused.open_ids == []
 
@@ -122,9 +122,9 @@ def test_a_life_with_two_engines_passes() -> None:
 def test_wrong_lives_with_two_engines_do_not() -> None:
     """Refused, handed on with other tokens, given a token twice, expired, given up by nobody."""
     with pytest.raises(AssertionError, match="handed on with 0 tokens"):
-        witness_of(ACCEPTED, step(True, right_tokens(1))).told(handed_on(0), 2)
+        witness_of(ACCEPTED, step(True, right_tokens(1))).sent(handed_on(0), 2)
     with pytest.raises(AssertionError, match="accepted or not"):
-        witness_of(ACCEPTED).told(handed_on(0, readmitted=False), 2)
+        witness_of(ACCEPTED).sent(handed_on(0, readmitted=False), 2)
     wrong: dict[str, wire.ToGateway] = {
         "after it had been accepted": wire.Refused(1, "queue_full", 1, 1, 0),
         "undisturbed it is": step(True, right_tokens(1), computed=len(PROMPT) + 1),
@@ -132,7 +132,7 @@ def test_wrong_lives_with_two_engines_do_not() -> None:
     }
     for complaint, message in wrong.items():
         witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
-        witness.told(handed_on(1), 2)
+        witness.sent(handed_on(1), 2)
         if not isinstance(message, wire.Refused):
             witness.heard(ACCEPTED, 2)
         with pytest.raises(AssertionError, match=complaint):
@@ -144,12 +144,12 @@ def test_wrong_lives_with_two_engines_do_not() -> None:
 def test_a_held_request_must_be_silent() -> None:
     """From the moment at which the engine was told, until it is told otherwise."""
     witness = witness_of(ACCEPTED, step(True, right_tokens(1)))
-    witness.told(to_engine.Hold(1, "pause"), 2)
+    witness.sent(to_engine.Hold(1, "pause"), 2)
     with pytest.raises(AssertionError, match="while its reader was behind"):
         witness.heard(step(tokens=right_tokens(2)[1:]), 3)
     with pytest.raises(AssertionError, match="its reader is behind"):
         witness.heard(step(changes=[wire.Change(1, "resume")]), 3)
-    witness.told(to_engine.Hold(1, "run"), 4)
+    witness.sent(to_engine.Hold(1, "run"), 4)
     witness.heard(step(changes=[wire.Change(1, "resume")]), 5)
 
 

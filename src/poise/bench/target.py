@@ -77,10 +77,10 @@ async def discover(session: aiohttp.ClientSession, url: str, extensions: bool) -
         raise TargetError(f"{url}/v1/models is not a list of models: {error}") from error
     if not models:
         raise TargetError(f"{url}/v1/models lists no model")
-    return Target(url, models[0].id, extensions, software, await _told(session, url))
+    return Target(url, models[0].id, extensions, software, await _status_of(session, url))
 
 
-async def _told(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
+async def _status_of(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
     """What servers say of their settings and state: poise at /status, llama-server at /props. Nothing is no error."""
     found = {}
     for path in TELLING_PATHS:

@@ -147,10 +147,10 @@ class Client:
             raise Unreachable(f"{self.url}{path} answered {status} with something else than JSON") from error
         if status < 400:
             return answer
-        told = answer.get("error") if isinstance(answer, dict) else None
-        if not isinstance(told, dict):
+        refusal = answer.get("error") if isinstance(answer, dict) else None
+        if not isinstance(refusal, dict):
             raise Unreachable(f"{self.url}{path} answered {status}; is this a poise server?")
-        raise Refused(status, str(told.get("code")), str(told.get("message")))
+        raise Refused(status, str(refusal.get("code")), str(refusal.get("message")))
 
 
 def base_url(text: str) -> str:

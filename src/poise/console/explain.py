@@ -37,27 +37,27 @@ def explain(
     The server knows its live requests, and those that ended within results.retention_s. Nothing of a text is shown.
     """
     try:
-        told = asyncio.run(_fetch(url, key if key is not None else os.environ.get("POISE_API_KEY", ""), wanted))
+        explanation = asyncio.run(_fetch(url, key if key is not None else os.environ.get("POISE_API_KEY", ""), wanted))
     except Refused as error:
         raise _failure(_refusal(error, wanted), NO_SUCH_REQUEST) from error
     except ConsoleError as error:
         code = USAGE_ERROR if isinstance(error, Unreachable) or "--url" in str(error) else NO_SUCH_REQUEST
         raise _failure(str(error), code) from error
     if as_json:
-        typer.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+        typer.echo(msgspec.json.format(msgspec.json.encode(explanation)).decode())
         return
     console = Console(highlight=False, soft_wrap=False)
     console.width = min(console.width, WIDTH_MAX)
-    console.print(as_text(told))
+    console.print(as_text(explanation))
 
 
-def as_text(told: dict[str, Any]) -> Text:
+def as_text(explanation: dict[str, Any]) -> Text:
     """The verdict, a blank line, and a sentence a line, indented where it wraps."""
     text = Text()
-    text.append(f"{told['id']}\n", style="dim")
-    verdict = told["verdict"] or "Nothing about it stands out."
-    text.append(f"{verdict}\n\n", style="bold" if told["verdict"] else "")
-    text.append("\n".join(told["sentences"]))
+    text.append(f"{explanation['id']}\n", style="dim")
+    verdict = explanation["verdict"] or "Nothing about it stands out."
+    text.append(f"{verdict}\n\n", style="bold" if explanation["verdict"] else "")
+    text.append("\n".join(explanation["sentences"]))
     return text
 
 

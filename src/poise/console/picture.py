@@ -217,9 +217,9 @@ def _curves(kept: Sequence[dict[str, Any]]) -> list[Curve]:
     ttft: list[float] = []
     last_ms = None
     for sample in kept:
-        told = sample["classes"]["interactive"]["ttft_ms"]
-        last_ms = told["p95"] if told else last_ms
-        ttft.append(told["p95"] if told else 0.0)
+        figures = sample["classes"]["interactive"]["ttft_ms"]
+        last_ms = figures["p95"] if figures else last_ms
+        ttft.append(figures["p95"] if figures else 0.0)
     return [
         Curve("tokens/s", tokens, f"{tokens[-1]:,.0f}" if tokens else "-"),
         Curve("TTFT p95", tuple(ttft), "-" if last_ms is None else f"{last_ms:,.0f} ms"),

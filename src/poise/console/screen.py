@@ -80,7 +80,7 @@ class TopApp(App[None]):
     TITLE = "poise top"
     CSS = """
     #head { height: auto; }
-    #told { height: 1; color: $warning; }
+    #notice { height: 1; color: $warning; }
     #classes { height: auto; margin: 1 0; }
     #middle { height: auto; }
     #curves { width: 1fr; height: auto; margin-right: 2; }
@@ -112,7 +112,7 @@ class TopApp(App[None]):
 
     def compose(self) -> ComposeResult:
         yield Static(f"poise at {self.source.client.url} ...", id="head", markup=False)
-        yield Label("", id="told", markup=False)
+        yield Label("", id="notice", markup=False)
         yield Static(id="classes")
         with Horizontal(id="middle"):
             with Vertical(id="curves"):
@@ -146,7 +146,7 @@ class TopApp(App[None]):
     def tell(self, text: str) -> None:
         """One line for the user."""
         if self._is_drawn:
-            self._base.query_one("#told", Label).update(text)
+            self._base.query_one("#notice", Label).update(text)
 
     @property
     def chosen(self) -> RequestRow | None:
@@ -203,11 +203,11 @@ class TopApp(App[None]):
 
     async def _explain(self, response_id: str) -> None:
         try:
-            told = as_text(await self.source.client.explanation(response_id))
+            answer = as_text(await self.source.client.explanation(response_id))
         except ConsoleError as error:
             self.tell(str(error))
             return
-        self.push_screen(Panel(told))
+        self.push_screen(Panel(answer))
 
     async def _control(self, response_id: str, action: str) -> None:
         is_own = action == "cancel" and self._picture is not None and not self._picture.is_operator
@@ -240,8 +240,8 @@ class TopApp(App[None]):
         for row in rows:
             state = Text(row.state, style=STATE_STYLES.get(row.state, ""))
             counts = [Text(f"{n:,}", justify="right") for n in (row.prompt, row.cached, row.output)]
-            told = [Text(row.id), Text(row.request_class), state, *counts, Text(age(row.age_ms)), Text(row.tenant)]
-            table.add_row(*told, key=row.id)
+            cells = [Text(row.id), Text(row.request_class), state, *counts, Text(age(row.age_ms)), Text(row.tenant)]
+            table.add_row(*cells, key=row.id)
         if chosen is not None:
             place = next((i for i, row in enumerate(rows) if row.id == chosen.id), None)
             if place is not None:

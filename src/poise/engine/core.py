@@ -277,7 +277,7 @@ class Engine:
                 now_ns,
                 prompt_tokens=self.execution.prompt_tokens,
                 output_tokens=self.counters.output_tokens,
-                steps=self.tallies.told(),
+                steps=self.tallies.figures(),
                 rss_bytes=self.rss_bytes(),
                 weights_bytes=self.weights_bytes,
             )

@@ -31,7 +31,7 @@ class Tally:
         self._counts[bisect_left(self._bounds, value)] += 1
         self._total += value
 
-    def told(self) -> Distribution:
+    def distribution(self) -> Distribution:
         return Distribution(self._bounds, tuple(self._counts), self._total)
 
 
@@ -71,13 +71,13 @@ class StepTallies:
         self._prompt_tokens.add(n_prompt)
         self._sequences.add(n_sequences)
 
-    def told(self) -> StepFigures:
+    def figures(self) -> StepFigures:
         return StepFigures(
             {name: ns // 1000 for name, ns in zip(PARTS, self._parts_ns, strict=True)},
-            self._seconds.told(),
-            self._decode_tokens.told(),
-            self._prompt_tokens.told(),
-            self._sequences.told(),
-            self._chunk_tokens.told(),
-            self._cost_ratio.told(),
+            self._seconds.distribution(),
+            self._decode_tokens.distribution(),
+            self._prompt_tokens.distribution(),
+            self._sequences.distribution(),
+            self._chunk_tokens.distribution(),
+            self._cost_ratio.distribution(),
         )

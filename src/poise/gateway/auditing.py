@@ -172,7 +172,7 @@ class RequestEntry:
         if failure is not None and not record.is_open:
             outcome = BROKEN if failure.code == BROKEN else REFUSED
         # A client that left has been sent a status only if its stream had begun.
-        told = CANCELLED not in outcome or (self.stream and record.is_open)
+        was_answered = CANCELLED not in outcome or (self.stream and record.is_open)
         self._write(
             failure,
             outcome,
@@ -187,7 +187,7 @@ class RequestEntry:
                 "preemptions": sum(moments[what] for what in PREEMPTIONS),
             },
             [answer.text for answer in record.answers()] if self._prompt is not None else [],
-            200 if told else None,
+            200 if was_answered else None,
         )
 
     def _write(

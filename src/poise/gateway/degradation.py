@@ -46,7 +46,7 @@ class Degradation:
         queue_max = {INTERACTIVE: classes.interactive.queue_max, BACKGROUND: classes.background.queue_max}
         self._places = {name: shared_places(most) for name, most in queue_max.items()}
         self._levels = Levels(settings.levels, self._places)
-        self._told = Level.NORMAL
+        self._logged = Level.NORMAL
         self._held_back = False
         self._drained_s = 0.0
         self.on_change: Callable[[str, str, list[str]], None] | None = None
@@ -129,9 +129,9 @@ class Degradation:
 
     def _tell(self) -> None:
         """Once for each transition: in the log, with the numbers, and in the metrics."""
-        level, former = self._levels.level, self._told
+        level, former = self._levels.level, self._logged
         if level is not former:
-            self._told = level
+            self._logged = level
             self._metrics.came_to(level.value, former.value)
             if self.on_change is not None:
                 self.on_change(level.value, former.value, self.reasons)

@@ -316,7 +316,7 @@ class Generation:
         elapsed_s = time.perf_counter() - origin.arrived_s
         record.end(failure)
         if record.is_open or failure is None:
-            self._metrics.told(story_of(record))
+            self._metrics.ended(story_of(record))
         log.info(
             "[%s] %s %s: %d prompt and %d output tokens, %s, %.0f ms",
             origin.request_id,

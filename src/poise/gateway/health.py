@@ -224,9 +224,9 @@ class Health:
             engine_rss_bytes=figures.rss_bytes if figures else None,
             engine_unaccounted_bytes=figures.unaccounted_bytes if figures else None,
             bottleneck=figures.bottleneck.limit if figures else None,
-            findings=self._lookout.told(named=is_admin),
+            findings=self._lookout.rows(named=is_admin),
             text=self._text_status(named=is_admin),
-            tasks=self._tasks.told(),
+            tasks=self._tasks.rows(),
         )
 
     async def metrics(self, request: Request) -> Response:

@@ -76,12 +76,12 @@ class History:
         """Of each sample of some span of time (Unix seconds), the oldest first."""
         found = []
         for raw in reversed(self._samples):
-            told = msgspec.json.decode(raw, type=Sample)
-            if told.at <= begin_at:
+            sample = msgspec.json.decode(raw, type=Sample)
+            if sample.at <= begin_at:
                 break
-            if (seconds := min(end_at, told.at) - max(begin_at, told.at - PERIOD_S)) > 0:
-                ratio = told.steps.cost_ratio if told.steps is not None else None
-                found.append(Glimpse(seconds, told.level, told.limited, ratio))
+            if (seconds := min(end_at, sample.at) - max(begin_at, sample.at - PERIOD_S)) > 0:
+                ratio = sample.steps.cost_ratio if sample.steps is not None else None
+                found.append(Glimpse(seconds, sample.level, sample.limited, ratio))
         return found[::-1]
 
     def since(self, number: int) -> tuple[list[bytes], int]:

@@ -79,7 +79,7 @@ class _Condition:
         if self.active and self.calm_since_s is not None and now_s - self.calm_since_s >= calm_s:
             self.active = False
 
-    def told(self) -> str:
+    def reason(self) -> str:
         begins, ends = ("below", "at") if self.below else ("at", "below")
         return f"{self.name} {self.value:g} (begins {begins} {self.enter:g}, ends {ends} {self.leave:g})"
 
@@ -174,11 +174,13 @@ class Levels:
     @property
     def reasons(self) -> list[str]:
         """Why it is at its level, with the numbers; nothing when it is normal."""
-        told = ["the server was asked to stop"] if self._draining_s is not None else []
+        reasons = ["the server was asked to stop"] if self._draining_s is not None else []
         if self.degraded:
             crashes = f"{self._n_crashes} crashes within {self._settings.crash_window_s:g} s"
-            told.append(crashes if self._n_crashes else "the normal configuration does not fit the memory that is free")
-        return told + [condition.told() for condition in self._active()]
+            reasons.append(
+                crashes if self._n_crashes else "the normal configuration does not fit the memory that is free"
+            )
+        return reasons + [condition.reason() for condition in self._active()]
 
     def _active(self) -> Iterable[_Condition]:
         queues = [condition for conditions in self._queues.values() for condition in conditions]

@@ -78,7 +78,7 @@ class Lookout:
             ),
         )
 
-    def told(self, *, named: bool) -> list[FindingRow]:
+    def rows(self, *, named: bool) -> list[FindingRow]:
         """`named`: with the requests and tenants that it is about."""
         now_s = self._clock()
         found = self._findings.current()

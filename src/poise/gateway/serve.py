@@ -126,7 +126,7 @@ class _Service:
         self._traces: Traces | None = None
         if endpoint := settings.telemetry.otlp_endpoint:
             self._traces = open_traces(endpoint, self._model_name)
-            app.metrics.on_story = self._traces.told
+            app.metrics.on_story = self._traces.ended
         self._draining: asyncio.Task[None] | None = None
         self._server = HttpServer(app, settings, metrics=app.metrics.connections, tls=tls, grace_s=SHUTDOWN_GRACE_S)
 
@@ -183,12 +183,12 @@ class _Service:
 
     async def _announce(self) -> None:
         """Say what the person at the terminal waits for, and then what is being served."""
-        state, told = self._supervisor.state, ""
+        state, shown = self._supervisor.state, ""
         while not state.is_settled:
-            await self._supervisor.until(partial(_is_news, told))
+            await self._supervisor.until(partial(_is_news, shown))
             if not state.is_settled:
-                told = state.stage
-                print(f"{told} ({self._path.name}) ...", flush=True)  # noqa: T201
+                shown = state.stage
+                print(f"{shown} ({self._path.name}) ...", flush=True)  # noqa: T201
         if state.phase is EnginePhase.READY and state.ready is not None:
             await self._text_known.wait()
             print(banner(self._settings, self._model_name, state.ready, self._url()), flush=True)  # noqa: T201
@@ -236,8 +236,8 @@ def _open_token(listener: socket.socket) -> TokenFile | None:
         return None
 
 
-def _is_news(told: str, state: EngineState) -> bool:
-    return state.is_settled or state.stage != told
+def _is_news(shown: str, state: EngineState) -> bool:
+    return state.is_settled or state.stage != shown
 
 
 def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:

@@ -45,16 +45,16 @@ def load_runner(path: Path, settings: Settings, progress: Progress, weights_agai
         weights = weights_as_before(path, settings, weights_again)
         check_fit(weights.path, settings)
         return _load(weights, settings, progress, measure=False)
-    told = 0.0
+    chosen = 0.0
 
     def choosing(done: float) -> None:
-        nonlocal told
-        told = CHOOSING_DONE * done
-        progress(told, "choosing weights (first start with this model)")
+        nonlocal chosen
+        chosen = CHOOSING_DONE * done
+        progress(chosen, "choosing weights (first start with this model)")
 
     weights = weights_to_load(path, settings, choosing)
     check_fit(weights.path, settings)
-    return _load(weights, settings, lambda done, stage: progress(told + (1 - told) * done, stage))
+    return _load(weights, settings, lambda done, stage: progress(chosen + (1 - chosen) * done, stage))
 
 
 def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: bool = True) -> LoadedRunner:

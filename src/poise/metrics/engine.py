@@ -64,16 +64,16 @@ class _Least:
     """What was exported of counters that can be too high at first: Prometheus takes a counter that goes back for a new one."""
 
     def __init__(self) -> None:
-        self._told: dict[str, float] = {}
+        self._exported: dict[str, float] = {}
         self._restarts = -1
 
     def of_engine(self, restarts: int) -> None:
         """The counters are those of the engine after so many restarts."""
         if restarts != self._restarts:
-            self._told, self._restarts = {}, restarts
+            self._exported, self._restarts = {}, restarts
 
     def __call__(self, name: str, value: float) -> float:
-        self._told[name] = value = max(value, self._told.get(name, 0.0))
+        self._exported[name] = value = max(value, self._exported.get(name, 0.0))
         return value
 
 

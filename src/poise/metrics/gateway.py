@@ -169,7 +169,7 @@ class GatewayMetrics:
     def changed(self, request_class: str, change: str) -> None:
         self._changes.labels(request_class, change).inc()
 
-    def told(self, story: RequestStory) -> None:
+    def ended(self, story: RequestStory) -> None:
         """A request has ended, and this is what happened to it."""
         for choice in story.choices:
             self._requests.labels(story.request_class, choice.outcome).inc()
@@ -179,7 +179,7 @@ class GatewayMetrics:
                 self._complete.observe(story.request_class, choice.ended_s - story.arrived_s)
                 if choice.per_token_s is not None:
                     self._per_token.observe(story.request_class, choice.per_token_s)
-        self._tenants.told(story)
+        self._tenants.ended(story)
         if self.on_story is not None:
             self.on_story(story)
 

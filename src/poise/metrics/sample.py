@@ -175,9 +175,9 @@ class HistorySampler:
         if scene.restarts != self._restarts or status.step < self._before.step:
             self._before, self._limited, self._restarts = _NOTHING, {}, scene.restarts
             self._computed.clear()
-        before, told = self._before, scene.status is not None
+        before, has_status = self._before, scene.status is not None
         n_prompt = n_output = 0
-        if told:
+        if has_status:
             n_prompt = max(0, status.prompt_tokens - before.prompt_tokens)
             n_output = max(0, status.output_tokens - before.output_tokens)
             self._before = status
@@ -191,21 +191,23 @@ class HistorySampler:
             level=scene.level,
             restarts=scene.restarts,
             recovering=scene.n_recovering,
-            limit=status.bottleneck.limit if told else None,
-            limited=self._shares(status.bottleneck, now_ns) if told else {},
+            limit=status.bottleneck.limit if has_status else None,
+            limited=self._shares(status.bottleneck, now_ns) if has_status else {},
             classes={
                 name.value: _class(scene.classes[name.value], status, name.value, elapsed_s) for name in RequestClass
             },
             refused=_all_refused(scene),
             prompt_tokens_per_s=round(n_prompt / elapsed_s, 1),
             output_tokens_per_s=round(sum(events.n_tokens for events in scene.classes.values()) / elapsed_s, 1),
-            steps=_steps(status.steps, before.steps, elapsed_s) if told else None,
+            steps=_steps(status.steps, before.steps, elapsed_s) if has_status else None,
             pools=msgspec.convert(status.pools, list[PoolSample], from_attributes=True),
             store=None
             if status.store is None
             else StoreSample(status.store.budget_bytes, status.store.bytes_by_purpose),
             memory=MemorySample(
-                status.rss_bytes if told else None, status.unaccounted_bytes if told else None, scene.gateway_rss_bytes
+                status.rss_bytes if has_status else None,
+                status.unaccounted_bytes if has_status else None,
+                scene.gateway_rss_bytes,
             ),
             threads=status.threads,
             preemptions={

@@ -59,7 +59,7 @@ class TenantMetrics:
         self._other = _Books()
         registry.register(self)
 
-    def told(self, story: RequestStory) -> None:
+    def ended(self, story: RequestStory) -> None:
         """A request has ended."""
         books, request_class = self._of(story.tenant), story.request_class
         arrived_s, tokens = story.arrived_s, dict.fromkeys(("prompt", "cached", "output"), 0)

@@ -38,7 +38,7 @@ class Traces:
         self._error = Status(StatusCode.ERROR)
         self._caller = TraceContextTextMapPropagator()
 
-    def told(self, story: RequestStory) -> None:
+    def ended(self, story: RequestStory) -> None:
         """A request has ended."""
         offset_ns = time.time_ns() - time.perf_counter_ns()
         parent = self._caller.extract({"traceparent": story.traceparent}) if story.traceparent else None

@@ -93,7 +93,7 @@ class Witness:
         """Requests that were delivered and have not ended."""
         return list(self._open)
 
-    def told(self, message: to_engine.ToEngine, now_ns: int) -> None:
+    def sent(self, message: to_engine.ToEngine, now_ns: int) -> None:
         """The engine was given a message."""
         match message:
             case to_engine.Submit() if message.request_id in self._open:

@@ -237,7 +237,7 @@ class World:
         """Deliver what is due, in order."""
         ahead, self._ahead = self._ahead, []
         for message in ahead:
-            self.witness.told(message, self._clock.now_ns())
+            self.witness.sent(message, self._clock.now_ns())
             yield message
         while self._is_due():
             when_ns, _, what = heapq.heappop(self._moments)
@@ -245,7 +245,7 @@ class World:
                 continue
             message = self._message(what, when_ns)
             self._remember(message)
-            self.witness.told(message, self._clock.now_ns())
+            self.witness.sent(message, self._clock.now_ns())
             yield message
 
     def _message(self, what: to_engine.ToEngine | _Arrival | _Leaving, when_ns: int) -> to_engine.ToEngine:

@@ -157,7 +157,7 @@ async def test_a_bug_of_the_supervisor_is_not_the_end_of_it(monkeypatch: pytest.
         await s.until(
             lambda state: state.phase is EnginePhase.READY and state.ready is not None and state.ready.pid != before
         )
-        (task,) = [row for row in s._tasks.told() if row.name == "engine-supervisor"]
+        (task,) = [row for row in s._tasks.rows() if row.name == "engine-supervisor"]
         assert (task.failures, task.last_error, task.state) == (1, "KeyError", "running")
         waiting.abort()
     finally:

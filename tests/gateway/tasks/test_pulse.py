@@ -25,7 +25,7 @@ async def test_all_look_once_a_second_in_their_order() -> None:
     Pulse(work.tasks, {name: lambda name=name: look(name) for name in ("levels", "history")}).start()  # type: ignore[misc]
     await asyncio.wait_for(done.wait(), 5)
     assert seen[:6] == [(name, at) for at in (1.0, 2.0, 3.0) for name in ("levels", "history")]
-    assert [row.name for row in work.tasks.told()] == ["levels", "history", "pulse"]
+    assert [row.name for row in work.tasks.rows()] == ["levels", "history", "pulse"]
     assert len(work.tasks._running) == 1
     await work.tasks.stop()
 

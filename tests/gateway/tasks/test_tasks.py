@@ -33,7 +33,7 @@ class Clockwork:
         await asyncio.sleep(0)
 
     def told(self, name: str) -> TaskRow:
-        return next(row for row in self.tasks.told() if row.name == name)
+        return next(row for row in self.tasks.rows() if row.name == name)
 
 
 def failing(errors: list[BaseException], then: asyncio.Event) -> Callable[[], Awaitable[None]]:

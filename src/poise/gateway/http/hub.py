@@ -131,6 +131,6 @@ class Hub:
         self._noted[reason] += 1
 
     def _say(self) -> None:
-        told = ", ".join(f"{n} {reason}" for reason, n in self._noted.most_common())
+        counts = ", ".join(f"{n} {reason}" for reason, n in self._noted.most_common())
         self._noted.clear()
-        log.warning("connections refused or closed in the last %.0f s: %s", SUMMARY_S, told)
+        log.warning("connections refused or closed in the last %.0f s: %s", SUMMARY_S, counts)

@@ -57,8 +57,8 @@ class TrustedProxies:
         forwarded = is_forwarded(headers)
         if not forwarded or connected not in self:
             return Peer(connected, forwarded)
-        told = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
-        for entry in reversed(told.split(",")):
+        addresses = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
+        for entry in reversed(addresses.split(",")):
             parsed = _address(_without_port(entry.strip()))
             if parsed is None:
                 break  # what is left of it was not written by a proxy that can be relied on

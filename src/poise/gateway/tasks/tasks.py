@@ -95,7 +95,7 @@ class Tasks:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    def told(self) -> list[TaskRow]:
+    def rows(self) -> list[TaskRow]:
         """Each task as /status shows it, in the order of their start."""
         now_s = self._clock()
         return [account.row(now_s) for account in list(self._accounts.values())]
