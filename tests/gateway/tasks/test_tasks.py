@@ -174,7 +174,7 @@ ALLOWED = {
     "gateway/tasks/tasks.py": "starts them all",
     "audit/log.py": "the writer's thread, which survives each of its rounds and tells the supervisor of what failed",
     "engine/desk.py": "the thread that formats the journal, which survives each page and dies with its engine",
-    "gateway/call.py": "the summary of one request, which ends with it and answers for its failure",
+    "gateway/local_job.py": "the summary of one request, which ends with it and answers for its failure",
     "gateway/http/stream.py": "the work and the watch of one answer, both awaited by it",
     "gateway/http/acceptor.py": "the opening of one connection, within the time of a handshake",
     "gateway/http/hub.py": "the answer to one request, which uvicorn waits for when it stops",
