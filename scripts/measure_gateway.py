@@ -29,11 +29,11 @@ import psutil
 
 from poise.config import Settings
 from poise.gateway.app import create_app
-from poise.gateway.http.server import HttpServer
-from poise.gateway.supervisor import Supervisor
+from poise.gateway.http.connections.server import HttpServer
+from poise.gateway.supervision.supervisor import Supervisor
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextWorkers
-from poise.llama.default_model import default_model
+from poise.llama.files.default_model import default_model
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine

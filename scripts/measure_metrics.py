@@ -16,9 +16,10 @@ from poise.config import PoolSettings, PoolsSettings, Settings
 from poise.engine.core import Engine
 from poise.engine.figures import StepTallies
 from poise.engine.journal import Journal
-from poise.scheduler import fairness, scheduler
+from poise.scheduler import scheduler
 from poise.scheduler.bottleneck import Limit
-from poise.scheduler.equity import RecentService
+from poise.scheduler.fairness import fairness
+from poise.scheduler.fairness.equity import RecentService
 from poise.scheduler.scheduler import Scheduler
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from poise.scheduler.plan import BatchResult, StepPlan, StepResult
+from poise.scheduler.planning.plan import BatchResult, StepPlan, StepResult
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, PoolPolicy, SchedulerPolicy
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.scheduler import Scheduler

@@ -26,7 +26,7 @@ from math import ceil
 import openai
 import psutil
 
-from poise.gateway.supervisor import ENGINE_COMMAND
+from poise.gateway.supervision.supervisor import ENGINE_COMMAND
 
 WATCHDOG_S = 10.0
 """With --hang. Shorter, and a busy machine's slow pass is taken for a hang."""

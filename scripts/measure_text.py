@@ -16,8 +16,8 @@ import time
 from poise.config import TextSettings
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.text.workers import TextWorkers
-from poise.llama.default_model import default_model
-from poise.llama.model import Model
+from poise.llama.binding.model import Model
+from poise.llama.files.default_model import default_model
 from poise.wire.text import Message
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.tokeniser import Tokeniser

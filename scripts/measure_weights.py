@@ -18,11 +18,11 @@ from pathlib import Path
 
 from poise.config import ModelSettings, Settings
 from poise.engine.ports import Row
-from poise.llama.context import PoolContext
-from poise.llama.fit import model_path, planned_weights
-from poise.llama.memory import PoolSpec
-from poise.llama.model import Model
-from poise.llama.quality import compare
+from poise.llama.binding.context import PoolContext
+from poise.llama.binding.model import Model
+from poise.llama.choosing.quality import compare
+from poise.llama.files.memory import PoolSpec
+from poise.llama.fitting.fit import model_path, planned_weights
 
 SLOTS = 8
 NEAR = 128

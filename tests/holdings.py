@@ -53,9 +53,11 @@ FILES = (
         "no",
         "you delete it; revoked keys stay in it",
         _OWNER,
-        ("gateway/keys.py",),
+        ("gateway/tenancy/keys.py",),
     ),
-    File("config/keys.pepper", "the secret of these hashes", "no", "you delete it", _OWNER, ("gateway/keys.py",)),
+    File(
+        "config/keys.pepper", "the secret of these hashes", "no", "you delete it", _OWNER, ("gateway/tenancy/keys.py",)
+    ),
     File(
         "state/run/operator-*.token",
         "the token by which commands of the same user are operators; in `$XDG_RUNTIME_DIR/poise` where there is one",
@@ -102,7 +104,7 @@ FILES = (
         "no",
         "you delete it",
         "the user that poise runs as",
-        ("llama/cachefile.py",),
+        ("llama/files/cachefile.py",),
     ),
     File(
         "cache/weights/*",
@@ -110,7 +112,7 @@ FILES = (
         "no",
         "you delete it; those of older versions go when new ones are made",
         "the user that poise runs as",
-        ("llama/requantise.py", "llama/cachefile.py"),
+        ("llama/choosing/requantise.py", "llama/files/cachefile.py"),
     ),
     File(
         "state/capacity.json",
@@ -118,7 +120,7 @@ FILES = (
         "no",
         "you delete it",
         "the user that poise runs as",
-        ("llama/capacity.py", "llama/cachefile.py"),
+        ("llama/fitting/capacity.py", "llama/files/cachefile.py"),
     ),
     File(
         "a file that you name",
@@ -134,7 +136,7 @@ FILES = (
         "no",
         "you delete it",
         _YOURS,
-        ("tune/tunedfile.py", "llama/cachefile.py"),
+        ("tune/tunedfile.py", "llama/files/cachefile.py"),
     ),
     File(
         "a temporary folder",
@@ -148,27 +150,30 @@ FILES = (
 
 MEMORY = (
     Memory(
-        "gateway.local_job:LocalJob",
+        "gateway.models.local.job:LocalJob",
         "the messages of a live request that is not yet with the engine",
         "it is",
         "its own client",
     ),
     Memory(
-        "gateway.handover:Handover", "token ids of live requests, for an engine after a lost one", "they end", "nobody"
+        "gateway.supervision.handover:Handover",
+        "token ids of live requests, for an engine after a lost one",
+        "they end",
+        "nobody",
     ),
     Memory(
-        "gateway.records:Records",
+        "gateway.records.kept:Records",
         "answers, token by token, of live requests and of those that have ended",
         "`results.retention_s` after the end, at most `results.budget_mb`, or they are erased",
         "the same tenant, by the response's id; what an explanation tells of others is sums and one largest chunk, without names",
     ),
     Memory(
-        "gateway.choice:Choice",
+        "gateway.models.local.choice:Choice",
         "text that waits for the rest of a character or of a stop string",
         "it ends",
         "its own client",
     ),
-    Memory("gateway.engine_client:RequestHandle", "tokens that were not yet taken", "it ends", "its own client"),
+    Memory("gateway.supervision.engine:RequestHandle", "tokens that were not yet taken", "it ends", "its own client"),
     Memory(
         "gateway.text.workers:TextWorkers",
         "texts of requests that are being tokenised",
@@ -182,7 +187,10 @@ MEMORY = (
         "nobody",
     ),
     Memory(
-        "gateway.templates:Templates", "the operator's templates", "the server ends", "the tenants that may use them"
+        "gateway.models.local.templates:Templates",
+        "the operator's templates",
+        "the server ends",
+        "the tenants that may use them",
     ),
     Memory(
         "audit.log:AuditLog",
@@ -192,13 +200,13 @@ MEMORY = (
     ),
     Memory("engine.core:Engine", "token ids of live requests", "they end", "nobody"),
     Memory(
-        "llama.context:PoolContext",
+        "llama.binding.context:PoolContext",
         "KV cells: of live requests, and warm ones of one tenant each",
         "they are taken, or erased",
         "the same tenant's requests",
     ),
     Memory(
-        "llama.store:StateStore",
+        "llama.running.store:StateStore",
         "copies of KV cells: swapped requests and prefixes of one tenant each",
         "they end, make room, or are erased",
         "the same tenant's requests",
@@ -209,25 +217,33 @@ _LIVE = "one for each live request"
 
 GROWING = (
     Growing(
-        "gateway.records:Records", "results that are kept", "`results.budget_mb`, about 3 kB and more each; live ones"
+        "gateway.records.kept:Records",
+        "results that are kept",
+        "`results.budget_mb`, about 3 kB and more each; live ones",
     ),
     Growing(
-        "gateway.handover:Handover",
+        "gateway.supervision.handover:Handover",
         "what another engine would need",
         f"{_LIVE}, in number by the queues, in size by contexts",
     ),
-    Growing("gateway.blame:Blame", "deaths held against requests", _LIVE),
-    Growing("gateway.lookout:Lookout", "readers that are behind, ends of engines", f"{_LIVE}; taken once a second"),
+    Growing("gateway.supervision.blame:Blame", "deaths held against requests", _LIVE),
     Growing(
-        "gateway.findings:Findings",
+        "gateway.condition.lookout:Lookout", "readers that are behind, ends of engines", f"{_LIVE}; taken once a second"
+    ),
+    Growing(
+        "gateway.condition.findings:Findings",
         "findings, and what they are judged by",
         f"seven kinds; {_LIVE}; minutes of one figure a second",
     ),
-    Growing("gateway.quarantine:Quarantine", "reports of requests that engines died of", "100, some 600 bytes each"),
-    Growing("gateway.history:History", "ten minutes of samples", "600, some 2 kB each"),
-    Growing("gateway.levels:Levels", "crashes", "those within `levels.crash_window_s`"),
     Growing(
-        "gateway.supervisor:Supervisor",
+        "gateway.supervision.quarantine:Quarantine",
+        "reports of requests that engines died of",
+        "100, some 600 bytes each",
+    ),
+    Growing("gateway.condition.history:History", "ten minutes of samples", "600, some 2 kB each"),
+    Growing("gateway.condition.levels:Levels", "crashes", "those within `levels.crash_window_s`"),
+    Growing(
+        "gateway.supervision.supervisor:Supervisor",
         "what accounts owe, for an engine after a lost one; tokens of templates",
         "256 accounts, some 100 bytes each; the configuration's",
     ),
@@ -244,16 +260,20 @@ GROWING = (
         "one for each that the code starts",
     ),
     Growing("gateway.tasks.tasks:Tasks", "long-lived tasks", "one for each that the code starts"),
-    Growing("gateway.templates:Templates", "tokens of declared templates", "the configuration's"),
-    Growing("gateway.keys:KeyRing", "hashes of keys", "the keys file's"),
+    Growing("gateway.models.local.templates:Templates", "tokens of declared templates", "the configuration's"),
+    Growing("gateway.tenancy.keys:KeyRing", "hashes of keys", "the keys file's"),
     Growing("gateway.tenancy.operators:LocalOperators", "codes for the dashboard", "a few, each for a minute or so"),
     Growing("gateway.tenancy.accounts:Accounts", "undeclared keys that are alive", "8"),
     Growing("gateway.tenancy.strangers:Strangers", "addresses that were refused", "4,096"),
-    Growing("gateway.http.acceptor:Acceptor", "connections that are being opened", "those that have a place"),
-    Growing("gateway.http.hub:Hub", "what the application keeps for its requests", "set once, at the start"),
-    Growing("gateway.http.peers:TrustedProxies", "networks of proxies", "the configuration's"),
-    Growing("gateway.http.places:Places", "connections", "their number in all"),
-    Growing("gateway.http.shares:Shares", "what accounts and addresses hold", "those that hold something"),
+    Growing(
+        "gateway.http.connections.acceptor:Acceptor", "connections that are being opened", "those that have a place"
+    ),
+    Growing(
+        "gateway.http.connections.hub:Hub", "what the application keeps for its requests", "set once, at the start"
+    ),
+    Growing("gateway.http.connections.peers:TrustedProxies", "networks of proxies", "the configuration's"),
+    Growing("gateway.http.connections.places:Places", "connections", "their number in all"),
+    Growing("gateway.http.connections.shares:Shares", "what accounts and addresses hold", "those that hold something"),
     Growing("gateway.text.queue:TextQueue", "texts that wait for a worker", "`text.queue_mb`"),
     Growing(
         "gateway.text.workers:TextWorkers", "text workers, and how the last ones ended", "`text.workers`; a few ends"

@@ -56,9 +56,9 @@ def test_the_scheduler_is_pure(path: Path) -> None:
 def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
     """The loop runs in the simulator because it knows ports only; the gateway has nothing of llama.cpp in its process."""
     allowed = {
-        "engine/process.py",
+        "worker/engine/process.py",
         "worker/text/process.py",
-        "gateway/preflight.py",
+        "gateway/supervision/preflight.py",
         "gateway/serve.py",
         "commands/doctor.py",
         "commands/model_files.py",
@@ -76,7 +76,7 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         name = path.relative_to(SOURCE).as_posix()
         if not name.startswith("llama/") and name not in allowed:
             assert not any(m.startswith("poise.llama") for m in imports(path)), f"{name} imports poise.llama"
-        if name != "llama/library.py":
+        if name != "llama/binding/library.py":
             assert not any(m.split(".")[0] == "llama_cpp" for m in imports(path)), f"{name} imports llama_cpp"
 
 

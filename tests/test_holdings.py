@@ -70,17 +70,17 @@ def test_the_document_has_the_list() -> None:
 
 CONTAINERS = {"dict", "list", "deque", "set", "OrderedDict", "defaultdict"}
 WITH_A_REQUEST = {
-    "gateway.choice:Choice",
-    "gateway.context_policy:Turns",
-    "gateway.engine_client:RequestHandle",
-    "gateway.generation:Generation",
-    "gateway.reader:Reader",
-    "gateway.record:Record",
-    "gateway.segments:Segmenter",
+    "gateway.models.local.choice:Choice",
+    "gateway.text.context:Turns",
+    "gateway.supervision.engine:RequestHandle",
+    "gateway.models.local.generation:Generation",
+    "gateway.records.reader:Reader",
+    "gateway.records.record:Record",
+    "gateway.text.segments:Segmenter",
 }
 """Classes whose containers go with their request. (Records are kept longer, by Records.)"""
 ROOMS = ("gateway", "metrics", "audit")
-PARTS_OF = {"gateway.findings:_Growth": "gateway.findings:Findings"}
+PARTS_OF = {"gateway.condition.findings:_Growth": "gateway.condition.findings:Findings"}
 
 
 def growing(tree: ast.AST) -> Iterator[str]:

@@ -12,7 +12,7 @@ from functools import partial
 
 from poise.cli import main
 from poise.gateway import serve
-from poise.gateway.supervisor import Supervisor
+from poise.gateway.supervision.supervisor import Supervisor
 
 ENGINE = (sys.executable, "-m", "tests.gateway.simulated_engine", "slow")
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from poise.llama.default_model import default_model
+from poise.llama.files.default_model import default_model
 from tests.attacks.besieged import Besieged, attack, start
 
 PRE = b"tokenizer.ggml.pre" + struct.pack("<IQ", 8, 6)

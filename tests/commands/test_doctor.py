@@ -13,7 +13,7 @@ import pytest
 
 from poise.commands.doctor import Diagnosis, Grade, Host, examine, is_bad, to_json, to_text
 from poise.config import LoadedSettings, load
-from poise.gateway.keys import KeysFile
+from poise.gateway.tenancy.keys import KeysFile
 from poise.operator_token import write_token
 from tests.llama.gguf_files import write_gguf
 

@@ -13,7 +13,7 @@ from poise.audit.chain import audit_key
 from poise.audit.files import log_files
 from poise.audit.log import AuditLog
 from poise.cli import app
-from poise.gateway.keys import KeyRing, KeysFile
+from poise.gateway.tenancy.keys import KeyRing, KeysFile
 from tests.test_config_problems import RULE_TENANT
 
 

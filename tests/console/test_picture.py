@@ -13,8 +13,8 @@ from rich.console import Console
 from poise.console.frame import frame_of
 from poise.console.picture import LIMITS, SAMPLES_MAX, RequestRow, Samples, age, bar, ordered, pair, size, spark
 from poise.console.watch import Watch
-from poise.gateway import explain_words
-from poise.gateway.pages import PAGE_DIR
+from poise.gateway.explain import words
+from poise.gateway.http.pages import PAGE_DIR
 from poise.scheduler.bottleneck import Limit
 from tests.console.app_client import AppClient
 from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
@@ -32,7 +32,7 @@ def test_every_limiting_resource_has_words() -> None:
     table = re.search(r"const LIMITS = \{(.*?)\};", (PAGE_DIR / "figures.js").read_text(), re.DOTALL)
     assert table is not None
     on_page = set(re.findall(r"^ *(\w+):", table[1], re.MULTILINE))
-    assert on_page == set(LIMITS) == set(explain_words.LIMITS) == set(Limit)
+    assert on_page == set(LIMITS) == set(words.LIMITS) == set(Limit)
 
 
 async def test_a_picture_of_a_server_that_has_answered() -> None:

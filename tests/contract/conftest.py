@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from poise.llama.default_model import default_model
-from poise.llama.memory import PoolSpec
-from poise.llama.model import Model
-from poise.llama.runner import LlamaRunner
+from poise.llama.binding.model import Model
+from poise.llama.files.default_model import default_model
+from poise.llama.files.memory import PoolSpec
+from poise.llama.running.runner import LlamaRunner
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import CELL_BYTES, SimRunner
 from poise.wire.messages import PoolInfo

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 
 from poise.engine.ports import RunnerError
-from poise.scheduler.plan import (
+from poise.scheduler.planning.plan import (
     CopySlot,
     DropEntry,
     KvOperation,

@@ -14,7 +14,7 @@ from typing import Protocol
 import pytest
 
 from poise.engine.ports import NO_TOKEN, Row, Runner, RunnerError, Sampled
-from poise.scheduler.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
+from poise.scheduler.planning.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
 from poise.wire.to_engine import SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)

@@ -18,18 +18,18 @@ import pytest
 import pytest_asyncio
 
 from poise.config import Settings
-from poise.gateway.engine_client import EnginePhase
-from poise.gateway.errors import ApiError
-from poise.gateway.following import Stage, Stop
-from poise.gateway.local_model import LocalModel
 from poise.gateway.models.backend import Backend, BackendState, Job
-from poise.gateway.record import Follower, Origin, Record
+from poise.gateway.models.local.model import LocalModel
+from poise.gateway.records.following import Stage, Stop
+from poise.gateway.records.record import Follower, Origin, Record
+from poise.gateway.records.values import Heading
 from poise.gateway.request.generate import AnswerOptions, Conversation, Generate
-from poise.gateway.supervisor import ENGINE_COMMAND, Supervisor
+from poise.gateway.request.refusals import ApiError
+from poise.gateway.supervision.engine import EnginePhase
+from poise.gateway.supervision.supervisor import ENGINE_COMMAND, Supervisor
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextWorkers
-from poise.gateway.values import Heading
-from poise.llama.default_model import default_model
+from poise.llama.files.default_model import default_model
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import Hold, RequestClass

@@ -22,8 +22,8 @@ import msgspec
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Locator, Page, Request, sync_playwright
 
-from poise.gateway.pages import CHANGES_MODULE, CONTENT_SECURITY_POLICY, PAGE_DIR
-from poise.gateway.segments import Segmenter
+from poise.gateway.http.pages import CHANGES_MODULE, CONTENT_SECURITY_POLICY, PAGE_DIR
+from poise.gateway.text.segments import Segmenter
 
 CHROMIUM_ARGS = [
     "--disable-gpu",

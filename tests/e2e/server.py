@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import psutil
 
-from poise.gateway.supervisor import ENGINE_COMMAND
+from poise.gateway.supervision.supervisor import ENGINE_COMMAND
 from poise.operator_token import find_token
 
 START_S_MAX = 240.0

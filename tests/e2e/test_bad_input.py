@@ -16,7 +16,7 @@ import pytest
 
 from tests.e2e.server import PoiseServer
 from tests.e2e.test_server_life import open_stream, read_until
-from tests.gateway.test_malformed import BAD_JSON, WRONG
+from tests.gateway.api.test_malformed import BAD_JSON, WRONG
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from poise.llama.default_model import default_model
+from poise.llama.files.default_model import default_model
 from tests.e2e.server import PoiseServer
 
 pytestmark = pytest.mark.slow

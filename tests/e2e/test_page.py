@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from playwright.sync_api import Browser, Locator, Route, expect
 
-from poise.gateway.segments import Segmenter
+from poise.gateway.text.segments import Segmenter
 from tests.e2e.page_support import (
     IDLE,
     IDLE_CLASS,

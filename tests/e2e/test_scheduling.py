@@ -22,14 +22,14 @@ from openai.types.chat import ChatCompletionMessageParam
 
 from poise.config import PoolSettings, PoolsSettings, Settings, StoreSettings, to_policy
 from poise.engine.core import Engine
-from poise.engine.process import MonotonicClock
-from poise.llama.default_model import default_model
-from poise.llama.memory import PoolSpec
-from poise.llama.model import Model
-from poise.llama.runner import LlamaRunner
+from poise.llama.binding.model import Model
+from poise.llama.files.default_model import default_model
+from poise.llama.files.memory import PoolSpec
+from poise.llama.running.runner import LlamaRunner
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
 from poise.wire import to_engine
+from poise.worker.engine.process import MonotonicClock
 from tests.contract.runner_contract import GREEDY, STORY, TEA
 from tests.e2e.server import PoiseServer
 from tests.engine.harness import Mailboxes

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poise.llama.default_model import locate
+from poise.llama.files.default_model import locate
 from tests.e2e.server import PoiseServer, run_poise
 
 pytestmark = pytest.mark.slow
@@ -219,7 +219,7 @@ def test_no_process_of_a_server_leaves_core_dumps(poise_server: PoiseServer) -> 
 
 BROKEN_SERVER = """
 from poise.cli import main
-from poise.gateway.supervisor import Supervisor
+from poise.gateway.supervision.supervisor import Supervisor
 from poise.gateway.tasks import account
 
 async def broken(self):

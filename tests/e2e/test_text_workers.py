@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from poise.gateway.supervisor import ENGINE_COMMAND
+from poise.gateway.supervision.supervisor import ENGINE_COMMAND
 from poise.gateway.text.process import WORKER_COMMAND
 from tests.e2e.server import PoiseServer
 

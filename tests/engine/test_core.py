@@ -12,7 +12,7 @@ from poise.engine.blackbox import BoxWriter
 from poise.engine.execution import Execution
 from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
-from poise.scheduler.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
+from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.execution import Execution, Live
-from poise.scheduler.plan import Batch, Chunk, MoveSlot, ReleaseSlot, StepPlan, StoreSlot
+from poise.scheduler.planning.plan import Batch, Chunk, MoveSlot, ReleaseSlot, StepPlan, StoreSlot
 from poise.scheduler.request import Request, RequestClass
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import SimRunner

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from poise.engine.journal import JournalError, read_journal
-from poise.scheduler.plan import ReleaseSlot, ScrubPool
+from poise.scheduler.planning.plan import ReleaseSlot, ScrubPool
 from poise.sim.replay import replay
 from poise.wire import messages as wire
 from poise.wire import status as wire_status

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from poise.scheduler.plan import CopySlot, LoadSlot, StoreSlot
+from poise.scheduler.memory.store import Purpose
+from poise.scheduler.planning.plan import CopySlot, LoadSlot, StoreSlot
 from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import PreemptionKind
-from poise.scheduler.store import Purpose
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import CELL_BYTES, Fault
 from poise.wire import to_engine

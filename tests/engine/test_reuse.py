@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from poise.engine.blocks import BlockChain
-from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, StoreSlot, TrimSlot
+from poise.scheduler.memory.store import Purpose
+from poise.scheduler.planning.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import BLOCK_TOKENS
-from poise.scheduler.store import Purpose
 from poise.sim.clock import VirtualClock
 from poise.sim.replay import replay
 from poise.sim.runner import CELL_BYTES, Fault

@@ -11,7 +11,7 @@ import jsonschema_rs
 
 from poise.gateway.api.openapi import document, schemas_of
 from poise.gateway.api.operation import Operation
-from poise.gateway.errors import ErrorBody
+from poise.gateway.request.refusals import ErrorBody
 
 SERVER_ERRORS = {403, 404, 405, 421, 429, 500, 503}
 """Errors that need no operation: of the guard, the router, the bound on open requests, or a bug."""

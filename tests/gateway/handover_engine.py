@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 
-from poise.gateway.blame import Cause, Death
-from poise.gateway.engine_client import EnginePhase, RequestHandle
-from poise.gateway.handover import Handover
-from poise.gateway.quarantine import QuarantineReport
+from poise.gateway.supervision.blame import Cause, Death
+from poise.gateway.supervision.engine import EnginePhase, RequestHandle
+from poise.gateway.supervision.handover import Handover
+from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire

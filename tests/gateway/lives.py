@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from poise.gateway.explain import Facts, Surroundings, Weather, facts_of
-from poise.gateway.moments import PREFILL, Moment
-from poise.gateway.neighbours import Neighbours, SlotLimits
-from poise.gateway.record import Origin, Record
-from poise.gateway.values import Heading
+from poise.gateway.explain.facts import Facts, Surroundings, Weather, facts_of
+from poise.gateway.explain.neighbours import Neighbours, SlotLimits
+from poise.gateway.records.moments import PREFILL, Moment
+from poise.gateway.records.record import Origin, Record
+from poise.gateway.records.values import Heading
 from poise.scheduler.request import RequestClass
 
 SECRET = "xyzzy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from poise.gateway.engine_client import RequestEvent, RequestHandle
+from poise.gateway.supervision.engine import RequestEvent, RequestHandle
 
 
 class Mailbox:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping
 from itertools import count
 
-from poise.gateway.engine_refusals import engine_unavailable
-from poise.gateway.errors import ApiError, context_length_exceeded
-from poise.gateway.following import Stop
 from poise.gateway.models.backend import BackendState, Card
-from poise.gateway.moments import End
-from poise.gateway.record import CANCELLED, Origin, Record
+from poise.gateway.models.local.refusals import engine_unavailable
+from poise.gateway.records.following import Stop
+from poise.gateway.records.moments import End
+from poise.gateway.records.record import CANCELLED, Origin, Record
 from poise.gateway.request.generate import Conversation, Generate
+from poise.gateway.request.refusals import ApiError, context_length_exceeded
 from poise.scheduler.request import FinishReason, Hold
 
 SUMMARY_TURNS = 20

@@ -14,17 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise.config import Settings
-from poise.engine import process
 from poise.engine.ports import Row, Sampled
-from poise.engine.process import main
-from poise.llama.fit import DoesNotFit
-from poise.llama.load import LoadedRunner, Progress
-from poise.llama.model import ModelError
-from poise.scheduler.plan import StepPlan
+from poise.llama.binding.model import ModelError
+from poise.llama.fitting.fit import DoesNotFit
+from poise.llama.running.load import LoadedRunner, Progress
+from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.scheduler import Scheduler
 from poise.sim.runner import SimRunner
 from poise.wire.messages import PoolInfo, Ready
 from poise.wire.to_engine import SamplingParams
+from poise.worker.engine import process
+from poise.worker.engine.process import main
 
 KILL_TOKEN = 666
 """A prompt that begins with this token kills the process in the middle of a step."""

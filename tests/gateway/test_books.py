@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from poise.config import Settings
-from poise.gateway.auditing import Audit
+from poise.gateway.tenancy.auditing import Audit
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.lately import RECENT_S
 from poise.scheduler.request import RequestClass

@@ -13,9 +13,9 @@ import pytest
 
 from poise.config import Settings
 from poise.gateway.app import Gateway
-from poise.gateway.auditing import Audit, open_audit
-from poise.gateway.engine_client import ENGINE_LOST
-from poise.gateway.keys import KeyRing, KeysFile
+from poise.gateway.supervision.engine import ENGINE_LOST
+from poise.gateway.tenancy.auditing import Audit, open_audit
+from poise.gateway.tenancy.keys import KeyRing, KeysFile
 from tests.canaries import Canaries
 from tests.gateway.fakes import (
     OPERATOR,

@@ -9,8 +9,9 @@ import pytest
 from poise.commands import doctor
 from poise.commands.doctor import Grade
 from poise.config import LoadedSettings, load
-from poise.gateway import preflight, serve
-from poise.llama.capacity import CapacityRecord, Load, write_record
+from poise.gateway import serve
+from poise.gateway.supervision import preflight
+from poise.llama.fitting.capacity import CapacityRecord, Load, write_record
 from tests.llama.gguf_files import write_gguf
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from poise.gateway.changes import MEANINGS
+from poise.gateway.records.changes import MEANINGS
 from poise.scheduler.request import PreemptionKind
 from poise.wire.changes import ChangeKind
 from tests.gateway.fakes import FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, usage

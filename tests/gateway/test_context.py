@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from poise.config import Settings, TemplateSettings, TenantSettings
-from poise.gateway import summary
+from poise.gateway.models.local import summary
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
 from poise.worker.text.chat_template import ChatTemplate, Piece

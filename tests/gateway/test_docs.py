@@ -10,7 +10,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from poise.config import Settings
-from poise.gateway.openai import RequestParser
+from poise.gateway.api.openai.parser import RequestParser
 from tests.gateway.fakes import OPERATOR, FakeEngine, ask, chat_body, make_app, says
 
 ROOT = Path(__file__).parents[2]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 from poise.gateway.api.native.timeline import timeline_of
-from poise.gateway.reader import Reader
-from poise.gateway.responses import ChatWriter
+from poise.gateway.api.openai.writer import ChatWriter
+from poise.gateway.records.reader import Reader
 from poise.gateway.text.answers import EntryKind, Pieces
-from tests.gateway.test_reader import STREAMS, Told, begun, rest
+from tests.gateway.records.test_reader import STREAMS, Told, begun, rest
 
 TEXT, OTHER = EntryKind.TEXT, cast("EntryKind", 1)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from poise.config import Settings
-from poise.gateway.engine_client import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, EnginePhase
+from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, EnginePhase
 from tests.gateway.fakes import FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

@@ -20,20 +20,20 @@ from starlette.requests import Request
 
 from poise.audit.log import AuditLog
 from poise.config import Settings
-from poise.gateway import handover
 from poise.gateway.app import Gateway
-from poise.gateway.auditing import Audit, RequestEntry
-from poise.gateway.call import Call
-from poise.gateway.choice import Choice
-from poise.gateway.engine_client import SERVER_STOPPING, RequestHandle
-from poise.gateway.generation import ChoiceRequest, Generation
 from poise.gateway.http.stream import EventStream, while_connected
-from poise.gateway.local_job import LocalJob, SummaryFirst
-from poise.gateway.prompts import Plan
-from poise.gateway.reader import Reader
-from poise.gateway.record import Follower
+from poise.gateway.models.local.call import Call
+from poise.gateway.models.local.choice import Choice
+from poise.gateway.models.local.generation import ChoiceRequest, Generation
+from poise.gateway.models.local.job import LocalJob, SummaryFirst
+from poise.gateway.models.local.prompts import Plan
+from poise.gateway.models.local.summary import Summarizer
+from poise.gateway.records.reader import Reader
+from poise.gateway.records.record import Follower
 from poise.gateway.request.generate import Conversation, Generate
-from poise.gateway.summary import Summarizer
+from poise.gateway.supervision import handover
+from poise.gateway.supervision.engine import SERVER_STOPPING, RequestHandle
+from poise.gateway.tenancy.auditing import Audit, RequestEntry
 from poise.wire.text import Message
 from poise.wire.to_engine import Submit
 from tests.gateway.fakes import OPERATOR, WAIT_S, Exchange, ask, chat_body, exchange, make_app, prompt_body, unpaced

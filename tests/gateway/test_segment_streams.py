@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from poise.gateway.segments import Segmenter
+from poise.gateway.text.segments import Segmenter
 from tests.gateway.fakes import FakeEngine, Reply, Submission, ask, chat_body, exchange, make_app, prompt_body, says
-from tests.gateway.test_segments import marks_of
+from tests.gateway.text.test_segments import marks_of
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 ASKED: dict[str, Any] = {"stream": True, "stream_options": {"segments": True}}

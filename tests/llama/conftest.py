@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from poise.llama.default_model import default_model
-from poise.llama.model import Model
+from poise.llama.binding.model import Model
+from poise.llama.files.default_model import default_model
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poise.engine.ports import Row
-from poise.llama.batch import BatchBuffer
+from poise.llama.binding.batch import BatchBuffer
 
 Int = ctypes.c_int32
 

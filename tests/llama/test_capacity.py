@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from poise.config import LoadedSettings, load
-from poise.llama import capacity
-from poise.llama.capacity import CapacityRecord, Load, limits, problems, read_record, write_record
+from poise.llama.fitting import capacity
+from poise.llama.fitting.capacity import CapacityRecord, Load, limits, problems, read_record, write_record
 
 SLOTS = "classes.interactive.slots_max"
 

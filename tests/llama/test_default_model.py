@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from poise.llama import default_model as subject
-from poise.llama.gguf import ModelError
+from poise.llama.files import default_model as subject
+from poise.llama.files.gguf import ModelError
 
 CONTENT = b"GGUF pretended"
 

@@ -12,9 +12,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from poise.config import ConfigError, EngineSettings, LoadedSettings, PoolSettings, PoolsSettings, Settings, load
-from poise.llama.fit import SLACK_BYTES, Fit, check_fit, judge, pool_specs, settings_need, to_json, to_text
-from poise.llama.gguf import ModelError, read_header
-from poise.llama.memory import PoolSpec
+from poise.llama.files.gguf import ModelError, read_header
+from poise.llama.files.memory import PoolSpec
+from poise.llama.fitting.fit import SLACK_BYTES, Fit, check_fit, judge, pool_specs, settings_need, to_json, to_text
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 MIB = 1 << 20

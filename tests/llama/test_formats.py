@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from poise.llama.formats import FORMATS, candidates, main_type, not_applicable
-from poise.llama.gguf import GgufHeader, read_header
+from poise.llama.files.formats import FORMATS, candidates, main_type, not_applicable
+from poise.llama.files.gguf import GgufHeader, read_header
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 Q4_0, Q4_1, Q8_0, Q2_K, IQ1_S, F16, F32, BF16 = 2, 3, 8, 10, 19, 1, 0, 30

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poise.llama.gguf import TENSOR_TYPES, ModelError, read_header
-from poise.llama.library import import_binding
+from poise.llama.binding.library import import_binding
+from poise.llama.files.gguf import TENSOR_TYPES, ModelError, read_header
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, key, text, write_gguf
 
 

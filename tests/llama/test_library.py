@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from poise.llama import library
-from poise.llama.library import EngineLibraryError, LogRing, default_params, import_binding, self_check
+from poise.llama.binding import library
+from poise.llama.binding.library import EngineLibraryError, LogRing, default_params, import_binding, self_check
 
 ERROR, WARN, INFO, CONTINUED = 4, 3, 2, 5
 
@@ -86,7 +86,7 @@ def test_a_wrong_default_is_named() -> None:
 @pytest.mark.slow
 def test_the_package_itself_is_not_run() -> None:
     """Neither its __init__ nor what that would import (diskcache)."""
-    code = "import sys, poise.llama.library as l; l.load(); print(sorted(m for m in sys.modules if 'diskcache' in m))"
+    code = "import sys, poise.llama.binding.library as l; l.load(); print(sorted(m for m in sys.modules if 'diskcache' in m))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
@@ -106,7 +106,7 @@ def test_a_library_that_does_not_load_is_one_line(tmp_path: Path) -> None:
     (package / "__init__.py").write_text("raise SystemExit('the package was run')")
     (package / "llama_cpp.py").write_text("import ctypes; ctypes.CDLL('/nonexistent/libllama.so')")
     code = (
-        "import sys; from poise.llama.library import *\n"
+        "import sys; from poise.llama.binding.library import *\n"
         "try: import_binding()\n"
         "except EngineLibraryError as error: print(error, 'llama_cpp' in sys.modules)"
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from poise.config import EngineSettings, ModelSettings, PoolSettings, PoolsSettings, Settings
-from poise.llama.gguf import ModelError
-from poise.llama.load import load_runner
+from poise.llama.files.gguf import ModelError
+from poise.llama.running.load import load_runner
 from tests.llama.gguf_files import write_gguf
 
 SMALL = Settings(

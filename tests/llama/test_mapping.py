@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from poise.engine.ports import RunnerError
-from poise.llama.mapping import Bytes, allocate
+from poise.llama.binding.mapping import Bytes, allocate
 
 MIB = 1 << 20
 

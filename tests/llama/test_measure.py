@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from poise.llama import measure
-from poise.llama.measure import Pass, PoolChoice, choose, typical_passes
-from poise.llama.memory import PoolSpec
-from poise.llama.model import Model
-from poise.scheduler.budget import CostModel
+from poise.llama.binding.model import Model
+from poise.llama.choosing import measure
+from poise.llama.choosing.measure import Pass, PoolChoice, choose, typical_passes
+from poise.llama.files.memory import PoolSpec
+from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.policy import CostPrior
 
 SHORT, LONG = PoolSpec("short", 10, 4096), PoolSpec("long", 2, 8192)

@@ -7,8 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poise.llama.gguf import GgufHeader, read_header
-from poise.llama.memory import PoolSpec, available_bytes, can_quantise_kv, kv_bytes_per_token, memory_needed
+from poise.llama.files.gguf import GgufHeader, read_header
+from poise.llama.files.memory import PoolSpec, available_bytes, can_quantise_kv, kv_bytes_per_token, memory_needed
 from tests.llama.gguf_files import TINY_KEYS, KeyValue, gguf_bytes, write_gguf
 
 POOLS = [PoolSpec("short", 10, 1000), PoolSpec("long", 2, 4096)]

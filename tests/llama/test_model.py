@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poise.llama.model import Model, ModelError
+from poise.llama.binding.model import Model, ModelError
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 
@@ -32,7 +32,7 @@ def test_an_unknown_architecture_is_named(tmp_path: Path, vocab_only: bool) -> N
     """In llama.cpp's log it is one line of several. Run apart, in case a llama.cpp should abort."""
     path = write_gguf(tmp_path / "new.gguf", gguf_bytes({**TINY_KEYS, "general.architecture": "notanarch"}))
     code = (
-        "import sys; from pathlib import Path; from poise.llama.model import Model, ModelError\n"
+        "import sys; from pathlib import Path; from poise.llama.binding.model import Model, ModelError\n"
         f"try: Model.load(Path(sys.argv[1]), vocab_only={vocab_only})\n"
         "except ModelError as error: print(error)"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.llama.pace import Pace, _pace
+from poise.llama.choosing.pace import Pace, _pace
 
 FILE = {"prompt": 192_000.0, "decode": 7_000.0, "decode_8": 32_000.0}
 

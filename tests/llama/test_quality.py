@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from poise.llama import quality as quality_module
-from poise.llama.model import Model
-from poise.llama.quality import (
+from poise.llama.binding.model import Model
+from poise.llama.choosing import quality as quality_module
+from poise.llama.choosing.quality import (
     UNCOUNTED,
     WINDOWS,
     Quality,

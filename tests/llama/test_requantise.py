@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from poise.llama import requantise
-from poise.llama.digest import file_digest
-from poise.llama.formats import FORMATS
-from poise.llama.gguf import read_header
-from poise.llama.requantise import CannotMake, WeightsFolder
+from poise.llama.choosing import requantise
+from poise.llama.choosing.requantise import CannotMake, WeightsFolder
+from poise.llama.files.digest import file_digest
+from poise.llama.files.formats import FORMATS
+from poise.llama.files.gguf import read_header
 from tests.llama.gguf_files import gguf_bytes, write_gguf
 
 pytestmark = pytest.mark.slow  # names of files carry the library's version, so llama.cpp has to be there

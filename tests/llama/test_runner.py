@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from poise.engine.ports import Row, RunnerError, Sampled
-from poise.llama import context
-from poise.llama.context import PoolContext, usable_threads
-from poise.llama.memory import PoolSpec
-from poise.llama.model import Model, ModelError
-from poise.llama.runner import LlamaRunner
-from poise.scheduler.plan import (
+from poise.llama.binding import context
+from poise.llama.binding.context import PoolContext, usable_threads
+from poise.llama.binding.model import Model, ModelError
+from poise.llama.files.memory import PoolSpec
+from poise.llama.running.runner import LlamaRunner
+from poise.scheduler.planning.plan import (
     CopySlot,
     KvOperation,
     LoadSlot,
@@ -161,7 +161,7 @@ def test_a_state_that_cannot_be_carried(
     try:
         with monkeypatch.context() as patch:
             if broken == "memory":
-                patch.setattr("poise.llama.mapping.mmap.mmap", no_memory)
+                patch.setattr("poise.llama.binding.mapping.mmap.mmap", no_memory)
             else:
                 patch.setattr(runner.model.library, broken, fail)
             with pytest.raises(RunnerError, match=words):

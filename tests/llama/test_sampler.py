@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from poise.engine.ports import RunnerError
-from poise.llama.sampler import Sampler, largest, random_pair
+from poise.llama.running.sampler import Sampler, largest, random_pair
 from poise.wire.to_engine import SamplingParams
 
 N_VOCAB = 5000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from poise.llama.store import StateStore, StoredState
+from poise.llama.running.store import StateStore, StoredState
 
 
 def stored(n_bytes: int, n_cells: int = 10, pool: str = "short") -> StoredState:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from poise.llama.threads import ThreadGovernor
+from poise.llama.running.threads import ThreadGovernor
 
 PASS_NS = 30_000_000
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from poise.llama.model import Model
-from poise.llama.vocab import Vocab
+from poise.llama.binding.model import Model
+from poise.llama.binding.vocab import Vocab
 
 pytestmark = pytest.mark.slow
 

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from poise.config import ModelSettings, Settings
-from poise.llama import weights
-from poise.llama.digest import file_digest
-from poise.llama.formats import FORMATS, WeightFormat, candidates
-from poise.llama.gguf import GgufHeader, read_header
-from poise.llama.model import Model
-from poise.llama.pace import Pace
-from poise.llama.quality import Quality, TooSlow
-from poise.llama.requantise import WeightsFolder
-from poise.llama.weights import AS_IS, SLOW_STARTS, Chooser, to_json, to_text
+from poise.llama.binding.model import Model
+from poise.llama.choosing import weights
+from poise.llama.choosing.pace import Pace
+from poise.llama.choosing.quality import Quality, TooSlow
+from poise.llama.choosing.requantise import WeightsFolder
+from poise.llama.choosing.weights import AS_IS, SLOW_STARTS, Chooser, to_json, to_text
+from poise.llama.files.digest import file_digest
+from poise.llama.files.formats import FORMATS, WeightFormat, candidates
+from poise.llama.files.gguf import GgufHeader, read_header
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 pytestmark = pytest.mark.slow  # a decision depends on the library's version, so llama.cpp has to be there

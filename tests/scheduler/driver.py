@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import (
+from poise.scheduler.planning.budget import BatchShape, CostModel
+from poise.scheduler.planning.plan import (
     Batch,
     BatchResult,
     CopySlot,

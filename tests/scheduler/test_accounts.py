@@ -7,11 +7,11 @@ from itertools import permutations
 
 import pytest
 
-from poise.scheduler.accounts import ACCOUNTS_MAX, Account
+from poise.scheduler.fairness.accounts import ACCOUNTS_MAX, Account
+from poise.scheduler.fairness.tenants import MINUTE_NS
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import Rejected, RejectReason
 from poise.scheduler.scheduler import Scheduler
-from poise.scheduler.tenants import MINUTE_NS
 from tests.scheduler.driver import BACKGROUND, INTERACTIVE, Driver, policy
 
 LIMITED = {"a": TenantPolicy(tokens_per_minute=600)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.scheduler.equity import SLICE_NS, WINDOW_NS, RecentService, jain
+from poise.scheduler.fairness.equity import SLICE_NS, WINDOW_NS, RecentService, jain
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import RequestClass
 from poise.scheduler.scheduler import Scheduler

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poise.scheduler.planning.preemption import COMPUTE_GRAINS
 from poise.scheduler.policy import TenantPolicy
-from poise.scheduler.preemption import COMPUTE_GRAINS
 from poise.scheduler.request import Preempted, PreemptionReason, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, INTERACTIVE, Driver, policy

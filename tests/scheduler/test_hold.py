@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poise.scheduler.plan import StoreSlot
+from poise.scheduler.planning.plan import StoreSlot
 from poise.scheduler.policy import SHORT_POOL, StorePolicy, TenantPolicy
 from poise.scheduler.request import (
     Control,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poise.scheduler.fairness import DEPARTED_MAX, ServedCost
+from poise.scheduler.fairness.fairness import DEPARTED_MAX, ServedCost
 from poise.scheduler.request import RequestClass
 from tests.scheduler.driver import INTERACTIVE
 from tests.scheduler.test_fairness import GRAIN_US, LOADS, MINUTE_NS, Competition

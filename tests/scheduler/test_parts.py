@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.scheduler.budget import BatchShape, CostModel, attended_cells
-from poise.scheduler.fairness import ServedCost, split_cost
-from poise.scheduler.kv import KvPool
+from poise.scheduler.fairness.fairness import ServedCost, split_cost
+from poise.scheduler.memory.kv import KvPool
+from poise.scheduler.memory.prefix import Prefix
+from poise.scheduler.planning.budget import BatchShape, CostModel, attended_cells
 from poise.scheduler.policy import CostPrior, PoolPolicy
-from poise.scheduler.prefix import Prefix
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.sequence import TRANSITIONS, Sequence, State

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from poise.scheduler.plan import DropEntry, LoadSlot, StoreSlot
+from poise.scheduler.planning.plan import DropEntry, LoadSlot, StoreSlot
 from poise.scheduler.policy import SHORT_POOL, StorePolicy
 from poise.scheduler.request import (
     Control,

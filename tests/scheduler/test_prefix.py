@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from poise.scheduler.plan import CopySlot, LoadSlot, StoreSlot, TrimSlot
+from poise.scheduler.memory.store import Purpose
+from poise.scheduler.planning.plan import CopySlot, LoadSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy
 from poise.scheduler.request import Started
 from poise.scheduler.scheduler import Scheduler
-from poise.scheduler.store import Purpose
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, Driver, blocks, policy
 
 

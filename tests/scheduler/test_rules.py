@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.scheduler.plan import MoveSlot
+from poise.scheduler.planning.plan import MoveSlot
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL
 from poise.scheduler.request import FinishReason, Rejected, RejectReason
 from poise.scheduler.scheduler import Scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.scheduler.plan import BatchResult, StepPlan, StepResult
+from poise.scheduler.planning.plan import BatchResult, StepPlan, StepResult
 from poise.scheduler.request import Finished, FinishReason, Request, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import INTERACTIVE, policy

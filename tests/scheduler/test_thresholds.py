@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.scheduler.thresholds import may_take
+from poise.scheduler.fairness.thresholds import may_take
 
 
 def fill(total: int, holders: int, share: float = 1.0, least: int = 0) -> list[int]:

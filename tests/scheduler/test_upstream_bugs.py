@@ -28,7 +28,7 @@ from typing import Any
 
 import pytest
 
-from poise.scheduler.plan import CopySlot, LoadSlot, TrimSlot
+from poise.scheduler.planning.plan import CopySlot, LoadSlot, TrimSlot
 from poise.scheduler.policy import SHORT_POOL, StorePolicy, TenantPolicy
 from poise.scheduler.request import (
     Control,

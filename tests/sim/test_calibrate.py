@@ -11,7 +11,7 @@ import pytest
 from poise.config import Settings
 from poise.engine.journal import JournalError
 from poise.scenarios import load_scenario
-from poise.scheduler.budget import BatchShape
+from poise.scheduler.planning.budget import BatchShape
 from poise.scheduler.policy import CostPrior
 from poise.sim.calibrate import PARTS, _fit_pool, calibrate, robust_fit
 from poise.sim.costs import CostError, Costs, load_costs

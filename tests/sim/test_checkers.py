@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poise.config import Settings
-from poise.scheduler.plan import Batch, BatchResult, Chunk, KvOperation, StepPlan, StepResult, StoreSlot
+from poise.scheduler.planning.plan import Batch, BatchResult, Chunk, KvOperation, StepPlan, StepResult, StoreSlot
 from poise.scheduler.request import Queued, Request, RequestClass
 from poise.sim.checkers import PROGRESS_STEPS, Checkers
 from poise.sim.simulate import sim_policy

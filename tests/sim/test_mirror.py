@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.scheduler.plan import (
+from poise.scheduler.planning.plan import (
     Batch,
     BatchResult,
     Chunk,

@@ -7,7 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from poise.engine.ports import Row, RunnerError
-from poise.scheduler.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
+from poise.scheduler.planning.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    StoreSlot,
+    TrimSlot,
+)
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import Fault, SimRunner
 from poise.wire.messages import PoolInfo

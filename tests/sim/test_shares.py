@@ -9,8 +9,8 @@ import pytest
 
 from poise.config import Settings
 from poise.scenarios import Scenario, load_scenario
-from poise.scheduler.fairness import ServedCost
-from poise.scheduler.plan import StepPlan
+from poise.scheduler.fairness.fairness import ServedCost
+from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import RequestClass
 from poise.sim.report import figures

@@ -15,7 +15,7 @@ import pytest
 from poise.config import Settings
 from poise.engine.ports import Row, Sampled
 from poise.scenarios import load_scenario, parse_scenario
-from poise.scheduler.plan import StepPlan, StepResult
+from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import Event, Finished
 from poise.scheduler.scheduler import Scheduler

@@ -12,7 +12,7 @@ from poise.audit.verify import last_entries
 from poise.audit.verify import verify as verify_log
 from poise.commands.files import GROUP, OneConfigFile, refused, settings_of
 from poise.config.paths import audit_dir, keys_file
-from poise.gateway.keys import KeysError, KeysFile
+from poise.gateway.tenancy.keys import KeysError, KeysFile
 
 BROKEN = 1
 audit = typer.Typer(help="Check and read the audit log.", **GROUP)  # type: ignore[arg-type]

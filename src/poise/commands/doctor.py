@@ -25,14 +25,14 @@ from pathlib import Path
 
 from poise.config import LoadedSettings, ServerSettings, Settings
 from poise.config.paths import audit_dir, cache_dir, keys_file, state_dir
-from poise.gateway.exposure import Exposed, check, count_keys, key_required, tls_context
-from poise.gateway.http.files import PER_CONNECTION, RESERVE, connections_max, connections_wanted
-from poise.gateway.keys import PEPPER_NAME, KeyRing, KeysError
-from poise.llama.capacity import problems as capacity_problems
-from poise.llama.capacity import read_record
-from poise.llama.fit import judge, model_path, planned_weights
-from poise.llama.gguf import ModelError
-from poise.llama.library import EngineLibraryError, load
+from poise.gateway.http.connections.files import PER_CONNECTION, RESERVE, connections_max, connections_wanted
+from poise.gateway.tenancy.exposure import Exposed, check, count_keys, key_required, tls_context
+from poise.gateway.tenancy.keys import PEPPER_NAME, KeyRing, KeysError
+from poise.llama.binding.library import EngineLibraryError, load
+from poise.llama.files.gguf import ModelError
+from poise.llama.fitting.capacity import problems as capacity_problems
+from poise.llama.fitting.capacity import read_record
+from poise.llama.fitting.fit import judge, model_path, planned_weights
 from poise.operator_token import find_token
 
 BAD_FOUND = 1

@@ -14,7 +14,7 @@ from poise.commands.files import GROUP, OneConfigFile, refused, settings_of
 from poise.config import Settings
 from poise.config.kinds import ClassName, DeclaredTenantName
 from poise.config.paths import keys_file
-from poise.gateway.keys import Key, KeysError, KeysFile
+from poise.gateway.tenancy.keys import Key, KeysError, KeysFile
 
 _DURATION = re.compile(r"(\d{1,5})([hd])")
 

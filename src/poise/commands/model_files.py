@@ -23,8 +23,8 @@ def fit(
     Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
     """
     loaded = load_settings(config, assignments, {"profile": profile, "model.path": model})
-    from poise.llama.fit import judge, to_json, to_text
-    from poise.llama.gguf import ModelError
+    from poise.llama.files.gguf import ModelError
+    from poise.llama.fitting.fit import judge, to_json, to_text
 
     try:
         result = judge(loaded)
@@ -47,10 +47,10 @@ def weights(
     The figures of quality and speed that decided it are kept from the first start with the model.
     """
     loaded = load_settings(config, assignments, {"profile": profile, "model.path": model})
-    from poise.llama.fit import model_path, planned_weights, weights_to_load
-    from poise.llama.gguf import ModelError
-    from poise.llama.library import EngineLibraryError
-    from poise.llama.weights import to_json, to_text
+    from poise.llama.binding.library import EngineLibraryError
+    from poise.llama.choosing.weights import to_json, to_text
+    from poise.llama.files.gguf import ModelError
+    from poise.llama.fitting.fit import model_path, planned_weights, weights_to_load
 
     try:
         path = model_path(loaded.settings)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from poise.config import LoadedSettings
 
 CAPACITY_FILE = "capacity.json"
-"""Where `poise.llama.capacity` keeps its record, in the state directory."""
+"""Where `poise.llama.fitting.capacity` keeps its record, in the state directory."""
 
 
 def show_config(
@@ -55,10 +55,10 @@ def warn_of_capacity(loaded: LoadedSettings) -> None:
 
     if not (state_dir() / CAPACITY_FILE).exists() and not loaded.settings.server.require_measured:
         return
-    from poise.llama.capacity import problems
-    from poise.llama.fit import model_path
-    from poise.llama.gguf import ModelError
-    from poise.llama.library import EngineLibraryError
+    from poise.llama.binding.library import EngineLibraryError
+    from poise.llama.files.gguf import ModelError
+    from poise.llama.fitting.capacity import problems
+    from poise.llama.fitting.fit import model_path
 
     with suppress(ModelError, EngineLibraryError, OSError):  # `poise doctor` tells what is wrong with them
         for line in problems(loaded, model_path(loaded.settings)):

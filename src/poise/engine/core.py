@@ -17,8 +17,8 @@ from poise.engine.figures import StepTallies
 from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter, news_of
-from poise.scheduler.accounts import Account
-from poise.scheduler.plan import StepPlan
+from poise.scheduler.fairness.accounts import Account
+from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.request import Control, Event, Finished, Hold, Rejected, Request, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire

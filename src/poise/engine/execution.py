@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled, words_of
-from poise.scheduler.plan import (
+from poise.scheduler.planning.plan import (
     Batch,
     BatchResult,
     Chunk,

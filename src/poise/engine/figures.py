@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from poise.scheduler.plan import StepPlan, StepResult
+from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.wire.figures import Distribution, StepFigures
 
 PARTS = ("drain", "plan", "kv", "forward", "sample", "account", "emit")

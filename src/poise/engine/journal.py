@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from poise.scheduler.plan import StepResult
+from poise.scheduler.planning.plan import StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Request
 

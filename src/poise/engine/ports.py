@@ -1,6 +1,6 @@
 """The engine's ports: what the loop needs from the world.
 
-Live adapters: `poise.llama.runner.LlamaRunner`, `poise.engine.process` (socket, monotonic clock).
+Live adapters: `poise.llama.running.runner.LlamaRunner`, `poise.worker.engine.process` (socket, monotonic clock).
 Simulated adapters: `poise.sim`. Both runners pass one contract suite (tests/contract).
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from poise.scheduler.plan import KvOperation
+from poise.scheduler.planning.plan import KvOperation
 from poise.wire.messages import PoolInfo, ToGateway, Token
 from poise.wire.to_engine import SamplingParams, ToEngine
 

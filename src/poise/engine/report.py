@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from poise.engine.ports import Runner
-from poise.scheduler.kv import PoolBooks
+from poise.scheduler.memory.kv import PoolBooks
 from poise.scheduler.request import Downgraded, Event, Finished, Preempted, Resumed, Started
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import QueuePosition, Snapshot

@@ -25,42 +25,42 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from poise.config import Settings
-from poise.gateway.admin import Admin
 from poise.gateway.api.generation import Generation
+from poise.gateway.api.native.admin import Admin
 from poise.gateway.api.native.history import HistoryAnswer
+from poise.gateway.api.native.requests import Requests
+from poise.gateway.api.native.status import Health
 from poise.gateway.api.native.templates import TemplatesAnswer
 from poise.gateway.api.openai.dialects import spoken
 from poise.gateway.api.openai.models import Models
 from poise.gateway.api.openapi import document
 from poise.gateway.api.operation import Operation
-from poise.gateway.auditing import Audit
-from poise.gateway.degradation import Degradation
-from poise.gateway.engine_client import WholeEngine
-from poise.gateway.erasure import EngineEraser, Erasure
-from poise.gateway.errors import ApiError
-from poise.gateway.explanations import Explainer
-from poise.gateway.guard import GuardMiddleware
-from poise.gateway.health import Health
-from poise.gateway.heap import TRIM_EVERY_S, give_back
-from poise.gateway.history import History
-from poise.gateway.host import free_bytes
+from poise.gateway.condition.degradation import Degradation
+from poise.gateway.condition.heap import TRIM_EVERY_S, give_back
+from poise.gateway.condition.history import History
+from poise.gateway.condition.host import free_bytes
+from poise.gateway.condition.lookout import Lookout
+from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.failures import Failures
+from poise.gateway.http.guard import GuardMiddleware
 from poise.gateway.http.middleware import RequestMiddleware
+from poise.gateway.http.pages import PAGE_DIR, page_routes
 from poise.gateway.intake import Intake
-from poise.gateway.keys import KeyRing
-from poise.gateway.local_model import LocalModel
-from poise.gateway.lookout import Lookout
 from poise.gateway.models.backend import Backend
-from poise.gateway.pages import PAGE_DIR, page_routes
-from poise.gateway.records import Records
-from poise.gateway.requests import Requests
+from poise.gateway.models.local.model import LocalModel
+from poise.gateway.records.kept import Records
+from poise.gateway.request.refusals import ApiError
+from poise.gateway.supervision.engine import WholeEngine
 from poise.gateway.supervision.reading import read_engine
 from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.lifespan import Lifespan, beside
 from poise.gateway.tasks.pulse import Pulse
+from poise.gateway.tenancy.auditing import Audit
+from poise.gateway.tenancy.erasure import EngineEraser, Erasure
+from poise.gateway.tenancy.keys import KeyRing
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenancy.strangers import Strangers
-from poise.gateway.tenants import Tenants
+from poise.gateway.tenancy.tenants import Tenants
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.recovery import RecoveryMetrics

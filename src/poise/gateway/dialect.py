@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from poise.gateway.errors import ApiError
+from poise.gateway.records.writer import Answered, Writer
 from poise.gateway.request.generate import Generate
-from poise.gateway.writer import Answered, Writer
+from poise.gateway.request.refusals import ApiError
 
 
 class Dialect(Protocol):

@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
-from poise.gateway.auditing import RequestEntry
-from poise.gateway.call import Call
 from poise.gateway.dialect import Dialect
-from poise.gateway.errors import ApiError, model_not_found
 from poise.gateway.http.body import JsonObject
 from poise.gateway.models.backend import Backend
-from poise.gateway.record import Origin, Record
-from poise.gateway.records import Records
+from poise.gateway.models.local.call import Call
+from poise.gateway.records.kept import Records
+from poise.gateway.records.record import Origin, Record
+from poise.gateway.records.values import Heading
 from poise.gateway.request.generate import Generate
+from poise.gateway.request.refusals import ApiError, model_not_found
+from poise.gateway.tenancy.auditing import RequestEntry
 from poise.gateway.tenancy.caller import Credentials
-from poise.gateway.tenants import Tenants
-from poise.gateway.values import Heading
+from poise.gateway.tenancy.tenants import Tenants
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
 

@@ -24,21 +24,21 @@ from poise.config import LoadedSettings, Settings
 from poise.config.paths import keys_file
 from poise.engine.leash import no_core_dumps
 from poise.gateway.app import create_app
-from poise.gateway.auditing import Audit, open_audit
-from poise.gateway.engine_client import SERVER_STOPPING, EnginePhase, EngineState
-from poise.gateway.exposure import Exposed, check, count_keys, tls_context
-from poise.gateway.http.files import raise_limit
-from poise.gateway.http.server import HttpServer
-from poise.gateway.keys import KeyRing, KeysError
-from poise.gateway.preflight import CannotStart, Checked
-from poise.gateway.preflight import check as check_model
-from poise.gateway.supervisor import Supervisor
+from poise.gateway.http.connections.files import raise_limit
+from poise.gateway.http.connections.server import HttpServer
+from poise.gateway.models.local.templates import TemplateUnusable
+from poise.gateway.supervision.engine import SERVER_STOPPING, EnginePhase, EngineState
+from poise.gateway.supervision.preflight import CannotStart, Checked
+from poise.gateway.supervision.preflight import check as check_model
+from poise.gateway.supervision.supervisor import Supervisor
 from poise.gateway.tasks import Tasks
-from poise.gateway.templates import TemplateUnusable
+from poise.gateway.tenancy.auditing import Audit, open_audit
+from poise.gateway.tenancy.exposure import Exposed, check, count_keys, tls_context
+from poise.gateway.tenancy.keys import KeyRing, KeysError
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextUnusable, TextWorkers
-from poise.llama.memory import available_bytes
+from poise.llama.files.memory import available_bytes
 from poise.metrics.traces import Traces, TracesUnavailable, open_traces
 from poise.operator_token import TokenFile, write_token
 from poise.wire.messages import Ready

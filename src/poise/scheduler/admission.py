@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from poise.scheduler.fairness.thresholds import may_take
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, ClassPolicy, PoolPolicy, SchedulerPolicy
 from poise.scheduler.request import Request, RequestClass
-from poise.scheduler.thresholds import may_take
 
 QUEUE_SHARE = 4.0
 """What an account may have of a class's queue, in what is free without it: alone, four fifths of the places."""

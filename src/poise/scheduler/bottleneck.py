@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from poise.scheduler import admission
-from poise.scheduler.plan import Batch
-from poise.scheduler.planner import Books
+from poise.scheduler.planning.plan import Batch
+from poise.scheduler.planning.planner import Books
 from poise.scheduler.sequence import Sequence
 
 FULL_SHARE = 0.8

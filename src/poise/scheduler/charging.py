@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from poise.scheduler.budget import BatchShape
-from poise.scheduler.fairness import split_cost
+from poise.scheduler.fairness.fairness import split_cost
 from poise.scheduler.lifecycle import Lifecycle
-from poise.scheduler.plan import Batch, BatchResult, StepPlan, StepResult
-from poise.scheduler.planner import Books, batch_shares
+from poise.scheduler.planning.budget import BatchShape
+from poise.scheduler.planning.plan import Batch, BatchResult, StepPlan, StepResult
+from poise.scheduler.planning.planner import Books, batch_shares
 from poise.scheduler.request import Event, FinishReason, RequestClass
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
-from poise.scheduler.accounts import forget_account
-from poise.scheduler.placement import Placement
-from poise.scheduler.plan import Chunk
-from poise.scheduler.planner import Books
+from poise.scheduler.fairness.accounts import forget_account
+from poise.scheduler.planning.placement import Placement
+from poise.scheduler.planning.plan import Chunk
+from poise.scheduler.planning.planner import Books
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import (
     Control,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 
-from poise.scheduler.fairness import ServedCost
+from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.sequence import Sequence
 
 

@@ -19,17 +19,18 @@ import heapq
 from collections.abc import Collection, Iterable
 
 from poise.scheduler import admission
-from poise.scheduler.accounts import Account, forget_account, remembered_accounts, restore_accounts
 from poise.scheduler.bottleneck import Bottleneck, limit_of
-from poise.scheduler.budget import CostModel
 from poise.scheduler.charging import charge_step
-from poise.scheduler.fairness import ServedCost
+from poise.scheduler.fairness.accounts import Account, forget_account, remembered_accounts, restore_accounts
+from poise.scheduler.fairness.fairness import ServedCost
+from poise.scheduler.fairness.tenants import TenantBooks
 from poise.scheduler.lifecycle import Lifecycle
-from poise.scheduler.placement import Placement
-from poise.scheduler.plan import StepPlan, StepResult
-from poise.scheduler.planner import Books, PlanningPass
+from poise.scheduler.planning.budget import CostModel
+from poise.scheduler.planning.placement import Placement
+from poise.scheduler.planning.plan import StepPlan, StepResult
+from poise.scheduler.planning.planner import Books, PlanningPass
+from poise.scheduler.planning.preemption import Preemption
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
-from poise.scheduler.preemption import Preemption
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import (
     Control,
@@ -44,7 +45,6 @@ from poise.scheduler.request import (
 )
 from poise.scheduler.sequence import Sequence
 from poise.scheduler.snapshot import ClassSnapshot, QueuePosition, Snapshot
-from poise.scheduler.tenants import TenantBooks
 from poise.scheduler.waits import WaitEstimator
 
 DEADLINES_SPARE = 64

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from poise.scheduler.bottleneck import Limit
-from poise.scheduler.kv import PoolBooks
+from poise.scheduler.memory.kv import PoolBooks
+from poise.scheduler.memory.store import StoreBooks
 from poise.scheduler.request import PreemptionKind, RequestClass
-from poise.scheduler.store import StoreBooks
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import exp, log
 
-from poise.scheduler.budget import CostModel
+from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.queues import WaitingQueue
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.sequence import Sequence

@@ -1,7 +1,7 @@
 """From a live journal to a cost file: what this machine's steps cost, fitted to every batch that the journal holds.
 
-The model is the scheduler's own (`poise.scheduler.budget`): a fixed part per call, and parts per decoded token, per prompt
-token and per attended cell, none of them negative. Unlike the scheduler's fit it sees the whole recording at once, weighs
+The model is the scheduler's own (`poise.scheduler.planning.budget`): a fixed part per call, and parts per decoded token, per
+prompt token and per attended cell, none of them negative. Unlike the scheduler's fit it sees the whole recording at once, weighs
 every step's relative error alike, and gives little weight to steps in which the host was busy elsewhere (Huber's weights).
 With four parts, the best non-negative fit is found by trying which of them are zero.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poise.engine.journal import Entry, JournalError, read_journal
-from poise.scheduler.budget import BatchShape
+from poise.scheduler.planning.budget import BatchShape
 from poise.sim.costs import WAY_US
 
 Array = npt.NDArray[np.float64]

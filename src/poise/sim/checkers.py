@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from poise.scheduler.fairness import ServedCost
-from poise.scheduler.plan import StepPlan, StepResult
+from poise.scheduler.fairness.fairness import ServedCost
+from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Queued, Request, RequestClass
 from poise.scheduler.snapshot import Snapshot

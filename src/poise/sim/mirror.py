@@ -10,7 +10,7 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from poise.scheduler.plan import (
+from poise.scheduler.planning.plan import (
     Chunk,
     CopySlot,
     DropEntry,

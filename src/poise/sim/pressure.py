@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from poise.scheduler.bottleneck import is_full
-from poise.scheduler.plan import StepPlan, StepResult
+from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Queued, Rejected, RejectReason, Request, RequestClass
 from poise.wire import messages as wire

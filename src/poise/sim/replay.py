@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from poise.engine.journal import Entry, JournalError, plain, read_journal
-from poise.scheduler.accounts import Account
-from poise.scheduler.plan import StepPlan, StepResult
+from poise.scheduler.fairness.accounts import Account
+from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import Control, Hold, Request
 from poise.scheduler.scheduler import Scheduler

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known
-from poise.scheduler.budget import BatchShape, CostModel
-from poise.scheduler.plan import (
+from poise.scheduler.planning.budget import BatchShape, CostModel
+from poise.scheduler.planning.plan import (
     CopySlot,
     DropEntry,
     KvOperation,

@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from poise.scheduler.fairness import ServedCost
-from poise.scheduler.plan import StepPlan
+from poise.scheduler.fairness.fairness import ServedCost
+from poise.scheduler.planning.plan import StepPlan
+from poise.scheduler.planning.preemption import COMPUTE_GRAINS
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
-from poise.scheduler.preemption import COMPUTE_GRAINS
 from poise.scheduler.request import Request, RequestClass
 
 ARRIVAL_GRAINS = 4

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from poise.config import Settings
-from poise.llama.capacity import Load
+from poise.llama.fitting.capacity import Load
 from poise.scenarios import Arrival, Client, Length, Scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import Run, Target, find_break

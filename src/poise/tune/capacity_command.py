@@ -24,11 +24,11 @@ from poise.bench.command import PLAIN_WIDTH, UsageError, check_range, failure_li
 from poise.bench.rounds import OURS, ScenarioSource
 from poise.bench.target import TargetError, base_url
 from poise.config import ConfigError, LoadedSettings, load_given
-from poise.llama import capacity as records
-from poise.llama.capacity import CapacityRecord, Load, SetLimit
-from poise.llama.fit import model_path
-from poise.llama.gguf import ModelError, read_header
-from poise.llama.library import EngineLibraryError
+from poise.llama.binding.library import EngineLibraryError
+from poise.llama.files.gguf import ModelError, read_header
+from poise.llama.fitting import capacity as records
+from poise.llama.fitting.capacity import CapacityRecord, Load, SetLimit
+from poise.llama.fitting.fit import model_path
 from poise.scenarios import Scenario
 from poise.sim.breaking import DEFAULT_TARGETS, Target, parse_target
 from poise.sim.simulate import Options, SimulationFailure

@@ -18,8 +18,8 @@ from poise.bench.command import UsageError, check_range, check_writable, failure
 from poise.bench.comparison import ComparisonError
 from poise.bench.rounds import ScenarioSource
 from poise.config import ConfigError, LoadedSettings, load_given
-from poise.llama.gguf import ModelError
-from poise.llama.library import EngineLibraryError
+from poise.llama.binding.library import EngineLibraryError
+from poise.llama.files.gguf import ModelError
 from poise.scenarios import ScenarioError
 from poise.tune import tunedfile
 from poise.tune.check import HOLDS, NO_LONGER, check_values, unknown_keys

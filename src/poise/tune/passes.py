@@ -5,8 +5,8 @@ soon as the round is over; so whoever reads it may end it at any time. A process
 ends.
 
 The passes are those of a busy server: a prompt's chunk, eight decodes and one in a short context; a decode and chunks in a long
-one (`poise.llama.pace`, `poise.llama.measure`). In a round each pass is timed a few times on both sides, and the shortest time
-counts.
+one (`poise.llama.choosing.pace`, `poise.llama.choosing.measure`). In a round each pass is timed a few times on both sides, and
+the shortest time counts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import msgspec
 
 from poise.config import Settings
 from poise.engine.ports import RunnerError
-from poise.llama.fit import model_path, pool_specs, weights_to_load
-from poise.llama.library import EngineLibraryError
-from poise.llama.measure import LARGE_CHUNK, NEAR, ROWS_MAX, Pass, Probe, choose, typical_passes
-from poise.llama.memory import PoolSpec
-from poise.llama.model import Model, ModelError
-from poise.llama.quality import TooSlow, compare
+from poise.llama.binding.library import EngineLibraryError
+from poise.llama.binding.model import Model, ModelError
+from poise.llama.choosing.measure import LARGE_CHUNK, NEAR, ROWS_MAX, Pass, Probe, choose, typical_passes
+from poise.llama.choosing.quality import TooSlow, compare
+from poise.llama.files.memory import PoolSpec
+from poise.llama.fitting.fit import model_path, pool_specs, weights_to_load
 from poise.scheduler.policy import LONG_POOL
 
 DECODE_TIMES = 6

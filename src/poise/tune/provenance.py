@@ -9,10 +9,10 @@ import msgspec
 
 from poise.bench import provenance
 from poise.config import Settings
-from poise.llama import library
-from poise.llama.digest import file_digest
-from poise.llama.fit import model_path
-from poise.llama.gguf import ModelError
+from poise.llama.binding import library
+from poise.llama.files.digest import file_digest
+from poise.llama.files.gguf import ModelError
+from poise.llama.fitting.fit import model_path
 
 
 def describe(settings: Settings) -> dict[str, Any]:

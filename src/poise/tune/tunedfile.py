@@ -15,7 +15,7 @@ from pathlib import Path
 
 from poise.config.document import literal
 from poise.config.loader import flatten
-from poise.llama.cachefile import write_text
+from poise.llama.files.cachefile import write_text
 from poise.tune.evidence import Evidence, Trial
 from poise.tune.knobs import Changes
 

@@ -6,7 +6,7 @@ import msgspec
 
 
 class Account(msgspec.Struct, frozen=True, array_like=True):
-    """One account; see `poise.scheduler.accounts`, whose values these are. `above_us` is by the class's name."""
+    """One account; see `poise.scheduler.fairness.accounts`, whose values these are. `above_us` is by the class's name."""
 
     name: str
     above_us: dict[str, int]

@@ -35,5 +35,5 @@ def slow_fsync(fd: Any) -> None:
 
 fsync = os.fsync
 os.fsync = slow_fsync
-if "poise.engine.process" in sys.orig_argv:
+if "poise.worker.engine.process" in sys.orig_argv:
     threading.Thread(target=leak, daemon=True).start()

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from poise.config import Settings
-from poise.gateway.http.server import HttpServer
+from poise.gateway.http.connections.server import HttpServer
 from poise.metrics.connections import ConnectionMetrics
 from tests.gateway.fakes import WAIT_S
 

@@ -9,7 +9,7 @@ import pytest
 
 SET_AND_RAISE = """
 import resource
-from poise.gateway.http.files import raise_limit
+from poise.gateway.http.connections.files import raise_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
 print(raise_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """

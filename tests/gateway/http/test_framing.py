@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.gateway.errors import ApiError
-from poise.gateway.http.framing import CHUNKS_MAX, Chunked, Framing, Sized
-from poise.gateway.http.heads import Head, parse
+from poise.gateway.http.connections.framing import CHUNKS_MAX, Chunked, Framing, Sized
+from poise.gateway.http.connections.heads import Head, parse
+from poise.gateway.request.refusals import ApiError
 
 
 def fed(framing: Framing, data: bytes, cuts: list[int]) -> tuple[bytes, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.gateway.http.peers import Peer, is_direct, is_forwarded, peer_of
+from poise.gateway.http.connections.peers import Peer, is_direct, is_forwarded, peer_of
 
 
 @pytest.mark.parametrize(

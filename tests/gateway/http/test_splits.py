@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.config import Settings
-from poise.gateway.http.hub import Hub, places_of
-from poise.gateway.http.protocol import Connection
+from poise.gateway.http.connections.hub import Hub, places_of
+from poise.gateway.http.connections.protocol import Connection
 from tests.gateway.http.apps import App
 
 

@@ -7,8 +7,8 @@ import signal
 import sys
 
 from poise.config import EngineSettings, Settings, TenantSettings
-from poise.gateway.engine_client import EnginePhase
-from poise.gateway.supervisor import Supervisor
+from poise.gateway.supervision.engine import EnginePhase
+from poise.gateway.supervision.supervisor import Supervisor
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
 from poise.wire import to_engine

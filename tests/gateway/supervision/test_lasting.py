@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from poise.config import EngineSettings, LevelsSettings, Settings
-from poise.gateway.degradation import Degradation, fallback
-from poise.gateway.engine_client import EnginePhase, EngineUnavailable
-from poise.gateway.levels import Level
+from poise.gateway.condition.degradation import Degradation, fallback
+from poise.gateway.condition.levels import Level
 from poise.gateway.supervision import pause as pausing
-from poise.gateway.supervisor import Supervisor
+from poise.gateway.supervision.engine import EnginePhase, EngineUnavailable
+from poise.gateway.supervision.supervisor import Supervisor
 from tests.gateway.fakes import ask, make_app
-from tests.gateway.test_supervisor import events, pid_of, submit, until_ready
+from tests.gateway.supervision.test_supervisor import events, pid_of, submit, until_ready
 
 CUT = "is cut short: it has 1,048,576 bytes"
 FULL = "does not fit: needs 900 MiB of memory and 500 MiB is available"

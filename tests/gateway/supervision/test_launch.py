@@ -19,10 +19,10 @@ import pytest
 
 from poise.config import EngineSettings, Settings
 from poise.engine import blackbox
-from poise.gateway.engine_client import EnginePhase
+from poise.gateway.supervision.engine import EnginePhase
 from poise.gateway.supervision.launch import Launcher
-from poise.gateway.supervisor import Supervisor
-from tests.gateway.test_supervisor import pid_of, submit, supervisor, until_ready
+from poise.gateway.supervision.supervisor import Supervisor
+from tests.gateway.supervision.test_supervisor import pid_of, submit, supervisor, until_ready
 
 COMMAND = (sys.executable, "-m", "tests.gateway.simulated_engine", "works")
 LACKS = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC]
@@ -97,7 +97,7 @@ async def test_a_server_goes_on_when_what_was_lacking_is_there_again(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four starts fail; requests wait, and go on; nothing is held against them, and no descriptor is left."""
-    monkeypatch.setattr("poise.gateway.backoff.RESTART_DELAY_FIRST_S", 0.01)
+    monkeypatch.setattr("poise.gateway.supervision.backoff.RESTART_DELAY_FIRST_S", 0.01)
     owner, name = CALLS[call]
     async with supervisor(recoveries_max=1) as s:
         await s.wait_until_settled()

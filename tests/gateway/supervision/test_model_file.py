@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 
 from poise.config import EngineSettings, Settings
-from poise.gateway.engine_client import EnginePhase, EngineUnavailable
-from poise.gateway.engine_refusals import engine_not_ready
+from poise.gateway.models.local.refusals import engine_not_ready
 from poise.gateway.supervision import model_file as module
+from poise.gateway.supervision.engine import EnginePhase, EngineUnavailable
 from poise.gateway.supervision.model_file import ModelFile
-from poise.gateway.supervisor import Supervisor
+from poise.gateway.supervision.supervisor import Supervisor
 from poise.wire import messages as wire
 from poise.wire.fingerprint import MODEL_CHANGED
 from tests.engine.reference import answer
-from tests.gateway.test_supervisor import events, pid_of, submit, until_ready
+from tests.gateway.supervision.test_supervisor import events, pid_of, submit, until_ready
 
 LONG = 600
 
@@ -29,7 +29,7 @@ LONG = 600
 @contextlib.asynccontextmanager
 async def serving(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
     """A supervisor of simulated engines that look at a real file; it is looked at without a pause."""
-    monkeypatch.setattr("poise.gateway.supervisor.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("poise.gateway.supervision.supervisor.LOOK_EVERY_S", 0.01)
     monkeypatch.setattr("poise.gateway.supervision.pause.LOOK_EVERY_S", 0.01)
     settings = Settings(engine=EngineSettings(restart_delay_max_s=0.5, recoveries_max=1000))
     made = Supervisor(settings, str(path), (sys.executable, "-m", "tests.gateway.simulated_engine", "slow"))

@@ -168,16 +168,16 @@ async def test_a_task_that_comes_to_its_end_is_not_begun_again() -> None:
     assert (work.told("short").state, work.slept) == ("ended", [])
 
 
-ROOMS = ("gateway", "audit", "engine")
+ROOMS = ("gateway", "audit", "engine", "worker/engine")
 STARTS = {"create_task", "ensure_future", "Thread"}
 ALLOWED = {
     "gateway/tasks/tasks.py": "starts them all",
     "audit/log.py": "the writer's thread, which survives each of its rounds and tells the supervisor of what failed",
     "engine/desk.py": "the thread that formats the journal, which survives each page and dies with its engine",
-    "gateway/local_job.py": "the summary of one request, which ends with it and answers for its failure",
+    "gateway/models/local/job.py": "the summary of one request, which ends with it and answers for its failure",
     "gateway/http/stream.py": "the work and the watch of one answer, both awaited by it",
-    "gateway/http/acceptor.py": "the opening of one connection, within the time of a handshake",
-    "gateway/http/hub.py": "the answer to one request, which uvicorn waits for when it stops",
+    "gateway/http/connections/acceptor.py": "the opening of one connection, within the time of a handshake",
+    "gateway/http/connections/hub.py": "the answer to one request, which uvicorn waits for when it stops",
 }
 
 

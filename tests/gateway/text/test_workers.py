@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from poise.config import TextSettings
-from poise.gateway.errors import ApiError
+from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.queue import Entry
 from poise.gateway.text.workers import TextUnusable, TextWorkers, _Job
 from poise.wire import text as wire

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from poise.engine.leash import child_environment
-from poise.llama.default_model import default_model
-from poise.llama.gguf import read_header
+from poise.llama.files.default_model import default_model
+from poise.llama.files.gguf import read_header
 from poise.wire import text as wire
 from poise.wire.framing import FrameDecoder, encode_frame
 

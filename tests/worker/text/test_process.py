@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from poise.config import TextSettings
-from poise.gateway.errors import ApiError
+from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.tokens import TextModel, Tokens
 from poise.gateway.text.workers import TextWorkers
-from poise.llama.default_model import default_model
-from poise.llama.model import Model
+from poise.llama.binding.model import Model
+from poise.llama.files.default_model import default_model
 from poise.wire import text as wire
 from poise.wire.text import LARGE_BYTES
 from poise.worker.text.chat_template import ChatTemplate

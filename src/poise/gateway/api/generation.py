@@ -14,23 +14,23 @@ from starlette.responses import Response
 
 from poise.config import Settings
 from poise.config.classes import class_settings
+from poise.gateway.api.fields import Schema
 from poise.gateway.api.operation import Operation, Spoken
-from poise.gateway.auditing import Audit
-from poise.gateway.call import Call
 from poise.gateway.dialect import Dialect
-from poise.gateway.errors import invalid_value
-from poise.gateway.fields import Schema
-from poise.gateway.generation import TOLD_WAIT_US
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.body import JsonObject, read_json
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import json_of
 from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.intake import Intake
-from poise.gateway.reader import Reader
-from poise.gateway.record import Follower
+from poise.gateway.models.local.call import Call
+from poise.gateway.models.local.generation import TOLD_WAIT_US
+from poise.gateway.records.reader import Reader
+from poise.gateway.records.record import Follower
 from poise.gateway.request.headers import DETACH, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID
-from poise.gateway.slices import in_turns
+from poise.gateway.request.refusals import invalid_value
+from poise.gateway.tasks.slices import in_turns
+from poise.gateway.tenancy.auditing import Audit
 from poise.gateway.tenancy.caller import Credentials
 from poise.metrics.streams import StreamMetrics
 

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 
 from poise import __version__
+from poise.gateway.api.fields import Schema
 from poise.gateway.api.operation import Described, Operation
-from poise.gateway.errors import ErrorBody
-from poise.gateway.fields import Schema
+from poise.gateway.request.refusals import ErrorBody
 
 _REF = "#/components/schemas/"
 _ERRORS = {

@@ -20,10 +20,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from poise.gateway.api.fields import Schema
 from poise.gateway.dialect import Dialect
-from poise.gateway.errors import ApiError
-from poise.gateway.fields import Schema
 from poise.gateway.http.replies import FRESH, json_reply
+from poise.gateway.request.refusals import ApiError
 
 
 def parameter(name: str, about: str, schema: Schema, where: str = "query") -> Schema:

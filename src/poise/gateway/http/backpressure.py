@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from starlette.types import Scope
 
 from poise.config import ReaderSettings, StreamsSettings
-from poise.gateway.record import Follower
+from poise.gateway.records.record import Follower
 from poise.metrics.streams import StreamMetrics
 from poise.scheduler.request import RequestClass
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
-from poise.gateway.errors import ApiError, ClientGone, body_too_large, shown
+from poise.gateway.request.refusals import ApiError, ClientGone, body_too_large, shown
 
 JsonObject = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
-from poise.gateway.http.peers import is_direct
+from poise.gateway.http.connections.peers import is_direct
 from poise.gateway.tenancy.caller import Credentials
 
 REQUEST_ID = b"x-request-id"

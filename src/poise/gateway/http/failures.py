@@ -9,10 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from poise.gateway.errors import ApiError, method_not_allowed, not_found
+from poise.gateway.http.connections.peers import peer_of
 from poise.gateway.http.credentials import request_id_of
-from poise.gateway.http.peers import peer_of
 from poise.gateway.http.replies import error_reply
+from poise.gateway.request.refusals import ApiError, method_not_allowed, not_found
 from poise.gateway.tenancy.strangers import Strangers
 
 log = logging.getLogger(__name__)

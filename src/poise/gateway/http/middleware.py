@@ -16,14 +16,14 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.config import ServerSettings
-from poise.gateway.bugs import log_bug
-from poise.gateway.errors import ApiError, ClientGone, internal_error
+from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
+from poise.gateway.http.connections.places import is_always_answered, share_of
+from poise.gateway.http.connections.refusals import account_requests_full, requests_full
+from poise.gateway.http.connections.shares import STRANGERS, Shares
 from poise.gateway.http.credentials import REQUEST_ID, credentials_of
-from poise.gateway.http.exchange import DIRECT_SEND, EXCHANGE
-from poise.gateway.http.places import is_always_answered, share_of
-from poise.gateway.http.refusals import account_requests_full, requests_full
 from poise.gateway.http.replies import error_reply
-from poise.gateway.http.shares import STRANGERS, Shares
+from poise.gateway.request.bugs import log_bug
+from poise.gateway.request.refusals import ApiError, ClientGone, internal_error
 from poise.gateway.tenancy.caller import Credentials
 from poise.metrics.gateway import GatewayMetrics
 

@@ -9,7 +9,7 @@ from itertools import chain
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from poise.gateway.errors import ApiError
+from poise.gateway.request.refusals import ApiError
 
 JSON = "application/json"
 FRESH = {"Cache-Control": "no-store"}

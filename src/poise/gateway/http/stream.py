@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from poise.gateway.bugs import log_bug
-from poise.gateway.errors import ClientGone, internal_error
 from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
-from poise.gateway.http.exchange import DIRECT_SEND, EXCHANGE
-from poise.gateway.reader import CHUNK_BYTES, Reader
+from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
+from poise.gateway.records.reader import CHUNK_BYTES, Reader
+from poise.gateway.request.bugs import log_bug
+from poise.gateway.request.refusals import ClientGone, internal_error
 from poise.metrics.streams import StreamMetrics
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from poise.gateway.record import Origin, Record
+from poise.gateway.records.record import Origin, Record
 from poise.gateway.request.generate import Generate
 
 

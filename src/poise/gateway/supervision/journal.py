@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
-from poise.gateway.engine_client import EngineUnavailable
+from poise.gateway.supervision.engine import EngineUnavailable
 from poise.wire import messages as wire
 from poise.wire import to_engine
 

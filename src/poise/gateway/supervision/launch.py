@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from poise.engine.blackbox import BlackBox
 from poise.engine.leash import child_environment
-from poise.gateway.connection import EngineConnection
+from poise.gateway.supervision.connection import EngineConnection
 from poise.wire import messages as wire
 
 N_SPARE = 8

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from enum import Enum
 
 from poise.engine.blackbox import NAMING, BoxReading
-from poise.gateway.backoff import Backoff
-from poise.gateway.blame import Cause, Death, obituary
-from poise.gateway.engine_client import EnginePhase
+from poise.gateway.supervision.backoff import Backoff
+from poise.gateway.supervision.blame import Cause, Death, obituary
+from poise.gateway.supervision.engine import EnginePhase
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.messages import Fatal
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from poise.gateway.engine_client import EnginePhase, EngineState, EngineUnavailable
+from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUnavailable
 from poise.wire import to_engine
 
 ANSWER_TIMEOUT_S = 10.0

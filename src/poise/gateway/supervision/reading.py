@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poise.gateway.engine_client import EnginePhase, EngineView
+from poise.gateway.supervision.engine import EnginePhase, EngineView
 from poise.metrics.engine import EngineReading
 
 

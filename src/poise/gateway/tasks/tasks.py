@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from poise.gateway.bugs import described
+from poise.gateway.request.bugs import described
 from poise.gateway.tasks.account import TaskAccount, TaskRow, kind_of
 from poise.metrics.tasks import TaskMetrics
 

@@ -11,7 +11,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from poise.gateway.errors import ApiError, retry_after
+from poise.gateway.request.refusals import ApiError, retry_after
 
 TELL_EVERY_S = 60.0
 BURST = 20.0

@@ -1,8 +1,8 @@
 """Texts that wait for a worker: the account that was served least goes first, and none may fill the queue.
 
-Pure bookkeeping. Served is measured time of workers, in microseconds, by `poise.scheduler.fairness`; room is bytes of text, by
-`poise.scheduler.thresholds`. An account's own texts keep their order, except that a small one need not wait for a large one
-where workers are kept free for small ones.
+Pure bookkeeping. Served is measured time of workers, in microseconds, by `poise.scheduler.fairness.fairness`; room is bytes of
+text, by `poise.scheduler.fairness.thresholds`. An account's own texts keep their order, except that a small one need not wait
+for a large one where workers are kept free for small ones.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from poise.scheduler.fairness import ServedCost
-from poise.scheduler.thresholds import may_take
+from poise.scheduler.fairness.fairness import ServedCost
+from poise.scheduler.fairness.thresholds import may_take
 from poise.wire.text import LARGE_BYTES
 
 JOB_BYTES = 512

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from poise.gateway.errors import ApiError, internal_error, new_error_id
+from poise.gateway.request.refusals import ApiError, internal_error, new_error_id
 from poise.gateway.text.pieces import Pieces
 from poise.metrics.text import TextMetrics
 from poise.wire import text as wire

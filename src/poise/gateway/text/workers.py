@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from poise.config import TextSettings
-from poise.gateway.backoff import Backoff
-from poise.gateway.errors import ApiError, server_stopping, text_queue_full, text_rejected, text_unavailable
+from poise.gateway.request.refusals import ApiError, server_stopping, text_queue_full, text_rejected, text_unavailable
+from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.tasks import Tasks
 from poise.gateway.text.process import WORKER_COMMAND, WorkerProcess
 from poise.gateway.text.queue import Entry, TextQueue

@@ -28,8 +28,8 @@ from pathlib import Path
 import psutil
 
 from poise.engine.leash import tie_to_parent
-from poise.llama.library import EngineLibraryError
-from poise.llama.model import Model, ModelError
+from poise.llama.binding.library import EngineLibraryError
+from poise.llama.binding.model import Model, ModelError
 from poise.wire import text as wire
 from poise.wire.fingerprint import MODEL_CHANGED, is_other
 from poise.wire.framing import FrameDecoder, encode_frame

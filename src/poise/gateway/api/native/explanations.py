@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from poise.gateway.api.native.timeline import RequestMoment, timeline_of
-from poise.gateway.changes import STOPS, KeptBy
-from poise.gateway.explain import Decode, Facts, PrefillStretch, Wait, Weather
-from poise.gateway.explain_words import sentences_of, verdict_of
-from poise.gateway.moments import ChoiceState
-from poise.gateway.neighbours import Company
-from poise.gateway.values import one_of
+from poise.gateway.explain.facts import Decode, Facts, PrefillStretch, Wait, Weather
+from poise.gateway.explain.neighbours import Company
+from poise.gateway.explain.words import sentences_of, verdict_of
+from poise.gateway.records.changes import STOPS, KeptBy
+from poise.gateway.records.moments import ChoiceState
+from poise.gateway.records.values import one_of
 from poise.scheduler.request import PreemptionReason
 
 

@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from poise.gateway.api.operation import Described, Operation, parameter
-from poise.gateway.errors import invalid_value
-from poise.gateway.history import History
+from poise.gateway.condition.history import History
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import FRESH, JSON, sent_in_pieces
+from poise.gateway.request.refusals import invalid_value
 from poise.gateway.tasks.pulse import PERIOD_S
-from poise.gateway.tenants import Tenants
+from poise.gateway.tenancy.tenants import Tenants
 from poise.metrics.sample import Sample
 
 WHOLE_SAMPLES, PIECE_SAMPLES = 60, 16

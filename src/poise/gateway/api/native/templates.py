@@ -9,8 +9,8 @@ from starlette.requests import Request
 
 from poise.gateway.api.operation import Operation
 from poise.gateway.http.credentials import credentials_of
-from poise.gateway.templates import Templates
-from poise.gateway.tenants import Tenants
+from poise.gateway.models.local.templates import Templates
+from poise.gateway.tenancy.tenants import Tenants
 
 
 class TemplateCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from poise.gateway.record import Record
+from poise.gateway.records.record import Record
 
 
 class RequestMoment(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from poise.gateway.changes import RequestState
-from poise.gateway.moments import ChoiceRecord
-from poise.gateway.record import Record
+from poise.gateway.records.changes import RequestState
+from poise.gateway.records.moments import ChoiceRecord
+from poise.gateway.records.record import Record
 from poise.scheduler.request import RequestClass
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from poise.config import Settings
+from poise.gateway.api.fields import Schema
+from poise.gateway.api.openai.completion_types import ChatCompletion, Completion, generated
+from poise.gateway.api.openai.parser import RequestParser
+from poise.gateway.api.openai.writer import ChatWriter, CompletionWriter
 from poise.gateway.api.operation import Spoken
-from poise.gateway.completion_types import ChatCompletion, Completion, generated
-from poise.gateway.errors import ApiError
-from poise.gateway.fields import Schema
 from poise.gateway.http.body import JsonObject
-from poise.gateway.openai import RequestParser
+from poise.gateway.records.writer import Answered, Writer
 from poise.gateway.request.generate import Generate
-from poise.gateway.responses import ChatWriter, CompletionWriter
-from poise.gateway.writer import Answered, Writer
+from poise.gateway.request.refusals import ApiError
 
 
 class Chat:

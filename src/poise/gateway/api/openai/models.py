@@ -10,10 +10,10 @@ import msgspec
 from starlette.requests import Request
 
 from poise.gateway.api.operation import Operation
-from poise.gateway.errors import model_not_found
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.models.backend import Backend
-from poise.gateway.tenants import Tenants
+from poise.gateway.request.refusals import model_not_found
+from poise.gateway.tenancy.tenants import Tenants
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,306 @@
+"""What operators and the page ask: is it up, how does it stand, what has it counted.
+
+Everything is answered from snapshots that are in the gateway already: looking cannot slow the engine down.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import structs
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import Response
+
+from poise.gateway.api.operation import Described, Operation
+from poise.gateway.condition.degradation import Degradation
+from poise.gateway.condition.findings import FindingRow
+from poise.gateway.condition.levels import Level
+from poise.gateway.condition.lookout import Lookout
+from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.replies import FRESH, json_reply
+from poise.gateway.models.backend import Backend
+from poise.gateway.records.values import one_of
+from poise.gateway.request.refusals import retry_after
+from poise.gateway.supervision.engine import EnginePhase, EngineView
+from poise.gateway.tasks import Tasks
+from poise.gateway.tasks.account import TaskRow
+from poise.gateway.tenancy.tenants import Tenants
+from poise.gateway.text.tokens import TextFigures, TextJobs
+from poise.metrics.gateway import GatewayMetrics
+from poise.metrics.lately import RecentTtft
+from poise.metrics.sample import TokensPerSecond
+from poise.scheduler.memory.kv import WARM
+from poise.scheduler.request import RequestClass
+from poise.scheduler.sequence import State
+from poise.wire.figures import Totals
+from poise.wire.messages import PoolInfo
+from poise.wire.status import PoolStatus, Status, StoreStatus
+
+TOLD_STRANGERS = {
+    EnginePhase.FAILED: "the engine has failed; its operator can see why",
+    EnginePhase.RESTARTING: "the engine is being started again",
+}
+"""In the place of the engine's last words."""
+
+
+class HealthBody(msgspec.Struct, frozen=True, kw_only=True):
+    status: Annotated[str, one_of("ok", "loading", "restarting", "failed", "stopped", "draining")]
+    live: bool = True
+    ready: bool
+    progress: float
+    stage: str
+    detail: str
+    restarts: int
+    model: str
+    level: Level
+    reasons: list[str]
+
+
+class LiveBody(msgspec.Struct, frozen=True):
+    status: Literal["ok"] = "ok"
+    live: bool = True
+
+
+class ClassFigures(msgspec.Struct, frozen=True, kw_only=True):
+    queued: int = 0
+    running: int = 0
+    paused: int = 0
+    swapped: int = 0
+    wait_estimate_ms: int | None = None
+    wait_error: float | None = None
+    ttft_ms: RecentTtft
+
+
+class SlotFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
+    slot: int
+    state: Annotated[str, one_of(State.RUNNING, State.PAUSED, WARM)]
+    class_: str | None
+    cells: int
+
+
+class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    slots: int
+    slots_held: int
+    slots_warm: int
+    slots_peak: int
+    cells: int
+    cells_used: int
+    cells_warm: int
+    cells_peak: int
+    cells_by_class: dict[str, int]
+    cells_by_tenant: dict[str, int] | None
+    holes: int
+    occupied: list[SlotFigures]
+    slot_cells: int
+    flash_attention: bool
+    kv_bytes: int
+
+
+class StoreFigures(StoreStatus, frozen=True, array_like=False):
+    pass
+
+
+class TotalFigures(Totals, frozen=True, array_like=False):
+    pass
+
+
+class Rates(msgspec.Struct, frozen=True):
+    prompt: float
+    output: float
+
+
+class StatusBody(msgspec.Struct, frozen=True, kw_only=True):
+    phase: EnginePhase
+    model: str
+    uptime_s: float
+    progress: float
+    stage: str
+    detail: str
+    restarts: int
+    level: Level
+    reasons: list[str]
+    open_requests: int
+    live_choices: int
+    classes: dict[str, ClassFigures]
+    pools: list[PoolFigures]
+    store: StoreFigures | None
+    totals: TotalFigures | None
+    tokens_per_s: Rates
+    engine_rss_bytes: int | None
+    engine_unaccounted_bytes: int | None
+    bottleneck: str | None
+    findings: list[FindingRow]
+    text: TextFigures
+    tasks: list[TaskRow]
+
+
+class Health:
+    """Answers /health, /health/live, /status and /metrics."""
+
+    def __init__(
+        self,
+        engine: EngineView,
+        model: Backend,
+        text: TextJobs,
+        tenants: Tenants,
+        metrics: GatewayMetrics,
+        degradation: Degradation,
+        lookout: Lookout,
+        tasks: Tasks,
+        *,
+        rates: Callable[[], TokensPerSecond],
+    ) -> None:
+        self._engine = engine
+        self._model = model
+        self._text = text
+        self._tenants = tenants
+        self._metrics = metrics
+        self._degradation = degradation
+        self._lookout = lookout
+        self._tasks = tasks
+        self._rates = rates
+        self._started_s = time.monotonic()
+
+    def operations(self) -> list[Operation]:
+        health = {200: Described(HealthBody), 503: Described(HealthBody, "Not ready to take requests.")}
+        metrics = {200: Described(None, "Metrics in Prometheus' text format.", {"text/plain": {"type": "string"}})}
+        return [
+            Operation("GET", "/health", self.health, "Readiness, with progress while loading", answers=health),
+            Operation("GET", "/health/live", self.live, "Liveness of the gateway"),
+            Operation("GET", "/status", self.status, "Live figures", errors=[401]),
+            Operation("GET", "/metrics", self.metrics, "Metrics for Prometheus", errors=[401], answers=metrics),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        """For everybody. Strangers are not shown what the engine's last words were: they may name files."""
+        state, status = self._engine.state, self._status()
+        ready = status == "ok"
+        body = HealthBody(
+            status=status,
+            ready=ready,
+            progress=state.progress,
+            stage=state.stage,
+            detail=self._detail(request),
+            restarts=state.restarts,
+            model=self._model.card.name,
+            level=self._degradation.level,
+            reasons=self._degradation.reasons,
+        )
+        return (
+            json_reply(body) if ready else json_reply(body, 503, FRESH | retry_after(self._model.state.retry_after_s))
+        )
+
+    async def live(self, _: Request) -> LiveBody:
+        """The gateway answers: whatever the engine does, the process needs no restart."""
+        return LiveBody()
+
+    async def status(self, request: Request) -> StatusBody:
+        """Live figures, and what to look at. Which tenants and requests there are is for operators only."""
+        self._tenants.check_status(credentials_of(request))
+        state, figures = self._engine.state, self._engine.state.status
+        is_admin = self._tenants.is_admin(credentials_of(request))
+        return StatusBody(
+            phase=state.phase,
+            model=self._model.card.name,
+            uptime_s=round(time.monotonic() - self._started_s, 1),
+            progress=state.progress,
+            stage=state.stage,
+            detail=self._detail(request),
+            restarts=state.restarts,
+            level=self._degradation.level,
+            reasons=self._degradation.reasons,
+            open_requests=self._metrics.n_open,
+            live_choices=self._engine.n_live,
+            classes={name.value: self._class(name, figures) for name in RequestClass},
+            pools=_pools(state.ready.pools if state.ready else [], figures, tenants_shown=is_admin),
+            store=StoreFigures(*structs.astuple(figures.store)) if figures and figures.store else None,
+            totals=TotalFigures(*structs.astuple(figures.totals)) if figures else None,
+            tokens_per_s=Rates(*self._rates()),
+            engine_rss_bytes=figures.rss_bytes if figures else None,
+            engine_unaccounted_bytes=figures.unaccounted_bytes if figures else None,
+            bottleneck=figures.bottleneck.limit if figures else None,
+            findings=self._lookout.rows(named=is_admin),
+            text=self._text_status(named=is_admin),
+            tasks=self._tasks.rows(),
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """Those by tenant are for operators only."""
+        self._tenants.check_status(credentials_of(request))
+        text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(credentials_of(request)))
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    def _detail(self, request: Request) -> str:
+        state = self._engine.state
+        is_insider = self._tenants.is_insider(credentials_of(request))
+        return state.detail if is_insider else TOLD_STRANGERS.get(state.phase, "")
+
+    def _text_status(self, *, named: bool) -> TextFigures:
+        """`named`: with the ids of processes."""
+        status = self._text.status()
+        if named:
+            return status
+        return structs.replace(status, workers=[structs.replace(worker, pid=None) for worker in status.workers])
+
+    def _status(self) -> str:
+        if self._degradation.level is Level.DRAINING:
+            return Level.DRAINING.value
+        phase = self._engine.state.phase
+        if phase is EnginePhase.READY:
+            return "ok" if self._model.state.is_ready else EnginePhase.LOADING.value
+        return phase.value
+
+    def _class(self, name: RequestClass, status: Status | None) -> ClassFigures:
+        ttft_ms = self._metrics.lately.ttft_ms(name.value, time.perf_counter())
+        figures = status.classes.get(name.value) if status is not None else None
+        if figures is None:
+            return ClassFigures(ttft_ms=ttft_ms)
+        return ClassFigures(
+            queued=figures.queued,
+            running=figures.running,
+            paused=figures.paused,
+            swapped=figures.swapped,
+            wait_estimate_ms=figures.wait_estimate_us // 1000,
+            wait_error=figures.wait_error,
+            ttft_ms=ttft_ms,
+        )
+
+
+def _pools(built: list[PoolInfo], status: Status | None, *, tenants_shown: bool) -> list[PoolFigures]:
+    """The pools as they were built, with what they hold if the engine has said."""
+    held = {pool.name: pool for pool in status.pools} if status is not None else {}
+    return [_pool(pool, held.get(pool.name) or _nothing_held(pool), tenants_shown=tenants_shown) for pool in built]
+
+
+def _pool(built: PoolInfo, held: PoolStatus, *, tenants_shown: bool) -> PoolFigures:
+    slots = [
+        SlotFigures(slot=slot.slot, state=slot.state, class_=slot.request_class or None, cells=slot.cells)
+        for slot in held.occupied
+    ]
+    return PoolFigures(
+        name=built.name,
+        slots=built.n_slots,
+        slots_held=held.slots_held,
+        slots_warm=held.slots_warm,
+        slots_peak=held.slots_peak,
+        cells=held.cells,
+        cells_used=held.cells_used,
+        cells_warm=held.cells_warm,
+        cells_peak=held.cells_peak,
+        cells_by_class=held.cells_by_class,
+        cells_by_tenant=held.cells_by_tenant if tenants_shown else None,
+        holes=held.holes,
+        occupied=slots,
+        slot_cells=built.slot_cells,
+        flash_attention=built.flash_attention,
+        kv_bytes=built.kv_bytes,
+    )
+
+
+def _nothing_held(pool: PoolInfo) -> PoolStatus:
+    return PoolStatus(pool.name, 0, pool.n_slots, 0, pool.n_slots * pool.slot_cells)

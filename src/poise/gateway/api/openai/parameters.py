@@ -1,0 +1,302 @@
+"""The parameters of the OpenAI API that poise supports, one object each, and the readers of those with a shape of their own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from poise.gateway.api.fields import (
+    Custom,
+    Field,
+    Flag,
+    Integer,
+    Real,
+    Schema,
+    Text,
+    Unsupported,
+    check_names,
+    object_schema,
+    read_list,
+    read_object,
+)
+from poise.gateway.api.openai import unsupported
+from poise.gateway.request.refusals import invalid_type, invalid_value, missing_parameter, shown, unsupported_parameter
+from poise.scheduler.request import RequestClass
+from poise.wire.text import Message
+
+MAX_MESSAGES = 4096
+MAX_PARTS = 1024
+MAX_ALL_PARTS = 8192
+"""Parts of all messages together: each one is looked at, and every stream waits meanwhile."""
+MAX_PROMPTS = 1024
+MAX_PROMPT_IDS = 1 << 20
+MAX_STOPS = 8
+MAX_STOP_CHARS = 1024
+MAX_BIASES = 1024
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+TIER_CLASSES = {
+    "auto": RequestClass.INTERACTIVE,
+    "default": RequestClass.INTERACTIVE,
+    "priority": RequestClass.INTERACTIVE,
+    "flex": RequestClass.BACKGROUND,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    include_usage: bool = False
+    continuous_usage: bool = False
+    segments: bool = False
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked for that only a stream can have."""
+        return self.include_usage or self.continuous_usage or self.segments
+
+
+def _read_stop(value: object, param: str) -> tuple[str, ...]:
+    text = Text(param, "", min_chars=1, max_chars=MAX_STOP_CHARS)
+    if type(value) is str:
+        return (text.read(value, param),)
+    if value == [] and type(value) is list:
+        return ()
+    stops = read_list(value, param, "a string or a list of strings", MAX_STOPS)
+    return tuple(text.read(stop, f"{param}[{i}]") for i, stop in enumerate(stops))
+
+
+def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]:
+    biases = read_object(value, param)
+    if len(biases) > MAX_BIASES:
+        raise invalid_value(param, f"have at most {MAX_BIASES} entries", None, f"has {len(biases)}")
+    amount = Real("bias", "", -100, 100)
+    pairs = []
+    for key, bias in biases.items():
+        if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key):
+            raise invalid_value(param, "have token ids as keys", key, f"has the key {shown(key)}")
+        number = amount.read(bias, f"{param}[{key}]")
+        # OpenAI's -100 means never. As a finite bias it would merely be improbable.
+        pairs.append((int(key), float("-inf") if number == -100 else number))
+    return tuple(sorted(pairs))
+
+
+def _read_stream_options(value: object, param: str) -> StreamOptions:
+    options = read_object(value, param)
+    names = {"include_obfuscation": Unsupported("include_obfuscation", "events are not padded; leave it out", (False,))}
+    check_names(options, _STREAM_FIELDS, names, prefix=f"{param}.")
+    return StreamOptions(
+        *(
+            field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
+            for field in _STREAM_FIELDS
+        )
+    )
+
+
+def _read_messages(value: object, param: str) -> list[Message]:
+    messages = read_list(value, param, "a list of messages", MAX_MESSAGES)
+    n_parts = sum(len(m["content"]) for m in messages if type(m) is dict and type(m.get("content")) is list)
+    if n_parts > MAX_ALL_PARTS:
+        rule = f"have at most {MAX_ALL_PARTS} content parts in all; join those of a message, or send strings"
+        raise invalid_value(param, rule, None, f"has {n_parts}")
+    return [_read_message(message, f"{param}[{i}]") for i, message in enumerate(messages)]
+
+
+def _read_message(value: object, param: str) -> Message:
+    message = read_object(value, param)
+    check_names(message, _MESSAGE_FIELDS, unsupported.MESSAGE, prefix=f"{param}.")
+    if message.get("role") is None:
+        raise missing_parameter(f"{param}.role", f"one of {', '.join(ROLES)} is needed")
+    role = _ROLE.read(message["role"], f"{param}.role")
+    if message.get("content") is None:
+        raise missing_parameter(f"{param}.content", "a string or a list of text parts is needed")
+    for field in (_NAME, _TOOL_CALL_ID):
+        if message.get(field.name) is not None:
+            field.read(message[field.name], f"{param}.{field.name}")
+    content = _read_content(message["content"], f"{param}.content")
+    return Message(role, content, message.get("name"), message.get("tool_call_id"))
+
+
+def _read_content(value: object, param: str) -> str:
+    if type(value) is str:
+        return value
+    parts = read_list(value, param, "a string or a list of text parts", MAX_PARTS)
+    return "\n".join(_read_part(part, f"{param}[{i}]") for i, part in enumerate(parts))
+
+
+def _read_part(value: object, param: str) -> str:
+    part = read_object(value, param)
+    kind = part.get("type")
+    if kind in unsupported.CONTENT_PARTS:
+        raise unsupported_parameter(param, kind, "only text is read; use parts of type 'text'")
+    if kind != "text":
+        raise invalid_value(f"{param}.type", 'be "text"', kind)
+    check_names(part, (_PART_TYPE, _PART_TEXT), {}, prefix=f"{param}.")
+    if part.get("text") is None:
+        raise missing_parameter(f"{param}.text", "a string is needed")
+    return _PART_TEXT.read(part["text"], f"{param}.text")
+
+
+def _read_prompt(value: object, param: str) -> list[str] | list[list[int]]:
+    what = "a string, a list of strings, a list of token ids or a list of such lists"
+    if type(value) is str:
+        return [value]
+    entries = read_list(value, param, what, MAX_PROMPT_IDS)
+    kinds = set(map(type, entries))  # one pass in C: a list of a million entries must not hold up the streams
+    if kinds != {int} and len(entries) > MAX_PROMPTS:
+        raise invalid_value(param, f"have at most {MAX_PROMPTS} prompts", None, f"has {len(entries)}")
+    if kinds == {str}:
+        return entries
+    if kinds == {int}:
+        return [_check_ids(entries, param)]
+    if kinds == {list}:
+        return [_check_ids(ids, f"{param}[{i}]") for i, ids in enumerate(entries)]
+    raise invalid_type(param, what, value)
+
+
+def _check_ids(ids: list[Any], param: str) -> list[int]:
+    read_list(ids, param, "a list of token ids", MAX_PROMPT_IDS)
+    if set(map(type, ids)) != {int}:
+        raise invalid_type(param, "a list of token ids", ids)
+    return ids
+
+
+_ROLE = Text("role", "Who speaks. `developer` is shown to the model as `system`.", choices=ROLES)
+_NAME = Text("name", "Name of the speaker, for templates that show it.", min_chars=1, max_chars=256)
+_TOOL_CALL_ID = Text("tool_call_id", "Call that a tool message answers, for templates that show it.", max_chars=256)
+_PART_TYPE = Text("type", "", choices=("text",))
+_PART_TEXT = Text("text", "")
+_PART_SCHEMA = object_schema((_PART_TYPE, _PART_TEXT), ["type", "text"])
+_CONTENT: Field[str] = Custom(
+    "content",
+    "Text, or parts of text that are joined by newlines.",
+    _read_content,
+    {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA, "minItems": 1, "maxItems": MAX_PARTS}]},
+)
+_MESSAGE_FIELDS: tuple[Field[Any], ...] = (_ROLE, _CONTENT, _NAME, _TOOL_CALL_ID)
+INCLUDE_USAGE = Flag("include_usage", "Send the token counts in a chunk of their own before [DONE].")
+CONTINUOUS_USAGE = Flag("continuous_usage_stats", "Send the token counts so far in every chunk.")
+SEGMENTS = Flag(
+    "segments", "Say in `segments` of a choice where headings, lists, code, sentences and so on begin and end."
+)
+_STREAM_FIELDS = (INCLUDE_USAGE, CONTINUOUS_USAGE, SEGMENTS)
+
+_IDS_SCHEMA: Schema = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1},
+    "minItems": 1,
+    "maxItems": MAX_PROMPT_IDS,
+}
+_STOP_SCHEMA: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+
+MODEL = Text("model", "Name of the model, or `default`.")
+MESSAGES: Field[list[Message]] = Custom(
+    "messages",
+    "The conversation so far.",
+    _read_messages,
+    {
+        "type": "array",
+        "items": object_schema(_MESSAGE_FIELDS, ["role", "content"]),
+        "minItems": 1,
+        "maxItems": MAX_MESSAGES,
+    },
+)
+PROMPT: Field[list[str] | list[list[int]]] = Custom(
+    "prompt",
+    "Text or token ids to continue; a list of either makes a choice of each.",
+    _read_prompt,
+    {
+        "anyOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            _IDS_SCHEMA,
+            {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
+        ]
+    },
+)
+MAX_TOKENS = Integer("max_tokens", "Most tokens to generate; left out, the class's default.", 1, 1 << 20)
+MAX_COMPLETION_TOKENS = Integer("max_completion_tokens", "Another name of `max_tokens`.", 1, 1 << 20)
+MIN_TOKENS = Integer("min_tokens", "The answer does not end before that many tokens.", 0, 1 << 20)
+TEMPERATURE = Real("temperature", "Randomness; 0 always takes the most likely token.", 0, 2)
+TOP_P = Real("top_p", "Draw from the most likely tokens that have this probability together.", 0, 1, above_minimum=True)
+TOP_K = Integer("top_k", "Draw from that many of the most likely tokens; 0 or -1 from all.", -1, 1_000_000)
+MIN_P = Real("min_p", "Leave out tokens less likely than this share of the most likely one.", 0, 1)
+PRESENCE_PENALTY = Real("presence_penalty", "Taken off once from tokens that the answer already has.", -2, 2)
+FREQUENCY_PENALTY = Real("frequency_penalty", "Taken off for each time the answer already has the token.", -2, 2)
+# Scores are divided by it in 32 bits: nearer to 0 they would overflow.
+REPETITION_PENALTY = Real(
+    "repetition_penalty", "Divides the score of tokens seen in prompt or answer; 1 is off.", 0.01, 2
+)
+REPEAT_PENALTY = Real("repeat_penalty", "Another name of `repetition_penalty`.", 0.01, 2)
+LOGIT_BIAS: Field[tuple[tuple[int, float], ...]] = Custom(
+    "logit_bias",
+    "Added to the score of tokens, by token id; -100 means never.",
+    _read_logit_bias,
+    {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
+        "maxProperties": MAX_BIASES,
+    },
+)
+STOP: Field[tuple[str, ...]] = Custom(
+    "stop",
+    "The answer ends before the first of these strings.",
+    _read_stop,
+    {"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS}]},
+)
+CONTEXT_POLICY = Text(
+    "context_policy",
+    "A conversation that is too long is refused (`reject`), loses its oldest turns (`trim`) or has them summarized.",
+    choices=("reject", "trim", "summarize"),
+)
+TEMPLATE = Text("template", "A system prompt by name; `/v1/templates` lists them.", min_chars=1)
+SEED = Integer("seed", "Makes the draw repeatable; choice i uses seed + i.")
+LOGPROBS = Flag("logprobs", "Return the log probability of each token.")
+TOP_LOGPROBS = Integer("top_logprobs", "Return that many of the most likely tokens too; needs `logprobs`.", 0, 20)
+LOGPROBS_COUNT = Integer("logprobs", "Return log probabilities, and that many of the most likely tokens.", 0, 5)
+STREAM = Flag("stream", "Send the answer as server-sent events while it is generated.")
+STREAM_OPTIONS: Field[StreamOptions] = Custom(
+    "stream_options",
+    "Needs `stream`.",
+    _read_stream_options,
+    object_schema(_STREAM_FIELDS, []),
+)
+SERVICE_TIER = Text(
+    "service_tier",
+    "`flex` makes it a background request; all others are interactive.",
+    choices=tuple(TIER_CLASSES),
+)
+QUEUE_TIMEOUT = Real(
+    "queue_timeout",
+    "Seconds that the request may wait for its turn; then it is answered with 503.",
+    0,
+    86_400,
+    above_minimum=True,
+)
+BACKGROUND = Flag("background", "The request goes on when its client leaves; its result can be fetched for a while.")
+USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
+IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
+
+SHARED: tuple[Field[Any], ...] = (
+    MAX_TOKENS,
+    MIN_TOKENS,
+    TEMPERATURE,
+    TOP_P,
+    TOP_K,
+    MIN_P,
+    PRESENCE_PENALTY,
+    FREQUENCY_PENALTY,
+    REPETITION_PENALTY,
+    REPEAT_PENALTY,
+    LOGIT_BIAS,
+    STOP,
+    SEED,
+    STREAM,
+    STREAM_OPTIONS,
+    SERVICE_TIER,
+    QUEUE_TIMEOUT,
+    BACKGROUND,
+    USER,
+    IGNORE_EOS,
+)

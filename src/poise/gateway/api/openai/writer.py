@@ -1,0 +1,262 @@
+"""The bodies and stream events of both endpoints, as OpenAI's clients expect them.
+
+Each event has an `id`: how many entries of the record the stream has sent with it, and after a dot of how many choices it has
+sent the end, if any. A client that comes back with the last id it saw goes on after exactly that event.
+
+Streams are written per batch of tokens and per client, so an event is put together from bytes that were encoded once for the
+request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import msgspec
+
+from poise.gateway.api.openai.completion_types import ChatLogprobs, ChatMessage, TokenLogprob, TokenLogprobs
+from poise.gateway.records.values import Answer, TokenEntry
+from poise.gateway.records.writer import Answered, Writer, comment, event, event_id
+from poise.gateway.request.refusals import ApiError
+from poise.gateway.text.segments import Mark, Segmenter
+
+encode = msgspec.json.Encoder().encode
+DOWNGRADED_TIER = "flex"
+ENTRIES_IN_A_PIECE = 128
+_LOGPROB_MIN = -9999.0
+"""OpenAI's stand-in for minus infinity, which JSON does not have."""
+
+
+class OpenAIWriter(Writer):
+    """What both endpoints share: a heading that everything repeats, an `id` for each event, usage, and `[DONE]`.
+
+    Where usage was asked for, each event has a `usage`: null, or with `continuous_usage` the tokens so far. What the answer says
+    about how it was made is a field `poise`: of the body, or of a reader's first event.
+    """
+
+    chunk_kind: ClassVar[str]
+    body_kind: ClassVar[str]
+
+    def __init__(self, answered: Answered) -> None:
+        self._answered = answered
+        self._options = options = answered.options
+        self._tier = options.service_tier
+        self._opened: set[int] = set()
+        """The choices that the reader has had anything of."""
+        self._has_notes = False
+        """The reader has been sent how the answer was made."""
+        self._segmenters: dict[int, Segmenter] | None = defaultdict(Segmenter) if options.segments else None
+        self._tail = b'],"usage":null' if options.include_usage or options.continuous_usage else b"]"
+        self._prefix = self._begin()
+
+    def passed(self, choice: int, text: str) -> None:
+        self._opened.add(choice)
+        if self._segmenters is not None:
+            self._segmenters[choice].push(text)
+
+    def downgrade(self) -> None:
+        self._tier = DOWNGRADED_TIER
+        self._prefix = self._begin()
+
+    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[TokenEntry] | None) -> bytes:
+        is_first = choice not in self._opened
+        if is_first:
+            self._opened.add(choice)
+        marks = b"" if self._segmenters is None else _segments(self._segmenters[choice].push(text))
+        return self._event(n_entries, n_ends, self._piece(choice, text, logprobs, is_first, marks))
+
+    def end(
+        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None
+    ) -> bytes:
+        opening = b""
+        if choice not in self._opened:
+            opening = self.text(n_entries, n_ends - 1, choice, "", None if logprobs is None else ())
+        marks = b""
+        if self._segmenters is not None:
+            segmenter = self._segmenters[choice]
+            marks = _segments(segmenter.push(text) + segmenter.flush())
+        return opening + self._event(n_entries, n_ends, self._finish(choice, reason, text, logprobs, marks))
+
+    def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
+        return comment(what, choice, detail)
+
+    def close(self, n_entries: int, n_ends: int) -> bytes:
+        at, usage = event_id(n_entries, n_ends), b""
+        if self._options.include_usage:
+            usage = b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, self._usage(n_entries))
+        return usage + event(at, b"[DONE]")
+
+    def failed(self, n_entries: int, n_ends: int, error: ApiError) -> bytes:
+        return event(event_id(n_entries, n_ends), error.body())
+
+    def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        yield self._heading(self.body_kind) + b',"choices":['
+        for n, answer in enumerate(answers):
+            yield b"," if n else b""
+            yield from self._choice(answer)
+        yield b'],"usage":' + self._usage(None) + self._notes() + b"}"
+
+    @abstractmethod
+    def _piece(
+        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
+    ) -> bytes:
+        """A choice in an event with some of its text. `is_first`: it opens the choice."""
+
+    @abstractmethod
+    def _finish(
+        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
+    ) -> bytes:
+        """A choice in the event of its end."""
+
+    @abstractmethod
+    def _choice(self, answer: Answer) -> Iterator[bytes]:
+        """One choice of the whole response."""
+
+    def _begin(self) -> bytes:
+        return b"data: " + self._heading(self.chunk_kind) + b',"choices":['
+
+    def _heading(self, kind: str) -> bytes:
+        """An open object, with what every body and event repeats."""
+        heading = self._answered.heading
+        fields = {
+            "id": heading.response_id,
+            "object": kind,
+            "created": heading.created,
+            "model": heading.model,
+            "service_tier": self._tier,
+            "system_fingerprint": heading.fingerprint,
+        }
+        return encode(fields)[:-1]
+
+    def _event(self, n_entries: int, n_ends: int, choice: bytes) -> bytes:
+        tail = self._tail
+        if self._options.continuous_usage:
+            tail = b'],"usage":' + self._usage(n_entries)
+        if not self._has_notes:
+            tail += self._notes()
+        return b"id: %b\n%b%b%b}\n\n" % (event_id(n_entries, n_ends), self._prefix, choice, tail)
+
+    def _usage(self, n_entries: int | None) -> bytes:
+        return encode(self._answered.usage(n_entries).as_sent())
+
+    def _notes(self) -> bytes:
+        """The field that says how the answer was made, for the first who asks."""
+        notes = None if self._has_notes else self._answered.notes
+        self._has_notes = True
+        return b"" if notes is None else b',"poise":' + encode(notes)
+
+
+class ChatWriter(OpenAIWriter):
+    chunk_kind, body_kind = "chat.completion.chunk", "chat.completion"
+
+    def _piece(
+        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
+    ) -> bytes:
+        role = b'"role":"assistant",' if is_first else b""
+        shown = b"null" if logprobs is None else encode(chat_logprobs(logprobs))
+        piece = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null%b}'
+        return piece % (choice, role, encode(text), shown, marks)
+
+    def _finish(
+        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
+    ) -> bytes:
+        content = b'"content":' + encode(text) if text else b""
+        shown = encode(chat_logprobs(logprobs)) if logprobs else b"null"
+        finish = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b%b}'
+        return finish % (choice, content, shown, encode(reason), marks)
+
+    def _choice(self, answer: Answer) -> Iterator[bytes]:
+        message = encode(ChatMessage(content=answer.text))
+        yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, message)
+        if answer.entries is None:
+            yield b"null"
+        else:
+            yield b'{"content":['
+            yield from _joined(answer.entries, lambda entries: chat_logprobs(entries).content)
+            yield b'],"refusal":null}'
+        yield b',"finish_reason":%b}' % encode(answer.finish_reason)
+
+
+class CompletionWriter(OpenAIWriter):
+    chunk_kind = body_kind = "text_completion"
+
+    def _piece(
+        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
+    ) -> bytes:
+        shown = b"null" if logprobs is None else encode(completion_logprobs(logprobs))
+        piece = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
+        return piece % (choice, encode(text), shown, marks)
+
+    def _finish(
+        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
+    ) -> bytes:
+        shown = encode(completion_logprobs(logprobs)) if logprobs else b"null"
+        finish = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
+        return finish % (choice, encode(text), shown, encode(reason), marks)
+
+    def _choice(self, answer: Answer) -> Iterator[bytes]:
+        yield b'{"index":%d,"text":%b,"logprobs":' % (answer.index, encode(answer.text))
+        if answer.entries is None:
+            yield b"null"
+        else:
+            for n, (name, value_of) in enumerate(_COMPLETION_LOGPROBS.items()):
+                yield b"%b%b:[" % (b"," if n else b"{", encode(name))
+                yield from _joined(answer.entries, partial(_each, value_of))
+                yield b"]"
+            yield b"}"
+        yield b',"finish_reason":%b}' % encode(answer.finish_reason)
+
+
+def _segments(marks: Sequence[Mark]) -> bytes:
+    """The end of a choice. There is no such field where there is nothing to mark."""
+    return b',"segments":' + encode(marks) if marks else b""
+
+
+def chat_logprobs(entries: Sequence[TokenEntry]) -> ChatLogprobs:
+    return ChatLogprobs(
+        [
+            TokenLogprobs(*_logprob(entry.piece, entry.logprob), [TokenLogprob(*_logprob(*top)) for top in entry.top])
+            for entry in entries
+        ]
+    )
+
+
+def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
+    return {name: [field(entry) for entry in entries] for name, field in _COMPLETION_LOGPROBS.items()}
+
+
+_COMPLETION_LOGPROBS: dict[str, Callable[[TokenEntry], Any]] = {
+    "tokens": lambda entry: token_text(entry.piece),
+    "token_logprobs": lambda entry: max(entry.logprob, _LOGPROB_MIN),
+    "top_logprobs": lambda entry: {
+        token_text(piece): max(logprob, _LOGPROB_MIN) for piece, logprob in [*entry.top, (entry.piece, entry.logprob)]
+    },
+    "text_offset": lambda entry: entry.offset,
+}
+
+
+def _each(field: Callable[[TokenEntry], Any], entries: Sequence[TokenEntry]) -> list[Any]:
+    return [field(entry) for entry in entries]
+
+
+def _joined(
+    entries: Sequence[TokenEntry], made: Callable[[Sequence[TokenEntry]], list[Any]], n: int = ENTRIES_IN_A_PIECE
+) -> Iterator[bytes]:
+    """The inside of a JSON array, `n` entries a piece."""
+    for begin in range(0, len(entries), n):
+        yield (b"," if begin else b"") + encode(made(entries[begin : begin + n]))[1:-1]
+
+
+def token_text(piece: bytes) -> str:
+    """A token as a string; one that is only part of a character as OpenAI writes it, `bytes:\\xe2\\x82`."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def _logprob(piece: bytes, logprob: float) -> tuple[str, float, list[int]]:
+    return token_text(piece), max(logprob, _LOGPROB_MIN), list(piece)

@@ -1,0 +1,70 @@
+"""Answers the question why a request was slow: gathers what is known around its record."""
+
+from __future__ import annotations
+
+import time
+
+from poise.config import Settings
+from poise.config.classes import class_settings
+from poise.gateway.condition.history import History
+from poise.gateway.explain.facts import Facts, Surroundings, Weather, facts_of
+from poise.gateway.explain.neighbours import Neighbours, SlotLimits
+from poise.gateway.records.kept import Records
+from poise.gateway.records.record import Record
+from poise.gateway.supervision.engine import EngineView
+from poise.scheduler.policy import LONG_POOL
+
+
+class Explainer:
+    """Explains records that are kept."""
+
+    def __init__(self, settings: Settings, engine: EngineView, records: Records, history: History) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._records = records
+        self._history = history
+
+    def explain(self, record: Record, tenant: str | None) -> Facts:
+        """For a caller of `tenant`, or for an operator (None). Only an operator is shown ids of other tenants' requests."""
+        now_s = time.perf_counter()
+        self._records.purge()
+        neighbours = Neighbours(
+            record, self._records.newest(), lambda other: tenant in (None, other.origin.tenant), now_s
+        )
+        around = Surroundings(
+            neighbours,
+            lambda pool: self._slot_limits(record, pool),
+            lambda begin_s, end_s: self._weather(begin_s, end_s, now_s),
+            self._records.forgotten_s,
+        )
+        return facts_of(record, around, now_s)
+
+    def _slot_limits(self, record: Record, pool: str) -> SlotLimits:
+        """`pool` is empty before it is known."""
+        ready, origin = self._engine.state.ready, record.origin
+        slots = {built.name: built.n_slots for built in ready.pools} if ready is not None else {}
+        if not pool and len(slots) == 1:
+            (pool,) = slots
+        limits = class_settings(self._settings, origin.request_class)
+        running_max = self._settings.tenant(origin.tenant).running_max or None
+        if pool not in slots:
+            return SlotLimits("", tenant_running=running_max)
+        class_slots = limits.heavy_max if pool == LONG_POOL else limits.slots_max
+        return SlotLimits(pool, slots[pool], min(class_slots, slots[pool]), running_max)
+
+    def _weather(self, begin_s: float, end_s: float, now_s: float) -> Weather:
+        """The samples are dated, the records are not: their clock counts from any moment."""
+        offset_s = time.time() - now_s
+        samples = self._history.between(begin_s + offset_s, end_s + offset_s)
+        whole_s = sum(sample.seconds for sample in samples)
+        limited: dict[str, float] = {}
+        for sample in samples:
+            for name, part in sample.limited.items():
+                if part and whole_s:
+                    limited[name] = limited.get(name, 0.0) + part * sample.seconds / whole_s
+        levels: list[str] = []
+        for sample in samples:
+            if levels[-1:] != [sample.level]:
+                levels.append(sample.level)
+        slowest = max((sample.cost_ratio for sample in samples if sample.cost_ratio is not None), default=0.0)
+        return Weather(limited, tuple(levels), slowest)

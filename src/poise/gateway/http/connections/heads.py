@@ -1,0 +1,161 @@
+"""The head of a request: its request line and headers, complete, as bytes. llhttp reads them; what it lets pass and HTTP/1.1 does
+not (RFC 9112), or what two servers could read in two ways, is refused here.
+
+llhttp is given heads only. Where a body ends follows from the head alone (`framing`), whatever the head says of upgrades: a
+server that does not know a protocol ignores the offer (RFC 9110, 7.8), and what follows is the body that was announced.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import httptools
+
+from poise.gateway.http.connections.refusals import head_too_large, line_too_long, malformed
+from poise.gateway.request.refusals import ApiError, method_not_allowed
+
+_REQUEST_LINE = re.compile(rb"([A-Z][A-Z-]*) ([!-~]+) HTTP/([0-9])\.([0-9])")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+METHODS = {"Allow": "GET, HEAD, POST, DELETE, OPTIONS"}
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    method: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    version: str
+    """1.0 or 1.1."""
+    headers: Headers
+    """Names in small letters, values without spaces around them, in the order they came in."""
+    content_length: int
+    """0 where no body is announced, and where it is chunked."""
+    is_chunked: bool
+    keep_alive: bool
+    """The client can send another request on this connection."""
+    expects_continue: bool
+    """It waits for 100 Continue before it sends the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLimits:
+    line_bytes: int
+    bytes: int
+    fields: int
+
+
+def check(unread: bytearray, end: int, limits: HeadLimits) -> None:
+    """The bounds of a head, as soon as they are passed. Raises ApiError: 400, 414 or 431.
+
+    `unread` begins with it; `end` is where its last line ends, -1 where that has not come in yet.
+    """
+    length = end if end >= 0 else len(unread)
+    if length > limits.line_bytes and unread.find(b"\r\n", 0, limits.line_bytes + 2) < 0:
+        raise line_too_long(limits.line_bytes)
+    if length > limits.bytes:
+        raise head_too_large("bytes of headers", limits.bytes, "server.header_bytes_max")
+    n_lines = unread.count(b"\n", 0, length)
+    if n_lines > limits.fields:
+        raise head_too_large("header fields", limits.fields, "server.header_fields_max")
+    if n_lines != unread.count(b"\r\n", 0, length):
+        raise malformed("its lines must end with CR LF")
+    if unread.find(b"\0", 0, length) >= 0:
+        raise malformed("it has a NUL")
+
+
+def parse(data: bytes) -> Head:
+    """`data` ends with the empty line. Raises ApiError: 400, 405, 501 or 505."""
+    line = _REQUEST_LINE.fullmatch(data, 0, data.index(b"\r\n"))
+    if line is None:
+        raise malformed("its first line must be as in 'GET /path HTTP/1.1'")
+    method, target, version = line[1].decode(), line[2], f"{line[3].decode()}.{line[4].decode()}"
+    if version not in ("1.0", "1.1"):
+        raise ApiError(505, "http_version_not_supported", f"This server speaks HTTP/1.1, not HTTP/{version}.")
+    if method == "CONNECT":
+        raise method_not_allowed(method, target.decode(), METHODS)
+    headers = _fields(data)
+    path, query = _split(target)
+    length, is_chunked = _body(headers, version)
+    tokens = {token.strip().lower() for value in _all(headers, b"connection") for token in value.split(b",")}
+    hosts = len(_all(headers, b"host"))
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        raise malformed(f"it must have one Host header, but has {hosts}")
+    return Head(
+        method,
+        unquote(path.decode()),
+        path,
+        query,
+        version,
+        headers,
+        length,
+        is_chunked,
+        b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens),
+        version == "1.1" and b"100-continue" in (value.lower() for value in _all(headers, b"expect")),
+    )
+
+
+class _Collector:
+    """What llhttp calls back."""
+
+    def __init__(self) -> None:
+        self.headers: Headers = []
+        self.is_complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.is_complete = True
+
+
+def _fields(data: bytes) -> Headers:
+    collector = _Collector()
+    try:
+        httptools.HttpRequestParser(collector).feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # it takes the rest for another protocol; there is no rest
+    except httptools.HttpParserError as error:
+        raise malformed(str(error)) from None
+    if not collector.is_complete:
+        raise malformed("its headers do not end where they seem to")
+    return collector.headers
+
+
+def _split(target: bytes) -> tuple[bytes, bytes]:
+    """Path and query."""
+    if target == b"*":
+        return target, b""
+    try:
+        url = httptools.parse_url(target)
+    except httptools.HttpParserInvalidURLError:
+        raise malformed("its target is no path") from None
+    return url.path or b"/", url.query or b""
+
+
+def _body(headers: Headers, version: str) -> tuple[int, bool]:
+    """How long the body is, and whether it is chunked."""
+    lengths, codings = _all(headers, b"content-length"), _all(headers, b"transfer-encoding")
+    if codings:
+        if lengths:
+            raise malformed("it has both Content-Length and Transfer-Encoding")
+        if version == "1.0":
+            raise malformed("HTTP/1.0 has no Transfer-Encoding")
+        if len(codings) > 1 or codings[0].lower() != b"chunked":
+            raise ApiError(
+                501, "unsupported_transfer_encoding", "The only Transfer-Encoding that this server knows is 'chunked'."
+            )
+        return 0, True
+    if not lengths:
+        return 0, False
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]):
+        raise malformed("its Content-Length must be one number")
+    return int(lengths[0]), False
+
+
+def _all(headers: Headers, name: bytes) -> list[bytes]:
+    return [value for field, value in headers if field == name]

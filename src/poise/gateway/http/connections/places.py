@@ -1,0 +1,199 @@
+"""Who holds how many connections and how many bytes of bodies. Pure bookkeeping: connections tell it what happens to them.
+
+A connection takes a place when it is accepted, and says under whose account it works as soon as that is known. Three bounds: all
+connections together, those of an address, and those of an account. Connections of this machine and of trusted proxies have no
+bound by their address, because that says nothing about who is behind it.
+
+Full does not mean deaf. A place whose connection is at work for no account is given to the next who comes in: first those that
+never worked for one (silent ones, files that are not read), the oldest first; then idle ones, of the account that has most.
+Where there is none, a newcomer gets a place of a small reserve: it may say what it wants, and is answered where that is for
+operators, else refused with a time to come back. The reserve itself gives up its oldest one, so that there is always a way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from poise.gateway.http.connections.shares import STRANGERS, Shares
+from poise.scheduler.fairness.thresholds import may_take
+
+ACCOUNT_SHARE = 8.0
+"""A lone account may have eight ninths of what there is: it is mostly the only one."""
+ADDRESS_SHARE = STRANGERS_SHARE = 1.0
+"""A lone address may have half, and so may all who have no account."""
+RESERVE_MAX, RESERVE_MIN = 32, 4
+RESERVE_OF = 8
+"""Of few places the reserve is an eighth as many."""
+FULL, ADDRESS_FULL = "full", "address"
+"""Why a connection has a place of the reserve only."""
+
+_KEPT = ("/health", "/health/live", "/metrics", "/status", "/status/history")
+
+
+def is_always_answered(path: str) -> bool:
+    """An operator must be able to look at a server that is full, and to act on what fills it."""
+    return path in _KEPT or path.startswith("/admin/")
+
+
+class Place:
+    """One connection's."""
+
+    __slots__ = ("account", "address", "counted", "dismiss", "refused")
+
+    def __init__(self, address: str, dismiss: Callable[[], object]) -> None:
+        self.address = address
+        """Whose bound counts; empty: nobody's."""
+        self.counted = False
+        self.account: str | None = None
+        """Who used it last; None before the first request of somebody known."""
+        self.refused = ""
+        """FULL or ADDRESS_FULL for one of the reserve."""
+        self.dismiss = dismiss
+        """Ends the connection at once."""
+
+
+class Places:
+    def __init__(self, connections: int, body_bytes: int, body_least: int = 0) -> None:
+        """`connections` and `body_bytes`: of all together. `body_least`: what an account may have as long as there is any."""
+        self.connections = connections
+        self.reserve = max(RESERVE_MIN, min(RESERVE_MAX, connections // RESERVE_OF))
+        self.bodies = Shares(body_bytes)
+        self._body_least = body_least
+        self._by_address = Shares(connections)
+        self._by_account = Shares(connections)
+        self._spare: dict[str | None, dict[Place, None]] = {}
+        """Those that are not at work, by whose they were last, in the order in which they began not to be."""
+        self._reserved: dict[Place, None] = {}
+
+    @property
+    def _n_regular(self) -> int:
+        return self._by_address.used
+
+    @property
+    def n_open(self) -> int:
+        return self._n_regular + len(self._reserved)
+
+    def enter(self, address: str, dismiss: Callable[[], object]) -> Place:
+        """A connection has come in; `address` is empty where it has no bound of its own.
+
+        Another one may lose its place for it. It has to ask its Place whether it was refused itself, and by what.
+        """
+        place = Place(address, dismiss)
+        place.refused = self._refusal(address)
+        if place.refused:
+            if len(self._reserved) >= self.reserve:
+                self._dismiss(next(iter(self._reserved)))
+            self._reserved[place] = None
+            return place
+        if self._n_regular >= self.connections:
+            self._dismiss(self._next_spare())
+        place.counted = True
+        self._by_address.add(address, 1)
+        self.rest(place)
+        return place
+
+    def _refusal(self, address: str) -> str:
+        is_full = self._n_regular >= self.connections
+        if is_full and not self._spare:
+            return FULL
+        if address:
+            # One that is given up for it counts as free; nobody else's is given up for an address that has its share.
+            used, held = self._n_regular - is_full, self._by_address.held(address)
+            if not may_take(1, held=held, used=used, total=self.connections, share=ADDRESS_SHARE, least=1):
+                return ADDRESS_FULL
+        return ""
+
+    def leave(self, place: Place) -> None:
+        """Its connection is gone. May be called more than once."""
+        self._reserved.pop(place, None)
+        if place.counted:
+            place.counted = False
+            self._take_up(place)
+            self._by_address.give(place.address, 1)
+            if place.account is not None:
+                self._by_account.give(place.account, 1)
+
+    def is_open(self, place: Place) -> bool:
+        return place.counted or place in self._reserved
+
+    def claim(self, place: Place, account: str) -> bool:
+        """It works for an account now, if that may have one more. One of the reserve is nobody's."""
+        if not place.counted:
+            return True
+        if place.account != account:
+            if not self._by_account.take(account, 1, share=ACCOUNT_SHARE, least=1):
+                return False
+            self._take_up(place)
+            if place.account is not None:
+                self._by_account.give(place.account, 1)
+            place.account = account
+        self._take_up(place)
+        return True
+
+    def rest(self, place: Place) -> None:
+        """It has done what it was asked; the next who comes in may have its place, if others have not rested for longer."""
+        if place.counted:
+            self._take_up(place)
+            self._spare.setdefault(place.account, {})[place] = None
+
+    def serve_address(self, place: Place, address: str) -> bool:
+        """A trusted proxy sends a request of another client; empty where that has no bound. Whether that client may have it."""
+        if not place.counted or place.address == address:
+            return True
+        if address and not self._by_address.move(place.address, address, 1, share=ADDRESS_SHARE, least=1):
+            return False
+        if not address:
+            self._by_address.give(place.address, 1)
+            self._by_address.add(address, 1)
+        place.address = address
+        return True
+
+    def take_body(self, account: str, n_bytes: int) -> bool:
+        """Whether a request of this account may have so many more bytes of body."""
+        return self.bodies.take(account, n_bytes, share=share_of(account), least=self._least(account))
+
+    def move_body(self, giver: str, account: str, n_bytes: int) -> bool:
+        """Whether the account could take over what is counted for another one."""
+        return n_bytes == 0 or self.bodies.move(
+            giver, account, n_bytes, share=share_of(account), least=self._least(account)
+        )
+
+    def _least(self, account: str) -> int:
+        return 0 if account == STRANGERS else self._body_least
+
+    def spare_one(self) -> bool:
+        """Give up a place that works for no account, because something else than places is used up."""
+        if not self._spare and not self._reserved:
+            return False
+        self._dismiss(self._next_spare() if self._spare else next(iter(self._reserved)))
+        return True
+
+    def held_by(self, account: str) -> int:
+        return self._by_account.held(account)
+
+    def held_at(self, address: str) -> int:
+        return self._by_address.held(address)
+
+    def _next_spare(self) -> Place:
+        """Who gives up its place first."""
+        group = (
+            None if None in self._spare else max(self._spare, key=lambda account: self._by_account.held(account or ""))
+        )
+        return next(iter(self._spare[group]))
+
+    def _take_up(self, place: Place) -> None:
+        """It is not among those that are not at work."""
+        group = self._spare.get(place.account)
+        if group is not None:
+            group.pop(place, None)
+            if not group:
+                del self._spare[place.account]
+
+    def _dismiss(self, place: Place) -> None:
+        self.leave(place)
+        place.dismiss()
+
+
+def share_of(account: str) -> float:
+    """What one may have of what is free besides, as in poise.scheduler.fairness.thresholds."""
+    return STRANGERS_SHARE if account == STRANGERS else ACCOUNT_SHARE

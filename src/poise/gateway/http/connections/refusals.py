@@ -1,0 +1,83 @@
+"""What the connection layer answers by itself, in the API's format, and how it looks on the wire."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from poise.gateway.request.refusals import ApiError, retry_after
+
+RETRY_S = 1.0
+"""Connections come and go: a second later there may be room."""
+
+
+def malformed(why: str) -> ApiError:
+    """`why` completes the sentence "The request is no valid HTTP/1.1: ..."."""
+    return ApiError(400, "malformed_request", f"The request is no valid HTTP/1.1: {why}. The connection is closed.")
+
+
+def line_too_long(limit: int) -> ApiError:
+    message = f"The request line is longer than {limit} bytes. Send what is so long in the body."
+    return ApiError(414, "uri_too_long", message)
+
+
+def head_too_large(found: str, limit: int, setting: str) -> ApiError:
+    """`found`: what there is more of than `limit`."""
+    message = f"The request has more than {limit} {found} ({setting}). Send fewer or shorter headers."
+    return ApiError(431, "headers_too_large", message)
+
+
+def head_too_slow(timeout_s: float) -> ApiError:
+    message = f"The request's headers were not complete after {timeout_s:g} s. Send them faster."
+    return ApiError(408, "request_timeout", message)
+
+
+def connections_full(limit: int) -> ApiError:
+    message = f"All {limit} connections of this server (server.connections_total) are at work. Try again in about {RETRY_S:g} s."
+    return ApiError(503, "too_many_connections", message, headers=retry_after(RETRY_S))
+
+
+def address_full(address: str, n: int) -> ApiError:
+    message = (
+        f"{n} connections from {address} are open, which is as many as one address may have now. Close some of them, or "
+        f"try again in about {RETRY_S:g} s."
+    )
+    return ApiError(429, "address_too_many_connections", message, headers=retry_after(RETRY_S))
+
+
+def account_full(n: int) -> ApiError:
+    message = (
+        f"Your tenant has {n} connections open, which is as many as one may have now. Close some of them, or try again in "
+        f"about {RETRY_S:g} s."
+    )
+    return ApiError(429, "tenant_too_many_connections", message, headers=retry_after(RETRY_S))
+
+
+def bodies_full(held: int, total: int) -> ApiError:
+    message = (
+        f"Your requests in flight have {held} bytes of bodies, and there is no room for more: all requests together may have "
+        f"{total} (server.body_bytes_total). Let some of them end first, or try again in about {RETRY_S:g} s."
+    )
+    return ApiError(429, "too_many_body_bytes", message, headers=retry_after(RETRY_S))
+
+
+def requests_full(limit: int) -> ApiError:
+    message = f"{limit} requests are open, which is the limit of this server. Try again in about {RETRY_S:g} s."
+    return ApiError(503, "too_many_open_requests", message, headers=retry_after(RETRY_S))
+
+
+def account_requests_full(n: int) -> ApiError:
+    message = (
+        f"Your tenant has {n} requests open, which is as many as one may have now. Let some of them end first, or try again "
+        f"in about {RETRY_S:g} s."
+    )
+    return ApiError(429, "tenant_too_many_requests", message, headers=retry_after(RETRY_S))
+
+
+def rendered(error: ApiError) -> bytes:
+    """The whole answer; after it the connection is closed."""
+    body = error.body()
+    fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (fields | error.headers).items())
+    return (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{lines}\r\n".encode("latin-1", "replace") + body
+    )

@@ -1,0 +1,125 @@
+"""Which names the server answers to, and which web pages may use it.
+
+A browser on this machine runs other people's pages. Two things keep them away from a local server. A page whose own name was made
+to lead here (DNS rebinding) gives that name as Host: only the names that are served are answered. A page of another origin gives
+its Origin with everything that is not a plain read: such requests are refused, unless the origin is listed, and plain reads
+are not shown to it by its browser (no CORS headers). Of /admin, plain reads are refused as well: some cost much. Programs
+send neither header wrongly and notice nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from poise.config import ServerSettings
+from poise.gateway.http.replies import error_reply
+from poise.gateway.request.headers import ANSWERED, DETACH
+from poise.gateway.request.refusals import ApiError, shown
+from poise.gateway.tenancy.exposure import is_loopback
+
+_READS = ("GET", "HEAD")
+_ALLOWED_HEADERS = ", ".join(("Authorization", "Content-Type", "Last-Event-ID", "X-Api-Key", DETACH, "X-Request-Id"))
+_SHOWN_HEADERS = ", ".join(("Retry-After", *ANSWERED, "X-Request-Id"))
+_PREFLIGHT_AGE_S = 600
+
+
+class GuardMiddleware:
+    """Refuses what no served name was called with, and what other people's pages send."""
+
+    def __init__(self, app: ASGIApp, *, server: ServerSettings) -> None:
+        self._app = app
+        self._hosts = frozenset(map(_normal, [server.host, *server.hosts]))
+        self._origins = frozenset(server.origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        error = self._wrong_host(headers, scope.get("server")) or self._wrong_origin(headers, scope, origin)
+        if error is not None:
+            await error_reply(error)(scope, receive, send)
+        elif origin in self._origins:
+            await self._for_page(str(origin), headers, scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _wrong_host(self, headers: Headers, server: Sequence[object] | None) -> ApiError | None:
+        """`server` is the address that the connection came in on."""
+        given = headers.get("host")
+        if given is None:
+            return None  # HTTP/1.0: no browser
+        host = _host_of(given)
+        if host and (is_loopback(host) or host in self._hosts or (server and host == _normal(str(server[0])))):
+            return None
+        message = f"This server is not called {shown(given)}. If it should be, set server.hosts."
+        return ApiError(421, "host_not_served", message)
+
+    def _wrong_origin(self, headers: Headers, scope: Scope, origin: str | None) -> ApiError | None:
+        """A page of another origin, by its Origin or, where browsers name none, by where they say that the request comes from."""
+        guarded = scope["path"].startswith("/admin")
+        if origin is None:
+            site = headers.get("sec-fetch-site")
+            foreign = site == "cross-site" or (guarded and site == "same-site")
+            origin = "of another site"
+        else:
+            foreign = origin not in self._origins and not _is_own(origin, headers.get("host", ""))
+            origin = shown(origin)
+        if not foreign or (scope["method"] in _READS and not guarded):
+            return None
+        message = f"Web pages {origin} may not use this server. If they should, set server.origins."
+        return ApiError(403, "origin_not_allowed", message)
+
+    async def _for_page(self, origin: str, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        """CORS for a listed origin."""
+        shared = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            preflight = {
+                "Access-Control-Allow-Methods": "GET, POST, DELETE",
+                "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+                "Access-Control-Max-Age": str(_PREFLIGHT_AGE_S),
+            }
+            await Response(status_code=204, headers=shared | preflight)(scope, receive, send)
+            return
+
+        async def send_shared(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                fields = MutableHeaders(scope=message)
+                fields.update(shared | {"Access-Control-Expose-Headers": _SHOWN_HEADERS})
+            await send(message)
+
+        await self._app(scope, receive, send_shared)
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """The page came from here. The scheme may differ where something in front speaks TLS."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower() != ""
+
+
+def _host_of(header: str) -> str:
+    """The name in a Host header, without its port; empty when it is none."""
+    try:
+        return _normal(urlsplit("//" + header).hostname or "")
+    except ValueError:
+        return ""
+
+
+def _normal(host: str) -> str:
+    """Names in small letters, addresses in their usual form."""
+    host = host.lower().rstrip(".").removeprefix("[").removesuffix("]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return str(getattr(address, "ipv4_mapped", None) or address)

@@ -1,0 +1,359 @@
+"""One API request on its way through the engine: token events in, a record out, everything counted, nothing left running.
+
+A `Choice` is one engine request; its stages, and what an event means in each, are a table at the head of that module. A
+`Generation` has all choices of an API request: it submits them and writes what they bring into the record, in the moment in which
+an event is dispatched. No task of its own and none of a client is needed for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
+
+from poise.gateway.models.local.choice import NOTHING, Act, Choice, Stage, act_on
+from poise.gateway.models.local.refusals import (
+    engine_lost,
+    engine_unavailable,
+    queue_timeout,
+    refused,
+    request_quarantined,
+)
+from poise.gateway.records.following import Stop
+from poise.gateway.records.moments import End
+from poise.gateway.records.record import CANCELLED, RUNNING, Record
+from poise.gateway.records.story import story_of
+from poise.gateway.records.values import TokenEntry
+from poise.gateway.request.bugs import log_bug
+from poise.gateway.request.refusals import ApiError, internal_error, new_error_id, server_stopping
+from poise.gateway.supervision.engine import (
+    ENGINE_LOST,
+    QUARANTINED,
+    SERVER_STOPPING,
+    Engine,
+    EngineUnavailable,
+    RequestEvent,
+    RequestHandle,
+)
+from poise.gateway.text.answers import EntryKind
+from poise.gateway.text.tokens import TextModel
+from poise.metrics.gateway import GatewayMetrics
+from poise.scheduler.request import FinishReason, Hold
+from poise.wire.changes import ChangeKind
+from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, Start, Token
+from poise.wire.status import Waiting
+from poise.wire.to_engine import SamplingParams
+
+log = logging.getLogger(__name__)
+
+_GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
+_NAMED_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
+TOLD_WAIT_US = 500_000
+"""A client whose request will wait at least this long in the queue hears of it."""
+_LIVE = Stage.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceRequest:
+    """What the engine is asked for."""
+
+    prompt: list[int]
+    max_output: int
+    sampling: SamplingParams
+    template: str = ""
+
+
+class Generation:
+    """All choices of one API request. Its record ends exactly once, by what the engine says or by `stop` and `fail`."""
+
+    def __init__(self, record: Record, engine: Engine, text: TextModel, metrics: GatewayMetrics) -> None:
+        self._record = record
+        self._engine = engine
+        self._text = text
+        self._metrics = metrics
+        self._choices: list[Choice] = []
+
+    def submit(self, requests: Sequence[ChoiceRequest], stop: Sequence[str] = ()) -> None:
+        """Hand every choice to the engine. A refusal is the end of the record."""
+        record = self._record
+        try:
+            for choice, request in zip(record.choices, requests, strict=True):
+                wants_logprobs = request.sampling.n_logprobs >= 0
+                record.wants_logprobs |= wants_logprobs
+                self._choices.append(Choice(choice, self._submit(request), self._text, stop, wants_logprobs))
+        except EngineUnavailable as error:
+            self.fail(engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent))
+            return
+        except Exception as bug:
+            self._break(bug)
+            return
+        for made in self._choices:
+            made.handle.listen(partial(self._hear, made))
+
+    def stop(self, why: Stop) -> None:
+        """End what has not ended; what has come stays. See `Work.stop`."""
+        if self._record.is_ended:
+            return
+        if why is Stop.LEFT:
+            self._metrics.disconnected(self._record.origin.request_class)
+        self._record.stopped_by = why
+        outcome = why.value if why is Stop.READER_TIMEOUT else CANCELLED
+        for record, choice in zip_longest(self._record.choices, self._choices):
+            if record.outcome is not None:
+                continue
+            text, entries = self._rest(choice) if choice is not None else ("", NOTHING)
+            self._record.end_choice(End(self._record.n_entries, record.index, CANCELLED, text, entries), outcome)
+            if choice is not None:
+                self._take_back(choice)
+        self._close(None)
+
+    def fail(self, error: ApiError) -> None:
+        """It cannot go on. What was computed stands; choices that had not ended are taken back."""
+        if self._record.is_ended:
+            return
+        for choice in self._choices:
+            if choice.record.outcome is None:
+                choice.record.outcome = CANCELLED
+                self._take_back(choice)
+        self._close(error)
+
+    def hold(self, level: Hold) -> None:
+        """Tell the engine how far the readers are behind."""
+        self._metrics.streams.held(self._record.origin.request_class, level)
+        for _, request_id in self.requests():
+            self._engine.hold(request_id, level)
+
+    def requests(self) -> list[tuple[int, int]]:
+        """Index and engine request of each choice that has not ended."""
+        return [
+            (choice.record.index, choice.handle.request_id) for choice in self._choices if choice.record.outcome is None
+        ]
+
+    def _submit(self, request: ChoiceRequest) -> RequestHandle:
+        origin = self._record.origin
+        return self._engine.submit(
+            tenant=origin.tenant,
+            request_class=origin.request_class,
+            prompt=request.prompt,
+            max_output=request.max_output,
+            sampling=request.sampling,
+            template=request.template,
+            queue_timeout_ms=origin.queue_timeout_ms,
+            label=origin.request_id,
+            erased=self._record.erased,
+            account=origin.account,
+            declared=origin.is_declared,
+        )
+
+    def _hear(self, choice: Choice, event: RequestEvent) -> None:
+        """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
+        try:
+            if choice.stage is _LIVE and type(event) is Token:  # nearly always
+                self._token(choice, event)
+            elif choice.stage is _LIVE:
+                self._write(choice, event)
+            else:
+                self._act(choice, event)
+            self._record.notify()
+        except Exception as bug:
+            self._break(bug, choice)
+
+    def _act(self, choice: Choice, event: RequestEvent) -> None:
+        """What to do with an event of a choice that is not live; see the table in `poise.gateway.models.local.choice`."""
+        match act_on(choice.stage, event):
+            case Act.REFUSE:
+                self.fail(self._refusal(event))
+            case Act.KEEP:
+                choice.stage = Stage.TAKEN
+                choice.early.append(event)
+                if not any(other.stage is Stage.ASKED for other in self._choices):
+                    self._open()
+            case Act.SETTLE:
+                self._settle(choice, event)
+
+    def _open(self) -> None:
+        """The engine has taken every choice: what it has said of them goes into the record."""
+        record = self._record
+        record.open()
+        self._metrics.accepted(record.origin.request_class, record.n_prompt)
+        for choice in self._choices:
+            choice.stage = _LIVE
+        for choice in self._choices:
+            early, choice.early = choice.early, []
+            for event in early:
+                if choice.stage is _LIVE:
+                    self._write(choice, event)
+
+    def _break(self, bug: Exception, choice: Choice | None = None) -> None:
+        """Something unforeseen was raised: the log has what, the client an id to ask for it."""
+        error_id = log_bug(log, self._record.origin.request_id, bug)
+        if choice is not None and choice.record.outcome is None:
+            choice.record.outcome = FinishReason.FAILED.value
+            self._take_back(choice)
+        self.fail(internal_error(error_id))
+
+    def _write(self, choice: Choice, event: RequestEvent) -> None:
+        if type(event) is Token:
+            self._token(choice, event)
+        elif type(event) is Prefill:
+            self._record.note_prefill(choice.record.index, event)
+        elif type(event) is Finish:
+            self._finish(choice, event)
+        elif type(event) is Change:
+            self._change(choice, event)
+        elif type(event) is Start:
+            self._start(choice, event)
+        elif type(event) is Waiting:
+            self._waiting(choice, event)
+        elif type(event) is Accepted:
+            self._accepted(choice, event)
+
+    def _token(self, choice: Choice, token: Token) -> None:
+        record, now_s = self._record, time.perf_counter()
+        if choice.tokens_at_s is None:
+            self._metrics.first_tokens(choice.record.counts_as, 1, now_s - record.origin.arrived_s, now_s)
+            record.note("first_token", choice.record.index)
+        else:
+            self._metrics.more_tokens(choice.record.counts_as, 1, now_s - choice.tokens_at_s)
+        choice.tokens_at_s = now_s
+        pieces, entries = choice.push(token)
+        n_tokens = 1
+        for kind, text in pieces:  # the first one counts as the token
+            record.append(choice.record.index, text, entries, now_s, kind, n_tokens)
+            entries, n_tokens = NOTHING, 0
+        if choice.stopped:
+            self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, *self._rest(choice))
+            self._take_back(choice)
+            self._close_if_all_ended()
+
+    def _rest(self, choice: Choice) -> tuple[str, Sequence[TokenEntry]]:
+        """What a choice that ends still held back: text goes with its end, and what comes before that becomes entries."""
+        pieces, entries = choice.flush()
+        text = ""
+        if pieces and pieces[-1][0] is EntryKind.TEXT:
+            *pieces, (_, text) = pieces
+        for kind, piece in pieces:
+            self._record.append(choice.record.index, piece, NOTHING, time.perf_counter(), kind, n_tokens=0)
+        return text, entries
+
+    def _accepted(self, choice: Choice, accepted: Accepted) -> None:
+        record, eta_ms = self._record, accepted.eta_us // 1000
+        record.note("queued", choice.record.index, position=accepted.position, eta_ms=eta_ms)
+        if record.accepted is None:  # what comes first decides when something comes
+            record.accepted = accepted
+            if accepted.eta_us >= TOLD_WAIT_US:
+                record.place = accepted.position, eta_ms
+
+    def _waiting(self, choice: Choice, waiting: Waiting) -> None:
+        record = self._record
+        if choice.record.started:
+            return
+        choice.record.place = waiting
+        # The wait is over when something begins to come; until then it is that of the first choice in the queue.
+        if not any(other.started for other in record.choices):
+            first = min((other.place for other in record.choices if other.place), key=lambda place: place.position)
+            record.place = first.position, first.eta_us // 1000
+
+    def _start(self, choice: Choice, start: Start) -> None:
+        own = choice.record
+        if not own.started:
+            self._metrics.started(own.counts_as, start.wait_us / 1e6, start.n_cached)
+        own.started, own.state, own.place, own.n_cached = True, RUNNING, None, start.n_cached
+        self._record.place = None
+        self._record.note(
+            "started", own.index, pool=start.pool, cached_tokens=start.n_cached, wait_ms=start.wait_us // 1000
+        )
+
+    def _change(self, choice: Choice, change: Change) -> None:
+        record = self._record
+        choice.change(change)
+        self._metrics.changed(record.origin.request_class, change.what)
+        record.downgraded |= change.what == ChangeKind.DOWNGRADE
+        record.note(change.what, choice.record.index, **({"why": change.why} if change.why else {}))
+
+    def _finish(self, choice: Choice, finish: Finish) -> None:
+        self._charge(choice, finish)
+        # What there is when the server must stop is an answer that was cut, and no failure.
+        cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
+        if cut or finish.reason in _GOOD_ENDS:
+            choice.record.n_cached = finish.n_cached
+            text, entries = self._rest(choice)
+            reason = FinishReason.STOP.value if choice.stopped else finish.reason
+            self._end(choice, reason, finish.reason, text, entries)
+            choice.stage = Stage.OVER
+            self._close_if_all_ended()
+            return
+        # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
+        choice.record.outcome = str(finish.reason) if finish.reason in _NAMED_ENDS else ENGINE_LOST
+        choice.stage = Stage.OVER
+        self.fail(self._error(finish))
+
+    def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
+        self._record.end_choice(End(self._record.n_entries, choice.record.index, reason, text, entries), outcome)
+
+    def _charge(self, choice: Choice, finish: Finish) -> None:
+        """What the engine has spent on a choice, as it says at its end."""
+        self._record.served_us += finish.served_us
+        choice.record.n_recomputed = finish.n_recomputed
+
+    def _take_back(self, choice: Choice) -> None:
+        """It has its outcome; the engine is to stop computing it. Its last word may come before this returns."""
+        choice.stage, choice.aborted_s = Stage.TAKEN_BACK, time.perf_counter()
+        choice.handle.abort()
+
+    def _settle(self, choice: Choice, event: RequestEvent) -> None:
+        """The engine's last word on what was taken back from it: now its slot is free."""
+        assert type(event) is Finish
+        assert choice.aborted_s is not None
+        self._charge(choice, event)
+        self._metrics.streams.freed(self._record.origin.request_class, time.perf_counter() - choice.aborted_s)
+        choice.stage = Stage.OVER
+
+    def _close_if_all_ended(self) -> None:
+        if all(choice.outcome is not None for choice in self._record.choices):
+            self._close(None)
+
+    def _close(self, failure: ApiError | None) -> None:
+        """Write the books and end the record. What the engine never took is counted among the rejected, by who asked for it."""
+        record, origin = self._record, self._record.origin
+        elapsed_s = time.perf_counter() - origin.arrived_s
+        record.end(failure)
+        if record.is_open or failure is None:
+            self._metrics.ended(story_of(record))
+        log.info(
+            "[%s] %s %s: %d prompt and %d output tokens, %s, %.0f ms",
+            origin.request_id,
+            origin.tenant,
+            origin.request_class,
+            record.n_prompt,
+            record.n_tokens,
+            record.outcome if failure is None or record.is_open else failure.code,
+            elapsed_s * 1000,
+        )
+
+    def _refusal(self, event: RequestEvent) -> ApiError:
+        """An event that `is_refusal`, as the client sees it."""
+        if type(event) is Finish:
+            return self._error(event)
+        assert type(event) is Refused
+        return refused(event, self._record.origin.request_class, self._record.origin.prompt_param)
+
+    def _error(self, finish: Finish) -> ApiError:
+        """A bad end, as the client sees it. The engine's own words are for the log: they may name files and the like."""
+        origin = self._record.origin
+        if finish.reason == FinishReason.FAILED:
+            error_id = new_error_id()
+            log.error("[%s] failed in the engine, %s: %s", origin.request_id, error_id, finish.detail)
+            return internal_error(error_id)
+        if finish.reason == FinishReason.EXPIRED:
+            status = self._engine.state.status
+            figures = status.classes.get(origin.request_class) if status is not None else None
+            return queue_timeout(origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0)
+        if finish.reason == QUARANTINED:
+            return request_quarantined()
+        if finish.reason == SERVER_STOPPING:
+            return server_stopping()
+        return engine_lost(self._engine.state.retry_after_s)

@@ -1,0 +1,271 @@
+"""From a checked request to the prompts that the engine is given, within the limits of its class.
+
+A raw prompt fits or is refused; what cannot fit by its bytes is refused before anybody tokenises it. A conversation may be under
+a context policy: then a text worker renders and tokenises it with fewer and fewer turns until it fits, so that every number
+that is sent is exact. Turns that are to be summarized leave a `SummaryPlan` behind, because the summary is the engine's work and
+may take a while; `finish` takes it in when it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from poise.config import ClassSettings, Settings
+from poise.config.classes import class_settings, default_output
+from poise.gateway.models.local import summary as summaries
+from poise.gateway.models.local.templates import Templates
+from poise.gateway.records.record import Origin
+from poise.gateway.records.values import ContextNote, Notes
+from poise.gateway.request import headers
+from poise.gateway.request.generate import Conversation, Generate
+from poise.gateway.request.refusals import ApiError, context_length_exceeded, invalid_value
+from poise.gateway.text.context import Allowance, ContextLimits, ContextPolicy, Turns
+from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
+from poise.scheduler.request import RequestClass
+from poise.wire.messages import Ready
+from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
+
+_PROMPT_HINT = "Shorten it or ask for fewer output tokens."
+_HINTS = {
+    ContextPolicy.REJECT: "Shorten the conversation, ask for fewer output tokens, or let the server leave out the oldest turns: "
+    "'context_policy': 'trim', or 'summarize' to keep a summary of them.",
+    ContextPolicy.TRIM: "Shorten these, or ask for fewer output tokens.",
+    ContextPolicy.SUMMARIZE: "Shorten these, ask for fewer output tokens, or use 'context_policy': 'trim'.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryPlan:
+    """A summary that must be made before the prompt is known: of how many turns and tokens, and from which prompts."""
+
+    turns: Turns
+    n_turns: int
+    n_tokens: int
+    n_output: int
+    prompt_max: int
+    """Tokens of the prompt with the summary."""
+    pieces: list[list[int]]
+    n_added: int
+    template: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a request comes to, and what its answer tells of it. With a `summary`, `ids` are still to come."""
+
+    account: str
+    """Who the text workers' time is counted to."""
+    limits: ContextLimits
+    allowance: Allowance
+    param: str
+    ids: list[list[int]] = field(default_factory=list)
+    template: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    notes: Notes | None = None
+    summary: SummaryPlan | None = None
+
+
+class Prompts:
+    """Makes the plans of all requests under one configuration."""
+
+    def __init__(self, settings: Settings, templates: Templates, on_long_system: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._templates = templates
+        self._on_long_system = on_long_system
+
+    async def plan(self, origin: Origin, request: Generate, ready: Ready, text: TextModel) -> Plan:
+        """Raises ApiError when a prompt does not fit, however much of a conversation the caller's policy leaves out."""
+        limits = limits_of(request.request_class, self._settings, ready)
+        plan = Plan(origin.account, limits, self._allowance(request), origin.prompt_param)
+        if isinstance(request.prompt, Conversation):
+            await self._chat(plan, origin.tenant, request.prompt, ready, text)
+        else:
+            for prompt in request.prompt:
+                plan.ids.append(await self._continued(plan, prompt, text))
+        return plan
+
+    async def _continued(self, plan: Plan, prompt: str | list[int], text: TextModel) -> list[int]:
+        """The tokens of a text that is to be continued. Raises ApiError when it does not fit."""
+        limits = plan.limits
+        n, ids = 0, prompt if isinstance(prompt, list) else []
+        if isinstance(prompt, str):
+            if (
+                error := limits.cannot_fit(text_bytes(prompt), text.longest, plan.param, hint=_PROMPT_HINT)
+            ) is not None:
+                raise error
+            n, ids = await text.of(plan.account).prompt(prompt, limits.prompt)
+        n = n or len(ids)
+        if not n:
+            raise invalid_value(plan.param, "have at least one token", prompt)
+        if plan.allowance.granted(limits, n) is None:
+            raise limits.exceeded(n, plan.allowance, plan.param, hint=_PROMPT_HINT)
+        return ids
+
+    async def _chat(self, plan: Plan, tenant: str, asked: Conversation, ready: Ready, text: TextModel) -> None:
+        """Raises ApiError when the conversation does not fit under its policy."""
+        messages = self._templates.apply(asked.template, tenant, asked.messages) if asked.template else asked.messages
+        policy = ContextPolicy(asked.context_policy)
+        self._check_size(plan, messages, policy, text)
+        fitter = _Fitter(text.of(plan.account), plan, messages, asked.template)
+        if policy is ContextPolicy.REJECT:
+            n_whole = await fitter.whole()
+        elif policy is ContextPolicy.TRIM:
+            n_whole = await fitter.trim()
+        else:
+            n_whole = await fitter.summarize(limits_of(RequestClass.BACKGROUND, self._settings, ready))
+        await self._warn(plan, text.of(plan.account), messages, n_whole)
+        self._name_template(plan, asked.template)
+
+    async def finish(self, plan: Plan, text: Tokens, summary: summaries.Summary) -> None:
+        """Put the summary in its place; one that came out longer than planned is cut."""
+        todo = plan.summary
+        assert todo is not None
+        message = summaries.summary_message(summary.text)
+        cut = await text.cut(
+            Cut(
+                list(todo.turns.messages),
+                todo.turns.numbers,
+                todo.n_added,
+                todo.n_turns,
+                message,
+                len(message.content) - len(summary.text),
+                todo.prompt_max,
+            )
+        )
+        used = summary.text[: len(summary.text) - cut.n_chars]
+        plan.ids = [cut.ids]
+        plan.summary = None
+        note = ContextNote(
+            policy=ContextPolicy.SUMMARIZE.value,
+            summarized_turns=todo.n_turns,
+            summarized_messages=len(todo.turns.dropped(todo.n_turns)),
+            summarized_tokens=todo.n_tokens,
+            # Counted by itself: a chat template may leave out a system prompt of its own now that there is one.
+            summary_tokens=await text.length(summaries.summary_message(used).content),
+            summary=used,
+            summary_usage=summary.usage.as_sent(),
+            prompt_tokens=len(plan.ids[0]),
+        )
+        plan.notes = Notes(note)
+        self._name_template(plan, todo.template)
+
+    def _check_size(self, plan: Plan, messages: list[Message], policy: ContextPolicy, text: TextModel) -> None:
+        """Refuse what is so long that looking at it would be wasted, or too dear."""
+        if policy is ContextPolicy.REJECT:
+            error = plan.limits.cannot_fit(text.least_bytes(messages), text.longest, plan.param, hint=_HINTS[policy])
+            if error is not None:
+                raise error
+            return
+        n_chars, most = sum(len(message.content) for message in messages), self._settings.text.trim_chars_max
+        if n_chars > most:
+            message = (
+                f"The conversation has {n_chars} characters, but under '{policy.value}' at most {most} are looked at."
+            )
+            raise context_length_exceeded(message, "Leave out the oldest turns before you send it.", plan.param)
+
+    def _allowance(self, request: Generate) -> Allowance:
+        if request.max_tokens is not None:
+            return Allowance(request.max_tokens, is_named=True)
+        return Allowance(default_output(class_settings(self._settings, request.request_class)), is_named=False)
+
+    def _name_template(self, plan: Plan, template: str) -> None:
+        if template and plan.ids:
+            plan.template = self._templates.begins(template, plan.ids[0])
+
+    async def _warn(self, plan: Plan, text: Tokens, messages: list[Message], n_whole: int) -> None:
+        """Tell the caller of a system prompt that leaves little room for the conversation."""
+        share = class_settings(self._settings, RequestClass(plan.limits.request_class)).long_system_share
+        most = share * plan.limits.context
+        system = "\n".join(message.content for message in messages if message.role in SYSTEM_ROLES)
+        # A token is at least a byte, so most requests need no second look.
+        if n_whole <= most or len(system.encode()) <= most:
+            return
+        n_system = await text.length(system)
+        if n_system > most:
+            plan.headers[headers.WARNING] = (
+                f"system prompt takes {n_system} of {plan.limits.context} tokens; a shorter one leaves more to the conversation"
+            )
+            self._on_long_system(plan.limits.request_class)
+
+
+class _Fitter:
+    """One conversation and what it may take."""
+
+    def __init__(self, text: Tokens, plan: Plan, messages: list[Message], template: str) -> None:
+        self._text = text
+        self._plan = plan
+        self._messages = messages
+        self._template = template
+        self._n_added = 1 if template else 0
+        self._turns = Turns(messages)
+
+    async def whole(self) -> int:
+        """Take the conversation as it came. Returns its tokens, as the others do."""
+        n, ids = await self._text.chat(self._messages, self._n_added, self._plan.limits.prompt)
+        if self._plan.allowance.granted(self._plan.limits, n) is None:
+            raise self._exceeded(n, ContextPolicy.REJECT)
+        self._plan.ids = [ids]
+        return n
+
+    async def trim(self) -> int:
+        """Leave out the fewest turns that make it fit, and say so."""
+        found = await self._text.fit(self._job())
+        n = found.n_dropped
+        if n is None:
+            raise self._exceeded(found.n_prompt, ContextPolicy.TRIM)
+        self._plan.ids = [found.ids]
+        if n:
+            n_dropped = found.n_whole - found.n_prompt
+            note = ContextNote(
+                policy=ContextPolicy.TRIM.value,
+                dropped_turns=n,
+                dropped_messages=len(self._turns.dropped(n)),
+                dropped_tokens=n_dropped,
+                prompt_tokens=found.n_prompt,
+            )
+            self._plan.notes = Notes(note)
+            self._plan.headers[headers.CONTEXT] = f"trim; dropped_turns={n}; dropped_tokens={n_dropped}"
+        return found.n_whole
+
+    async def summarize(self, limits: ContextLimits) -> int:
+        """Choose the fewest turns that make it fit when a summary stands for them. `limits`: of the class that writes it."""
+        n_output = summaries.tokens_max(self._plan.limits)
+        found = await self._text.fit(self._job(summaries.summary_message(""), n_output))
+        n = found.n_dropped
+        if n is None:
+            n_output = n_output if self._turns.droppable else 0
+            raise self._exceeded(found.n_prompt + n_output, ContextPolicy.SUMMARIZE, n_output)
+        if n == 0:
+            self._plan.ids = [found.ids]
+            return found.n_whole
+        n_tokens = found.n_whole - found.n_plain
+        pieces = await summaries.piece_prompts(self._text, self._turns.dropped(n), limits, n_output)
+        prompt_max = found.n_prompt + n_output
+        self._plan.summary = SummaryPlan(
+            self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added, self._template
+        )
+        self._plan.headers[headers.CONTEXT] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
+        return found.n_whole
+
+    def _job(self, summary: Message | None = None, reserve: int = 0) -> Fit:
+        """First for the answer that is wanted; if that cannot be had, for the least answer."""
+        limits, allowance = self._plan.limits, self._plan.allowance
+        rooms = [limits.room_for(n_output) for n_output in (allowance.wanted(limits), allowance.least)]
+        return Fit(self._messages, self._turns.numbers, self._n_added, rooms, summary, reserve)
+
+    def _exceeded(self, n_prompt: int, policy: ContextPolicy, n_summary: int = 0) -> ApiError:
+        what = "The prompt"
+        if policy is not ContextPolicy.REJECT:
+            what = "With nothing but its system messages and its last turn, the prompt"
+        if n_summary:
+            what += f" with a summary of up to {n_summary} tokens"
+        return self._plan.limits.exceeded(
+            n_prompt, self._plan.allowance, self._plan.param, what=what, hint=_HINTS[policy]
+        )
+
+
+def limits_of(request_class: RequestClass, settings: Settings, ready: Ready) -> ContextLimits:
+    """What a class may have on this engine."""
+    of_class: ClassSettings = class_settings(settings, request_class)
+    return ContextLimits.of_class(request_class.value, of_class, max(pool.slot_cells for pool in ready.pools))

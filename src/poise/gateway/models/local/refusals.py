@@ -1,0 +1,124 @@
+"""Refusals of the local engine: of its scheduler, of its state, and of what became of a request in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from poise.gateway.request.refusals import ApiError, retry_after, shown, without_folders
+from poise.gateway.supervision.engine import EnginePhase, EngineState
+from poise.scheduler.request import RejectReason
+from poise.wire.fingerprint import MODEL_CHANGED
+from poise.wire.messages import Refused
+
+_RETRY_FAILED_S = 60.0
+
+
+def template_not_found(name: str, known: Iterable[str]) -> ApiError:
+    """`known`: the names that this caller may use. The answer says nothing of others, not even that they exist."""
+    names = ", ".join(map(shown, known))
+    hint = f"You may use: {names}." if names else "None is declared for you."
+    return ApiError(400, "template_not_found", f"There is no template {shown(name)} for you. {hint}", param="template")
+
+
+def summary_failed(reason: str) -> ApiError:
+    message = (
+        f"The older turns could not be summarized: {reason}. Shorten the conversation or use 'context_policy': 'trim'."
+    )
+    return ApiError(500, "summary_failed", message, param="context_policy")
+
+
+def refused(event: Refused, request_class: str, param: str) -> ApiError:
+    """The scheduler's refusal on arrival, with its own numbers."""
+    if event.reason == RejectReason.TOO_LONG:
+        return ApiError(
+            400,
+            "context_length_exceeded",
+            f"The request needs {event.value} tokens of context, but at most {event.limit} are available to it. "
+            "Shorten the prompt or ask for fewer output tokens.",
+            param=param,
+        )
+    if event.reason == RejectReason.QUEUE_FULL:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "queue_full",
+            f"The queue of class '{request_class}' is full: {event.value} requests wait, {event.limit} may. "
+            f"Try again in about {headers['Retry-After']} s.",
+            headers=headers,
+        )
+    if event.reason == RejectReason.QUEUE_SHARE:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "queue_share_full",
+            f"You have {event.value} requests waiting in the queue of class '{request_class}', and {event.limit} may wait now: "
+            "the other places are kept for others. Let some of them end first, or try again in about "
+            f"{headers['Retry-After']} s.",
+            headers=headers,
+        )
+    if event.reason == RejectReason.TENANT_QUEUE_FULL:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "tenant_queue_full",
+            f"Your tenant has {event.value} requests waiting, and {event.limit} may wait. Let some of them end first, or "
+            f"try again in about {headers['Retry-After']} s.",
+            headers=headers,
+        )
+    if event.reason == RejectReason.TENANT_RATE:
+        headers = retry_after(event.retry_after_us / 1e6)
+        return ApiError(
+            429,
+            "rate_limit_exceeded",
+            f"Your tenant may use {event.limit} tokens per minute, and they are used up for now; the prompt has "
+            f"{event.value}. Try again in about {headers['Retry-After']} s, or ask the operator for more.",
+            headers=headers,
+        )
+    raise AssertionError(f"unknown reason {event.reason!r}")
+
+
+def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:
+    """It waited as long as it may; nothing was computed."""
+    headers = retry_after(retry_after_s)
+    message = (
+        f"The request was still queued after {timeout_s:g} s, its 'queue_timeout'. Try again in about "
+        f"{headers['Retry-After']} s, or let it wait longer."
+    )
+    return ApiError(503, "queue_timeout", message, headers=headers)
+
+
+def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = False) -> ApiError:
+    """No engine takes requests now. `permanent`: a restart would end the same way, so only the operator can help."""
+    headers, message = retry_after(_RETRY_FAILED_S if permanent else retry_after_s), without_folders(message)
+    if permanent:
+        text = f"The engine has stopped and needs its operator: {message}"
+        return ApiError(503, "engine_failed", text, headers=headers)
+    hint = f"Try again in about {headers['Retry-After']} s."
+    return ApiError(
+        503, "engine_unavailable", f"The engine cannot take requests now: {message}. {hint}", headers=headers
+    )
+
+
+def engine_not_ready(state: EngineState) -> ApiError:
+    """The same, by the engine's state."""
+    if state.phase is EnginePhase.FAILED:
+        return engine_unavailable(state.detail or "it failed", state.retry_after_s, permanent=True)
+    about = f"{state.phase.value}, {state.stage}" if state.stage else state.phase.value
+    if state.model_changed:
+        about = MODEL_CHANGED
+    return engine_unavailable(about, state.retry_after_s)
+
+
+def engine_lost(retry_after_s: float) -> ApiError:
+    headers = retry_after(retry_after_s)
+    message = f"The engine was lost while it computed this request. Try again in about {headers['Retry-After']} s."
+    return ApiError(503, "engine_lost", message, headers=headers)
+
+
+def request_quarantined() -> ApiError:
+    """It would only end the next engine, too, so no time to come back is sent."""
+    message = (
+        "The engine died repeatedly while it computed this request alone, so the request was ended for good. Change it before "
+        "you send it again; the server's log has a report for its operator."
+    )
+    return ApiError(500, "request_quarantined", message)

@@ -1,0 +1,150 @@
+"""Older turns as a summary: what the model is asked to summarize, in how many pieces, and what comes of it.
+
+A summary is background work of the same tenant through the same engine: it waits for its turn like any other, and is charged to
+who asked for it. Its prompts are made before anything is sent to a client, so that what cannot be summarized is
+refused at once; after that only the engine can fail, and then the request fails with its error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from poise.gateway.models.local.generation import ChoiceRequest, Generation
+from poise.gateway.models.local.refusals import summary_failed
+from poise.gateway.records.following import Stop
+from poise.gateway.records.record import Follower, Record
+from poise.gateway.records.values import Usage
+from poise.gateway.request.refusals import context_length_exceeded
+from poise.gateway.supervision.engine import Engine
+from poise.gateway.text.context import ContextLimits
+from poise.gateway.text.tokens import TextModel, Tokens
+from poise.metrics.gateway import GatewayMetrics
+from poise.scheduler.request import RequestClass
+from poise.wire.text import Message
+from poise.wire.to_engine import SamplingParams
+
+TOKENS_MAX = 256
+CONTEXT_SHARE = 8
+"""A summary takes at most this part of the context, and never more than TOKENS_MAX."""
+PIECE_TOKENS = 16
+"""Fewer tokens than this say nothing about a piece of a conversation; it bounds the number of pieces."""
+HEADING = "Summary of the earlier conversation, which is no longer shown:\n"
+INSTRUCTION = (
+    "Summarize the following part of a conversation in a few sentences. Keep names, numbers, decisions and open questions. "
+    "Write nothing but the summary.\n\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    text: str
+    usage: Usage
+
+
+def tokens_max(limits: ContextLimits) -> int:
+    """Most tokens that the summary of a conversation may have."""
+    return max(PIECE_TOKENS, min(TOKENS_MAX, limits.context // CONTEXT_SHARE))
+
+
+def summary_message(text: str) -> Message:
+    """The message that stands for the turns that were summarized."""
+    return Message("system", HEADING + text)
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as a text that is to be read, not continued."""
+    return "\n\n".join(f"{message.name or message.role}: {message.content}" for message in messages)
+
+
+def split(text: str, n_pieces: int) -> list[str]:
+    """The text in pieces of nearly equal length, cut between messages, lines or words where one ends nearby."""
+    pieces = []
+    start = 0
+    for i in range(1, n_pieces):
+        end = max(start, len(text) * i // n_pieces)
+        nearby = max(start, end - len(text) // (4 * n_pieces))
+        for boundary in ("\n\n", "\n", " "):
+            found = text.rfind(boundary, nearby, end)
+            if found >= 0:
+                end = found + len(boundary)
+                break
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]]
+
+
+async def piece_prompts(
+    text: Tokens, messages: Sequence[Message], limits: ContextLimits, n_output: int
+) -> list[list[int]]:
+    """The prompts whose answers, joined, are a summary of the messages. Raises ApiError when they are too long for that.
+
+    `limits` are those of the class that computes summaries, `n_output` the tokens of the whole summary.
+    """
+    whole = transcript(messages)
+    pieces_max = max(1, n_output // PIECE_TOKENS)
+    # Each answer gets its part of `n_output` only; that room is kept for all of it is a margin.
+    room = max(1, limits.room_for(n_output))
+    n_pieces = 1
+    while n_pieces <= pieces_max:
+        prompts = [
+            await text.chat([Message("user", INSTRUCTION + piece)], ids_max=room) for piece in split(whole, n_pieces)
+        ]
+        if max(prompt.n for prompt in prompts) <= room:
+            return [prompt.ids for prompt in prompts]
+        # At least so many are needed, because more pieces repeat the instruction more often.
+        n_pieces = max(n_pieces + 1, ceil(sum(prompt.n for prompt in prompts) / room))
+    raise context_length_exceeded(
+        f"The older turns are too long to be summarized: they would need {n_pieces} pieces, each of which fits into the "
+        f"{room} tokens that class '{limits.request_class}' has for them, but at most {pieces_max} are made.",
+        "Shorten the conversation or use 'context_policy': 'trim'.",
+        "messages",
+    )
+
+
+class Summarizer:
+    """Asks the engine for the summary of one conversation, for the request that `record` is of."""
+
+    def __init__(self, record: Record, engine: Engine, text: TextModel, metrics: GatewayMetrics) -> None:
+        self._record = record
+        self._engine = engine
+        self._text = text
+        self._metrics = metrics
+        self.running: Generation | None = None
+
+    async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> Summary:
+        """The answers to all prompts, one after the other. Raises ApiError when one fails; cancelled, it leaves nothing."""
+        usage = Usage(0, 0)
+        share = n_output // len(prompts)
+        texts = [await self._answer(prompt, share, usage) for prompt in prompts]
+        joined = "\n".join(text for text in texts if text)
+        if not joined:
+            raise summary_failed("the model wrote nothing")
+        return Summary(joined, usage)
+
+    async def _answer(self, prompt: list[int], n_output: int, usage: Usage) -> str:
+        origin = replace(
+            self._record.origin,
+            request_id=self._record.origin.request_id + "-summary",
+            request_class=RequestClass.BACKGROUND,
+            arrived_s=time.perf_counter(),
+        )
+        record = Record(origin, self._record.heading, 1)
+        record.n_prompt, record.erased = len(prompt), self._record.erased
+        follower = Follower(record)
+        self.running = generation = Generation(record, self._engine, self._text, self._metrics)
+        record.start(generation)
+        try:
+            generation.submit([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
+            await follower.ended()
+        finally:
+            generation.stop(Stop.CANCELLED)
+            follower.leave()
+            self._record.served_us += record.served_us
+        used = record.usage()
+        usage.prompt_tokens += used.prompt_tokens
+        usage.completion_tokens += used.completion_tokens
+        usage.cached_tokens += used.cached_tokens
+        return record.answers()[0].text.strip()

@@ -1,0 +1,94 @@
+"""What a record consists of: how its choices stand, what happened when, how each ended; and what that takes in memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import UNSET
+
+from poise.gateway.records.changes import RequestState
+from poise.gateway.records.values import Notes, TokenEntry, one_of
+from poise.wire.status import Waiting
+
+ChoiceState = Annotated[str, one_of(*RequestState)]
+PREFILL = "prefill"
+"""A moment for chunks of a prompt that were computed."""
+_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, FAILURE_BYTES = 1950, 180, 130, 24, 450
+_MOMENT_BYTES, _DETAIL_BYTES = 88, 24
+_LOGPROB_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES = 280, 88, 8, 600
+"""About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
+
+
+@dataclass(slots=True)
+class ChoiceRecord:
+    """How one choice stands. `outcome` is how its engine request ended, once it has; `finish_reason` what a client is told."""
+
+    index: int
+    counts_as: str
+    """The class whose figures it goes into: a downgraded one would spoil those of the class that it came in."""
+    state: RequestState = RequestState.QUEUED
+    started: bool = False
+    place: Waiting | None = None
+    """The last that was told of its place in the queue, while it is there."""
+    n_output: int = 0
+    n_cached: int = 0
+    """Tokens of its prompt that were not computed for it."""
+    n_recomputed: int = 0
+    """Tokens that were computed again, as the engine said at its end."""
+    n_chunks: int = 0
+    """Chunks of its prompt that were computed."""
+    chunks: Moment | None = None
+    """The moment that its next chunk may be added to."""
+    first_s: float | None = None
+    """When its first output token arrived, and its last one."""
+    last_s: float | None = None
+    finish_reason: str | None = None
+    outcome: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Something that happened, after `n_entries` entries of output."""
+
+    what: str
+    at_s: float
+    n_entries: int
+    choice: int | None
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a choice, after `n_entries` entries of all choices, with the text that was held back until then."""
+
+    n_entries: int
+    choice: int
+    reason: str
+    text: str
+    entries: Sequence[TokenEntry]
+
+
+def bytes_of(n_choices: int, n_ends: int, n_entries: int) -> int:
+    """A record without its contents."""
+    return _RECORD_BYTES + _CHOICE_BYTES * n_choices + _END_BYTES * n_ends + _ENTRY_BYTES * n_entries
+
+
+def text_bytes(text: str) -> int:
+    """Python has each text of no or one character (of Latin-1) once."""
+    return sys.getsizeof(text) + _ROUNDING_BYTES if len(text) > 1 else 0
+
+
+def entries_bytes(entries: Sequence[TokenEntry]) -> int:
+    return sum(_LOGPROB_BYTES + _TOP_BYTES * len(entry.top) for entry in entries)
+
+
+def moment_bytes(moment: Moment) -> int:
+    return _MOMENT_BYTES + sys.getsizeof(moment.detail) + _DETAIL_BYTES * len(moment.detail)
+
+
+def notes_bytes(notes: Notes) -> int:
+    context = notes.context
+    return _NOTES_BYTES + (sys.getsizeof(context.summary) if context.summary is not UNSET else 0)

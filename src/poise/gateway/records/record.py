@@ -1,0 +1,397 @@
+"""What is kept of one response, in memory only: its timeline, its output entry by entry, and how it ended.
+
+A record is written by the generation as the engine's events arrive, and read by any number of followers, each with a place of its
+own: so a reader can leave, come back, be slow or come late, and none of it touches the engine, except that a request is
+held while all its readers are behind, and ends when the last one leaves (unless it was detached).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from array import array
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from poise.gateway.records.changes import RequestState
+from poise.gateway.records.following import Event, Stage, Stop, consequence, stage_after
+from poise.gateway.records.moments import (
+    FAILURE_BYTES,
+    PREFILL,
+    ChoiceRecord,
+    End,
+    Moment,
+    bytes_of,
+    entries_bytes,
+    moment_bytes,
+    notes_bytes,
+    text_bytes,
+)
+from poise.gateway.records.values import Answer, Heading, Notes, TokenEntry, Usage
+from poise.gateway.records.wakeup import Wakeup
+from poise.gateway.records.writer import MakeWriter, Writer
+from poise.gateway.request.generate import PLAIN, AnswerOptions
+from poise.gateway.request.refusals import ApiError
+from poise.gateway.tasks.slices import at_once
+from poise.gateway.text.answers import EntryKind
+from poise.metrics.story import Outcome
+from poise.scheduler.request import Hold, RequestClass
+from poise.wire.messages import Accepted, Prefill
+
+QUEUED, RUNNING, ENDED = RequestState.QUEUED, RequestState.RUNNING, RequestState.ENDED
+_FOREMOST = (RUNNING, RequestState.PAUSED, RequestState.SWAPPED, QUEUED)
+"""A request is as far as its foremost choice."""
+PREFILL_ALONE = 16
+"""So many chunks of a prompt have a moment each. Of later ones a moment holds a sixteenth of those before it: a prompt of
+thousands of chunks takes about a hundred moments."""
+CANCELLED = Outcome.CANCELLED.value
+"""How a choice ended that was no longer wanted, and the finish reason that its readers are told."""
+MOMENTS_MAX = 1000
+"""A request that is held and resumed for ever must not grow for ever: later changes are left out, its end is not."""
+WEIGHED_ENTRIES, GATHERED_ENTRIES = 256, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an API request comes from, for the books and the log. `arrived_s` is of the clock `time.perf_counter`."""
+
+    request_id: str
+    tenant: str
+    request_class: RequestClass
+    prompt_param: str
+    arrived_s: float
+    queue_timeout_ms: int = 0
+    """How long each of its engine requests may wait for a slot; 0: for ever."""
+    traceparent: str = ""
+    """The caller's span, from the header of that name."""
+    account: str = ""
+    """Under what name admission and fair shares are counted; empty: the tenant's."""
+    is_declared: bool = False
+    """The operator made that account."""
+    operation: str = ""
+    """What metrics and traces call it: the name of its dialect."""
+
+
+class Work(Protocol):
+    """What is being done for a record that has not ended."""
+
+    def stop(self, why: Stop) -> None:
+        """End it now."""
+        ...
+
+    def hold(self, level: Hold) -> None: ...
+
+    def requests(self) -> list[tuple[int, int]]:
+        """Index and id of each engine request that has not ended."""
+        ...
+
+
+class Record:
+    """One response. Only what made it writes it; every change is followed by `notify`."""
+
+    # fmt: off
+    __slots__ = (
+        "_content_bytes", "_make_writer", "_n_moments_weighed", "_n_weighed", "accepted", "arrivals", "choices", "counts",
+        "detached", "downgraded", "ended_s", "ends", "entries", "erased", "failure", "followers", "heading", "held", "is_open",
+        "kinds", "n_prompt", "n_tokens", "notes", "on_end", "options", "origin", "owners", "place", "served_us", "stage",
+        "stopped_by", "texts", "timeline", "wants_logprobs", "work",
+    )
+    # fmt: on
+
+    def __init__(
+        self,
+        origin: Origin,
+        heading: Heading,
+        n_choices: int,
+        make_writer: MakeWriter | None = None,
+        options: AnswerOptions = PLAIN,
+        *,
+        detached: bool = False,
+    ) -> None:
+        """`make_writer`: writes it for those who read it; None where nobody does but the gateway."""
+        self.origin = origin
+        self.heading = heading
+        self.options = options
+        self._make_writer = make_writer
+        self.notes: Notes | None = None
+        """What the answer is to say about how it was made."""
+        self.stage = Stage.NEW
+        self.detached = detached
+        """It goes on when nobody reads it."""
+        self.choices = [ChoiceRecord(index, origin.request_class.value) for index in range(n_choices)]
+        self.n_prompt = 0
+        self.owners = array("B")
+        """Of each entry, the choice that it belongs to. A token makes one or several; a place in the record counts entries."""
+        self.kinds = array("B")
+        self.counts = array("I")
+        """Of each entry, the output tokens up to and including it."""
+        self.n_tokens = 0
+        """Output tokens so far."""
+        self.arrivals = array("d")
+        self.texts: list[str] = []
+        """Of each entry, the text that became visible with it: never half a character or a part of a stop string."""
+        self.entries: list[Sequence[TokenEntry]] = []
+        """The log probabilities that became visible with it; empty unless they were asked for."""
+        self.wants_logprobs = False
+        self.ends: list[End] = []
+        self.timeline = [Moment("arrived", origin.arrived_s, 0, None, {})]
+        self.accepted: Accepted | None = None
+        self.place: tuple[int, int] | None = None
+        """Place in the queue and estimated wait in ms, as long as that is worth telling."""
+        self.downgraded = False
+        self.served_us = 0
+        """Compute, a summary's included, as far as the engine has told."""
+        self.is_open = False
+        """The engine has taken every choice."""
+        self.ended_s: float | None = None
+        self.failure: ApiError | None = None
+        self.followers: list[Follower] = []
+        self.work: Work | None = None
+        self.on_end: Callable[[Record], None] | None = None
+        """Is told of the end, and forgotten with it: what made the record must not live as long as it is kept."""
+        self.erased = False
+        """Its tenant's data was erased while it was live: it is not kept, and nothing names its tenant any more."""
+        self.held = Hold.RUN
+        self.stopped_by: Stop | None = None
+        """What ended it before the engine did."""
+        self._content_bytes = 0
+        self._n_weighed = self._n_moments_weighed = 0
+        """Entries and moments whose contents are counted."""
+
+    @property
+    def response_id(self) -> str:
+        return self.heading.response_id
+
+    @property
+    def n_entries(self) -> int:
+        return len(self.texts)
+
+    def tokens_at(self, n_entries: int) -> int:
+        """Output tokens up to a place."""
+        return self.counts[n_entries - 1] if n_entries else 0
+
+    @property
+    def is_ended(self) -> bool:
+        return self.ended_s is not None
+
+    @property
+    def is_cut(self) -> bool:
+        """So much happened that some of it was left out of the timeline."""
+        return len(self.timeline) >= MOMENTS_MAX
+
+    @property
+    def state(self) -> RequestState:
+        if self.ended_s is not None:
+            return ENDED
+        states = {choice.state for choice in self.choices if choice.outcome is None}
+        return next((state for state in _FOREMOST if state in states), QUEUED)
+
+    @property
+    def outcome(self) -> str | None:
+        """How its choices ended, each way once."""
+        if self.ended_s is None:
+            return None
+        return "+".join(dict.fromkeys(choice.outcome or CANCELLED for choice in self.choices))
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that it takes."""
+        self._weigh()
+        return bytes_of(len(self.choices), len(self.ends), self.n_entries) + self._content_bytes
+
+    def _weigh(self) -> None:
+        """Count what has come since the last time."""
+        self._content_bytes += sum(map(text_bytes, self.texts[self._n_weighed :]))
+        self._content_bytes += sum(map(entries_bytes, self.entries[self._n_weighed :]))
+        self._content_bytes += sum(map(moment_bytes, self.timeline[self._n_moments_weighed :]))
+        self._n_weighed, self._n_moments_weighed = len(self.texts), len(self.timeline)
+
+    def usage(self, n_entries: int | None = None) -> Usage:
+        """Tokens so far, or up to a place."""
+        n_output = self.n_tokens if n_entries is None else self.tokens_at(n_entries)
+        return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices))
+
+    def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
+        """Put something on the timeline, as of now."""
+        if choice is not None:
+            self.choices[choice].chunks = None
+        if len(self.timeline) < MOMENTS_MAX or what == "finished":
+            self.timeline.append(Moment(what, time.perf_counter(), self.n_entries, choice, detail))
+
+    def note_prefill(self, choice: int, prefill: Prefill) -> None:
+        """A chunk of a prompt was computed. It goes to the moment of those before it when there are many."""
+        told = self.choices[choice]
+        told.n_chunks += 1
+        if told.chunks is None or told.chunks.detail["chunks"] >= told.n_chunks // PREFILL_ALONE:
+            detail = {"computed_tokens": prefill.n_tokens, "chunks": 1, "pass_us": prefill.pass_us}
+            n_moments = len(self.timeline)
+            self.note(PREFILL, choice, **detail, beside_tokens=prefill.n_beside, until_ms=0)
+            if len(self.timeline) == n_moments:
+                return
+            told.chunks = self.timeline[-1]
+            told.chunks.detail["until_ms"] = int((told.chunks.at_s - self.origin.arrived_s) * 1000)
+            return
+        detail = told.chunks.detail
+        detail["computed_tokens"] += prefill.n_tokens
+        detail["chunks"] += 1
+        detail["pass_us"] += prefill.pass_us
+        detail["beside_tokens"] += prefill.n_beside
+        detail["until_ms"] = int((time.perf_counter() - self.origin.arrived_s) * 1000)
+
+    def append(
+        self,
+        choice: int,
+        text: str,
+        entries: Sequence[TokenEntry],
+        at_s: float,
+        kind: EntryKind = EntryKind.TEXT,
+        n_tokens: int = 1,
+    ) -> None:
+        """A piece of output has arrived. `n_tokens`: how many tokens have come with it; none when it is not their first."""
+        self.owners.append(choice)
+        self.kinds.append(kind)
+        self.arrivals.append(at_s)
+        self.texts.append(text)
+        self.n_tokens += n_tokens
+        self.counts.append(self.n_tokens)
+        if n_tokens:
+            told = self.choices[choice]
+            told.last_s = at_s
+            if told.first_s is None:
+                told.first_s = at_s
+        if self.wants_logprobs:
+            self.entries.append(entries)
+            if len(self.texts) - self._n_weighed >= WEIGHED_ENTRIES:  # not all of a long answer at its end
+                self._weigh()
+
+    def end_choice(self, end: End, outcome: str) -> None:
+        choice = self.choices[end.choice]
+        choice.finish_reason, choice.outcome = end.reason, outcome
+        self.ends.append(end)
+        self._content_bytes += text_bytes(end.text) + entries_bytes(end.entries)
+        self.note("finished", end.choice, reason=end.reason, outcome=outcome)
+
+    def start(self, work: Work) -> None:
+        """`work` is being done for it from now on."""
+        self.stage = stage_after(self.stage, Event.START)
+        self.work = work
+
+    def open(self) -> None:
+        """Every choice of it was taken."""
+        self.stage = stage_after(self.stage, Event.ACCEPT)
+        self.is_open = True
+
+    def end(self, failure: ApiError | None = None) -> None:
+        """Nothing more will come: it has failed, or was stopped (`stopped_by`), or every choice has ended. Once."""
+        assert self.ended_s is None, "it has ended"
+        ended_by = Event.FAIL if failure is not None else Event.FINISH if self.stopped_by is None else Event.STOP
+        self.stage = stage_after(self.stage, ended_by)
+        self.ended_s = time.perf_counter()
+        self.failure, self.place, self.work = failure and failure.afresh(), None, None
+        if failure is not None:
+            self.note("finished", reason=failure.code, outcome=self.outcome)
+            self._content_bytes += FAILURE_BYTES + sys.getsizeof(failure.message)
+        if self.notes is not None:
+            self._content_bytes += notes_bytes(self.notes)
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(self)
+        self.notify()
+
+    def notify(self) -> None:
+        for follower in self.followers:
+            follower.notify()
+
+    def leave(self, follower: Follower, *, stuck: bool = False) -> None:
+        """Somebody no longer follows. The last one takes the request along, unless it was detached."""
+        if follower in self.followers:
+            self.followers.remove(follower)
+        self.review(stuck=stuck)
+
+    def review(self, *, stuck: bool = False) -> None:
+        """Have the request held, or stopped, as its readers are; see `poise.gateway.records.following`."""
+        if self.work is None:
+            return
+        lags = [follower.lag for follower in self.followers]
+        follows = consequence(lags, goes_on=self.detached, stuck=stuck)
+        if isinstance(follows, Stop):
+            self.work.stop(follows)
+        elif follows is not self.held:
+            self.held = follows
+            self.work.hold(follows)
+
+    def answers(self) -> list[Answer]:
+        """What every choice has come to so far, at once."""
+        return at_once(self.gather())
+
+    def gather(self) -> Generator[None, None, list[Answer]]:
+        """The same in steps of a millisecond or so; returns the answers. A record that has not ended is cut where it is now."""
+        texts: list[list[str]] = [[] for _ in self.choices]
+        entries: list[list[TokenEntry]] = [[] for _ in self.choices]
+        n_entries, ends = self.n_entries, list(self.ends)
+        for begin in range(0, n_entries, GATHERED_ENTRIES):
+            for i in range(begin, min(begin + GATHERED_ENTRIES, n_entries)):
+                owner = self.owners[i]
+                texts[owner].append(self.texts[i])
+                if self.wants_logprobs:
+                    entries[owner] += self.entries[i]
+            yield
+        for end in ends:
+            texts[end.choice].append(end.text)
+            entries[end.choice] += end.entries
+        return [
+            Answer(
+                choice.index,
+                "".join(texts[choice.index]),
+                choice.finish_reason or "stop",
+                entries[choice.index] if self.wants_logprobs else None,
+            )
+            for choice in self.choices
+        ]
+
+    def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        """The response of a request that does not stream, in pieces that take a few milliseconds each."""
+        writer = self.writer()
+        if self.downgraded:
+            writer.downgrade()
+        return writer.body(answers)
+
+    def writer(self) -> Writer:
+        """For one more reader."""
+        assert self._make_writer is not None, "it is read by nobody outside"
+        return self._make_writer(self)
+
+
+class Follower:
+    """Somebody who waits for what a record brings. `leave` always, at the end."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.lag = 0
+        """How far it is behind: 0, 1 (its request is held) or 2 (for long)."""
+        self._wakeup = Wakeup()
+        record.followers.append(self)
+        record.review()  # one who is not behind is enough for it to go on
+
+    def notify(self) -> None:
+        """The record has changed."""
+        self._wakeup.set()
+
+    async def opened(self) -> None:
+        """Wait until the engine has taken the request. Raises the ApiError with which it was refused."""
+        while not (self.record.is_open or self.record.is_ended):
+            await self._wakeup.wait()
+        if not self.record.is_open and self.record.failure is not None:
+            raise self.record.failure.afresh()
+
+    async def ended(self) -> None:
+        """Wait for the end. Raises the ApiError that it was."""
+        while not self.record.is_ended:
+            await self._wakeup.wait()
+        if self.record.failure is not None:
+            raise self.record.failure.afresh()
+
+    def leave(self, *, stuck: bool = False) -> None:
+        """Follow no longer. Any number of times."""
+        self.record.leave(self, stuck=stuck)

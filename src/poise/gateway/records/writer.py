@@ -1,0 +1,103 @@
+"""How answers are written: the port that readers of records write through, and what server-sent events of any dialect share.
+
+A record knows no dialect. It is given a `MakeWriter`, and each of its readers has a writer of its own, which knows what that
+reader has been sent. `n_entries` and `n_ends` are the place behind what is written: entries, and ends of choices.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+from poise.gateway.records.changes import DOWNGRADED, MEANINGS
+from poise.gateway.records.values import Answer, Heading, Notes, TokenEntry, Usage
+from poise.gateway.request.generate import AnswerOptions
+from poise.gateway.request.refusals import ApiError
+from poise.wire.changes import ChangeKind
+
+
+class Answered(Protocol):
+    """What a writer sees of a record."""
+
+    heading: Heading
+    options: AnswerOptions
+    notes: Notes | None
+    """How the answer was made. Not known before the first choice has begun."""
+
+    def usage(self, n_entries: int | None = None) -> Usage:
+        """Tokens up to a place, or so far."""
+        ...
+
+
+class Writer(ABC):
+    """Writes one answer for one reader: piece by piece, or as a whole (`body`)."""
+
+    @abstractmethod
+    def passed(self, choice: int, text: str) -> None:
+        """The reader has this of a choice already; what is written goes on behind it. Before anything is written."""
+
+    @abstractmethod
+    def downgrade(self) -> None:
+        """From here on the request is background work."""
+
+    @abstractmethod
+    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[TokenEntry] | None) -> bytes:
+        """A piece of a choice. `logprobs` None: they were not asked for."""
+
+    @abstractmethod
+    def end(
+        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None
+    ) -> bytes:
+        """The end of a choice, with the text that was held back until then."""
+
+    @abstractmethod
+    def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
+        """Something that is no part of the answer: QUEUED, SUMMARIZING, or a change of a choice's place in the engine.
+
+        `choice` None: there is only one, or it concerns all."""
+
+    @abstractmethod
+    def close(self, n_entries: int, n_ends: int) -> bytes:
+        """What comes behind the end of every choice."""
+
+    @abstractmethod
+    def failed(self, n_entries: int, n_ends: int, error: ApiError) -> bytes:
+        """What an answer ends with that cannot go on, in place of `close`."""
+
+    @abstractmethod
+    def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
+        """The whole response of a request that does not stream, in pieces that take a few milliseconds each."""
+
+
+MakeWriter = Callable[[Answered], Writer]
+"""Makes the writer for one more reader."""
+
+QUEUED, SUMMARIZING = "queued", "summarizing"
+"""Notes with `position` and `eta_ms`, and with the number of `turns`."""
+
+
+def event_id(n_entries: int, n_ends: int) -> bytes:
+    """A place, as an event's id has it."""
+    return b"%d.%d" % (n_entries, n_ends) if n_ends else b"%d" % n_entries
+
+
+def event(at: bytes, data: bytes) -> bytes:
+    return b"id: %b\ndata: %b\n\n" % (at, data)
+
+
+def comment(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
+    """A note as a line that begins with a colon, which clients skip.
+
+    No empty line follows: behind an event with an id, OpenAI's client takes one for another event, without data.
+    """
+    if what == QUEUED:
+        return b": queued position=%d eta_ms=%d\n" % (detail["position"], detail["eta_ms"])
+    if what == SUMMARIZING:
+        return b": summarizing turns=%d\n" % detail["turns"]
+    word = DOWNGRADED if what == ChangeKind.DOWNGRADE else MEANINGS[what].comment
+    index = b"" if choice is None else b" choice=%d" % choice
+    name = b"recomputed" if what == ChangeKind.RECOVER else b"why"
+    why = detail.get("why", "")
+    reason = b" %b=%b" % (name, why.encode()) if why else b""
+    return b": %b%b%b\n" % (word, index, reason)

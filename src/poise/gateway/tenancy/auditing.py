@@ -1,0 +1,219 @@
+"""What goes into the audit log: one entry at the end of each API request, and one for whatever an operator or the server does.
+
+An entry says who (tenant, id of the key), what (endpoint, class), how much (tokens, waiting, compute) and what came of it. Text
+of prompts and answers is in it only where the tenant's `content_log` says so, in a field of its own, `content`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from poise.audit.chain import audit_key
+from poise.audit.log import AuditLog
+from poise.config import Settings
+from poise.config.paths import audit_dir, keys_file
+from poise.gateway.records.record import CANCELLED, Record
+from poise.gateway.request.refusals import ApiError, ClientGone
+from poise.gateway.tasks import Tasks
+from poise.gateway.tenancy.caller import Caller
+from poise.gateway.tenancy.keys import Key, KeysFile
+from poise.gateway.tenancy.strangers import Strangers
+from poise.metrics.audit import AuditMetrics, Standing
+from poise.scheduler.request import PreemptionKind, RequestClass
+
+REFUSED, BROKEN = "refused", "internal_error"
+PREEMPTIONS = (PreemptionKind.PAUSE, PreemptionKind.SWAP, PreemptionKind.DROP)
+NOTHING: Mapping[str, Any] = {
+    "response": "",
+    "prompt_tokens": 0,
+    "output_tokens": 0,
+    "cached_tokens": 0,
+    "queue_ms": None,
+    "ttft_ms": None,
+    "served_us": 0,
+    "preemptions": 0,
+}
+"""The figures of a request that never began."""
+
+_WRITER = "audit-writer"
+
+
+class Audit:
+    """Where everything that is to be put on record goes. Without a log it does nothing."""
+
+    def __init__(self, settings: Settings, log: AuditLog | None = None) -> None:
+        self._settings = settings
+        self._log = log
+        self.strangers = Strangers(self.put)
+        """Who is refused before it is known who they are."""
+
+    @property
+    def enabled(self) -> bool:
+        return self._log is not None
+
+    def watch(self, metrics: AuditMetrics, tasks: Tasks) -> None:
+        """How its writer keeps up is counted there, and its thread is one of the tasks that are shown."""
+        self.strangers.on_refusal = metrics.refused_stranger
+        if self._log is not None:
+            log = self._log
+            tasks.watch(_WRITER)
+            metrics.on_failure = partial(tasks.failed, _WRITER)
+            log.watch, metrics.n_queued, metrics.busy_s = metrics, lambda: log.n_queued, lambda: log.busy_s
+            metrics.standing = lambda: Standing(*log.standing)
+
+    def put(self, event: str, **fields: Any) -> None:
+        """Whatever happens to the server: start, stop, another level, other keys. No text of requests."""
+        if self._log is not None:
+            self._log.put(event, fields)
+
+    def begin(self, request_id: str, endpoint: str) -> RequestEntry:
+        """The entry of an API request, which is written at its end. `endpoint` is its path."""
+        return RequestEntry(self, request_id, endpoint)
+
+    def operator(self, caller: Caller, action: str, **fields: Any) -> None:
+        """What an operator has done."""
+        self.put("admin", action=action, by=caller.tenant, key=caller.key_id, request=caller.request_id, **fields)
+
+    def level_changed(self, level: str, former: str, reasons: Sequence[str]) -> None:
+        self.put("level", level=level, former=former, reasons=list(reasons))
+
+    def keys_changed(self, before: Sequence[Key], after: Sequence[Key]) -> None:
+        """The keys file was read again."""
+        known = {key.id: key for key in before}
+        for key in after:
+            old = known.pop(key.id, None)
+            if old is None:
+                self.put("key_added", key=key.id, tenant=key.tenant, admin=key.admin)
+            elif old.revoked is None and key.revoked is not None:
+                self.put("key_revoked", key=key.id, tenant=key.tenant)
+            elif old != key:
+                self.put("key_changed", key=key.id, tenant=key.tenant)
+        for key in known.values():
+            self.put("key_removed", key=key.id, tenant=key.tenant)
+
+    def keeps_content(self, tenant: str) -> bool:
+        return self._log is not None and self._settings.tenant(tenant).content_log
+
+    async def erase(self, tenant: str) -> Mapping[str, int]:
+        """Erase what is on record of a tenant's texts. The entries stay."""
+        if self._log is None:
+            return {"audit_contents": 0}
+        return {"audit_contents": await asyncio.wrap_future(self._log.erase_content(tenant))}
+
+    def close(self) -> None:
+        """Write what is left. What comes later is lost."""
+        self.strangers.tell()
+        if self._log is not None:
+            self._log.close()
+
+    def write(self, fields: Mapping[str, Any], content: Mapping[str, Any] | None) -> None:
+        if self._log is not None:
+            self._log.put("request", fields, content)
+
+
+def open_audit(settings: Settings) -> Audit:
+    """The audit log that the settings ask for. Raises AuditError, or KeysError when there is no pepper for its chain."""
+    wanted = settings.audit
+    if not wanted.enabled:
+        return Audit(settings)
+    key = audit_key(KeysFile(keys_file(settings.auth)).pepper())
+    folder = audit_dir(wanted)
+    log = AuditLog(
+        folder,
+        key,
+        rotate_bytes=wanted.rotate_mb << 20,
+        keep_days=wanted.keep_days,
+        bytes_max=wanted.max_mb << 20,
+    )
+    return Audit(settings, log)
+
+
+class RequestEntry:
+    """What is known of one API request, written at the end of its record, or of the `with` that it never got out of."""
+
+    def __init__(self, audit: Audit, request_id: str, endpoint: str) -> None:
+        self._audit = audit
+        self._request_id, self._endpoint = request_id, endpoint
+        self.caller = Caller("")
+        """Once it is known."""
+        self._began_s = time.perf_counter()
+        self._prompt: Any = None
+        self.request_class: RequestClass | None = None
+        self.stream = False
+
+    def __enter__(self) -> RequestEntry:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Before there is a record: refused, broken, or left by its client."""
+        if isinstance(error, ApiError):
+            self._write(error, REFUSED)
+        elif error is not None:
+            broken = isinstance(error, Exception) and not isinstance(error, ClientGone)
+            self._write(None, BROKEN if broken else CANCELLED, status=500 if broken else None)
+
+    def note_prompt(self, prompt: object) -> None:
+        """The prompt as it was sent. It is kept only where it is to be written."""
+        if self._audit.keeps_content(self.caller.tenant):
+            self._prompt = prompt
+
+    def ended(self, record: Record) -> None:
+        if record.erased:
+            self._prompt = None
+        moments = Counter(moment.what for moment in record.timeline)
+        waits = [moment.detail["wait_ms"] for moment in record.timeline if moment.what == "started"]
+        usage, failure = record.usage(), record.failure
+        outcome = record.outcome or CANCELLED
+        if failure is not None and not record.is_open:
+            outcome = BROKEN if failure.code == BROKEN else REFUSED
+        # A client that left has been sent a status only if its stream had begun.
+        was_answered = CANCELLED not in outcome or (self.stream and record.is_open)
+        self._write(
+            failure,
+            outcome,
+            {
+                "response": record.response_id,
+                "prompt_tokens": usage.prompt_tokens,
+                "output_tokens": usage.completion_tokens,
+                "cached_tokens": usage.cached_tokens,
+                "queue_ms": max(waits, default=None),
+                "ttft_ms": round((record.arrivals[0] - record.origin.arrived_s) * 1000, 1) if record.arrivals else None,
+                "served_us": record.served_us,
+                "preemptions": sum(moments[what] for what in PREEMPTIONS),
+            },
+            [answer.text for answer in record.answers()] if self._prompt is not None else [],
+            200 if was_answered else None,
+        )
+
+    def _write(
+        self,
+        error: ApiError | None,
+        outcome: str,
+        figures: Mapping[str, Any] = NOTHING,
+        outputs: Sequence[str] = (),
+        status: int | None = 200,
+    ) -> None:
+        if not self.caller.tenant:
+            return  # a stranger, who must not be able to fill the disk: `strangers` counts
+        fields = {
+            "request": self._request_id,
+            "tenant": self.caller.tenant,
+            "key": self.caller.key_id,
+            "endpoint": self._endpoint,
+            "class": self.request_class.value if self.request_class else None,
+            "stream": self.stream,
+            "status": error.status if error is not None else status,
+            "error": error.code if error is not None else None,
+            "outcome": outcome,
+            "duration_ms": round((time.perf_counter() - self._began_s) * 1000, 1),
+            **NOTHING,
+            **figures,
+        }
+        prompt, self._prompt = self._prompt, None
+        content = {"prompt": prompt, "output": list(outputs)} if prompt is not None else None
+        self._audit.write(fields, content)

@@ -1,0 +1,78 @@
+"""Whether the server may listen where the settings say: beyond this machine only with keys and TLS, unless they allow it."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+
+from poise.config import ServerSettings, Settings
+from poise.config.serving import AuthSettings
+from poise.gateway.tenancy.keys import KeyRing
+
+
+class Exposed(Exception):
+    """The server must not start like this; the message is one line and says what to set."""
+
+
+def check(settings: Settings, address: str, *, n_keys: int) -> None:
+    """Raises Exposed. `address` is the one to listen on, `n_keys` how many keys of tenants there are."""
+    server = settings.server
+    required = key_required(settings.auth, n_keys)
+    if required and not n_keys:
+        raise Exposed("auth.required = true, but there is no key that would open it: run `poise keys add NAME`")
+    if is_loopback(address):
+        return
+    if not required and not server.allow_open:
+        remedy = "set auth.required = true" if n_keys else "make keys with `poise keys add NAME`"
+        raise Exposed(
+            f"whoever reaches {address} could use the server: {remedy}, or, if that is meant, server.allow_open = true"
+        )
+    if not server.tls_cert and not server.allow_plain:
+        raise Exposed(
+            f"keys and answers would cross the network to {address} in clear: set server.tls_cert and server.tls_key, or, "
+            "if something in front speaks TLS, server.allow_plain = true"
+        )
+
+
+def count_keys(auth: AuthSettings, ring: KeyRing) -> int:
+    """How many valid keys of tenants there are, in the settings and in the keys file."""
+    return len(auth.keys) + sum(not key.admin for key in ring.valid())
+
+
+def key_required(auth: AuthSettings, n_keys: int) -> bool:
+    """Whether requests without a key are refused, with so many keys of tenants."""
+    return n_keys > 0 if auth.required == "auto" else auth.required
+
+
+def tls_context(server: ServerSettings) -> ssl.SSLContext | None:
+    """What HTTPS is spoken with, where it is. Raises Exposed when the files do not serve."""
+    if not server.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        # Without a password of its own, OpenSSL would ask at the terminal.
+        context.load_cert_chain(server.tls_cert, server.tls_key, password="")
+    except FileNotFoundError as error:
+        raise Exposed(
+            f"server.tls_cert = {server.tls_cert}, server.tls_key = {server.tls_key}: no such file"
+        ) from error
+    except (OSError, ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not usable"
+        raise Exposed(
+            f"server.tls_cert = {server.tls_cert}, server.tls_key = {server.tls_key}: {reason}; they must be a PEM "
+            "certificate chain and its key without a passphrase"
+        ) from error
+    return context
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine by definition."""
+    if host.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

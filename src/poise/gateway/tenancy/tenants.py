@@ -1,0 +1,188 @@
+"""Who is asking: API keys to tenants and their rights, and who is an operator.
+
+Three kinds of tenant: those that have keys, in the configuration or in the keys file; `key-<hash>`, one for each key, when there
+are no keys at all; and `local`, everyone without a key. No key can be made for a name of the other two kinds, so none can be
+forged. Keys are compared as hashes in constant time, and are neither stored nor logged.
+
+An operator is who presents an admin key, or the token of this server (`tenancy.operators`) on this machine. An address makes
+nobody an operator: other users have it, too, and so has everybody behind a proxy on this machine.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+
+from poise.config import Settings
+from poise.gateway.request.refusals import ApiError
+from poise.gateway.tenancy.accounts import Accounts
+from poise.gateway.tenancy.caller import Caller, Credentials
+from poise.gateway.tenancy.exposure import key_required
+from poise.gateway.tenancy.keys import Key, KeyRing
+from poise.gateway.tenancy.operators import LocalOperators
+from poise.scheduler.request import RequestClass
+
+LOCAL = "local"
+OPERATOR = "operator"
+"""As whom the audit log knows who has the token."""
+NO_KEY = "An API key is needed: send 'Authorization: Bearer KEY'."
+ADMIN_HINT = (
+    "This is for operators. Send an admin key as 'Authorization: Bearer KEY' (auth.admin_key, or one made by "
+    "`poise keys add NAME --admin`). On the server's machine its user needs none: `poise top`, `poise explain` and "
+    "`poise dashboard` find the server's token."
+)
+_TIERS = {RequestClass.INTERACTIVE: "default", RequestClass.BACKGROUND: "flex"}
+
+
+class Tenants:
+    """Identifies callers, and says what they may."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: KeyRing | None = None,
+        operators: LocalOperators | None = None,
+        is_live: Callable[[str], bool] = lambda account: False,
+    ) -> None:
+        """`keys` are those of the keys file, where there is one; `operators` those on this machine, where there is a token.
+        `is_live` says whether requests of an account have not ended."""
+        auth = settings.auth
+        self._settings = settings
+        self._declared = [(_digest(key), name) for name, key in auth.keys.items()]
+        self._admin = _digest(auth.admin_key) if auth.admin_key else None
+        self._keys = keys
+        self._operators = operators or LocalOperators()
+        self._accounts = Accounts(is_live)
+
+    @property
+    def requires_key(self) -> bool:
+        """Revoked keys count: revoking the last one must not open the server."""
+        return key_required(self._settings.auth, len(self._declared) + sum(not key.admin for key in self._of_file()))
+
+    def identify(self, credentials: Credentials) -> Caller:
+        """Whose request it is. Raises ApiError (401)."""
+        return replace(self._caller(_presented_key(credentials)), request_id=credentials.request_id)
+
+    def account_of(self, credentials: Credentials) -> str:
+        """Under whose name a request is counted before anything is done for it; empty for a caller who is not known."""
+        try:
+            return self._caller(_presented_key(credentials)).account
+        except ApiError:
+            return ""
+
+    def check_class(self, caller: Caller, request_class: RequestClass, *, for_summary: bool = False) -> None:
+        """Raises ApiError (403) unless the caller may use this class; `for_summary`: to have a summary made in it."""
+        of_tenant = self._settings.tenant(caller.tenant).classes or list(RequestClass)
+        allowed = [name for name in of_tenant if not caller.classes or name in caller.classes]
+        if request_class in allowed:
+            return
+        if for_summary:
+            message = (
+                f"The older turns would be summarized in class '{request_class.value}', which your key may not use. Shorten the "
+                "conversation or use 'context_policy': 'trim'."
+            )
+            raise ApiError(403, "class_not_allowed", message, param="context_policy")
+        tiers = " or ".join(f"'{_TIERS[RequestClass(name)]}' (class '{name}')" for name in allowed)
+        hint = f"Send 'service_tier': {tiers}." if allowed else "Ask the operator for a key that may use a class."
+        message = f"Your key may not use class '{request_class.value}'. {hint}"
+        raise ApiError(403, "class_not_allowed", message, param="service_tier")
+
+    def is_admin(self, credentials: Credentials) -> bool:
+        """Whether the caller may see the server's inside."""
+        try:
+            self.check_admin(credentials)
+        except ApiError:
+            return False
+        return True
+
+    def check_admin(self, credentials: Credentials) -> Caller:
+        """Which operator it is. Raises ApiError unless the caller may see the server's inside."""
+        presented = _presented_key(credentials)
+        caller = self._operator(presented) if presented is not None else None
+        if caller is None:
+            raise _unauthorized("invalid_admin_key", ADMIN_HINT)
+        if caller.tenant == OPERATOR and not credentials.is_direct:
+            message = (
+                "The token of this server's operators works on its own machine only, and not through a proxy. Use an admin key: "
+                "set auth.admin_key, or run `poise keys add NAME --admin`."
+            )
+            raise ApiError(403, "admin_is_local", message)
+        return replace(caller, request_id=credentials.request_id)
+
+    def is_insider(self, credentials: Credentials) -> bool:
+        """On this machine, or an operator: may be shown where files lie."""
+        return credentials.is_direct or self.is_admin(credentials)
+
+    def check_status(self, credentials: Credentials) -> None:
+        """Raises ApiError (401) unless the caller may see how the server stands."""
+        wanted = self._settings.auth.status
+        if wanted == "auto":
+            wanted = "key" if self.requires_key else "open"
+        if wanted == "open" or self.is_insider(credentials):
+            return
+        key = _presented_key(credentials)
+        if wanted == "admin":
+            raise _unauthorized("invalid_admin_key", ADMIN_HINT)
+        if key is None:
+            raise _unauthorized("missing_api_key", NO_KEY)
+        self._caller(key)
+
+    def _operator(self, key: str) -> Caller | None:
+        """Whose admin key, or token, this is. All are compared: the time must not tell which one matched."""
+        found = self._keys.find(key) if self._keys is not None else None
+        is_configured = self._admin is not None and hmac.compare_digest(self._admin, _digest(key))
+        if self._operators.holds_token(key):
+            return Caller(OPERATOR, "token")
+        if found is not None and found.admin:
+            return Caller(found.tenant, found.id)
+        return Caller("admin", "auth.admin_key") if is_configured else None
+
+    def _caller(self, key: str | None) -> Caller:
+        if key is None:
+            if self.requires_key:
+                raise _unauthorized("missing_api_key", NO_KEY)
+            return Caller(LOCAL, is_declared=True)
+        digest = _digest(key)
+        tenant = None
+        for declared, name in self._declared:  # all of them: the time must not tell which one matched
+            if hmac.compare_digest(declared, digest):
+                tenant = name
+        if tenant is not None:
+            return Caller(tenant, f"auth.keys.{tenant}", is_declared=True)
+        found = self._keys.find(key) if self._keys is not None else None
+        if found is not None and not found.admin:
+            return Caller(found.tenant, found.id, tuple(found.classes), is_declared=True)
+        if self._operator(key) is not None:
+            message = "This is an admin key. It opens /admin, and no tenant's work can be done with it."
+            raise _unauthorized("invalid_api_key", message)
+        # A file without a valid key still says that there are keys here: revoking the last one must not open the server.
+        if self._declared or self.requires_key or self._of_file():
+            raise _unauthorized(
+                "invalid_api_key", "The API key is not known here. Check it, or ask the operator for one."
+            )
+        name = f"key-{digest.hex()[:12]}"
+        if name in self._settings.tenants:
+            return Caller(name, name, is_declared=True)
+        return Caller(name, name, account=self._accounts.of_undeclared(name))
+
+    def _of_file(self) -> list[Key]:
+        return self._keys.keys if self._keys is not None else []
+
+
+def _presented_key(credentials: Credentials) -> str | None:
+    if not credentials.authorization:
+        return credentials.api_key or None
+    scheme, _, key = credentials.authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        raise _unauthorized("invalid_authorization", "The Authorization header must have the form 'Bearer KEY'.")
+    return key.strip() or None
+
+
+def _digest(key: str) -> bytes:
+    return sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def _unauthorized(code: str, message: str) -> ApiError:
+    return ApiError(401, code, message, headers={"WWW-Authenticate": "Bearer"})

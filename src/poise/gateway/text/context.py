@@ -1,0 +1,144 @@
+"""What is done with a conversation that does not fit: the limits of a class, turns, and which of them must go.
+
+A turn is a user message with everything up to the next user message, so that calls and their results stay together. What comes
+before the first user message is a turn too. System and developer messages belong to no turn and always stay, as does the
+last turn: without it there would be nothing to answer. Turns go from the oldest on, and what stays keeps its order:
+
+    system  [user assistant]  [user assistant tool assistant]  [user]
+            `--- goes first   `--- goes next                   `--- stays
+
+Nothing here knows text or tokens: how long a conversation is, only rendering and tokenising all of it can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from poise.config import ClassSettings
+from poise.gateway.request.refusals import ApiError, context_length_exceeded
+from poise.wire.text import SYSTEM_ROLES, Message
+
+RESERVE_SHARE = 4
+"""Turns are dropped for an answer of the class's default length, or of this part of the context if that is less."""
+
+
+class ContextPolicy(StrEnum):
+    """What a caller wants done with a conversation that does not fit."""
+
+    REJECT = "reject"
+    TRIM = "trim"
+    SUMMARIZE = "summarize"
+
+
+@dataclass(frozen=True, slots=True)
+class ContextLimits:
+    """How much a request of a class may have: `prompt` tokens of prompt, `context` of prompt and output together.
+
+    `room` is `context` as it counts: one more where a slot's cells are the limit, because the last token of an answer is never
+    fed back and takes none.
+    """
+
+    request_class: str
+    prompt: int
+    context: int
+    room: int
+
+    @classmethod
+    def of_class(cls, name: str, settings: ClassSettings, slot_cells: int) -> ContextLimits:
+        """What the settings allow, or the largest slot holds, whichever is less."""
+        context, room = slot_cells, slot_cells + 1
+        if 0 < settings.max_context_tokens <= slot_cells:
+            context = room = settings.max_context_tokens
+        return cls(name, min(settings.max_prompt_tokens or slot_cells, room - 1), context, room)
+
+    def left(self, n_prompt: int) -> int:
+        """Output tokens for which there is room after a prompt. Not positive: it does not fit at all."""
+        return self.room - n_prompt if n_prompt <= self.prompt else 0
+
+    def fit(self, n_prompt: int, n_output: int) -> bool:
+        return n_output <= self.left(n_prompt)
+
+    def room_for(self, n_output: int) -> int:
+        """The longest prompt that leaves room for so much output."""
+        return min(self.prompt, self.room - n_output)
+
+    def exceeded(
+        self, n_prompt: int, allowance: Allowance, param: str, *, what: str = "The prompt", hint: str
+    ) -> ApiError:
+        """The refusal of a prompt that does not fit, with the numbers. `what` and `hint` put it into words."""
+        if n_prompt > self.prompt:
+            size = f"{allowance.tokens}" if allowance.is_named else f"{allowance.tokens} by default, less if need be"
+            message = (
+                f"{what} has {n_prompt} tokens, but in class '{self.request_class}' it may have at most {self.prompt}, and "
+                f"{self.context} together with the output (the output allowance is {size})."
+            )
+        else:
+            message = (
+                f"{what} has {n_prompt} tokens, and the output allowance is {allowance.least}: {n_prompt + allowance.least} "
+                f"together, but the context of class '{self.request_class}' holds {self.context}."
+            )
+        return context_length_exceeded(message, hint, param)
+
+    def cannot_fit(self, n_bytes: int, token_bytes: int, param: str, *, hint: str) -> ApiError | None:
+        """The refusal of so much text that no tokeniser is needed to see that it is too long. `token_bytes`: see TextModel."""
+        most = self.prompt * token_bytes
+        if n_bytes <= most:
+            return None
+        message = (
+            f"The prompt has {n_bytes} bytes of text, but in class '{self.request_class}' it may have at most {self.prompt} "
+            f"tokens, and {most} bytes is the most that these can stand for."
+        )
+        return context_length_exceeded(message, hint, param)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """Most output tokens of a request: a number that it named, or the default of its class."""
+
+    tokens: int
+    is_named: bool
+
+    @property
+    def least(self) -> int:
+        """Output tokens without which the request is refused. A named number is kept or refused; the default can be cut."""
+        return self.tokens if self.is_named else 1
+
+    def wanted(self, limits: ContextLimits) -> int:
+        """Output tokens for which turns are dropped: who lets a chat be trimmed does not want answers of one token."""
+        return self.tokens if self.is_named else max(1, min(self.tokens, limits.context // RESERVE_SHARE))
+
+    def granted(self, limits: ContextLimits, n_prompt: int) -> int | None:
+        """Output tokens that a prompt leaves room for; None: it does not fit."""
+        left = limits.left(n_prompt)
+        return min(self.tokens, left) if self.least <= left else None
+
+
+class Turns:
+    """A conversation taken apart into turns."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.messages = messages
+        self.numbers: list[int] = []
+        """For each message, the number of its turn, from 0; -1 for what always stays."""
+        self.n = 0
+        has_begun = False
+        for message in messages:
+            if message.role in SYSTEM_ROLES:
+                self.numbers.append(-1)
+                continue
+            if message.role == "user" or not has_begun:
+                self.n += 1
+            has_begun = True
+            self.numbers.append(self.n - 1)
+
+    @property
+    def droppable(self) -> int:
+        """Turns that can go: all but the last one."""
+        return max(0, self.n - 1)
+
+    def dropped(self, n_dropped: int) -> list[Message]:
+        """The messages of the first turns."""
+        pairs = zip(self.messages, self.numbers, strict=True)
+        return [message for message, turn in pairs if 0 <= turn < n_dropped]

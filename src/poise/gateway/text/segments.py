@@ -1,0 +1,303 @@
+"""Where headings, lists, paragraphs, code blocks and sentences begin and end in a text that is still being written.
+
+`Segmenter` reads the Markdown that models write, in pieces of any size, and returns marks as soon as they are certain: none is
+ever taken back, and none depends on how the text was cut. A mark can refer to an earlier place than the text that made it
+certain: a paragraph has ended at its last letter, but only an empty line says so. Text is never held back for that.
+
+Every segment runs from its first character to behind its last one that is not white space, marks of the format included.
+They nest: a list holds items; an item holds sentences, lists, code, quotes and tables; a paragraph and a quote hold sentences. It
+is CommonMark as far as models use it, with two liberties: a line that is not indented ends a list (there are no "lazy"
+continuations), and headings underlined with `===` or `---` are not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+
+from poise.gateway.text.line_heads import Line, LineKind, Reader, read_code_head, read_head
+from poise.gateway.text.sentences import Sentences
+
+HEADING, PARAGRAPH, SENTENCE = "heading", "paragraph", "sentence"
+LIST, ITEM = "list", "item"
+CODE, TABLE, QUOTE = "code", "table", "quote"
+KINDS = (HEADING, LIST, ITEM, PARAGRAPH, CODE, TABLE, QUOTE, SENTENCE)
+BEGIN, END = "begin", "end"
+
+
+class Mark(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A segment begins or ends at `offset`, in characters (Unicode code points). What is known of it comes with its beginning."""
+
+    kind: str
+    event: str
+    offset: int
+    level: int | None = None
+    """Of a heading 1 to 6; of a list, how many lists it is in, itself included."""
+    ordered: bool | None = None
+    """Of a list and its items."""
+    language: str | None = None
+    """Of a code block that names one."""
+
+
+MARKS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "description": "With `stream_options.segments`: marks that became certain. Only where there are any.",
+    "items": {
+        "type": "object",
+        "properties": {
+            "kind": {"type": "string", "enum": list(KINDS)},
+            "event": {"type": "string", "enum": [BEGIN, END]},
+            "offset": {"type": "integer", "minimum": 0, "description": "In characters of the choice's text."},
+            "level": {"type": "integer", "minimum": 1, "description": "Of a heading, or of a list within lists."},
+            "ordered": {"type": "boolean", "description": "Of a list or an item."},
+            "language": {"type": "string", "description": "Of a code block that names one."},
+        },
+        "required": ["kind", "event", "offset"],
+        "additionalProperties": False,
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A block that is open. `indent` and `ordered` are of lists, `fence` of code."""
+
+    kind: str
+    indent: int = 0
+    ordered: bool = False
+    fence: str = ""
+
+
+class _Mode(Enum):
+    HEAD = auto()
+    """At the beginning of a line whose kind is not certain."""
+    SENTENCES = auto()
+    QUOTE = auto()
+    """Behind the mark of a quote's line."""
+    REST = auto()
+    """In a line in which nothing is looked for: of code, a heading, a table."""
+
+
+class Segmenter:
+    """The marks of one text: `push` it piece by piece, then `flush` once."""
+
+    def __init__(self) -> None:
+        self._text = ""
+        """What has come and is not taken yet, from the offset `_base`."""
+        self._base = 0
+        self._at = 0
+        """How much of `_text` has been taken, and of the undecided head of a line, how much was read."""
+        self._read = 0
+        self._ink = 0
+        """Offset behind the last character taken that is not white space."""
+        self._open: list[_Block] = []
+        self._sentences = Sentences()
+        self._marks: list[Mark] = []
+        self._begin_head()
+
+    def push(self, text: str) -> list[Mark]:
+        """The marks that have become certain with this text."""
+        self._text += text
+        self._run()
+        self._text, self._base = self._text[self._at :], self._base + self._at
+        self._read, self._at = self._read - self._at, 0
+        return self._taken()
+
+    def flush(self) -> list[Mark]:
+        """The remaining marks: the text has ended, and with it everything that is open."""
+        while self._at < len(self._text):
+            self._send("")
+            self._run()
+        self._close_to(0)
+        return self._taken()
+
+    def _taken(self) -> list[Mark]:
+        marks, self._marks = self._marks, []
+        return marks
+
+    def _run(self) -> None:
+        """Take as much as is certain."""
+        while self._read < len(self._text):
+            match self._mode:
+                case _Mode.HEAD:
+                    self._read += 1
+                    self._send(self._text[self._read - 1])
+                case _Mode.SENTENCES:
+                    self._take_sentences()
+                case _Mode.QUOTE:
+                    self._take_quote_marks()
+                case _Mode.REST:
+                    if self._take_line().endswith("\n"):
+                        self._end_line()
+
+    # Taking text
+
+    def _begin_head(self) -> None:
+        top = self._open[-1] if self._open else None
+        is_code = top is not None and top.kind == CODE
+        self._head: Reader = read_code_head(top.fence) if top and is_code else read_head(in_table=self._is_in(TABLE))
+        next(self._head)
+        self._mode = _Mode.HEAD
+
+    def _send(self, char: str) -> None:
+        try:
+            self._head.send(char)
+        except StopIteration as decided:
+            line: Line = decided.value
+            at = self._base + self._at + line.start
+            if self._is_in(CODE):
+                self._code_line(line)
+            else:
+                self._line(line, at)
+
+    def _take(self, n: int) -> str:
+        taken = self._text[self._at : self._at + n]
+        n_inked = len(taken.rstrip())
+        if n_inked:
+            self._ink = self._base + self._at + n_inked
+        self._at = self._read = self._at + n
+        return taken
+
+    def _take_line(self) -> str:
+        """As much of the line as there is, with its end."""
+        newline = self._text.find("\n", self._at)
+        return self._take((len(self._text) if newline < 0 else newline + 1) - self._at)
+
+    def _take_sentences(self) -> None:
+        offset = self._base + self._at
+        taken = self._take_line()
+        for begins, at in self._sentences.feed(taken, offset):
+            self._marks.append(Mark(SENTENCE, BEGIN if begins else END, at))
+        if taken.endswith("\n"):
+            self._end_line()
+
+    def _take_quote_marks(self) -> None:
+        char = self._text[self._at]
+        if char == "\n":
+            self._end_sentence()
+            self._take(1)
+            self._end_line()
+        elif char in " \t>":
+            self._take(1)
+        else:
+            self._mode = _Mode.SENTENCES
+
+    def _end_line(self) -> None:
+        if self._is_in(HEADING):
+            self._close_to(len(self._open) - 1)
+        self._begin_head()
+
+    # Lines
+
+    def _line(self, line: Line, at: int) -> None:
+        """A line has begun whose kind is certain: close what it ends, open what it begins, take its head."""
+        kind = line.kind
+        is_text = kind is LineKind.ITEM and self._is_in(PARAGRAPH) and line.ordered and line.number != 1
+        if kind is LineKind.TEXT or is_text:
+            # "... in\n1986. Then ..." is no list: only 1 begins one in the middle of a paragraph.
+            self._text_line(line, at)
+            self._mode = _Mode.SENTENCES
+            self._read = self._at
+            return
+        match kind:
+            case LineKind.BLANK:
+                self._blank_line()
+            case LineKind.HEADING:
+                self._close_to(0)
+                self._begin(_Block(HEADING), Mark(HEADING, BEGIN, at, level=line.level))
+            case LineKind.RULE:
+                self._close_to(0)
+            case LineKind.ITEM:
+                self._item(line, at)
+            case LineKind.FENCE:
+                self._close_to(self._depth_at(line.indent))
+                self._begin(_Block(CODE, fence=line.fence), Mark(CODE, BEGIN, at, language=line.language or None))
+            case LineKind.QUOTE if not self._is_in(QUOTE):
+                self._close_to(self._depth_at(line.indent))
+                self._begin(_Block(QUOTE), Mark(QUOTE, BEGIN, at))
+            case LineKind.TABLE:
+                self._close_to(self._depth_at(line.indent))
+                self._begin(_Block(TABLE), Mark(TABLE, BEGIN, at))
+        self._take(line.n_head)
+        match kind:
+            case LineKind.ITEM:
+                self._mode = _Mode.SENTENCES
+            case LineKind.QUOTE:
+                self._mode = _Mode.QUOTE
+            case LineKind.HEADING | LineKind.ROW:
+                self._mode = _Mode.REST
+            case _:  # its end is part of the head
+                self._begin_head()
+
+    def _code_line(self, line: Line) -> None:
+        if line.kind is LineKind.FENCE:
+            self._take(line.n_head)
+            self._close_to(len(self._open) - 1)
+            self._begin_head()
+        else:
+            self._mode = _Mode.REST
+            self._read = self._at
+
+    def _text_line(self, line: Line, at: int) -> None:
+        if self._is_in(PARAGRAPH):
+            return
+        depth = self._depth_at(line.indent)
+        if self._is_in(ITEM) and depth == len(self._open):
+            return
+        self._close_to(depth)
+        if not self._open:
+            self._begin(_Block(PARAGRAPH), Mark(PARAGRAPH, BEGIN, at))
+
+    def _blank_line(self) -> None:
+        """Ends what is a run of lines. Items may go on behind it."""
+        is_run = self._is_in(PARAGRAPH) or self._is_in(QUOTE) or self._is_in(TABLE)
+        self._close_to(len(self._open) - is_run)
+
+    def _item(self, line: Line, at: int) -> None:
+        depth = 0
+        for i, block in enumerate(self._open):
+            if block.kind != LIST:
+                continue
+            if line.indent > block.indent + 1:
+                depth = i + 2  # within that list's item
+            elif line.indent >= block.indent or i == 0:
+                depth = i + (block.ordered == line.ordered)
+                break
+        self._close_to(depth)
+        if not self._is_in(LIST):
+            level = 1 + sum(block.kind == LIST for block in self._open)
+            block = _Block(LIST, line.indent, line.ordered)
+            self._begin(block, Mark(LIST, BEGIN, at, level=level, ordered=line.ordered))
+        self._begin(_Block(ITEM), Mark(ITEM, BEGIN, at, ordered=line.ordered))
+
+    # What is open
+
+    def _is_in(self, kind: str) -> bool:
+        """Whether the innermost open block is one of these."""
+        return bool(self._open) and self._open[-1].kind == kind
+
+    def _depth_at(self, indent: int) -> int:
+        """How many of the open blocks hold one that is indented this far: the lists it is deeper than, with their items."""
+        depth = 0
+        for i, block in enumerate(self._open):
+            if block.kind == LIST and indent > block.indent:
+                depth = i + 2
+        return depth
+
+    def _begin(self, block: _Block, mark: Mark) -> None:
+        self._open.append(block)
+        self._marks.append(mark)
+
+    def _close_to(self, depth: int) -> None:
+        """End the sentence, and the blocks beyond the first `depth`."""
+        self._end_sentence()
+        while len(self._open) > depth:
+            self._marks.append(Mark(self._open.pop().kind, END, self._ink))
+
+    def _end_sentence(self) -> None:
+        if self._sentences.is_open:
+            self._marks.append(Mark(SENTENCE, END, self._sentences.close()))

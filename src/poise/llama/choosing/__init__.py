@@ -1,0 +1,1 @@
+"""What is measured on this host once, and chosen by it: the weights' format, attention, chunks."""

@@ -1,0 +1,1 @@
+"""Model files as files: their headers, formats, digests and sizes. No C code."""

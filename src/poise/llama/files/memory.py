@@ -1,0 +1,167 @@
+"""What a model and its pools need in memory, and whether this host has it.
+
+llama.cpp allocates until the kernel kills the process. So the need is reckoned from the file's header before anything is
+loaded (`poise.llama.fitting.fit` compares), and so is what this process may use: the host's free memory, and every memory
+limit of its control groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from poise.llama.files.gguf import GgufHeader
+
+CELLS_STEP = 256
+"""llama.cpp rounds a slot's cells up to a multiple of this."""
+
+KV_BLOCK = 32
+"""Elements of a block of the quantised types."""
+
+KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """A pool to build: `n_slots` slots of `slot_cells` cells. `flash_attention` None: to be measured."""
+
+    name: str
+    n_slots: int
+    slot_cells: int
+    flash_attention: bool | None = None
+
+    def cut_to(self, context_train: int) -> PoolSpec:
+        """The pool with slots no longer than the context the model was trained on (0: unknown)."""
+        return replace(self, slot_cells=min(self.slot_cells, context_train)) if context_train else self
+
+    @property
+    def built_cells(self) -> int:
+        """Cells of a slot as llama.cpp builds it."""
+        return -(-self.slot_cells // CELLS_STEP) * CELLS_STEP
+
+
+@dataclass(frozen=True, slots=True)
+class PoolNeed:
+    """A pool as it will be built, and its bytes by purpose."""
+
+    name: str
+    n_slots: int
+    slot_cells: int
+    kv: int
+    compute: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes by purpose. The store is counted full; the reserve is what must stay free beside all of it."""
+
+    weights: int
+    pools: tuple[PoolNeed, ...]
+    kv_type: str = "f16"
+    store: int = 0
+    reserve: int = 0
+
+    @property
+    def kv(self) -> int:
+        return sum(pool.kv for pool in self.pools)
+
+    @property
+    def compute(self) -> int:
+        return sum(pool.compute for pool in self.pools)
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute + self.store + self.reserve
+
+
+def kv_bytes_per_token(header: GgufHeader, kv_type: str) -> int:
+    """Bytes of one KV cell over all layers, from the file's metadata (keys and values of every KV head)."""
+    n_layers = header.number("block_count")
+    n_heads = max(1, header.number("attention.head_count", 1))
+    heads = header.per_layer("attention.head_count_kv", n_layers) or [n_heads] * n_layers
+    return int(sum(heads) * sum(_head_elements(header)) * KV_ELEMENT_BYTES[kv_type])
+
+
+def can_quantise_kv(header: GgufHeader) -> bool:
+    """Whether the model's heads are whole blocks of the quantised types; llama.cpp refuses others."""
+    return all(elements > 0 and elements % KV_BLOCK == 0 for elements in _head_elements(header))
+
+
+def _head_elements(header: GgufHeader) -> tuple[int, int]:
+    """Elements of one head's key and of its value."""
+    head_size = header.number("embedding_length") // max(1, header.number("attention.head_count", 1))
+    return header.number("attention.key_length", head_size), header.number("attention.value_length", head_size)
+
+
+def memory_needed(
+    header: GgufHeader,
+    pools: Sequence[PoolSpec],
+    *,
+    kv_type: str,
+    batch_tokens: int,
+    store_bytes: int = 0,
+    reserve_bytes: int = 0,
+) -> MemoryNeed:
+    """An estimate, within a few percent for the KV cells and on the safe side for the compute buffers."""
+    per_token = kv_bytes_per_token(header, kv_type)
+    cut = [pool.cut_to(header.number("context_length")) for pool in pools]
+    needs = tuple(
+        PoolNeed(
+            name=pool.name,
+            n_slots=pool.n_slots,
+            slot_cells=pool.slot_cells,
+            kv=pool.n_slots * pool.built_cells * per_token,
+            compute=_compute_bytes(header, pool, batch_tokens),
+        )
+        for pool in cut
+    )
+    return MemoryNeed(header.tensor_bytes, needs, kv_type, store_bytes, reserve_bytes)
+
+
+def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int:
+    """Buffers of one context: attention scores (materialised without flash attention), mask, activations and logits."""
+    scores = 0 if pool.flash_attention else header.number("attention.head_count", 1)
+    per_token = pool.built_cells * (scores + 1) + 4 * header.number("embedding_length")
+    per_token += 2 * header.number("feed_forward_length")
+    logits = 2 * pool.n_slots * header.number("vocab_size", 256_000)
+    return 4 * (batch_tokens * per_token + logits)
+
+
+def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory this process may still take: the host's, and what each of its control groups has left."""
+    return max(0, min([int(psutil.virtual_memory().available), *_cgroup_bytes(proc, cgroup)]))
+
+
+def _cgroup_bytes(proc: Path, cgroup: Path) -> Iterator[int]:
+    """What is left under the limit of each control group (version 1 or 2) that holds this process, up to the root."""
+    for line in _text(proc / "self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, files = cgroup, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, files = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        limit, usage, reclaimable = files
+        # A container may see its own group as the root, under a path that does not exist inside: the parents cover it.
+        for folder in (Path(group), *Path(group).parents):
+            here = base / folder.relative_to("/")
+            yield from _left(here / limit, here / usage, here / "memory.stat", reclaimable)
+
+
+def _left(limit: Path, usage: Path, statistics: Path, reclaimable: str) -> Iterator[int]:
+    limit_text, usage_text = _text(limit).strip(), _text(usage).strip()
+    if not limit_text.isdigit() or not usage_text.isdigit():
+        return  # "max": no limit here
+    cached = [line.split()[1] for line in _text(statistics).splitlines() if line.startswith(f"{reclaimable} ")]
+    yield int(limit_text) - int(usage_text) + sum(map(int, cached))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""What fits this host: memory before a load, and the load that was measured."""

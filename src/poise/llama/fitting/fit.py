@@ -1,0 +1,217 @@
+"""Whether a model and the settings fit this host's memory, by purpose, before anything is loaded; and if not, what to change.
+
+The header says what the weights and the KV cells take; the buffers for computing are estimated on the safe side. The host store
+counts in full: it fills up in the end. Sizes are in MiB, like the settings that end in _mb.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from poise.config import LoadedSettings, PoolSettings, Settings
+from poise.llama.choosing.weights import Chooser, Weights
+from poise.llama.files.default_model import default_model
+from poise.llama.files.gguf import GgufHeader, ModelError, read_header
+from poise.llama.files.memory import MemoryNeed, PoolSpec, available_bytes, memory_needed
+from poise.llama.fitting.advice import Changes, advise
+from poise.scheduler.policy import LONG_POOL, SHORT_POOL
+
+SLACK_BYTES = 64 << 20
+"""What advice leaves free beyond the reserve, if it can: free memory is not the same a minute later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What is needed and what there is, in bytes. `advice` is None where it fits, and where no setting would make it fit."""
+
+    path: Path
+    """The model's file; `weights` is the one that is really loaded (see `poise.llama.choosing.weights`)."""
+    profile: str
+    need: MemoryNeed
+    available: int
+    host: int
+    advice: Changes | None = None
+    weights: Path | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.need.total <= self.available
+
+    @property
+    def options(self) -> str:
+        """The advice as it is typed."""
+        return " ".join(f"--set {key}={value}" for key, value in (self.advice or {}).items())
+
+    @property
+    def problem(self) -> str:
+        """Why it does not fit and what to do, for one line behind the file's name."""
+        need = self.need
+        return (
+            f"needs {_mib(need.total)} of memory (weights {_mib(need.weights)}, KV cells {_mib(need.kv)}, computing"
+            f" {_mib(need.compute)}, host store {_mib(need.store)}, to stay free {_mib(need.reserve)}), and"
+            f" {_mib(self.available)} is available; {self.remedy}"
+        )
+
+    @property
+    def remedy(self) -> str:
+        if self.advice is None:
+            reserve = " or reserve less (engine.memory_reserve_mb)" if self.need.reserve else ""
+            return f"fewer slots do not make it fit: use a smaller or more strongly quantised model{reserve}"
+        return f"the least that makes it fit: {self.options}"
+
+
+def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | None = None) -> Fit:
+    """Reckon what the settings and their model (or the one at `path`) need. Raises ModelError for a file that is not usable."""
+    settings = loaded.settings
+    path = path or model_path(settings)
+    available = available_bytes() if available is None else available
+    weights = _chooser(path, settings, available).planned().path
+    header = read_header(weights)
+    need = settings_need(header, settings)
+    advice = None
+    if need.total > available:
+        advice = _advice(loaded, header, available - SLACK_BYTES) or _advice(loaded, header, available)
+    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights)
+
+
+def weights_to_load(
+    path: Path, settings: Settings, progress: Callable[[float], None], *, again: bool = False
+) -> Weights:
+    """The file that is loaded for the model at `path`; it is chosen and made at the first start, or `again`."""
+    chooser = _chooser(path, settings, available_bytes(), progress)
+    if again:
+        chooser.forget()
+    return chooser.choose()
+
+
+def weights_as_before(path: Path, settings: Settings, name: str) -> Weights:
+    """The file with the weights of that name, which an engine had before; made again if it has to be, and nothing is decided."""
+    return _chooser(path, settings, available_bytes()).as_before(name)
+
+
+def planned_weights(path: Path, settings: Settings) -> Weights:
+    """What the next start will load, as far as it is known. Raises ModelError for a file that is not usable."""
+    return _chooser(path, settings, available_bytes()).planned()
+
+
+def _chooser(
+    path: Path, settings: Settings, available: int, progress: Callable[[float], None] = lambda _: None
+) -> Chooser:
+    return Chooser(path, settings, lambda file: settings_need(read_header(file), settings).total <= available, progress)
+
+
+def model_path(settings: Settings) -> Path:
+    """The file that is to be served. Raises ModelError when it is the default model, which is not there."""
+    return Path(settings.model.path) if settings.model.path else default_model()
+
+
+def settings_need(header: GgufHeader, settings: Settings) -> MemoryNeed:
+    """What a model takes with these settings."""
+    engine = settings.engine
+    return memory_needed(
+        header,
+        pool_specs(settings),
+        kv_type=engine.kv_type,
+        batch_tokens=engine.batch_tokens,
+        store_bytes=settings.store.budget_mb << 20,
+        reserve_bytes=engine.memory_reserve_mb << 20,
+    )
+
+
+def pool_specs(settings: Settings) -> list[PoolSpec]:
+    """The pools as the settings ask for them."""
+    kv_type = settings.engine.kv_type
+    return [_spec(SHORT_POOL, settings.pools.short, kv_type), _spec(LONG_POOL, settings.pools.long, kv_type)]
+
+
+def _spec(name: str, pool: PoolSettings, kv_type: str) -> PoolSpec:
+    # Quantised cells leave nothing to measure: they need flash attention.
+    flash = {"on": True, "off": False, "auto": None if kv_type == "f16" else True}[pool.flash_attention]
+    return PoolSpec(name, pool.slots, pool.slot_tokens, flash)
+
+
+def _advice(loaded: LoadedSettings, header: GgufHeader, available: int) -> Changes | None:
+    if header.tensor_bytes > available:
+        return None
+    return advise(
+        loaded,
+        header,
+        lambda settings: settings_need(header, settings).total,
+        available,
+    )
+
+
+def to_text(fit: Fit) -> str:
+    """A table and what follows from it."""
+    rows = list(_rows(fit))
+    width = max(len(name) for name, _, _ in rows)
+    sizes = max(len(size) for _, size, _ in rows)
+    lines = [f"  {name:<{width}}  {size:>{sizes}}  {remark}".rstrip() for name, size, remark in rows]
+    rule = "  " + "-" * (width + sizes + 2)
+    lines = [f"{fit.path}, profile {fit.profile}", "", *lines[:-1], rule, lines[-1], ""]
+    lines.append(f"This host has {_mib(fit.host)}; {_mib(fit.available)} is available to poise.")
+    if fit.fits:
+        lines.append(f"It fits, with {_mib(fit.available - fit.need.total)} to spare.")
+    else:
+        lines.append(f"It does not fit: {_mib(fit.need.total - fit.available)} too much; {fit.remedy}")
+    return "\n".join(lines)
+
+
+def to_json(fit: Fit) -> str:
+    """The same in bytes, for programs."""
+    need = fit.need
+    document = {
+        "model": str(fit.path),
+        "weights": str(fit.weights or fit.path),
+        "profile": fit.profile,
+        "fits": fit.fits,
+        "need_bytes": {
+            "weights": need.weights,
+            "kv": {pool.name: pool.kv for pool in need.pools},
+            "compute": {pool.name: pool.compute for pool in need.pools},
+            "store": need.store,
+            "reserve": need.reserve,
+            "total": need.total,
+        },
+        "available_bytes": fit.available,
+        "host_bytes": fit.host,
+        "advice": fit.advice,
+    }
+    return json.dumps(document, indent=2)
+
+
+def _rows(fit: Fit) -> Iterator[tuple[str, str, str]]:
+    need = fit.need
+    yield "weights", _mib(need.weights), "" if fit.weights in (None, fit.path) else f"in another format: {fit.weights}"
+    for pool in need.pools:
+        slots = f"{pool.n_slots} slot{'s' if pool.n_slots > 1 else ''}"
+        yield f"KV cells, {pool.name} pool", _mib(pool.kv), f"{slots} of {pool.slot_cells} tokens, {need.kv_type}"
+    for pool in need.pools:
+        yield f"computing, {pool.name} pool", _mib(pool.compute), "estimated, at most"
+    yield "host store", _mib(need.store), "when it is full"
+    yield "to stay free", _mib(need.reserve), "engine.memory_reserve_mb"
+    yield "together", _mib(need.total), ""
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / (1 << 20):,.0f} MiB"
+
+
+class DoesNotFit(ModelError):
+    """There is not enough memory for it now."""
+
+
+def check_fit(path: Path, settings: Settings, *, available: int | None = None) -> None:
+    """Refuse what memory cannot hold, where nobody is there to be advised. Raises ModelError."""
+    need = settings_need(read_header(path), settings)
+    available = available_bytes() if available is None else available
+    if need.total > available:
+        problem = (
+            f"needs {_mib(need.total)} of memory and {_mib(available)} is available; `poise fit` says what to change"
+        )
+        raise DoesNotFit(path, problem)

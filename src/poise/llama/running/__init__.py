@@ -1,0 +1,1 @@
+"""The runner: computes the scheduler's batches, samples, keeps copies of states."""

@@ -1,0 +1,106 @@
+"""From settings to a runner that is ready: choice of the weights, memory check, loading, measured choices, pools."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from poise.config import Settings
+from poise.llama.binding.model import Model
+from poise.llama.choosing.measure import LIMIT_S, choose
+from poise.llama.choosing.weights import Weights
+from poise.llama.fitting.fit import check_fit, pool_specs, weights_as_before, weights_to_load
+from poise.llama.running.runner import LlamaRunner
+from poise.scheduler.policy import CostPrior
+from poise.wire.messages import Ready
+
+Progress = Callable[[float, str], None]
+
+WEIGHTS_DONE = 0.6
+"""Share of what is left of the progress bar that loading the weights takes; measuring and building the pools take the rest."""
+
+
+CHOOSING_DONE = 0.6
+"""Share of the whole that choosing the weights takes, where it has to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRunner:
+    """A runner, what the gateway is sent about it, and what was measured for the scheduler (by pool)."""
+
+    runner: LlamaRunner
+    ready: Ready
+    chunk_tokens: dict[str, int]
+    priors: dict[str, CostPrior]
+
+
+def load_runner(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
+    """Load the model and build the pools. Raises ModelError or EngineLibraryError with one line.
+
+    weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait
+    """
+    if weights_again:
+        weights = weights_as_before(path, settings, weights_again)
+        check_fit(weights.path, settings)
+        return _load(weights, settings, progress, measure=False)
+    chosen = 0.0
+
+    def choosing(done: float) -> None:
+        nonlocal chosen
+        chosen = CHOOSING_DONE * done
+        progress(chosen, "choosing weights (first start with this model)")
+
+    weights = weights_to_load(path, settings, choosing)
+    check_fit(weights.path, settings)
+    return _load(weights, settings, lambda done, stage: progress(chosen + (1 - chosen) * done, stage))
+
+
+def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: bool = True) -> LoadedRunner:
+    engine = settings.engine
+    model = Model.load(
+        weights.path,
+        gpu_layers=engine.gpu_layers,
+        progress=lambda done: progress(WEIGHTS_DONE * done, "loading the model"),
+    )
+    try:
+        specs = pool_specs(settings)
+        choices = choose(
+            model,
+            specs,
+            kv_type=engine.kv_type,
+            threads=engine.threads,
+            batch_tokens=engine.batch_tokens,
+            limit_s=LIMIT_S if measure else 0.0,
+            progress=lambda done: progress(
+                WEIGHTS_DONE + (1 - WEIGHTS_DONE) * done, "measuring flash attention (first start with this model)"
+            ),
+        )
+        built = [replace(spec, flash_attention=choices[spec.name].flash_attention) for spec in specs]
+        priors = {name: choice.prior for name, choice in choices.items() if choice.prior is not None}
+        runner = LlamaRunner(
+            model,
+            built,
+            batch_tokens=engine.batch_tokens,
+            threads=engine.threads,
+            kv_type=engine.kv_type,
+            adapt_threads=engine.adapt_threads and engine.gpu_layers == 0,
+            costs=priors,
+            candidates_max=settings.sampling.candidates_max,
+        )
+    except BaseException:
+        model.close()
+        raise
+    ready = Ready(
+        model_description=model.description,
+        model_bytes=model.size_bytes,
+        n_vocab=model.n_vocab,
+        context_train=model.context_train,
+        pools=list(runner.pools),
+        pid=os.getpid(),
+        weights=weights.name,
+        weights_reason=weights.reason,
+    )
+    chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
+    return LoadedRunner(runner, ready, chunk_tokens, priors)

@@ -1,0 +1,195 @@
+"""Computes the scheduler's batches on llama.cpp: one context per KV pool over one set of weights.
+
+The live adapter of the `Runner` port. It holds no policy: rows, slots and stored entries come from the plan, and what does
+not fit is an error. Everything runs on the engine's one compute thread; other threads must keep out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+
+from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
+from poise.llama.binding.context import PoolContext, usable_threads
+from poise.llama.binding.model import Model
+from poise.llama.files.memory import PoolSpec
+from poise.llama.running.sampler import Floats, Sampler
+from poise.llama.running.store import StateStore, StoredState
+from poise.llama.running.threads import ThreadGovernor
+from poise.scheduler.planning.budget import BatchShape, CostModel
+from poise.scheduler.planning.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    ScrubPool,
+    StoreSlot,
+    TrimSlot,
+)
+from poise.scheduler.policy import CostPrior
+from poise.wire.messages import PoolInfo, Token
+from poise.wire.to_engine import SamplingParams
+
+
+class LlamaRunner:
+    """Implements `poise.engine.ports.Runner`. Takes over the model: closing the runner closes it too."""
+
+    def __init__(
+        self,
+        model: Model,
+        pools: Sequence[PoolSpec],
+        *,
+        batch_tokens: int = 512,
+        threads: int = 0,
+        kv_type: str = "f16",
+        adapt_threads: bool = False,
+        costs: Mapping[str, CostPrior] | None = None,
+        candidates_max: int = 1024,
+    ) -> None:
+        """Build the pools. Raises ModelError, with everything freed again.
+
+        A slot has the cells its spec asks for, but never more than the context the model was trained on.
+        threads 0: one for each core that this process may use. adapt_threads: fewer while passes take much longer than
+        `costs` say, as they do beside other busy programs. candidates_max: see `poise.llama.running.sampler`.
+        """
+        self.model = model
+        self._eog = frozenset(model.vocab.eog_tokens)
+        self._samplers: dict[int, Sampler] = {}
+        self._contexts: dict[str, PoolContext] = {}
+        self._store = StateStore()
+        self._candidates_max = candidates_max
+        self._costs = {spec.name: CostModel((costs or {}).get(spec.name, CostPrior())) for spec in pools}
+        self._threads = threads or usable_threads()
+        self._governor = ThreadGovernor(self._threads) if adapt_threads else None
+        try:
+            for spec in pools:
+                self._contexts[spec.name] = PoolContext(
+                    model,
+                    spec.cut_to(model.context_train),
+                    batch_tokens=batch_tokens,
+                    threads=threads,
+                    kv_type=kv_type,
+                )
+            self._warm_up()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _warm_up(self) -> None:
+        """One token through each pool, so that the first request does not pay for paging in the weights."""
+        for context in self._contexts.values():
+            context.compute([Row(request_id=0, slot=0, start=0, tokens=[0], sample=True)])
+            context.release(0)
+
+    @property
+    def pools(self) -> Sequence[PoolInfo]:
+        return [context.info for context in self._contexts.values()]
+
+    @property
+    def threads(self) -> int:
+        return self._governor.threads if self._governor else self._threads
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all entries of the host store."""
+        return self._store.n_bytes
+
+    def cell_bytes(self, pool: str) -> int:
+        """Bytes of one KV cell of the pool in the host store; an entry takes a little more (a header, positions)."""
+        return self._contexts[pool].info.cell_bytes
+
+    def slot_positions(self, pool: str, slot: int) -> int:
+        """The highest position in the slot, -1 when it is empty."""
+        return self._contexts[pool].last_position(slot)
+
+    def open(
+        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
+    ) -> None:
+        check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], self.model.n_vocab)
+        vocab = self.model.vocab
+        self._samplers[request_id] = Sampler(
+            sampling, prompt, self.model.n_vocab, vocab.eog_tokens, output, self._candidates_max
+        )
+
+    def close(self, request_id: int) -> None:
+        self._samplers.pop(request_id, None)
+
+    def apply(self, operation: KvOperation) -> int:
+        match operation:
+            case ReleaseSlot(pool, slot):
+                self._contexts[pool].release(slot)
+            case MoveSlot(pool, source, target):
+                self._contexts[pool].move(source, target)
+            case TrimSlot(pool, slot, n_cells):
+                self._contexts[pool].truncate(slot, n_cells)
+            case CopySlot(pool, source, target, n_cells):
+                self._contexts[pool].copy(source, target, n_cells)
+            case StoreSlot(pool, slot, entry, n_cells):
+                state = self._contexts[pool].copy_state(slot, n_cells)
+                self._store.put(entry, StoredState(pool, n_cells, state))
+                return len(state)
+            case LoadSlot(pool, slot, entry, n_cells):
+                stored = self._store.get(entry, pool, n_cells)
+                self._contexts[pool].load(slot, stored.state, stored.n_cells, n_cells)
+            case DropEntry(entry):
+                self._store.drop(entry)
+            case ScrubPool(pool):
+                self._contexts[pool].scrub()
+        return 0
+
+    def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        assert all(row.slot < after.slot for row, after in pairwise(rows)), (
+            f"rows are not in ascending slot order: {[row.slot for row in rows]}"
+        )
+        computed = self._compute(pool, rows)
+        sampled = []
+        began_ns = time.perf_counter_ns()
+        for row, logits in zip([row for row in rows if row.sample], computed, strict=True):
+            request_id = row.request_id
+            token, ends, failed = Token(request_id, NO_TOKEN), False, ""
+            try:
+                drawn = self._samplers[request_id].draw(logits)
+                token, ends = Token(request_id, drawn.token, drawn.logprob, drawn.top), drawn.token in self._eog
+            except Exception as error:  # whatever it is, it is this row's: the others are drawn as if nothing was
+                failed = words_of(error)
+                if not np.isfinite(logits.max()):
+                    self._contexts[pool].taint(row.slot)
+            now_ns = time.perf_counter_ns()
+            sampled.append(Sampled(token, ends, now_ns - began_ns, failed))
+            began_ns = now_ns
+        return sampled
+
+    def _compute(self, pool: str, rows: Sequence[Row]) -> list[Floats]:
+        """A forward pass, with as many threads as the governor thinks right."""
+        context, governor = self._contexts[pool], self._governor
+        if governor is None:
+            return context.compute(rows)
+        context.use_threads(governor.threads)
+        shape = BatchShape()
+        for row in rows:
+            shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
+        began_ns = time.perf_counter_ns()
+        logits = context.compute(rows)
+        now_ns = time.perf_counter_ns()
+        governor.observe((now_ns - began_ns) / 1000 / max(1.0, self._costs[pool].predict_us(shape)), now_ns)
+        return logits
+
+    def shutdown(self) -> None:
+        """Free samplers, stored states (overwritten), pools and model, in this order. Later calls do nothing."""
+        self._samplers.clear()
+        self._store.clear()
+        for context in self._contexts.values():
+            context.close()
+        self.model.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()

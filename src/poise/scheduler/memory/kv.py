@@ -1,0 +1,189 @@
+"""The books of KV cells: which slot of which pool belongs to whom, and how many cells it uses.
+
+A slot is a stream of its own, so cells cannot fragment across sequences; what matters is that the busy slots are dense
+(rule R8): llama.cpp batches only runs of consecutive slot ids, and a badly split batch costs up to 1.7 times as much.
+Hence a sequence takes the lowest free slot, and a hole that persists is closed by moving the highest sequence down.
+
+A slot is held by a sequence, or free. A free slot can be warm: it still has the cells of a finished sequence, for requests
+that begin alike, until a sequence takes it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from poise.scheduler.memory.prefix import Prefix
+from poise.scheduler.policy import PoolPolicy
+from poise.scheduler.request import RequestClass
+from poise.scheduler.sequence import Sequence, State
+
+WARM = "warm"
+
+
+class SlotBooks(NamedTuple):
+    """A slot that is not empty: held by a running or a paused sequence, or warm."""
+
+    slot: int
+    state: str
+    """A State, or "warm"."""
+    request_class: RequestClass | None
+    """Of who holds it; nobody holds a warm one."""
+    n_cells: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBooks:
+    """A pool's figures at one moment, in slots and cells. `cells_used` leaves out the warm ones."""
+
+    slots_held: int
+    slots: int
+    cells_held: int
+    cells_used: int
+    cells: int
+    slots_peak: int
+    cells_used_peak: int
+    slots_warm: int
+    cells_warm: int
+    cells_by_class: dict[RequestClass, int]
+    cells_by_tenant: dict[str, int]
+    holes: int
+    """Free slots below the highest one that is held: batches that are split cost more (rule R8)."""
+    occupied: tuple[SlotBooks, ...]
+    """In the order of their numbers."""
+
+
+class KvPool:
+    """The slots of one pool. Deterministic: the lowest free slot is taken first."""
+
+    def __init__(self, name: str, policy: PoolPolicy) -> None:
+        self.name = name
+        self.policy = policy
+        self.holders: dict[int, Sequence] = {}
+        """Slot to sequence, for the slots that are held."""
+        self.warm: dict[int, Prefix] = {}
+        """Slot to what a finished sequence left there, for free slots that are not empty."""
+        self._free = list(range(policy.n_slots))
+        self._held_by_class: dict[RequestClass, int] = dict.fromkeys(RequestClass, 0)
+        self._held_by_tenant: dict[str, int] = {}
+        self._hole_age = 0
+        self._slots_peak = 0
+        self._cells_peak = 0
+
+    @property
+    def n_free(self) -> int:
+        return len(self._free)
+
+    def held_by(self, request_class: RequestClass) -> int:
+        return self._held_by_class[request_class]
+
+    def held_by_tenant(self, tenant: str) -> int:
+        return self._held_by_tenant.get(tenant, 0)
+
+    def may_take(self, request_class: RequestClass, class_slots_max: int) -> bool:
+        """Whether a sequence of this class may have a slot now."""
+        return bool(self._free) and self._held_by_class[request_class] < class_slots_max
+
+    def take(self, sequence: Sequence) -> None:
+        """Give the sequence the lowest free slot. There must be one. Whether it is warm is for the caller to see to."""
+        assert sequence.request.n_cells <= self.policy.slot_cells, f"request {sequence.request.request_id} cannot fit"
+        slot = heapq.heappop(self._free)
+        sequence.slot = slot
+        self.holders[slot] = sequence
+        self._count(sequence, +1)
+        self._slots_peak = max(self._slots_peak, len(self.holders))
+
+    def release(self, sequence: Sequence) -> int:
+        """Take the sequence's slot back and return its number. The runner does not know of it yet."""
+        slot = sequence.slot
+        assert self.holders.get(slot) is sequence, f"slot {slot} is not held by request {sequence.request.request_id}"
+        del self.holders[slot]
+        heapq.heappush(self._free, slot)
+        self._count(sequence, -1)
+        sequence.slot = -1
+        return slot
+
+    def close_hole(self, persist_steps: int) -> tuple[Sequence, int, int] | None:
+        """Move the highest sequence into the lowest hole once holes have persisted for `persist_steps` calls.
+
+        Modifies the books at once and returns (sequence, source slot, target slot); the caller must have the target emptied
+        and the state moved.
+        """
+        if not self.holders or not self._free or self._free[0] > max(self.holders):
+            self._hole_age = 0
+            return None
+        self._hole_age += 1
+        if self._hole_age <= persist_steps:
+            return None
+        self._hole_age = 0
+        source = max(self.holders)
+        sequence = self.holders.pop(source)
+        target = heapq.heapreplace(self._free, source)
+        self.holders[target] = sequence
+        sequence.slot = target
+        return sequence, source, target
+
+    def change_class(self, sequence: Sequence, request_class: RequestClass) -> None:
+        """The sequence, which holds a slot, is of another class from now on."""
+        self._held_by_class[sequence.request_class] -= 1
+        self._held_by_class[request_class] += 1
+
+    def books(self) -> PoolBooks:
+        used = sum(s.n_computed for s in self.holders.values())
+        by_class = dict.fromkeys(RequestClass, 0)
+        by_tenant: dict[str, int] = {}
+        for sequence in self.holders.values():
+            tenant = sequence.request.tenant
+            by_class[sequence.request_class] += sequence.n_computed
+            by_tenant[tenant] = by_tenant.get(tenant, 0) + sequence.n_computed
+        self._cells_peak = max(self._cells_peak, used)
+        return PoolBooks(
+            slots_held=len(self.holders),
+            slots=self.policy.n_slots,
+            cells_held=len(self.holders) * self.policy.slot_cells,
+            cells_used=used,
+            cells=self.policy.n_slots * self.policy.slot_cells,
+            slots_peak=self._slots_peak,
+            cells_used_peak=self._cells_peak,
+            slots_warm=len(self.warm),
+            cells_warm=sum(prefix.n_cells for prefix in self.warm.values()),
+            cells_by_class=by_class,
+            cells_by_tenant=by_tenant,
+            holes=max(self.holders, default=-1) + 1 - len(self.holders),
+            occupied=self._occupied(),
+        )
+
+    def check(self) -> None:
+        """Assert that the books balance (invariant 3)."""
+        assert sorted([*self._free, *self.holders]) == list(range(self.policy.n_slots)), f"{self.name}: slots lost"
+        for slot, sequence in self.holders.items():
+            assert sequence.slot == slot, f"{self.name}: slot {slot} is out of step with its sequence"
+            assert sequence.pool == self.name, f"{self.name}: slot {slot} is held by a sequence of {sequence.pool}"
+            state = sequence.state
+            assert state is State.RUNNING or state is State.PAUSED, (
+                f"{self.name}: slot {slot} is held by a {state} sequence"
+            )
+            assert sequence.n_computed <= self.policy.slot_cells, f"{self.name}: slot {slot} overflows"
+        for slot, prefix in self.warm.items():
+            assert slot not in self.holders, f"{self.name}: slot {slot} is warm and held"
+            where = (prefix.pool, prefix.slot)
+            assert where == (self.name, slot), f"{self.name}: the prefix in slot {slot} is elsewhere"
+        by_class = {c: sum(s.request_class is c for s in self.holders.values()) for c in RequestClass}
+        assert by_class == self._held_by_class, f"{self.name}: class books are wrong"
+        assert sum(self._held_by_tenant.values()) == len(self.holders), f"{self.name}: tenant books are wrong"
+        assert all(n > 0 for n in self._held_by_tenant.values()), f"{self.name}: a tenant holds nothing"
+
+    def _occupied(self) -> tuple[SlotBooks, ...]:
+        held = [SlotBooks(slot, s.state, s.request_class, s.n_computed) for slot, s in self.holders.items()]
+        warm = [SlotBooks(slot, WARM, None, prefix.n_cells) for slot, prefix in self.warm.items()]
+        return tuple(sorted(held + warm))
+
+    def _count(self, sequence: Sequence, change: int) -> None:
+        self._held_by_class[sequence.request_class] += change
+        tenant = sequence.request.account
+        held = self._held_by_tenant.get(tenant, 0) + change
+        if held:
+            self._held_by_tenant[tenant] = held
+        else:
+            del self._held_by_tenant[tenant]

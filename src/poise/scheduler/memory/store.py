@@ -1,0 +1,184 @@
+"""The books of the host store: who keeps how many bytes there, for what, and who goes first when room is needed.
+
+One store serves three purposes: cells of swapped-out sequences, prefixes that may be used again, and declared templates. The
+runner keeps the bytes; here is only what is decided about them. Swaps and templates are never evicted: a swap belongs to
+a live request, a template to the operator. Prefixes go, the longest unused first, when anything needs their room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from poise.scheduler.fairness.thresholds import may_take
+from poise.scheduler.policy import StorePolicy
+
+
+class Purpose(StrEnum):
+    SWAP = "swap"
+    PREFIX = "prefix"
+    TEMPLATE = "template"
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One stored state of `n_cells` cells. `n_bytes` is predicted until the runner has said what it really takes. `tenant` is who
+    it counts for: of a swap, the account of its request."""
+
+    number: int
+    purpose: Purpose
+    tenant: str
+    pool: str
+    n_cells: int
+    n_bytes: int
+    in_use: bool = False
+    """True while the plan that is being made reads it; it may not be evicted then."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreBooks:
+    """The store's figures at one moment."""
+
+    budget_bytes: int
+    bytes_by_purpose: dict[Purpose, int]
+    entries_by_purpose: dict[Purpose, int]
+    peak_bytes: int
+    n_evicted: int
+    stored_bytes: int
+    loaded_bytes: int
+
+
+class HostStore:
+    """Entries by number, oldest use first."""
+
+    def __init__(self, policy: StorePolicy) -> None:
+        self._policy = policy
+        self._entries: dict[int, Entry] = {}
+        self._bytes: dict[Purpose, int] = dict.fromkeys(Purpose, 0)
+        self._prefix_bytes: dict[str, int] = {}
+        self._swap_bytes: dict[str, int] = {}
+        """By account."""
+        self._next = 1
+        self._peak_bytes = 0
+        self.n_evicted = 0
+        self.stored_bytes = 0
+        self.loaded_bytes = 0
+
+    def __getitem__(self, number: int) -> Entry:
+        return self._entries[number]
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._entries
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(self._bytes.values())
+
+    def victims(self, purpose: Purpose, tenant: str, n_bytes: int) -> list[Entry] | None:
+        """The prefixes that must go so that `n_bytes` fit, or None when they cannot. Modifies nothing.
+
+        A tenant's prefixes displace its own first where its quota says so, then anybody's by age.
+        """
+        if n_bytes > self._policy.budget_bytes:
+            return None
+        chosen: list[Entry] = []
+        if purpose is Purpose.SWAP and not self._may_swap(tenant, n_bytes):
+            return None
+        if purpose is Purpose.PREFIX:
+            quota = self._quota_bytes(tenant)
+            over = self._prefix_bytes.get(tenant, 0) + n_bytes - quota
+            if n_bytes > quota or not self._choose(chosen, over, tenant):
+                return None
+        over = self.n_bytes + n_bytes - self._policy.budget_bytes - sum(e.n_bytes for e in chosen)
+        return chosen if self._choose(chosen, over, None) else None
+
+    def add(self, purpose: Purpose, tenant: str, pool: str, n_cells: int, n_bytes: int) -> Entry:
+        """A new entry, for which there must be room."""
+        entry = Entry(self._next, purpose, tenant, pool, n_cells, n_bytes)
+        self._next += 1
+        self._entries[entry.number] = entry
+        self._count(entry, n_bytes)
+        return entry
+
+    def remove(self, number: int, *, evicted: bool = False) -> Entry:
+        entry = self._entries.pop(number)
+        self._count(entry, -entry.n_bytes)
+        self.n_evicted += evicted
+        return entry
+
+    def touch(self, number: int) -> None:
+        """It was used just now."""
+        self._entries[number] = self._entries.pop(number)
+
+    def settle(self, number: int, n_bytes: int) -> None:
+        """The runner has said what the entry really takes. Books that a prediction left over budget stay so until it goes."""
+        entry = self._entries[number]
+        change, entry.n_bytes = n_bytes - entry.n_bytes, n_bytes
+        self._count(entry, change)
+        self.stored_bytes += n_bytes
+
+    def books(self) -> StoreBooks:
+        entries = dict.fromkeys(Purpose, 0)
+        for entry in self:
+            entries[entry.purpose] += 1
+        return StoreBooks(
+            budget_bytes=self._policy.budget_bytes,
+            bytes_by_purpose=dict(self._bytes),
+            entries_by_purpose=entries,
+            peak_bytes=self._peak_bytes,
+            n_evicted=self.n_evicted,
+            stored_bytes=self.stored_bytes,
+            loaded_bytes=self.loaded_bytes,
+        )
+
+    def check(self) -> None:
+        """Assert that the books balance."""
+        for purpose in Purpose:
+            held = sum(e.n_bytes for e in self if e.purpose is purpose)
+            assert held == self._bytes[purpose], f"the store's {purpose} bytes are miscounted"
+        by_tenant: dict[Purpose, dict[str, int]] = {purpose: {} for purpose in Purpose}
+        for entry in self:
+            assert not entry.in_use, f"entry {entry.number} is still marked as in use"
+            held_bytes = by_tenant[entry.purpose]
+            held_bytes[entry.tenant] = held_bytes.get(entry.tenant, 0) + entry.n_bytes
+        assert by_tenant[Purpose.PREFIX] == self._prefix_bytes, "prefix bytes by tenant are miscounted"
+        assert by_tenant[Purpose.SWAP] == self._swap_bytes, "swap bytes by account are miscounted"
+
+    def _may_swap(self, account: str, n_bytes: int) -> bool:
+        """Alone an account's swaps may take its share of the store; beside others, that share of what is free without its own. So
+        streams that nobody reads, which are swapped out and stay, leave room for the next one's."""
+        share = self._policy.tenant_shares.get(account, self._policy.tenant_share)
+        fixed = self._bytes[Purpose.SWAP] + self._bytes[Purpose.TEMPLATE]
+        held, total = self._swap_bytes.get(account, 0), self._policy.budget_bytes
+        return share >= 1 or may_take(n_bytes, held=held, used=fixed, total=total, share=share / (1 - share))
+
+    def _quota_bytes(self, tenant: str) -> int:
+        share = self._policy.tenant_shares.get(tenant, self._policy.tenant_share)
+        return int(share * self._policy.budget_bytes)
+
+    def _choose(self, chosen: list[Entry], over: int, tenant: str | None) -> bool:
+        """Add the oldest prefixes (of the tenant) to `chosen` until `over` bytes are free; whether that is possible."""
+        for entry in self:
+            if over <= 0:
+                break
+            if entry.purpose is not Purpose.PREFIX or entry.in_use or entry in chosen:
+                continue
+            if tenant is None or entry.tenant == tenant:
+                chosen.append(entry)
+                over -= entry.n_bytes
+        return over <= 0
+
+    def _count(self, entry: Entry, change: int) -> None:
+        self._bytes[entry.purpose] += change
+        if entry.purpose is not Purpose.TEMPLATE:
+            by_tenant = self._prefix_bytes if entry.purpose is Purpose.PREFIX else self._swap_bytes
+            held = by_tenant.get(entry.tenant, 0) + change
+            if held:
+                by_tenant[entry.tenant] = held
+            else:
+                by_tenant.pop(entry.tenant, None)
+        self._peak_bytes = max(self._peak_bytes, self.n_bytes)

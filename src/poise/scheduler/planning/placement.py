@@ -1,0 +1,327 @@
+"""Where the cells of sequences are: gives slots, takes them back, and says which KV operations carry that out.
+
+Every change of a slot or of the host store goes through here: the books change at once, the operations are collected
+for the next plan, in an order in which each finds what those before it have left. What is decided here is only where cells
+go; who gets a slot and who loses one is decided in `planner` and `preemption`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+from poise.scheduler.memory.kv import KvPool
+from poise.scheduler.memory.prefix import Prefix, PrefixIndex
+from poise.scheduler.memory.store import Entry, HostStore, Purpose
+from poise.scheduler.planning.budget import CostModel
+from poise.scheduler.planning.plan import (
+    CopySlot,
+    DropEntry,
+    KvOperation,
+    LoadSlot,
+    MoveSlot,
+    ReleaseSlot,
+    ScrubPool,
+    StepResult,
+    StoreSlot,
+    TrimSlot,
+)
+from poise.scheduler.policy import SchedulerPolicy
+from poise.scheduler.request import BLOCK_TOKENS, PreemptionKind, Request
+from poise.scheduler.sequence import Sequence
+
+CARRY_FIRST_US = 3.0
+"""First guess of what carrying one cell between a slot and the host store costs."""
+CARRY_MEMORY = 0.9
+ENTRY_OVERHEAD_BYTES = 64
+
+
+class Placement:
+    """The slots of all pools, the host store, and the prefixes kept in both."""
+
+    def __init__(self, policy: SchedulerPolicy, models: dict[str, CostModel]) -> None:
+        self._policy = policy
+        self._models = models
+        self.pools = {name: KvPool(name, pool) for name, pool in policy.pools.items()}
+        self.store = HostStore(policy.store)
+        self.index = PrefixIndex()
+        self.templates: dict[tuple[str, str], Entry] = {}
+        """(pool, template name) to its entry, once it has been computed."""
+        self.carry_us = CARRY_FIRST_US
+        self.n_moves = 0
+        self.n_hits = 0
+        self.n_unstored = 0
+        """Sequences whose cells were dropped because the host store had no room for them."""
+        self._operations: list[KvOperation] = []
+        self._unclean: dict[str, None] = {}
+        """Pools with cells that are to be overwritten."""
+        self._swapped: dict[int, Sequence] = {}
+
+    def take_operations(self) -> tuple[KvOperation, ...]:
+        """The operations collected since the last call, those last that overwrite what the others have left."""
+        operations = (*self._operations, *map(ScrubPool, self._unclean))
+        self._operations = []
+        self._unclean.clear()
+        return operations
+
+    def cached_cells(self, sequence: Sequence) -> int:
+        """Cells that the sequence would not have to compute if it got a slot now."""
+        if sequence.n_computed:
+            return sequence.n_computed
+        found = self._find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
+        return found[1] if found else 0
+
+    def cached_prompt(self, request: Request, pool: str) -> int:
+        """Tokens of a new request's prompt that it would not have to compute in that pool now."""
+        found = self._find(request, pool, request.blocks, request.n_prompt)
+        return found[1] if found else 0
+
+    def place(self, sequence: Sequence) -> None:
+        """Give the sequence the lowest free slot, with all of its cells that are known anywhere."""
+        pool = self.pools[sequence.pool]
+        found = None
+        if sequence.entry < 0:
+            found = self._find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
+        pool.take(sequence)
+        warm = pool.warm.pop(sequence.slot, None)
+        if sequence.entry >= 0:
+            self._empty(pool, sequence.slot, warm)
+            self._restore(sequence)
+        elif found is None:
+            self._empty(pool, sequence.slot, warm)
+        else:
+            self._reuse(sequence, pool, warm, *found)
+            self.n_hits += 1
+
+    def swap_out(self, sequence: Sequence) -> PreemptionKind:
+        """Take the sequence's slot and keep its cells in the host store, or drop them where that is cheaper or all there is."""
+        pool = self.pools[sequence.pool]
+        slot = pool.release(sequence)
+        request_id, n_cells = sequence.request.request_id, sequence.n_computed
+        entry = self._swap_entry(sequence) if n_cells else None
+        if entry is not None:
+            self._operations.append(StoreSlot(pool.name, slot, entry.number, n_cells))
+            sequence.entry = entry.number
+            self._swapped[entry.number] = sequence
+        else:
+            sequence.n_recomputed += n_cells
+            sequence.n_computed = 0
+        self._operations.append(ReleaseSlot(pool.name, slot, request_id))
+        return PreemptionKind.SWAP if entry is not None else PreemptionKind.DROP
+
+    def retire(self, sequence: Sequence, *, keep: bool) -> None:
+        """The sequence has ended. With `keep` its cells stay warm in its slot if they may serve another request."""
+        if sequence.entry >= 0:
+            self._drop(sequence.entry)
+            sequence.entry = -1
+        if sequence.slot < 0:
+            return
+        pool = self.pools[sequence.pool]
+        slot, request_id = pool.release(sequence), sequence.request.request_id
+        store = self._policy.store
+        blocks = tuple(sequence.blocks[: sequence.n_computed // BLOCK_TOKENS])
+        if keep and store.prefix_reuse and blocks and sequence.n_computed >= store.prefix_min_cells:
+            prefix = Prefix(sequence.request.tenant, pool.name, blocks, sequence.n_computed, slot=slot)
+            pool.warm[slot] = prefix
+            self.index.add(prefix)
+        else:
+            self._operations.append(ReleaseSlot(pool.name, slot, request_id))
+
+    def pin(self, sequence: Sequence, name: str) -> None:
+        """Keep the running sequence's cells in the store as a template, replacing an older one of that name."""
+        self.unpin(sequence.pool, name)
+        entry = self._admit(Purpose.TEMPLATE, sequence.request.tenant, sequence.pool, sequence.n_computed)
+        if entry is not None:
+            self._operations.append(StoreSlot(sequence.pool, sequence.slot, entry.number, sequence.n_computed))
+            self.templates[sequence.pool, name] = entry
+
+    def unpin(self, pool: str, name: str) -> None:
+        entry = self.templates.pop((pool, name), None)
+        if entry is not None:
+            self._drop(entry.number)
+
+    def forget(self, tenant: str) -> tuple[int, int]:
+        """Drop every kept prefix of a tenant; returns how many there were, and their cells."""
+        kept = self.index.of_tenant(tenant)
+        for prefix in kept:
+            self.index.remove(prefix)
+            if prefix.slot >= 0:
+                del self.pools[prefix.pool].warm[prefix.slot]
+                self._operations.append(ReleaseSlot(prefix.pool, prefix.slot, 0))
+            else:
+                self._drop(prefix.entry)
+        return len(kept), sum(prefix.n_cells for prefix in kept)
+
+    def kept_bytes(self, tenant: str) -> int:
+        """Bytes that a tenant's kept prefixes take, in slots and in the host store."""
+        return sum(
+            self._policy.pools[p.pool].cell_bytes * p.n_cells if p.slot >= 0 else self.store[p.entry].n_bytes
+            for p in self.index.of_tenant(tenant)
+        )
+
+    def scrub(self, pool: str = "") -> None:
+        """Have all cells overwritten that no slot holds, in this pool or in all, after all that the next plan does with them."""
+        self._unclean |= dict.fromkeys([pool] if pool else self.pools)
+
+    def close_holes(self) -> None:
+        """Rule R8."""
+        for name, pool in self.pools.items():
+            if (move := pool.close_hole(self._policy.hole_steps)) is not None:
+                sequence, source, target = move
+                self._empty(pool, target, pool.warm.pop(target, None))
+                self._operations.append(MoveSlot(name, source, target, sequence.request.request_id))
+                self.n_moves += 1
+
+    def settle(self, result: StepResult) -> list[tuple[Sequence, int]]:
+        """Account for a plan's operations; returns the sequences whose cells were lost in the host store, and how many were."""
+        for number, n_bytes in result.stored:
+            if number in self.store:
+                self.store.settle(number, n_bytes)
+        lost = []
+        for number in result.unstored:
+            if number not in self.store:
+                continue
+            entry = self.store.remove(number)
+            if entry.purpose is Purpose.SWAP:
+                sequence = self._swapped.pop(number)
+                lost.append((sequence, sequence.n_computed))
+                sequence.n_computed, sequence.entry = 0, -1
+            elif entry.purpose is Purpose.PREFIX:
+                self.index.remove(self.index.of_entry(number))
+            else:
+                self.templates = {key: kept for key, kept in self.templates.items() if kept is not entry}
+        if result.carried_cells:
+            measured = result.carried_us / result.carried_cells
+            self.carry_us = CARRY_MEMORY * self.carry_us + (1 - CARRY_MEMORY) * measured
+        return lost
+
+    def check(self) -> None:
+        """Assert that slots, store and index agree (invariants 3, 11 and 12)."""
+        for pool in self.pools.values():
+            pool.check()
+        self.store.check()
+        kept = list(self.index)
+        warm = sorted((name, slot) for name, pool in self.pools.items() for slot in pool.warm)
+        indexed = [prefix for prefix in kept if prefix.slot >= 0]
+        assert sorted((p.pool, p.slot) for p in indexed) == warm, "index and warm slots disagree"
+        assert all(self.pools[p.pool].warm[p.slot] is p for p in indexed), "a warm slot holds another prefix"
+        stored = {e.number: e for e in self.store}
+        prefixes = sorted(p.entry for p in kept if p.entry >= 0)
+        assert prefixes == sorted(n for n, e in stored.items() if e.purpose is Purpose.PREFIX), (
+            "index and store disagree"
+        )
+        for prefix in kept:
+            if prefix.entry >= 0:
+                entry = stored[prefix.entry]
+                assert (entry.tenant, entry.pool) == (prefix.tenant, prefix.pool), (
+                    "a prefix is kept under another's name"
+                )
+        swaps = sorted(n for n, e in stored.items() if e.purpose is Purpose.SWAP)
+        assert swaps == sorted(self._swapped), "swapped sequences and store disagree"
+        for number, sequence in self._swapped.items():
+            where = (sequence.entry, sequence.slot)
+            assert where == (number, -1), f"entry {number} and its sequence disagree"
+        pinned = sorted(entry.number for entry in self.templates.values())
+        assert pinned == sorted(n for n, e in stored.items() if e.purpose is Purpose.TEMPLATE), "templates are lost"
+
+    def _find(
+        self, request: Request, pool: str, blocks: SequenceOf[int], n_tokens: int
+    ) -> tuple[Prefix | Entry, int] | None:
+        """Where the longest known beginning of `n_tokens` tokens is, and its cells. The last token is always computed."""
+        store, most = self._policy.store, n_tokens - 1
+        found: tuple[Prefix | Entry, int] | None = None
+        if store.prefix_reuse:
+            shared = self.index.longest(request.tenant, pool, blocks)
+            if shared is not None and min(shared[1], most) >= store.prefix_min_cells:
+                found = shared[0], min(shared[1], most)
+        template = self.templates.get((pool, request.template)) if request.template else None
+        if template is not None:
+            n_cells = min(request.template_cells, template.n_cells, most)
+            if n_cells > (found[1] if found else 0):
+                found = template, n_cells
+        return found
+
+    def _restore(self, sequence: Sequence) -> None:
+        """Load a swapped sequence into its new slot."""
+        entry = sequence.entry
+        request_id, n_cells = sequence.request.request_id, sequence.n_computed
+        self._operations.append(LoadSlot(sequence.pool, sequence.slot, entry, n_cells, request_id))
+        self.store.loaded_bytes += self.store[entry].n_bytes
+        self._drop(entry)
+        sequence.entry = -1
+
+    def _reuse(
+        self, sequence: Sequence, pool: KvPool, warm: Prefix | None, source: Prefix | Entry, n_cells: int
+    ) -> None:
+        """Put the first `n_cells` cells of the source into the sequence's slot, in which `warm` may lie."""
+        slot, request_id = sequence.slot, sequence.request.request_id
+        if source is warm:
+            self._spill(pool, warm, unless_shared=n_cells)
+            self.index.remove(warm)
+            if warm.n_cells > n_cells:
+                self._operations.append(TrimSlot(pool.name, slot, n_cells))
+        elif isinstance(source, Prefix) and source.slot >= 0:
+            self._empty(pool, slot, warm)
+            self._operations.append(CopySlot(pool.name, source.slot, slot, n_cells, request_id))
+        else:
+            entry = source if isinstance(source, Entry) else self.store[source.entry]
+            entry.in_use = True
+            self._empty(pool, slot, warm)
+            entry.in_use = False
+            self.store.touch(entry.number)
+            self.store.loaded_bytes += entry.n_bytes
+            self._operations.append(LoadSlot(pool.name, slot, entry.number, n_cells, request_id))
+        sequence.n_computed = n_cells
+
+    def _empty(self, pool: KvPool, slot: int, warm: Prefix | None) -> None:
+        """Make a free slot empty; what was warm in it goes to the host store if that is worth it."""
+        if warm is not None:
+            self._spill(pool, warm)
+            self.index.remove(warm)
+            self._operations.append(ReleaseSlot(pool.name, slot, 0))
+
+    def _spill(self, pool: KvPool, warm: Prefix, unless_shared: int | None = None) -> None:
+        """Keep a copy of a warm slot in the store, unless its cells are kept elsewhere, or live on in who takes the slot."""
+        lives_on = unless_shared is not None and warm.n_cells - unless_shared < 2 * BLOCK_TOKENS
+        if lives_on or self.index.covers(warm):
+            return
+        entry = self._admit(Purpose.PREFIX, warm.tenant, warm.pool, warm.n_cells)
+        if entry is None:
+            return
+        stored = Prefix(warm.tenant, warm.pool, warm.blocks, warm.n_cells, entry=entry.number)
+        self._operations.append(StoreSlot(pool.name, warm.slot, entry.number, warm.n_cells))
+        for nested in self.index.nested(stored):
+            if not self.store[nested.entry].in_use:
+                self._discard(nested.entry)
+        self.index.add(stored)
+
+    def _swap_entry(self, sequence: Sequence) -> Entry | None:
+        """Room for a swapped sequence, if there is any and carrying it out and in costs less than computing it again."""
+        n_cells = sequence.n_computed
+        again_us = self._models[sequence.pool].chunk_us(is_prompt=True, start=0, n_tokens=n_cells)
+        if 2 * self.carry_us * n_cells >= again_us:
+            return None
+        entry = self._admit(Purpose.SWAP, sequence.request.account, sequence.pool, n_cells)
+        if entry is None:
+            self.n_unstored += 1
+            sequence.refill = n_cells
+        return entry
+
+    def _admit(self, purpose: Purpose, tenant: str, pool: str, n_cells: int) -> Entry | None:
+        """A new entry; prefixes are evicted to make room. None when that is not enough."""
+        n_bytes = n_cells * self._policy.pools[pool].cell_bytes + ENTRY_OVERHEAD_BYTES
+        victims = self.store.victims(purpose, tenant, n_bytes)
+        if victims is None:
+            return None
+        for victim in victims:
+            self._discard(victim.number, evicted=True)
+        return self.store.add(purpose, tenant, pool, n_cells, n_bytes)
+
+    def _discard(self, number: int, *, evicted: bool = False) -> None:
+        """Drop a stored prefix."""
+        self.index.remove(self.index.of_entry(number))
+        self._drop(number, evicted=evicted)
+
+    def _drop(self, number: int, *, evicted: bool = False) -> None:
+        self.store.remove(number, evicted=evicted)
+        self._swapped.pop(number, None)
+        self._operations.append(DropEntry(number))

@@ -1,0 +1,209 @@
+"""The engine process: binds the loop to llama.cpp, a socket and the real clock. Nothing else in the project does.
+
+Started by the gateway as `python -m poise.worker.engine.process [--box N] FD`, FD being its end of a socket pair and N the
+memory of its black box (`engine/blackbox.py`), if there is one. The first message is Configure. It ends on Shutdown, or when
+the gateway's end closes: an engine never outlives its gateway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from poise.config import Settings, to_policy
+from poise.config.paths import state_dir
+from poise.engine.blackbox import BoxWriter
+from poise.engine.core import Engine
+from poise.engine.dumps import keep_journal
+from poise.engine.journal import Journal
+from poise.engine.leash import tie_to_parent
+from poise.llama.binding.library import EngineLibraryError
+from poise.llama.binding.model import ModelError
+from poise.llama.fitting.fit import DoesNotFit
+from poise.llama.running.load import LoadedRunner, Progress, load_runner
+from poise.scheduler.scheduler import Scheduler
+from poise.wire import messages as wire
+from poise.wire import to_engine
+from poise.wire.fingerprint import MODEL_CHANGED, is_other
+from poise.wire.framing import FrameDecoder, encode_frame
+
+READ_BYTES = 1 << 18
+UNSENT_BYTES_MAX = 256 << 20
+UNSENT_PAUSE_S = 0.005
+EXIT_PERMANENT = 3
+"""Exit code when a restart would end the same way."""
+
+
+class MonotonicClock:
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+
+class SocketPort:
+    """Inbox and Outbox over one stream socket. Sending never waits: what the socket does not take is kept and sent later."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._reader: FrameDecoder[to_engine.ToEngine] = FrameDecoder(to_engine.ToEngine)
+        self._unsent = bytearray()
+        self._sending = threading.Lock()
+        self._owner = threading.get_ident()
+        self._poll = select.poll()
+
+    def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
+        self._pump()
+        messages = self._receive()
+        while block and not messages:
+            timeout_ms = None
+            if wait_until_ns is not None:
+                timeout_ms = max(0, wait_until_ns - time.monotonic_ns()) / 1e6
+            self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            ready = self._poll.poll(timeout_ms)
+            self._pump()
+            messages = self._receive()
+            if not ready:
+                break
+        return messages
+
+    def send(self, message: wire.ToGateway) -> None:
+        frame = encode_frame(message)
+        with self._sending:
+            self._unsent += frame
+            if len(self._unsent) > UNSENT_BYTES_MAX:
+                raise EOFError("the gateway has stopped reading")
+            self._pump_held()
+        while self._unsent and threading.get_ident() != self._owner:
+            time.sleep(UNSENT_PAUSE_S)  # the owner may wait for a message, and not for room
+            self._pump()
+
+    def flush(self) -> None:
+        """Send everything, waiting as long as it takes; for the last words of a dying engine."""
+        self._socket.setblocking(True)
+        self._socket.sendall(self._unsent)
+        self._unsent.clear()
+
+    def _pump(self) -> None:
+        with self._sending:
+            self._pump_held()
+
+    def _pump_held(self) -> None:
+        """With the lock: frames of two threads must not mix."""
+        while self._unsent:
+            try:
+                sent = self._socket.send(self._unsent)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                raise EOFError("the gateway is gone") from error
+            del self._unsent[:sent]
+
+    def _receive(self) -> list[to_engine.ToEngine]:
+        messages: list[to_engine.ToEngine] = []
+        while True:
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except (BlockingIOError, InterruptedError):
+                return messages
+            except OSError as error:
+                raise EOFError("the gateway is gone") from error
+            if not data:
+                raise EOFError("the gateway is gone")
+            messages += self._reader.feed(data)
+            if len(data) < READ_BYTES:
+                return messages
+
+
+Load = Callable[[Path, Settings, Progress, str], LoadedRunner]
+"""A model's path, the settings, what is called with how far it is, and the weights to load again, if any: to a runner."""
+
+
+def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
+    """Load what Configure names and run the loop until the gateway wants no more. Returns the exit code."""
+    configure = port.drain(None, block=True)[0]
+    assert isinstance(configure, to_engine.Configure), f"expected Configure, got {type(configure).__name__}"
+    settings = Settings.model_validate_json(configure.settings)
+    journal = Journal(settings.engine.journal_entries)
+    path = Path(configure.model_path)
+    try:
+        check_same(path, configure.fingerprint)
+        loaded = load(path, settings, lambda done, stage: port.send(wire.Loading(done, stage)), configure.weights)
+        check_same(path, configure.fingerprint)  # it may have changed while it was read
+    except (ModelError, EngineLibraryError) as error:
+        port.send(wire.Fatal(str(error), permanent=True, short_of_memory=isinstance(error, DoesNotFit)))
+        port.flush()
+        return EXIT_PERMANENT
+    with loaded.runner as runner:
+        policy = to_policy(
+            settings,
+            slot_cells={pool.name: pool.slot_cells for pool in runner.pools},
+            cell_bytes={pool.name: pool.cell_bytes for pool in runner.pools},
+            chunk_tokens=loaded.chunk_tokens,
+            priors=loaded.priors,
+        )
+        journal.record_policy(policy)
+        process = psutil.Process()
+        engine = Engine(
+            scheduler=Scheduler(policy),
+            runner=runner,
+            clock=MonotonicClock(),
+            inbox=port,
+            outbox=port,
+            journal=journal,
+            box=box,
+            rss_bytes=lambda: int(process.memory_info().rss),
+            weights_bytes=loaded.ready.model_bytes,
+            secret=os.urandom(32),
+        )
+        port.send(loaded.ready)
+        try:
+            engine.run()
+        except EOFError:
+            return 0
+        except Exception as error:
+            # Whatever fails from here on, a full disk above all: the gateway is to hear what it was.
+            left = keep_journal(state_dir(), journal.lines())
+            port.send(wire.Fatal(f"{type(error).__name__}: {error}; {left}", permanent=False))
+            port.flush()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+            return 1
+    return 0
+
+
+def check_same(path: Path, expected: str) -> None:
+    """Raises ModelError when the file is not the one with this fingerprint."""
+    try:
+        other = is_other(path, expected)
+    except OSError as error:
+        raise ModelError(path, f"cannot be read ({type(error).__name__})") from error
+    if other:
+        raise ModelError(path, MODEL_CHANGED)
+
+
+def main(load: Load = load_runner) -> int:
+    """Run an engine over the socket whose number is the last argument, with the black box whose number `--box` says."""
+    tie_to_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the gateway's to handle
+    arguments = sys.argv[1:]
+    connection = socket.socket(fileno=int(arguments[-1]))
+    box = BoxWriter(int(arguments[arguments.index("--box") + 1])) if "--box" in arguments else BoxWriter()
+    try:
+        return serve(SocketPort(connection), load, box)
+    except EOFError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Levels, findings and samples."""

@@ -1,0 +1,1 @@
+"""From a request to the engine's requests, and from tokens to a record."""
