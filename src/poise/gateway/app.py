@@ -188,7 +188,8 @@ def _application(
     lifespan: Lifespan,
 ) -> Starlette:
     """Operations, their description, and the pages, behind `middleware`."""
-    failures = Failures(strangers, {operation.path: operation.refusal for operation in operations})
+    refusals = {spoken.path: spoken.dialect.refusal for spoken in operations if spoken.dialect is not None}
+    failures = Failures(strangers, refusals)
     app = Starlette(
         routes=[*(operation.route() for operation in operations), _openapi(operations), *page_routes(page_dir)],
         middleware=middleware,

@@ -99,7 +99,7 @@ class Generation:
             errors=[400, 401, 403, 404, 408, 413, 429, 500, 503],
             request=self._described(dialect.schema()),
             answers=spoken.answers,
-            refusal=dialect.refusal,
+            dialect=dialect,
         )
 
     def _described(self, body: Schema) -> Schema:

@@ -23,7 +23,6 @@ from starlette.routing import Route
 from poise.gateway.api.fields import Schema
 from poise.gateway.dialect import Dialect
 from poise.gateway.http.replies import FRESH, json_reply
-from poise.gateway.request.refusals import ApiError
 
 
 def parameter(name: str, about: str, schema: Schema, where: str = "query") -> Schema:
@@ -51,7 +50,7 @@ class Operation:
     request     the schema of the body that it takes
     answers     by status; without it, the Struct that the handler is annotated with
     headers     of an answer that is a Struct
-    refusal     writes the body of an error at its path
+    dialect     that is spoken there, in which errors are written
     """
 
     method: str
@@ -63,7 +62,7 @@ class Operation:
     request: Schema | None = None
     answers: Mapping[int, Described] | None = None
     headers: Mapping[str, str] = field(default_factory=lambda: FRESH)
-    refusal: Callable[[ApiError], bytes] = ApiError.body
+    dialect: Dialect | None = None
 
     @property
     def described(self) -> Mapping[int, Described]:
