@@ -125,7 +125,7 @@ class Generation:
         return await json_of(record.body(answers), headers_of(call))
 
     async def _stream(self, request: Request, call: Call) -> Response:
-        """Its events. Also when this task is cancelled in the very moment in which the engine has accepted, nothing is left."""
+        """The event stream. Nothing is left behind even if this task is cancelled just as the engine has accepted."""
         origin, streams = call.record.origin, self._metrics
         delay_s = class_settings(self._settings, origin.request_class).pacing_ms / 1000
         reader = Reader(call.record, streams, delay_s=delay_s)
@@ -140,7 +140,7 @@ class Generation:
 
 
 def headers_of(call: Call) -> dict[str, str]:
-    """Of the response: its id, and what the engine said of the wait on its arrival, if that was worth telling."""
+    """The response's own headers: its id, and the estimated wait if that is long enough to matter."""
     headers, accepted = {RESPONSE_ID: call.record.response_id, **call.notes}, call.record.accepted
     if accepted is not None and accepted.eta_us >= TOLD_WAIT_US:
         headers |= {QUEUE_POSITION: str(accepted.position), QUEUE_ETA: str(accepted.eta_us // 1000)}

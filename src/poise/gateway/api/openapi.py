@@ -70,7 +70,7 @@ def _closed(schema: Schema) -> Schema:
 
 
 def _plain(schema: Any, enums: dict[str, Schema]) -> Any:
-    """With enums in their place, and each as the type and the values that it has."""
+    """A schema with references to enums replaced by the enum's type and values."""
     if isinstance(schema, list):
         return [_plain(part, enums) for part in schema]
     if not isinstance(schema, dict):

@@ -136,7 +136,7 @@ class Degradation:
             self._engine.adjust(*((levels.queue_share, levels.slots_share) if constrained else (1.0, 1.0)))
 
     def _tell(self) -> None:
-        """Once for each transition: in the log, with the numbers, and in the metrics."""
+        """Report each transition once: in the log, with the numbers, and in the metrics."""
         level, former = self._levels.level, self._logged
         if level is not former:
             self._logged = level

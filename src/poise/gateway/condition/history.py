@@ -36,7 +36,7 @@ class Glimpse(NamedTuple):
 
 
 class History:
-    """Takes the samples, and has them as long as they are asked for."""
+    """Takes the samples and keeps those of the last minutes."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class History:
 
     @property
     def tokens_per_s(self) -> TokensPerSecond:
-        """Of the last few samples."""
+        """Tokens a second in the last few samples."""
         return self._sampler.tokens_per_s
 
     def between(self, begin_at: float, end_at: float) -> list[Glimpse]:
-        """Of each sample of some span of time (Unix seconds), the oldest first."""
+        """A Glimpse of each sample in a span of time (Unix seconds), the oldest first."""
         found = []
         for raw in reversed(self._samples):
             sample = msgspec.json.decode(raw, type=Sample)

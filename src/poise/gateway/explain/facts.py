@@ -49,7 +49,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A part of its time, and the others in it."""
+    """A part of the request's time, and the other requests in it."""
 
     begin_s: float
     end_s: float
@@ -62,7 +62,7 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Wait(Stretch):
-    """In the queue, until the first choice that started had its slot."""
+    """The time in the queue, until the first choice that started had its slot."""
 
     is_over: bool
     position: int
@@ -75,7 +75,7 @@ class Wait(Stretch):
 
 @dataclass(frozen=True, slots=True)
 class PrefillStretch(Stretch):
-    """From the slot to the first token."""
+    """The time from the slot to the first token."""
 
     is_over: bool
     n_cached: int
@@ -173,7 +173,7 @@ class Facts:
 
 
 def facts_of(record: Record, around: Surroundings, now_s: float) -> Facts:
-    """What is known now."""
+    """Gather the facts of a record as they are known now."""
     life, timeline, arrived_s = _Life(record, around, now_s), record.timeline, record.origin.arrived_s
     first, summary = life.moment("first_token"), life.moment("summarizing")
     recomputed = [int(m.detail["why"]) for m in timeline if m.what == ChangeKind.RECOVER and m.detail.get("why")]
@@ -215,7 +215,7 @@ class _Life:
         return next((m for m in self._record.timeline if m.what == what and choice in (None, m.choice)), None)
 
     def _begins(self, started: Moment) -> float:
-        """When a choice had its slot: its start is heard of after the pass with its first chunk, which comes with it."""
+        """When a choice had its slot. The message of its start comes with its first chunk, after the pass that computed that."""
         first = next((c for c in self._chunks if c.choice == started.choice), None)
         if first is None or first.begin_s > started.at_s:
             return started.at_s

@@ -89,7 +89,7 @@ def verdict_of(facts: Facts) -> str | None:
 
 
 def sentences_of(facts: Facts) -> list[str]:
-    """Its life in order."""
+    """The request's life in sentences, in order."""
     return [
         *_who(facts),
         *(_waiting(facts, facts.wait) if facts.wait is not None else ["The engine has not had it."]),
@@ -329,7 +329,7 @@ def count(n: int, what: str) -> str:
 
 
 def joined(parts: Sequence[str]) -> str:
-    """a, b and c; nothing of nothing."""
+    """ "a, b and c"; empty if there are no parts."""
     return " and ".join([", ".join(parts[:-1]), *parts[-1:]] if len(parts) > 1 else parts)
 
 
@@ -357,7 +357,7 @@ def groups(company: Company) -> str:
 
 
 def one(other: Beside) -> str:
-    """One of the others."""
+    """Names one of the other requests."""
     return _requests(other, 1) + (f" ({other.response_id})" if other.response_id else "")
 
 

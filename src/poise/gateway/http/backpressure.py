@@ -78,7 +78,7 @@ class Outlet:
 
     @property
     def has_room(self) -> bool:
-        """So much was sent that it is worth going on."""
+        """Enough was sent that the stream may go on."""
         return self.unsent_bytes() <= self._limit // 2
 
     def unsent_bytes(self) -> int:
@@ -90,7 +90,7 @@ class Outlet:
         return self._unsent_max
 
     def was_behind(self, passed_s: float, end_s: float) -> float:
-        """Add so much time, work off what was taken since the last call, and return the seconds that are left.
+        """Count `passed_s`, less what the client has taken since the last call; returns the seconds of patience that are left.
 
         The limit's worth of bytes is worth `end_s`: who takes that much in that time, in the mean, is never behind for longer.
         Nothing is saved up. Call it after `unsent_bytes`.

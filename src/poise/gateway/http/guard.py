@@ -30,7 +30,7 @@ _PREFLIGHT_AGE_S = 600
 
 
 class GuardMiddleware:
-    """Refuses what no served name was called with, and what other people's pages send."""
+    """Refuses requests for a Host that is not served, and those of web pages of other origins."""
 
     def __init__(self, app: ASGIApp, *, server: ServerSettings) -> None:
         self._app = app
@@ -99,7 +99,7 @@ class GuardMiddleware:
 
 
 def _is_own(origin: str, host: str) -> bool:
-    """The page came from here. The scheme may differ where something in front speaks TLS."""
+    """Whether the page came from this server. The scheme may differ behind a proxy that speaks TLS."""
     try:
         parts = urlsplit(origin)
     except ValueError:

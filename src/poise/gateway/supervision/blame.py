@@ -50,12 +50,12 @@ class Death:
 
     @property
     def is_on_purpose(self) -> bool:
-        """Somebody ended it, or it ended itself in order: nothing that it computed had to do with it."""
+        """It was stopped, or ended in order: what it computed is not to blame."""
         return self.cause is not Cause.HANG and (self.code in _ON_PURPOSE or self.code == 0)
 
     @property
     def is_lasting(self) -> bool:
-        """There is no use in trying again soon. Where memory is short there is: the fallback configuration needs less."""
+        """Trying again soon is of no use. With too little memory it is: the fallback configuration needs less."""
         return self.is_permanent and not self.is_short
 
     @property
@@ -115,10 +115,10 @@ class Blame:
         return request_id in self._held
 
     def deaths(self, request_id: int) -> int:
-        """How many are held against it."""
+        """How many deaths are held against the request."""
         held = self._held.get(request_id)
         return held.by_sigkill + held.by_other if held is not None else 0
 
     def acquit(self, request_id: int) -> None:
-        """It has proved itself, or has ended: nothing is held against it any more."""
+        """Hold nothing against the request any more: it has proved harmless, or has ended."""
         self._held.pop(request_id, None)

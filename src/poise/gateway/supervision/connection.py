@@ -19,7 +19,7 @@ class EngineConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def write(self, data: bytes) -> None:
-        """Nothing, once the connection is lost: another engine is handed every request that is live then."""
+        """Send a message. Does nothing once the connection is lost: the next engine is sent every live request anyway."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 

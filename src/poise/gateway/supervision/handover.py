@@ -131,7 +131,7 @@ class Handover:
                 self._blame.acquit(request_id)
 
     def _named(self, death: Death) -> Death:
-        """The death with whom it names: the box's word, or else who was on trial."""
+        """The death with the requests it names: those of the black box, or else the one that was on trial."""
         if death.is_on_purpose or not any(live.handed for live in self._lives.values()):
             return death
         if any(request_id in self._lives for request_id in death.pass_ids):
@@ -152,7 +152,7 @@ class Handover:
             self._hand(live)
 
     def _try_next(self) -> None:
-        """Give the engine the next one that it can compute. All others that wait for it are of no danger, or have proved it."""
+        """Send the engine the next untried request, one at a time; all others are harmless, or have been shown to be."""
         self._trial = None
         while self._untried:
             request_id = self._untried.popleft()
@@ -266,7 +266,7 @@ class Handover:
             self._try_next()
 
     def _each(self) -> Iterator[tuple[int, _Live]]:
-        """All in order. One that has an event may end others in its listener: those are left out."""
+        """All live requests in order, without those that ended meanwhile: a listener may end others."""
         for request_id, live in list(self._lives.items()):
             if request_id in self._lives:
                 yield request_id, live
@@ -284,7 +284,7 @@ class Handover:
         live.handle.put(wire.Change(live.submit.request_id, ChangeKind.RECOVER.value, f"{n_recomputed}"))
 
     def _watch(self, live: _Live) -> None:
-        """A token came of one that was handed over."""
+        """A token has come of a request that was handed over."""
         if live.lost_ns:
             self._metrics.going_on(live.submit.request_class, (time.monotonic_ns() - live.lost_ns) / 1e9)
             live.lost_ns = 0
@@ -319,7 +319,7 @@ class Handover:
         self._end(live, QUARANTINED)
 
     def _end(self, live: _Live, reason: str, detail: str = "") -> None:
-        """A last event that no engine gives."""
+        """End a request with a last event that no engine sends."""
         n_prompt, n_output = len(live.submit.prompt), len(live.output)
         self._forget(live)
         live.handle.put(

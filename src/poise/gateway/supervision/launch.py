@@ -88,7 +88,7 @@ class Launcher:
 
 
 def _nothing() -> None:
-    """Nothing is read: it is only asked whether it could be."""
+    """A reader callback that reads nothing: it is only asked whether anything could be read."""
 
 
 class LaunchedEngine:

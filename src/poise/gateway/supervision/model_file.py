@@ -19,7 +19,7 @@ FileState = tuple[int, int, int]
 
 
 def file_state(path: str) -> FileState | None:
-    """None: it is not there."""
+    """What tells one state of a file from another; None where there is no file."""
     try:
         status = os.stat(path)
     except OSError:

@@ -14,7 +14,7 @@ ANSWER_TIMEOUT_S = 10.0
 
 
 class Questions:
-    """Those to the present engine. `send` reaches it."""
+    """Questions to the present engine that wait for an answer. `send` reaches it."""
 
     def __init__(self, state: EngineState, send: Callable[[to_engine.ToEngine], None]) -> None:
         self._state = state

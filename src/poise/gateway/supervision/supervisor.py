@@ -245,13 +245,13 @@ class Supervisor:
         self._end()
 
     def _end(self) -> None:
-        """There is no other engine."""
+        """No other engine is started: end what waits for one."""
         self._requests.end_all(ENGINE_LOST, "the engine stopped")
         self._questions.fail()
         self._launcher.close()
 
     def _note_death(self, death: Death) -> float:
-        """Everybody who has to know of it does; returns the time until the next start."""
+        """Log and count an engine's death and pass it on; returns the time until the next start."""
         replaced, self._replacing = self._replacing, ""
         now_s = time.monotonic()
         restart = restart_after(self._life, death, self._backoff, now_s, replaced=bool(replaced))
@@ -380,7 +380,7 @@ class Supervisor:
         self._requests.hand_over()
 
     def _turn(self, turn: Turn, detail: str = "") -> None:
-        """The next phase; whoever waits for one looks at it."""
+        """Enter the next phase and wake whoever waits for one."""
         if self.state.phase is EnginePhase.STOPPED:
             return
         phase = self.state.phase = phase_after(self.state.phase, turn)

@@ -60,11 +60,11 @@ class TaskAccount:
         """When it failed, since it last did something, for another reason than exhaustion."""
 
     def began(self, now_s: float) -> None:
-        """It is started, for the first time or again."""
+        """The task was started, for the first time or again."""
         self._began_s = now_s
 
     def worked(self, now_s: float) -> None:
-        """It has done something: what failed before is over."""
+        """The task has done something: earlier failures no longer count."""
         if self._in_a_row:
             self._in_a_row = 0
             self._grave.clear()
@@ -95,7 +95,7 @@ class TaskAccount:
 
     @property
     def is_first_in_a_row(self) -> bool:
-        """Its last failure was the first one since it did something."""
+        """The last failure was the first since the task did something."""
         return self._in_a_row == 1
 
     def _come_to(self, state: TaskState, now_s: float) -> None:

@@ -30,13 +30,13 @@ class Pulse:
         """Beats for which a look that failed is still left out."""
 
     def start(self) -> None:
-        """Beat from now on, as long as the tasks do; the first time in a second."""
+        """Run the looks once a second until the tasks are stopped; the first time in a second."""
         for name in self._looks:
             self._tasks.watch(name)
         self._tasks.every(_TASK, PERIOD_S, self.beat)
 
     def beat(self) -> None:
-        """All looks, once."""
+        """Run every look once."""
         for name, look in self._looks.items():
             if n_left := self._left_out.pop(name, 0):
                 self._left_out[name] = n_left - 1

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def at_once(work: Generator[None, None, T]) -> T:
-    """Its result, without an interruption."""
+    """Runs the work to its end without a pause and returns its result."""
     while True:
         try:
             next(work)
@@ -23,7 +23,7 @@ def at_once(work: Generator[None, None, T]) -> T:
 
 
 async def in_turns(work: Generator[None, None, T]) -> T:
-    """Its result. Everybody else has a turn wherever it yields."""
+    """Runs the work and returns its result; other tasks of the loop run wherever it yields."""
     while True:
         try:
             next(work)

@@ -96,12 +96,12 @@ class Tasks:
         await asyncio.gather(*running, return_exceptions=True)
 
     def rows(self) -> list[TaskRow]:
-        """Each task as /status shows it, in the order of their start."""
+        """A row of /status for each task, in the order of their start."""
         now_s = self._clock()
         return [account.row(now_s) for account in list(self._accounts.values())]
 
     def failed_lately(self, within_s: float) -> list[TaskAccount]:
-        """Those that failed within this time."""
+        """Tasks that failed within this time."""
         since_s = self._clock() - within_s
         return [a for a in list(self._accounts.values()) if a.failed_s is not None and a.failed_s >= since_s]
 

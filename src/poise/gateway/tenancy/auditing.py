@@ -44,7 +44,7 @@ _WRITER = "audit-writer"
 
 
 class Audit:
-    """Where everything that is to be put on record goes. Without a log it does nothing."""
+    """Writes the audit log's entries. Without a log it does nothing."""
 
     def __init__(self, settings: Settings, log: AuditLog | None = None) -> None:
         self._settings = settings
@@ -57,7 +57,7 @@ class Audit:
         return self._log is not None
 
     def watch(self, metrics: AuditMetrics, tasks: Tasks) -> None:
-        """How its writer keeps up is counted there, and its thread is one of the tasks that are shown."""
+        """Count in these metrics how the writer keeps up, and show its thread among the tasks."""
         self.strangers.on_refusal = metrics.refused_stranger
         if self._log is not None:
             log = self._log
@@ -67,7 +67,7 @@ class Audit:
             metrics.standing = lambda: Standing(*log.standing)
 
     def put(self, event: str, **fields: Any) -> None:
-        """Whatever happens to the server: start, stop, another level, other keys. No text of requests."""
+        """Write an entry about the server: start, stop, another level, other keys. No text of requests."""
         if self._log is not None:
             self._log.put(event, fields)
 
@@ -76,7 +76,7 @@ class Audit:
         return RequestEntry(self, request_id, endpoint)
 
     def operator(self, caller: Caller, action: str, **fields: Any) -> None:
-        """What an operator has done."""
+        """Write an entry about what an operator has done."""
         self.put("admin", action=action, by=caller.tenant, key=caller.key_id, request=caller.request_id, **fields)
 
     def level_changed(self, level: str, former: str, reasons: Sequence[str]) -> None:
@@ -150,7 +150,7 @@ class RequestEntry:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Before there is a record: refused, broken, or left by its client."""
+        """The request ended before it had a record: it was refused, it failed, or its client left."""
         if isinstance(error, ApiError):
             self._write(error, REFUSED)
         elif error is not None:

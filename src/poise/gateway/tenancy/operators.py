@@ -19,7 +19,7 @@ CODES_MAX = 8
 
 
 class LocalOperators:
-    """Who holds the token of this server. An empty token is held by nobody."""
+    """Checks the token of this server and gives out login codes. An empty token is held by nobody."""
 
     def __init__(self, token: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._token = token
@@ -28,7 +28,7 @@ class LocalOperators:
         """When each code ends, by its hash, the oldest first."""
 
     def holds_token(self, presented: str) -> bool:
-        """In constant time."""
+        """Whether this is the token; compared in constant time."""
         same = hmac.compare_digest(_digest(presented), _digest(self._token))
         return bool(self._token) and same
 

@@ -24,7 +24,7 @@ _IPV6_PREFIX = 64
 
 
 class Strangers:
-    """`put` takes the line of a minute."""
+    """Counts callers who are not known. `put` is called with each minute's line for the audit log."""
 
     def __init__(self, put: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
         self._put = put
@@ -39,7 +39,7 @@ class Strangers:
         """Called for each."""
 
     def refused(self, address: str, error: ApiError) -> ApiError:
-        """What a stranger is answered who would be answered `error`."""
+        """The error for a caller who is not known: `error`, or 429 once there were too many."""
         now_s, place = self._clock(), _place(address)
         self.on_refusal()
         if self._began_s is None:
@@ -62,7 +62,7 @@ class Strangers:
             self.tell()
 
     def tell(self) -> None:
-        """What was counted since the last line, if anything was."""
+        """Write the line with what was counted since the last one, if anything was."""
         if self._began_s is None:
             return
         self._put(
@@ -86,7 +86,7 @@ class Strangers:
 
 
 def _place(address: str) -> str:
-    """Who has one IPv6 address has a network of them."""
+    """What an address counts as: of IPv6 its /64 network, because whoever has one address has that many."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

@@ -66,7 +66,7 @@ class Tenants:
         return replace(self._caller(_presented_key(credentials)), request_id=credentials.request_id)
 
     def account_of(self, credentials: Credentials) -> str:
-        """Under whose name a request is counted before anything is done for it; empty for a caller who is not known."""
+        """The account that a request counts for before anything is done for it; empty for a caller who is not known."""
         try:
             return self._caller(_presented_key(credentials)).account
         except ApiError:

@@ -21,9 +21,9 @@ class Pieces:
         """Bytes of text that one token can stand for, at most."""
 
     def name(self, token: int) -> bytes:
-        """As it shows among log probabilities: control tokens have their names."""
+        """The token as log probabilities show it: control tokens have their names."""
         return self._names[self._ends[token] : self._ends[token + 1]]
 
     def shown(self, token: int) -> bytes:
-        """As it shows in an answer: control tokens are empty."""
+        """The token as an answer shows it: control tokens are empty."""
         return b"" if self._hidden[token] else self._names[self._ends[token] : self._ends[token + 1]]

@@ -72,13 +72,13 @@ class WorkerProcess(asyncio.Protocol):
             self._transport.write(encode_frame(message))
 
     def kill(self) -> None:
-        """At once; `lost` follows."""
+        """Kill the process at once; `lost` follows."""
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
 
     async def end(self) -> int:
-        """Make sure that it is gone. Returns its exit code, the negative number of a signal."""
+        """Make sure that the process is gone. Returns its exit code; of a signal its negative number."""
         if self._transport is not None:
             self._transport.abort()
         if self._process is None:

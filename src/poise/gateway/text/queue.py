@@ -59,11 +59,11 @@ class TextQueue:
 
     @property
     def n_bytes(self) -> int:
-        """Of what waits and of what is being worked on."""
+        """Bytes of what waits and of what is being worked on."""
         return self._used
 
     def add(self, entry: Entry, now_ns: int) -> bool:
-        """Whether there is room for it. Each one that was added is to be ended."""
+        """Add an entry if there is room; returns whether there was. Each one that was added has to be ended."""
         self._served.roll(now_ns)
         account = self._accounts.get(entry.account)
         held = account.held if account is not None else 0
@@ -80,7 +80,7 @@ class TextQueue:
         return True
 
     def take(self, *, only_small: bool = False) -> Entry | None:
-        """The next one to work on."""
+        """Take the next entry to work on."""
         best: Entry | None = None
         best_rank = (0, 0)
         for name, account in self._accounts.items():
@@ -99,12 +99,12 @@ class TextQueue:
         return best
 
     def put_back(self, entry: Entry) -> None:
-        """It was taken, and has to be worked on again, as the first of its account."""
+        """Put an entry back that was taken: it is worked on again, as the first of its account."""
         self._lane(entry).appendleft(entry)
         self.n_waiting += 1
 
     def drop(self, entry: Entry) -> bool:
-        """Take it out of those that wait, if it is there."""
+        """Remove an entry from those that wait, if it is there."""
         try:
             self._lane(entry).remove(entry)
         except ValueError:
@@ -113,11 +113,11 @@ class TextQueue:
         return True
 
     def charge(self, entry: Entry, worked_us: int) -> None:
-        """A worker was busy with it for so long."""
+        """Charge an entry's account with the time that a worker spent on it."""
         self._served.charge(entry.account, worked_us)
 
     def end(self, entry: Entry) -> None:
-        """It wants nothing more."""
+        """The entry has ended: its bytes count no more."""
         account = self._accounts[entry.account]
         account.held -= entry.takes_bytes
         self._used -= entry.takes_bytes

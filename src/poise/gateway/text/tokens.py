@@ -51,7 +51,7 @@ class TextFigures(msgspec.Struct, frozen=True):
 
 
 class TextJobs(Protocol):
-    """Who does the work."""
+    """Runs jobs on text: what TextWorkers do, and a test's stand-in."""
 
     @property
     def metrics(self) -> TextMetrics: ...
@@ -102,7 +102,7 @@ class TextModel:
         return sum(text_bytes(m.content if m.role in keeps else m.content.strip()) for m in messages)
 
     def of(self, account: str) -> Tokens:
-        """What is asked for this account."""
+        """Tokens for this account."""
         return Tokens(self._jobs, account)
 
 
@@ -163,12 +163,12 @@ class Tokens:
 
 
 def text_bytes(text: str) -> int:
-    """As UTF-8."""
+    """Bytes of the texts in UTF-8."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
 def conversation_bytes(messages: Sequence[wire.Message]) -> int:
-    """Of all contents."""
+    """Bytes of all contents of a conversation."""
     return sum(text_bytes(message.content) for message in messages)
 
 

@@ -81,7 +81,7 @@ class _Job:
 
 @dataclass(eq=False, slots=True)
 class _Place:
-    """One worker after the other."""
+    """Where one worker runs, and the next one when it has ended."""
 
     backoff: Backoff = field(default_factory=lambda: Backoff(RESTART_DELAY_MAX_S))
     process: WorkerProcess | None = None
@@ -159,7 +159,7 @@ class TextWorkers:
             self._end(entry.what, server_stopping(), "unavailable")
 
     async def vocabulary(self) -> wire.Vocabulary:
-        """The model's, when a worker has read it. Raises TextUnusable."""
+        """The model's vocabulary, once a worker has read it. Raises TextUnusable."""
         await self._known.wait()
         if self._vocabulary is None:
             raise TextUnusable(self._problem)
@@ -355,7 +355,7 @@ class TextWorkers:
         return 0.0  # its job's fault
 
     def _note_death(self, place: _Place, how: str, *, stable: bool) -> float:
-        """One that ended without a job."""
+        """Note the end of a worker that had no job; returns the time until the next start."""
         self.metrics.died("exit")
         self.deaths.append((time.monotonic(), "exit"))
         delay_s = place.backoff.after(stable=stable)

@@ -309,7 +309,7 @@ class Admin:
         return QuarantineList(self._engine.quarantined())
 
     async def _control(self, wanted: str, action: Control) -> ControlResult:
-        """On every choice of the request that has not ended. One that could be acted on makes it a success."""
+        """Act on every choice of the request that has not ended. It succeeds if one of them could be acted on."""
         record = self._records.find_live(wanted)
         choices = record.work.requests() if record is not None and record.work is not None else []
         if record is None or not choices:
@@ -342,7 +342,7 @@ async def _asked(answer: Awaitable[T]) -> T:
 
 
 def _counts(record: Record) -> dict[str, Any]:
-    """What both lists and a single request's view have."""
+    """The fields of both lists and of a single request's view."""
     usage = record.usage()
     return view_of(record) | {
         "tenant": record.origin.tenant,
@@ -353,7 +353,7 @@ def _counts(record: Record) -> dict[str, Any]:
 
 
 def _n_choices(record: Record) -> int:
-    """Those that have not ended; all of a request that has."""
+    """How many choices have not ended; of a request that has ended, all."""
     return sum(choice.outcome is None or record.is_ended for choice in record.choices)
 
 

@@ -177,7 +177,7 @@ class Health:
         ]
 
     async def health(self, request: Request) -> Response:
-        """For everybody. Strangers are not shown what the engine's last words were: they may name files."""
+        """For everybody. Strangers are not told what the engine's last words were: they may name files."""
         state, status = self._engine.state, self._status()
         ready = status == "ok"
         body = HealthBody(

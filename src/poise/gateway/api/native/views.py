@@ -12,7 +12,7 @@ from poise.scheduler.request import RequestClass
 
 
 def view_of(record: Record) -> dict[str, Any]:
-    """Without anything of its text."""
+    """The fields of a request, without its text."""
     origin = record.origin
     return {
         "id": record.response_id,
@@ -24,7 +24,7 @@ def view_of(record: Record) -> dict[str, Any]:
 
 
 def choice_view_of(record: Record, choice: ChoiceRecord) -> dict[str, Any]:
-    """The same of one of its choices. One that was still live when its request ended has ended with it."""
+    """The fields of one choice. One that was still live when its request ended has ended with it."""
     return {
         "index": choice.index,
         "state": choice.state if choice.outcome is None and not record.is_ended else RequestState.ENDED,

@@ -15,7 +15,7 @@ from poise.gateway.request.refusals import ApiError
 
 
 class Chat:
-    """Of /v1/chat/completions."""
+    """The dialect of /v1/chat/completions."""
 
     name, prompt_param, id_prefix = "chat", "messages", "chatcmpl-"
 
@@ -36,7 +36,7 @@ class Chat:
 
 
 class TextCompletion:
-    """Of /v1/completions."""
+    """The dialect of /v1/completions."""
 
     name, prompt_param, id_prefix = "text_completion", "prompt", "cmpl-"
 

@@ -100,7 +100,7 @@ def parse(data: bytes) -> Head:
 
 
 class _Collector:
-    """What llhttp calls back."""
+    """Collects what the callbacks of llhttp deliver."""
 
     def __init__(self) -> None:
         self.headers: Headers = []

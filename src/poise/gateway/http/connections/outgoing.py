@@ -16,7 +16,7 @@ TAKEN_PER_S = 512
 
 
 class Outgoing:
-    """Of one connection."""
+    """What one connection has written and its client has not taken."""
 
     def __init__(self, not_taken: Callable[[], bool], look_s: float) -> None:
         """`not_taken` is called when too little was taken in `look_s`; it says whether that was the end."""
@@ -66,5 +66,5 @@ class Outgoing:
 
 
 def _is_over() -> bool:
-    """In the place of whoever was asked: it is not to be held by who outlives it."""
+    """Stands in for `not_taken` once the connection is gone: a timer that outlives the connection must not keep it alive."""
     return True

@@ -36,7 +36,7 @@ def is_always_answered(path: str) -> bool:
 
 
 class Place:
-    """One connection's."""
+    """What is counted for one connection."""
 
     __slots__ = ("account", "address", "counted", "dismiss", "refused")
 
@@ -117,7 +117,7 @@ class Places:
         return place.counted or place in self._reserved
 
     def claim(self, place: Place, account: str) -> bool:
-        """It works for an account now, if that may have one more. One of the reserve is nobody's."""
+        """Count the connection for an account, if that may have one more. One of the reserve is counted for nobody."""
         if not place.counted:
             return True
         if place.account != account:
@@ -131,13 +131,14 @@ class Places:
         return True
 
     def rest(self, place: Place) -> None:
-        """It has done what it was asked; the next who comes in may have its place, if others have not rested for longer."""
+        """The connection is idle: the next one that comes in may have its place, after those that have been idle for longer."""
         if place.counted:
             self._take_up(place)
             self._spare.setdefault(place.account, {})[place] = None
 
     def serve_address(self, place: Place, address: str) -> bool:
-        """A trusted proxy sends a request of another client; empty where that has no bound. Whether that client may have it."""
+        """A trusted proxy sends a request of another client. Returns whether that client's address may have the connection;
+        `address` is empty where it has no bound."""
         if not place.counted or place.address == address:
             return True
         if address and not self._by_address.move(place.address, address, 1, share=ADDRESS_SHARE, least=1):
@@ -162,7 +163,7 @@ class Places:
         return 0 if account == STRANGERS else self._body_least
 
     def spare_one(self) -> bool:
-        """Give up a place that works for no account, because something else than places is used up."""
+        """Dismiss a connection that works for no account, because something else than places is used up."""
         if not self._spare and not self._reserved:
             return False
         self._dismiss(self._next_spare() if self._spare else next(iter(self._reserved)))
@@ -175,14 +176,14 @@ class Places:
         return self._by_address.held(address)
 
     def _next_spare(self) -> Place:
-        """Who gives up its place first."""
+        """The connection that is dismissed first."""
         group = (
             None if None in self._spare else max(self._spare, key=lambda account: self._by_account.held(account or ""))
         )
         return next(iter(self._spare[group]))
 
     def _take_up(self, place: Place) -> None:
-        """It is not among those that are not at work."""
+        """Remove the connection from those that are not at work."""
         group = self._spare.get(place.account)
         if group is not None:
             group.pop(place, None)
@@ -195,5 +196,5 @@ class Places:
 
 
 def share_of(account: str) -> float:
-    """What one may have of what is free besides, as in poise.scheduler.fairness.thresholds."""
+    """What one account may have, as a multiple of what stays free; see poise.scheduler.fairness.thresholds."""
     return STRANGERS_SHARE if account == STRANGERS else ACCOUNT_SHARE

@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
     # What comes in.
 
     def _advance(self) -> None:
-        """Use of what has come in as much as can be used now."""
+        """Use as much of what has come in as can be used now."""
         try:
             while self._unread and self._phase is not Phase.LINGER and not self.is_closing:
                 if self._framing is not None:
@@ -322,7 +322,7 @@ class Connection(asyncio.Protocol):
         self._due(Phase.IDLE, self._limits.idle_s)
 
     def _refuse(self, error: ApiError) -> None:
-        """Answer by itself, and end."""
+        """Answer with an error without asking the application, and close."""
         self._hub.note(error.code)
         if self._exchange is not None:
             # The body of a request that is being answered is not what it should be: there is nothing to tell any more.
@@ -349,7 +349,7 @@ class Connection(asyncio.Protocol):
     # Time.
 
     def _due(self, phase: Phase, seconds: float) -> None:
-        """What is due next, and until when."""
+        """Set the timer: what the connection waits for next, and for how long."""
         self._phase = phase
         self._deadline_s = self._loop.time() + seconds
         if self._deadline_s < self._timer_s:

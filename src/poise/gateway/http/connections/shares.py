@@ -23,7 +23,7 @@ class Shares:
 
     @property
     def holders(self) -> int:
-        """How many have some."""
+        """How many holders have some."""
         return len(self._held)
 
     def may_take(self, holder: str, amount: int, *, share: float = 1.0, least: int = 0) -> bool:
@@ -32,20 +32,20 @@ class Shares:
         return may_take(amount, held=held, used=self.used, total=self.total, share=share, least=least)
 
     def take(self, holder: str, amount: int, *, share: float = 1.0, least: int = 0) -> bool:
-        """Whether it was given."""
+        """Take an amount if the holder may have it; returns whether it was given."""
         if not self.may_take(holder, amount, share=share, least=least):
             return False
         self.add(holder, amount)
         return True
 
     def add(self, holder: str, amount: int) -> None:
-        """Without being asked: for those who are bound in another way."""
+        """Count an amount without a check: for holders that are bounded in another way."""
         if amount:
             self._held[holder] = self.held(holder) + amount
             self.used += amount
 
     def give(self, holder: str, amount: int) -> None:
-        """Back."""
+        """Give an amount back."""
         left = self.held(holder) - amount
         assert left >= 0, (holder, amount, left)
         self.used -= amount
@@ -55,7 +55,7 @@ class Shares:
             self._held.pop(holder, None)
 
     def move(self, giver: str, holder: str, amount: int, *, share: float = 1.0, least: int = 0) -> bool:
-        """From one to another, if that one may have it; else everything stays as it is."""
+        """Move an amount to another holder if that one may have it, else change nothing. Returns whether it moved."""
         self.give(giver, amount)
         if self.take(holder, amount, share=share, least=least):
             return True

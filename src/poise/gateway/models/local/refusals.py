@@ -78,7 +78,7 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
 
 
 def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:
-    """It waited as long as it may; nothing was computed."""
+    """The request waited as long as it may; nothing was computed."""
     headers = retry_after(retry_after_s)
     message = (
         f"The request was still queued after {timeout_s:g} s, its 'queue_timeout'. Try again in about "
@@ -116,7 +116,7 @@ def engine_lost(retry_after_s: float) -> ApiError:
 
 
 def request_quarantined() -> ApiError:
-    """It would only end the next engine, too, so no time to come back is sent."""
+    """The request is quarantined. It would end the next engine, too, so the refusal names no time to come back."""
     message = (
         "The engine died repeatedly while it computed this request alone, so the request was ended for good. Change it before "
         "you send it again; the server's log has a report for its operator."
