@@ -34,7 +34,7 @@ def explain(
     """Tell why a request took as long as it did.
 
     Where it waited and for what, who ran instead, how its prompt and its tokens came, what stopped it, how it ended.
-    The server knows its live requests, and those that ended within results.retention_s. Nothing of a text is shown.
+    The server knows its live requests, and those that ended within results.retention_s. Nothing of a text is told.
     """
     try:
         explanation = asyncio.run(_fetch(url, key if key is not None else os.environ.get("POISE_API_KEY", ""), wanted))
