@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
 
+from poise.metrics.story import Outcome
 from poise.scheduler.request import Hold
 
 _BY_LAG = tuple(Hold)
@@ -54,11 +55,11 @@ class Event(Enum):
 class Stop(StrEnum):
     """Why a request is ended before its answer is."""
 
-    CANCELLED = "cancelled"
+    CANCELLED = Outcome.CANCELLED.value
     """Somebody said so."""
     LEFT = "left"
     """Its last reader has left."""
-    READER_TIMEOUT = "reader_timeout"
+    READER_TIMEOUT = Outcome.READER_TIMEOUT.value
     """Its last reader was behind for as long as it may be."""
 
 
