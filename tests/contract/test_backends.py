@@ -18,14 +18,18 @@ import pytest
 import pytest_asyncio
 
 from poise.config import Settings
+from poise.gateway import intake
+from poise.gateway.api.openai.dialects import Chat
 from poise.gateway.models.backend import Backend, BackendState, Job
 from poise.gateway.models.local.model import LocalModel
+from poise.gateway.models.local.prompts import Prompts
+from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.following import Stage, Stop
 from poise.gateway.records.record import Follower, Origin, Record
 from poise.gateway.records.values import Heading
 from poise.gateway.request.generate import AnswerOptions, Conversation, Generate
 from poise.gateway.request.refusals import ApiError
-from poise.gateway.supervision.engine import EnginePhase
+from poise.gateway.supervision.engine import Engine, EnginePhase
 from poise.gateway.supervision.supervisor import ENGINE_COMMAND, Supervisor
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextWorkers
@@ -339,6 +343,13 @@ async def test_a_backend_that_is_not_ready_says_when_to_come_back(subject: Subje
     assert (life.record.stage, life.n_ends, subject.n_live()) == (Stage.REFUSED, 1, 0)
     await until_done(subject)
     assert subject.backend.state.is_ready
+
+
+async def test_the_intake_knows_backends_and_no_engine() -> None:
+    """Nor how a prompt is made, nor any dialect: whoever adds a backend leaves it as it is."""
+    known = {getattr(what, "__module__", "") for what in vars(intake).values()}
+    assert Backend.__module__ in known
+    assert not known & {kind.__module__ for kind in (Supervisor, Engine, TextModel, Prompts, Templates, Chat)}
 
 
 async def answers(backend: ScriptedBackend, **parameters: Any) -> tuple[Reply, FakeEngine]:

@@ -22,7 +22,7 @@ from poise.audit.log import AuditLog
 from poise.config import Settings
 from poise.gateway.app import Gateway
 from poise.gateway.http.stream import EventStream, while_connected
-from poise.gateway.models.local.call import Call
+from poise.gateway.intake import Call
 from poise.gateway.models.local.choice import Choice
 from poise.gateway.models.local.generation import ChoiceRequest, Generation
 from poise.gateway.models.local.job import LocalJob, SummaryFirst

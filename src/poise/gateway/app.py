@@ -131,14 +131,11 @@ def create_app(
     metrics = GatewayMetrics(
         lambda: read_engine(engine), recovery, settings.metrics.tenants_max, tasks.metrics, text.jobs.metrics
     )
-    audit = audit or Audit(settings)
-    audit.watch(metrics.audit, tasks)
-    degradation = Degradation(settings, engine, metrics.recovery, free)
-    degradation.on_change = audit.level_changed
     records = Records(settings.results)
     tenants = Tenants(settings, keys, operators := operators or LocalOperators(), records.is_live)
-    if keys is not None:
-        keys.on_change = audit.keys_changed
+    degradation = Degradation(settings, engine, metrics.recovery, free)
+    audit = audit or Audit(settings)
+    _put_on_record(audit, metrics, tasks, degradation, keys)
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
     model = LocalModel(settings, model_name, engine, text, metrics)
@@ -149,13 +146,7 @@ def create_app(
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(models, tenants, metrics, records, degradation.check)
     erasure = Erasure([EngineEraser(engine), records, metrics, audit])
-    once_a_second = {
-        "levels": degradation.look,
-        "findings": lookout.look,
-        "history": history.sample,  # behind the levels: each sample says at which one the server is
-        "records": records.purge,
-        "strangers": audit.strangers.look,
-    }
+    pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
     explainer = Explainer(settings, engine, records, history)
     operations = [
         *Generation(settings, intake, metrics.streams, audit, spoken(settings)).operations(),
@@ -167,9 +158,31 @@ def create_app(
         *Admin(engine, tenants, records, audit, erasure, explainer, operators).operations(),
     ]
     guards, rarely = _guards(settings, tenants, metrics), {"heap": (TRIM_EVERY_S, give_back)}
-    alive = beside(tasks, Pulse(tasks, once_a_second), rarely, lifespan)
-    app = _application(operations, page_dir, guards, audit.strangers, alive)
+    app = _application(operations, page_dir, guards, audit.strangers, beside(tasks, pulse, rarely, lifespan))
     return Gateway(app, operations, model, metrics, history, degradation)
+
+
+def _put_on_record(
+    audit: Audit, metrics: GatewayMetrics, tasks: Tasks, degradation: Degradation, keys: KeyRing | None
+) -> None:
+    """What happens to the server goes into the audit log."""
+    audit.watch(metrics.audit, tasks)
+    degradation.on_change = audit.level_changed
+    if keys is not None:
+        keys.on_change = audit.keys_changed
+
+
+def _looks(
+    degradation: Degradation, lookout: Lookout, history: History, records: Records, audit: Audit
+) -> dict[str, Callable[[], None]]:
+    """What looks once a second, in this order: each sample says at which level the server is."""
+    return {
+        "levels": degradation.look,
+        "findings": lookout.look,
+        "history": history.sample,
+        "records": records.purge,
+        "strangers": audit.strangers.look,
+    }
 
 
 def _guards(settings: Settings, tenants: Tenants, metrics: GatewayMetrics) -> list[Middleware]:

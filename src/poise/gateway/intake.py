@@ -1,5 +1,7 @@
 """The one door of requests: whose it is, which class and model, at which level of the server; a call comes out, ready to start.
 
+A call keeps the books of its request: it is among the live ones from its start on, and its end is counted and put on record.
+
 The order of checks is the order in which they get dear: key, body, parameters, model, class, level, engine, tokens, context.
 """
 
@@ -12,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 
 from poise.gateway.dialect import Dialect
 from poise.gateway.http.body import JsonObject
-from poise.gateway.models.backend import Backend
-from poise.gateway.models.local.call import Call
+from poise.gateway.models.backend import Backend, Job
+from poise.gateway.records.following import Stage
 from poise.gateway.records.kept import Records
 from poise.gateway.records.record import Origin, Record
 from poise.gateway.records.values import Heading
@@ -53,8 +55,43 @@ class Sender(Protocol):
         ...
 
 
+class Call:
+    """A request that was let in, with its job and its record."""
+
+    def __init__(self, record: Record, job: Job, metrics: GatewayMetrics, records: Records) -> None:
+        self.record = record
+        self.is_late = job.is_late
+        self.notes = job.headers
+        """What the response is to say of how its prompt was made: header to value."""
+        self._job: Job | None = job
+        """Until it starts."""
+        self._metrics = metrics
+        self._records = records
+        self.entry: RequestEntry | None = None
+        """What is put on record of it at its end."""
+
+    def start(self) -> None:
+        """Begin. Whoever follows the record hears what comes of it."""
+        assert self._job is not None, "it has started"
+        job, self._job = self._job, None
+        self.record.on_end = self._ended
+        self._records.add(self.record)
+        job.start(self.record)
+
+    def _ended(self, record: Record) -> None:
+        """Nobody comes back for a request that was refused, unless its client has been told an id."""
+        refused = record.stage is Stage.REFUSED
+        if refused and record.failure is not None:
+            tenant = None if record.erased else record.origin.tenant
+            self._metrics.rejected(record.origin.request_class, record.failure.code, tenant)
+        entry, self.entry = self.entry, None
+        if entry is not None:
+            entry.ended(record)
+        self._records.finish(record, keep=not refused or self.is_late)
+
+
 class Intake:
-    """Lets requests in: from what was sent to what is ready for the engine."""
+    """Lets requests in: from what was sent to what is ready to start."""
 
     def __init__(
         self,

@@ -22,8 +22,7 @@ from poise.gateway.http.body import JsonObject, read_json
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import json_of
 from poise.gateway.http.stream import EventStream, while_connected
-from poise.gateway.intake import Intake
-from poise.gateway.models.local.call import Call
+from poise.gateway.intake import Call, Intake
 from poise.gateway.models.local.generation import TOLD_WAIT_US
 from poise.gateway.records.reader import Reader
 from poise.gateway.records.record import Follower
