@@ -74,6 +74,7 @@ WITH_A_REQUEST = {
     "gateway.text.context:Turns",
     "gateway.supervision.engine:RequestHandle",
     "gateway.models.local.generation:Generation",
+    "gateway.api.openai.writer:OpenAIWriter",
     "gateway.records.reader:Reader",
     "gateway.records.record:Record",
     "gateway.text.segments:Segmenter",
