@@ -20,7 +20,7 @@ from poise.gateway.app import Gateway, create_app
 from poise.gateway.records.following import Stop
 from poise.gateway.records.record import Record, Work
 from poise.gateway.supervision.blame import Death
-from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUnavailable, RequestHandle
+from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUnavailable, RequestHandle, WholeEngine
 from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text.tokens import TextFigures, TextModel, TextSlot, TextWorkerRow, WorkerState
@@ -419,7 +419,7 @@ def at_once(work: Coroutine[Any, Any, T]) -> T:
 
 
 def make_app(
-    engine: FakeEngine,
+    engine: WholeEngine,
     settings: Settings | None = None,
     *,
     jobs: TextHere | None = None,

@@ -29,10 +29,12 @@ RETURNS = {
     ("api", "http"): "what a request says of itself is read where it came from: head, key and body",
     ("intake", "api"): "Sender: whoever waits for the answer, who may be no HTTP client",
     ("records", "api"): "Writer: how the dialect says what a record has",
-    ("models", "records"): "Record: what has come of the request",
+    ("api", "records"): "Writer: its base, for what all dialects write alike",
+    ("intake", "records"): "Record.on_end: the books of a request, which keep its record",
+    ("tenancy", "records"): "RequestEntry.ended: what the audit log has of a record",
 }
 """Calls into a room that the same stack has been in before, from which room to which: by which port."""
-BESIDE = {"app", "tenancy", "condition", "request", "tasks"}
+BESIDE = {"tenancy", "condition", "request", "tasks"}
 """Rooms that are asked on the way and hand nothing on."""
 ANY_TOKEN = b"x"
 
@@ -137,8 +139,9 @@ def _is_on(way: list[str], stack: tuple[str, ...]) -> bool:
 
 
 def _room_of(frame: FrameType) -> str | None:
+    """None for what is no room: other packages, and `app`, which only puts the rooms together."""
     name = frame.f_globals.get("__name__", "")
-    return name.split(".")[2] if name.startswith("poise.gateway.") else None
+    return name.split(".")[2] if name.startswith("poise.gateway.") and name != "poise.gateway.app" else None
 
 
 async def _walk_of_a_chat() -> Walk:

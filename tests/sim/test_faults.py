@@ -66,7 +66,7 @@ def test_every_pause_has_an_end() -> None:
 
 def test_every_hold_has_an_end() -> None:
     """The last word of a strike on each request lets it go, or ends it."""
-    faults, levels = Faults([Fault.STALL], 3), set()
+    faults, holds = Faults([Fault.STALL], 3), set()
     for _ in range(40):
         now_ns = faults.next_ns
         assert now_ns is not None
@@ -74,9 +74,9 @@ def test_every_hold_has_an_end() -> None:
         for _, what in sorted(faults.strikes(now_ns, LIVE), key=lambda strike: strike[0]):
             assert isinstance(what, to_engine.Hold | to_engine.Abort)
             last[what.request_id] = what
-            levels.add(getattr(what, "level", "abort"))
+            holds.add(getattr(what, "hold", "abort"))
         assert all(isinstance(what, to_engine.Abort) or what == to_engine.Hold(i, "run") for i, what in last.items())
-    assert levels == {"run", "pause", "swap", "abort"}
+    assert holds == {"run", "pause", "swap", "abort"}
 
 
 def test_an_engine_dies_within_seven_of_the_runners_acts() -> None:

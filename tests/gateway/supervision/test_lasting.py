@@ -81,7 +81,7 @@ async def test_a_file_that_was_being_copied_over_is_no_end(tmp_path: Path) -> No
         with pytest.raises(EngineUnavailable) as caught:
             submit(s, [1])
         assert (caught.value.permanent, caught.value.retry_after_s > 0) == (False, True)
-        health = await ask(make_app(s), "GET", "/health")  # type: ignore[arg-type]
+        health = await ask(make_app(s), "GET", "/health")
         assert (health.status, health.json()["status"], CUT in health.json()["detail"]) == (503, "restarting", True)
         assert "retry-after" in health.headers
         place.wrong.write_text("")

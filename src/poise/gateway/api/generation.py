@@ -23,10 +23,9 @@ from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import json_of
 from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.intake import Call, Intake
-from poise.gateway.models.local.generation import TOLD_WAIT_US
 from poise.gateway.records.reader import Reader
 from poise.gateway.records.record import Follower
-from poise.gateway.request.headers import DETACH, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID
+from poise.gateway.request.headers import DETACH, LONG_WAIT_US, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID
 from poise.gateway.request.refusals import invalid_value
 from poise.gateway.tasks.slices import in_turns
 from poise.gateway.tenancy.auditing import Audit
@@ -141,7 +140,7 @@ class Generation:
 def headers_of(call: Call) -> dict[str, str]:
     """The response's own headers: its id, and the estimated wait if that is long enough to matter."""
     headers, accepted = {RESPONSE_ID: call.record.response_id, **call.notes}, call.record.accepted
-    if accepted is not None and accepted.eta_us >= TOLD_WAIT_US:
+    if accepted is not None and accepted.eta_us >= LONG_WAIT_US:
         headers |= {QUEUE_POSITION: str(accepted.position), QUEUE_ETA: str(accepted.eta_us // 1000)}
     return headers
 

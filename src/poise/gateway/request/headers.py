@@ -1,4 +1,4 @@
-"""The names of the headers that are poise's own."""
+"""The headers that are poise's own: their names, and when the queue's are sent."""
 
 from __future__ import annotations
 
@@ -11,3 +11,6 @@ CONTEXT = "X-Poise-Context"
 WARNING = "X-Poise-Warning"
 ANSWERED = (CONTEXT, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID, WARNING)
 """Those that are sent to clients."""
+
+LONG_WAIT_US = 500_000
+"""A client whose request will wait at least this long in the queue is sent its position and the estimate."""

@@ -28,6 +28,7 @@ from poise.gateway.records.record import CANCELLED, RUNNING, Record
 from poise.gateway.records.story import story_of
 from poise.gateway.records.values import TokenEntry
 from poise.gateway.request.bugs import log_bug
+from poise.gateway.request.headers import LONG_WAIT_US
 from poise.gateway.request.refusals import ApiError, internal_error, new_error_id, server_stopping
 from poise.gateway.supervision.engine import (
     ENGINE_LOST,
@@ -51,8 +52,6 @@ log = logging.getLogger(__name__)
 
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 _NAMED_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
-TOLD_WAIT_US = 500_000
-"""A client whose request will wait at least this long in the queue hears of it."""
 _LIVE = Stage.LIVE
 
 
@@ -244,7 +243,7 @@ class Generation:
         record.note("queued", choice.record.index, position=accepted.position, eta_ms=eta_ms)
         if record.accepted is None:  # what comes first decides when something comes
             record.accepted = accepted
-            if accepted.eta_us >= TOLD_WAIT_US:
+            if accepted.eta_us >= LONG_WAIT_US:
                 record.place = accepted.position, eta_ms
 
     def _waiting(self, choice: Choice, waiting: Waiting) -> None:
