@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -278,18 +279,23 @@ BACKGROUND = Flag("background", "The request goes on when its client leaves; its
 USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
 IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
 
+SAMPLING: Mapping[str, Field[Any]] = {
+    "temperature": TEMPERATURE,
+    "top_p": TOP_P,
+    "top_k": TOP_K,
+    "min_p": MIN_P,
+    "presence_penalty": PRESENCE_PENALTY,
+    "frequency_penalty": FREQUENCY_PENALTY,
+    "logit_bias": LOGIT_BIAS,
+    "ignore_eos": IGNORE_EOS,
+}
+"""By field of `SamplingParams`, what sets it as it is. A new parameter of sampling is a row here, a field there, and its use."""
 SHARED: tuple[Field[Any], ...] = (
     MAX_TOKENS,
     MIN_TOKENS,
-    TEMPERATURE,
-    TOP_P,
-    TOP_K,
-    MIN_P,
-    PRESENCE_PENALTY,
-    FREQUENCY_PENALTY,
+    *SAMPLING.values(),
     REPETITION_PENALTY,
     REPEAT_PENALTY,
-    LOGIT_BIAS,
     STOP,
     SEED,
     STREAM,
@@ -298,5 +304,4 @@ SHARED: tuple[Field[Any], ...] = (
     QUEUE_TIMEOUT,
     BACKGROUND,
     USER,
-    IGNORE_EOS,
 )

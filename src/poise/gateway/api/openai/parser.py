@@ -26,6 +26,7 @@ class RequestParser:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._sampling_defaults = settings.sampling.model_dump(include=set(p.SAMPLING))
         self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
         shared = (p.MODEL, *p.SHARED, self._n)
         self._chat: tuple[Field[Any], ...] = (
@@ -132,19 +133,13 @@ class RequestParser:
         )
 
     def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:
-        defaults = self._settings.sampling
         repetition, _ = _same(values, p.REPETITION_PENALTY, p.REPEAT_PENALTY)
+        named = {name: field.get(values, None) for name, field in p.SAMPLING.items()}
+        chosen = self._sampling_defaults | {name: value for name, value in named.items() if value is not None}
         return SamplingParams(
-            temperature=p.TEMPERATURE.get(values, defaults.temperature),
-            top_p=p.TOP_P.get(values, defaults.top_p),
-            top_k=max(0, p.TOP_K.get(values, defaults.top_k)),
-            min_p=p.MIN_P.get(values, defaults.min_p),
-            presence_penalty=p.PRESENCE_PENALTY.get(values, 0.0),
-            frequency_penalty=p.FREQUENCY_PENALTY.get(values, 0.0),
+            **(chosen | {"top_k": max(0, chosen["top_k"])}),
             repetition_penalty=1.0 if repetition is None else repetition,
-            logit_bias=p.LOGIT_BIAS.get(values, ()),
             n_logprobs=n_logprobs,
-            ignore_eos=p.IGNORE_EOS.get(values, False),
             min_output=min_tokens,
         )
 
