@@ -11,9 +11,14 @@ ARGS ?=
 SIM_RUNS ?= 200
 SIM_STEPS ?= 10000
 
-# The pure tests share the cores; those with a server have them to themselves. ARGS="tests/e2e -k pacing" runs these and no others.
+# Two processes run tests. Of the slow ones a file's stay together, because they share a server. ARGS="tests/e2e -k pacing" runs these
+# tests and no others.
 FAST := $(BIN)/python -m pytest -q -n 2 -m "not slow"
-TESTS := $(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(FAST) && $(BIN)/python -m pytest -m slow)
+SLOW := $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+TESTS := $(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(FAST) && $(SLOW))
+
+# pytest rewrites the tests' modules, and more than a hundred processes that they start import the sources: compiled once is enough.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help serve test check lint format types contracts fast bench sim siege engine engine-rebuild model clean
 

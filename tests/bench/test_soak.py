@@ -16,6 +16,7 @@ import pytest
 from poise.bench.load import RoundResult
 from poise.scenarios import load_scenario
 from tests.bench.test_stats import record
+from tests.e2e.server import QUICK, assignments
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "soak.py"
@@ -131,9 +132,8 @@ def test_the_audit_log_is_checked_where_it_is_named(tmp_path: Path) -> None:
 def test_a_short_soak_of_a_real_server(tmp_path: Path) -> None:
     """Fifteen seconds of everything at once, on a server that is then clean."""
     command = [sys.executable, str(SCRIPT), "--minutes", "0.25", "--sample-s", "0.5", "--growth-mib", "1000"]
-    done = subprocess.run(
-        [*command, "--json", str(tmp_path / "soak.json")], capture_output=True, text=True, timeout=850, check=False
-    )
+    command += ["--json", str(tmp_path / "soak.json"), "--", *assignments(*QUICK)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads((tmp_path / "soak.json").read_bytes())
     assert summary["passed"]

@@ -21,9 +21,12 @@ SHORT_SLOTS, LONG_SLOTS, CELLS = 4, 2, 256
 
 @pytest.fixture(scope="session")
 def llama_runner() -> Iterator[LlamaRunner]:
-    """One for the whole session, since the weights take a while; flash attention in one pool and none in the other."""
+    """One for the whole session, since the weights take a while; flash attention in one pool and none in the other.
+
+    One thread: several wait for each other at every node of the graph, which on a busy host takes ten times as long.
+    """
     pools = [PoolSpec("short", SHORT_SLOTS, CELLS, True), PoolSpec("long", LONG_SLOTS, CELLS, False)]
-    with LlamaRunner(Model.load(default_model()), pools, batch_tokens=128) as runner:
+    with LlamaRunner(Model.load(default_model()), pools, batch_tokens=128, threads=1) as runner:
         yield runner
 
 

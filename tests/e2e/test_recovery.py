@@ -18,7 +18,7 @@ STREAMS, TOKENS = 8, 48
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PoiseServer]:
-    started = PoiseServer.start("--set", "engine.watchdog_s=10", "--set", "levels.crashes_max=100")
+    started = PoiseServer.start("--set", "engine.watchdog_s=5", "--set", "levels.crashes_max=100")
     yield started
     assert started.stop() == 0
 

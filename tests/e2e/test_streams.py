@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 CHAT = "/v1/chat/completions"
 LONG_PROMPT = "river stone paper window garden silver market winter " * 100
 SLOTS = 4
+N_CANCELS_MIN = 40
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ def test_a_cancel_frees_the_slot(streams_server: PoiseServer, where: str) -> Non
 
 
 def test_hundreds_of_random_cancels_leave_the_books_clean(streams_server: PoiseServer) -> None:
-    """By request, by a client that leaves, before, in and after the queue; for ten seconds at most."""
+    """By request, by a client that leaves, before, in and after the queue; for ten seconds, or as long as some take."""
     draw = random.Random(11)
     jobs = [
         (i, draw.choice(["cancel", "leave"]), draw.choice([0.0, 0.0, 0.05, 0.3]), draw.randrange(3)) for i in range(300)
@@ -142,7 +143,7 @@ def test_hundreds_of_random_cancels_leave_the_books_clean(streams_server: PoiseS
 
     def one(job: tuple[int, str, float, int]) -> int:
         number, how, pause_s, kind = job
-        if time.monotonic() > until:
+        if number >= N_CANCELS_MIN and time.monotonic() > until:
             return 0
         prompt = "Hi" if kind else LONG_PROMPT[: 200 * (number % 10 + 1)]
         payload = body(
@@ -163,7 +164,7 @@ def test_hundreds_of_random_cancels_leave_the_books_clean(streams_server: PoiseS
     with ThreadPoolExecutor(12) as threads:
         n_done = sum(threads.map(one, jobs))
     print(f"{n_done} requests were cancelled")
-    assert n_done >= 20
+    assert n_done >= N_CANCELS_MIN
     streams_server.eventually(lambda: clean(streams_server), "nothing is left behind")
     assert streams_server.get("/health")[1]["restarts"] == 0
 

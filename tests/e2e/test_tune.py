@@ -15,7 +15,7 @@ import pytest
 
 from poise.config import load
 from poise.tune.capacity import KINDS
-from tests.e2e.server import run_poise
+from tests.e2e.server import QUICK, assignments, run_poise
 
 pytestmark = pytest.mark.slow
 
@@ -50,16 +50,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# One thread and as little as possible to be measured at a start: it has to be quick, not to be the best.
-SETTINGS = (
-    "engine.threads=1", "model.weights=as-is", "pools.long.flash_attention=off", "pools.short.flash_attention=on",
-)  # fmt: skip
-
-
-def assignments(*settings: str) -> list[str]:
-    return [part for setting in settings for part in ("--set", setting)]
-
-
 def tune(*arguments: str) -> list[str]:
     return [
         "tune",
@@ -71,7 +61,7 @@ def tune(*arguments: str) -> list[str]:
         "1",
         "--guard",
         "all.output_tokens_per_s>=0.1",
-        *assignments(*SETTINGS),
+        *assignments(*QUICK),
         *arguments,
     ]
 
@@ -118,7 +108,7 @@ def test_interrupted_and_killed(folder: Path) -> None:
 def test_capacity_within_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It measures what the time allows and at least the first load, records it, and shows it beside the limits."""
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
-    settings = assignments(*SETTINGS, "pools.short.slots=4", "classes.interactive.slots_max=4")
+    settings = assignments(*QUICK, "pools.short.slots=4", "classes.interactive.slots_max=4")
     done = run_poise("capacity", "--minutes", "0.1", "--round-s", "1", *settings, cwd=folder, timeout_s=280)
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = json.loads((folder / "state" / "poise" / "capacity.json").read_text()).values()

@@ -11,21 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import PoiseServer
+from tests.e2e.server import PoiseServer, assignments
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SMALL = (
-    "--set", "pools.short.slots=2", "--set", "pools.short.slot_tokens=512", "--set", "pools.short.flash_attention=on",
-    "--set", "pools.long.slots=1", "--set", "pools.long.slot_tokens=2048", "--set", "pools.long.flash_attention=on",
-    "--set", "store.budget_mb=16", "--set", "engine.memory_reserve_mb=0", "--set", "model.weights_check_s=3600",
+SMALL = assignments(
+    "pools.short.slots=2", "pools.short.slot_tokens=512", "pools.short.flash_attention=on", "pools.long.slots=1",
+    "pools.long.slot_tokens=2048", "store.budget_mb=16", "engine.threads=1", "engine.memory_reserve_mb=0",
+    "model.weights_check_s=3600",
 )  # fmt: skip
+"""Little memory, and as much time for the choice as it takes; else as a user's server starts."""
 CHOOSING = "choosing weights (first start with this model)"
 
 
 @contextmanager
 def server(cache: Path, *options: str) -> Iterator[PoiseServer]:
-    running = PoiseServer.start(*SMALL, *options, environment={"XDG_CACHE_HOME": str(cache)})
+    running = PoiseServer.start(*SMALL, *options, environment={"XDG_CACHE_HOME": str(cache)}, quick=False)
     try:
         yield running
         assert running.stop() == 0

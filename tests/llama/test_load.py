@@ -12,6 +12,7 @@ from poise.llama.running.load import load_runner
 from tests.llama.gguf_files import write_gguf
 
 SMALL = Settings(
+    engine=EngineSettings(threads=1),
     model=ModelSettings(weights="as-is"),
     pools=PoolsSettings(
         short=PoolSettings(slots=2, slot_tokens=512, flash_attention="on"),

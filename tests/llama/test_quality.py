@@ -87,7 +87,7 @@ def test_a_model_is_as_good_as_itself(model: Model, monkeypatch: pytest.MonkeyPa
     """The same computation twice: no difference at all, at every position of every window."""
     monkeypatch.setattr(quality_module, "WINDOW", 80)  # a part of each window does here
     seen: list[float] = []
-    quality = compare(model, model, progress=seen.append)
+    quality = compare(model, model, threads=1, progress=seen.append)
     assert quality.kl == pytest.approx(0.0, abs=1e-6)
     assert quality.perplexity == quality.source_perplexity
     assert quality.same_top == 1.0
@@ -105,7 +105,7 @@ def test_too_slow_is_said_after_two_chunks(model: Model, monkeypatch: pytest.Mon
     """And not at the end of the time."""
     seen: list[float] = []
     with pytest.raises(TooSlow) as caught:
-        compare(model, model, limit_s=0.0, progress=seen.append)
+        compare(model, model, threads=1, limit_s=0.0, progress=seen.append)
     assert len(seen) == 1
     assert caught.value.args[0] > 0
 
@@ -114,6 +114,6 @@ def test_too_slow_is_said_after_two_chunks(model: Model, monkeypatch: pytest.Mon
 def test_other_kv_cells_are_held_against_those_of_16_bits(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """One model with two types of cells: 8 bits change its predictions a little, 4 bits more."""
     monkeypatch.setattr(quality_module, "WINDOW", 80)
-    eight, four = (compare(model, model, kv_type=kv_type).kl for kv_type in ("q8_0", "q4_0"))
+    eight, four = (compare(model, model, threads=1, kv_type=kv_type).kl for kv_type in ("q8_0", "q4_0"))
     assert 0.0 < eight < four
     assert eight < 0.05

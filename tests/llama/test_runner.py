@@ -34,7 +34,7 @@ STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6
 @pytest.fixture(scope="module")
 def runner(model_path: Path) -> Iterator[LlamaRunner]:
     pools = [PoolSpec("short", 3, 300, True), PoolSpec("long", 2, 100_000, False)]
-    with LlamaRunner(Model.load(model_path, vocab_only=False), pools, batch_tokens=64) as built:
+    with LlamaRunner(Model.load(model_path, vocab_only=False), pools, batch_tokens=64, threads=1) as built:
         yield built
 
 
