@@ -362,7 +362,7 @@ SOME_VALUES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values=SOME_VALUES)
 def test_any_settings_survive_being_written_and_loaded(values: dict[str, object], nowhere: Path) -> None:
     """Whatever loads, prints as TOML that loads to the same."""

@@ -372,7 +372,7 @@ ENTRIES = [key.replace(NAME, "alice") for key in [*catalogue(), *section_keys()]
 KEYS = st.sampled_from([*catalogue(), *section_keys(), *ENTRIES]) | st.text()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(overrides=st.dictionaries(KEYS, VALUES), variables=st.dictionaries(KEYS, st.text()))
 def test_anything_loads_or_is_refused_in_lines(overrides: dict[str, Any], variables: dict[str, str]) -> None:
     """No input reaches the operator as another exception, and a problem is one line."""

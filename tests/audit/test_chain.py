@@ -121,7 +121,7 @@ def test_an_older_head_does_not_hide_what_was_forged(tmp_path: Path) -> None:
         Head.decode(b"{}", KEY)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_any_change_of_the_bytes_is_found(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Bytes replaced, removed and put in, lines moved and doubled, at random: none of it verifies."""

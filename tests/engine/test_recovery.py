@@ -23,7 +23,7 @@ PROMPT = [3 + k for k in range(30)]
 SEEDED = SamplingParams(temperature=0.9, seed=11, ignore_eos=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n_prompt=st.integers(1, 120),
     n_output=st.integers(1, 60),

@@ -60,7 +60,7 @@ BOS, IM_START, IM_END = 256, 257, 258
 SPECIALS = {"<s>": BOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
 N_TOKENS = 259
 SLOT_CELLS = 600
-WAIT_S = 10.0
+WAIT_S = 60.0
 """Longest wait for a message: only a failing test waits that long."""
 
 

@@ -25,6 +25,9 @@ SLOTS = {INTERACTIVE: 10, BACKGROUND: 6}
 WAITING = {"a": 4, "b": 32}
 """Requests that each tenant keeps waiting: one offers eight times the other's load."""
 
+CHECK_EVERY = 16
+"""Minutes of steps: every invariant is looked at after every change by the other tests, and here now and then."""
+
 Sizes = Callable[[Random, str], tuple[int, int]]
 """From a tenant to the prompt and output tokens of its next request."""
 
@@ -73,7 +76,7 @@ class Competition:
             itl_us=self.itl_us,
             preemptions_max=self.preemptions_max,
         )
-        self.driver = Driver(Scheduler(limits))
+        self.driver = Driver(Scheduler(limits), check_every=CHECK_EVERY)
 
     @property
     def served(self) -> dict[str, int]:
@@ -115,6 +118,7 @@ class Competition:
         while self.driver.now_ns < until_ns and self.backlogged:
             self.step()
             assert self.worst_us <= self.bound_us(self.step_us)
+        self.driver.scheduler.check()
 
 
 def jain(shares: list[int]) -> float:
@@ -201,7 +205,7 @@ def test_a_tenant_at_its_limit_of_running_requests_gives_the_rest_away() -> None
 SIZE = st.tuples(st.integers(1, 1000), st.integers(1, 400))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     request_class=st.sampled_from(list(RequestClass)),
     sizes=st.fixed_dictionaries({t: st.lists(SIZE, min_size=1, max_size=4) for t in "ab"}),

@@ -76,7 +76,7 @@ def test_preempted_requests_take_nobodys_place() -> None:
     assert isinstance(d.offer(20, 5, "a"), Queued)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(limit=st.integers(1, 300), asks=st.lists(st.integers(0, 40), max_size=600), n_declared=st.integers(0, 5))
 def test_places_by_any_order_of_arrivals(limit: int, asks: list[int], n_declared: int) -> None:
     """Nobody has more than its part, a queue is at most one place for each declared account too long, and as long as there is a

@@ -293,10 +293,11 @@ async def test_an_answer_that_is_taken_slowly_but_surely() -> None:
     """Arrives whole, though it takes many times as long as a client may take nothing."""
     async with serving(send_timeout_s=0.05) as server:
         client = await small(server.port, b"GET /big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        loop, n_bytes = asyncio.get_running_loop(), 0
+        loop, n_bytes, n_read = asyncio.get_running_loop(), 0, 0
         while data := await asyncio.wait_for(loop.sock_recv(client, 1 << 16), WAIT_S):
             n_bytes += len(data)
-            await asyncio.sleep(0.001)
+            n_read += 1
+            await asyncio.sleep(0.002 if n_read % 8 == 0 else 0)
         assert n_bytes > BIG_BYTES
         client.close()
 

@@ -75,7 +75,7 @@ async def test_a_stuck_stream_with_a_request_behind_it_gives_back_what_it_held()
     """The end of its patience ends the connection, and its open request."""
     reader = {"unsent_bytes_max": 1024, "stall_swap_s": 0.05, "stall_end_s": 0.1}
     made = Settings.model_validate({"streams": {"send_buffer_bytes": 2048, "interactive": reader}})
-    engine = FakeEngine(says("word " * 40_000))
+    engine = FakeEngine(says("word " * 10_000))
     app = make_app(engine, made)
     async with served(app, made) as port:
         await ask(app, "POST", "/v1/chat/completions", chat_body(background=True))

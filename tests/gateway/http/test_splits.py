@@ -82,7 +82,7 @@ async def answered(pieces: list[bytes]) -> tuple[bytes, list[str]]:
     return bytes(transport.written), app.asked
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=5),
     st.lists(st.integers(0, 700), max_size=25),

@@ -89,7 +89,7 @@ PIECES = st.sampled_from(["a", "b ", "é", "€uro", "EN", "END", "E", "ü", FIN
 STEPS = st.lists(st.tuples(st.integers(0, 2), PIECES), max_size=30)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     steps=STEPS,
     cuts=st.lists(st.integers(0, 12), max_size=12),

@@ -83,17 +83,20 @@ def test_a_raw_prompt_may_hold_control_tokens() -> None:
 def test_what_callers_send_is_not_remembered() -> None:
     """White space at the edges of a message is part of the template's literal, and can be of any length."""
     model = tokeniser()
-    for n in range(50):
-        model.chat_ids([Message("user", " " * (100_000 + n)), Message("user", " " * (100_000 + n) + "x")])
+    for n_blanks in (100_000, *range(LITERAL_CHARS_MAX, LITERAL_CHARS_MAX + 50)):
+        model.chat_ids([Message("user", " " * n_blanks), Message("user", " " * n_blanks + "x")])
     assert model.literals_chars < 10 * LITERAL_CHARS_MAX
 
 
 def test_what_is_remembered_has_a_size() -> None:
     """Also when every literal is short enough to be remembered; those of the template come back."""
-    model = tokeniser()
-    for n in range(LITERAL_CHARS_MAX // 2, LITERAL_CHARS_MAX - 100):
-        model.chat_ids([Message("user", " " * n)])
+    model, most, n_remembered = tokeniser(), 0, 0
+    for n_blanks in range(LITERAL_CHARS_MAX - 100, LITERAL_CHARS_MAX - 500, -1):
+        model.chat_ids([Message("user", " " * n_blanks)])
         assert model.literals_chars <= LITERALS_CHARS_MAX
+        n_remembered += n_blanks
+        most = max(most, model.literals_chars)
+    assert n_remembered > LITERALS_CHARS_MAX > most > LITERALS_CHARS_MAX - 2 * LITERAL_CHARS_MAX
 
 
 def test_a_run_that_is_known_is_not_tokenised_again() -> None:
