@@ -112,7 +112,7 @@ class Besieged:
 
         A text worker may be another: one that works for a client that has left is killed when others wait.
         """
-        await asyncio.to_thread(self.server.eventually, self._is_settled, "everything given back", 20.0)
+        await asyncio.to_thread(self.server.eventually, self._is_settled, "everything given back", 120.0)
         assert self._engine_pid() == self._engine
         status = self.server.get("/status")[1]
         assert [task for task in status.get("tasks", ()) if task["state"] in ("failing", "given_up")] == []

@@ -34,7 +34,7 @@ CHROMIUM_ARGS = [
     "--disable-sync",
 ]
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-HOLD_S_MAX = 60.0
+HOLD_S_MAX = 200.0
 
 JsonObject = dict[str, Any]
 
@@ -339,7 +339,7 @@ class _Handler(BaseHTTPRequestHandler):
         return stayed
 
 
-def wait_until(condition: Callable[[], bool], page: Page, what: str, timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], page: Page, what: str, timeout_s: float = 120.0) -> None:
     """Wait for something outside the browser, while the browser's own events go on."""
     for _ in range(int(timeout_s / 0.05)):
         if condition():

@@ -28,6 +28,8 @@ QUICK = (
 """What has servers start at once, and answer beside other work: nothing is chosen or measured for speed, and no two threads wait
 for each other, which on a busy host makes an answer ten times as slow. `tests/e2e/test_weights.py` is about what is left out.
 """
+END_S_MAX = 120.0
+"""Only ends a test that hangs: an idle server ends within a second."""
 POLL_S = 0.02
 
 
@@ -73,7 +75,7 @@ class PoiseServer:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            return self.process.wait(30)
+            return self.process.wait(END_S_MAX)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
@@ -92,7 +94,7 @@ class PoiseServer:
     def get(self, path: str) -> tuple[int, Any]:
         """Status and body (JSON where it is)."""
         try:
-            with urllib.request.urlopen(self.request(path), timeout=30) as response:
+            with urllib.request.urlopen(self.request(path), timeout=120) as response:
                 status, body = response.status, response.read()
         except urllib.error.HTTPError as error:
             with error:
@@ -140,7 +142,7 @@ def _wait_for_url(stream: IO[str]) -> tuple[str, list[str]]:
     return "", output
 
 
-def run_poise(*arguments: str, cwd: Path | None = None, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def run_poise(*arguments: str, cwd: Path | None = None, timeout_s: float = 250) -> subprocess.CompletedProcess[str]:
     """A `poise` command that is expected to end by itself."""
     return subprocess.run(
         [sys.executable, "-m", "poise", *arguments],

@@ -34,7 +34,7 @@ def for_the_real_model(value: Any) -> bytes:
 def post(server: PoiseServer, path: str, body: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
     request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"} | (headers or {}))
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=200) as response:
             return response.status, json.load(response)
     except urllib.error.HTTPError as error:
         with error:
@@ -85,7 +85,7 @@ def test_wrong_places(poise_server: PoiseServer, method: str, path: str, status:
     """Unknown paths and wrong methods are told in the API's own format."""
     request = urllib.request.Request(poise_server.url + path, method=method)
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=30)
+        urllib.request.urlopen(request, timeout=120)
     with caught.value as error:
         assert error.code == status
         assert json.load(error)["error"]["code"] == code
@@ -94,7 +94,7 @@ def test_wrong_places(poise_server: PoiseServer, method: str, path: str, status:
 def test_a_body_of_ten_megabytes_is_refused_unread(poise_server: PoiseServer) -> None:
     """413 with the limit, at the sight of its length."""
     host, port = poise_server.url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=120) as connection:
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {10 << 20}\r\n\r\n"
         connection.sendall(head.encode())
         answer = read_until(connection, b'"error"')
@@ -118,6 +118,7 @@ def test_schemathesis_finds_no_server_error(small_answers: PoiseServer, tmp_path
         [
             tool, "run", f"{small_answers.url}/openapi.json", "--max-examples", "25", "--seed", "1",
             "--phases", "examples,fuzzing", "--exclude-checks", "positive_data_acceptance", "--no-color",
+            "--request-timeout", "120",
         ],
         capture_output=True,
         text=True,

@@ -214,7 +214,7 @@ def test_the_time_of_an_answer_does_not_tell(poise_server: PoiseServer) -> None:
 def test_a_server_for_everybody_does_not_start() -> None:
     """One line that says what to set, before anything is loaded."""
     command = [sys.executable, "-m", "poise", "serve", "--host", "0.0.0.0", "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
         "poise: whoever reaches 0.0.0.0 could use the server: make keys with `poise keys add NAME`"

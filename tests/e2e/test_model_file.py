@@ -36,7 +36,7 @@ def ask(server: PoiseServer) -> tuple[int, str]:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{server.url}/v1/chat/completions", json.dumps(body).encode(), headers)
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=200) as response:
             return response.status, json.load(response)["choices"][0]["message"]["content"]
     except urllib.error.HTTPError as error:
         with error:

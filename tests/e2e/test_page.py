@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -322,7 +323,7 @@ def test_stop_keeps_the_partial_answer_and_closes_the_connection(server: Scripte
     me.stop.click()
     expect(reply.locator(".status")).to_have_text("Stopped")
     expect(text_of(reply)).to_have_text("One, two, three")
-    assert server.client_left.wait(30)
+    assert server.client_left.wait(120)
     expect(text_of(me.say("Go on"))).to_have_text("Six.")
     assert [m["content"] for m in server.chats[1]["messages"]] == ["Count", "One, two, three", "Go on"]
 
@@ -342,7 +343,7 @@ def test_keys_send_break_lines_and_stop(server: ScriptedServer, visit: Visit) ->
     me.page.keyboard.press("Escape")
     expect(me.answers.locator(".status")).to_have_text("Stopped before the first token")
     expect(me.box).to_be_focused()
-    assert server.client_left.wait(30)
+    assert server.client_left.wait(120)
 
 
 def test_only_the_last_answer_can_be_asked_for_again(server: ScriptedServer, visit: Visit) -> None:
@@ -374,7 +375,7 @@ def test_new_chat_forgets_the_conversation(server: ScriptedServer, visit: Visit)
     expect(text_of(me.say("Old"))).to_have_text("Secret.")
     me.page.get_by_role("button", name="New chat").click()
     expect(me.page.get_by_role("heading", name="Good to see you.")).to_be_visible()
-    assert server.client_left.wait(30)
+    assert server.client_left.wait(120)
     expect(text_of(me.say("New"))).to_have_text("Hello.")
     assert [m["content"] for m in server.chats[1]["messages"]] == ["New"]
 
@@ -713,7 +714,8 @@ def test_live_numbers_show_what_status_says(server: ScriptedServer, visit: Visit
     expect(me.page.locator(".use-text")).to_have_text(["5 of 10", "10,240 of 40,960", "0 of 2", "0 of 16,384"])
     bars = me.page.locator(".track > div")
     assert [bar.evaluate("bar => bar.style.width") for bar in bars.all()] == ["50%", "25%", "0%", "0%"]
-    expect(me.page.locator("#spark-output polyline")).to_have_attribute("points", "120.0,2.5")
+    # One point or more: the page reads on while this test looks at it.
+    expect(me.page.locator("#spark-output polyline")).to_have_attribute("points", re.compile(r"(^|,2\.5 )120\.0,2\.5$"))
 
 
 def test_live_numbers_bear_a_server_that_tells_less(server: ScriptedServer, visit: Visit) -> None:

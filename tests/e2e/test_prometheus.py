@@ -40,7 +40,7 @@ def program(name: str) -> str:
 
 
 def promtool(*arguments: str) -> str:
-    done = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -118,7 +118,7 @@ def watch(tmp_path: Path) -> Iterator[Callable[[PoiseServer], Prometheus]]:
     yield start
     for process in started:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def _free_port() -> int:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from poise.llama.files.default_model import locate
-from tests.e2e.server import PoiseServer, run_poise
+from tests.e2e.server import END_S_MAX, PoiseServer, run_poise
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def body(**changes: object) -> bytes:
 def open_stream(server: PoiseServer, payload: bytes) -> socket.socket:
     """A raw connection on which the request has been sent, so that the test can close it whenever it wants."""
     host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=60)
+    connection = socket.create_connection((host, int(port)), timeout=120)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     connection.sendall(head.encode() + f"Content-Length: {len(payload)}\r\n\r\n".encode() + payload)
     return connection
@@ -149,7 +149,7 @@ def test_what_does_not_end_in_time_is_cut() -> None:
         assert b'"finish_reason":"server_stopping"' in seen
         seen = read_until(second, b"server_stopping")
         assert seen.startswith(b"HTTP/1.1 503")
-    assert server.process.wait(30) == 0
+    assert server.process.wait(END_S_MAX) == 0
     assert server.stop() == 0
 
 
@@ -162,8 +162,8 @@ def test_a_second_signal_stops_at_once() -> None:
         server.eventually(lambda: server.get("/health")[1]["status"] == "draining", "it drains")
         engine = server.engine()
         server.process.terminate()
-        assert server.process.wait(30) == 0
-        engine.wait(30)  # an engine never outlives its gateway
+        assert server.process.wait(END_S_MAX) == 0
+        engine.wait(END_S_MAX)  # an engine never outlives its gateway
     assert server.stop() == 0
 
 
@@ -245,7 +245,7 @@ def test_a_server_that_cannot_do_its_work_ends_with_a_code(tmp_path: Path) -> No
         [sys.executable, "-c", BROKEN_SERVER, "serve", "--port", "0", *audit],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=250,
         check=False,
     )
     assert done.returncode == 70, done.stderr

@@ -88,5 +88,5 @@ def test_the_worker_ends_with_its_gateway() -> None:
     children = [server.child(module) for module in (ENGINE, WORKER)]
     server.process.kill()
     server.stop()
-    gone, alive = psutil.wait_procs(children, timeout=30)
+    gone, alive = psutil.wait_procs(children, timeout=120)
     assert not alive, gone

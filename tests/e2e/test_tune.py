@@ -17,7 +17,7 @@ from poise.config import load
 from poise.tune.capacity import KINDS
 from tests.e2e.server import QUICK, assignments, run_poise
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SCENARIO = """
 name = "tiny"
@@ -69,7 +69,7 @@ def tune(*arguments: str) -> list[str]:
 def test_the_whole_path(folder: Path) -> None:
     """Passes, calibration, simulator, perhaps live servers; a file that loads; then the live judge on a value of that file."""
     knobs = ("--knob", "pools.short.flash_attention", "--knob", "scheduler.turn_ms")
-    done = run_poise(*tune(*knobs), cwd=folder, timeout_s=280)
+    done = run_poise(*tune(*knobs), cwd=folder, timeout_s=700)
     assert done.returncode == 0, done.stdout + done.stderr
     evidence = json.loads((folder / "poise.tuned.json").read_text())
     methods = [(trial["method"], trial["result"]) for trial in evidence["trials"]]
@@ -79,7 +79,7 @@ def test_the_whole_path(folder: Path) -> None:
     load(folder / "poise.tuned.toml", {}, {})
 
     (folder / "poise.tuned.toml").write_text("[scheduler]\nturn_ms = 1000\n")
-    checked = run_poise(*tune("--check"), cwd=folder, timeout_s=280)
+    checked = run_poise(*tune("--check"), cwd=folder, timeout_s=700)
     assert checked.returncode in (0, 1), checked.stdout + checked.stderr
     assert "scheduler.turn_ms = 1000: " in checked.stdout
     assert "interactive.ttft_ms_p95 x" in checked.stdout
@@ -109,7 +109,7 @@ def test_capacity_within_seconds(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     """It measures what the time allows and at least the first load, records it, and shows it beside the limits."""
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     settings = assignments(*QUICK, "pools.short.slots=4", "classes.interactive.slots_max=4")
-    done = run_poise("capacity", "--minutes", "0.1", "--round-s", "1", *settings, cwd=folder, timeout_s=280)
+    done = run_poise("capacity", "--minutes", "0.1", "--round-s", "1", *settings, cwd=folder, timeout_s=700)
     assert done.returncode == 0, done.stdout + done.stderr
     (record,) = json.loads((folder / "state" / "poise" / "capacity.json").read_text()).values()
     first = record["interactive"]

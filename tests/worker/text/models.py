@@ -39,7 +39,7 @@ class Worker:
         command = [sys.executable, "-m", "poise.worker.text", str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=child_environment())
-        self.connection.settimeout(120)
+        self.connection.settimeout(200)
         self.opened = self.ask(wire.Open(str(model), memory_mb, known=known))
 
     def ask(self, message: wire.ToWorker) -> wire.FromWorker | None:
@@ -59,4 +59,4 @@ class Worker:
     def end(self) -> int:
         """Close its socket; its exit code."""
         self.connection.close()
-        return self.process.wait(60)
+        return self.process.wait(200)
