@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from poise.metrics.shapes import read
 
 PARTS = ("write", "sync")
 _DISK_S = (0.001, 0.005, 0.02, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -49,29 +51,20 @@ class AuditMetrics:
         self.n_queued: Callable[[], int] = lambda: 0
         self.busy_s: Callable[[], float] = lambda: 0.0
         """How the log that there is can be asked for them."""
-        queue = Gauge("poise_audit_queue", "Entries that wait for the audit log's writer.", registry=registry)
-        queue.set_function(lambda: self.n_queued())
-        busy = Gauge(
-            "poise_audit_disk_busy_seconds",
-            "For how long the disk has kept the audit log's writer with the work at hand.",
-            registry=registry,
-        )
-        busy.set_function(lambda: self.busy_s())
+        text = "Entries that wait for the audit log's writer."
+        read(registry, "poise_audit_queue", text, lambda: self.n_queued())
+        text = "For how long the disk has kept the audit log's writer with the work at hand."
+        read(registry, "poise_audit_disk_busy_seconds", text, lambda: self.busy_s())
         self.standing: Callable[[], Standing] = Standing
         """How the files of the log that there is can be asked for."""
-        size = Gauge("poise_audit_bytes", "Bytes of all files of the audit log.", registry=registry)
-        size.set_function(lambda: self.standing().n_bytes)
-        early = Gauge(
-            "poise_audit_files_deleted_early",
-            "Files of the audit log, since the start, that went before audit.keep_days since audit.max_mb was reached.",
-            registry=registry,
+        text = "Bytes of all files of the audit log."
+        read(registry, "poise_audit_bytes", text, lambda: self.standing().n_bytes)
+        text = (
+            "Files of the audit log, since the start, that went before audit.keep_days since audit.max_mb was reached."
         )
-        early.set_function(lambda: self.standing().n_early)
-        self._strangers = Counter(
-            "poise_unknown_callers_total",
-            "Requests that were refused since nobody knows their key.",
-            registry=registry,
-        )
+        read(registry, "poise_audit_files_deleted_early", text, lambda: self.standing().n_early)
+        text = "Requests that were refused since nobody knows their key."
+        self.refused_stranger = Counter("poise_unknown_callers_total", text, registry=registry).inc
 
     def worked(self, part: str, seconds: float) -> None:
         """May be called from any thread."""
@@ -88,9 +81,6 @@ class AuditMetrics:
     def failed(self, error: BaseException) -> None:
         """May be called from any thread."""
         self.on_failure(error)
-
-    def refused_stranger(self) -> None:
-        self._strangers.inc()
 
     def lost(self, n_entries: int) -> None:
         """May be called from any thread."""

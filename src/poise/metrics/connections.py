@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
+
+from poise.metrics.shapes import counted
 
 REASONS = (
     "address_too_many_connections",
@@ -32,22 +34,17 @@ class ConnectionMetrics:
         self._body_bytes = Gauge(
             "poise_request_body_bytes", "Bytes of request bodies that requests in flight hold.", registry=registry
         )
-        self._cut = Counter(
+        self.cut = counted(
+            registry,
             "poise_connections_cut_total",
             "Connections that the server answered by itself, or closed before it had answered: an error code, or dismissed "
             "(its place was given to another one), not_taken (its client took too little of an answer), body_timeout, "
             "linger (it did not end after its last answer), handshake (of TLS, too slow or "
             "none), no_files (there was no file for it).",
-            ("reason",),
-            registry=registry,
+            reason=REASONS,
         )
-        for reason in REASONS:
-            self._cut.labels(reason)
 
     def watch(self, n_open: Callable[[], int], body_bytes: Callable[[], int]) -> None:
         """Where to read the levels from, once there is a server."""
         self._open.set_function(n_open)
         self._body_bytes.set_function(body_bytes)
-
-    def cut(self, reason: str) -> None:
-        self._cut.labels(reason).inc()

@@ -3,14 +3,65 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
-from poise.wire.status import PoolStatus, Status, StoreStatus
+from poise.wire.status import ClassStatus, PoolStatus, Status, StoreStatus
+
+_CLASS_LEVELS: tuple[tuple[str, str, Callable[[ClassStatus], float]], ...] = (
+    ("queued_requests", "Choices waiting in the scheduler's queue.", lambda c: c.queued),
+    ("running_requests", "Choices being computed.", lambda c: c.running),
+    (
+        "paused_requests",
+        "Choices that stand still: an operator paused them, or their reader is behind.",
+        lambda c: c.paused,
+    ),
+    ("swapped_requests", "Choices whose KV cells are in the host store.", lambda c: c.swapped),
+    ("wait_estimate_seconds", "Estimated queue wait of a new request.", lambda c: c.wait_estimate_us / 1e6),
+    (
+        "wait_estimate_error",
+        "Mean of |log(waited / estimated)| over recent starts that waited; 0.7 is a factor of two.",
+        lambda c: c.wait_error,
+    ),
+)
+_POOL_LEVELS = {
+    "slots": "Slots of the pool.",
+    "slots_held": "Slots that a sequence holds.",
+    "slots_warm": "Free slots that keep what a finished sequence left.",
+    "slots_peak": "Most slots held at once.",
+    "cells": "KV cells of the pool.",
+    "cells_used": "KV cells that hold a token.",
+    "cells_warm": "KV cells in warm slots.",
+    "cells_peak": "Most KV cells used at once.",
+    "cells_held": "KV cells of the slots that are held, used or not.",
+    "holes": "Free slots below the highest one that is held.",
+}
+"""By field of a PoolStatus."""
+_TOTALS = {
+    "resumes": "Preempted choices that went on.",
+    "downgrades": "Choices that became background work.",
+    "expired": "Choices that waited as long as they may.",
+    "prefix_hits": "Prompts of which a beginning needed no computing.",
+    "recomputed_tokens": "Tokens computed again after their KV cells were given up.",
+    "evicted_entries": "Entries that the host store gave up for others.",
+    "stored_bytes": "Bytes carried into the host store.",
+    "loaded_bytes": "Bytes carried from the host store.",
+    "unstored": "Choices whose KV cells were dropped because the host store was full.",
+}
+"""By field of Totals."""
+_STEP_FIGURES = {
+    "step_seconds": "Whole steps.",
+    "step_decode_tokens": "Decode tokens in a step.",
+    "step_prompt_tokens": "Prompt tokens in a step.",
+    "step_sequences": "Sequences in a step.",
+    "chunk_tokens": "Tokens of a chunk of a prompt.",
+    "cost_ratio": "Measured over predicted time of a forward pass: the cost model's error.",
+}
+"""By field of StepFigures, some with `step_` before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +93,15 @@ class EngineCollector:
         yield CounterMetricFamily("poise_engine_restarts", "Times the engine was started again.", reading.restarts)
         if reading.status is not None:
             status = reading.status
-            yield from _class_levels(status)
+            yield from _class_levels(status.classes)
             yield from _pool_levels(status.pools)
             if status.store is not None:
                 yield from _store_levels(status.store)
-            yield _gauge("poise_engine_threads", "Threads that compute now.", status.threads)
-            yield _gauge("poise_engine_rss_bytes", "Resident memory of the engine process.", status.rss_bytes)
-            yield _gauge(
+            yield GaugeMetricFamily("poise_engine_threads", "Threads that compute now.", status.threads)
+            yield GaugeMetricFamily(
+                "poise_engine_rss_bytes", "Resident memory of the engine process.", status.rss_bytes
+            )
+            yield GaugeMetricFamily(
                 "poise_engine_unaccounted_bytes",
                 "Resident memory besides weights, KV cells and host store.",
                 status.unaccounted_bytes,
@@ -100,90 +153,43 @@ def _bottleneck(bottleneck: Bottleneck, now_ns: int, least: _Least) -> Iterator[
     yield from (counter, present)
 
 
-def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, text, value)
+def _labelled(
+    family: type[GaugeMetricFamily | CounterMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: Mapping[str, float],
+) -> Metric:
+    metric = family(f"poise_{name}", text, labels=[label])
+    for of, value in values.items():
+        metric.add_metric([of], value)
+    return metric
 
 
-def _by_class(name: str, text: str, values: Mapping[str, float]) -> GaugeMetricFamily:
-    return _family(name, text, ["class"], (((name,), value) for name, value in values.items()))
-
-
-def _family(
-    name: str, text: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=labels)
-    for names, value in values:
-        family.add_metric(names, value)
-    return family
-
-
-def _class_levels(status: Status) -> Iterator[Metric]:
-    classes = status.classes.items()
-    yield _by_class(
-        "poise_queued_requests", "Choices waiting in the scheduler's queue.", {n: c.queued for n, c in classes}
-    )
-    yield _by_class("poise_running_requests", "Choices being computed.", {n: c.running for n, c in classes})
-    yield _by_class(
-        "poise_paused_requests",
-        "Choices that stand still: an operator paused them, or their reader is behind.",
-        {n: c.paused for n, c in classes},
-    )
-    yield _by_class(
-        "poise_swapped_requests", "Choices whose KV cells are in the host store.", {n: c.swapped for n, c in classes}
-    )
-    yield _by_class(
-        "poise_wait_estimate_seconds",
-        "Estimated queue wait of a new request.",
-        {n: c.wait_estimate_us / 1e6 for n, c in classes},
-    )
-    yield _by_class(
-        "poise_wait_estimate_error",
-        "Mean of |log(waited / estimated)| over recent starts that waited; 0.7 is a factor of two.",
-        {n: c.wait_error for n, c in classes},
-    )
+def _class_levels(classes: Mapping[str, ClassStatus]) -> Iterator[Metric]:
+    for name, text, value in _CLASS_LEVELS:
+        yield _labelled(GaugeMetricFamily, name, text, "class", {of: value(status) for of, status in classes.items()})
 
 
 def _pool_levels(pools: list[PoolStatus]) -> Iterator[Metric]:
-    def by_pool(name: str, text: str, value: Callable[[PoolStatus], float]) -> GaugeMetricFamily:
-        return _family(name, text, ["pool"], (((pool.name,), value(pool)) for pool in pools))
-
-    yield by_pool("poise_pool_slots", "Slots of the pool.", lambda pool: pool.slots)
-    yield by_pool("poise_pool_slots_held", "Slots that a sequence holds.", lambda pool: pool.slots_held)
-    yield by_pool(
-        "poise_pool_slots_warm", "Free slots that keep what a finished sequence left.", lambda pool: pool.slots_warm
-    )
-    yield by_pool("poise_pool_slots_peak", "Most slots held at once.", lambda pool: pool.slots_peak)
-    yield by_pool("poise_pool_cells", "KV cells of the pool.", lambda pool: pool.cells)
-    yield by_pool("poise_pool_cells_used", "KV cells that hold a token.", lambda pool: pool.cells_used)
-    yield by_pool("poise_pool_cells_warm", "KV cells in warm slots.", lambda pool: pool.cells_warm)
-    yield by_pool("poise_pool_cells_peak", "Most KV cells used at once.", lambda pool: pool.cells_peak)
-    yield by_pool(
-        "poise_pool_cells_held", "KV cells of the slots that are held, used or not.", lambda pool: pool.cells_held
-    )
-    yield by_pool("poise_pool_holes", "Free slots below the highest one that is held.", lambda pool: pool.holes)
-    yield _family(
-        "poise_pool_class_cells",
-        "KV cells that a class uses.",
-        ["pool", "class"],
-        (((pool.name, name), n) for pool in pools for name, n in pool.cells_by_class.items()),
-    )
+    for name, text in _POOL_LEVELS.items():
+        values = {pool.name: getattr(pool, name) for pool in pools}
+        yield _labelled(GaugeMetricFamily, f"pool_{name}", text, "pool", values)
+    cells = GaugeMetricFamily("poise_pool_class_cells", "KV cells that a class uses.", labels=["pool", "class"])
+    for pool in pools:
+        for name, n in pool.cells_by_class.items():
+            cells.add_metric([pool.name, name], n)
+    yield cells
 
 
 def _store_levels(store: StoreStatus) -> Iterator[Metric]:
-    yield _gauge("poise_store_budget_bytes", "Memory that the host store may take.", store.budget_bytes)
-    yield _gauge("poise_store_peak_bytes", "Most memory that it took.", store.peak_bytes)
-    yield _family(
-        "poise_store_bytes",
-        "Memory that it takes, by purpose.",
-        ["purpose"],
-        (((purpose,), n) for purpose, n in store.bytes_by_purpose.items()),
-    )
-    yield _family(
-        "poise_store_entries",
-        "Entries of the host store, by purpose.",
-        ["purpose"],
-        (((purpose,), n) for purpose, n in store.entries_by_purpose.items()),
-    )
+    yield GaugeMetricFamily("poise_store_budget_bytes", "Memory that the host store may take.", store.budget_bytes)
+    yield GaugeMetricFamily("poise_store_peak_bytes", "Most memory that it took.", store.peak_bytes)
+    for name, text, values in (
+        ("store_bytes", "Memory that it takes, by purpose.", store.bytes_by_purpose),
+        ("store_entries", "Entries of the host store, by purpose.", store.entries_by_purpose),
+    ):
+        yield _labelled(GaugeMetricFamily, name, text, "purpose", values)
 
 
 def _counters(status: Status) -> Iterator[Metric]:
@@ -195,55 +201,22 @@ def _counters(status: Status) -> Iterator[Metric]:
 
 
 def _totals(totals: Totals, least: _Least) -> Iterator[Metric]:
-    preemptions = CounterMetricFamily(
-        "poise_engine_preemptions",
-        "Choices that were preempted, by kind; stall: the reader is behind.",
-        labels=["kind"],
-    )
-    for kind, n in totals.preemptions.items():
-        preemptions.add_metric([kind], n)
-    yield preemptions
-    for name, text, value in (
-        ("resumes", "Preempted choices that went on.", totals.resumes),
-        ("downgrades", "Choices that became background work.", totals.downgrades),
-        ("expired", "Choices that waited as long as they may.", totals.expired),
-        ("prefix_hits", "Prompts of which a beginning needed no computing.", totals.prefix_hits),
-        (
-            "recomputed_tokens",
-            "Tokens computed again after their KV cells were given up.",
-            least("recomputed", totals.recomputed_tokens),  # counted when they go, and taken back if they are found
-        ),
-        ("evicted_entries", "Entries that the host store gave up for others.", totals.evicted_entries),
-        ("stored_bytes", "Bytes carried into the host store.", totals.stored_bytes),
-        ("loaded_bytes", "Bytes carried from the host store.", totals.loaded_bytes),
-        ("unstored", "Choices whose KV cells were dropped because the host store was full.", totals.unstored),
-    ):
-        yield CounterMetricFamily(f"poise_engine_{name}", text, value)
+    text = "Choices that were preempted, by kind; stall: the reader is behind."
+    yield _labelled(CounterMetricFamily, "engine_preemptions", text, "kind", totals.preemptions)
+    for name, text in _TOTALS.items():
+        # Recomputed tokens are counted when their cells go, and taken back if they are found.
+        yield CounterMetricFamily(f"poise_engine_{name}", text, least(name, getattr(totals, name)))
 
 
 def _steps(steps: StepFigures) -> Iterator[Metric]:
-    parts = CounterMetricFamily(
-        "poise_engine_step_part_seconds",
+    text = (
         "Time of the parts of all steps: drain (messages in), plan, kv (carrying cells), forward (the model), sample, "
-        "account (charging and advancing), emit (messages out).",
-        labels=["part"],
+        "account (charging and advancing), emit (messages out)."
     )
-    for part, spent_us in steps.parts_us.items():
-        parts.add_metric([part], spent_us / 1e6)
-    yield parts
-    for name, text, distribution in (
-        ("engine_step_seconds", "Whole steps.", steps.seconds),
-        ("engine_step_decode_tokens", "Decode tokens in a step.", steps.decode_tokens),
-        ("engine_step_prompt_tokens", "Prompt tokens in a step.", steps.prompt_tokens),
-        ("engine_step_sequences", "Sequences in a step.", steps.sequences),
-        ("engine_chunk_tokens", "Tokens of a chunk of a prompt.", steps.chunk_tokens),
-        (
-            "engine_cost_ratio",
-            "Measured over predicted time of a forward pass: the cost model's error.",
-            steps.cost_ratio,
-        ),
-    ):
-        yield _histogram(f"poise_{name}", text, distribution)
+    parts_s = {part: spent_us / 1e6 for part, spent_us in steps.parts_us.items()}
+    yield _labelled(CounterMetricFamily, "engine_step_part_seconds", text, "part", parts_s)
+    for name, text in _STEP_FIGURES.items():
+        yield _histogram(f"poise_engine_{name}", text, getattr(steps, name.removeprefix("step_")))
 
 
 def _histogram(name: str, text: str, distribution: Distribution) -> Metric:
@@ -253,19 +226,12 @@ def _histogram(name: str, text: str, distribution: Distribution) -> Metric:
 
 
 def _equity(classes: Mapping[str, Equity]) -> Iterator[Metric]:
-    served = CounterMetricFamily(
-        "poise_engine_served_seconds", "Compute that a class was served, as measured.", labels=["class"]
-    )
-    for name, equity in classes.items():
-        served.add_metric([name], equity.served_us / 1e6)
-    yield served
-    yield _by_class(
-        "poise_fairness_jain",
-        "Jain's index over what tenants of the last minute were served, by weight: 1 is even, 1/n one has all.",
-        {name: equity.jain for name, equity in classes.items()},
-    )
-    yield _by_class(
-        "poise_fairness_gap_seconds",
-        "How far apart the served costs, by weight, of tenants are that both have something waiting now.",
-        {name: equity.gap_us / 1e6 for name, equity in classes.items()},
-    )
+    text = "Compute that a class was served, as measured."
+    served_s = {name: equity.served_us / 1e6 for name, equity in classes.items()}
+    yield _labelled(CounterMetricFamily, "engine_served_seconds", text, "class", served_s)
+    text = "Jain's index over what tenants of the last minute were served, by weight: 1 is even, 1/n one has all."
+    jain = {name: equity.jain for name, equity in classes.items()}
+    yield _labelled(GaugeMetricFamily, "fairness_jain", text, "class", jain)
+    text = "How far apart the served costs, by weight, of tenants are that both have something waiting now."
+    gaps_s = {name: equity.gap_us / 1e6 for name, equity in classes.items()}
+    yield _labelled(GaugeMetricFamily, "fairness_gap_seconds", text, "class", gaps_s)

@@ -8,9 +8,8 @@ them have a label is bounded, as every label is. Names are those of OpenTelemetr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.audit import AuditMetrics
@@ -18,6 +17,7 @@ from poise.metrics.connections import ConnectionMetrics
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.lately import Lately
 from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.shapes import counted, read
 from poise.metrics.story import RequestStory
 from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
@@ -56,8 +56,7 @@ class GatewayMetrics:
         self._make_counts(registry)
         self.n_open = 0
         """HTTP requests being answered."""
-        open_requests = Gauge("poise_open_requests", "HTTP requests being answered.", registry=registry)
-        open_requests.set_function(lambda: self.n_open)
+        read(registry, "poise_open_requests", "HTTP requests being answered.", lambda: self.n_open)
         self.lately = Lately()
         self.streams = StreamMetrics(registry)
         self.audit = AuditMetrics(registry)
@@ -103,54 +102,52 @@ class GatewayMetrics:
         )
 
     def _make_counts(self, registry: CollectorRegistry) -> None:
-        self._prompt_tokens = ClassCounter(
+        self.accepted = ClassCounter(
             registry,
             "poise_prompt_tokens",
             "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
-        )
+        ).add
         self._cached_tokens = ClassCounter(
             registry, "poise_cached_tokens", "Prompt tokens of started choices that needed no computing."
         )
         self._output_tokens = ClassCounter(registry, "poise_output_tokens", "Tokens received from the engine.")
-        self._disconnects = ClassCounter(
+        self.disconnected = ClassCounter(
             registry, "poise_client_disconnects", "Requests whose client left before the answer was complete."
-        )
-        self._long_systems = ClassCounter(
+        ).add
+        self.long_system_prompt = ClassCounter(
             registry,
             "poise_long_system_prompts",
             "Conversations whose system messages take more than long_system_share of the context.",
-        )
-        self._requests = Counter(
+        ).add
+        self._requests = counted(
+            registry,
             "poise_requests_total",
             "Choices that ended: stop, length, cancelled (by its client, which left or said so), reader_timeout (its client "
             "took nothing for as long as it may), expired (it waited as long as it may), engine_lost, quarantined (engines "
             "died computing it), server_stopping (it was cut when the server stopped), failed.",
-            ("class", "outcome"),
-            registry=registry,
+            class_=(),
+            outcome=(),
         )
-        self._rejected = Counter(
+        self._rejected = counted(
+            registry,
             "poise_rejected_total",
             "Generation requests answered with an error before anything was computed, by error code. "
             "Class 'none': refused before the class was known.",
-            ("class", "reason"),
-            registry=registry,
+            class_=(),
+            reason=(),
         )
-        self._changes = Counter(
+        self.changed = counted(
+            registry,
             "poise_changes_total",
             "What happened to running choices, as their streams are told: pause, stall (its client is behind), swap, drop, "
             "resume, downgrade; lost and recover when the engine died under them and another one took them up.",
-            ("class", "change"),
-            registry=registry,
+            class_=RequestClass,
+            change=ChangeKind,
         )
-        for request_class, change in product(RequestClass, ChangeKind):
-            self._changes.labels(request_class.value, change.value)
 
     def exposition(self, *, tenants_shown: bool) -> bytes:
         """The Prometheus text format. `tenants_shown`: with the metrics by tenant."""
         return generate_latest(self.registry) + (generate_latest(self.tenant_registry) if tenants_shown else b"")
-
-    def accepted(self, request_class: str, n_prompt: int) -> None:
-        self._prompt_tokens.add(request_class, n_prompt)
 
     def started(self, request_class: str, wait_s: float, n_cached: int) -> None:
         self._queue_wait.observe(request_class, wait_s)
@@ -166,13 +163,10 @@ class GatewayMetrics:
         self.lately.next_token(request_class, gap_s)
         self._output_tokens.add(request_class, n_tokens)
 
-    def changed(self, request_class: str, change: str) -> None:
-        self._changes.labels(request_class, change).inc()
-
     def ended(self, story: RequestStory) -> None:
         """A request has ended, and this is what happened to it."""
         for choice in story.choices:
-            self._requests.labels(story.request_class, choice.outcome).inc()
+            self._requests(story.request_class, choice.outcome)
             self.lately.ended(story.request_class, choice.outcome)
             self._duration.observe(story.request_class, choice.ended_s - story.arrived_s)
             if choice.is_complete:
@@ -189,13 +183,7 @@ class GatewayMetrics:
 
     def rejected(self, request_class: str | None, reason: str, tenant: str | None = None) -> None:
         """`tenant`: None where the caller was refused before it was known."""
-        self._rejected.labels(request_class or NO_CLASS, reason).inc()
+        self._rejected(request_class or NO_CLASS, reason)
         self.lately.refused(request_class, reason)
         if tenant is not None:
             self._tenants.rejected(tenant, reason)
-
-    def long_system_prompt(self, request_class: str) -> None:
-        self._long_systems.add(request_class, 1)
-
-    def disconnected(self, request_class: str) -> None:
-        self._disconnects.add(request_class, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -58,8 +58,8 @@ class _Counts:
 
     n_first: int = 0
     itl_s: deque[float] = field(default_factory=lambda: deque(maxlen=_ITL_MAX))
-    finished: dict[str, int] = field(default_factory=dict)
-    refused: dict[str, int] = field(default_factory=dict)
+    finished: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
 
 
 class Lately:
@@ -71,7 +71,7 @@ class Lately:
             name.value: deque(maxlen=_TTFT_MAX) for name in RequestClass
         }
         """When the token came, and how long that took, in s."""
-        self._unclassed: dict[str, int] = {}
+        self._unclassed: Counter[str] = Counter()
 
     def first_token(self, request_class: str, ttft_s: float, now_s: float) -> None:
         self._classes[request_class].n_first += 1
@@ -81,18 +81,17 @@ class Lately:
         self._classes[request_class].itl_s.append(gap_s)
 
     def ended(self, request_class: str, outcome: str) -> None:
-        finished = self._classes[request_class].finished
-        finished[outcome] = finished.get(outcome, 0) + 1
+        self._classes[request_class].finished[outcome] += 1
 
     def refused(self, request_class: str | None, reason: str) -> None:
         """`request_class`: None where it was refused before its class was known."""
         refused = self._unclassed if request_class is None else self._classes[request_class].refused
-        refused[reason] = refused.get(reason, 0) + 1
+        refused[reason] += 1
 
     def take(self) -> tuple[dict[str, ClassEvents], dict[str, int]]:
         """By class, and the refused ones of no class, since the last call."""
         taken, self._classes = self._classes, {name.value: _Counts() for name in RequestClass}
-        unclassed, self._unclassed = self._unclassed, {}
+        unclassed, self._unclassed = self._unclassed, Counter()
         return {name: self._events(name, counts) for name, counts in taken.items()}, unclassed
 
     def ttft_ms(self, request_class: str, now_s: float) -> RecentTtft:

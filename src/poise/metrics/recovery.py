@@ -5,8 +5,9 @@ It has a registry of its own, because it counts from before there is an applicat
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
 
+from poise.metrics.shapes import counted
 from poise.metrics.tally import ClassCounter, ClassHistogram
 
 CAUSES = ("crash", "hang", "exit")
@@ -20,61 +21,45 @@ class RecoveryMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._recovery = ClassHistogram(
+        self.going_on = ClassHistogram(
             registry,
             "poise_recovery_seconds",
             "From the loss of an engine to the next token of a choice that it had begun.",
             _RECOVERY_S,
-        )
-        self._down = Histogram(
+        ).observe
+        """The first token after a recovery."""
+        self.ready_again = Histogram(
             "poise_engine_down_seconds",
             "From the loss of an engine until another one was ready.",
             buckets=_RECOVERY_S,
             registry=registry,
-        )
+        ).observe
         self._recovered = ClassCounter(
             registry, "poise_recovered_requests", "Choices that were handed to another engine and taken up by it."
         )
         self._recomputed = ClassCounter(
             registry, "poise_recovered_tokens", "Tokens of recovered choices that had to be computed again."
         )
-        self._quarantined = ClassCounter(
+        self.quarantined = ClassCounter(
             registry, "poise_quarantined", "Choices that were ended because engines died computing them."
-        )
-        self._losses = Counter(
+        ).add
+        self.lost = counted(
+            registry,
             "poise_engine_losses_total",
             "Engines that were lost: crash (a signal), hang (the watchdog), exit.",
-            ("cause",),
-            registry=registry,
+            cause=CAUSES,
         )
         self._level = Gauge("poise_level", "1 for the server's present level, else 0.", ("level",), registry=registry)
-        self._transitions = Counter(
-            "poise_level_transitions_total", "Times that the server came to a level.", ("level",), registry=registry
-        )
-        for cause in CAUSES:
-            self._losses.labels(cause)
         for level in LEVELS:
             self._level.labels(level).set(level == LEVELS[0])
-            self._transitions.labels(level)
-
-    def lost(self, cause: str) -> None:
-        self._losses.labels(cause).inc()
-
-    def ready_again(self, down_s: float) -> None:
-        self._down.observe(down_s)
+        text = "Times that the server came to a level."
+        self._reached = counted(registry, "poise_level_transitions_total", text, level=LEVELS)
 
     def recovered(self, request_class: str, n_recomputed: int) -> None:
-        self._recovered.add(request_class, 1)
+        self._recovered.add(request_class)
         self._recomputed.add(request_class, n_recomputed)
-
-    def going_on(self, request_class: str, recovery_s: float) -> None:
-        """The first token after a recovery."""
-        self._recovery.observe(request_class, recovery_s)
-
-    def quarantined(self, request_class: str) -> None:
-        self._quarantined.add(request_class, 1)
 
     def came_to(self, level: str, former: str) -> None:
         self._level.labels(former).set(0)
         self._level.labels(level).set(1)
-        self._transitions.labels(level).inc()
+        self._reached(level)

@@ -5,7 +5,7 @@ The counters begin again with every engine; those of a new one are counted from 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
@@ -257,10 +257,9 @@ def _class(events: ClassEvents, status: Status, name: str, elapsed_s: float) -> 
 
 
 def _all_refused(scene: Scene) -> dict[str, int]:
-    refused = dict(scene.unclassed)
+    refused = Counter(scene.unclassed)
     for events in scene.classes.values():
-        for reason, n in events.refused.items():
-            refused[reason] = refused.get(reason, 0) + n
+        refused.update(events.refused)
     return refused
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
+from poise.metrics.shapes import counted, read
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.scheduler.request import Hold, RequestClass
 
@@ -17,54 +17,39 @@ _CANCELS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 class StreamMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._delivery_gap = ClassHistogram(
+        self.delivered = ClassHistogram(
             registry, "poise_delivery_gap_seconds", "Between two events with text of one choice in a stream.", GAPS_S
-        )
-        self._cancel = ClassHistogram(
+        ).observe
+        self.freed = ClassHistogram(
             registry,
             "poise_cancel_seconds",
             "From taking a choice back from the engine to the engine's word that its slot and cells are free.",
             _CANCELS_S,
-        )
+        ).observe
         self._timeouts = ClassCounter(
             registry, "poise_reader_timeouts", "Streams whose client took nothing for as long as it may."
         )
-        self._reattached = ClassCounter(registry, "poise_reattachments", "Streams that were taken up again.")
-        self._holds = Counter(
+        self.reattached = ClassCounter(registry, "poise_reattachments", "Streams that were taken up again.").add
+        self.held = counted(
+            registry,
             "poise_holds_total",
             "Times that requests were held because all their readers were behind (pause, swap), or let run again (run).",
-            ("class", "level"),
-            registry=registry,
+            class_=RequestClass,
+            level=Hold,
         )
-        for request_class, hold in product(RequestClass, Hold):
-            self._holds.labels(request_class.value, hold.value)
         self.n_stalled = 0
         """Streams that wait for their client."""
         self.n_timed_out = 0
         """Streams that were closed because their client took nothing."""
-        stalled = Gauge("poise_readers_stalled", "Streams that wait for their client.", registry=registry)
-        stalled.set_function(lambda: self.n_stalled)
-
-    def delivered(self, request_class: str, gap_s: float) -> None:
-        self._delivery_gap.observe(request_class, gap_s)
-
-    def freed(self, request_class: str, seconds: float) -> None:
-        self._cancel.observe(request_class, seconds)
+        read(registry, "poise_readers_stalled", "Streams that wait for their client.", lambda: self.n_stalled)
 
     def timed_out(self, request_class: str) -> None:
-        self._timeouts.add(request_class, 1)
+        self._timeouts.add(request_class)
         self.n_timed_out += 1
-
-    def reattached(self, request_class: str) -> None:
-        self._reattached.add(request_class, 1)
-
-    def held(self, request_class: str, hold: str) -> None:
-        self._holds.labels(request_class, hold).inc()
 
     def watch_records(self, count: Callable[[], tuple[int, int]], n_bytes: Callable[[], int]) -> None:
         """Where to ask for the records that are kept: live and finished, and the memory that they take."""
         records = Gauge("poise_records", "Responses that are kept, by state.", ("state",), registry=self._registry)
         records.labels("live").set_function(lambda: count()[0])
         records.labels("finished").set_function(lambda: count()[1])
-        taken = Gauge("poise_record_bytes", "Memory that the kept responses take.", registry=self._registry)
-        taken.set_function(n_bytes)
+        read(self._registry, "poise_record_bytes", "Memory that the kept responses take.", n_bytes)

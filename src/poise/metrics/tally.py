@@ -24,7 +24,7 @@ class ClassCounter:
         self._totals = {request_class.value: 0 for request_class in RequestClass}
         registry.register(self)
 
-    def add(self, request_class: str, amount: int) -> None:
+    def add(self, request_class: str, amount: int = 1) -> None:
         self._totals[request_class] += amount
 
     def collect(self) -> Iterator[Metric]:

@@ -6,6 +6,7 @@ it begins again at 0, as Prometheus expects of a series that was gone. A tenant 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -28,9 +29,9 @@ TIMES = {
 class _Books:
     """Counts of one tenant."""
 
-    requests: dict[tuple[str, str], int] = field(default_factory=dict)
-    tokens: dict[tuple[str, str], int] = field(default_factory=dict)
-    rejected: dict[str, int] = field(default_factory=dict)
+    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
     times: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
 
     def time(self, name: str, request_class: str, seconds: float | None) -> None:
@@ -40,11 +41,9 @@ class _Books:
 
     def swallow(self, other: _Books) -> None:
         """Add what another one has."""
-        for own, theirs in ((self.requests, other.requests), (self.tokens, other.tokens)):
-            for key, n in theirs.items():
-                own[key] = own.get(key, 0) + n
-        for reason, n in other.rejected.items():
-            self.rejected[reason] = self.rejected.get(reason, 0) + n
+        self.requests.update(other.requests)
+        self.tokens.update(other.tokens)
+        self.rejected.update(other.rejected)
         for key, (n, total) in other.times.items():
             had = self.times.get(key, (0, 0.0))
             self.times[key] = had[0] + n, had[1] + total
@@ -62,24 +61,20 @@ class TenantMetrics:
     def ended(self, story: RequestStory) -> None:
         """A request has ended."""
         books, request_class = self._of(story.tenant), story.request_class
-        arrived_s, tokens = story.arrived_s, dict.fromkeys(("prompt", "cached", "output"), 0)
-        tokens["prompt"] = story.n_prompt
+        arrived_s = story.arrived_s
+        books.tokens[request_class, "prompt"] += story.n_prompt
         for choice in story.choices:
-            ending = request_class, choice.outcome
-            books.requests[ending] = books.requests.get(ending, 0) + 1
-            tokens["cached"] += choice.n_cached
-            tokens["output"] += choice.n_output
+            books.requests[request_class, choice.outcome] += 1
+            books.tokens[request_class, "cached"] += choice.n_cached
+            books.tokens[request_class, "output"] += choice.n_output
             books.time("queue_wait", request_class, choice.wait_s)
             books.time("time_to_first_token", request_class, _since(arrived_s, choice.first_s))
             books.time("request_duration", request_class, choice.ended_s - arrived_s)
             if choice.is_complete:
                 books.time("complete_answer", request_class, choice.ended_s - arrived_s)
-        for kind, n in tokens.items():
-            books.tokens[request_class, kind] = books.tokens.get((request_class, kind), 0) + n
 
     def rejected(self, tenant: str, reason: str) -> None:
-        books = self._of(tenant)
-        books.rejected[reason] = books.rejected.get(reason, 0) + 1
+        self._of(tenant).rejected[reason] += 1
 
     def forget(self, tenant: str) -> int:
         """Count what is the tenant's among the others'; returns how many choices that were."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, Histogram
+
+from poise.metrics.shapes import counted
 
 OUTCOMES = ("done", "gone", "rejected", "unavailable")
 DEATHS = ("crash", "timeout", "gone", "exit")
@@ -16,52 +18,33 @@ class TextMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._wait = Histogram(
-            "poise_text_wait_seconds",
-            "What a text waited for a worker.",
-            buckets=_TIMES_S,
-            registry=registry,
-        )
-        self._work = Histogram(
+        self.began = Histogram(
+            "poise_text_wait_seconds", "What a text waited for a worker.", buckets=_TIMES_S, registry=registry
+        ).observe
+        self.worked = Histogram(
             "poise_text_work_seconds",
             "What a worker took for a text, from handing it over to the answer.",
             buckets=_TIMES_S,
             registry=registry,
-        )
-        self._jobs = Counter(
+        ).observe
+        self.ended = counted(
+            registry,
             "poise_text_jobs_total",
             "Texts that were given to the text workers: done, gone (its client left), rejected (it ended workers, or took too "
             "long), unavailable (there was no room, or no worker in time).",
-            ("outcome",),
-            registry=registry,
+            outcome=OUTCOMES,
         )
-        self._deaths = Counter(
+        self.died = counted(
+            registry,
             "poise_text_worker_deaths_total",
             "Text workers that ended: crash (a signal, with a text), timeout (killed, a text took too long), gone (killed, its "
             "client had left and others waited), exit (without a text).",
-            ("cause",),
-            registry=registry,
+            cause=DEATHS,
         )
         self._ready = Gauge("poise_text_workers", "Text workers that are ready.", registry=registry)
         self._queued = Gauge("poise_text_queue", "Texts that wait for a worker.", registry=registry)
-        for outcome in OUTCOMES:
-            self._jobs.labels(outcome)
-        for cause in DEATHS:
-            self._deaths.labels(cause)
 
     def watch(self, n_ready: Callable[[], int], n_queued: Callable[[], int]) -> None:
         """Where the levels are read at a scrape."""
         self._ready.set_function(n_ready)
         self._queued.set_function(n_queued)
-
-    def began(self, wait_s: float) -> None:
-        self._wait.observe(wait_s)
-
-    def worked(self, work_s: float) -> None:
-        self._work.observe(work_s)
-
-    def ended(self, outcome: str) -> None:
-        self._jobs.labels(outcome).inc()
-
-    def died(self, cause: str) -> None:
-        self._deaths.labels(cause).inc()
