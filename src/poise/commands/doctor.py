@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -114,7 +114,7 @@ def to_text(diagnoses: list[Diagnosis]) -> str:
 
 
 def to_json(diagnoses: list[Diagnosis]) -> str:
-    return json.dumps([{"subject": f.subject, "grade": f.grade, "text": f.text, "remedy": f.remedy} for f in diagnoses])
+    return json.dumps([asdict(diagnosis) for diagnosis in diagnoses])
 
 
 def is_bad(diagnoses: list[Diagnosis]) -> bool:
@@ -128,11 +128,13 @@ def _host(host: Host) -> Iterator[Diagnosis]:
         yield Diagnosis("system", Grade.WARNING, sys.platform, "use Linux: elsewhere slow readers are noticed late")
     cores, busy = host.cores(), host.load()
     text = f"{cores} cores for this process, load average {busy:.1f}"
-    if busy > LOAD_MAX * cores:
-        remedy = "end other busy programs, or leave them a core (engine.threads): compute threads wait for each other"
-        yield Diagnosis("cores", Grade.WARNING, text, remedy)
-    else:
-        yield Diagnosis("cores", Grade.OK, text)
+    remedy = "end other busy programs, or leave them a core (engine.threads): compute threads wait for each other"
+    yield _judged("cores", text, busy > LOAD_MAX * cores, remedy)
+
+
+def _judged(subject: str, text: str, is_wrong: bool, remedy: str, grade: Grade = Grade.WARNING) -> Diagnosis:
+    """One text either way; the grade and the remedy are for where something is wrong."""
+    return Diagnosis(subject, grade, text, remedy) if is_wrong else Diagnosis(subject, Grade.OK, text)
 
 
 def _clock(host: Host) -> Iterator[Diagnosis]:
@@ -161,11 +163,8 @@ def _model(loaded: LoadedSettings) -> Iterator[Diagnosis]:
         yield Diagnosis("model", Grade.BAD, str(error), "name a usable file with --model, or run `make model`")
         return
     yield Diagnosis("model", Grade.OK, f"{fit.path}; weights {weights.name}: {weights.reason}")
-    need, available = fit.need.total >> 20, fit.available >> 20
-    if fit.fits:
-        yield Diagnosis("memory", Grade.OK, f"needs {need} MiB, and {available} MiB is available")
-    else:
-        yield Diagnosis("memory", Grade.BAD, f"needs {need} MiB, and {available} MiB is available", fit.remedy)
+    text = f"needs {fit.need.total >> 20} MiB, and {fit.available >> 20} MiB is available"
+    yield _judged("memory", text, not fit.fits, fit.remedy, Grade.BAD)
 
 
 def _capacity(loaded: LoadedSettings) -> Iterator[Diagnosis]:
@@ -181,10 +180,10 @@ def _capacity(loaded: LoadedSettings) -> Iterator[Diagnosis]:
     for line in found:
         text, _, remedy = line.partition("; ")
         yield Diagnosis("capacity", grade, text, remedy)
-    if record is None and not found:
-        yield Diagnosis("capacity", Grade.OK, "not measured; `poise capacity` tells how much load this host can take")
-    elif record is not None and not found:
-        yield Diagnosis("capacity", Grade.OK, f"measured {record.measured_at}; no limit is set above it")
+    if not found:
+        unknown = "not measured; `poise capacity` tells how much load this host can take"
+        text = f"measured {record.measured_at}; no limit is set above it" if record is not None else unknown
+        yield Diagnosis("capacity", Grade.OK, text)
 
 
 def _secrets(loaded: LoadedSettings) -> Iterator[Diagnosis]:
@@ -209,11 +208,9 @@ def _keys(settings: Settings) -> Iterator[Diagnosis]:
         return
     n_keys = count_keys(settings.auth, ring)
     needed = "every request needs one" if key_required(settings.auth, n_keys) else "callers without one are answered"
-    open_door = n_keys and settings.auth.required is False
-    remedy = "remove auth.required = false, unless it is meant: keys that exist are then needed" if open_door else ""
-    yield Diagnosis(
-        "keys", Grade.WARNING if open_door else Grade.OK, f"{n_keys} valid keys of tenants; {needed}", remedy
-    )
+    remedy = "remove auth.required = false, unless it is meant: keys that exist are then needed"
+    open_door = n_keys > 0 and settings.auth.required is False
+    yield _judged("keys", f"{n_keys} valid keys of tenants; {needed}", open_door, remedy)
     for file in (path, path.with_name(PEPPER_NAME)):
         if file.exists():
             yield from _private(file, "it is a secret")
@@ -285,13 +282,10 @@ def _disk(settings: Settings, host: Host) -> Iterator[Diagnosis]:
             yield Diagnosis(
                 "disk", Grade.WARNING, f"{folder} cannot be written, and what belongs there is lost", remedy
             )
-        elif (free := host.free_disk(there)) < DISK_FREE_MIN:
-            remedy = (
-                f"make room: less than {DISK_FREE_MIN >> 20} MiB is left for measurements, weights, journals and logs"
-            )
-            yield Diagnosis("disk", Grade.WARNING, f"{folder}: {free >> 20} MiB free", remedy)
         else:
-            yield Diagnosis("disk", Grade.OK, f"{folder}: {free >> 20} MiB free")
+            free, least = host.free_disk(there), DISK_FREE_MIN >> 20
+            remedy = f"make room: less than {least} MiB is left for measurements, weights, journals and logs"
+            yield _judged("disk", f"{folder}: {free >> 20} MiB free", free < DISK_FREE_MIN, remedy)
 
 
 def _memory_pressure(host: Host) -> Iterator[Diagnosis]:
@@ -302,13 +296,8 @@ def _memory_pressure(host: Host) -> Iterator[Diagnosis]:
     except (OSError, ValueError, KeyError, IndexError):
         return
     text = f"programs waited for memory in {share:g} % of the last minute"
-    if share > PRESSURE_MAX:
-        remedy = (
-            "end other programs, or lower pools.*.slots and store.budget_mb (`poise fit` shows what takes how much)"
-        )
-        yield Diagnosis("pressure", Grade.WARNING, text, remedy)
-    else:
-        yield Diagnosis("pressure", Grade.OK, text)
+    remedy = "end other programs, or lower pools.*.slots and store.budget_mb (`poise fit` shows what takes how much)"
+    yield _judged("pressure", text, share > PRESSURE_MAX, remedy)
 
 
 def _open_files(settings: Settings, host: Host) -> Iterator[Diagnosis]:
@@ -316,11 +305,6 @@ def _open_files(settings: Settings, host: Host) -> Iterator[Diagnosis]:
     wanted, enough = connections_wanted(server), server.connections_total or server.max_connections
     room = wanted if most == resource.RLIM_INFINITY else connections_max(wanted, most)
     text = f"{most} files may be open: room for {room} of {wanted} connections"
-    if room < enough:
-        needed = PER_CONNECTION * enough + RESERVE
-        remedy = (
-            f"raise the hard limit to {needed} (ulimit -Hn, LimitNOFILE), or lower server.max_connections to {room}"
-        )
-        yield Diagnosis("open files", Grade.WARNING, text, remedy)
-    else:
-        yield Diagnosis("open files", Grade.OK, text)
+    needed = PER_CONNECTION * enough + RESERVE
+    remedy = f"raise the hard limit to {needed} (ulimit -Hn, LimitNOFILE), or lower server.max_connections to {room}"
+    yield _judged("open files", text, room < enough, remedy)
