@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from poise.engine.report import STATUS_PERIOD_NS
+from poise.scheduler.fairness.accounts import Account
 from poise.scheduler.policy import TenantPolicy
+from poise.scheduler.request import RequestClass
 from poise.sim.clock import VirtualClock
 from poise.sim.replay import replay
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Account, Accounts
+from poise.wire.accounts import Accounts
 from tests.engine.harness import Bench
 
 LIMITED = {"a": TenantPolicy(tokens_per_minute=600)}
@@ -56,7 +58,7 @@ def test_an_engine_says_nothing_of_accounts_before_it_was_told_of_them() -> None
     b.submit(1, [1, 2, 3])
     b.run()
     assert not told(b)
-    b.send(Accounts(0, [Account("b", {"interactive": 70})]))
+    b.send(Accounts(0, [Account("b", {RequestClass.INTERACTIVE: 70})]))
     b.submit(2, [1, 2, 3])
     b.run()
     assert "b" in {account.name for account in told(b)[-1].accounts}
@@ -64,7 +66,11 @@ def test_an_engine_says_nothing_of_accounts_before_it_was_told_of_them() -> None
 
 def test_a_recording_with_accounts_is_repeated() -> None:
     """And without them it would not be the same."""
-    b = begun(Accounts(0, [Account("a", {"interactive": 70, "background": -3}, -20.0), Account("x", {})]))
+    b = begun(
+        Accounts(
+            0, [Account("a", {RequestClass.INTERACTIVE: 70, RequestClass.BACKGROUND: -3}, -20.0), Account("x", {})]
+        )
+    )
     b.submit(1, [1, 2, 3])
     b.submit(2, [1, 2, 3], tenant="b")
     b.run()
@@ -77,7 +83,7 @@ def test_a_recording_with_accounts_is_repeated() -> None:
 
 def test_the_journal_forgets_whose_accounts_they_were() -> None:
     """An erased tenant's name goes; the others' stay."""
-    b = begun(Accounts(0, [Account("a", {}, -20.0), Account("secret-name", {"interactive": 70})]))
+    b = begun(Accounts(0, [Account("a", {}, -20.0), Account("secret-name", {RequestClass.INTERACTIVE: 70})]))
     b.run()
     b.send(to_engine.Erase(1, "secret-name"))
     b.run()

@@ -30,7 +30,7 @@ def test_a_run_adds_up() -> None:
     status = told(bench)
     steps = status.steps
     assert list(steps.parts_us) == list(PARTS)
-    n_steps = bench.engine.counters.steps
+    n_steps = bench.engine.n_steps
     assert n_steps == n(steps.seconds) == n(steps.decode_tokens) == n(steps.prompt_tokens) == n(steps.sequences)
     assert steps.prompt_tokens.total == steps.chunk_tokens.total == 300 == status.prompt_tokens
     assert steps.decode_tokens.total == 3 * 19  # the first token of each comes with its prompt

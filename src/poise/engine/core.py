@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.desk import JournalDesk
@@ -17,7 +19,6 @@ from poise.engine.figures import StepTallies
 from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter, news_of
-from poise.scheduler.fairness.accounts import Account
 from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.request import Control, Event, Finished, Hold, Rejected, Request, RequestClass
 from poise.scheduler.scheduler import Scheduler
@@ -38,14 +39,6 @@ class Declared:
 
 
 @dataclass(slots=True)
-class Counters:
-    """Totals since start."""
-
-    steps: int = 0
-    output_tokens: int = 0
-
-
-@dataclass(slots=True)
 class Engine:
     """One scheduler over one runner. `step` is the whole life of the engine; `run` repeats it until Shutdown or EOF."""
 
@@ -57,7 +50,7 @@ class Engine:
     journal: Journal = field(default_factory=Journal)
     box: BoxWriter = field(default_factory=BoxWriter)
     """What is left to read when the process has died; by itself it goes nowhere."""
-    counters: Counters = field(default_factory=Counters)
+    n_steps: int = 0
     rss_bytes: Callable[[], int] = lambda: 0
     """Resident memory of the process, asked for when gauges are reported."""
     weights_bytes: int = 0
@@ -70,6 +63,7 @@ class Engine:
     _live: dict[int, Live] = field(default_factory=dict)
     _templates: dict[str, Declared] = field(default_factory=dict)
     _erased: list[wire.Erased] = field(default_factory=list)
+    _n_output: int = 0
     _n_declared: int = 0
     _n_internal: int = 0
     _idle: bool = False
@@ -91,20 +85,20 @@ class Engine:
         """One turn: wait for a message if there is nothing to do, then plan and carry out one step."""
         drain_ns = self.clock.now_ns()
         if self._idle:
-            self.box.resting(self.counters.steps, drain_ns)
+            self.box.resting(self.n_steps, drain_ns)
         messages = self.inbox.drain(self._wake_at_ns, block=self._idle)
         began_ns = self.clock.now_ns()
-        self.box.planning(self.counters.steps, began_ns, drained=True)
+        self.box.planning(self.n_steps, began_ns, drained=True)
         if self._idle:
             drain_ns = began_ns  # waiting is no part of the step
         events: list[Event] = []
         for message in messages:
             request_id = getattr(message, "request_id", 0)
             if request_id:
-                self.box.taking(self.counters.steps, self.clock.now_ns(), request_id)
+                self.box.taking(self.n_steps, self.clock.now_ns(), request_id)
             self._handle(message, began_ns, events)
             if request_id:
-                self.box.planning(self.counters.steps, self.clock.now_ns())
+                self.box.planning(self.n_steps, self.clock.now_ns())
         if expired := self.scheduler.expire(began_ns):
             self.journal.record(began_ns, "expire", len(expired))
             events += expired
@@ -125,7 +119,7 @@ class Engine:
         accounted_ns = self.clock.now_ns()
         self._emit(plan, sampled, events)
         self._answer_erasures()
-        self.counters.steps += 1
+        self.n_steps += 1
         if now_ns >= self._reporter.due_ns:
             self._report(now_ns)
         kv_ns, forward_ns, sample_ns = self.execution.last_ns
@@ -180,11 +174,8 @@ class Engine:
                 self._stopping = True
 
     def _restore(self, message: Accounts, now_ns: int) -> None:
-        known = [
-            Account(a.name, {RequestClass(c): us for c, us in a.above_us.items()}, a.tokens) for a in message.accounts
-        ]
-        self.journal.record(now_ns, "restore", known, message.at_ns)
-        self.scheduler.restore(known, message.at_ns)
+        self.journal.record(now_ns, "restore", message.accounts, message.at_ns)
+        self.scheduler.restore(message.accounts, message.at_ns)
         self._knows_accounts = True
 
     def _answer_erasures(self) -> None:
@@ -221,9 +212,7 @@ class Engine:
         if request.erased:
             self.journal.erase(request.tenant)
         if isinstance(answer, Rejected):
-            self.outbox.send(
-                wire.Refused(answer.request_id, answer.reason.value, answer.value, answer.limit, answer.retry_after_us)
-            )
+            self.outbox.send(msgspec.convert(answer, wire.Refused, from_attributes=True))
             return
         self._live[request.request_id] = Live(request, tokens, message.sampling, chain)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
@@ -260,7 +249,7 @@ class Engine:
         tokens = [draw.token for draw in sampled if not draw.ends and draw.token.request_id > 0]
         computed = self.execution.prefills if plan.batches else []
         prefills = [prefill for prefill in computed if prefill.request_id > 0]
-        self.counters.output_tokens += len(tokens)
+        self._n_output += len(tokens)
         for event in events:
             if isinstance(event, Finished):
                 self.runner.close(event.request_id)
@@ -276,7 +265,7 @@ class Engine:
             self._reporter.status(
                 now_ns,
                 prompt_tokens=self.execution.prompt_tokens,
-                output_tokens=self.counters.output_tokens,
+                output_tokens=self._n_output,
                 steps=self.tallies.figures(),
                 rss_bytes=self.rss_bytes(),
                 weights_bytes=self.weights_bytes,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
+
 from poise.engine.ports import Runner
 from poise.scheduler.memory.kv import PoolBooks
 from poise.scheduler.request import Downgraded, Event, Finished, Preempted, Resumed, Started
@@ -11,7 +13,7 @@ from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import QueuePosition, Snapshot
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
-from poise.wire.accounts import Account, Accounts
+from poise.wire.accounts import Accounts
 from poise.wire.changes import ChangeKind
 from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
 
@@ -41,33 +43,17 @@ def news_of(events: Iterable[Event]) -> News:
             continue
         match event:
             case Started():
-                starts.append(wire.Start(event.request_id, event.wait_us, event.pool, event.n_cached))
+                starts.append(msgspec.convert(event, wire.Start, from_attributes=True))
                 changes = [c for c in changes if c.request_id != event.request_id or c.what == ChangeKind.DOWNGRADE]
             case Preempted():
-                changes.append(
-                    wire.Change(event.request_id, event.kind.value, event.why.value if event.why is not None else "")
-                )
+                changes.append(wire.Change(event.request_id, event.kind.value, event.why.value if event.why else ""))
             case Resumed():
                 changes.append(wire.Change(event.request_id, ChangeKind.RESUME.value))
             case Downgraded():
                 changes.append(wire.Change(event.request_id, ChangeKind.DOWNGRADE.value, event.why.value))
             case Finished():
-                finishes.append(_finish(event))
+                finishes.append(msgspec.convert(event, wire.Finish, from_attributes=True))
     return starts, changes, finishes
-
-
-def _finish(event: Finished) -> wire.Finish:
-    return wire.Finish(
-        event.request_id,
-        event.reason.value,
-        event.n_prompt,
-        event.n_output,
-        event.served_us,
-        event.detail,
-        event.n_cached,
-        event.n_preempted,
-        event.n_recomputed,
-    )
 
 
 class Reporter:
@@ -92,7 +78,8 @@ class Reporter:
         """How everything stands."""
         self.due_ns = now_ns + STATUS_PERIOD_NS
         snapshot = self._scheduler.snapshot()
-        accounted = weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + self._store_bytes(snapshot)
+        stored_bytes = sum(snapshot.store.bytes_by_purpose.values())
+        accounted = weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + stored_bytes
         return wire_status.Status(
             step=snapshot.step,
             classes={
@@ -106,14 +93,9 @@ class Reporter:
             output_tokens=output_tokens,
             moves=snapshot.n_moves,
             rss_bytes=rss_bytes,
-            store=wire_status.StoreStatus(
-                snapshot.store.budget_bytes,
-                {purpose.value: n for purpose, n in snapshot.store.bytes_by_purpose.items()},
-                {purpose.value: n for purpose, n in snapshot.store.entries_by_purpose.items()},
-                snapshot.store.peak_bytes,
-            ),
+            store=msgspec.convert(snapshot.store, wire_status.StoreStatus, from_attributes=True),
             totals=_totals(snapshot),
-            waiting=[wire_status.Waiting(p.request_id, p.position, p.eta_us) for p in self._positions(now_ns)],
+            waiting=msgspec.convert(self._positions(now_ns), list[wire_status.Waiting], from_attributes=True),
             threads=self._runner.threads,
             unaccounted_bytes=rss_bytes - accounted if rss_bytes else 0,
             steps=steps,
@@ -127,19 +109,13 @@ class Reporter:
 
     def accounts(self, now_ns: int) -> Accounts:
         """What an engine after this one has to know of accounts."""
-        known = self._scheduler.accounts(now_ns)
-        return Accounts(
-            now_ns, [Account(a.name, {c.value: us for c, us in a.above_us.items()}, a.tokens) for a in known]
-        )
+        return Accounts(now_ns, self._scheduler.accounts(now_ns))
 
     def _positions(self, now_ns: int) -> list[QueuePosition]:
         if now_ns < self._positions_ns:
             return []
         self._positions_ns = now_ns + POSITIONS_PERIOD_NS
         return self._scheduler.positions()
-
-    def _store_bytes(self, snapshot: Snapshot) -> int:
-        return sum(snapshot.store.bytes_by_purpose.values())
 
 
 def _pool_status(name: str, books: PoolBooks) -> wire_status.PoolStatus:
@@ -161,10 +137,7 @@ def _pool_status(name: str, books: PoolBooks) -> wire_status.PoolStatus:
         by_tenant,
         books.cells_held,
         books.holes,
-        [
-            wire_status.SlotStatus(slot, state, request_class.value if request_class else "", n_cells)
-            for slot, state, request_class, n_cells in books.occupied
-        ],
+        [wire_status.SlotStatus(slot, state, of or "", n_cells) for slot, state, of, n_cells in books.occupied],
     )
 
 

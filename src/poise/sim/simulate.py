@@ -141,19 +141,19 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
         try:
             _run(life, world, options.n_steps and max(1, options.n_steps - n_steps), machine.spend)
         except EngineCrash:
-            n_steps, n_crashes = n_steps + life.engine.counters.steps, n_crashes + 1
+            n_steps, n_crashes = n_steps + life.engine.n_steps, n_crashes + 1
             ended = world.engine_lost(read_words(life.engine.box.words).request_ids)
             for listener in options.listeners:
                 listener(wire.Step(0, [], [], ended))
             continue
         except Exception as error:
-            n_steps += life.engine.counters.steps
+            n_steps += life.engine.n_steps
             raise SimulationFailure(scenario, seed, n_steps, clock.now_ns(), life.journal) from error
         break
     return Simulation(
         scenario=scenario,
         seed=seed,
-        steps=n_steps + life.engine.counters.steps,
+        steps=n_steps + life.engine.n_steps,
         elapsed_ns=clock.now_ns(),
         records=world.records,
         final=life.scheduler.snapshot(),
@@ -227,7 +227,7 @@ def _run(life: _Life, world: World, n_steps: int, spend: Callable[[int], None]) 
             return
         scheduler.check()
         spend(checkers.after_step())
-        if checkers.is_idle or engine.counters.steps % BOOKS_STEPS == 0:
+        if checkers.is_idle or engine.n_steps % BOOKS_STEPS == 0:
             checkers.compare_books(scheduler.snapshot())
-        if n_steps and engine.counters.steps >= n_steps and not world.is_stopped:
+        if n_steps and engine.n_steps >= n_steps and not world.is_stopped:
             world.stop()

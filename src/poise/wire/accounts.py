@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-
-class Account(msgspec.Struct, frozen=True, array_like=True):
-    """One account; see `poise.scheduler.fairness.accounts`, whose values these are. `above_us` is by the class's name."""
-
-    name: str
-    above_us: dict[str, int]
-    tokens: float | None = None
+from poise.scheduler.fairness.accounts import Account
 
 
 class Accounts(msgspec.Struct, frozen=True, array_like=True, tag="accounts"):

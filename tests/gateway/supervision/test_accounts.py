@@ -9,10 +9,11 @@ import sys
 from poise.config import EngineSettings, Settings, TenantSettings
 from poise.gateway.supervision.engine import EnginePhase
 from poise.gateway.supervision.supervisor import Supervisor
+from poise.scheduler.fairness.accounts import Account
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Account, Accounts
+from poise.wire.accounts import Accounts
 from tests.gateway.mailbox import Mailbox
 
 
@@ -60,6 +61,6 @@ async def test_a_tenant_over_its_tokens_is_refused_by_the_engine_after_the_next_
 def test_what_is_kept_of_a_tenant_is_erased() -> None:
     """Its entry alone, with an engine or without one."""
     s = supervisor()
-    s._dispatch(Accounts(5, [Account("t", {}, -3.0), Account("u", {"interactive": 4})]))
+    s._dispatch(Accounts(5, [Account("t", {}, -3.0), Account("u", {RequestClass.INTERACTIVE: 4})]))
     s.disown("t")
-    assert s._accounts == Accounts(5, [Account("u", {"interactive": 4})])
+    assert s._accounts == Accounts(5, [Account("u", {RequestClass.INTERACTIVE: 4})])
