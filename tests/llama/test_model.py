@@ -71,8 +71,8 @@ def test_a_loaded_model_describes_itself(model: Model) -> None:
     assert (model.n_vocab, model.context_train) == (49_152, 8192)
     assert 90e6 < model.size_bytes < 99e6
     assert model.kv_bytes_per_token("f16") == 30 * 3 * 128 * 2
-    assert model.metadata["general.license"] == "apache-2.0"
-    assert model.metadata["tokenizer.chat_template"] == model.chat_template
+    assert model.header.text("general.license") == "apache-2.0"
+    assert model.header.text("tokenizer.chat_template") == model.chat_template
     assert "<|im_start|>" in (model.chat_template or "")
 
 

@@ -62,11 +62,21 @@ class PoolContext:
             raise ModelError(model.path, f"KV cells of type {kv_type} need flash attention in pool {spec.name}")
         self._library = model.library
         self._model = model
+        params = self._library.context_default_params()
+        params.n_ctx = spec.built_cells * (1 if unified else spec.n_slots)
+        params.n_seq_max = spec.n_slots
+        params.n_batch = params.n_ubatch = batch_tokens
         # One row of logits for each slot at most; the default would reserve one for each token of the batch.
-        n_outputs = batch_tokens if every_position else min(spec.n_slots, batch_tokens)
-        self._pointer: ContextPointer | None = self._create(
-            model, spec, flash, batch_tokens, threads, kv_type, unified, n_outputs
-        )
+        params.n_outputs_max = batch_tokens if every_position else min(spec.n_slots, batch_tokens)
+        params.n_threads = params.n_threads_batch = threads or usable_threads()
+        params.flash_attn_type = FLASH_ON if flash else FLASH_OFF
+        params.type_k = params.type_v = KV_TYPES[kv_type]
+        params.no_perf = True
+        params.kv_unified = unified
+        self._library.log.clear()
+        self._pointer: ContextPointer | None = self._library.init_from_model(model.pointer, params)
+        if self._pointer is None:
+            raise ModelError(model.path, f"pool {spec.name} cannot be built ({self._library.log.reason()})")
         self._memory = self._library.get_memory(self._pointer)
         self._batch = BatchBuffer(self._library, batch_tokens, spec.slot_cells)
         self._filled = [0] * spec.n_slots
@@ -82,33 +92,6 @@ class PoolContext:
             kv_bytes=spec.n_slots * spec.built_cells * model.kv_bytes_per_token(kv_type),
             cell_bytes=model.kv_bytes_per_token(kv_type),
         )
-
-    def _create(
-        self,
-        model: Model,
-        spec: PoolSpec,
-        flash: bool,
-        batch_tokens: int,
-        threads: int,
-        kv_type: str,
-        unified: bool,
-        n_outputs: int,
-    ) -> ContextPointer:
-        params = self._library.context_default_params()
-        params.n_ctx = spec.built_cells * (1 if unified else spec.n_slots)
-        params.n_seq_max = spec.n_slots
-        params.n_batch = params.n_ubatch = batch_tokens
-        params.n_outputs_max = n_outputs
-        params.n_threads = params.n_threads_batch = threads or usable_threads()
-        params.flash_attn_type = FLASH_ON if flash else FLASH_OFF
-        params.type_k = params.type_v = KV_TYPES[kv_type]
-        params.no_perf = True
-        params.kv_unified = unified
-        self._library.log.clear()
-        pointer = self._library.init_from_model(model.pointer, params)
-        if pointer is None:
-            raise ModelError(model.path, f"pool {spec.name} cannot be built ({self._library.log.reason()})")
-        return pointer
 
     @property
     def pointer(self) -> ContextPointer:

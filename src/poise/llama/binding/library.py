@@ -115,9 +115,6 @@ class Library:
     ftype_name: Callable[[int], bytes | None]
     model_n_ctx_train: Callable[[ModelPointer], int]
     model_chat_template: Callable[[ModelPointer, None], bytes | None]
-    model_meta_count: Callable[[ModelPointer], int]
-    model_meta_key_by_index: Callable[[ModelPointer, int, Buffer, int], int]
-    model_meta_val_str_by_index: Callable[[ModelPointer, int, Buffer, int], int]
     model_has_encoder: Callable[[ModelPointer], bool]
     model_has_decoder: Callable[[ModelPointer], bool]
     model_is_diffusion: Callable[[ModelPointer], bool]
@@ -136,7 +133,6 @@ class Library:
     context_default_params: Callable[[], ContextParams]
     init_from_model: Callable[[ModelPointer, ContextParams], ContextPointer | None]
     free: Callable[[ContextPointer], None]
-    n_ctx_seq: Callable[[ContextPointer], int]
     set_n_threads: Callable[[ContextPointer, int, int], None]
     get_memory: Callable[[ContextPointer], MemoryPointer]
     decode: Callable[[ContextPointer, BatchStruct], int]
@@ -235,11 +231,8 @@ def default_params(binding: ModuleType) -> tuple[object, object, object]:
     A library with longer structs than the binding's would write past the binding's; the room keeps that harmless, so that the
     check is reached.
     """
-    return (
-        _defaults(binding, "llama_model"),
-        _defaults(binding, "llama_context"),
-        _defaults(binding, "llama_model_quantize"),
-    )
+    model, context, quantize = (_defaults(binding, f"llama_{of}") for of in ("model", "context", "model_quantize"))
+    return model, context, quantize
 
 
 def self_check(model_params: object, context_params: object, quantize_params: object) -> None:

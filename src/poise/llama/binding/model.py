@@ -6,7 +6,6 @@ the file becomes one ModelError line; llama.cpp's own reasons are taken from its
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable
 from functools import cached_property
@@ -110,15 +109,6 @@ class Model:
         return self.header.tensor_bytes
 
     @cached_property
-    def metadata(self) -> dict[str, str]:
-        """The file's keys and values as text, arrays left out."""
-        lib = self.library
-        return {
-            self._string(lib.model_meta_key_by_index, i): self._string(lib.model_meta_val_str_by_index, i)
-            for i in range(lib.model_meta_count(self.pointer))
-        }
-
-    @cached_property
     def chat_template(self) -> str | None:
         """The Jinja template that turns messages into a prompt."""
         template = self.library.model_chat_template(self.pointer, None)
@@ -138,15 +128,6 @@ class Model:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _string(self, read: Callable[..., int], *place: int) -> str:
-        """A text of any length from a C function that fills a buffer and returns the length the text would need."""
-        buffer = ctypes.create_string_buffer(1024)
-        n = read(self.pointer, *place, buffer, len(buffer))
-        if n >= len(buffer):
-            buffer = ctypes.create_string_buffer(n + 1)
-            read(self.pointer, *place, buffer, len(buffer))
-        return buffer.value.decode("utf-8", "replace")
 
 
 def _short(n: int) -> str:

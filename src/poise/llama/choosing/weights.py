@@ -142,9 +142,7 @@ class Chooser:
         try:
             digest = file_digest(self.source)
             with self.folder.locked(waiting=lambda: self.progress(0.0)):
-                path = self.folder.path(self.source, digest, wanted)
-                if not self.folder.find(path):
-                    self.folder.make(read_header(self.source), path, wanted, self._threads)
+                path = self._made(digest, wanted)
             decision = self._remembered(digest)
             if self.fits(path):
                 return Weights(path, name, decision.reason if decision is not None else "as before", decision)
@@ -161,25 +159,21 @@ class Chooser:
 
     def _choose(self, digest: str) -> Weights:
         """With the lock held: somebody else may have decided meanwhile."""
-        header = read_header(self.source)
         decision = self._known(digest)
         if decision is None:
             before = self._remembered(digest)
-            decision = self._decide(header, digest, before.n_slow if before is not None else 0)
+            decision = self._decide(digest, before.n_slow if before is not None else 0)
             write_entry(self.decisions, self._key(digest), msgspec.to_builtins(decision))
-        if (wanted := decision.wanted) is not None:
-            path = self.folder.path(self.source, digest, wanted)
-            if not self.folder.find(path):
-                self.folder.make(header, path, wanted, self._threads)
+        path = self._made(digest, decision.wanted) if decision.wanted is not None else None
         weights = self._decided(digest, decision)
         if weights is None:
             raise CannotMake("the file that was made cannot be read back")
-        self.folder.prune(digest, keep=self.folder.path(self.source, digest, wanted) if wanted else None)
+        self.folder.prune(digest, keep=path)
         log.info("weights of %s: %s (%s)", self.source, weights.name, weights.reason)
         return weights
 
-    def _decide(self, header: GgufHeader, digest: str, n_slow: int) -> Decision:
-        formats = candidates(header, library.load().print_system_info().decode())
+    def _decide(self, digest: str, n_slow: int) -> Decision:
+        formats = candidates(read_header(self.source), library.load().print_system_info().decode())
         trials: list[Trial] = []
         hindrances: list[CannotMake] = []
         best: Trial | None = None
@@ -215,10 +209,7 @@ class Chooser:
 
     def _try(self, source: Model, digest: str, wanted: WeightFormat, deadline: float, progress: Progress) -> Trial:
         """Make one format and measure it. Raises CannotMake where the disk or memory is in the way."""
-        path = self.folder.path(self.source, digest, wanted)
-        limits = self.settings.model
-        if not self.folder.find(path):
-            self.folder.make(source.header, path, wanted, self._threads)
+        path, limits = self._made(digest, wanted), self.settings.model
         if not self.fits(path):
             raise CannotMake(f"{wanted.name} does not fit into memory with these settings")
         if self.room() < read_header(path).tensor_bytes + TRIAL_BYTES:
@@ -243,6 +234,13 @@ class Chooser:
             pace = compare_pace(source, candidate, threads=self._threads)
         progress(1.0)
         return Trial(wanted.name, pace.problem(limits.weights_alone_min), quality, pace, n_bytes)
+
+    def _made(self, digest: str, wanted: WeightFormat) -> Path:
+        """The file in a format, made where it is not there; the lock is held. Raises CannotMake."""
+        path = self.folder.path(self.source, digest, wanted)
+        if not self.folder.find(path):
+            self.folder.make(read_header(self.source), path, wanted, self._threads)
+        return path
 
     def _fastest(self, digest: str, good: list[Trial]) -> Trial | None:
         """Gains that hardly differ were measured at different times: then the two formats are timed against each other."""
