@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from poise.commands.options import USAGE_ERROR
+from poise.commands.options import refusal
 from poise.config import ConfigError, Settings, load
 
 GROUP = {
@@ -31,6 +31,4 @@ def settings_of(config: Path | None) -> Settings:
 
 
 def refused(*problems: str) -> typer.Exit:
-    for problem in problems:
-        typer.echo(f"poise: {problem}", err=True)
-    return typer.Exit(USAGE_ERROR)
+    return refusal(*(f"poise: {problem}" for problem in problems))

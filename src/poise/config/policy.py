@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from poise.config.serving import TenantSettings
 from poise.config.settings import ClassSettings, PoolSettings, Settings
 from poise.scheduler.policy import (
-    LONG_POOL,
     SHORT_POOL,
     ClassPolicy,
     CostPrior,
@@ -35,10 +34,9 @@ def to_policy(
     priors         per pool: first guess of the cost model, measured
     What is not given comes from the settings or from the scheduler's own defaults.
     """
-    declared = {SHORT_POOL: settings.pools.short, LONG_POOL: settings.pools.long}
     pools = {
         name: _pool(pool, (slot_cells or {}).get(name), (cell_bytes or {}).get(name, 0))
-        for name, pool in declared.items()
+        for name, pool in settings.pools
     }
     return SchedulerPolicy(
         pools=pools,
