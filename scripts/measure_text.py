@@ -13,7 +13,7 @@ import asyncio
 import statistics
 import time
 
-from poise.config import TextSettings
+from poise.config.serving import TextSettings
 from poise.gateway.text.tokens import TextModel
 from poise.gateway.text.workers import TextWorkers
 from poise.llama.binding.model import Model

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from poise.config import Settings, TemplateSettings, TenantSettings
+from poise.config import Settings, TenantSettings
+from poise.config.serving import TemplateSettings
 from poise.gateway.models.local import summary
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo

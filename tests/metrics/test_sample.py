@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from poise.metrics.lately import Lately, RecentTtft, Times
+from poise.metrics.lately import Lately, RecentTtft
 from poise.metrics.sample import (
     HistorySampler,
     ItlFigures,
@@ -187,8 +187,8 @@ def test_times_to_first_tokens_are_kept_for_a_minute() -> None:
     lately.first_token("interactive", 0.007, 30.0)
     assert lately.ttft_ms("interactive", 61.0) == RecentTtft(7.0, 7.0, 1)
     taken = lately.take()[0]["interactive"]
-    assert (taken.n_tokens, taken.ttft) == (1, Times([0.007]))
-    assert lately.take()[0]["interactive"].ttft is None
+    assert (taken.n_tokens, list(taken.ttft_s)) == (1, [0.007])
+    assert not lately.take()[0]["interactive"].ttft_s
     assert lately.ttft_ms("interactive", 91.0) == RecentTtft(None, None, 0)
 
 

@@ -7,6 +7,7 @@ once, with NAME in the place of an entry's name: `auth.keys.NAME`, `tenants.NAME
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ Kind = Literal["integer", "number", "switch", "choice", "text", "names"]
 VARIABLE_PREFIX = "POISE_"
 NAME = "NAME"
 """Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 
 
@@ -132,7 +134,7 @@ def variable(key: str) -> str:
 
 def dotted(path: Iterable[str | int]) -> str:
     """A path as TOML writes it: parts that are not bare keys are quoted."""
-    return ".".join(part if _is_bare(part) else quoted(part) for part in map(str, path))
+    return ".".join(part if _BARE.fullmatch(part) else quoted(part) for part in map(str, path))
 
 
 def quoted(text: str) -> str:
@@ -233,7 +235,3 @@ def _shown(choice: str | bool) -> str:
 
 def _name(key: str) -> str:
     return key.rpartition(".")[2]
-
-
-def _is_bare(part: str) -> bool:
-    return part != "" and part.isascii() and all(character.isalnum() or character in "_-" for character in part)

@@ -8,13 +8,14 @@ from typing import Any
 
 from poise.config.catalogue import printable, quoted
 from poise.config.loader import LoadedSettings, flatten
-from poise.config.sources import SHOWN_OF_AUTH, shown
+from poise.config.sources import is_secret, shown
 
 
 def to_toml(loaded: LoadedSettings, *, secrets: bool = False) -> str:
     """Valid TOML that loads to the same settings (but for keys, unless `secrets` are wanted)."""
     values = _values(loaded, secrets)
-    return "\n\n".join("\n".join(_section(name, values, loaded.origins)) for name in _sections(values)) + "\n"
+    sections = dict.fromkeys(key.rpartition(".")[0] for key in values)
+    return "\n\n".join("\n".join(_section(name, values, loaded.origins)) for name in sections) + "\n"
 
 
 def to_json(loaded: LoadedSettings) -> str:
@@ -29,17 +30,7 @@ def _values(loaded: LoadedSettings, secrets: bool) -> dict[str, Any]:
     if secrets:
         return values
     # An empty key says that there is none, which is no secret.
-    return {key: _masked(key, value) if value else value for key, value in values.items()}
-
-
-def _masked(key: str, value: Any) -> Any:
-    return (
-        shown(key, value) if key.startswith("auth.") and isinstance(value, str) and key not in SHOWN_OF_AUTH else value
-    )
-
-
-def _sections(values: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(key.rpartition(".")[0] for key in values))
+    return {key: shown(key, value) if value and is_secret(key, value) else value for key, value in values.items()}
 
 
 def _section(section: str, values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:

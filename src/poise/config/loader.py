@@ -119,7 +119,8 @@ def _finish(given: Draft, problems: list[str]) -> LoadedSettings:
     problems = [*problems, *reconcile(draft)]
     if problems:
         raise ConfigError(problems)
-    return LoadedSettings(_build(draft.values), _origins(draft), given)
+    origins = {key: draft.source(key).origin for key in draft.values}
+    return LoadedSettings(_build(draft.values), origins, given)
 
 
 def _profile(layers: Sequence[Layer]) -> list[Layer]:
@@ -156,10 +157,6 @@ def _build(values: Mapping[str, Any]) -> Settings:
             table = table.setdefault(section, {})
         table[name] = value
     return Settings.model_validate(nested)
-
-
-def _origins(draft: Draft) -> dict[str, str]:
-    return {key: draft.source(key).origin for key in draft.values}
 
 
 def _problems_by_key(layer: Layer) -> dict[str, str]:

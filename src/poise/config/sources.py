@@ -229,9 +229,13 @@ def _syntax_problem(message: str, text: str) -> str:
     return f"{place}: {what[:1].lower()}{what[1:]}"
 
 
+def is_secret(key: str, value: object) -> bool:
+    return key.split(".")[0] == "auth" and not isinstance(value, bool) and key not in SHOWN_OF_AUTH
+
+
 def shown(key: str, value: object) -> str:
     """A value in a message, short and on one line. Under `auth` only what can be no key is shown."""
-    if key.split(".")[0] == "auth" and not isinstance(value, bool) and key not in SHOWN_OF_AUTH:
+    if is_secret(key, value):
         return "***"
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         text = f"[{', '.join(map(quoted, value))}]"

@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
-from poise.metrics.lately import ClassEvents
+from poise.metrics.lately import ClassEvents, ranks_ms
 from poise.scheduler.request import RequestClass
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
 from poise.wire.status import ClassStatus, Status
@@ -238,7 +238,7 @@ class HistorySampler:
 
 def _class(events: ClassEvents, status: Status, name: str, elapsed_s: float) -> ClassSample:
     stands, equity = status.classes.get(name, _NO_CLASS), status.equity.get(name, _NO_EQUITY)
-    ttft, itl = events.ttft, events.itl
+    ttft_s, itl_s = events.ttft_s, events.itl_s
     return ClassSample(
         queued=stands.queued,
         running=stands.running,
@@ -246,8 +246,8 @@ def _class(events: ClassEvents, status: Status, name: str, elapsed_s: float) -> 
         swapped=stands.swapped,
         wait_estimate_ms=stands.wait_estimate_us // 1000,
         wait_error=stands.wait_error,
-        ttft_ms=None if ttft is None else TtftFigures(len(ttft.seconds), *ttft.ranks_ms(50, 95, 100)),
-        itl_ms=None if itl is None else ItlFigures(len(itl.seconds), *itl.ranks_ms(50, 99, 100)),
+        ttft_ms=TtftFigures(len(ttft_s), *ranks_ms(ttft_s, 50, 95, 100)) if ttft_s else None,
+        itl_ms=ItlFigures(len(itl_s), *ranks_ms(itl_s, 50, 99, 100)) if itl_s else None,
         output_tokens_per_s=round(events.n_tokens / elapsed_s, 1),
         finished=events.finished,
         refused=events.refused,

@@ -20,9 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from poise.config import AuditSettings, AuthSettings, LoadedSettings, ServerSettings
+from poise.config import LoadedSettings, ServerSettings
 from poise.config.document import to_toml
-from poise.config.serving import TelemetrySettings
+from poise.config.serving import AuditSettings, AuthSettings, TelemetrySettings
 from poise.engine.leash import child_environment
 from poise.tune.knobs import Changes
 

@@ -36,11 +36,6 @@ class FrameDecoder(Generic[T]):
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
         self._buffer = bytearray()
 
-    @property
-    def n_buffered(self) -> int:
-        """Bytes of a frame that is not complete yet."""
-        return len(self._buffer)
-
     def feed(self, data: bytes) -> Iterator[T]:
         """Take bytes and yield the messages they complete. Raises FrameError; the stream is then unusable."""
         buffer = self._buffer

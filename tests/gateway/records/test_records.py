@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.config import ResultsSettings
+from poise.config.serving import ResultsSettings
 from poise.gateway.records.kept import Records
 from poise.gateway.records.moments import End
 from poise.gateway.records.record import Origin, Record

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from poise.config import TextSettings
+from poise.config.serving import TextSettings
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.queue import Entry
 from poise.gateway.text.workers import TextUnusable, TextWorkers, _Job

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poise.config import TextSettings
+from poise.config.serving import TextSettings
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.tokens import TextModel, Tokens
 from poise.gateway.text.workers import TextWorkers

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from poise.config import ReaderSettings, StreamsSettings
+from poise.config.serving import ReaderSettings, StreamsSettings
 from poise.gateway.records.record import Follower
 from poise.metrics.streams import StreamMetrics
 from poise.scheduler.request import RequestClass

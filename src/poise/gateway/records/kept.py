@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 
-from poise.config import ResultsSettings
+from poise.config.serving import ResultsSettings
 from poise.gateway.records.record import Record
 
 ERASURES_MAX = 100

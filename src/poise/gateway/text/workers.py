@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from poise.config import TextSettings
+from poise.config.serving import TextSettings
 from poise.gateway.request.refusals import ApiError, server_stopping, text_queue_full, text_rejected, text_unavailable
 from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.tasks import Tasks

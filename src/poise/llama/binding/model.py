@@ -80,11 +80,6 @@ class Model:
     def path(self) -> Path:
         return self.header.path
 
-    @property
-    def name(self) -> str:
-        """What the file calls itself, or its file name."""
-        return self.header.text("general.name") or self.path.stem
-
     @cached_property
     def description(self) -> str:
         """Architecture, number of parameters and quantisation, such as "llama 135M Q4_1"."""

@@ -20,11 +20,11 @@ Smaller values need less memory, and are the ones that clash: so both bounds of 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, log2
 
-from poise.config import ConfigError, LoadedSettings, PoolSettings, Settings
+from poise.config import ConfigError, LoadedSettings, Settings
 from poise.llama.files.gguf import GgufHeader
 from poise.llama.files.memory import CELLS_STEP, can_quantise_kv
 
@@ -139,23 +139,19 @@ def _share(old: float, new: float) -> float:
 
 def _knobs(settings: Settings, header: GgufHeader, *, gentle: bool) -> list[Knob]:
     """What can be turned down; `gentle` stops at half."""
-    return [knob for knob in _all_knobs(settings, header, 2 if gentle else 1 << 20) if knob.values]
-
-
-def _all_knobs(settings: Settings, header: GgufHeader, divisor: int) -> Iterator[Knob]:
-    yield Knob("store.budget_mb", _below(settings.store.budget_mb, STORE_STEP_MB, 0, divisor))
+    divisor, context_train = 2 if gentle else 1 << 20, header.number("context_length")
     halves = [settings.engine.batch_tokens >> n for n in range(1, 9)]
-    yield Knob("engine.batch_tokens", [n for n in halves if n >= max(32, settings.engine.batch_tokens // divisor)])
+    values: dict[str, Sequence[int | str]] = {
+        "store.budget_mb": _below(settings.store.budget_mb, STORE_STEP_MB, 0, divisor),
+        "engine.batch_tokens": [n for n in halves if n >= max(32, settings.engine.batch_tokens // divisor)],
+    }
     if settings.engine.kv_type == "f16" and can_quantise_kv(header):
-        yield Knob("engine.kv_type", [QUANTISED])
-    for name, pool in (("short", settings.pools.short), ("long", settings.pools.long)):
-        yield from _pool_knobs(name, pool, header.number("context_length"), divisor)
-
-
-def _pool_knobs(name: str, pool: PoolSettings, context_train: int, divisor: int) -> Iterator[Knob]:
-    yield Knob(f"pools.{name}.slots", _below(pool.slots, 1, 1, divisor))
-    tokens = min(pool.slot_tokens, context_train) if context_train else pool.slot_tokens
-    yield Knob(f"pools.{name}.slot_tokens", _below(tokens, CELLS_STEP, CELLS_STEP, divisor))
+        values["engine.kv_type"] = [QUANTISED]
+    for name, pool in settings.pools:
+        tokens = min(pool.slot_tokens, context_train) if context_train else pool.slot_tokens
+        values[f"pools.{name}.slots"] = _below(pool.slots, 1, 1, divisor)
+        values[f"pools.{name}.slot_tokens"] = _below(tokens, CELLS_STEP, CELLS_STEP, divisor)
+    return [Knob(key, lower) for key, lower in values.items() if lower]
 
 
 def _below(value: int, step: int, least: int, divisor: int) -> range:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import psutil
 
-from poise.config import LoadedSettings, PoolSettings, Settings
+from poise.config import LoadedSettings, Settings
 from poise.llama.choosing.weights import Chooser, Weights
 from poise.llama.files.default_model import default_model
 from poise.llama.files.gguf import GgufHeader, ModelError, read_header
 from poise.llama.files.memory import MemoryNeed, PoolSpec, available_bytes, memory_needed
 from poise.llama.fitting.advice import Changes, advise
-from poise.scheduler.policy import LONG_POOL, SHORT_POOL
 
 SLACK_BYTES = 64 << 20
 """What advice leaves free beyond the reserve, if it can: free memory is not the same a minute later."""
@@ -126,24 +125,15 @@ def settings_need(header: GgufHeader, settings: Settings) -> MemoryNeed:
 def pool_specs(settings: Settings) -> list[PoolSpec]:
     """The pools as the settings ask for them."""
     kv_type = settings.engine.kv_type
-    return [_spec(SHORT_POOL, settings.pools.short, kv_type), _spec(LONG_POOL, settings.pools.long, kv_type)]
-
-
-def _spec(name: str, pool: PoolSettings, kv_type: str) -> PoolSpec:
     # Quantised cells leave nothing to measure: they need flash attention.
-    flash = {"on": True, "off": False, "auto": None if kv_type == "f16" else True}[pool.flash_attention]
-    return PoolSpec(name, pool.slots, pool.slot_tokens, flash)
+    flash = {"on": True, "off": False, "auto": None if kv_type == "f16" else True}
+    return [PoolSpec(name, pool.slots, pool.slot_tokens, flash[pool.flash_attention]) for name, pool in settings.pools]
 
 
 def _advice(loaded: LoadedSettings, header: GgufHeader, available: int) -> Changes | None:
     if header.tensor_bytes > available:
         return None
-    return advise(
-        loaded,
-        header,
-        lambda settings: settings_need(header, settings).total,
-        available,
-    )
+    return advise(loaded, header, lambda settings: settings_need(header, settings).total, available)
 
 
 def to_text(fit: Fit) -> str:

@@ -231,21 +231,16 @@ def largest(row: Floats, k: int) -> Ids:
     if k >= len(row):
         ids = np.arange(len(row))
     elif depth < 4:
-        ids = np.flatnonzero(row >= np.partition(row, len(row) - k)[len(row) - k])
+        ids = np.flatnonzero(row >= _kth_largest(row, k))
     else:
         maxima = row[: depth * n_blocks].reshape(depth, n_blocks).max(axis=0)
         maxima.partition(n_blocks - k)
         ids = np.flatnonzero(row >= maxima[n_blocks - k])
-    return ids[_descending(row[ids])[:k]]
+    return ids[np.argsort(-row[ids], kind="stable")[:k]]
 
 
 def _kth_largest(row: Floats, k: int) -> float:
     return float(np.partition(row, len(row) - k)[len(row) - k])
-
-
-def _descending(values: Floats) -> Ids:
-    order: Ids = np.argsort(-values, kind="stable")
-    return order
 
 
 def _likely(logits: Floats, best: float, top_p: float, min_p: float) -> tuple[Ids, Floats, float]:

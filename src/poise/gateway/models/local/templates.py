@@ -15,7 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from poise.config import TemplateSettings
+from poise.config.serving import TemplateSettings
 from poise.gateway.models.local.refusals import template_not_found
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.tokens import TextModel
