@@ -20,7 +20,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -52,10 +52,7 @@ class Head:
     last: Link
 
     def encode(self, key: bytes) -> bytes:
-        body = {
-            "before_first": {"seq": self.first.seq, "hash": self.first.hash},
-            "last": {"seq": self.last.seq, "hash": self.last.hash},
-        }
+        body = {"before_first": asdict(self.first), "last": asdict(self.last)}
         return _spelled(body | {"mac": _mac(key, _spelled(body))}) + b"\n"
 
     @classmethod

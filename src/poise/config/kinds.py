@@ -37,10 +37,6 @@ def _api_key(key: str) -> str:
     return key
 
 
-def _optional_api_key(key: str) -> str:
-    return _api_key(key) if key else key
-
-
 def _optional_url(url: str) -> str:
     if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
         raise ValueError('must be a URL that begins with "http://" or "https://", or empty')
@@ -90,7 +86,7 @@ NetworkName = Annotated[str, AfterValidator(_network)]
 WebOrigin = Annotated[str, AfterValidator(_origin)]
 ClassName = Annotated[str, AfterValidator(_class_name)]
 ApiKey = Annotated[str, AfterValidator(_api_key)]
-OptionalApiKey = Annotated[str, AfterValidator(_optional_api_key)]
+OptionalApiKey = Annotated[str, AfterValidator(lambda key: _api_key(key) if key else key)]
 Toggle = Literal["auto", "on", "off"]
 KvType = Literal["f16", "q8_0", "q4_0"]
 Profile = Literal["workstation", "team", "edge"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -24,7 +25,7 @@ _UNKNOWN_ARCHITECTURE = re.compile(r"unknown model architecture: '([^']*)'")
 _LOADING_FAILED = re.compile(r"^.*error loading model: ")
 
 
-class Model:
+class Model(AbstractContextManager["Model"]):
     """A loaded model. Close it after everything that was made from it."""
 
     def __init__(self, loaded: Library, pointer: ModelPointer, header: GgufHeader, gpu_layers: int) -> None:
@@ -117,9 +118,6 @@ class Model:
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
             self.library.model_free(pointer)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

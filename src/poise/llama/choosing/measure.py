@@ -25,12 +25,11 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from math import inf
 from pathlib import Path
-from typing import Self
 
 import msgspec
 
@@ -217,7 +216,7 @@ def _fit(times: Times) -> CostPrior:
     return CostPrior(model.fixed_us, model.decode_us, model.prompt_us, model.attended_us)
 
 
-class Probe:
+class Probe(AbstractContextManager["Probe"]):
     """A small context of a pool's kind, in one mode, in which passes are timed. A context manager."""
 
     def __init__(
@@ -241,9 +240,6 @@ class Probe:
         self._depth = 0
         self._compute(Pass(1, 1, 0), start=0)  # pages the weights in
         self._context.release(0)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._context.close()

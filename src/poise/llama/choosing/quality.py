@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from math import inf
 
@@ -124,7 +125,7 @@ def _windows(model: Model) -> list[list[int]]:
     return [begin + tokens[w * stride : w * stride + length + 1 - len(begin)] for w in range(WINDOWS)]
 
 
-class _Scorer:
+class _Scorer(AbstractContextManager["_Scorer"]):
     """A small context in which a model reads. A context manager."""
 
     def __init__(self, model: Model, threads: int, kv_type: str = "f16") -> None:
@@ -133,9 +134,6 @@ class _Scorer:
         self._context = PoolContext(
             model, spec, batch_tokens=CHUNK, threads=threads, kv_type=kv_type, every_position=True
         )
-
-    def __enter__(self) -> _Scorer:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._context.close()

@@ -273,21 +273,11 @@ _U32 = Struct("<I")
 _U64 = Struct("<Q")
 _STRING = 8
 _ARRAY = 9
-_SCALARS = {
-    0: Struct("<B"),
-    1: Struct("<b"),
-    2: Struct("<H"),
-    3: Struct("<h"),
-    4: _U32,
-    5: Struct("<i"),
-    6: Struct("<f"),
-    7: Struct("<?"),
-    10: _U64,
-    11: Struct("<q"),
-    12: Struct("<d"),
-}
-
 # fmt: off
+_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Numbers and booleans, as `struct` writes them."""
+_SCALARS = {kind: Struct(f"<{code}") for kind, code in _CODES.items()}
+
 TENSOR_TYPES = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66),

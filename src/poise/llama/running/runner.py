@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import Self
 
 import numpy as np
 
@@ -37,7 +37,7 @@ from poise.wire.messages import PoolInfo, Token
 from poise.wire.to_engine import SamplingParams
 
 
-class LlamaRunner:
+class LlamaRunner(AbstractContextManager["LlamaRunner"]):
     """Implements `poise.engine.ports.Runner`. Takes over the model: closing the runner closes it too."""
 
     def __init__(
@@ -187,9 +187,6 @@ class LlamaRunner:
         for context in self._contexts.values():
             context.close()
         self.model.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()

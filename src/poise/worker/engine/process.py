@@ -58,24 +58,20 @@ class SocketPort:
         self._socket = connection
         self._reader: FrameDecoder[to_engine.ToEngine] = FrameDecoder(to_engine.ToEngine)
         self._unsent = bytearray()
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()
         self._owner = threading.get_ident()
         self._poll = select.poll()
 
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
-        self._pump()
-        messages = self._receive()
-        while block and not messages:
-            timeout_ms = None
-            if wait_until_ns is not None:
-                timeout_ms = max(0, wait_until_ns - time.monotonic_ns()) / 1e6
-            self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-            ready = self._poll.poll(timeout_ms)
+        timed_out = False
+        while True:
             self._pump()
             messages = self._receive()
-            if not ready:
-                break
-        return messages
+            if messages or not block or timed_out:
+                return messages
+            timeout_ms = None if wait_until_ns is None else max(0, wait_until_ns - time.monotonic_ns()) / 1e6
+            self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
+            timed_out = not self._poll.poll(timeout_ms)
 
     def send(self, message: wire.ToGateway) -> None:
         frame = encode_frame(message)
@@ -83,7 +79,7 @@ class SocketPort:
             self._unsent += frame
             if len(self._unsent) > UNSENT_BYTES_MAX:
                 raise EOFError("the gateway has stopped reading")
-            self._pump_held()
+            self._pump()
         while self._unsent and threading.get_ident() != self._owner:
             time.sleep(UNSENT_PAUSE_S)  # the owner may wait for a message, and not for room
             self._pump()
@@ -95,19 +91,16 @@ class SocketPort:
         self._unsent.clear()
 
     def _pump(self) -> None:
+        """Under the lock: frames of two threads must not mix."""
         with self._sending:
-            self._pump_held()
-
-    def _pump_held(self) -> None:
-        """With the lock: frames of two threads must not mix."""
-        while self._unsent:
-            try:
-                sent = self._socket.send(self._unsent)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                raise EOFError("the gateway is gone") from error
-            del self._unsent[:sent]
+            while self._unsent:
+                try:
+                    sent = self._socket.send(self._unsent)
+                except (BlockingIOError, InterruptedError):
+                    return
+                except OSError as error:
+                    raise EOFError("the gateway is gone") from error
+                del self._unsent[:sent]
 
     def _receive(self) -> list[to_engine.ToEngine]:
         messages: list[to_engine.ToEngine] = []
