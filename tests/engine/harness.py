@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
@@ -64,6 +64,8 @@ class Bench:
         runner: SimRunner | None = None,
         clock: VirtualClock | None = None,
         secret: bytes = b"poise",
+        rss_bytes: Callable[[], int] = lambda: 0,
+        weights_bytes: int = 0,
         **changes: Any,
     ) -> None:
         self.clock = clock or VirtualClock()
@@ -79,7 +81,16 @@ class Bench:
         )
         policy = replace(policy, **changes)
         self.scheduler = Scheduler(policy)
-        self.engine = Engine(self.scheduler, self.runner, self.clock, self.mail, self.mail, secret=secret)
+        self.engine = Engine(
+            self.scheduler,
+            self.runner,
+            self.clock,
+            self.mail,
+            self.mail,
+            rss_bytes=rss_bytes,
+            weights_bytes=weights_bytes,
+            secret=secret,
+        )
         self.engine.journal.record_policy(policy)
 
     def send(self, *messages: to_engine.ToEngine) -> None:

@@ -77,13 +77,12 @@ def test_a_slower_machine_shows_in_the_cost_ratio() -> None:
 
 def test_memory_that_nobody_accounts_for_is_told() -> None:
     """What the process has besides weights, KV cells and host store; it grows with a leak, and with nothing else."""
-    bench = Bench()
-    bench.engine.weights_bytes = 300
-    bench.engine.rss_bytes = lambda: 1000
+    resident = [1000]
+    bench = Bench(rss_bytes=lambda: resident[0], weights_bytes=300)
     bench.submit(1, list(range(1, 10)), 5)
     bench.run()
     assert told(bench).unaccounted_bytes == 700
-    bench.engine.rss_bytes = lambda: 5000
+    resident[0] = 5000
     bench.submit(2, list(range(1, 10)), 5)
     bench.run()
     assert told(bench).unaccounted_bytes == 4700

@@ -74,7 +74,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.execution = Execution(self.runner, self.clock, self._live, self.box)
-        self._reporter = Reporter(self.scheduler, self.runner)
+        self._reporter = Reporter(self.scheduler, self.runner, self.rss_bytes, self.weights_bytes)
         self._desk = JournalDesk(self.outbox.send)
 
     def run(self) -> None:
@@ -261,13 +261,5 @@ class Engine:
     def _report(self, now_ns: int) -> None:
         if self._knows_accounts:
             self.outbox.send(self._reporter.accounts(now_ns))
-        self.outbox.send(
-            self._reporter.status(
-                now_ns,
-                prompt_tokens=self.execution.prompt_tokens,
-                output_tokens=self._n_output,
-                steps=self.tallies.figures(),
-                rss_bytes=self.rss_bytes(),
-                weights_bytes=self.weights_bytes,
-            )
-        )
+        figures, prompt_tokens = self.tallies.figures(), self.execution.prompt_tokens
+        self.outbox.send(self._reporter.status(now_ns, figures, prompt_tokens, self._n_output))

@@ -106,11 +106,8 @@ class Journal:
                     if request.tenant == tenant:
                         n_named += 1
                         self._n_blocks -= len(request.blocks)
-                        self._entries[i] = (
-                            now_ns,
-                            kind,
-                            (replace(request, tenant=ERASED, account=ERASED, blocks=()), answer),
-                        )
+                        nameless = replace(request, tenant=ERASED, account=ERASED, blocks=())
+                        self._entries[i] = (now_ns, kind, (nameless, answer))
                     else:
                         others.add(request.request_id)
                 case "result", (StepResult(blocks=blocks) as result,) if blocks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -59,27 +59,20 @@ def news_of(events: Iterable[Event]) -> News:
 class Reporter:
     """Builds Status messages. `due_ns` is when the next one is worth sending."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, rss_bytes: Callable[[], int], weights_bytes: int) -> None:
         self._scheduler = scheduler
         self._runner = runner
+        self._rss_bytes = rss_bytes
+        self._weights_bytes = weights_bytes
         self._positions_ns = 0
         self.due_ns = 0
 
-    def status(
-        self,
-        now_ns: int,
-        *,
-        prompt_tokens: int,
-        output_tokens: int,
-        steps: StepFigures,
-        rss_bytes: int,
-        weights_bytes: int,
-    ) -> wire_status.Status:
+    def status(self, now_ns: int, steps: StepFigures, prompt_tokens: int, output_tokens: int) -> wire_status.Status:
         """How everything stands."""
         self.due_ns = now_ns + STATUS_PERIOD_NS
-        snapshot = self._scheduler.snapshot()
+        snapshot, rss_bytes = self._scheduler.snapshot(), self._rss_bytes()
         stored_bytes = sum(snapshot.store.bytes_by_purpose.values())
-        accounted = weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + stored_bytes
+        accounted = self._weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + stored_bytes
         return wire_status.Status(
             step=snapshot.step,
             classes={

@@ -17,6 +17,18 @@ from poise.metrics.story import RequestStory
 
 OTHER = "other"
 
+COUNTS = {
+    "requests": (("class", "outcome"), "Choices that ended, by tenant."),
+    "tokens": (
+        ("class", "kind"),
+        "Tokens of requests that ended, by tenant and kind: prompt, cached (of the prompt, not computed), output.",
+    ),
+    "rejected": (
+        ("reason",),
+        "Generation requests answered with an error before anything was computed, by tenant and error code.",
+    ),
+}
+"""By field of a tenant's books, whose keys have the labels besides."""
 TIMES = {
     "queue_wait": "Time in the scheduler's queue, by tenant.",
     "time_to_first_token": "From the arrival of a request to its first token, by tenant.",
@@ -31,7 +43,7 @@ class _Books:
 
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
-    rejected: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[tuple[str]] = field(default_factory=Counter)
     times: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
 
     def time(self, name: str, request_class: str, seconds: float | None) -> None:
@@ -74,7 +86,7 @@ class TenantMetrics:
                 books.time("complete_answer", request_class, choice.ended_s - arrived_s)
 
     def rejected(self, tenant: str, reason: str) -> None:
-        self._of(tenant).rejected[reason] += 1
+        self._of(tenant).rejected[reason,] += 1
 
     def forget(self, tenant: str) -> int:
         """Count what is the tenant's among the others'; returns how many choices that were."""
@@ -86,27 +98,12 @@ class TenantMetrics:
 
     def collect(self) -> Iterator[Metric]:
         everybody = {**self._tenants, OTHER: self._other}
-        requests = CounterMetricFamily(
-            "poise_tenant_requests", "Choices that ended, by tenant.", labels=["tenant", "class", "outcome"]
-        )
-        tokens = CounterMetricFamily(
-            "poise_tenant_tokens",
-            "Tokens of requests that ended, by tenant and kind: prompt, cached (of the prompt, not computed), output.",
-            labels=["tenant", "class", "kind"],
-        )
-        rejected = CounterMetricFamily(
-            "poise_tenant_rejected",
-            "Generation requests answered with an error before anything was computed, by tenant and error code.",
-            labels=["tenant", "reason"],
-        )
-        for tenant, books in everybody.items():
-            for (request_class, outcome), n in books.requests.items():
-                requests.add_metric([tenant, request_class, outcome], n)
-            for (request_class, kind), n in books.tokens.items():
-                tokens.add_metric([tenant, request_class, kind], n)
-            for reason, n in books.rejected.items():
-                rejected.add_metric([tenant, reason], n)
-        yield from (requests, tokens, rejected)
+        for name, (labels, text) in COUNTS.items():
+            counter = CounterMetricFamily(f"poise_tenant_{name}", text, labels=["tenant", *labels])
+            for tenant, books in everybody.items():
+                for key, n in getattr(books, name).items():
+                    counter.add_metric([tenant, *key], n)
+            yield counter
         for name, text in TIMES.items():
             family = SummaryMetricFamily(f"poise_tenant_{name}_seconds", text, labels=["tenant", "class"])
             for tenant, books in everybody.items():

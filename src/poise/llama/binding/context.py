@@ -239,7 +239,6 @@ class PoolContext:
         """Put the first `n_cells` cells of a slot into an empty one. Raises RunnerError with the target empty."""
         filled = self._filled[source]
         assert 0 < n_cells <= filled, f"slot {source} of pool {self.info.name} holds {filled} cells, not {n_cells}"
-        self._check_empty(target)
         self.load(target, self.read_state(source), filled, n_cells)
 
     def load(self, slot: int, state: Bytes, n_held: int, n_cells: int) -> None:
