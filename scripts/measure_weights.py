@@ -22,7 +22,7 @@ from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model
 from poise.llama.choosing.quality import compare
 from poise.llama.files.memory import PoolSpec
-from poise.llama.fitting.fit import model_path, planned_weights
+from poise.llama.fitting.fit import chooser, model_path
 
 SLOTS = 8
 NEAR = 128
@@ -95,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings(model=ModelSettings(path=arguments.model))
     source = model_path(settings)
-    chosen = planned_weights(source, settings)
+    chosen = chooser(source, settings).planned()
     print(f"as-is: {source}\nauto:  {chosen.name} ({chosen.reason})\n")
     files = [source, *([chosen.path] if chosen.path != source else []), *arguments.candidate]
     with ExitStack() as stack:

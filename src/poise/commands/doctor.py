@@ -32,7 +32,7 @@ from poise.llama.binding.library import EngineLibraryError, load
 from poise.llama.files.gguf import ModelError
 from poise.llama.fitting.capacity import problems as capacity_problems
 from poise.llama.fitting.capacity import read_record
-from poise.llama.fitting.fit import judge, model_path, planned_weights
+from poise.llama.fitting.fit import chooser, judge, model_path
 from poise.operator_token import find_token
 
 BAD_FOUND = 1
@@ -158,7 +158,7 @@ def _engine() -> Iterator[Diagnosis]:
 def _model(loaded: LoadedSettings) -> Iterator[Diagnosis]:
     try:
         fit = judge(loaded)
-        weights = planned_weights(fit.path, loaded.settings)
+        weights = chooser(fit.path, loaded.settings).planned()
     except (ModelError, EngineLibraryError) as error:
         yield Diagnosis("model", Grade.BAD, str(error), "name a usable file with --model, or run `make model`")
         return

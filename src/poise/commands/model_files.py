@@ -50,15 +50,17 @@ def weights(
     from poise.llama.binding.library import EngineLibraryError
     from poise.llama.choosing.weights import to_json, to_text
     from poise.llama.files.gguf import ModelError
-    from poise.llama.fitting.fit import model_path, planned_weights, weights_to_load
+    from poise.llama.fitting.fit import chooser, model_path
 
     try:
         path = model_path(loaded.settings)
+        weights_of = chooser(path, loaded.settings, _show_progress)
         if check:
-            chosen = weights_to_load(path, loaded.settings, _show_progress, again=True)
+            weights_of.forget()
+            chosen = weights_of.choose()
             typer.echo("", err=True)
         else:
-            chosen = planned_weights(path, loaded.settings)
+            chosen = weights_of.planned()
     except (ModelError, EngineLibraryError) as error:
         raise refusal(f"poise: {error}") from error
     typer.echo(to_json(path, chosen) if as_json else to_text(path, chosen))

@@ -26,7 +26,7 @@ from poise.llama.binding.model import Model, ModelError
 from poise.llama.choosing.measure import LARGE_CHUNK, NEAR, ROWS_MAX, Pass, Probe, choose, typical_passes
 from poise.llama.choosing.quality import TooSlow, compare
 from poise.llama.files.memory import PoolSpec
-from poise.llama.fitting.fit import model_path, pool_specs, weights_to_load
+from poise.llama.fitting.fit import chooser, model_path, pool_specs
 from poise.scheduler.policy import LONG_POOL
 
 DECODE_TIMES = 6
@@ -80,7 +80,7 @@ def main() -> int:
 
 def _carry_out(order: Order) -> None:
     before, after = (Settings.model_validate_json(text) for text in (order.before, order.after))
-    paths = [weights_to_load(model_path(s), s, lambda _: None).path for s in (before, after)]
+    paths = [chooser(model_path(s), s).choose().path for s in (before, after)]
     with ExitStack() as stack:
         models = {path: stack.enter_context(_load(path, before)) for path in dict.fromkeys(paths)}
         own, other = (models[path] for path in paths)

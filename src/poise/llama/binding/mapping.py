@@ -22,8 +22,6 @@ Bytes = npt.NDArray[np.uint8]
 def allocate(n_bytes: int) -> Bytes:
     """Zeroed private memory of shape [n_bytes], unmapped with the last view of it. Raises RunnerError if there is none."""
     try:
-        if sys.platform == "win32":
-            return np.frombuffer(mmap.mmap(-1, n_bytes), np.uint8)
         # What Python maps by default is shared: files in memory, which are slower and are not counted as anonymous.
         mapped = mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, MemoryError, OverflowError) as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from poise.config import LoadedSettings, Settings
-from poise.llama.choosing.weights import Chooser, Weights
+from poise.llama.choosing.weights import Chooser
 from poise.llama.files.default_model import default_model
 from poise.llama.files.gguf import GgufHeader, ModelError, read_header
 from poise.llama.files.memory import MemoryNeed, PoolSpec, available_bytes, memory_needed
@@ -69,7 +69,7 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
     settings = loaded.settings
     path = path or model_path(settings)
     available = available_bytes() if available is None else available
-    weights = _chooser(path, settings, available).planned().path
+    weights = chooser(path, settings, available=available).planned().path
     header = read_header(weights)
     need = settings_need(header, settings)
     advice = None
@@ -78,30 +78,16 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
     return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights)
 
 
-def weights_to_load(
-    path: Path, settings: Settings, progress: Callable[[float], None], *, again: bool = False
-) -> Weights:
-    """The file that is loaded for the model at `path`; it is chosen and made at the first start, or `again`."""
-    chooser = _chooser(path, settings, available_bytes(), progress)
-    if again:
-        chooser.forget()
-    return chooser.choose()
-
-
-def weights_as_before(path: Path, settings: Settings, name: str) -> Weights:
-    """The file with the weights of that name, which an engine had before; made again if it has to be, and nothing is decided."""
-    return _chooser(path, settings, available_bytes()).as_before(name)
-
-
-def planned_weights(path: Path, settings: Settings) -> Weights:
-    """What the next start will load, as far as it is known. Raises ModelError for a file that is not usable."""
-    return _chooser(path, settings, available_bytes()).planned()
-
-
-def _chooser(
-    path: Path, settings: Settings, available: int, progress: Callable[[float], None] = lambda _: None
+def chooser(
+    path: Path,
+    settings: Settings,
+    progress: Callable[[float], None] = lambda _: None,
+    *,
+    available: int | None = None,
 ) -> Chooser:
-    return Chooser(path, settings, lambda file: settings_need(read_header(file), settings).total <= available, progress)
+    """Who says which file is loaded for the model at `path`: one that fits into memory with the settings."""
+    most = available_bytes() if available is None else available
+    return Chooser(path, settings, lambda file: settings_need(read_header(file), settings).total <= most, progress)
 
 
 def model_path(settings: Settings) -> Path:

@@ -11,7 +11,7 @@ from poise.config import Settings
 from poise.llama.binding.model import Model
 from poise.llama.choosing.measure import LIMIT_S, choose
 from poise.llama.choosing.weights import Weights
-from poise.llama.fitting.fit import check_fit, pool_specs, weights_as_before, weights_to_load
+from poise.llama.fitting.fit import check_fit, chooser, pool_specs
 from poise.llama.running.runner import LlamaRunner
 from poise.scheduler.policy import CostPrior
 from poise.wire.messages import Ready
@@ -42,7 +42,7 @@ def load_runner(path: Path, settings: Settings, progress: Progress, weights_agai
     weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait
     """
     if weights_again:
-        weights = weights_as_before(path, settings, weights_again)
+        weights = chooser(path, settings).as_before(weights_again)
         check_fit(weights.path, settings)
         return _load(weights, settings, progress, measure=False)
     chosen = 0.0
@@ -52,7 +52,7 @@ def load_runner(path: Path, settings: Settings, progress: Progress, weights_agai
         chosen = CHOOSING_DONE * done
         progress(chosen, "choosing weights (first start with this model)")
 
-    weights = weights_to_load(path, settings, choosing)
+    weights = chooser(path, settings, choosing).choose()
     check_fit(weights.path, settings)
     return _load(weights, settings, lambda done, stage: progress(chosen + (1 - chosen) * done, stage))
 
