@@ -57,7 +57,7 @@ class Pace(msgspec.Struct, frozen=True):
         return f"a request among eight x{self.among_8:.2f}, alone x{self.alone:.2f} ({passes})"
 
 
-def compare_pace(source: Model, candidate: Model, *, threads: int, rounds: int = ROUNDS) -> Pace:
+def compare_pace(source: Model, candidate: Model, *, threads: int) -> Pace:
     """Time both, a pass of each in turn."""
     pool = PoolSpec(SHORT_POOL, 8, 2 * NEAR, flash_attention=True)
     best = [dict.fromkeys(PASSES, inf), dict.fromkeys(PASSES, inf)]
@@ -66,7 +66,7 @@ def compare_pace(source: Model, candidate: Model, *, threads: int, rounds: int =
             stack.enter_context(Probe(model, pool, "f16", threads, list(PASSES.values())))
             for model in (source, candidate)
         ]
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             for name, timed in PASSES.items():
                 for _ in range(1 if timed.n_tokens > 1 else DECODES):
                     for probe, times in zip(probes, best, strict=True):

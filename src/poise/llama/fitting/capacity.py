@@ -113,18 +113,18 @@ def matters(settings: Settings) -> dict[str, str | int | float | bool]:
     }
 
 
-def write_record(settings: Settings, model: Path, record: CapacityRecord, file: Path | None = None) -> Path:
+def write_record(settings: Settings, model: Path, record: CapacityRecord) -> Path:
     """Adds or replaces the record of this host, model and engine, in one go. Raises OSError."""
-    file = file or record_file()
+    file = record_file()
     entries = read_entries(file)
     entries[identity(settings, model)] = msgspec.to_builtins(record)
     write_text(file, json.dumps(entries, indent=1) + "\n")
     return file
 
 
-def read_record(settings: Settings, model: Path, file: Path | None = None) -> CapacityRecord | None:
+def read_record(settings: Settings, model: Path) -> CapacityRecord | None:
     """The record that counts for a start with these settings. A damaged file has none."""
-    entries = read_entries(file or record_file())
+    entries = read_entries(record_file())
     if not entries:
         return None  # and the model's file need not be read for its digest
     try:
@@ -136,7 +136,7 @@ def read_record(settings: Settings, model: Path, file: Path | None = None) -> Ca
 def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[SetLimit]:
     """Every limit that a record can speak of, in the order of the settings."""
     settings = loaded.settings
-    found = dict(_measured(settings, record))
+    found = dict(_measured(record))
     values: dict[str, int] = {
         "pools.short.slots": settings.pools.short.slots,
         "pools.long.slots": settings.pools.long.slots,
@@ -153,9 +153,9 @@ def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[SetLim
     ]
 
 
-def problems(loaded: LoadedSettings, model: Path, file: Path | None = None) -> list[str]:
+def problems(loaded: LoadedSettings, model: Path) -> list[str]:
     """A line for each limit that is set above what was measured. Without a record there is one only if one is required."""
-    record = read_record(loaded.settings, model, file)
+    record = read_record(loaded.settings, model)
     if record is None:
         if not loaded.settings.server.require_measured:
             return []
@@ -166,7 +166,7 @@ def problems(loaded: LoadedSettings, model: Path, file: Path | None = None) -> l
     return [limit.text for limit in limits(loaded, record) if limit.is_set and limit.is_above]
 
 
-def _measured(settings: Settings, record: CapacityRecord | None) -> Iterator[tuple[str, tuple[int | None, str]]]:
+def _measured(record: CapacityRecord | None) -> Iterator[tuple[str, tuple[int | None, str]]]:
     """By key: the figure, and what it is."""
     loads: Mapping[str, Load | None] = {name: getattr(record, name, None) for name in (*CLASSES, "long")}
     slots = {name: min(load.at_once, load.slots) if load is not None else None for name, load in loads.items()}
@@ -181,10 +181,8 @@ def _measured(settings: Settings, record: CapacityRecord | None) -> Iterator[tup
         if load is not None and record is not None:
             waiting = int(load.per_s * record.ttft_ms.get(name, 0.0) / 1000)
         key = f"classes.{name}"
-        yield (
-            f"{key}.queue_max",
-            (waiting, f"the {name} requests that can wait until the last one's TTFT target is over"),
-        )
+        can_wait = f"the {name} requests that can wait until the last one's TTFT target is over"
+        yield f"{key}.queue_max", (waiting, can_wait)
         yield f"{key}.slots_max", (slots[name], f"the {name} requests at once that keep the targets")
         yield f"{key}.heavy_max", (slots["long"], "the long prompts at once beside which the targets are kept")
         yield f"{key}.max_context_tokens", (longest, "the longest context that was answered beside a chat")
