@@ -20,7 +20,7 @@ class StreamMetrics:
         self.delivered = ClassHistogram(
             registry, "poise_delivery_gap_seconds", "Between two events with text of one choice in a stream.", GAPS_S
         ).observe
-        self.freed = ClassHistogram(
+        self.freed: Callable[[str, float], None] = ClassHistogram(
             registry,
             "poise_cancel_seconds",
             "From taking a choice back from the engine to the engine's word that its slot and cells are free.",

@@ -37,7 +37,7 @@ class Life:
         self.engine = SlowEngine()
         self.metrics = GatewayMetrics(lambda: EngineReading(True, 0, None))
         self.n_freed = 0
-        self.metrics.streams.freed = self._freed  # type: ignore[method-assign]
+        self.metrics.streams.freed = self._freed
         origin = Origin("req-1", "a", RequestClass.INTERACTIVE, "messages", 0.0)
         self.record = Record(origin, Heading("chatcmpl-1", 0, "toy", "fp"), 2)
         self.n_ends = 0
