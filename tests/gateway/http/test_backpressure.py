@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from poise.config import Settings
+from poise.config import ReaderSettings, Settings
 from poise.gateway.app import Gateway
 from poise.gateway.http import backpressure
-from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
+from poise.gateway.http.backpressure import Outlet, ReaderStuck, until_room
 from poise.metrics.streams import StreamMetrics
 from tests.gateway.fakes import WAIT_S, FakeEngine, Submission, ask, chat_body, frames, make_app
 from tests.gateway.http.serving import served
@@ -206,7 +206,7 @@ class Client:
         """When its stream ended, `until_s` at the latest."""
         monkeypatch.setattr(backpressure, "time", self)
         monkeypatch.setattr(backpressure, "asyncio", self)
-        allowed = Patience(16_384, 5.0, 60.0)
+        allowed = ReaderSettings(unsent_bytes_max=16_384, stall_swap_s=5.0, stall_end_s=60.0)
         outlet = Outlet({backpressure.TRANSPORT: self}, allowed.unsent_bytes_max)
         metrics = StreamMetrics(CollectorRegistry())
         follower: Any = SimpleNamespace(lag=0, record=SimpleNamespace(review=lambda: None))

@@ -16,7 +16,6 @@ import sys
 import termios
 import time
 from array import array
-from dataclasses import dataclass
 
 from starlette.types import Scope
 
@@ -37,18 +36,10 @@ class ReaderStuck(Exception):
     """The client was behind for as long as it may be, and has not worked it off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+def patience(settings: StreamsSettings, request_class: RequestClass) -> ReaderSettings:
     """What a class allows its readers."""
-
-    unsent_bytes_max: int
-    stall_swap_s: float
-    stall_end_s: float
-
-
-def patience(settings: StreamsSettings, request_class: RequestClass) -> Patience:
-    chosen: ReaderSettings = getattr(settings, request_class.value)
-    return Patience(chosen.unsent_bytes_max, chosen.stall_swap_s, chosen.stall_end_s)
+    allowed: ReaderSettings = getattr(settings, request_class.value)
+    return allowed
 
 
 def high_water(settings: StreamsSettings) -> int:
@@ -107,7 +98,7 @@ class Outlet:
             self._transport.abort()
 
 
-async def until_room(outlet: Outlet, follower: Follower, allowed: Patience, metrics: StreamMetrics) -> None:
+async def until_room(outlet: Outlet, follower: Follower, allowed: ReaderSettings, metrics: StreamMetrics) -> None:
     """Wait for a client that is behind, and have the request held meanwhile. Raises ReaderStuck."""
     began_s, pause_s = time.monotonic(), POLL_FIRST_S
     seen_s = began_s

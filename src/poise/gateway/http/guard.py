@@ -9,7 +9,6 @@ send neither header wrongly and notice nothing.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
@@ -21,7 +20,7 @@ from poise.config import ServerSettings
 from poise.gateway.http.replies import error_reply
 from poise.gateway.request.headers import ANSWERED, DETACH
 from poise.gateway.request.refusals import ApiError, shown
-from poise.gateway.tenancy.exposure import is_loopback
+from poise.gateway.tenancy.exposure import address_of, is_loopback
 
 _READS = ("GET", "HEAD")
 _ALLOWED_HEADERS = ", ".join(("Authorization", "Content-Type", "Last-Event-ID", "X-Api-Key", DETACH, "X-Request-Id"))
@@ -118,8 +117,4 @@ def _host_of(header: str) -> str:
 def _normal(host: str) -> str:
     """Names in small letters, addresses in their usual form."""
     host = host.lower().rstrip(".").removeprefix("[").removesuffix("]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    return str(getattr(address, "ipv4_mapped", None) or address)
+    return str(address_of(host) or host)

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from poise.gateway.http.backpressure import Outlet, Patience, ReaderStuck, until_room
+from poise.config import ReaderSettings
+from poise.gateway.http.backpressure import Outlet, ReaderStuck, until_room
 from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
 from poise.gateway.records.reader import CHUNK_BYTES, Reader
 from poise.gateway.request.bugs import log_bug
@@ -34,7 +35,7 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, reader: Reader, allowed: Patience, metrics: StreamMetrics, headers: Mapping[str, str] | None = None
+        self, reader: Reader, allowed: ReaderSettings, metrics: StreamMetrics, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(media_type="text/event-stream")
         # No length; and no proxy is to keep the events for later.

@@ -68,11 +68,14 @@ def tls_context(server: ServerSettings) -> ssl.SSLContext | None:
 
 def is_loopback(host: str) -> bool:
     """Whether a name or an address is this machine by definition."""
-    if host.lower().rstrip(".") == "localhost":
-        return True
+    address = address_of(host)
+    return host.lower().rstrip(".") == "localhost" or (address is not None and address.is_loopback)
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """In its usual form: an IPv4 address that came in on an IPv6 socket is an IPv4 address."""
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

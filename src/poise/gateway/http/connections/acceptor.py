@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 
+from poise.config import Settings
 from poise.gateway.http.connections.hub import Hub
 from poise.gateway.http.connections.protocol import Connection
 
@@ -30,20 +31,12 @@ _NO_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Acceptor:
     """Serves one listening socket from the moment it is made until `close`; uvicorn knows it as one of its servers."""
 
-    def __init__(
-        self,
-        listener: socket.socket,
-        hub: Hub,
-        *,
-        tls: ssl.SSLContext | None,
-        send_buffer_bytes: int,
-        handshake_s: float,
-    ) -> None:
+    def __init__(self, listener: socket.socket, hub: Hub, settings: Settings, tls: ssl.SSLContext | None) -> None:
         self.sockets = (listener,)
         self._hub = hub
         self._tls = tls
-        self._send_buffer_bytes = send_buffer_bytes
-        self._handshake_s = min(HANDSHAKE_S, handshake_s)
+        self._send_buffer_bytes = settings.streams.send_buffer_bytes
+        self._handshake_s = min(HANDSHAKE_S, settings.server.body_timeout_s)
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._spare = _open_spare()

@@ -42,21 +42,17 @@ class Wire(Protocol):
 
     async def writable(self) -> None:
         """Returns when there is room, or when the connection is lost."""
-        ...
 
     def read_on(self) -> None:
         """There is room for more of the body."""
-        ...
 
     def default_headers(self) -> Headers: ...
 
     def will_close(self) -> bool:
         """Whether the connection ends with this answer, asked when the answer begins."""
-        ...
 
     def answered(self, *, keep_alive: bool) -> None:
         """The answer is whole."""
-        ...
 
     def abort(self) -> None: ...
 

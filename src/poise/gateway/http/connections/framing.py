@@ -6,7 +6,6 @@ Both take what is theirs from the beginning of a buffer, however the bytes are s
 from __future__ import annotations
 
 import re
-from typing import Protocol
 
 from poise.gateway.http.connections.heads import Head
 from poise.gateway.http.connections.refusals import malformed
@@ -22,50 +21,32 @@ CHUNKS_MAX = 65_536
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?")
 
 
-class Framing(Protocol):
-    is_complete: bool
-
-    @property
-    def left(self) -> int | None:
-        """Bytes that are still to come; None where that is not known."""
-        ...
-
-    def feed(self, buffer: bytearray) -> bytes:
-        """Take from `buffer`, and return of it what is content. Raises ApiError (400)."""
-        ...
-
-
-def framing_of(head: Head) -> Framing:
-    return Chunked() if head.is_chunked else Sized(head.content_length)
-
-
 class Sized:
     """A body of so many bytes."""
 
     def __init__(self, length: int) -> None:
-        self._left = length
+        self.left = length
+        """Bytes that are still to come."""
         self.is_complete = length == 0
 
-    @property
-    def left(self) -> int | None:
-        return self._left
-
     def feed(self, buffer: bytearray) -> bytes:
-        if len(buffer) <= self._left:
+        """Take from `buffer`, and return of it what is content. Raises ApiError (400)."""
+        if len(buffer) <= self.left:
             data = bytes(buffer)
             buffer.clear()
         else:
-            data = bytes(memoryview(buffer)[: self._left])
-            del buffer[: self._left]
-        self._left -= len(data)
-        self.is_complete = self._left == 0
+            data = bytes(memoryview(buffer)[: self.left])
+            del buffer[: self.left]
+        self.left -= len(data)
+        self.is_complete = self.left == 0
         return data
 
 
 class Chunked:
     """A body in chunks (RFC 9112, 7.1), read strictly: each line ends with CR LF."""
 
-    left: int | None = None
+    left = None
+    """How many bytes are still to come is not known."""
 
     def __init__(self) -> None:
         self.is_complete = False
@@ -76,6 +57,7 @@ class Chunked:
         """After the last chunk, how many there were."""
 
     def feed(self, buffer: bytearray) -> bytes:
+        """As that of Sized."""
         parts, at = [], 0
         while at < len(buffer) and not self.is_complete:
             if self._chunk_left:
@@ -126,3 +108,10 @@ class Chunked:
         if self._n_chunks > CHUNKS_MAX:
             raise ApiError(400, "malformed_request", f"The body has more than {CHUNKS_MAX} chunks. Send larger ones.")
         self._chunk_left = size + 2
+
+
+Framing = Sized | Chunked
+
+
+def framing_of(head: Head) -> Framing:
+    return Chunked() if head.is_chunked else Sized(head.content_length)

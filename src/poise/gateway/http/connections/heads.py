@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import httptools
 
+from poise.config import ServerSettings
 from poise.gateway.http.connections.refusals import head_too_large, line_too_long, malformed
 from poise.gateway.request.refusals import ApiError, method_not_allowed
 
@@ -42,26 +43,19 @@ class Head:
     """It waits for 100 Continue before it sends the body."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadLimits:
-    line_bytes: int
-    bytes: int
-    fields: int
-
-
-def check(unread: bytearray, end: int, limits: HeadLimits) -> None:
+def check(unread: bytearray, end: int, limits: ServerSettings) -> None:
     """The bounds of a head, as soon as they are passed. Raises ApiError: 400, 414 or 431.
 
     `unread` begins with it; `end` is where its last line ends, -1 where that has not come in yet.
     """
     length = end if end >= 0 else len(unread)
-    if length > limits.line_bytes and unread.find(b"\r\n", 0, limits.line_bytes + 2) < 0:
-        raise line_too_long(limits.line_bytes)
-    if length > limits.bytes:
-        raise head_too_large("bytes of headers", limits.bytes, "server.header_bytes_max")
+    if length > limits.request_line_max and unread.find(b"\r\n", 0, limits.request_line_max + 2) < 0:
+        raise line_too_long(limits.request_line_max)
+    if length > limits.header_bytes_max:
+        raise head_too_large("bytes of headers", limits.header_bytes_max, "server.header_bytes_max")
     n_lines = unread.count(b"\n", 0, length)
-    if n_lines > limits.fields:
-        raise head_too_large("header fields", limits.fields, "server.header_fields_max")
+    if n_lines > limits.header_fields_max:
+        raise head_too_large("header fields", limits.header_fields_max, "server.header_fields_max")
     if n_lines != unread.count(b"\r\n", 0, length):
         raise malformed("its lines must end with CR LF")
     if unread.find(b"\0", 0, length) >= 0:

@@ -36,7 +36,8 @@ class Outgoing:
 
     def end(self) -> None:
         """The connection is gone."""
-        self._transport, self._not_taken = None, _is_over
+        # A timer that outlives the connection must not keep it alive.
+        self._transport, self._not_taken = None, lambda: True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -63,8 +64,3 @@ class Outgoing:
             return
         self._taken, self._owed = taken, unsent
         self._set_timer()
-
-
-def _is_over() -> bool:
-    """Stands in for `not_taken` once the connection is gone: a timer that outlives the connection must not keep it alive."""
-    return True

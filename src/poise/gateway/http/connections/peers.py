@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from starlette.types import Scope
 
-from poise.gateway.tenancy.exposure import is_loopback
+from poise.gateway.tenancy.exposure import address_of, is_loopback
 
 PEER = "poise.peer"
 """Where the Peer of a request is in its scope."""
@@ -49,7 +49,7 @@ class TrustedProxies:
     def __contains__(self, address: str) -> bool:
         if not self._networks:
             return False
-        parsed = _address(address)
+        parsed = address_of(address)
         return parsed is not None and any(parsed in network for network in self._networks)
 
     def peer(self, connected: str, headers: Sequence[tuple[bytes, bytes]]) -> Peer:
@@ -59,7 +59,7 @@ class TrustedProxies:
             return Peer(connected, forwarded)
         addresses = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
         for entry in reversed(addresses.split(",")):
-            parsed = _address(_without_port(entry.strip()))
+            parsed = address_of(_without_port(entry.strip()))
             if parsed is None:
                 break  # what is left of it was not written by a proxy that can be relied on
             if str(parsed) not in self:
@@ -89,15 +89,6 @@ def is_direct(scope: Scope) -> bool:
     peer, server = peer_of(scope), scope.get("server")
     is_here = is_loopback(peer.address) or (server is not None and peer.address == server[0])
     return is_here and not peer.is_forwarded
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """In its usual form: an IPv4 address that came in on an IPv6 socket is an IPv4 address."""
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _without_port(text: str) -> str:

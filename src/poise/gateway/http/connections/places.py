@@ -13,6 +13,7 @@ operators, else refused with a time to come back. The reserve itself gives up it
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from poise.gateway.http.connections.shares import STRANGERS, Shares
 from poise.scheduler.fairness.thresholds import may_take
@@ -35,21 +36,19 @@ def is_always_answered(path: str) -> bool:
     return path in _KEPT or path.startswith("/admin/")
 
 
+@dataclass(eq=False, slots=True)
 class Place:
     """What is counted for one connection."""
 
-    __slots__ = ("account", "address", "counted", "dismiss", "refused")
-
-    def __init__(self, address: str, dismiss: Callable[[], object]) -> None:
-        self.address = address
-        """Whose bound counts; empty: nobody's."""
-        self.counted = False
-        self.account: str | None = None
-        """Who used it last; None before the first request of somebody known."""
-        self.refused = ""
-        """FULL or ADDRESS_FULL for one of the reserve."""
-        self.dismiss = dismiss
-        """Ends the connection at once."""
+    address: str
+    """Whose bound counts; empty: nobody's."""
+    dismiss: Callable[[], object]
+    """Ends the connection at once."""
+    counted: bool = False
+    account: str | None = None
+    """Who used it last; None before the first request of somebody known."""
+    refused: str = ""
+    """FULL or ADDRESS_FULL for one of the reserve."""
 
 
 class Places:

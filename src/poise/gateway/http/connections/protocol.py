@@ -84,25 +84,25 @@ class Connection(asyncio.Protocol):
         self._deadline_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = math.inf
-        self._outgoing = Outgoing(self._not_taken, hub.limits.send_s)
+        self._outgoing = Outgoing(self._not_taken, hub.limits.send_timeout_s)
 
     # What the transport tells.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport, self.is_made = transport, True
-        transport.set_write_buffer_limits(high=self._limits.write_high_water)
+        transport.set_write_buffer_limits(high=self._hub.write_high_water)
         self._outgoing.begin(transport)
         self._address, self._server = (transport.get_extra_info(name) for name in ("peername", "sockname"))
         self.place.dismiss = self.dismiss
-        self._hub.joined(self)
+        self._hub.state.connections.add(self)  # type: ignore[arg-type]
         if not self.places.is_open(self.place):  # its place was given away meanwhile
             transport.abort()
-        self._due(Phase.HEAD, REFUSED_HEAD_S if self.place.refused else self._limits.head_s)
+        self._due(Phase.HEAD, REFUSED_HEAD_S if self.place.refused else self._limits.body_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._hub.left(self)
+        self._hub.state.connections.discard(self)
         self.places.leave(self.place)
-        self.place.dismiss = _nothing  # no longer this connection's own: nothing is to wait for the collector
+        self.place.dismiss = lambda: None  # no longer this connection's own: nothing is to wait for the collector
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -182,9 +182,9 @@ class Connection(asyncio.Protocol):
             if not unread or unread == b"\r":
                 return False
             if self._phase is Phase.IDLE:
-                self._due(Phase.HEAD, self._limits.head_s)
+                self._due(Phase.HEAD, self._limits.body_timeout_s)
         end = unread.find(b"\r\n\r\n", max(0, self._n_scanned - 3))
-        heads.check(unread, end, self._limits.head)
+        heads.check(unread, end, self._limits)
         self._n_scanned = len(unread)
         if end < 0:
             return False
@@ -196,7 +196,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, head: heads.Head) -> None:
         """The head of a request is complete. Raises ApiError."""
-        peer = self._peer(head)
+        peer = self._hub.proxies.peer(self._address[0] if self._address else "", head.headers)
         if self.place.refused:
             if not is_always_answered(head.path):
                 raise self._no_room(peer)
@@ -211,9 +211,6 @@ class Connection(asyncio.Protocol):
         else:
             self._framing = framing
         self._hub.start(exchange, self._scope(head, peer, exchange))
-
-    def _peer(self, head: heads.Head) -> Peer:
-        return self._hub.proxies.peer(self._address[0] if self._address else "", head.headers)
 
     def _no_room(self, peer: Peer) -> ApiError:
         if self.place.refused == ADDRESS_FULL:
@@ -235,7 +232,7 @@ class Connection(asyncio.Protocol):
             "headers": head.headers,
             "client": (peer.address, port),
             "server": self._server[:2] if self._server else None,
-            "state": self._hub.new_state(),
+            "state": self._hub.application_state.copy(),
             PEER: peer,
             EXCHANGE: exchange,
             TRANSPORT: self._transport,
@@ -267,7 +264,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def default_headers(self) -> heads.Headers:
-        return self._hub.default_headers()
+        return self._hub.state.default_headers
 
     def will_close(self) -> bool:
         if self._framing is not None and self._exchange is not None:
@@ -279,7 +276,7 @@ class Connection(asyncio.Protocol):
 
     def answered(self, *, keep_alive: bool) -> None:
         self._exchange = None
-        self._hub.n_answered()
+        self._hub.state.total_requests += 1
         self.places.rest(self.place)
         if self._transport is None or self._transport.is_closing():
             return
@@ -288,7 +285,7 @@ class Connection(asyncio.Protocol):
             return
         self.read_on()
         if self._framing is not None:
-            self._due(Phase.DISCARD, self._limits.head_s)
+            self._due(Phase.DISCARD, self._limits.body_timeout_s)
         else:
             self._rest()
         self._loop.call_soon(self._advance)
@@ -319,7 +316,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def _rest(self) -> None:
-        self._due(Phase.IDLE, self._limits.idle_s)
+        self._due(Phase.IDLE, self._limits.idle_timeout_s)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer with an error without asking the application, and close."""
@@ -376,7 +373,7 @@ class Connection(asyncio.Protocol):
             return
         if self._phase is Phase.HEAD:
             peer = Peer(self._address[0] if self._address else "", is_forwarded=False)
-            self._refuse(self._no_room(peer) if self.place.refused else head_too_slow(self._limits.head_s))
+            self._refuse(self._no_room(peer) if self.place.refused else head_too_slow(self._limits.body_timeout_s))
         elif self._phase is Phase.LINGER and transport.get_write_buffer_size():
             self._set_timer(LINGER_S)  # the answer is still being taken; that has its own time
         elif self._phase is Phase.IDLE:
@@ -392,7 +389,3 @@ class Connection(asyncio.Protocol):
         self._hub.note("not_taken")
         self.abort()
         return True
-
-
-def _nothing() -> None:
-    pass

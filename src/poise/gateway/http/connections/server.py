@@ -59,15 +59,6 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Raises SystemExit when the application does not start."""
         await super().startup(sockets=[])  # its own way of accepting is not used
-        self._hub.attach(self.server_state, self.lifespan.state)
+        self._hub.state, self._hub.application_state = self.server_state, self.lifespan.state
         servers: list[Any] = self.servers
-        servers += [self._acceptor(listener) for listener in sockets or []]
-
-    def _acceptor(self, listener: socket.socket) -> Acceptor:
-        return Acceptor(
-            listener,
-            self._hub,
-            tls=self._tls,
-            send_buffer_bytes=self._settings.streams.send_buffer_bytes,
-            handshake_s=self._settings.server.body_timeout_s,
-        )
+        servers += [Acceptor(listener, self._hub, self._settings, self._tls) for listener in sockets or []]
