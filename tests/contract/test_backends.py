@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from poise.config import Settings
 from poise.gateway import intake
-from poise.gateway.api.openai.dialects import Chat
+from poise.gateway.api.openai.dialects import spoken
 from poise.gateway.models.backend import Backend, BackendState, Job
 from poise.gateway.models.local.model import LocalModel
 from poise.gateway.models.local.prompts import Prompts
@@ -349,7 +349,7 @@ async def test_the_intake_knows_backends_and_no_engine() -> None:
     """Nor how a prompt is made, nor any dialect: whoever adds a backend leaves it as it is."""
     known = {getattr(what, "__module__", "") for what in vars(intake).values()}
     assert Backend.__module__ in known
-    assert not known & {kind.__module__ for kind in (Supervisor, Engine, TextModel, Prompts, Templates, Chat)}
+    assert not known & {kind.__module__ for kind in (Supervisor, Engine, TextModel, Prompts, Templates, spoken)}
 
 
 async def answers(backend: ScriptedBackend, **parameters: Any) -> tuple[Reply, FakeEngine]:

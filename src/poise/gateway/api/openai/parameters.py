@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from poise.gateway.api.fields import (
@@ -22,6 +21,7 @@ from poise.gateway.api.fields import (
     read_object,
 )
 from poise.gateway.api.openai import unsupported
+from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.request.refusals import invalid_type, invalid_value, missing_parameter, shown, unsupported_parameter
 from poise.scheduler.request import RequestClass
 from poise.wire.text import Message
@@ -43,18 +43,6 @@ TIER_CLASSES = {
     "priority": RequestClass.INTERACTIVE,
     "flex": RequestClass.BACKGROUND,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StreamOptions:
-    include_usage: bool = False
-    continuous_usage: bool = False
-    segments: bool = False
-
-    @property
-    def asks(self) -> bool:
-        """Whether anything is asked for that only a stream can have."""
-        return self.include_usage or self.continuous_usage or self.segments
 
 
 def _read_stop(value: object, param: str) -> tuple[str, ...]:
@@ -82,11 +70,11 @@ def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]
     return tuple(sorted(pairs))
 
 
-def _read_stream_options(value: object, param: str) -> StreamOptions:
+def _read_stream_options(value: object, param: str) -> AnswerOptions:
     options = read_object(value, param)
     names = {"include_obfuscation": Unsupported("include_obfuscation", "events are not padded; leave it out", (False,))}
     check_names(options, _STREAM_FIELDS, names, prefix=f"{param}.")
-    return StreamOptions(
+    return AnswerOptions(
         *(
             field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
             for field in _STREAM_FIELDS
@@ -257,7 +245,7 @@ LOGPROBS = Flag("logprobs", "Return the log probability of each token.")
 TOP_LOGPROBS = Integer("top_logprobs", "Return that many of the most likely tokens too; needs `logprobs`.", 0, 20)
 LOGPROBS_COUNT = Integer("logprobs", "Return log probabilities, and that many of the most likely tokens.", 0, 5)
 STREAM = Flag("stream", "Send the answer as server-sent events while it is generated.")
-STREAM_OPTIONS: Field[StreamOptions] = Custom(
+STREAM_OPTIONS: Field[AnswerOptions] = Custom(
     "stream_options",
     "Needs `stream`.",
     _read_stream_options,

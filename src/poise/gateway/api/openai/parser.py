@@ -6,6 +6,7 @@ tokens nor the engine: lengths in tokens are checked where the vocabulary is at 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil
 from typing import Any
 
@@ -14,9 +15,8 @@ from poise.config.classes import class_settings, default_output
 from poise.gateway.api.fields import Field, Integer, Schema, check_names, object_schema, same_json
 from poise.gateway.api.openai import parameters as p
 from poise.gateway.api.openai import unsupported
-from poise.gateway.api.openai.parameters import StreamOptions
 from poise.gateway.http.body import JsonObject
-from poise.gateway.request.generate import AnswerOptions, Conversation, Generate, Prompt
+from poise.gateway.request.generate import PLAIN, Conversation, Generate, Prompt
 from poise.gateway.request.refusals import invalid_value, missing_parameter, shown
 from poise.wire.to_engine import SamplingParams
 
@@ -108,8 +108,8 @@ class RequestParser:
         if min_tokens > allowed:
             raise invalid_value("min_tokens", f"be at most {allowed}, the output allowance", min_tokens)
         stream = p.STREAM.get(values, False)
-        streaming = p.STREAM_OPTIONS.get(values, StreamOptions())
-        if streaming.asks and not stream:
+        answer = p.STREAM_OPTIONS.get(values, PLAIN)
+        if answer != PLAIN and not stream:
             raise invalid_value("stream_options", "come with 'stream': true", None, "'stream' is not true")
         p.USER.get(values, "")
         return Generate(
@@ -124,12 +124,7 @@ class RequestParser:
             request_class=request_class,
             queue_timeout_ms=ceil(1000 * p.QUEUE_TIMEOUT.get(values, limits.queue_timeout_s)),
             background=p.BACKGROUND.get(values, False),
-            answer=AnswerOptions(
-                streaming.include_usage,
-                streaming.continuous_usage,
-                streaming.segments,
-                "default" if tier == "auto" else tier,
-            ),
+            answer=replace(answer, service_tier="default" if tier == "auto" else tier),
         )
 
     def _sampling(self, values: JsonObject, n_logprobs: int, min_tokens: int) -> SamplingParams:

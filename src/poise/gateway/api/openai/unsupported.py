@@ -6,6 +6,8 @@ neutral value keep working, and a client that relies on one learns it at once in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from poise.gateway.api.fields import Unsupported
 
 _NO_TOOLS = "tool calling is not available; describe the tools in the prompt instead"
@@ -22,34 +24,21 @@ def _table(*entries: Unsupported) -> dict[str, Unsupported]:
     return {entry.name: entry for entry in entries}
 
 
+def _all(hint: str, *names: str) -> Iterator[Unsupported]:
+    return (Unsupported(name, hint) for name in names)
+
+
 _BOTH = (
     Unsupported("response_format", _NO_GRAMMAR, ({"type": "text"},)),
-    *(
-        Unsupported(name, _NO_GRAMMAR)
-        for name in ("grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar")
+    *_all(
+        _NO_GRAMMAR, "grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+        "guided_decoding_backend", "guided_whitespace_pattern", "structured_outputs",
     ),
-    *(
-        Unsupported(name, _NO_GRAMMAR)
-        for name in ("guided_decoding_backend", "guided_whitespace_pattern", "structured_outputs")
+    *_all(
+        _NO_SAMPLER, "mirostat", "mirostat_tau", "mirostat_eta", "typical_p", "tfs_z", "top_a", "samplers", "top_n_sigma",
+        "dry_multiplier", "dry_base", "dry_allowed_length", "xtc_probability", "xtc_threshold", "dynatemp_range",
+        "dynatemp_exponent", "repeat_last_n",
     ),
-    *(
-        Unsupported(name, _NO_SAMPLER)
-        for name in (
-            "mirostat",
-            "mirostat_tau",
-            "mirostat_eta",
-            "typical_p",
-            "tfs_z",
-            "top_a",
-            "samplers",
-            "top_n_sigma",
-        )
-    ),
-    *(
-        Unsupported(name, _NO_SAMPLER)
-        for name in ("dry_multiplier", "dry_base", "dry_allowed_length", "xtc_probability", "xtc_threshold")
-    ),
-    *(Unsupported(name, _NO_SAMPLER) for name in ("dynatemp_range", "dynatemp_exponent", "repeat_last_n")),
     Unsupported("use_beam_search", _NO_SAMPLER, (False,)),
     Unsupported("early_stopping", _NO_SAMPLER, (False,)),
     Unsupported("length_penalty", _NO_SAMPLER, (1, 1.0)),
@@ -67,11 +56,8 @@ _BOTH = (
     Unsupported("id_slot", "the server chooses the slot; leave it out", (-1,)),
     Unsupported("n_predict", "use 'max_tokens'"),
     Unsupported("n_probs", "use 'logprobs'", (0,)),
-    Unsupported("prompt_cache_key", _NO_HINT),
-    Unsupported("prompt_cache_options", _NO_HINT),
-    Unsupported("prompt_cache_retention", _NO_HINT),
-    Unsupported("safety_identifier", _NO_HINT),
-)
+    *_all(_NO_HINT, "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier"),
+)  # fmt: skip
 
 CHAT = _table(
     *_BOTH,
@@ -113,8 +99,7 @@ MESSAGE = _table(
     Unsupported("audio", _NO_AUDIO),
     Unsupported("refusal", "put the text into 'content'"),
     Unsupported("annotations", _NO_HINT, ([],)),
-    Unsupported("reasoning", "put what the model should see into 'content'"),
-    Unsupported("reasoning_content", "put what the model should see into 'content'"),
+    *_all("put what the model should see into 'content'", "reasoning", "reasoning_content"),
 )
 
 CONTENT_PARTS = ("image_url", "input_audio", "file", "video_url", "audio_url", "input_image", "image", "refusal")

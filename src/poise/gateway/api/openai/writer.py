@@ -12,7 +12,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import msgspec
@@ -26,6 +25,7 @@ from poise.gateway.text.segments import Mark, Segmenter
 encode = msgspec.json.Encoder().encode
 DOWNGRADED_TIER = "flex"
 ENTRIES_IN_A_PIECE = 128
+_EVENT = b'id: %b\n%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b%b}%b}\n\n'
 _LOGPROB_MIN = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
 
@@ -43,6 +43,7 @@ class OpenAIWriter(Writer):
     def __init__(self, answered: Answered) -> None:
         self._answered = answered
         self._options = options = answered.options
+        self._counts = options.continuous_usage
         self._tier = options.service_tier
         self._opened: set[int] = set()
         """The choices that the reader has had anything of."""
@@ -66,7 +67,8 @@ class OpenAIWriter(Writer):
         if is_first:
             self._opened.add(choice)
         marks = b"" if self._segmenters is None else _segments(self._segmenters[choice].push(text))
-        return self._event(n_entries, n_ends, self._piece(choice, text, logprobs, is_first, marks))
+        shown = b"null" if logprobs is None else self._logprobs(logprobs)
+        return self._event(n_entries, n_ends, choice, self._delta(text, is_first), shown, b"null", marks)
 
     def end(
         self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None
@@ -78,7 +80,8 @@ class OpenAIWriter(Writer):
         if self._segmenters is not None:
             segmenter = self._segmenters[choice]
             marks = _segments(segmenter.push(text) + segmenter.flush())
-        return opening + self._event(n_entries, n_ends, self._finish(choice, reason, text, logprobs, marks))
+        shown = self._logprobs(logprobs) if logprobs else b"null"
+        return opening + self._event(n_entries, n_ends, choice, self._last(text), shown, encode(reason), marks)
 
     def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
         return comment(what, choice, detail)
@@ -100,16 +103,16 @@ class OpenAIWriter(Writer):
         yield b'],"usage":' + self._usage(None) + self._notes() + b"}"
 
     @abstractmethod
-    def _piece(
-        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
-    ) -> bytes:
-        """A choice in an event with some of its text. `is_first`: it opens the choice."""
+    def _delta(self, text: str, is_first: bool) -> bytes:
+        """The field of a choice that has some of its text. `is_first`: it opens the choice."""
 
     @abstractmethod
-    def _finish(
-        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
-    ) -> bytes:
-        """A choice in the event of its end."""
+    def _last(self, text: str) -> bytes:
+        """The same at the end of the choice."""
+
+    @abstractmethod
+    def _logprobs(self, entries: Sequence[TokenEntry]) -> bytes:
+        """The log probabilities of an event."""
 
     @abstractmethod
     def _choice(self, answer: Answer) -> Iterator[bytes]:
@@ -131,13 +134,16 @@ class OpenAIWriter(Writer):
         }
         return encode(fields)[:-1]
 
-    def _event(self, n_entries: int, n_ends: int, choice: bytes) -> bytes:
+    def _event(
+        self, n_entries: int, n_ends: int, choice: int, delta: bytes, logprobs: bytes, reason: bytes, marks: bytes
+    ) -> bytes:
         tail = self._tail
-        if self._options.continuous_usage:
+        if self._counts:
             tail = b'],"usage":' + self._usage(n_entries)
         if not self._has_notes:
             tail += self._notes()
-        return b"id: %b\n%b%b%b}\n\n" % (event_id(n_entries, n_ends), self._prefix, choice, tail)
+        at = event_id(n_entries, n_ends)
+        return _EVENT % (at, self._prefix, choice, delta, logprobs, reason, marks, tail)
 
     def _usage(self, n_entries: int | None) -> bytes:
         return encode(self._answered.usage(n_entries).as_sent())
@@ -152,21 +158,15 @@ class OpenAIWriter(Writer):
 class ChatWriter(OpenAIWriter):
     chunk_kind, body_kind = "chat.completion.chunk", "chat.completion"
 
-    def _piece(
-        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
-    ) -> bytes:
-        role = b'"role":"assistant",' if is_first else b""
-        shown = b"null" if logprobs is None else encode(chat_logprobs(logprobs))
-        piece = b'{"index":%d,"delta":{%b"content":%b},"logprobs":%b,"finish_reason":null%b}'
-        return piece % (choice, role, encode(text), shown, marks)
+    def _delta(self, text: str, is_first: bool) -> bytes:
+        opening = b'"delta":{"role":"assistant","content":' if is_first else b'"delta":{"content":'
+        return opening + encode(text) + b"}"
 
-    def _finish(
-        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
-    ) -> bytes:
-        content = b'"content":' + encode(text) if text else b""
-        shown = encode(chat_logprobs(logprobs)) if logprobs else b"null"
-        finish = b'{"index":%d,"delta":{%b},"logprobs":%b,"finish_reason":%b%b}'
-        return finish % (choice, content, shown, encode(reason), marks)
+    def _last(self, text: str) -> bytes:
+        return b'"delta":{%b}' % (b'"content":' + encode(text) if text else b"")
+
+    def _logprobs(self, entries: Sequence[TokenEntry]) -> bytes:
+        return encode(ChatLogprobs([_chat_logprob(entry) for entry in entries]))
 
     def _choice(self, answer: Answer) -> Iterator[bytes]:
         message = encode(ChatMessage(content=answer.text))
@@ -175,7 +175,7 @@ class ChatWriter(OpenAIWriter):
             yield b"null"
         else:
             yield b'{"content":['
-            yield from _joined(answer.entries, lambda entries: chat_logprobs(entries).content)
+            yield from _joined(answer.entries, _chat_logprob)
             yield b'],"refusal":null}'
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
 
@@ -183,28 +183,23 @@ class ChatWriter(OpenAIWriter):
 class CompletionWriter(OpenAIWriter):
     chunk_kind = body_kind = "text_completion"
 
-    def _piece(
-        self, choice: int, text: str, logprobs: Sequence[TokenEntry] | None, is_first: bool, marks: bytes
-    ) -> bytes:
-        shown = b"null" if logprobs is None else encode(completion_logprobs(logprobs))
-        piece = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":null%b}'
-        return piece % (choice, encode(text), shown, marks)
+    def _delta(self, text: str, is_first: bool) -> bytes:
+        return b'"text":' + encode(text)
 
-    def _finish(
-        self, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None, marks: bytes
-    ) -> bytes:
-        shown = encode(completion_logprobs(logprobs)) if logprobs else b"null"
-        finish = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b%b}'
-        return finish % (choice, encode(text), shown, encode(reason), marks)
+    def _last(self, text: str) -> bytes:
+        return b'"text":' + encode(text)
+
+    def _logprobs(self, entries: Sequence[TokenEntry]) -> bytes:
+        return encode({name: [field(entry) for entry in entries] for name, field in _COMPLETION_LOGPROBS.items()})
 
     def _choice(self, answer: Answer) -> Iterator[bytes]:
         yield b'{"index":%d,"text":%b,"logprobs":' % (answer.index, encode(answer.text))
         if answer.entries is None:
             yield b"null"
         else:
-            for n, (name, value_of) in enumerate(_COMPLETION_LOGPROBS.items()):
+            for n, (name, field) in enumerate(_COMPLETION_LOGPROBS.items()):
                 yield b"%b%b:[" % (b"," if n else b"{", encode(name))
-                yield from _joined(answer.entries, partial(_each, value_of))
+                yield from _joined(answer.entries, field)
                 yield b"]"
             yield b"}"
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
@@ -215,17 +210,9 @@ def _segments(marks: Sequence[Mark]) -> bytes:
     return b',"segments":' + encode(marks) if marks else b""
 
 
-def chat_logprobs(entries: Sequence[TokenEntry]) -> ChatLogprobs:
-    return ChatLogprobs(
-        [
-            TokenLogprobs(*_logprob(entry.piece, entry.logprob), [TokenLogprob(*_logprob(*top)) for top in entry.top])
-            for entry in entries
-        ]
-    )
-
-
-def completion_logprobs(entries: Sequence[TokenEntry]) -> dict[str, Any]:
-    return {name: [field(entry) for entry in entries] for name, field in _COMPLETION_LOGPROBS.items()}
+def _chat_logprob(entry: TokenEntry) -> TokenLogprobs:
+    top = [TokenLogprob(*_logprob(*each)) for each in entry.top]
+    return TokenLogprobs(*_logprob(entry.piece, entry.logprob), top)
 
 
 _COMPLETION_LOGPROBS: dict[str, Callable[[TokenEntry], Any]] = {
@@ -238,16 +225,11 @@ _COMPLETION_LOGPROBS: dict[str, Callable[[TokenEntry], Any]] = {
 }
 
 
-def _each(field: Callable[[TokenEntry], Any], entries: Sequence[TokenEntry]) -> list[Any]:
-    return [field(entry) for entry in entries]
-
-
-def _joined(
-    entries: Sequence[TokenEntry], made: Callable[[Sequence[TokenEntry]], list[Any]], n: int = ENTRIES_IN_A_PIECE
-) -> Iterator[bytes]:
-    """The inside of a JSON array, `n` entries a piece."""
-    for begin in range(0, len(entries), n):
-        yield (b"," if begin else b"") + encode(made(entries[begin : begin + n]))[1:-1]
+def _joined(entries: Sequence[TokenEntry], made: Callable[[TokenEntry], Any]) -> Iterator[bytes]:
+    """The inside of a JSON array, with what is made of each entry."""
+    for begin in range(0, len(entries), ENTRIES_IN_A_PIECE):
+        made_now = [made(entry) for entry in entries[begin : begin + ENTRIES_IN_A_PIECE]]
+        yield (b"," if begin else b"") + encode(made_now)[1:-1]
 
 
 def token_text(piece: bytes) -> str:
