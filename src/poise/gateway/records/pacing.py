@@ -13,6 +13,7 @@ goes out when those before it are. A token is here what a record has an entry fo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 TICK_S = 0.005
@@ -125,16 +126,14 @@ class Pacer:
         return self._lanes[choice].due_s(arrival_s)
 
 
+@dataclass(eq=False, slots=True)
 class _Lane:
-    __slots__ = ("_arrival_s", "_delay_s", "_deviation_s", "_due_s", "_gap_s", "_n_gaps")
-
-    def __init__(self, delay_s: float) -> None:
-        self._delay_s = delay_s
-        self._gap_s = 0.0
-        self._deviation_s = 0.0
-        self._n_gaps = 0
-        self._arrival_s: float | None = None
-        self._due_s = 0.0
+    _delay_s: float
+    _gap_s: float = 0.0
+    _deviation_s: float = 0.0
+    _n_gaps: int = 0
+    _arrival_s: float | None = None
+    _due_s: float = 0.0
 
     def due_s(self, arrival_s: float) -> float:
         if self._arrival_s is None:

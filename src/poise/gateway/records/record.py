@@ -78,13 +78,11 @@ class Work(Protocol):
 
     def stop(self, why: Stop) -> None:
         """End it now."""
-        ...
 
     def hold(self, level: Hold) -> None: ...
 
     def requests(self) -> list[tuple[int, int]]:
         """Index and id of each engine request that has not ended."""
-        ...
 
 
 class Record:

@@ -27,7 +27,6 @@ class Answered(Protocol):
 
     def usage(self, n_entries: int | None = None) -> Usage:
         """Tokens up to a place, or so far."""
-        ...
 
 
 class Writer(ABC):

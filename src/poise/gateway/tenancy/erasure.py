@@ -20,7 +20,6 @@ class Eraser(Protocol):
 
     async def erase(self, tenant: str) -> Mapping[str, int]:
         """Erase a tenant's data here; returns how much there was, by kind. Kinds of different places differ."""
-        ...
 
 
 class Erasure:

@@ -28,11 +28,9 @@ class AnswerParser(Protocol):
 
     def push(self, text: str) -> Pieces:
         """What has become certain with this text, in its order."""
-        ...
 
     def flush(self) -> Pieces:
         """The answer ends here: what was held back of it."""
-        ...
 
 
 class PlainAnswer:

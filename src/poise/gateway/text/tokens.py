@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -23,6 +23,8 @@ from poise.metrics.text import TextMetrics
 from poise.wire import text as wire
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A", wire.Ids, wire.Fitted, wire.CutDown)
 
 _BLANK_ROLES = ("system", "user", "assistant")
 ALL = 1 << 31
@@ -58,22 +60,12 @@ class TextJobs(Protocol):
     @property
     def deaths(self) -> Iterable[tuple[float, str]]:
         """When workers ended without being asked to, by the monotonic clock, and how."""
-        ...
 
     async def run(self, job: wire.Job, account: str, n_bytes: int) -> wire.Answer:
         """The answer to a job with so much text in it. Raises ApiError when nobody can answer it."""
-        ...
 
     def status(self) -> TextFigures:
         """The workers and the queue, for /status."""
-        ...
-
-
-class Counted(NamedTuple):
-    """A prompt. `ids` is empty when there are more than were wanted."""
-
-    n: int
-    ids: list[int]
 
 
 class TextModel:
@@ -113,44 +105,35 @@ class Tokens:
         self._jobs = jobs
         self._account = account
 
-    async def chat(self, messages: Sequence[wire.Message], n_added: int = 0, ids_max: int = ALL) -> Counted:
+    async def chat(self, messages: Sequence[wire.Message], n_added: int = 0, ids_max: int = ALL) -> wire.Ids:
         """The prompt of a conversation, of which `n_added` messages at the start are not the caller's."""
-        return await self._counted(wire.Chat(list(messages), n_added, ids_max), conversation_bytes(messages))
+        return await self._run(wire.Ids, wire.Chat(list(messages), n_added, ids_max), conversation_bytes(messages))
 
-    async def prompt(self, prompt: str, ids_max: int = ALL) -> Counted:
+    async def prompt(self, prompt: str, ids_max: int = ALL) -> wire.Ids:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""
-        return await self._counted(wire.Prompt(prompt, ids_max), text_bytes(prompt))
+        return await self._run(wire.Ids, wire.Prompt(prompt, ids_max), text_bytes(prompt))
 
     async def length(self, text: str) -> int:
         """Tokens of a text that stands for itself."""
-        return (await self._counted(wire.Length(text), text_bytes(text))).n
+        return (await self._run(wire.Ids, wire.Length(text), text_bytes(text))).n
 
     async def opening(self, system: str) -> list[int]:
         """The tokens with which every conversation begins that has this system message."""
-        return (await self._counted(wire.Opening(system), text_bytes(system))).ids
+        return (await self._run(wire.Ids, wire.Opening(system), text_bytes(system))).ids
 
     async def keeps_blanks(self) -> bool:
         """Whether the chat template leaves the white space around what is said where it is."""
-        return bool((await self._counted(wire.Blanks(), 0)).n)
+        return bool((await self._run(wire.Ids, wire.Blanks(), 0)).n)
 
     async def fit(self, job: wire.Fit) -> wire.Fitted:
         """The conversation with the fewest turns left out."""
-        answer = await self._run(job, conversation_bytes(job.messages))
-        assert isinstance(answer, wire.Fitted)
-        return answer
+        return await self._run(wire.Fitted, job, conversation_bytes(job.messages))
 
     async def cut(self, job: wire.Cut) -> wire.CutDown:
         """The conversation with the end of one message cut off."""
-        answer = await self._run(job, conversation_bytes(job.messages))
-        assert isinstance(answer, wire.CutDown)
-        return answer
+        return await self._run(wire.CutDown, job, conversation_bytes(job.messages))
 
-    async def _counted(self, job: wire.Job, n_bytes: int) -> Counted:
-        answer = await self._run(job, n_bytes)
-        assert isinstance(answer, wire.Ids)
-        return Counted(answer.n, answer.ids)
-
-    async def _run(self, job: wire.Job, n_bytes: int) -> wire.Answer:
+    async def _run(self, kind: type[A], job: wire.Job, n_bytes: int) -> A:
         answer = await self._jobs.run(job, self._account, n_bytes)
         if isinstance(answer, wire.Refused):
             if answer.trace:
@@ -159,6 +142,7 @@ class Tokens:
         if isinstance(answer, wire.Broken):
             log.error("internal error %s in a text worker: %s", error_id := new_error_id(), answer.trace)
             raise internal_error(error_id)
+        assert isinstance(answer, kind)
         return answer
 
 

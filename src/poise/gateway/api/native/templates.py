@@ -39,6 +39,4 @@ class TemplatesAnswer:
     async def templates(self, request: Request) -> TemplateList:
         """Those that the caller may use."""
         known = self._templates.of_tenant(self._tenants.identify(credentials_of(request)).tenant).items()
-        return TemplateList(
-            data=[TemplateCard(name=name, tokens=info.n_tokens, kept=info.kept) for name, info in known]
-        )
+        return TemplateList(data=[TemplateCard(name=name, tokens=n, kept=kept) for name, (n, kept) in known])

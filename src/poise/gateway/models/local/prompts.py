@@ -94,7 +94,8 @@ class Prompts:
                 error := limits.cannot_fit(text_bytes(prompt), text.longest, plan.param, hint=_PROMPT_HINT)
             ) is not None:
                 raise error
-            n, ids = await text.of(plan.account).prompt(prompt, limits.prompt)
+            found = await text.of(plan.account).prompt(prompt, limits.prompt)
+            n, ids = found.n, found.ids
         n = n or len(ids)
         if not n:
             raise invalid_value(plan.param, "have at least one token", prompt)
@@ -202,11 +203,11 @@ class _Fitter:
 
     async def whole(self) -> int:
         """Take the conversation as it came. Returns its tokens, as the others do."""
-        n, ids = await self._text.chat(self._messages, self._n_added, self._plan.limits.prompt)
-        if self._plan.allowance.granted(self._plan.limits, n) is None:
-            raise self._exceeded(n, ContextPolicy.REJECT)
-        self._plan.ids = [ids]
-        return n
+        found = await self._text.chat(self._messages, self._n_added, self._plan.limits.prompt)
+        if self._plan.allowance.granted(self._plan.limits, found.n) is None:
+            raise self._exceeded(found.n, ContextPolicy.REJECT)
+        self._plan.ids = [found.ids]
+        return found.n
 
     async def trim(self) -> int:
         """Leave out the fewest turns that make it fit, and say so."""

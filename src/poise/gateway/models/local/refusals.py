@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from poise.gateway.request.refusals import ApiError, retry_after, shown, without_folders
+from poise.gateway.request.refusals import ApiError, context_length_exceeded, retry_after, shown, without_folders
 from poise.gateway.supervision.engine import EnginePhase, EngineState
 from poise.scheduler.request import RejectReason
 from poise.wire.fingerprint import MODEL_CHANGED
@@ -29,52 +29,38 @@ def summary_failed(reason: str) -> ApiError:
 
 def refused(event: Refused, request_class: str, param: str) -> ApiError:
     """The scheduler's refusal on arrival, with its own numbers."""
-    if event.reason == RejectReason.TOO_LONG:
-        return ApiError(
-            400,
-            "context_length_exceeded",
-            f"The request needs {event.value} tokens of context, but at most {event.limit} are available to it. "
-            "Shorten the prompt or ask for fewer output tokens.",
-            param=param,
-        )
-    if event.reason == RejectReason.QUEUE_FULL:
-        headers = retry_after(event.retry_after_us / 1e6)
-        return ApiError(
-            429,
-            "queue_full",
-            f"The queue of class '{request_class}' is full: {event.value} requests wait, {event.limit} may. "
-            f"Try again in about {headers['Retry-After']} s.",
-            headers=headers,
-        )
-    if event.reason == RejectReason.QUEUE_SHARE:
-        headers = retry_after(event.retry_after_us / 1e6)
-        return ApiError(
-            429,
-            "queue_share_full",
-            f"You have {event.value} requests waiting in the queue of class '{request_class}', and {event.limit} may wait now: "
-            "the other places are kept for others. Let some of them end first, or try again in about "
-            f"{headers['Retry-After']} s.",
-            headers=headers,
-        )
-    if event.reason == RejectReason.TENANT_QUEUE_FULL:
-        headers = retry_after(event.retry_after_us / 1e6)
-        return ApiError(
-            429,
-            "tenant_queue_full",
-            f"Your tenant has {event.value} requests waiting, and {event.limit} may wait. Let some of them end first, or "
-            f"try again in about {headers['Retry-After']} s.",
-            headers=headers,
-        )
-    if event.reason == RejectReason.TENANT_RATE:
-        headers = retry_after(event.retry_after_us / 1e6)
-        return ApiError(
-            429,
-            "rate_limit_exceeded",
-            f"Your tenant may use {event.limit} tokens per minute, and they are used up for now; the prompt has "
-            f"{event.value}. Try again in about {headers['Retry-After']} s, or ask the operator for more.",
-            headers=headers,
-        )
-    raise AssertionError(f"unknown reason {event.reason!r}")
+    value, limit, headers = event.value, event.limit, retry_after(event.retry_after_us / 1e6)
+    again = f"in about {headers['Retry-After']} s"
+    match event.reason:
+        case RejectReason.TOO_LONG:
+            message = f"The request needs {value} tokens of context, but at most {limit} are available to it."
+            return context_length_exceeded(message, "Shorten the prompt or ask for fewer output tokens.", param)
+        case RejectReason.QUEUE_FULL:
+            code = "queue_full"
+            message = (
+                f"The queue of class '{request_class}' is full: {value} requests wait, {limit} may. Try again {again}."
+            )
+        case RejectReason.QUEUE_SHARE:
+            code = "queue_share_full"
+            message = (
+                f"You have {value} requests waiting in the queue of class '{request_class}', and {limit} may wait now: "
+                f"the other places are kept for others. Let some of them end first, or try again {again}."
+            )
+        case RejectReason.TENANT_QUEUE_FULL:
+            code = "tenant_queue_full"
+            message = (
+                f"Your tenant has {value} requests waiting, and {limit} may wait. Let some of them end first, or "
+                f"try again {again}."
+            )
+        case RejectReason.TENANT_RATE:
+            code = "rate_limit_exceeded"
+            message = (
+                f"Your tenant may use {limit} tokens per minute, and they are used up for now; the prompt has {value}. "
+                f"Try again {again}, or ask the operator for more."
+            )
+        case _:
+            raise AssertionError(f"unknown reason {event.reason!r}")
+    return ApiError(429, code, message, headers=headers)
 
 
 def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from poise.config.serving import TemplateSettings
 from poise.gateway.models.local.refusals import template_not_found
@@ -39,14 +38,6 @@ OPERATOR = ""
 
 class TemplateUnusable(ValueError):
     """A template that the model's chat template cannot write."""
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateInfo:
-    """What a caller is sent of a template. `n_tokens` None: not known yet. `kept`: they need no computing."""
-
-    n_tokens: int | None
-    kept: bool
 
 
 class Templates:
@@ -82,11 +73,12 @@ class Templates:
                 log.info("the shipped template '%s' is not offered: %s", name, error.message)
         return {name: self._tokens[name] for name in self._declared if self._tokens[name]}
 
-    def of_tenant(self, tenant: str) -> dict[str, TemplateInfo]:
-        """The templates that a tenant may use: the operator's first."""
+    def of_tenant(self, tenant: str) -> dict[str, tuple[int | None, bool]]:
+        """The templates that a tenant may use: the operator's first. Of each, its tokens (None: not known yet), and whether they
+        are kept and need no computing."""
         declared = [n for n, template in self._declared.items() if not template.tenants or tenant in template.tenants]
         return {
-            name: TemplateInfo(len(self._tokens[name]) if name in self._tokens else None, kept=name in self._declared)
+            name: (len(self._tokens[name]) if name in self._tokens else None, name in self._declared)
             for name in [*declared, *self._shipped]
         }
 
