@@ -44,7 +44,7 @@ from poise.wire.messages import (
     TokenLogprob,
 )
 from poise.wire.status import ClassStatus, PoolStatus, SlotStatus, Status, StoreStatus, Waiting
-from poise.wire.to_engine import SamplingParams
+from poise.wire.to_engine import SamplingParams, Submit
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.desk import Desk, vocabulary
 from poise.worker.text.tokeniser import Tokeniser
@@ -173,35 +173,21 @@ class FakeEngine:
         """Of the journal, who have not been closed."""
         self._changed = asyncio.Event()
 
-    def submit(
-        self,
-        *,
-        tenant: str,
-        request_class: RequestClass,
-        prompt: list[int],
-        max_output: int,
-        sampling: SamplingParams,
-        template: str = "",
-        queue_timeout_ms: int = 0,
-        label: str = "",
-        erased: bool = False,
-        account: str = "",
-        declared: bool = False,
-    ) -> RequestHandle:
+    def submit(self, submit: Submit, label: str = "") -> RequestHandle:
         if self.unavailable_after is not None and len(self.submissions) >= self.unavailable_after:
             raise EngineUnavailable("the engine is restarting", 2.5)
         handle = RequestHandle(len(self.submissions) + 1, self._abort)
         submission = Submission(
             handle,
-            tenant,
-            request_class,
-            prompt,
-            max_output,
-            sampling,
-            template,
-            queue_timeout_ms,
+            submit.tenant,
+            RequestClass(submit.request_class),
+            submit.prompt,
+            submit.max_output,
+            submit.sampling,
+            submit.template,
+            submit.queue_timeout_ms,
             label=label,
-            erased=erased,
+            erased=submit.erased,
         )
         self.submissions.append(submission)
         self._note()

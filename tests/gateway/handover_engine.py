@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 
+from msgspec import structs
+
 from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import EnginePhase, RequestHandle
 from poise.gateway.supervision.handover import Handover
@@ -37,39 +39,12 @@ class HandoverEngine(FakeEngine):
         """Requests of this class: summaries."""
         self._numbers = count(1)
 
-    def submit(
-        self,
-        *,
-        tenant: str,
-        request_class: RequestClass,
-        prompt: list[int],
-        max_output: int,
-        sampling: to_engine.SamplingParams,
-        template: str = "",
-        queue_timeout_ms: int = 0,
-        label: str = "",
-        erased: bool = False,
-        account: str = "",
-        declared: bool = False,
-    ) -> RequestHandle:
+    def submit(self, submit: to_engine.Submit, label: str = "") -> RequestHandle:
         request_id = next(self._numbers)
-        self.n_prompt[request_id] = len(prompt)
-        if request_class is RequestClass.BACKGROUND:
+        self.n_prompt[request_id] = len(submit.prompt)
+        if submit.request_class == RequestClass.BACKGROUND:
             self.background.add(request_id)
-        message = to_engine.Submit(
-            request_id,
-            tenant,
-            request_class.value,
-            prompt,
-            max_output,
-            sampling,
-            template,
-            queue_timeout_ms,
-            erased=erased,
-            account=account,
-            declared=declared,
-        )
-        handle = self.handover.add(message, label)
+        handle = self.handover.add(structs.replace(submit, request_id=request_id), label)
         self.n_submitted += 1
         self._note()
         if self.act is not None:

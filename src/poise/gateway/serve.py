@@ -73,7 +73,7 @@ def serve(loaded: LoadedSettings) -> int:
         return CANNOT_START
     with listener:
         try:
-            service = _Service(settings, checked.path, listener, keys, audit, tls)
+            service = _Service(settings, Path(checked.path), listener, keys, audit, tls)
         except TracesUnavailable as error:
             print(f"poise: {error}", file=sys.stderr)  # noqa: T201
             return CANNOT_START

@@ -44,7 +44,7 @@ class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
-    """Gateway to engine: compute this request."""
+    """Gateway to engine: compute this request. `request_id` 0: it has no number yet."""
 
     request_id: int
     tenant: str

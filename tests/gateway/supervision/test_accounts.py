@@ -28,7 +28,7 @@ async def last_event(s: Supervisor, n_prompt: int) -> object:
     sampling = to_engine.SamplingParams(temperature=0.0, ignore_eos=True)
     prompt = list(range(1, n_prompt + 1))
     request_class = RequestClass.INTERACTIVE
-    box = Mailbox(s.submit(tenant="t", request_class=request_class, prompt=prompt, max_output=3, sampling=sampling))
+    box = Mailbox(s.submit(to_engine.Submit(0, "t", request_class.value, prompt, 3, sampling)))
     received: list[object] = []
     while not (received and isinstance(received[-1], wire.Finish | wire.Refused)):
         received += await box.receive()

@@ -7,7 +7,8 @@ import socket
 
 import uvloop
 
-from poise.gateway.supervision.connection import EngineConnection
+from poise.gateway.supervision.connection import FrameConnection
+from poise.wire import messages as wire
 
 
 def test_what_is_written_to_a_lost_connection_is_dropped() -> None:
@@ -17,7 +18,9 @@ def test_what_is_written_to_a_lost_connection_is_dropped() -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         lost: asyncio.Future[None] = loop.create_future()
-        _, connection = await loop.create_connection(lambda: EngineConnection(lambda _: None, lost), sock=ours)
+        _, connection = await loop.create_connection(
+            lambda: FrameConnection(wire.ToGateway, lambda _: None, lost), sock=ours
+        )
         connection.write(b"abc")
         assert await asyncio.to_thread(theirs.recv, 3) == b"abc"
         connection.close()

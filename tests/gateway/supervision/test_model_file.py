@@ -30,7 +30,7 @@ LONG = 600
 async def serving(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Supervisor]:
     """A supervisor of simulated engines that look at a real file; it is looked at without a pause."""
     monkeypatch.setattr("poise.gateway.supervision.supervisor.LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr("poise.gateway.supervision.pause.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("poise.gateway.supervision.model_file.LOOK_EVERY_S", 0.01)
     settings = Settings(engine=EngineSettings(restart_delay_max_s=0.5, recoveries_max=1000))
     made = Supervisor(settings, str(path), (sys.executable, "-m", "tests.gateway.simulated_engine", "slow"))
     await made.start()

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from poise.gateway.supervision.preflight import CannotStart, Checked, in_child
 
 
 def test_what_was_found_comes_back() -> None:
-    checked = Checked(Path("/models/é.gguf"), ("one", "two"))
+    checked = Checked("/models/é.gguf", ["one", "two"])
     assert in_child(lambda: checked) == checked
 
 

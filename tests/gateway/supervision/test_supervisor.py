@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from poise.config import EngineSettings, Settings
-from poise.gateway.supervision.connection import EngineConnection
+from poise.gateway.supervision.connection import FrameConnection
 from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineUnavailable
 from poise.gateway.supervision.launch import LaunchedEngine
 from poise.gateway.supervision.supervisor import Supervisor
@@ -46,11 +46,7 @@ async def supervisor(mode: str = "works", **engine: Any) -> AsyncIterator[Superv
 
 def submit(s: Supervisor, prompt: list[int], max_output: int = 5) -> Mailbox:
     sampling = to_engine.SamplingParams(temperature=0.0, ignore_eos=True)
-    return Mailbox(
-        s.submit(
-            tenant="t", request_class=RequestClass.INTERACTIVE, prompt=prompt, max_output=max_output, sampling=sampling
-        )
-    )
+    return Mailbox(s.submit(to_engine.Submit(0, "t", RequestClass.INTERACTIVE.value, prompt, max_output, sampling)))
 
 
 async def events(handle: Mailbox) -> list[object]:
@@ -328,9 +324,9 @@ async def test_a_message_that_is_taken_at_once_is_not_taken_to_be_left_alone(mon
     sent_ns: list[int] = []
     async with supervisor() as s:
         await s.wait_until_settled()
-        write, sent = EngineConnection.write, Watchdog.sent
+        write, sent = FrameConnection.write, Watchdog.sent
 
-        def slowly(connection: EngineConnection, data: bytes) -> None:
+        def slowly(connection: FrameConnection[wire.ToGateway], data: bytes) -> None:
             write(connection, data)
             wrote_ns.append(time.monotonic_ns())
 
@@ -338,7 +334,7 @@ async def test_a_message_that_is_taken_at_once_is_not_taken_to_be_left_alone(mon
             sent_ns.append(now_ns)
             sent(watchdog, now_ns)
 
-        monkeypatch.setattr(EngineConnection, "write", slowly)
+        monkeypatch.setattr(FrameConnection, "write", slowly)
         monkeypatch.setattr(Watchdog, "sent", noting)
         await events(submit(s, [1, 2, 3]))
     assert sent_ns

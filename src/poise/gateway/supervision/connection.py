@@ -1,21 +1,24 @@
-"""The gateway's end of the socket to the engine: messages are dispatched as they arrive, with no stream or task in between."""
+"""The gateway's end of the socket to another process: messages are handed on as they come, with no stream or task between."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import Any, Generic, TypeVar, cast
 
-from poise.wire import messages as wire
 from poise.wire.framing import FrameDecoder
 
+T = TypeVar("T")
 
-class EngineConnection(asyncio.Protocol):
-    def __init__(self, dispatch: Callable[[wire.ToGateway], None], lost: asyncio.Future[None]) -> None:
+
+class FrameConnection(asyncio.Protocol, Generic[T]):
+    """Takes frames of `kind`, each of which `receive` is called with."""
+
+    def __init__(self, kind: Any, receive: Callable[[T], None], lost: asyncio.Future[None]) -> None:
         self.lost = lost
         """Done at the end of the connection, with what broke it."""
-        self._dispatch = dispatch
-        self._frames: FrameDecoder[wire.ToGateway] = FrameDecoder(wire.ToGateway)
+        self._receive = receive
+        self._frames: FrameDecoder[T] = FrameDecoder(kind)
         self._transport: asyncio.Transport | None = None
 
     def write(self, data: bytes) -> None:
@@ -33,7 +36,7 @@ class EngineConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for message in self._frames.feed(data):
-                self._dispatch(message)
+                self._receive(message)
         except Exception as error:
             self.connection_lost(error)
 

@@ -15,23 +15,13 @@ from typing import Protocol
 from poise.config import Settings
 from poise.gateway.supervision.blame import Death
 from poise.gateway.supervision.quarantine import QuarantineReport
+from poise.metrics.engine import EngineReading
 from poise.metrics.story import Outcome
 from poise.scheduler.request import Control, RequestClass
-from poise.wire.messages import (
-    Accepted,
-    Change,
-    Controlled,
-    Erased,
-    Finish,
-    Forgotten,
-    Prefill,
-    Ready,
-    Refused,
-    Start,
-    Token,
-)
+from poise.wire import messages as wire
+from poise.wire.messages import Finish, Refused
 from poise.wire.status import Status, Waiting
-from poise.wire.to_engine import SamplingParams
+from poise.wire.to_engine import Submit
 
 ENGINE_LOST = Outcome.ENGINE_LOST.value
 """Finish.reason given by the gateway to requests that no engine could go on with."""
@@ -40,7 +30,7 @@ QUARANTINED = Outcome.QUARANTINED.value
 SERVER_STOPPING = Outcome.SERVER_STOPPING.value
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
-RequestEvent = Accepted | Refused | Waiting | Start | Change | Prefill | Token | Finish
+RequestEvent = wire.Accepted | Refused | Waiting | wire.Start | wire.Change | wire.Prefill | wire.Token | Finish
 
 
 class EnginePhase(StrEnum):
@@ -64,13 +54,18 @@ class EngineState:
     retry_after_s: float = 1.0
     model_changed: bool = False
     """Another model file is there now than the one that the server was started with."""
-    ready: Ready | None = None
+    ready: wire.Ready | None = None
     status: Status | None = None
 
     @property
     def is_settled(self) -> bool:
         """It is ready, or nothing more will come."""
         return self.phase in (EnginePhase.READY, EnginePhase.FAILED, EnginePhase.STOPPED)
+
+    @property
+    def reading(self) -> EngineReading:
+        """As metrics read it."""
+        return EngineReading(self.phase is EnginePhase.READY, self.restarts, self.status)
 
 
 class EngineUnavailable(Exception):
@@ -130,103 +125,68 @@ class EngineView(Protocol):
     @property
     def n_live(self) -> int:
         """Requests that have not ended."""
-        ...
 
     def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
         """By account, requests of a class that have not begun: to the last one, where the engine's status is a moment old."""
-        ...
 
 
 class Engine(EngineView, Protocol):
     """The engine as requests see it."""
 
-    def submit(
-        self,
-        *,
-        tenant: str,
-        request_class: RequestClass,
-        prompt: list[int],
-        max_output: int,
-        sampling: SamplingParams,
-        template: str = "",
-        queue_timeout_ms: int = 0,
-        label: str = "",
-        erased: bool = False,
-        account: str = "",
-        declared: bool = False,
-    ) -> RequestHandle:
-        """Hand a request to the engine. Raises EngineUnavailable.
+    def submit(self, submit: Submit, label: str = "") -> RequestHandle:
+        """Hand a request to the engine, under a number that it is given here. Raises EngineUnavailable.
 
-        template           one whose tokens the prompt begins with
-        queue_timeout_ms   how long it may wait for its slot; 0: for ever
-        label              what reports call it: its X-Request-Id
-        erased             its tenant's data was erased while it was on its way: nothing of it is kept
-        account            under what name admission and fair shares are counted; empty: the tenant's
-        declared           the operator made that account
+        `label`: what reports call it, its X-Request-Id.
         """
-        ...
 
     def hold(self, request_id: int, hold: str) -> None:
         """The readers of a request are behind, or have caught up: `hold` is a Hold. Later engines are sent it, too."""
-        ...
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
         """The tokens of each template that requests may name. Every engine is told as soon as it is ready."""
-        ...
 
 
 class EngineProcess(EngineView, Protocol):
     """The engine as its operators see it, and the condition of the server: what acts on all requests, or on the process."""
 
-    async def control(self, request_id: int, action: Control) -> Controlled:
+    async def control(self, request_id: int, action: Control) -> wire.Controlled:
         """An operator's word on a live request. Raises EngineUnavailable."""
-        ...
 
-    async def forget(self, tenant: str) -> Forgotten:
+    async def forget(self, tenant: str) -> wire.Forgotten:
         """Drop what is cached for a tenant. Raises EngineUnavailable."""
-        ...
 
     def disown(self, tenant: str) -> int:
         """Have a tenant's live requests leave nothing when they end, in any engine, and take its name out of reports.
 
         Returns how many reports named it. No engine is needed for that.
         """
-        ...
 
-    async def erase(self, tenant: str) -> Erased:
+    async def erase(self, tenant: str) -> wire.Erased:
         """The same, and overwrite it, and take the tenant out of the flight recorder. Raises EngineUnavailable."""
-        ...
 
     def journal(self) -> AsyncGenerator[list[str], None]:
         """The engine's flight recorder as it stands, JSON lines, oldest first, a page at a time. To be closed by its reader.
 
         Another reader in between has the place of this one, which then raises EngineUnavailable, as without an engine.
         """
-        ...
 
     def adjust(self, queue_share: float, slots_share: float) -> None:
         """Allow only these shares of each class's queue and slots, this engine and later ones."""
-        ...
 
     def use(self, settings: Settings) -> None:
         """The settings that engines are started with from now on. The present one keeps its own."""
-        ...
 
     def restart(self, why: str) -> None:
         """Replace the engine by another one. Only while nothing is live."""
-        ...
 
     def on_death(self, listener: Callable[[Death], None]) -> None:
         """Be told of each engine that is lost, before the next one is started."""
-        ...
 
     def end_all(self, reason: str, detail: str) -> None:
         """End every live request with this Finish."""
-        ...
 
     def quarantined(self) -> list[QuarantineReport]:
         """Requests that were ended because engines died computing them, the newest hundred."""
-        ...
 
 
 class WholeEngine(Engine, EngineProcess, Protocol):

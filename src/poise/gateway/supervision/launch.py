@@ -13,10 +13,11 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from poise.engine.blackbox import BlackBox
 from poise.engine.leash import child_environment
-from poise.gateway.supervision.connection import EngineConnection
+from poise.gateway.supervision.connection import FrameConnection
 from poise.wire import messages as wire
 
 N_SPARE = 8
@@ -43,7 +44,7 @@ class Launcher:
                 # Whether the loop can watch it is asked here: where it cannot, a transport would log that, and never read.
                 loop.add_reader(ours.fileno(), _nothing)
                 loop.remove_reader(ours.fileno())
-                connection = EngineConnection(dispatch, loop.create_future())
+                connection = FrameConnection(wire.ToGateway, dispatch, loop.create_future())
                 await loop.create_unix_connection(lambda: connection, sock=ours)
                 undo.pop_all()
         except (MemoryError, RuntimeError) as error:  # RuntimeError: no thread, no child can be made
@@ -91,13 +92,13 @@ def _nothing() -> None:
     """A reader callback that reads nothing: it is only asked whether anything could be read."""
 
 
+@dataclass(frozen=True, slots=True)
 class LaunchedEngine:
     """One engine: its process, what it notes, and the way to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], box: BlackBox, connection: EngineConnection) -> None:
-        self.process = process
-        self.box = box
-        self.connection = connection
+    process: subprocess.Popen[bytes]
+    box: BlackBox
+    connection: FrameConnection[wire.ToGateway]
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -108,13 +109,15 @@ class LaunchedEngine:
         self.connection.close()
         try:
             async with asyncio.timeout(grace_s):
-                return await self._wait()
+                return await ended(self.process)
         except (TimeoutError, asyncio.CancelledError):
             self.kill()
-            return await self._wait()
+            return await ended(self.process)
 
-    async def _wait(self) -> int:
-        # Polled: a watcher would need a thread or a file for each engine, which may be lacking.
-        while (code := self.process.poll()) is None:  # noqa: ASYNC110
-            await asyncio.sleep(POLL_S)
-        return code
+
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process, when it has ended; of a signal its negative number."""
+    # Polled: a watcher would need a thread or a file for each process, which may be lacking.
+    while (code := process.poll()) is None:  # noqa: ASYNC110
+        await asyncio.sleep(POLL_S)
+    return code

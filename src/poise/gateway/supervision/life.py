@@ -84,15 +84,8 @@ class Life:
         return Death(cause, code, hung or words.message or obituary(code), ids, words.permanent, words.short_of_memory)
 
 
-@dataclass(frozen=True, slots=True)
-class Restart:
-    """When another engine is started. `is_hopeless`: so late, after one that never was ready, that requests give it up."""
-
-    delay_s: float
-    is_hopeless: bool
-
-
-def restart_after(life: Life, death: Death, backoff: Backoff, now_s: float, *, replaced: bool) -> Restart:
-    """What follows a death. An engine that was `replaced` has its successor at once, and the back-off is as it was."""
+def restart_after(life: Life, death: Death, backoff: Backoff, now_s: float, *, replaced: bool) -> tuple[float, bool]:
+    """In how many seconds another engine is started, and whether that is so late, after one that never was ready, that requests
+    give it up. An engine that was `replaced` has its successor at once, and the back-off is as it was."""
     delay_s = 0.0 if replaced else backoff.after(stable=life.is_stable(now_s), lasting=death.is_lasting)
-    return Restart(delay_s, not life.ready_s and backoff.is_longest(delay_s))
+    return delay_s, not life.ready_s and backoff.is_longest(delay_s)

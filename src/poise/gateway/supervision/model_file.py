@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from poise.wire.fingerprint import fingerprint
 
+LOOK_EVERY_S = 1.0
 FileState = tuple[int, int, int]
 """Inode, size and modification time: what tells one state of a file from another."""
 
@@ -58,3 +60,16 @@ class ModelFile:
         now = await asyncio.to_thread(fingerprint, Path(self.path))
         self._seen = seen
         self.is_changed = now != self.fingerprint
+
+
+async def pause(longest_s: float, path: str) -> None:
+    """The pause before another start that has little hope: until the file has changed and was then left alone from one look to
+    the next, or until the time is over."""
+    first = before = file_state(path)
+    end_s = time.monotonic() + longest_s
+    while (left_s := end_s - time.monotonic()) > 0:
+        await asyncio.sleep(min(LOOK_EVERY_S, left_s))
+        now = file_state(path)
+        if now == before != first:
+            return
+        before = now

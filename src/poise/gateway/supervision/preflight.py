@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 
@@ -22,12 +20,11 @@ class CannotStart(Exception):
     """One line: what is wrong and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """The model's file, and limits above what `poise capacity` has measured, a line each."""
 
-    path: Path
-    warnings: tuple[str, ...] = ()
+    path: str
+    warnings: list[str] = []
 
 
 def check(loaded: LoadedSettings) -> Checked:
@@ -50,7 +47,7 @@ def _check(loaded: LoadedSettings) -> Checked:
         raise CannotStart(str(error)) from None
     if found and loaded.settings.server.require_measured:
         raise CannotStart("\npoise: ".join(found))
-    return Checked(fit.path, tuple(found))
+    return Checked(str(fit.path), list(found))
 
 
 def in_child(work: Callable[[], Checked]) -> Checked:
@@ -76,21 +73,15 @@ def in_child(work: Callable[[], Checked]) -> Checked:
     if code != 0:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise CannotStart(f"the model's file could not be looked at ({how}); use another file, and run `poise doctor`")
-    answer = msgspec.json.decode(data, type=_Answer)
-    if answer.problem:
-        raise CannotStart(answer.problem)
-    return Checked(Path(answer.path), tuple(answer.warnings))
+    answer = msgspec.json.decode(data, type=Checked | str)
+    if isinstance(answer, str):
+        raise CannotStart(answer)
+    return answer
 
 
-class _Answer(msgspec.Struct):
-    path: str = ""
-    warnings: Sequence[str] = ()
-    problem: str = ""
-
-
-def _answered(work: Callable[[], Checked]) -> _Answer:
+def _answered(work: Callable[[], Checked]) -> Checked | str:
+    """What is written into the pipe: what `work` returns, or why the server cannot start."""
     try:
-        checked = work()
+        return work()
     except CannotStart as error:
-        return _Answer(problem=str(error))
-    return _Answer(str(checked.path), checked.warnings)
+        return str(error)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, TypeVar
 
 from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUnavailable
+from poise.wire import messages as wire
 from poise.wire import to_engine
 
+A = TypeVar("A")
+
 ANSWER_TIMEOUT_S = 10.0
+JOURNAL_RETRY_S = 1.0
 
 
 class Questions:
@@ -21,17 +25,34 @@ class Questions:
         self._send = send
         self._asked: dict[object, deque[asyncio.Future[Any]]] = {}  # by what tells the answer, in the order of asking
 
-    async def ask(self, message: to_engine.ToEngine, key: object) -> Any:
-        """Send a message and wait for what answers it. Raises EngineUnavailable."""
+    async def ask(self, kind: type[A], message: to_engine.ToEngine, key: object) -> A:
+        """Send a message and wait for what answers it, which is of that kind. Raises EngineUnavailable."""
         if self._state.phase is not EnginePhase.READY:
             raise unavailable(self._state)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked.setdefault(key, deque()).append(future)
         self._send(message)
         try:
-            return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
+            answer = await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
         except TimeoutError as error:
             raise EngineUnavailable("the engine did not answer in time", self._state.retry_after_s) from error
+        assert isinstance(answer, kind)
+        return answer
+
+    async def journal(self, read_id: int) -> AsyncGenerator[list[str], None]:
+        """The flight recorder of the engine, page by page. Raises EngineUnavailable."""
+        begins = True
+        try:
+            while True:
+                page = await self.ask(wire.JournalPage, to_engine.ReadJournal(read_id, begins=begins), read_id)
+                if page.is_lost:
+                    raise EngineUnavailable("the journal is read by another, or was another engine's", JOURNAL_RETRY_S)
+                if page.is_last:
+                    return
+                begins = False
+                yield page.lines
+        finally:
+            self._send(to_engine.ReadJournal(read_id, ends=True))
 
     def answer(self, key: object, answer: Any) -> None:
         """Hand an answer to who asked first. One who no longer waits keeps his place: the answer is his all the same."""

@@ -15,22 +15,17 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from itertools import count
 
+from msgspec.structs import replace
+
 from poise.config import Settings, engine_settings
 from poise.engine.blackbox import BlackBox, BoxReading
 from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.supervision.blame import Cause, Death
-from poise.gateway.supervision.engine import (
-    ENGINE_LOST,
-    EnginePhase,
-    EngineState,
-    RequestHandle,
-)
+from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineState, RequestHandle
 from poise.gateway.supervision.handover import Handover
-from poise.gateway.supervision.journal import pages_of_engine
 from poise.gateway.supervision.launch import LaunchedEngine, Launcher
 from poise.gateway.supervision.life import Life, Turn, phase_after, restart_after
-from poise.gateway.supervision.model_file import ModelFile
-from poise.gateway.supervision.pause import LOOK_EVERY_S, pause
+from poise.gateway.supervision.model_file import LOOK_EVERY_S, ModelFile, pause
 from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.gateway.supervision.questions import Questions, unavailable
 from poise.gateway.supervision.watchdog import Watchdog, look_every_s
@@ -131,28 +126,10 @@ class Supervisor:
                 await self._task
         self._end()
 
-    def submit(
-        self,
-        *,
-        tenant: str,
-        request_class: RequestClass,
-        prompt: list[int],
-        max_output: int,
-        sampling: to_engine.SamplingParams,
-        template: str = "",
-        queue_timeout_ms: int = 0,
-        label: str = "",
-        erased: bool = False,
-        account: str = "",
-        declared: bool = False,
-    ) -> RequestHandle:
+    def submit(self, submit: to_engine.Submit, label: str = "") -> RequestHandle:
         if self.state.phase is not EnginePhase.READY:
             raise unavailable(self.state)
-        submit = to_engine.Submit(
-            next(self._ids), tenant, request_class.value, prompt, max_output, sampling, template, queue_timeout_ms,
-            erased=erased, account=account, declared=declared,
-        )  # fmt: skip
-        return self._requests.add(submit, label)
+        return self._requests.add(replace(submit, request_id=next(self._ids)), label)
 
     @property
     def n_live(self) -> int:
@@ -198,32 +175,26 @@ class Supervisor:
             self._send(to_engine.Template(name, tokens))
 
     async def control(self, request_id: int, action: Control) -> wire.Controlled:
-        answer: wire.Controlled = await self._questions.ask(
-            to_engine.Control(request_id, action.value), (request_id, action.value)
-        )
-        return answer
+        message = to_engine.Control(request_id, action.value)
+        return await self._questions.ask(wire.Controlled, message, (request_id, action.value))
 
     async def forget(self, tenant: str) -> wire.Forgotten:
-        answer: wire.Forgotten = await self._questions.ask(
-            to_engine.Forget(forget_id := next(self._ids), tenant), forget_id
-        )
-        return answer
+        message = to_engine.Forget(next(self._ids), tenant)
+        return await self._questions.ask(wire.Forgotten, message, message.forget_id)
 
     def disown(self, tenant: str) -> int:
         self._accounts = self._accounts.without(tenant)
         return self._requests.disown(tenant)
 
     async def erase(self, tenant: str) -> wire.Erased:
+        message = to_engine.Erase(next(self._ids), tenant)
         try:
-            answer: wire.Erased = await self._questions.ask(
-                to_engine.Erase(erase_id := next(self._ids), tenant), erase_id
-            )
+            return await self._questions.ask(wire.Erased, message, message.erase_id)
         finally:
             self._accounts = self._accounts.without(tenant)  # the engine may have sent them meanwhile
-        return answer
 
     def journal(self) -> AsyncGenerator[list[str], None]:
-        return pages_of_engine(self._questions.ask, self._send, next(self._ids))
+        return self._questions.journal(next(self._ids))
 
     def _ended(self) -> bool:
         return self.state.phase in (EnginePhase.STOPPED, EnginePhase.FAILED)
@@ -254,13 +225,13 @@ class Supervisor:
         """Log and count an engine's death and pass it on; returns the time until the next start."""
         replaced, self._replacing = self._replacing, ""
         now_s = time.monotonic()
-        restart = restart_after(self._life, death, self._backoff, now_s, replaced=bool(replaced))
+        delay_s, is_hopeless = restart_after(self._life, death, self._backoff, now_s, replaced=bool(replaced))
         self._lost_s = self._lost_s or now_s
         self.state.restarts += 1
         self.state.status = None
-        self.state.retry_after_s = restart.delay_s + self._load_s
+        self.state.retry_after_s = delay_s + self._load_s
         self._turn(Turn.LOST, replaced or death.detail)
-        self._requests.lose(death, hopeless=restart.is_hopeless)
+        self._requests.lose(death, hopeless=is_hopeless)
         self._questions.fail()
         if replaced:
             log.warning("%s: the engine is replaced", replaced)
@@ -269,12 +240,12 @@ class Supervisor:
         log.error(
             "%s; starting it again %s; %d requests wait for it",
             death.detail,
-            f"in {restart.delay_s:.1f} s" if restart.delay_s else "at once",
+            f"in {delay_s:.1f} s" if delay_s else "at once",
             self.n_live,
         )
         for listener in self._listeners:
             listener(death)
-        return restart.delay_s
+        return delay_s
 
     async def _run_one(self) -> Death:
         """Start one engine and read it until it ends."""

@@ -8,28 +8,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import psutil
 
 from poise.engine.leash import child_environment
+from poise.gateway.supervision.connection import FrameConnection
+from poise.gateway.supervision.launch import ended
 from poise.wire import text as wire
-from poise.wire.framing import FrameDecoder, encode_frame
+from poise.wire.framing import encode_frame
 
 WORKER_COMMAND = (sys.executable, "-m", "poise.worker.text")
-POLL_S = 0.01
 _WITHOUT_GPU = dict.fromkeys(("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES"), "")
 """A vocabulary needs none, and a GPU's library would take memory of it."""
 
 
-class WorkerProcess(asyncio.Protocol):
+class WorkerProcess(FrameConnection[wire.FromWorker]):
     """Made by `start`. `lost` is done when the worker is gone, or says what is no message."""
 
     def __init__(self, receive: Callable[[wire.FromWorker], None]) -> None:
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._receive = receive
-        self._frames: FrameDecoder[wire.FromWorker] = FrameDecoder(wire.FromWorker)
-        self._transport: asyncio.Transport | None = None
+        super().__init__(wire.FromWorker, receive, asyncio.get_running_loop().create_future())
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -68,8 +65,7 @@ class WorkerProcess(asyncio.Protocol):
         return float(times.user + times.system)
 
     def send(self, message: wire.ToWorker) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(message))
+        self.write(encode_frame(message))
 
     def kill(self) -> None:
         """Kill the process at once; `lost` follows."""
@@ -84,25 +80,7 @@ class WorkerProcess(asyncio.Protocol):
         if self._process is None:
             return 0
         self.kill()
-        # Polled: a watcher would need a thread or a file for each worker, which may be lacking.
-        while (code := self._process.poll()) is None:  # noqa: ASYNC110
-            await asyncio.sleep(POLL_S)
-        return code
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for message in self._frames.feed(data):
-                self._receive(message)
-        except Exception as error:
-            self.connection_lost(error)
+        return await ended(self._process)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.lost.done():
-            return
-        if exc is None or isinstance(exc, ConnectionError):
-            self.lost.set_result(None)
-        else:
-            self.lost.set_exception(exc)
+        super().connection_lost(None if isinstance(exc, ConnectionError) else exc)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
@@ -20,7 +20,7 @@ from poise.gateway.http.stream import while_connected
 from poise.gateway.models.local.refusals import engine_unavailable
 from poise.gateway.request.refusals import ClientGone, journal_is_read
 from poise.gateway.supervision.engine import EngineProcess, EngineUnavailable
-from poise.gateway.supervision.journal import RETRY_S
+from poise.gateway.supervision.questions import JOURNAL_RETRY_S
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +39,20 @@ class JournalRoom:
     async def open(self) -> JournalAnswer:
         """The answer for a reader, when the first page is there. Raises ApiError."""
         if self._is_taken:
-            raise journal_is_read(RETRY_S)
+            raise journal_is_read(JOURNAL_RETRY_S)
         self._is_taken = True
         pages = self._engine.journal()
         try:
             first: list[str] = await anext(pages, [])
         except BaseException as error:
-            await self._leave(pages)
+            await self.leave(pages)
             if isinstance(error, EngineUnavailable):
                 raise engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent) from None
             raise
-        return JournalAnswer(first, pages, lambda: self._leave(pages), self._read_s_max)
+        return JournalAnswer(self, first, pages, self._read_s_max)
 
-    async def _leave(self, pages: AsyncGenerator[list[str], None]) -> None:
+    async def leave(self, pages: AsyncGenerator[list[str], None]) -> None:
+        """The reader has gone, or has all of it."""
         self._is_taken = False
         await pages.aclose()
 
@@ -60,17 +61,13 @@ class JournalAnswer(Response):
     """A journal as lines of JSON. Where it breaks off, the last line says so and is no entry."""
 
     def __init__(
-        self,
-        first: list[str],
-        pages: AsyncGenerator[list[str], None],
-        leave: Callable[[], Awaitable[None]],
-        read_s_max: float,
+        self, room: JournalRoom, first: list[str], pages: AsyncGenerator[list[str], None], read_s_max: float
     ) -> None:
         super().__init__(media_type="application/x-ndjson")
         self.raw_headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
+        self._room = room
         self._first = first
         self._pages = pages
-        self._leave = leave
         self._read_s_max = read_s_max
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +75,7 @@ class JournalAnswer(Response):
             with contextlib.suppress(ClientGone):
                 await while_connected(receive, self._send(send))
         finally:
-            await self._leave()
+            await self._room.leave(self._pages)
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -46,7 +46,7 @@ from poise.scheduler.request import FinishReason, Hold
 from poise.wire.changes import ChangeKind
 from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, Start, Token
 from poise.wire.status import Waiting
-from poise.wire.to_engine import SamplingParams
+from poise.wire.to_engine import SamplingParams, Submit
 
 log = logging.getLogger(__name__)
 
@@ -133,19 +133,20 @@ class Generation:
 
     def _submit(self, request: ChoiceRequest) -> RequestHandle:
         origin = self._record.origin
-        return self._engine.submit(
+        submit = Submit(
+            request_id=0,
             tenant=origin.tenant,
-            request_class=origin.request_class,
+            request_class=origin.request_class.value,
             prompt=request.prompt,
             max_output=request.max_output,
             sampling=request.sampling,
             template=request.template,
             queue_timeout_ms=origin.queue_timeout_ms,
-            label=origin.request_id,
             erased=self._record.erased,
             account=origin.account,
             declared=origin.is_declared,
         )
+        return self._engine.submit(submit, origin.request_id)
 
     def _hear(self, choice: Choice, event: RequestEvent) -> None:
         """An event of the engine. Whatever goes wrong with it is the end of this request and of no other."""
