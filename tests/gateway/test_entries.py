@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from poise.gateway.api.native.timeline import timeline_of
+from poise.gateway.api.native.views import timeline_of
 from poise.gateway.api.openai.writer import ChatWriter
 from poise.gateway.records.reader import Reader
 from poise.gateway.text.answers import EntryKind, Pieces

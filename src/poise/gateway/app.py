@@ -9,8 +9,9 @@ The application starts nothing: the engine is the caller's, who can run it in `l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from poise.config import Settings
 from poise.gateway.api.generation import Generation
 from poise.gateway.api.native.admin import Admin
 from poise.gateway.api.native.history import HistoryAnswer
+from poise.gateway.api.native.journal import JournalRoom
 from poise.gateway.api.native.requests import Requests
 from poise.gateway.api.native.status import Health
 from poise.gateway.api.native.templates import TemplatesAnswer
@@ -51,9 +53,7 @@ from poise.gateway.models.local.model import LocalModel
 from poise.gateway.records.kept import Records
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.supervision.engine import WholeEngine
-from poise.gateway.supervision.reading import read_engine
 from poise.gateway.tasks import Tasks
-from poise.gateway.tasks.lifespan import Lifespan, beside
 from poise.gateway.tasks.pulse import Pulse
 from poise.gateway.tenancy.auditing import Audit
 from poise.gateway.tenancy.erasure import EngineEraser, Erasure
@@ -65,28 +65,21 @@ from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.recovery import RecoveryMetrics
 
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 MODEL_ALIAS = "default"
 """Name that stands for the local model, whatever it is called."""
 
 
+@dataclass(eq=False, repr=False)
 class Gateway:
     """The ASGI application, and those of its parts that its owner has to do with."""
 
-    def __init__(
-        self,
-        app: Starlette,
-        operations: Sequence[Operation],
-        model: LocalModel,
-        metrics: GatewayMetrics,
-        history: History,
-        degradation: Degradation,
-    ) -> None:
-        self._app = app
-        self.operations = operations
-        self._model = model
-        self.metrics = metrics
-        self.history = history
-        self.degradation = degradation
+    _app: Starlette
+    operations: Sequence[Operation]
+    _model: LocalModel
+    metrics: GatewayMetrics
+    history: History
+    degradation: Degradation
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
@@ -129,7 +122,7 @@ def create_app(
     """
     tasks = tasks or Tasks()
     metrics = GatewayMetrics(
-        lambda: read_engine(engine), recovery, settings.metrics.tenants_max, tasks.metrics, text.jobs.metrics
+        lambda: engine.state.reading, recovery, settings.metrics.tenants_max, tasks.metrics, text.jobs.metrics
     )
     records = Records(settings.results)
     tenants = Tenants(settings, keys, operators := operators or LocalOperators(), records.is_live)
@@ -140,9 +133,7 @@ def create_app(
     history = History(engine, metrics, degradation)
     model = LocalModel(settings, model_name, engine, text, metrics)
     models: dict[str, Backend] = {model_name: model, MODEL_ALIAS: model} | dict(backends or {})
-    health = Health(
-        engine, model, text.jobs, tenants, metrics, degradation, lookout, tasks, rates=lambda: history.tokens_per_s
-    )
+    health = Health(engine, model, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(models, tenants, metrics, records, degradation.check)
     erasure = Erasure([EngineEraser(engine), records, metrics, audit])
@@ -155,10 +146,10 @@ def create_app(
         *TemplatesAnswer(model.templates, tenants).operations(),
         *health.operations(),
         *HistoryAnswer(history, tenants).operations(),
-        *Admin(engine, tenants, records, audit, erasure, explainer, operators).operations(),
+        *Admin(engine, JournalRoom(engine), tenants, records, audit, erasure, explainer, operators).operations(),
     ]
-    guards, rarely = _guards(settings, tenants, metrics), {"heap": (TRIM_EVERY_S, give_back)}
-    app = _application(operations, page_dir, guards, audit.strangers, beside(tasks, pulse, rarely, lifespan))
+    guards = _guards(settings, tenants, metrics)
+    app = _application(operations, page_dir, guards, audit.strangers, _beside(tasks, pulse, lifespan))
     return Gateway(app, operations, model, metrics, history, degradation)
 
 
@@ -183,6 +174,23 @@ def _looks(
         "records": records.purge,
         "strangers": audit.strangers.look,
     }
+
+
+def _beside(tasks: Tasks, pulse: Pulse, inner: Lifespan | None) -> Lifespan:
+    """What lives as long as there is an application: the caller's own, which is entered first and left first, and beside the
+    requests the pulse and the look at the heap, until all tasks are stopped."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(tasks.stop)
+            if inner is not None:
+                await stack.enter_async_context(inner(app))
+            pulse.start()
+            tasks.every("heap", TRIM_EVERY_S, give_back)
+            yield
+
+    return lifespan
 
 
 def _guards(settings: Settings, tenants: Tenants, metrics: GatewayMetrics) -> list[Middleware]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from poise.gateway.dialect import Dialect
@@ -39,20 +40,16 @@ class Sender(Protocol):
     @property
     def traceparent(self) -> str:
         """The sender's span; empty where there is none."""
-        ...
 
     @property
     def is_detached(self) -> bool:
         """The request goes on when nobody waits for it. Raises ApiError where it cannot be told."""
-        ...
 
     async def body(self) -> JsonObject:
         """What was sent. Raises ApiError."""
-        ...
 
     async def while_wanted(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, which is given up when nobody waits for it any more. Raises ClientGone then."""
-        ...
 
 
 class Call:
@@ -90,23 +87,16 @@ class Call:
         self._records.finish(record, keep=not refused or self.is_late)
 
 
+@dataclass(eq=False, repr=False)
 class Intake:
     """Lets requests in: from what was sent to what is ready to start."""
 
-    def __init__(
-        self,
-        models: Mapping[str, Backend],
-        tenants: Tenants,
-        metrics: GatewayMetrics,
-        records: Records,
-        check_level: Callable[[RequestClass], None],
-    ) -> None:
-        """`models`: who answers, by the names that requests may have."""
-        self._models = models
-        self._tenants = tenants
-        self._metrics = metrics
-        self._records = records
-        self._check_level = check_level
+    _models: Mapping[str, Backend]
+    """Who answers, by the names that requests may have."""
+    _tenants: Tenants
+    _metrics: GatewayMetrics
+    _records: Records
+    _check_level: Callable[[RequestClass], None]
 
     @property
     def model_names(self) -> list[str]:

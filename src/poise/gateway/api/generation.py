@@ -7,6 +7,7 @@ exception is a stream whose older turns must be summarized first, because that t
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -67,17 +68,15 @@ class HttpSender:
         return await while_connected(self._request.receive, work)
 
 
+@dataclass(eq=False, repr=False)
 class Generation:
     """Answers in every dialect, each at its path."""
 
-    def __init__(
-        self, settings: Settings, intake: Intake, metrics: StreamMetrics, audit: Audit, spoken: Sequence[Spoken]
-    ) -> None:
-        self._settings = settings
-        self._intake = intake
-        self._metrics = metrics
-        self._audit = audit
-        self.spoken = spoken
+    _settings: Settings
+    _intake: Intake
+    _metrics: StreamMetrics
+    _audit: Audit
+    spoken: Sequence[Spoken]
 
     def operations(self) -> list[Operation]:
         return [self._operation(spoken) for spoken in self.spoken]

@@ -91,7 +91,10 @@ def _details(operation: Operation) -> Schema:
     }
     if operation.about:
         details["description"] = operation.about
-    named = [_path_parameter(name) for name in re.findall(r"{(\w+)", operation.path)]
+    named = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)", operation.path)
+    ]
     if parameters := [*named, *operation.parameters]:
         details["parameters"] = parameters
     if operation.request is not None:
@@ -118,7 +121,3 @@ def _errors(statuses: Sequence[int]) -> Schema:
 
 def _json(schema: Schema) -> dict[str, Schema]:
     return {"application/json": {"schema": schema}}
-
-
-def _path_parameter(name: str) -> Schema:
-    return {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

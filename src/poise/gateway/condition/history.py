@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
-from typing import NamedTuple
 
 import msgspec
 
@@ -23,16 +22,6 @@ from poise.metrics.sample import HistorySampler, Sample, Scene, TokensPerSecond
 
 SAMPLES_MAX = 600
 _ELAPSED_S_MIN = 0.001
-
-
-class Glimpse(NamedTuple):
-    """Of a sample: for how many `seconds` of the asked time it counts, the level, the share of its time for each resource that
-    limited progress, and how many times as long as predicted its passes took (None: there were none)."""
-
-    seconds: float
-    level: str
-    limited: dict[str, float]
-    cost_ratio: float | None
 
 
 class History:
@@ -72,16 +61,15 @@ class History:
         """Tokens a second in the last few samples."""
         return self._sampler.tokens_per_s
 
-    def between(self, begin_at: float, end_at: float) -> list[Glimpse]:
-        """A Glimpse of each sample in a span of time (Unix seconds), the oldest first."""
+    def between(self, begin_at: float, end_at: float) -> list[tuple[float, Sample]]:
+        """The samples in a span of time (Unix seconds), the oldest first, and for how many seconds of it each counts."""
         found = []
         for raw in reversed(self._samples):
             sample = msgspec.json.decode(raw, type=Sample)
             if sample.at <= begin_at:
                 break
             if (seconds := min(end_at, sample.at) - max(begin_at, sample.at - PERIOD_S)) > 0:
-                ratio = sample.steps.cost_ratio if sample.steps is not None else None
-                found.append(Glimpse(seconds, sample.level, sample.limited, ratio))
+                found.append((seconds, sample))
         return found[::-1]
 
     def since(self, number: int) -> tuple[list[bytes], int]:

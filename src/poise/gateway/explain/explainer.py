@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 
 from poise.config import Settings
 from poise.config.classes import class_settings
@@ -56,15 +57,12 @@ class Explainer:
         """The samples are dated, the records are not: their clock counts from any moment."""
         offset_s = time.time() - now_s
         samples = self._history.between(begin_s + offset_s, end_s + offset_s)
-        whole_s = sum(sample.seconds for sample in samples)
+        whole_s = sum(seconds for seconds, _ in samples)
         limited: dict[str, float] = {}
-        for sample in samples:
+        for seconds, sample in samples:
             for name, part in sample.limited.items():
                 if part and whole_s:
-                    limited[name] = limited.get(name, 0.0) + part * sample.seconds / whole_s
-        levels: list[str] = []
-        for sample in samples:
-            if levels[-1:] != [sample.level]:
-                levels.append(sample.level)
-        slowest = max((sample.cost_ratio for sample in samples if sample.cost_ratio is not None), default=0.0)
-        return Weather(limited, tuple(levels), slowest)
+                    limited[name] = limited.get(name, 0.0) + part * seconds / whole_s
+        levels = tuple(level for level, _ in groupby(sample.level for _, sample in samples))
+        ratios = [sample.steps.cost_ratio for _, sample in samples if sample.steps is not None]
+        return Weather(limited, levels, max((ratio for ratio in ratios if ratio is not None), default=0.0))

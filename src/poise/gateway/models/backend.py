@@ -40,26 +40,21 @@ class Job(Protocol):
     @property
     def n_choices(self) -> int:
         """How many choices its record is to have."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Changes with whatever a repeated seed depends on."""
-        ...
 
     @property
     def headers(self) -> Mapping[str, str]:
         """What the response is to say of how its prompt was made."""
-        ...
 
     @property
     def is_late(self) -> bool:
         """Background work comes first, too long to leave a stream without a sign of life: a summary of older turns."""
-        ...
 
     def start(self, record: Record) -> None:
         """Begin, once. Whoever follows the record hears what comes of it; `record.work` is what can be done about it."""
-        ...
 
 
 class Backend(Protocol):
@@ -73,4 +68,3 @@ class Backend(Protocol):
 
     async def prepare(self, request: Generate, origin: Origin) -> Job:
         """Everything that can be known before anything is computed. Raises ApiError when the request cannot be served."""
-        ...

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -15,8 +16,7 @@ from starlette.responses import Response
 
 from poise.gateway.api.native.explanations import Explanation, explanation_of
 from poise.gateway.api.native.journal import JournalRoom
-from poise.gateway.api.native.timeline import RequestMoment, timeline_of
-from poise.gateway.api.native.views import choice_view_of, view_of
+from poise.gateway.api.native.views import RequestMoment, choice_view_of, timeline_of, view_of
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.body import read_json
@@ -147,27 +147,18 @@ class QuarantineList(msgspec.Struct, frozen=True):
     data: list[QuarantineReport]
 
 
+@dataclass(eq=False, repr=False)
 class Admin:
     """Answers /admin. Every answer is preceded by the check of who asks."""
 
-    def __init__(
-        self,
-        engine: EngineProcess,
-        tenants: Tenants,
-        records: Records,
-        audit: Audit,
-        erasure: Erasure,
-        explainer: Explainer,
-        operators: LocalOperators,
-    ) -> None:
-        self._operators = operators
-        self._journal = JournalRoom(engine)
-        self._engine = engine
-        self._tenants = tenants
-        self._records = records
-        self._audit = audit
-        self._erasure = erasure
-        self._explainer = explainer
+    _engine: EngineProcess
+    _journal: JournalRoom
+    _tenants: Tenants
+    _records: Records
+    _audit: Audit
+    _erasure: Erasure
+    _explainer: Explainer
+    _operators: LocalOperators
 
     def operations(self) -> list[Operation]:
         lines = {200: Described(None, "JSON lines.", {"application/x-ndjson": {"type": "string"}})}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from poise.gateway.api.native.timeline import RequestMoment, timeline_of
+from poise.gateway.api.native.views import RequestMoment, timeline_of
 from poise.gateway.explain.facts import Decode, Facts, PrefillStretch, Wait, Weather
 from poise.gateway.explain.neighbours import Company
 from poise.gateway.explain.words import sentences_of, verdict_of

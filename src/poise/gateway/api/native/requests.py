@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
@@ -13,8 +14,7 @@ from starlette.responses import Response
 from poise.config import Settings
 from poise.config.classes import class_settings
 from poise.gateway.api.native.explanations import Explanation, explanation_of
-from poise.gateway.api.native.timeline import RequestMoment, timeline_of
-from poise.gateway.api.native.views import choice_view_of, view_of
+from poise.gateway.api.native.views import RequestMoment, choice_view_of, timeline_of, view_of
 from poise.gateway.api.openai.completion_types import EVENTS, FinishReason
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.explain.explainer import Explainer
@@ -83,45 +83,31 @@ class EraseResult(msgspec.Struct, frozen=True):
     bytes: int
 
 
+@dataclass(eq=False, repr=False)
 class Requests:
     """Answers /v1/requests. Another tenant's request looks like one that never was."""
 
-    def __init__(
-        self, settings: Settings, tenants: Tenants, records: Records, metrics: StreamMetrics, explainer: Explainer
-    ) -> None:
-        self._settings = settings
-        self._tenants = tenants
-        self._records = records
-        self._metrics = metrics
-        self._explainer = explainer
+    _settings: Settings
+    _tenants: Tenants
+    _records: Records
+    _metrics: StreamMetrics
+    _explainer: Explainer
 
     def operations(self) -> Sequence[Operation]:
         path = "/v1/requests/{request_id}"
+        listed = "List the caller's requests, the newest first, without their text"
+        stands = "How a request stands, or ended, with its text so far"
+        cancel = "End a request; what there is of its result is kept"
         why = "Why a request took as long as it did, without its text"
-        events = {200: Described(None, "The events.", EVENTS)}
+        again = "The events of a request, running or ended, from a place on"
+        events, errors = {200: Described(None, "The events.", EVENTS)}, [400, 401, 403, 404]
         return [
-            Operation(
-                "GET",
-                "/v1/requests",
-                self.list,
-                "List the caller's requests, the newest first, without their text",
-                [401],
-            ),
-            Operation("GET", path, self.get, "How a request stands, or ended, with its text so far", [401, 404]),
+            Operation("GET", "/v1/requests", self.list, listed, [401]),
+            Operation("GET", path, self.get, stands, [401, 404]),
             Operation("DELETE", path, self.erase, "Erase a request that has ended", [401, 404, 409]),
-            Operation(
-                "POST", f"{path}/cancel", self.cancel, "End a request; what there is of its result is kept", [401, 404]
-            ),
+            Operation("POST", f"{path}/cancel", self.cancel, cancel, [401, 404]),
             Operation("GET", f"{path}/explanation", self.explanation, why, [401, 404]),
-            Operation(
-                "GET",
-                f"{path}/stream",
-                self.stream,
-                "The events of a request, running or ended, from a place on",
-                errors=[400, 401, 403, 404],
-                parameters=_PLACES,
-                answers=events,
-            ),
+            Operation("GET", f"{path}/stream", self.stream, again, errors, _PLACES, answers=events),
         ]
 
     async def list(self, request: Request) -> RequestList:

@@ -6,11 +6,11 @@ Everything is answered from snapshots that are in the gateway already: looking c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Annotated, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import structs
+from msgspec import convert, structs
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,6 +18,7 @@ from starlette.responses import Response
 from poise.gateway.api.operation import Described, Operation
 from poise.gateway.condition.degradation import Degradation
 from poise.gateway.condition.findings import FindingRow
+from poise.gateway.condition.history import History
 from poise.gateway.condition.levels import Level
 from poise.gateway.condition.lookout import Lookout
 from poise.gateway.http.credentials import credentials_of
@@ -32,7 +33,6 @@ from poise.gateway.tenancy.tenants import Tenants
 from poise.gateway.text.tokens import TextFigures, TextJobs
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.lately import RecentTtft
-from poise.metrics.sample import TokensPerSecond
 from poise.scheduler.memory.kv import WARM
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import State
@@ -139,32 +139,20 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True):
     tasks: list[TaskRow]
 
 
+@dataclass(eq=False, repr=False)
 class Health:
     """Answers /health, /health/live, /status and /metrics."""
 
-    def __init__(
-        self,
-        engine: EngineView,
-        model: Backend,
-        text: TextJobs,
-        tenants: Tenants,
-        metrics: GatewayMetrics,
-        degradation: Degradation,
-        lookout: Lookout,
-        tasks: Tasks,
-        *,
-        rates: Callable[[], TokensPerSecond],
-    ) -> None:
-        self._engine = engine
-        self._model = model
-        self._text = text
-        self._tenants = tenants
-        self._metrics = metrics
-        self._degradation = degradation
-        self._lookout = lookout
-        self._tasks = tasks
-        self._rates = rates
-        self._started_s = time.monotonic()
+    _engine: EngineView
+    _model: Backend
+    _text: TextJobs
+    _tenants: Tenants
+    _metrics: GatewayMetrics
+    _degradation: Degradation
+    _lookout: Lookout
+    _history: History
+    _tasks: Tasks
+    _started_s: float = field(default_factory=time.monotonic)
 
     def operations(self) -> list[Operation]:
         health = {200: Described(HealthBody), 503: Described(HealthBody, "Not ready to take requests.")}
@@ -178,19 +166,9 @@ class Health:
 
     async def health(self, request: Request) -> Response:
         """For everybody. Strangers are not told what the engine's last words were: they may name files."""
-        state, status = self._engine.state, self._status()
+        status = self._status()
         ready = status == "ok"
-        body = HealthBody(
-            status=status,
-            ready=ready,
-            progress=state.progress,
-            stage=state.stage,
-            detail=self._detail(request),
-            restarts=state.restarts,
-            model=self._model.card.name,
-            level=self._degradation.level,
-            reasons=self._degradation.reasons,
-        )
+        body = HealthBody(status=status, ready=ready, **self._standing(request))
         return (
             json_reply(body) if ready else json_reply(body, 503, FRESH | retry_after(self._model.state.retry_after_s))
         )
@@ -205,22 +183,16 @@ class Health:
         state, figures = self._engine.state, self._engine.state.status
         is_admin = self._tenants.is_admin(credentials_of(request))
         return StatusBody(
+            **self._standing(request),
             phase=state.phase,
-            model=self._model.card.name,
             uptime_s=round(time.monotonic() - self._started_s, 1),
-            progress=state.progress,
-            stage=state.stage,
-            detail=self._detail(request),
-            restarts=state.restarts,
-            level=self._degradation.level,
-            reasons=self._degradation.reasons,
             open_requests=self._metrics.n_open,
             live_choices=self._engine.n_live,
             classes={name.value: self._class(name, figures) for name in RequestClass},
             pools=_pools(state.ready.pools if state.ready else [], figures, tenants_shown=is_admin),
             store=StoreFigures(*structs.astuple(figures.store)) if figures and figures.store else None,
             totals=TotalFigures(*structs.astuple(figures.totals)) if figures else None,
-            tokens_per_s=Rates(*self._rates()),
+            tokens_per_s=Rates(*self._history.tokens_per_s),
             engine_rss_bytes=figures.rss_bytes if figures else None,
             engine_unaccounted_bytes=figures.unaccounted_bytes if figures else None,
             bottleneck=figures.bottleneck.limit if figures else None,
@@ -235,10 +207,19 @@ class Health:
         text = self._metrics.exposition(tenants_shown=self._tenants.is_admin(credentials_of(request)))
         return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    def _detail(self, request: Request) -> str:
+    def _standing(self, request: Request) -> dict[str, Any]:
+        """The fields that /health and /status share."""
         state = self._engine.state
         is_insider = self._tenants.is_insider(credentials_of(request))
-        return state.detail if is_insider else TOLD_STRANGERS.get(state.phase, "")
+        return {
+            "progress": state.progress,
+            "stage": state.stage,
+            "detail": state.detail if is_insider else TOLD_STRANGERS.get(state.phase, ""),
+            "restarts": state.restarts,
+            "model": self._model.card.name,
+            "level": self._degradation.level,
+            "reasons": self._degradation.reasons,
+        }
 
     def _text_status(self, *, named: bool) -> TextFigures:
         """`named`: with the ids of processes."""
@@ -260,21 +241,15 @@ class Health:
         figures = status.classes.get(name.value) if status is not None else None
         if figures is None:
             return ClassFigures(ttft_ms=ttft_ms)
-        return ClassFigures(
-            queued=figures.queued,
-            running=figures.running,
-            paused=figures.paused,
-            swapped=figures.swapped,
-            wait_estimate_ms=figures.wait_estimate_us // 1000,
-            wait_error=figures.wait_error,
-            ttft_ms=ttft_ms,
-        )
+        wait_ms = figures.wait_estimate_us // 1000
+        return convert(structs.asdict(figures) | {"wait_estimate_ms": wait_ms, "ttft_ms": ttft_ms}, ClassFigures)
 
 
 def _pools(built: list[PoolInfo], status: Status | None, *, tenants_shown: bool) -> list[PoolFigures]:
     """The pools as they were built, with what they hold if the engine has said."""
-    held = {pool.name: pool for pool in status.pools} if status is not None else {}
-    return [_pool(pool, held.get(pool.name) or _nothing_held(pool), tenants_shown=tenants_shown) for pool in built]
+    held = {pool.name: PoolStatus(pool.name, 0, pool.n_slots, 0, pool.n_slots * pool.slot_cells) for pool in built}
+    held |= {pool.name: pool for pool in status.pools} if status is not None else {}
+    return [_pool(pool, held[pool.name], tenants_shown=tenants_shown) for pool in built]
 
 
 def _pool(built: PoolInfo, held: PoolStatus, *, tenants_shown: bool) -> PoolFigures:
@@ -282,25 +257,13 @@ def _pool(built: PoolInfo, held: PoolStatus, *, tenants_shown: bool) -> PoolFigu
         SlotFigures(slot=slot.slot, state=slot.state, class_=slot.request_class or None, cells=slot.cells)
         for slot in held.occupied
     ]
-    return PoolFigures(
-        name=built.name,
-        slots=built.n_slots,
-        slots_held=held.slots_held,
-        slots_warm=held.slots_warm,
-        slots_peak=held.slots_peak,
-        cells=held.cells,
-        cells_used=held.cells_used,
-        cells_warm=held.cells_warm,
-        cells_peak=held.cells_peak,
-        cells_by_class=held.cells_by_class,
-        cells_by_tenant=held.cells_by_tenant if tenants_shown else None,
-        holes=held.holes,
-        occupied=slots,
-        slot_cells=built.slot_cells,
-        flash_attention=built.flash_attention,
-        kv_bytes=built.kv_bytes,
+    return convert(
+        structs.asdict(held)
+        | structs.asdict(built)
+        | {
+            "slots": built.n_slots,
+            "cells_by_tenant": held.cells_by_tenant if tenants_shown else None,
+            "occupied": slots,
+        },
+        PoolFigures,
     )
-
-
-def _nothing_held(pool: PoolInfo) -> PoolStatus:
-    return PoolStatus(pool.name, 0, pool.n_slots, 0, pool.n_slots * pool.slot_cells)

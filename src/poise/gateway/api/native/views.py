@@ -1,14 +1,41 @@
-"""What every view of a request has, an operator's and its own caller's: who and what it is, its class, its state, its age."""
+"""What every view of a request has, an operator's and its own caller's: who and what it is, its class, its state, its age, and
+what happened to it."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.moments import ChoiceRecord
 from poise.gateway.records.record import Record
 from poise.scheduler.request import RequestClass
+
+
+class RequestMoment(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to a request, with what else is known of it."""
+
+    what: str
+    ms: int
+    tokens: int
+    choice: int | UnsetType = UNSET
+    turns: int | UnsetType = UNSET
+    position: int | UnsetType = UNSET
+    eta_ms: int | UnsetType = UNSET
+    pool: str | UnsetType = UNSET
+    cached_tokens: int | UnsetType = UNSET
+    wait_ms: int | UnsetType = UNSET
+    computed_tokens: int | UnsetType = UNSET
+    chunks: int | UnsetType = UNSET
+    pass_us: int | UnsetType = UNSET
+    beside_tokens: int | UnsetType = UNSET
+    until_ms: int | UnsetType = UNSET
+    why: str | UnsetType = UNSET
+    reason: str | UnsetType = UNSET
+    outcome: str | UnsetType = UNSET
 
 
 def view_of(record: Record) -> dict[str, Any]:
@@ -31,3 +58,18 @@ def choice_view_of(record: Record, choice: ChoiceRecord) -> dict[str, Any]:
         "finish_reason": choice.finish_reason,
         "outcome": choice.outcome,
     }
+
+
+def timeline_of(record: Record) -> list[RequestMoment]:
+    """What happened to it, in ms since its arrival, as the API tells it."""
+    arrived_s = record.origin.arrived_s
+    return [
+        RequestMoment(
+            what=moment.what,
+            ms=int((moment.at_s - arrived_s) * 1000),
+            tokens=record.tokens_at(moment.n_entries),
+            choice=UNSET if moment.choice is None else moment.choice,
+            **moment.detail,
+        )
+        for moment in record.timeline
+    ]

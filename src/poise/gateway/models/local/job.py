@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -16,9 +17,7 @@ from poise.gateway.records.record import Record
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.generate import Generate
 from poise.gateway.request.refusals import ApiError, internal_error
-from poise.gateway.supervision.engine import Engine
 from poise.gateway.text.tokens import TextModel
-from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import Hold
 
 log = logging.getLogger(__name__)
@@ -36,9 +35,8 @@ class LocalJob:
         plan: Plan,
         fingerprint: str,
         prompts: Prompts,
-        engine: Engine,
         text: TextModel,
-        metrics: GatewayMetrics,
+        generation_of: Callable[[Record], Generation],
     ) -> None:
         self.n_choices = request.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
         self.fingerprint = fingerprint
@@ -47,20 +45,19 @@ class LocalJob:
         self._asked: tuple[Generate, Plan] | None = (request, plan)
         """Until it starts: from then on the prompt is held by who works on it, and by nobody who outlives that."""
         self._prompts = prompts
-        self._engine = engine
         self._text = text
-        self._metrics = metrics
+        self._generation_of = generation_of
 
     def start(self, record: Record) -> None:
         """Hand it to the engine."""
         assert self._asked is not None, "it has started"
         (request, plan), self._asked = self._asked, None
-        generation = Generation(record, self._engine, self._text, self._metrics)
+        generation = self._generation_of(record)
         if plan.summary is None:
             record.start(generation)
             _submit(generation, record, request, plan)
             return
-        summarizer = Summarizer(record, self._engine, self._text, self._metrics)
+        summarizer = Summarizer(record, self._generation_of)
         work = SummaryFirst(record, generation, summarizer)
         record.start(work)
         record.note("summarizing", turns=plan.summary.n_turns)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 
 from poise import __version__
 from poise.config import Settings
 from poise.gateway.models.backend import BackendState, Card, Job
+from poise.gateway.models.local.generation import Generation
 from poise.gateway.models.local.job import LocalJob
 from poise.gateway.models.local.prompts import Prompts, limits_of
 from poise.gateway.models.local.refusals import engine_not_ready, engine_unavailable
@@ -60,7 +62,8 @@ class LocalModel:
         for ids in plan.ids:
             _check_ids(ids, text.n_tokens, plan.param)
         fingerprint = _fingerprint(self._name, ready)
-        return LocalJob(request, plan, fingerprint, self._prompts, self._engine, text, self._metrics)
+        generation_of = partial(Generation, engine=self._engine, text=text, metrics=self._metrics)
+        return LocalJob(request, plan, fingerprint, self._prompts, text, generation_of)
 
     def _available(self) -> tuple[Ready, TextModel]:
         state, text = self._engine.state, self._text.current

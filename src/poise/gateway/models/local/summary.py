@@ -8,7 +8,7 @@ refused at once; after that only the engine can fail, and then the request fails
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -18,10 +18,8 @@ from poise.gateway.records.following import Stop
 from poise.gateway.records.record import Follower, Record
 from poise.gateway.records.values import Usage
 from poise.gateway.request.refusals import context_length_exceeded
-from poise.gateway.supervision.engine import Engine
 from poise.gateway.text.context import ContextLimits
-from poise.gateway.text.tokens import TextModel, Tokens
-from poise.metrics.gateway import GatewayMetrics
+from poise.gateway.text.tokens import Tokens
 from poise.scheduler.request import RequestClass
 from poise.wire.text import Message
 from poise.wire.to_engine import SamplingParams
@@ -107,11 +105,9 @@ async def piece_prompts(
 class Summarizer:
     """Asks the engine for the summary of one conversation, for the request that `record` is of."""
 
-    def __init__(self, record: Record, engine: Engine, text: TextModel, metrics: GatewayMetrics) -> None:
+    def __init__(self, record: Record, generation_of: Callable[[Record], Generation]) -> None:
         self._record = record
-        self._engine = engine
-        self._text = text
-        self._metrics = metrics
+        self._generation_of = generation_of
         self.running: Generation | None = None
 
     async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> Summary:
@@ -134,7 +130,7 @@ class Summarizer:
         record = Record(origin, self._record.heading, 1)
         record.n_prompt, record.erased = len(prompt), self._record.erased
         follower = Follower(record)
-        self.running = generation = Generation(record, self._engine, self._text, self._metrics)
+        self.running = generation = self._generation_of(record)
         record.start(generation)
         try:
             generation.submit([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
