@@ -98,9 +98,9 @@ class SummaryFirst:
         assert plan.summary is not None
         assert self._summarizer is not None
         try:
-            summary = await self._summarizer.summarize(plan.summary.pieces, plan.summary.n_output)
+            summary, usage = await self._summarizer.summarize(plan.summary.pieces, plan.summary.n_output)
             self._summarizer = None
-            await prompts.finish(plan, text.of(plan.account), summary)
+            await prompts.finish(plan, text.of(plan.account), summary, usage)
             _submit(self._generation, self._record, request, plan)
         except ApiError as error:
             self._generation.fail(error)

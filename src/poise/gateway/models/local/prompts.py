@@ -16,7 +16,7 @@ from poise.config.classes import class_settings, default_output
 from poise.gateway.models.local import summary as summaries
 from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.record import Origin
-from poise.gateway.records.values import ContextNote, Notes
+from poise.gateway.records.values import ContextNote, Notes, Usage
 from poise.gateway.request import headers
 from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.request.refusals import ApiError, context_length_exceeded, invalid_value
@@ -118,11 +118,11 @@ class Prompts:
         await self._warn(plan, text.of(plan.account), messages, n_whole)
         self._name_template(plan, asked.template)
 
-    async def finish(self, plan: Plan, text: Tokens, summary: summaries.Summary) -> None:
+    async def finish(self, plan: Plan, text: Tokens, summary: str, usage: Usage) -> None:
         """Put the summary in its place; one that came out longer than planned is cut."""
         todo = plan.summary
         assert todo is not None
-        message = summaries.summary_message(summary.text)
+        message = summaries.summary_message(summary)
         cut = await text.cut(
             Cut(
                 list(todo.turns.messages),
@@ -130,11 +130,11 @@ class Prompts:
                 todo.n_added,
                 todo.n_turns,
                 message,
-                len(message.content) - len(summary.text),
+                len(message.content) - len(summary),
                 todo.prompt_max,
             )
         )
-        used = summary.text[: len(summary.text) - cut.n_chars]
+        used = summary[: len(summary) - cut.n_chars]
         plan.ids = [cut.ids]
         plan.summary = None
         note = ContextNote(
@@ -145,7 +145,7 @@ class Prompts:
             # Counted by itself: a chat template may leave out a system prompt of its own now that there is one.
             summary_tokens=await text.length(summaries.summary_message(used).content),
             summary=used,
-            summary_usage=summary.usage.as_sent(),
+            summary_usage=usage.as_sent(),
             prompt_tokens=len(plan.ids[0]),
         )
         plan.notes = Notes(note)

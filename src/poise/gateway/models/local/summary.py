@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil
 
 from poise.gateway.models.local.generation import ChoiceRequest, Generation
@@ -34,12 +34,6 @@ INSTRUCTION = (
     "Summarize the following part of a conversation in a few sentences. Keep names, numbers, decisions and open questions. "
     "Write nothing but the summary.\n\n"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    text: str
-    usage: Usage
 
 
 def tokens_max(limits: ContextLimits) -> int:
@@ -110,15 +104,16 @@ class Summarizer:
         self._generation_of = generation_of
         self.running: Generation | None = None
 
-    async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> Summary:
-        """The answers to all prompts, one after the other. Raises ApiError when one fails; cancelled, it leaves nothing."""
+    async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> tuple[str, Usage]:
+        """The answers to all prompts, made one after the other, and what they took. Raises ApiError when one fails; cancelled, it
+        leaves nothing."""
         usage = Usage(0, 0)
         share = n_output // len(prompts)
         texts = [await self._answer(prompt, share, usage) for prompt in prompts]
         joined = "\n".join(text for text in texts if text)
         if not joined:
             raise summary_failed("the model wrote nothing")
-        return Summary(joined, usage)
+        return joined, usage
 
     async def _answer(self, prompt: list[int], n_output: int, usage: Usage) -> str:
         origin = replace(
