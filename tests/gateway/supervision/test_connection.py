@@ -18,6 +18,7 @@ def test_what_is_written_to_a_lost_connection_is_dropped() -> None:
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         lost: asyncio.Future[None] = loop.create_future()
+        connection: FrameConnection[wire.ToGateway]
         _, connection = await loop.create_connection(
             lambda: FrameConnection(wire.ToGateway, lambda _: None, lost), sock=ours
         )

@@ -15,7 +15,7 @@ import pytest
 from poise.config import EngineSettings, LevelsSettings, Settings
 from poise.gateway.condition.degradation import Degradation, fallback
 from poise.gateway.condition.levels import Level
-from poise.gateway.supervision import pause as pausing
+from poise.gateway.supervision import model_file as pausing
 from poise.gateway.supervision.engine import EnginePhase, EngineUnavailable
 from poise.gateway.supervision.supervisor import Supervisor
 from tests.gateway.fakes import ask, make_app

@@ -74,12 +74,11 @@ def _read_stream_options(value: object, param: str) -> AnswerOptions:
     options = read_object(value, param)
     names = {"include_obfuscation": Unsupported("include_obfuscation", "events are not padded; leave it out", (False,))}
     check_names(options, _STREAM_FIELDS, names, prefix=f"{param}.")
-    return AnswerOptions(
-        *(
-            field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
-            for field in _STREAM_FIELDS
-        )
+    include_usage, continuous_usage, segments = (
+        field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
+        for field in _STREAM_FIELDS
     )
+    return AnswerOptions(include_usage, continuous_usage, segments)
 
 
 def _read_messages(value: object, param: str) -> list[Message]:
