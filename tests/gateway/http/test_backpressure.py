@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from poise.config import ReaderSettings, Settings
+from poise.config import Settings
+from poise.config.serving import ReaderSettings
 from poise.gateway.app import Gateway
 from poise.gateway.http import backpressure
 from poise.gateway.http.backpressure import Outlet, ReaderStuck, until_room

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from poise.config import ReaderSettings
+from poise.config.serving import ReaderSettings
 from poise.gateway.http.backpressure import Outlet, ReaderStuck, until_room
 from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
 from poise.gateway.records.reader import CHUNK_BYTES, Reader
