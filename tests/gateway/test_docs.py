@@ -34,6 +34,7 @@ def test_every_error_code_is_documented_with_its_status() -> None:
         text = path.read_text()
         raised |= set(re.findall(r'(?:ApiError|TextRefused|Refused)\(\s*(\d{3}),\s*"(\w+)"', text))
         raised |= {("401", code) for code in re.findall(r'_unauthorized\(\s*"(\w+)"', text)}
+        raised |= {("429", code) for code in re.findall(r'\bcode = "(\w+)"', text)}
     assert raised == documented
 
 
