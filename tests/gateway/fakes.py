@@ -368,7 +368,7 @@ def text_here(vocab: ToyVocab | None = None, template: str | None = None) -> Tex
 
 def text_model(vocab: ToyVocab | None = None, template: str | None = None, jobs: TextHere | None = None) -> TextModel:
     jobs = jobs or text_here(vocab, template)
-    return TextModel(vocabulary(jobs.tokeniser.vocab), jobs)
+    return TextModel(vocabulary(jobs.tokeniser), jobs)
 
 
 class NoWork:

@@ -6,6 +6,8 @@ it before it is given the next one, so an answer needs no number to say whose it
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 SYSTEM_ROLES = ("system", "developer")
@@ -20,6 +22,22 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     content: str
     name: str | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = None
+    """What an assistant thought before it spoke: the template decides what of it is shown."""
+
+
+class Rendering(msgspec.Struct, frozen=True, array_like=True):
+    """How the chat template is to write a conversation."""
+
+    opens_answer: bool = True
+    """It ends where the assistant is to speak (`add_generation_prompt`)."""
+    continues: bool = False
+    """The last message goes on: nothing comes after its text."""
+    variables: dict[str, Any] = {}
+    """Further values for the template, as the caller has named them."""
+
+
+AS_USUAL = Rendering()
 
 
 class Open(msgspec.Struct, tag=True):
@@ -42,6 +60,7 @@ class Chat(msgspec.Struct, tag=True):
     n_added: int
     ids_max: int
     """Of a longer prompt only the length is wanted."""
+    rendering: Rendering = AS_USUAL
 
 
 class Prompt(msgspec.Struct, tag=True):
@@ -80,6 +99,7 @@ class Fit(msgspec.Struct, tag=True):
     rooms: list[int]
     summary: Message | None = None
     reserve: int = 0
+    rendering: Rendering = AS_USUAL
 
 
 class Cut(msgspec.Struct, tag=True):
@@ -95,6 +115,7 @@ class Cut(msgspec.Struct, tag=True):
     summary: Message
     head_chars: int
     room: int
+    rendering: Rendering = AS_USUAL
 
 
 Job = Chat | Prompt | Length | Opening | Blanks | Fit | Cut
@@ -112,6 +133,8 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     names: bytes
     ends: bytes
     hidden: bytes
+    turn_marks: list[str] = []
+    """Texts that end an answer in a chat, because the model has no token that does."""
 
 
 class Opened(msgspec.Struct, tag=True):
@@ -132,6 +155,8 @@ class Ids(msgspec.Struct, tag=True):
     n: int
     ids: list[int]
     """Empty where only the length was wanted."""
+    note: str = ""
+    """What the caller is to be told of how the conversation was written."""
 
 
 class Fitted(msgspec.Struct, tag=True):
@@ -146,6 +171,7 @@ class Fitted(msgspec.Struct, tag=True):
     """The same without the summary's message."""
     ids: list[int]
     """Of the prompt; empty where a summary is to come."""
+    note: str = ""
 
 
 class CutDown(msgspec.Struct, tag=True):

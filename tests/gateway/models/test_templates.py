@@ -174,9 +174,15 @@ async def test_an_operator_s_template_replaces_the_shipped_one() -> None:
     assert (card["name"], card["kept"]) == ("outline-first", True)
 
 
+async def test_a_template_for_a_model_without_a_system_role_is_said_by_the_user() -> None:
+    """All conversations begin with it there as well, so it can be kept."""
+    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}[{{ messages[0].content }}]"
+    assert readable(common_tokens(tokeniser(template=source), "S")) == "[S\n\n"
+
+
 async def test_a_shipped_template_that_the_model_cannot_have_is_not_offered() -> None:
     """Nobody asked for it, so the server starts all the same."""
-    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{{ messages[0].content }}"
+    source = "{{ raise_exception('no') }}{{ messages[0].content }}"
     app = make_app(FakeEngine(says("x")), jobs=text_here(template=source))
     assert (await ask(app, "GET", "/v1/templates")).json()["data"] == []
     reply = await ask(app, "POST", CHAT, chat_body(template="outline-first"))

@@ -8,7 +8,8 @@ from datetime import datetime
 import pytest
 
 from poise.wire.text import Message
-from poise.worker.text.chat_template import ChatTemplate, Piece, TextRefused
+from poise.worker.text.chat_template import ChatTemplate, TextRefused
+from poise.worker.text.hidden import Piece
 
 USER = Message("user", "Hi")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poise.scheduler.request import RequestClass
-from poise.wire.text import Message
+from poise.wire.text import AS_USUAL, Message, Rendering
 from poise.wire.to_engine import SamplingParams
 
 
@@ -16,6 +16,7 @@ class Conversation:
     messages: list[Message]
     context_policy: str = "reject"
     template: str = ""
+    rendering: Rendering = AS_USUAL
 
 
 Prompt = Conversation | list[str] | list[list[int]]

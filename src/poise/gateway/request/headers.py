@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 DETACH = "X-Poise-Detach"
 """Sent by clients."""
 RESPONSE_ID = "X-Poise-Response-Id"
@@ -14,3 +16,9 @@ ANSWERED = (CONTEXT, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID, WARNING)
 
 LONG_WAIT_US = 500_000
 """A client whose request will wait at least this long in the queue is sent its position and the estimate."""
+
+
+def warn(headers: MutableMapping[str, str], warning: str) -> None:
+    """Say one thing more."""
+    said = headers.get(WARNING)
+    headers[WARNING] = f"{said}; {warning}" if said else warning

@@ -77,6 +77,8 @@ class TextModel:
         self.n_tokens = pieces.n_tokens
         self.longest = pieces.longest
         """Bytes of text that one token can stand for, at most."""
+        self.turn_marks = tuple(vocabulary.turn_marks)
+        """Texts that end an answer in a chat."""
         self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name
 
@@ -105,9 +107,16 @@ class Tokens:
         self._jobs = jobs
         self._account = account
 
-    async def chat(self, messages: Sequence[wire.Message], n_added: int = 0, ids_max: int = ALL) -> wire.Ids:
+    async def chat(
+        self,
+        messages: Sequence[wire.Message],
+        n_added: int = 0,
+        ids_max: int = ALL,
+        rendering: wire.Rendering = wire.AS_USUAL,
+    ) -> wire.Ids:
         """The prompt of a conversation, of which `n_added` messages at the start are not the caller's."""
-        return await self._run(wire.Ids, wire.Chat(list(messages), n_added, ids_max), conversation_bytes(messages))
+        job = wire.Chat(list(messages), n_added, ids_max, rendering)
+        return await self._run(wire.Ids, job, conversation_bytes(messages))
 
     async def prompt(self, prompt: str, ids_max: int = ALL) -> wire.Ids:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""
@@ -153,7 +162,7 @@ def text_bytes(text: str) -> int:
 
 def conversation_bytes(messages: Sequence[wire.Message]) -> int:
     """Bytes of all contents of a conversation."""
-    return sum(text_bytes(message.content) for message in messages)
+    return sum(text_bytes(message.content) + text_bytes(message.reasoning or "") for message in messages)
 
 
 @dataclass(slots=True)

@@ -1,29 +1,28 @@
 """Chat templates: a conversation to the text that the model was trained on, without letting contents pass for template.
 
 The template never sees what a message says. It is given a placeholder of private-use characters in its place, and the
-placeholders are exchanged for the contents only after rendering, as pieces of their own. So the result says, for every
+placeholders are exchanged for the contents only after rendering, as pieces of their own (`hidden`). So the result says, for every
 character, whether the template or the caller wrote it, and the tokeniser looks for control tokens in the template's part.
 
-White space around a content stays outside its placeholder, so that `trim` and its like work as intended, and an empty content
-stays empty for `if message.content`. A template that looks deeper into a content (to cut reasoning out of it, say) sees
-the placeholder and leaves the content whole. A template that drops a content altogether is an error that the caller is sent.
+A template that looks deeper into a content (to cut reasoning out of it, say) finds the texts there that it names itself. A
+template that drops a content altogether is an error that the caller is sent. One that refuses the system messages where they
+are gets them in another place (`systems`).
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from poise.wire.text import Message
+from poise.wire.text import AS_USUAL, Message, Rendering
+from poise.worker.text.dialect import Dialect, TemplateRefusal
+from poise.worker.text.hidden import CutError, Hidden, Piece
+from poise.worker.text.systems import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +33,9 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 """For model files without a template: the commonest format."""
+CHATML_MARKS = ("<|im_end|>", "<|im_start|>")
 
 OUTPUT_CHARS_MAX = 1 << 24
-_OPEN, _CLOSE = "\uf8f0", "\uf8f1"
-_PLACEHOLDER = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
 class TextRefused(Exception):
@@ -57,14 +55,6 @@ def trace_of(error: BaseException) -> str:
     return "".join([type(error).__name__, "\n", *traceback.format_tb(error.__traceback__)])
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Text of a rendered conversation, and whether it is a caller's content or the template's own literal."""
-
-    text: str
-    is_content: bool
-
-
 class ChatTemplate:
     """A model's chat template, compiled once. Raises ValueError for a source that is no template."""
 
@@ -78,60 +68,71 @@ class ChatTemplate:
     ) -> None:
         if not source:
             log.warning("the model file has no chat template: conversations are written in ChatML")
-        self._variables = {"bos_token": bos_text, "eos_token": eos_text, "add_generation_prompt": True}
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda fmt: now().strftime(fmt)
+        self.is_fallback = not source
+        # Names that templates ask for by `is none`: without them they would be undefined, which is not none.
+        self._variables = {"bos_token": bos_text, "eos_token": eos_text, "tools": None, "documents": None}
+        self._dialect = Dialect(now)
         try:
-            self._template = environment.from_string(source or CHATML)
+            self._template, self._marks = self._dialect.compiled(source or CHATML)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the model's chat template is broken in line {error.lineno}: {error.message}") from error
 
-    def render(self, messages: Sequence[Message], n_added: int = 0) -> list[Piece]:
+    def write(
+        self, messages: Sequence[Message], n_added: int = 0, rendering: Rendering = AS_USUAL
+    ) -> tuple[list[Piece], str]:
+        """As `render`, with system messages in another place where the template refuses them; and what is to be said of that."""
+        try:
+            return self.render(messages, n_added, rendering), ""
+        except TextRefused as refused:
+            if refused.status != 400:
+                raise
+            for moved, note in elsewhere(messages):
+                try:
+                    return self.render(moved, 0, rendering), note
+                except TextRefused:
+                    continue
+            raise
+
+    def render(self, messages: Sequence[Message], n_added: int = 0, rendering: Rendering = AS_USUAL) -> list[Piece]:
         """The prompt as pieces, ending where the assistant is to speak. Raises TextRefused.
 
         The first `n_added` messages are not the caller's: errors give the others the places that the caller knows.
         """
-        contents: list[str] = []
-        owners: list[int | None] = []
+        if rendering.continues and not messages[-1].content.strip():
+            messages, rendering = messages[:-1], Rendering(variables=rendering.variables)  # nothing is to be continued
+        hidden = self._dialect.hidden = Hidden(self._marks)
+        shown = [_variables(message, i, hidden) for i, message in enumerate(messages)]
+        written = self._render(shown, rendering, hidden)
+        try:
+            pieces = hidden.pieces(written)
+        except CutError:
+            raise _broken("it cuts a message in two") from None
+        if sum(len(piece.text) for piece in pieces) > OUTPUT_CHARS_MAX:
+            raise _broken(f"it writes more than {OUTPUT_CHARS_MAX} characters")
+        for owner in hidden.left_out():
+            place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
+            raise TextRefused(
+                400,
+                "message_left_out",
+                f"The model's chat template has no place for {place} (role '{messages[owner].role}'). "
+                "Remove it or put its text into another message.",
+                param=place if owner >= n_added else "messages",
+            )
+        return _open_ended(pieces, messages[-1].content) if rendering.continues else pieces
 
-        def hide(text: str, owner: int | None = None) -> str:
-            core = text.strip()
-            if not core:
-                return text
-            start = text.index(core)
-            contents.append(core)
-            owners.append(owner)
-            return f"{text[:start]}{_OPEN}{len(contents) - 1}{_CLOSE}{text[start + len(core) :]}"
-
-        variables = [_variables(message, i, hide) for i, message in enumerate(messages)]
-        pieces, used = _split(self._render(variables), contents)
-        for index, owner in enumerate(owners):
-            if owner is not None and index not in used:
-                place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
-                raise TextRefused(
-                    400,
-                    "message_left_out",
-                    f"The model's chat template has no place for {place} (role '{messages[owner].role}'). "
-                    "Remove it or put its text into another message.",
-                    param=place if owner >= n_added else "messages",
-                )
-        return pieces
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: list[dict[str, str]], rendering: Rendering, hidden: Hidden) -> str:
         pieces = []
         n_chars = 0
+        variables = hidden.value(rendering.variables) | self._variables | {"messages": messages}
+        variables["add_generation_prompt"] = rendering.opens_answer and not rendering.continues
         try:
-            for piece in self._template.generate(messages=messages, **self._variables):
+            for piece in self._template.generate(variables):
                 pieces.append(piece)
                 n_chars += len(piece)
                 if n_chars > OUTPUT_CHARS_MAX:
                     raise _broken(f"it writes more than {OUTPUT_CHARS_MAX} characters")
-        except _TemplateRefusedError as error:
-            text = f"The model's chat template refuses this conversation: {_PLACEHOLDER.sub('…', str(error))}"
+        except TemplateRefusal as error:
+            text = f"The model's chat template refuses this conversation: {error}"
             raise TextRefused(400, "invalid_messages", text, param="messages") from None
         except TextRefused:
             raise
@@ -140,47 +141,29 @@ class ChatTemplate:
         return "".join(pieces)
 
 
-class _TemplateRefusedError(Exception):
-    """Raised by templates, with their own words, by calling raise_exception."""
-
-
-def _variables(message: Message, index: int, hide: Callable[..., str]) -> dict[str, str]:
+def _variables(message: Message, index: int, hidden: Hidden) -> dict[str, Any]:
     # Only OpenAI's own models know the role `developer`; it replaced `system` there.
     role = "system" if message.role == "developer" else message.role
-    variables = {"role": role, "content": hide(message.content, index)}
+    variables = {"role": role, "content": hidden.hide(message.content, index)}
     if message.name is not None:
-        variables["name"] = hide(message.name)
+        variables["name"] = hidden.hide(message.name)
     if message.tool_call_id is not None:
-        variables["tool_call_id"] = hide(message.tool_call_id)
+        variables["tool_call_id"] = hidden.hide(message.tool_call_id)
+    if message.reasoning is not None:
+        thought = hidden.hide(message.reasoning)
+        # Families have different names for it; each template asks for one of them.
+        variables |= {"reasoning_content": thought, "reasoning": thought, "thinking": thought}
     return variables
 
 
-def _split(rendered: str, contents: list[str]) -> tuple[list[Piece], set[int]]:
-    """Segments with the contents back in their places, and which contents were used."""
-    pieces: list[Piece] = []
-    used: set[int] = set()
-    for i, part in enumerate(_PLACEHOLDER.split(rendered)):
-        if i % 2:  # the split alternates literals and the numbers in the placeholders
-            used.add(int(part))
-            pieces.append(Piece(contents[int(part)], is_content=True))
-        elif part:
-            if _OPEN in part or _CLOSE in part:
-                raise _broken("it cuts a message in two")
-            pieces.append(Piece(part, is_content=False))
-    if sum(len(piece.text) for piece in pieces) > OUTPUT_CHARS_MAX:
-        raise _broken(f"it writes more than {OUTPUT_CHARS_MAX} characters")
-    return pieces, used
+def _open_ended(pieces: list[Piece], content: str) -> list[Piece]:
+    """Without what the template writes after the last content: the model goes on with it."""
+    last = max(i for i, piece in enumerate(pieces) if piece.is_content)
+    blanks = content[len(content.rstrip()) :]
+    kept = [Piece(blanks, is_content=False)] if blanks and pieces[last + 1 : last + 2] else []
+    return pieces[: last + 1] + [piece for piece in kept if pieces[last + 1].text.startswith(blanks)]
 
 
 def _broken(why: str, trace: str = "") -> TextRefused:
     message = f"The model's chat template failed: {why}. /v1/completions takes a prompt that is written out."
     return TextRefused(500, "template_failed", message, trace=trace)
-
-
-def _raise_exception(message: object) -> NoReturn:
-    raise _TemplateRefusedError(str(message)[:500])
-
-
-def _to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-    """Plain JSON: Jinja's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)

@@ -9,7 +9,7 @@ from poise.wire import text as wire
 from poise.worker.text import fitting
 from poise.worker.text.chat_template import TextRefused, trace_of
 from poise.worker.text.opening import common_tokens
-from poise.worker.text.tokeniser import Tokeniser, VocabularyPort
+from poise.worker.text.tokeniser import Tokeniser
 
 
 class Desk:
@@ -35,7 +35,8 @@ class Desk:
         tokeniser = self._tokeniser
         match job:
             case wire.Chat():
-                return _ids(tokeniser.chat_ids(job.messages, job.n_added, on_rendered=self._on_rendered), job.ids_max)
+                ids, note = tokeniser.chat(job.messages, job.n_added, job.rendering, on_rendered=self._on_rendered)
+                return _ids(ids, job.ids_max, note)
             case wire.Prompt():
                 return _ids(tokeniser.prompt_ids(job.text), job.ids_max)
             case wire.Length():
@@ -51,16 +52,17 @@ class Desk:
                 return fitting.cut(tokeniser, job, self._on_rendered)
 
 
-def vocabulary(vocab: VocabularyPort) -> wire.Vocabulary:
+def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
     """The bytes of all tokens, as the gateway gets them."""
+    vocab = tokeniser.vocab
     names = [vocab.piece(token, special=True) for token in range(vocab.n_tokens)]
     hidden = bytes(bool(name) and not vocab.piece(token, special=False) for token, name in enumerate(names))
     ends, end = array("I"), 0
     for name in names:
         end += len(name)
         ends.append(end)
-    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden)
+    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, tokeniser.turn_marks())
 
 
-def _ids(ids: list[int], most: int) -> wire.Ids:
-    return wire.Ids(len(ids), ids if len(ids) <= most else [])
+def _ids(ids: list[int], most: int, note: str = "") -> wire.Ids:
+    return wire.Ids(len(ids), ids if len(ids) <= most else [], note)

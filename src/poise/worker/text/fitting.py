@@ -28,7 +28,7 @@ def cut(tokeniser: Tokeniser, job: wire.Cut, on_rendered: Callable[[], None]) ->
     def ids(n_cut: int) -> list[int]:
         shorter = msgspec.structs.replace(job.summary, content=whole[: len(whole) - n_cut])
         messages = kept(job.messages, job.turns, job.n_dropped, shorter)
-        return tokeniser.chat_ids(messages, job.n_added, runs=runs, on_rendered=on_rendered)
+        return tokeniser.chat(messages, job.n_added, job.rendering, runs=runs, on_rendered=on_rendered)[0]
 
     def fits(n_cut: int) -> bool:
         return len(ids(n_cut)) <= job.room
@@ -48,6 +48,7 @@ class _Fitter:
         self._droppable = max(job.turns, default=0)
         self._runs: Runs = {}
         self._known: dict[tuple[int, bool], list[int]] = {}
+        self._notes: dict[tuple[int, bool], str] = {}
 
     def fit(self) -> wire.Fitted:
         job, n = self._job, self._fewest()
@@ -55,7 +56,8 @@ class _Fitter:
         prompt, plain = self._prompt(left_out), self._ids(left_out)
         # A prompt that still waits for its summary is tokenised again with it.
         is_whole = n is not None and (job.summary is None or n == 0)
-        return wire.Fitted(n, len(self._ids(0)), len(prompt), len(plain), prompt if is_whole else [])
+        note = self._notes[(left_out, left_out > 0 and job.summary is not None)]
+        return wire.Fitted(n, len(self._ids(0)), len(prompt), len(plain), prompt if is_whole else [], note)
 
     def _fewest(self) -> int | None:
         for room in self._job.rooms:
@@ -78,8 +80,8 @@ class _Fitter:
         if key not in self._known:
             messages = kept(self._job.messages, self._job.turns, n_dropped, self._job.summary if summary else None)
             try:
-                self._known[key] = self._tokeniser.chat_ids(
-                    messages, self._job.n_added, runs=self._runs, on_rendered=self._on_rendered
+                self._known[key], self._notes[key] = self._tokeniser.chat(
+                    messages, self._job.n_added, self._job.rendering, runs=self._runs, on_rendered=self._on_rendered
                 )
             except TextRefused as error:
                 if not summary or error.status != 400:

@@ -26,12 +26,15 @@ def common_tokens(tokeniser: Tokeniser, system: str) -> list[int]:
     Raises TextRefused when the chat template allows no system message.
     """
     first = Message("system", system)
-    prompts = [tokeniser.chat_ids([first, Message("user", said)]) for said in _USER_TEXTS]
+    said = [tokeniser.chat([first, Message("user", text)]) for text in _USER_TEXTS]
+    prompts = [ids for ids, _ in said]
     for turns in _OTHER_TURNS:
         try:
-            prompts.append(tokeniser.chat_ids([first, *turns]))
+            ids, note = tokeniser.chat([first, *turns])
         except TextRefused:
             continue  # no conversation can go on like this, so none needs to have the tokens in common
+        if note == said[0][1]:
+            prompts.append(ids)  # else its system messages are in another place, where nothing is in common
     shortest = min(map(len, prompts))
     differs = (i for i in range(shortest) if any(ids[i] != prompts[0][i] for ids in prompts))
     return prompts[0][: next(differs, shortest)]

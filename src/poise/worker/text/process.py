@@ -67,7 +67,7 @@ def serve(connection: socket.socket) -> int:
                     except (ModelError, EngineLibraryError, MemoryError, OSError) as error:
                         send(wire.Unusable(str(error) or "reading the model file takes more memory than there is"))
                         return 1
-                    send(wire.Opened() if message.known else vocabulary(tokeniser.vocab))
+                    send(wire.Opened() if message.known else vocabulary(tokeniser))
                     desk = Desk(tokeniser, lambda: send(wire.Rendered()))
                     stack_bytes = (message.memory_mb << 20) // STACK_PART
                 else:

@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from poise.wire.text import Message
-from poise.worker.text.chat_template import ChatTemplate, Piece, TextRefused
+from poise.wire.text import AS_USUAL, Message, Rendering
+from poise.worker.text.chat_template import CHATML_MARKS, ChatTemplate, TextRefused
+from poise.worker.text.hidden import Piece
 
 LITERAL_CHARS_MAX = 4096
 """A longer literal is split again each time: white space at the edge of a message is part of one, and can be of any length."""
@@ -64,19 +65,24 @@ class Tokeniser:
         self.literals_chars = 0
         """Characters of all literals that are remembered."""
 
-    def chat_ids(
+    def chat_ids(self, messages: Sequence[Message], n_added: int = 0, *, runs: Runs | None = None) -> list[int]:
+        """As `chat`, without the note."""
+        return self.chat(messages, n_added, runs=runs)[0]
+
+    def chat(
         self,
         messages: Sequence[Message],
         n_added: int = 0,
+        rendering: Rendering = AS_USUAL,
         *,
         runs: Runs | None = None,
         on_rendered: Callable[[], None] = lambda: None,
-    ) -> list[int]:
-        """The prompt of a conversation, of which `n_added` messages at the start are not the caller's.
+    ) -> tuple[list[int], str]:
+        """The prompt of a conversation, and what its caller is to be told. The first `n_added` messages are not the caller's.
 
         `runs` is read and added to. Raises TextRefused when the template refuses the conversation.
         """
-        pieces = self._template.render(messages, n_added)
+        pieces, note = self._template.write(messages, n_added, rendering)
         on_rendered()
         ids: list[int] = []
         run: list[str] = []
@@ -90,13 +96,19 @@ class Tokeniser:
         ids += self._run_ids(run, runs)
         if self.vocab.add_bos and self.vocab.bos is not None:
             ids.insert(0, self.vocab.bos)
-        return self._one_bos(ids)
+        return self._one_bos(ids), note
+
+    def turn_marks(self) -> list[str]:
+        """Where a model without a template, and without the tokens of the one that stands for it, ends its turn: as text."""
+        vocab = self.vocab
+        whole = [len(vocab.tokenize(mark, add_special=False, parse_special=True)) == 1 for mark in CHATML_MARKS]
+        return list(CHATML_MARKS) if self._template.is_fallback and not all(whole) else []
 
     def keeps_blanks(self) -> bool:
         """Whether the chat template leaves the white space around what is said where it is, whoever says it."""
         said = [Message(role, f" \n {role}s \n ") for role in (*BLANK_ROLES, "user")]
         try:
-            rendered = "".join(piece.text for piece in self._template.render(said))
+            rendered = "".join(piece.text for piece in self._template.write(said)[0])
         except TextRefused:
             return False  # it takes no such conversation, so nothing is known
         return all(rendered.count(message.content) == 1 + (message.role == "user") for message in said)

@@ -112,7 +112,7 @@ class SummaryFirst:
 def _submit(generation: Generation, record: Record, request: Generate, plan: Plan) -> None:
     record.n_prompt = sum(len(ids) for ids in plan.ids)
     record.notes = plan.notes
-    generation.submit(_choices(plan, request), request.stop)
+    generation.submit(_choices(plan, request), request.stop + plan.turn_marks)
 
 
 def _choices(plan: Plan, request: Generate) -> list[ChoiceRequest]:

@@ -47,7 +47,7 @@ class SummaryPlan:
     """Tokens of the prompt with the summary."""
     pieces: list[list[int]]
     n_added: int
-    template: str
+    asked: Conversation
 
 
 @dataclass(slots=True)
@@ -64,6 +64,13 @@ class Plan:
     headers: dict[str, str] = field(default_factory=dict)
     notes: Notes | None = None
     summary: SummaryPlan | None = None
+    turn_marks: tuple[str, ...] = ()
+    """Texts that end an answer, beside those that were asked for."""
+
+    def warn(self, text: str) -> None:
+        """Say it to the caller, unless it is nothing."""
+        if text:
+            headers.warn(self.headers, text)
 
 
 class Prompts:
@@ -108,7 +115,8 @@ class Prompts:
         messages = self._templates.apply(asked.template, tenant, asked.messages) if asked.template else asked.messages
         policy = ContextPolicy(asked.context_policy)
         self._check_size(plan, messages, policy, text)
-        fitter = _Fitter(text.of(plan.account), plan, messages, asked.template)
+        plan.turn_marks = text.turn_marks
+        fitter = _Fitter(text.of(plan.account), plan, messages, asked)
         if policy is ContextPolicy.REJECT:
             n_whole = await fitter.whole()
         elif policy is ContextPolicy.TRIM:
@@ -132,6 +140,7 @@ class Prompts:
                 message,
                 len(message.content) - len(summary),
                 todo.prompt_max,
+                todo.asked.rendering,
             )
         )
         used = summary[: len(summary) - cut.n_chars]
@@ -149,7 +158,7 @@ class Prompts:
             prompt_tokens=len(plan.ids[0]),
         )
         plan.notes = Notes(note)
-        self._name_template(plan, todo.template)
+        self._name_template(plan, todo.asked.template)
 
     def _check_size(self, plan: Plan, messages: list[Message], policy: ContextPolicy, text: TextModel) -> None:
         """Refuse what is so long that looking at it would be wasted, or too dear."""
@@ -184,7 +193,7 @@ class Prompts:
             return
         n_system = await text.length(system)
         if n_system > most:
-            plan.headers[headers.WARNING] = (
+            plan.warn(
                 f"system prompt takes {n_system} of {plan.limits.context} tokens; a shorter one leaves more to the conversation"
             )
             self._on_long_system(plan.limits.request_class)
@@ -193,20 +202,24 @@ class Prompts:
 class _Fitter:
     """One conversation and what it may take."""
 
-    def __init__(self, text: Tokens, plan: Plan, messages: list[Message], template: str) -> None:
+    def __init__(self, text: Tokens, plan: Plan, messages: list[Message], asked: Conversation) -> None:
+        """`messages`: those that were asked for, with what is added to them."""
         self._text = text
         self._plan = plan
         self._messages = messages
-        self._template = template
-        self._n_added = 1 if template else 0
+        self._asked = asked
+        self._n_added = 1 if asked.template else 0
         self._turns = Turns(messages)
 
     async def whole(self) -> int:
         """Take the conversation as it came. Returns its tokens, as the others do."""
-        found = await self._text.chat(self._messages, self._n_added, self._plan.limits.prompt)
+        found = await self._text.chat(
+            self._messages, self._n_added, self._plan.limits.prompt, self._asked.rendering
+        )
         if self._plan.allowance.granted(self._plan.limits, found.n) is None:
             raise self._exceeded(found.n, ContextPolicy.REJECT)
         self._plan.ids = [found.ids]
+        self._plan.warn(found.note)
         return found.n
 
     async def trim(self) -> int:
@@ -215,6 +228,7 @@ class _Fitter:
         n = found.n_dropped
         if n is None:
             raise self._exceeded(found.n_prompt, ContextPolicy.TRIM)
+        self._plan.warn(found.note)
         self._plan.ids = [found.ids]
         if n:
             n_dropped = found.n_whole - found.n_prompt
@@ -237,6 +251,7 @@ class _Fitter:
         if n is None:
             n_output = n_output if self._turns.droppable else 0
             raise self._exceeded(found.n_prompt + n_output, ContextPolicy.SUMMARIZE, n_output)
+        self._plan.warn(found.note)
         if n == 0:
             self._plan.ids = [found.ids]
             return found.n_whole
@@ -244,7 +259,7 @@ class _Fitter:
         pieces = await summaries.piece_prompts(self._text, self._turns.dropped(n), limits, n_output)
         prompt_max = found.n_prompt + n_output
         self._plan.summary = SummaryPlan(
-            self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added, self._template
+            self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added, self._asked
         )
         self._plan.headers[headers.CONTEXT] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
         return found.n_whole
@@ -253,7 +268,7 @@ class _Fitter:
         """First for the answer that is wanted; if that cannot be had, for the least answer."""
         limits, allowance = self._plan.limits, self._plan.allowance
         rooms = [limits.room_for(n_output) for n_output in (allowance.wanted(limits), allowance.least)]
-        return Fit(self._messages, self._turns.numbers, self._n_added, rooms, summary, reserve)
+        return Fit(self._messages, self._turns.numbers, self._n_added, rooms, summary, reserve, self._asked.rendering)
 
     def _exceeded(self, n_prompt: int, policy: ContextPolicy, n_summary: int = 0) -> ApiError:
         what = "The prompt"
