@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from poise.worker.text.systems import FOLDED, MERGED
@@ -63,3 +65,61 @@ async def test_others_do_not_end_there(vocab: ToyVocab, template: str | None) ->
     app = make_app(FakeEngine(says("a <|im_end|> b")), jobs=text_here(vocab, template))
     choice = (await ask(app, "POST", CHAT, chat_body())).json()["choices"][0]
     assert choice["message"]["content"] == "a <|im_end|> b"
+
+
+KWARGS = (
+    "{% for m in messages %}[{{ m.role }}:{{ m.reasoning_content }}:{{ m.content }}]{% endfor %}"
+    "{{ x }}{% if add_generation_prompt %}>{% endif %}"
+)
+ASSISTANT = {"role": "assistant", "content": "Dear"}
+USER = {"role": "user", "content": "Hi"}
+
+
+@pytest.mark.parametrize(
+    ("body", "prompt"),
+    [
+        ({}, "[user::Hi][assistant::Dear]>"),
+        ({"add_generation_prompt": True, "continue_final_message": None}, "[user::Hi][assistant::Dear]>"),
+        ({"add_generation_prompt": False}, "[user::Hi][assistant::Dear]"),
+        ({"continue_final_message": True}, "[user::Hi][assistant::Dear"),
+        ({"continue_final_message": True, "add_generation_prompt": False}, "[user::Hi][assistant::Dear"),
+        ({"messages": [USER, ASSISTANT | {"prefix": True}]}, "[user::Hi][assistant::Dear"),
+        ({"messages": [USER, ASSISTANT | {"reasoning_content": "Hm"}]}, "[user::Hi][assistant:Hm:Dear]>"),
+        ({"messages": [USER, ASSISTANT | {"reasoning": "Hm"}]}, "[user::Hi][assistant:Hm:Dear]>"),
+        ({"chat_template_kwargs": {"x": 7, "unknown": [None]}}, "[user::Hi][assistant::Dear]7>"),
+    ],
+)
+async def test_callers_say_how_it_is_written(body: dict[str, Any], prompt: str) -> None:
+    """By the names that vLLM, SGLang, DeepSeek and Mistral have for it."""
+    engine = FakeEngine(says("x"))
+    app = make_app(engine, jobs=text_here(template=KWARGS))
+    reply = await ask(app, "POST", CHAT, chat_body(**{"messages": [USER, ASSISTANT], **body}))
+    assert reply.status == 200, reply.json()
+    assert readable(engine.submissions[0].prompt) == prompt
+
+
+DEEP: list[object] = []
+for _ in range(500):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [USER], "continue_final_message": True}, "continue_final_message"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"not a name": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {f"x{i}": 1 for i in range(33)}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"x": "y" * 20_000}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"x": DEEP}}, "chat_template_kwargs"),
+        ({"messages": [USER, ASSISTANT | {"reasoning_content": 1}]}, "messages[1].reasoning_content"),
+        ({"messages": [USER, ASSISTANT | {"prefix": "yes"}]}, "messages[1].prefix"),
+    ],
+)
+async def test_what_cannot_be_written_is_refused_by_name(body: dict[str, Any], param: str) -> None:
+    """Within bounds, and never the server's error."""
+    app = make_app(FakeEngine(says("x")), jobs=text_here(template=KWARGS))
+    reply = await ask(app, "POST", CHAT, chat_body(**{"messages": [USER, ASSISTANT], **body}))
+    assert (reply.status, reply.json()["error"]["param"]) == (400, param)

@@ -21,6 +21,7 @@ from poise.gateway.api.fields import (
     read_object,
 )
 from poise.gateway.api.openai import unsupported
+from poise.gateway.api.openai.rendering import PREFIX
 from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.request.refusals import invalid_type, invalid_value, missing_parameter, shown, unsupported_parameter
 from poise.scheduler.request import RequestClass
@@ -98,11 +99,12 @@ def _read_message(value: object, param: str) -> Message:
     role = _ROLE.read(message["role"], f"{param}.role")
     if message.get("content") is None:
         raise missing_parameter(f"{param}.content", "a string or a list of text parts is needed")
-    for field in (_NAME, _TOOL_CALL_ID):
+    for field in (_NAME, _TOOL_CALL_ID, _REASONING_CONTENT, _REASONING, PREFIX):
         if message.get(field.name) is not None:
             field.read(message[field.name], f"{param}.{field.name}")
     content = _read_content(message["content"], f"{param}.content")
-    return Message(role, content, message.get("name"), message.get("tool_call_id"))
+    reasoning = message.get(_REASONING_CONTENT.name) or message.get(_REASONING.name) or None
+    return Message(role, content, message.get("name"), message.get("tool_call_id"), reasoning)
 
 
 def _read_content(value: object, param: str) -> str:
@@ -152,6 +154,8 @@ def _check_ids(ids: list[Any], param: str) -> list[int]:
 _ROLE = Text("role", "Who speaks. `developer` is shown to the model as `system`.", choices=ROLES)
 _NAME = Text("name", "Name of the speaker, for templates that show it.", min_chars=1, max_chars=256)
 _TOOL_CALL_ID = Text("tool_call_id", "Call that a tool message answers, for templates that show it.", max_chars=256)
+_REASONING_CONTENT = Text("reasoning_content", "What an assistant thought before it spoke, for templates that show it.")
+_REASONING = Text("reasoning", "Another name of `reasoning_content`.")
 _PART_TYPE = Text("type", "", choices=("text",))
 _PART_TEXT = Text("text", "")
 _PART_SCHEMA = object_schema((_PART_TYPE, _PART_TEXT), ["type", "text"])
@@ -161,7 +165,15 @@ _CONTENT: Field[str] = Custom(
     _read_content,
     {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA, "minItems": 1, "maxItems": MAX_PARTS}]},
 )
-_MESSAGE_FIELDS: tuple[Field[Any], ...] = (_ROLE, _CONTENT, _NAME, _TOOL_CALL_ID)
+_MESSAGE_FIELDS: tuple[Field[Any], ...] = (
+    _ROLE,
+    _CONTENT,
+    _NAME,
+    _TOOL_CALL_ID,
+    _REASONING_CONTENT,
+    _REASONING,
+    PREFIX,
+)
 INCLUDE_USAGE = Flag("include_usage", "Send the token counts in a chunk of their own before [DONE].")
 CONTINUOUS_USAGE = Flag("continuous_usage_stats", "Send the token counts so far in every chunk.")
 SEGMENTS = Flag(

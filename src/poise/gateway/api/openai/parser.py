@@ -14,7 +14,7 @@ from poise.config import Settings
 from poise.config.classes import class_settings, default_output
 from poise.gateway.api.fields import Field, Integer, Schema, check_names, object_schema, same_json
 from poise.gateway.api.openai import parameters as p
-from poise.gateway.api.openai import unsupported
+from poise.gateway.api.openai import rendering, unsupported
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request.generate import PLAIN, Conversation, Generate, Prompt
 from poise.gateway.request.refusals import invalid_value, missing_parameter, shown
@@ -37,6 +37,7 @@ class RequestParser:
             p.TOP_LOGPROBS,
             p.CONTEXT_POLICY,
             p.TEMPLATE,
+            *rendering.FIELDS,
         )
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
@@ -62,10 +63,12 @@ class RequestParser:
         elif top_logprobs:
             raise invalid_value("top_logprobs", "come with 'logprobs': true", top_logprobs, "'logprobs' is not true")
         allowance = _same(values, p.MAX_TOKENS, p.MAX_COMPLETION_TOKENS)
+        messages = p.MESSAGES.read(values["messages"], "messages")
         conversation = Conversation(
-            p.MESSAGES.read(values["messages"], "messages"),
+            messages,
             context_policy=p.CONTEXT_POLICY.get(values, "reject"),
             template=p.TEMPLATE.get(values, ""),
+            rendering=rendering.read_rendering(values, messages),
         )
         return self._request(values, conversation, allowance, n_logprobs)
 

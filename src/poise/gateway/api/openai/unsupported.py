@@ -76,11 +76,8 @@ CHAT = _table(
     Unsupported("metadata", _NO_STORE, ({},)),
     Unsupported("moderation", _NO_HINT),
     Unsupported("echo", _NO_TEMPLATE, (False,)),
-    Unsupported("add_generation_prompt", _NO_TEMPLATE, (True,)),
-    Unsupported("continue_final_message", _NO_TEMPLATE, (False,)),
     Unsupported("add_special_tokens", _NO_TEMPLATE, (False,)),
     Unsupported("chat_template", _NO_TEMPLATE),
-    Unsupported("chat_template_kwargs", _NO_TEMPLATE, ({},)),
     Unsupported("documents", "put them into the messages", ([],)),
 )
 
@@ -99,7 +96,6 @@ MESSAGE = _table(
     Unsupported("audio", _NO_AUDIO),
     Unsupported("refusal", "put the text into 'content'"),
     Unsupported("annotations", _NO_HINT, ([],)),
-    *_all("put what the model should see into 'content'", "reasoning", "reasoning_content"),
 )
 
 CONTENT_PARTS = ("image_url", "input_audio", "file", "video_url", "audio_url", "input_image", "image", "refusal")

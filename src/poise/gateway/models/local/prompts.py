@@ -213,9 +213,7 @@ class _Fitter:
 
     async def whole(self) -> int:
         """Take the conversation as it came. Returns its tokens, as the others do."""
-        found = await self._text.chat(
-            self._messages, self._n_added, self._plan.limits.prompt, self._asked.rendering
-        )
+        found = await self._text.chat(self._messages, self._n_added, self._plan.limits.prompt, self._asked.rendering)
         if self._plan.allowance.granted(self._plan.limits, found.n) is None:
             raise self._exceeded(found.n, ContextPolicy.REJECT)
         self._plan.ids = [found.ids]
