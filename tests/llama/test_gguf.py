@@ -151,3 +151,46 @@ def test_tensor_types_are_the_librarys() -> None:
     ggml = import_binding()._lib
     known = {t: (int(ggml.ggml_blck_size(t)), int(ggml.ggml_type_size(t))) for t in TENSOR_TYPES}
     assert known == TENSOR_TYPES
+
+
+def shards(folder: Path, stem: str = "m", n: int = 3) -> list[Path]:
+    """A model in shards, as llama-gguf-split writes them: only the first one has the model's keys."""
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for i in range(n):
+        keys = {**(TINY_KEYS if i == 0 else {}), "split.no": i, "split.count": n, "split.tensors.count": 2 * n}
+        path = folder / f"{stem}-{i + 1:05d}-of-{n:05d}.gguf"
+        paths.append(write_gguf(path, gguf_bytes(keys)))
+    return paths
+
+
+def test_shards_count_whole(tmp_path: Path) -> None:
+    """Also where they are links to files of other names, as in Hugging Face's cache."""
+    one = read_header(write_gguf(tmp_path / "tiny.gguf"))
+    blobs = shards(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for i, path in enumerate(blobs):
+        blob = path.rename(path.with_name(f"{i:064x}"))
+        (tmp_path / "snapshot" / path.name).symlink_to(blob)
+    header = read_header(tmp_path / "snapshot" / blobs[0].name)
+    assert header.architecture == "llama"
+    assert (header.n_tensors, header.n_params) == (3 * one.n_tensors, 3 * one.n_params)
+    assert header.tensor_bytes == 3 * one.tensor_bytes
+    assert header.file_bytes == sum(path.stat().st_size for path in (tmp_path / "snapshot").iterdir())
+    assert header.matrix_types == {kind: 3 * n for kind, n in one.matrix_types.items()}
+
+
+def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """The first one is to be named; what is missing, cut short, of another model or renamed is said by its name."""
+    first, second, third = shards(tmp_path)
+    check(second, f"later shard of its model; name the first one ({first.name})")
+    third.write_bytes(third.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=rf"{third.name}: is cut short"):
+        read_header(first)
+    write_gguf(third)
+    with pytest.raises(ModelError, match=rf"{third.name}: is not shard 3 of 3"):
+        read_header(first)
+    third.unlink()
+    with pytest.raises(ModelError, match=rf"{third.name}: does not exist; {first.name} is the first of 3"):
+        read_header(first)
+    check(first.rename(tmp_path / "model.gguf"), "its name must end in -00001-of-00003.gguf")

@@ -18,7 +18,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from struct import Struct
@@ -30,6 +30,7 @@ KEYS_MAX = 1 << 16
 TENSORS_MAX = 1 << 20
 NAME_BYTES_MAX = 1 << 16
 LAYERS_MAX = 512
+SHARDS_MAX = 4096
 TEXT_BYTES_MAX = 16 << 20
 TEXTS_MAX = 1 << 24
 ELEMENTS_MAX = 1 << 48
@@ -48,8 +49,11 @@ class ModelError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What the header says. `data_end` is the file size that the tensors need; `matrix_types` has the elements of all matrices
-    by ggml_type (vectors, such as norms, are never quantised and do not count)."""
+    """What the header says; of shards, the first one's keys and the tensors of all.
+
+    `data_end` is the size that the first file needs; `matrix_types` has the elements of all matrices by ggml_type (vectors, such
+    as norms, are never quantised and do not count).
+    """
 
     path: Path
     version: int
@@ -85,7 +89,54 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Check that `path` is a complete GGUF file and read its header. Raises ModelError."""
+    """Check that `path` is a complete model and read its header, with the tensors of all its shards. Raises ModelError."""
+    first = _read_file(path)
+    n_shards = first.keys.get("split.count", 1)
+    if not isinstance(n_shards, int) or n_shards <= 1:
+        return first
+    if not 1 < n_shards <= SHARDS_MAX:
+        raise ModelError(path, f"is damaged (it is one of {n_shards:,} shards); download it again")
+    ends = [f"-{i:05d}-of-{n_shards:05d}.gguf" for i in range(1, n_shards + 1)]
+    number = first.keys.get("split.no", 0)
+    if number != 0:
+        name = path.name.removesuffix(ends[number] if isinstance(number, int) and 0 < number < n_shards else "")
+        raise ModelError(
+            path, f"is a later shard of its model; name the first one ({name.removesuffix('.gguf')}{ends[0]})"
+        )
+    # By the name that it was called by: in a cache of links, the files behind them have other names.
+    stem = path.name.removesuffix(ends[0])
+    if stem == path.name:
+        raise ModelError(path, f"is the first of {n_shards} shards, so its name must end in {ends[0]}; rename it back")
+    others = [_shard(path.with_name(stem + end), path, i, n_shards) for i, end in enumerate(ends[1:], start=1)]
+    return _joined([first, *others])
+
+
+def _shard(path: Path, first: Path, number: int, n_shards: int) -> GgufHeader:
+    if not path.exists():
+        raise ModelError(
+            path, f"does not exist; {first.name} is the first of {n_shards} shards, put all of them beside it"
+        )
+    header = _read_file(path)
+    if (header.keys.get("split.no"), header.keys.get("split.count")) != (number, n_shards):
+        raise ModelError(path, f"is not shard {number + 1} of {n_shards}, as its name says; download it again")
+    return header
+
+
+def _joined(shards: list[GgufHeader]) -> GgufHeader:
+    types: Counter[int] = Counter()
+    for shard in shards:
+        types.update(shard.matrix_types)
+    return replace(
+        shards[0],
+        n_tensors=sum(shard.n_tensors for shard in shards),
+        n_params=sum(shard.n_params for shard in shards),
+        tensor_bytes=sum(shard.tensor_bytes for shard in shards),
+        file_bytes=sum(shard.file_bytes for shard in shards),
+        matrix_types=dict(types),
+    )
+
+
+def _read_file(path: Path) -> GgufHeader:
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -125,10 +176,10 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         value = cursor.value(cursor.number(_U32))
         if value is not None:
             keys[name] = value
-    if not isinstance(keys.get("general.architecture"), str):
+    if not isinstance(keys.get("general.architecture"), str) and not keys.get("split.no"):
         raise ModelError(path, "does not name its architecture; it is not a language model, or damaged")
     tensors = [_read_tensor(cursor) for _ in range(n_tensors)]
-    layers = keys.get(f"{keys['general.architecture']}.block_count", 0)
+    layers = keys.get(f"{keys.get('general.architecture')}.block_count", 0)
     if isinstance(layers, int) and layers > LAYERS_MAX:
         cursor.fail(f"{layers:,} layers")  # llama.cpp would not refuse: it would abort the process
     data_end = _data_end(cursor, keys, tensors)
