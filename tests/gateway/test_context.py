@@ -12,7 +12,9 @@ from poise.config.serving import TemplateSettings
 from poise.gateway.models.local import summary
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
-from poise.worker.text.chat_template import ChatTemplate, Piece
+from poise.worker.text.chat_template import ChatTemplate
+from poise.worker.text.hidden import Piece
+from poise.worker.text.systems import MERGED
 from tests.gateway.fakes import (
     SLOT_CELLS,
     FakeEngine,
@@ -310,8 +312,8 @@ async def test_a_past_that_is_too_long_for_a_summary_is_refused() -> None:
     assert not engine.submissions
 
 
-async def test_a_chat_template_without_a_place_for_the_summary() -> None:
-    """Said before anything is computed, with the policy that would work."""
+async def test_a_chat_template_that_takes_no_second_system_message() -> None:
+    """The summary goes to the beginning, and the caller is told."""
     source = (
         "{% for m in messages %}{% if loop.index0 > 0 and m.role == 'system' %}"
         "{{ raise_exception('system comes first') }}{% endif %}{{ m.content }}{% endfor %}"
@@ -319,9 +321,9 @@ async def test_a_chat_template_without_a_place_for_the_summary() -> None:
     engine = FakeEngine(says("x"))
     app = make_app(engine, jobs=text_here(template=source))
     reply = await ask(app, "POST", CHAT, conversation(20, context_policy="summarize"))
-    assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "invalid_messages", "context_policy")
-    assert "system comes first" in reply.error["message"]
-    assert not engine.submissions
+    assert reply.status == 200
+    assert readable(engine.submissions[-1].prompt).startswith(f"{SYSTEM['content']}\n\n{summary.HEADING}")
+    assert MERGED in reply.headers["x-poise-warning"]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -110,6 +110,8 @@ class ChatTemplate:
         if sum(len(piece.text) for piece in pieces) > OUTPUT_CHARS_MAX:
             raise _broken(f"it writes more than {OUTPUT_CHARS_MAX} characters")
         for owner in hidden.left_out():
+            if owner in hidden.marked and messages[owner].role == "assistant":
+                continue  # a thought without an answer: what is shown of it is the template's to say
             place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
             raise TextRefused(
                 400,

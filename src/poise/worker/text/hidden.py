@@ -48,14 +48,15 @@ class Hidden:
         self._texts: list[str] = []
         self._owners: list[int | None] = []
         self._used: set[int] = set()
-        self._marked: set[int | None] = set()
+        self.marked: set[int | None] = set()
+        """Messages with a mark."""
 
     def hide(self, text: str, owner: int | None = None) -> str:
         """What stands for a text. `owner`: the number of the message whose content it is."""
         found = [mark for mark in self._marks if mark in text]
         if not found:
             return self._place(text, owner)
-        self._marked.add(owner)
+        self.marked.add(owner)
         longest_first = "|".join(re.escape(mark) for mark in sorted(found, key=len, reverse=True))
         parts = re.split(f"({longest_first})", text)
         return "".join(twins(part) if i % 2 else self._place(part, owner) for i, part in enumerate(parts))
@@ -69,8 +70,8 @@ class Hidden:
         return [self.value(inner) for inner in value] if isinstance(value, list) else value
 
     def left_out(self) -> list[int]:
-        """Messages of which no text is in the result. Of one with a mark, the template may leave out what it likes."""
-        used = {self._owners[index] for index in self._used} | self._marked
+        """Messages of which no text is in the result."""
+        used = {self._owners[index] for index in self._used}
         return sorted({owner for owner in self._owners if owner is not None} - used)
 
     def in_json(self, text: str, *, ensure_ascii: bool) -> str:
