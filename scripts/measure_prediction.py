@@ -25,9 +25,10 @@ from poise.scenarios import Scenario, load_scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import Run, Target, find_break, parse_target, scaled
 from poise.sim.pressure import Pressure
+from poise.sim.report import group_figures
 from poise.sim.simulate import Options, Simulation, sim_policy, simulate
 from poise.tune.children import Server
-from poise.tune.forecast import as_costs, group_figures
+from poise.tune.forecast import sim_options
 from poise.tune.judge import calibrated_round, live_round
 
 FIGURES = (("all", "output_tokens_per_s"), ("interactive", "ttft_ms_p50"), ("interactive", "ttft_ms_p95"))
@@ -59,8 +60,7 @@ class Prediction:
         found, template = calibrated_round(ScenarioSource(scenario, scenario.name, ""), self._url, seed)
         for pool, fit in found.pools.items():
             print(f"  {scenario.name}, pool {pool}: {fit.n_batches} batches, off by {fit.error_p50:.1%} in the median")
-        costs = as_costs(found)
-        return Options(costs, costs.pools, template=template)
+        return sim_options(found, template)
 
     def foretold(self, scenario: Scenario, seed: int, options: Options) -> Simulation:
         return simulate(scenario, self._loaded.settings, seed, options)

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from poise.bench.kill import EngineKiller
-from poise.bench.malformed import MALFORMED, malformed_body
+from poise.bench.prompts import MALFORMED, malformed_body
 from poise.bench.reading import slow_session
 from poise.bench.target import new_session
 from poise.scenarios import Event, PlannedRequest, Reading, ScenarioError, Targets, parse_scenario, parse_target

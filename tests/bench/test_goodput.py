@@ -8,7 +8,7 @@ import pytest
 
 from poise.bench.goodput import Goodput, by_class, goodput, judge
 from poise.bench.record import CANCELLED, DISCONNECTED, OK, REFUSED, UNFINISHED, Figure, RequestRecord
-from poise.bench.stats import Group, over_rounds, summarize
+from poise.bench.stats import Group, failures, over_rounds, summarize
 from poise.scenarios import Targets
 from tests.bench.test_stats import record
 
@@ -73,12 +73,13 @@ def test_share_and_rate() -> None:
     window_ns = 1000 * NS
     assert goodput(records, BY_CLASS, window_ns) == Goodput(n_met=2, n_missed=1, n_undecided=1, n_met_within=1)
     assert goodput(records, {"background": TARGETS}, window_ns) is None
-    summary = summarize(Group("all", "", frozenset({"chat"})), records, window_ns, BY_CLASS)
+    chat = Group("all", "", ("chat",))
+    summary = summarize(chat, records, window_ns, BY_CLASS)
     assert summary.figures["goodput_share"] == Figure(2 / 3, "~")
     assert summary.figures["goodput_per_s"] == Figure(1.0)
-    assert (summary.n_requests, summary.n_failed) == (5, 0)
+    assert (sum(summary.statuses.values()), failures(summary.statuses)) == (5, {})
     assert over_rounds([summary, summary]).goodput == Goodput(4, 2, 2, 2)
-    assert "goodput_share" not in summarize(summary.group, records, window_ns).figures
+    assert "goodput_share" not in summarize(chat, records, window_ns).figures
 
 
 def test_later_targets_win() -> None:

@@ -109,7 +109,7 @@ def test_orders(by: str, names: str) -> None:
     """Ties are broken in a fixed way, so that nothing jumps."""
     assert "".join(one.id for one in ordered(ROWS, by)) == names
     assert ordered(reversed(ROWS), by) == ordered(ROWS, by)
-    assert "".join(one.id for one in ordered([replace(one, output=0, age_ms=0) for one in ROWS], "tokens")) == "abc"
+    assert "".join(one.id for one in ordered([row(one.id, one.state, 0, 0) for one in ROWS], "tokens")) == "abc"
 
 
 def test_curves_bars_ages_and_sizes_as_text() -> None:

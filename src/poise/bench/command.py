@@ -10,10 +10,11 @@ import asyncio
 import os
 import secrets
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -24,9 +25,9 @@ from poise.bench.document import as_document
 from poise.bench.goodput import by_class
 from poise.bench.markdown import to_markdown
 from poise.bench.page import PlotlyMissing, plotly_script, to_html
-from poise.bench.report import count_table, figure_table, group_reports, notes
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun, ScenarioSource
 from poise.bench.target import TargetError, base_url
+from poise.bench.terminal import count_table, figure_table
 from poise.scenarios import ScenarioError, load_scenario, parse_target
 
 SCENARIO_FOLDER = Path("scenarios")
@@ -68,23 +69,35 @@ def bench(
     """Measure servers under the load of SCENARIO, from outside. `poise bench compare A B` compares two results or servers."""
     files = {"json": json, "markdown": markdown, "html": html}
     try:
-        options = _options(
-            scenarios, url, against, rounds, seed, pause, text_seed, against_extensions, trace, target or []
+        urls = {OURS: url} | ({THEIRS: against} if against is not None else {})
+        extensions = {OURS: True, THEIRS: against_extensions}
+        same = "--against is the same server as --url"
+        options = run_options(
+            scenarios,
+            urls,
+            extensions,
+            same,
+            rounds,
+            seed,
+            pause,
+            trace,
+            text_seed,
+            target or (),
+            allow_kill,
+            engine_pid,
         )
-        options = replace(options, allow_kill=allow_kill, engine_pid=engine_pid)
         plotly = plotly_script() if html is not None else ""
         for option, path in files.items():
-            if path is not None:
-                check_writable(f"--{option}", path)
+            check_writable(f"--{option}", path)
     except (UsageError, ScenarioError, TargetError, PlotlyMissing) as error:
         raise failure_line(str(error)) from error
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     benchmark, failure = run_rounds(options)
     runs = [run for run in benchmark.runs if run.rounds]
-    for run in runs:
-        print_run(run, benchmark, options)
-    if runs and any(files.values()):
+    if runs:
         document = as_document(benchmark, options, runs, started_at)
+        for found in document["scenarios"]:
+            print_run(found, benchmark, options)
         if json is not None:
             json.write_bytes(msgspec.json.encode(document))
         if markdown is not None:
@@ -107,7 +120,7 @@ def find_scenario(name: str) -> Path:
     raise UsageError(f"no scenario {name!r}: neither a file nor in ./{SCENARIO_FOLDER}, where there are: {known}")
 
 
-def read_sources(names: list[str], trace: Path | None, targets: list[str]) -> tuple[ScenarioSource, ...]:
+def read_sources(names: list[str], trace: Path | None, targets: Sequence[str]) -> tuple[ScenarioSource, ...]:
     """The scenarios of these names, with the targets given beside them. Raises UsageError and ScenarioError."""
     given = [parse_target(text) for text in targets]
     sources = []
@@ -121,37 +134,32 @@ def read_sources(names: list[str], trace: Path | None, targets: list[str]) -> tu
     return tuple(sources)
 
 
-def _options(
-    scenarios: list[str],
-    url: str,
-    against: str | None,
+def run_options(
+    names: list[str],
+    urls: dict[str, str],
+    extensions: dict[str, bool],
+    same: str,
     rounds: int,
     seed: int,
     pause: float,
-    text_seed: int | None,
-    against_extensions: bool,
     trace: Path | None,
-    targets: list[str],
+    text_seed: int | None = None,
+    targets: Sequence[str] = (),
+    allow_kill: bool = False,
+    engine_pid: int | None = None,
 ) -> RunOptions:
+    """From what was given on the command line; `same` says that two urls are one server. Raises what `bench` refuses."""
     check_range("--rounds", rounds, 1, 1000)
     check_range("--seed", seed, 0, 1 << 31)
     check_range("--pause", pause, 0, 3600)
     if text_seed is not None:
         check_range("--text-seed", text_seed, 0, 1 << 31)
-    urls = {OURS: base_url(url)}
-    if against is not None:
-        urls[THEIRS] = base_url(against)
-        if urls[THEIRS] == urls[OURS]:
-            raise UsageError("--against is the same server as --url: its caches would know the second turn's prompts")
-    return RunOptions(
-        sources=read_sources(scenarios, trace, targets),
-        urls=urls,
-        extensions={OURS: True, THEIRS: against_extensions},
-        n_rounds=rounds,
-        seed=seed,
-        text_seed=secrets.randbits(31) if text_seed is None else text_seed,
-        pause_s=pause,
-    )
+    bases = {side: base_url(url) for side, url in urls.items()}
+    if bases.get(THEIRS) == bases[OURS]:
+        raise UsageError(f"{same}: its caches would know the second turn's prompts")
+    text_seed = secrets.randbits(31) if text_seed is None else text_seed
+    sources = read_sources(names, trace, targets)
+    return RunOptions(sources, bases, extensions, rounds, seed, text_seed, pause, allow_kill, engine_pid)
 
 
 def run_rounds(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
@@ -183,14 +191,18 @@ def run_rounds(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
     return benchmark, None
 
 
-def print_run(run: ScenarioRun, benchmark: Benchmark, options: RunOptions) -> None:
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    reports = group_reports(run)
+def print_run(run: dict[str, Any], benchmark: Benchmark, options: RunOptions) -> None:
+    """A scenario of the document: its tables, then its notes on stderr."""
     servers = " · ".join(f"{side}: {target.url} ({target.model})" for side, target in benchmark.targets.items())
-    title = f"{run.source.scenario.name} · {len(run.rounds)} round(s) from seed {options.seed} · {servers}"
-    console.print(figure_table(run, reports, title), count_table(reports), soft_wrap=False)
-    for note in notes(run, reports):
+    title = f"{run['name']} · {len(run['rounds'])} round(s) from seed {options.seed} · {servers}"
+    output().print(figure_table(run, title), count_table(run), soft_wrap=False)
+    for note in run["notes"]:
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
+
+
+def output() -> Console:
+    """Where the tables go."""
+    return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
 def _silent_rounds(run: ScenarioRun) -> list[str]:
@@ -208,8 +220,10 @@ def check_range(option: str, value: float, low: float, high: float) -> None:
         raise UsageError(f"{option} {value}: expected {low:g} to {high:g}")
 
 
-def check_writable(option: str, path: Path) -> None:
-    """Better before the load than after it."""
+def check_writable(option: str, path: Path | None) -> None:
+    """A file that is wanted can be written: better said before the load than after it. Raises UsageError."""
+    if path is None:
+        return
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
         raise UsageError(f"{option} {path}: cannot be written")

@@ -6,7 +6,6 @@ guardrail, or no rounds to compare; 130 after Ctrl-C. The table goes to stdout; 
 
 from __future__ import annotations
 
-import secrets
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,24 +16,15 @@ from typing import Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from poise.bench.command import (
-    PLAIN_WIDTH,
-    UsageError,
-    check_range,
-    check_writable,
-    failure_line,
-    read_sources,
-    run_rounds,
-)
+from poise.bench.command import UsageError, check_writable, failure_line, output, run_options, run_rounds
 from poise.bench.comparison import METHOD, ComparisonError, Estimate, Guard, State, compare, find, parse_guard
 from poise.bench.document import as_document
 from poise.bench.markdown import distinct_groups
 from poise.bench.report import SIGNS, number, title_of
 from poise.bench.rounds import OURS, THEIRS, RunOptions
-from poise.bench.target import TargetError, base_url
+from poise.bench.target import TargetError
 from poise.scenarios import ScenarioError
 
 VIOLATED, UNDECIDED = 1, 3
@@ -58,7 +48,7 @@ class Verdict:
     """What came of a guardrail in one scenario."""
 
     scenario: str
-    guard: Guard
+    guard: str
     state: State
     reason: str
 
@@ -86,11 +76,14 @@ def bench_compare(
     """Compare two results, or two servers in alternating rounds: B/A of each figure, with confidence intervals."""
     try:
         limits = [parse_guard(text) for text in [*(guard or []), *_from_file(guards)]]
-        for option, path in (("--json", json), ("--results", results)):
-            if path is not None:
-                check_writable(option, path)
+        check_writable("--json", json)
+        check_writable("--results", results)
         if a.startswith(("http://", "https://")) and b.startswith(("http://", "https://")):
-            options = _options(a, b, scenario or [], rounds, seed, pause, trace, extensions)
+            if not scenario:
+                raise UsageError("two URLs need a load: --scenario NAME, repeatable")
+            # B is measured as ours, A as theirs: ratios are ours/theirs everywhere.
+            urls, both = {OURS: b, THEIRS: a}, {OURS: extensions, THEIRS: extensions}
+            options = run_options(scenario, urls, both, "A and B are the same server", rounds, seed, pause, trace)
             before, after = _measure(options, results)
         elif scenario or results or trace:
             raise UsageError(
@@ -114,19 +107,18 @@ def _compare(before: Result, after: Result, limits: Sequence[Guard]) -> tuple[in
     if not common:
         names = [", ".join(run["name"] for run in r.document["scenarios"]) for r in (before, after)]
         raise ComparisonError(f"no scenario in both: A has {names[0]}, B has {names[1]}")
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     scenarios, verdicts, n_pairs_least = [], [], sys.maxsize
     for run, other in common:
         estimates, n_pairs = compare(run["rounds"], before.side, other["rounds"], after.side)
         n_pairs_least = min(n_pairs_least, n_pairs)
         notes = _notes(before, after, run, other, n_pairs)
-        console.print(_table(run, estimates, n_pairs))
+        output().print(_table(run, estimates, n_pairs))
         for note in notes:
             typer.echo(f"note: {note}", err=True)
         verdicts += _judge(run["name"], estimates, limits)
         figures = [asdict(e) | {"verdict": e.verdict} for e in estimates]
         scenarios.append({"name": run["name"], "rounds": n_pairs, "notes": notes, "figures": figures})
-    judged = {verdict.guard.text for verdict in verdicts}
+    judged = {verdict.guard for verdict in verdicts}
     for limit in limits:
         if limit.text not in judged:
             known = sorted({f["group"] or "all" for s in scenarios for f in s["figures"]})
@@ -134,7 +126,7 @@ def _compare(before: Result, after: Result, limits: Sequence[Guard]) -> tuple[in
                 f"guard {limit.text!r}: no such scenario or clients; there are {', '.join(known) or 'none'}"
             )
     for verdict in verdicts:
-        typer.echo(f"{verdict.state}: {verdict.scenario}: {verdict.guard.text}: {verdict.reason}")
+        typer.echo(f"{verdict.state}: {verdict.scenario}: {verdict.guard}: {verdict.reason}")
     states = {verdict.state for verdict in verdicts}
     code = VIOLATED if "violated" in states else UNDECIDED if "undecided" in states or not n_pairs_least else 0
     return code, {
@@ -142,9 +134,7 @@ def _compare(before: Result, after: Result, limits: Sequence[Guard]) -> tuple[in
         "b": after.name,
         "method": METHOD,
         "scenarios": scenarios,
-        "guards": [
-            {"scenario": v.scenario, "guard": v.guard.text, "state": v.state, "reason": v.reason} for v in verdicts
-        ],
+        "guards": verdicts,
         "exit_code": code,
     }
 
@@ -158,9 +148,9 @@ def _judge(name: str, estimates: Sequence[Estimate], limits: Sequence[Guard]) ->
             continue
         estimate = find(estimates, limit)
         if estimate is None:
-            found.append(Verdict(name, limit, "undecided", f"no round has {limit.figure} on both sides"))
+            found.append(Verdict(name, limit.text, "undecided", f"no round has {limit.figure} on both sides"))
         else:
-            found.append(Verdict(name, limit, *limit.judge(estimate)))
+            found.append(Verdict(name, limit.text, *limit.judge(estimate)))
     return found
 
 
@@ -198,29 +188,6 @@ def _table(run: Mapping[str, Any], estimates: Sequence[Estimate], n_pairs: int) 
             table.add_row("" if row else label, figure, number(e.a), number(e.b), ratio, interval, e.verdict)
         table.add_section()
     return table
-
-
-def _options(
-    a: str, b: str, names: list[str], rounds: int, seed: int, pause: float, trace: Path | None, extensions: bool
-) -> RunOptions:
-    """B is measured as ours, A as theirs: ratios are ours/theirs everywhere."""
-    if not names:
-        raise UsageError("two URLs need a load: --scenario NAME, repeatable")
-    check_range("--rounds", rounds, 1, 1000)
-    check_range("--seed", seed, 0, 1 << 31)
-    check_range("--pause", pause, 0, 3600)
-    urls = {OURS: base_url(b), THEIRS: base_url(a)}
-    if urls[OURS] == urls[THEIRS]:
-        raise UsageError("A and B are the same server: its caches would know the second turn's prompts")
-    return RunOptions(
-        sources=read_sources(names, trace, []),
-        urls=urls,
-        extensions={OURS: extensions, THEIRS: extensions},
-        n_rounds=rounds,
-        seed=seed,
-        text_seed=secrets.randbits(31),
-        pause_s=pause,
-    )
 
 
 def _measure(options: RunOptions, results: Path | None) -> tuple[Result, Result]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
 
 from poise.bench import provenance
 from poise.bench.record import NS_PER_S
-from poise.bench.report import GroupReport, group_reports, notes
+from poise.bench.report import group_reports, notes
 from poise.bench.rounds import Benchmark, RunOptions, ScenarioRun
-from poise.bench.stats import Ratio, Summary
 
 FORMAT = 2
 
@@ -33,15 +30,16 @@ def as_document(benchmark: Benchmark, options: RunOptions, runs: list[ScenarioRu
         "commit": provenance.commit(),
         "host": provenance.host(),
         "targets": benchmark.targets,
-        "scenarios": [run_as_json(run, group_reports(run)) for run in runs],
+        "scenarios": [run_as_json(run) for run in runs],
     }
     found: dict[str, Any] = msgspec.to_builtins(document)
     return found
 
 
-def run_as_json(run: ScenarioRun, reports: Sequence[GroupReport]) -> dict[str, object]:
-    """Everything that was measured in a scenario, down to the time of each chunk."""
-    return {
+def run_as_json(run: ScenarioRun) -> dict[str, Any]:
+    """Everything that was measured in a scenario, in plain values, down to the time of each chunk."""
+    reports = group_reports(run)
+    document = {
         "name": run.source.scenario.name,
         "path": run.source.path,
         "text": run.source.text,
@@ -59,7 +57,7 @@ def run_as_json(run: ScenarioRun, reports: Sequence[GroupReport]) -> dict[str, o
             }
             for client in run.source.scenario.clients
         ],
-        "targets": [asdict(targets) for targets in run.source.scenario.targets],
+        "targets": run.source.scenario.targets,
         "notes": notes(run, reports),
         "rounds": [
             {
@@ -74,8 +72,8 @@ def run_as_json(run: ScenarioRun, reports: Sequence[GroupReport]) -> dict[str, o
                         "client_cpu_s": result.cpu_s,
                         "late_ms_max": result.late_ns_max / 1e6,
                         "warmup": result.warmup_statuses,
-                        "events": [asdict(event) for event in result.events],
-                        "groups": [_summary_as_json(report.by_round[number][side]) for report in reports],
+                        "events": result.events,
+                        "groups": [report.by_round[number][side] for report in reports],
                         "requests": [record.as_json() for record in result.records],
                     }
                     for side, result in finished.results.items()
@@ -83,38 +81,12 @@ def run_as_json(run: ScenarioRun, reports: Sequence[GroupReport]) -> dict[str, o
             }
             for number, finished in enumerate(run.rounds)
         ],
-        "medians": {
-            side: [_summary_as_json(report.medians[side]) for report in reports] for side in reports[0].medians
-        },
+        "medians": {side: [report.medians[side] for report in reports] for side in reports[0].medians},
         "ratios": [
-            {"kind": report.group.kind, "name": report.group.name, "figures": _ratios_as_json(report.ratios)}
+            {"kind": report.group.kind, "name": report.group.name, "figures": report.ratios}
             for report in reports
             if report.ratios
         ],
     }
-
-
-def _summary_as_json(summary: Summary) -> dict[str, object]:
-    return {
-        "kind": summary.group.kind,
-        "name": summary.group.name,
-        "clients": sorted(summary.group.clients),
-        "statuses": summary.statuses,
-        "censored": summary.n_censored,
-        "short": summary.n_short,
-        "goodput": None if summary.goodput is None else asdict(summary.goodput),
-        "figures": {name: {"value": f.value, "bound": f.bound} for name, f in summary.figures.items()},
-    }
-
-
-def _ratios_as_json(found: Mapping[str, Ratio]) -> dict[str, object]:
-    return {
-        name: {
-            "median": ratio.median.value,
-            "bound": ratio.median.bound,
-            "min": ratio.low,
-            "max": ratio.high,
-            "rounds": ratio.n_rounds,
-        }
-        for name, ratio in found.items()
-    }
+    found: dict[str, Any] = msgspec.to_builtins(document)
+    return found

@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from poise.bench.record import CANCELLED, NS_PER_MS, NS_PER_S, PENDING, UNFINISHED, RequestRecord
 from poise.scenarios import Targets
@@ -45,19 +46,18 @@ def goodput(records: Iterable[RequestRecord], targets: TargetsByClass, window_ns
     ]
     if not verdicts:
         return None
+    counts = Counter(met for _, met in verdicts)
     return Goodput(
-        n_met=sum(1 for _, met in verdicts if met is True),
-        n_missed=sum(1 for _, met in verdicts if met is False),
-        n_undecided=sum(1 for _, met in verdicts if met is None),
+        n_met=counts[True],
+        n_missed=counts[False],
+        n_undecided=counts[None],
         n_met_within=sum(1 for record, met in verdicts if met and record.start_ns + record.end_ns <= window_ns),
     )
 
 
 def judge(record: RequestRecord, targets: Targets) -> bool | None:
     """Whether the request kept its targets; None: that cannot be said."""
-    if record.failed:
-        return False
-    if _missed(record, targets):
+    if record.failed or _missed(record, targets):
         return False
     if record.status in (UNFINISHED, PENDING) or (record.status == CANCELLED and not record.chunks_ns):
         return None
@@ -69,13 +69,8 @@ def by_class(*rows: Iterable[Targets]) -> dict[str, Targets]:
     found: dict[str, Targets] = {}
     for row in rows:
         for one in row:
-            old = found.get(one.request_class, one)
-            found[one.request_class] = Targets(
-                one.request_class,
-                ttft_ms=one.ttft_ms if one.ttft_ms is not None else old.ttft_ms,
-                itl_p99_ms=one.itl_p99_ms if one.itl_p99_ms is not None else old.itl_p99_ms,
-                e2e_ms=one.e2e_ms if one.e2e_ms is not None else old.e2e_ms,
-            )
+            given = {name: value for name, value in asdict(one).items() if value is not None}
+            found[one.request_class] = replace(found.get(one.request_class, one), **given)
     return found
 
 

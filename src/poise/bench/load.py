@@ -15,14 +15,13 @@ import asyncio
 import secrets
 import time
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 import aiohttp
 import msgspec
 
 from poise.bench.kill import EngineKiller
-from poise.bench.malformed import malformed_body
-from poise.bench.prompts import messages
+from poise.bench.prompts import malformed_body, messages
 from poise.bench.reading import pieces, slow_session
 from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
 from poise.bench.sse import EventDecoder, error_type
@@ -66,33 +65,25 @@ class EventRecord:
     detail: str
 
 
+@dataclass(slots=True)
 class RoundLoad:
     """Sends one round. `run` is called once; `records` and `elapsed_s` may be read meanwhile."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        target: Target,
-        session: aiohttp.ClientSession,
-        *,
-        seed: int,
-        text_seed: int,
-        retry_pause_s: float = RETRY_PAUSE_S,
-        killer: EngineKiller | None = None,
-    ) -> None:
-        self.records: list[RequestRecord] = []
-        self.events: list[EventRecord] = []
-        self._scenario = scenario
-        self._target = target
-        self._session = session
-        self._slow_session = session
-        self._killer = killer
-        self._seed = seed
-        self._text_seed = text_seed
-        self._retry_pause_s = retry_pause_s
-        self._began_ns: int | None = None
-        self._answers: dict[int, str] = {}
-        """What conversations go on from, by the seed of the segment that repeats it."""
+    scenario: Scenario
+    target: Target
+    session: aiohttp.ClientSession
+    _: KW_ONLY
+    seed: int
+    text_seed: int
+    retry_pause_s: float = RETRY_PAUSE_S
+    killer: EngineKiller | None = None
+    records: list[RequestRecord] = field(default_factory=list)
+    events: list[EventRecord] = field(default_factory=list)
+    _slow_session: aiohttp.ClientSession | None = None
+    """Where some client reads slowly."""
+    _began_ns: int | None = None
+    _answers: dict[int, str] = field(default_factory=dict)
+    """What conversations go on from, by the seed of the segment that repeats it."""
 
     @property
     def elapsed_s(self) -> float:
@@ -101,15 +92,15 @@ class RoundLoad:
 
     async def run(self) -> RoundResult:
         warmup_statuses = await self._warm_up()
-        streams = self._scenario.requests(self._seed)
+        streams = self.scenario.requests(self.seed)
         cpu_s = time.process_time()
         self._began_ns = time.perf_counter_ns()
         async with AsyncExitStack() as stack:
-            if any(client.reading is not None for client in self._scenario.clients):
+            if any(client.reading is not None for client in self.scenario.clients):
                 self._slow_session = await stack.enter_async_context(slow_session())
             happening = asyncio.create_task(self._let_happen())
             try:
-                async with asyncio.timeout(self._scenario.duration_s + self._scenario.drain_s):
+                async with asyncio.timeout(self.scenario.duration_s + self.scenario.drain_s):
                     async with asyncio.TaskGroup() as group:
                         for stream in streams:
                             group.create_task(self._drive(stream, group))
@@ -119,11 +110,11 @@ class RoundLoad:
                 happening.cancel()
             elapsed_ns = self._now_ns()
         return RoundResult(
-            url=self._target.url,
-            seed=self._seed,
+            url=self.target.url,
+            seed=self.seed,
             records=self.records,
             warmup_statuses=warmup_statuses,
-            window_ns=min(elapsed_ns, round(self._scenario.duration_s * NS_PER_S)),
+            window_ns=min(elapsed_ns, round(self.scenario.duration_s * NS_PER_S)),
             elapsed_ns=elapsed_ns,
             cpu_s=time.process_time() - cpu_s,
             events=self.events,
@@ -131,22 +122,22 @@ class RoundLoad:
 
     async def _let_happen(self) -> None:
         """The scenario's events, in order."""
-        for event in sorted(self._scenario.events, key=lambda event: event.at_s):
+        for event in sorted(self.scenario.events, key=lambda event: event.at_s):
             await asyncio.sleep(max(0.0, event.at_s - self._now_ns() / NS_PER_S))
             done, detail = False, "needs --allow-kill"
-            if self._killer is not None:
-                done, detail = await self._killer.kill(self._session)
+            if self.killer is not None:
+                done, detail = await self.killer.kill(self.session)
             self.events.append(EventRecord(event.kind, event.at_s, done, detail))
 
     async def _warm_up(self) -> list[str]:
         """Sends the warm-up requests one by one, each with at most the time of a round, and returns how they ended."""
         statuses = []
-        client = self._scenario.clients[0]
-        for index, plan in enumerate(self._scenario.warmup(self._seed)):
+        client = self.scenario.clients[0]
+        for index, plan in enumerate(self.scenario.warmup(self.seed)):
             record = _new_record(client, 0, index, plan, start_ns=0)
             self._began_ns = time.perf_counter_ns()
             try:
-                async with asyncio.timeout(self._scenario.duration_s + self._scenario.drain_s):
+                async with asyncio.timeout(self.scenario.duration_s + self.scenario.drain_s):
                     await self._exchange(record, plan, client, self._body(client, plan))
             except TimeoutError:
                 record.status = UNFINISHED
@@ -165,13 +156,13 @@ class RoundLoad:
                 group.create_task(self._send(stream, index, plan, body))
                 continue
             if plan.due_s is not None:
-                if plan.due_s >= self._scenario.duration_s:
+                if plan.due_s >= self.scenario.duration_s:
                     return
                 await asyncio.sleep(max(0.0, plan.due_s - self._now_ns() / NS_PER_S))
             record = await self._send(stream, index, plan, body)
             pause_s = stream.client.arrival.think_s
             if record.failed or record.status == REFUSED:
-                pause_s = max(pause_s, self._retry_pause_s)
+                pause_s = max(pause_s, self.retry_pause_s)
             await asyncio.sleep(min(pause_s, max(0.0, self._remaining_s())))
 
     async def _send(self, stream: RequestStream, index: int, plan: PlannedRequest, body: bytes) -> RequestRecord:
@@ -195,8 +186,8 @@ class RoundLoad:
     ) -> None:
         key = f"bench-{client.tenant}" + (f"-{secrets.token_hex(8)}" if client.fresh_tenants else "")
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
-        url = f"{self._target.url}/v1/chat/completions"
-        session = self._session if client.reading is None else self._slow_session
+        url = f"{self.target.url}/v1/chat/completions"
+        session = (self._slow_session if client.reading is not None else None) or self.session
         try:
             async with session.post(url, data=body, headers=headers) as response:
                 if plan.malformed and response.status == 200:
@@ -262,8 +253,8 @@ class RoundLoad:
         if plan.malformed:
             return malformed_body(plan.seed)
         body: dict[str, object] = {
-            "model": self._target.model,
-            "messages": messages(plan.segments, self._text_seed, self._answers),
+            "model": self.target.model,
+            "messages": messages(plan.segments, self.text_seed, self._answers),
             "max_tokens": plan.n_output_tokens,
             "ignore_eos": True,
             "temperature": client.temperature,
@@ -271,7 +262,7 @@ class RoundLoad:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if self._target.extensions:
+        if self.target.extensions:
             body["service_tier"] = "flex" if client.request_class == "background" else "default"
         return msgspec.json.encode(body)
 
@@ -280,7 +271,7 @@ class RoundLoad:
         return time.perf_counter_ns() - self._began_ns
 
     def _remaining_s(self) -> float:
-        return self._scenario.duration_s - self._now_ns() / NS_PER_S
+        return self.scenario.duration_s - self._now_ns() / NS_PER_S
 
 
 def _new_record(client: Client, instance: int, index: int, plan: PlannedRequest, start_ns: int) -> RequestRecord:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
-from poise.bench.record import Bound
 from poise.bench.report import SIGNS, label_of, number, title_of
 from poise.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES
 
@@ -53,8 +52,11 @@ def run_line(run: Mapping[str, Any]) -> str:
     return "; ".join([f"{len(run['rounds'])} round(s) of {run['path']}", *targets, *traces])
 
 
-def figure_rows(run: Mapping[str, Any]) -> tuple[list[str], Rows]:
-    """Medians over the rounds for each set of clients, and in a comparison the ratios with their spread."""
+def figure_rows(run: Mapping[str, Any], *, all_rows: bool = False) -> tuple[list[str], Rows]:
+    """Medians over the rounds for each set of clients, and in a comparison the ratios with their spread.
+
+    `all_rows`: also those of usual figures that nobody has here.
+    """
     sides = list(run["medians"])
     labels = ("p50", "p95", "p99")
     blocks = [*sides, "ratio"] if len(sides) > 1 else [""]
@@ -64,8 +66,10 @@ def figure_rows(run: Mapping[str, Any]) -> tuple[list[str], Rows]:
     for label, groups in distinct_groups(run):
         any_side = next(iter(groups.values()))
         known = {name for group in groups.values() for name in group["figures"]}
+        if all_rows:
+            known.update(RATES, (f"{measure}_p50" for measure in MEASURES))
         for name, figures in _lines(known, is_all=label == "all"):
-            cells = [_show(groups.get(side, {}).get("figures", {}).get(f)) for side in sides for f in figures]
+            cells = [show(groups.get(side, {}).get("figures", {}).get(f)) for side in sides for f in figures]
             if len(sides) > 1:
                 own = ratios.get((any_side["kind"], any_side["name"]), {})
                 cells += [_show_ratio(own.get(f)) for f in figures]
@@ -103,26 +107,22 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _lines(known: Iterable[str], *, is_all: bool) -> list[tuple[str, tuple[str, ...]]]:
-    present = set(known)
-    measures = [] if is_all else [m for m in (*MEASURES, *CORRECTED) if f"{m}_p50" in present]
-    quantiles = MEASURES | CORRECTED
-    lines = [(title_of(m), tuple(f"{m}_{label}" for label in quantiles[m])) for m in measures]
-    return lines + [(title_of(name), (name, "", "")) for name in (*RATES, *GOODPUT) if name in present]
+def show(figure: Mapping[str, Any] | None) -> str:
+    """A figure with its bound; nothing where there is none."""
+    return "" if figure is None else SIGNS[figure["bound"]] + number(figure["value"])
 
 
-def _show(figure: Mapping[str, Any] | None) -> str:
-    return "" if figure is None else _sign(figure["bound"]) + number(figure["value"])
+def _lines(known: Container[str], *, is_all: bool) -> list[tuple[str, tuple[str, ...]]]:
+    """The rows' titles, each with the names of its three figures."""
+    quantiles = {} if is_all else MEASURES | CORRECTED
+    lines = [(title_of(m), tuple(f"{m}_{q}" for q in own)) for m, own in quantiles.items() if f"{m}_p50" in known]
+    return lines + [(title_of(name), (name, "", "")) for name in (*RATES, *GOODPUT) if name in known]
 
 
 def _show_ratio(ratio: Mapping[str, Any] | None) -> str:
     if ratio is None:
         return ""
-    return f"{_sign(ratio['bound'])}{ratio['median']:.3g} ({ratio['min']:.2g}–{ratio['max']:.2g})"
-
-
-def _sign(bound: Bound) -> str:
-    return SIGNS[bound]
+    return f"{SIGNS[ratio['bound']]}{ratio['median']:.3g} ({ratio['min']:.2g}–{ratio['max']:.2g})"
 
 
 def _goodput(found: Mapping[str, int] | None) -> str:

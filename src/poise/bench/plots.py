@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 POINTS_MAX = 400
@@ -39,12 +40,8 @@ def _ttft_distribution(run: Mapping[str, Any]) -> Plot:
 def _gap_distribution(run: Mapping[str, Any]) -> Plot:
     data = []
     for label, requests in _by_class(run):
-        gaps = [
-            later - earlier
-            for r in requests
-            if not r["slow_reader"]
-            for earlier, later in zip(r["chunks_ms"], r["chunks_ms"][1:], strict=False)
-        ]
+        streams = [r["chunks_ms"] for r in requests if not r["slow_reader"]]
+        gaps = [later - earlier for chunks_ms in streams for earlier, later in pairwise(chunks_ms)]
         data.append(_distribution(label, gaps))
     return _plot("Gaps between tokens", "ms, all rounds", "share of gaps", data, log_x=True)
 
@@ -64,19 +61,8 @@ def _rate_over_time(run: Mapping[str, Any]) -> Plot:
             if any(seconds):
                 x = list(range(len(seconds)))
                 data.append({"type": "scatter", "mode": "lines", "name": f"{side} {name}", "x": x, "y": seconds})
-        shapes += [
-            {
-                "type": "line",
-                "x0": e["at_s"],
-                "x1": e["at_s"],
-                "y0": 0,
-                "y1": 1,
-                "yref": "paper",
-                "line": {"dash": "dot"},
-            }
-            for e in result["events"]
-            if e["done"]
-        ]
+        mark = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
+        shapes += [mark | {"x0": e["at_s"], "x1": e["at_s"]} for e in result["events"] if e["done"]]
     plot = _plot("Tokens over time", "s of the first round", "tokens/s", data)
     plot["layout"]["shapes"] = shapes
     return plot

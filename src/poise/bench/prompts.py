@@ -32,6 +32,21 @@ election feeling standard bill message
 """
 WORDS = tuple(_TEXT.split())
 
+MALFORMED = (
+    b"",
+    b"{",
+    b"[1, 2, 3]",
+    b"\xff\xfe\x00",
+    b'"text"',
+    b'{"model": "default"}',
+    b'{"model": "default", "messages": "Hello!"}',
+    b'{"model": "default", "messages": [{"role": "user", "content": 5}]}',
+    b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "max_tokens": "many"}',
+    b'{"model": "default", "messages": [{"role": "user", "content": "x"}], "stream": 17}',
+    b"[" * 20_000,
+)
+"""Bodies that are no requests: what a server must refuse, whatever it serves, and survive."""
+
 
 def prompt(seed: int, text_seed: int, n_words: int) -> str:
     """`n_words` words, the same ones for the same two seeds. Two prompts differ from about the first word on."""
@@ -53,3 +68,8 @@ def messages(segments: Iterable[Segment], text_seed: int, answers: Mapping[int, 
         found.append({"role": "assistant" if is_answer else "user", "content": " ".join(texts)})
     system, _, user = found[0]["content"].partition(" ")
     return [{"role": "system", "content": system}, {"role": "user", "content": user or system}, *found[1:]]
+
+
+def malformed_body(seed: int) -> bytes:
+    """One of them, the same for the same seed."""
+    return MALFORMED[seed % len(MALFORMED)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from poise.scenarios import RequestClass
@@ -97,7 +98,7 @@ class RequestRecord:
         """The times between chunks with text, as they were. Those of a slow reader are its own doing."""
         if self.is_slow_reader:
             return []
-        return [(b - a) / NS_PER_MS for a, b in zip(self.chunks_ns, self.chunks_ns[1:], strict=False)]
+        return [(b - a) / NS_PER_MS for a, b in pairwise(self.chunks_ns)]
 
     def gap_p99_ms(self) -> float:
         """The 99th percentile of this request's own gaps: the smallest one that 99 of 100 do not exceed; 0 without any."""

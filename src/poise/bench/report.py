@@ -1,33 +1,18 @@
-"""What a run found: tables for the terminal, and notes on what may mislead."""
+"""What a run found: the figures of each group of clients, and notes on what may mislead."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from poise.bench.goodput import by_class
 from poise.bench.load import RoundResult
-from poise.bench.record import NS_PER_S, OK, Bound, Figure
+from poise.bench.record import NS_PER_S, OK
 from poise.bench.rounds import OURS, THEIRS, ScenarioRun
-from poise.bench.stats import (
-    CORRECTED,
-    GOODPUT,
-    MEASURES,
-    RATES,
-    Group,
-    Ratio,
-    Summary,
-    groups_of,
-    over_rounds,
-    ratios,
-    summarize,
-)
+from poise.bench.stats import Group, Ratio, Summary, groups_of, over_rounds, ratios, summarize
 from poise.scenarios import Client
 
-SIGNS: dict[Bound, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
-_CAPTION = "Medians over the rounds; ratios are ours/theirs (min–max). Rates stand under p50, the maximum under p99."
+SIGNS: dict[str, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
 _CPU_SHARE_NOTED = 0.1
 _LATE_MS_NOTED = 50.0
 _LENGTH_RATIO_NOTED = 0.02
@@ -46,65 +31,6 @@ class GroupReport:
 def group_reports(run: ScenarioRun) -> list[GroupReport]:
     """The figures of a scenario's finished rounds, of which there is at least one."""
     return [_group_report(run, group) for group in groups_of(run.source.scenario.clients)]
-
-
-def figure_table(run: ScenarioRun, reports: Sequence[GroupReport], title: str) -> Table:
-    """The times and rates of every group: medians over the rounds, and in a comparison the ratios with their spread."""
-    sides = list(reports[0].medians)
-    table = Table(title=title, title_justify="left", title_style="bold", caption=_CAPTION, caption_justify="left")
-    for header in ("clients", "figure"):
-        table.add_column(header, no_wrap=True)
-    blocks = [*sides, "ratio"] if len(sides) > 1 else [""]
-    for block in blocks:
-        for quantile in ("p50", "p95", "p99"):
-            table.add_column(f"{block} {quantile}".strip(), justify="right", no_wrap=True)
-    for label, report in distinct(reports):
-        rows = [] if label == "all" else [(title_of(measure), _names(measure)) for measure in MEASURES]
-        known = {name for side in sides for name in report.medians[side].figures}
-        rows += [(title_of(m), _names(m)) for m in CORRECTED if label != "all" and f"{m}_p50" in known]
-        rows += [(title_of(rate), (rate,)) for rate in (*RATES, *GOODPUT) if rate in RATES or rate in known]
-        for number, (name, figures) in enumerate(rows):
-            cells = [_show(report.medians[side].figures.get(f)) for side in sides for f in _three(figures)]
-            if len(sides) > 1:
-                cells += [_show_ratio(report.ratios.get(f)) for f in _three(figures)]
-            table.add_row("" if number else label, name, *cells)
-        table.add_section()
-    return table
-
-
-def count_table(reports: Sequence[GroupReport]) -> Table:
-    """How the requests ended, in all rounds together, and how long the complete ones were."""
-    table = Table(title="requests, all rounds", title_justify="left")
-    for header in ("clients", "server"):
-        table.add_column(header)
-    for header in (
-        "sent",
-        "ok",
-        "cancelled",
-        "unfinished",
-        "without a token",
-        "refused",
-        "failed",
-        "short",
-        "prompt",
-        "output",
-    ):
-        table.add_column(header, justify="right")
-    table.add_column("failures")
-    for label, report in distinct(reports):
-        for side, summary in report.medians.items():
-            counts = [summary.statuses.get(status, 0) for status in ("ok", "cancelled", "unfinished")]
-            counts = [
-                summary.n_requests,
-                *counts,
-                summary.n_censored,
-                summary.statuses.get("refused", 0),
-                summary.n_failed,
-            ]
-            counts.append(summary.n_short)
-            lengths = [_show(summary.figures.get(f"{kind}_tokens_p50")) for kind in ("prompt", "output")]
-            table.add_row(label, side, *map(str, counts), *lengths, _failures(summary))
-    return table
 
 
 def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
@@ -132,15 +58,6 @@ def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
     if OURS in whole.medians and THEIRS in whole.medians:
         found += _length_notes(run)
     return found
-
-
-def distinct(reports: Sequence[GroupReport]) -> list[tuple[str, GroupReport]]:
-    """One report for each set of clients, with a label that names the set once: a class of one client is one row."""
-    merged: dict[frozenset[str], tuple[dict[str, str], GroupReport]] = {}
-    for report in reports:
-        kinds, _ = merged.setdefault(report.group.clients, ({}, report))
-        kinds[report.group.kind] = report.group.name
-    return [(label_of(kinds), report) for kinds, report in merged.values()]
 
 
 def label_of(kinds: Mapping[str, str]) -> str:
@@ -188,29 +105,6 @@ def _group_report(run: ScenarioRun, group: Group) -> GroupReport:
         medians={side: over_rounds([s[side] for s in by_round if side in s]) for side in sides},
         ratios=ratios([(s[OURS], s[THEIRS]) for s in by_round if OURS in s and THEIRS in s]),
     )
-
-
-def _names(measure: str) -> tuple[str, ...]:
-    return tuple(f"{measure}_{label}" for label in (MEASURES | CORRECTED)[measure])
-
-
-def _three(names: tuple[str, ...]) -> tuple[str, ...]:
-    return (*names, "", "")[:3]
-
-
-def _show(figure: Figure | None) -> str:
-    return "" if figure is None else SIGNS[figure.bound] + number(figure.value)
-
-
-def _show_ratio(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return ""
-    return f"{SIGNS[ratio.median.bound]}{ratio.median.value:.3g} ({ratio.low:.2g}–{ratio.high:.2g})"
-
-
-def _failures(summary: Summary) -> str:
-    plain = ("ok", "cancelled", "unfinished", "refused")
-    return ", ".join(f"{count} {status}" for status, count in summary.statuses.items() if status not in plain)
 
 
 def _event_notes(results: Sequence[RoundResult]) -> list[str]:

@@ -50,9 +50,9 @@ class RunOptions:
     seed: int
     text_seed: int
     pause_s: float
-    ready_timeout_s: float = READY_TIMEOUT_S
     allow_kill: bool = False
     engine_pid: int | None = None
+    ready_timeout_s: float = READY_TIMEOUT_S
 
 
 @dataclass(slots=True)

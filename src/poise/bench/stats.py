@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from poise.bench.goodput import Goodput, TargetsByClass, goodput, rate_per_s
 from poise.bench.record import CANCELLED, NS_PER_S, OK, REFUSED, UNFINISHED, Bound, Figure, RequestRecord
@@ -34,15 +36,14 @@ _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Some of a scenario's clients: all, or those of one class, one tenant or one name."""
+    """Some of a scenario's clients: all, or those of one class, one tenant or one name. Clients are in alphabetical order."""
 
     kind: str
     name: str
-    clients: frozenset[str]
+    clients: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True, rename={"n_censored": "censored", "n_short": "short"}):
     """A group's figures by name (only those that exist) and how its requests ended.
 
     n_censored  requests cut before their first text: in the TTFT figures with their waiting time as a lower bound
@@ -50,44 +51,39 @@ class Summary:
     goodput     how many kept their targets; None: they have none
     """
 
-    group: Group
-    figures: dict[str, Figure]
+    kind: str
+    name: str
+    clients: tuple[str, ...]
     statuses: dict[str, int]
     n_censored: int
     n_short: int
-    goodput: Goodput | None = None
-
-    @property
-    def n_requests(self) -> int:
-        return sum(self.statuses.values())
-
-    @property
-    def n_failed(self) -> int:
-        return self.n_requests - sum(self.statuses.get(status, 0) for status in (OK, CANCELLED, UNFINISHED, REFUSED))
+    goodput: Goodput | None
+    figures: dict[str, Figure]
 
 
-@dataclass(frozen=True, slots=True)
-class Ratio:
+class Ratio(msgspec.Struct, frozen=True, rename={"low": "min", "high": "max", "n_rounds": "rounds"}):
     """Ours / theirs of one figure: the median over the rounds where both have it, and the spread."""
 
-    median: Figure
+    median: float
+    bound: Bound
     low: float
     high: float
     n_rounds: int
 
 
+def failures(statuses: Mapping[str, int]) -> dict[str, int]:
+    """Of the requests by status, those that ended in an error or without an end."""
+    return {status: n for status, n in statuses.items() if status not in (OK, CANCELLED, UNFINISHED, REFUSED)}
+
+
 def groups_of(clients: Sequence[Client]) -> list[Group]:
     """All, each class, each tenant, each client name; in the order of the file."""
-    groups = [Group("all", "", frozenset(client.name for client in clients))]
-    for kind, names in (
-        ("class", [client.request_class for client in clients]),
-        ("tenant", [client.tenant for client in clients]),
-        ("client", [client.name for client in clients]),
-    ):
-        for name in dict.fromkeys(names):
-            members = frozenset(c.name for c, its_name in zip(clients, names, strict=True) if its_name == name)
-            groups.append(Group(kind, name, members))
-    return groups
+    members: dict[tuple[str, str], set[str]] = {}
+    for kind, attribute in (("all", ""), ("class", "request_class"), ("tenant", "tenant"), ("client", "name")):
+        for client in clients:
+            name = getattr(client, attribute) if attribute else ""
+            members.setdefault((kind, name), set()).add(client.name)
+    return [Group(kind, name, tuple(sorted(names))) for (kind, name), names in members.items()]
 
 
 def summarize(
@@ -121,29 +117,30 @@ def summarize(
         figures["goodput_share"] = Figure(good.share, "~" if good.n_undecided else "")
         figures |= {"goodput_per_s": Figure(rate_per_s(good, window_ns))} if window_ns > 0 else {}
     return Summary(
-        group=group,
-        figures=figures,
+        group.kind,
+        group.name,
+        group.clients,
         statuses=dict(sorted(Counter(record.status for record in own).items())),
         n_censored=sum(1 for record in own if record.status == UNFINISHED and not record.chunks_ns),
         n_short=sum(1 for record in own if record.short),
         goodput=good,
+        figures=figures,
     )
 
 
 def over_rounds(rounds: Sequence[Summary]) -> Summary:
     """One group's median figures over its rounds; the counts are totals. `rounds` is not empty."""
     names = dict.fromkeys(name for summary in rounds for name in summary.figures)
-    figures = {name: median([s.figures[name] for s in rounds if name in s.figures]) for name in names}
     statuses: Counter[str] = Counter()
     for summary in rounds:
         statuses.update(summary.statuses)
-    return Summary(
-        group=rounds[0].group,
-        figures=figures,
+    return msgspec.structs.replace(
+        rounds[0],
         statuses=dict(sorted(statuses.items())),
         n_censored=sum(summary.n_censored for summary in rounds),
         n_short=sum(summary.n_short for summary in rounds),
         goodput=_total([summary.goodput for summary in rounds if summary.goodput is not None]),
+        figures={name: median([s.figures[name] for s in rounds if name in s.figures]) for name in names},
     )
 
 
@@ -158,21 +155,17 @@ def ratios(pairs: Sequence[tuple[Summary, Summary]]) -> dict[str, Ratio]:
             if name in a.figures and name in b.figures and b.figures[name].value > 0
         ]
         if per_round:
-            values = [ratio.value for ratio in per_round]
-            found[name] = Ratio(median(per_round), min(values), max(values), len(values))
+            values, middle = [ratio.value for ratio in per_round], median(per_round)
+            found[name] = Ratio(middle.value, middle.bound, min(values), max(values), len(values))
     return found
 
 
 def median(figures: Sequence[Figure]) -> Figure:
     """The median of at least one figure, with what its bounds leave certain."""
+    middle = quantile(figures, 0.5)
+    assert middle is not None, "the median of nothing"
     bounds = {figure.bound for figure in figures}
-    if bounds <= {"", ">="}:
-        result = quantile(figures, 0.5)
-        assert result is not None, "the median of nothing"
-        return result
-    plain = quantile([Figure(figure.value) for figure in figures], 0.5)
-    assert plain is not None, "the median of nothing"
-    return Figure(plain.value, "<=" if bounds <= {"", "<="} else "~")
+    return middle if bounds <= {"", ">="} else Figure(middle.value, "<=" if bounds <= {"", "<="} else "~")
 
 
 def quantile(samples: Sequence[Figure], q: float) -> Figure | None:

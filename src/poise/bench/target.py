@@ -54,30 +54,21 @@ def new_session() -> aiohttp.ClientSession:
 
 async def probe(session: aiohttp.ClientSession, url: str) -> None:
     """Asks once whether anybody answers at `url`, whatever the answer. Raises TargetError if not."""
-    try:
-        async with session.get(f"{url}/health", timeout=_PROBE_TIMEOUT):
-            pass
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise TargetError(f"{url} cannot be reached: {_reason(error)}") from error
+    await _get(session, url, "/health")
 
 
 async def discover(session: aiohttp.ClientSession, url: str, extensions: bool) -> Target:
     """The server at `url` with the first model it lists. Raises TargetError."""
-    try:
-        async with session.get(f"{url}/v1/models", timeout=_PROBE_TIMEOUT) as response:
-            body = await response.read()
-            if response.status != 200:
-                raise TargetError(f"{url}/v1/models answers {response.status}")
-            software = response.headers.get("Server", "")
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise TargetError(f"{url} cannot be reached: {_reason(error)}") from error
+    response, body = await _get(session, url, "/v1/models")
+    if response.status != 200:
+        raise TargetError(f"{url}/v1/models answers {response.status}")
     try:
         models = msgspec.json.decode(body, type=_Models).data
     except msgspec.MsgspecError as error:
         raise TargetError(f"{url}/v1/models is not a list of models: {error}") from error
     if not models:
         raise TargetError(f"{url}/v1/models lists no model")
-    return Target(url, models[0].id, extensions, software, await _status_of(session, url))
+    return Target(url, models[0].id, extensions, response.headers.get("Server", ""), await _status_of(session, url))
 
 
 async def _status_of(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
@@ -85,14 +76,21 @@ async def _status_of(session: aiohttp.ClientSession, url: str) -> dict[str, Any]
     found = {}
     for path in TELLING_PATHS:
         try:
-            async with session.get(url + path, timeout=_PROBE_TIMEOUT) as response:
-                body = await response.read() if response.status == 200 else b""
+            response, body = await _get(session, url, path)
             value = msgspec.json.decode(body)
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
+        except (TargetError, msgspec.MsgspecError):
             continue
-        if isinstance(value, dict) and len(body) <= TOLD_BYTES_MAX:
+        if response.status == 200 and isinstance(value, dict) and len(body) <= TOLD_BYTES_MAX:
             found[path] = value
     return found
+
+
+async def _get(session: aiohttp.ClientSession, url: str, path: str) -> tuple[aiohttp.ClientResponse, bytes]:
+    try:
+        async with session.get(url + path, timeout=_PROBE_TIMEOUT) as response:
+            return response, await response.read()
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise TargetError(f"{url} cannot be reached: {_reason(error)}") from error
 
 
 async def wait_ready(session: aiohttp.ClientSession, url: str, timeout_s: float) -> None:

@@ -7,12 +7,12 @@ where that runs on this machine as this user.
 from __future__ import annotations
 
 import os
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import aiohttp
 import msgspec
+import typer
 
 from poise.operator_token import find_token
 
@@ -22,6 +22,8 @@ OPERATORS_PATHS = ("/admin/", "/status", "/metrics")
 LISTED_ENDED = 50
 """Ended requests that an operator's newest one is looked for among."""
 TIMEOUT_S = 10.0
+USAGE_ERROR = 2
+"""The exit code of every command here for a bad argument, or a server that is not there."""
 
 
 class ConsoleError(Exception):
@@ -56,9 +58,7 @@ class Client:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         assert self._session is not None
         await self._session.close()
 
@@ -151,6 +151,12 @@ class Client:
         if not isinstance(refusal, dict):
             raise Unreachable(f"{self.url}{path} answered {status}; is this a poise server?")
         raise Refused(status, str(refusal.get("code")), str(refusal.get("message")))
+
+
+def failure(message: str, exit_code: int) -> typer.Exit:
+    """Says `message` on stderr and returns what a command raises."""
+    typer.echo(f"poise: {message}", err=True)
+    return typer.Exit(exit_code)
 
 
 def base_url(text: str) -> str:

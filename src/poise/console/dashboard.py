@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from poise.console.client import DEFAULT_URL, Client, ConsoleError, Refused
+from poise.console.client import DEFAULT_URL, USAGE_ERROR, Client, ConsoleError, Refused, failure
 
-NO_OPERATOR, USAGE_ERROR = 1, 2
+NO_OPERATOR = 1
 
 
 def dashboard(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL) -> None:
@@ -24,17 +24,12 @@ def dashboard(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_UR
     try:
         code = asyncio.run(_code(url))
     except Refused as error:
-        raise _failure(str(error), NO_OPERATOR) from error
+        raise failure(str(error), NO_OPERATOR) from error
     except ConsoleError as error:
-        raise _failure(str(error), USAGE_ERROR) from error
+        raise failure(str(error), USAGE_ERROR) from error
     typer.echo(f"{Client(url).url}/dashboard#code={code}")
 
 
 async def _code(url: str) -> str:
     async with Client(url) as client:
         return await client.login_code()
-
-
-def _failure(message: str, exit_code: int) -> typer.Exit:
-    typer.echo(f"poise: {message}", err=True)
-    return typer.Exit(exit_code)

@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from poise.console.client import DEFAULT_URL, Client, ConsoleError, Refused, Unreachable
+from poise.console.client import DEFAULT_URL, USAGE_ERROR, Client, ConsoleError, Refused, Unreachable, failure
 
-NO_SUCH_REQUEST, USAGE_ERROR = 1, 2
+NO_SUCH_REQUEST = 1
 WIDTH_MAX = 100
 Key = Annotated[str | None, typer.Option(help="API key, or admin key. Else POISE_API_KEY.", show_default=False)]
 
@@ -39,10 +39,10 @@ def explain(
     try:
         explanation = asyncio.run(_fetch(url, key if key is not None else os.environ.get("POISE_API_KEY", ""), wanted))
     except Refused as error:
-        raise _failure(_refusal(error, wanted), NO_SUCH_REQUEST) from error
+        raise failure(_refusal(error, wanted), NO_SUCH_REQUEST) from error
     except ConsoleError as error:
         code = USAGE_ERROR if isinstance(error, Unreachable) or "--url" in str(error) else NO_SUCH_REQUEST
-        raise _failure(str(error), code) from error
+        raise failure(str(error), code) from error
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(explanation)).decode())
         return
@@ -74,8 +74,3 @@ def _refusal(error: Refused, wanted: str) -> str:
         )
     hint = " Give it with --key or POISE_API_KEY." if error.status == 401 else ""
     return f"{error}{hint}"
-
-
-def _failure(message: str, exit_code: int) -> typer.Exit:
-    typer.echo(f"poise: {message}", err=True)
-    return typer.Exit(exit_code)

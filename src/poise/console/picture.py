@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 MINUTES = 3
 SAMPLES_MAX = MINUTES * 60
@@ -21,7 +23,6 @@ LIMITS = {
     "none": "nothing: nobody waits",
     "idle": "idle",
 }
-SORTS = ("age", "state", "tokens", "class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +60,18 @@ class Curve:
     now: str
 
 
-@dataclass(frozen=True, slots=True)
-class RequestRow:
+class RequestRow(msgspec.Struct, frozen=True):
+    """A row of /admin/requests, as far as it is shown."""
+
     id: str
-    request_class: str
+    request_class: str = msgspec.field(name="class")
     state: str
-    prompt: int
-    cached: int
-    output: int
+    prompt: int = msgspec.field(name="prompt_tokens")
+    cached: int = msgspec.field(name="cached_tokens")
+    output: int = msgspec.field(name="output_tokens")
     age_ms: int
-    tenant: str
-    """Empty for who may not know it."""
+    tenant: str | None
+    """None for who may not know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,34 +119,23 @@ def picture_of(
         curves=_curves(kept),
         bars=list(_bars(status)),
         memory=list(_memory(status, kept)),
-        requests=[
-            RequestRow(
-                row["id"],
-                row["class"],
-                row["state"],
-                row["prompt_tokens"],
-                row["cached_tokens"],
-                row["output_tokens"],
-                row["age_ms"],
-                row["tenant"] or "",
-            )
-            for row in requests
-        ],
+        requests=msgspec.convert(requests, list[RequestRow]),
         is_operator=is_operator,
     )
 
 
+_ORDERS: dict[str, Callable[[RequestRow], tuple[object, ...]]] = {
+    "age": lambda row: (-row.age_ms, row.id),
+    "state": lambda row: (row.state, -row.age_ms, row.id),
+    "tokens": lambda row: (-row.output, row.id),
+    "class": lambda row: (row.request_class, -row.age_ms, row.id),
+}
+SORTS = tuple(_ORDERS)
+
+
 def ordered(rows: Iterable[RequestRow], by: str) -> list[RequestRow]:
     """The oldest, the longest answer first; states and classes by name."""
-    match by:
-        case "tokens":
-            return sorted(rows, key=lambda row: (-row.output, row.id))
-        case "state":
-            return sorted(rows, key=lambda row: (row.state, -row.age_ms, row.id))
-        case "class":
-            return sorted(rows, key=lambda row: (row.request_class, -row.age_ms, row.id))
-        case _:
-            return sorted(rows, key=lambda row: (-row.age_ms, row.id))
+    return sorted(rows, key=_ORDERS[by])
 
 
 def spark(values: Sequence[float], width: int) -> str:

@@ -240,8 +240,8 @@ class TopApp(App[None]):
         for row in rows:
             state = Text(row.state, style=STATE_STYLES.get(row.state, ""))
             counts = [Text(f"{n:,}", justify="right") for n in (row.prompt, row.cached, row.output)]
-            cells = [Text(row.id), Text(row.request_class), state, *counts, Text(age(row.age_ms)), Text(row.tenant)]
-            table.add_row(*cells, key=row.id)
+            cells = [Text(row.id), Text(row.request_class), state, *counts, Text(age(row.age_ms))]
+            table.add_row(*cells, Text(row.tenant or ""), key=row.id)
         if chosen is not None:
             place = next((i for i, row in enumerate(rows) if row.id == chosen.id), None)
             if place is not None:

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from poise.console.client import DEFAULT_URL, Client, ConsoleError
+from poise.console.client import DEFAULT_URL, USAGE_ERROR, Client, ConsoleError, failure
 
-NO_SERVER, USAGE_ERROR = 1, 2
+NO_SERVER = 1
 
 
 def token(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL) -> None:
@@ -22,9 +22,7 @@ def token(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL) -
     try:
         client = Client(url)
     except ConsoleError as error:
-        typer.echo(f"poise: {error}", err=True)
-        raise typer.Exit(USAGE_ERROR) from error
+        raise failure(str(error), USAGE_ERROR) from error
     if not (found := client.token()):
-        typer.echo(f"poise: no server of this user at {client.url} on this machine", err=True)
-        raise typer.Exit(NO_SERVER)
+        raise failure(f"no server of this user at {client.url} on this machine", NO_SERVER)
     typer.echo(found)

@@ -12,13 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from poise.console.client import DEFAULT_URL, Client, ConsoleError, Refused
+from poise.console.client import DEFAULT_URL, USAGE_ERROR, Client, ConsoleError, Refused, failure
 from poise.console.explain import Key
 from poise.console.frame import frame_of
 from poise.console.picture import Picture
 from poise.console.watch import Watch
 
-WRONG_KEY, USAGE_ERROR = 1, 2
+WRONG_KEY = 1
 INSTALL = "poise top needs the package textual: pip install 'poise[top]'; `poise top --once` works without it"
 PLAIN_WIDTH = 100  # Of a frame that goes to a file or a pipe, which has no width of its own.
 
@@ -43,9 +43,9 @@ def top(
             return
         asyncio.run(_live(client))
     except Refused as error:
-        raise _failure(str(error), WRONG_KEY) from error
+        raise failure(str(error), WRONG_KEY) from error
     except ConsoleError as error:
-        raise _failure(str(error), USAGE_ERROR) from error
+        raise failure(str(error), USAGE_ERROR) from error
 
 
 async def _frame(client: Client) -> Picture:
@@ -62,8 +62,3 @@ async def _live(client: Client) -> None:
         raise ConsoleError(INSTALL) from error
     async with client:
         await TopApp(Watch(client)).run_async()
-
-
-def _failure(message: str, exit_code: int) -> typer.Exit:
-    typer.echo(f"poise: {message}", err=True)
-    return typer.Exit(exit_code)

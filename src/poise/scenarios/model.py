@@ -69,9 +69,9 @@ class Client:
     arrival: Arrival
     prompt_tokens: Length
     output_tokens: Length
-    cancel_after_tokens: Length | None
-    n_requests_max: int | None
-    temperature: float
+    cancel_after_tokens: Length | None = None
+    n_requests_max: int | None = None
+    temperature: float = 0.0
     shared_prefix_tokens: int = 0
     """Tokens that every prompt begins with, the same ones for whichever client asks for them; `prompt_tokens` come after."""
     turns: int = 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import cast, get_args
@@ -217,15 +216,14 @@ def _targets(table: Table | None) -> tuple[Targets, ...]:
     found = []
     for name in CLASSES:
         own = table.optional_table(name)
-        if own is not None:
-            values: Mapping[str, float] = {
-                key: own.number(key, 0.001, 1e9) for key in TARGET_NAMES if key in own.values
-            }
-            for key in TARGET_NAMES:
-                own.optional(key)
-            own.reject_unknown()
-            if not values:
-                raise own.missing(f"one or more of {', '.join(TARGET_NAMES)}")
-            found.append(Targets(cast(RequestClass, name), **values))
+        if own is None:
+            continue
+        values = {key: own.number(key, 0.001, 1e9) for key in TARGET_NAMES if key in own.values}
+        for key in TARGET_NAMES:
+            own.optional(key)
+        own.reject_unknown()
+        if not values:
+            raise own.missing(f"one or more of {', '.join(TARGET_NAMES)}")
+        found.append(Targets(cast(RequestClass, name), **values))
     table.reject_unknown()
     return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -23,52 +23,41 @@ class Table:
         self._known: list[str] = []
 
     def text(self, key: str) -> str:
-        value = self._get(key, "a string", None)
-        if not isinstance(value, str):
-            raise self.error(key, "expected a string")
-        return value
+        return str(self._get(key, "a string", lambda value: isinstance(value, str)))
 
     def name(self, key: str) -> str:
         """A string that may stand in a header and in a table: lower-case letters, digits, '-' and '_'."""
         expected = "1 to 64 of a-z, 0-9, '-' and '_', the first a letter or digit"
-        value = self._get(key, expected, None)
-        if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise self.error(key, f"expected {expected}")
-        return value
+        return str(self._get(key, expected, lambda value: isinstance(value, str) and _NAME.fullmatch(value)))
 
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         expected = " or ".join(f'"{option}"' for option in allowed)
-        value = self._get(key, expected, None)
-        if not isinstance(value, str) or value not in allowed:
-            raise self.error(key, f"expected {expected}")
-        return value
+        return str(self._get(key, expected, lambda value: isinstance(value, str) and value in allowed))
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         expected = f"an integer from {low} to {high}"
-        value = self._get(key, expected, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.error(key, f"expected {expected}")
-        return value
+        return int(self._get(key, expected, lambda value: type(value) is int and low <= value <= high, default))
 
     def number(self, key: str, low: float, high: float, default: float | None = None) -> float:
-        expected = f"a number from {low:g} to {high:g}"
-        value = self._get(key, expected, default)
         # A comparison with nan is false, so nan is out of range like any other.
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            raise self.error(key, f"expected {expected}")
-        return float(value)
+        expected = f"a number from {low:g} to {high:g}"
+        return float(
+            self._get(key, expected, lambda value: type(value) in (int, float) and low <= value <= high, default)
+        )
+
+    def boolean(self, key: str, default: bool) -> bool:
+        return bool(self._get(key, "true or false", lambda value: isinstance(value, bool), default))
 
     def table(self, key: str) -> Table:
-        value = self._get(key, "a table", None)
-        if not isinstance(value, dict):
-            raise self.error(key, "expected a table")
+        value = self._get(key, "a table", lambda value: isinstance(value, dict))
         return Table(self._source, f"{self._path}{key}.", value)
 
     def tables(self, key: str) -> list[Table]:
-        value = self._get(key, "one or more [[tables]]", None)
-        if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-            raise self.error(key, "expected one or more [[tables]]")
-        return [Table(self._source, f"{self._path}{key}[{index}].", item) for index, item in enumerate(value)]
+        def is_right(value: Any) -> bool:
+            return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+        rows = self._get(key, "one or more [[tables]]", is_right)
+        return [Table(self._source, f"{self._path}{key}[{index}].", row) for index, row in enumerate(rows)]
 
     def optional_table(self, key: str) -> Table | None:
         if key in self.values:
@@ -80,12 +69,6 @@ class Table:
         """`key` may stand here: it is not unknown, and it is named to those who look for the right one."""
         if key not in self._known:
             self._known.append(key)
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self._get(key, "true or false", default)
-        if not isinstance(value, bool):
-            raise self.error(key, "expected true or false")
-        return value
 
     def reject_unknown(self) -> None:
         """Call it after the last read."""
@@ -104,7 +87,7 @@ class Table:
         given = ", ".join(self.values) or "nothing"
         return ScenarioError(f"{self._source}: {self._path.rstrip('.')}: expected {expected}; given here: {given}")
 
-    def _get(self, key: str, expected: str, default: object) -> object:
+    def _get(self, key: str, expected: str, is_right: Callable[[Any], object], default: object = None) -> Any:
         self._known.append(key)
         value = self.values.get(key, default)
         if value is None:
@@ -112,4 +95,6 @@ class Table:
             given = ", ".join(self.values) or "nothing"
             problem = f"{self._path}{key} is missing: expected {expected}; given here: {given}"
             raise ScenarioError(f"{self._source}: {problem}")
+        if not is_right(value):
+            raise self.error(key, f"expected {expected}")
         return value

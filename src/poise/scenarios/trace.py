@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
@@ -37,16 +36,7 @@ class Trace:
 
     path: str
     digest: str
-    rows: tuple[TraceRow, ...]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Trace) and (self.path, self.digest) == (other.path, other.digest)
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __repr__(self) -> str:
-        return f"Trace({self.path!r}, {len(self.rows)} rows)"
+    rows: tuple[TraceRow, ...] = field(compare=False, repr=False)
 
 
 def load_trace(path: Path) -> Trace:
@@ -78,7 +68,9 @@ def _rows(source: str, reader: csv.DictReader[str]) -> list[TraceRow]:
             )
         at, context, generated = (str(name) for name in names)
         rows = []
-        for row in _bounded(source, reader):
+        for number, row in enumerate(reader):
+            if number >= ROWS_MAX:
+                raise ScenarioError(f"{source}: more than {ROWS_MAX} requests; cut the file")
             here = f"{source}: line {reader.line_num}"
             rows.append(
                 TraceRow(_seconds(row[at], here), _tokens(row[context], here, 1), _tokens(row[generated], here, 0))
@@ -86,13 +78,6 @@ def _rows(source: str, reader: csv.DictReader[str]) -> list[TraceRow]:
     except csv.Error as error:
         raise ScenarioError(f"{source}: line {reader.line_num}: {error}") from error
     return rows
-
-
-def _bounded(source: str, rows: Iterable[Mapping[str, str | None]]) -> Iterable[Mapping[str, str | None]]:
-    for number, row in enumerate(rows):
-        if number >= ROWS_MAX:
-            raise ScenarioError(f"{source}: more than {ROWS_MAX} requests; cut the file")
-        yield row
 
 
 def _seconds(text: str | None, here: str) -> float:

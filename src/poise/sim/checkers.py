@@ -70,33 +70,26 @@ class Checkers:
 
     def recorded(self, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
         """An entry of the journal, as it is made."""
-        if kind == "add":
-            request, answer = values
-            assert isinstance(request, Request)
-            if isinstance(answer, Queued):
+        match kind, values:
+            case "add", (Request() as request, Queued()):
                 interactive = request.request_class is RequestClass.INTERACTIVE
                 self._tracks[request.request_id] = _Track(request, interactive, request.n_known)
                 self.mirror.add(request.request_id, request.tenant)
                 self.shares.added(request)
-        elif kind == "rest":
-            self._resting = True
-        elif kind == "retract":  # What computes the template ends with it, and nothing is sent.
-            for request_id in [i for i, track in self._tracks.items() if track.request.pins == values[0]]:
-                self._ended(request_id)
-        elif kind == "plan":
-            self._resting = False
-            (plan,) = values
-            assert isinstance(plan, StepPlan)
-            self._plan = plan
-            for batch in plan.batches:
-                for chunk in batch.chunks:
-                    assert chunk.request_id in self._tracks, f"{chunk}: it has ended (invariant 2)"
-        elif kind == "result":
-            (result,) = values
-            assert isinstance(result, StepResult)
-            assert self._plan is not None, "a result without its plan"
-            self.mirror.carry_out(self._plan, result)
-            self._last, self._plan = (self._plan, result), None
+            case "rest", _:
+                self._resting = True
+            case "retract", (template,):  # What computes the template ends with it, and nothing is sent.
+                for request_id in [i for i, track in self._tracks.items() if track.request.pins == template]:
+                    self._ended(request_id)
+            case "plan", (StepPlan() as plan,):
+                self._resting, self._plan = False, plan
+                for batch in plan.batches:
+                    for chunk in batch.chunks:
+                        assert chunk.request_id in self._tracks, f"{chunk}: it has ended (invariant 2)"
+            case "result", (StepResult() as result,):
+                assert self._plan is not None, "a result without its plan"
+                self.mirror.carry_out(self._plan, result)
+                self._last, self._plan = (self._plan, result), None
 
     def heard(self, message: wire.ToGateway) -> None:
         """A message of the engine. Changes and ends of one step come after its plan and result."""

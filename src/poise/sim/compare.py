@@ -13,14 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from poise.scenarios import Scenario
-from poise.sim.report import token_times_ns
+from poise.sim.report import group_figures
 from poise.sim.simulate import Simulation
 from poise.sim.template import TemplateTokens, template_tokens
-from poise.sim.world import RequestResult
 
 FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "output_tokens_per_s")
 
@@ -63,31 +61,18 @@ def load_live(path: Path, scenario: Scenario) -> Live:
 
 def predict(scenario: Scenario, live: Live, run: Callable[[int], Simulation]) -> dict[str, dict[str, float]]:
     """Median figures by client over the rounds' seeds; `run` simulates one seed."""
-    rounds = [_round(scenario, run(seed).records) for seed in live.seeds]
-    predicted: dict[str, dict[str, float]] = {}
-    for client in scenario.clients:
-        values = {f: [r[client.name][f] for r in rounds if f in r.get(client.name, {})] for f in FIGURES}
-        predicted[client.name] = {f: median(found) for f, found in values.items() if found}
-    return predicted
-
-
-def _round(scenario: Scenario, records: list[RequestResult]) -> dict[str, dict[str, float]]:
-    """One round's figures, as the benchmark would have them: a request that is cut has waited at least until then."""
-    window_ns = int(scenario.duration_s * 1e9)
-    cut_ns = window_ns + int(scenario.drain_s * 1e9)
-    found: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(r.client for r in records):
-        own = [r for r in records if r.client == name]
-        ttft_ms = [
-            (min(r.first_ns if r.first_ns is not None else cut_ns, cut_ns) - r.sent_ns) / 1e6
-            for r in own
-            if r.first_ns is not None or (r.finished_ns or cut_ns) >= cut_ns
-        ]
-        n_tokens = sum(1 for r in own for at_ns in token_times_ns(r) if at_ns <= window_ns)
-        found[name] = {"output_tokens_per_s": n_tokens / (window_ns / 1e9)}
-        if ttft_ms:
-            found[name] |= {f"ttft_ms_p{q}": float(np.percentile(ttft_ms, q)) for q in (50, 95)}
-    return found
+    found: dict[tuple[str, str], list[float]] = {}
+    for seed in live.seeds:
+        for group in group_figures(scenario, run(seed).records):
+            for figure in FIGURES if group["kind"] == "client" else ():
+                if figure in group["figures"]:
+                    found.setdefault((group["name"], figure), []).append(group["figures"][figure]["value"])
+    return {
+        client.name: {
+            figure: median(found[client.name, figure]) for figure in FIGURES if (client.name, figure) in found
+        }
+        for client in scenario.clients
+    }
 
 
 def comparison_table(predicted: dict[str, dict[str, float]], live: Live) -> Table:

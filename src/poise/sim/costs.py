@@ -53,6 +53,12 @@ class Costs:
     carry_us_per_cell: float = 3.0
     way_us: float = 0.0
 
+    @classmethod
+    def of(cls, pools: Mapping[str, CostPrior], noise: Mapping[str, tuple[float, ...]], *host: float) -> Costs:
+        """A pool that the load never used is taken to cost what another one does. `host`: in the order of HOST_PARTS."""
+        known = next(iter(pools.values()), CostPrior())
+        return cls({name: pools.get(name, known) for name in (SHORT_POOL, LONG_POOL)}, noise, *host)
+
     def loop_ns(self, n_rows: int) -> int:
         """The loop's own time in a step with so many rows."""
         return int((self.step_us + self.row_us * n_rows) * 1000)
@@ -84,9 +90,7 @@ def load_costs(path: Path) -> Costs:
         raise CostError(f"{path}: not valid TOML: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CostError(f"{path}: not a cost file: {error!r}") from error
-    # A pool that the journal never used is taken to cost what the other one does.
-    known = next(iter(pools.values()), CostPrior())
-    return Costs({name: pools.get(name, known) for name in (SHORT_POOL, LONG_POOL)}, noise, *parts)
+    return Costs.of(pools, noise, *parts)
 
 
 def _prior(table: Mapping[str, Any]) -> CostPrior:

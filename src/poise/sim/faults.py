@@ -105,9 +105,6 @@ BURST_CLIENT = Client(
     arrival=Arrival("poisson"),
     prompt_tokens=Length("lognormal", 1, 3000, 60.0, 1.2),
     output_tokens=Length("lognormal", 1, 400, 20.0, 1.0),
-    cancel_after_tokens=None,
-    n_requests_max=None,
-    temperature=0.0,
 )
 
 
@@ -235,23 +232,14 @@ class Faults:
                 return _slow_readers(rng, live)
             case Fault.OPERATOR:
                 return _operator(rng, live)
-            case Fault.ERASE:
+            case Fault.FORGET | Fault.ERASE:
                 self._forget_ids += 1
-                return [
-                    (
-                        0,
-                        to_engine.Erase(
-                            self._forget_ids, rng.choice(sorted({one.tenant for one in live}) or ["nobody"])
-                        ),
-                    )
-                ]
+                tenant = rng.choice(sorted({one.tenant for one in live}) or ["nobody"])
+                message = to_engine.Forget if fault is Fault.FORGET else to_engine.Erase
+                return [(0, message(self._forget_ids, tenant))]
             case Fault.ENGINE_CRASH:
                 self._crash_in = rng.randint(0, 6)
                 return []
-            case Fault.FORGET:
-                tenants = sorted({one.tenant for one in live}) or ["nobody"]
-                self._forget_ids += 1
-                return [(0, to_engine.Forget(self._forget_ids, rng.choice(tenants)))]
             case Fault.BURST:
                 return [(0, _arriving(rng)) for _ in range(rng.randint(10, 80))]
             case Fault.NEWCOMERS:

@@ -10,20 +10,8 @@ from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from poise.scheduler.planning.plan import (
-    Chunk,
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    ScrubPool,
-    StepPlan,
-    StepResult,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.scheduler.planning import plan as kv
+from poise.scheduler.planning.plan import Chunk, KvOperation, StepPlan, StepResult
 
 OPERATOR = ""
 """The tenant of declared templates, which any other may use."""
@@ -105,30 +93,30 @@ class Mirror:
 
     def _apply(self, operation: KvOperation, unstored: set[int], lost: set[int]) -> None:
         match operation:
-            case ReleaseSlot(pool, slot, _):
+            case kv.ReleaseSlot(pool, slot, _):
                 self.slots.pop((pool, slot), None)
-            case TrimSlot(pool, slot, n_cells):
+            case kv.TrimSlot(pool, slot, n_cells):
                 cells = self._known(pool, slot, n_cells, "trimmed")
                 if n_cells:
                     self.slots[pool, slot] = replace(cells, n=n_cells)
                 else:
                     del self.slots[pool, slot]
-            case MoveSlot(pool, source, target, request_id):
+            case kv.MoveSlot(pool, source, target, request_id):
                 self._assert_empty(pool, target, operation)
                 moved = self.slots.pop((pool, source), None)  # None: its load was lost, and it has yet to begin again
                 if moved is not None and request_id not in lost:
                     self.slots[pool, target] = moved
-            case CopySlot(pool, source, target, n_cells, request_id):
+            case kv.CopySlot(pool, source, target, n_cells, request_id):
                 self._assert_empty(pool, target, operation)
                 if request_id not in lost:
                     cells = self._known(pool, source, n_cells, "copied")
                     self._take_over(pool, target, cells, n_cells, request_id)
-            case StoreSlot(pool, slot, entry, n_cells):
+            case kv.StoreSlot(pool, slot, entry, n_cells):
                 assert entry not in self.entries, f"{operation}: the entry is there already"
                 if entry not in unstored:
                     cells = self._known(pool, slot, n_cells, "stored")
                     self.entries[entry] = (pool, replace(cells, n=n_cells))
-            case LoadSlot(pool, slot, entry, n_cells, request_id):
+            case kv.LoadSlot(pool, slot, entry, n_cells, request_id):
                 self._assert_empty(pool, slot, operation)
                 if entry in unstored:
                     assert request_id in lost, f"{operation}: a request goes on from cells that were never stored"
@@ -139,11 +127,11 @@ class Mirror:
                 assert n_cells <= (cells.n or 0), f"{operation}: the entry has {cells.n} cells"
                 if request_id not in lost:
                     self._take_over(pool, slot, cells, n_cells, request_id)
-            case DropEntry(entry):
+            case kv.DropEntry(entry):
                 # An entry whose store failed in the same step is dropped in vain.
                 assert entry in self.entries or entry in unstored, f"{operation}: there is no such entry"
                 self.entries.pop(entry, None)
-            case ScrubPool():
+            case kv.ScrubPool():
                 pass  # What slots hold stays.
 
     def _take_over(self, pool: str, slot: int, cells: Cells, n_cells: int, request_id: int) -> None:

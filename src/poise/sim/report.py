@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from poise.scenarios import Scenario
 from poise.sim.simulate import Simulation
 from poise.sim.world import RequestResult
 
 
-def figures(done: Simulation) -> dict[str, object]:
+def figures(done: Simulation) -> dict[str, Any]:
     """Everything about one run. `token_share`: a client's part of the output tokens, 0 to 1."""
     clients = {
         name: client_figures([r for r in done.records if r.client == name], done.elapsed_ns)
@@ -35,7 +37,7 @@ def figures(done: Simulation) -> dict[str, object]:
 
 def client_figures(records: Sequence[RequestResult], window_ns: int) -> dict[str, object]:
     """Times in milliseconds; rates over the tokens that came within the window."""
-    n_tokens = sum(1 for record in records for at_ns in token_times_ns(record) if at_ns <= window_ns)
+    n_tokens = sum(record.tokens_within(window_ns) for record in records)
     return {
         "requests": len(records),
         "outcomes": dict(Counter(record.outcome for record in records)),
@@ -45,32 +47,46 @@ def client_figures(records: Sequence[RequestResult], window_ns: int) -> dict[str
     }
 
 
-def token_times_ns(record: RequestResult) -> list[int]:
-    """When each token of a request came."""
-    if record.first_ns is None:
-        return []
-    times = [record.first_ns]
-    for gap_ns in record.gaps_ns:
-        times.append(times[-1] + gap_ns)
-    return times
+def group_figures(scenario: Scenario, records: Sequence[RequestResult]) -> list[dict[str, Any]]:
+    """The figures that the benchmark would have of all clients, each class, each tenant and each client."""
+    groups: list[tuple[str, str, Sequence[RequestResult]]] = [("all", "", records)]
+    for kind, attribute in (("class", "request_class"), ("tenant", "tenant"), ("client", "client")):
+        names = dict.fromkeys(str(getattr(record, attribute)) for record in records)
+        groups += [(kind, name, [r for r in records if str(getattr(r, attribute)) == name]) for name in names]
+    return [
+        {"kind": kind, "name": name, "statuses": {}, "figures": _figures(scenario, own)} for kind, name, own in groups
+    ]
+
+
+def _figures(scenario: Scenario, records: Sequence[RequestResult]) -> dict[str, dict[str, Any]]:
+    """A request that is cut has waited at least until then."""
+    window_ns = round(scenario.duration_s * 1e9)
+    cut_ns = window_ns + round(scenario.drain_s * 1e9)
+    found: dict[str, float] = {}
+    ttft = [
+        (min(r.first_ns if r.first_ns is not None else cut_ns, cut_ns) - r.sent_ns) / 1e6
+        for r in records
+        if r.first_ns is not None or (r.finished_ns or cut_ns) >= cut_ns
+    ]
+    gaps = [gap / 1e6 for r in records for gap in r.gaps_ns]
+    ends = [(min(r.finished_ns or cut_ns, cut_ns) - r.sent_ns) / 1e6 for r in records]
+    for name, values in (("ttft_ms", ttft), ("gap_ms", gaps), ("e2e_ms", ends)):
+        if values:
+            found |= {f"{name}_p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}
+    found["output_tokens_per_s"] = sum(r.tokens_within(window_ns) for r in records) / scenario.duration_s
+    n_prompt = sum(r.n_prompt for r in records if r.first_ns is not None and r.first_ns <= window_ns)
+    found["prompt_tokens_per_s"] = n_prompt / scenario.duration_s
+    return {name: {"value": value, "bound": ""} for name, value in found.items()}
 
 
 def table(done: Simulation) -> Table:
     found = figures(done)
     title = f"{done.scenario.name}, seed {done.seed}: {done.steps} steps in {done.elapsed_ns / 1e9:.1f} virtual s"
     result = Table(title=title, caption=f"digest {done.digest}", title_justify="left")
-    for column in (
-        "client",
-        "requests",
-        "outcomes",
-        "TTFT p50/p95/p99 ms",
-        "gap p50/p95/p99 ms",
-        "output tok/s (share)",
-    ):
+    spreads = ("TTFT p50/p95/p99 ms", "gap p50/p95/p99 ms")
+    for column in ("client", "requests", "outcomes", *spreads, "output tok/s (share)"):
         result.add_column(column, justify="left" if column in ("client", "outcomes") else "right")
-    clients = found["clients"]
-    assert isinstance(clients, dict)
-    for name, c in clients.items():
+    for name, c in found["clients"].items():
         outcomes = ", ".join(f"{n} {outcome}" for outcome, n in c["outcomes"].items())
         spread = [" / ".join("-" if v is None else f"{v:.0f}" for v in c[k].values()) for k in ("ttft_ms", "gap_ms")]
         output = f"{c['output_tokens_per_s']:.1f} ({c['token_share']:.1%})"

@@ -13,18 +13,9 @@ from dataclasses import dataclass
 from zlib import crc32
 
 from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known
+from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
-from poise.scheduler.planning.plan import (
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    ScrubPool,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.scheduler.planning.plan import KvOperation
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Pace
@@ -129,18 +120,18 @@ class SimRunner:
 
     def apply(self, operation: KvOperation) -> int:
         match operation:
-            case ReleaseSlot(pool, slot):
+            case kv.ReleaseSlot(pool, slot):
                 self._cells[pool][slot] = []
-            case TrimSlot(pool, slot, n_cells):
+            case kv.TrimSlot(pool, slot, n_cells):
                 cells = self._cells[pool][slot]
                 assert 0 <= n_cells <= len(cells), f"slot {slot} of pool {pool} holds {len(cells)} cells, not {n_cells}"
                 del cells[n_cells:]
-            case MoveSlot(pool, source, target):
+            case kv.MoveSlot(pool, source, target):
                 self._check_empty(pool, target)
                 cells, self._cells[pool][source] = self._cells[pool][source], []
                 self._carry(operation, len(cells))
                 self._cells[pool][target] = cells
-            case CopySlot(pool, source, target, n_cells):
+            case kv.CopySlot(pool, source, target, n_cells):
                 cells = self._cells[pool][source]
                 assert 0 < n_cells <= len(cells), (
                     f"slot {source} of pool {pool} holds {len(cells)} cells, not {n_cells}"
@@ -148,18 +139,18 @@ class SimRunner:
                 self._check_empty(pool, target)
                 self._carry(operation, len(cells))
                 self._cells[pool][target] = cells[:n_cells]
-            case StoreSlot():
+            case kv.StoreSlot():
                 return self._store(operation)
-            case LoadSlot():
+            case kv.LoadSlot():
                 self._load(operation)
-            case DropEntry(entry):
+            case kv.DropEntry(entry):
                 assert entry in self._entries, f"there is no entry {entry}"
                 self._entries.pop(entry).cells.clear()
-            case ScrubPool():
+            case kv.ScrubPool():
                 pass  # A released slot has no cells here.
         return 0
 
-    def _store(self, operation: StoreSlot) -> int:
+    def _store(self, operation: kv.StoreSlot) -> int:
         pool, cells = operation.pool, self._cells[operation.pool][operation.slot]
         assert 0 < operation.n_cells == len(cells), f"{operation}, and the slot holds {len(cells)} cells"
         assert operation.entry not in self._entries, f"entry {operation.entry} is stored already"
@@ -167,7 +158,7 @@ class SimRunner:
         self._entries[operation.entry] = _Entry(pool, cells.copy())
         return len(cells) * self._cell_bytes[pool]
 
-    def _load(self, operation: LoadSlot) -> None:
+    def _load(self, operation: kv.LoadSlot) -> None:
         assert operation.entry in self._entries, f"there is no entry {operation.entry}"
         stored = self._entries[operation.entry]
         assert stored.pool == operation.pool, f"{operation}, and the entry comes from pool {stored.pool}"

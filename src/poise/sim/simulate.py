@@ -18,7 +18,7 @@ from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Snapshot
 from poise.sim.checkers import Checkers
 from poise.sim.clock import VirtualClock
-from poise.sim.costs import Costs
+from poise.sim.costs import Costs, Pace
 from poise.sim.faults import EngineCrash, Fault, Faults
 from poise.sim.runner import SimRunner
 from poise.sim.template import TemplateTokens
@@ -132,14 +132,14 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     clock = VirtualClock()
     end_rate = END_RATE if options.faults else 0
     witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults)
-    way_us = options.costs.way_us if options.costs else 0.0
-    world = World(scenario, seed, clock, witness, faults, options.template, way_us)
-    machine = _Machine(policy, clock, faults, options, seed, blake2b(digest_size=16))
+    costs = options.costs or Costs()
+    world = World(scenario, seed, clock, witness, faults, options.template, costs.way_us)
+    machine = _Machine(policy, clock, faults, options, costs, costs.pace(seed, faults.pace), blake2b(digest_size=16))
     n_steps, n_crashes = 0, 0
     while True:
         life = machine.begin(world)
         try:
-            _run(life, world, options.n_steps and max(1, options.n_steps - n_steps), machine.spend)
+            _run(life, world, options.n_steps and max(1, options.n_steps - n_steps), costs)
         except EngineCrash:
             n_steps, n_crashes = n_steps + life.engine.n_steps, n_crashes + 1
             ended = world.engine_lost(read_words(life.engine.box.words).request_ids)
@@ -168,56 +168,51 @@ class _Life:
     """One engine and those who watch it, from its start to its end."""
 
     engine: Engine
+    clock: VirtualClock
     scheduler: Scheduler
     checkers: Checkers
     journal: _Recorder
 
 
+@dataclass(frozen=True, slots=True)
 class _Machine:
     """What stays when an engine dies: everything that the next one is built from."""
 
-    def __init__(
-        self, policy: SchedulerPolicy, clock: VirtualClock, faults: Faults, options: Options, seed: int, digest: blake2b
-    ) -> None:
-        self._policy = policy
-        self._clock = clock
-        self._faults = faults
-        self._options = options
-        self._costs = options.costs or Costs()
-        self._pace = self._costs.pace(seed, faults.pace)
-        self._digest = digest
+    policy: SchedulerPolicy
+    clock: VirtualClock
+    faults: Faults
+    options: Options
+    costs: Costs
+    pace: Pace
+    digest: blake2b
 
     def begin(self, world: World) -> _Life:
         """A new engine: nothing in its slots, nothing known."""
-        policy, costs, options = self._policy, self._costs, self._options
+        policy, costs, options = self.policy, self.costs, self.options
         runner = SimRunner(
             [PoolInfo(name, p.n_slots, p.slot_cells, True, 0, p.cell_bytes) for name, p in policy.pools.items()],
             n_vocab=N_VOCAB,
-            clock=self._clock,
+            clock=self.clock,
             cost=costs.pools,
-            pace=self._pace,
+            pace=self.pace,
             end_rate=END_RATE if options.faults else 0,
             carry_us_per_cell=costs.carry_us_per_cell,
-            fault=self._faults.fails,
+            fault=self.faults.fails,
         )
         scheduler = Scheduler(policy)
         checkers = Checkers(policy, runner, scheduler.served)
         entries_max = None if options.keep_journal else ENTRIES_MAX
-        journal = _Recorder(entries_max, (checkers.recorded, *options.observers), self._digest)
+        journal = _Recorder(entries_max, (checkers.recorded, *options.observers), self.digest)
         journal.record_policy(policy)
         outbox = _Ears(checkers.heard, *options.listeners, world.send)
-        engine = Engine(scheduler, runner, self._clock, inbox=world, outbox=outbox, journal=journal)
-        return _Life(engine, scheduler, checkers, journal)
-
-    def spend(self, n_rows: int) -> None:
-        """The loop's own time for a step with so many rows: virtual time passes in the runner alone otherwise."""
-        self._clock.advance(self._costs.loop_ns(n_rows))
+        engine = Engine(scheduler, runner, self.clock, inbox=world, outbox=outbox, journal=journal)
+        return _Life(engine, self.clock, scheduler, checkers, journal)
 
 
-def _run(life: _Life, world: World, n_steps: int, spend: Callable[[int], None]) -> None:
+def _run(life: _Life, world: World, n_steps: int, costs: Costs) -> None:
     """Turn the engine's loop until the world has nothing left, with every checker after every turn. Raises EngineCrash.
 
-    After `n_steps` (0: never) the world stops.
+    After `n_steps` (0: never) the world stops. A step also takes the loop's own time; else time passes in the runner alone.
     """
     engine, scheduler, checkers = life.engine, life.scheduler, life.checkers
     while True:
@@ -226,7 +221,7 @@ def _run(life: _Life, world: World, n_steps: int, spend: Callable[[int], None]) 
         except EOFError:
             return
         scheduler.check()
-        spend(checkers.after_step())
+        life.clock.advance(costs.loop_ns(checkers.after_step()))
         if checkers.is_idle or engine.n_steps % BOOKS_STEPS == 0:
             checkers.compare_books(scheduler.snapshot())
         if n_steps and engine.n_steps >= n_steps and not world.is_stopped:

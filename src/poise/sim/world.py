@@ -7,8 +7,10 @@ Every message in either direction passes the witness.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_right
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from msgspec.structs import replace
 
@@ -29,19 +31,16 @@ RETRY_PAUSE_NS = 500_000_000
 
 def ignored(scenario: Scenario) -> list[str]:
     """What of a scenario this world does not simulate, in words."""
-    found = []
-    slow = [client.name for client in scenario.clients if client.reading is not None]
-    if slow:
-        found.append(f"readers read at full speed here: {', '.join(slow)}")
-    malformed = [client.name for client in scenario.clients if client.malformed_share]
-    if malformed:
-        found.append(f"malformed requests are left out, no engine ever sees one: {', '.join(malformed)}")
-    fresh = [client.name for client in scenario.clients if client.fresh_tenants]
-    if fresh:
-        found.append(f"each new key is an account here, a gateway lets eight at a time be one: {', '.join(fresh)}")
-    if scenario.events:
-        found.append(f"{len(scenario.events)} engine kill(s) do not happen here")
-    return found
+    clients = scenario.clients
+    named = {
+        "readers read at full speed here": [c.name for c in clients if c.reading is not None],
+        "malformed requests are left out, no engine ever sees one": [c.name for c in clients if c.malformed_share],
+        "each new key is an account here, a gateway lets eight at a time be one": [
+            c.name for c in clients if c.fresh_tenants
+        ],
+    }
+    found = [f"{what}: {', '.join(names)}" for what, names in named.items() if names]
+    return [*found, f"{len(scenario.events)} engine kill(s) do not happen here"] if scenario.events else found
 
 
 @dataclass(slots=True)
@@ -53,12 +52,24 @@ class RequestResult:
     tenant: str
     sent_ns: int
     n_prompt: int
-    first_ns: int | None = None
-    last_ns: int | None = None
     finished_ns: int | None = None
     outcome: str = "unfinished"
-    gaps_ns: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    times_ns: list[int] = field(default_factory=list)
+    """When each token came."""
+
+    @property
+    def first_ns(self) -> int | None:
+        return self.times_ns[0] if self.times_ns else None
+
+    @property
+    def gaps_ns(self) -> list[int]:
+        """Between each token and the next."""
+        return [later - earlier for earlier, later in pairwise(self.times_ns)]
+
+    def tokens_within(self, window_ns: int) -> int:
+        """Tokens that came by then."""
+        return bisect_right(self.times_ns, window_ns)
 
 
 @dataclass(slots=True)
@@ -335,11 +346,7 @@ class World:
         """A token reaches its client."""
         sent = self._in_flight[token.request_id]
         record = sent.record
-        if record.last_ns is None:
-            record.first_ns = now_ns
-        else:
-            record.gaps_ns.append(now_ns - record.last_ns)
-        record.last_ns = now_ns
+        record.times_ns.append(now_ns)
         record.tokens.append(token.token)
         if len(record.tokens) == sent.planned.cancel_after_tokens:
             self._at(now_ns + self._way_ns, _Leaving(token.request_id))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from poise.config import Settings
 from poise.llama.fitting.capacity import Load
@@ -45,12 +45,6 @@ class Result:
     figures: Mapping[str, float]
     missed: str
     per_s: float = 0.0
-
-
-class Rounds(Protocol):
-    """Runs one live round of a scenario, and gives it as `poise bench --json` has a server's turn."""
-
-    def __call__(self, scenario: Scenario) -> Mapping[str, Any]: ...
 
 
 def load_of(kind: str, n: int, settings: Settings, round_s: float) -> Scenario:
@@ -203,9 +197,6 @@ def _client(name: str, request_class: str, count: int, prompt: Length, n_output:
         arrival=Arrival("closed"),
         prompt_tokens=prompt,
         output_tokens=_constant(n_output),
-        cancel_after_tokens=None,
-        n_requests_max=None,
-        temperature=0.0,
     )
 
 

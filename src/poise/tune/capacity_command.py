@@ -10,44 +10,40 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from poise.bench.command import PLAIN_WIDTH, UsageError, check_range, failure_line
+from poise.bench.command import UsageError, check_range, failure_line, output
 from poise.bench.rounds import OURS, ScenarioSource
 from poise.bench.target import TargetError, base_url
 from poise.config import ConfigError, LoadedSettings, load_given
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.files.gguf import ModelError, read_header
 from poise.llama.fitting import capacity as records
-from poise.llama.fitting.capacity import CapacityRecord, Load, SetLimit
+from poise.llama.fitting.capacity import CapacityRecord, Load
 from poise.llama.fitting.fit import model_path
 from poise.scenarios import Scenario
 from poise.sim.breaking import DEFAULT_TARGETS, Target, parse_target
 from poise.sim.simulate import Options, SimulationFailure
 from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
 from poise.tune.children import CannotMeasure, Server, terminable
-from poise.tune.forecast import as_costs
+from poise.tune.command import INTERRUPTED, Assignments, ModelFile, Profile
+from poise.tune.forecast import sim_options
 from poise.tune.judge import calibrated_round, live_round
 from poise.tune.provenance import describe
 
 COMMAND = "poise capacity"
-INTERRUPTED = 130
 MINUTES, ROUND_S = 20.0, 15.0
 
 ConfigFiles = Annotated[
     list[Path] | None, typer.Option("--config", metavar="FILE", help="As of poise serve. Repeatable.")
 ]
-Profile = Annotated[str | None, typer.Option(metavar="NAME", help="workstation, team or edge.")]
-ModelFile = Annotated[str | None, typer.Option(metavar="FILE", help="GGUF file (model.path).")]
-Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")]
 
 _REFUSED = (UsageError, CannotMeasure, TargetError, ModelError, EngineLibraryError, ValueError, OSError)
 
@@ -118,40 +114,34 @@ class Measuring:
     until: float
     say: Callable[[str], None]
     options: Options | None = None
-    _loads: dict[str, Load] | None = None
+    _loads: dict[str, Load] = field(default_factory=dict)
     _context: int | None = None
     _n_rounds: int = 0
 
     def run(self) -> bool:
         """Whether it was interrupted. Raises CannotMeasure when the server is lost."""
-        self._loads = {}
         try:
             for kind in KINDS:
                 found = self._search(kind)
                 if found is not None:
                     self._loads[kind] = found
-            most = self._context_max()
-            self._context = longest_context(most, self._try_context, self._is_over)
+            self._context = longest_context(self._context_max(), self._try_context, self._is_over)
         except KeyboardInterrupt:
             return True
         return False
 
     def record(self, provenance: Mapping[str, Any]) -> CapacityRecord:
-        loads = self._loads or {}
-        host: dict[str, str | int] = {
-            "cpu": str(provenance["host"]["cpu"]),
-            "cores": int(provenance["host"]["n_cpus_usable"]),
-        }
+        host = provenance["host"]
         ttft = {str(t.request_class): t.most for t in self.targets if t.measure == "ttft"}
         return CapacityRecord(
             measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            host=host,
+            host={"cpu": str(host["cpu"]), "cores": int(host["n_cpus_usable"])},
             model=dict(provenance["model"]),
             settings=records.matters(self.loaded.settings),
             targets=[str(target) for target in self.targets],
-            interactive=loads.get("interactive"),
-            background=loads.get("background"),
-            long=loads.get("long"),
+            interactive=self._loads.get("interactive"),
+            background=self._loads.get("background"),
+            long=self._loads.get("long"),
             context_tokens=self._context,
             ttft_ms=ttft,
         )
@@ -174,31 +164,26 @@ class Measuring:
                 self._n_rounds += 1
                 source = ScenarioSource(load, load.name, "")
                 found, template = calibrated_round(source, self.url, self.seed + self._n_rounds)
-                costs = as_costs(found)
-                self.options = Options(costs, costs.pools, template=template)
+                self.options = sim_options(found, template)
             return guess(kind, self.loaded.settings, self.round_s, self.targets, self.options, self.seed)
         except (CannotMeasure, SimulationFailure) as error:
             self.say(f"{kind}: no guess from the simulator ({error})")
             return slots
 
     def _try(self, kind: str, n: int) -> Result:
-        load = load_of(kind, n, self.loaded.settings, self.round_s)
-        return self._judged(kind, f"{n} at once", load)
+        return self._judged(kind, f"{n} at once", load_of(kind, n, self.loaded.settings, self.round_s))
 
     def _try_context(self, n_tokens: int) -> Result:
         return self._judged("context", f"{n_tokens} tokens", context_load(n_tokens, self.round_s))
 
     def _judged(self, kind: str, what: str, load: Scenario) -> Result:
-        result = judge(kind, self._round(load)["sides"][OURS], self.targets)
-        figures = ", ".join(f"{name} -> {value:g}" for name, value in result.figures.items())
-        self.say(
-            f"  {kind}, {what}: {'misses ' + result.missed if result.missed else 'keeps every target'} ({figures})"
-        )
-        return result
-
-    def _round(self, load: Scenario) -> dict[str, Any]:
         self._n_rounds += 1
-        return live_round(ScenarioSource(load, load.name, ""), {OURS: self.url}, self.seed + self._n_rounds)
+        done = live_round(ScenarioSource(load, load.name, ""), {OURS: self.url}, self.seed + self._n_rounds)
+        result = judge(kind, done["sides"][OURS], self.targets)
+        figures = ", ".join(f"{name} -> {value:g}" for name, value in result.figures.items())
+        verdict = f"misses {result.missed}" if result.missed else "keeps every target"
+        self.say(f"  {kind}, {what}: {verdict} ({figures})")
+        return result
 
     def _context_max(self) -> int:
         """What a slot of the long pool really has."""
@@ -236,7 +221,7 @@ def _load(
 
 
 def _print(record: CapacityRecord, loaded: LoadedSettings) -> None:
-    console = Console() if os.isatty(1) else Console(width=PLAIN_WIDTH)
+    console = output()
     typer.echo(f"measured {record.measured_at} on {record.host['cpu']}, {record.host['cores']} cores")
     typer.echo(f"targets: {', '.join(record.targets)}")
     table = Table(title="at once", title_justify="left")
@@ -255,9 +240,6 @@ def _print(record: CapacityRecord, loaded: LoadedSettings) -> None:
     for header in ("setting", "value", "measured", "", "from"):
         limits.add_column(header, justify="right" if header in ("value", "measured") else "left")
     for limit in records.limits(loaded, record):
-        limits.add_row(limit.key, str(limit.value), _shown(limit), "above" if limit.is_above else "", limit.origin)
+        measured = "not measured" if limit.measured is None else str(limit.measured)
+        limits.add_row(limit.key, str(limit.value), measured, "above" if limit.is_above else "", limit.origin)
     console.print(limits)
-
-
-def _shown(limit: SetLimit) -> str:
-    return "not measured" if limit.measured is None else str(limit.measured)

@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from poise.bench.command import UsageError, check_range, check_writable, failure_line, read_sources
-from poise.bench.comparison import ComparisonError
 from poise.bench.rounds import ScenarioSource
 from poise.config import ConfigError, LoadedSettings, load_given
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.files.gguf import ModelError
-from poise.scenarios import ScenarioError
 from poise.tune import tunedfile
 from poise.tune.check import HOLDS, NO_LONGER, check_values, unknown_keys
 from poise.tune.children import terminable
-from poise.tune.evidence import Evidence, EvidenceError, read_evidence
+from poise.tune.evidence import Evidence, read_evidence
 from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
 from poise.tune.knobs import STAGES, Knob, knobs, selected
 from poise.tune.loop import Tuner
-from poise.tune.measures import host_measures, plan_text, shortened
+from poise.tune.measures import HostMeasures, host_measures, plan_text, shortened
 from poise.tune.provenance import describe, differences
-from poise.tune.tunedfile import DEFAULT_FILE, TunedFileError, evidence_path
+from poise.tune.tunedfile import DEFAULT_FILE, evidence_path
 
 COMMAND = "poise tune"
 INTERRUPTED = 130
@@ -39,6 +38,10 @@ BUSY = 0.5
 """Load average for each core from which on somebody else is likely to be in the figures."""
 CHECK_SEEDS = 500_000
 """Added to the seed of a check, so that it has none of the requests that a value was chosen by."""
+
+Profile = Annotated[str | None, typer.Option(metavar="NAME", help="workstation, team or edge.")]
+ModelFile = Annotated[str | None, typer.Option(metavar="FILE", help="GGUF file (model.path).")]
+Assignments = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")]
 
 
 def tune(
@@ -60,28 +63,28 @@ def tune(
     config: Annotated[
         list[Path] | None, typer.Option("--config", metavar="FILE", help="The untuned settings. Repeatable.")
     ] = None,
-    profile: Annotated[str | None, typer.Option(metavar="NAME", help="workstation, team or edge.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="FILE", help="GGUF file (model.path).")] = None,
-    assignments: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any setting. Repeatable.")
-    ] = None,
+    profile: Profile = None,
+    model: ModelFile = None,
+    assignments: Assignments = None,
 ) -> int:
     """Find better settings for this host, by measuring one change at a time, and write them with the evidence."""
     try:
         given = {"profile": profile, "model.path": model}
         loaded = load_given(config, os.environ, assignments, given)
         _check_ranges(minutes, stage, rounds, round_s, seed)
-        then = _evidence_of(file) if check else None
+        beside = evidence_path(file)  # a file that somebody else wrote has none
+        then = read_evidence(beside) if check and beside.exists() else None
         goal = _goal(target, guard, then)
         setup = then.setup if then is not None else {}
         source = _source(str(setup.get("scenario_path", scenario)), float(setup.get("round_s", round_s)))
         provenance = describe(loaded.settings)
+        run = _Run(file, loaded, goal, source, provenance, rounds, seed)
         if check:
-            return _check(file, then, loaded, goal, source, provenance, rounds, seed)
+            return run.check(then)
         found = selected(knobs(loaded, len(os.sched_getaffinity(0))), stage, knob or [])
         if not plan:
             check_writable("FILE", file)
-        return _tune(file, plan, loaded, found, goal, source, provenance, rounds, seed, minutes)
+        return run.tune(found, minutes, plan_only=plan)
     except ConfigError as error:
         for problem in error.problems[:-1]:
             typer.echo(problem, err=True)
@@ -90,83 +93,75 @@ def tune(
         raise failure_line(str(error), command=COMMAND) from error
 
 
-_REFUSED = (
-    UsageError,
-    ScenarioError,
-    ComparisonError,
-    EvidenceError,
-    TunedFileError,
-    ModelError,
-    EngineLibraryError,
-    ValueError,
-    OSError,
-)
+_REFUSED = (UsageError, ModelError, EngineLibraryError, ValueError, OSError)
 
 
-def _tune(
-    file: Path,
-    plan: bool,
-    loaded: LoadedSettings,
-    found: list[Knob],
-    goal: Goal,
-    source: ScenarioSource,
-    provenance: dict[str, Any],
-    rounds: int,
-    seed: int,
-    minutes: float,
-) -> int:
-    setup = _setup(source, goal, rounds, seed, minutes)
-    with terminable(), host_measures(loaded, source, rounds, seed, typer.echo) as measures:
-        typer.echo(plan_text(found, measures, 60 * minutes, _header(setup, loaded)))
-        if plan:
-            return 0
-        typer.echo("")
-        tuner = Tuner(measures, goal, time.monotonic, time.monotonic() + 60 * minutes, seed, typer.echo)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What tuning and checking need alike."""
+
+    file: Path
+    loaded: LoadedSettings
+    goal: Goal
+    source: ScenarioSource
+    provenance: dict[str, Any]
+    rounds: int
+    seed: int
+
+    def tune(self, found: list[Knob], minutes: float, *, plan_only: bool) -> int:
+        setup = {
+            "scenario": self.source.scenario.name,
+            "scenario_path": self.source.path,
+            "round_s": self.source.scenario.duration_s,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "minutes": minutes,
+            "target": self.goal.name,
+            "guards": [guard.text for guard in self.goal.guards],
+        }
+        with terminable(), self._measures() as measures:
+            typer.echo(plan_text(found, measures, 60 * minutes, _header(setup, self.loaded)))
+            if plan_only:
+                return 0
+            typer.echo("")
+            tuner = Tuner(measures, self.goal, time.monotonic, time.monotonic() + 60 * minutes, self.seed, typer.echo)
+            try:
+                tuner.run(found)
+            finally:
+                evidence = Evidence(
+                    self.provenance,
+                    setup,
+                    ended=tuner.ended,
+                    trials=tuner.trials,
+                    accepted=tuner.accepted,
+                    verification=tuner.verification,
+                )
+                tunedfile.write(self.file, evidence)
+        typer.echo(_conclusion(self.file, evidence))
+        return INTERRUPTED if evidence.ended == "interrupted" else 0
+
+    def check(self, then: Evidence | None) -> int:
+        values = tunedfile.read_values(self.file)
+        if unknown := unknown_keys(values):
+            raise UsageError(f"{self.file}: {unknown[0]} is no setting that is tuned: nothing here can check it")
+        if not values:
+            typer.echo(f"{self.file} sets nothing: there is nothing to check")
+            return HOLDS
+        self.loaded.varied(values)
+        for line in differences(then.origin, self.provenance) if then is not None else []:
+            typer.echo(f"changed since: {line}")
         try:
-            tuner.run(found)
-        finally:
-            evidence = Evidence(
-                provenance,
-                setup,
-                ended=tuner.ended,
-                trials=tuner.trials,
-                accepted=tuner.accepted,
-                verification=tuner.verification,
-            )
-            tunedfile.write(file, evidence)
-    typer.echo(_conclusion(file, evidence))
-    return INTERRUPTED if evidence.ended == "interrupted" else 0
+            with terminable(), self._measures() as measures:
+                done = check_values(values, measures, self.goal, self.seed + CHECK_SEEDS, time.monotonic, typer.echo)
+        except KeyboardInterrupt:
+            typer.echo(f"{COMMAND}: interrupted", err=True)
+            return INTERRUPTED
+        n_lost = sum(not one.verdict.kept for one in done)
+        typer.echo(f"{len(done) - n_lost} of {len(done)} values of {self.file} hold")
+        return NO_LONGER if n_lost else HOLDS
 
-
-def _check(
-    file: Path,
-    then: Evidence | None,
-    loaded: LoadedSettings,
-    goal: Goal,
-    source: ScenarioSource,
-    provenance: dict[str, Any],
-    rounds: int,
-    seed: int,
-) -> int:
-    values = tunedfile.read_values(file)
-    if unknown := unknown_keys(values):
-        raise UsageError(f"{file}: {unknown[0]} is no setting that is tuned: nothing here can check it")
-    if not values:
-        typer.echo(f"{file} sets nothing: there is nothing to check")
-        return HOLDS
-    loaded.varied(values)
-    for line in differences(then.origin, provenance) if then is not None else []:
-        typer.echo(f"changed since: {line}")
-    try:
-        with terminable(), host_measures(loaded, source, rounds, seed, typer.echo) as measures:
-            first = seed + CHECK_SEEDS
-            done = check_values(values, measures, goal, first, time.monotonic, typer.echo)
-    except KeyboardInterrupt:
-        typer.echo(f"{COMMAND}: interrupted", err=True)
-        return INTERRUPTED
-    n_lost = sum(not one.verdict.kept for one in done)
-    typer.echo(f"{len(done) - n_lost} of {len(done)} values of {file} hold")
-    return NO_LONGER if n_lost else HOLDS
+    def _measures(self) -> AbstractContextManager[HostMeasures]:
+        return host_measures(self.loaded, self.source, self.rounds, self.seed, typer.echo)
 
 
 def _check_ranges(minutes: float, stage: str, rounds: int, round_s: float, seed: int) -> None:
@@ -176,12 +171,6 @@ def _check_ranges(minutes: float, stage: str, rounds: int, round_s: float, seed:
     check_range("--seed", seed, 0, 1 << 30)
     if stage not in ("all", *STAGES):
         raise UsageError(f"--stage {stage}: expected engine, policy or all")
-
-
-def _evidence_of(file: Path) -> Evidence | None:
-    """What lies beside a tuned file; a file that somebody else wrote has none."""
-    path = evidence_path(file)
-    return read_evidence(path) if path.exists() else None
 
 
 def _goal(target: str, guards: list[str] | None, then: Evidence | None) -> Goal:
@@ -195,30 +184,14 @@ def _source(name: str, round_s: float) -> ScenarioSource:
     return replace(source, scenario=shortened(source.scenario, round_s))
 
 
-def _setup(source: ScenarioSource, goal: Goal, rounds: int, seed: int, minutes: float) -> dict[str, Any]:
-    return {
-        "scenario": source.scenario.name,
-        "scenario_path": source.path,
-        "round_s": source.scenario.duration_s,
-        "rounds": rounds,
-        "seed": seed,
-        "minutes": minutes,
-        "target": goal.name,
-        "guards": [guard.text for guard in goal.guards],
-    }
-
-
 def _header(setup: dict[str, Any], loaded: LoadedSettings) -> str:
-    busy = os.getloadavg()[0] / len(os.sched_getaffinity(0))
-    warning = (
-        f"\nThis host is busy now (load average {os.getloadavg()[0]:.1f}): what is found may not hold."
-        if busy > BUSY
-        else ""
-    )
+    load = os.getloadavg()[0]
+    is_busy = load / len(os.sched_getaffinity(0)) > BUSY
+    warning = f"\nThis host is busy now (load average {load:.1f}): what is found may not hold."
     return (
         f"Target {setup['target']} under {setup['scenario']}, {setup['rounds']} rounds of {setup['round_s']:g} s; "
         f"guardrails {', '.join(setup['guards']) or 'none'}; profile {loaded.settings.profile}, seed {setup['seed']}.\n"
-        f"End other busy programs: they are in every figure.{warning}"
+        f"End other busy programs: they are in every figure.{warning if is_busy else ''}"
     )
 
 

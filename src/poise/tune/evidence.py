@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from poise.bench.comparison import Estimate
-from poise.tune.goal import Measured, Verdict, show
+from poise.tune.goal import show
 from poise.tune.knobs import Value
 
 Method = Literal["passes", "simulator", "live"]
@@ -82,30 +82,3 @@ def read_evidence(path: Path) -> Evidence:
         raise EvidenceError(f"{path}: cannot be read: {error.strerror}") from error
     except msgspec.MsgspecError as error:
         raise EvidenceError(f"{path}: not the evidence of a poise tune: {error}") from error
-
-
-def as_trial(
-    number: int,
-    key: str,
-    values: tuple[Value, Value],
-    method: Method,
-    result: Result,
-    verdict: Verdict,
-    measured: Measured | None = None,
-    took_s: float = 0.0,
-) -> Trial:
-    return Trial(
-        number=number,
-        key=key,
-        before=values[0],
-        after=values[1],
-        method=method,
-        result=result,
-        reason=verdict.reason,
-        target=verdict.target,
-        guards=verdict.guards,
-        seeds=measured.seeds if measured else (),
-        failed=measured.failed if measured else (0, 0),
-        took_s=round(took_s, 1),
-        estimates=tuple(measured.estimates) if measured else (),
-    )

@@ -10,11 +10,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from poise.bench.comparison import HIGHER_IS_BETTER, ComparisonError, Estimate, Guard, find, parse_guard
+from poise.bench.stats import failures
 
 DEFAULT_TARGET = "interactive.ttft_p95"
 DEFAULT_GUARDS = (
@@ -30,6 +31,10 @@ STEP = "step_us"
 PASS_RATIO_MAX = 1.05
 PROMISING = 0.01
 """The least gain that the simulator must predict before a live server is asked: its own error is larger."""
+
+
+Hopeless = Callable[[list[Estimate]], bool]
+"""Whether figures so far are so bad that a comparison need not go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,39 +70,30 @@ class Goal:
     def name(self) -> str:
         return f"{self.target.group}.{self.target.figure}"
 
-    def judge(self, measured: Measured) -> Verdict:
-        """See rule 1."""
+    def judge(self, measured: Measured, *, predicted: bool = False) -> Verdict:
+        """See rule 1. With `predicted`, any gain by PROMISING is enough."""
         estimate = find(measured.estimates, self.target)
         states, broken = self._guards(measured.estimates)
         if measured.problem:
             return Verdict(False, measured.problem, estimate, states)
         if estimate is None:
-            return Verdict(False, f"{self.name} was not measured on both sides", None, states)
+            absent = "is not predicted" if predicted else "was not measured on both sides"
+            return Verdict(False, f"{self.name} {absent}", None, states)
         before, after = measured.failed
         if after > before:
             return Verdict(False, f"{after} requests failed, {before} before", estimate, states)
-        shown = f"{self.name} {show(estimate)}"
-        if measured.stopped:
-            return Verdict(False, f"{shown}: {measured.stopped}", estimate, states)
-        if not is_better(estimate):
-            why = "not exact, requests were cut" if estimate.bound else "no gain beyond noise"
-            return Verdict(False, f"{shown}: {why}", estimate, states)
-        if broken:
-            return Verdict(False, f"{shown}, but {broken}", estimate, states)
-        return Verdict(True, shown, estimate, states)
+        shown, against = f"{self.name} {show(estimate)}", measured.stopped
+        if not against and predicted and gain(estimate) < PROMISING:
+            against = "no gain predicted"
+        elif not against and not predicted and not is_better(estimate):
+            against = "not exact, requests were cut" if estimate.bound else "no gain beyond noise"
+        if against:
+            return Verdict(False, f"{shown}: {against}", estimate, states)
+        return Verdict(not broken, f"{shown}, but {broken}" if broken else shown, estimate, states)
 
     def is_promising(self, measured: Measured) -> Verdict:
         """Whether a prediction is worth a live comparison: a gain, by whatever margin, and no guardrail broken."""
-        estimate = find(measured.estimates, self.target)
-        states, broken = self._guards(measured.estimates)
-        if estimate is None:
-            return Verdict(False, f"{self.name} is not predicted", None, states)
-        shown = f"{self.name} {show(estimate)}"
-        if gain(estimate) < PROMISING:
-            return Verdict(False, f"{shown}: no gain predicted", estimate, states)
-        if broken:
-            return Verdict(False, f"{shown}, but {broken}", estimate, states)
-        return Verdict(True, shown, estimate, states)
+        return self.judge(measured, predicted=True)
 
     def is_hopeless(self, estimates: Sequence[Estimate]) -> bool:
         """Whether the target does not even look better so far."""
@@ -165,12 +161,5 @@ def show(estimate: Estimate) -> str:
 
 def count_failed(sides: Sequence[Mapping[str, Any]]) -> int:
     """Requests of one server's turns that ended in an error or without an end."""
-    good = ("ok", "cancelled", "unfinished", "refused")
-    return sum(
-        n
-        for side in sides
-        for group in side["groups"]
-        if group["kind"] == "all"
-        for status, n in group["statuses"].items()
-        if status not in good
-    )
+    whole = [group for side in sides for group in side["groups"] if group["kind"] == "all"]
+    return sum(sum(failures(group["statuses"]).values()) for group in whole)

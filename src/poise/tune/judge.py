@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from poise.bench.comparison import Estimate, compare
+from poise.bench.comparison import compare
 from poise.bench.document import run_as_json
-from poise.bench.report import group_reports
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
 from poise.bench.target import TargetError, new_session
 from poise.config import LoadedSettings
@@ -27,7 +26,7 @@ from poise.operator_token import find_token
 from poise.sim.calibrate import Calibration, calibrate
 from poise.sim.template import TemplateTokens, template_tokens
 from poise.tune.children import CannotMeasure, Server
-from poise.tune.goal import Measured, count_failed
+from poise.tune.goal import Hopeless, Measured, count_failed
 from poise.tune.knobs import Changes
 
 PAUSE_S = 2.0
@@ -65,42 +64,33 @@ class LiveJudge:
         return START_S + 2 * (rounds or self.rounds) * (turn_s + self.pause_s)
 
     def compare(
-        self,
-        before: Changes,
-        after: Changes,
-        seed: int,
-        hopeless: Callable[[list[Estimate]], bool],
-        until: float = float("inf"),
+        self, before: Changes, after: Changes, seed: int, hopeless: Hopeless, until: float = float("inf")
     ) -> Measured:
         """Raises CannotMeasure. It stops where `hopeless` says so, and before a round that would end after `until`."""
+        done: list[Round] = []
+        stopped = ""
         try:
-            return self._compare(before, after, seed, hopeless, until)
+            urls = {OURS: self._server(after, keep=before).url, THEIRS: self._server(before, keep=after).url}
+            for number in range(self.rounds):
+                began = time.monotonic()
+                if began + 2 * (self.turn_s + self.pause_s) > until:
+                    stopped = "the time was over"
+                    break
+                sides = dict(reversed(urls.items())) if number % 2 else urls
+                done.append(live_round(self.source, sides, seed + number, self.pause_s))
+                self._n_turns += 1
+                self.turn_s += ((time.monotonic() - began) / 2 - self.pause_s - self.turn_s) / self._n_turns
+                is_early = HOPELESS_ROUNDS <= number + 1 < self.rounds
+                if is_early and hopeless(compare(done, THEIRS, done, OURS)[0]):
+                    stopped = f"no better after {number + 1} rounds"
+                    break
         except CannotMeasure:
             self.close()  # one of them may be lost: what comes next begins with new ones
             raise
-
-    def _compare(
-        self, before: Changes, after: Changes, seed: int, hopeless: Callable[[list[Estimate]], bool], until: float
-    ) -> Measured:
-        urls = {OURS: self._server(after, keep=before).url, THEIRS: self._server(before, keep=after).url}
-        done: list[Round] = []
-        stopped = ""
-        for number in range(self.rounds):
-            began = time.monotonic()
-            if began + 2 * (self.turn_s + self.pause_s) > until:
-                stopped = "the time was over"
-                break
-            sides = dict(reversed(urls.items())) if number % 2 else urls
-            done.append(self._round(sides, seed + number))
-            self._learn((time.monotonic() - began) / 2 - self.pause_s)
-            estimates, _ = compare(done, THEIRS, done, OURS)
-            if number + 1 < self.rounds and number + 1 >= HOPELESS_ROUNDS and hopeless(estimates):
-                stopped = f"no better after {number + 1} rounds"
-                break
         estimates, _ = compare(done, THEIRS, done, OURS)
-        failed = tuple(count_failed([one["sides"][side] for one in done]) for side in (THEIRS, OURS))
+        before_failed, after_failed = (count_failed([one["sides"][side] for one in done]) for side in (THEIRS, OURS))
         seeds = tuple(one["seed"] for one in done)
-        return Measured(estimates, seeds, (failed[0], failed[1]), stopped=stopped)
+        return Measured(estimates, seeds, (before_failed, after_failed), stopped=stopped)
 
     def calibrate(self, changes: Changes, seed: int) -> tuple[Calibration, TemplateTokens]:
         """What the steps of a server with these settings cost under this load, and what the chat template adds to prompts."""
@@ -119,13 +109,6 @@ class LiveJudge:
         if wanted not in self._servers:
             self._servers[wanted] = Server(self.loaded, changes, self.folder)
         return self._servers[wanted]
-
-    def _round(self, urls: Mapping[str, str], seed: int) -> Round:
-        return live_round(self.source, urls, seed, self.pause_s)
-
-    def _learn(self, turn_s: float) -> None:
-        self._n_turns += 1
-        self.turn_s += (turn_s - self.turn_s) / self._n_turns
 
 
 def live_round(source: ScenarioSource, urls: Mapping[str, str], seed: int, pause_s: float = PAUSE_S) -> Round:
@@ -146,7 +129,7 @@ def live_round(source: ScenarioSource, urls: Mapping[str, str], seed: int, pause
     except TargetError as error:
         raise CannotMeasure(str(error)) from error
     (run,) = benchmark.runs
-    found: Round = msgspec.to_builtins(run_as_json(run, group_reports(run)))["rounds"][0]
+    found: Round = run_as_json(run)["rounds"][0]
     return found
 
 

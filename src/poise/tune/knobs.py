@@ -16,7 +16,7 @@ Left out, with the reason:
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from poise.config import ConfigError, LoadedSettings
@@ -61,23 +61,18 @@ _FACTORS: dict[str, tuple[float, ...]] = {
 """Policy knobs: multiples of the value in force."""
 
 KV_KNOB, WEIGHTS_KNOB = "engine.kv_type", "model.weights"
+FLASH_KNOBS = ("pools.short.flash_attention", "pools.long.flash_attention")
 
 
 def knobs(loaded: LoadedSettings, n_cores: int) -> list[Knob]:
     """All of them, in the order in which they are tried; those without a candidate that fits the other settings are left out."""
     engine = loaded.settings.engine
     found = [
-        Knob(WEIGHTS_KNOB, "engine", loaded.settings.model.weights, ("auto", "as-is"), ("short",)),
-        Knob("engine.threads", "engine", engine.threads, _threads(engine.threads, n_cores), ("short", "long")),
-        *(
-            Knob(f"pools.{pool}.flash_attention", "engine", value, ("on", "off"), (pool,))
-            for pool, value in (
-                ("short", loaded.settings.pools.short.flash_attention),
-                ("long", loaded.settings.pools.long.flash_attention),
-            )
-        ),
+        Knob(WEIGHTS_KNOB, "engine", loaded.settings.model.weights, ("auto", "as-is")),
+        Knob("engine.threads", "engine", engine.threads, _threads(engine.threads, n_cores)),
+        *(Knob(key, "engine", _value(loaded, key), ("on", "off")) for key in FLASH_KNOBS),
         Knob("engine.batch_tokens", "engine", engine.batch_tokens, _scaled("engine.batch_tokens", loaded, DOUBLED)),
-        Knob(KV_KNOB, "engine", engine.kv_type, ("f16", "q8_0", "q4_0"), ("short", "long")),
+        Knob(KV_KNOB, "engine", engine.kv_type, ("f16", "q8_0", "q4_0")),
         *(Knob(key, "policy", _value(loaded, key), _scaled(key, loaded, by)) for key, by in _FACTORS.items()),
     ]
     usable = [_usable(knob, loaded) for knob in found]
@@ -110,10 +105,9 @@ def pools_of(key: str) -> tuple[str, ...]:
 
 def _usable(knob: Knob, loaded: LoadedSettings) -> Knob:
     """With the candidates that are another value and fit the other settings."""
-    fitting = [
-        value for value in dict.fromkeys(knob.candidates) if value != knob.current and _fits(loaded, knob, value)
-    ]
-    return Knob(knob.key, knob.stage, knob.current, tuple(fitting), knob.pools or pools_of(knob.key))
+    others = [value for value in dict.fromkeys(knob.candidates) if value != knob.current]
+    fitting = tuple(value for value in others if _fits(loaded, knob, value))
+    return replace(knob, candidates=fitting, pools=pools_of(knob.key))
 
 
 def _fits(loaded: LoadedSettings, knob: Knob, value: Value) -> bool:

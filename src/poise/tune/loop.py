@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from poise.bench.comparison import Estimate
 from poise.tune.children import CannotMeasure
-from poise.tune.evidence import Ended, Method, Result, Trial, as_trial
-from poise.tune.goal import Goal, Measured, Verdict, gain, pass_goal
+from poise.tune.evidence import Ended, Method, Result, Trial
+from poise.tune.goal import Goal, Hopeless, Measured, Verdict, gain, pass_goal
 from poise.tune.knobs import Changes, Knob, Value
 
 SEEDS_APART = 1000
@@ -37,14 +36,7 @@ class Measures(Protocol):
 
     def forecast(self, before: Changes, after: Changes, seed: int) -> Measured: ...
 
-    def live(
-        self,
-        before: Changes,
-        after: Changes,
-        seed: int,
-        hopeless: Callable[[list[Estimate]], bool],
-        until: float,
-    ) -> Measured: ...
+    def live(self, before: Changes, after: Changes, seed: int, hopeless: Hopeless, until: float) -> Measured: ...
 
 
 class _TimeOver(Exception):
@@ -112,44 +104,23 @@ class Tuner:
         seed = self._new_seed()
         for place, (knob, value) in enumerate(candidates):
             self._check_time("simulator", knob)
-            trial = self._compare(
-                knob,
-                value,
-                "simulator",
-                partial(self.measures.forecast, dict(self.kept), self.kept | {knob.key: value}, seed),
-                self.goal.is_promising,
-            )
+            measure = partial(self.measures.forecast, dict(self.kept), self.kept | {knob.key: value}, seed)
+            trial = self._compare(knob, value, "simulator", measure, self.goal.is_promising)
             if trial.result == "promising" and trial.target is not None:
                 found.append((-gain(trial.target), place, knob, value))
         return [(knob, value) for _, _, knob, value in sorted(found, key=lambda entry: entry[:2])]
 
     def _judge(self, knob: Knob, value: Value) -> bool:
-        seed = self._new_seed()
-        before, after = dict(self.kept), self.kept | {knob.key: value}
-        until = self._reserved_until()
-        trial = self._compare(
-            knob,
-            value,
-            "live",
-            partial(self.measures.live, before, after, seed, self.goal.is_hopeless, until),
-            self.goal.judge,
-        )
-        return trial.result == "kept"
+        before, after, until = dict(self.kept), self.kept | {knob.key: value}, self._reserved_until()
+        measure = partial(self.measures.live, before, after, self._new_seed(), self.goal.is_hopeless, until)
+        return self._compare(knob, value, "live", measure, self.goal.judge).result == "kept"
 
     def _verify(self) -> None:
         """All that was kept against the untuned settings. It is never cut short: its figures are what the file tells."""
         if not self.kept:
             return
-        seed, began = self._new_seed(), self.clock()
-        try:
-            measured = self.measures.live({}, dict(self.kept), seed, lambda _: False, float("inf"))
-            verdict = self.goal.judge(measured)
-            result: Result = "kept" if verdict.kept else "refused"
-        except CannotMeasure as error:
-            measured, verdict, result = None, Verdict(False, str(error), None), "failed"
-        self.verification = as_trial(
-            len(self.trials) + 1, "", ("", ""), "live", result, verdict, measured, self.clock() - began
-        )
+        measure = partial(self.measures.live, {}, dict(self.kept), self._new_seed(), lambda _: False, float("inf"))
+        self.verification = self._carry_out("", ("", ""), "live", measure, self.goal.judge)
         self.say(self.verification.line())
 
     def _compare(
@@ -161,39 +132,57 @@ class Tuner:
         judge: Callable[[Measured], Verdict],
     ) -> Trial:
         """One trial, noted and printed. What passes it is in force from then on, unless it is only a prediction."""
-        began, current = self.clock(), self._current(knob)
-        measured: Measured | None = None
+        began, values = self.clock(), (self._current(knob), value)
+        try:
+            trial = self._carry_out(knob.key, values, method, measure, judge)
+        except KeyboardInterrupt:
+            took_s = round(self.clock() - began, 1)
+            self._note(Trial(self._number, knob.key, *values, method, "interrupted", "Ctrl-C", took_s=took_s))
+            raise
+        self._note(trial)
+        if trial.result == "kept":
+            self.kept[knob.key] = value
+            self.accepted[knob.key] = trial.number
+        return trial
+
+    def _carry_out(
+        self,
+        key: str,
+        values: tuple[Value, Value],
+        method: Method,
+        measure: Callable[[], Measured],
+        judge: Callable[[Measured], Verdict],
+    ) -> Trial:
+        began, measured = self.clock(), Measured(())
         try:
             measured = measure()
             verdict = judge(measured)
             result: Result = "refused" if not verdict.kept else "promising" if method == "simulator" else "kept"
         except CannotMeasure as error:
-            verdict, result = Verdict(False, str(error), None), "skipped"
-        except KeyboardInterrupt:
-            self._note(knob, (current, value), method, "interrupted", Verdict(False, "Ctrl-C", None), None, began)
-            raise
-        trial = self._note(knob, (current, value), method, result, verdict, measured, began)
-        if result == "kept":
-            self.kept[knob.key] = value
-            self.accepted[knob.key] = trial.number
-        return trial
-
-    def _note(
-        self,
-        knob: Knob,
-        values: tuple[Value, Value],
-        method: Method,
-        result: Result,
-        verdict: Verdict,
-        measured: Measured | None,
-        began: float,
-    ) -> Trial:
-        trial = as_trial(
-            len(self.trials) + 1, knob.key, values, method, result, verdict, measured, self.clock() - began
+            verdict, result = Verdict(False, str(error), None), "skipped" if key else "failed"
+        return Trial(
+            self._number,
+            key,
+            *values,
+            method,
+            result,
+            verdict.reason,
+            verdict.target,
+            verdict.guards,
+            measured.seeds,
+            measured.failed,
+            round(self.clock() - began, 1),
+            tuple(measured.estimates),
         )
+
+    def _note(self, trial: Trial) -> None:
         self.trials.append(trial)
         self.say(trial.line())
-        return trial
+
+    @property
+    def _number(self) -> int:
+        """Of the next trial."""
+        return len(self.trials) + 1
 
     def _current(self, knob: Knob) -> Value:
         return self.kept.get(knob.key, knob.current)

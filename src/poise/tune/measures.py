@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from poise.bench.comparison import Estimate
 from poise.bench.rounds import ScenarioSource
 from poise.config import LoadedSettings
 from poise.scenarios import Scenario
 from poise.tune.evidence import Method
-from poise.tune.forecast import SEEDS, SIM_SPEED, Forecast
-from poise.tune.goal import Measured
+from poise.tune.forecast import SEEDS, SIM_SPEED, Forecast, sim_options
+from poise.tune.goal import Hopeless, Measured
 from poise.tune.judge import LiveJudge
 from poise.tune.knobs import Changes, Knob
 from poise.tune.loop import in_order
@@ -53,21 +52,14 @@ class HostMeasures:
         """The simulator learns this host's costs from one round with the settings in force, when it is first asked."""
         if self._forecast is None:
             found, template = self.live_judge.calibrate(before, self.seed + CALIBRATION_SEED)
-            self._forecast = Forecast.calibrated(self.loaded, self.source.scenario, found, template)
+            self._forecast = Forecast(self.loaded, self.source.scenario, sim_options(found, template))
             fits = ", ".join(
                 f"{name}: {fit.n_batches} batches, off by {fit.error_p50:.0%}" for name, fit in found.pools.items()
             )
             self.say(f"     simulator calibrated from one live round ({fits})")
         return self._forecast.compare(before, after, seed)
 
-    def live(
-        self,
-        before: Changes,
-        after: Changes,
-        seed: int,
-        hopeless: Callable[[list[Estimate]], bool],
-        until: float,
-    ) -> Measured:
+    def live(self, before: Changes, after: Changes, seed: int, hopeless: Hopeless, until: float) -> Measured:
         return self.live_judge.compare(before, after, seed, hopeless, until)
 
 

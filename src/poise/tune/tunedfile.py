@@ -56,14 +56,14 @@ def read_values(path: Path) -> Changes:
 
 def to_toml(evidence: Evidence) -> str:
     """The file's text."""
-    lines = list(_head(evidence))
+    lines = [line for text in _head(evidence) for line in _comment(text)]
     if not evidence.accepted:
         lines += _comment("Nothing was found to be better beyond noise; the settings that are in force stay.")
     for section in dict.fromkeys(key.rpartition(".")[0] for key in evidence.accepted):
         lines += ["", f"[{section}]" if evidence.verified else f"# [{section}]"]
         for key in [key for key in evidence.accepted if key.rpartition(".")[0] == section]:
             trial = evidence.trial(key)
-            lines += _evidence(trial)
+            lines += [line for text in _evidence(trial) for line in _comment(text)]
             setting = f"{key.rpartition('.')[2]} = {literal(trial.after)}"
             lines.append(setting if evidence.verified else f"# {setting}")
     return "\n".join(lines) + "\n"
@@ -72,26 +72,20 @@ def to_toml(evidence: Evidence) -> str:
 def _head(evidence: Evidence) -> Iterator[str]:
     provenance, setup = evidence.origin, evidence.setup
     host, model = provenance["host"], provenance["model"]
-    yield from _comment(
-        "Written by poise tune. It goes over your own file: poise serve --config poise.toml --config THIS"
-    )
-    yield from _comment(
-        f"{provenance['started_at']}, poise {provenance['versions']['poise']}, commit {provenance['commit'] or '-'}"
-    )
-    yield from _comment(
-        f"host: {host['cpu']}, {host['n_cpus_usable']} cores; llama.cpp {provenance['versions']['llama.cpp']}"
-    )
-    yield from _comment(f"model: {model['path']}, SHA-256 {model['sha256']}")
-    yield from _comment(
+    yield "Written by poise tune. It goes over your own file: poise serve --config poise.toml --config THIS"
+    yield f"{provenance['started_at']}, poise {provenance['versions']['poise']}, commit {provenance['commit'] or '-'}"
+    yield f"host: {host['cpu']}, {host['n_cpus_usable']} cores; llama.cpp {provenance['versions']['llama.cpp']}"
+    yield f"model: {model['path']}, SHA-256 {model['sha256']}"
+    yield (
         f"load: scenario {setup['scenario']}, {setup['rounds']} rounds of {setup['round_s']:g} s; target {setup['target']}; "
         f"guardrails {', '.join(setup['guards']) or 'none'}"
     )
     if evidence.accepted:
         if evidence.verification is not None:
-            yield from _comment("verification, untuned against all values together:")
+            yield "verification, untuned against all values together:"
             yield from _evidence(evidence.verification)
         if not evidence.verified:
-            yield from _comment(_NOT_CONFIRMED["complete" if evidence.verification is not None else evidence.ended])
+            yield _NOT_CONFIRMED["complete" if evidence.verification is not None else evidence.ended]
 
 
 def _evidence(trial: Trial) -> Iterator[str]:
@@ -100,9 +94,9 @@ def _evidence(trial: Trial) -> Iterator[str]:
     n_rounds = trial.target.n_pairs if trial.target is not None else 0
     seeds = f", seeds {trial.seeds[0]} to {trial.seeds[-1]}" if trial.seeds else ""
     judge = {"passes": "forward passes", "live": "live servers", "simulator": "the simulator"}[trial.method]
-    yield from _comment(f"{change}judged by {judge} in {n_rounds} alternating rounds{seeds}: {trial.reason}")
+    yield f"{change}judged by {judge} in {n_rounds} alternating rounds{seeds}: {trial.reason}"
     for guard in trial.guards:
-        yield from _comment(f"  {guard}")
+        yield f"  {guard}"
 
 
 def _comment(text: str) -> list[str]:
