@@ -100,9 +100,13 @@ class ChatTemplate:
         """
         if rendering.continues and not messages[-1].content.strip():
             messages, rendering = messages[:-1], Rendering(variables=rendering.variables)  # nothing is to be continued
-        hidden = self._dialect.hidden = Hidden(self._marks)
+        hidden = Hidden(self._marks)
         shown = [_variables(message, i, hidden) for i, message in enumerate(messages)]
-        written = self._render(shown, rendering, hidden)
+        self._dialect.hidden = hidden
+        try:
+            written = self._render(shown, rendering, hidden)
+        finally:
+            self._dialect.hidden = Hidden()  # no text of a conversation outlives its rendering
         try:
             pieces = hidden.pieces(written)
         except CutError:
