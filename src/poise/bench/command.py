@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,13 @@ class UsageError(Exception):
     """An argument that cannot be used; the message is one line for the user."""
 
 
+TraceFile = Annotated[
+    Path | None,
+    typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
+]
+Targets = Annotated[list[str] | None, typer.Option(help="As interactive.ttft_ms=800: for the goodput. Repeatable.")]
+
+
 def bench(
     scenarios: Annotated[list[str], typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.")],
     url: Annotated[str, typer.Option(help="The server to measure.")] = "http://127.0.0.1:8000",
@@ -54,13 +61,8 @@ def bench(
     against_extensions: Annotated[
         bool, typer.Option("--against-extensions", help="Send service_tier to the second server, too.")
     ] = False,
-    trace: Annotated[
-        Path | None,
-        typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
-    ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="As interactive.ttft_ms=800: for the goodput. Repeatable.")
-    ] = None,
+    trace: TraceFile = None,
+    target: Targets = None,
     allow_kill: Annotated[
         bool, typer.Option("--allow-kill", help="Let a scenario's kill_engine events kill the first server's engine.")
     ] = False,
@@ -71,12 +73,11 @@ def bench(
     try:
         urls = {OURS: url} | ({THEIRS: against} if against is not None else {})
         extensions = {OURS: True, THEIRS: against_extensions}
-        same = "--against is the same server as --url"
         options = run_options(
             scenarios,
             urls,
             extensions,
-            same,
+            "--against is the same server as --url",
             rounds,
             seed,
             pause,
@@ -98,17 +99,22 @@ def bench(
         document = as_document(benchmark, options, runs, started_at)
         for found in document["scenarios"]:
             print_run(found, benchmark, options)
-        if json is not None:
-            json.write_bytes(msgspec.json.encode(document))
-        if markdown is not None:
-            markdown.write_text(to_markdown(document), encoding="utf-8")
-        if html is not None:
-            html.write_text(to_html(document, plotly), encoding="utf-8")
+        _store(document, files, plotly)
     if failure is not None:
         raise failure
     silent = [message for run in runs for message in _silent_rounds(run)]
     if silent:
         raise failure_line(silent[0], exit_code=1)
+
+
+def _store(document: dict[str, Any], files: Mapping[str, Path | None], plotly: str) -> None:
+    """Write a result to the files that were named, by format."""
+    if (path := files["json"]) is not None:
+        path.write_bytes(msgspec.json.encode(document))
+    if (path := files["markdown"]) is not None:
+        path.write_text(to_markdown(document), encoding="utf-8")
+    if (path := files["html"]) is not None:
+        path.write_text(to_html(document, plotly), encoding="utf-8")
 
 
 def find_scenario(name: str) -> Path:
