@@ -90,6 +90,8 @@ class Checkers:
                 assert self._plan is not None, "a result without its plan"
                 self.mirror.carry_out(self._plan, result)
                 self._last, self._plan = (self._plan, result), None
+            case (("plan" | "result"), _):
+                raise AssertionError(f"no {kind}: {values}")
 
     def heard(self, message: wire.ToGateway) -> None:
         """A message of the engine. Changes and ends of one step come after its plan and result."""
