@@ -7,7 +7,7 @@ from typing import Any
 
 from poise.gateway.records.moments import End
 from poise.gateway.records.record import Origin, Record
-from poise.gateway.records.values import ContextNote, Heading, Notes, TokenEntry
+from poise.gateway.records.values import ContextNote, Heading, Logprob, Notes
 from poise.gateway.records.writer import MakeWriter
 from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.request.refusals import ApiError, internal_error, invalid_value, server_stopping
@@ -108,7 +108,7 @@ class Script:
     def weigh(self, text: str, choice: int = 0) -> Script:
         """A token with its log probability, and another one that was likely."""
         self.record.wants_logprobs = True
-        entry = TokenEntry(text.encode(), -0.5, ((b"\xff", -1.5),), 0, len(text))
+        entry = Logprob(text.encode(), -0.5, ((b"\xff", -1.5),), 0, len(text))
         self.record.append(choice, text, [entry], 0.0)
         return self
 

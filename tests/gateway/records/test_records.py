@@ -13,7 +13,7 @@ from poise.config.serving import ResultsSettings
 from poise.gateway.records.kept import Records
 from poise.gateway.records.moments import End
 from poise.gateway.records.record import Origin, Record
-from poise.gateway.records.values import Heading, TokenEntry
+from poise.gateway.records.values import Heading, Logprob
 from poise.scheduler.request import RequestClass
 from tests.gateway.fakes import at_once, opened
 
@@ -170,7 +170,7 @@ def test_a_record_counts_all_that_it_holds() -> None:
     """Texts, log probabilities with their alternatives, ends and moments."""
     made = record("r1")
     made.wants_logprobs = True
-    entry = TokenEntry(b"piece", -1.0, ((b"other", -2.0),) * 20, 0, 1)
+    entry = Logprob(b"piece", -1.0, ((b"other", -2.0),) * 20, 0, 1)
     sizes = [made.n_bytes]
     made.append(0, "text", (), 0.0)
     sizes.append(made.n_bytes)

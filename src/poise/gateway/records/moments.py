@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from msgspec import UNSET
 
 from poise.gateway.records.changes import RequestState
-from poise.gateway.records.values import Notes, TokenEntry, one_of
+from poise.gateway.records.values import Logprob, Notes, one_of
 from poise.wire.status import Waiting
 
 ChoiceState = Annotated[str, one_of(*RequestState)]
@@ -68,7 +68,7 @@ class End:
     choice: int
     reason: str
     text: str
-    entries: Sequence[TokenEntry]
+    logprobs: Sequence[Logprob]
 
 
 def bytes_of(n_choices: int, n_ends: int, n_entries: int) -> int:
@@ -81,8 +81,8 @@ def text_bytes(text: str) -> int:
     return sys.getsizeof(text) + _ROUNDING_BYTES if len(text) > 1 else 0
 
 
-def entries_bytes(entries: Sequence[TokenEntry]) -> int:
-    return sum(_LOGPROB_BYTES + _TOP_BYTES * len(entry.top) for entry in entries)
+def logprobs_bytes(logprobs: Sequence[Logprob]) -> int:
+    return sum(_LOGPROB_BYTES + _TOP_BYTES * len(token.top) for token in logprobs)
 
 
 def moment_bytes(moment: Moment) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from poise.gateway.records.moments import End, Moment
 from poise.gateway.records.pacing import Playout, Wake
 from poise.gateway.records.record import Follower, Record
-from poise.gateway.records.values import TokenEntry
+from poise.gateway.records.values import Logprob
 from poise.gateway.records.writer import QUEUED, Writer, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.metrics.streams import StreamMetrics
@@ -156,18 +156,18 @@ class Reader(Follower):
             last += 1
         self._cursor = last
         text = record.texts[first] if last == first + 1 else "".join(record.texts[first:last])
-        entries: list[TokenEntry] | None = None
+        logprobs: list[Logprob] | None = None
         if record.wants_logprobs:
-            entries = [entry for some in record.entries[first:last] for entry in some]
-        if not (text or entries):
+            logprobs = [token for some in record.logprobs[first:last] for token in some]
+        if not (text or logprobs):
             return b""
         self._note_delivery(choice, now_s)
-        return self._writer.text(last, self._n_ends, choice, text, entries)
+        return self._writer.text(last, self._n_ends, choice, text, logprobs)
 
     def _end(self, end: End) -> bytes:
         self._n_ends += 1
-        entries = end.entries if self.record.wants_logprobs else None
-        return self._writer.end(self._cursor, self._n_ends, end.choice, end.reason, end.text, entries)
+        logprobs = end.logprobs if self.record.wants_logprobs else None
+        return self._writer.end(self._cursor, self._n_ends, end.choice, end.reason, end.text, logprobs)
 
     def _close(self) -> bytes:
         if self.record.failure is not None:
@@ -206,7 +206,7 @@ def _writer_at(record: Record, place: Place) -> Writer:
     opened = {end.choice for end in record.ends[: place.n_ends]}
     for i in range(place.n_entries):
         texts[record.owners[i]].append(record.texts[i])
-        if record.wants_logprobs and record.entries[i]:
+        if record.wants_logprobs and record.logprobs[i]:
             opened.add(record.owners[i])
     for choice, pieces in enumerate(texts):
         if (text := "".join(pieces)) or choice in opened:

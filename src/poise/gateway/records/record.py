@@ -23,12 +23,12 @@ from poise.gateway.records.moments import (
     End,
     Moment,
     bytes_of,
-    entries_bytes,
+    logprobs_bytes,
     moment_bytes,
     notes_bytes,
     text_bytes,
 )
-from poise.gateway.records.values import Answer, Heading, Notes, TokenEntry, Usage
+from poise.gateway.records.values import Answer, Heading, Logprob, Notes, Usage
 from poise.gateway.records.wakeup import Wakeup
 from poise.gateway.records.writer import MakeWriter, Writer
 from poise.gateway.request.generate import PLAIN, AnswerOptions
@@ -91,8 +91,8 @@ class Record:
     # fmt: off
     __slots__ = (
         "_content_bytes", "_make_writer", "_n_moments_weighed", "_n_weighed", "accepted", "arrivals", "choices", "counts",
-        "detached", "downgraded", "ended_s", "ends", "entries", "erased", "failure", "followers", "heading", "held", "is_open",
-        "kinds", "n_prompt", "n_tokens", "notes", "on_end", "options", "origin", "owners", "place", "served_us", "stage",
+        "detached", "downgraded", "ended_s", "ends", "erased", "failure", "followers", "heading", "held", "is_open", "kinds",
+        "logprobs", "n_prompt", "n_tokens", "notes", "on_end", "options", "origin", "owners", "place", "served_us", "stage",
         "stopped_by", "texts", "timeline", "wants_logprobs", "work",
     )
     # fmt: on
@@ -129,7 +129,7 @@ class Record:
         self.arrivals = array("d")
         self.texts: list[str] = []
         """Of each entry, the text that became visible with it: never half a character or a part of a stop string."""
-        self.entries: list[Sequence[TokenEntry]] = []
+        self.logprobs: list[Sequence[Logprob]] = []
         """The log probabilities that became visible with it; empty unless they were asked for."""
         self.wants_logprobs = False
         self.ends: list[End] = []
@@ -201,7 +201,7 @@ class Record:
     def _weigh(self) -> None:
         """Count what has come since the last time."""
         self._content_bytes += sum(map(text_bytes, self.texts[self._n_weighed :]))
-        self._content_bytes += sum(map(entries_bytes, self.entries[self._n_weighed :]))
+        self._content_bytes += sum(map(logprobs_bytes, self.logprobs[self._n_weighed :]))
         self._content_bytes += sum(map(moment_bytes, self.timeline[self._n_moments_weighed :]))
         self._n_weighed, self._n_moments_weighed = len(self.texts), len(self.timeline)
 
@@ -241,7 +241,7 @@ class Record:
         self,
         choice: int,
         text: str,
-        entries: Sequence[TokenEntry],
+        logprobs: Sequence[Logprob],
         at_s: float,
         kind: EntryKind = EntryKind.TEXT,
         n_tokens: int = 1,
@@ -259,7 +259,7 @@ class Record:
             if told.first_s is None:
                 told.first_s = at_s
         if self.wants_logprobs:
-            self.entries.append(entries)
+            self.logprobs.append(logprobs)
             if len(self.texts) - self._n_weighed >= WEIGHED_ENTRIES:  # not all of a long answer at its end
                 self._weigh()
 
@@ -267,7 +267,7 @@ class Record:
         choice = self.choices[end.choice]
         choice.finish_reason, choice.outcome = end.reason, outcome
         self.ends.append(end)
-        self._content_bytes += text_bytes(end.text) + entries_bytes(end.entries)
+        self._content_bytes += text_bytes(end.text) + logprobs_bytes(end.logprobs)
         self.note("finished", end.choice, reason=end.reason, outcome=outcome)
 
     def start(self, work: Work) -> None:
@@ -326,24 +326,24 @@ class Record:
     def gather(self) -> Generator[None, None, list[Answer]]:
         """The same in steps of a millisecond or so; returns the answers. A record that has not ended is cut where it is now."""
         texts: list[list[str]] = [[] for _ in self.choices]
-        entries: list[list[TokenEntry]] = [[] for _ in self.choices]
+        logprobs: list[list[Logprob]] = [[] for _ in self.choices]
         n_entries, ends = self.n_entries, list(self.ends)
         for begin in range(0, n_entries, GATHERED_ENTRIES):
             for i in range(begin, min(begin + GATHERED_ENTRIES, n_entries)):
                 owner = self.owners[i]
                 texts[owner].append(self.texts[i])
                 if self.wants_logprobs:
-                    entries[owner] += self.entries[i]
+                    logprobs[owner] += self.logprobs[i]
             yield
         for end in ends:
             texts[end.choice].append(end.text)
-            entries[end.choice] += end.entries
+            logprobs[end.choice] += end.logprobs
         return [
             Answer(
                 choice.index,
                 "".join(texts[choice.index]),
                 choice.finish_reason or "stop",
-                entries[choice.index] if self.wants_logprobs else None,
+                logprobs[choice.index] if self.wants_logprobs else None,
             )
             for choice in self.choices
         ]

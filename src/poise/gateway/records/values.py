@@ -65,7 +65,7 @@ class Usage:
         return TokenUsage(self.prompt_tokens, self.completion_tokens, n_total, PromptTokensDetails(self.cached_tokens))
 
 
-class TokenEntry(msgspec.Struct, frozen=True, gc=False):
+class Logprob(msgspec.Struct, frozen=True, gc=False):
     """A token with its log probability. `offset` is where its text begins in the answer, `end` where it is all told.
 
     It is no business of the collector of cycles, which would hold the event loop up while it looks at a million of them.
@@ -85,7 +85,7 @@ class Answer:
     index: int
     text: str
     finish_reason: str
-    entries: list[TokenEntry] | None
+    logprobs: list[Logprob] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from poise.gateway.records.changes import DOWNGRADED, MEANINGS
-from poise.gateway.records.values import Answer, Heading, Notes, TokenEntry, Usage
+from poise.gateway.records.values import Answer, Heading, Logprob, Notes, Usage
 from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.request.refusals import ApiError
 from poise.wire.changes import ChangeKind
@@ -41,12 +41,12 @@ class Writer(ABC):
         """From here on the request is background work."""
 
     @abstractmethod
-    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[TokenEntry] | None) -> bytes:
+    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None) -> bytes:
         """A piece of a choice. `logprobs` None: they were not asked for."""
 
     @abstractmethod
     def end(
-        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None
+        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None
     ) -> bytes:
         """The end of a choice, with the text that was held back until then."""
 

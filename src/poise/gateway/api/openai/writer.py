@@ -17,14 +17,14 @@ from typing import Any, ClassVar
 import msgspec
 
 from poise.gateway.api.openai.completion_types import ChatLogprobs, ChatMessage, TokenLogprob, TokenLogprobs
-from poise.gateway.records.values import Answer, TokenEntry
+from poise.gateway.records.values import Answer, Logprob
 from poise.gateway.records.writer import Answered, Writer, comment, event, event_id
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.segments import Mark, Segmenter
 
 encode = msgspec.json.Encoder().encode
 DOWNGRADED_TIER = "flex"
-ENTRIES_IN_A_PIECE = 128
+LOGPROBS_IN_A_PIECE = 128
 _EVENT = b'id: %b\n%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b%b}%b}\n\n'
 _LOGPROB_MIN = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
@@ -62,7 +62,7 @@ class OpenAIWriter(Writer):
         self._tier = DOWNGRADED_TIER
         self._prefix = self._begin()
 
-    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[TokenEntry] | None) -> bytes:
+    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None) -> bytes:
         is_first = choice not in self._opened
         if is_first:
             self._opened.add(choice)
@@ -71,7 +71,7 @@ class OpenAIWriter(Writer):
         return self._event(n_entries, n_ends, choice, self._delta(text, is_first), shown, b"null", marks)
 
     def end(
-        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[TokenEntry] | None
+        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None
     ) -> bytes:
         opening = b""
         if choice not in self._opened:
@@ -111,7 +111,7 @@ class OpenAIWriter(Writer):
         """The same at the end of the choice."""
 
     @abstractmethod
-    def _logprobs(self, entries: Sequence[TokenEntry]) -> bytes:
+    def _logprobs(self, logprobs: Sequence[Logprob]) -> bytes:
         """The log probabilities of an event."""
 
     @abstractmethod
@@ -165,17 +165,17 @@ class ChatWriter(OpenAIWriter):
     def _last(self, text: str) -> bytes:
         return b'"delta":{%b}' % (b'"content":' + encode(text) if text else b"")
 
-    def _logprobs(self, entries: Sequence[TokenEntry]) -> bytes:
-        return encode(ChatLogprobs([_chat_logprob(entry) for entry in entries]))
+    def _logprobs(self, logprobs: Sequence[Logprob]) -> bytes:
+        return encode(ChatLogprobs([_chat_logprob(token) for token in logprobs]))
 
     def _choice(self, answer: Answer) -> Iterator[bytes]:
         message = encode(ChatMessage(content=answer.text))
         yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, message)
-        if answer.entries is None:
+        if answer.logprobs is None:
             yield b"null"
         else:
             yield b'{"content":['
-            yield from _joined(answer.entries, _chat_logprob)
+            yield from _joined(answer.logprobs, _chat_logprob)
             yield b'],"refusal":null}'
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
 
@@ -189,17 +189,17 @@ class CompletionWriter(OpenAIWriter):
     def _last(self, text: str) -> bytes:
         return b'"text":' + encode(text)
 
-    def _logprobs(self, entries: Sequence[TokenEntry]) -> bytes:
-        return encode({name: [field(entry) for entry in entries] for name, field in _COMPLETION_LOGPROBS.items()})
+    def _logprobs(self, logprobs: Sequence[Logprob]) -> bytes:
+        return encode({name: [field(token) for token in logprobs] for name, field in _COMPLETION_LOGPROBS.items()})
 
     def _choice(self, answer: Answer) -> Iterator[bytes]:
         yield b'{"index":%d,"text":%b,"logprobs":' % (answer.index, encode(answer.text))
-        if answer.entries is None:
+        if answer.logprobs is None:
             yield b"null"
         else:
             for n, (name, field) in enumerate(_COMPLETION_LOGPROBS.items()):
                 yield b"%b%b:[" % (b"," if n else b"{", encode(name))
-                yield from _joined(answer.entries, field)
+                yield from _joined(answer.logprobs, field)
                 yield b"]"
             yield b"}"
         yield b',"finish_reason":%b}' % encode(answer.finish_reason)
@@ -210,25 +210,25 @@ def _segments(marks: Sequence[Mark]) -> bytes:
     return b',"segments":' + encode(marks) if marks else b""
 
 
-def _chat_logprob(entry: TokenEntry) -> TokenLogprobs:
-    top = [TokenLogprob(*_logprob(*each)) for each in entry.top]
-    return TokenLogprobs(*_logprob(entry.piece, entry.logprob), top)
+def _chat_logprob(token: Logprob) -> TokenLogprobs:
+    top = [TokenLogprob(*_logprob(*each)) for each in token.top]
+    return TokenLogprobs(*_logprob(token.piece, token.logprob), top)
 
 
-_COMPLETION_LOGPROBS: dict[str, Callable[[TokenEntry], Any]] = {
-    "tokens": lambda entry: token_text(entry.piece),
-    "token_logprobs": lambda entry: max(entry.logprob, _LOGPROB_MIN),
-    "top_logprobs": lambda entry: {
-        token_text(piece): max(logprob, _LOGPROB_MIN) for piece, logprob in [*entry.top, (entry.piece, entry.logprob)]
+_COMPLETION_LOGPROBS: dict[str, Callable[[Logprob], Any]] = {
+    "tokens": lambda token: token_text(token.piece),
+    "token_logprobs": lambda token: max(token.logprob, _LOGPROB_MIN),
+    "top_logprobs": lambda token: {
+        token_text(piece): max(logprob, _LOGPROB_MIN) for piece, logprob in [*token.top, (token.piece, token.logprob)]
     },
-    "text_offset": lambda entry: entry.offset,
+    "text_offset": lambda token: token.offset,
 }
 
 
-def _joined(entries: Sequence[TokenEntry], made: Callable[[TokenEntry], Any]) -> Iterator[bytes]:
+def _joined(logprobs: Sequence[Logprob], made: Callable[[Logprob], Any]) -> Iterator[bytes]:
     """The inside of a JSON array, with what is made of each entry."""
-    for begin in range(0, len(entries), ENTRIES_IN_A_PIECE):
-        made_now = [made(entry) for entry in entries[begin : begin + ENTRIES_IN_A_PIECE]]
+    for begin in range(0, len(logprobs), LOGPROBS_IN_A_PIECE):
+        made_now = [made(token) for token in logprobs[begin : begin + LOGPROBS_IN_A_PIECE]]
         yield (b"," if begin else b"") + encode(made_now)[1:-1]
 
 

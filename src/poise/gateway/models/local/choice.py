@@ -24,7 +24,7 @@ from enum import Enum
 
 from poise.gateway.records.changes import MEANINGS, RequestState
 from poise.gateway.records.moments import ChoiceRecord
-from poise.gateway.records.values import TokenEntry
+from poise.gateway.records.values import Logprob
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
 from poise.gateway.text.answers import NO_TEXT, AnswerParser, Detokeniser, Pieces, PlainAnswer, StopScanner
 from poise.gateway.text.tokens import TextModel
@@ -32,7 +32,7 @@ from poise.scheduler.request import RequestClass
 from poise.wire.changes import ChangeKind
 from poise.wire.messages import Change, Finish, Refused, Token
 
-NOTHING: Sequence[TokenEntry] = ()
+NOTHING: Sequence[Logprob] = ()
 
 
 class Stage(Enum):
@@ -103,14 +103,14 @@ class Choice:
         self._parser: AnswerParser = PlainAnswer()
         self._n_decoded = 0
         self._n_shown = 0
-        self._entries: deque[TokenEntry] = deque()
+        self._logprobs: deque[Logprob] = deque()
 
     @property
     def stopped(self) -> bool:
         """A stop string was found."""
         return self._scanner.stopped
 
-    def push(self, token: Token) -> tuple[Pieces, Sequence[TokenEntry]]:
+    def push(self, token: Token) -> tuple[Pieces, Sequence[Logprob]]:
         """A token of output. Returns the pieces, at least one, and the log probabilities that become visible with it."""
         self.record.n_output += 1
         text = self._detokeniser.push(self._text.token_bytes(token.token))
@@ -123,14 +123,14 @@ class Choice:
         name = self._text.token_name
         top = tuple([(name(other.token), other.logprob) for other in token.top])
         logprob = token.logprob if token.logprob is not None else 0.0
-        self._entries.append(TokenEntry(name(token.token), logprob, top, offset, end))
+        self._logprobs.append(Logprob(name(token.token), logprob, top, offset, end))
         shown = self._scanner.push(text) if self._has_stops else text
-        return self._parser.push(shown) or NO_TEXT, self._take_entries(len(shown))
+        return self._parser.push(shown) or NO_TEXT, self._take_logprobs(len(shown))
 
-    def flush(self) -> tuple[Pieces, Sequence[TokenEntry]]:
+    def flush(self) -> tuple[Pieces, Sequence[Logprob]]:
         """The answer ends here: what was held back of it."""
         text = self._scanner.push(self._detokeniser.flush()) + self._scanner.flush()
-        return (*self._parser.push(text), *self._parser.flush()), self._take_entries(len(text))
+        return (*self._parser.push(text), *self._parser.flush()), self._take_logprobs(len(text))
 
     def change(self, change: Change) -> None:
         if change.what == ChangeKind.DOWNGRADE:
@@ -139,10 +139,10 @@ class Choice:
         runs_as = RequestState.RUNNING if self.record.started else RequestState.QUEUED
         self.record.state = MEANINGS[change.what].leads_to or runs_as
 
-    def _take_entries(self, n_shown: int) -> Sequence[TokenEntry]:
+    def _take_logprobs(self, n_shown: int) -> Sequence[Logprob]:
         """Of the tokens whose text has been shown: a token held back must not be seen through its log probability."""
         self._n_shown += n_shown
-        entries = []
-        while self._entries and self._entries[0].end <= self._n_shown:
-            entries.append(self._entries.popleft())
-        return entries
+        logprobs = []
+        while self._logprobs and self._logprobs[0].end <= self._n_shown:
+            logprobs.append(self._logprobs.popleft())
+        return logprobs

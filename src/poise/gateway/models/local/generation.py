@@ -26,7 +26,7 @@ from poise.gateway.records.following import Stop
 from poise.gateway.records.moments import End
 from poise.gateway.records.record import CANCELLED, RUNNING, Record
 from poise.gateway.records.story import story_of
-from poise.gateway.records.values import TokenEntry
+from poise.gateway.records.values import Logprob
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.headers import LONG_WAIT_US
 from poise.gateway.request.refusals import ApiError, internal_error, new_error_id, server_stopping
@@ -103,8 +103,8 @@ class Generation:
         for record, choice in zip_longest(self._record.choices, self._choices):
             if record.outcome is not None:
                 continue
-            text, entries = self._rest(choice) if choice is not None else ("", NOTHING)
-            self._record.end_choice(End(self._record.n_entries, record.index, CANCELLED, text, entries), outcome)
+            text, logprobs = self._rest(choice) if choice is not None else ("", NOTHING)
+            self._record.end_choice(End(self._record.n_entries, record.index, CANCELLED, text, logprobs), outcome)
             if choice is not None:
                 self._take_back(choice)
         self._close(None)
@@ -219,25 +219,25 @@ class Generation:
         else:
             self._metrics.more_tokens(choice.record.counts_as, 1, now_s - choice.tokens_at_s)
         choice.tokens_at_s = now_s
-        pieces, entries = choice.push(token)
+        pieces, logprobs = choice.push(token)
         n_tokens = 1
         for kind, text in pieces:  # the first one counts as the token
-            record.append(choice.record.index, text, entries, now_s, kind, n_tokens)
-            entries, n_tokens = NOTHING, 0
+            record.append(choice.record.index, text, logprobs, now_s, kind, n_tokens)
+            logprobs, n_tokens = NOTHING, 0
         if choice.stopped:
             self._end(choice, FinishReason.STOP.value, FinishReason.STOP.value, *self._rest(choice))
             self._take_back(choice)
             self._close_if_all_ended()
 
-    def _rest(self, choice: Choice) -> tuple[str, Sequence[TokenEntry]]:
+    def _rest(self, choice: Choice) -> tuple[str, Sequence[Logprob]]:
         """What a choice that ends still held back: text goes with its end, and what comes before that becomes entries."""
-        pieces, entries = choice.flush()
+        pieces, logprobs = choice.flush()
         text = ""
         if pieces and pieces[-1][0] is EntryKind.TEXT:
             *pieces, (_, text) = pieces
         for kind, piece in pieces:
             self._record.append(choice.record.index, piece, NOTHING, time.perf_counter(), kind, n_tokens=0)
-        return text, entries
+        return text, logprobs
 
     def _accepted(self, choice: Choice, accepted: Accepted) -> None:
         record, eta_ms = self._record, accepted.eta_us // 1000
@@ -280,9 +280,9 @@ class Generation:
         cut = finish.reason == SERVER_STOPPING and choice.record.n_output > 0
         if cut or finish.reason in _GOOD_ENDS:
             choice.record.n_cached = finish.n_cached
-            text, entries = self._rest(choice)
+            text, logprobs = self._rest(choice)
             reason = FinishReason.STOP.value if choice.stopped else finish.reason
-            self._end(choice, reason, finish.reason, text, entries)
+            self._end(choice, reason, finish.reason, text, logprobs)
             choice.stage = Stage.OVER
             self._close_if_all_ended()
             return
@@ -291,8 +291,8 @@ class Generation:
         choice.stage = Stage.OVER
         self.fail(self._error(finish))
 
-    def _end(self, choice: Choice, reason: str, outcome: str, text: str, entries: Sequence[TokenEntry]) -> None:
-        self._record.end_choice(End(self._record.n_entries, choice.record.index, reason, text, entries), outcome)
+    def _end(self, choice: Choice, reason: str, outcome: str, text: str, logprobs: Sequence[Logprob]) -> None:
+        self._record.end_choice(End(self._record.n_entries, choice.record.index, reason, text, logprobs), outcome)
 
     def _charge(self, choice: Choice, finish: Finish) -> None:
         """What the engine has spent on a choice, as it says at its end."""
