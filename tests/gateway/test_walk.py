@@ -84,6 +84,7 @@ async def test_a_streamed_chat_enters_each_room_once_in_each_direction() -> None
         ["models", "text"],
         ["models", "supervision"],
         ["supervision", "models", "records"],
+        ["http", "records", "api"],
     ):
         assert any(_is_on(way, stack) for stack in ways), way
     entered = {room for stack in ways for room in stack}
