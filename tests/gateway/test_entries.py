@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+import json
+from typing import Any
+
+import msgspec
+import pytest
 
 from poise.gateway.api.native.views import timeline_of
 from poise.gateway.api.openai.writer import ChatWriter
-from poise.gateway.records.reader import Reader
+from poise.gateway.records.reader import Place, Reader
+from poise.gateway.records.values import ToolCall
 from poise.gateway.text.answers import EntryKind, Pieces
-from tests.gateway.records.test_reader import STREAMS, Told, begun, rest
+from tests.gateway.records.test_reader import STREAMS, begun, rest
 
-TEXT, OTHER = EntryKind.TEXT, cast("EntryKind", 1)
+TEXT, OTHER = EntryKind.TEXT, EntryKind.REASONING
 
 
 class InWords:
@@ -57,7 +62,8 @@ def test_what_is_held_back_at_the_end_comes_without_tokens() -> None:
     one.finish("stop")
     assert (record.texts[-2:], record.ends[0].text) == (["ab", "c"], "")
     assert (record.n_entries, record.n_tokens) == (6, 4)
-    assert record.answers()[0].text == "abc"
+    (answer,) = record.answers()
+    assert (answer.text, answer.reasoning) == ("ab", "c")
     record, one = spoken("x yz")
     one.finish("stop")
     assert (record.ends[0].text, record.n_entries, record.answers()[0].text) == ("yz", 4, "xyz")
@@ -78,7 +84,75 @@ def test_an_event_has_entries_of_one_kind() -> None:
     one.finish("stop")
     events = rest(Reader(record, STREAMS))
     assert [at for at, _ in events] == ["6", "8", "10", "10.1", "10.1"]
-    assert [Told().all([event]).texts.get(0) for event in events[:3]] == ["a", "bc", "d"]
+    said = [json.loads(data)["choices"][0]["delta"] for _, data in events[:3]]
+    assert said == [{"role": "assistant", "content": "a"}, {"reasoning_content": "bc"}, {"content": "d"}]
+
+
+def calls_of(n_sent: int) -> tuple[list[tuple[EntryKind, str]], list[tuple[EntryKind, str]]]:
+    """What a writer is told of two calls: as sent before it came, and after; it comes behind `n_sent` entries."""
+    told: tuple[list[tuple[EntryKind, str]], list[tuple[EntryKind, str]]] = ([], [])
+
+    class Writes(ChatWriter):
+        def passed(self, choice: int, text: str, kind: EntryKind = TEXT) -> None:
+            told[0].append((kind, text))
+
+        def text(
+            self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Any, kind: EntryKind = TEXT
+        ) -> bytes:
+            told[1].append((kind, text))
+            return b"x"
+
+    record, _, _ = begun(1, Writes, (), -1)
+    for kind, text in CALLS:
+        record.append(0, text, (), 0.0, kind)
+    reader = Reader(record, STREAMS, place=Place(n_sent))
+    while reader.take():
+        pass
+    return told
+
+
+CALLS = [
+    (EntryKind.REASONING, "hm"), (EntryKind.REASONING, "m"), (TEXT, ""), (EntryKind.CALL_NAME, "f"),
+    (EntryKind.CALL_NAME, "g"), (EntryKind.CALL_ARGUMENTS, "{"), (EntryKind.CALL_ARGUMENTS, "}"), (TEXT, "so"),
+]  # fmt: skip
+TOLD = [
+    (EntryKind.REASONING, "hmm"), (EntryKind.CALL_NAME, "f"), (EntryKind.CALL_NAME, "g"), (EntryKind.CALL_ARGUMENTS, "{}"),
+    (TEXT, "so"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("n_sent", range(len(CALLS) + 1))
+def test_calls_are_never_joined(n_sent: int) -> None:
+    """Names are pieces of their own, also for who comes back; everything else is told in runs of one kind."""
+    before, after = calls_of(n_sent)
+    joined: list[tuple[EntryKind, str]] = []
+    for kind, text in before + after:
+        if joined and joined[-1][0] is kind and kind is not EntryKind.CALL_NAME:
+            text = joined.pop()[1] + text
+        joined.append((kind, text))
+    assert joined == TOLD
+    assert n_sent or after == TOLD
+
+
+def test_an_answer_has_its_calls() -> None:
+    """In their order, with their arguments as the model wrote them."""
+    record, _, _ = begun(1, ChatWriter, (), -1)
+    for kind, text in CALLS:
+        record.append(0, text, (), 0.0, kind)
+    (answer,) = record.answers()
+    assert (answer.text, answer.reasoning, answer.calls) == ("so", "hmm", [ToolCall("f"), ToolCall("g", "{}")])
+
+
+def test_tokens_of_reasoning_are_counted() -> None:
+    """Up to any place, and told where there are any."""
+    record, _ = spoken("a+bc d ")
+    assert [record.usage(n).reasoning_tokens for n in range(record.n_entries + 1)] == [0] * 9
+    for text, kind, n_tokens in (("b", OTHER, 1), ("c", OTHER, 0), ("", OTHER, 1), ("d", TEXT, 1)):
+        record.append(0, text, (), 0.0, kind, n_tokens)
+    assert [record.usage(n).reasoning_tokens for n in range(8, 13)] == [0, 1, 1, 2, 2]
+    assert json.loads(msgspec.json.encode(record.usage().as_sent()))["completion_tokens_details"] == {
+        "reasoning_tokens": 2
+    }
 
 
 def test_a_timeline_counts_tokens() -> None:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 from msgspec import UNSET
 
 from poise.gateway.records.changes import RequestState
-from poise.gateway.records.values import Logprob, Notes, one_of
+from poise.gateway.records.values import Answer, Logprob, Notes, ToolCall, one_of
+from poise.gateway.text.answers import EntryKind
 from poise.wire.status import Waiting
 
 ChoiceState = Annotated[str, one_of(*RequestState)]
@@ -69,6 +70,29 @@ class End:
     reason: str
     text: str
     logprobs: Sequence[Logprob]
+
+
+class Gathered:
+    """What the pieces of one choice come to, put together in their order."""
+
+    def __init__(self) -> None:
+        self._texts: tuple[list[str], list[str]] = ([], [])
+        """What was said, and the reasoning: by EntryKind."""
+        self._calls: list[tuple[str, list[str]]] = []
+
+    def add(self, text: str, kind: int = EntryKind.TEXT) -> None:
+        if kind <= EntryKind.REASONING:
+            self._texts[kind].append(text)
+        elif kind == EntryKind.CALL_NAME:
+            self._calls.append((text, []))
+        else:
+            self._calls[-1][1].append(text)
+
+    def answer(self, index: int, reason: str, logprobs: list[Logprob] | None) -> Answer:
+        text, reasoning = map("".join, self._texts)
+        return Answer(
+            index, text, reason, logprobs, reasoning, [ToolCall(name, "".join(parts)) for name, parts in self._calls]
+        )
 
 
 def bytes_of(n_choices: int, n_ends: int, n_entries: int) -> int:

@@ -17,6 +17,7 @@ from poise.gateway.records.record import Follower, Record
 from poise.gateway.records.values import Logprob
 from poise.gateway.records.writer import QUEUED, Writer, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
+from poise.gateway.text.answers import EntryKind
 from poise.metrics.streams import StreamMetrics
 from poise.wire.changes import ChangeKind
 
@@ -30,6 +31,7 @@ RUN_LOGPROBS = 16
 """The same, with log probabilities."""
 _UNSENT = frozenset(("arrived", "queued", "started", "prefill", "first_token", "finished"))
 _NOW, _SET_TIMER = Wake.NOW, Wake.SET_TIMER
+_TEXT, _NAME = EntryKind.TEXT, EntryKind.CALL_NAME
 _PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 
@@ -152,7 +154,7 @@ class Reader(Follower):
         if self._n_ends < len(record.ends):
             stop = min(stop, record.ends[self._n_ends].n_entries)
         choice, kind, last = record.owners[first], record.kinds[first], first + 1
-        while last < stop and record.owners[last] == choice and record.kinds[last] == kind:
+        while last < stop and record.owners[last] == choice and record.kinds[last] == kind != _NAME:
             last += 1
         self._cursor = last
         text = record.texts[first] if last == first + 1 else "".join(record.texts[first:last])
@@ -162,7 +164,7 @@ class Reader(Follower):
         if not (text or logprobs):
             return b""
         self._note_delivery(choice, now_s)
-        return self._writer.text(last, self._n_ends, choice, text, logprobs)
+        return self._writer.text(last, self._n_ends, choice, text, logprobs, EntryKind(kind) if kind else _TEXT)
 
     def _end(self, end: End) -> bytes:
         self._n_ends += 1
@@ -202,13 +204,17 @@ def _writer_at(record: Record, place: Place) -> Writer:
     writer = record.writer()
     if record.downgraded:
         writer.downgrade()
-    texts: list[list[str]] = [[] for _ in record.choices]
+    runs: list[list[tuple[int, list[str]]]] = [[] for _ in record.choices]
     opened = {end.choice for end in record.ends[: place.n_ends]}
     for i in range(place.n_entries):
-        texts[record.owners[i]].append(record.texts[i])
+        of_choice, kind, text = runs[record.owners[i]], record.kinds[i], record.texts[i]
+        if text and (not of_choice or of_choice[-1][0] != kind or kind == _NAME):
+            of_choice.append((kind, [text]))
+        elif text:
+            of_choice[-1][1].append(text)
         if record.wants_logprobs and record.logprobs[i]:
             opened.add(record.owners[i])
-    for choice, pieces in enumerate(texts):
-        if (text := "".join(pieces)) or choice in opened:
-            writer.passed(choice, text)
+    for choice, of_choice in enumerate(runs):
+        for kind, texts in of_choice or ([(_TEXT, [])] if choice in opened else []):
+            writer.passed(choice, "".join(texts), EntryKind(kind))
     return writer

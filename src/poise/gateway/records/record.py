@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ from poise.gateway.records.moments import (
     PREFILL,
     ChoiceRecord,
     End,
+    Gathered,
     Moment,
     bytes_of,
     logprobs_bytes,
@@ -39,6 +41,7 @@ from poise.metrics.story import Outcome
 from poise.scheduler.request import Hold, RequestClass
 from poise.wire.messages import Accepted, Prefill
 
+_REASONING = EntryKind.REASONING
 QUEUED, RUNNING, ENDED = RequestState.QUEUED, RequestState.RUNNING, RequestState.ENDED
 _FOREMOST = (RUNNING, RequestState.PAUSED, RequestState.SWAPPED, QUEUED)
 """A request is as far as its foremost choice."""
@@ -92,8 +95,8 @@ class Record:
     __slots__ = (
         "_content_bytes", "_make_writer", "_n_moments_weighed", "_n_weighed", "accepted", "arrivals", "choices", "counts",
         "detached", "downgraded", "ended_s", "ends", "erased", "failure", "followers", "heading", "held", "is_open", "kinds",
-        "logprobs", "n_prompt", "n_tokens", "notes", "on_end", "options", "origin", "owners", "place", "served_us", "stage",
-        "stopped_by", "texts", "timeline", "wants_logprobs", "work",
+        "logprobs", "n_prompt", "n_tokens", "notes", "on_end", "options", "origin", "owners", "place", "reasoned", "served_us",
+        "stage", "stopped_by", "texts", "timeline", "wants_logprobs", "work",
     )
     # fmt: on
 
@@ -124,6 +127,8 @@ class Record:
         self.kinds = array("B")
         self.counts = array("I")
         """Of each entry, the output tokens up to and including it."""
+        self.reasoned = array("I")
+        """Entries that are tokens of reasoning."""
         self.n_tokens = 0
         """Output tokens so far."""
         self.arrivals = array("d")
@@ -196,7 +201,8 @@ class Record:
     def n_bytes(self) -> int:
         """Memory that it takes."""
         self._weigh()
-        return bytes_of(len(self.choices), len(self.ends), self.n_entries) + self._content_bytes
+        n_bytes = bytes_of(len(self.choices), len(self.ends), self.n_entries)
+        return n_bytes + len(self.reasoned) * self.reasoned.itemsize + self._content_bytes
 
     def _weigh(self) -> None:
         """Count what has come since the last time."""
@@ -208,7 +214,8 @@ class Record:
     def usage(self, n_entries: int | None = None) -> Usage:
         """Tokens so far, or up to a place."""
         n_output = self.n_tokens if n_entries is None else self.tokens_at(n_entries)
-        return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices))
+        n_reasoned = len(self.reasoned) if n_entries is None else bisect_left(self.reasoned, n_entries)
+        return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices), n_reasoned)
 
     def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
         """Put something on the timeline, as of now."""
@@ -247,6 +254,8 @@ class Record:
         n_tokens: int = 1,
     ) -> None:
         """A piece of output has arrived. `n_tokens`: how many tokens have come with it; none when it is not their first."""
+        if kind == _REASONING and n_tokens:
+            self.reasoned.append(len(self.texts))
         self.owners.append(choice)
         self.kinds.append(kind)
         self.arrivals.append(at_s)
@@ -325,27 +334,23 @@ class Record:
 
     def gather(self) -> Generator[None, None, list[Answer]]:
         """The same in steps of a millisecond or so; returns the answers. A record that has not ended is cut where it is now."""
-        texts: list[list[str]] = [[] for _ in self.choices]
+        answers = [Gathered() for _ in self.choices]
         logprobs: list[list[Logprob]] = [[] for _ in self.choices]
         n_entries, ends = self.n_entries, list(self.ends)
         for begin in range(0, n_entries, GATHERED_ENTRIES):
             for i in range(begin, min(begin + GATHERED_ENTRIES, n_entries)):
                 owner = self.owners[i]
-                texts[owner].append(self.texts[i])
+                answers[owner].add(self.texts[i], self.kinds[i])
                 if self.wants_logprobs:
                     logprobs[owner] += self.logprobs[i]
             yield
         for end in ends:
-            texts[end.choice].append(end.text)
+            answers[end.choice].add(end.text)
             logprobs[end.choice] += end.logprobs
+        weighed = self.wants_logprobs
         return [
-            Answer(
-                choice.index,
-                "".join(texts[choice.index]),
-                choice.finish_reason or "stop",
-                logprobs[choice.index] if self.wants_logprobs else None,
-            )
-            for choice in self.choices
+            answers[i].answer(i, choice.finish_reason or "stop", logprobs[i] if weighed else None)
+            for i, choice in enumerate(self.choices)
         ]
 
     def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:

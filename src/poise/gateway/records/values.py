@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
@@ -18,11 +18,17 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int
+
+
 class TokenUsage(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
+    """Where the model reasoned."""
 
 
 class ContextNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,11 +64,15 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Of the output, those of reasoning."""
 
     def as_sent(self) -> TokenUsage:
         """As an answer has it."""
         n_total = self.prompt_tokens + self.completion_tokens
-        return TokenUsage(self.prompt_tokens, self.completion_tokens, n_total, PromptTokensDetails(self.cached_tokens))
+        cached = PromptTokensDetails(self.cached_tokens)
+        reasoned = CompletionTokensDetails(self.reasoning_tokens) if self.reasoning_tokens else UNSET
+        return TokenUsage(self.prompt_tokens, self.completion_tokens, n_total, cached, reasoned)
 
 
 class Logprob(msgspec.Struct, frozen=True, gc=False):
@@ -79,13 +89,23 @@ class Logprob(msgspec.Struct, frozen=True, gc=False):
 
 
 @dataclass(slots=True)
+class ToolCall:
+    """A call of a function in an answer. `arguments`: JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str = ""
+
+
+@dataclass(slots=True)
 class Answer:
-    """What one choice has come to."""
+    """What one choice has come to. `text` is what it says, without its reasoning and its calls."""
 
     index: int
     text: str
     finish_reason: str
     logprobs: list[Logprob] | None
+    reasoning: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

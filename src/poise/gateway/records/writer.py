@@ -14,7 +14,10 @@ from poise.gateway.records.changes import DOWNGRADED, MEANINGS
 from poise.gateway.records.values import Answer, Heading, Logprob, Notes, Usage
 from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.request.refusals import ApiError
+from poise.gateway.text.answers import EntryKind
 from poise.wire.changes import ChangeKind
+
+TEXT = EntryKind.TEXT
 
 
 class Answered(Protocol):
@@ -33,16 +36,26 @@ class Writer(ABC):
     """Writes one answer for one reader: piece by piece, or as a whole (`body`)."""
 
     @abstractmethod
-    def passed(self, choice: int, text: str) -> None:
-        """The reader has this of a choice already; what is written goes on behind it. Before anything is written."""
+    def passed(self, choice: int, text: str, kind: EntryKind = TEXT) -> None:
+        """The reader has this of a choice already; what is written goes on behind it. Before anything is written.
+
+        Called for each run of pieces of one kind, in their order; a CALL_NAME is a run by itself."""
 
     @abstractmethod
     def downgrade(self) -> None:
         """From here on the request is background work."""
 
     @abstractmethod
-    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None) -> bytes:
-        """A piece of a choice. `logprobs` None: they were not asked for."""
+    def text(
+        self,
+        n_entries: int,
+        n_ends: int,
+        choice: int,
+        text: str,
+        logprobs: Sequence[Logprob] | None,
+        kind: EntryKind = TEXT,
+    ) -> bytes:
+        """A piece of a choice, of one kind. `logprobs` None: they were not asked for."""
 
     @abstractmethod
     def end(

@@ -16,6 +16,12 @@ class EntryKind(IntEnum):
     """What a piece of an answer is. A record keeps it in a byte."""
 
     TEXT = 0
+    REASONING = 1
+    """What the model thought before it spoke."""
+    CALL_NAME = 2
+    """The name of a function: a call of it begins. Each call has one such piece."""
+    CALL_ARGUMENTS = 3
+    """Some of the JSON text of its arguments."""
 
 
 Pieces = Sequence[tuple[EntryKind, str]]
@@ -27,7 +33,7 @@ class AnswerParser(Protocol):
     """Says what each piece of an answer is. It may hold text back until that is certain."""
 
     def push(self, text: str) -> Pieces:
-        """What has become certain with this text, in its order."""
+        """What has become certain with this text, in its order. The first piece says what the token counts as."""
 
     def flush(self) -> Pieces:
         """The answer ends here: what was held back of it."""

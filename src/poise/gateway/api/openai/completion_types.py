@@ -35,6 +35,8 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
     content: str
+    reasoning_content: str | UnsetType = UNSET
+    """What the model thought before it spoke."""
     refusal: None = None
 
 

@@ -15,14 +15,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import msgspec
+from msgspec import UNSET
 
 from poise.gateway.api.openai.completion_types import ChatLogprobs, ChatMessage, TokenLogprob, TokenLogprobs
 from poise.gateway.records.values import Answer, Logprob
 from poise.gateway.records.writer import Answered, Writer, comment, event, event_id
 from poise.gateway.request.refusals import ApiError
+from poise.gateway.text.answers import EntryKind
 from poise.gateway.text.segments import Mark, Segmenter
 
 encode = msgspec.json.Encoder().encode
+_TEXT = EntryKind.TEXT
 DOWNGRADED_TIER = "flex"
 LOGPROBS_IN_A_PIECE = 128
 _EVENT = b'id: %b\n%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b%b}%b}\n\n'
@@ -53,22 +56,31 @@ class OpenAIWriter(Writer):
         self._tail = b'],"usage":null' if options.include_usage or options.continuous_usage else b"]"
         self._prefix = self._begin()
 
-    def passed(self, choice: int, text: str) -> None:
+    def passed(self, choice: int, text: str, kind: EntryKind = _TEXT) -> None:
         self._opened.add(choice)
-        if self._segmenters is not None:
+        if self._segmenters is not None and kind is _TEXT:
             self._segmenters[choice].push(text)
 
     def downgrade(self) -> None:
         self._tier = DOWNGRADED_TIER
         self._prefix = self._begin()
 
-    def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None) -> bytes:
+    def text(
+        self,
+        n_entries: int,
+        n_ends: int,
+        choice: int,
+        text: str,
+        logprobs: Sequence[Logprob] | None,
+        kind: EntryKind = _TEXT,
+    ) -> bytes:
         is_first = choice not in self._opened
         if is_first:
             self._opened.add(choice)
-        marks = b"" if self._segmenters is None else _segments(self._segmenters[choice].push(text))
+        says = self._segmenters is not None and kind is _TEXT
+        marks = _segments(self._segmenters[choice].push(text)) if says and self._segmenters is not None else b""
         shown = b"null" if logprobs is None else self._logprobs(logprobs)
-        return self._event(n_entries, n_ends, choice, self._delta(text, is_first), shown, b"null", marks)
+        return self._event(n_entries, n_ends, choice, self._delta(text, is_first, kind), shown, b"null", marks)
 
     def end(
         self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None
@@ -103,7 +115,7 @@ class OpenAIWriter(Writer):
         yield b'],"usage":' + self._usage(None) + self._notes() + b"}"
 
     @abstractmethod
-    def _delta(self, text: str, is_first: bool) -> bytes:
+    def _delta(self, text: str, is_first: bool, kind: EntryKind) -> bytes:
         """The field of a choice that has some of its text. `is_first`: it opens the choice."""
 
     @abstractmethod
@@ -158,9 +170,13 @@ class OpenAIWriter(Writer):
 class ChatWriter(OpenAIWriter):
     chunk_kind, body_kind = "chat.completion.chunk", "chat.completion"
 
-    def _delta(self, text: str, is_first: bool) -> bytes:
-        opening = b'"delta":{"role":"assistant","content":' if is_first else b'"delta":{"content":'
-        return opening + encode(text) + b"}"
+    def _delta(self, text: str, is_first: bool, kind: EntryKind) -> bytes:
+        opening = b'"delta":{"role":"assistant","' if is_first else b'"delta":{"'
+        return b'%b%b":%b}' % (
+            opening,
+            b"reasoning_content" if kind is EntryKind.REASONING else b"content",
+            encode(text),
+        )
 
     def _last(self, text: str) -> bytes:
         return b'"delta":{%b}' % (b'"content":' + encode(text) if text else b"")
@@ -169,7 +185,7 @@ class ChatWriter(OpenAIWriter):
         return encode(ChatLogprobs([_chat_logprob(token) for token in logprobs]))
 
     def _choice(self, answer: Answer) -> Iterator[bytes]:
-        message = encode(ChatMessage(content=answer.text))
+        message = encode(ChatMessage(content=answer.text, reasoning_content=answer.reasoning or UNSET))
         yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, message)
         if answer.logprobs is None:
             yield b"null"
@@ -183,7 +199,7 @@ class ChatWriter(OpenAIWriter):
 class CompletionWriter(OpenAIWriter):
     chunk_kind = body_kind = "text_completion"
 
-    def _delta(self, text: str, is_first: bool) -> bytes:
+    def _delta(self, text: str, is_first: bool, kind: EntryKind) -> bytes:
         return b'"text":' + encode(text)
 
     def _last(self, text: str) -> bytes:

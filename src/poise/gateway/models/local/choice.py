@@ -84,8 +84,15 @@ class Choice:
     """Turns tokens into text that can be shown. `record` is what others see of it."""
 
     def __init__(
-        self, record: ChoiceRecord, handle: RequestHandle, text: TextModel, stop: Sequence[str], wants_logprobs: bool
+        self,
+        record: ChoiceRecord,
+        handle: RequestHandle,
+        text: TextModel,
+        stop: Sequence[str],
+        wants_logprobs: bool,
+        parser: AnswerParser | None = None,
     ) -> None:
+        """`parser` None: all of it is text."""
         self.record = record
         self.handle = handle
         self.stage = Stage.ASKED
@@ -100,7 +107,7 @@ class Choice:
         self._detokeniser = Detokeniser()
         self._scanner = StopScanner(stop)
         self._has_stops = bool(stop)
-        self._parser: AnswerParser = PlainAnswer()
+        self._parser: AnswerParser = parser or PlainAnswer()
         self._n_decoded = 0
         self._n_shown = 0
         self._logprobs: deque[Logprob] = deque()

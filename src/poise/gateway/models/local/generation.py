@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -39,7 +39,7 @@ from poise.gateway.supervision.engine import (
     RequestEvent,
     RequestHandle,
 )
-from poise.gateway.text.answers import EntryKind
+from poise.gateway.text.answers import AnswerParser, EntryKind, PlainAnswer
 from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, Hold
@@ -75,14 +75,20 @@ class Generation:
         self._metrics = metrics
         self._choices: list[Choice] = []
 
-    def submit(self, requests: Sequence[ChoiceRequest], stop: Sequence[str] = ()) -> None:
-        """Hand every choice to the engine. A refusal is the end of the record."""
+    def submit(
+        self,
+        requests: Sequence[ChoiceRequest],
+        stop: Sequence[str] = (),
+        parser: Callable[[], AnswerParser] = PlainAnswer,
+    ) -> None:
+        """Hand every choice to the engine. A refusal is the end of the record. `parser`: makes one for a choice's answer."""
         record = self._record
         try:
             for choice, request in zip(record.choices, requests, strict=True):
                 wants_logprobs = request.sampling.n_logprobs >= 0
                 record.wants_logprobs |= wants_logprobs
-                self._choices.append(Choice(choice, self._submit(request), self._text, stop, wants_logprobs))
+                handle = self._submit(request)
+                self._choices.append(Choice(choice, handle, self._text, stop, wants_logprobs, parser()))
         except EngineUnavailable as error:
             self.fail(engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent))
             return
