@@ -448,3 +448,20 @@ def test_the_engine_gets_no_secrets() -> None:
     assert "sk-" not in handed
     assert "system-text" not in handed
     assert Settings.model_validate_json(handed).pools == Settings().pools
+
+
+def test_aliases_keep_their_order_dots_and_stars() -> None:
+    """Across sources, and what is printed loads to the same."""
+    Path("given.toml").write_text('[aliases]\n"gpt-3.5-turbo" = "default"\n"gpt-*" = "small"\n"a\\"b.c" = "small"')
+    loaded = load(Path("given.toml"), {"POISE_ALIASES__O3": "small"}, {"aliases.gpt-4.1*": "default"})
+    wanted = {
+        "gpt-3.5-turbo": "default",
+        "gpt-*": "small",
+        'a"b.c': "small",
+        "o3": "small",
+        "gpt-4.1*": "default",
+    }
+    assert list(loaded.settings.aliases.items()) == list(wanted.items())
+    assert loaded.origins['aliases."gpt-*"'] == f"file {Path('given.toml').absolute()}"
+    Path("printed.toml").write_text(to_toml(loaded))
+    assert list(load(Path("printed.toml"), {}, {}).settings.aliases.items()) == list(wanted.items())

@@ -113,12 +113,15 @@ def pattern(path: Sequence[str]) -> str:
 
 @lru_cache(maxsize=1024)
 def split(key: str) -> tuple[str, ...]:
-    """The path of a dotted key. An entry's name takes in what dots it has, for validation to refuse."""
+    """The path of a dotted key. An entry's name takes in what dots it has, quoted or not, for validation to refuse."""
     for table, of_sections in tables().items():
         prefix = ".".join(table) + "."
         if key.startswith(prefix):
             entry, dot, field = key.removeprefix(prefix).rpartition(".")
-            return (*table, entry, field) if of_sections and dot else (*table, key.removeprefix(prefix))
+            if of_sections and dot:
+                return (*table, entry, field)
+            name = key.removeprefix(prefix)
+            return (*table, json.loads(name) if re.fullmatch(r'"(?:[^"\\]|\\.)*"', name) else name)
     return tuple(key.split("."))
 
 

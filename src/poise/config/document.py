@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from poise.config.catalogue import printable, quoted
+from poise.config.catalogue import dotted, printable, quoted, split
 from poise.config.loader import LoadedSettings, flatten
 from poise.config.sources import is_secret, shown
 
@@ -14,8 +14,11 @@ from poise.config.sources import is_secret, shown
 def to_toml(loaded: LoadedSettings, *, secrets: bool = False) -> str:
     """Valid TOML that loads to the same settings (but for keys, unless `secrets` are wanted)."""
     values = _values(loaded, secrets)
-    sections = dict.fromkeys(key.rpartition(".")[0] for key in values)
-    return "\n\n".join("\n".join(_section(name, values, loaded.origins)) for name in sections) + "\n"
+    sections: dict[str, list[str]] = {}
+    for key in values:
+        sections.setdefault(dotted(split(key)[:-1]), []).append(key)
+    tables = ("\n".join(_section(name, keys, values, loaded.origins)) for name, keys in sections.items())
+    return "\n\n".join(tables) + "\n"
 
 
 def to_json(loaded: LoadedSettings) -> str:
@@ -33,11 +36,10 @@ def _values(loaded: LoadedSettings, secrets: bool) -> dict[str, Any]:
     return {key: shown(key, value) if value and is_secret(key, value) else value for key, value in values.items()}
 
 
-def _section(section: str, values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
+def _section(section: str, keys: list[str], values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
     if section:
         yield f"[{section}]"
-    keys = [key for key in values if key.rpartition(".")[0] == section]
-    lines = {key: f"{key.rpartition('.')[2]} = {literal(values[key])}" for key in keys}
+    lines = {key: f"{dotted(split(key)[-1:])} = {literal(values[key])}" for key in keys}
     # A long path must not push every comment of its section out of sight.
     column = min(max(map(len, lines.values())), 40)
     for key, line in lines.items():

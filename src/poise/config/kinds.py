@@ -70,6 +70,12 @@ def _class_name(name: str) -> str:
     return name
 
 
+def _alias(name: str) -> str:
+    if not name or not name.isprintable() or name != name.strip() or len(name) > 256:
+        raise ValueError("an alias must be 1 to 256 printable characters, without blanks at its ends")
+    return name
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -78,6 +84,7 @@ def _not_blank(text: str) -> str:
 
 DeclaredTenantName = Annotated[str, AfterValidator(_declared_tenant)]
 TenantName = Annotated[str, AfterValidator(partial(_name, "tenant"))]
+AliasName = Annotated[str, AfterValidator(_alias)]
 TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
 OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
 NonBlankText = Annotated[str, AfterValidator(_not_blank)]

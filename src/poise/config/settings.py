@@ -11,7 +11,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from poise.config.kinds import KvType, Profile, Section, TemplateName, TenantName, Toggle
+from poise.config.kinds import (
+    AliasName,
+    KvType,
+    NonBlankText,
+    Profile,
+    Section,
+    TemplateName,
+    TenantName,
+    Toggle,
+)
 from poise.config.serving import (
     AuditSettings,
     AuthSettings,
@@ -31,6 +40,8 @@ class ModelSettings(Section):
     """GGUF file. Empty: the default model, SmolLM2-135M-Instruct."""
     name: str = ""
     """Name the API gives the model. Empty: the file's name."""
+    any_name: bool = False
+    """Answer to every name that a request gives its model, also to those of other servers' models."""
     weights: Literal["auto", "as-is"] = "auto"
     """auto: on a CPU, the weights in the format that it computes fastest, if a check finds them as good as the file's."""
     weights_perplexity_max: Annotated[float, Field(ge=1.0, le=10.0)] = 1.03
@@ -216,6 +227,8 @@ class Settings(Section):
     auth: AuthSettings = AuthSettings()
     audit: AuditSettings = AuditSettings()
     tenant_defaults: TenantSettings = TenantSettings()
+    aliases: dict[AliasName, NonBlankText] = {}
+    """The model that answers where a request names NAME, which may have `*` in it: "default", or a model's own name."""
     tenants: dict[TenantName, TenantSettings] = {}
     templates: dict[TemplateName, TemplateSettings] = {}
 

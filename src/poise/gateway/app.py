@@ -50,6 +50,7 @@ from poise.gateway.http.pages import PAGE_DIR, page_routes
 from poise.gateway.intake import Intake
 from poise.gateway.models.backend import Backend
 from poise.gateway.models.local.model import LocalModel
+from poise.gateway.models.names import ModelNames
 from poise.gateway.records.kept import Records
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.supervision.engine import WholeEngine
@@ -66,8 +67,6 @@ from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.recovery import RecoveryMetrics
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
-MODEL_ALIAS = "default"
-"""Name that stands for the local model, whatever it is called."""
 
 
 @dataclass(eq=False, repr=False)
@@ -109,7 +108,7 @@ def create_app(
     free: Callable[[], int] = free_bytes,
     backends: Mapping[str, Backend] | None = None,
 ) -> Gateway:
-    """An application that serves `engine`. `lifespan` is entered at its start and left at its end.
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises UnknownTarget.
 
     text       who makes tokens of texts; `Gateway.set_text` brings the vocabulary
     keys       of the keys file, where there is one
@@ -132,17 +131,18 @@ def create_app(
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
     model = LocalModel(settings, model_name, engine, text, metrics)
-    models: dict[str, Backend] = {model_name: model, MODEL_ALIAS: model} | dict(backends or {})
+    models: dict[str, Backend] = {model_name: model, **(backends or {})}
+    names = ModelNames(models, settings.aliases, any_name=settings.model.any_name)
     health = Health(engine, model, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
-    intake = Intake(models, tenants, metrics, records, degradation.check)
+    intake = Intake(names, tenants, metrics, records, degradation.check)
     erasure = Erasure([EngineEraser(engine), records, metrics, audit])
     pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
     explainer = Explainer(settings, engine, records, history)
     operations = [
         *Generation(settings, intake, metrics.streams, audit, spoken(settings)).operations(),
         *Requests(settings, tenants, records, metrics.streams, explainer).operations(),
-        *Models(models, tenants).operations(),
+        *Models(names, tenants).operations(),
         *TemplatesAnswer(model.templates, tenants).operations(),
         *health.operations(),
         *HistoryAnswer(history, tenants).operations(),

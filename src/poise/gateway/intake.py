@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from poise.gateway.dialect import Dialect
 from poise.gateway.http.body import JsonObject
 from poise.gateway.models.backend import Backend, Job
+from poise.gateway.models.names import ModelNames
 from poise.gateway.records.following import Stage
 from poise.gateway.records.kept import Records
 from poise.gateway.records.record import Origin, Record
 from poise.gateway.records.values import Heading
 from poise.gateway.request.generate import Generate
-from poise.gateway.request.refusals import ApiError, model_not_found
+from poise.gateway.request.refusals import ApiError
 from poise.gateway.tenancy.auditing import RequestEntry
 from poise.gateway.tenancy.caller import Credentials
 from poise.gateway.tenancy.tenants import Tenants
@@ -91,17 +92,12 @@ class Call:
 class Intake:
     """Lets requests in: from what was sent to what is ready to start."""
 
-    _models: Mapping[str, Backend]
-    """Who answers, by the names that requests may have."""
+    names: ModelNames
+    """Who answers to which name."""
     _tenants: Tenants
     _metrics: GatewayMetrics
     _records: Records
     _check_level: Callable[[RequestClass], None]
-
-    @property
-    def model_names(self) -> list[str]:
-        """What a request may name."""
-        return list(self._models)
 
     async def take(self, sender: Sender, dialect: Dialect, entry: RequestEntry) -> Call:
         """Ready for the engine, or ApiError. `entry` learns of it what the audit log is to have; the body is held no longer."""
@@ -113,9 +109,7 @@ class Intake:
             body = await sender.body()
             request = dialect.read(body)
             entry.request_class, entry.stream = request.request_class, request.stream
-            backend = self._models.get(request.model)
-            if backend is None:
-                raise model_not_found(request.model, self._models)
+            backend = self.names.find(request.model)
             self._tenants.check_class(caller, request.request_class)
             self._check_level(request.request_class)
             origin = Origin(

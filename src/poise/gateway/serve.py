@@ -27,6 +27,7 @@ from poise.gateway.app import create_app
 from poise.gateway.http.connections.files import raise_limit
 from poise.gateway.http.connections.server import HttpServer
 from poise.gateway.models.local.templates import TemplateUnusable
+from poise.gateway.models.names import UnknownTarget
 from poise.gateway.supervision.engine import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.supervision.preflight import CannotStart, Checked
 from poise.gateway.supervision.preflight import check as check_model
@@ -74,7 +75,7 @@ def serve(loaded: LoadedSettings) -> int:
     with listener:
         try:
             service = _Service(settings, Path(checked.path), listener, keys, audit, tls)
-        except TracesUnavailable as error:
+        except (TracesUnavailable, UnknownTarget) as error:
             print(f"poise: {error}", file=sys.stderr)  # noqa: T201
             return CANNOT_START
         return service.run()

@@ -81,7 +81,7 @@ async def test_models(connect: Connect) -> None:
     """The list and its one entry."""
     client = connect(make_app(FakeEngine()))
     assert [model.id async for model in client.models.list()] == [MODEL]
-    assert (await client.models.retrieve("default")).id == MODEL
+    assert (await client.models.retrieve("default")).root == MODEL  # type: ignore[attr-defined]
 
 
 async def test_errors_become_the_clients_exceptions(connect: Connect) -> None:

@@ -110,7 +110,7 @@ async def test_what_cannot_fit_is_refused_unseen(path: str, body: Any, param: st
     jobs.asked.clear()
     reply = await ask(app, "POST", path, body)
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "context_length_exceeded", param)
-    for told in (f"{MOST} bytes", f"at most {SLOT_CELLS} tokens"):
+    for told in (f"{MOST} is the most", f"is too long: at least {SLOT_CELLS + 1} tokens > {SLOT_CELLS} maximum"):
         assert told in reply.error["message"], told
     assert not jobs.asked
 
@@ -122,7 +122,7 @@ async def test_what_may_fit_is_looked_at() -> None:
     jobs.asked.clear()
     reply = await ask(app, "POST", CHAT, chat_body("x" * MOST))
     assert reply.error["code"] == "context_length_exceeded"
-    assert "tokens, but in class" in reply.error["message"]
+    assert "maximum context length" in reply.error["message"]
     assert len(jobs.asked) == 1
     trims = text_here(template="{% for m in messages %}{{ m.content | trim }}{% endfor %}")
     app = make_app(FakeEngine(says("x")), jobs=trims)

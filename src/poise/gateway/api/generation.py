@@ -100,9 +100,10 @@ class Generation:
         )
 
     def _described(self, body: Schema) -> Schema:
-        """A request's schema, with the models that there are."""
-        properties = body["properties"]
-        return body | {"properties": properties | {"model": properties["model"] | {"enum": self._intake.model_names}}}
+        """A request's schema, with the names of models that there are."""
+        names, properties = self._intake.names.exact, body["properties"]
+        known = {} if names is None else {"enum": [*names, None]}
+        return body | {"properties": properties | {"model": properties["model"] | known}}
 
     async def _answer(self, request: Request, dialect: Dialect) -> Response:
         sender = HttpSender(request, self._settings)

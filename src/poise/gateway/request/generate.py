@@ -38,7 +38,7 @@ PLAIN = AnswerOptions()
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """`max_tokens` None: the class's default. `seed` None: a new one for each request.
+    """`model` empty: none was named. `max_tokens` None: the class's default. `seed` None: a new one for each request.
 
     `sampling.seed` is still to be set: each choice gets its own.
     """

@@ -153,8 +153,12 @@ def text_unavailable(why: str, retry_after_s: float) -> ApiError:
 
 
 def model_not_found(model: str, known: Iterable[str]) -> ApiError:
+    """`known`: the names and patterns that would do."""
     names = ", ".join(f"'{name}'" for name in known)
-    message = f"The model {shown(model)} does not exist here. Known: {names}."
+    message = (
+        f"The model {shown(model)} does not exist here. Known: {names}. The server's settings can let a name in: with an entry "
+        "under [aliases], or any name with model.any_name = true."
+    )
     return ApiError(404, "model_not_found", message, param="model")
 
 

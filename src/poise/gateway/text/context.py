@@ -67,18 +67,16 @@ class ContextLimits:
     def exceeded(
         self, n_prompt: int, allowance: Allowance, param: str, *, what: str = "The prompt", hint: str
     ) -> ApiError:
-        """The refusal of a prompt that does not fit, with the numbers. `what` and `hint` put it into words."""
-        if n_prompt > self.prompt:
-            size = f"{allowance.tokens}" if allowance.is_named else f"{allowance.tokens} by default, less if need be"
-            message = (
-                f"{what} has {n_prompt} tokens, but in class '{self.request_class}' it may have at most {self.prompt}, and "
-                f"{self.context} together with the output (the output allowance is {size})."
-            )
-        else:
-            message = (
-                f"{what} has {n_prompt} tokens, and the output allowance is {allowance.least}: {n_prompt + allowance.least} "
-                f"together, but the context of class '{self.request_class}' holds {self.context}."
-            )
+        """The refusal of a prompt that does not fit, with the numbers. `what` and `hint` put it into words.
+
+        Clients that shorten a conversation by themselves look for Anthropic's words, which come first, or for OpenAI's.
+        """
+        size = f"{allowance.tokens}" if allowance.is_named else f"{allowance.tokens} by default, less if need be"
+        message = (
+            f"{what} is too long: {n_prompt} tokens > {max(0, self.room_for(allowance.least))} maximum. This model's maximum "
+            f"context length is {self.context} tokens in class '{self.request_class}', prompt and output together, and the "
+            f"output allowance is {size}."
+        )
         return context_length_exceeded(message, hint, param)
 
     def cannot_fit(self, n_bytes: int, token_bytes: int, param: str, *, hint: str) -> ApiError | None:
@@ -87,8 +85,8 @@ class ContextLimits:
         if n_bytes <= most:
             return None
         message = (
-            f"The prompt has {n_bytes} bytes of text, but in class '{self.request_class}' it may have at most {self.prompt} "
-            f"tokens, and {most} bytes is the most that these can stand for."
+            f"The prompt is too long: at least {-(-n_bytes // token_bytes)} tokens > {self.prompt} maximum in class "
+            f"'{self.request_class}'. It has {n_bytes} bytes of text, and {most} is the most that so many tokens can stand for."
         )
         return context_length_exceeded(message, hint, param)
 

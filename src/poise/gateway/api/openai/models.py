@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -12,16 +12,20 @@ from starlette.requests import Request
 from poise.gateway.api.operation import Operation
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.models.backend import Backend
-from poise.gateway.request.refusals import model_not_found
+from poise.gateway.models.names import ModelNames
 from poise.gateway.tenancy.tenants import Tenants
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A model under one of its names. `root`: its own. `context_length` is what OpenRouter calls it, `max_model_len` vLLM."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "poise"
+    root: str
     context_length: int | None
+    max_model_len: int | None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,9 +36,8 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 class Models:
     """Answers /v1/models."""
 
-    def __init__(self, models: Mapping[str, Backend], tenants: Tenants) -> None:
-        """`models`: by the names that requests may have; one with several is listed once."""
-        self._models = models
+    def __init__(self, names: ModelNames, tenants: Tenants) -> None:
+        self._names = names
         self._tenants = tenants
         self._created = int(time.time())
 
@@ -47,16 +50,20 @@ class Models:
 
     async def list(self, request: Request) -> ModelList:
         self._tenants.identify(credentials_of(request))
-        return ModelList(data=[self._described(backend) for backend in dict.fromkeys(self._models.values())])
+        """Each model under its own name, then the aliases."""
+        cards = [self._described(backend) for backend in self._names.models]
+        return ModelList(
+            data=[*cards, *(self._described(backend, name) for name, backend in self._names.aliases.items())]
+        )
 
     async def get(self, request: Request) -> ModelCard:
         self._tenants.identify(credentials_of(request))
         name = request.path_params["model_id"]
-        backend = self._models.get(name)
-        if backend is None:
-            raise model_not_found(name, self._models)
-        return self._described(backend)
+        return self._described(self._names.find(name), name)
 
-    def _described(self, backend: Backend) -> ModelCard:
+    def _described(self, backend: Backend, name: str | None = None) -> ModelCard:
         card = backend.card
-        return ModelCard(id=card.name, created=self._created, context_length=card.context_length)
+        n_tokens = card.context_length
+        return ModelCard(
+            id=name or card.name, created=self._created, root=card.name, context_length=n_tokens, max_model_len=n_tokens
+        )

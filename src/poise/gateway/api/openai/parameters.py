@@ -189,7 +189,9 @@ _IDS_SCHEMA: Schema = {
 }
 _STOP_SCHEMA: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 
-MODEL = Text("model", "Name of the model, or `default`.")
+MODEL = Text(
+    "model", "Name of the model, an alias of it, or `default`, which is meant where there is none.", max_chars=1024
+)
 MESSAGES: Field[list[Message]] = Custom(
     "messages",
     "The conversation so far.",

@@ -89,16 +89,14 @@ class RequestParser:
         return self._request(values, prompts, allowance, p.LOGPROBS_COUNT.get(values, -1))
 
     def chat_schema(self) -> Schema:
-        return object_schema(self._chat, ["model", "messages"])
+        return object_schema(self._chat, ["messages"])
 
     def completion_schema(self) -> Schema:
-        return object_schema(self._completion, ["model", "prompt"])
+        return object_schema(self._completion, ["prompt"])
 
     def _request(
         self, values: JsonObject, prompt: Prompt, allowance: tuple[int | None, str], n_logprobs: int
     ) -> Generate:
-        if values.get("model") is None:
-            raise missing_parameter("model", "name the model; /v1/models lists it")
         tier = p.SERVICE_TIER.get(values, "auto")
         request_class = p.TIER_CLASSES[tier]
         max_tokens, max_tokens_param = allowance
@@ -116,7 +114,7 @@ class RequestParser:
             raise invalid_value("stream_options", "come with 'stream': true", None, "'stream' is not true")
         p.USER.get(values, "")
         return Generate(
-            model=p.MODEL.read(values["model"], "model"),
+            model=p.MODEL.get(values, ""),
             prompt=prompt,
             n=self._n.get(values, 1),
             stream=stream,

@@ -169,9 +169,7 @@ class Prompts:
             return
         n_chars, most = sum(len(message.content) for message in messages), self._settings.text.trim_chars_max
         if n_chars > most:
-            message = (
-                f"The conversation has {n_chars} characters, but under '{policy.value}' at most {most} are looked at."
-            )
+            message = f"The prompt is too long: {n_chars} characters > {most} maximum under '{policy.value}'."
             raise context_length_exceeded(message, "Leave out the oldest turns before you send it.", plan.param)
 
     def _allowance(self, request: Generate) -> Allowance:
@@ -271,9 +269,8 @@ class _Fitter:
     def _exceeded(self, n_prompt: int, policy: ContextPolicy, n_summary: int = 0) -> ApiError:
         what = "The prompt"
         if policy is not ContextPolicy.REJECT:
-            what = "With nothing but its system messages and its last turn, the prompt"
-        if n_summary:
-            what += f" with a summary of up to {n_summary} tokens"
+            more = f", and a summary of up to {n_summary} tokens" if n_summary else ""
+            what = f"With nothing but its system messages and its last turn{more}, the prompt"
         return self._plan.limits.exceeded(
             n_prompt, self._plan.allowance, self._plan.param, what=what, hint=_HINTS[policy]
         )

@@ -33,7 +33,7 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
     again = f"in about {headers['Retry-After']} s"
     match event.reason:
         case RejectReason.TOO_LONG:
-            message = f"The request needs {value} tokens of context, but at most {limit} are available to it."
+            message = f"The prompt is too long: {value} tokens > {limit} maximum, prompt and output together."
             return context_length_exceeded(message, "Shorten the prompt or ask for fewer output tokens.", param)
         case RejectReason.QUEUE_FULL:
             code = "queue_full"
