@@ -69,6 +69,7 @@ class ToyVocab:
 
     n_tokens = N_TOKENS
     bos: int | None = BOS
+    special: Mapping[str, int] = {"bos": BOS, "eos": IM_END}
 
     def __init__(self, add_bos: bool = False) -> None:
         self.add_bos = add_bos

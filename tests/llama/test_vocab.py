@@ -44,12 +44,11 @@ def test_a_piece_can_be_part_of_a_character(vocab: Vocab) -> None:
 def test_control_tokens_are_read_and_shown_only_on_request(vocab: Vocab) -> None:
     """A user's text cannot contain one unless parse_special says so."""
     name = "<|im_end|>"
-    assert vocab.tokenize(name, add_special=False, parse_special=True) == [vocab.eos]
+    assert vocab.tokenize(name, add_special=False, parse_special=True) == [vocab.special["eos"]]
     as_text = vocab.tokenize(name, add_special=False, parse_special=False)
     assert len(as_text) > 1
-    assert vocab.eos is not None
-    assert vocab.piece(vocab.eos, special=True) == name.encode()
-    assert vocab.piece(vocab.eos, special=False) == b""
+    assert vocab.piece(vocab.special["eos"], special=True) == name.encode()
+    assert vocab.piece(vocab.special["eos"], special=False) == b""
 
 
 def test_a_lone_surrogate_becomes_a_question_mark(vocab: Vocab) -> None:
@@ -61,8 +60,9 @@ def test_a_lone_surrogate_becomes_a_question_mark(vocab: Vocab) -> None:
 
 def test_special_tokens_are_known(vocab: Vocab) -> None:
     """SmolLM2: ChatML, no automatic beginning of text."""
-    assert (vocab.bos, vocab.bos_text) == (1, "<|im_start|>")
-    assert (vocab.eos, vocab.eos_text) == (2, "<|im_end|>")
+    assert (vocab.bos, vocab.special_text("bos")) == (1, "<|im_start|>")
+    assert (vocab.special["eos"], vocab.special_text("eos")) == (2, "<|im_end|>")
+    assert vocab.special_text("fim_prefix") == ""
     assert vocab.add_bos is False
     assert {0, 2} <= set(vocab.eog_tokens)
     assert all(vocab.is_eog(token) for token in vocab.eog_tokens)

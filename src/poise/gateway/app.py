@@ -37,6 +37,7 @@ from poise.gateway.api.openai.dialects import spoken
 from poise.gateway.api.openai.models import Models
 from poise.gateway.api.openapi import document
 from poise.gateway.api.operation import Operation
+from poise.gateway.api.tokenizer import Tokenizer
 from poise.gateway.condition.degradation import Degradation
 from poise.gateway.condition.heap import TRIM_EVERY_S, give_back
 from poise.gateway.condition.history import History
@@ -143,6 +144,7 @@ def create_app(
         *Generation(settings, intake, metrics.streams, audit, spoken(settings)).operations(),
         *Requests(settings, tenants, records, metrics.streams, explainer).operations(),
         *Models(names, tenants).operations(),
+        *Tokenizer(settings, names, model, tenants, degradation.check).operations(),
         *TemplatesAnswer(model.templates, tenants).operations(),
         *health.operations(),
         *HistoryAnswer(history, tenants).operations(),

@@ -64,10 +64,22 @@ class Chat(msgspec.Struct, tag=True):
 
 
 class Prompt(msgspec.Struct, tag=True):
-    """A raw prompt, whose control tokens are meant. Answered with Ids."""
+    """A raw prompt. Answered with Ids.
+
+    `add_special`: with the beginning-of-text token, if the model wants one. `parse_special`: names of control tokens mean these.
+    """
 
     text: str
     ids_max: int
+    add_special: bool = True
+    parse_special: bool = True
+
+
+class Write(msgspec.Struct, tag=True):
+    """The prompt of a conversation as text. Answered with Written."""
+
+    messages: list[Message]
+    rendering: Rendering = AS_USUAL
 
 
 class Length(msgspec.Struct, tag=True):
@@ -118,7 +130,7 @@ class Cut(msgspec.Struct, tag=True):
     rendering: Rendering = AS_USUAL
 
 
-Job = Chat | Prompt | Length | Opening | Blanks | Fit | Cut
+Job = Chat | Prompt | Write | Length | Opening | Blanks | Fit | Cut
 ToWorker = Open | Job
 
 
@@ -135,6 +147,9 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     hidden: bytes
     turn_marks: list[str] = []
     """Texts that end an answer in a chat, because the model has no token that does."""
+    special: dict[str, int] = {}
+    """Tokens with a task, by its name; see `poise.llama.binding.vocab`."""
+    chat_template: str = ""
 
 
 class Opened(msgspec.Struct, tag=True):
@@ -157,6 +172,12 @@ class Ids(msgspec.Struct, tag=True):
     """Empty where only the length was wanted."""
     note: str = ""
     """What the caller is to be told of how the conversation was written."""
+
+
+class Written(msgspec.Struct, tag=True):
+    text: str
+    note: str = ""
+    """As that of Ids."""
 
 
 class Fitted(msgspec.Struct, tag=True):
@@ -196,5 +217,5 @@ class Broken(msgspec.Struct, tag=True):
     trace: str
 
 
-Answer = Ids | Fitted | CutDown | Refused | Broken
+Answer = Ids | Written | Fitted | CutDown | Refused | Broken
 FromWorker = Vocabulary | Opened | Unusable | Rendered | Answer

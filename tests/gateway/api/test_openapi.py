@@ -10,6 +10,7 @@ import pytest
 from poise.gateway.http import pages
 from tests.gateway.fakes import FakeEngine, ask, make_app
 
+TOKENIZER = {"200", "400", "401", "404", "408", "413", "429", "500", "503"}
 ENDPOINTS = {
     "/v1/chat/completions": {"200", "400", "401", "403", "404", "408", "413", "429", "500", "503"},
     "/v1/completions": {"200", "400", "401", "403", "404", "408", "413", "429", "500", "503"},
@@ -21,6 +22,8 @@ ENDPOINTS = {
     "/v1/models": {"200", "401", "503"},
     "/v1/models/{model_id}": {"200", "401", "404", "503"},
     "/v1/templates": {"200", "401", "503"},
+    **{base + path: TOKENIZER for base in ("", "/v1") for path in ("/tokenize", "/detokenize", "/apply-template")},
+    **{base + "/tokenizer_info": {"200", "401", "503"} for base in ("", "/v1")},
     "/health": {"200", "503"},
     "/health/live": {"200"},
     "/status": {"200", "401"},

@@ -51,7 +51,8 @@ def test_it_answers_as_the_tokeniser_does(worker: Worker) -> None:
     """The bytes of every token, and the ids of conversations and prompts."""
     with Model.load(default_model(), vocab_only=True) as model:
         vocab = model.vocab
-        here = Tokeniser(vocab, ChatTemplate(model.chat_template, bos_text=vocab.bos_text, eos_text=vocab.eos_text))
+        bos, eos = vocab.special_text("bos"), vocab.special_text("eos")
+        here = Tokeniser(vocab, ChatTemplate(model.chat_template, bos_text=bos, eos_text=eos))
         assert isinstance(worker.opened, wire.Vocabulary)
         table = TextModel(worker.opened, TextWorkers(TextSettings(), ""))
         for token in range(vocab.n_tokens):

@@ -24,7 +24,7 @@ from poise.wire import text as wire
 
 log = logging.getLogger(__name__)
 
-A = TypeVar("A", wire.Ids, wire.Fitted, wire.CutDown)
+A = TypeVar("A", wire.Ids, wire.Written, wire.Fitted, wire.CutDown)
 
 _BLANK_ROLES = ("system", "user", "assistant")
 ALL = 1 << 31
@@ -79,6 +79,9 @@ class TextModel:
         """Bytes of text that one token can stand for, at most."""
         self.turn_marks = tuple(vocabulary.turn_marks)
         """Texts that end an answer in a chat."""
+        self.special = vocabulary.special
+        """Tokens with a task, by its name."""
+        self.chat_template = vocabulary.chat_template
         self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name
 
@@ -118,9 +121,15 @@ class Tokens:
         job = wire.Chat(list(messages), n_added, ids_max, rendering)
         return await self._run(wire.Ids, job, conversation_bytes(messages))
 
-    async def prompt(self, prompt: str, ids_max: int = ALL) -> wire.Ids:
-        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""
-        return await self._run(wire.Ids, wire.Prompt(prompt, ids_max), text_bytes(prompt))
+    async def prompt(
+        self, prompt: str, ids_max: int = ALL, *, add_special: bool = True, parse_special: bool = True
+    ) -> wire.Ids:
+        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise."""
+        return await self._run(wire.Ids, wire.Prompt(prompt, ids_max, add_special, parse_special), text_bytes(prompt))
+
+    async def written(self, messages: Sequence[wire.Message], rendering: wire.Rendering) -> wire.Written:
+        """The prompt of a conversation as text."""
+        return await self._run(wire.Written, wire.Write(list(messages), rendering), conversation_bytes(messages))
 
     async def length(self, text: str) -> int:
         """Tokens of a text that stands for itself."""

@@ -368,7 +368,10 @@ class TextWorkers:
 
 
 def _took_too_long(job: _Job, timeout_s: float) -> ApiError:
-    if isinstance(job.message, wire.Chat | wire.Fit | wire.Cut | wire.Opening | wire.Blanks) and not job.rendered:
+    if (
+        isinstance(job.message, wire.Chat | wire.Write | wire.Fit | wire.Cut | wire.Opening | wire.Blanks)
+        and not job.rendered
+    ):
         message = (
             f"The model's chat template failed: it was not done after {timeout_s:g} s. /v1/completions takes a prompt that "
             "is written out."

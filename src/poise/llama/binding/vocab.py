@@ -13,6 +13,7 @@ import numpy as np
 from poise.llama.binding.library import Library, VocabPointer
 
 PIECE_BYTES = 128
+INFILL = ("fim_prefix", "fim_suffix", "fim_middle")
 
 
 class Vocab:
@@ -60,31 +61,23 @@ class Vocab:
         return [token for token in range(self.n_tokens) if self.is_eog(token)]
 
     @cached_property
+    def special(self) -> dict[str, int]:
+        """Tokens with a task, as far as there are any: `bos`, `eos` and `pad`, and for infilling `fim_prefix`, `fim_suffix` and
+        `fim_middle`, which llama.cpp takes from the file or knows by their usual texts."""
+        tasks = ("bos", "eos", "pad", "fim_pre", "fim_suf", "fim_mid")
+        tokens = [getattr(self._library, f"vocab_{task}")(self._pointer) for task in tasks]
+        return {n: t for n, t in zip((*tasks[:3], *INFILL), tokens, strict=True) if 0 <= t < self.n_tokens}
+
+    @property
     def bos(self) -> int | None:
         """The beginning-of-text token."""
-        return self._optional(self._library.vocab_bos(self._pointer))
+        return self.special.get("bos")
 
-    @cached_property
-    def eos(self) -> int | None:
-        """The end-of-text token."""
-        return self._optional(self._library.vocab_eos(self._pointer))
-
-    @property
-    def bos_text(self) -> str:
-        return self._text(self.bos)
-
-    @property
-    def eos_text(self) -> str:
-        return self._text(self.eos)
+    def special_text(self, name: str) -> str:
+        """A token with a task as text; empty where there is none."""
+        return self.piece(self.special[name], special=True).decode("utf-8", "replace") if name in self.special else ""
 
     @cached_property
     def add_bos(self) -> bool:
         """Whether the model wants its beginning-of-text token in front of every prompt."""
         return self._library.vocab_get_add_bos(self._pointer)
-
-    def _optional(self, token: int) -> int | None:
-        return token if 0 <= token < self.n_tokens else None
-
-    def _text(self, token: int | None) -> str:
-        text = None if token is None else self._library.vocab_get_text(self._pointer, token)
-        return (text or b"").decode("utf-8", "replace")

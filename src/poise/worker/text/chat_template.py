@@ -69,6 +69,7 @@ class ChatTemplate:
         if not source:
             log.warning("the model file has no chat template: conversations are written in ChatML")
         self.is_fallback = not source
+        self.source = source or CHATML
         # Names that templates ask for by `is none`: without them they would be undefined, which is not none.
         self._variables = {"bos_token": bos_text, "eos_token": eos_text, "tools": None, "documents": None}
         self._dialect = Dialect(now)

@@ -38,7 +38,12 @@ class Desk:
                 ids, note = tokeniser.chat(job.messages, job.n_added, job.rendering, on_rendered=self._on_rendered)
                 return _ids(ids, job.ids_max, note)
             case wire.Prompt():
-                return _ids(tokeniser.prompt_ids(job.text), job.ids_max)
+                ids = tokeniser.prompt_ids(job.text, add_special=job.add_special, parse_special=job.parse_special)
+                return _ids(ids, job.ids_max)
+            case wire.Write():
+                pieces, note = tokeniser.template.write(job.messages, 0, job.rendering)
+                self._on_rendered()
+                return wire.Written("".join(piece.text for piece in pieces), note)
             case wire.Length():
                 return wire.Ids(len(tokeniser.plain_ids(job.text)), [])
             case wire.Opening():
@@ -61,7 +66,8 @@ def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
     for name in names:
         end += len(name)
         ends.append(end)
-    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, tokeniser.turn_marks())
+    marks, template = tokeniser.turn_marks(), tokeniser.template.source
+    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, marks, dict(vocab.special), template)
 
 
 def _ids(ids: list[int], most: int, note: str = "") -> wire.Ids:

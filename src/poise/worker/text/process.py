@@ -87,7 +87,9 @@ def _open(message: wire.Open, stack: contextlib.ExitStack) -> Tokeniser:
     model = stack.enter_context(Model.load(path, vocab_only=True))
     vocab = model.vocab
     try:
-        template = ChatTemplate(model.chat_template, bos_text=vocab.bos_text, eos_text=vocab.eos_text)
+        template = ChatTemplate(
+            model.chat_template, bos_text=vocab.special_text("bos"), eos_text=vocab.special_text("eos")
+        )
     except ValueError as error:
         raise ModelError(path, f"{error}; use another file of this model") from error
     tokeniser = Tokeniser(vocab, template)

@@ -15,7 +15,7 @@ tokens that the vocabulary declares as ordinary (user-defined) ones are recognis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from poise.wire.text import AS_USUAL, Message, Rendering
@@ -49,6 +49,11 @@ class VocabularyPort(Protocol):
         """Prompts are meant to begin with it."""
         ...
 
+    @property
+    def special(self) -> Mapping[str, int]:
+        """Tokens with a task, by its name."""
+        ...
+
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def piece(self, token: int, *, special: bool) -> bytes:
         """The token's bytes. Control tokens have none unless `special`."""
@@ -60,7 +65,7 @@ class Tokeniser:
 
     def __init__(self, vocab: VocabularyPort, template: ChatTemplate) -> None:
         self.vocab = vocab
-        self._template = template
+        self.template = template
         self._literals: dict[str, list[int | str]] = {}
         self.literals_chars = 0
         """Characters of all literals that are remembered."""
@@ -82,7 +87,7 @@ class Tokeniser:
 
         `runs` is read and added to. Raises TextRefused when the template refuses the conversation.
         """
-        pieces, note = self._template.write(messages, n_added, rendering)
+        pieces, note = self.template.write(messages, n_added, rendering)
         on_rendered()
         ids: list[int] = []
         run: list[str] = []
@@ -102,20 +107,21 @@ class Tokeniser:
         """Where a model without a template, and without the tokens of the one that stands for it, ends its turn: as text."""
         vocab = self.vocab
         whole = [len(vocab.tokenize(mark, add_special=False, parse_special=True)) == 1 for mark in CHATML_MARKS]
-        return list(CHATML_MARKS) if self._template.is_fallback and not all(whole) else []
+        return list(CHATML_MARKS) if self.template.is_fallback and not all(whole) else []
 
     def keeps_blanks(self) -> bool:
         """Whether the chat template leaves the white space around what is said where it is, whoever says it."""
         said = [Message(role, f" \n {role}s \n ") for role in (*BLANK_ROLES, "user")]
         try:
-            rendered = "".join(piece.text for piece in self._template.write(said)[0])
+            rendered = "".join(piece.text for piece in self.template.write(said)[0])
         except TextRefused:
             return False  # it takes no such conversation, so nothing is known
         return all(rendered.count(message.content) == 1 + (message.role == "user") for message in said)
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant."""
-        return self._one_bos(self.vocab.tokenize(prompt, add_special=True, parse_special=True))
+    def prompt_ids(self, prompt: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise."""
+        ids = self.vocab.tokenize(prompt, add_special=add_special, parse_special=parse_special)
+        return self._one_bos(ids) if add_special else ids
 
     def plain_ids(self, text: str) -> list[int]:
         """A text that stands for itself."""

@@ -55,26 +55,30 @@ class LocalModel:
 
     async def prepare(self, request: Generate, origin: Origin) -> Job:
         """Its prompts, within the limits of its class. Raises ApiError."""
-        ready, text = self._available()
-        _check_ids([token for token, _ in request.sampling.logit_bias], text.n_tokens, "logit_bias")
+        ready, text = self._ready(), self.text()
+        check_ids([token for token, _ in request.sampling.logit_bias], text.n_tokens, "logit_bias")
         plan = await self._prompts.plan(origin, request, ready, text)
         # The length came first: looking at each id of a prompt that is far too long would hold up the streams.
         for ids in plan.ids:
-            _check_ids(ids, text.n_tokens, plan.param)
+            check_ids(ids, text.n_tokens, plan.param)
         fingerprint = _fingerprint(self._name, ready)
         generation_of = partial(Generation, engine=self._engine, text=text, metrics=self._metrics)
         return LocalJob(request, plan, fingerprint, self._prompts, text, generation_of)
 
-    def _available(self) -> tuple[Ready, TextModel]:
-        state, text = self._engine.state, self._text.current
+    def text(self) -> TextModel:
+        """What makes tokens of texts, and texts of tokens. Raises ApiError until it is there."""
+        if self._text.current is None:
+            raise engine_unavailable("the vocabulary is being loaded", self._engine.state.retry_after_s)
+        return self._text.current
+
+    def _ready(self) -> Ready:
+        state = self._engine.state
         if state.phase is not EnginePhase.READY or state.ready is None:
             raise engine_not_ready(state)
-        if text is None:
-            raise engine_unavailable("the vocabulary is being loaded", state.retry_after_s)
-        return state.ready, text
+        return state.ready
 
 
-def _check_ids(ids: list[int], n_tokens: int, param: str) -> None:
+def check_ids(ids: list[int], n_tokens: int, param: str) -> None:
     for token in (min(ids, default=0), max(ids, default=0)):
         if not 0 <= token < n_tokens:
             raise invalid_value(param, f"have token ids from 0 to {n_tokens - 1}", token, f"has {token}")

@@ -1,0 +1,184 @@
+"""The model's tokenizer, for programs that count, cut and score texts by tokens: in the forms of vLLM and of llama-server.
+
+    POST /tokenize         {"prompt": ...}, {"content": ...} or {"messages": ...}   token ids, and how many there are
+    POST /detokenize       {"tokens": [...]}                                        their text
+    POST /apply-template   {"messages": [...]}                                      the prompt of a conversation as text
+    GET  /tokenizer_info                                                            control tokens and the chat template
+
+Nothing is generated, so the engine has no part in it. Text workers make the tokens, and their time is shared out as for prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from poise.config import Settings
+from poise.gateway.api.fields import Custom, Field, Flag, Text, Unsupported, check_names, object_schema, read_list
+from poise.gateway.api.generation import HttpSender
+from poise.gateway.api.openai import parameters as p
+from poise.gateway.api.openai import rendering, unsupported
+from poise.gateway.api.openai.writer import token_text
+from poise.gateway.api.operation import Described, Operation
+from poise.gateway.http.body import JsonObject
+from poise.gateway.http.replies import FRESH, json_reply
+from poise.gateway.models.local.model import LocalModel, check_ids
+from poise.gateway.models.names import ModelNames
+from poise.gateway.request import headers
+from poise.gateway.request.refusals import context_length_exceeded, invalid_type, invalid_value, missing_parameter
+from poise.gateway.tenancy.tenants import Tenants
+from poise.gateway.text.tokens import TextModel, Tokens
+from poise.scheduler.request import RequestClass
+from poise.wire.text import Message, Rendering
+
+TOKENS_MAX = 1 << 17
+"""Tokens of one request: reading and writing more of them would hold up the streams."""
+
+
+class Tokenized(msgspec.Struct, frozen=True):
+    tokens: list[int]
+    count: int
+    max_model_len: int | None
+    token_strs: list[str] | None
+
+
+class PromptText(msgspec.Struct, frozen=True):
+    """The same text under vLLM's name and llama-server's."""
+
+    prompt: str
+    content: str
+
+
+class TokenizerInfo(msgspec.Struct, frozen=True):
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    chat_template: str
+    model_max_length: int | None
+
+
+def _read_tokens(value: object, param: str) -> list[int]:
+    ids = read_list(value, param, "a list of token ids", TOKENS_MAX) if value != [] else []
+    if set(map(type, ids)) - {int}:
+        raise invalid_type(param, "a list of token ids", ids)
+    return ids
+
+
+PROMPT = Text("prompt", "A text, which begins as a prompt of the model does unless `add_special_tokens` is false.")
+CONTENT = Text("content", "A text, of which nothing else is made unless `add_special` is true.")
+ADD_SPECIAL_TOKENS = Flag("add_special_tokens", "Begin with the model's beginning-of-text token, where it wants one.")
+ADD_SPECIAL = Flag("add_special", "Another name of `add_special_tokens`.")
+PARSE_SPECIAL = Flag("parse_special", "Names of control tokens in the text mean these tokens; true by default.")
+TOKEN_STRS = Flag("return_token_strs", "Return the text of each token, too.")
+TOKENS: Field[list[int]] = Custom(
+    "tokens", "Token ids.", _read_tokens, {"type": "array", "items": {"type": "integer"}, "maxItems": TOKENS_MAX}
+)
+_HOW = (ADD_SPECIAL_TOKENS, ADD_SPECIAL, PARSE_SPECIAL, TOKEN_STRS)
+WRITE_FIELDS: tuple[Field[Any], ...] = (p.MODEL, p.MESSAGES, *rendering.FIELDS)
+TOKENIZE_FIELDS: tuple[Field[Any], ...] = (*WRITE_FIELDS, PROMPT, CONTENT, *_HOW)
+_UNSUPPORTED = unsupported.CHAT | {"with_pieces": Unsupported("with_pieces", "use 'return_token_strs'", (False,))}
+DETOKENIZE_FIELDS: tuple[Field[Any], ...] = (p.MODEL, TOKENS)
+
+
+@dataclass(eq=False, repr=False)
+class Tokenizer:
+    """Answers with and without `/v1` in front: vLLM and llama-server have these paths beside it, clients often within."""
+
+    _settings: Settings
+    _names: ModelNames
+    _local: LocalModel
+    _tenants: Tenants
+    _check_level: Callable[[RequestClass], None]
+
+    def operations(self) -> list[Operation]:
+        found, errors = list[Operation](), [400, 401, 404, 408, 413, 429, 500, 503]
+        for base in ("", "/v1"):
+            for path, handler, summary, fields, answer in (
+                ("/tokenize", self.tokenize, "Turn a text into tokens", TOKENIZE_FIELDS, Tokenized),
+                ("/detokenize", self.detokenize, "Turn tokens into text", DETOKENIZE_FIELDS, PromptText),
+                ("/apply-template", self.apply_template, "Write a conversation as text", WRITE_FIELDS, PromptText),
+            ):
+                schema, answers = object_schema(fields, []), {200: Described(answer)}
+                found.append(Operation("POST", base + path, handler, summary, errors, request=schema, answers=answers))
+            found.append(Operation("GET", f"{base}/tokenizer_info", self.info, "Describe the tokenizer", [401, 503]))
+        return found
+
+    async def tokenize(self, request: Request) -> Response:
+        """One of `prompt` (vLLM's), `content` (llama-server's) and `messages`, which are written as the model is asked."""
+        sender, tokens, text, body = await self._begin(request, TOKENIZE_FIELDS)
+        given = [field for field in (PROMPT, CONTENT, p.MESSAGES) if body.get(field.name) is not None]
+        if len(given) != 1:
+            raise missing_parameter("prompt", "one of 'prompt', 'content' and 'messages' is needed")
+        if given == [p.MESSAGES]:
+            messages, how = _conversation(body)
+            found = await sender.while_wanted(tokens.chat(messages, 0, TOKENS_MAX, how))
+        else:
+            said = str(given[0].read(body[given[0].name], given[0].name))
+            add = ADD_SPECIAL.get(body, ADD_SPECIAL_TOKENS.get(body, given == [PROMPT]))
+            parse = PARSE_SPECIAL.get(body, True)
+            found = await sender.while_wanted(tokens.prompt(said, TOKENS_MAX, add_special=add, parse_special=parse))
+        if found.n > TOKENS_MAX:
+            message = f"The text has {found.n} tokens, and at most {TOKENS_MAX} are returned."
+            raise context_length_exceeded(message, "Send it in parts.", given[0].name)
+        wants_texts = TOKEN_STRS.get(body, False)
+        texts = [token_text(text.token_name(token)) for token in found.ids] if wants_texts else None
+        return _reply(Tokenized(found.ids, found.n, self._local.card.context_length, texts), found.note)
+
+    async def detokenize(self, request: Request) -> Response:
+        """Control tokens have their names in it; what is no whole character is U+FFFD."""
+        _, _, text, body = await self._begin(request, DETOKENIZE_FIELDS)
+        ids = TOKENS.get(body, None)
+        if ids is None:
+            raise missing_parameter(TOKENS.name, "a list of token ids is needed")
+        check_ids(ids, text.n_tokens, TOKENS.name)
+        said = b"".join(map(text.token_name, ids)).decode("utf-8", "replace")
+        return _reply(PromptText(said, said))
+
+    async def apply_template(self, request: Request) -> Response:
+        """As `/v1/completions` would take it, where names of control tokens mean these tokens, also in what messages say."""
+        sender, tokens, _, body = await self._begin(request, WRITE_FIELDS)
+        written = await sender.while_wanted(tokens.written(*_conversation(body)))
+        return _reply(PromptText(written.text, written.text), written.note)
+
+    async def info(self, request: Request) -> TokenizerInfo:
+        """What is null, the model has not."""
+        self._tenants.identify(HttpSender(request, self._settings).credentials)
+        text = self._local.text()
+        tokens = [text.special.get(name) for name in ("bos", "eos", "pad")]
+        bos, eos, pad = [None if token is None else token_text(text.token_name(token)) for token in tokens]
+        return TokenizerInfo("llama.cpp", bos, eos, pad, text.chat_template, self._local.card.context_length)
+
+    async def _begin(
+        self, request: Request, fields: Sequence[Field[Any]]
+    ) -> tuple[HttpSender, Tokens, TextModel, JsonObject]:
+        """Who asks, by whose tokens, and for what, in the order of the intake's checks. Raises ApiError."""
+        sender = HttpSender(request, self._settings)
+        caller = self._tenants.identify(sender.credentials)
+        body = await sender.body()
+        check_names(body, fields, _UNSUPPORTED)
+        model = self._names.find(name := p.MODEL.get(body, ""))
+        if not isinstance(model, LocalModel):
+            raise invalid_value(p.MODEL.name, "name a model that this host computes: others keep their tokenizer", name)
+        self._check_level(RequestClass.INTERACTIVE)
+        text = model.text()
+        return sender, text.of(caller.account), text, body
+
+
+def _conversation(body: JsonObject) -> tuple[list[Message], Rendering]:
+    messages = p.MESSAGES.get(body, None)
+    if messages is None:
+        raise missing_parameter(p.MESSAGES.name, "a list of at least one message is needed")
+    return messages, rendering.read_rendering(body, messages)
+
+
+def _reply(answer: msgspec.Struct, note: str = "") -> Response:
+    notes: dict[str, str] = {}
+    if note:
+        headers.warn(notes, note)
+    return json_reply(answer, 200, FRESH | notes)
