@@ -55,7 +55,9 @@ def scripted(dialect: Dialect, script: str) -> Record:
 
 
 def stream(record: Record, place: str = "") -> str:
-    reader = Reader(record, STREAMS, place=read_place(place, "from", record) if place else None)
+    """`place`: of a client that comes back, and whose events have ids."""
+    at = read_place(place, "from", record) if place else None
+    reader = Reader(record, STREAMS, place=at, has_ids=bool(place))
     return "".join(data.decode() for data in iter(reader.take, b""))
 
 

@@ -430,9 +430,9 @@ def unpaced() -> Settings:
 
 
 def frames(body: bytes) -> list[tuple[str, str]]:
-    """Id and data of each event of a stream."""
-    found = re.findall(r"(?:^|\n)id: ([0-9.]+)\ndata: (.*)\n\n", body.decode().replace("\n\n", "\n\n\n"))
-    assert len(found) == body.count(b"\ndata: "), body
+    """Id and data of each event of a stream; no id where it has none."""
+    found = re.findall(r"(?:^|\n)(?:id: ([0-9.]+)\n)?data: (.*)\n\n", body.decode().replace("\n\n", "\n\n\n"))
+    assert len(found) == (b"\n" + body).count(b"\ndata: "), body
     return found
 
 

@@ -347,3 +347,35 @@ async def test_a_minus_infinite_log_probability_is_a_number() -> None:
     (entry,) = reply.json()["choices"][0]["logprobs"]["content"]
     assert entry["logprob"] == -9999.0
     assert entry["top_logprobs"][0]["token"] == "<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("headers", "parameters", "has_ids"),
+    [
+        ({}, {}, False),
+        ({"accept": "*/*"}, {}, False),
+        ({"accept": "application/json"}, {}, False),
+        ({"accept": "application/json, text/event-stream"}, {}, True),
+        ({"last-event-id": "0"}, {}, True),
+        ({"x-poise-detach": "1"}, {}, True),
+        ({}, {"background": True}, True),
+    ],
+)
+async def test_ids_are_for_who_asks(headers: dict[str, str], parameters: dict[str, Any], has_ids: bool) -> None:
+    """Others get what simple clients know: blocks of one `data:` line each, a comment in a block of its own."""
+
+    def script(submission: Submission) -> None:
+        submission.accept()
+        submission.start()
+        submission.change("pause")
+        submission.say("x")
+        submission.finish()
+
+    body = chat_body(stream=True, **parameters)
+    reply = await ask(make_app(FakeEngine(script)), "POST", "/v1/chat/completions", body, headers=headers)
+    blocks = reply.body.decode().removesuffix("\n\n").split("\n\n")
+    if has_ids:
+        assert all("id: " in block for block in blocks)
+    else:
+        assert {block[:6] for block in blocks} == {": paus", "data: "}
+        assert not any("\n" in block for block in blocks)

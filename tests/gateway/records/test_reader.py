@@ -107,8 +107,8 @@ def test_any_cut_is_invisible(
     async def run() -> tuple[Told, Told, Record]:
         record, submissions, generation = begun(n, kind, ("END",), n_logprobs)
         told, cut = Told(), iter(cuts)
-        reader = Reader(record, STREAMS, delay_s=pacing_s)
-        watcher = Reader(record, STREAMS)
+        reader = Reader(record, STREAMS, delay_s=pacing_s, has_ids=True)
+        watcher = Reader(record, STREAMS, has_ids=True)
 
         def read() -> None:
             nonlocal reader
@@ -118,7 +118,13 @@ def test_any_cut_is_invisible(
                 for event_id, event in frames(data):
                     if left is not None and heard == left:
                         # The rest was sent and never arrived.
-                        reader = Reader(record, STREAMS, delay_s=pacing_s, place=read_place(told.last, "from", record))
+                        reader = Reader(
+                            record,
+                            STREAMS,
+                            delay_s=pacing_s,
+                            place=read_place(told.last, "from", record),
+                            has_ids=True,
+                        )
                         left = None
                         break
                     told.hear(event_id, event)
@@ -144,9 +150,9 @@ def test_any_cut_is_invisible(
         events = rest(watcher)
         whole = Told().all(events)
         # The same for who comes when everything is over, and for who leaves and comes again.
-        for some in (events, rest(Reader(record, STREAMS, place=Place()))):
+        for some in (events, rest(Reader(record, STREAMS, place=Place(), has_ids=True))):
             for i, (event_id, _) in enumerate(some):
-                again = rest(Reader(record, STREAMS, place=read_place(event_id, "from", record)))
+                again = rest(Reader(record, STREAMS, place=read_place(event_id, "from", record), has_ids=True))
                 both = Told().all(some[: i + 1] + again)
                 assert (both.texts, both.entries, both.ends) == (whole.texts, whole.entries, whole.ends), event_id
         return told, whole, record
@@ -170,7 +176,7 @@ async def test_every_place_of_a_finished_stream() -> None:
     one.finish()
     two.finish("length")
     for n_tokens in range(11):
-        reader, told = Reader(record, STREAMS, place=Place(n_tokens, 0)), Told()
+        reader, told = Reader(record, STREAMS, place=Place(n_tokens, 0), has_ids=True), Told()
         for event_id, event in frames(reader.take()):
             told.hear(event_id, event)
         assert told.texts == {0: "x" * (5 - (n_tokens + 1) // 2), 1: "y" * (5 - n_tokens // 2)}
@@ -183,7 +189,7 @@ async def test_what_comes_after_it_was_told_everything() -> None:
     record, (one,), _ = begun(1, ChatWriter, (), -1)
     one.say("xyz")
     one.finish()
-    reader = Reader(record, STREAMS, place=read_place("3.1", "from", record))
+    reader = Reader(record, STREAMS, place=read_place("3.1", "from", record), has_ids=True)
     assert frames(reader.take()) == [("3.1", "[DONE]")]
     assert reader.take() == b""
     assert reader.is_done

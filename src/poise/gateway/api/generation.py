@@ -126,7 +126,7 @@ class Generation:
         """The event stream. Nothing is left behind even if this task is cancelled just as the engine has accepted."""
         origin, streams = call.record.origin, self._metrics
         delay_s = class_settings(self._settings, origin.request_class).pacing_ms / 1000
-        reader = Reader(call.record, streams, delay_s=delay_s)
+        reader = Reader(call.record, streams, delay_s=delay_s, has_ids=wants_ids(request.headers, call))
         try:
             call.start()
             if not call.is_late:
@@ -135,6 +135,11 @@ class Generation:
             reader.leave()
             raise
         return EventStream(reader, patience(self._settings.streams, origin.request_class), streams, headers_of(call))
+
+
+def wants_ids(headers: Mapping[str, str], call: Call) -> bool:
+    """Whether the events of a stream have ids: the client may come back for it, or says that it knows server-sent events."""
+    return call.record.detached or "text/event-stream" in headers.get("accept", "") or "last-event-id" in headers
 
 
 def headers_of(call: Call) -> dict[str, str]:

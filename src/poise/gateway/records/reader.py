@@ -63,9 +63,16 @@ class Reader(Follower):
     """Writes a record's events, from `place` on, for as long as it grows. `take`, and `wait` when that had nothing."""
 
     def __init__(
-        self, record: Record, metrics: StreamMetrics, *, delay_s: float = 0.0, place: Place | None = None
+        self,
+        record: Record,
+        metrics: StreamMetrics,
+        *,
+        delay_s: float = 0.0,
+        place: Place | None = None,
+        has_ids: bool = False,
     ) -> None:
-        """`delay_s`: longest time that a token may be held to even the pace. `place`: it comes back, from there on."""
+        """`delay_s`: longest time that a token may be held to even the pace. `place`: it comes back, from there on.
+        `has_ids`: its events have ids, by which it may come back."""
         super().__init__(record)
         start = place or Place()
         self.is_done = False
@@ -78,6 +85,7 @@ class Reader(Follower):
         """Place in the queue and estimate, in ms, that were sent last."""
         self._sent_at_s: list[float | None] = [None] * len(record.choices)
         self._writer = record.writer() if place is None else _writer_at(record, place)
+        self._writer.has_ids = has_ids
         n_free = record.n_entries if place is not None else 0
         self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
         self._timer: asyncio.TimerHandle | None = None

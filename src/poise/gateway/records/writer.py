@@ -35,6 +35,13 @@ class Answered(Protocol):
 class Writer(ABC):
     """Writes one answer for one reader: piece by piece, or as a whole (`body`)."""
 
+    has_ids = False
+    """Events say their place, for a reader that has asked for it. Simple readers know lines of `data:` only."""
+
+    def at(self, n_entries: int, n_ends: int) -> bytes:
+        """The line with an event's place, if there is to be one."""
+        return b"id: %b\n" % event_id(n_entries, n_ends) if self.has_ids else b""
+
     @abstractmethod
     def passed(self, choice: int, text: str, kind: EntryKind = TEXT) -> None:
         """The reader has this of a choice already; what is written goes on behind it. Before anything is written.
@@ -95,14 +102,20 @@ def event_id(n_entries: int, n_ends: int) -> bytes:
 
 
 def event(at: bytes, data: bytes) -> bytes:
-    return b"id: %b\ndata: %b\n\n" % (at, data)
+    """`at`: the line with its place, or nothing."""
+    return b"%bdata: %b\n\n" % (at, data)
 
 
-def comment(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
+def comment(what: str, choice: int | None, detail: Mapping[str, Any], *, has_ids: bool) -> bytes:
     """A note as a line that begins with a colon, which clients skip.
 
-    No empty line follows: behind an event with an id, OpenAI's client takes one for another event, without data.
+    An empty line follows, since some clients take whatever lies between two of them for an event, and would drop the one that is
+    glued to a comment. Not where events have ids: OpenAI's client takes an empty line behind one for another event, without data.
     """
+    return _note(what, choice, detail) + (b"" if has_ids else b"\n")
+
+
+def _note(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
     if what == QUEUED:
         return b": queued position=%d eta_ms=%d\n" % (detail["position"], detail["eta_ms"])
     if what == SUMMARIZING:

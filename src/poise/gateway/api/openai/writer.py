@@ -1,7 +1,7 @@
 """The bodies and stream events of both endpoints, as OpenAI's clients expect them.
 
-Each event has an `id`: how many entries of the record the stream has sent with it, and after a dot of how many choices it has
-sent the end, if any. A client that comes back with the last id it saw goes on after exactly that event.
+Where the reader wants it, each event has an `id`: how many entries of the record the stream has sent with it, and after a dot of
+how many choices it has sent the end, if any. A client that comes back with the last id it saw goes on after exactly that event.
 
 Streams are written per batch of tokens and per client, so an event is put together from bytes that were encoded once for the
 request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object.
@@ -19,7 +19,7 @@ from msgspec import UNSET
 
 from poise.gateway.api.openai.completion_types import ChatLogprobs, ChatMessage, TokenLogprob, TokenLogprobs
 from poise.gateway.records.values import Answer, Logprob
-from poise.gateway.records.writer import Answered, Writer, comment, event, event_id
+from poise.gateway.records.writer import Answered, Writer, comment, event
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
 from poise.gateway.text.segments import Mark, Segmenter
@@ -28,13 +28,13 @@ encode = msgspec.json.Encoder().encode
 _TEXT = EntryKind.TEXT
 DOWNGRADED_TIER = "flex"
 LOGPROBS_IN_A_PIECE = 128
-_EVENT = b'id: %b\n%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b%b}%b}\n\n'
+_EVENT = b'%b%b{"index":%d,%b,"logprobs":%b,"finish_reason":%b%b}%b}\n\n'
 _LOGPROB_MIN = -9999.0
 """OpenAI's stand-in for minus infinity, which JSON does not have."""
 
 
 class OpenAIWriter(Writer):
-    """What both endpoints share: a heading that everything repeats, an `id` for each event, usage, and `[DONE]`.
+    """What both endpoints share: a heading that everything repeats, ids, usage, and `[DONE]`.
 
     Where usage was asked for, each event has a `usage`: null, or with `continuous_usage` the tokens so far. What the answer says
     about how it was made is a field `poise`: of the body, or of a reader's first event.
@@ -96,16 +96,16 @@ class OpenAIWriter(Writer):
         return opening + self._event(n_entries, n_ends, choice, self._last(text), shown, encode(reason), marks)
 
     def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
-        return comment(what, choice, detail)
+        return comment(what, choice, detail, has_ids=self.has_ids)
 
     def close(self, n_entries: int, n_ends: int) -> bytes:
-        at, usage = event_id(n_entries, n_ends), b""
+        at, usage = self.at(n_entries, n_ends), b""
         if self._options.include_usage:
-            usage = b'id: %b\n%b],"usage":%b}\n\n' % (at, self._prefix, self._usage(n_entries))
+            usage = b'%b%b],"usage":%b}\n\n' % (at, self._prefix, self._usage(n_entries))
         return usage + event(at, b"[DONE]")
 
     def failed(self, n_entries: int, n_ends: int, error: ApiError) -> bytes:
-        return event(event_id(n_entries, n_ends), error.body())
+        return event(self.at(n_entries, n_ends), error.body())
 
     def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         yield self._heading(self.body_kind) + b',"choices":['
@@ -154,7 +154,7 @@ class OpenAIWriter(Writer):
             tail = b'],"usage":' + self._usage(n_entries)
         if not self._has_notes:
             tail += self._notes()
-        at = event_id(n_entries, n_ends)
+        at = self.at(n_entries, n_ends)
         return _EVENT % (at, self._prefix, choice, delta, logprobs, reason, marks, tail)
 
     def _usage(self, n_entries: int | None) -> bytes:
