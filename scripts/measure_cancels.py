@@ -72,7 +72,7 @@ async def one(
         async with session.post(f"/v1/requests/{name}/cancel") as cancelled:
             cancelled.raise_for_status()
         text = (await response.read()).decode()
-        assert '"finish_reason":"cancelled"' in text or '"finish_reason":"length"' in text, text[-300:]
+        assert '"outcome":"cancelled"' in text or '"finish_reason":"length"' in text, text[-300:]
 
 
 async def cancel_all(url: str, arguments: argparse.Namespace) -> int:

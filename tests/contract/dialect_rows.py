@@ -38,7 +38,6 @@ _EVERYTHING = {
 }
 _REFUSED: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "an unknown parameter": {"model": "m", "temprature": 1},
     "a parameter that is not supported": {"model": "m", "guided_json": {}},
     "a model that is no name": {"model": 7},
 }
@@ -59,10 +58,11 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
         "a conversation": _chat({"role": "system", "content": "S"}, _PARTS, {"role": "assistant", "content": "x"}, _HI),
         "a context policy and a template": _chat(context_policy="trim", template="support"),
         "neutral values": _chat(n=None, tools=None, response_format={"type": "text"}, service_tier="auto"),
+        "what has no effect": _chat(_HI | {"id": 1}, metadata={}, temprature=1, stream_options={"include_usage": True}),
+        "other names and numbers": _chat({"role": "assistant"}, n_predict=-1, seed=-1, top_p=0, random_seed=-1.0),
         "no messages": {"model": "m", "messages": []},
         "a role that there is not": _chat({"role": "robot", "content": "x"}),
         "two allowances": _chat(max_tokens=1, max_completion_tokens=2),
-        "options of a stream that is none": _chat(stream_options={"include_usage": True}),
         "what belongs to completions": _chat(prompt="x"),
         "too many tokens": _chat(max_tokens=1_000_000),
         **_REFUSED,
@@ -74,6 +74,7 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
         "token ids": _text([1, 2, 3]),
         "several lists of token ids": _text([[1], [2, 3]], n=2),
         "best of as many as there are": _text("x", n=2, best_of=2),
+        "what has no effect": _text("x", model=None, metadata={}, temprature=1, user="me"),
         "too many choices": _text(["x"] * 5, n=2),
         "what belongs to chats": _text("x", messages=[_HI]),
         "no prompt": {"model": "m"},
@@ -82,8 +83,8 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """By the name of the dialect. What it cannot read is recorded as the error."""
 
-BESIDE_THE_SCHEMA = ("neutral values", "best of as many as there are")
-"""What is taken because it asks for nothing, and not described."""
+BESIDE_THE_SCHEMA = ("neutral values", "what has no effect")
+"""What is taken because it asks for nothing or has no effect, and not described."""
 
 REFUSALS: dict[str, ApiError] = {
     "a wrong value": invalid_value("n", "be at most 8", 9),

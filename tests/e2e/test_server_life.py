@@ -147,7 +147,7 @@ def test_what_does_not_end_in_time_is_cut() -> None:
             server.eventually(lambda: server.get("/status")[1]["live_choices"] == 2, "both are there")
             server.process.terminate()
             seen = read_until(first, b"[DONE]")
-            assert b'"finish_reason":"server_stopping"' in seen
+            assert b'"poise":{"outcome":"server_stopping"}' in seen
             seen = read_until(second, b"server_stopping")
             assert seen.startswith(b"HTTP/1.1 503")
     assert server.process.wait(END_S_MAX) == 0

@@ -125,11 +125,11 @@ def test_a_cancel_frees_the_slot(streams_server: PoiseServer, where: str) -> Non
             streams_server.eventually(lambda: streams_server.get(path)[1]["choices"][0]["tokens"] > 3, "it has begun")
         post(streams_server, f"/v1/requests/{name}/cancel")
         answer = mine.result(200)
-        assert answer["choices"][0]["finish_reason"] == "cancelled"
+        assert answer["poise"]["outcome"] == "cancelled"
         assert (answer["usage"]["completion_tokens"] > 0) == (where == "decode")
         for blocker in blockers:
             post(streams_server, f"/v1/requests/{blocker}/cancel")
-        assert all(other.result(200)["choices"][0]["finish_reason"] == "cancelled" for other in others)
+        assert all(other.result(200)["poise"]["outcome"] == "cancelled" for other in others)
     streams_server.eventually(lambda: clean(streams_server), "nothing is left behind")
 
 

@@ -134,8 +134,9 @@ def cut(text: str) -> Callable[[Submission], None]:
 async def test_an_answer_that_is_cut_tells_what_there_was() -> None:
     """The server had to stop: not an error, as there is something to show."""
     reply = await ask(make_app(FakeEngine(cut("Hel"))), "POST", CHAT, chat_body(stop=["Help"]))
-    choice = reply.json()["choices"][0]
-    assert (reply.status, choice["finish_reason"], choice["message"]["content"]) == (200, "server_stopping", "Hel")
+    answer, choice = reply.json(), reply.json()["choices"][0]
+    assert (reply.status, choice["finish_reason"], choice["message"]["content"]) == (200, "length", "Hel")
+    assert answer["poise"] == {"outcome": "server_stopping"}
 
 
 async def test_a_stream_that_is_cut_ends_in_order() -> None:
@@ -143,7 +144,8 @@ async def test_a_stream_that_is_cut_ends_in_order() -> None:
     app = make_app(FakeEngine(cut("Hel")))
     reply = await ask(app, "POST", CHAT, chat_body(stream=True, stop=["Help"]))
     assert reply.text == "Hel"
-    assert reply.chunks[-1]["choices"][0]["finish_reason"] == "server_stopping"
+    assert reply.chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert reply.chunks[-1]["poise"] == {"outcome": "server_stopping"}
     assert "[DONE]" in reply.events
     metrics = (await ask(app, "GET", "/metrics")).body.decode()
     assert 'poise_requests_total{class="interactive",outcome="server_stopping"} 1.0' in metrics

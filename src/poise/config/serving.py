@@ -62,6 +62,8 @@ class ServerSettings(Section):
     """Connections at once, idle ones as well; 0: four times `server.max_connections`. Never more than open files allow."""
     max_choices: Annotated[int, Field(ge=1, le=128)] = 8
     """Largest `n` of a request."""
+    strict: bool = False
+    """Refuse fields of requests that have no effect; otherwise they are taken, and X-Poise-Ignored names them to the caller."""
     drain_s: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Time that running requests have to end when the server is asked to stop."""
     core_dumps: bool = False

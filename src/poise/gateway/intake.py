@@ -61,6 +61,8 @@ class Call:
         self.is_late = job.is_late
         self.notes = job.headers
         """What the response is to say of how its prompt was made: header to value."""
+        self.ignored: tuple[str, ...] = ()
+        """Fields of the request that have no effect."""
         self._job: Job | None = job
         """Until it starts."""
         self._metrics = metrics
@@ -128,6 +130,8 @@ class Intake:
             detached = sender.is_detached or request.background
             preparing = self._prepare(backend, origin, dialect, request, detached=detached)
             call = await (preparing if detached else sender.while_wanted(preparing))
+            call.ignored = request.ignored
+            self._metrics.ignored(request.ignored)
             if call.is_late:  # a summary is background work, and needs what that needs
                 self._tenants.check_class(caller, RequestClass.BACKGROUND, for_summary=True)
                 self._check_level(RequestClass.BACKGROUND)

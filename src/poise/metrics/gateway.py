@@ -15,6 +15,7 @@ from prometheus_client.exposition import generate_latest
 from poise.metrics.audit import AuditMetrics
 from poise.metrics.connections import ConnectionMetrics
 from poise.metrics.engine import EngineCollector, EngineReading
+from poise.metrics.ignored import IgnoredFields
 from poise.metrics.lately import Lately
 from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.shapes import counted, read
@@ -59,6 +60,7 @@ class GatewayMetrics:
         read(registry, "poise_open_requests", "HTTP requests being answered.", lambda: self.n_open)
         self.lately = Lately()
         self.streams = StreamMetrics(registry)
+        self.ignored = IgnoredFields(registry).add
         self.audit = AuditMetrics(registry)
         self.connections = ConnectionMetrics(registry)
         registry.register(EngineCollector(read_engine))

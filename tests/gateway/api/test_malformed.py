@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poise.config import Settings
-from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, prompt_body, says
+from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, prompt_body
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -37,7 +37,8 @@ BAD_JSON = {
     "number": b"5",
     "null": b"null",
     "invalid UTF-8": b'{"model": "\xff"}',
-    "lone surrogate": b'{"model": "\\ud800"}',
+    "half a character in half a body": b'{"model": "\\ud800',
+    "half a character after a backslash": b'{"model": "\\\\\\ud83d\\\\ud83d\\udc00"}',
     "NaN": raw('"temperature": NaN'),
     "Infinity": raw('"temperature": Infinity'),
     "huge float": raw('"temperature": 1e999'),
@@ -60,11 +61,12 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (CHAT, message(role="robot", content="x"), "invalid_value", "messages[0].role"),
     (CHAT, message(role=None, content="x"), "missing_required_parameter", "messages[0].role"),
     (CHAT, message(role="user"), "missing_required_parameter", "messages[0].content"),
-    (CHAT, message(role="assistant", content=None), "missing_required_parameter", "messages[0].content"),
+    (CHAT, message(role="user", content=None), "missing_required_parameter", "messages[0].content"),
+    (CHAT, message(role="system", refusal="x"), "missing_required_parameter", "messages[0].content"),
+    (CHAT, message(role="assistant", refusal=5), "invalid_type", "messages[0].refusal"),
     (CHAT, message(role="user", content=5), "invalid_type", "messages[0].content"),
     (CHAT, message(role="user", content=[]), "invalid_value", "messages[0].content"),
     (CHAT, message(role="user", content=["x"]), "invalid_type", "messages[0].content[0]"),
-    (CHAT, message(role="user", content="x", nmae="y"), "unknown_parameter", "messages[0].nmae"),
     (CHAT, message(role="user", content="x", name=5), "invalid_type", "messages[0].name"),
     (
         CHAT,
@@ -77,13 +79,23 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (CHAT, part(type="text"), "missing_required_parameter", "messages[0].content[0].text"),
     (CHAT, part(type="poem", text="x"), "invalid_value", "messages[0].content[0].type"),
     (CHAT, part(type="text", text=1), "invalid_type", "messages[0].content[0].text"),
-    (CHAT, part(type="text", text="x", bold=True), "unknown_parameter", "messages[0].content[0].bold"),
+    (CHAT, part(type="refusal", text="x"), "missing_required_parameter", "messages[0].content[0].refusal"),
+    (CHAT, message(role="user", content="x", **{f"k{i}": 0 for i in range(257)}), "too_many_unknown", None),
+    (
+        CHAT,
+        {
+            "messages": [message(role="user", content="x", **dict.fromkeys("abcdefghijklmnopq", 0))["messages"][0]]
+            * 4000
+        },
+        "too_many_unknown",
+        None,
+    ),
     (CHAT, chat_body(temperature=True), "invalid_type", "temperature"),
     (CHAT, chat_body(temperature="1"), "invalid_type", "temperature"),
     (CHAT, chat_body(temperature=2.5), "invalid_value", "temperature"),
     (CHAT, chat_body(temperature=-0.1), "invalid_value", "temperature"),
     (CHAT, raw('"temperature": 123456789012345678901234567890'), "invalid_value", "temperature"),
-    (CHAT, chat_body(top_p=0), "invalid_value", "top_p"),
+    (CHAT, chat_body(top_p=-0.1), "invalid_value", "top_p"),
     (CHAT, chat_body(top_p=1.1), "invalid_value", "top_p"),
     (CHAT, chat_body(top_k=-2), "invalid_value", "top_k"),
     (CHAT, chat_body(top_k=1.5), "invalid_type", "top_k"),
@@ -91,23 +103,30 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (CHAT, chat_body(presence_penalty=3), "invalid_value", "presence_penalty"),
     (CHAT, chat_body(frequency_penalty=-3), "invalid_value", "frequency_penalty"),
     (CHAT, chat_body(repetition_penalty=0), "invalid_value", "repetition_penalty"),
-    (CHAT, chat_body(repetition_penalty=1.1, repeat_penalty=1.2), "invalid_value", "repeat_penalty"),
-    (CHAT, chat_body(max_tokens=0), "invalid_value", "max_tokens"),
+    (CHAT, chat_body(repeat_penalty=0), "invalid_value", "repeat_penalty"),
+    (CHAT, chat_body(repetition_penalty=1.1, repeat_penalty=1.2), "conflicting_parameters", "repeat_penalty"),
+    (CHAT, chat_body(max_tokens=-3), "invalid_value", "max_tokens"),
+    (CHAT, chat_body(n_predict="10"), "invalid_type", "n_predict"),
+    (CHAT, chat_body(num_predict=5000), "invalid_value", "num_predict"),
     (CHAT, chat_body(max_tokens="10"), "invalid_type", "max_tokens"),
     (CHAT, chat_body(max_tokens=5000), "invalid_value", "max_tokens"),
     (CHAT, chat_body(max_completion_tokens=5000), "invalid_value", "max_completion_tokens"),
-    (CHAT, chat_body(max_tokens=1, max_completion_tokens=2), "invalid_value", "max_completion_tokens"),
+    (CHAT, chat_body(max_tokens=1, max_completion_tokens=2), "conflicting_parameters", "max_completion_tokens"),
+    (CHAT, chat_body(n_predict=1, max_new_tokens=2), "conflicting_parameters", "n_predict"),
+    (CHAT, chat_body(max_tokens=0, min_tokens=1), "invalid_value", "min_tokens"),
+    (CHAT, chat_body(stop=["a"], stop_sequences=["b"]), "conflicting_parameters", "stop_sequences"),
+    (CHAT, chat_body(stop_sequences=["a", 5]), "invalid_type", "stop_sequences[1]"),
     (CHAT, chat_body(min_tokens=20, max_tokens=10), "invalid_value", "min_tokens"),
     (CHAT, chat_body(min_tokens=513), "invalid_value", "min_tokens"),
     (CHAT, chat_body(n=0), "invalid_value", "n"),
     (CHAT, chat_body(n=9), "invalid_value", "n"),
     (CHAT, chat_body(n=True), "invalid_type", "n"),
     (CHAT, chat_body(stop=""), "invalid_value", "stop"),
-    (CHAT, chat_body(stop=["a"] * 9), "invalid_value", "stop"),
+    (CHAT, chat_body(stop=["a"] * 33), "invalid_value", "stop"),
     (CHAT, chat_body(stop=["a", 5]), "invalid_type", "stop[1]"),
     (CHAT, chat_body(stop={}), "invalid_type", "stop"),
     (CHAT, chat_body(stop="x" * 1025), "invalid_value", "stop"),
-    (CHAT, raw('"seed": 9223372036854775808'), "invalid_value", "seed"),
+    (CHAT, raw('"seed": 18446744073709551616'), "invalid_value", "seed"),
     (CHAT, chat_body(seed=1.5), "invalid_type", "seed"),
     (CHAT, chat_body(logit_bias={"x": 1}), "invalid_value", "logit_bias"),
     (CHAT, chat_body(logit_bias={"5": 101}), "invalid_value", "logit_bias[5]"),
@@ -119,18 +138,11 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (CHAT, chat_body(logprobs=True, top_logprobs=21), "invalid_value", "top_logprobs"),
     (CHAT, chat_body(top_logprobs=3), "invalid_value", "top_logprobs"),
     (CHAT, chat_body(stream="yes"), "invalid_type", "stream"),
-    (CHAT, chat_body(stream_options={"include_usage": True}), "invalid_value", "stream_options"),
-    (CHAT, chat_body(stream_options={"segments": True}), "invalid_value", "stream_options"),
     (CHAT, chat_body(stream=True, stream_options={"segments": 1}), "invalid_type", "stream_options.segments"),
-    (CHAT, chat_body(stream=True, stream_options={"segment": True}), "unknown_parameter", "stream_options.segment"),
     (CHAT, chat_body(stream=True, stream_options=True), "invalid_type", "stream_options"),
-    (CHAT, chat_body(stream=True, stream_options={"usage": True}), "unknown_parameter", "stream_options.usage"),
-    (CHAT, chat_body(service_tier="vip"), "invalid_value", "service_tier"),
-    (CHAT, chat_body(user=5), "invalid_type", "user"),
+    (CHAT, chat_body(service_tier=5), "invalid_type", "service_tier"),
     (CHAT, chat_body(ignore_eos=1), "invalid_type", "ignore_eos"),
-    (CHAT, chat_body(temprature=1), "unknown_parameter", "temprature"),
     (CHAT, chat_body(prompt="x"), "unknown_parameter", "prompt"),
-    (CHAT, {**chat_body(), "": 1}, "unknown_parameter", ""),
     (COMPLETIONS, {"model": "toy"}, "missing_required_parameter", "prompt"),
     (CHAT, chat_body(context_policy="cut"), "invalid_value", "context_policy"),
     (CHAT, chat_body(context_policy=True), "invalid_type", "context_policy"),
@@ -153,7 +165,9 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (COMPLETIONS, prompt_body(logprobs=6), "invalid_value", "logprobs"),
     (COMPLETIONS, prompt_body(logprobs=True), "invalid_type", "logprobs"),
     (COMPLETIONS, prompt_body(messages=[]), "unknown_parameter", "messages"),
-    (COMPLETIONS, prompt_body(max_completion_tokens=5), "unknown_parameter", "max_completion_tokens"),
+    (COMPLETIONS, prompt_body(max_completion_tokens=5000), "invalid_value", "max_completion_tokens"),
+    (COMPLETIONS, prompt_body(best_of=2), "invalid_value", "best_of"),
+    (COMPLETIONS, prompt_body(tools=[{}]), "unknown_parameter", "tools"),
     (COMPLETIONS, prompt_body(top_logprobs=1), "unknown_parameter", "top_logprobs"),
 ]
 
@@ -162,27 +176,19 @@ UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "tool_choice", "auto"),
     (CHAT, "functions", [{}]),
     (CHAT, "function_call", "auto"),
-    (CHAT, "parallel_tool_calls", "yes"),
     (CHAT, "response_format", {"type": "json_object"}),
     (CHAT, "response_format", {"type": "json_schema", "json_schema": {}}),
     (CHAT, "modalities", ["text", "audio"]),
     (CHAT, "audio", {"voice": "x"}),
-    (CHAT, "prediction", {"type": "content"}),
-    (CHAT, "reasoning_effort", "low"),
-    (CHAT, "store", True),
-    (CHAT, "metadata", {"a": "b"}),
     (CHAT, "web_search_options", {}),
-    (CHAT, "verbosity", "low"),
     (CHAT, "guided_json", {}),
     (CHAT, "guided_regex", "a+"),
     (CHAT, "grammar", "root ::= x"),
     (CHAT, "mirostat", 2),
     (CHAT, "chat_template", "x"),
     (CHAT, "stop_token_ids", [1]),
-    (CHAT, "store", 0),
     (COMPLETIONS, "suffix", "x"),
     (COMPLETIONS, "echo", True),
-    (COMPLETIONS, "best_of", 2),
     (COMPLETIONS, "response_format", {"type": "json_object"}),
 ]
 
@@ -253,55 +259,19 @@ async def test_unsupported_parameters_are_refused_by_name(
     assert "not supported" in await check(bystander, path, body, "unsupported_parameter", name)
 
 
-async def test_a_misspelt_parameter_gets_a_suggestion(bystander: Bystander) -> None:
-    """The closest known name, if one is close."""
-    text = await check(bystander, CHAT, chat_body(temprature=1), "unknown_parameter", "temprature")
-    assert "Did you mean 'temperature'?" in text
-    text = await check(bystander, CHAT, chat_body(zzz=1), "unknown_parameter", "zzz")
-    assert "Did you mean" not in text
-
-
 async def test_a_message_names_value_and_limit(bystander: Bystander) -> None:
     """What was found, what is allowed."""
     text = await check(bystander, CHAT, chat_body(temperature=2.5), "invalid_value", "temperature")
     assert text == "'temperature' must be at least 0 and at most 2, but is 2.5."
-    text = await check(bystander, CHAT, chat_body(user="x" * 600), "invalid_value", "user")
-    assert "has 600" in text
+    text = await check(bystander, CHAT, chat_body(stop="x" * 1600), "invalid_value", "stop")
+    assert "has 1600" in text
 
 
-async def test_neutral_values_of_unsupported_parameters_pass() -> None:
-    """Clients that send everything with its default keep working."""
-    neutral: dict[str, Any] = {
-        "tools": [],
-        "tool_choice": "none",
-        "parallel_tool_calls": True,
-        "response_format": {"type": "text"},
-        "modalities": ["text"],
-        "store": False,
-        "metadata": None,
-        "function_call": None,
-        "reasoning_effort": None,
-        "logprobs": False,
-        "top_logprobs": 0,
-        "stop": None,
-        "max_tokens": None,
-        "stream_options": None,
-    }
-    app = make_app(FakeEngine(says("x")))
-    reply = await ask(app, "POST", CHAT, chat_body(**neutral))
-    assert reply.status == 200, reply.body
-    reply = await ask(app, "POST", COMPLETIONS, prompt_body(echo=False, best_of=2, n=2, suffix=None))
-    assert reply.status == 200, reply.body
-    answer: dict[str, Any] = {
-        "role": "assistant",
-        "content": "x",
-        "refusal": None,
-        "tool_calls": [],
-        "annotations": [],
-        "audio": None,
-    }
-    reply = await ask(app, "POST", CHAT, {"model": "toy", "messages": [answer]})
-    assert reply.status == 200, reply.body
+async def test_two_names_of_one_thing_are_both_named(bystander: Bystander) -> None:
+    """As they were written, with their values."""
+    body = chat_body(n_predict=5, max_completion_tokens=6)
+    text = await check(bystander, CHAT, body, "conflicting_parameters", "n_predict")
+    assert text == "'max_completion_tokens' (6) and 'n_predict' (5) mean the same, but differ. Send one of them."
 
 
 async def test_content_types() -> None:

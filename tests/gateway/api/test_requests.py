@@ -192,7 +192,7 @@ async def test_operators_find_every_request_and_read_no_text(operator: dict[str,
 
 
 async def test_a_cancelled_stream_is_told_so_and_its_text_is_kept() -> None:
-    """finish_reason "cancelled" for every choice, then [DONE] as ever; the engine is told at once."""
+    """The outcome of every choice, under a finish_reason that strict clients know, then [DONE]; the engine is told at once."""
     engine = FakeEngine()
     app = make_app(engine)
     asked, _, response_id = await begun(app, engine, n=2)
@@ -202,7 +202,8 @@ async def test_a_cancelled_stream_is_told_so_and_its_text_is_kept() -> None:
     assert [choice.text for choice in body.choices] == ["Hello", ""]
     assert sorted(engine.aborted) == [1, 2]
     frames = [await asked.event() for _ in range(3)]
-    assert [frame["choices"][0]["finish_reason"] for frame in frames] == ["cancelled", None, "cancelled"]
+    assert [frame["choices"][0]["finish_reason"] for frame in frames] == ["length", None, "length"]
+    assert [frame.get("poise") for frame in frames] == [{"outcome": "cancelled"}, None, {"outcome": "cancelled"}]
     assert await asked.frame() == "[DONE]"
     await asked.ended()
     again = await ask(app, "POST", f"{REQUESTS}/{response_id}/cancel")
@@ -223,8 +224,10 @@ async def test_a_cancelled_whole_answer_is_what_there_is() -> None:
     request.say("one EN")
     assert (await report(app, "mine"))["choices"][0]["text"] == "one "
     await ask(app, "POST", f"{REQUESTS}/mine/cancel")
-    choice = (await asked.reply()).json()["choices"][0]
-    assert (choice["text"], choice["finish_reason"]) == ("one EN", "cancelled")
+    answer = (await asked.reply()).json()
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("one EN", "length")
+    assert answer["poise"] == {"outcome": "cancelled"}
 
 
 @STREAM
@@ -241,8 +244,8 @@ async def test_cancelling_what_waits(stream: bool, accepted: bool) -> None:
     await ask(app, "POST", f"{REQUESTS}/mine/cancel")
     reply = await asked.reply()
     assert reply.status == 200
-    choice = reply.chunks[-1]["choices"][0] if stream else reply.json()["choices"][0]
-    assert choice["finish_reason"] == "cancelled"
+    last = reply.chunks[-1] if stream else reply.json()
+    assert (last["choices"][0]["finish_reason"], last["poise"]) == ("length", {"outcome": "cancelled"})
     assert engine.aborted == [1]
 
 
@@ -443,7 +446,7 @@ async def test_a_summary_is_cancelled_with_its_request() -> None:
     await ask(app, "POST", f"{REQUESTS}/mine/cancel")
     reply = await asked.reply()
     assert reply.events[-1] == "[DONE]"
-    assert reply.chunks[-1]["choices"][0]["finish_reason"] == "cancelled"
+    assert reply.chunks[-1]["poise"] == {"outcome": "cancelled"}
     await asyncio.sleep(0)
     assert engine.aborted == [1]
     assert len(engine.submissions) == 1

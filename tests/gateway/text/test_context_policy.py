@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET
 
 from poise.config import ClassSettings, Settings
 from poise.gateway.api.openai.parameters import CONTEXT_POLICY, ROLES
@@ -179,6 +180,7 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
     plan = asyncio.run(PROMPTS.plan(ORIGIN, parsed, engine, TEXT))
     unchanged = ContextNote(policy="trim", dropped_turns=0, dropped_tokens=0, prompt_tokens=sizes[0])
     note = plan.notes.context if plan.notes is not None else unchanged
+    assert note is not UNSET
     n = note.dropped_turns
     assert isinstance(n, int)
     assert plan.ids == [TOKENISER.chat_ids(kept(messages, turns.numbers, n))]

@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from poise.gateway.api.ignored import STRICT, Ignored
 from poise.gateway.http.body import JsonObject
-from poise.gateway.request.refusals import invalid_type, invalid_value, shown, unknown_parameter, unsupported_parameter
+from poise.gateway.request.refusals import (
+    conflicting_parameters,
+    invalid_type,
+    invalid_value,
+    shown,
+    unknown_parameter,
+    unsupported_parameter,
+)
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -23,10 +31,14 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 @dataclass(frozen=True)
 class Field(ABC, Generic[T]):
-    """A parameter that is supported. `read` returns the checked value or raises ApiError."""
+    """A parameter that is supported. `read` returns the checked value or raises ApiError.
+
+    `aliases`: what others call the same thing. Errors name it as the caller did.
+    """
 
     name: str
     description: str
+    aliases: tuple[str, ...] = field(default=(), kw_only=True)
 
     @abstractmethod
     def read(self, value: object, param: str) -> T: ...
@@ -37,10 +49,21 @@ class Field(ABC, Generic[T]):
     def schema(self) -> Schema:
         return {"anyOf": [self.json_type(), {"type": "null"}], "description": self.description}
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    def written(self, values: Mapping[str, Any]) -> str:
+        """The name that a request has it under."""
+        return next((name for name in self.names if values.get(name) is not None), self.name)
+
     def get(self, values: Mapping[str, Any], default: D) -> T | D:
-        """The parameter's value in a request; `default` where it is left out or null."""
-        value = values.get(self.name)
-        return default if value is None else self.read(value, self.name)
+        """The parameter's value in a request; `default` where it is left out or null. Under two names it must be the same."""
+        found = [(name, self.read(values[name], name)) for name in self.names if values.get(name) is not None]
+        for name, value in found[1:]:
+            if value != found[0][1]:
+                raise conflicting_parameters(found[0][0], values[found[0][0]], name, values[name])
+        return found[0][1] if found else default
 
 
 @dataclass(frozen=True)
@@ -133,15 +156,21 @@ class Custom(Field[T]):
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A parameter that other servers know. `neutral` values ask for nothing and are let through; others are refused by name."""
+    """A parameter that other servers know. `neutral` values ask for nothing; of one that is `harmless`, no value changes an
+    answer. These are taken and named, others are refused by name."""
 
     name: str
     hint: str
     neutral: tuple[Any, ...] = ()
+    harmless: bool = False
 
-    def check(self, value: object, param: str) -> None:
-        if value is not None and not any(same_json(value, neutral) for neutral in self.neutral):
+    def check(self, value: object, param: str, ignored: Ignored) -> None:
+        if value is None:
+            return
+        asks = not any(same_json(value, neutral) for neutral in self.neutral)
+        if asks and (ignored.strict or not self.harmless):
             raise unsupported_parameter(param, value, self.hint)
+        ignored.take(param)
 
 
 def check_names(
@@ -151,27 +180,35 @@ def check_names(
     *,
     prefix: str = "",
     elsewhere: Mapping[str, str] | None = None,
+    ignored: Ignored = STRICT,
 ) -> None:
-    """Refuse what is unknown or unsupported, so that nothing a client asked for is ignored in silence.
+    """What is neither known nor harmless is refused, so that nothing a client asked for is ignored in silence.
 
-    `elsewhere` has a hint for each name that belongs to another endpoint.
+    `elsewhere` has a hint for each name that belongs to another endpoint, and would change an answer there. Any other unknown
+    name is taken and goes to `ignored`, unless that is strict.
     """
-    known = {field.name for field in fields}
+    known = {name for field in fields for name in field.names}
+    elsewhere = elsewhere or {}
     for name, value in values.items():
         if name in known:
             continue
         if name in unsupported:
-            unsupported[name].check(value, prefix + name)
-        else:
-            raise unknown_parameter(prefix + name, name, known, (elsewhere or {}).get(name, ""))
+            unsupported[name].check(value, prefix + name, ignored)
+        elif ignored.strict or name in elsewhere:
+            raise unknown_parameter(prefix + name, name, known, elsewhere.get(name, ""))
+        elif value is not None:
+            ignored.take(prefix + name)
 
 
 def object_schema(fields: Iterable[Field[Any]], required: Iterable[str]) -> Schema:
-    required = list(required)
+    fields, required = list(fields), list(required)
     properties = {
         field.name: field.json_type() | {"description": field.description} if field.name in required else field.schema()
         for field in fields
     }
+    for one in fields:
+        about = {"description": f"Another name of `{one.name}`."}
+        properties |= {alias: one.schema() | about for alias in one.aliases}
     return {"type": "object", "additionalProperties": False, "properties": properties, "required": required}
 
 

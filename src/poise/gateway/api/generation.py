@@ -26,7 +26,15 @@ from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.intake import Call, Intake
 from poise.gateway.records.reader import Reader
 from poise.gateway.records.record import Follower
-from poise.gateway.request.headers import DETACH, LONG_WAIT_US, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID
+from poise.gateway.request.headers import (
+    DETACH,
+    IGNORED,
+    LONG_WAIT_US,
+    QUEUE_ETA,
+    QUEUE_POSITION,
+    RESPONSE_ID,
+    list_ignored,
+)
 from poise.gateway.request.refusals import invalid_value
 from poise.gateway.tasks.slices import in_turns
 from poise.gateway.tenancy.auditing import Audit
@@ -143,8 +151,10 @@ def wants_ids(headers: Mapping[str, str], call: Call) -> bool:
 
 
 def headers_of(call: Call) -> dict[str, str]:
-    """The response's own headers: its id, and the estimated wait if that is long enough to matter."""
+    """The response's own headers: its id, what was ignored, and the estimated wait if that is long enough to matter."""
     headers, accepted = {RESPONSE_ID: call.record.response_id, **call.notes}, call.record.accepted
+    if call.ignored:
+        headers[IGNORED] = list_ignored(call.ignored)
     if accepted is not None and accepted.eta_us >= LONG_WAIT_US:
         headers |= {QUEUE_POSITION: str(accepted.position), QUEUE_ETA: str(accepted.eta_us // 1000)}
     return headers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 from typing import Any
 
 import msgspec
@@ -17,6 +18,11 @@ CONTAINERS_MAX = 65_536
 """Arrays and objects a body may open. A million empty ones fit into few bytes, but hold up all streams while they are built."""
 
 LARGE_BYTES = 1 << 16
+
+BOM = b"\xef\xbb\xbf"
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF = re.compile(rb"(?<!\\)((?:\\\\)*)(?:%b(?!\\u[dD][c-fC-F])|(?<!%b)%b)" % (_HIGH, _HIGH, _LOW))
+"""One half of a character beyond U+FFFF, escaped, without the other one: clients that cut texts by UTF-16 send it."""
 
 _decode = msgspec.json.Decoder().decode
 
@@ -37,10 +43,11 @@ async def read_json(request: Request, max_bytes: int, timeout_s: float) -> JsonO
 
 
 def parse_object(body: bytes) -> JsonObject:
-    """Strict JSON: no NaN, no lone surrogates, no invalid UTF-8, no nesting that exhausts the stack.
+    """Strict JSON: no NaN, no invalid UTF-8, no nesting that exhausts the stack.
 
-    Of two equal keys the last one counts, as JSON parsers do.
+    Of two equal keys the last one counts, as JSON parsers do. A byte order mark is skipped, and half a character becomes U+FFFD.
     """
+    body = body.removeprefix(BOM)
     if not body.strip(b" \t\r\n"):
         raise _invalid_json("it is empty; send a JSON object")
     if body.count(b"[") + body.count(b"{") > CONTAINERS_MAX:
@@ -49,7 +56,7 @@ def parse_object(body: bytes) -> JsonObject:
     collects = gc.isenabled()
     gc.disable()
     try:
-        value = _decode(body)
+        value = _decoded(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _invalid_json(str(error)) from None
     except RecursionError:
@@ -61,6 +68,16 @@ def parse_object(body: bytes) -> JsonObject:
         message = f"The request body must be a JSON object, but is {shown(value)}."
         raise ApiError(400, "invalid_json", message)
     return value
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return _decode(body)
+    except msgspec.DecodeError:
+        mended = _HALF.sub(rb"\1\\ufffd", body)
+        if mended == body:
+            raise
+        return _decode(mended)
 
 
 def _check_headers(request: Request, max_bytes: int) -> None:

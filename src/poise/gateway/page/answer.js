@@ -13,6 +13,7 @@ const DRAW_EVERY_MS = 50;
 const ENDINGS = {
   length: "cut at the token limit",
   cancelled: "stopped",
+  server_stopping: "cut, because the server was stopped",
   content_filter: "ended by a content filter",
   tool_calls: "ended with a tool call",
 };

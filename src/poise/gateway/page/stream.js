@@ -48,7 +48,7 @@ export class EventStreamParser {
  *   {id}                          the response's id, first of all
  *   {waiting: {position, etaMs}}  while it is queued
  *   {text, marks}                 a piece of the answer, and what it made certain of its segments; either may be empty
- *   {finish}                      the finish reason
+ *   {finish}                      how it ended: the finish reason, or why it was cut short
  *   {usage}                       the server's own token counts
  * Throws ApiError, ConnectionLost, or the signal's AbortError. What was yielded before stays valid.
  */
@@ -102,7 +102,7 @@ function eventsIn({ comment, data }) {
   const events = [];
   const [text, marks] = [choice?.delta?.content ?? "", choice?.segments ?? []];
   if (text || marks.length) events.push({ text, marks });
-  if (choice?.finish_reason) events.push({ finish: choice.finish_reason });
+  if (choice?.finish_reason) events.push({ finish: chunk.poise?.outcome ?? choice.finish_reason });
   if (chunk.usage) events.push({ usage: chunk.usage });
   return events;
 }

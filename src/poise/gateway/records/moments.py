@@ -115,4 +115,5 @@ def moment_bytes(moment: Moment) -> int:
 
 def notes_bytes(notes: Notes) -> int:
     context = notes.context
-    return _NOTES_BYTES + (sys.getsizeof(context.summary) if context.summary is not UNSET else 0)
+    summary = UNSET if context is UNSET else context.summary
+    return _NOTES_BYTES + (0 if summary is UNSET else sys.getsizeof(summary))

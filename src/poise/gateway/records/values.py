@@ -48,9 +48,10 @@ class ContextNote(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Notes(msgspec.Struct, frozen=True):
-    """How the answer was made, where it was not made of all that was sent."""
+    """How the answer was made, where it was not made of all that was sent; and how it ended, where it was cut short."""
 
-    context: ContextNote
+    context: ContextNote | UnsetType = UNSET
+    outcome: str | UnsetType = UNSET
 
 
 @dataclass(slots=True)

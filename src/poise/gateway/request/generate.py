@@ -38,7 +38,8 @@ PLAIN = AnswerOptions()
 
 @dataclass(frozen=True, slots=True)
 class Generate:
-    """`model` empty: none was named. `max_tokens` None: the class's default. `seed` None: a new one for each request.
+    """`model` empty: none was named. `max_tokens` None: the class's default; 0: the prompt is only computed. `seed` None: a new
+    one for each request.
 
     `sampling.seed` is still to be set: each choice gets its own.
     """
@@ -58,3 +59,5 @@ class Generate:
     background: bool
     """It goes on when its client leaves."""
     answer: AnswerOptions
+    ignored: tuple[str, ...] = ()
+    """Fields that were taken though they have no effect."""

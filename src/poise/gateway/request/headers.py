@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import re
+from collections.abc import MutableMapping, Sequence
 
 DETACH = "X-Poise-Detach"
 """Sent by clients."""
@@ -11,14 +12,26 @@ QUEUE_POSITION, QUEUE_ETA = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 CONTEXT = "X-Poise-Context"
 """What was left out of a conversation."""
 WARNING = "X-Poise-Warning"
-ANSWERED = (CONTEXT, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID, WARNING)
+IGNORED = "X-Poise-Ignored"
+"""Fields of the request that have no effect."""
+ANSWERED = (CONTEXT, IGNORED, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID, WARNING)
 """Those that are sent to clients."""
 
 LONG_WAIT_US = 500_000
 """A client whose request will wait at least this long in the queue is sent its position and the estimate."""
+
+_NAMES_MAX, _NAME_CHARS_MAX = 20, 48
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.\[\]-]")
 
 
 def warn(headers: MutableMapping[str, str], warning: str) -> None:
     """Say one thing more."""
     said = headers.get(WARNING)
     headers[WARNING] = f"{said}; {warning}" if said else warning
+
+
+def list_ignored(names: Sequence[str]) -> str:
+    """The value of IGNORED: the first names, cut and without what has a meaning in headers, and how many more there are."""
+    shown = [_UNSAFE.sub("?", name[:_NAME_CHARS_MAX]) for name in names[:_NAMES_MAX]]
+    more = [f"{len(names) - _NAMES_MAX} more"] if len(names) > _NAMES_MAX else []
+    return ", ".join(shown + more)

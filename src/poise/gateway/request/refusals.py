@@ -108,6 +108,14 @@ def missing_parameter(param: str, hint: str) -> ApiError:
     return ApiError(400, "missing_required_parameter", f"'{param}' is missing: {hint}.", param=param)
 
 
+def conflicting_parameters(one: str, value: object, other: str, other_value: object) -> ApiError:
+    """Two names of one thing, each as the caller wrote it."""
+    message = (
+        f"'{one}' ({shown(value)}) and '{other}' ({shown(other_value)}) mean the same, but differ. Send one of them."
+    )
+    return ApiError(400, "conflicting_parameters", message, param=other)
+
+
 def unknown_parameter(param: str, name: str, known: Iterable[str], hint: str = "") -> ApiError:
     """`name` is the last part of `param`; `known` are the names it might have been meant to be."""
     if not hint:

@@ -101,7 +101,7 @@ class Allowance:
     @property
     def least(self) -> int:
         """Output tokens without which the request is refused. A named number is kept or refused; the default can be cut."""
-        return self.tokens if self.is_named else 1
+        return max(1, self.tokens) if self.is_named else 1
 
     def wanted(self, limits: ContextLimits) -> int:
         """Output tokens for which turns are dropped: who lets a chat be trimmed does not want answers of one token."""

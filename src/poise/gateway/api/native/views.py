@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from poise.gateway.api.openai.completion_types import finish_reason
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.moments import ChoiceRecord
 from poise.gateway.records.record import Record
@@ -55,7 +56,7 @@ def choice_view_of(record: Record, choice: ChoiceRecord) -> dict[str, Any]:
     return {
         "index": choice.index,
         "state": choice.state if choice.outcome is None and not record.is_ended else RequestState.ENDED,
-        "finish_reason": choice.finish_reason,
+        "finish_reason": None if choice.finish_reason is None else finish_reason(choice.finish_reason),
         "outcome": choice.outcome,
     }
 

@@ -12,9 +12,15 @@ from poise.gateway.api.operation import Described
 from poise.gateway.records.values import Notes, TokenUsage, one_of
 from poise.gateway.request import headers
 from poise.gateway.text.segments import MARKS_SCHEMA
-from poise.metrics.story import WHOLE, Outcome
 
-FinishReason = Annotated[str, one_of(*WHOLE, Outcome.CANCELLED, Outcome.SERVER_STOPPING)]
+FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
+FinishReason = Annotated[str, one_of(*FINISH_REASONS)]
+
+
+def finish_reason(ended_by: str) -> str:
+    """How a choice ended, in OpenAI's words: strict clients throw an answer away that ended by anything else. One that was cut
+    short has the reason of those that are not whole; `poise.outcome` says what it was."""
+    return ended_by if ended_by in FINISH_REASONS else "length"
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +85,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
 class Completion(ResponseHeading, frozen=True, kw_only=True):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
+    poise: Notes | UnsetType = UNSET
 
 
 _CHOICE: Schema = {"type": "object", "properties": {"segments": MARKS_SCHEMA}}
@@ -101,6 +108,7 @@ _HEADERS = {
     name: {"description": about, "schema": {"type": "string"}}
     for name, about in {
         headers.CONTEXT: "What was left out of the conversation under its context policy, with the numbers.",
+        headers.IGNORED: "Fields of the request that have no effect, as `metadata, messages[].id`.",
         headers.RESPONSE_ID: "The response's id, also told by a stream at once.",
         headers.QUEUE_POSITION: "Place in the queue on arrival, from 1, of a request that had to wait.",
         headers.QUEUE_ETA: "How long it was expected to wait.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poise.gateway.api.fields import (
+    INT64_MIN,
     Custom,
     Field,
     Flag,
@@ -14,12 +15,12 @@ from poise.gateway.api.fields import (
     Real,
     Schema,
     Text,
-    Unsupported,
     check_names,
     object_schema,
     read_list,
     read_object,
 )
+from poise.gateway.api.ignored import STRICT, Ignored
 from poise.gateway.api.openai import unsupported
 from poise.gateway.api.openai.rendering import PREFIX
 from poise.gateway.request.generate import AnswerOptions
@@ -33,10 +34,14 @@ MAX_ALL_PARTS = 8192
 """Parts of all messages together: each one is looked at, and every stream waits meanwhile."""
 MAX_PROMPTS = 1024
 MAX_PROMPT_IDS = 1 << 20
-MAX_STOPS = 8
+MAX_STOPS = 32
 MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MAY_BE_SILENT = ("assistant", "tool")
+"""Roles whose messages need no text: a turn that was stopped at once, a tool that has nothing to say."""
+PART_TEXTS = {"text": "text", "refusal": "refusal"}
+"""By type of a content part that is read, the field that has its text."""
 
 TIER_CLASSES = {
     "auto": RequestClass.INTERACTIVE,
@@ -71,10 +76,9 @@ def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]
     return tuple(sorted(pairs))
 
 
-def _read_stream_options(value: object, param: str) -> AnswerOptions:
+def read_stream_options(value: object, param: str, ignored: Ignored = STRICT) -> AnswerOptions:
     options = read_object(value, param)
-    names = {"include_obfuscation": Unsupported("include_obfuscation", "events are not padded; leave it out", (False,))}
-    check_names(options, _STREAM_FIELDS, names, prefix=f"{param}.")
+    check_names(options, _STREAM_FIELDS, unsupported.STREAM_OPTIONS, prefix=f"{param}.", ignored=ignored)
     include_usage, continuous_usage, segments = (
         field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
         for field in _STREAM_FIELDS
@@ -82,49 +86,53 @@ def _read_stream_options(value: object, param: str) -> AnswerOptions:
     return AnswerOptions(include_usage, continuous_usage, segments)
 
 
-def _read_messages(value: object, param: str) -> list[Message]:
+def read_messages(value: object, param: str, ignored: Ignored = STRICT) -> list[Message]:
     messages = read_list(value, param, "a list of messages", MAX_MESSAGES)
     n_parts = sum(len(m["content"]) for m in messages if type(m) is dict and type(m.get("content")) is list)
     if n_parts > MAX_ALL_PARTS:
         rule = f"have at most {MAX_ALL_PARTS} content parts in all; join those of a message, or send strings"
         raise invalid_value(param, rule, None, f"has {n_parts}")
-    return [_read_message(message, f"{param}[{i}]") for i, message in enumerate(messages)]
+    return [_read_message(message, f"{param}[{i}]", ignored) for i, message in enumerate(messages)]
 
 
-def _read_message(value: object, param: str) -> Message:
+def _read_message(value: object, param: str, ignored: Ignored) -> Message:
     message = read_object(value, param)
-    check_names(message, _MESSAGE_FIELDS, unsupported.MESSAGE, prefix=f"{param}.")
+    check_names(message, _MESSAGE_FIELDS, unsupported.MESSAGE, prefix=f"{param}.", ignored=ignored)
     if message.get("role") is None:
         raise missing_parameter(f"{param}.role", f"one of {', '.join(ROLES)} is needed")
     role = _ROLE.read(message["role"], f"{param}.role")
-    if message.get("content") is None:
-        raise missing_parameter(f"{param}.content", "a string or a list of text parts is needed")
-    for field in (_NAME, _TOOL_CALL_ID, _REASONING_CONTENT, _REASONING, PREFIX):
+    for field in (_NAME, _TOOL_CALL_ID, _REASONING_CONTENT, _REASONING, _REFUSAL, PREFIX):
         if message.get(field.name) is not None:
             field.read(message[field.name], f"{param}.{field.name}")
-    content = _read_content(message["content"], f"{param}.content")
+    content = message.get("content")
+    if role in MAY_BE_SILENT and not content:
+        content = message.get(_REFUSAL.name) or ""
+    if content is None:
+        raise missing_parameter(f"{param}.content", "a string or a list of text parts is needed")
+    content = _read_content(content, f"{param}.content", ignored)
     reasoning = message.get(_REASONING_CONTENT.name) or message.get(_REASONING.name) or None
-    return Message(role, content, message.get("name"), message.get("tool_call_id"), reasoning)
+    return Message(role, content, message.get("name") or None, message.get("tool_call_id"), reasoning)
 
 
-def _read_content(value: object, param: str) -> str:
+def _read_content(value: object, param: str, ignored: Ignored = STRICT) -> str:
     if type(value) is str:
         return value
     parts = read_list(value, param, "a string or a list of text parts", MAX_PARTS)
-    return "\n".join(_read_part(part, f"{param}[{i}]") for i, part in enumerate(parts))
+    return "\n".join(_read_part(part, f"{param}[{i}]", ignored) for i, part in enumerate(parts))
 
 
-def _read_part(value: object, param: str) -> str:
+def _read_part(value: object, param: str, ignored: Ignored) -> str:
     part = read_object(value, param)
     kind = part.get("type")
     if kind in unsupported.CONTENT_PARTS:
         raise unsupported_parameter(param, kind, "only text is read; use parts of type 'text'")
-    if kind != "text":
+    if kind not in PART_TEXTS:
         raise invalid_value(f"{param}.type", 'be "text"', kind)
-    check_names(part, (_PART_TYPE, _PART_TEXT), {}, prefix=f"{param}.")
-    if part.get("text") is None:
-        raise missing_parameter(f"{param}.text", "a string is needed")
-    return _PART_TEXT.read(part["text"], f"{param}.text")
+    name = PART_TEXTS[kind]
+    check_names(part, (_PART_TYPE, _PART_TEXTS[name]), {}, prefix=f"{param}.", ignored=ignored)
+    if part.get(name) is None:
+        raise missing_parameter(f"{param}.{name}", "a string is needed")
+    return _PART_TEXTS[name].read(part[name], f"{param}.{name}")
 
 
 def _read_prompt(value: object, param: str) -> list[str] | list[list[int]]:
@@ -152,18 +160,19 @@ def _check_ids(ids: list[Any], param: str) -> list[int]:
 
 
 _ROLE = Text("role", "Who speaks. `developer` is shown to the model as `system`.", choices=ROLES)
-_NAME = Text("name", "Name of the speaker, for templates that show it.", min_chars=1, max_chars=256)
+_NAME = Text("name", "Name of the speaker, for templates that show it.", max_chars=256)
 _TOOL_CALL_ID = Text("tool_call_id", "Call that a tool message answers, for templates that show it.", max_chars=256)
 _REASONING_CONTENT = Text("reasoning_content", "What an assistant thought before it spoke, for templates that show it.")
 _REASONING = Text("reasoning", "Another name of `reasoning_content`.")
-_PART_TYPE = Text("type", "", choices=("text",))
-_PART_TEXT = Text("text", "")
-_PART_SCHEMA = object_schema((_PART_TYPE, _PART_TEXT), ["type", "text"])
+_REFUSAL = Text("refusal", "Why an assistant did not answer: what it said, where there is no `content`.")
+_PART_TYPE = Text("type", "", choices=("text", "refusal"))
+_PART_TEXTS = {name: Text(name, "") for name in PART_TEXTS.values()}
+_PART_SCHEMA = object_schema((_PART_TYPE, *_PART_TEXTS.values()), ["type"])
 _CONTENT: Field[str] = Custom(
     "content",
     "Text, or parts of text that are joined by newlines.",
     _read_content,
-    {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA, "minItems": 1, "maxItems": MAX_PARTS}]},
+    {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA, "maxItems": MAX_PARTS}]},
 )
 _MESSAGE_FIELDS: tuple[Field[Any], ...] = (
     _ROLE,
@@ -172,6 +181,7 @@ _MESSAGE_FIELDS: tuple[Field[Any], ...] = (
     _TOOL_CALL_ID,
     _REASONING_CONTENT,
     _REASONING,
+    _REFUSAL,
     PREFIX,
 )
 INCLUDE_USAGE = Flag("include_usage", "Send the token counts in a chunk of their own before [DONE].")
@@ -195,10 +205,10 @@ MODEL = Text(
 MESSAGES: Field[list[Message]] = Custom(
     "messages",
     "The conversation so far.",
-    _read_messages,
+    read_messages,
     {
         "type": "array",
-        "items": object_schema(_MESSAGE_FIELDS, ["role", "content"]),
+        "items": object_schema(_MESSAGE_FIELDS, ["role"]),
         "minItems": 1,
         "maxItems": MAX_MESSAGES,
     },
@@ -216,20 +226,30 @@ PROMPT: Field[list[str] | list[list[int]]] = Custom(
         ]
     },
 )
-MAX_TOKENS = Integer("max_tokens", "Most tokens to generate; left out, the class's default.", 1, 1 << 20)
-MAX_COMPLETION_TOKENS = Integer("max_completion_tokens", "Another name of `max_tokens`.", 1, 1 << 20)
-MIN_TOKENS = Integer("min_tokens", "The answer does not end before that many tokens.", 0, 1 << 20)
+MAX_TOKENS = Integer(
+    "max_tokens",
+    "Most tokens to generate; left out, the class's default. -1 and -2: as left out. 0: none, the prompt is only computed.",
+    -2,
+    1 << 20,
+    aliases=("max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict", "num_predict"),
+)
+MIN_TOKENS = Integer(
+    "min_tokens", "The answer does not end before that many tokens.", 0, 1 << 20, aliases=("min_new_tokens",)
+)
 TEMPERATURE = Real("temperature", "Randomness; 0 always takes the most likely token.", 0, 2)
-TOP_P = Real("top_p", "Draw from the most likely tokens that have this probability together.", 0, 1, above_minimum=True)
+TOP_P = Real("top_p", "Draw from the most likely tokens that have this probability together; 0: the most likely.", 0, 1)
 TOP_K = Integer("top_k", "Draw from that many of the most likely tokens; 0 or -1 from all.", -1, 1_000_000)
 MIN_P = Real("min_p", "Leave out tokens less likely than this share of the most likely one.", 0, 1)
 PRESENCE_PENALTY = Real("presence_penalty", "Taken off once from tokens that the answer already has.", -2, 2)
 FREQUENCY_PENALTY = Real("frequency_penalty", "Taken off for each time the answer already has the token.", -2, 2)
 # Scores are divided by it in 32 bits: nearer to 0 they would overflow.
 REPETITION_PENALTY = Real(
-    "repetition_penalty", "Divides the score of tokens seen in prompt or answer; 1 is off.", 0.01, 2
+    "repetition_penalty",
+    "Divides the score of tokens seen in prompt or answer; 1 is off.",
+    0.01,
+    2,
+    aliases=("repeat_penalty",),
 )
-REPEAT_PENALTY = Real("repeat_penalty", "Another name of `repetition_penalty`.", 0.01, 2)
 LOGIT_BIAS: Field[tuple[tuple[int, float], ...]] = Custom(
     "logit_bias",
     "Added to the score of tokens, by token id; -100 means never.",
@@ -246,6 +266,7 @@ STOP: Field[tuple[str, ...]] = Custom(
     "The answer ends before the first of these strings.",
     _read_stop,
     {"anyOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOPS}]},
+    aliases=("stop_sequences",),
 )
 CONTEXT_POLICY = Text(
     "context_policy",
@@ -253,15 +274,22 @@ CONTEXT_POLICY = Text(
     choices=("reject", "trim", "summarize"),
 )
 TEMPLATE = Text("template", "A system prompt by name; `/v1/templates` lists them.", min_chars=1)
-SEED = Integer("seed", "Makes the draw repeatable; choice i uses seed + i.")
+SEED = Integer(
+    "seed",
+    "Makes the draw repeatable; choice i uses seed + i, in 32 bits. -1: another one for each request.",
+    INT64_MIN,
+    2**64 - 1,
+    aliases=("random_seed",),
+)
 LOGPROBS = Flag("logprobs", "Return the log probability of each token.")
 TOP_LOGPROBS = Integer("top_logprobs", "Return that many of the most likely tokens too; needs `logprobs`.", 0, 20)
 LOGPROBS_COUNT = Integer("logprobs", "Return log probabilities, and that many of the most likely tokens.", 0, 5)
+BEST_OF = Integer("best_of", "At most `n`: all choices are sent.", 1, 128)
 STREAM = Flag("stream", "Send the answer as server-sent events while it is generated.")
 STREAM_OPTIONS: Field[AnswerOptions] = Custom(
     "stream_options",
     "Needs `stream`.",
-    _read_stream_options,
+    read_stream_options,
     object_schema(_STREAM_FIELDS, []),
 )
 SERVICE_TIER = Text(
@@ -296,7 +324,6 @@ SHARED: tuple[Field[Any], ...] = (
     MIN_TOKENS,
     *SAMPLING.values(),
     REPETITION_PENALTY,
-    REPEAT_PENALTY,
     STOP,
     SEED,
     STREAM,

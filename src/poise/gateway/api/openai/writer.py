@@ -17,8 +17,15 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import UNSET
 
-from poise.gateway.api.openai.completion_types import ChatLogprobs, ChatMessage, TokenLogprob, TokenLogprobs
-from poise.gateway.records.values import Answer, Logprob
+from poise.gateway.api.openai.completion_types import (
+    FINISH_REASONS,
+    ChatLogprobs,
+    ChatMessage,
+    TokenLogprob,
+    TokenLogprobs,
+    finish_reason,
+)
+from poise.gateway.records.values import Answer, Logprob, Notes
 from poise.gateway.records.writer import Answered, Writer, comment, event
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
@@ -37,7 +44,8 @@ class OpenAIWriter(Writer):
     """What both endpoints share: a heading that everything repeats, ids, usage, and `[DONE]`.
 
     Where usage was asked for, each event has a `usage`: null, or with `continuous_usage` the tokens so far. What the answer says
-    about how it was made is a field `poise`: of the body, or of a reader's first event.
+    about how it was made is a field `poise`: of the body, or of a reader's first event. There, or in the last event of a choice,
+    it says what cut an answer short.
     """
 
     chunk_kind: ClassVar[str]
@@ -80,7 +88,7 @@ class OpenAIWriter(Writer):
         says = self._segmenters is not None and kind is _TEXT
         marks = _segments(self._segmenters[choice].push(text)) if says and self._segmenters is not None else b""
         shown = b"null" if logprobs is None else self._logprobs(logprobs)
-        return self._event(n_entries, n_ends, choice, self._delta(text, is_first, kind), shown, b"null", marks)
+        return self._event(n_entries, n_ends, choice, self._delta(text, is_first, kind), shown, None, marks)
 
     def end(
         self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None
@@ -93,7 +101,7 @@ class OpenAIWriter(Writer):
             segmenter = self._segmenters[choice]
             marks = _segments(segmenter.push(text) + segmenter.flush())
         shown = self._logprobs(logprobs) if logprobs else b"null"
-        return opening + self._event(n_entries, n_ends, choice, self._last(text), shown, encode(reason), marks)
+        return opening + self._event(n_entries, n_ends, choice, self._last(text), shown, reason, marks)
 
     def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
         return comment(what, choice, detail, has_ids=self.has_ids)
@@ -112,7 +120,7 @@ class OpenAIWriter(Writer):
         for n, answer in enumerate(answers):
             yield b"," if n else b""
             yield from self._choice(answer)
-        yield b'],"usage":' + self._usage(None) + self._notes() + b"}"
+        yield b'],"usage":' + self._usage(None) + self._notes(*(answer.finish_reason for answer in answers)) + b"}"
 
     @abstractmethod
     def _delta(self, text: str, is_first: bool, kind: EntryKind) -> bytes:
@@ -147,23 +155,29 @@ class OpenAIWriter(Writer):
         return encode(fields)[:-1]
 
     def _event(
-        self, n_entries: int, n_ends: int, choice: int, delta: bytes, logprobs: bytes, reason: bytes, marks: bytes
+        self, n_entries: int, n_ends: int, choice: int, delta: bytes, logprobs: bytes, reason: str | None, marks: bytes
     ) -> bytes:
         tail = self._tail
         if self._counts:
             tail = b'],"usage":' + self._usage(n_entries)
-        if not self._has_notes:
+        shown = b"null"
+        if reason is not None:
+            shown = encode(finish_reason(reason))
+            tail += self._notes(reason)
+        elif not self._has_notes:
             tail += self._notes()
         at = self.at(n_entries, n_ends)
-        return _EVENT % (at, self._prefix, choice, delta, logprobs, reason, marks, tail)
+        return _EVENT % (at, self._prefix, choice, delta, logprobs, shown, marks, tail)
 
     def _usage(self, n_entries: int | None) -> bytes:
         return encode(self._answered.usage(n_entries).as_sent())
 
-    def _notes(self) -> bytes:
-        """The field that says how the answer was made, for the first who asks."""
+    def _notes(self, *ended_by: str) -> bytes:
+        """The field that says how the answer was made, for the first who asks, and how the choices ended that were cut short."""
         notes = None if self._has_notes else self._answered.notes
         self._has_notes = True
+        if any(reason not in FINISH_REASONS for reason in ended_by):
+            notes = msgspec.structs.replace(notes or Notes(), outcome="+".join(dict.fromkeys(ended_by)))
         return b"" if notes is None else b',"poise":' + encode(notes)
 
 
@@ -193,7 +207,7 @@ class ChatWriter(OpenAIWriter):
             yield b'{"content":['
             yield from _joined(answer.logprobs, _chat_logprob)
             yield b'],"refusal":null}'
-        yield b',"finish_reason":%b}' % encode(answer.finish_reason)
+        yield b',"finish_reason":%b}' % encode(finish_reason(answer.finish_reason))
 
 
 class CompletionWriter(OpenAIWriter):
@@ -218,7 +232,7 @@ class CompletionWriter(OpenAIWriter):
                 yield from _joined(answer.logprobs, field)
                 yield b"]"
             yield b"}"
-        yield b',"finish_reason":%b}' % encode(answer.finish_reason)
+        yield b',"finish_reason":%b}' % encode(finish_reason(answer.finish_reason))
 
 
 def _segments(marks: Sequence[Mark]) -> bytes:

@@ -100,6 +100,8 @@ class Choice:
         """TAKEN_BACK and OVER exactly where the record has an outcome."""
         self.early: list[RequestEvent] = []
         """What has come before every choice of the request was taken."""
+        self.is_mute = False
+        """It may have no output: its prompt is computed, and that is all."""
         self.tokens_at_s: float | None = None
         self.aborted_s: float | None = None
         """When it was taken back from the engine."""

@@ -57,7 +57,7 @@ _LIVE = Stage.LIVE
 
 @dataclass(frozen=True, slots=True)
 class ChoiceRequest:
-    """What the engine is asked for."""
+    """What the engine is asked for. `max_output` 0: nothing is said; it draws a token all the same, which is nobody's."""
 
     prompt: list[int]
     max_output: int
@@ -88,7 +88,9 @@ class Generation:
                 wants_logprobs = request.sampling.n_logprobs >= 0
                 record.wants_logprobs |= wants_logprobs
                 handle = self._submit(request)
-                self._choices.append(Choice(choice, handle, self._text, stop, wants_logprobs, parser()))
+                made = Choice(choice, handle, self._text, stop, wants_logprobs, parser())
+                made.is_mute = not request.max_output
+                self._choices.append(made)
         except EngineUnavailable as error:
             self.fail(engine_unavailable(str(error), error.retry_after_s, permanent=error.permanent))
             return
@@ -144,7 +146,7 @@ class Generation:
             tenant=origin.tenant,
             request_class=origin.request_class.value,
             prompt=request.prompt,
-            max_output=request.max_output,
+            max_output=max(1, request.max_output),
             sampling=request.sampling,
             template=request.template,
             queue_timeout_ms=origin.queue_timeout_ms,
@@ -218,6 +220,8 @@ class Generation:
             self._accepted(choice, event)
 
     def _token(self, choice: Choice, token: Token) -> None:
+        if choice.is_mute:
+            return
         record, now_s = self._record, time.perf_counter()
         if choice.tokens_at_s is None:
             self._metrics.first_tokens(choice.record.counts_as, 1, now_s - record.origin.arrived_s, now_s)
@@ -287,8 +291,9 @@ class Generation:
         if cut or finish.reason in _GOOD_ENDS:
             choice.record.n_cached = finish.n_cached
             text, logprobs = self._rest(choice)
-            reason = FinishReason.STOP.value if choice.stopped else finish.reason
-            self._end(choice, reason, finish.reason, text, logprobs)
+            outcome = FinishReason.LENGTH.value if choice.is_mute else finish.reason
+            reason = FinishReason.STOP.value if choice.stopped else outcome
+            self._end(choice, reason, outcome, text, logprobs)
             choice.stage = Stage.OVER
             self._close_if_all_ended()
             return
