@@ -110,7 +110,7 @@ async def test_defaults_come_from_the_configuration() -> None:
 
 @pytest.mark.parametrize(
     ("seed", "expected"),
-    [(5, [5, 6]), (2**32 - 2, [2**32 - 2, 0]), (-1, [2**32 - 2, 0]), (2**63 - 1, [2**31 - 1, 2**31])],
+    [(5, [5, 6]), (2**32 - 2, [2**32 - 2, 0]), (-2, [2**32 - 3, 2**32 - 2]), (2**63 - 1, [2**31 - 1, 2**31])],
 )
 async def test_choices_have_seeds_of_their_own(seed: int, expected: list[int]) -> None:
     """Seed + i, in 32 bits, and never the value that means random to llama.cpp."""
