@@ -14,10 +14,10 @@ import typer
 from aiohttp import web
 from typer.testing import CliRunner, Result
 
-from poise.bench.command import bench, find_scenario
+from poise.bench.command import bench
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
 from poise.bench.target import TargetError
-from poise.scenarios import parse_scenario
+from poise.scenarios import find_scenario, parse_scenario
 
 TEXT = """
 name = "tiny"
@@ -60,11 +60,13 @@ class Servers:
         self.journal: list[tuple[str, str]] = []
         self.prompts: dict[str, list[str]] = {}
         self.status = 200
+        self.keys: set[str] = set()
 
     @asynccontextmanager
     async def running(self, name: str) -> AsyncIterator[str]:
         async def answer(request: web.Request) -> web.StreamResponse:
             self.journal.append((name, request.path))
+            self.keys.add(request.headers.get("Authorization", ""))
             if request.path == "/v1/models":
                 return web.json_response({"data": [{"id": f"{name}-model"}]})
             if request.path == "/health":
@@ -197,6 +199,16 @@ def check_json(value: dict[str, Any], theirs: str) -> None:
     assert run["medians"]["theirs"][0]["statuses"] == {"ok": 6}
     assert run["ratios"][0]["figures"]["ttft_ms_p50"]["rounds"] == 2
     assert run["medians"]["ours"][0]["figures"]["output_tokens_p50"] == {"value": 2.0, "bound": ""}
+
+
+async def test_one_key_for_a_server_that_wants_one(tmp_path: Path) -> None:
+    """With `--key` nothing is asked without it, and no client brings one of its own."""
+    (tmp_path / "tiny.toml").write_text(TEXT, encoding="utf-8")
+    servers = Servers()
+    async with servers.running(OURS) as ours:
+        result = await asyncio.to_thread(invoke, str(tmp_path / "tiny.toml"), "--url", ours, "--key", "secret")
+    assert result.exit_code == 0, result.output
+    assert servers.keys == {"Bearer secret"}
 
 
 async def test_a_server_that_answers_nothing_fails_the_run(tmp_path: Path) -> None:

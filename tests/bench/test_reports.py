@@ -104,7 +104,7 @@ def test_a_page_needs_plotly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(PlotlyMissing):
         plotly_script()
-    check_refused("pip install 'poise[dashboard]'", "tiny.toml", "--html", "x.html")
+    check_refused("pip install plotly", "tiny.toml", "--html", "x.html")
 
 
 def test_options_of_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,7 @@ def test_without_the_extra_top_says_how_to_get_it(serve: Serve, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "textual", None)
     monkeypatch.setitem(sys.modules, "textual.app", None)
     told = run("top", exit_code=2).stderr
-    assert "pip install 'poise[top]'" in told
+    assert "pip install textual" in told
     assert told.count("\n") == 1
 
 

@@ -244,6 +244,6 @@ def test_without_plotly_the_page_says_so_and_shows_tables(visit: Visit) -> None:
         before=lambda page: page.route("**/page/plotly.min.js", lambda route: route.fulfill(status=404)),
         allowed="plotly.min.js",
     )
-    expect(page.locator("#charts-problem")).to_contain_text("pip install 'poise[dashboard]'")
+    expect(page.locator("#charts-problem")).to_contain_text("pip install plotly")
     expect(page.locator("figure table").first).to_be_visible()
     expect(page.locator("figure table").first.get_by_role("row")).to_have_count(3)

@@ -28,9 +28,8 @@ from poise.bench.page import PlotlyMissing, plotly_script, to_html
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun, ScenarioSource
 from poise.bench.target import TargetError, base_url
 from poise.bench.terminal import count_table, figure_table
-from poise.scenarios import ScenarioError, load_scenario, parse_target
+from poise.scenarios import ScenarioError, find_scenario, load_scenario, parse_target
 
-SCENARIO_FOLDER = Path("scenarios")
 PLAIN_WIDTH = 200  # Of the tables when stdout is a file or a pipe, which has no width of its own.
 
 
@@ -67,6 +66,9 @@ def bench(
         bool, typer.Option("--allow-kill", help="Let a scenario's kill_engine events kill the first server's engine.")
     ] = False,
     engine_pid: Annotated[int | None, typer.Option(help="That engine's process, if the server does not tell.")] = None,
+    key: Annotated[
+        str, typer.Option(help="The API key of all clients, for servers that want one; without it each sends its own.")
+    ] = "",
 ) -> None:
     """Measure servers under the load of SCENARIO, from outside. `poise bench compare A B` compares two results or servers."""
     files = {"json": json, "markdown": markdown, "html": html}
@@ -86,6 +88,7 @@ def bench(
             target or (),
             allow_kill,
             engine_pid,
+            key,
         )
         plotly = plotly_script() if html is not None else ""
         for option, path in files.items():
@@ -117,15 +120,6 @@ def _store(document: dict[str, Any], files: Mapping[str, Path | None], plotly: s
         path.write_text(to_html(document, plotly), encoding="utf-8")
 
 
-def find_scenario(name: str) -> Path:
-    """The file `name`, or the one of that name in ./scenarios. Raises UsageError."""
-    for path in (Path(name), SCENARIO_FOLDER / f"{name}.toml"):
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in SCENARIO_FOLDER.glob("*.toml"))) or "none"
-    raise UsageError(f"no scenario {name!r}: neither a file nor in ./{SCENARIO_FOLDER}, where there are: {known}")
-
-
 def read_sources(names: list[str], trace: Path | None, targets: Sequence[str]) -> tuple[ScenarioSource, ...]:
     """The scenarios of these names, with the targets given beside them. Raises UsageError and ScenarioError."""
     given = [parse_target(text) for text in targets]
@@ -153,6 +147,7 @@ def run_options(
     targets: Sequence[str] = (),
     allow_kill: bool = False,
     engine_pid: int | None = None,
+    key: str = "",
 ) -> RunOptions:
     """From what was given on the command line; `same` says that two urls are one server. Raises what `bench` refuses."""
     check_range("--rounds", rounds, 1, 1000)
@@ -165,7 +160,7 @@ def run_options(
         raise UsageError(f"{same}: its caches would know the second turn's prompts")
     text_seed = secrets.randbits(31) if text_seed is None else text_seed
     sources = read_sources(names, trace, targets)
-    return RunOptions(sources, bases, extensions, rounds, seed, text_seed, pause, allow_kill, engine_pid)
+    return RunOptions(sources, bases, extensions, rounds, seed, text_seed, pause, allow_kill, engine_pid, key)
 
 
 def run_rounds(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:

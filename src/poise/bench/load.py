@@ -77,6 +77,8 @@ class RoundLoad:
     text_seed: int
     retry_pause_s: float = RETRY_PAUSE_S
     killer: EngineKiller | None = None
+    key: str = ""
+    """Of all clients; empty: each has its own."""
     records: list[RequestRecord] = field(default_factory=list)
     events: list[EventRecord] = field(default_factory=list)
     _slow_session: aiohttp.ClientSession | None = None
@@ -184,7 +186,7 @@ class RoundLoad:
     async def _ask(
         self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes, patience: asyncio.Timeout
     ) -> None:
-        key = f"bench-{client.tenant}" + (f"-{secrets.token_hex(8)}" if client.fresh_tenants else "")
+        key = self.key or f"bench-{client.tenant}" + (f"-{secrets.token_hex(8)}" if client.fresh_tenants else "")
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         url = f"{self.target.url}/v1/chat/completions"
         session = (self._slow_session if client.reading is not None else None) or self.session

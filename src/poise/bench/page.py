@@ -57,7 +57,7 @@ def plotly_script() -> str:
         path = Path(folder) / "package_data" / "plotly.min.js"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise PlotlyMissing("--html needs the package plotly, which is not installed: pip install 'poise[dashboard]'")
+    raise PlotlyMissing("--html needs the package plotly, which is not installed: pip install plotly")
 
 
 def to_html(document: Mapping[str, Any], plotly: str) -> str:

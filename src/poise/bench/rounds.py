@@ -52,6 +52,8 @@ class RunOptions:
     pause_s: float
     allow_kill: bool = False
     engine_pid: int | None = None
+    key: str = ""
+    """Of all clients, where servers want one; empty: each client has its own."""
     ready_timeout_s: float = READY_TIMEOUT_S
 
 
@@ -87,7 +89,7 @@ class Benchmark:
     async def run(self) -> None:
         """Raises TargetError when a server is not there, or is not ready in time before one of its turns."""
         options = self._options
-        async with new_session() as session:
+        async with new_session(options.key) as session:
             for side, url in options.urls.items():
                 self.targets[side] = await self._find(session, side, url)
             for source in options.sources:
@@ -116,7 +118,8 @@ class Benchmark:
             target = self.targets[side]
             await wait_ready(session, target.url, self._options.ready_timeout_s)
             killer = self._killer if side == OURS else None
-            load = RoundLoad(scenario, target, session, seed=seed, text_seed=self._options.text_seed, killer=killer)
+            seeds = {"seed": seed, "text_seed": self._options.text_seed}
+            load = RoundLoad(scenario, target, session, **seeds, killer=killer, key=self._options.key)
             ticker = asyncio.create_task(self._tick(load, scenario, side, number))
             try:
                 results[side] = await load.run()

@@ -45,11 +45,13 @@ def base_url(text: str) -> str:
     return text.rstrip("/").removesuffix("/v1").rstrip("/")
 
 
-def new_session() -> aiohttp.ClientSession:
-    """One session for a whole run. Each request gets a connection of its own, as from a client of its own; a kept one
-    could be closed by the server in the moment of its reuse, and that would look like a failure."""
+def new_session(key: str = "") -> aiohttp.ClientSession:
+    """One session for a whole run, with the API key of requests that bring none. Each request gets a connection of its own, as
+    from a client of its own; a kept one could be closed by the server in the moment of its reuse, and that would look like a
+    failure."""
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None), headers=headers)
 
 
 async def probe(session: aiohttp.ClientSession, url: str) -> None:

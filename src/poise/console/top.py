@@ -19,7 +19,7 @@ from poise.console.picture import Picture
 from poise.console.watch import Watch
 
 WRONG_KEY = 1
-INSTALL = "poise top needs the package textual: pip install 'poise[top]'; `poise top --once` works without it"
+INSTALL = "poise top needs the package textual: pip install textual; `poise top --once` works without it"
 PLAIN_WIDTH = 100  # Of a frame that goes to a file or a pipe, which has no width of its own.
 
 

@@ -28,7 +28,7 @@ from poise.scenarios.model import (
     Segment,
     Targets,
 )
-from poise.scenarios.parser import load_scenario, parse_scenario, parse_target
+from poise.scenarios.parser import find_scenario, load_scenario, parse_scenario, parse_target
 from poise.scenarios.table import ScenarioError
 from poise.scenarios.trace import TOKENS_MAX, Trace, TraceRow, load_trace
 
@@ -50,6 +50,7 @@ __all__ = [
     "Targets",
     "Trace",
     "TraceRow",
+    "find_scenario",
     "load_scenario",
     "load_trace",
     "parse_scenario",

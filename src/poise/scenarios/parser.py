@@ -26,7 +26,17 @@ from poise.scenarios.trace import TOKENS_MAX, Trace, load_trace
 
 CLASSES = get_args(RequestClass)
 TARGET_NAMES = tuple(field.name for field in fields(Targets) if field.name != "request_class")
+FOLDER = Path("scenarios")
 _TARGET = re.compile(r"([a-z]+)\.([a-z0-9_]+)=([0-9.]+)")
+
+
+def find_scenario(name: str) -> Path:
+    """The file `name`, or the one of that name in ./scenarios. Raises ScenarioError."""
+    for path in (Path(name), FOLDER / f"{name}.toml"):
+        if path.is_file():
+            return path
+    known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.toml"))) or "none"
+    raise ScenarioError(f"no scenario {name!r}: neither a file nor in ./{FOLDER}, where there are: {known}")
 
 
 def load_scenario(path: Path, trace: Path | None = None) -> Scenario:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from poise.config import Settings
 from poise.engine.journal import Journal, JournalError
-from poise.scenarios import Scenario, ScenarioError, load_scenario
+from poise.scenarios import Scenario, ScenarioError, find_scenario, load_scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
 from poise.sim.calibrate import calibrate
@@ -37,7 +37,9 @@ BREAK_RUNS = 5
 USAGE_ERROR = 2
 
 
-Scenarios = Annotated[list[Path] | None, typer.Argument(help="Scenario files (scenarios/*.toml).", show_default=False)]
+Scenarios = Annotated[
+    list[str] | None, typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.", show_default=False)
+]
 Seed = Annotated[int, typer.Option(help="Seed of the first run.")]
 Runs = Annotated[
     int | None,
@@ -103,7 +105,7 @@ def sim(
         else:
             costs = load_costs(cost) if cost is not None else None
             options = Options(costs, costs.pools if costs else None, parse_faults(faults), steps, journal is not None)
-            loaded = [(path, load_scenario(path, trace)) for path in scenarios]
+            loaded = [(path, load_scenario(path, trace)) for path in map(find_scenario, scenarios)]
             for _, scenario in loaded:
                 for line in ignored(scenario):
                     typer.echo(f"{scenario.name}: not simulated: {line}", err=True)
