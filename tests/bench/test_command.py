@@ -250,7 +250,7 @@ def test_the_document_is_complete() -> None:
     app.command()(bench)
     options = [option for parameter in typer.main.get_command(app).params for option in parameter.opts]
     named = [option for option in options if option.startswith("--")]
-    assert len(named) == 14
+    assert len(named) == 15
     named += [f"`{path.stem}`" for path in (root / "scenarios").glob("*.toml")]
     named += [
         "TTFT",
