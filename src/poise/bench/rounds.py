@@ -118,8 +118,8 @@ class Benchmark:
             target = self.targets[side]
             await wait_ready(session, target.url, self._options.ready_timeout_s)
             killer = self._killer if side == OURS else None
-            seeds = {"seed": seed, "text_seed": self._options.text_seed}
-            load = RoundLoad(scenario, target, session, **seeds, killer=killer, key=self._options.key)
+            text_seed, key = self._options.text_seed, self._options.key
+            load = RoundLoad(scenario, target, session, seed=seed, text_seed=text_seed, killer=killer, key=key)
             ticker = asyncio.create_task(self._tick(load, scenario, side, number))
             try:
                 results[side] = await load.run()
