@@ -165,6 +165,8 @@ def test_a_second_signal_stops_at_once() -> None:
         server.process.terminate()
         assert server.process.wait(END_S_MAX) == 0
         engine.wait(END_S_MAX)  # an engine never outlives its gateway
+    assert server.process.stdout is not None
+    assert "Traceback" not in server.process.stdout.read()
     assert server.stop() == 0
 
 

@@ -8,7 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from poise.config import Settings
+from poise.gateway.http.connections.refusals import rendered
+from poise.gateway.http.replies import error_reply
+from poise.gateway.request.refusals import ApiError, retry_after
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, EnginePhase
+from poise.gateway.tenancy.strangers import Strangers
 from tests.gateway.fakes import FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -219,14 +223,59 @@ async def test_unknown_models_paths_and_methods() -> None:
     reply = await ask(app, "POST", CHAT, chat_body(model="gpt-4o"))
     assert (reply.status, reply.error["code"], reply.error["param"]) == (404, "model_not_found", "model")
     assert "'toy'" in reply.error["message"]
-    for path in ("/v1/nothing", "/v1/chat/completions/", "/docs", "/redoc", "/page/none.js"):
+    for path in ("/v1/nothing", "/v1/chat/none", "/docs", "/redoc", "/page/none.js"):
         reply = await ask(app, "GET", path)
         assert reply.status == 404, path
         assert reply.error
     reply = await ask(app, "GET", CHAT)
     assert (reply.status, reply.error["code"], reply.headers["allow"]) == (405, "method_not_allowed", "POST")
     reply = await ask(app, "DELETE", "/health")
-    assert (reply.status, reply.headers["allow"]) == (405, "GET")
+    assert (reply.status, reply.headers["allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/chat/completion", "/v1/chat/completions"),
+        ("/api/v1/chat/completions", "/v1/chat/completions"),
+        ("/openai/deployments/gpt-4/chat/completions", "/v1/chat/completions"),
+        ("/v1/request", "/v1/requests"),
+        ("/status/histroy", "/status/history"),
+        ("/v1", "/v1/chat/completions"),
+        ("/x" * 4000, "/v1/chat/completions"),
+    ],
+)
+async def test_a_wrong_path_is_told_the_right_one(path: str, meant: str) -> None:
+    """The nearest one, or else where chats are."""
+    reply = await ask(make_app(FakeEngine()), "POST", path, {})
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+    assert f"'{meant}'" in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (ApiError(503, "engine_unavailable", "", headers=retry_after(2)), "true"),
+        (ApiError(429, "queue_full", "", headers=retry_after(60)), "true"),
+        (ApiError(429, "rate_limit_exceeded", "", headers=retry_after(61)), "false"),
+        (ApiError(408, "request_timeout", ""), "true"),
+        (ApiError(409, "not_possible", ""), "false"),
+        (ApiError(500, "request_quarantined", ""), "false"),
+        (ApiError(503, "engine_failed", ""), "false"),
+        (Strangers(lambda *_, **__: None, lambda: 0.0).refused("a", ApiError(401, "x", "")), "false"),
+    ],
+)
+async def test_sdks_repeat_what_helps(error: ApiError, again: str) -> None:
+    """Official ones go by this header, before they look at the status."""
+    assert error_reply(error).headers["x-should-retry"] == again
+    assert f"x-should-retry: {again}\r\n".encode() in rendered(error)
+
+
+async def test_a_key_that_stays_unknown_is_not_tried_again() -> None:
+    """Although it is told to come back later."""
+    strangers = Strangers(lambda *_, **__: None, lambda: 0.0)
+    errors = [strangers.refused("a", ApiError(401, "invalid_api_key", "")) for _ in range(30)]
+    assert (errors[-1].status, errors[-1].answer_headers["x-should-retry"]) == (429, "false")
 
 
 async def test_request_ids() -> None:

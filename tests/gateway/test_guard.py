@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ async def asked(
     "host",
     [
         "localhost", "localhost:8000", "LOCALHOST", "127.0.0.1:9", "127.9.9.9", "[::1]:8000", "poise.lan", "POISE.LAN.:8000",
-        "chat.example", "[fd00::1]:1", "[fd00:0::1]", "[::ffff:127.0.0.1]", "",
+        "chat.example", "[fd00::1]:1", "[fd00:0::1]", "[::ffff:127.0.0.1]", "", "host.docker.internal:8000",
+        "host.containers.internal", "poise.localhost", socket.gethostname(), f"{socket.gethostname()}.local:8000",
     ],
 )  # fmt: skip
 async def test_served_names(host: str) -> None:
@@ -35,8 +37,12 @@ async def test_served_names(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "[broken", ":80"]
-)
+    "host",
+    [
+        "evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "[broken", ":80", "evil.internal",
+        "host.docker.internal.evil.example", "evillocalhost", "printer.local",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize("path", [CHAT, "/v1/models", "/metrics", "/", "/admin/requests"])
 async def test_other_names_are_refused(host: str, path: str) -> None:
     """A page whose own name was made to lead here reaches nothing, whatever it asks for."""
@@ -54,8 +60,22 @@ async def test_other_names_are_refused(host: str, path: str) -> None:
         ("localhost:8000", "https://localhost:8000", True),
         ("chat.example", "https://chat.example", True),
         ("localhost:8000", "https://app.example", True),
-        ("localhost:8000", "http://localhost:3000", False),
-        ("localhost:8000", "http://127.0.0.1:8000", False),
+        ("localhost:8000", "http://localhost:3000", True),
+        ("localhost:8000", "http://127.0.0.1:8000", True),
+        ("chat.example", "http://[::1]:3000", True),
+        ("localhost:8000", "https://tauri.localhost", True),
+        ("localhost:8000", "http://host.docker.internal:3000", True),
+        ("localhost:8000", "chrome-extension://abcdefgh", True),
+        ("localhost:8000", "moz-extension://1b2c-3d", True),
+        ("localhost:8000", "safari-web-extension://1b2c", True),
+        ("localhost:8000", "app://obsidian.md", True),
+        ("localhost:8000", "tauri://localhost", True),
+        ("localhost:8000", "capacitor://localhost", True),
+        ("localhost:8000", "vscode-webview://1a2b3c", True),
+        ("localhost:8000", "http://localhost.evil.example", False),
+        ("localhost:8000", "https://chrome-extension.example", False),
+        ("localhost:8000", "ipfs://bafy", False),
+        ("localhost:8000", "http://10.0.0.1:3000", False),
         ("localhost:8000", "https://app.example.evil", False),
         ("localhost:8000", "https://evil.example", False),
         ("localhost:8000", "null", False),
@@ -71,8 +91,8 @@ async def test_origins(host: str, origin: str, allowed: bool) -> None:
     else:
         assert (reply.status, reply.error["code"]) == (403, "origin_not_allowed")
         assert not engine.submissions
-    shared = reply.headers.get("access-control-allow-origin")
-    assert shared == (origin if origin == "https://app.example" else None)
+    is_own = origin.partition("://")[2] == host and host != "localhost:8000"
+    assert reply.headers.get("access-control-allow-origin") == (origin if allowed and not is_own else None)
 
 
 async def test_no_origin_but_another_site() -> None:
@@ -125,14 +145,21 @@ async def test_cors_is_off_by_default() -> None:
 
 
 async def test_cors_for_a_listed_origin() -> None:
-    """Exactly that one, never a star; also on errors, so that the page can tell what is wrong."""
-    asking = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    """Exactly that one, never a star; also on errors, so that the page can tell what is wrong. It may send what it wants to."""
+    wanted = "authorization, content-type, x-stainless-retry-count, x-anything"
+    asking = {
+        "origin": "https://app.example", "access-control-request-method": "POST", "access-control-request-headers": wanted,
+    }  # fmt: skip
     reply, _ = await asked(asking, "OPTIONS")
     assert (reply.status, reply.body) == (204, b"")
     assert reply.headers["access-control-allow-origin"] == "https://app.example"
     assert reply.headers["vary"] == "Origin"
-    assert "Authorization" in reply.headers["access-control-allow-headers"]
-    assert "access-control-allow-credentials" not in reply.headers
+    assert reply.headers["access-control-allow-headers"] == wanted
+    assert not {"access-control-allow-credentials", "access-control-allow-private-network"} & reply.headers.keys()
+    reply, _ = await asked(asking | {"access-control-request-private-network": "true"}, "OPTIONS")
+    assert reply.headers["access-control-allow-private-network"] == "true"
     reply, _ = await asked({"origin": "https://app.example"}, "GET", "/v1/models/none")
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (404, "https://app.example")
-    assert "X-Request-Id" in reply.headers["access-control-expose-headers"]
+    assert {"x-request-id", "x-should-retry"} <= set(reply.headers["access-control-expose-headers"].split(", "))
+    reply, _ = await asked({"origin": "tauri://localhost"})
+    assert "x-poise-response-id" in reply.headers["access-control-expose-headers"]

@@ -64,6 +64,12 @@ def _origin(origin: str) -> str:
     return origin
 
 
+def _root_path(path: str) -> str:
+    if not re.fullmatch(r"(/[\w.~-]+)*", path, re.ASCII):
+        raise ValueError("must be a path as in /poise, without a slash at its end, or empty")
+    return path
+
+
 def _class_name(name: str) -> str:
     if name not in ("interactive", "background"):
         raise ValueError('must be among "interactive" and "background"')
@@ -90,6 +96,7 @@ OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
 NonBlankText = Annotated[str, AfterValidator(_not_blank)]
 HostName = Annotated[str, AfterValidator(_host)]
 NetworkName = Annotated[str, AfterValidator(_network)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
 WebOrigin = Annotated[str, AfterValidator(_origin)]
 ClassName = Annotated[str, AfterValidator(_class_name)]
 ApiKey = Annotated[str, AfterValidator(_api_key)]

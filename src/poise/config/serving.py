@@ -15,6 +15,7 @@ from poise.config.kinds import (
     NonBlankText,
     OptionalApiKey,
     OptionalUrl,
+    RootPath,
     Section,
     TenantName,
     WebOrigin,
@@ -29,7 +30,9 @@ class ServerSettings(Section):
     hosts: list[HostName] = []
     """Further names that clients call it by; others are refused. Local names and `server.host` always work."""
     origins: list[WebOrigin] = []
-    """Web pages elsewhere that may use it (CORS), as in https://chat.example; empty: its own page only."""
+    """Web pages elsewhere that may use it (CORS), as in https://chat.example; those of this machine and of apps always may."""
+    root_path: RootPath = ""
+    """Path under which a proxy shows the server, as in /poise; it may pass the path on or cut it off."""
     tls_cert: str = ""
     """File with the certificate chain (PEM); with it the server speaks HTTPS only."""
     tls_key: str = ""

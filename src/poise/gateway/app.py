@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from poise.config import Settings
@@ -44,6 +44,7 @@ from poise.gateway.condition.history import History
 from poise.gateway.condition.host import free_bytes
 from poise.gateway.condition.lookout import Lookout
 from poise.gateway.explain.explainer import Explainer
+from poise.gateway.http.addresses import AddressMiddleware
 from poise.gateway.http.failures import Failures
 from poise.gateway.http.guard import GuardMiddleware
 from poise.gateway.http.middleware import RequestMiddleware
@@ -150,8 +151,13 @@ def create_app(
         *HistoryAnswer(history, tenants).operations(),
         *Admin(engine, JournalRoom(engine), tenants, records, audit, erasure, explainer, operators).operations(),
     ]
-    guards = _guards(settings, tenants, metrics)
-    app = _application(operations, page_dir, guards, audit.strangers, _beside(tasks, pulse, lifespan))
+    routes = [
+        *(operation.route() for operation in operations),
+        _openapi(operations, settings.server.root_path),
+        *page_routes(page_dir),
+    ]
+    guards = _guards(settings, tenants, metrics, routes)
+    app = _application(operations, routes, guards, audit.strangers, _beside(tasks, pulse, lifespan))
     return Gateway(app, operations, model, metrics, history, degradation)
 
 
@@ -195,9 +201,12 @@ def _beside(tasks: Tasks, pulse: Pulse, inner: Lifespan | None) -> Lifespan:
     return lifespan
 
 
-def _guards(settings: Settings, tenants: Tenants, metrics: GatewayMetrics) -> list[Middleware]:
+def _guards(
+    settings: Settings, tenants: Tenants, metrics: GatewayMetrics, routes: Sequence[BaseRoute]
+) -> list[Middleware]:
     """What each request passes on its way in, the outermost first."""
     return [
+        Middleware(AddressMiddleware, root_path=settings.server.root_path, routes=routes),
         Middleware(RequestMiddleware, server=settings.server, account_of=tenants.account_of, metrics=metrics),
         Middleware(GuardMiddleware, server=settings.server),
     ]
@@ -205,16 +214,16 @@ def _guards(settings: Settings, tenants: Tenants, metrics: GatewayMetrics) -> li
 
 def _application(
     operations: Sequence[Operation],
-    page_dir: Path,
+    routes: Sequence[BaseRoute],
     middleware: Sequence[Middleware],
     strangers: Strangers,
     lifespan: Lifespan,
 ) -> Starlette:
-    """Operations, their description, and the pages, behind `middleware`."""
+    """What answers at `routes`, behind `middleware`."""
     refusals = {spoken.path: spoken.dialect.refusal for spoken in operations if spoken.dialect is not None}
-    failures = Failures(strangers, refusals)
+    failures = Failures(strangers, refusals, [operation.described_path for operation in operations])
     app = Starlette(
-        routes=[*(operation.route() for operation in operations), _openapi(operations), *page_routes(page_dir)],
+        routes=routes,
         middleware=middleware,
         exception_handlers={ApiError: failures.api_error, HTTPException: failures.http_error},
         lifespan=lifespan,
@@ -223,9 +232,9 @@ def _application(
     return app
 
 
-def _openapi(operations: Sequence[Operation]) -> Route:
+def _openapi(operations: Sequence[Operation], root_path: str) -> Route:
     """The document, which is put together for the first who asks: beside the loop, because it takes some 50 ms."""
-    text = cache(lambda: msgspec.json.encode(document(operations)))
+    text = cache(lambda: msgspec.json.encode(document(operations, root_path)))
 
     async def answer(_: Request) -> Response:
         return Response(await asyncio.to_thread(text), media_type="application/json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -62,19 +63,23 @@ def serve(loaded: LoadedSettings) -> int:
         level=os.environ.get("POISE_LOG", "warning").upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     raise_limit()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing has been started that would have to be ended in order
     try:
         checked = check_model(loaded)
         _warn(checked)
         keys = KeyRing(keys_file(settings.auth))
         tls = tls_context(settings.server)
-        listener = _listen(settings, keys)
+        listeners = _listen(settings, keys)
         audit = open_audit(settings)
     except (CannotStart, KeysError, Exposed, AuditError, _CannotListen) as error:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
-    with listener:
+    with contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.enter_context(listener)
         try:
-            service = _Service(settings, Path(checked.path), listener, keys, audit, tls)
+            service = _Service(settings, Path(checked.path), listeners, keys, audit, tls)
         except (TracesUnavailable, UnknownTarget) as error:
             print(f"poise: {error}", file=sys.stderr)  # noqa: T201
             return CANNOT_START
@@ -92,18 +97,19 @@ class _Service:
         self,
         settings: Settings,
         path: Path,
-        listener: socket.socket,
+        listeners: list[socket.socket],
         keys: KeyRing,
         audit: Audit,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._settings = settings
-        self._token = _open_token(listener)
+        self._token = _open_token(listeners[0])
         self._audit = audit
         self._tls = tls
         self._path = path
-        self._listener = listener
+        self._listeners = listeners
         self._exit_code = 0
+        self._is_cut_off = False
         self._tasks = Tasks(on_give_up=self._give_up)
         self._supervisor = Supervisor(settings, str(path), tasks=self._tasks)
         self._model_name = settings.model.name or path.stem
@@ -134,8 +140,10 @@ class _Service:
     def run(self) -> int:
         self._audit.put("start", version=__version__, model=self._model_name, address=self._url())
         try:
-            self._server.run(sockets=[self._listener])
+            self._server.run(sockets=self._listeners)
         finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)  # what is left takes no time
             if self._token is not None:
                 self._token.close()
             self._audit.strangers.tell()
@@ -155,7 +163,7 @@ class _Service:
             yield
         finally:
             await self._workers.stop()
-            await self._supervisor.stop()
+            await self._supervisor.stop(at_once=self._is_cut_off)
             if self._traces is not None:
                 await asyncio.to_thread(self._traces.close)
 
@@ -164,7 +172,8 @@ class _Service:
         if self._draining is None:
             self._draining = self._tasks.start("drain", self._drain, essential=True)
         else:
-            self._server.force_exit = self._server.should_exit = True
+            self._is_cut_off = True
+            self._server.cut_off()
 
     def _give_up(self, why: str) -> None:
         """A process that does not do its work ends: who started it starts it again. The engine ends with its socket."""
@@ -218,7 +227,7 @@ class _Service:
         self._server.should_exit = True
 
     def _url(self) -> str:
-        host, port = self._listener.getsockname()[:2]
+        host, port = self._listeners[0].getsockname()[:2]
         scheme = "http" if self._tls is None else "https"
         return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
@@ -274,24 +283,48 @@ def _warn(checked: Checked) -> None:
         print(f"poise: warning: {line}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
 
 
-def _listen(settings: Settings, keys: KeyRing) -> socket.socket:
-    """A listening socket, before anything slow is done. Raises _CannotListen with the address and what to do, or Exposed."""
+def _listen(settings: Settings, keys: KeyRing) -> list[socket.socket]:
+    """Listening sockets, before anything slow is done; the first one's address is the server's. Raises _CannotListen with the
+    address and what to do, or Exposed.
+
+    Where it is `localhost`, both loopback addresses: some clients take the one for it, some the other.
+    """
     host, port = settings.server.host, settings.server.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise _CannotListen(f"cannot listen on {host}: {error.strerror}; set server.host") from error
+    check(settings, str(address[0]), n_keys=count_keys(settings.auth, keys))
     try:
-        check(settings, str(address[0]), n_keys=count_keys(settings.auth, keys))
+        listeners = [_bound(family, address)]
+    except OSError as error:
+        what = (
+            "is in use; choose another with --port"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be used: {error.strerror}"
+        )
+        raise _CannotListen(f"{host}:{port} {what}") from error
+    if host in ("localhost", "127.0.0.1"):
+        first, port = listeners[0].getsockname()[:2]
+        other = (socket.AF_INET6, "::1") if first == "127.0.0.1" else (socket.AF_INET, "127.0.0.1")
+        try:
+            listeners.append(_bound(other[0], (other[1], port)))
+        except OSError as error:
+            level = logging.WARNING if error.errno == errno.EADDRINUSE else logging.INFO
+            log.log(
+                level, "clients that take %s for localhost do not reach port %d: %s", other[1], port, error.strerror
+            )
+    return listeners
+
+
+def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
+    """Raises OSError."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        what = "is in use; choose another with --port" if error.errno == 98 else f"cannot be used: {error.strerror}"
-        raise _CannotListen(f"{host}:{port} {what}") from error
-    except Exposed:
+    except OSError:
         listener.close()
         raise
     return listener

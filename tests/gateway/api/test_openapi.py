@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poise.config import Settings
 from poise.gateway.http import pages
 from tests.gateway.fakes import FakeEngine, ask, make_app
 
@@ -55,7 +57,9 @@ async def test_every_endpoint_and_status_is_described() -> None:
     """No more and no less than what is served."""
     paths = (await document())["paths"]
     described = {path: set().union(*(m["responses"] for m in methods.values())) for path, methods in paths.items()}
-    assert described == {path: told | ({"429"} if "401" in told else set()) for path, told in ENDPOINTS.items()}
+    implied = {"401": "429", "413": "415"}
+    expected = {path: told | {implied[one] for one in told & implied.keys()} for path, told in ENDPOINTS.items()}
+    assert described == expected
 
 
 async def test_request_schemas_are_closed_and_bounded() -> None:
@@ -81,6 +85,33 @@ async def test_the_page_is_guarded(tmp_path: Path) -> None:
         assert reply.headers["x-content-type-options"] == "nosniff"
     for path in ("/page/../pyproject.toml", "/page/%2e%2e/app.py", "/page/"):
         assert (await ask(app, "GET", path)).error["code"] == "not_found"
+
+
+def test_pages_name_what_they_load_beside_themselves() -> None:
+    """So that they work wherever a proxy shows them."""
+    for file in pages.PAGE_DIR.iterdir():
+        text = file.read_text()
+        assert not re.findall(r"""(?:href|src|SCRIPT) ?= ?["']/|from "/|fetch\((?!\)|`\.\$)|\burl\(["']?/""", text), (
+            file.name
+        )
+
+
+@pytest.mark.parametrize(
+    ("path", "location"),
+    [
+        ("/", None),
+        ("/poise", "./poise/"),
+        ("/poise/", None),
+        ("/poise/dashboard", None),
+        ("/dashboard/", "../dashboard"),
+    ],
+)
+async def test_a_page_is_seen_from_its_folder(path: str, location: str | None) -> None:
+    """What lies beside it is found under its address, also behind a proxy that passes its own path on."""
+    app = make_app(FakeEngine(), Settings.model_validate({"server": {"root_path": "/poise"}}))
+    reply = await ask(app, "GET", path)
+    assert (reply.status, reply.headers.get("location")) == ((200, None) if location is None else (307, location))
+    assert (await ask(app, "GET", "/openapi.json")).json()["servers"] == [{"url": "/poise"}]
 
 
 async def test_the_dashboard_is_guarded_as_well() -> None:

@@ -25,6 +25,7 @@ _ERRORS = {
     408: "The body did not arrive in time.",
     409: "The request's state does not allow it.",
     413: "The body is too large.",
+    415: "The body is packed in a way that is not known here.",
     429: "A queue is full, tokens per minute are used up, or too many requests came with keys that are not known.",
     500: "Something failed in the server; its log has the details.",
     503: "The engine cannot take requests now, too many requests are open, or the request waited too long.",
@@ -32,8 +33,8 @@ _ERRORS = {
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
 
 
-def document(operations: Sequence[Operation]) -> Schema:
-    """The document of these operations."""
+def document(operations: Sequence[Operation], root_path: str = "") -> Schema:
+    """The document of these operations, for clients that find them under `root_path`."""
     paths: dict[str, Schema] = {}
     for operation in operations:
         paths.setdefault(operation.described_path, {})[operation.method.lower()] = _details(operation)
@@ -45,6 +46,7 @@ def document(operations: Sequence[Operation]) -> Schema:
             "description": "A local LLM server that keeps its composure under load, with the OpenAI API.",
             "version": __version__,
         },
+        "servers": [{"url": root_path or "/"}],
         "paths": paths,
         "components": {"schemas": schemas_of([*bodies, ErrorBody])},
     }
@@ -110,12 +112,12 @@ def _answer(described: Described) -> Schema:
 
 
 def _errors(statuses: Sequence[int]) -> Schema:
-    """Who goes on with a key that is not known is answered 429 instead of 401."""
-    statuses = (*statuses, 429) if 401 in statuses and 429 not in statuses else statuses
+    """Who goes on with a key that is not known is answered 429 instead of 401; a body may also be packed in an unknown way."""
+    implied = [other for one, other in ((401, 429), (413, 415)) if one in statuses and other not in statuses]
     return {
         str(status): {"description": _ERRORS[status], "content": _json({"$ref": _REF + ErrorBody.__name__})}
         | ({"headers": _RETRY_AFTER} if status in (429, 503) else {})
-        for status in statuses
+        for status in (*statuses, *implied)
     }
 
 

@@ -22,6 +22,7 @@ from starlette.routing import Route
 
 from poise.gateway.api.fields import Schema
 from poise.gateway.dialect import Dialect
+from poise.gateway.http.addresses import parameters_of
 from poise.gateway.http.replies import FRESH, json_reply
 
 
@@ -45,7 +46,7 @@ class Operation:
     """One method of one path.
 
     path        parts in braces are parameters, `{name:path}` one that takes the rest
-    errors      the statuses of its errors; where 401 is one, so is 429, for who goes on with a key that is not known
+    errors      the statuses of its errors; 401 implies 429, for who goes on with a key that is not known, and 413 implies 415
     parameters  besides those of the path, as OpenAPI has them
     request     the schema of the body that it takes
     answers     by status; without it, the Struct that the handler is annotated with
@@ -85,12 +86,11 @@ class Operation:
 
     def route(self) -> Route:
         async def answer(request: Request) -> Response:
+            request.scope["path_params"] = parameters_of(request.scope)
             made = await self.handler(request)
             return made if isinstance(made, Response) else json_reply(made, 200, self.headers)
 
-        route = Route(self.path, answer, methods=[self.method])
-        route.methods = {self.method}  # Starlette adds HEAD to GET; each HEAD would be a whole answer, thrown away
-        return route
+        return Route(self.path, answer, methods=[self.method])
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,10 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class Failures:
-    """Answers exceptions. `refusals`: what writes the body of an error, by path; elsewhere it is in OpenAI's format."""
+    """Answers exceptions. `refusals`: what writes the body of an error, by path; elsewhere it is in OpenAI's format.
+    `paths`: those that clients may mean."""
 
-    def __init__(self, strangers: Strangers, refusals: Mapping[str, Callable[[ApiError], bytes]]) -> None:
+    def __init__(
+        self, strangers: Strangers, refusals: Mapping[str, Callable[[ApiError], bytes]], paths: Sequence[str] = ()
+    ) -> None:
         self._strangers = strangers
+        self._paths = paths
         self._refusals = refusals
 
     async def api_error(self, request: Request, error: Exception) -> Response:
@@ -39,7 +43,7 @@ class Failures:
         path = request.url.path
         headers = dict(error.headers or {})
         if error.status_code == 404:
-            return self._reply(request, not_found(path))
+            return self._reply(request, not_found(path, self._paths))
         if error.status_code == 405:
             return self._reply(request, method_not_allowed(request.method, path, headers))
         return self._reply(request, ApiError(error.status_code, "http_error", str(error.detail), headers=headers))

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -82,6 +82,12 @@ def _page(file: Path) -> Callable[[Request], Awaitable[Response]]:
     async def page(request: Request) -> Response:
         if not is_there:
             raise not_found(request.url.path)
+        # What a page loads it names beside itself: it must be seen as in the folder of its address.
+        name, is_folder = request.scope["raw_path"].decode("latin-1").rpartition("/")[2], file.stem == "index"
+        if is_folder and name:
+            return RedirectResponse(f"./{name}/")
+        if not is_folder and not name:
+            return RedirectResponse(f"../{file.stem}")
         return _guarded(FileResponse(file))
 
     return page

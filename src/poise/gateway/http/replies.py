@@ -24,7 +24,7 @@ def json_reply(body: msgspec.Struct, status: int = 200, headers: Mapping[str, st
 
 def error_reply(error: ApiError, refusal: Callable[[ApiError], bytes] = ApiError.body) -> Response:
     """`refusal` writes the body."""
-    headers = dict(error.headers)
+    headers = error.answer_headers
     if error.status in (408, 413):
         # The rest of the body is not wanted: without this the server would have to read it to keep the connection.
         headers["Connection"] = "close"

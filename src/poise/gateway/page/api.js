@@ -28,7 +28,7 @@ export async function send(path, { json, signal, headers = {}, key = apiKey() } 
     options.body = JSON.stringify(json);
   }
   try {
-    return await fetch(path, options);
+    return await fetch(`.${path}`, options); // beside the page, wherever a proxy shows it
   } catch (error) {
     if (signal?.aborted && error.name !== "TimeoutError") throw error;
     throw new ConnectionLost("The server cannot be reached.");

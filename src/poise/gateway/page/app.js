@@ -135,5 +135,5 @@ function showCurl() {
   // The key itself is not shown: people share their screens.
   const auth = apiKey() ? ' \\\n  -H "Authorization: Bearer $POISE_API_KEY"' : "";
   const type = '-H "Content-Type: application/json"';
-  byId("curl").textContent = `curl ${location.origin}/v1/chat/completions \\\n  ${type}${auth} \\\n  -d '${body}'`;
+  byId("curl").textContent = `curl ${new URL("./v1/chat/completions", location.href)} \\\n  ${type}${auth} \\\n  -d '${body}'`;
 }

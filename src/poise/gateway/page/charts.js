@@ -8,7 +8,7 @@ import { byId, el } from "./dom.js";
 import { UNKNOWN, isNumber, rate } from "./format.js";
 import { setText } from "./figures.js";
 
-const SCRIPT = "/page/plotly.min.js";
+const SCRIPT = "./page/plotly.min.js";
 const MISSING = "There are no charts: this server lacks the package plotly. To have them: pip install plotly";
 const WINDOW_MS = 600_000;
 const WINDOW_MS_MIN = 60_000;

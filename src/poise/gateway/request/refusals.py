@@ -12,7 +12,7 @@ import difflib
 import math
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -32,6 +32,9 @@ _TYPES = {
 _SHOWN_CHARS = 60
 _PATH = re.compile(r"(?<![\w./:])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 _RETRY_STOPPED_S = 5.0
+_WAITED_MAX_S = 60
+"""Official SDKs keep to a Retry-After of up to a minute; a longer one they do not wait for."""
+SHOULD_RETRY = "x-should-retry"
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
@@ -59,6 +62,12 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.headers = headers or {}
+
+    @property
+    def answer_headers(self) -> dict[str, str]:
+        """Those of an answer, with the word that official SDKs go by: whether to send the same request again."""
+        again = self.status == 408 or 0 < int(self.headers.get("Retry-After", "0")) <= _WAITED_MAX_S
+        return {SHOULD_RETRY: "true" if again else "false"} | self.headers
 
     def afresh(self) -> ApiError:
         """The same error, never raised: one that was holds the frames that it went through, and whatever is in them."""
@@ -170,13 +179,21 @@ def model_not_found(model: str, known: Iterable[str]) -> ApiError:
     return ApiError(404, "model_not_found", message, param="model")
 
 
-def not_found(path: str) -> ApiError:
-    return ApiError(404, "not_found", f"There is nothing at {shown(path)}. /openapi.json lists the endpoints.")
+def not_found(path: str, known: Sequence[str] = ()) -> ApiError:
+    """`known`: the paths that may have been meant."""
+    ends = [one for one in known if len(one) > 1 and path.endswith(one.removeprefix("/v1"))]
+    close = [max(ends, key=len)] if ends else difflib.get_close_matches(path[-_SHOWN_CHARS:], known, n=1, cutoff=0.75)
+    hint = (
+        f"Did you mean '{close[0]}'?"
+        if close
+        else "Chats are at '/v1/chat/completions'; /openapi.json lists all endpoints."
+    )
+    return ApiError(404, "not_found", f"There is nothing at {shown(path)}. {hint}")
 
 
 def method_not_allowed(method: str, path: str, headers: dict[str, str]) -> ApiError:
     """`headers` has the Allow of the route."""
-    allowed = headers.get("Allow") or headers.get("allow", "GET")
+    allowed = ", ".join(sorted((headers.get("Allow") or headers.get("allow", "GET")).split(", ")))
     message = f"{shown(path)} does not answer {shown(method)}; it answers {allowed}."
     return ApiError(405, "method_not_allowed", message, headers={"Allow": allowed})
 

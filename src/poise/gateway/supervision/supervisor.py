@@ -109,13 +109,14 @@ class Supervisor:
             self._changed.clear()
             await self._changed.wait()
 
-    async def stop(self) -> None:
-        """End the engine: politely, then by signal; at once where none is ready. Live requests get their ENGINE_LOST."""
+    async def stop(self, *, at_once: bool = False) -> None:
+        """End the engine: politely, then by signal; `at_once`, and where none is ready, by signal. Live requests get their
+        ENGINE_LOST."""
         self._turn(Turn.STOP, "the server is stopping")
         for task in self._watching:
             task.cancel()
         if self._task is not None:
-            if self._watchdog is not None:
+            if self._watchdog is not None and not at_once:
                 self._send(to_engine.Shutdown())
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(asyncio.shield(self._task), SHUTDOWN_GRACE_S)

@@ -11,7 +11,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
-from poise.gateway.request.refusals import ApiError, retry_after
+from poise.gateway.request.refusals import SHOULD_RETRY, ApiError, retry_after
 
 TELL_EVERY_S = 60.0
 BURST = 20.0
@@ -50,11 +50,12 @@ class Strangers:
         if self._may(place, now_s):
             return error
         self._n_throttled += 1
+        headers = retry_after(1 / PER_S) | {SHOULD_RETRY: "false"}  # the key stays unknown
         message = (
             "Too many requests with keys that are not known came from your address. "
             "Check the key, and try again in about 1 s."
         )
-        return ApiError(429, "too_many_unknown_keys", message, headers=retry_after(1 / PER_S))
+        return ApiError(429, "too_many_unknown_keys", message, headers=headers)
 
     def look(self) -> None:
         """Once a second or so: tell of a minute that is over."""

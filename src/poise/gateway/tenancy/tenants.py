@@ -63,12 +63,12 @@ class Tenants:
 
     def identify(self, credentials: Credentials) -> Caller:
         """Whose request it is. Raises ApiError (401)."""
-        return replace(self._caller(_presented_key(credentials)), request_id=credentials.request_id)
+        return replace(self._caller(self._presented_key(credentials)), request_id=credentials.request_id)
 
     def account_of(self, credentials: Credentials) -> str:
         """The account that a request counts for before anything is done for it; empty for a caller who is not known."""
         try:
-            return self._caller(_presented_key(credentials)).account
+            return self._caller(self._presented_key(credentials)).account
         except ApiError:
             return ""
 
@@ -99,7 +99,7 @@ class Tenants:
 
     def check_admin(self, credentials: Credentials) -> Caller:
         """Which operator it is. Raises ApiError unless the caller may see the server's inside."""
-        presented = _presented_key(credentials)
+        presented = self._presented_key(credentials)
         caller = self._operator(presented) if presented is not None else None
         if caller is None:
             raise _unauthorized("invalid_admin_key", ADMIN_HINT)
@@ -122,7 +122,7 @@ class Tenants:
             wanted = "key" if self.requires_key else "open"
         if wanted == "open" or self.is_insider(credentials):
             return
-        key = _presented_key(credentials)
+        key = self._presented_key(credentials)
         if wanted == "admin":
             raise _unauthorized("invalid_admin_key", ADMIN_HINT)
         if key is None:
@@ -167,17 +167,21 @@ class Tenants:
             return Caller(name, name, is_declared=True)
         return Caller(name, name, account=self._accounts.of_undeclared(name))
 
+    def _presented_key(self, credentials: Credentials) -> str | None:
+        scheme, _, key = credentials.authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            return key.strip() or None
+        if scheme.lower() == "basic" and (credentials.api_key or not self.requires_key):
+            scheme = ""  # they are for a proxy, which has passed them on
+        if not scheme:
+            return credentials.api_key or None
+        message = "The Authorization header must have the form 'Bearer KEY'"
+        if scheme.lower() == "basic":
+            message += ", and has Basic credentials. If those are for a proxy, send the key as 'x-api-key: KEY'"
+        raise _unauthorized("invalid_authorization", message + ".")
+
     def _of_file(self) -> list[Key]:
         return self._keys.keys if self._keys is not None else []
-
-
-def _presented_key(credentials: Credentials) -> str | None:
-    if not credentials.authorization:
-        return credentials.api_key or None
-    scheme, _, key = credentials.authorization.partition(" ")
-    if scheme.lower() != "bearer":
-        raise _unauthorized("invalid_authorization", "The Authorization header must have the form 'Bearer KEY'.")
-    return key.strip() or None
 
 
 def _digest(key: str) -> bytes:

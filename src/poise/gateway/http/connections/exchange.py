@@ -133,6 +133,13 @@ class Exchange:
             self._body += data
         self._event.set()
 
+    def grow(self, n_bytes: int) -> None:
+        """The body takes so much more than was sent: it came packed. Raises ApiError (429)."""
+        places = self._wire.places
+        if not places.take_body(self._account, n_bytes):
+            raise bodies_full(places.bodies.held(self._account), places.bodies.total)
+        self._body_bytes += n_bytes
+
     def end(self) -> None:
         """The body is complete."""
         self.is_whole = True
@@ -186,6 +193,12 @@ class Exchange:
             if self._started:
                 raise RuntimeError("the answer has begun already")
             self._start(message["status"], message.get("headers", ()))
+            if self._head.method == "HEAD":
+                self._send_body(
+                    b"", more=False
+                )  # that was all; an answer without an end hears that its client has left
+            return
+        if self._head.method == "HEAD":
             return
         if not self._started or self.is_complete:
             raise RuntimeError("a body before its head, or after its end")
@@ -232,7 +245,7 @@ class Exchange:
             if not more:
                 data += b"0\r\n\r\n"
         else:
-            data = body if self._head.method != "HEAD" else b""
+            data = body
             if self._left is not None:
                 self._left -= len(data)
                 if self._left < 0 or (self._left and not more):

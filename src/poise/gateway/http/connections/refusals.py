@@ -77,7 +77,7 @@ def rendered(error: ApiError) -> bytes:
     """The whole answer; after it the connection is closed."""
     body = error.body()
     fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in (fields | error.headers).items())
+    lines = "".join(f"{name}: {value}\r\n" for name, value in (fields | error.answer_headers).items())
     return (
         f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{lines}\r\n".encode("latin-1", "replace") + body
     )

@@ -52,6 +52,12 @@ class HttpServer(uvicorn.Server):
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._hub = Hub(settings, places_of(settings, files), metrics, app=app, is_tls=tls is not None)
 
+    def cut_off(self) -> None:
+        """Stop now, whatever is being answered: everybody's client is gone."""
+        self.should_exit = True
+        for connection in list(self._hub.state.connections):
+            connection.abort()  # type: ignore[union-attr]
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
