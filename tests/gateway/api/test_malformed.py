@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poise.config import Settings
-from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, prompt_body
+from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
