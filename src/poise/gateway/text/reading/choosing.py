@@ -1,0 +1,27 @@
+"""Which response template a model's answers are read by: by marks in its chat template, by what that renders, or generic."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from poise.gateway.text.reading.templates import Template, read_template
+
+_FAMILIES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf-8"))
+GENERIC = {"content": "generic", "bare": True}
+"""For models whose template knows no functions: `{"tool_calls": [...]}` or `{"content": "..."}`."""
+
+
+def choose(chat_template: str, rendered: Mapping[str, Any], control: Mapping[str, int]) -> Template:
+    """`rendered`: fields that the chat template's renderings show, where no family is known. `control`: see `read_template`."""
+    fields: dict[str, Any] = {}
+    for name, families in _FAMILIES.items():
+        known = (family for family in families if all(text in chat_template for text in family["seen"]))
+        found = next(known, None) or rendered.get(name)
+        if found:
+            fields[name] = found
+    fields.setdefault("tool_calls", GENERIC)
+    fields["content"] = {"open": fields["tool_calls"].get("around", [])}
+    return read_template({"fields": fields}, control)
