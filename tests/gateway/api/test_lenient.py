@@ -94,9 +94,18 @@ async def test_what_clients_leave_in_messages_is_named_once() -> None:
     assert 'poise_ignored_fields_total{field="cache_control"} 1.0' in exposition
 
 
+async def test_the_tokenizer_takes_the_same() -> None:
+    """A conversation is counted as it will be sent."""
+    message = {"role": "user", "content": "x", "id": 5}
+    reply = await ask(make_app(FakeEngine()), "POST", "/tokenize", {"messages": [message], "metadata": {"a": "b"}})
+    assert (reply.status, reply.headers["x-poise-ignored"]) == (200, "metadata, messages[].id")
+    reply = await ask(make_app(FakeEngine(), STRICT), "POST", "/tokenize", {"messages": [message]})
+    assert (reply.status, reply.error["param"]) == (400, "messages[0].id")
+
+
 def test_the_header_is_bounded_and_safe() -> None:
     """Whatever a client calls its fields."""
-    names = chat(**{f"x{'y' * 100}\r\nSet-Cookie: é{i}": 1 for i in range(200)}).ignored
+    names = chat(**{f"x{i}\r\nSet-Cookie: é{'y' * 100}": 1 for i in range(200)}).ignored
     header = list_ignored(names)
     assert len(header) <= 20 * 50 + 20
     assert header.endswith(", 180 more")
@@ -162,6 +171,8 @@ async def test_a_strict_server_takes_what_asks_for_nothing() -> None:
         ({"max_tokens": 0}, "max_tokens", 0),
         ({"stop_sequences": ["a"], "stop": "a"}, "stop", ("a",)),
         ({"stop": [f"stop {i}" for i in range(32)]}, "stop", tuple(f"stop {i}" for i in range(32))),
+        ({"stop": ["", "b"]}, "stop", ("b",)),
+        ({"stop": ""}, "stop", ()),
         ({"random_seed": 5}, "seed", 5),
         ({"seed": -1}, "seed", None),
         ({"seed": 2**64 - 1}, "seed", 2**64 - 1),
@@ -198,6 +209,7 @@ def test_best_of_up_to_n_is_taken() -> None:
         ({"content": None, "refusal": "No."}, "No."),
         ({"content": [{"type": "refusal", "refusal": "No."}]}, "No."),
         ({"content": "Hi", "refusal": "No."}, "Hi"),
+        ({"content": [{"type": "output_text", "text": "a"}, {"type": "text", "text": "b"}]}, "a\nb"),
         ({"content": "Hi", "name": ""}, "Hi"),
     ],
 )

@@ -121,7 +121,6 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (CHAT, chat_body(n=0), "invalid_value", "n"),
     (CHAT, chat_body(n=9), "invalid_value", "n"),
     (CHAT, chat_body(n=True), "invalid_type", "n"),
-    (CHAT, chat_body(stop=""), "invalid_value", "stop"),
     (CHAT, chat_body(stop=["a"] * 33), "invalid_value", "stop"),
     (CHAT, chat_body(stop=["a", 5]), "invalid_type", "stop[1]"),
     (CHAT, chat_body(stop={}), "invalid_type", "stop"),

@@ -12,6 +12,7 @@ from poise.gateway.request.refusals import ApiError
 
 NAMES_MAX, TAKEN_MAX = 256, 65_536
 """Different names, and fields in all, of one request: each one is looked at while every stream waits."""
+_CHARS_MAX = 100
 _INDEX = re.compile(r"\[[0-9]+\]")
 
 
@@ -32,7 +33,7 @@ class Ignored:
         """A field was found. Raises ApiError when there are too many."""
         if self.strict:
             return
-        self._names[_INDEX.sub("[]", param)] = None
+        self._names[_INDEX.sub("[]", param[:_CHARS_MAX])] = None
         self._n_taken += 1
         if len(self._names) > NAMES_MAX or self._n_taken > TAKEN_MAX:
             message = (

@@ -21,6 +21,7 @@ from starlette.responses import Response
 from poise.config import Settings
 from poise.gateway.api.fields import Custom, Field, Flag, Text, Unsupported, check_names, object_schema, read_list
 from poise.gateway.api.generation import HttpSender
+from poise.gateway.api.ignored import Ignored
 from poise.gateway.api.openai import parameters as p
 from poise.gateway.api.openai import rendering, unsupported
 from poise.gateway.api.openai.writer import token_text
@@ -111,12 +112,12 @@ class Tokenizer:
 
     async def tokenize(self, request: Request) -> Response:
         """One of `prompt` (vLLM's), `content` (llama-server's) and `messages`, which are written as the model is asked."""
-        sender, tokens, text, body = await self._begin(request, TOKENIZE_FIELDS)
+        sender, tokens, text, body, ignored = await self._begin(request, TOKENIZE_FIELDS)
         given = [field for field in (PROMPT, CONTENT, p.MESSAGES) if body.get(field.name) is not None]
         if len(given) != 1:
             raise missing_parameter("prompt", "one of 'prompt', 'content' and 'messages' is needed")
         if given == [p.MESSAGES]:
-            messages, how = _conversation(body)
+            messages, how = _conversation(body, ignored)
             found = await sender.while_wanted(tokens.chat(messages, 0, TOKENS_MAX, how))
         else:
             said = str(given[0].read(body[given[0].name], given[0].name))
@@ -128,23 +129,23 @@ class Tokenizer:
             raise context_length_exceeded(message, "Send it in parts.", given[0].name)
         wants_texts = TOKEN_STRS.get(body, False)
         texts = [token_text(text.token_name(token)) for token in found.ids] if wants_texts else None
-        return _reply(Tokenized(found.ids, found.n, self._local.card.context_length, texts), found.note)
+        return _reply(Tokenized(found.ids, found.n, self._local.card.context_length, texts), ignored, found.note)
 
     async def detokenize(self, request: Request) -> Response:
         """Control tokens have their names in it; what is no whole character is U+FFFD."""
-        _, _, text, body = await self._begin(request, DETOKENIZE_FIELDS)
+        _, _, text, body, ignored = await self._begin(request, DETOKENIZE_FIELDS)
         ids = TOKENS.get(body, None)
         if ids is None:
             raise missing_parameter(TOKENS.name, "a list of token ids is needed")
         check_ids(ids, text.n_tokens, TOKENS.name)
         said = b"".join(map(text.token_name, ids)).decode("utf-8", "replace")
-        return _reply(PromptText(said, said))
+        return _reply(PromptText(said, said), ignored)
 
     async def apply_template(self, request: Request) -> Response:
         """As `/v1/completions` would take it, where names of control tokens mean these tokens, also in what messages say."""
-        sender, tokens, _, body = await self._begin(request, WRITE_FIELDS)
-        written = await sender.while_wanted(tokens.written(*_conversation(body)))
-        return _reply(PromptText(written.text, written.text), written.note)
+        sender, tokens, _, body, ignored = await self._begin(request, WRITE_FIELDS)
+        written = await sender.while_wanted(tokens.written(*_conversation(body, ignored)))
+        return _reply(PromptText(written.text, written.text), ignored, written.note)
 
     async def info(self, request: Request) -> TokenizerInfo:
         """What is null, the model has not."""
@@ -156,29 +157,29 @@ class Tokenizer:
 
     async def _begin(
         self, request: Request, fields: Sequence[Field[Any]]
-    ) -> tuple[HttpSender, Tokens, TextModel, JsonObject]:
+    ) -> tuple[HttpSender, Tokens, TextModel, JsonObject, Ignored]:
         """Who asks, by whose tokens, and for what, in the order of the intake's checks. Raises ApiError."""
         sender = HttpSender(request, self._settings)
         caller = self._tenants.identify(sender.credentials)
-        body = await sender.body()
-        check_names(body, fields, _UNSUPPORTED)
+        body, ignored = await sender.body(), Ignored(strict=self._settings.server.strict)
+        check_names(body, fields, _UNSUPPORTED, ignored=ignored)
         model = self._names.find(name := p.MODEL.get(body, ""))
         if not isinstance(model, LocalModel):
             raise invalid_value(p.MODEL.name, "name a model that this host computes: others keep their tokenizer", name)
         self._check_level(RequestClass.INTERACTIVE)
         text = model.text()
-        return sender, text.of(caller.account), text, body
+        return sender, text.of(caller.account), text, body, ignored
 
 
-def _conversation(body: JsonObject) -> tuple[list[Message], Rendering]:
-    messages = p.MESSAGES.get(body, None)
-    if messages is None:
+def _conversation(body: JsonObject, ignored: Ignored) -> tuple[list[Message], Rendering]:
+    if body.get(p.MESSAGES.name) is None:
         raise missing_parameter(p.MESSAGES.name, "a list of at least one message is needed")
+    messages = p.read_messages(body[p.MESSAGES.name], p.MESSAGES.name, ignored)
     return messages, rendering.read_rendering(body, messages)
 
 
-def _reply(answer: msgspec.Struct, note: str = "") -> Response:
-    notes: dict[str, str] = {}
+def _reply(answer: msgspec.Struct, ignored: Ignored, note: str = "") -> Response:
+    notes = {headers.IGNORED: headers.list_ignored(ignored.names)} if ignored.names else {}
     if note:
         headers.warn(notes, note)
     return json_reply(answer, 200, FRESH | notes)

@@ -40,7 +40,7 @@ MAX_BIASES = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MAY_BE_SILENT = ("assistant", "tool")
 """Roles whose messages need no text: a turn that was stopped at once, a tool that has nothing to say."""
-PART_TEXTS = {"text": "text", "refusal": "refusal"}
+PART_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """By type of a content part that is read, the field that has its text."""
 
 TIER_CLASSES = {
@@ -52,13 +52,12 @@ TIER_CLASSES = {
 
 
 def _read_stop(value: object, param: str) -> tuple[str, ...]:
-    text = Text(param, "", min_chars=1, max_chars=MAX_STOP_CHARS)
-    if type(value) is str:
-        return (text.read(value, param),)
-    if value == [] and type(value) is list:
-        return ()
+    """Empty strings ask for nothing."""
+    text = Text(param, "", max_chars=MAX_STOP_CHARS)
+    if type(value) is str or value == []:
+        return (text.read(value, param),) if value else ()
     stops = read_list(value, param, "a string or a list of strings", MAX_STOPS)
-    return tuple(text.read(stop, f"{param}[{i}]") for i, stop in enumerate(stops))
+    return tuple(text.read(stop, f"{param}[{i}]") for i, stop in enumerate(stops) if stop != "")
 
 
 def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]:
@@ -165,7 +164,7 @@ _TOOL_CALL_ID = Text("tool_call_id", "Call that a tool message answers, for temp
 _REASONING_CONTENT = Text("reasoning_content", "What an assistant thought before it spoke, for templates that show it.")
 _REASONING = Text("reasoning", "Another name of `reasoning_content`.")
 _REFUSAL = Text("refusal", "Why an assistant did not answer: what it said, where there is no `content`.")
-_PART_TYPE = Text("type", "", choices=("text", "refusal"))
+_PART_TYPE = Text("type", "", choices=tuple(PART_TEXTS))
 _PART_TEXTS = {name: Text(name, "") for name in PART_TEXTS.values()}
 _PART_SCHEMA = object_schema((_PART_TYPE, *_PART_TEXTS.values()), ["type"])
 _CONTENT: Field[str] = Custom(
@@ -197,7 +196,7 @@ _IDS_SCHEMA: Schema = {
     "minItems": 1,
     "maxItems": MAX_PROMPT_IDS,
 }
-_STOP_SCHEMA: Schema = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
+_STOP_SCHEMA: Schema = {"type": "string", "maxLength": MAX_STOP_CHARS}
 
 MODEL = Text(
     "model", "Name of the model, an alias of it, or `default`, which is meant where there is none.", max_chars=1024
