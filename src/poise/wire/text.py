@@ -15,6 +15,14 @@ LARGE_BYTES = 16_384
 """A larger text waits for its like where one worker is kept for small ones, and is worked on at low priority."""
 
 
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """A call of a function that an assistant has made. `arguments`: should be the JSON of an object, and may be any text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """One message of a conversation, as the caller sent it."""
 
@@ -24,6 +32,13 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
     tool_call_id: str | None = None
     reasoning: str | None = None
     """What an assistant thought before it spoke: the template decides what of it is shown."""
+    calls: tuple[Call, ...] = ()
+    """An assistant's, after what it said."""
+
+
+def said(message: Message) -> str:
+    """What a message says and calls, for somebody who reads it."""
+    return " ".join(filter(None, (message.content, *(f"{call.name}({call.arguments})" for call in message.calls))))
 
 
 class Rendering(msgspec.Struct, frozen=True, array_like=True):
@@ -35,6 +50,8 @@ class Rendering(msgspec.Struct, frozen=True, array_like=True):
     """The last message goes on: nothing comes after its text."""
     variables: dict[str, Any] = {}
     """Further values for the template, as the caller has named them."""
+    tools: list[dict[str, Any]] = []
+    """What the assistant may call, in the shape in which templates know it."""
 
 
 AS_USUAL = Rendering()

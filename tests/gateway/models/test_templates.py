@@ -126,7 +126,7 @@ async def test_raw_prompts_have_no_templates() -> None:
 async def test_errors_name_the_caller_s_own_messages() -> None:
     """The template's text in front of them does not shift their numbers."""
     template = "{{ messages[0].content }}{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
-    messages = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "42"}]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "42"}]
     body = {"model": "toy", "messages": messages, "template": "support"}
     _, reply = await asked(body, jobs=text_here(template=template))
     assert (reply.error["code"], reply.error["param"]) == ("message_left_out", "messages[1]")

@@ -163,7 +163,7 @@ async def test_a_worker_that_is_killed_with_a_text(tmp_path: Path) -> None:
     [
         (wire.Length("hang"), 400, "text_rejected"),
         (wire.Chat([wire.Message("user", "hang")], 0, 1), 400, "text_rejected"),
-        (wire.Chat([wire.Message("user", "loop")], 0, 1), 500, "template_failed"),
+        (wire.Chat([wire.Message("user", "loop")], 0, 1), 400, "chat_template_failed"),
     ],
     ids=["text", "chat", "template"],
 )

@@ -96,10 +96,10 @@ def test_a_templates_refusal_is_the_callers_error() -> None:
     ],
     ids=["type", "undefined", "change", "sandbox", "endless", "cut"],
 )
-def test_a_template_that_fails_is_the_servers_error(source: str) -> None:
-    """It is told as such, and bounded; the sandbox lets it neither change its input nor reach Python."""
+def test_a_template_that_fails_is_told_in_its_words(source: str) -> None:
+    """It would fail again, so it is the request's error; the sandbox lets it neither change its input nor reach Python."""
     error = refusal(source)
-    assert (error.status, error.code) == (500, "template_failed")
+    assert (error.status, error.code) == (400, "chat_template_failed")
 
 
 def test_an_endless_template_is_stopped_at_the_bound() -> None:

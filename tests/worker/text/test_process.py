@@ -151,7 +151,7 @@ def test_a_template_that_loops_for_ever(tmp_path: Path) -> None:
         assert (await text.prompt("one two")).n == 2
         with pytest.raises(ApiError) as caught:
             await text.chat(HI)
-        assert (caught.value.status, caught.value.code) == (500, "template_failed")
+        assert (caught.value.status, caught.value.code) == (400, "chat_template_failed")
         assert (await text.prompt("one two")).n == 2
 
     asyncio.run(with_workers(altered(tmp_path / "model.gguf", template=source), asked, timeout_s=2.0))
@@ -163,6 +163,6 @@ def test_a_template_that_takes_all_memory(tmp_path: Path, text: str) -> None:
     worker = Worker(altered(tmp_path / "model.gguf", template="{{ " + text + " }}"))
     answer = worker.ask(wire.Chat(HI, 0, 1000))
     assert isinstance(answer, wire.Refused)
-    assert (answer.status, answer.code) == (500, "template_failed")
+    assert (answer.status, answer.code) == (400, "chat_template_failed")
     assert worker.ask(wire.Length("one two")) == wire.Ids(2, [])
     assert worker.end() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from poise.gateway.request.tools import NO_TOOLS, ToolUse
 from poise.scheduler.request import RequestClass
 from poise.wire.text import AS_USUAL, Message, Rendering
 from poise.wire.to_engine import SamplingParams
@@ -31,6 +32,8 @@ class AnswerOptions:
     continuous_usage: bool = False
     segments: bool = False
     service_tier: str = "default"
+    legacy_calls: bool = False
+    """The caller knows of one call an answer, which has no id: OpenAI's `function_call`."""
 
 
 PLAIN = AnswerOptions()
@@ -61,3 +64,5 @@ class Generate:
     answer: AnswerOptions
     ignored: tuple[str, ...] = ()
     """Fields that were taken though they have no effect."""
+    tools: ToolUse = NO_TOOLS
+    """Those of a conversation; its `rendering` has what the chat template is shown of them."""

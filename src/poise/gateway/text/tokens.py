@@ -119,7 +119,7 @@ class Tokens:
     ) -> wire.Ids:
         """The prompt of a conversation, of which `n_added` messages at the start are not the caller's."""
         job = wire.Chat(list(messages), n_added, ids_max, rendering)
-        return await self._run(wire.Ids, job, conversation_bytes(messages))
+        return await self._run(wire.Ids, job, conversation_bytes(messages, rendering))
 
     async def prompt(
         self, prompt: str, ids_max: int = ALL, *, add_special: bool = True, parse_special: bool = True
@@ -145,11 +145,11 @@ class Tokens:
 
     async def fit(self, job: wire.Fit) -> wire.Fitted:
         """The conversation with the fewest turns left out."""
-        return await self._run(wire.Fitted, job, conversation_bytes(job.messages))
+        return await self._run(wire.Fitted, job, conversation_bytes(job.messages, job.rendering))
 
     async def cut(self, job: wire.Cut) -> wire.CutDown:
         """The conversation with the end of one message cut off."""
-        return await self._run(wire.CutDown, job, conversation_bytes(job.messages))
+        return await self._run(wire.CutDown, job, conversation_bytes(job.messages, job.rendering))
 
     async def _run(self, kind: type[A], job: wire.Job, n_bytes: int) -> A:
         answer = await self._jobs.run(job, self._account, n_bytes)
@@ -169,9 +169,10 @@ def text_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
 
 
-def conversation_bytes(messages: Sequence[wire.Message]) -> int:
-    """Bytes of all contents of a conversation."""
-    return sum(text_bytes(message.content) + text_bytes(message.reasoning or "") for message in messages)
+def conversation_bytes(messages: Sequence[wire.Message], rendering: wire.Rendering) -> int:
+    """Bytes of all that is said in a conversation, and of its tools."""
+    texts = (text for m in messages for text in (m.content, m.reasoning or "", *(call.arguments for call in m.calls)))
+    return sum(map(text_bytes, texts)) + (len(msgspec.json.encode(rendering.tools)) if rendering.tools else 0)
 
 
 @dataclass(slots=True)

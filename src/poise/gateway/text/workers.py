@@ -376,7 +376,7 @@ def _took_too_long(job: _Job, timeout_s: float) -> ApiError:
             f"The model's chat template failed: it was not done after {timeout_s:g} s. /v1/completions takes a prompt that "
             "is written out."
         )
-        return ApiError(500, "template_failed", message)
+        return ApiError(400, "chat_template_failed", message, param="messages")
     return text_rejected(f"it was not done after {timeout_s:g} s")
 
 

@@ -6,7 +6,7 @@ character, whether the template or the caller wrote it, and the tokeniser looks 
 
 A template that looks deeper into a content (to cut reasoning out of it, say) finds the texts there that it names itself. A
 template that drops a content altogether is an error that the caller is sent. One that refuses the system messages where they
-are gets them in another place (`systems`).
+are gets them in another place (`systems`); tools and calls are given to it in the manner that it takes (`tools`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import jinja2
+import msgspec
 
-from poise.wire.text import AS_USUAL, Message, Rendering
+from poise.wire.text import AS_USUAL, SYSTEM_ROLES, Message, Rendering
+from poise.worker.text import tools
 from poise.worker.text.dialect import Dialect, TemplateRefusal
-from poise.worker.text.hidden import CutError, Hidden, Piece
+from poise.worker.text.hidden import HIDDEN, CutError, Hidden, Piece
 from poise.worker.text.systems import elsewhere
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ CHATML = (
 CHATML_MARKS = ("<|im_end|>", "<|im_start|>")
 
 OUTPUT_CHARS_MAX = 1 << 24
+FAILED = "chat_template_failed"
 
 
 class TextRefused(Exception):
@@ -71,38 +75,82 @@ class ChatTemplate:
         self.is_fallback = not source
         self.source = source or CHATML
         # Names that templates ask for by `is none`: without them they would be undefined, which is not none.
-        self._variables = {"bos_token": bos_text, "eos_token": eos_text, "tools": None, "documents": None}
+        self._variables = {"bos_token": bos_text, "eos_token": eos_text, "documents": None}
         self._dialect = Dialect(now)
+        self._manner = tools.Manner()
+        """In which it took calls the last time."""
         try:
             self._template, self._marks = self._dialect.compiled(source or CHATML)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the model's chat template is broken in line {error.lineno}: {error.message}") from error
 
+    @cached_property
+    def knows_tools(self) -> bool:
+        """It shows the model which tools there are."""
+        try:
+            pieces, _ = self._placed([Message("user", "Hi")], 0, Rendering(tools=[tools.PROBE]), tools.Manner())
+        except TextRefused:
+            return False
+        return any(tools.PROBE["function"]["name"] in piece.text for piece in pieces)
+
     def write(
         self, messages: Sequence[Message], n_added: int = 0, rendering: Rendering = AS_USUAL
     ) -> tuple[list[Piece], str]:
-        """As `render`, with system messages in another place where the template refuses them; and what is to be said of that."""
+        """As `render`, with what the template refuses given in another way; and what is to be said of that."""
+        if rendering.tools and not self.knows_tools:
+            written = tools.generic(tools.with_names(messages), rendering.tools)
+            n_more = messages[0].role not in SYSTEM_ROLES
+            return self._placed(written, n_added + n_more, msgspec.structs.replace(rendering, tools=[]), tools.Manner())
+        if not any(message.calls or message.role == "tool" for message in messages):
+            return self._placed(messages, n_added, rendering, tools.Manner())
+        first: TextRefused | None = None
+        named = tools.with_names(messages)
+        for manner in sorted(tools.manners(messages), key=lambda manner: manner != self._manner):
+            try:
+                done = self._placed(named, n_added, rendering, manner)
+            except TextRefused as refused:
+                first = first or refused
+            else:
+                self._manner = manner
+                return done
         try:
-            return self.render(messages, n_added, rendering), ""
+            return self._placed(tools.generic(named, []), n_added, rendering, tools.Manner())
+        except TextRefused:
+            assert first is not None, "there is a manner"
+            raise first from None
+
+    def _placed(
+        self, messages: Sequence[Message], n_added: int, rendering: Rendering, manner: tools.Manner
+    ) -> tuple[list[Piece], str]:
+        """With system messages in another place where the template refuses them."""
+        try:
+            return self.render(messages, n_added, rendering, manner), ""
         except TextRefused as refused:
-            if refused.status != 400:
+            if refused.code == FAILED:
                 raise
             for moved, note in elsewhere(messages):
                 try:
-                    return self.render(moved, 0, rendering), note
+                    return self.render(moved, 0, rendering, manner), note
                 except TextRefused:
                     continue
             raise
 
-    def render(self, messages: Sequence[Message], n_added: int = 0, rendering: Rendering = AS_USUAL) -> list[Piece]:
+    def render(
+        self,
+        messages: Sequence[Message],
+        n_added: int = 0,
+        rendering: Rendering = AS_USUAL,
+        manner: tools.Manner = tools.Manner(),  # noqa: B008 (it is a tuple)
+    ) -> list[Piece]:
         """The prompt as pieces, ending where the assistant is to speak. Raises TextRefused.
 
         The first `n_added` messages are not the caller's: errors give the others the places that the caller knows.
         """
         if rendering.continues and not messages[-1].content.strip():
-            messages, rendering = messages[:-1], Rendering(variables=rendering.variables)  # nothing is to be continued
+            # nothing is to be continued
+            messages, rendering = messages[:-1], msgspec.structs.replace(rendering, opens_answer=True, continues=False)
         hidden = Hidden(self._marks)
-        shown = [_variables(message, i, hidden) for i, message in enumerate(messages)]
+        shown = [_variables(message, i, len(messages), hidden, manner) for i, message in enumerate(messages)]
         self._dialect.hidden = hidden
         try:
             written = self._render(shown, rendering, hidden)
@@ -115,7 +163,8 @@ class ChatTemplate:
         if sum(len(piece.text) for piece in pieces) > OUTPUT_CHARS_MAX:
             raise _broken(f"it writes more than {OUTPUT_CHARS_MAX} characters")
         for owner in hidden.left_out():
-            if owner in hidden.marked and messages[owner].role == "assistant":
+            is_call, owner = divmod(owner, len(messages))  # the calls of messages are counted after all messages
+            if not is_call and owner in hidden.marked and messages[owner].role == "assistant":
                 continue  # a thought without an answer: what is shown of it is the template's to say
             place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
             raise TextRefused(
@@ -127,10 +176,11 @@ class ChatTemplate:
             )
         return _open_ended(pieces, messages[-1].content) if rendering.continues else pieces
 
-    def _render(self, messages: list[dict[str, str]], rendering: Rendering, hidden: Hidden) -> str:
+    def _render(self, messages: list[dict[str, Any]], rendering: Rendering, hidden: Hidden) -> str:
         pieces = []
         n_chars = 0
         variables = hidden.value(rendering.variables) | self._variables | {"messages": messages}
+        variables["tools"] = hidden.value(rendering.tools) or None
         variables["add_generation_prompt"] = rendering.opens_answer and not rendering.continues
         try:
             for piece in self._template.generate(variables):
@@ -144,18 +194,23 @@ class ChatTemplate:
         except TextRefused:
             raise
         except Exception as error:  # a template is a program of the model's maker and may fail in any way
-            raise _broken(type(error).__name__, trace_of(error)) from error
+            why = HIDDEN.sub("…", f"{type(error).__name__}: {error}")[:300]
+            raise _broken(why, trace_of(error)) from error
         return "".join(pieces)
 
 
-def _variables(message: Message, index: int, hidden: Hidden) -> dict[str, Any]:
+def _variables(message: Message, index: int, n: int, hidden: Hidden, manner: tools.Manner) -> dict[str, Any]:
+    """What a template is given of one of `n` messages."""
     # Only OpenAI's own models know the role `developer`; it replaced `system` there.
     role = "system" if message.role == "developer" else message.role
-    variables = {"role": role, "content": hidden.hide(message.content, index)}
+    variables: dict[str, Any] = {"role": role, "content": hidden.hide(message.content, index)}
+    if message.calls:
+        variables["tool_calls"] = tools.call_variables(message, n + index, hidden, manner)
+        variables["content"] = variables["content"] or manner.empty
     if message.name is not None:
         variables["name"] = hidden.hide(message.name)
     if message.tool_call_id is not None:
-        variables["tool_call_id"] = hidden.hide(message.tool_call_id)
+        variables["tool_call_id"] = tools.shown_id(message.tool_call_id, hidden, manner)
     if message.reasoning is not None:
         thought = hidden.hide(message.reasoning)
         # Families have different names for it; each template asks for one of them.
@@ -172,5 +227,6 @@ def _open_ended(pieces: list[Piece], content: str) -> list[Piece]:
 
 
 def _broken(why: str, trace: str = "") -> TextRefused:
+    """No error of the server's: it would fail again however often it is sent."""
     message = f"The model's chat template failed: {why}. /v1/completions takes a prompt that is written out."
-    return TextRefused(500, "template_failed", message, trace=trace)
+    return TextRefused(400, FAILED, message, param="messages", trace=trace)

@@ -23,6 +23,7 @@ from poise.gateway.api.fields import (
 from poise.gateway.api.ignored import STRICT, Ignored
 from poise.gateway.api.openai import unsupported
 from poise.gateway.api.openai.rendering import PREFIX
+from poise.gateway.api.openai.tools import CALLED, CALLS, read_calls
 from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.request.refusals import invalid_type, invalid_value, missing_parameter, shown, unsupported_parameter
 from poise.scheduler.request import RequestClass
@@ -31,17 +32,18 @@ from poise.wire.text import Message
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_ALL_PARTS = 8192
-"""Parts of all messages together: each one is looked at, and every stream waits meanwhile."""
+"""Parts and calls of all messages together: each one is looked at, and every stream waits meanwhile."""
 MAX_PROMPTS = 1024
 MAX_PROMPT_IDS = 1 << 20
 MAX_STOPS = 32
 MAX_STOP_CHARS = 1024
 MAX_BIASES = 1024
 ROLES = ("system", "developer", "user", "assistant", "tool")
-MAY_BE_SILENT = ("assistant", "tool")
+MAY_BE_SILENT = ("assistant", "tool", "function")
 """Roles whose messages need no text: a turn that was stopped at once, a tool that has nothing to say."""
 PART_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 """By type of a content part that is read, the field that has its text."""
+_OLDER_TOOL = "function"
 
 TIER_CLASSES = {
     "auto": RequestClass.INTERACTIVE,
@@ -87,9 +89,15 @@ def read_stream_options(value: object, param: str, ignored: Ignored = STRICT) ->
 
 def read_messages(value: object, param: str, ignored: Ignored = STRICT) -> list[Message]:
     messages = read_list(value, param, "a list of messages", MAX_MESSAGES)
-    n_parts = sum(len(m["content"]) for m in messages if type(m) is dict and type(m.get("content")) is list)
+    n_parts = sum(
+        len(m[name])
+        for m in messages
+        if type(m) is dict
+        for name in ("content", "tool_calls")
+        if type(m.get(name)) is list
+    )
     if n_parts > MAX_ALL_PARTS:
-        rule = f"have at most {MAX_ALL_PARTS} content parts in all; join those of a message, or send strings"
+        rule = f"have at most {MAX_ALL_PARTS} content parts and calls in all; join those of a message, or send strings"
         raise invalid_value(param, rule, None, f"has {n_parts}")
     return [_read_message(message, f"{param}[{i}]", ignored) for i, message in enumerate(messages)]
 
@@ -103,6 +111,7 @@ def _read_message(value: object, param: str, ignored: Ignored) -> Message:
     for field in (_NAME, _TOOL_CALL_ID, _REASONING_CONTENT, _REASONING, _REFUSAL, PREFIX):
         if message.get(field.name) is not None:
             field.read(message[field.name], f"{param}.{field.name}")
+    calls = read_calls(message, param) if role == "assistant" else ()
     content = message.get("content")
     if role in MAY_BE_SILENT and not content:
         content = message.get(_REFUSAL.name) or ""
@@ -110,7 +119,8 @@ def _read_message(value: object, param: str, ignored: Ignored) -> Message:
         raise missing_parameter(f"{param}.content", "a string or a list of text parts is needed")
     content = _read_content(content, f"{param}.content", ignored)
     reasoning = message.get(_REASONING_CONTENT.name) or message.get(_REASONING.name) or None
-    return Message(role, content, message.get("name") or None, message.get("tool_call_id"), reasoning)
+    role = "tool" if role == _OLDER_TOOL else role
+    return Message(role, content, message.get("name") or None, message.get("tool_call_id"), reasoning, calls)
 
 
 def _read_content(value: object, param: str, ignored: Ignored = STRICT) -> str:
@@ -158,7 +168,7 @@ def _check_ids(ids: list[Any], param: str) -> list[int]:
     return ids
 
 
-_ROLE = Text("role", "Who speaks. `developer` is shown to the model as `system`.", choices=ROLES)
+_ROLE = Text("role", "Who speaks. `developer` is shown to the model as `system`.", choices=(*ROLES, _OLDER_TOOL))
 _NAME = Text("name", "Name of the speaker, for templates that show it.", max_chars=256)
 _TOOL_CALL_ID = Text("tool_call_id", "Call that a tool message answers, for templates that show it.", max_chars=256)
 _REASONING_CONTENT = Text("reasoning_content", "What an assistant thought before it spoke, for templates that show it.")
@@ -182,6 +192,8 @@ _MESSAGE_FIELDS: tuple[Field[Any], ...] = (
     _REASONING,
     _REFUSAL,
     PREFIX,
+    CALLS,
+    CALLED,
 )
 INCLUDE_USAGE = Flag("include_usage", "Send the token counts in a chunk of their own before [DONE].")
 CONTINUOUS_USAGE = Flag("continuous_usage_stats", "Send the token counts so far in every chunk.")

@@ -10,12 +10,14 @@ from dataclasses import replace
 from math import ceil
 from typing import Any
 
+import msgspec
+
 from poise.config import Settings
 from poise.config.classes import class_settings, default_output
 from poise.gateway.api.fields import Field, Integer, Schema, check_names, object_schema
 from poise.gateway.api.ignored import Ignored
 from poise.gateway.api.openai import parameters as p
-from poise.gateway.api.openai import rendering, unsupported
+from poise.gateway.api.openai import rendering, tools, unsupported
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request.generate import PLAIN, AnswerOptions, Conversation, Generate, Prompt
 from poise.gateway.request.refusals import invalid_value, missing_parameter
@@ -39,12 +41,13 @@ class RequestParser:
             p.CONTEXT_POLICY,
             p.TEMPLATE,
             *rendering.FIELDS,
+            *tools.FIELDS,
         )
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
         self._elsewhere_completion = {"top_logprobs": "Use 'logprobs' with a count here."} | {
             name: "It belongs to /v1/chat/completions."
-            for name in ("messages", "template", *unsupported.CHAT)
+            for name in ("messages", "template", *unsupported.CHAT, *(field.name for field in tools.FIELDS))
             if name not in unsupported.COMPLETION
         }
 
@@ -60,13 +63,16 @@ class RequestParser:
         elif top_logprobs:
             raise invalid_value("top_logprobs", "come with 'logprobs': true", top_logprobs, "'logprobs' is not true")
         messages = p.read_messages(values["messages"], "messages", ignored)
+        use, is_older = tools.read_tools(values, ignored)
+        shown_tools = [tool.as_shown() for tool in use.offered]
         conversation = Conversation(
             messages,
             context_policy=p.CONTEXT_POLICY.get(values, "reject"),
             template=p.TEMPLATE.get(values, ""),
-            rendering=rendering.read_rendering(values, messages),
+            rendering=msgspec.structs.replace(rendering.read_rendering(values, messages), tools=shown_tools),
         )
-        return self._request(values, conversation, n_logprobs, ignored)
+        request = self._request(values, conversation, n_logprobs, ignored)
+        return replace(request, tools=use, answer=replace(request.answer, legacy_calls=is_older))
 
     def completion(self, values: JsonObject) -> Generate:
         ignored = Ignored(strict=self._strict)

@@ -30,17 +30,17 @@ def _read_variables(value: object, param: str) -> dict[str, Any]:
             raise invalid_value(param, "have names that are free", name, f"has {shown(name)}: {hint}")
     if len(variables) > VARIABLES_MAX:
         raise invalid_value(param, f"have at most {VARIABLES_MAX} entries", None, f"has {len(variables)}")
-    if not _is_flat(variables, DEPTH_MAX) or len(json.dumps(variables)) > VARIABLES_CHARS_MAX:
+    if not is_flat(variables, DEPTH_MAX) or len(json.dumps(variables)) > VARIABLES_CHARS_MAX:
         rule = f"be at most {VARIABLES_CHARS_MAX} characters of JSON, nested {DEPTH_MAX} times at most"
         raise invalid_value(param, rule, None, "is larger")
     return variables
 
 
-def _is_flat(value: Any, levels: int) -> bool:
+def is_flat(value: Any, levels: int) -> bool:
     if not isinstance(value, dict | list):
         return True
     inner = value.values() if isinstance(value, dict) else value
-    return levels > 0 and all(_is_flat(one, levels - 1) for one in inner)
+    return levels > 0 and all(is_flat(one, levels - 1) for one in inner)
 
 
 ADD_GENERATION_PROMPT = Flag(

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from poise.gateway.api.fields import Unsupported
 from poise.metrics.ignored import FIELDS
 
-_NO_TOOLS = "tool calling is not available; describe the tools in the prompt instead"
 _NO_GRAMMAR = "constrained output is not available; ask for the format in the prompt and check the answer"
 _NO_AUDIO = "only text is produced; leave it out"
 _NO_EQUIVALENT = "it has no equivalent here; leave it out"
@@ -65,10 +64,6 @@ _BOTH = (
 
 CHAT = _table(
     *_BOTH,
-    Unsupported("tools", _NO_TOOLS, ([],)),
-    Unsupported("tool_choice", _NO_TOOLS, ("none",)),
-    Unsupported("functions", _NO_TOOLS, ([],)),
-    Unsupported("function_call", _NO_TOOLS, ("none",)),
     Unsupported("web_search_options", "there is no web search; leave it out"),
     Unsupported("moderation", _NO_EQUIVALENT),
     Unsupported("echo", _NO_TEMPLATE, (False,)),
@@ -88,8 +83,6 @@ COMPLETION = _table(
 
 MESSAGE = _table(
     Unsupported("annotations", _NO_EFFECT, ([],), harmless=True),
-    Unsupported("tool_calls", _NO_TOOLS, ([],)),
-    Unsupported("function_call", _NO_TOOLS),
     Unsupported("audio", _NO_AUDIO),
 )
 STREAM_OPTIONS = _table(

@@ -24,7 +24,7 @@ from poise.gateway.text.context import Allowance, ContextLimits, ContextPolicy, 
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
-from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
+from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message, said
 
 _PROMPT_HINT = "Shorten it or ask for fewer output tokens."
 _HINTS = {
@@ -167,7 +167,7 @@ class Prompts:
             if error is not None:
                 raise error
             return
-        n_chars, most = sum(len(message.content) for message in messages), self._settings.text.trim_chars_max
+        n_chars, most = sum(len(said(message)) for message in messages), self._settings.text.trim_chars_max
         if n_chars > most:
             message = f"The prompt is too long: {n_chars} characters > {most} maximum under '{policy.value}'."
             raise context_length_exceeded(message, "Leave out the oldest turns before you send it.", plan.param)

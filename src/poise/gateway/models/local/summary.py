@@ -21,7 +21,7 @@ from poise.gateway.request.refusals import context_length_exceeded
 from poise.gateway.text.context import ContextLimits
 from poise.gateway.text.tokens import Tokens
 from poise.scheduler.request import RequestClass
-from poise.wire.text import Message
+from poise.wire.text import Message, said
 from poise.wire.to_engine import SamplingParams
 
 TOKENS_MAX = 256
@@ -48,7 +48,7 @@ def summary_message(text: str) -> Message:
 
 def transcript(messages: Sequence[Message]) -> str:
     """A conversation as a text that is to be read, not continued."""
-    return "\n\n".join(f"{message.name or message.role}: {message.content}" for message in messages)
+    return "\n\n".join(f"{message.name or message.role}: {said(message)}" for message in messages)
 
 
 def split(text: str, n_pieces: int) -> list[str]:

@@ -1,0 +1,143 @@
+"""Tools and calls in a conversation: as chat templates take them, and in words of our own for templates that know none.
+
+Families want the calls of earlier turns in different manners: some go through the arguments, some print them, some look for turns
+without content, some count the characters of ids. Which one, only rendering tells: what a template fails at, refuses or drops
+in one manner it is given in the next one, and at last as text, so that no conversation that a model has led is ever a dead end.
+
+In words of our own, called generic, a JSON object is the whole answer: `{"tool_calls":[{"name":...,"arguments":{...}}]}`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import product
+from typing import Any, NamedTuple
+
+import msgspec
+
+from poise.wire.text import SYSTEM_ROLES, Message
+from poise.worker.text.hidden import Hidden
+
+SHORT_ID = re.compile("[A-Za-z0-9]{9}")
+"""Mistral's templates refuse any other."""
+PROBE: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "probe_of_tools",
+        "description": "A probe.",
+        "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "A text."}}},
+    },
+}
+"""What a template that knows tools shows the name of."""
+_INTRODUCTION = "You can call these functions:\n"
+_DIRECTIONS = (
+    '\nTo call some, answer with nothing but {"tool_calls":[{"name":"...","arguments":{...}}]}. '
+    "You are then told what they return. Else answer in plain words."
+)
+
+
+class Manner(NamedTuple):
+    """How a template is given calls and their results."""
+
+    short_ids: bool = False
+    empty: str | None = ""
+    """The content of a turn that says nothing and calls."""
+    parsed: bool = True
+    """Arguments are an object, or else the text that they came as."""
+
+
+def manners(messages: Sequence[Message]) -> list[Manner]:
+    """Those that differ for this conversation, the commonest first."""
+    calls = [call for message in messages for call in message.calls]
+    ids = [call.id for call in calls] + [message.tool_call_id or "" for message in messages if message.role == "tool"]
+    says_nothing = any(message.calls and not message.content for message in messages)
+    return [
+        Manner(*each)
+        for each in product(
+            (False, True) if any(not SHORT_ID.fullmatch(one) for one in ids) else (False,),
+            ("", None) if says_nothing else ("",),
+            (True, False) if calls else (True,),
+        )
+    ]
+
+
+def call_variables(message: Message, owner: int, hidden: Hidden, manner: Manner) -> list[dict[str, Any]]:
+    """The calls of a turn, for a template. `owner`: who their names are hidden for."""
+    made = []
+    for call in message.calls:
+        arguments = parsed(call.arguments) if manner.parsed else None
+        shown = hidden.hide(call.arguments) if arguments is None else hidden.value(arguments)
+        function = {"name": hidden.hide(call.name, owner), "arguments": shown}
+        made.append({"id": shown_id(call.id, hidden, manner), "type": "function", "function": function})
+    return made
+
+
+def shown_id(call_id: str, hidden: Hidden, manner: Manner) -> Any:
+    """A call's id: as it is, or nine letters and digits that follow from it."""
+    if manner.short_ids and not SHORT_ID.fullmatch(call_id):
+        return sha256(call_id.encode()).hexdigest()[:9]
+    return hidden.value(call_id)
+
+
+def parsed(arguments: str) -> dict[str, Any] | None:
+    """The object that the text of arguments stands for; None: it is none. No text is no arguments."""
+    try:
+        value = json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def with_names(messages: Sequence[Message]) -> list[Message]:
+    """Results with the name of what was called, which some templates show."""
+    names = {call.id: call.name for message in messages for call in message.calls if call.id}
+    return [
+        msgspec.structs.replace(message, name=names[message.tool_call_id])
+        if message.role == "tool" and message.name is None and message.tool_call_id in names
+        else message
+        for message in messages
+    ]
+
+
+def generic(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """The conversation in words of our own: tools in the system message, calls as JSON, results as what the user says."""
+    made: list[Message] = []
+    is_result = False
+    for message in messages:
+        if message.calls:
+            said = "\n".join(filter(None, (message.content, _calls_json(message))))
+            message = msgspec.structs.replace(message, content=said, calls=())
+        was_result, is_result = is_result, message.role == "tool"
+        if is_result:
+            about = f"Result of {message.name}" if message.name else "Result"
+            message = Message("user", f"{about}:\n{message.content}")
+        if (is_result or was_result) and message.role == "user" == (
+            made[-1].role if made else ""
+        ):  # many templates want turns that alternate
+            made[-1] = Message("user", f"{made[-1].content}\n\n{message.content}")
+        else:
+            made.append(message)
+    if not tools:
+        return made
+    lines = "\n".join(_dumped(tool["function"]) for tool in tools)
+    text = f"{_INTRODUCTION}{lines}{_DIRECTIONS}"
+    if not made or made[0].role not in SYSTEM_ROLES:
+        return [Message("system", text), *made]
+    content = f"{made[0].content}\n\n{text}" if made[0].content.strip() else text
+    return [msgspec.structs.replace(made[0], content=content), *made[1:]]
+
+
+def _calls_json(message: Message) -> str:
+    """Arguments that are no object stand there as the text that they are."""
+    calls = []
+    for call in message.calls:
+        arguments = parsed(call.arguments)
+        calls.append({"name": call.name, "arguments": call.arguments if arguments is None else arguments})
+    return _dumped({"tool_calls": calls})
+
+
+def _dumped(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
