@@ -11,6 +11,7 @@ from poise.gateway.records.values import ContextNote, Heading, Logprob, Notes
 from poise.gateway.records.writer import MakeWriter
 from poise.gateway.request.generate import AnswerOptions
 from poise.gateway.request.refusals import ApiError, internal_error, invalid_value, server_stopping
+from poise.gateway.text.answers import EntryKind
 from poise.scheduler.request import RequestClass
 
 _HI = {"role": "user", "content": "Hi"}
@@ -51,6 +52,11 @@ def _text(prompt: Any, **more: Any) -> dict[str, Any]:
     return {"model": "m", "prompt": prompt, **more}
 
 
+_F = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
+_TOOLS = [{"type": "function", "function": _F}, {"type": "function", "name": "g", "strict": True}]
+_MADE = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
+
+
 REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
     "chat": {
         "the least": _chat(),
@@ -60,6 +66,22 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
         "neutral values": _chat(n=None, tools=None, response_format={"type": "text"}, service_tier="auto"),
         "what has no effect": _chat(_HI | {"id": 1}, metadata={}, temprature=1, stream_options={"include_usage": True}),
         "other names and numbers": _chat({"role": "assistant"}, n_predict=-1, seed=-1, top_p=0, random_seed=-1.0),
+        "tools": _chat(tools=_TOOLS, tool_choice="required", parallel_tool_calls=False),
+        "a tool by name": _chat(tools=_TOOLS, tool_choice={"type": "function", "function": {"name": "f"}}),
+        "allowed tools": _chat(
+            tools=_TOOLS,
+            tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"name": "g"}]}},
+        ),
+        "functions": _chat(functions=[_F], function_call={"name": "f"}),
+        "calls and results": _chat(
+            _HI,
+            {"role": "assistant", "content": None, "tool_calls": [_MADE]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "c"},
+            {"role": "assistant", "function_call": {"name": "f", "arguments": "{"}},
+            {"role": "function", "name": "f", "content": "d"},
+        ),
+        "a tool that there is not": _chat(tools=_TOOLS, tool_choice={"type": "function", "function": {"name": "h"}}),
+        "two tools of one name": _chat(tools=[*_TOOLS, {"type": "function", "function": _F}]),
         "no messages": {"model": "m", "messages": []},
         "a role that there is not": _chat({"role": "robot", "content": "x"}),
         "two allowances": _chat(max_tokens=1, max_completion_tokens=2),
@@ -104,6 +126,13 @@ class Script:
     def say(self, *texts: str, choice: int = 0) -> Script:
         for text in texts:
             self.record.append(choice, text, (), 0.0)
+        return self
+
+    def call(self, name: str, *arguments: str, choice: int = 0) -> Script:
+        """A call of a function, its arguments in pieces."""
+        self.record.append(choice, name, (), 0.0, EntryKind.CALL_NAME)
+        for text in arguments:
+            self.record.append(choice, text, (), 0.0, EntryKind.CALL_ARGUMENTS)
         return self
 
     def weigh(self, text: str, choice: int = 0) -> Script:
@@ -167,6 +196,18 @@ SCRIPTS: dict[str, tuple[int, AnswerOptions, Callable[[Script], Record]]] = {
     ),
     "how it was made": (1, AnswerOptions(), lambda s: _made(s).say("a", "b").end().close()),
     "segments": (1, AnswerOptions(segments=True), lambda s: s.say("# Two\n", "One. ", "Two.").end().close()),
+    "calls": (
+        1,
+        AnswerOptions(),
+        lambda s: s.call("weather", '{"city"', ':"Rome"}').call("time", "{}").call("now").end().close(),
+    ),
+    "text and a call, of two choices": (
+        2,
+        AnswerOptions(include_usage=True),
+        lambda s: s.say("Wait.").call("f", "{", "}").call("f", "{}", choice=1).end().end(choice=1).close(),
+    ),
+    "a call that was cut": (1, AnswerOptions(), lambda s: s.call("f", '{"a": ').end("length").close()),
+    "a call in the older form": (1, AnswerOptions(legacy_calls=True), lambda s: s.call("f", "{", "}").end().close()),
     "cancelled": (1, AnswerOptions(), lambda s: s.say("a").end("cancelled").close()),
     "failed": (1, AnswerOptions(include_usage=True), lambda s: s.say("a").close(internal_error("err-2"))),
 }

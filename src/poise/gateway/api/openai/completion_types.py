@@ -13,7 +13,7 @@ from poise.gateway.records.values import Notes, TokenUsage, one_of
 from poise.gateway.request import headers
 from poise.gateway.text.segments import MARKS_SCHEMA
 
-FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter")
+FINISH_REASONS = ("stop", "length", "tool_calls", "function_call", "content_filter")
 FinishReason = Annotated[str, one_of(*FINISH_REASONS)]
 
 
@@ -38,11 +38,27 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
     refusal: None = None
 
 
+class FunctionCalled(msgspec.Struct, frozen=True):
+    name: str
+    arguments: str
+    """JSON text, as the model wrote it."""
+
+
+class CallMade(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCalled
+
+
 class ChatMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
+    """null where the answer is nothing but calls."""
     reasoning_content: str | UnsetType = UNSET
     """What the model thought before it spoke."""
+    tool_calls: list[CallMade] | UnsetType = UNSET
+    function_call: FunctionCalled | UnsetType = UNSET
+    """The call of who sent `functions`."""
     refusal: None = None
 
 

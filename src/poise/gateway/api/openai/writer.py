@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, ClassVar
 
 import msgspec
@@ -19,8 +20,10 @@ from msgspec import UNSET
 
 from poise.gateway.api.openai.completion_types import (
     FINISH_REASONS,
+    CallMade,
     ChatLogprobs,
     ChatMessage,
+    FunctionCalled,
     TokenLogprob,
     TokenLogprobs,
     finish_reason,
@@ -30,6 +33,7 @@ from poise.gateway.records.writer import Answered, Writer, comment, event
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
 from poise.gateway.text.segments import Mark, Segmenter
+from poise.scheduler.request import FinishReason
 
 encode = msgspec.json.Encoder().encode
 _TEXT = EntryKind.TEXT
@@ -88,7 +92,7 @@ class OpenAIWriter(Writer):
         says = self._segmenters is not None and kind is _TEXT
         marks = _segments(self._segmenters[choice].push(text)) if says and self._segmenters is not None else b""
         shown = b"null" if logprobs is None else self._logprobs(logprobs)
-        return self._event(n_entries, n_ends, choice, self._delta(text, is_first, kind), shown, None, marks)
+        return self._event(n_entries, n_ends, choice, self._delta(choice, text, is_first, kind), shown, None, marks)
 
     def end(
         self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None
@@ -101,7 +105,8 @@ class OpenAIWriter(Writer):
             segmenter = self._segmenters[choice]
             marks = _segments(segmenter.push(text) + segmenter.flush())
         shown = self._logprobs(logprobs) if logprobs else b"null"
-        return opening + self._event(n_entries, n_ends, choice, self._last(text), shown, reason, marks)
+        said = self._reason(choice, reason)
+        return opening + self._event(n_entries, n_ends, choice, self._last(text), shown, said, marks)
 
     def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
         return comment(what, choice, detail, has_ids=self.has_ids)
@@ -123,12 +128,16 @@ class OpenAIWriter(Writer):
         yield b'],"usage":' + self._usage(None) + self._notes(*(answer.finish_reason for answer in answers)) + b"}"
 
     @abstractmethod
-    def _delta(self, text: str, is_first: bool, kind: EntryKind) -> bytes:
+    def _delta(self, choice: int, text: str, is_first: bool, kind: EntryKind) -> bytes:
         """The field of a choice that has some of its text. `is_first`: it opens the choice."""
 
     @abstractmethod
     def _last(self, text: str) -> bytes:
         """The same at the end of the choice."""
+
+    def _reason(self, choice: int, reason: str) -> str:
+        """How a choice ended, as clients are told that have been sent all of it."""
+        return reason
 
     @abstractmethod
     def _logprobs(self, logprobs: Sequence[Logprob]) -> bytes:
@@ -184,12 +193,52 @@ class OpenAIWriter(Writer):
 class ChatWriter(OpenAIWriter):
     chunk_kind, body_kind = "chat.completion.chunk", "chat.completion"
 
-    def _delta(self, text: str, is_first: bool, kind: EntryKind) -> bytes:
-        opening = b'"delta":{"role":"assistant","' if is_first else b'"delta":{"'
-        return b'%b%b":%b}' % (
-            opening,
-            b"reasoning_content" if kind is EntryKind.REASONING else b"content",
-            encode(text),
+    def __init__(self, answered: Answered) -> None:
+        super().__init__(answered)
+        self._n_calls: dict[int, int] = defaultdict(int)
+        """Of each choice, the calls that the reader has had the name of."""
+
+    def passed(self, choice: int, text: str, kind: EntryKind = _TEXT) -> None:
+        super().passed(choice, text, kind)
+        self._n_calls[choice] += kind is EntryKind.CALL_NAME
+
+    def _delta(self, choice: int, text: str, is_first: bool, kind: EntryKind) -> bytes:
+        opening = b'"delta":{"role":"assistant",' if is_first else b'"delta":{'
+        if kind <= EntryKind.REASONING:
+            return b'%b"%b":%b}' % (opening, b"reasoning_content" if kind else b"content", encode(text))
+        if kind is EntryKind.CALL_NAME:
+            self._n_calls[choice] += 1
+            if is_first:
+                opening += b'"content":null,'
+        n = self._n_calls[choice] - 1
+        has_name = kind is EntryKind.CALL_NAME
+        function = {"name": text, "arguments": ""} if has_name else {"arguments": text}
+        if self._options.legacy_calls:
+            return b'%b"function_call":%b}' % (opening, encode(function))
+        heading = {"id": self._call_id(choice, n), "type": "function"} if has_name else {}
+        return b'%b"tool_calls":[%b]}' % (opening, encode({"index": n, **heading, "function": function}))
+
+    def _reason(self, choice: int, reason: str) -> str:
+        return self._ended(reason, self._n_calls[choice])
+
+    def _ended(self, reason: str, n_calls: int) -> str:
+        if reason != FinishReason.STOP or not n_calls:
+            return reason
+        return "function_call" if self._options.legacy_calls else "tool_calls"
+
+    def _call_id(self, choice: int, n: int) -> str:
+        """Of the n-th call of a choice, the same for every reader. Nobody can guess it who does not know the response's."""
+        name = f"{self._answered.heading.response_id}/{choice}/{n}"
+        return f"call_{sha256(name.encode()).hexdigest()[:24]}"
+
+    def _message(self, answer: Answer) -> ChatMessage:
+        functions = [FunctionCalled(call.name, call.arguments) for call in answer.calls]
+        made = [CallMade(id=self._call_id(answer.index, n), function=function) for n, function in enumerate(functions)]
+        return ChatMessage(
+            content=answer.text or (None if functions else ""),
+            reasoning_content=answer.reasoning or UNSET,
+            tool_calls=made if made and not self._options.legacy_calls else UNSET,
+            function_call=functions[0] if functions and self._options.legacy_calls else UNSET,
         )
 
     def _last(self, text: str) -> bytes:
@@ -199,21 +248,20 @@ class ChatWriter(OpenAIWriter):
         return encode(ChatLogprobs([_chat_logprob(token) for token in logprobs]))
 
     def _choice(self, answer: Answer) -> Iterator[bytes]:
-        message = encode(ChatMessage(content=answer.text, reasoning_content=answer.reasoning or UNSET))
-        yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, message)
+        yield b'{"index":%d,"message":%b,"logprobs":' % (answer.index, encode(self._message(answer)))
         if answer.logprobs is None:
             yield b"null"
         else:
             yield b'{"content":['
             yield from _joined(answer.logprobs, _chat_logprob)
             yield b'],"refusal":null}'
-        yield b',"finish_reason":%b}' % encode(finish_reason(answer.finish_reason))
+        yield b',"finish_reason":%b}' % encode(finish_reason(self._ended(answer.finish_reason, len(answer.calls))))
 
 
 class CompletionWriter(OpenAIWriter):
     chunk_kind = body_kind = "text_completion"
 
-    def _delta(self, text: str, is_first: bool, kind: EntryKind) -> bytes:
+    def _delta(self, choice: int, text: str, is_first: bool, kind: EntryKind) -> bytes:
         return b'"text":' + encode(text)
 
     def _last(self, text: str) -> bytes:
