@@ -137,7 +137,7 @@ def test_error_classes(client: OpenAI, model: str) -> None:
         client.chat.completions.create(model=model, messages=QUESTION, temperature=9)
     with pytest.raises(openai.BadRequestError, match="tools"):
         client.chat.completions.create(
-            model=model, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f"}}]
+            model=model, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f g"}}]
         )
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 9000}])

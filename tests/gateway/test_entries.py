@@ -82,7 +82,7 @@ def test_an_event_has_entries_of_one_kind() -> None:
     """Ids count entries: whoever comes back with one misses nothing."""
     record, one = spoken("a+b+c d ")
     one.finish("stop")
-    events = rest(Reader(record, STREAMS))
+    events = rest(Reader(record, STREAMS, has_ids=True))
     assert [at for at, _ in events] == ["6", "8", "10", "10.1", "10.1"]
     said = [json.loads(data)["choices"][0]["delta"] for _, data in events[:3]]
     assert said == [{"role": "assistant", "content": "a"}, {"reasoning_content": "bc"}, {"content": "d"}]

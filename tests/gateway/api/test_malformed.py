@@ -71,8 +71,8 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (
         CHAT,
         message(role="assistant", content="", tool_calls=[{"id": "1"}]),
-        "unsupported_parameter",
-        "messages[0].tool_calls",
+        "missing_required_parameter",
+        "messages[0].tool_calls[0].function",
     ),
     (CHAT, part(type="image_url", image_url={"url": "data:"}), "unsupported_parameter", "messages[0].content[0]"),
     (CHAT, part(type="input_audio", input_audio={}), "unsupported_parameter", "messages[0].content[0]"),
@@ -171,10 +171,6 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
 ]
 
 UNSUPPORTED: list[tuple[str, str, Any]] = [
-    (CHAT, "tools", [{"type": "function"}]),
-    (CHAT, "tool_choice", "auto"),
-    (CHAT, "functions", [{}]),
-    (CHAT, "function_call", "auto"),
     (CHAT, "response_format", {"type": "json_object"}),
     (CHAT, "response_format", {"type": "json_schema", "json_schema": {}}),
     (CHAT, "modalities", ["text", "audio"]),

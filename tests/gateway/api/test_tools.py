@@ -103,7 +103,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tools": {}}, "tools"),
     ({"tools": "f"}, "tools"),
     ({"tools": ["f"]}, "tools[0]"),
-    ({"tools": [{"type": 7, "function": F}]}, "type"),
+    ({"tools": [{"type": 7, "function": F}]}, "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "tools[0].function"),
     ({"tools": [{"type": "function", "function": "f"}]}, "tools[0].function"),
     ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),

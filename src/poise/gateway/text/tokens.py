@@ -129,7 +129,9 @@ class Tokens:
 
     async def written(self, messages: Sequence[wire.Message], rendering: wire.Rendering) -> wire.Written:
         """The prompt of a conversation as text."""
-        return await self._run(wire.Written, wire.Write(list(messages), rendering), conversation_bytes(messages))
+        return await self._run(
+            wire.Written, wire.Write(list(messages), rendering), conversation_bytes(messages, rendering)
+        )
 
     async def length(self, text: str) -> int:
         """Tokens of a text that stands for itself."""

@@ -80,8 +80,9 @@ def read_tools(values: Mapping[str, Any], ignored: Ignored = STRICT) -> tuple[To
         found = f"is {shown(values[param])}, and there is none"
         raise invalid_value(param, "come with functions to call", values[param], found)
     parallel = PARALLEL.get(values, True)
-    if not tools and values.get(PARALLEL.name) is not None:
-        ignored.take(PARALLEL.name)
+    for field in () if tools else FIELDS:
+        if values.get(field.name) is not None:
+            ignored.take(field.name)
     return ToolUse(tuple(tools), mode, allowed, parallel and not is_one and not older), bool(older)
 
 
