@@ -160,10 +160,8 @@ def _read_function(value: object, param: str) -> Tool:
         kind = read_object(parameters, f"{param}.parameters").get("type", "object")
         if kind != "object":
             raise invalid_value(f"{param}.parameters.type", 'be "object": arguments have names', kind)
-    description, strict = (
-        field.read(function[field.name], f"{param}.{field.name}") if function.get(field.name) is not None else default
-        for field, default in ((_DESCRIPTION, ""), (_STRICT, False))
-    )
+    description = _DESCRIPTION.read(function.get("description") or "", f"{param}.description")
+    strict = _STRICT.read(function.get("strict") or False, f"{param}.strict")
     return Tool(name, description, parameters or None, strict, f"{param}.name")
 
 
