@@ -16,8 +16,7 @@ from poise.gateway.models.local.refusals import engine_not_ready, engine_unavail
 from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.record import Origin
 from poise.gateway.request.generate import Generate
-from poise.gateway.request.refusals import invalid_value, unsupported_parameter
-from poise.gateway.request.tools import ToolMode
+from poise.gateway.request.refusals import invalid_value
 from poise.gateway.supervision.engine import Engine, EnginePhase
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.gateway import GatewayMetrics
@@ -58,9 +57,6 @@ class LocalModel:
         """Its prompts, within the limits of its class. Raises ApiError."""
         ready, text = self._ready(), self.text()
         check_ids([token for token, _ in request.sampling.logit_bias], text.n_tokens, "logit_bias")
-        if request.tools.mode is ToolMode.REQUIRED:
-            hint = "answers cannot be held to calls yet; use 'auto'"
-            raise unsupported_parameter("tool_choice", request.tools.mode, hint)
         plan = await self._prompts.plan(origin, request, ready, text)
         # The length came first: looking at each id of a prompt that is far too long would hold up the streams.
         for ids in plan.ids:

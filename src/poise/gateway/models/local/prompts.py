@@ -19,7 +19,8 @@ from poise.gateway.records.record import Origin
 from poise.gateway.records.values import ContextNote, Notes, Usage
 from poise.gateway.request import headers
 from poise.gateway.request.generate import Conversation, Generate
-from poise.gateway.request.refusals import ApiError, context_length_exceeded, invalid_value
+from poise.gateway.request.refusals import ApiError, context_length_exceeded, invalid_value, unsupported_parameter
+from poise.gateway.request.tools import ToolMode
 from poise.gateway.text.context import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.request import RequestClass
@@ -85,6 +86,9 @@ class Prompts:
         """Raises ApiError when a prompt does not fit, however much of a conversation the caller's policy leaves out."""
         limits = limits_of(request.request_class, self._settings, ready)
         plan = Plan(origin.account, limits, self._allowance(request), origin.prompt_param)
+        if request.tools.mode is ToolMode.REQUIRED:
+            hint = "answers cannot be held to calls yet; use 'auto'"
+            raise unsupported_parameter("tool_choice", request.tools.mode, hint)
         if isinstance(request.prompt, Conversation):
             await self._chat(plan, origin.tenant, request.prompt, ready, text)
         else:
