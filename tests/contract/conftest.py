@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -48,7 +49,13 @@ def llama_subject(runner: LlamaRunner) -> Subject:
             yield
 
     # Chunking and neighbours change the order of floating-point sums, so only the first tokens must agree.
-    return Subject(runner, 4, lambda entry: runner._store._entries[entry].state.data, 1, broken)
+    return Subject(runner, 4, lambda entry: runner._store._entries[entry].state.data, 1, broken, lark)
+
+
+def lark(places: list[list[int]]) -> str:
+    """Token ids as llguidance's grammars name them."""
+    rule = " ".join(f"<[{','.join(map(str, place))}]>" for place in places)
+    return json.dumps({"grammars": [{"lark_grammar": f"start: {rule}"}]})
 
 
 def sim_subject() -> Subject:
@@ -68,4 +75,4 @@ def sim_subject() -> Subject:
         PoolInfo("long", LONG_SLOTS, CELLS, flash_attention=False, kv_bytes=0),
     ]
     runner = SimRunner(pools, n_vocab=49_152, clock=VirtualClock(), fault=lambda what, detail: failing)
-    return Subject(runner, 12, lambda entry: runner._entries[entry].cells, CELL_BYTES, broken)
+    return Subject(runner, 12, lambda entry: runner._entries[entry].cells, CELL_BYTES, broken, json.dumps)

@@ -9,13 +9,15 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
+from threading import Event
 from typing import Protocol
 
 import pytest
 
 from poise.engine.ports import NO_TOKEN, Row, Runner, RunnerError, Sampled
 from poise.scheduler.planning.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
-from poise.wire.to_engine import SamplingParams
+from poise.wire.messages import STRUCTURE_FAILED
+from poise.wire.to_engine import Grammar, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=1.0, seed=7, ignore_eos=True)
@@ -34,6 +36,9 @@ CAPITALS = [504, 3575, 282, 4649, 314, 7042, 30, 378, 3575, 282, 4521, 314, 1145
 STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6560, 2141, 260, 3150, 30, 1963, 1194]
 TEA = [2068, 919, 7188, 28, 808, 17663, 634, 913, 281, 253, 44328, 30, 3875, 1830, 253, 7188, 8727, 618, 253, 7118, 284]
 
+PLACES = [[504, 3575, 282], [4649], [314], [7042, 30], [378, 3575], [282]]
+"""What a constrained output may have, place by place."""
+
 
 class InspectableRunner(Runner, Protocol):
     def slot_positions(self, pool: str, slot: int) -> int: ...
@@ -48,6 +53,7 @@ class Subject:
     n_comparable   tokens that must agree when the same sequence was computed in another way
     memory_of      the very memory that an entry of the host store lies in, whose items take `item_bytes` in the books
     broken         while it lasts, every operation that carries cells fails
+    grammar        the runner's text of a grammar that has these tokens for the places of the output
     entries        what the test has stored and not dropped
     """
 
@@ -56,6 +62,7 @@ class Subject:
     memory_of: Callable[[int], Collection[int]]
     item_bytes: int
     broken: Callable[[], AbstractContextManager[object]]
+    grammar: Callable[[list[list[int]]], str]
     entries: list[int] = field(default_factory=list)
 
     def drop(self, entry: int) -> None:
@@ -83,13 +90,16 @@ class Sequence:
         sampling: SamplingParams = GREEDY,
         pool: str = "short",
         output: list[int] | None = None,
+        grammar: str = "",
     ) -> None:
-        """`output`: what another runner has drawn already."""
+        """`output`: what another runner has drawn already. With a `grammar` it is constrained."""
         self.runner = subject.runner
         self.request_id = next(self.ids)
         self.pool, self.slot, self.prompt = pool, slot, prompt
         self.n_computed = 0
         self.output: list[int] = list(output or [])
+        if grammar:
+            self.prepare(grammar)
         self.runner.open(self.request_id, prompt, sampling, self.output)
 
     def row(self, n_tokens: int, *, sample: bool | None = None) -> Row:
@@ -101,8 +111,16 @@ class Sequence:
 
     def took(self, row: Row, sampled: Sampled | None) -> None:
         self.n_computed += len(row.tokens)
-        if sampled is not None:
-            self.output.append(sampled.token.token)
+        if sampled is not None and not sampled.ends:
+            self.output += [sampled.token.token, *(token.token for token in sampled.forced)]
+
+    def prepare(self, grammar: str) -> None:
+        """Until its constraint is made."""
+        made = Event()
+        self.runner.prepare(self.request_id, "a", Grammar(grammar), self.output, made.set)
+        while self.request_id not in [request_id for request_id, _ in self.runner.prepared()]:
+            assert made.wait(30.0), "the grammar was never made"
+            made.clear()
 
     def compute(self, n_tokens: int) -> list[Sampled]:
         row = self.row(n_tokens)
@@ -361,6 +379,35 @@ class RunnerContract:
         """In a pass it would fail everybody's."""
         with pytest.raises(RunnerError, match="a token that the model has not"):
             Sequence(subject, 0, prompt, SamplingParams(logit_bias=bias))
+
+    def constrained(self, subject: Subject, slot: int, output: list[int] | None = None) -> tuple[list[int], bool]:
+        """A constrained output, and whether its last draw said that this was all."""
+        sequence = Sequence(subject, slot, CAPITALS, SAMPLED, output=output, grammar=subject.grammar(PLACES))
+        closed = False
+        while not closed:
+            (sampled,) = sequence.compute(len(sequence.prompt) + len(sequence.output) - sequence.n_computed)
+            closed = sampled.closes
+            assert not sampled.ends
+        sequence.release()
+        return sequence.output, closed
+
+    def test_an_output_follows_its_grammar(self, subject: Subject) -> None:
+        """Each token is of its place, those without a choice come with the one before them, and the last draw says so."""
+        output, closed = self.constrained(subject, 0)
+        assert closed
+        assert len(output) == len(PLACES)
+        assert all(token in place for token, place in zip(output, PLACES, strict=True))
+
+    @pytest.mark.parametrize("n_known", [1, 2, 4, 5])
+    def test_a_constrained_output_goes_on_as_it_would_have(self, subject: Subject, n_known: int) -> None:
+        """In another runner, also from within a forced run."""
+        whole, _ = self.constrained(subject, 0)
+        again, closed = self.constrained(subject, 1, whole[:n_known])
+        assert (again, closed) == (whole, True)
+
+    def test_a_grammar_that_is_none_fails_the_opening(self, subject: Subject) -> None:
+        with pytest.raises(RunnerError, match=STRUCTURE_FAILED):
+            Sequence(subject, 0, STORY, grammar="{}}")
 
     def test_logprobs_come_when_asked_for(self, subject: Subject) -> None:
         """Of the chosen token, and of as many of the likeliest as were asked for."""

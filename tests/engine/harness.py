@@ -46,6 +46,9 @@ class Mailboxes:
         messages, self.incoming = self.incoming, []
         return messages
 
+    def wake(self) -> None:
+        """What a simulated runner prepares, it has at once."""
+
     def send(self, message: wire.ToGateway) -> None:
         if isinstance(message, wire.JournalPage):
             self.pages.put(message)
@@ -109,11 +112,13 @@ class Bench:
         queue_timeout_ms: int = 0,
         output: Sequence[int] = (),
         suspect: bool = False,
+        grammar: to_engine.Grammar | None = None,
     ) -> None:
         """With `output` or as a suspect it comes from an engine before this one."""
         message = to_engine.Submit(
             request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms
         )
+        message = msgspec.structs.replace(message, grammar=grammar)
         if output or suspect:
             message = msgspec.structs.replace(message, output=list(output), readmitted=True, suspect=suspect)
         self.mail.incoming.append(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import msgspec
 
@@ -63,6 +64,8 @@ class Engine:
     _live: dict[int, Live] = field(default_factory=dict)
     _templates: dict[str, Declared] = field(default_factory=dict)
     _erased: list[wire.Erased] = field(default_factory=list)
+    _preparing: dict[int, str] = field(default_factory=dict)
+    """Requests whose grammars are being made, with the digests that the journal has instead of them."""
     _n_output: int = 0
     _n_declared: int = 0
     _n_internal: int = 0
@@ -99,6 +102,8 @@ class Engine:
             self._handle(message, began_ns, events)
             if request_id:
                 self.box.planning(self.n_steps, self.clock.now_ns())
+        if self._preparing:
+            self._take_prepared(began_ns, events)
         if expired := self.scheduler.expire(began_ns):
             self.journal.record(began_ns, "expire", len(expired))
             events += expired
@@ -206,6 +211,7 @@ class Engine:
             erased=message.erased,
             account=message.account,
             declared=message.declared or message.tenant in self.scheduler.declared,
+            prepares=message.grammar is not None,
         )
         answer = self.scheduler.add(request, now_ns)
         self.journal.record(now_ns, "add", request, answer)
@@ -216,6 +222,20 @@ class Engine:
             return
         self._live[request.request_id] = Live(request, tokens, message.sampling, chain)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
+        if (grammar := message.grammar) is not None:
+            self._preparing[request.request_id] = blake2b(
+                grammar.text.encode(), key=self.secret, digest_size=8
+            ).hexdigest()
+            self.runner.prepare(request.request_id, request.account, grammar, message.output, self.inbox.wake)
+
+    def _take_prepared(self, now_ns: int, events: list[Event]) -> None:
+        """Grammars that are made: their requests can have slots."""
+        for request_id, took_us in self.runner.prepared():
+            if (digest := self._preparing.pop(request_id, None)) is None:
+                self.runner.close(request_id)  # it has ended meanwhile
+                continue
+            self.journal.record(now_ns, "prepared", request_id, digest, took_us)
+            events += self.scheduler.prepared(request_id, now_ns)
 
     def _declare(self, message: to_engine.Template, now_ns: int, events: list[Event]) -> None:
         """Have a template's cells computed in every pool. Where it does not fit, requests compute it themselves.
@@ -246,13 +266,19 @@ class Engine:
 
     def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:
         """Send everything that the step brought in one message; what the engine asked of itself stays here."""
-        tokens = [draw.token for draw in sampled if not draw.ends and draw.token.request_id > 0]
+        tokens = []
+        for draw in sampled:
+            if not draw.ends and draw.token.request_id > 0:
+                tokens.append(draw.token)
+                if draw.forced:
+                    tokens += draw.forced
         computed = self.execution.prefills if plan.batches else []
         prefills = [prefill for prefill in computed if prefill.request_id > 0]
         self._n_output += len(tokens)
         for event in events:
             if isinstance(event, Finished):
                 self.runner.close(event.request_id)
+                self._preparing.pop(event.request_id, None)
                 del self._live[event.request_id]
         starts, changes, finishes = news_of(events)
         if starts or changes or prefills or tokens or finishes:

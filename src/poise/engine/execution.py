@@ -7,7 +7,7 @@ scheduler has those tokens computed again.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
@@ -149,12 +149,20 @@ class Execution:
         sampling_ns = sum([draw.cost_ns for draw in drawn])
         self._sample_ns += sampling_ns
         self._forward_ns += cost_ns - sampling_ns
+        drawn = [self._within_allowance(s) if s.forced else s for s in drawn]
         ended = tuple(s.token.request_id for s in drawn if s.ends)
+        given = tuple([(s.token.request_id, 1 + len(s.forced), s.closes) for s in drawn if s.forced or s.closes])
         sampled_us = tuple([(s.token.request_id, s.cost_ns // 1000) for s in drawn])
         if any(s.failed for s in drawn):
             errors += [(s.token.request_id, s.failed) for s in drawn if s.failed]
             drawn = [s for s in drawn if not s.failed]
-        return BatchResult(cost_ns // 1000, ended, failed, sampled_us, tuple(errors)), drawn
+        return BatchResult(cost_ns // 1000, ended, failed, sampled_us, tuple(errors), given), drawn
+
+    def _within_allowance(self, draw: Sampled) -> Sampled:
+        """A forced run ends where the output must."""
+        live = self._live[draw.token.request_id]
+        room = live.request.n_prompt + live.request.max_output - len(live.tokens) - 1
+        return replace(draw, forced=draw.forced[:room], closes=False) if len(draw.forced) > room else draw
 
     def _open(self, step: int, live: Live) -> str:
         """Prepare its sampling. Returns why that is not possible: a fault of the request, and of nobody beside it."""
@@ -182,8 +190,11 @@ class Execution:
                 continue
             request_id = draw.token.request_id
             live = self._live[request_id]
+            n_blocks = len(live.tokens) // BLOCK_TOKENS
             live.tokens.append(draw.token.token)
-            if len(live.tokens) % BLOCK_TOKENS == 0:
+            if draw.forced:
+                live.tokens += [token.token for token in draw.forced]
+            if len(live.tokens) // BLOCK_TOKENS > n_blocks:
                 keys += [(request_id, key) for key in live.chain.extend(live.tokens)]
         return tuple(keys)
 

@@ -63,7 +63,7 @@ class StepTallies:
                     n_prompt += chunk.n_tokens
                     self._chunk_tokens.add(chunk.n_tokens)
                 else:
-                    n_decode += 1
+                    n_decode += chunk.n_tokens
             n_sequences += len(batch.chunks)
             if batch.predicted_us > 0 and done.cost_us:
                 self._cost_ratio.add(done.cost_us / batch.predicted_us)

@@ -6,13 +6,14 @@ Simulated adapters: `poise.sim`. Both runners pass one contract suite (tests/con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from poise.scheduler.planning.plan import KvOperation
+from poise.wire.figures import StructureFigures
 from poise.wire.messages import PoolInfo, ToGateway, Token
-from poise.wire.to_engine import SamplingParams, ToEngine
+from poise.wire.to_engine import Grammar, SamplingParams, ToEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ NO_TOKEN = -1
 class Sampled:
     """A drawn token; `ends` is true when it is an end-of-generation token (and not ignored).
 
+    forced    tokens that a grammar makes follow it: they need no draw, and are to be computed with it
+    closes    nothing can come after these tokens, by the grammar
     cost_ns   what drawing it took
     failed    why none could be drawn for this row, while those of the other rows could: `token.token` is then NO_TOKEN
     """
@@ -44,6 +47,8 @@ class Sampled:
     ends: bool
     cost_ns: int = 0
     failed: str = ""
+    forced: tuple[Token, ...] = ()
+    closes: bool = False
 
 
 class RunnerError(Exception):
@@ -80,6 +85,25 @@ class Runner(Protocol):
         """Bytes that all entries of the host store take."""
         ...
 
+    @property
+    def structure(self) -> StructureFigures:
+        """What constrained output has cost so far."""
+        ...
+
+    def prepare(
+        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
+    ) -> None:
+        """Begin to make what a constrained request needs, beside the steps; accounts take turns. `open` comes when `prepared`
+        has said that it is made, after `wake` was called, from any thread. What failed is raised by `open`.
+
+        `output` is that of `open`: from there on its grammar goes on.
+        """
+        ...
+
+    def prepared(self) -> Sequence[tuple[int, int]]:
+        """Requests whose preparation has ended since the last call, and what it took, in microseconds."""
+        ...
+
     def open(
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
     ) -> None:
@@ -89,6 +113,7 @@ class Runner(Protocol):
         depends on logits, parameters, seed and the tokens before it, and on nothing that a runner remembers.
 
         Raises RunnerError when the request names tokens that the model does not have: computed, they would fail a whole batch.
+        So it does when its grammar could not be prepared.
         """
         ...
 
@@ -129,6 +154,10 @@ class Inbox(Protocol):
 
         Raises EOFError when the gateway is gone.
         """
+        ...
+
+    def wake(self) -> None:
+        """`drain` waits no longer, if it does. From any thread."""
         ...
 
 

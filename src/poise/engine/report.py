@@ -98,6 +98,7 @@ class Reporter:
                 snapshot.limit_since_ns,
             ),
             equity={c.value: Equity(s.total_us, round(s.jain, 4), s.gap_us) for c, s in snapshot.classes.items()},
+            structure=self._runner.structure,
         )
 
     def accounts(self, now_ns: int) -> Accounts:

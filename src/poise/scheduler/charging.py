@@ -5,7 +5,7 @@ from __future__ import annotations
 from poise.scheduler.fairness.fairness import split_cost
 from poise.scheduler.lifecycle import Lifecycle
 from poise.scheduler.planning.budget import BatchShape
-from poise.scheduler.planning.plan import Batch, BatchResult, StepPlan, StepResult
+from poise.scheduler.planning.plan import DRAWN, ENDED, Batch, BatchResult, Given, StepPlan, StepResult
 from poise.scheduler.planning.planner import Books, batch_shares
 from poise.scheduler.request import Event, FinishReason, RequestClass
 
@@ -33,6 +33,8 @@ def _charge_batch(
         shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
     model = books.models[batch.pool]
     sampled_us, errors = dict(result.sampled_us), dict(result.row_errors)
+    given = dict.fromkeys(result.ended, ENDED)
+    given.update((request_id, Given(n_tokens, ends)) for request_id, n_tokens, ends in result.given)
     pass_us = max(0, result.cost_us - sum(sampled_us.values()))
     costs = split_cost(pass_us, batch_shares(chunks, model))
     if chunks and not (result.failed or errors):
@@ -52,7 +54,7 @@ def _charge_batch(
         if failed := result.failed or errors.get(chunk.request_id, ""):
             events.append(life.finish(sequence, FinishReason.FAILED, failed))
         else:
-            life.advance(sequence, chunk, ended=chunk.request_id in result.ended, events=events)
+            life.advance(sequence, chunk, given.get(chunk.request_id, DRAWN), events)
     return background_us
 
 

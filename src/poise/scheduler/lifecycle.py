@@ -3,9 +3,9 @@
 Enter, get a slot, lose it, stand still, go on, change class, advance, end: each is one method, so that queues, slots, tenants'
 counts and counters can only change together.
 
-A sequence stands still while an operator has paused it or its reader is behind. It then counts nowhere as work: not for its
-tenant's served cost, not as decoding, not for the wait of others; and its slot is the first to be
-taken. It keeps its place in the order, because a place is what it would cost and when it arrived.
+A sequence stands still while an operator has paused it, its reader is behind, or it is not prepared. It then counts nowhere as
+work: not for its tenant's served cost, not as decoding, not for the wait of others; and its slot is the first to be taken. It
+keeps its place in the order, because a place is what it would cost and when it arrived.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from poise.scheduler.fairness.accounts import forget_account
 from poise.scheduler.planning.placement import Placement
-from poise.scheduler.planning.plan import Chunk
+from poise.scheduler.planning.plan import Chunk, Given
 from poise.scheduler.planning.planner import Books
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import (
@@ -157,17 +157,28 @@ class Lifecycle:
             events.append(self._swap_out(sequence, PreemptionReason.IDLE))
         return events
 
-    def advance(self, sequence: Sequence, chunk: Chunk, *, ended: bool, events: list[Event]) -> None:
-        """A chunk of the sequence was computed; `ended` when the token that was sampled ends it."""
+    def prepare(self, sequence: Sequence) -> None:
+        """It was queued, and waits until what it needs is made."""
+        sequence.preparing = True
+        self._set_aside(sequence)
+
+    def prepared(self, sequence: Sequence) -> list[Event]:
+        """It waits for nothing but its turn."""
+        sequence.preparing = False
+        return self._go_on(sequence) if sequence.may_run else []
+
+    def advance(self, sequence: Sequence, chunk: Chunk, given: Given, events: list[Event]) -> None:
+        """A chunk of the sequence was computed, and `given` is what its draw brought, if there was one."""
         request = sequence.request
         sequence.n_computed += chunk.n_tokens
         sequence.n_chunks += 1
         if chunk.sample:
-            if ended:
+            sequence.n_tokens += given.n_tokens
+            sequence.n_forced = given.n_tokens - 1
+            self._books.tenants.charge(request.account, given.n_tokens, self.now_ns)
+            if given.ends:
                 events.append(self.finish(sequence, FinishReason.STOP))
                 return
-            sequence.n_tokens += 1
-            self._books.tenants.charge(request.account, 1, self.now_ns)
             if sequence.n_output == request.max_output:
                 events.append(self.finish(sequence, FinishReason.LENGTH))
                 return
@@ -285,6 +296,11 @@ class Lifecycle:
 
     def _stand_still(self, sequence: Sequence, kind: PreemptionKind) -> Preempted:
         """From now on nothing is computed for it. Its cells stay where they are."""
+        self._set_aside(sequence)
+        self.counters.preempted[kind] += 1
+        return Preempted(sequence.request.request_id, kind)
+
+    def _set_aside(self, sequence: Sequence) -> None:
         request = sequence.request
         if sequence.state is not State.PAUSED:
             if sequence.is_queued:
@@ -296,8 +312,6 @@ class Lifecycle:
             sequence.to(State.PAUSED)
             sequence.away_ns = self.now_ns
             self.paused[request.request_id] = sequence
-        self.counters.preempted[kind] += 1
-        return Preempted(request.request_id, kind)
 
     def _go_on(self, sequence: Sequence) -> list[Event]:
         """Nothing keeps it any more: it goes on in its slot, if it still has one and its tenant may run one more, or queues."""

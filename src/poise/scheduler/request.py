@@ -149,6 +149,7 @@ class Request:
     declared           its account was made by the operator: the queue has a place for the account's first request, always
     suspect            it may be what broke an engine: what it computes is a batch of its own, until it has computed what it
                        came with and SUSPECT_TOKENS more
+    prepares           what it needs beside cells is still being made: it has no slot before `Scheduler.prepared`
     erased             what its tenant had left was erased while it was live: it leaves nothing either
     """
 
@@ -169,6 +170,7 @@ class Request:
     erased: bool = False
     account: str = ""
     declared: bool = False
+    prepares: bool = False
 
     def __post_init__(self) -> None:
         if not self.account:

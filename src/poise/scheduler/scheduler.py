@@ -107,7 +107,19 @@ class Scheduler:
         if request.queue_timeout_us and not request.readmitted:
             sequence.deadline_ns = now_ns + request.queue_timeout_us * 1000
             self._watch_deadline(sequence)
-        return Queued(request.request_id, self._n_new(request.request_class), eta_us)
+        queued = Queued(request.request_id, self._n_new(request.request_class), eta_us)
+        if request.prepares:
+            self._life.prepare(sequence)
+        return queued
+
+    def prepared(self, request_id: int, now_ns: int) -> list[Event]:
+        """What a request that `prepares` needs is made: it goes to its place in the queue, by when it came."""
+        assert self._planned is None, "prepared between plan and complete"
+        sequence = self._life.sequences.get(request_id)
+        if sequence is None:
+            return []
+        self._life.now_ns = now_ns
+        return self._life.prepared(sequence)
 
     def abort(self, request_id: int, now_ns: int) -> list[Event]:
         """End a request in whatever state it is. Its slot is free for the very next plan. Unknown ids give no event."""

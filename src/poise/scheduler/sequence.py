@@ -11,8 +11,8 @@ Rule 3: the state says what may happen to a sequence, `slot` and `entry` say whe
 
     WAITING    queued, without cells: it is new, or its cells were dropped
     RUNNING    has a slot and may be given tokens in every step
-    PAUSED     stands still: an operator paused it, or its reader is behind, or both. Its cells are in its slot, in the store,
-               or nowhere
+    PAUSED     stands still: an operator paused it, its reader is behind, or it is not prepared. Its cells are in its slot, in
+               the store, or nowhere
     SWAPPED    queued again, its cells in the host store
 """
 
@@ -63,6 +63,8 @@ class Sequence:
     entry: int = -1
     n_computed: int = 0
     n_tokens: int = field(init=False)
+    n_forced: int = 0
+    """Tokens that its grammar added to the one that was drawn last, without a draw."""
     blocks: list[int] = field(init=False)
     """Keys of the whole blocks of the known tokens; see `Request.blocks`."""
     served_us: int = 0
@@ -85,6 +87,8 @@ class Sequence:
     """Times it was queued: tells its present place in a queue from older ones."""
     paused: bool = False
     """An operator has paused it."""
+    preparing: bool = False
+    """What it needs beside cells is still being made."""
     hold: Hold = Hold.RUN
     held_ns: int = 0
     """Since when its reader has been behind."""
@@ -113,8 +117,8 @@ class Sequence:
 
     @property
     def may_run(self) -> bool:
-        """Neither an operator nor its reader keeps it from it."""
-        return not self.paused and self.hold is Hold.RUN
+        """It is prepared, and neither an operator nor its reader keeps it from it."""
+        return not self.paused and not self.preparing and self.hold is Hold.RUN
 
     @property
     def is_suspect(self) -> bool:
@@ -133,5 +137,5 @@ class Sequence:
 
     @property
     def is_decoding(self) -> bool:
-        """It needs one token computed to give its next one, and it has given one before."""
-        return self.n_tokens - self.n_computed == 1 and self.n_tokens > self.request.n_prompt
+        """It needs no more computed to give its next token than what its last draw has brought."""
+        return self.n_tokens - self.n_computed <= 1 + self.n_forced and self.n_tokens > self.request.n_prompt

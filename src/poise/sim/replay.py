@@ -81,6 +81,8 @@ class _Replay:
                 scheduler.abort(request_id, now_ns)
             case "control", [int(request_id), str(action)]:
                 scheduler.control(request_id, Control(action), now_ns)
+            case "prepared", [int(request_id), str(), int()]:
+                scheduler.prepared(request_id, now_ns)
             case "hold", [int(request_id), str(hold)]:
                 scheduler.hold(request_id, Hold(hold), now_ns)
             case "adjust", [int() | float() as queue_share, int() | float() as slots_share]:

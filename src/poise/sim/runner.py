@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
+import msgspec
+
 from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
@@ -19,8 +21,9 @@ from poise.scheduler.planning.plan import KvOperation
 from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Pace
-from poise.wire.messages import PoolInfo, Token, TokenLogprob
-from poise.wire.to_engine import SamplingParams
+from poise.wire.figures import StructureFigures
+from poise.wire.messages import STRUCTURE_FAILED, PoolInfo, Token, TokenLogprob
+from poise.wire.to_engine import Grammar, SamplingParams
 
 END_TOKEN = 0
 """The simulated vocabulary's end-of-generation token."""
@@ -42,6 +45,8 @@ Fault = Callable[[str, object], bool]
 class _Open:
     sampling: SamplingParams
     n_output: int = 0
+    places: list[list[int]] | None = None
+    """What the grammar has for each place of the output."""
 
 
 @dataclass(slots=True)
@@ -87,6 +92,8 @@ class SimRunner:
         self._capacity = {p.name: p.slot_cells for p in pools}
         self._cell_bytes = {p.name: p.cell_bytes or CELL_BYTES for p in pools}
         self._open: dict[int, _Open] = {}
+        self._grammars: dict[int, Grammar] = {}
+        self._prepared: list[tuple[int, int]] = []
 
     @property
     def pools(self) -> Sequence[PoolInfo]:
@@ -109,14 +116,36 @@ class SimRunner:
         """The highest position in the slot, -1 when it is empty (as llama_memory_seq_pos_max)."""
         return len(self._cells[pool][slot]) - 1
 
+    @property
+    def structure(self) -> StructureFigures:
+        return StructureFigures()
+
+    def prepare(
+        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
+    ) -> None:
+        """A grammar here is a list in JSON: for each place of the output, the tokens that may stand there."""
+        self._grammars[request_id] = grammar
+        self._prepared.append((request_id, 0))
+
+    def prepared(self) -> Sequence[tuple[int, int]]:
+        prepared, self._prepared = self._prepared, []
+        return prepared
+
     def open(
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
     ) -> None:
         check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], TOKENS)
-        self._open[request_id] = _Open(sampling, len(output))
+        places = None
+        if (grammar := self._grammars.pop(request_id, None)) is not None:
+            try:
+                places = msgspec.json.decode(grammar.text, type=list[list[int]])
+            except msgspec.DecodeError as error:
+                raise RunnerError(f"{STRUCTURE_FAILED}: it is none") from error
+        self._open[request_id] = _Open(sampling, len(output), places)
 
     def close(self, request_id: int) -> None:
         self._open.pop(request_id, None)
+        self._grammars.pop(request_id, None)
 
     def apply(self, operation: KvOperation) -> int:
         match operation:
@@ -208,6 +237,8 @@ class SimRunner:
         sampling = opened.sampling
         if not all(bias <= LOGIT_MAX for _, bias in sampling.logit_bias):
             return Sampled(Token(request_id, NO_TOKEN), ends=False, failed="the model's logits are not numbers")
+        if opened.places is not None:
+            return _by_grammar(request_id, opened, opened.places, state)
         draw = state if sampling.temperature == 0 else _mix(_mix(state, sampling.seed), opened.n_output)
         may_end = not sampling.ignore_eos and opened.n_output >= sampling.min_output
         if may_end and self._end_rate and draw % self._end_rate == 0:
@@ -218,6 +249,18 @@ class SimRunner:
         logprob = -1.0 if sampling.n_logprobs >= 0 else None
         top = [TokenLogprob((token + k) % self._n_vocab, -1.0 - k) for k in range(max(0, sampling.n_logprobs))]
         return Sampled(Token(request_id, token, logprob, top), ends=token == END_TOKEN)
+
+
+def _by_grammar(request_id: int, opened: _Open, places: list[list[int]], state: int) -> Sampled:
+    """One of the tokens of a place, and those of all the places after it that have no other."""
+    if opened.n_output >= len(places):
+        return Sampled(Token(request_id, END_TOKEN), ends=True)
+    choices = places[opened.n_output]
+    end = next((i for i in range(opened.n_output + 1, len(places)) if len(places[i]) > 1), len(places))
+    forced = tuple([Token(request_id, places[i][0]) for i in range(opened.n_output + 1, end)])
+    opened.n_output = end
+    token = Token(request_id, choices[state % len(choices)])
+    return Sampled(token, ends=False, forced=forced, closes=end == len(places))
 
 
 def _mix(state: int, token: int) -> int:

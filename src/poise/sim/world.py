@@ -179,6 +179,9 @@ class World:
         self._moments = [m for m in self._moments if not isinstance(m[2], _Arrival | to_engine.Submit)]
         heapq.heapify(self._moments)
 
+    def wake(self) -> None:
+        """What a simulated runner prepares, it has at once."""
+
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
         self._clock.advance(self.faults.clock_jump_ns(self._clock.now_ns()))
         self._strike()

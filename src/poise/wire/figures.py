@@ -27,6 +27,18 @@ class StepFigures(msgspec.Struct, frozen=True, array_like=True):
     """Measured over predicted cost of each forward pass."""
 
 
+class StructureFigures(msgspec.Struct, array_like=True):
+    """What constrained output has cost since the engine's start. `redraws`: draws that did not fit, each of which took a mask.
+    `forced`: tokens that needed no draw. The engine counts in its own."""
+
+    builds: int = 0
+    build_us: int = 0
+    redraws: int = 0
+    mask_us: int = 0
+    forced: int = 0
+    failures: int = 0
+
+
 class Bottleneck(msgspec.Struct, frozen=True, array_like=True):
     """For how long each resource was the limit, until `since_ns`; from then on (the engine's monotonic clock) it is `limit`."""
 

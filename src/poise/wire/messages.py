@@ -10,6 +10,9 @@ import msgspec
 from poise.wire.accounts import Accounts
 from poise.wire.status import Status
 
+STRUCTURE_FAILED = "structured output failed"
+"""How the detail of a Finish begins that failed over its grammar."""
+
 
 class Loading(msgspec.Struct, frozen=True, array_like=True, tag="loading"):
     """Engine to gateway: start-up progress, 0 to 1, and what is being done."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
+from poise.wire.figures import Bottleneck, Equity, StepFigures, StructureFigures, Totals
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True):
@@ -91,3 +91,4 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag="status"):
     bottleneck: Bottleneck = Bottleneck()
     equity: dict[str, Equity] = {}
     """By class."""
+    structure: StructureFigures = msgspec.field(default_factory=StructureFigures)

@@ -1,4 +1,5 @@
-"""Messages from the gateway to the engine: what is to be computed, held, changed or dropped. Token ids and counts, never text."""
+"""Messages from the gateway to the engine: what is to be computed, held, changed or dropped. Token ids and counts, never text;
+but for the grammar of an answer, which is in no log, journal or black box."""
 
 from __future__ import annotations
 
@@ -28,6 +29,18 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     n_logprobs: int = -1
     ignore_eos: bool = False
     min_output: int = 0
+
+
+class Grammar(msgspec.Struct, frozen=True, array_like=True):
+    """What an output must be, as a text worker has found it to be usable.
+
+    text   a grammar in the JSON form that llguidance takes: {"grammars": [{"json_schema": ...}]} and the like
+    after  ids of tokens of which one ends the reasoning: the grammar is of what comes after the first of them in the output.
+           Without any it is of the whole output
+    """
+
+    text: str
+    after: tuple[int, ...] = ()
 
 
 class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
@@ -68,6 +81,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     """Under what name admission and fair shares are counted; empty: the tenant's."""
     declared: bool = False
     """The operator made that account: the queue has a place for its first request, always."""
+    grammar: Grammar | None = None
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):

@@ -51,6 +51,11 @@ class Vocab:
             n = self._library.token_to_piece(self._pointer, token, buffer, -n, 0, special)
         return buffer.raw[:n]
 
+    @property
+    def addresses(self) -> tuple[int, int]:
+        """Where the vocabulary is, and the function that tokenises with it: for another library in this process."""
+        return self._pointer, ctypes.cast(self._library.tokenize, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
+
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation."""
         return self._library.vocab_is_eog(self._pointer, token)

@@ -7,7 +7,7 @@ not fit is an error. Everything runs on the engine's one compute thread; other t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import pairwise
 
@@ -17,7 +17,8 @@ from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
 from poise.llama.binding.context import PoolContext, usable_threads
 from poise.llama.binding.model import Model
 from poise.llama.files.memory import PoolSpec
-from poise.llama.running.sampler import Floats, Sampler
+from poise.llama.running.grammar import Grammars
+from poise.llama.running.sampler import Drawn, Floats, Sampler
 from poise.llama.running.store import StateStore, StoredState
 from poise.llama.running.threads import ThreadGovernor
 from poise.scheduler.planning.budget import BatchShape, CostModel
@@ -33,8 +34,9 @@ from poise.scheduler.planning.plan import (
     TrimSlot,
 )
 from poise.scheduler.policy import CostPrior
-from poise.wire.messages import PoolInfo, Token
-from poise.wire.to_engine import SamplingParams
+from poise.wire.figures import StructureFigures
+from poise.wire.messages import PoolInfo, Token, TokenLogprob
+from poise.wire.to_engine import Grammar, SamplingParams
 
 
 class LlamaRunner(AbstractContextManager["LlamaRunner"]):
@@ -61,6 +63,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         self.model = model
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
+        self._grammars = Grammars(model.vocab)  # first of all: it reads the vocabulary while the pools are built
         self._contexts: dict[str, PoolContext] = {}
         self._store = StateStore()
         self._candidates_max = candidates_max
@@ -77,6 +80,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
                     kv_type=kv_type,
                 )
             self._warm_up()
+            self._grammars.wait_until_usable()
         except BaseException:
             self.shutdown()
             raise
@@ -108,17 +112,36 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         """The highest position in the slot, -1 when it is empty."""
         return self._contexts[pool].last_position(slot)
 
+    @property
+    def structure(self) -> StructureFigures:
+        return self._grammars.tally
+
+    def prepare(
+        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
+    ) -> None:
+        self._grammars.prepare(request_id, account, grammar, output, wake)
+
+    def prepared(self) -> Sequence[tuple[int, int]]:
+        return self._grammars.prepared()
+
     def open(
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
     ) -> None:
         check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], self.model.n_vocab)
         vocab = self.model.vocab
         self._samplers[request_id] = Sampler(
-            sampling, prompt, self.model.n_vocab, vocab.eog_tokens, output, self._candidates_max
+            sampling,
+            prompt,
+            self.model.n_vocab,
+            vocab.eog_tokens,
+            output,
+            self._candidates_max,
+            self._grammars.take(request_id),
         )
 
     def close(self, request_id: int) -> None:
         self._samplers.pop(request_id, None)
+        self._grammars.drop(request_id)
 
     def apply(self, operation: KvOperation) -> int:
         match operation:
@@ -153,15 +176,17 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         for row, logits in zip([row for row in rows if row.sample], computed, strict=True):
             request_id = row.request_id
             token, ends, failed = Token(request_id, NO_TOKEN), False, ""
+            forced, closes = tuple[Token, ...](), False
             try:
                 drawn = self._samplers[request_id].draw(logits)
                 token, ends = Token(request_id, drawn.token, drawn.logprob, drawn.top), drawn.token in self._eog
+                forced, closes = _forced(request_id, drawn), drawn.closes
             except Exception as error:  # whatever it is, it is this row's: the others are drawn as if nothing was
                 failed = words_of(error)
                 if not np.isfinite(logits.max()):
                     self._contexts[pool].taint(row.slot)
             now_ns = time.perf_counter_ns()
-            sampled.append(Sampled(token, ends, now_ns - began_ns, failed))
+            sampled.append(Sampled(token, ends, now_ns - began_ns, failed, forced, closes))
             began_ns = now_ns
         return sampled
 
@@ -182,6 +207,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
 
     def shutdown(self) -> None:
         """Free samplers, stored states (overwritten), pools and model, in this order. Later calls do nothing."""
+        self._grammars.close()
         self._samplers.clear()
         self._store.clear()
         for context in self._contexts.values():
@@ -190,3 +216,10 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
 
     def __exit__(self, *_: object) -> None:
         self.shutdown()
+
+
+def _forced(request_id: int, drawn: Drawn) -> tuple[Token, ...]:
+    """Tokens that need no draw are certain: they have the log probability 0."""
+    if drawn.logprob is None:
+        return tuple([Token(request_id, token) for token in drawn.forced])
+    return tuple([Token(request_id, t, 0.0, [TokenLogprob(t, 0.0)] if drawn.top else []) for t in drawn.forced])

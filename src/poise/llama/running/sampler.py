@@ -16,6 +16,11 @@ Stages, in llama.cpp's usual order; each one after the first sees only what the 
     5  min_p   keep what is at least min_p times as likely as the likeliest
     6  temperature, then one draw
 
+With a grammar the draw is made without looking at it, and stands when it is allowed, as most are. Else all that is not allowed
+is taken out after stage 1 and the rest is done again, with other random numbers. An allowed token is drawn with its probability
+p, or after a miss, of probability 1 - P, with p / P: p / P in all, which is its share of what is allowed. Where filters cut, they
+cut before the mask in a first draw, and after it in a second one. (llama.cpp's sampling does the same by default.)
+
 A draw depends on the logits, the parameters, the seed and the tokens so far, and on no state besides: the random numbers are a
 hash of the seed and the token's position in the output. So a request that goes on in another engine, or is computed again,
 draws what it would have drawn.
@@ -24,7 +29,7 @@ draws what it would have drawn.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from math import log
 from struct import Struct
@@ -33,7 +38,8 @@ import numpy as np
 import numpy.typing as npt
 
 from poise.engine.ports import RunnerError
-from poise.wire.messages import TokenLogprob
+from poise.llama.running.grammar import Constraint
+from poise.wire.messages import STRUCTURE_FAILED, TokenLogprob
 from poise.wire.to_engine import SamplingParams
 
 Floats = npt.NDArray[np.floating]
@@ -58,6 +64,10 @@ class Drawn:
     token: int
     logprob: float | None = None
     top: list[TokenLogprob] = field(default_factory=list)
+    forced: Sequence[int] = ()
+    """What follows by the grammar, without a draw."""
+    closes: bool = False
+    """Nothing may come after that."""
 
 
 class Sampler:
@@ -71,8 +81,10 @@ class Sampler:
         eog_tokens: Sequence[int],
         output: Sequence[int] = (),
         candidates_max: int = 1024,
+        constraint: Constraint | None = None,
     ) -> None:
-        """`output`: what was drawn before, by this sampler's like elsewhere; it goes on after that."""
+        """`output`: what was drawn before, by this sampler's like elsewhere; it goes on after that, as `constraint` does."""
+        self._constraint = constraint
         self._sampling = sampling
         self._candidates_max = candidates_max
         self._eog = np.array(eog_tokens, np.int64)
@@ -89,15 +101,41 @@ class Sampler:
     def draw(self, row: Floats) -> Drawn:
         """Draw from a row of logits, which is read and never written. Raises RunnerError when it holds no numbers."""
         logits = self._adjusted(row)
-        if self._sampling.temperature == 0.0:
-            token = int(logits.argmax())
-            _check(float(logits[token]))
-        else:
-            token = self._pick(logits)
+        token = self._choose(logits)
+        run: list[int] = []
+        closes = False
+        if self._constraint is not None:
+            token, run, closes = self._constrained(self._constraint, logits, token)
         self._remember(token)
+        for forced in run:
+            self._remember(forced)
         if self._sampling.n_logprobs < 0:
-            return Drawn(token)
-        return _with_logprobs(token, row, self._sampling.n_logprobs)
+            return Drawn(token, forced=run, closes=closes)
+        return replace(_with_logprobs(token, row, self._sampling.n_logprobs), forced=run, closes=closes)
+
+    def _choose(self, logits: Floats, *, again: bool = False) -> int:
+        if self._sampling.temperature != 0.0:
+            return self._pick(logits, again)
+        token = int(logits.argmax())
+        _check(float(logits[token]))
+        return token
+
+    def _constrained(self, constraint: Constraint, logits: Floats, token: int) -> tuple[int, list[int], bool]:
+        """The token, or another one that is allowed; what follows without a draw; and whether that is all."""
+        end = int(self._eog[0])
+        if constraint.is_over:
+            return end, [], False
+        if not constraint.allows(token):
+            masked = constraint.masked(logits)
+            if masked.max() == -np.inf:  # what is allowed is banned: by a bias, or it is the end and comes too early
+                if constraint.may_end:
+                    return end, [], False
+                raise RunnerError(f"{STRUCTURE_FAILED}: no token fits")
+            token = self._choose(masked, again=True)
+        if token in self._eog:
+            return token, [], False
+        constraint.take(token)
+        return token, constraint.forced(), constraint.is_over
 
     def _remember(self, token: int) -> None:
         self._n_drawn += 1
@@ -125,11 +163,11 @@ class Sampler:
             logits[self._eog] = -np.inf
         return logits
 
-    def _pick(self, logits: Floats) -> int:
+    def _pick(self, logits: Floats, again: bool) -> int:
         sampling = self._sampling
         best = float(logits.max())
         _check(best)
-        first, second = random_pair(sampling.seed, self._n_drawn)
+        first, second = random_pair(sampling.seed, self._n_drawn, again=again)
         filtered = 0 < sampling.top_k < len(logits) or sampling.top_p < 1.0 or sampling.min_p > 0.0
         if not filtered:
             return self._pick_from_all(logits, best, first, second)
@@ -207,10 +245,11 @@ class _TokenCounts:
         return self._counts[: self._n]
 
 
-def random_pair(seed: int, position: int) -> tuple[float, float]:
-    """Two numbers, each uniform from 0 to below 1, that depend on seed and position only. (Philox in numpy makes streams that
-    can be entered anywhere, too, but entering one takes ten times as long as this hash.)"""
-    digest = blake2b(_POSITION.pack(seed & SEED_MASK, position), digest_size=16).digest()
+def random_pair(seed: int, position: int, *, again: bool = False) -> tuple[float, float]:
+    """Two numbers, each uniform from 0 to below 1, that depend on seed and position only; `again`: two others. (Philox in numpy
+    makes streams that can be entered anywhere, too, but entering one takes ten times as long as this hash.)"""
+    person = b"redraw" if again else b""
+    digest = blake2b(_POSITION.pack(seed & SEED_MASK, position), digest_size=16, person=person).digest()
     first, second = _POSITION.unpack(digest)
     return (first >> 11) * _UNIT, (second >> 11) * _UNIT
 

@@ -124,6 +124,20 @@ class StepPlan:
         return not self.operations and not self.batches
 
 
+class Given(NamedTuple):
+    """What the draw of one sequence brought: so many tokens, of which all but the first were forced by its grammar.
+
+    `ends`: it has ended. Where an end-of-generation token was drawn, that is no token of the output, so there may be none.
+    """
+
+    n_tokens: int = 1
+    ends: bool = False
+
+
+ENDED = Given(0, ends=True)
+DRAWN = Given()
+
+
 @dataclass(frozen=True, slots=True)
 class BatchResult:
     """What one batch did: its measured cost, and which sequences' sampled token ended them.
@@ -131,6 +145,7 @@ class BatchResult:
     cost_us      of the whole batch, drawing tokens included
     failed       empty when every chunk was computed; otherwise it names the error and nothing of the batch counts
     sampled_us   (request id, cost) of each token that was drawn, or could not be
+    given        (request id, tokens, whether it has ended) of each sequence whose draw brought other than one token
     row_errors   (request id, why) of each sequence that failed by itself: it was not computed, or no token could be drawn for
                  it. The others are not touched by that
     """
@@ -140,6 +155,7 @@ class BatchResult:
     failed: str = ""
     sampled_us: tuple[tuple[int, int], ...] = ()
     row_errors: tuple[tuple[int, str], ...] = ()
+    given: tuple[tuple[int, int, bool], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from poise.scheduler import admission
 from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.fairness.tenants import TenantBooks
 from poise.scheduler.memory.kv import KvPool
-from poise.scheduler.planning.budget import BatchShape, CostModel, StepBudget
+from poise.scheduler.planning.budget import BatchShape, CostModel, StepBudget, attended_cells
 from poise.scheduler.planning.plan import Batch, Chunk
 from poise.scheduler.policy import LONG_POOL, ClassPolicy, SchedulerPolicy
 from poise.scheduler.queues import WaitingQueue
@@ -78,6 +78,8 @@ class PlanningPass:
     _chunks: dict[str, dict[int, Chunk]] = field(init=False)
     _chosen: set[int] = field(init=False, default_factory=set)
     _suspects: dict[int, None] = field(init=False, default_factory=dict)
+    _n_run_rows: int = field(init=False, default=0)
+    """The answer of `_run_tokens`, once it was asked for."""
 
     def __post_init__(self) -> None:
         policy = self.books.policy
@@ -153,26 +155,42 @@ class PlanningPass:
         return 2.0 * self.books.policy.classes[RequestClass.BACKGROUND].itl_target_us if waiting else 0.0
 
     def _decode(self, sequences: Iterable[Sequence]) -> None:
-        """One token for each decoding sequence that has none yet. The hot path of planning: one pass, no calls."""
+        """What each decoding sequence that has nothing yet needs for its next token. The hot path of planning: one pass, and
+        no calls but for sequences that a grammar has given more than one token."""
         chosen = self._chosen
         tally = {pool: [0, 0, 0.0] for pool in self._chunks}
         for sequence in sequences:
             request, start = sequence.request, sequence.n_computed
+            n_pending = sequence.n_tokens - start
             if (
-                sequence.n_tokens - start == 1
+                n_pending <= 1 + sequence.n_forced
                 and sequence.n_tokens > request.n_prompt
                 and request.request_id not in chosen
             ):
+                n = n_pending if n_pending == 1 else self._run_tokens(n_pending)
                 chosen.add(request.request_id)
                 slot = sequence.slot
-                self._chunks[sequence.pool][slot] = Chunk(request.request_id, slot, start, 1, True, False)
+                self._chunks[sequence.pool][slot] = Chunk(request.request_id, slot, start, n, n == n_pending, False)
                 counts = tally[sequence.pool]
-                counts[0] += 1
-                counts[1] += start + 1
-                counts[2] += sequence.sample_us
+                counts[0] += n
+                counts[1] += start + 1 if n == 1 else attended_cells(start, n)
+                counts[2] += sequence.sample_us if n == n_pending else 0.0
         for pool, (n_tokens, attended, sampling_us) in tally.items():
             if n_tokens:
                 self.budget.spend_decodes(pool, int(n_tokens), int(attended), sampling_us)
+
+    def _run_tokens(self, n_pending: int) -> int:
+        """How many tokens of a forced run are computed at once.
+
+        Its reader has them already. Where another stream draws a token in this step, that one would wait for every further row:
+        then the run takes one a step, as a stream without a grammar does, and is only spared the draws.
+        """
+        if self._n_run_rows == 0:
+            decoding = [s for running in self.books.running.values() for s in running.values() if s.is_decoding]
+            alone = all(s.n_pending > 1 for s in decoding)
+            room = self.books.policy.batch_tokens // max(1, len(decoding))
+            self._n_run_rows = max(1, room) if alone else 1
+        return min(n_pending, self._n_run_rows)
 
     def _background_share(self) -> None:
         """Pay what background work is owed: decodes and one quantum of the first prompt, by least-served tenant.
@@ -302,7 +320,7 @@ class PlanningPass:
     def _add_prompt(self, sequence: Sequence, n_tokens: int) -> None:
         request_id, pool, start = sequence.request.request_id, sequence.pool, sequence.n_computed
         if sequence.is_decoding:  # it comes back from the host store
-            self.budget.spend_decodes(pool, 1, start + 1, sequence.sample_us)
+            self.budget.spend_decodes(pool, n_tokens, attended_cells(start, n_tokens), sequence.sample_us)
         else:
             self.budget.spend_prompt(pool, start, n_tokens)
         self._chosen.add(request_id)

@@ -61,6 +61,8 @@ class SocketPort:
         self._sending = threading.RLock()
         self._owner = threading.get_ident()
         self._poll = select.poll()
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._woken, select.POLLIN)
 
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
         timed_out = False
@@ -71,7 +73,14 @@ class SocketPort:
                 return messages
             timeout_ms = None if wait_until_ns is None else max(0, wait_until_ns - time.monotonic_ns()) / 1e6
             self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-            timed_out = not self._poll.poll(timeout_ms)
+            ready = self._poll.poll(timeout_ms)
+            timed_out = not ready
+            if any(fd == self._woken for fd, _ in ready):
+                os.eventfd_read(self._woken)
+                timed_out = True
+
+    def wake(self) -> None:
+        os.eventfd_write(self._woken, 1)
 
     def send(self, message: wire.ToGateway) -> None:
         frame = encode_frame(message)

@@ -1,0 +1,252 @@
+"""Constrained output: grammars on the model's vocabulary by llguidance, made beside the steps, and what they allow next.
+
+One thread makes matchers, at low priority, because compute threads wait for each other many times in a pass; accounts take turns.
+It is made of texts that a text worker has found to be usable within the same limits. llguidance never raises: after an error a
+matcher stays in one, and that is the end of its request and of nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from poise.engine.ports import RunnerError
+from poise.llama.binding.vocab import Vocab
+from poise.wire.figures import StructureFigures
+from poise.wire.messages import STRUCTURE_FAILED
+from poise.wire.to_engine import Grammar
+
+Floats = npt.NDArray[np.floating]
+
+BUILDER_NICE = 10
+RUN_MAX = 32
+"""Tokens of a forced run that are taken at once: its rows are computed in one pass when nobody else decodes."""
+YIELD_EVERY = 256
+"""Token names that are read at a stretch, while other threads wait for the interpreter."""
+_BIAS = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
+).astype(np.float32)
+"""By byte of a mask: what is added to the logits of its eight tokens."""
+
+
+def parser_limits() -> LLParserLimits:
+    """So that one mask takes about 5 ms at most, and no error quotes a grammar or an output."""
+    return LLParserLimits(step_lexer_fuel=70_000, step_max_items=50_000, verbose_errors=False)
+
+
+def make_tokenizer(vocab: Vocab) -> LLTokenizer:
+    """The vocabulary as llguidance takes it; it must outlive that. Takes up to a second, the interpreter's lock held for most of
+    it."""
+    names = []
+    for token in range(vocab.n_tokens):
+        name = vocab.piece(token, special=True)
+        # What shows as nothing in an answer is no text of a grammar either: llguidance knows it by this mark.
+        names.append(b"\xff" + name if name and not vocab.piece(token, special=False) else name)
+        if token % YIELD_EVERY == 0:
+            time.sleep(1e-4)
+    pointer, tokenize = vocab.addresses
+    tokenizer: LLTokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]  # its stubs lack it
+        tokens=names, vocab_ptr=pointer, tokenize_fptr=tokenize, eos_token=vocab.eog_tokens, slices=None
+    )
+    return tokenizer
+
+
+def make_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
+    """Look at `is_error`: it does not raise."""
+    return LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
+
+
+class Constraint:
+    """What the output of one request may go on with. Belongs to one thread at a time."""
+
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        eog: Sequence[int],
+        after: Sequence[int],
+        output: Sequence[int],
+        tally: StructureFigures,
+    ) -> None:
+        """`output`: what there is already. Raises RunnerError when the grammar cannot be used, or does not have it."""
+        self._matcher = matcher
+        self._eog = frozenset(eog)
+        self._after = frozenset(after)
+        self._tally = tally
+        self._check("cannot be used")
+        for token in output:
+            self.take(token)
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing can follow. (`allows` then refuses even the tokens that end a generation.)"""
+        return not self._after and self._matcher.is_stopped()
+
+    @property
+    def may_end(self) -> bool:
+        return not self._after and self._matcher.is_accepting()
+
+    def allows(self, token: int) -> bool:
+        """A few microseconds. Reasoning may be anything, but not the end."""
+        if self._after:
+            return token not in self._eog
+        return self._matcher.validate_tokens([token]) == 1
+
+    def masked(self, logits: Floats) -> Floats:
+        """A copy in which only what is allowed has a chance; all of it minus infinity where nothing has."""
+        began_ns = time.perf_counter_ns()
+        if self._after:
+            masked = logits.copy()
+            masked[list(self._eog)] = -np.inf
+        else:
+            mask = self._matcher.compute_bitmask()
+            self._check("is too complex to be followed")
+            masked = logits + _BIAS[np.frombuffer(mask, np.uint8)].reshape(-1)[: len(logits)]
+        self._tally.redraws += 1
+        self._tally.mask_us += (time.perf_counter_ns() - began_ns) // 1000
+        return masked
+
+    def take(self, token: int) -> None:
+        """The output goes on with an allowed token."""
+        if self._after:
+            if token in self._after:
+                self._after = frozenset()
+            return
+        if not self._matcher.consume_token(token):
+            self._check("")
+            raise RunnerError(f"{STRUCTURE_FAILED}: its grammar does not have what came")
+
+    def forced(self) -> list[int]:
+        """Take the tokens that follow in any case, a bounded number of them."""
+        if self._after:
+            return []
+        run = self._matcher.compute_ff_tokens()[:RUN_MAX]
+        for i, token in enumerate(run):
+            if token in self._eog:
+                run = run[:i]
+                break
+            self.take(token)
+        self._tally.forced += len(run)
+        return run
+
+    def _check(self, what: str) -> None:
+        if self._matcher.is_error():
+            self._tally.failures += 1
+            raise RunnerError(f"{STRUCTURE_FAILED}: its grammar {what or 'does not have what came'}")
+
+
+@dataclass(slots=True)
+class _Job:
+    request_id: int
+    grammar: Grammar
+    output: Sequence[int]
+    wake: Callable[[], None]
+
+
+class Grammars:
+    """The constraints of all requests of one model: made by a thread of their own, taken by the one that computes."""
+
+    def __init__(self, vocab: Vocab) -> None:
+        self.tally = StructureFigures()
+        self._vocab = vocab
+        self._waiting: dict[str, deque[_Job]] = {}
+        """By account, in the order of their turns."""
+        self._made: dict[int, Constraint | RunnerError] = {}
+        self._ready: deque[tuple[int, int]] = deque()
+        self._changed = threading.Condition()
+        self._is_usable = threading.Event()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._work, name="grammars", daemon=True)
+        self._thread.start()
+
+    def wait_until_usable(self) -> None:
+        """Until the vocabulary was read: before anybody is served, because that would stop every stream for as long."""
+        self._is_usable.wait()
+
+    def prepare(
+        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
+    ) -> None:
+        """Have it made; `wake` is called by the other thread when it is."""
+        with self._changed:
+            self._waiting.setdefault(account, deque()).append(_Job(request_id, grammar, output, wake))
+            self._changed.notify_all()
+
+    def prepared(self) -> list[tuple[int, int]]:
+        """Requests whose constraints, or errors, have come since the last call, and what making each took, in microseconds."""
+        ready = []
+        while self._ready:
+            ready.append(self._ready.popleft())
+        return ready
+
+    def take(self, request_id: int) -> Constraint | None:
+        """The constraint of a request that was prepared; None: it has none. Raises RunnerError when it could not be made."""
+        made = self._made.pop(request_id, None)
+        if isinstance(made, RunnerError):
+            raise made
+        return made
+
+    def drop(self, request_id: int) -> None:
+        """The request has ended. One that is being made is there afterwards, and has to be dropped then."""
+        with self._changed:
+            self._made.pop(request_id, None)
+            for jobs in self._waiting.values():
+                for job in [job for job in jobs if job.request_id == request_id]:
+                    jobs.remove(job)
+
+    def close(self) -> None:
+        """Before the vocabulary goes."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._made.clear()
+
+    def _work(self) -> None:
+        tokenizer: LLTokenizer | None = None
+        with contextlib.suppress(Exception):  # then each job fails, and whoever wants no grammar is served all the same
+            tokenizer = make_tokenizer(self._vocab)
+        self._is_usable.set()
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILDER_NICE)
+        while (job := self._next()) is not None:
+            began_ns = time.perf_counter_ns()
+            made: Constraint | RunnerError
+            try:
+                if tokenizer is None:
+                    raise RunnerError(f"{STRUCTURE_FAILED}: llguidance has no use for the model's vocabulary")
+                matcher = make_matcher(tokenizer, job.grammar.text)
+                made = Constraint(matcher, self._vocab.eog_tokens, job.grammar.after, job.output, self.tally)
+            except RunnerError as error:
+                made = error
+            except Exception as bug:
+                made = RunnerError(f"{STRUCTURE_FAILED}: {type(bug).__name__}")
+            took_us = (time.perf_counter_ns() - began_ns) // 1000
+            with self._changed:
+                self.tally.builds += 1
+                self.tally.build_us += took_us
+                self._made[job.request_id] = made
+            self._ready.append((job.request_id, took_us))
+            job.wake()
+
+    def _next(self) -> _Job | None:
+        """The first one of the account whose turn it is. None: it is over."""
+        with self._changed:
+            while not self._is_closing:
+                for account, jobs in list(self._waiting.items()):
+                    del self._waiting[account]
+                    if not jobs:
+                        continue
+                    job = jobs.popleft()
+                    if jobs:
+                        self._waiting[account] = jobs
+                    return job
+                self._changed.wait()
+            return None
