@@ -100,6 +100,10 @@ class TextSettings(Section):
     """Text workers; of several, one is kept for texts of less than 16 kB."""
     timeout_s: Annotated[float, Field(gt=0.0, le=3600)] = 10.0
     """CPU time that one text may take; then, or after twelve times as long, its worker is killed and the request refused."""
+    grammar_timeout_s: Annotated[float, Field(gt=0.0, le=60)] = 2.0
+    """The same for reading a grammar or a schema that an answer must follow."""
+    grammar_kb_max: Annotated[int, Field(ge=1, le=4096)] = 256
+    """Largest grammar or schema that an answer can be held to; a larger one is refused."""
     wait_s: Annotated[float, Field(gt=0.0, le=3600)] = 30.0
     """Time that a text may wait for a worker; then its request is answered with 503."""
     memory_mb: Annotated[int, Field(ge=64, le=1 << 20)] = 1024

@@ -147,7 +147,14 @@ class Cut(msgspec.Struct, tag=True):
     rendering: Rendering = AS_USUAL
 
 
-Job = Chat | Prompt | Write | Length | Opening | Blanks | Fit | Cut
+class CheckGrammar(msgspec.Struct, tag=True):
+    """Whether an answer can be held to this; `kind` and `text` are those of a Structure. Answered with Checked, or Refused."""
+
+    kind: str
+    text: str
+
+
+Job = CheckGrammar | Chat | Prompt | Write | Length | Opening | Blanks | Fit | Cut
 ToWorker = Open | Job
 
 
@@ -218,6 +225,12 @@ class CutDown(msgspec.Struct, tag=True):
     ids: list[int]
 
 
+class Checked(msgspec.Struct, tag=True):
+    """The grammar can be used. `text` is its form for the engine, where that is another than what was asked about."""
+
+    text: str = ""
+
+
 class Refused(msgspec.Struct, tag=True):
     """An error for the caller. `trace`: kinds and places for the log, never with text of a request."""
 
@@ -234,5 +247,5 @@ class Broken(msgspec.Struct, tag=True):
     trace: str
 
 
-Answer = Ids | Written | Fitted | CutDown | Refused | Broken
+Answer = Checked | Ids | Written | Fitted | CutDown | Refused | Broken
 FromWorker = Vocabulary | Opened | Unusable | Rendered | Answer

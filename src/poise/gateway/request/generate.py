@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from poise.gateway.request.tools import NO_TOOLS, ToolUse
+from poise.gateway.request.structure import Structure
 from poise.scheduler.request import RequestClass
 from poise.wire.text import AS_USUAL, Message, Rendering
 from poise.wire.to_engine import SamplingParams
@@ -66,3 +67,5 @@ class Generate:
     """Fields that were taken though they have no effect."""
     tools: ToolUse = NO_TOOLS
     """Those of a conversation; its `rendering` has what the chat template is shown of them."""
+    structure: Structure | None = None
+    """What the answer must be."""

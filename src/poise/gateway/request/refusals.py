@@ -134,6 +134,18 @@ def unknown_parameter(param: str, name: str, known: Iterable[str], hint: str = "
     return ApiError(400, "unknown_parameter", f"Unknown parameter {shown(path)}. {hint}", param=path)
 
 
+def invalid_structure(param: str, kind: str, why: str) -> ApiError:
+    """What an answer must be cannot be followed, and is never left out."""
+    code = "invalid_schema" if kind in ("schema", "json_object", "structural_tag") else "invalid_grammar"
+    hint = "Leave out what is named, and say it in the prompt."
+    return ApiError(400, code, f"'{param}' cannot be followed: {why.rstrip('.')}. {hint}", param=param)
+
+
+def structured_output_failed(error_id: str) -> ApiError:
+    message = f"The answer's grammar could not be followed to the end (error id {error_id}). Simplify it, or try again."
+    return ApiError(500, "structured_output_failed", message)
+
+
 def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
     return ApiError(
         400, "unsupported_parameter", f"'{param}' is not supported (found {shown(value)}): {hint}.", param=param

@@ -24,7 +24,7 @@ from poise.wire import text as wire
 
 log = logging.getLogger(__name__)
 
-A = TypeVar("A", wire.Ids, wire.Written, wire.Fitted, wire.CutDown)
+A = TypeVar("A", wire.Checked, wire.Ids, wire.Written, wire.Fitted, wire.CutDown)
 
 _BLANK_ROLES = ("system", "user", "assistant")
 ALL = 1 << 31
@@ -144,6 +144,10 @@ class Tokens:
     async def keeps_blanks(self) -> bool:
         """Whether the chat template leaves the white space around what is said where it is."""
         return bool((await self._run(wire.Ids, wire.Blanks(), 0)).n)
+
+    async def grammar(self, kind: str, text: str) -> str:
+        """The engine's form of a grammar, or nothing where this is it. Raises ApiError when it cannot be used."""
+        return (await self._run(wire.Checked, wire.CheckGrammar(kind, text), text_bytes(text))).text
 
     async def fit(self, job: wire.Fit) -> wire.Fitted:
         """The conversation with the fewest turns left out."""

@@ -219,13 +219,22 @@ class TextWorkers:
         place.job, job.rendered, job.began_s = job, False, time.perf_counter()
         self.metrics.began(job.began_s - job.asked_s)
         job.began_cpu_s = place.process.cpu_s()
-        job.timer = asyncio.get_running_loop().call_later(self._settings.timeout_s, self._look_at_time, place, job)
+        self._watch(place, job)
         place.process.send(job.message)
+
+    def _watch(self, place: _Place, job: _Job) -> None:
+        if job.timer is not None:
+            job.timer.cancel()
+        job.timer = asyncio.get_running_loop().call_later(self._limit_s(job), self._look_at_time, place, job)
+
+    def _limit_s(self, job: _Job) -> float:
+        is_grammar = isinstance(job.message, wire.CheckGrammar) and job.rendered
+        return self._settings.grammar_timeout_s if is_grammar else self._settings.timeout_s
 
     def _look_at_time(self, place: _Place, job: _Job) -> None:
         """End a worker whose text has had its time, or look again when it may be over."""
         assert place.process is not None
-        limit_s = self._settings.timeout_s
+        limit_s = self._limit_s(job)
         left_s = limit_s - (place.process.cpu_s() - job.began_cpu_s)
         longest_s = limit_s * SLOWDOWN_MAX - (time.perf_counter() - job.began_s)
         if min(left_s, longest_s) <= 0.0:
@@ -241,8 +250,11 @@ class TextWorkers:
             place.last_words = message.problem
             place.kill("exit")
         elif isinstance(message, wire.Rendered):
-            if place.job is not None:
+            if place.job is not None and place.process is not None:
                 place.job.rendered = True
+                if isinstance(place.job.message, wire.CheckGrammar):  # its time begins when the vocabulary is there
+                    place.job.began_cpu_s, place.job.began_s = place.process.cpu_s(), time.perf_counter()
+                    self._watch(place, place.job)
         elif place.job is not None:
             job = self._took(place)
             self._end(job, message, "gone" if job.future.done() else "done")
@@ -342,8 +354,8 @@ class TextWorkers:
             return 0.0
         self.deaths.append((time.monotonic(), cause))
         if cause == "timeout":
-            log.error("a text took longer than text.timeout_s (%g s); its worker was killed", self._settings.timeout_s)
-            self._end(job, _took_too_long(job, self._settings.timeout_s), "rejected")
+            log.error("a text took longer than it may (%g s); its worker was killed", limit_s := self._limit_s(job))
+            self._end(job, _took_too_long(job, limit_s), "rejected")
             return 0.0
         job.n_deaths += 1
         log.error("%s with a text; another one is started", how)

@@ -8,22 +8,26 @@ matcher stays in one, and that is the end of its request and of nothing else.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from poise.engine.ports import RunnerError
 from poise.llama.binding.vocab import Vocab
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import STRUCTURE_FAILED
 from poise.wire.to_engine import Grammar
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
 
 Floats = npt.NDArray[np.floating]
 
@@ -38,9 +42,9 @@ _BIAS = np.where(
 """By byte of a mask: what is added to the logits of its eight tokens."""
 
 
-def parser_limits() -> LLParserLimits:
-    """So that one mask takes about 5 ms at most, and no error quotes a grammar or an output."""
-    return LLParserLimits(step_lexer_fuel=70_000, step_max_items=50_000, verbose_errors=False)
+def llguidance() -> Any:
+    """The package, when it is needed: importing it takes as long as reading a vocabulary. (Its stubs lack `from_llamacpp`.)"""
+    return importlib.import_module("llguidance")
 
 
 def make_tokenizer(vocab: Vocab) -> LLTokenizer:
@@ -54,15 +58,17 @@ def make_tokenizer(vocab: Vocab) -> LLTokenizer:
         if token % YIELD_EVERY == 0:
             time.sleep(1e-4)
     pointer, tokenize = vocab.addresses
-    tokenizer: LLTokenizer = LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]  # its stubs lack it
+    tokenizer: LLTokenizer = llguidance().LLTokenizer.from_llamacpp(
         tokens=names, vocab_ptr=pointer, tokenize_fptr=tokenize, eos_token=vocab.eog_tokens, slices=None
     )
     return tokenizer
 
 
 def make_matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
-    """Look at `is_error`: it does not raise."""
-    return LLMatcher(tokenizer, grammar, log_level=0, limits=parser_limits())
+    """Look at `is_error`: it does not raise. One mask takes about 5 ms at most, and no error quotes a grammar or an output."""
+    limits = llguidance().LLParserLimits(step_lexer_fuel=70_000, step_max_items=50_000, verbose_errors=False)
+    matcher: LLMatcher = llguidance().LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    return matcher
 
 
 class Constraint:

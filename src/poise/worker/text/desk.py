@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from poise.wire import text as wire
 from poise.worker.text import fitting
 from poise.worker.text.chat_template import TextRefused, trace_of
 from poise.worker.text.opening import common_tokens
 from poise.worker.text.tokeniser import Tokeniser
+
+if TYPE_CHECKING:
+    from poise.worker.text.grammar import GrammarReader
 
 
 class Desk:
@@ -18,6 +22,7 @@ class Desk:
     def __init__(self, tokeniser: Tokeniser, on_rendered: Callable[[], None] = lambda: None) -> None:
         self._tokeniser = tokeniser
         self._on_rendered = on_rendered
+        self._grammars: GrammarReader | None = None
 
     def answer(self, job: wire.Job) -> wire.Answer:
         """Whatever goes wrong is an answer, too."""
@@ -37,6 +42,13 @@ class Desk:
             case wire.Chat():
                 ids, note = tokeniser.chat(job.messages, job.n_added, job.rendering, on_rendered=self._on_rendered)
                 return _ids(ids, job.ids_max, note)
+            case wire.CheckGrammar():
+                if self._grammars is None:
+                    from poise.worker.text.grammar import GrammarReader
+
+                    self._grammars = GrammarReader(tokeniser.vocab)
+                self._on_rendered()
+                return self._grammars.check(job)
             case wire.Prompt():
                 ids = tokeniser.prompt_ids(job.text, add_special=job.add_special, parse_special=job.parse_special)
                 return _ids(ids, job.ids_max)

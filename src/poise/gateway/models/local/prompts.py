@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from poise.config import ClassSettings, Settings
 from poise.config.classes import class_settings, default_output
 from poise.gateway.models.local import summary as summaries
+from poise.gateway.models.local.grammars import Grammars
 from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.record import Origin
 from poise.gateway.records.values import ContextNote, Notes, Usage
@@ -65,6 +66,10 @@ class Plan:
     headers: dict[str, str] = field(default_factory=dict)
     notes: Notes | None = None
     summary: SummaryPlan | None = None
+    grammar: str = ""
+    """What each output must be, as the engine takes it."""
+    reasoning_ends: tuple[int, ...] = ()
+    """Tokens of which the first one ends the reasoning with which an output begins."""
     turn_marks: tuple[str, ...] = ()
     """Texts that end an answer, beside those that were asked for."""
 
@@ -81,6 +86,7 @@ class Prompts:
         self._settings = settings
         self._templates = templates
         self._on_long_system = on_long_system
+        self._grammars = Grammars(settings.text.grammar_kb_max)
 
     async def plan(self, origin: Origin, request: Generate, ready: Ready, text: TextModel) -> Plan:
         """Raises ApiError when a prompt does not fit, however much of a conversation the caller's policy leaves out."""
@@ -94,6 +100,8 @@ class Prompts:
         else:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, text))
+        if request.structure is not None:
+            plan.grammar = await self._grammars.tried(request.structure, origin.tenant, text.of(origin.account))
         return plan
 
     async def _continued(self, plan: Plan, prompt: str | list[int], text: TextModel) -> list[int]:

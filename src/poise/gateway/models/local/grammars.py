@@ -1,0 +1,57 @@
+"""Grammars of requests: a text worker tries each one before the engine is given it. What was found is remembered a while."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from hashlib import blake2b
+
+from poise.gateway.request.refusals import ApiError, invalid_structure
+from poise.gateway.request.structure import Structure
+from poise.gateway.text.tokens import Tokens, text_bytes
+
+TENANTS_MAX = 128
+"""Tenants whose grammars are remembered: those that asked last."""
+GRAMMARS_MAX = 64
+"""Of each one."""
+
+
+class Grammars:
+    """Remembers by a keyed digest that a grammar can be used (""), or why not; never its text."""
+
+    def __init__(self, kb_max: int) -> None:
+        self._bytes_max = kb_max << 10
+        self._key = os.urandom(16)
+        self._known: OrderedDict[str, OrderedDict[bytes, str]] = OrderedDict()
+
+    async def tried(self, structure: Structure, tenant: str, text: Tokens) -> str:
+        """The grammar as the engine takes it. Raises ApiError when it cannot be used."""
+        n_bytes = text_bytes(structure.text)
+        if n_bytes > self._bytes_max:
+            why = f"it has {n_bytes} bytes as a grammar, and at most {self._bytes_max} are read (text.grammar_kb_max)"
+            raise invalid_structure(structure.param, structure.kind, why)
+        known = self._of(tenant)
+        digest = blake2b(f"{structure.kind}\n{structure.text}".encode("utf-8", "replace"), key=self._key).digest()
+        if digest not in known:
+            grammar, why = "", ""
+            try:
+                grammar = await text.grammar(structure.kind, structure.text)
+            except ApiError as error:
+                if error.status != 400:
+                    raise
+                why = error.message
+            if grammar:
+                return grammar  # it would have to be kept: GBNF is made anew each time
+            known[digest] = why
+            if len(known) > GRAMMARS_MAX:
+                known.popitem(last=False)
+        if why := known.get(digest, ""):
+            raise invalid_structure(structure.param, structure.kind, why)
+        return structure.text
+
+    def _of(self, tenant: str) -> OrderedDict[bytes, str]:
+        known = self._known.setdefault(tenant, OrderedDict())
+        self._known.move_to_end(tenant)
+        if len(self._known) > TENANTS_MAX:
+            self._known.popitem(last=False)
+        return known
