@@ -58,6 +58,7 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
     allowed = {
         "worker/engine/process.py",
         "worker/text/process.py",
+        "worker/text/grammar.py",
         "gateway/supervision/preflight.py",
         "gateway/serve.py",
         "commands/doctor.py",
