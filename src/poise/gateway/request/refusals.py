@@ -141,11 +141,6 @@ def invalid_structure(param: str, kind: str, why: str) -> ApiError:
     return ApiError(400, code, f"'{param}' cannot be followed: {why.rstrip('.')}. {hint}", param=param)
 
 
-def structured_output_failed(error_id: str) -> ApiError:
-    message = f"The answer's grammar could not be followed to the end (error id {error_id}). Simplify it, or try again."
-    return ApiError(500, "structured_output_failed", message)
-
-
 def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
     return ApiError(
         400, "unsupported_parameter", f"'{param}' is not supported (found {shown(value)}): {hint}.", param=param

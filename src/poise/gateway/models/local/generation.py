@@ -18,6 +18,7 @@ from poise.gateway.models.local.choice import NOTHING, Act, Choice, Stage, act_o
 from poise.gateway.models.local.refusals import (
     engine_lost,
     engine_unavailable,
+    failed,
     queue_timeout,
     refused,
     request_quarantined,
@@ -29,13 +30,7 @@ from poise.gateway.records.story import story_of
 from poise.gateway.records.values import Logprob
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.headers import LONG_WAIT_US
-from poise.gateway.request.refusals import (
-    ApiError,
-    internal_error,
-    new_error_id,
-    server_stopping,
-    structured_output_failed,
-)
+from poise.gateway.request.refusals import ApiError, internal_error, new_error_id, server_stopping
 from poise.gateway.supervision.engine import (
     ENGINE_LOST,
     QUARANTINED,
@@ -50,7 +45,7 @@ from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, Hold
 from poise.wire.changes import ChangeKind
-from poise.wire.messages import STRUCTURE_FAILED, Accepted, Change, Finish, Prefill, Refused, Start, Token
+from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, Start, Token
 from poise.wire.status import Waiting
 from poise.wire.to_engine import Grammar, SamplingParams, Submit
 
@@ -366,8 +361,7 @@ class Generation:
         if finish.reason == FinishReason.FAILED:
             error_id = new_error_id()
             log.error("[%s] failed in the engine, %s: %s", origin.request_id, error_id, finish.detail)
-            structured = finish.detail.startswith(STRUCTURE_FAILED)
-            return structured_output_failed(error_id) if structured else internal_error(error_id)
+            return failed(finish, error_id)
         if finish.reason == FinishReason.EXPIRED:
             status = self._engine.state.status
             figures = status.classes.get(origin.request_class) if status is not None else None

@@ -19,7 +19,6 @@ from poise.gateway.request.generate import Generate
 from poise.gateway.request.refusals import ApiError, internal_error
 from poise.gateway.text.tokens import TextModel
 from poise.scheduler.request import Hold
-from poise.wire.to_engine import Grammar
 
 log = logging.getLogger(__name__)
 
@@ -119,14 +118,11 @@ def _submit(generation: Generation, record: Record, request: Generate, plan: Pla
 def _choices(plan: Plan, request: Generate) -> list[ChoiceRequest]:
     """One engine request for each choice of each prompt, in the order of their indices."""
     seed = secrets.randbits(32) if request.seed is None else request.seed
-    grammar = None
-    if request.structure is not None:
-        grammar = Grammar(plan.grammar, plan.reasoning_ends if request.structure.after_reasoning else ())
     requests = []
     for ids in plan.ids:
         max_output = plan.allowance.granted(plan.limits, len(ids))
         assert max_output is not None, "the plan fits"
         for i in range(request.n):
             sampling = msgspec.structs.replace(request.sampling, seed=(seed + i) % _SEEDS)
-            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, grammar))
+            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, plan.grammar))
     return requests

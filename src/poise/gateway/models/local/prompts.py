@@ -27,6 +27,8 @@ from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message, said
+from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
+from poise.wire.to_engine import Grammar
 
 _PROMPT_HINT = "Shorten it or ask for fewer output tokens."
 _HINTS = {
@@ -66,8 +68,8 @@ class Plan:
     headers: dict[str, str] = field(default_factory=dict)
     notes: Notes | None = None
     summary: SummaryPlan | None = None
-    grammar: str = ""
-    """What each output must be, as the engine takes it."""
+    grammar: Grammar | None = None
+    """What each output must be."""
     reasoning_ends: tuple[int, ...] = ()
     """Tokens of which the first one ends the reasoning with which an output begins."""
     turn_marks: tuple[str, ...] = ()
@@ -100,8 +102,9 @@ class Prompts:
         else:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, text))
-        if request.structure is not None:
-            plan.grammar = await self._grammars.tried(request.structure, origin.tenant, text.of(origin.account))
+        if (structure := request.structure) is not None:
+            grammar = await self._grammars.tried(structure, origin.tenant, text.of(origin.account))
+            plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
         return plan
 
     async def _continued(self, plan: Plan, prompt: str | list[int], text: TextModel) -> list[int]:

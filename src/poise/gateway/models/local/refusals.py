@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from poise.gateway.request.refusals import ApiError, context_length_exceeded, retry_after, shown, without_folders
+from poise.gateway.request.refusals import (
+    ApiError,
+    context_length_exceeded,
+    internal_error,
+    retry_after,
+    shown,
+    without_folders,
+)
 from poise.gateway.supervision.engine import EnginePhase, EngineState
 from poise.scheduler.request import RejectReason
 from poise.wire.fingerprint import MODEL_CHANGED
-from poise.wire.messages import Refused
+from poise.wire.messages import STRUCTURE_FAILED, Finish, Refused
 
 _RETRY_FAILED_S = 60.0
 
@@ -61,6 +68,14 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
         case _:
             raise AssertionError(f"unknown reason {event.reason!r}")
     return ApiError(429, code, message, headers=headers)
+
+
+def failed(finish: Finish, error_id: str) -> ApiError:
+    """It failed in the engine, whose own words are for the log."""
+    if not finish.detail.startswith(STRUCTURE_FAILED):
+        return internal_error(error_id)
+    message = f"The answer's grammar could not be followed to its end (error id {error_id}). Simplify it, or try again."
+    return ApiError(500, "structured_output_failed", message)
 
 
 def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:
