@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from poise.gateway.request.tools import NO_TOOLS, ToolUse
 from poise.gateway.request.structure import Structure
+from poise.gateway.request.tools import NO_TOOLS, ToolUse
 from poise.scheduler.request import RequestClass
 from poise.wire.text import AS_USUAL, Message, Rendering
 from poise.wire.to_engine import SamplingParams

@@ -27,7 +27,6 @@ from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message, said
-from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message
 from poise.wire.to_engine import Grammar
 
 _PROMPT_HINT = "Shorten it or ask for fewer output tokens."
