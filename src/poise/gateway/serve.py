@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 
@@ -306,28 +307,18 @@ def _listen(settings: Settings, keys: KeyRing) -> list[socket.socket]:
         raise _CannotListen(f"{host}:{port} {what}") from error
     if host in ("localhost", "127.0.0.1"):
         first, port = listeners[0].getsockname()[:2]
-        other = (socket.AF_INET6, "::1") if first == "127.0.0.1" else (socket.AF_INET, "127.0.0.1")
+        other, family = ("::1", socket.AF_INET6) if first == "127.0.0.1" else ("127.0.0.1", socket.AF_INET)
         try:
-            listeners.append(_bound(other[0], (other[1], port)))
+            listeners.append(_bound(family, (other, port)))
         except OSError as error:
             level = logging.WARNING if error.errno == errno.EADDRINUSE else logging.INFO
-            log.log(
-                level, "clients that take %s for localhost do not reach port %d: %s", other[1], port, error.strerror
-            )
+            log.log(level, "clients that take %s for localhost do not reach port %d: %s", other, port, error.strerror)
     return listeners
 
 
-def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
-    """Raises OSError."""
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError:
-        listener.close()
-        raise
-    return listener
+def _bound(family: int, address: Any) -> socket.socket:
+    """Raises OSError. All addresses of IPv6 are those of IPv4, too."""
+    return socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=address[0] == "::")
 
 
 def freeze_heap() -> None:

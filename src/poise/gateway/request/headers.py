@@ -14,8 +14,6 @@ CONTEXT = "X-Poise-Context"
 WARNING = "X-Poise-Warning"
 IGNORED = "X-Poise-Ignored"
 """Fields of the request that have no effect."""
-ANSWERED = (CONTEXT, IGNORED, QUEUE_ETA, QUEUE_POSITION, RESPONSE_ID, WARNING)
-"""Those that are sent to clients."""
 
 LONG_WAIT_US = 500_000
 """A client whose request will wait at least this long in the queue is sent its position and the estimate."""
