@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Receive, Scope, Send
 
 from poise.config import Settings
 from poise.gateway.http.addresses import normal
+from poise.gateway.http.connections.exchange import EXCHANGE
+from poise.gateway.http.connections.shares import STRANGERS
+from poise.gateway.http.middleware import RequestMiddleware
+from poise.metrics.engine import EngineReading
+from poise.metrics.gateway import GatewayMetrics
 from tests.gateway.fakes import OPERATOR, WAIT_S, FakeEngine, ask, chat_body, make_app, says
 from tests.gateway.http.serving import served
 from tests.gateway.http.test_over_http import connect, post, read
@@ -121,3 +128,30 @@ async def sent(port: int, method: str, path: str) -> tuple[bytes, bytes]:
 
 def names(head: bytes) -> list[bytes]:
     return [line.partition(b":")[0] for line in head.split(b"\r\n") if b"chunked" not in line]
+
+
+@pytest.mark.parametrize(
+    ("path", "account"),
+    [
+        ("/v1/chat/completions", "team"), ("/tokenize", "team"), ("/api/chat", "team"), ("/", STRANGERS),
+        ("/page/app.js", STRANGERS), ("/openapi.json", STRANGERS), ("/health", STRANGERS), ("/admin/requests", STRANGERS),
+    ],
+)  # fmt: skip
+async def test_on_whose_account_a_request_is(path: str, account: str) -> None:
+    """All of the API, wherever it has its paths; pages and what is always answered are nobody's."""
+    claimed: list[str] = []
+
+    class Claims:
+        def claim(self, account: str) -> None:
+            claimed.append(account)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers nobody."""
+
+    async def nothing(*_: Any) -> Any:
+        """Neither is anything sent."""
+
+    metrics = GatewayMetrics(lambda: EngineReading(True, 0, None))
+    middleware = RequestMiddleware(app, server=Settings().server, account_of=lambda _: "team", metrics=metrics)
+    await middleware({"type": "http", "path": path, "headers": [], EXCHANGE: Claims()}, nothing, nothing)
+    assert claimed == [account]

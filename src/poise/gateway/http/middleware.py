@@ -30,8 +30,8 @@ from poise.metrics.gateway import GatewayMetrics
 log = logging.getLogger(__name__)
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_API = "/v1/"
-"""What is not under it (pages, their files, the schema) is on nobody's account: whoever takes that up leaves the API alone."""
+_FILES = ("/", "/dashboard", "/openapi.json")
+"""They, and what is under /page/, are on nobody's account: whoever takes that up leaves the API alone."""
 
 
 class RequestMiddleware:
@@ -78,7 +78,8 @@ class RequestMiddleware:
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> ApiError | None:
         """Let a request pass if there is room for it, else say so."""
         path = scope["path"]
-        account = self._account_of(credentials_of(HTTPConnection(scope))) if path.startswith(_API) else STRANGERS
+        is_nobodys = is_always_answered(path) or path in _FILES or path.startswith("/page/")
+        account = STRANGERS if is_nobodys else self._account_of(credentials_of(HTTPConnection(scope)))
         if (exchange := scope.get(EXCHANGE)) is not None:
             try:
                 exchange.claim(account)
