@@ -104,6 +104,7 @@ def test_a_stream_goes_on_after_its_engine_was_killed(own_server: PoiseServer) -
         seen += read_until(connection, b"[DONE]")
     assert b": recovered recomputed=" in seen
     assert b'"error"' not in seen
+    assert b'"outcome"' not in seen
     assert seen.count(b'"finish_reason":"length"') == 1
     status, health = own_server.get("/health")
     assert (status, health["restarts"]) == (200, 1)
@@ -135,6 +136,7 @@ def test_a_server_that_stops_ends_what_it_has_begun(number: signal.Signals) -> N
         assert b'"draining"' in answer
         seen += read_until(connection, b"[DONE]")
     assert seen.count(b'"finish_reason":"length"') == 1
+    assert b'"outcome"' not in seen
     assert server.stop() == 0
 
 

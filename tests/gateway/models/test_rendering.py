@@ -116,6 +116,7 @@ for _ in range(500):
         ({"chat_template_kwargs": {"x": DEEP}}, "chat_template_kwargs"),
         ({"messages": [USER, ASSISTANT | {"reasoning_content": 1}]}, "messages[1].reasoning_content"),
         ({"messages": [USER, ASSISTANT | {"prefix": "yes"}]}, "messages[1].prefix"),
+        ({"messages": [ASSISTANT, USER | {"prefix": True}]}, "messages[1].prefix"),
     ],
 )
 async def test_what_cannot_be_written_is_refused_by_name(body: dict[str, Any], param: str) -> None:

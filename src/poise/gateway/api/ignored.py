@@ -10,7 +10,7 @@ import re
 
 from poise.gateway.request.refusals import ApiError
 
-NAMES_MAX, TAKEN_MAX = 256, 65_536
+NAMES_MAX, TAKEN_MAX = 256, 32_768
 """Different names, and fields in all, of one request: each one is looked at while every stream waits."""
 _CHARS_MAX = 100
 _INDEX = re.compile(r"\[[0-9]+\]")

@@ -30,9 +30,11 @@ PIECE_BYTES = 1 << 17
 """So much of a packed body is unpacked before others have a turn."""
 
 BOM = b"\xef\xbb\xbf"
-_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_HALF = re.compile(rb"(?<!\\)((?:\\\\)*)(?:%b(?!\\u[dD][c-fC-F])|(?<!%b)%b)" % (_HIGH, _HIGH, _LOW))
+_HIGH, _LOW = rb"[dD][89abAB][0-9a-fA-F]{2}", rb"[dD][c-fC-F][0-9a-fA-F]{2}"
+_HALF = re.compile(rb"\\u(?<!\\\\u)(?:%b(?!\\u[dD][c-fC-F])|(?<!\\u%b\\u)%b)" % (_HIGH, _HIGH, _LOW))
 """One half of a character beyond U+FFFF, escaped, without the other one: clients that cut texts by UTF-16 send it."""
+ESCAPES_MAX = 65_536
+"""In a body with more, no halves are looked for."""
 
 _decode = msgspec.json.Decoder().decode
 
@@ -91,10 +93,9 @@ def _decoded(body: bytes) -> Any:
     try:
         return _decode(body)
     except msgspec.DecodeError:
-        mended = _HALF.sub(rb"\1\\ufffd", body)
-        if mended == body:
+        if body.count(b"\\u") > ESCAPES_MAX or _HALF.search(body) is None:
             raise
-        return _decode(mended)
+        return _decode(_HALF.sub(rb"\\ufffd", body))
 
 
 def _check_headers(request: Request, max_bytes: int) -> None:

@@ -63,10 +63,12 @@ FIELDS: tuple[Field[Any], ...] = (ADD_GENERATION_PROMPT, CONTINUE_FINAL_MESSAGE,
 def read_rendering(values: Mapping[str, Any], messages: Sequence[Message]) -> Rendering:
     """`messages`: those of the request, read."""
     opens_answer = ADD_GENERATION_PROMPT.get(values, None)
-    continues = CONTINUE_FINAL_MESSAGE.get(values, False) or PREFIX.get(values["messages"][-1], False)
+    is_named = CONTINUE_FINAL_MESSAGE.get(values, False)
+    continues = is_named or PREFIX.get(values["messages"][-1], False)
     if continues and messages[-1].role != "assistant":
         rule = "come with a last message of the assistant"
-        raise invalid_value(CONTINUE_FINAL_MESSAGE.name, rule, None, f"continues one of '{messages[-1].role}'")
+        param = CONTINUE_FINAL_MESSAGE.name if is_named else f"messages[{len(messages) - 1}].{PREFIX.name}"
+        raise invalid_value(param, rule, None, f"continues one of '{messages[-1].role}'")
     if continues and opens_answer:
         raise invalid_value(ADD_GENERATION_PROMPT.name, "be false where the last message is continued", opens_answer)
     return Rendering(opens_answer is not False, continues, VARIABLES.get(values, {}))
