@@ -97,7 +97,7 @@ def test_a_refused_request_is_answered_at_once() -> None:
     bench.submit(1, prompt(1, 3000), 10)
     bench.run()
     refused = [m for m in bench.mail.sent if isinstance(m, wire.Refused)]
-    assert [(r.request_id, r.reason, r.value, r.limit) for r in refused] == [(1, "too_long", 3009, 2048)]
+    assert [(r.request_id, r.reason, r.value, r.limit) for r in refused] == [(1, "too_long", 3000, 2048)]
 
 
 def test_end_of_generation_is_not_sent_as_a_token() -> None:

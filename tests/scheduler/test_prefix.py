@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from poise.scheduler.memory.store import Purpose
 from poise.scheduler.planning.plan import CopySlot, LoadSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy
-from poise.scheduler.request import Started
+from poise.scheduler.request import Hold, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, Driver, blocks, policy
 
@@ -149,6 +151,59 @@ def test_a_failed_sequence_leaves_nothing_warm() -> None:
     d.run()
     assert not d.cells
     assert not d.scheduler._placement.pools[SHORT_POOL].warm
+
+
+@pytest.mark.parametrize("n_prompt", [160, 1500])
+def test_who_leaves_while_its_prompt_is_computed_leaves_that_for_the_retry(n_prompt: int) -> None:
+    """Whole blocks of what was computed by then, in either pool."""
+    d = driver()
+    left = d.add(n_prompt, 8, blocks=blocks("a", n_prompt))
+    d.step()
+    (batch,) = d.plans[-1].batches
+    n_computed = batch.chunks[0].n_tokens
+    assert n_computed < n_prompt
+    d.abort(left)
+    again = said(d, "a", n_prompt)
+    assert cached(d, again) == n_computed // 8 * 8
+    assert d.finished(again).n_output == 8
+
+
+def swapped(d: Driver, text: str, tenant: str = "a") -> int:
+    """A request that has computed some of its prompt, and whose cells are in the host store."""
+    request = d.add(400, 8, tenant, blocks=blocks(text, 400))
+    d.step()
+    d.hold(request, Hold.SWAP)
+    d.step()
+    assert [e.purpose for e in d.scheduler._placement.store][-1] is Purpose.SWAP
+    return request
+
+
+def test_who_leaves_while_it_is_swapped_out_leaves_its_cells_in_the_host_store() -> None:
+    """The entry is a prefix from then on, its tenant's, and nobody carries it anywhere for that."""
+    d = driver()
+    d.abort(swapped(d, "a"))
+    (entry,) = d.scheduler._placement.store
+    assert (entry.purpose, entry.tenant) == (Purpose.PREFIX, "a")
+    assert cached(d, said(d, "a", 400, "b")) == 0
+    assert cached(d, said(d, "a", 400)) == entry.n_cells // 8 * 8 > 0
+    d.scheduler.forget("a")
+    d.step()
+    assert all(e.tenant == "b" for e in d.scheduler._placement.store)
+
+
+def test_what_is_left_behind_stays_within_the_quota_and_is_none_of_an_erased_tenant() -> None:
+    """A tenant whose quota is full of its own keeps the newest."""
+    d = driver(store=StorePolicy(budget_bytes=60 * CELL_BYTES * 4, tenant_share=0.4))
+    for text in "abcdef":
+        d.abort(swapped(d, text))
+        d.step()
+    books = d.scheduler.snapshot().store
+    assert 0 < books.bytes_by_purpose[Purpose.PREFIX] <= 96 * CELL_BYTES
+    assert books.entries_by_purpose[Purpose.PREFIX] < 6
+    request = swapped(d, "g", "z")
+    d.scheduler.erase("z")
+    d.abort(request)
+    assert not [e for e in d.scheduler._placement.store if e.tenant == "z"]
 
 
 def test_a_declared_template_is_computed_once_and_pinned() -> None:

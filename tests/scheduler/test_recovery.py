@@ -53,12 +53,12 @@ def test_no_limit_refuses_what_was_accepted_before() -> None:
 
 
 def test_what_can_never_fit_is_refused_all_the_same() -> None:
-    """`max_output` counts what was given already, so the cells are those of the whole."""
+    """What it comes with must fit a slot, and what was given already is part of that."""
     d = driver(slot_cells=256)
-    answer = d.offer(500, 100, n_output=90, readmitted=True)
+    answer = d.offer(423, 100, n_output=90, readmitted=True)
     assert isinstance(answer, Rejected)
-    assert (answer.reason, answer.value, answer.limit) == (RejectReason.TOO_LONG, 599, 512)
-    assert isinstance(d.offer(413, 100, n_output=90, readmitted=True), Queued)
+    assert (answer.reason, answer.value, answer.limit) == (RejectReason.TOO_LONG, 513, 512)
+    assert isinstance(d.offer(422, 100, n_output=90, readmitted=True), Queued)
 
 
 def test_a_prompt_is_charged_once() -> None:

@@ -241,9 +241,9 @@ def test_background_leaves_slots_for_interactive_arrivals() -> None:
 def test_what_can_never_fit_is_rejected_on_arrival() -> None:
     """vLLM issue 39734: an accepted request larger than the cache blocks its queue for ever."""
     d = driver(slot_cells=1024)
-    answer = d.offer(n_prompt=2000, max_output=100)
+    answer = d.offer(n_prompt=2049, max_output=100)
     assert isinstance(answer, Rejected)
-    assert (answer.reason, answer.value, answer.limit) == (RejectReason.TOO_LONG, 2099, 2048)
+    assert (answer.reason, answer.value, answer.limit) == (RejectReason.TOO_LONG, 2049, 2048)
     assert d.scheduler.plan(0).is_empty
 
 

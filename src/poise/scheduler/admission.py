@@ -19,16 +19,21 @@ FIRST_PLACES_MAX = 8
 """Places at a queue's end that only accounts get which have none yet: an eighth of them, and no more than this."""
 
 
-def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int]) -> str | None:
-    """The pool the request will run in, or None when it fits in none. `cached`: by pool, prompt tokens it need not compute.
+def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int], n_likely: int) -> str | None:
+    """The pool the request will run in, or None when it fits in none: when no slot holds more than it comes with.
+
+    `cached`: by pool, prompt tokens it need not compute. `n_likely`: output that it will probably have; what no slot holds beside
+    its prompt goes where it gets most of it.
 
     A prompt of which more than its class's `heavy_tokens` must be computed is a heavy job (rule R5) and runs in the long
     pool; so does what a short slot cannot hold, and what continues a sequence that ran there. Output that a readmitted request
     comes with makes no job heavy: a dozen streams that go on after a crash would find two slots.
     """
-    fitting = [name for name, pool in policy.pools.items() if request.n_cells <= pool.slot_cells]
+    holding = {name: pool.slot_cells for name, pool in policy.pools.items() if request.n_known <= pool.slot_cells}
     if request.pool:
-        return request.pool if request.pool in fitting else None
+        return request.pool if request.pool in holding else None
+    fitting = [name for name, cells in holding.items() if request.n_cells(n_likely) <= cells]
+    fitting = fitting or [name for name, cells in holding.items() if cells == max(holding.values())]
     if SHORT_POOL in fitting and LONG_POOL in fitting:
         to_compute = request.n_prompt - cached[SHORT_POOL]
         heavy = to_compute > policy.classes[request.request_class].heavy_tokens
@@ -43,6 +48,12 @@ def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int]) 
 def cells_max(pools: Mapping[str, PoolPolicy]) -> int:
     """Cells of the largest slot: the limit that a TOO_LONG rejection names."""
     return max(pool.slot_cells for pool in pools.values())
+
+
+def next_longer(pools: Mapping[str, PoolPolicy], pool: str) -> str | None:
+    """The pool with the shortest slots that are longer than this one's; None: there is none."""
+    longer = [(other.slot_cells, name) for name, other in pools.items() if other.slot_cells > pools[pool].slot_cells]
+    return min(longer)[1] if longer else None
 
 
 def slots_max(pool: str, policy: ClassPolicy) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
+from poise.scheduler.admission import next_longer
 from poise.scheduler.fairness.accounts import forget_account
 from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Chunk, Given
@@ -53,6 +54,8 @@ class Lifecycle:
         self.counters = Counters()
         self.now_ns = 0
         self._events: list[Event] = []
+        self._outgrown: list[Sequence] = []
+        """Those that have filled their slot since the last plan."""
 
     def take_events(self) -> list[Event]:
         """What happened since the last call that the plan's `complete` is to report."""
@@ -179,15 +182,47 @@ class Lifecycle:
             if given.ends:
                 events.append(self.finish(sequence, FinishReason.STOP))
                 return
-            if sequence.n_output == request.max_output:
+            pools, is_full = self._books.policy.pools, sequence.n_tokens > self._slot_cells(sequence)
+            has_longer = is_full and not request.pool and next_longer(pools, sequence.pool) is not None
+            if sequence.n_output == request.max_output or (is_full and not has_longer):
                 events.append(self.finish(sequence, FinishReason.LENGTH))
                 return
+            if is_full:
+                self._outgrown.append(sequence)
         limits = self._books.policy.classes[sequence.request_class]
         if sequence.request_class is not RequestClass.BACKGROUND:
             if 0 < limits.downgrade_output_tokens <= sequence.n_output:
                 events.append(self._downgrade(sequence, DowngradeReason.OUTPUT))
             elif 0 < limits.downgrade_served_us <= sequence.served_us:
                 events.append(self._downgrade(sequence, DowngradeReason.TIME))
+
+    def move_outgrown(self) -> None:
+        """Who has filled its slot goes on in a longer one: a state is of use only in the pool that it comes from, so its tokens are
+        computed again there. As each pool is longer than the one before, that happens less often than there are pools."""
+        outgrown, self._outgrown = self._outgrown, []
+        for sequence in outgrown:
+            if sequence.state is State.FINISHED:
+                continue
+            request, n_cells = sequence.request, sequence.n_computed
+            if sequence.is_queued:  # it was held for a moment, and lost its slot by that
+                self._queue(sequence).remove(sequence)
+            self._placement.discard(sequence)
+            self.counters.preempted[PreemptionKind.DROP] += 1
+            self.counters.recomputed_tokens += n_cells
+            self._events.append(Preempted(request.request_id, PreemptionKind.DROP, PreemptionReason.OUTGROWN))
+            pool = next_longer(self._books.policy.pools, sequence.pool)
+            assert pool is not None, f"{sequence} has nowhere to go"
+            sequence.pool = pool
+            if sequence.state is State.PAUSED:
+                continue  # it stands still as before
+            if sequence.state is State.RUNNING:
+                del self._books.running[sequence.request_class][request.request_id]
+                self._books.tenants.stop(request.account)
+                sequence.away_ns = self.now_ns
+            if sequence.state is not State.WAITING:
+                sequence.to(State.WAITING)
+            sequence.order_key = order_key(0.0, sequence.arrived_ns, self._books.policy.ageing)  # before new prompts
+            self._queue(sequence).push(sequence)
 
     def lose(self, swapped: SequenceOf[tuple[Sequence, int]], placed: SequenceOf[int]) -> None:
         """The cells of `swapped` are gone from the host store, those of `placed` from their slots: they compute them again."""
@@ -229,10 +264,11 @@ class Lifecycle:
             self._books.served[sequence.request_class].leave(request.account)
         sequence.to(State.FINISHED)
         if ended_well and not request.pins:
-            self._waits.learn_output(request, sequence.n_output)
+            self._waits.lengths.learn(sequence, is_whole=reason is FinishReason.STOP)
         tenants.leave(request.account)
         if sequence.erased and request.account == request.tenant:
             forget_account(self._books.served, tenants, request.account)
+            self._waits.lengths.forget(request.account)
         del self.sequences[request.request_id]
         if sequence.erased and not any(s.erased and s.pool == sequence.pool for s in self.sequences.values()):
             self._placement.scrub(sequence.pool)  # once for all of them: it copies what everybody else holds
@@ -290,6 +326,9 @@ class Lifecycle:
             n_held = sum(s.started and s.hold is not Hold.RUN for s in theirs)
             really = (len(theirs), n_new, sum(s.state is State.RUNNING for s in theirs), n_held)
             assert counted == really, f"tenant {tenant}'s live, queued, running and held requests are miscounted"
+
+    def _slot_cells(self, sequence: Sequence) -> int:
+        return self._books.policy.pools[sequence.pool].slot_cells
 
     def _queue(self, sequence: Sequence) -> WaitingQueue:
         return self._books.queues[sequence.request_class, sequence.pool]

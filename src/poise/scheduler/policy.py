@@ -79,6 +79,22 @@ class StorePolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class LengthPolicy:
+    """How lengths of answers are learnt; see `lengths`.
+
+    first_tokens  what is thought of them before there was any
+    quantile      this share of an account's answers is no longer than what is thought likely
+    step          how far one answer moves that
+    accounts_max  accounts that are known at a time
+    """
+
+    first_tokens: int = 512
+    quantile: float = 0.9
+    step: float = 0.2
+    accounts_max: int = 512
+
+
+@dataclass(frozen=True, slots=True)
 class CostPrior:
     """First guess of a pool's cost model, until steps have been measured (microseconds)."""
 
@@ -117,6 +133,7 @@ class SchedulerPolicy:
     turn_us: int = 2_000_000
     preemptions_max: int = 8
     store: StorePolicy = field(default_factory=StorePolicy)
+    lengths: LengthPolicy = field(default_factory=LengthPolicy)
     tenants: Mapping[str, TenantPolicy] = field(default_factory=dict)
     tenant_default: TenantPolicy = field(default_factory=TenantPolicy)
     priors: Mapping[str, CostPrior] = field(default_factory=dict)

@@ -94,7 +94,7 @@ class WaitingQueue:
         new = [s.request.account for s in queued if not s.started]
         assert {account: new.count(account) for account in new} == self._new_by_account, "new by account miscounted"
         assert sum(s.request.n_known for s in queued) == self.prompt_tokens, "queued prompt tokens miscounted"
-        output_tokens = sum(s.request.max_output - s.request.n_output for s in queued)
+        output_tokens = sum(s.n_likely - s.request.n_output for s in queued)
         assert output_tokens == self.output_tokens, "queued output tokens miscounted"
         assert sum(len(heap) for heap in self._heaps.values()) == self._n_entries, "entries miscounted"
         for tenant, heap in self._heaps.items():
@@ -129,7 +129,7 @@ class WaitingQueue:
             else:
                 del self._new_by_account[request.account]
         self.prompt_tokens += change * request.n_known
-        self.output_tokens += change * (request.max_output - request.n_output)
+        self.output_tokens += change * (sequence.n_likely - request.n_output)
 
 
 def _is_live(entry: tuple[float, int, int, Sequence]) -> bool:

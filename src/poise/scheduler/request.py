@@ -20,7 +20,7 @@ class RejectReason(StrEnum):
     """Why a request was not accepted."""
 
     TOO_LONG = "too_long"
-    """It can never fit: prompt plus output exceed the largest slot it may use."""
+    """It can never fit: what it comes with exceeds the largest slot it may use."""
 
     QUEUE_FULL = "queue_full"
     """The queue of its class is at its bound."""
@@ -42,7 +42,7 @@ class FinishReason(StrEnum):
     """The model ended its answer."""
 
     LENGTH = "length"
-    """The request's output allowance is used up."""
+    """The request's output allowance is used up, or the largest slot is full."""
 
     ABORTED = "aborted"
     """The caller no longer wants it (cancelled, gone, or a stop string was found)."""
@@ -91,6 +91,9 @@ class PreemptionReason(StrEnum):
     LIMIT = "limit"
     """It was to go on, and its tenant ran as many as it may."""
 
+    OUTGROWN = "outgrown"
+    """Its answer has filled its slot; it goes on in a longer one."""
+
 
 class DowngradeReason(StrEnum):
     """Why a request goes on as background work."""
@@ -138,7 +141,7 @@ class Request:
     """One sequence to compute.
 
     n_prompt           at least 1
-    max_output         the most tokens that may be generated, at least 1
+    max_output         the most tokens that may be generated, at least 1; a ceiling, which no slot has to hold
     blocks             keys of the known tokens' whole blocks (BLOCK_TOKENS each), for finding a prefix that was computed before
     template           a declared template that the prompt begins with ("": none), `template_cells` tokens long
     queue_timeout_us   how long it may wait for its first slot (0: for ever)
@@ -185,10 +188,9 @@ class Request:
         """Tokens that it comes with."""
         return self.n_prompt + self.n_output
 
-    @property
-    def n_cells(self) -> int:
-        """KV cells it can need at most: the last generated token is never fed back."""
-        return self.n_prompt + self.max_output - 1
+    def n_cells(self, n_output: int) -> int:
+        """KV cells that it needs for so much output in all: the last generated token is never fed back."""
+        return self.n_prompt + n_output - 1
 
 
 @dataclass(frozen=True, slots=True)

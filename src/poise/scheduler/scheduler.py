@@ -24,6 +24,7 @@ from poise.scheduler.charging import charge_step
 from poise.scheduler.fairness.accounts import Account, forget_account, remembered_accounts, restore_accounts
 from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.fairness.tenants import TenantBooks
+from poise.scheduler.lengths import OutputLengths
 from poise.scheduler.lifecycle import Lifecycle
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.planning.placement import Placement
@@ -71,7 +72,7 @@ class Scheduler:
             running={c: {} for c in RequestClass},
             limits=dict(policy.classes),
         )
-        self._waits = WaitEstimator(models)
+        self._waits = WaitEstimator(models, OutputLengths(policy.lengths))
         self._life = Lifecycle(self._books, self._placement, self._waits)
         self._preemption = Preemption(policy, served)
         self._bottleneck = Bottleneck()
@@ -88,16 +89,17 @@ class Scheduler:
         """Take a request into its queue, or refuse it with the reason."""
         assert self._planned is None, "add between plan and complete"
         cached = {name: self._placement.cached_prompt(request, name) for name in self._policy.pools}
-        pool = admission.route(request, self._policy, cached)
+        n_likely = self._waits.lengths.likely(request)
+        pool = admission.route(request, self._policy, cached, n_likely)
         if pool is None:
             most = admission.cells_max(self._policy.pools)
-            return Rejected(request.request_id, RejectReason.TOO_LONG, request.n_cells, most)
+            return Rejected(request.request_id, RejectReason.TOO_LONG, request.n_known, most)
         eta_us = self.wait_estimate_us(request.request_class)
         if not (request.pins or request.readmitted):
             refusal = self._refusal(request, eta_us, now_ns)
             if refusal is not None:
                 return refusal
-        sequence = Sequence(request, pool, now_ns, 0.0, eta_us)
+        sequence = Sequence(request, pool, now_ns, 0.0, eta_us, n_likely)
         n_cached = cached[pool]
         model = self._books.models[pool]
         predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_known - n_cached)
@@ -203,6 +205,7 @@ class Scheduler:
         n_bytes = self._placement.kept_bytes(tenant)
         dropped = self._placement.forget(tenant)
         self._placement.scrub()
+        self._waits.lengths.forget(tenant)
         forget_account(self._books.served, self._books.tenants, tenant)
         return *dropped, n_bytes
 
@@ -223,6 +226,7 @@ class Scheduler:
         """Decide the next step. An empty plan means that nothing can run before `wake_at_ns` or the next message."""
         assert self._planned is None, "two plans without a complete"
         self._life.now_ns = now_ns
+        self._life.move_outgrown()
         self._placement.close_holes()
         self._make_room(now_ns)
         planning = PlanningPass(self._books, self._life.place, self._placement.cached_cells)

@@ -56,6 +56,8 @@ class Sequence:
     """Place among its tenant's queued sequences; see `queues.order_key`."""
     eta_us: int = 0
     """The wait that was estimated on arrival."""
+    n_likely: int = 0
+    """Output tokens that it will probably have, as was thought on arrival; 0: all that it may have."""
     request_class: RequestClass = field(init=False)
     """The class it is treated as now; a downgrade changes it."""
     state: State = State.WAITING
@@ -99,6 +101,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.request_class = self.request.request_class
+        self.n_likely = self.n_likely or self.request.max_output
         self.n_tokens = self.request.n_known
         self.blocks = list(self.request.blocks)
         self.erased = self.request.erased

@@ -1,7 +1,7 @@
 """How long a request will wait for its slot: estimated from the cost models and the backlog, held against what then happened.
 
-The estimate adds up what is ahead: prompts at their predicted cost, and of the outputs the share that requests of the class
-have really used. That is a serial sum, while a batch shares its cost among many; what the estimates were off by, in
+The estimate adds up what is ahead: prompts at their predicted cost, and of the outputs that are likely the share that requests
+of the class have really used. That is a serial sum, while a batch shares its cost among many; what the estimates were off by, in
 the mean of its logarithm, corrects the next ones. The error that is left is a metric.
 """
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import exp, log
 
+from poise.scheduler.lengths import OutputLengths
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.queues import WaitingQueue
-from poise.scheduler.request import Request, RequestClass
+from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
 
-OUTPUT_RATIO_FIRST = 0.5
 MEMORY = 0.95
 """How much of what was learnt survives one more observation."""
 
@@ -26,17 +26,11 @@ GRACE_US = 100_000
 class WaitEstimator:
     """Estimates by class, and what they are worth."""
 
-    def __init__(self, models: Mapping[str, CostModel]) -> None:
+    def __init__(self, models: Mapping[str, CostModel], lengths: OutputLengths) -> None:
         self._models = models
-        self._output_ratio = dict.fromkeys(RequestClass, OUTPUT_RATIO_FIRST)
+        self.lengths = lengths
         self._correction = dict.fromkeys(RequestClass, 0.0)
         self._error = dict.fromkeys(RequestClass, 0.0)
-
-    def learn_output(self, request: Request, n_output: int) -> None:
-        """A request ended by itself with `n_output` tokens."""
-        used = n_output / request.max_output
-        old = self._output_ratio[request.request_class]
-        self._output_ratio[request.request_class] = MEMORY * old + (1 - MEMORY) * used
 
     def learn_wait(self, request_class: RequestClass, estimated_us: int, waited_us: int) -> None:
         """A request whose estimate was `estimated_us` got its slot after `waited_us`."""
@@ -71,7 +65,7 @@ class WaitEstimator:
         for sequence in running.values():
             if has_place[sequence.pool]:
                 continue
-            left = sequence.request.max_output - sequence.n_output
+            left = max(1, sequence.n_likely - sequence.n_output)
             prompt = 0 if sequence.is_decoding else sequence.n_pending
             ahead += self._work_us(request_class, sequence.pool, prompt, left) / len(running)
         return int(ahead * exp(self._correction[request_class]))
@@ -79,4 +73,4 @@ class WaitEstimator:
     def _work_us(self, request_class: RequestClass, pool: str, prompt_tokens: int, output_tokens: int) -> float:
         """Predicted compute of that many prompt and output tokens, attention apart."""
         model = self._models[pool]
-        return prompt_tokens * model.prompt_us + output_tokens * self._output_ratio[request_class] * model.decode_us
+        return prompt_tokens * model.prompt_us + output_tokens * self.lengths.used[request_class] * model.decode_us

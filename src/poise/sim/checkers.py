@@ -5,7 +5,8 @@
 5   while something runs, some request gets further than it ever was within PROGRESS_STEPS steps
 6   an interactive sequence that decodes misses at most one step at a time
 7   an account that waits is not further from its share than docs/scheduler.md says (in `shares`)
-8   a sequence loses its slot at most `preemptions_max` times, and computes something between two times
+8   a sequence loses its slot at most `preemptions_max` times, and computes something between two times; it outgrows its slot
+    less often than there are pools
 11  when no request is live, no slot is held and no cell in use
 12  cells of one tenant never reach another (in `mirror`; declared templates excepted)
 """
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
-from poise.scheduler.request import Queued, Request, RequestClass
+from poise.scheduler.request import PreemptionReason, Queued, Request, RequestClass
 from poise.scheduler.snapshot import Snapshot
 from poise.sim.mirror import Mirror, RealCells
 from poise.sim.shares import FairShares
@@ -41,6 +42,7 @@ class _Track:
     running: bool = False
     n_missed: int = 0
     n_preempted: int = 0
+    n_outgrown: int = 0
     computed_since: bool = True
     """A chunk was computed since its slot was taken away last."""
     held: bool = False
@@ -98,7 +100,7 @@ class Checkers:
         if not isinstance(message, wire.Step):
             return
         for change in message.changes:
-            self._changed(self._tracks[change.request_id], change.what)
+            self._changed(self._tracks[change.request_id], change.what, change.why)
         for finish in message.finishes:
             self._ended(finish.request_id, finish.served_us)
 
@@ -137,7 +139,7 @@ class Checkers:
     def is_idle(self) -> bool:
         return not self._tracks
 
-    def _changed(self, track: _Track, what: str) -> None:
+    def _changed(self, track: _Track, what: str, why: str) -> None:
         request_id = track.request.request_id
         match what:
             case ChangeKind.PAUSE | ChangeKind.STALL:
@@ -151,6 +153,10 @@ class Checkers:
                 track.running = False
                 if what == ChangeKind.DROP:
                     track.n_computed = track.furthest = 0  # It computes again; rule 8 bounds how often.
+                if why == PreemptionReason.OUTGROWN:  # Nobody took its slot.
+                    track.n_outgrown += 1
+                    assert track.n_outgrown < len(self._policy.pools), f"request {request_id} outgrew every slot"
+                    return
                 if track.held:
                     return
                 track.n_preempted += 1

@@ -13,6 +13,7 @@ from poise.engine.blackbox import read_words
 from poise.engine.core import Engine
 from poise.engine.journal import ENTRIES_MAX, Journal
 from poise.scenarios import Scenario
+from poise.scheduler.admission import cells_max
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Snapshot
@@ -131,7 +132,8 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     policy = faults.policy(sim_policy(settings, options.priors), sorted({c.tenant for c in scenario.clients}))
     clock = VirtualClock()
     end_rate = END_RATE if options.faults else 0
-    witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults)
+    most = cells_max(policy.pools)
+    witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults, slot_cells=most)
     costs = options.costs or Costs()
     world = World(scenario, seed, clock, witness, faults, options.template, costs.way_us)
     machine = _Machine(policy, clock, faults, options, costs, costs.pace(seed, faults.pace), blake2b(digest_size=16))

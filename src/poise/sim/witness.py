@@ -6,7 +6,7 @@ It knows what was asked and what was answered, and nothing of the scheduler:
    is sent after that.
 2. Every token is the one an undisturbed computation gives (invariant 10), however often the request was paused, swapped or
    computed again: the simulated model is a hash chain, so the reference is one more hash for each token.
-3. An end has its reason: "length" with all tokens, "stop" where the model ends, "aborted" only if somebody asked for it,
+3. An end has its reason: "length" with all tokens, or as many as the longest slot holds beside its prompt, "stop" where the model ends, "aborted" only if somebody asked for it,
    "expired" only after the timeout and before anything was computed, "failed" only where the runner was made to fail.
 4. A paused request sends nothing until it goes on, and a held one nothing until its reader has caught up.
 5. A request that was accepted survives its engine: the next one takes it, with exactly the tokens that were sent, and goes on
@@ -79,13 +79,15 @@ class _Case:
 class Witness:
     """Sees every message in both directions and asserts the rules in the module's text."""
 
-    def __init__(self, *, n_vocab: int, end_rate: int, may_fail: bool) -> None:
+    def __init__(self, *, n_vocab: int, end_rate: int, may_fail: bool, slot_cells: int = 1 << 30) -> None:
+        """`slot_cells`: of the longest slot."""
         self.n_accepted = 0
         self.n_ended = 0
         self.n_tokens = 0
         self._n_vocab = n_vocab
         self._end_rate = end_rate
         self._may_fail = may_fail
+        self._slot_cells = slot_cells
         self._open: dict[int, _Case] = {}
 
     @property
@@ -202,7 +204,8 @@ class Witness:
         assert finish.n_output <= submit.max_output, f"{what} has more tokens than were allowed"
         match finish.reason:
             case "length":
-                assert finish.n_output == submit.max_output, f"{what} ended after {finish.n_output} tokens"
+                most = min(submit.max_output, self._slot_cells + 1 - finish.n_prompt)
+                assert finish.n_output == most, f"{what} ended after {finish.n_output} tokens, not {most}"
             case "stop":
                 token = case.reference.next(submit.sampling, self._n_vocab, self._end_rate)
                 assert token is None, f"{what} ended where the model goes on with {token}"

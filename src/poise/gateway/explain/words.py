@@ -41,6 +41,7 @@ LOST_TO: Mapping[str, str] = {
     PreemptionReason.COMPUTE: "because its tenant had been served far more than one that waited for compute",
     PreemptionReason.TURN: "because its turn was over and other background work waited",
     PreemptionReason.LIMIT: "because its tenant ran as many requests as it may",
+    PreemptionReason.OUTGROWN: "because its answer had filled its slot and goes on in a longer one",
 }
 LOST_TO_ANOTHER = "so that another request could have its slot"
 DOWNGRADES: Mapping[str, str] = {

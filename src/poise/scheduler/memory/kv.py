@@ -87,7 +87,7 @@ class KvPool:
 
     def take(self, sequence: Sequence) -> None:
         """Give the sequence the lowest free slot. There must be one. Whether it is warm is for the caller to see to."""
-        assert sequence.request.n_cells <= self.policy.slot_cells, f"request {sequence.request.request_id} cannot fit"
+        assert sequence.n_tokens <= self.policy.slot_cells, f"request {sequence.request.request_id} cannot fit"
         slot = heapq.heappop(self._free)
         sequence.slot = slot
         self.holders[slot] = sequence

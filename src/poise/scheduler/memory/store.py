@@ -100,9 +100,13 @@ class HostStore:
         """A new entry, for which there must be room."""
         entry = Entry(self._next, purpose, tenant, pool, n_cells, n_bytes)
         self._next += 1
-        self._entries[entry.number] = entry
-        self._count(entry, n_bytes)
+        self.put(entry)
         return entry
+
+    def put(self, entry: Entry) -> None:
+        """An entry that was removed to change its purpose, or is new."""
+        self._entries[entry.number] = entry
+        self._count(entry, entry.n_bytes)
 
     def remove(self, number: int, *, evicted: bool = False) -> Entry:
         entry = self._entries.pop(number)

@@ -108,19 +108,29 @@ class Placement:
         self._operations.append(ReleaseSlot(pool.name, slot, request_id))
         return PreemptionKind.SWAP if entry is not None else PreemptionKind.DROP
 
+    def discard(self, sequence: Sequence) -> None:
+        """Give up the sequence's cells, wherever they are, and its slot."""
+        sequence.n_recomputed += sequence.n_computed
+        self.retire(sequence, keep=False)
+        sequence.n_computed = 0
+
     def retire(self, sequence: Sequence, *, keep: bool) -> None:
-        """The sequence has ended. With `keep` its cells stay warm in its slot if they may serve another request."""
-        if sequence.entry >= 0:
-            self._drop(sequence.entry)
+        """The sequence has ended. With `keep` its cells stay where they are, in its slot or in the host store, if they may serve
+        another request."""
+        store, entry = self._policy.store, sequence.entry
+        blocks = tuple(sequence.blocks[: sequence.n_computed // BLOCK_TOKENS])
+        keep = keep and store.prefix_reuse and bool(blocks) and sequence.n_computed >= store.prefix_min_cells
+        prefix = Prefix(sequence.request.tenant, sequence.pool, blocks, sequence.n_computed, entry=entry)
+        if entry >= 0:
             sequence.entry = -1
+            if not (keep and self._keep_entry(prefix)):
+                self._drop(entry)
         if sequence.slot < 0:
             return
         pool = self.pools[sequence.pool]
         slot, request_id = pool.release(sequence), sequence.request.request_id
-        store = self._policy.store
-        blocks = tuple(sequence.blocks[: sequence.n_computed // BLOCK_TOKENS])
-        if keep and store.prefix_reuse and blocks and sequence.n_computed >= store.prefix_min_cells:
-            prefix = Prefix(sequence.request.tenant, pool.name, blocks, sequence.n_computed, slot=slot)
+        if keep:
+            prefix.slot = slot
             pool.warm[slot] = prefix
             self.index.add(prefix)
         else:
@@ -289,10 +299,28 @@ class Placement:
             return
         stored = Prefix(warm.tenant, warm.pool, warm.blocks, warm.n_cells, entry=entry.number)
         self._operations.append(StoreSlot(pool.name, warm.slot, entry.number, warm.n_cells))
+        self._index_stored(stored)
+
+    def _index_stored(self, stored: Prefix) -> None:
         for nested in self.index.nested(stored):
             if not self.store[nested.entry].in_use:
                 self._discard(nested.entry)
         self.index.add(stored)
+
+    def _keep_entry(self, prefix: Prefix) -> bool:
+        """From a swapped sequence that has ended its entry becomes a prefix, if its tenant's quota has room for it."""
+        entry = self.store.remove(prefix.entry)
+        victims = None if self.index.covers(prefix) else self.store.victims(Purpose.PREFIX, prefix.tenant, entry.n_bytes)
+        if victims is not None:
+            for victim in victims:
+                self._discard(victim.number, evicted=True)
+            entry.purpose, entry.tenant = Purpose.PREFIX, prefix.tenant
+        self.store.put(entry)
+        if victims is None:
+            return False
+        del self._swapped[prefix.entry]
+        self._index_stored(prefix)
+        return True
 
     def _swap_entry(self, sequence: Sequence) -> Entry | None:
         """Room for a swapped sequence, if there is any and carrying it out and in costs less than computing it again."""
