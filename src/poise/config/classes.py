@@ -12,5 +12,5 @@ def class_settings(settings: Settings, request_class: RequestClass) -> ClassSett
 
 
 def default_output(limits: ClassSettings) -> int:
-    """Output allowance of a request that names none."""
-    return min(limits.default_output_tokens, limits.max_output_tokens)
+    """Most output tokens of a request that names no number."""
+    return min(limits.default_output_tokens or limits.max_output_tokens, limits.max_output_tokens)

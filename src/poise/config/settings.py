@@ -117,10 +117,10 @@ class ClassSettings(Section):
     """A longer prompt is a heavy job and runs in the long pool."""
     heavy_max: Annotated[int, Field(ge=1, le=256)]
     """Heavy jobs of the class that run at once."""
-    default_output_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 512
-    """Output allowance of a request that names none."""
+    default_output_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    """Output allowance of a request that names none; 0: what its slot has left beside the prompt."""
     max_output_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
-    """Largest output allowance a request may ask for."""
+    """Largest output allowance of a request; a larger number is cut to it."""
     max_prompt_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     """Longest prompt; 0: what a slot holds."""
     max_context_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0

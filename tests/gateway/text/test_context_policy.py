@@ -32,11 +32,17 @@ CONVERSATIONS = st.lists(st.sampled_from(ROLES), max_size=30).map(
 )
 
 
-def limits(cells: int = 600, prompt: int = 0, context: int = 0) -> ContextLimits:
+def limits(cells: int = 600, prompt: int = 0, context: int = 0, short: int = 0, heavy: int = 1024) -> ContextLimits:
     settings = ClassSettings(
-        queue_max=1, itl_target_ms=100, slots_max=1, heavy_max=1, max_prompt_tokens=prompt, max_context_tokens=context
+        queue_max=1,
+        itl_target_ms=100,
+        slots_max=1,
+        heavy_max=1,
+        heavy_tokens=heavy,
+        max_prompt_tokens=prompt,
+        max_context_tokens=context,
     )
-    return ContextLimits.of_class("interactive", settings, cells)
+    return ContextLimits.of_class("interactive", settings, cells, short or cells)
 
 
 @given(CONVERSATIONS, st.integers(0, 40))
@@ -101,15 +107,14 @@ def test_the_search_finds_the_smallest_with_few_questions(highest: int, threshol
     st.booleans(),
 )
 def test_what_is_granted_fits(cells: int, prompt: int, context: int, n_prompt: int, n_output: int, named: bool) -> None:
-    """Within both settings and the slot; a named number is granted in full or not at all."""
+    """Within all settings and the slot; a named number that there is room for is granted in full."""
     of_class = limits(cells, prompt, context)
     allowance = Allowance(n_output, is_named=named)
     granted = allowance.granted(of_class, n_prompt)
     if granted is None:
-        assert not of_class.fit(n_prompt, n_output if named else 1)
+        assert of_class.left(n_prompt) < 1
         return
-    assert 1 <= granted <= n_output
-    assert not named or granted == n_output
+    assert granted == min(n_output, of_class.left(n_prompt), 4096)
     assert n_prompt + granted - 1 <= cells
     assert not prompt or n_prompt <= prompt
     assert not context or n_prompt + granted <= context or context > cells
@@ -134,10 +139,32 @@ def test_the_tighter_limit_counts(settings: tuple[int, int, int], n_prompt: int,
 
 
 def test_room_is_made_for_an_answer_not_for_one_token() -> None:
-    """Without a named number: the class's default, or a quarter of the context."""
-    assert Allowance(512, is_named=False).wanted(limits(8192)) == 512
-    assert Allowance(512, is_named=False).wanted(limits(1024)) == 256
-    assert Allowance(512, is_named=True).wanted(limits(1024)) == 512
+    """Without a number that can be meant: a page, or a quarter of the context. What cannot be had is not insisted on."""
+    assert Allowance(4096, is_named=False).wanted(limits(8192)) == [512, 1]
+    assert Allowance(300, is_named=False).wanted(limits(8192)) == [300, 1]
+    assert Allowance(4096, is_named=False).wanted(limits(1024)) == [256, 1]
+    assert Allowance(512, is_named=True).wanted(limits(1024)) == [512, 256, 1]
+    assert Allowance(32_000, is_named=True).wanted(limits(8192)) == [512, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "n_prompt", "granted"),
+    [
+        (None, 100, 501),  # what the short slot has left
+        (None, 300, 701),  # a heavy prompt: what the long one has left
+        (64_000, 100, 501),
+        (64_000, 300, 701),
+        (800, 100, 800),  # there is room in the context, so it is kept
+        (901, 100, 901),
+        (902, 100, 501),
+        (64_000, 1000, 1),
+        (64_000, 1001, None),
+    ],
+)
+def test_the_allowance_is_a_ceiling(asked: int | None, n_prompt: int, granted: int | None) -> None:
+    """What is named and fits is kept; what is too much, or not named, is cut to the slot that such a prompt runs in."""
+    allowance = Allowance(asked or 4096, is_named=asked is not None)
+    assert allowance.granted(limits(1000, short=600, heavy=200), n_prompt) == granted
 
 
 @given(st.text(alphabet="ab \n", max_size=400), st.integers(1, 12))
@@ -171,8 +198,7 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
     engine = msgspec.structs.replace(ready(), pools=[PoolInfo("long", 1, cells, True, 1)])
     turns = Turns(messages)
     sizes = [len(TOKENISER.chat_ids(kept(messages, turns.numbers, n))) for n in range(turns.droppable + 1)]
-    least = max_tokens or 1
-    if sizes[-1] + least > cells + 1:
+    if sizes[-1] > cells:
         with pytest.raises(ApiError, match=f" {sizes[-1]} tokens") as caught:
             asyncio.run(PROMPTS.plan(ORIGIN, parsed, engine, TEXT))
         assert caught.value.code == "context_length_exceeded"
@@ -185,10 +211,11 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
     assert isinstance(n, int)
     assert plan.ids == [TOKENISER.chat_ids(kept(messages, turns.numbers, n))]
     assert (note.prompt_tokens, note.dropped_tokens) == (sizes[n], sizes[0] - sizes[n])
-    assert sizes[n] + least <= cells + 1
-    wanted = max_tokens or min(512, cells // 4)
+    assert sizes[n] <= cells
+    reserve = min(max_tokens or 512, 512, cells // 4)
+    wanted = [max_tokens, reserve, 1] if max_tokens and max_tokens <= cells else [reserve, 1]
     if n:
-        assert sizes[n - 1] + (wanted if sizes[-1] + wanted <= cells + 1 else least) > cells + 1
+        assert sizes[n - 1] + next(w for w in wanted if sizes[-1] + w <= cells + 1) > cells + 1
 
 
 def test_the_parameter_takes_every_policy() -> None:

@@ -20,8 +20,8 @@ from poise.config import ClassSettings
 from poise.gateway.request.refusals import ApiError, context_length_exceeded
 from poise.wire.text import SYSTEM_ROLES, Message
 
-RESERVE_SHARE = 4
-"""Turns are dropped for an answer of the class's default length, or of this part of the context if that is less."""
+RESERVE_TOKENS, RESERVE_SHARE = 512, 4
+"""Turns are dropped for an answer of a page, or of this part of the context if that is less."""
 
 
 class ContextPolicy(StrEnum):
@@ -34,48 +34,52 @@ class ContextPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ContextLimits:
-    """How much a request of a class may have: `prompt` tokens of prompt, `context` of prompt and output together.
+    """How much a request of a class may have: `prompt` tokens of prompt, `output` of output, `context` of both together.
 
     `room` is `context` as it counts: one more where a slot's cells are the limit, because the last token of an answer is never
-    fed back and takes none.
+    fed back and takes none. `short_room` is that of a slot of the short pool, in which prompts of up to `heavy` tokens run.
     """
 
     request_class: str
     prompt: int
     context: int
     room: int
+    output: int
+    heavy: int
+    short_room: int
 
     @classmethod
-    def of_class(cls, name: str, settings: ClassSettings, slot_cells: int) -> ContextLimits:
+    def of_class(cls, name: str, settings: ClassSettings, slot_cells: int, short_cells: int) -> ContextLimits:
         """What the settings allow, or the largest slot holds, whichever is less."""
         context, room = slot_cells, slot_cells + 1
         if 0 < settings.max_context_tokens <= slot_cells:
             context = room = settings.max_context_tokens
-        return cls(name, min(settings.max_prompt_tokens or slot_cells, room - 1), context, room)
+        prompt = min(settings.max_prompt_tokens or slot_cells, room - 1)
+        heavy = min(settings.heavy_tokens, short_cells - 1)
+        return cls(name, prompt, context, room, settings.max_output_tokens, heavy, min(room, short_cells + 1))
 
     def left(self, n_prompt: int) -> int:
         """Output tokens for which there is room after a prompt. Not positive: it does not fit at all."""
         return self.room - n_prompt if n_prompt <= self.prompt else 0
 
-    def fit(self, n_prompt: int, n_output: int) -> bool:
-        return n_output <= self.left(n_prompt)
+    def slot_left(self, n_prompt: int) -> int:
+        """The same for the slot in which a prompt of that length runs."""
+        left = self.left(n_prompt)
+        return min(left, max(1, self.short_room - n_prompt)) if n_prompt <= self.heavy else left
 
     def room_for(self, n_output: int) -> int:
         """The longest prompt that leaves room for so much output."""
         return min(self.prompt, self.room - n_output)
 
-    def exceeded(
-        self, n_prompt: int, allowance: Allowance, param: str, *, what: str = "The prompt", hint: str
-    ) -> ApiError:
+    def exceeded(self, n_prompt: int, param: str, *, what: str = "The prompt", hint: str) -> ApiError:
         """The refusal of a prompt that does not fit, with the numbers. `what` and `hint` put it into words.
 
         Clients that shorten a conversation by themselves look for Anthropic's words, which come first, or for OpenAI's.
         """
-        size = f"{allowance.tokens}" if allowance.is_named else f"{allowance.tokens} by default, less if need be"
         message = (
-            f"{what} is too long: {n_prompt} tokens > {max(0, self.room_for(allowance.least))} maximum. This model's maximum "
-            f"context length is {self.context} tokens in class '{self.request_class}', prompt and output together, and the "
-            f"output allowance is {size}."
+            f"{what} is too long: {n_prompt} tokens > {self.prompt} maximum. This model's maximum context length is "
+            f"{self.context} tokens in class '{self.request_class}', prompt and output together."
+        )
         )
         return context_length_exceeded(message, hint, param)
 
@@ -93,24 +97,29 @@ class ContextLimits:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """Most output tokens of a request: a number that it named, or the default of its class."""
+    """Most output tokens of a request, a ceiling: a number that it named, or the default of its class.
+
+    Many name far more than they want: agents ask for 32,000 tokens, as a matter of course. A number that the context has room
+    for is kept. What is more, and the default, is cut to what is left of the slot in which such a prompt runs.
+    """
 
     tokens: int
     is_named: bool
 
-    @property
-    def least(self) -> int:
-        """Output tokens without which the request is refused. A named number is kept or refused; the default can be cut."""
-        return max(1, self.tokens) if self.is_named else 1
-
-    def wanted(self, limits: ContextLimits) -> int:
-        """Output tokens for which turns are dropped: who lets a chat be trimmed does not want answers of one token."""
-        return self.tokens if self.is_named else max(1, min(self.tokens, limits.context // RESERVE_SHARE))
+    def wanted(self, limits: ContextLimits) -> list[int]:
+        """For how many output tokens turns are dropped, each after the first where the one before cannot be had: who lets a chat
+        be trimmed does not want answers of one token."""
+        reserve = max(1, min(self.tokens, RESERVE_TOKENS, limits.context // RESERVE_SHARE))
+        is_meant = self.is_named and 0 < self.tokens <= min(limits.output, limits.room - 1)
+        return [self.tokens, reserve, 1] if is_meant else [reserve, 1]
 
     def granted(self, limits: ContextLimits, n_prompt: int) -> int | None:
-        """Output tokens that a prompt leaves room for; None: it does not fit."""
+        """Output tokens that it comes to beside a prompt; None: that does not fit."""
         left = limits.left(n_prompt)
-        return min(self.tokens, left) if self.least <= left else None
+        if left < 1:
+            return None
+        is_kept = self.is_named and self.tokens <= min(left, limits.output)
+        return self.tokens if is_kept else min(self.tokens, limits.output, limits.slot_left(n_prompt))
 
 
 class Turns:

@@ -106,11 +106,8 @@ class RequestParser:
         max_tokens = p.MAX_TOKENS.get(values, None)
         if max_tokens is not None and max_tokens < 0:
             max_tokens = None
-        if max_tokens is not None and max_tokens > limits.max_output_tokens:
-            rule = f"be at most {limits.max_output_tokens} for class '{request_class}'"
-            raise invalid_value(p.MAX_TOKENS.written(values), rule, max_tokens)
         min_tokens = p.MIN_TOKENS.get(values, 0)
-        allowed = default_output(limits) if max_tokens is None else max_tokens
+        allowed = default_output(limits) if max_tokens is None else min(max_tokens, limits.max_output_tokens)
         if min_tokens > allowed:
             rule = f"be at most {allowed}, the output allowance"
             raise invalid_value(p.MIN_TOKENS.written(values), rule, min_tokens)

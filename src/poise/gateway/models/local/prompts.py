@@ -24,17 +24,18 @@ from poise.gateway.request.refusals import ApiError, context_length_exceeded, in
 from poise.gateway.request.tools import ToolMode
 from poise.gateway.text.context import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
+from poise.scheduler.policy import SHORT_POOL
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
 from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message, said
 from poise.wire.to_engine import Grammar
 
-_PROMPT_HINT = "Shorten it or ask for fewer output tokens."
+_PROMPT_HINT = "Shorten it."
 _HINTS = {
-    ContextPolicy.REJECT: "Shorten the conversation, ask for fewer output tokens, or let the server leave out the oldest turns: "
+    ContextPolicy.REJECT: "Shorten the conversation, or let the server leave out the oldest turns: "
     "'context_policy': 'trim', or 'summarize' to keep a summary of them.",
-    ContextPolicy.TRIM: "Shorten these, or ask for fewer output tokens.",
-    ContextPolicy.SUMMARIZE: "Shorten these, ask for fewer output tokens, or use 'context_policy': 'trim'.",
+    ContextPolicy.TRIM: "Shorten these.",
+    ContextPolicy.SUMMARIZE: "Shorten these, or use 'context_policy': 'trim'.",
 }
 
 
@@ -80,6 +81,20 @@ class Plan:
             headers.warn(self.headers, text)
 
 
+    def cut_allowance(self) -> None:
+        """Say it where less output is granted than was asked for."""
+        sizes = [self.summary.prompt_max] if self.summary is not None else [len(ids) for ids in self.ids]
+        asked = self.allowance
+        granted = min(asked.granted(self.limits, n_prompt) or 1 for n_prompt in sizes)
+        if asked.is_named and granted < asked.tokens:
+            self.warn(
+                f"output allowance of {asked.tokens} tokens is cut to {granted}, which is what the class may have and the slot "
+                "has left beside the prompt"
+            )
+        if self.summary is not None:
+            self.allowance = Allowance(granted, is_named=True)
+
+
 class Prompts:
     """Makes the plans of all requests under one configuration."""
 
@@ -101,6 +116,7 @@ class Prompts:
         else:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, text))
+        plan.cut_allowance()
         if (structure := request.structure) is not None:
             grammar = await self._grammars.tried(structure, origin.tenant, text.of(origin.account))
             plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
@@ -121,7 +137,7 @@ class Prompts:
         if not n:
             raise invalid_value(plan.param, "have at least one token", prompt)
         if plan.allowance.granted(limits, n) is None:
-            raise limits.exceeded(n, plan.allowance, plan.param, hint=_PROMPT_HINT)
+            raise limits.exceeded(n, plan.param, hint=_PROMPT_HINT)
         return ids
 
     async def _chat(self, plan: Plan, tenant: str, asked: Conversation, ready: Ready, text: TextModel) -> None:
@@ -275,9 +291,9 @@ class _Fitter:
         return found.n_whole
 
     def _job(self, summary: Message | None = None, reserve: int = 0) -> Fit:
-        """First for the answer that is wanted; if that cannot be had, for the least answer."""
+        """First for the answer that is wanted; if that cannot be had, for a shorter one."""
         limits, allowance = self._plan.limits, self._plan.allowance
-        rooms = [limits.room_for(n_output) for n_output in (allowance.wanted(limits), allowance.least)]
+        rooms = [limits.room_for(n_output) for n_output in allowance.wanted(limits)]
         return Fit(self._messages, self._turns.numbers, self._n_added, rooms, summary, reserve, self._asked.rendering)
 
     def _exceeded(self, n_prompt: int, policy: ContextPolicy, n_summary: int = 0) -> ApiError:
@@ -285,12 +301,12 @@ class _Fitter:
         if policy is not ContextPolicy.REJECT:
             more = f", and a summary of up to {n_summary} tokens" if n_summary else ""
             what = f"With nothing but its system messages and its last turn{more}, the prompt"
-        return self._plan.limits.exceeded(
-            n_prompt, self._plan.allowance, self._plan.param, what=what, hint=_HINTS[policy]
-        )
+        return self._plan.limits.exceeded(n_prompt, self._plan.param, what=what, hint=_HINTS[policy])
 
 
 def limits_of(request_class: RequestClass, settings: Settings, ready: Ready) -> ContextLimits:
     """What a class may have on this engine."""
     of_class: ClassSettings = class_settings(settings, request_class)
-    return ContextLimits.of_class(request_class.value, of_class, max(pool.slot_cells for pool in ready.pools))
+    cells = {pool.name: pool.slot_cells for pool in ready.pools}
+    most = max(cells.values())
+    return ContextLimits.of_class(request_class.value, of_class, most, cells.get(SHORT_POOL, most))

@@ -40,8 +40,8 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
     again = f"in about {headers['Retry-After']} s"
     match event.reason:
         case RejectReason.TOO_LONG:
-            message = f"The prompt is too long: {value} tokens > {limit} maximum, prompt and output together."
-            return context_length_exceeded(message, "Shorten the prompt or ask for fewer output tokens.", param)
+            message = f"The prompt is too long: {value} tokens > {limit} maximum."
+            return context_length_exceeded(message, "Shorten the prompt.", param)
         case RejectReason.QUEUE_FULL:
             code = "queue_full"
             message = (
