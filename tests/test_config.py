@@ -249,21 +249,13 @@ def test_variables_of_others_are_left_alone() -> None:
                 "classes.background.heavy_tokens": (1023, "limited by pools.short.slot_tokens"),
             },
         ),
-        (
-            "classes.interactive.max_output_tokens",
-            100,
-            {"classes.interactive.default_output_tokens": (100, "limited by classes.interactive.max_output_tokens")},
-        ),
+        ("classes.interactive.max_output_tokens", 100, {}),
         (
             "classes.interactive.min_share",
             0.9,
             {"classes.background.min_share": (0.05, "limited by classes.interactive.min_share")},
         ),
-        (
-            "classes.background.max_context_tokens",
-            300,
-            {"classes.background.default_output_tokens": (299, "limited by classes.background.max_context_tokens")},
-        ),
+        ("classes.background.max_context_tokens", 300, {}),
         ("classes.interactive.max_prompt_tokens", 300, {}),
         ("store.budget_mb", 0, {}),
         ("engine.batch_tokens", 32, {}),

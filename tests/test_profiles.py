@@ -94,9 +94,9 @@ def test_everything_that_is_set_goes_before_a_profile() -> None:
 
 def test_a_profile_gives_way_like_a_default() -> None:
     """What is set never clashes with what a profile proposes; its limits grow where they mean all there is."""
-    few = load(None, {}, {"profile": "team", "pools.short.slots": 3, "classes.interactive.max_output_tokens": 9})
+    few = load(None, {}, {"profile": "team", "pools.short.slots": 3, "pools.long.slots": 1})
     assert few.origins["classes.background.slots_max"] == "profile team, limited by pools.short.slots"
-    assert few.settings.classes.interactive.default_output_tokens == 9
+    assert few.settings.classes.interactive.heavy_max == 1
     many = load(None, {}, {"profile": "edge", "pools.short.slots": 9})
     assert many.settings.classes.interactive.slots_max == 9
     assert many.origins["classes.interactive.slots_max"] == "profile edge, raised to pools.short.slots"

@@ -81,7 +81,6 @@ async def test_the_prompt_limit_of_a_class() -> None:
     for told in (
         "The prompt is too long: 101 tokens > 100 maximum. ",
         f"This model's maximum context length is {SLOT_CELLS} tokens in class 'interactive'",
-        "is 7",
         "'trim'",
         "'summarize'",
     ):
@@ -90,23 +89,19 @@ async def test_the_prompt_limit_of_a_class() -> None:
 
 
 async def test_the_context_limit_of_a_class() -> None:
-    """Prompt and output together; the default allowance is cut, a named one is not."""
+    """Prompt and output together; an allowance is cut to what is left, and one that was named is told so."""
     engine = FakeEngine(says("x"))
     app = make_app(engine, limited(max_context_tokens=100))
     n_prompt = n_tokens(chat_body()["messages"])
-    assert (await ask(app, "POST", CHAT, chat_body(max_tokens=100 - n_prompt))).status == 200
-    assert (await ask(app, "POST", CHAT, chat_body())).status == 200
-    assert [s.max_output for s in engine.submissions] == [100 - n_prompt] * 2
-    reply = await ask(app, "POST", CHAT, chat_body(max_tokens=101 - n_prompt))
-    assert reply.error["code"] == "context_length_exceeded"
-    for told in (
-        f"is too long: {n_prompt} tokens > {n_prompt - 1} maximum. ",
-        f"output allowance is {101 - n_prompt}",
-        "context length is 100 tokens in class 'interactive'",
-    ):
+    left = 100 - n_prompt
+    replies = [await ask(app, "POST", CHAT, chat_body(max_tokens=n)) for n in (left, None, left + 1, 1 << 20)]
+    assert [reply.status for reply in replies] == [200] * 4
+    assert [s.max_output for s in engine.submissions] == [left] * 4
+    assert ["x-poise-warning" in reply.headers for reply in replies] == [False, False, True, True]
+    assert replies[2].headers["x-poise-warning"].startswith(f"output allowance of {left + 1} tokens is cut to {left}, ")
+    reply = await ask(app, "POST", "/v1/completions", prompt_body([1] * 101, max_tokens=11))
+    for told in ("is too long: 101 tokens > 99 maximum. ", "context length is 100 tokens in class 'interactive'"):
         assert told in reply.error["message"], told
-    reply = await ask(app, "POST", "/v1/completions", prompt_body([1] * 90, max_tokens=11))
-    assert "is too long: 90 tokens > 89 maximum" in reply.error["message"]
     assert "context_policy" not in reply.error["message"]
     models = (await ask(app, "GET", "/v1/models")).json()
     assert models["data"][0]["context_length"] == SLOT_CELLS  # background still has all of a slot
@@ -199,12 +194,23 @@ async def test_without_a_named_allowance_trim_leaves_room_for_an_answer() -> Non
     assert SLOT_CELLS // 4 <= request.max_output <= SLOT_CELLS // 4 + n_tokens(turn(0))
 
 
+async def test_a_number_that_nobody_means_drops_no_turns() -> None:
+    """Agents ask for 32,000 tokens as a matter of course: turns are dropped as for a request that names none."""
+    engine = FakeEngine(says("x"))
+    body = conversation(12, context_policy="trim")
+    await answered(body, engine)
+    reply = await answered(body | {"max_tokens": 32_000}, engine)
+    plain, agent = engine.submissions
+    assert (plain.prompt, plain.max_output) == (agent.prompt, agent.max_output)
+    assert f"32000 tokens is cut to {agent.max_output}" in reply.headers["x-poise-warning"]
+
+
 @pytest.mark.parametrize("policy", ["trim", "summarize"])
 async def test_what_cannot_be_made_to_fit_is_refused(policy: str) -> None:
     """The numbers are those of the least that could be sent."""
     engine = FakeEngine(says("x"))
     body = conversation(3, max_tokens=100, context_policy=policy)
-    body["messages"][-1]["content"] = "x" * 550
+    body["messages"][-1]["content"] = "x" * 600
     reply = await ask(make_app(engine), "POST", CHAT, body)
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, "context_length_exceeded", "messages")
     least = n_tokens([SYSTEM, body["messages"][-1]])

@@ -80,7 +80,6 @@ class ContextLimits:
             f"{what} is too long: {n_prompt} tokens > {self.prompt} maximum. This model's maximum context length is "
             f"{self.context} tokens in class '{self.request_class}', prompt and output together."
         )
-        )
         return context_length_exceeded(message, hint, param)
 
     def cannot_fit(self, n_bytes: int, token_bytes: int, param: str, *, hint: str) -> ApiError | None:
