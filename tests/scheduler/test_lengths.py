@@ -1,4 +1,4 @@
-"""The output allowance is a ceiling: where a request runs follows from the length that is likely, and who outgrows its slot moves."""
+"""The output allowance is a ceiling: where a request runs follows from what is likely, and who outgrows its slot moves."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def until_full(d: Driver, request_id: int) -> None:
 
 
 def test_a_ceiling_does_not_decide_where_a_request_runs() -> None:
-    """Prompt and likely output fit a short slot; prompt and ceiling do not. What fits a short slot with its ceiling is as ever."""
+    """Prompt and likely output fit a short slot; prompt and ceiling do not."""
     d = driver()
     ids = [d.add(60, max_output) for max_output in (60, 180, 5000)]
     d.run()

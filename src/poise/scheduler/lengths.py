@@ -1,10 +1,9 @@
 """How long an answer will probably be: learnt by class and account from those that ended, in bounded memory.
 
-What a request may generate is a ceiling, which many clients set far above what they get (agents ask for 32,000 tokens, as a matter
-of course), so it says little of the room and the time that it will need. For each account a high quantile of its
-lengths is followed by stochastic approximation: a longer answer moves it up by a part of itself, a shorter one
-down by less, so that it comes to rest where only one in ten is longer. (Robbins and Monro's scheme on the logarithm; one number an
-account.) The share of that which answers really use, a mean by class, makes an expectation for waits of it.
+What a request may generate is a ceiling, which many clients set far above what they get: it says little of the room and the time
+that it will need. For each account a high quantile of its lengths is followed by stochastic approximation: a longer answer moves
+it up by a part of itself, a shorter one down by less, so that it comes to rest where only one in ten is longer. (Robbins and Monro's
+scheme, on the logarithm.) The share of that which answers really use, a mean by class, makes an expectation for waits of it.
 """
 
 from __future__ import annotations

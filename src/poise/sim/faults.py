@@ -359,6 +359,7 @@ def _other_shape(policy: SchedulerPolicy, tenants: Sequence[str], rng: random.Ra
         hole_steps=rng.choice((1, 2, 10)),
         quantum_tokens=rng.choice((1, 16, 64)),
         chunk_tokens=rng.choice(({}, {LONG_POOL: 64})),
+        lengths=replace(policy.lengths, first_tokens=rng.choice((1, 64, 512))),  # at 1, many outgrow their slot
     )
 
 

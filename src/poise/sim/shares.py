@@ -56,7 +56,11 @@ class FairShares:
         if self._applies:
             self._before[request_class].setdefault(account, self._served[request_class].tenants.get(account, 0))
         heavy = request.n_prompt > self._policy.classes[request_class].heavy_tokens
-        if heavy or request.pool == LONG_POOL or request.n_cells(request.max_output) > self._policy.pools[SHORT_POOL].slot_cells:
+        if (
+            heavy
+            or request.pool == LONG_POOL
+            or request.n_cells(request.max_output) > self._policy.pools[SHORT_POOL].slot_cells
+        ):
             self._long[account] = None
 
     def downgraded(self, request_id: int) -> None:

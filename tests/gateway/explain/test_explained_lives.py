@@ -281,7 +281,7 @@ def _stopped_for(why: str) -> Callable[[], Facts]:
     return lambda: facts(decoding().at(1, "swap", why=why).at(2, "drop", why=why).at(3, "resume").tokens(3.1).ended(4))
 
 
-for _why in ("class", "tenant", "compute", "turn", "limit"):
+for _why in ("class", "tenant", "compute", "turn", "limit", "outgrown"):
     LIVES[f"its slot was taken for the reason {_why}"] = _stopped_for(_why)
 
 

@@ -310,7 +310,9 @@ class Placement:
     def _keep_entry(self, prefix: Prefix) -> bool:
         """From a swapped sequence that has ended its entry becomes a prefix, if its tenant's quota has room for it."""
         entry = self.store.remove(prefix.entry)
-        victims = None if self.index.covers(prefix) else self.store.victims(Purpose.PREFIX, prefix.tenant, entry.n_bytes)
+        victims = (
+            None if self.index.covers(prefix) else self.store.victims(Purpose.PREFIX, prefix.tenant, entry.n_bytes)
+        )
         if victims is not None:
             for victim in victims:
                 self._discard(victim.number, evicted=True)

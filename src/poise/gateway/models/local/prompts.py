@@ -80,7 +80,6 @@ class Plan:
         if text:
             headers.warn(self.headers, text)
 
-
     def cut_allowance(self) -> None:
         """Say it where less output is granted than was asked for."""
         sizes = [self.summary.prompt_max] if self.summary is not None else [len(ids) for ids in self.ids]
