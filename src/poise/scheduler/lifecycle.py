@@ -197,8 +197,8 @@ class Lifecycle:
                 events.append(self._downgrade(sequence, DowngradeReason.TIME))
 
     def move_outgrown(self) -> None:
-        """Who has filled its slot goes on in a longer one. A state is of use only in the pool that it comes from, so it is computed
-        again there. As each pool is longer than the one before, that happens less often than there are pools."""
+        """Who has filled its slot goes on in a longer one. A state is of use only in the pool that it comes from, so it is
+        computed again there. As each pool is longer than the one before, that happens less often than there are pools."""
         outgrown, self._outgrown = self._outgrown, []
         for sequence in outgrown:
             if sequence.state is State.FINISHED:

@@ -7,7 +7,8 @@ It knows what was asked and what was answered, and nothing of the scheduler:
 2. Every token is the one an undisturbed computation gives (invariant 10), however often the request was paused, swapped or
    computed again: the simulated model is a hash chain, so the reference is one more hash for each token.
 3. An end has its reason: "length" with all tokens, or as many as the longest slot holds beside its prompt, "stop" where the model
-   ends, "aborted" only if somebody asked for it, "expired" only after the timeout and before anything was computed, "failed" only where the runner was made to fail.
+   ends, "aborted" only if somebody asked for it, "expired" only after the timeout and before anything was computed, "failed"
+   only where the runner was made to fail.
 4. A paused request sends nothing until it goes on, and a held one nothing until its reader has caught up.
 5. A request that was accepted survives its engine: the next one takes it, with exactly the tokens that were sent, and goes on
    with the token after them. It does not expire any more.
