@@ -241,7 +241,7 @@ MAX_TOKENS = Integer(
     "max_tokens",
     "Most tokens to generate; left out, the class's default. -1 and -2: as left out. 0: none, the prompt is only computed.",
     -2,
-    1 << 20,
+    1 << 53,
     aliases=("max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict", "num_predict"),
 )
 MIN_TOKENS = Integer(
