@@ -50,10 +50,10 @@ def cells_max(pools: Mapping[str, PoolPolicy]) -> int:
     return max(pool.slot_cells for pool in pools.values())
 
 
-def next_longer(pools: Mapping[str, PoolPolicy], pool: str) -> str | None:
-    """The pool with the shortest slots that are longer than this one's; None: there is none."""
-    longer = [(other.slot_cells, name) for name, other in pools.items() if other.slot_cells > pools[pool].slot_cells]
-    return min(longer)[1] if longer else None
+def shortest_for(pools: Mapping[str, PoolPolicy], n_tokens: int) -> str | None:
+    """The pool with the shortest slots that hold so many tokens; None: there is none."""
+    holding = [(pool.slot_cells, name) for name, pool in pools.items() if n_tokens <= pool.slot_cells]
+    return min(holding)[1] if holding else None
 
 
 def slots_max(pool: str, policy: ClassPolicy) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 
-from poise.scheduler.admission import next_longer
+from poise.scheduler.admission import shortest_for
 from poise.scheduler.fairness.accounts import forget_account
 from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Chunk, Given
@@ -182,9 +182,10 @@ class Lifecycle:
             if given.ends:
                 events.append(self.finish(sequence, FinishReason.STOP))
                 return
-            pools, is_full = self._books.policy.pools, sequence.n_tokens > self._slot_cells(sequence)
-            has_longer = is_full and not request.pool and next_longer(pools, sequence.pool) is not None
-            if sequence.n_output == request.max_output or (is_full and not has_longer):
+            pools = self._books.policy.pools
+            is_full = sequence.n_tokens > pools[sequence.pool].slot_cells
+            moves = is_full and not request.pool and shortest_for(pools, sequence.n_tokens) is not None
+            if sequence.n_output == request.max_output or (is_full and not moves):
                 events.append(self.finish(sequence, FinishReason.LENGTH))
                 return
             if is_full:
@@ -203,26 +204,17 @@ class Lifecycle:
         for sequence in outgrown:
             if sequence.state is State.FINISHED:
                 continue
-            request, n_cells = sequence.request, sequence.n_computed
-            if sequence.is_queued:  # it was held for a moment, and lost its slot by that
-                self._queue(sequence).remove(sequence)
-            self._placement.discard(sequence)
+            self._set_aside(sequence)
             self.counters.preempted[PreemptionKind.DROP] += 1
-            self.counters.recomputed_tokens += n_cells
-            self._events.append(Preempted(request.request_id, PreemptionKind.DROP, PreemptionReason.OUTGROWN))
-            pool = next_longer(self._books.policy.pools, sequence.pool)
+            self.counters.recomputed_tokens += sequence.n_computed
+            self._placement.discard(sequence)
+            request_id = sequence.request.request_id
+            self._events.append(Preempted(request_id, PreemptionKind.DROP, PreemptionReason.OUTGROWN))
+            pool = shortest_for(self._books.policy.pools, sequence.n_tokens)
             assert pool is not None, f"{sequence} has nowhere to go"
             sequence.pool = pool
-            if sequence.state is State.PAUSED:
-                continue  # it stands still as before
-            if sequence.state is State.RUNNING:
-                del self._books.running[sequence.request_class][request.request_id]
-                self._books.tenants.stop(request.account)
-                sequence.away_ns = self.now_ns
-            if sequence.state is not State.WAITING:
-                sequence.to(State.WAITING)
-            sequence.order_key = order_key(0.0, sequence.arrived_ns, self._books.policy.ageing)  # before new prompts
-            self._queue(sequence).push(sequence)
+            if sequence.may_run:
+                self._go_on(sequence)
 
     def lose(self, swapped: SequenceOf[tuple[Sequence, int]], placed: SequenceOf[int]) -> None:
         """The cells of `swapped` are gone from the host store, those of `placed` from their slots: they compute them again."""
@@ -326,9 +318,6 @@ class Lifecycle:
             n_held = sum(s.started and s.hold is not Hold.RUN for s in theirs)
             really = (len(theirs), n_new, sum(s.state is State.RUNNING for s in theirs), n_held)
             assert counted == really, f"tenant {tenant}'s live, queued, running and held requests are miscounted"
-
-    def _slot_cells(self, sequence: Sequence) -> int:
-        return self._books.policy.pools[sequence.pool].slot_cells
 
     def _queue(self, sequence: Sequence) -> WaitingQueue:
         return self._books.queues[sequence.request_class, sequence.pool]
