@@ -57,7 +57,7 @@ async def test_every_endpoint_answers_as_described() -> None:
 
     async def get(method: str, path: str, body: Any = None) -> Any:
         """As an operator, where that is needed."""
-        headers = {} if path.startswith("/v1/") else OPERATOR
+        headers = OPERATOR if path.startswith(("/admin/", "/status", "/metrics", "/health")) else {}
         reply = await ask(app, method, path, body, headers=headers)
         operation = described.operation_of(operations, method, path.partition("?")[0])
         assert operation is not None, path
@@ -82,6 +82,11 @@ async def test_every_endpoint_answers_as_described() -> None:
         await get("GET", f"/admin/requests/{live}{tail}")
     for action in ("pause", "resume", "downgrade", "cancel"):
         await get("POST", f"/admin/requests/{live}/{action}")
+    for base in ("", "/v1"):
+        tokens = (await get("POST", f"{base}/tokenize", {"prompt": "Hi"}))["tokens"]
+        await get("POST", f"{base}/detokenize", {"tokens": tokens})
+        await get("POST", f"{base}/apply-template", {"messages": [{"role": "user", "content": "Hi"}]})
+        await get("GET", f"{base}/tokenizer_info")
     for path in ("/v1/requests", "/v1/models", f"/v1/models/{MODEL}", "/v1/templates"):
         await get("GET", path)
     for path in (
