@@ -39,7 +39,7 @@ _EVERYTHING = {
 }
 _REFUSED: dict[str, dict[str, Any]] = {
     "nothing": {},
-    "a parameter that is not supported": {"model": "m", "guided_json": {}},
+    "a parameter that is not supported": {"model": "m", "stop_token_ids": [1]},
     "a model that is no name": {"model": 7},
 }
 
@@ -66,6 +66,10 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
         "neutral values": _chat(n=None, tools=None, response_format={"type": "text"}, service_tier="auto"),
         "what has no effect": _chat(_HI | {"id": 1}, metadata={}, temprature=1, stream_options={"include_usage": True}),
         "other names and numbers": _chat({"role": "assistant"}, n_predict=-1, seed=-1, top_p=0, random_seed=-1.0),
+        "a schema": _chat(
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}
+        ),
+        "two structures": _chat(guided_json={}, grammar="start: x"),
         "tools": _chat(tools=_TOOLS, tool_choice="required", parallel_tool_calls=False),
         "a tool by name": _chat(tools=_TOOLS, tool_choice={"type": "function", "function": {"name": "f"}}),
         "allowed tools": _chat(

@@ -16,7 +16,7 @@ FIELDS = (
     # of other servers: where and when it is computed, and settings of what is off
     "priority", "cache_prompt", "cache_salt", "id_slot", "keep_alive", "num_ctx", "think", "enable_thinking", "include_reasoning",
     "mirostat_tau", "mirostat_eta", "dry_base", "dry_allowed_length", "xtc_threshold", "dynatemp_exponent", "early_stopping",
-    "length_penalty", "guided_decoding_backend", "guided_whitespace_pattern", "spaces_between_special_tokens",
+    "length_penalty", "guided_decoding_backend", "spaces_between_special_tokens",
     # that clients leave in messages
     "id", "timestamp", "cache_control", "model", "usage", "opts", "thinking", "provider_options",
 )  # fmt: skip

@@ -169,20 +169,14 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
 ]
 
 UNSUPPORTED: list[tuple[str, str, Any]] = [
-    (CHAT, "response_format", {"type": "json_object"}),
-    (CHAT, "response_format", {"type": "json_schema", "json_schema": {}}),
     (CHAT, "modalities", ["text", "audio"]),
     (CHAT, "audio", {"voice": "x"}),
     (CHAT, "web_search_options", {}),
-    (CHAT, "guided_json", {}),
-    (CHAT, "guided_regex", "a+"),
-    (CHAT, "grammar", "root ::= x"),
     (CHAT, "mirostat", 2),
     (CHAT, "chat_template", "x"),
     (CHAT, "stop_token_ids", [1]),
     (COMPLETIONS, "suffix", "x"),
     (COMPLETIONS, "echo", True),
-    (COMPLETIONS, "response_format", {"type": "json_object"}),
 ]
 
 

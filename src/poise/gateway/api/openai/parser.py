@@ -17,7 +17,7 @@ from poise.config.classes import class_settings, default_output
 from poise.gateway.api.fields import Field, Integer, Schema, check_names, object_schema
 from poise.gateway.api.ignored import Ignored
 from poise.gateway.api.openai import parameters as p
-from poise.gateway.api.openai import rendering, tools, unsupported
+from poise.gateway.api.openai import rendering, structured, tools, unsupported
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request.generate import PLAIN, AnswerOptions, Conversation, Generate, Prompt
 from poise.gateway.request.refusals import invalid_value, missing_parameter
@@ -32,7 +32,7 @@ class RequestParser:
         self._strict = settings.server.strict
         self._sampling_defaults = settings.sampling.model_dump(include=set(p.SAMPLING))
         self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
-        shared = (p.MODEL, *p.SHARED, self._n)
+        shared = (p.MODEL, *p.SHARED, self._n, *structured.FIELDS)
         self._chat: tuple[Field[Any], ...] = (
             *shared,
             p.MESSAGES,
@@ -127,6 +127,7 @@ class RequestParser:
             background=p.BACKGROUND.get(values, False),
             answer=replace(self._written(values, stream, ignored), service_tier="default" if tier == "auto" else tier),
             ignored=self._labelled(values, ignored),
+            structure=structured.read_structure(values),
         )
 
     def _tier(self, values: JsonObject, ignored: Ignored) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from poise.gateway.api.fields import Unsupported
 from poise.metrics.ignored import FIELDS
 
-_NO_GRAMMAR = "constrained output is not available; ask for the format in the prompt and check the answer"
 _NO_AUDIO = "only text is produced; leave it out"
 _NO_EQUIVALENT = "it has no equivalent here; leave it out"
 _NO_EFFECT = "it would have no effect; leave it out"
@@ -43,11 +42,6 @@ _NEUTRAL = {
 _HARMLESS = tuple(Unsupported(name, _NO_EFFECT, _NEUTRAL.get(name, ()), harmless=True) for name in FIELDS)
 _BOTH = (
     *_HARMLESS,
-    Unsupported("response_format", _NO_GRAMMAR, ({"type": "text"},)),
-    *_all(
-        _NO_GRAMMAR, "grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-        "structured_outputs",
-    ),
     *_all(_NO_SAMPLER, "samplers"),
     *(Unsupported(name, _NO_SAMPLER, neutral) for name, neutral in _SAMPLERS_OFF.items()),
     Unsupported("stop_token_ids", "only stop strings are available; use 'stop'", ([],)),
