@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ TEXT, OTHER = EntryKind.TEXT, EntryKind.REASONING
 
 class InWords:
     """Holds text back until a word is complete; `+` makes what follows another word, of the other kind."""
+
+    marks: Mapping[int, str] = {}
 
     def __init__(self) -> None:
         self._held = ""

@@ -42,6 +42,10 @@ class ModelSettings(Section):
     """Name the API gives the model. Empty: the file's name."""
     any_name: bool = False
     """Answer to every name that a request gives its model, also to those of other servers' models."""
+    chat_template: str = ""
+    """File with the chat template (Jinja) that conversations are written by. Empty: the model file's own."""
+    response_template: str = ""
+    """File with the response template (JSON, version 1) that answers are read by. Empty: chosen by the chat template."""
     weights: Literal["auto", "as-is"] = "auto"
     """auto: on a CPU, the weights in the format that it computes fastest, if a check finds them as good as the file's."""
     weights_perplexity_max: Annotated[float, Field(ge=1.0, le=10.0)] = 1.03

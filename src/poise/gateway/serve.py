@@ -115,7 +115,11 @@ class _Service:
         self._supervisor = Supervisor(settings, str(path), tasks=self._tasks)
         self._model_name = settings.model.name or path.stem
         self._workers = TextWorkers(
-            settings.text, str(path), tasks=self._tasks, fingerprint=self._supervisor.model.fingerprint
+            settings.text,
+            str(path),
+            tasks=self._tasks,
+            fingerprint=self._supervisor.model.fingerprint,
+            chat_template=settings.model.chat_template,
         )
         self._text_known = asyncio.Event()
         self._app = app = create_app(

@@ -61,13 +61,15 @@ class Open(msgspec.Struct, tag=True):
     """The first message to a worker: read this model file's vocabulary. `memory_mb`: what it may use beyond that.
 
     `fingerprint` of the file that the server was started with: another one is not read. Empty: any will do.
-    `known`: the vocabulary of that file was read before; making it again would take half of a worker's start.
+    `known`: the vocabulary of that file was read before; making it again would take half of a worker's start. `chat_template`:
+    a file with one in the place of the model's own.
     """
 
     model_path: str
     memory_mb: int
     fingerprint: str = ""
     known: bool = False
+    chat_template: str = ""
 
 
 class Chat(msgspec.Struct, tag=True):
@@ -174,6 +176,8 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     special: dict[str, int] = {}
     """Tokens with a task, by its name; see `poise.llama.binding.vocab`."""
     chat_template: str = ""
+    ways: dict[str, Any] = {}
+    """Fields of a response template, as far as renderings of the chat template show them."""
 
 
 class Opened(msgspec.Struct, tag=True):

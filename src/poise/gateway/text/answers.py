@@ -7,7 +7,7 @@ what kind each piece of the text that is left is of.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Protocol
 
@@ -32,6 +32,9 @@ NO_TEXT: Pieces = ((EntryKind.TEXT, ""),)
 class AnswerParser(Protocol):
     """Says what each piece of an answer is. It may hold text back until that is certain."""
 
+    marks: Mapping[int, str]
+    """Tokens without a text that it has to see all the same, and what it is given for each."""
+
     def push(self, text: str) -> Pieces:
         """What has become certain with this text, in its order. The first piece says what the token counts as."""
 
@@ -41,6 +44,8 @@ class AnswerParser(Protocol):
 
 class PlainAnswer:
     """All of it is text."""
+
+    marks: Mapping[int, str] = {}
 
     def push(self, text: str) -> Pieces:
         return ((EntryKind.TEXT, text),)
@@ -66,4 +71,5 @@ class Detokeniser:
 
     def flush(self) -> str:
         """What an answer that ends here still has: an incomplete character as U+FFFD."""
+        self.holds_bytes = False
         return self._decoder.decode(b"", final=True)

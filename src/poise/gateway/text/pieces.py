@@ -20,6 +20,10 @@ class Pieces:
         self.longest = max((end - start for start, end in zip(self._ends, self._ends[1:], strict=False)), default=0)
         """Bytes of text that one token can stand for, at most."""
 
+    def control(self) -> dict[str, int]:
+        """The control tokens by name."""
+        return {self.name(i).decode("utf-8", "replace"): i for i, hidden in enumerate(self._hidden) if hidden}
+
     def name(self, token: int) -> bytes:
         """The token as log probabilities show it: control tokens have their names."""
         return self._names[self._ends[token] : self._ends[token + 1]]

@@ -10,15 +10,20 @@ chat template refuses, for what cannot be tokenised, and when no worker is to be
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from poise.gateway.request.refusals import ApiError, internal_error, new_error_id
+from poise.gateway.text.answers import AnswerParser, PlainAnswer
 from poise.gateway.text.pieces import Pieces
+from poise.gateway.text.reading.choosing import choose
+from poise.gateway.text.reading.machine import ResponseParser
+from poise.gateway.text.reading.templates import read_template
 from poise.metrics.text import TextMetrics
 from poise.wire import text as wire
 
@@ -27,6 +32,8 @@ log = logging.getLogger(__name__)
 A = TypeVar("A", wire.Checked, wire.Ids, wire.Written, wire.Fitted, wire.CutDown)
 
 _BLANK_ROLES = ("system", "user", "assistant")
+TAIL = 32
+"""Tokens at the end of a prompt among which reasoning may be opened."""
 ALL = 1 << 31
 """However many ids there are, they are wanted."""
 
@@ -82,8 +89,31 @@ class TextModel:
         self.special = vocabulary.special
         """Tokens with a task, by its name."""
         self.chat_template = vocabulary.chat_template
+        self._control = pieces.control()
+        self.reading = choose(vocabulary.chat_template, vocabulary.ways, self._control)
+        """How answers are read."""
         self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name
+
+    def read_by(self, source: Mapping[str, Any]) -> None:
+        """Answers are read by a template of the operator's. Raises ValueError."""
+        self.reading = read_template(source, self._control)
+
+    def knows(self, variable: str) -> bool:
+        """Whether the chat template looks at a variable."""
+        return re.search(rf"\b{re.escape(variable)}\b", self.chat_template) is not None
+
+    def begins_inside(self, prompt: Sequence[int]) -> bool:
+        """Whether the end of a prompt has opened the reasoning, so that the answer begins inside of it."""
+        marks = self.reading.marks
+        tail = (marks.get(token) or self.token_bytes(token).decode("utf-8", "replace") for token in prompt[-TAIL:])
+        return "".join(tail).rstrip().endswith(self.reading.reasoning_opens or ("\0",))
+
+    def parser(self, prompt: Sequence[int], tools: Mapping[str, Mapping[str, Any]]) -> AnswerParser:
+        """For the answer to a conversation. `tools`: schemas of arguments by name, as far as anything may be called."""
+        if not (tools or self.reading.reasoning_opens):
+            return PlainAnswer()
+        return ResponseParser(self.reading, tools, inside=self.begins_inside(prompt))
 
     async def learn_blanks(self) -> None:
         """Find out what `least_bytes` may count. A chat template that fails at it fails at the conversations as well."""

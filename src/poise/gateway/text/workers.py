@@ -120,8 +120,10 @@ class TextWorkers:
         command: Sequence[str] = WORKER_COMMAND,
         tasks: Tasks | None = None,
         fingerprint: str = "",
+        chat_template: str = "",
     ) -> None:
-        """`command` starts a worker; the number of its end of a socket pair is added to it. `fingerprint`: of the model file."""
+        """`command` starts a worker; the number of its end of a socket pair is added to it. `fingerprint`: of the model file;
+        `chat_template`: a file with one in the place of its own."""
         self._tasks = tasks or Tasks()
         self.metrics = TextMetrics()
         self.deaths: deque[tuple[float, str]] = deque(maxlen=DEATHS_KEPT)
@@ -129,6 +131,7 @@ class TextWorkers:
         self._settings = settings
         self._model_path = model_path
         self._fingerprint = fingerprint
+        self._chat_template = chat_template
         self._command = command
         self._queue = TextQueue(settings.queue_mb << 20)
         self._places = [_Place() for _ in range(settings.workers)]
@@ -328,7 +331,8 @@ class TextWorkers:
         place.loading = asyncio.get_running_loop().call_later(LOAD_S_MAX, place.kill, "timeout")
         try:
             known = self._vocabulary is not None and bool(self._fingerprint)
-            process.send(wire.Open(self._model_path, self._settings.memory_mb, self._fingerprint, known))
+            limits = self._settings.memory_mb
+            process.send(wire.Open(self._model_path, limits, self._fingerprint, known, self._chat_template))
             await process.lost
         except FrameError as error:
             place.last_words = f"a text worker said what is no message: {error}"

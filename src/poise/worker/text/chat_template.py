@@ -135,6 +135,13 @@ class ChatTemplate:
                     continue
             raise
 
+    def plain(self, messages: list[dict[str, Any]], **variables: Any) -> str:
+        """What it makes of messages of our own; nothing where it fails at them."""
+        try:
+            return self._template.render(self._variables | {"messages": messages, "tools": None} | variables)
+        except Exception:  # as in `_render`
+            return ""
+
     def render(
         self,
         messages: Sequence[Message],

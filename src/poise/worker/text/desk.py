@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from poise.wire import text as wire
 from poise.worker.text import fitting
 from poise.worker.text.chat_template import TextRefused, trace_of
+from poise.worker.text.differences import fields_of
 from poise.worker.text.opening import common_tokens
 from poise.worker.text.tokeniser import Tokeniser
 
@@ -79,7 +80,10 @@ def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
         end += len(name)
         ends.append(end)
     marks, template = tokeniser.turn_marks(), tokeniser.template.source
-    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, marks, dict(vocab.special), template)
+    ways = fields_of(tokeniser.template)
+    return wire.Vocabulary(
+        len(names), b"".join(names), ends.tobytes(), hidden, marks, dict(vocab.special), template, ways
+    )
 
 
 def _ids(ids: list[int], most: int, note: str = "") -> wire.Ids:

@@ -87,9 +87,11 @@ def _open(message: wire.Open, stack: contextlib.ExitStack) -> Tokeniser:
     model = stack.enter_context(Model.load(path, vocab_only=True))
     vocab = model.vocab
     try:
-        template = ChatTemplate(
-            model.chat_template, bos_text=vocab.special_text("bos"), eos_text=vocab.special_text("eos")
-        )
+        own = Path(message.chat_template).read_text("utf-8") if message.chat_template else model.chat_template
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(Path(message.chat_template), f"model.chat_template cannot be read: {error}") from error
+    try:
+        template = ChatTemplate(own, bos_text=vocab.special_text("bos"), eos_text=vocab.special_text("eos"))
     except ValueError as error:
         raise ModelError(path, f"{error}; use another file of this model") from error
     tokeniser = Tokeniser(vocab, template)

@@ -111,6 +111,7 @@ class Choice:
         self._scanner = StopScanner(stop)
         self._has_stops = bool(stop)
         self._parser: AnswerParser = parser or PlainAnswer()
+        self._marks = self._parser.marks
         self._n_decoded = 0
         self._n_shown = 0
         self._logprobs: deque[Logprob] = deque()
@@ -123,7 +124,10 @@ class Choice:
     def push(self, token: Token) -> tuple[Pieces, Sequence[Logprob]]:
         """A token of output. Returns the pieces, at least one, and the log probabilities that become visible with it."""
         self.record.n_output += 1
-        text = self._detokeniser.push(self._text.token_bytes(token.token))
+        if self._marks and token.token in self._marks:
+            text = self._detokeniser.flush() + self._marks[token.token]
+        else:
+            text = self._detokeniser.push(self._text.token_bytes(token.token))
         if not self._wants_logprobs:
             return self._parser.push(self._scanner.push(text) if self._has_stops else text) or NO_TEXT, NOTHING
         offset = self._n_decoded

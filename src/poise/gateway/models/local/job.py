@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -15,8 +16,9 @@ from poise.gateway.models.local.summary import Summarizer
 from poise.gateway.records.following import Stop
 from poise.gateway.records.record import Record
 from poise.gateway.request.bugs import log_bug
-from poise.gateway.request.generate import Generate
+from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.request.refusals import ApiError, internal_error
+from poise.gateway.text.answers import PlainAnswer
 from poise.gateway.text.tokens import TextModel
 from poise.scheduler.request import Hold
 
@@ -55,9 +57,9 @@ class LocalJob:
         generation = self._generation_of(record)
         if plan.summary is None:
             record.start(generation)
-            _submit(generation, record, request, plan)
+            _submit(generation, record, request, plan, self._text)
             return
-        summarizer = Summarizer(record, self._generation_of)
+        summarizer = Summarizer(record, self._generation_of, self._text)
         work = SummaryFirst(record, generation, summarizer)
         record.start(work)
         record.note("summarizing", turns=plan.summary.n_turns)
@@ -101,7 +103,7 @@ class SummaryFirst:
             summary, usage = await self._summarizer.summarize(plan.summary.pieces, plan.summary.n_output)
             self._summarizer = None
             await prompts.finish(plan, text.of(plan.account), summary, usage)
-            _submit(self._generation, self._record, request, plan)
+            _submit(self._generation, self._record, request, plan, text)
         except ApiError as error:
             self._generation.fail(error)
         except Exception as bug:
@@ -109,10 +111,11 @@ class SummaryFirst:
             self._generation.fail(internal_error(error_id))
 
 
-def _submit(generation: Generation, record: Record, request: Generate, plan: Plan) -> None:
+def _submit(generation: Generation, record: Record, request: Generate, plan: Plan, text: TextModel) -> None:
     record.n_prompt = sum(len(ids) for ids in plan.ids)
     record.notes = plan.notes
-    generation.submit(_choices(plan, request), request.stop + plan.turn_marks)
+    parser = partial(text.parser, plan.ids[0], {}) if isinstance(request.prompt, Conversation) else PlainAnswer
+    generation.submit(_choices(plan, request), request.stop + plan.turn_marks, parser)
 
 
 def _choices(plan: Plan, request: Generate) -> list[ChoiceRequest]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 
 from poise import __version__
 from poise.config import Settings
@@ -13,7 +15,7 @@ from poise.gateway.models.local.generation import Generation
 from poise.gateway.models.local.job import LocalJob
 from poise.gateway.models.local.prompts import Prompts, limits_of
 from poise.gateway.models.local.refusals import engine_not_ready, engine_unavailable
-from poise.gateway.models.local.templates import Templates
+from poise.gateway.models.local.templates import Templates, TemplateUnusable
 from poise.gateway.records.record import Origin
 from poise.gateway.request.generate import Generate
 from poise.gateway.request.refusals import invalid_value
@@ -50,6 +52,11 @@ class LocalModel:
     async def set_text(self, text: TextModel) -> None:
         """Give it its vocabulary. Raises TemplateUnusable."""
         await text.learn_blanks()
+        if path := self._settings.model.response_template:
+            try:
+                text.read_by(json.loads(Path(path).read_text("utf-8")))  # noqa: ASYNC240 - at the start, and small
+            except (OSError, ValueError) as error:
+                raise TemplateUnusable(f"model.response_template = {path}: {error}") from error
         self._engine.declare(await self.templates.learn(text))
         self._text.current = text
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 
 from poise.gateway.models.local.generation import ChoiceRequest, Generation
@@ -19,7 +20,7 @@ from poise.gateway.records.record import Follower, Record
 from poise.gateway.records.values import Usage
 from poise.gateway.request.refusals import context_length_exceeded
 from poise.gateway.text.context import ContextLimits
-from poise.gateway.text.tokens import Tokens
+from poise.gateway.text.tokens import TextModel, Tokens
 from poise.scheduler.request import RequestClass
 from poise.wire.text import Message, said
 from poise.wire.to_engine import SamplingParams
@@ -99,7 +100,8 @@ async def piece_prompts(
 class Summarizer:
     """Asks the engine for the summary of one conversation, for the request that `record` is of."""
 
-    def __init__(self, record: Record, generation_of: Callable[[Record], Generation]) -> None:
+    def __init__(self, record: Record, generation_of: Callable[[Record], Generation], text: TextModel) -> None:
+        self._text = text
         self._record = record
         self._generation_of = generation_of
         self.running: Generation | None = None
@@ -128,7 +130,8 @@ class Summarizer:
         self.running = generation = self._generation_of(record)
         record.start(generation)
         try:
-            generation.submit([ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))])
+            asked = ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))
+            generation.submit([asked], parser=partial(self._text.parser, prompt, {}))
             await follower.ended()
         finally:
             generation.stop(Stop.CANCELLED)

@@ -24,4 +24,9 @@ def choose(chat_template: str, rendered: Mapping[str, Any], control: Mapping[str
             fields[name] = found
     fields.setdefault("tool_calls", GENERIC)
     fields["content"] = {"open": fields["tool_calls"].get("around", [])}
-    return read_template({"fields": fields}, control)
+    try:
+        return read_template({"fields": fields}, control)
+    except ValueError:
+        if not rendered:
+            raise
+        return choose(chat_template, {}, control)  # what was rendered has marks that cannot be read by

@@ -1,0 +1,112 @@
+"""Reasoning on its way: from a model that writes it, by tokens and text, to messages, deltas and counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poise.gateway.models.local.templates import TemplateUnusable
+from tests.gateway.fakes import (
+    SPECIALS,
+    FakeEngine,
+    ToyVocab,
+    ask,
+    chat_body,
+    frames,
+    make_app,
+    says,
+    text_here,
+    unpaced,
+)
+
+CHAT = "/v1/chat/completions"
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is not defined or enable_thinking %}<think>\n{% endif %}{% endif %}"
+)
+"""A chat template that has the answer begin with reasoning."""
+OPEN, CLOSE = 259, 260
+
+
+class Thinker(ToyVocab):
+    """Its marks of reasoning are control tokens."""
+
+    n_tokens = 261
+    specials = SPECIALS | {"<think>": OPEN, "</think>": CLOSE}
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        head, mark, tail = text.partition("<think>")
+        ids = super().tokenize(head, add_special=add_special, parse_special=parse_special)
+        if mark and parse_special:
+            return [*ids, OPEN, *self.tokenize(tail, add_special=False, parse_special=True)]
+        return ids + super().tokenize(mark + tail, add_special=False, parse_special=parse_special)
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        if token < OPEN:
+            return super().piece(token, special=special)
+        return (b"<think>", b"</think>")[token - OPEN] if special else b""
+
+
+async def answer(said: str, *, template: str = THINKS, **body: Any) -> dict[str, Any]:
+    app = make_app(FakeEngine(says(said)), jobs=text_here(template=template))
+    reply = await ask(app, "POST", CHAT, chat_body(**body))
+    assert reply.status == 200, reply.body
+    return dict(reply.json())
+
+
+async def test_a_message_has_its_reasoning() -> None:
+    """Apart from what it says; its tokens are counted apart, its end mark among them."""
+    body = await answer("Hm, so.\n</think>\n\nYes.")
+    message = body["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm, so.", "Yes.")
+    assert body["usage"]["completion_tokens_details"] == {"reasoning_tokens": len("Hm, so.\n</think>")}
+
+
+async def test_an_answer_without_reasoning() -> None:
+    """Where the prompt did not open it, the answer is all that there is; a model that never reasons has no such fields."""
+    off = await answer("Yes </think>.", chat_template_kwargs={"enable_thinking": False})
+    assert off["choices"][0]["message"]["content"] == "Yes </think>."
+    plain = await answer("<think>a</think>b", template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert plain["choices"][0]["message"]["content"] == "<think>a</think>b"
+    for body in (off, plain):
+        assert "reasoning_content" not in body["choices"][0]["message"]
+        assert "completion_tokens_details" not in body["usage"]
+
+
+async def test_deltas_of_reasoning() -> None:
+    """A stream has them first; joined, both are those of the message."""
+    app = make_app(FakeEngine(says("Hm.</think>Yes.")), jobs=text_here(template=THINKS))
+    reply = await ask(app, "POST", CHAT, chat_body(stream=True))
+    deltas = [json.loads(data)["choices"][0]["delta"] for _, data in frames(reply.body) if data != "[DONE]"]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Hm."
+    assert "".join(delta.get("content") or "" for delta in deltas) == "Yes."
+    kinds = ["reasoning_content" in delta for delta in deltas if delta.get("content") or delta.get("reasoning_content")]
+    assert kinds == sorted(kinds, reverse=True)
+
+
+async def test_marks_that_are_control_tokens() -> None:
+    """They count, and the same spelled in text does not."""
+    tokens = [*b"Say </think> ", 0xC3, CLOSE, *b"Yes </think>."]
+    app = make_app(FakeEngine(says(tokens)), jobs=text_here(Thinker(), THINKS))
+    message = (await ask(app, "POST", CHAT, chat_body())).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Say </think> \ufffd", "Yes </think>.")
+
+
+async def test_a_response_template_of_the_operators(tmp_path: Path) -> None:
+    """In place of the one that would be chosen."""
+    file = tmp_path / "response.json"
+    settings = unpaced()
+    settings = settings.model_copy(update={"model": settings.model.model_copy(update={"response_template": str(file)})})
+    with pytest.raises(TemplateUnusable, match="No such file"):
+        make_app(FakeEngine(), settings)
+    file.write_text("{}")
+    with pytest.raises(TemplateUnusable, match="no template of version 1"):
+        make_app(FakeEngine(), settings)
+    file.write_text(json.dumps({"fields": {"reasoning_content": {"open": "(hm)", "close": "(/hm)"}}}))
+    app = make_app(FakeEngine(says("(hm)a(/hm)b")), settings)
+    message = (await ask(app, "POST", CHAT, chat_body())).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("a", "b")
