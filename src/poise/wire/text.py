@@ -176,6 +176,8 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     special: dict[str, int] = {}
     """Tokens with a task, by its name; see `poise.llama.binding.vocab`."""
     chat_template: str = ""
+    knows_tools: bool = True
+    """The chat template tells the model which functions there are."""
     ways: dict[str, Any] = {}
     """Fields of a response template, as far as renderings of the chat template show them."""
 

@@ -110,3 +110,33 @@ async def test_a_response_template_of_the_operators(tmp_path: Path) -> None:
     app = make_app(FakeEngine(says("(hm)a(/hm)b")), settings)
     message = (await ask(app, "POST", CHAT, chat_body())).json()["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("a", "b")
+
+
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}
+
+TOLD = "{% for t in tools or [] %}<tool_call>{{ t | tojson }}{% endfor %}"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (THINKS + TOLD, 'Hm.</think><tool_call>{"name": "now"}</tool_call>'),
+        (None, '{"tool_calls":[{"name":"now","arguments":{}}]}'),
+    ],
+    ids=["of its family", "generic"],
+)  # fmt: skip
+async def test_calls_in_an_answer(template: str | None, said: str, stream: bool) -> None:
+    """As the model's template has them, or in the generic form where it tells of no functions."""
+    app = make_app(FakeEngine(says(said)), jobs=text_here(template=template))
+    reply = await ask(app, "POST", CHAT, chat_body(tools=[TOOL], stream=stream))
+    if stream:
+        choices = [json.loads(data)["choices"][0] for _, data in frames(reply.body) if data != "[DONE]"]
+        calls = [call["function"] for choice in choices for call in choice["delta"].get("tool_calls", [])]
+        name, arguments = calls[0]["name"], "".join(call.get("arguments", "") for call in calls)
+        reason = choices[-1]["finish_reason"]
+    else:
+        (choice,) = reply.json()["choices"]
+        (call,) = choice["message"]["tool_calls"]
+        name, arguments, reason = call["function"]["name"], call["function"]["arguments"], choice["finish_reason"]
+    assert (name, arguments, reason) == ("now", "{}", "tool_calls")

@@ -90,7 +90,9 @@ class TextModel:
         """Tokens with a task, by its name."""
         self.chat_template = vocabulary.chat_template
         self._control = pieces.control()
-        self.reading = choose(vocabulary.chat_template, vocabulary.ways, self._control)
+        self.reading = choose(
+            vocabulary.chat_template, vocabulary.ways, self._control, knows_tools=vocabulary.knows_tools
+        )
         """How answers are read."""
         self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name

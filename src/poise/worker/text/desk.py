@@ -80,10 +80,8 @@ def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
         end += len(name)
         ends.append(end)
     marks, template = tokeniser.turn_marks(), tokeniser.template.source
-    ways = fields_of(tokeniser.template)
-    return wire.Vocabulary(
-        len(names), b"".join(names), ends.tobytes(), hidden, marks, dict(vocab.special), template, ways
-    )
+    special, knows, ways = dict(vocab.special), tokeniser.template.knows_tools, fields_of(tokeniser.template)
+    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, marks, special, template, knows, ways)
 
 
 def _ids(ids: list[int], most: int, note: str = "") -> wire.Ids:

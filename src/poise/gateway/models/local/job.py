@@ -114,7 +114,8 @@ class SummaryFirst:
 def _submit(generation: Generation, record: Record, request: Generate, plan: Plan, text: TextModel) -> None:
     record.n_prompt = sum(len(ids) for ids in plan.ids)
     record.notes = plan.notes
-    parser = partial(text.parser, plan.ids[0], {}) if isinstance(request.prompt, Conversation) else PlainAnswer
+    tools = {tool.name: tool.parameters or {} for tool in request.tools.offered}
+    parser = partial(text.parser, plan.ids[0], tools) if isinstance(request.prompt, Conversation) else PlainAnswer
     generation.submit(_choices(plan, request), request.stop + plan.turn_marks, parser)
 
 
