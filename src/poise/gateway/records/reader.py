@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from poise.gateway.records.moments import End, Moment
 from poise.gateway.records.pacing import Playout, Wake
 from poise.gateway.records.record import Follower, Record
+from poise.gateway.records.resuming import writer_behind
 from poise.gateway.records.values import Logprob
-from poise.gateway.records.writer import QUEUED, Writer, event_id
+from poise.gateway.records.writer import QUEUED, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.answers import EntryKind
 from poise.metrics.streams import StreamMetrics
@@ -84,7 +85,7 @@ class Reader(Follower):
         self._sent_place: tuple[int, int] | None = None
         """Place in the queue and estimate, in ms, that were sent last."""
         self._sent_at_s: list[float | None] = [None] * len(record.choices)
-        self._writer = record.writer() if place is None else _writer_at(record, place)
+        self._writer = record.writer() if place is None else writer_behind(record, place.n_entries, place.n_ends)
         self._writer.has_ids = has_ids
         n_free = record.n_entries if place is not None else 0
         self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
@@ -205,24 +206,3 @@ class Reader(Follower):
             return True
         position, eta_ms = self._sent_place
         return place[0] != position or abs(place[1] - eta_ms) > SENT_AGAIN * eta_ms
-
-
-def _writer_at(record: Record, place: Place) -> Writer:
-    """That of a reader that has been sent everything up to a place."""
-    writer = record.writer()
-    if record.downgraded:
-        writer.downgrade()
-    runs: list[list[tuple[int, list[str]]]] = [[] for _ in record.choices]
-    opened = {end.choice for end in record.ends[: place.n_ends]}
-    for i in range(place.n_entries):
-        of_choice, kind, text = runs[record.owners[i]], record.kinds[i], record.texts[i]
-        if text and (not of_choice or of_choice[-1][0] != kind or kind == _NAME):
-            of_choice.append((kind, [text]))
-        elif text:
-            of_choice[-1][1].append(text)
-        if record.wants_logprobs and record.logprobs[i]:
-            opened.add(record.owners[i])
-    for choice, of_choice in enumerate(runs):
-        for kind, texts in of_choice or ([(_TEXT, [])] if choice in opened else []):
-            writer.passed(choice, "".join(texts), EntryKind(kind))
-    return writer

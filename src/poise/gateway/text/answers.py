@@ -1,12 +1,11 @@
-"""Answers, piece by piece: the bytes of tokens to text that can be shown.
+"""Answers, piece by piece: what kind each piece of their text is of.
 
-`Detokeniser` holds back an incomplete character, `StopScanner` (in `stops`) what may become a stop string; an `AnswerParser` says
-what kind each piece of the text that is left is of.
+Before that a `Detokeniser` (in `pieces`) holds back an incomplete character, and a `StopScanner` (in `stops`) what may become a
+stop string.
 """
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Protocol
@@ -52,24 +51,3 @@ class PlainAnswer:
 
     def flush(self) -> Pieces:
         return ()
-
-
-class Detokeniser:
-    """Bytes in, text out, never half a character. Invalid bytes become U+FFFD."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self.holds_bytes = False
-        """Whether an incomplete character is held back."""
-
-    def push(self, piece: bytes) -> str:
-        if not self.holds_bytes and piece.isascii():
-            return piece.decode("ascii")  # past the decoder, which is written in Python
-        text = self._decoder.decode(piece)
-        self.holds_bytes = bool(self._decoder.getstate()[0])
-        return text
-
-    def flush(self) -> str:
-        """What an answer that ends here still has: an incomplete character as U+FFFD."""
-        self.holds_bytes = False
-        return self._decoder.decode(b"", final=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from array import array
 
 from poise.wire.text import Vocabulary
@@ -31,3 +32,24 @@ class Pieces:
     def shown(self, token: int) -> bytes:
         """The token as an answer shows it: control tokens are empty."""
         return b"" if self._hidden[token] else self._names[self._ends[token] : self._ends[token + 1]]
+
+
+class Detokeniser:
+    """Bytes in, text out, never half a character. Invalid bytes become U+FFFD."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.holds_bytes = False
+        """Whether an incomplete character is held back."""
+
+    def push(self, piece: bytes) -> str:
+        if not self.holds_bytes and piece.isascii():
+            return piece.decode("ascii")  # past the decoder, which is written in Python
+        text = self._decoder.decode(piece)
+        self.holds_bytes = bool(self._decoder.getstate()[0])
+        return text
+
+    def flush(self) -> str:
+        """What an answer that ends here still has: an incomplete character as U+FFFD."""
+        self.holds_bytes = False
+        return self._decoder.decode(b"", final=True)

@@ -26,7 +26,8 @@ from poise.gateway.records.changes import MEANINGS, RequestState
 from poise.gateway.records.moments import ChoiceRecord
 from poise.gateway.records.values import Logprob
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
-from poise.gateway.text.answers import NO_TEXT, AnswerParser, Detokeniser, Pieces, PlainAnswer
+from poise.gateway.text.answers import NO_TEXT, AnswerParser, Pieces, PlainAnswer
+from poise.gateway.text.pieces import Detokeniser
 from poise.gateway.text.stops import StopScanner
 from poise.gateway.text.tokens import TextModel
 from poise.scheduler.request import RequestClass
