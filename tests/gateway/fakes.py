@@ -429,11 +429,15 @@ def unpaced() -> Settings:
     return Settings(classes=classes.model_copy(update={"interactive": interactive}))
 
 
-def frames(body: bytes) -> list[tuple[str, str]]:
-    """Id and data of each event of a stream; no id where it has none."""
+OPENING = '"delta":{"role":"assistant","content":""}'
+"""In the event that tells a chat's client that its request was taken."""
+
+
+def frames(body: bytes, *, openings: bool = False) -> list[tuple[str, str]]:
+    """Id and data of each event of a stream, no id where it has none; `openings`: also of those that say nothing yet."""
     found = re.findall(r"(?:^|\n)(?:id: ([0-9.]+)\n)?data: (.*)\n\n", body.decode().replace("\n\n", "\n\n\n"))
     assert len(found) == (b"\n" + body).count(b"\ndata: "), body
-    return found
+    return [(at, data) for at, data in found if openings or OPENING not in data]
 
 
 @dataclass
@@ -504,10 +508,10 @@ class Exchange:
         return int(message["status"])
 
     async def frame(self) -> str:
-        """The next part of a stream: a comment with its colon, or an event's data."""
+        """The next part of a stream: a comment with its colon, or the data of an event that is no opening."""
         while not self.unread:
             body: bytes = (await self.message())["body"]
-            lines = body.decode().split("\n")
+            lines = [line for line in body.decode().split("\n") if OPENING not in line]
             self.unread += [line.removeprefix("data: ") for line in lines if line.startswith((":", "data: "))]
         return self.unread.pop(0)
 

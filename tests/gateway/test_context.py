@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.gateway.fakes import (
     ask,
     chat_body,
     exchange,
+    frames,
     make_app,
     prompt_body,
     readable,
@@ -151,7 +153,8 @@ async def test_trim_tells_a_stream_in_its_first_chunk() -> None:
     """Only there, and in the header."""
     reply = await answered(conversation(12, context_policy="trim", stream=True, n=2))
     assert reply.headers["x-poise-context"].startswith("trim; dropped_turns=")
-    assert [chunk.get("poise", {}).get("context", {}).get("policy") for chunk in reply.chunks] == ["trim", *[None] * 3]
+    told = [json.loads(data) for _, data in frames(reply.body, openings=True)[:-1]]
+    assert [chunk.get("poise", {}).get("context", {}).get("policy") for chunk in told] == ["trim", *[None] * 5]
 
 
 async def test_tool_results_go_with_their_turn() -> None:
@@ -362,7 +365,7 @@ async def test_a_summary_that_fails_fails_the_request(stream: bool, fail: Any, c
 
 
 async def test_a_stream_is_told_that_it_waits_for_a_summary() -> None:
-    """At once, with the header; the answer follows as ever, with the note in its first chunk."""
+    """At once, with the header; the answer follows as ever, with the note in its first event."""
     engine = roomy(FakeEngine())
     body = conversation(12, context_policy="summarize", stream=True)
     stream = exchange(make_app(engine, TIGHT), "POST", CHAT, body).open()
@@ -372,11 +375,14 @@ async def test_a_stream_is_told_that_it_waits_for_a_summary() -> None:
     assert await stream.frame() == f": summarizing turns={n}"
     says("In short.")(await engine.submitted(1))
     says("Yes.")(await engine.submitted(2))
-    chunk = await stream.event()
-    assert chunk["choices"][0]["delta"] == {"role": "assistant", "content": "Yes."}
-    assert chunk["poise"]["context"]["summary"] == "In short."
-    assert (await stream.event())["choices"][0]["finish_reason"] == "stop"
-    assert await stream.frame() == "[DONE]"
+    told = b""
+    while b"[DONE]" not in told:
+        told += (await stream.message())["body"]
+    opening, said, end = [json.loads(data) for _, data in frames(told, openings=True)[:-1]]
+    assert opening["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert opening["poise"]["context"]["summary"] == "In short."
+    assert said["choices"][0]["delta"] == {"content": "Yes."}
+    assert end["choices"][0]["finish_reason"] == "stop"
     await stream.ended()
 
 

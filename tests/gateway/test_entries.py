@@ -86,9 +86,14 @@ def test_an_event_has_entries_of_one_kind() -> None:
     record, one = spoken("a+b+c d ")
     one.finish("stop")
     events = rest(Reader(record, STREAMS, has_ids=True))
-    assert [at for at, _ in events] == ["6", "8", "10", "10.1", "10.1"]
-    said = [json.loads(data)["choices"][0]["delta"] for _, data in events[:3]]
-    assert said == [{"role": "assistant", "content": "a"}, {"reasoning_content": "bc"}, {"content": "d"}]
+    assert [at for at, _ in events] == ["0", "6", "8", "10", "10.1", "10.1"]
+    said = [json.loads(data)["choices"][0]["delta"] for _, data in events[:4]]
+    assert said == [
+        {"role": "assistant", "content": ""},
+        {"content": "a"},
+        {"reasoning_content": "bc"},
+        {"content": "d"},
+    ]
 
 
 def calls_of(n_sent: int) -> tuple[list[tuple[EntryKind, str]], list[tuple[EntryKind, str]]]:

@@ -8,8 +8,16 @@ import psutil
 import pytest
 
 from poise.llama.files.gguf import GgufHeader, read_header
-from poise.llama.files.memory import PoolSpec, available_bytes, can_quantise_kv, kv_bytes_per_token, memory_needed
+from poise.llama.files.memory import (
+    PoolSpec,
+    available_bytes,
+    can_quantise_kv,
+    kv_bytes_per_token,
+    memory_needed,
+    state_bytes,
+)
 from tests.llama.gguf_files import TINY_KEYS, KeyValue, gguf_bytes, write_gguf
+from tests.llama.groups import fake_host
 
 POOLS = [PoolSpec("short", 10, 1000), PoolSpec("long", 2, 4096)]
 GIB = 1 << 30
@@ -67,17 +75,6 @@ def test_attention_scores_count_only_without_flash_attention(tmp_path: Path) -> 
     assert compute(None) == compute(False) == compute(True) + 4 * 512 * 2048 * 4
 
 
-def fake_host(tmp_path: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
-    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
-    (proc / "self").mkdir(parents=True)
-    (proc / "self/cgroup").write_text(groups)
-    for name, content in files.items():
-        path = cgroup / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    return proc, cgroup
-
-
 def test_available_memory_is_the_hosts_without_limits(tmp_path: Path) -> None:
     """No control groups, or groups without a limit."""
     free = psutil.virtual_memory().available
@@ -119,3 +116,81 @@ def test_available_memory_respects_control_groups(
 ) -> None:
     """Both versions, every ancestor; file pages that can be dropped count as free."""
     assert available_bytes(*fake_host(tmp_path, groups, files)) == expected
+
+
+def model_of(tmp_path: Path, architecture: str, **keys: KeyValue) -> GgufHeader:
+    """A header with the keys of its own architecture and nothing else."""
+    own = {f"{architecture}.{name.replace('__', '.')}": value for name, value in keys.items()}
+    return read_header(write_gguf(tmp_path / "h.gguf", gguf_bytes({"general.architecture": architecture, **own})))
+
+
+SSM: dict[str, KeyValue] = {"ssm__conv_kernel": 4, "ssm__inner_size": 128, "ssm__state_size": 16}
+HEADS: dict[str, KeyValue] = {"embedding_length": 64, "attention__head_count": 4}
+MAMBA_STATE = 3 * 128 + 128 * 16
+GROUPED_STATE = 3 * (128 + 2 * 2 * 16) + 128 * 16
+
+
+@pytest.mark.parametrize(
+    ("architecture", "keys", "kv_heads", "state"),
+    [
+        ("mamba", {"block_count": 3, "embedding_length": 64, **SSM}, 0, 3 * MAMBA_STATE),
+        ("mamba2", {"block_count": 3, "embedding_length": 64, "ssm__group_count": 2, **SSM}, 0, 3 * GROUPED_STATE),
+        ("rwkv6", {"block_count": 2, "embedding_length": 64, "wkv__head_size": 16}, 0, 2 * 64 * (2 + 16)),
+        (
+            "arwkv7",
+            {"block_count": 2, "embedding_length": 64, "wkv__head_size": 16, "token_shift_count": 1},
+            0,
+            2 * 64 * (1 + 16),
+        ),
+        ("jamba", {"block_count": 4, **HEADS, "attention__head_count_kv": [0, 0, 2, 0], **SSM}, 2, 3 * MAMBA_STATE),
+        (
+            "granitehybrid",
+            {"block_count": 3, **HEADS, "attention__head_count_kv": [0, 1, 0], "ssm__group_count": 2, **SSM},
+            1,
+            2 * GROUPED_STATE,
+        ),
+        ("lfm2", {"block_count": 3, **HEADS, "attention__head_count_kv": [0, 2, 0], "shortconv__l_cache": 3}, 2, 2 * 64 * 2),
+        (
+            "nemotron_h",
+            {"block_count": 4, **HEADS, "attention__head_count_kv": [0, 0, 2, 0], "feed_forward_length": [0, 9, 0, 0], **SSM},
+            2,
+            2 * MAMBA_STATE,
+        ),
+        ("falcon-h1", {"block_count": 2, **HEADS, "attention__head_count_kv": 2, **SSM}, 4, 2 * MAMBA_STATE),
+        ("qwen3next", {"block_count": 8, **HEADS, "attention__head_count_kv": 2, **SSM}, 4, 6 * MAMBA_STATE),
+        (
+            "qwen35",
+            {"block_count": 6, **HEADS, "attention__head_count_kv": 2, "full_attention_interval": 3, **SSM},
+            4,
+            4 * MAMBA_STATE,
+        ),
+        (
+            "odd",
+            {"block_count": 3, **HEADS, "attention__head_count_kv": 2, "attention__recurrent_layers": [1, 0, 1], **SSM},
+            2,
+            2 * MAMBA_STATE,
+        ),
+        (
+            "kimi-linear",
+            {
+                "block_count": 2, **HEADS, "attention__head_count_kv": [0, 1], "kda__head_dim": 16, "ssm__conv_kernel": 4,
+            },
+            1,
+            4 * 16 * (3 * 3 + 16),
+        ),
+        ("gemma3n", {"block_count": 5, **HEADS, "attention__head_count_kv": 1, "attention__shared_kv_layers": 2}, 3, 0),
+        ("gemma3", {"block_count": 6, **HEADS, "attention__head_count_kv": 1, "attention__sliding_window": 512}, 6, 0),
+    ],
+)  # fmt: skip
+def test_only_layers_that_attend_have_cells(
+    tmp_path: Path, architecture: str, keys: dict[str, KeyValue], kv_heads: int, state: int
+) -> None:
+    """The others have a state for each sequence, which does not grow with its length."""
+    model = model_of(tmp_path, architecture, **keys)
+    head = 16 + 16 if "attention__head_count" in keys else 0
+    assert kv_bytes_per_token(model, "f16") == kv_heads * head * 2
+    assert state_bytes(model) == 4 * state
+    need = memory_needed(model, POOLS, kv_type="f16", batch_tokens=512)
+    assert [pool.state for pool in need.pools] == [10 * 4 * state, 2 * 4 * state]
+    assert need.kv == (10 * 1024 + 2 * 4096) * kv_heads * head * 2
+    assert need.total == need.weights + need.kv + need.state + need.compute

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +9,7 @@ import numpy as np
 import pytest
 
 from poise.engine.ports import Row, RunnerError, Sampled
-from poise.llama.binding import context
-from poise.llama.binding.context import PoolContext, usable_threads
+from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model, ModelError
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.runner import LlamaRunner
@@ -22,7 +19,6 @@ from poise.scheduler.planning.plan import (
     LoadSlot,
     MoveSlot,
     ReleaseSlot,
-    ScrubPool,
     StoreSlot,
     TrimSlot,
 )
@@ -251,116 +247,3 @@ def test_a_pool_that_cannot_be_built_frees_the_rest(model_path: Path, monkeypatc
         LlamaRunner(model, [PoolSpec("short", 1, 64, True)])
     with pytest.raises(AssertionError, match="closed"):
         _ = model.pointer
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("50000 100000", 1), ("max 100000", None), ("", None), ("100000000 100000", None)]
-)
-def test_threads_respect_the_quota(tmp_path: Path, quota: str, expected: int | None) -> None:
-    """A container with half a core gets one thread; without a quota, every core it may use."""
-    path = tmp_path / "cpu.max"
-    path.write_text(quota)
-    assert usable_threads(path) == (expected or usable_threads(tmp_path / "missing"))
-
-
-class Memory:
-    """This process's own writable memory, in which a few bytes are looked for."""
-
-    CHUNK = 1 << 24
-
-    def __init__(self, wanted: bytes) -> None:
-        self._wanted = wanted
-        self._buffer = bytearray(self.CHUNK)
-        own = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
-        self._passed_over = [(own, own + self.CHUNK), (id(wanted), id(wanted) + 33 + len(wanted))]
-
-    def holds(self, address: int) -> bool:
-        return ctypes.string_at(address, len(self._wanted)) == self._wanted
-
-    def find(self) -> list[int]:
-        """The addresses where they are, but for this object's own."""
-        found = []
-        file = os.open("/proc/self/mem", os.O_RDONLY)
-        try:
-            for line in Path("/proc/self/maps").read_text().splitlines():
-                bounds, rights = line.split()[:2]
-                start, end = (int(text, 16) for text in bounds.split("-"))
-                if rights.startswith("rw"):
-                    found += self._find_in(file, start, end)
-        finally:
-            os.close(file)
-        return [a for a in found if not any(low <= a < high for low, high in self._passed_over)]
-
-    def _find_in(self, file: int, start: int, end: int) -> list[int]:
-        found = []
-        for at in range(start, end, self.CHUNK - len(self._wanted)):
-            try:
-                n = os.preadv(file, [memoryview(self._buffer)[: min(self.CHUNK, end - at)]], at)
-            except OSError:
-                break  # nothing is behind it: a device, or a guard
-            place = self._buffer.find(self._wanted, 0, n)
-            while place >= 0:
-                found.append(at + place)
-                place = self._buffer.find(self._wanted, place + 1, n)
-        return found
-
-
-@pytest.mark.slow
-def test_a_scrub_leaves_nothing_of_released_cells_in_memory(runner: LlamaRunner) -> None:
-    """Releasing a slot leaves its keys and values where they were; a scrub does not, neither there nor where states are carried
-    through. What another slot holds is still there."""
-    prompts = [STORY[7:] + STORY[:7], STORY[::-1]]  # other tests have left nothing of these
-    for request_id, prompt in enumerate(prompts, start=1):
-        runner.open(request_id, prompt, SamplingParams(temperature=0.0))
-    runner.execute("short", [Row(1, 0, 0, prompts[0], True), Row(2, 1, 0, prompts[1], True)])
-    patterns = []
-    for slot in (0, 1):
-        state = runner._contexts["short"].copy_state(slot, len(STORY))
-        patterns.append(Memory(state[len(state) // 4 :][:64].tobytes()))
-        state.fill(0)
-    gone, kept = patterns
-    runner.apply(MoveSlot("short", 0, 2, 1))
-    runner.apply(ReleaseSlot("short", 2, 1))
-    places = gone.find()
-    assert len(places) == 3, "slot 0, slot 2, and the buffer that states are carried through"
-    runner.apply(ScrubPool("short"))
-    assert not any(gone.holds(place) for place in places)
-    assert gone.find() == []
-    assert kept.find()
-    assert runner.slot_positions("short", 1) == len(STORY) - 1
-    runner.apply(ReleaseSlot("short", 1, 2))
-    for request_id in (1, 2):
-        runner.close(request_id)
-
-
-@pytest.mark.slow
-def test_a_scrub_begins_nothing_where_memory_is_short(runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks what is left on the host before it copies, and keeps some of that for everybody else."""
-    runner.open(1, STORY, SamplingParams(temperature=0.0))
-    (drawn,) = runner.execute("short", [Row(1, 0, 0, STORY, True)])
-    with monkeypatch.context() as patch:
-        patch.setattr(context, "available_bytes", lambda: context.SCRUB_SPARE_BYTES)
-        patch.setattr(runner.model.library, "memory_clear", lambda *_: pytest.fail("it was begun"))
-        with pytest.raises(RunnerError, match="0 MiB are left for that"):
-            runner.apply(ScrubPool("short"))
-    runner.apply(ScrubPool("short"))
-    assert runner.execute("short", [Row(1, 0, len(STORY), [drawn.token.token], True)])
-    runner.apply(ReleaseSlot("short", 0, 1))
-    runner.close(1)
-
-
-@pytest.mark.slow
-def test_a_scrub_without_memory_for_the_copies_changes_nothing(
-    runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is an error, and the cells are what they were."""
-    runner.open(1, STORY, SamplingParams(temperature=0.0))
-    (drawn,) = runner.execute("short", [Row(1, 0, 0, STORY, True)])
-    with monkeypatch.context() as patch:
-        patch.setattr(runner.model.library, "state_seq_get_data", lambda *_: 0)
-        with pytest.raises(RunnerError, match="could not be read"):
-            runner.apply(ScrubPool("short"))
-    assert runner.slot_positions("short", 0) == len(STORY) - 1
-    assert runner.execute("short", [Row(1, 0, len(STORY), [drawn.token.token], True)])
-    runner.apply(ReleaseSlot("short", 0, 1))
-    runner.close(1)

@@ -89,6 +89,8 @@ class ReaderSettings(Section):
 class StreamsSettings(Section):
     send_buffer_bytes: Annotated[int, Field(ge=0, le=16 << 20)] = 16384
     """Send buffer of each connection in the kernel, which doubles it; 0 leaves it to the kernel."""
+    comment_s: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    """Silence after which a stream is sent a comment, so that nobody on its way takes it for dead; 0: none is sent."""
     interactive: ReaderSettings = ReaderSettings()
     background: ReaderSettings = ReaderSettings()
 

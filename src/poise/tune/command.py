@@ -19,6 +19,7 @@ from poise.bench.command import UsageError, check_range, check_writable, failure
 from poise.bench.rounds import ScenarioSource
 from poise.config import ConfigError, LoadedSettings, load_given
 from poise.llama.binding.library import EngineLibraryError
+from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.gguf import ModelError
 from poise.tune import tunedfile
 from poise.tune.check import HOLDS, NO_LONGER, check_values, unknown_keys
@@ -81,7 +82,7 @@ def tune(
         run = _Run(file, loaded, goal, source, provenance, rounds, seed)
         if check:
             return run.check(then)
-        found = selected(knobs(loaded, len(os.sched_getaffinity(0))), stage, knob or [])
+        found = selected(knobs(loaded, usable_threads()), stage, knob or [])
         if not plan:
             check_writable("FILE", file)
         return run.tune(found, minutes, plan_only=plan)

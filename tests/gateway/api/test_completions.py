@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from tests.gateway.fakes import (
     ask,
     chat_body,
     exchange,
+    frames,
     make_app,
     prompt_body,
     readable,
@@ -179,7 +182,7 @@ async def test_several_prompts_with_several_choices() -> None:
 
 
 async def test_a_stream_has_one_event_for_each_batch_of_tokens() -> None:
-    """The first with the role, the last with the finish reason, then usage and [DONE]."""
+    """Behind the one with the role; the last has the finish reason, then come usage and [DONE]."""
     engine = FakeEngine()
     stream = exchange(make_app(engine), "POST", CHAT, chat_body(stream=True, stream_options={"include_usage": True}))
     stream.open()
@@ -195,7 +198,7 @@ async def test_a_stream_has_one_event_for_each_batch_of_tokens() -> None:
     assert await stream.frame() == "[DONE]"
     await stream.ended()
     assert [c["choices"][0]["delta"] for c in chunks[:3]] == [
-        {"role": "assistant", "content": "Hel"},
+        {"content": "Hel"},
         {"content": "lo"},
         {},
     ]
@@ -228,8 +231,8 @@ async def test_choices_of_a_stream_do_not_wait_for_each_other() -> None:
     for request, text in [(two, "B"), (one, "A"), (two, "b")]:
         request.say(text)
         choice = (await stream.event())["choices"][0]
-        told.append((choice["index"], choice["delta"].get("role"), choice["delta"]["content"]))
-    assert told == [(1, "assistant", "B"), (0, "assistant", "A"), (1, None, "b")]
+        told.append((choice["index"], choice["delta"]))
+    assert told == [(1, {"content": "B"}), (0, {"content": "A"}), (1, {"content": "b"})]
     for request in (one, two):
         request.finish()
         assert (await stream.event())["choices"][0]["finish_reason"] == "stop"
@@ -239,7 +242,41 @@ async def test_choices_of_a_stream_do_not_wait_for_each_other() -> None:
 async def test_an_answer_without_text_still_has_a_role() -> None:
     """The model may end at once."""
     reply = await answered(FakeEngine(says("")), chat_body(stream=True))
-    assert [c["choices"][0]["delta"] for c in reply.chunks] == [{"role": "assistant", "content": ""}, {}]
+    told = [json.loads(data) for _, data in frames(reply.body, openings=True)[:-1]]
+    assert [chunk["choices"][0]["delta"] for chunk in told] == [{"role": "assistant", "content": ""}, {}]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_stream_begins_when_its_request_was_taken(n: int) -> None:
+    """Headers, and the role of each choice, before anything is computed; nobody is told so before the last one is taken."""
+    engine = FakeEngine()
+    stream = exchange(make_app(engine), "POST", CHAT, chat_body(stream=True, n=n)).open()
+    await engine.submitted(n)
+    for request in engine.submissions[1:]:
+        request.accept()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert stream.sent.empty()
+    engine.submissions[0].accept()
+    assert await stream.start() == 200
+    told = [json.loads(data) for _, data in frames((await stream.message())["body"], openings=True)]
+    assert [chunk["choices"][0]["index"] for chunk in told] == list(range(n))
+    for chunk in told:
+        (choice,) = chunk["choices"]
+        assert (choice["delta"], choice["finish_reason"]) == ({"role": "assistant", "content": ""}, None)
+    for request in engine.submissions:
+        request.finish()
+    await stream.ended()
+
+
+async def test_a_refusal_is_no_stream() -> None:
+    """Also when other choices were taken."""
+    engine = FakeEngine()
+    stream = exchange(make_app(engine), "POST", CHAT, chat_body(stream=True, n=2)).open()
+    await engine.submitted(2)
+    engine.submissions[0].accept()
+    engine.submissions[1].refuse("queue_full", 64, 64)
+    assert (await stream.reply()).status == 429
 
 
 async def test_a_long_wait_is_told_in_a_comment() -> None:

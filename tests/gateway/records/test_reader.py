@@ -17,7 +17,7 @@ from poise.gateway.models.local.generation import ChoiceRequest, Generation
 from poise.gateway.records.following import Stop
 from poise.gateway.records.reader import Place, Reader, read_place
 from poise.gateway.records.record import Origin, Record
-from poise.gateway.records.values import Heading
+from poise.gateway.records.values import ContextNote, Heading, Notes
 from poise.gateway.request.refusals import ApiError
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
@@ -80,7 +80,7 @@ def rest(reader: Reader) -> list[tuple[str, str]]:
     """All that it still has to tell."""
     events = []
     while data := reader.take():
-        events += frames(data)
+        events += frames(data, openings=True)
     return events
 
 
@@ -115,7 +115,7 @@ def test_any_cut_is_invisible(
             left = next(cut, None)
             heard = 0
             while data := reader.take():
-                for event_id, event in frames(data):
+                for event_id, event in frames(data, openings=True):
                     if left is not None and heard == left:
                         # The rest was sent and never arrived.
                         reader = Reader(
@@ -257,3 +257,62 @@ async def test_leaving_while_a_token_is_held() -> None:
     waiting.cancel()
     assert reader not in record.followers
     assert reader._timer is None
+
+
+def silent(record: Record, comment_s: float) -> Reader:
+    """Of a stream that was told that its request was taken."""
+    reader = Reader(record, STREAMS, comment_s=comment_s)
+    assert b'"role":"assistant"' in reader.take()
+    return reader
+
+
+async def test_a_silent_stream_is_told_that_it_lives() -> None:
+    """Once for each time of silence, also while text is held back; what is said begins it anew."""
+    record, (one,), _ = begun(1, ChatWriter, ("END",), -1)
+    reader = silent(record, 0.02)
+    for _ in range(2):
+        assert reader.take() == b""
+        while not (data := reader.take()):
+            await reader.wait()
+        assert data.strip() == b": keep-alive"
+    one.say("EN")  # may be a stop string
+    while not (data := reader.take()):
+        await reader.wait()
+    assert data.strip() == b": keep-alive"
+    one.say("x")
+    assert b"ENx" in reader.take()
+    assert reader.take() == b""
+    reader.leave()
+
+
+async def test_a_stream_that_left_is_woken_no_more() -> None:
+    record, _, _ = begun(1, ChatWriter, (), -1)
+    reader = silent(record, 3600.0)
+    waiting = asyncio.ensure_future(reader.wait())
+    await asyncio.sleep(0)
+    assert reader._alarm is not None
+    reader.leave()
+    assert reader._alarm.cancelled()
+    waiting.cancel()
+
+
+async def test_nothing_is_said_where_no_comments_are_wanted() -> None:
+    record, _, _ = begun(1, ChatWriter, (), -1)
+    reader = silent(record, 0.0)
+    waiting = asyncio.ensure_future(reader.wait())
+    await asyncio.sleep(0.01)
+    assert reader._alarm is None
+    assert reader.take() == b""
+    waiting.cancel()
+
+
+async def test_how_an_answer_was_made_is_told_when_it_is_known() -> None:
+    """Once; in the last event at the latest."""
+    record, (one,), _ = begun(1, ChatWriter, (), -1)
+    reader = silent(record, 0.0)
+    one.say("a")
+    told = reader.take()
+    record.notes = Notes(ContextNote(policy="trim", prompt_tokens=1))
+    one.finish()
+    assert b'"poise"' not in told
+    assert reader.take().count(b'"poise":{"context"') == 1

@@ -1,7 +1,8 @@
 """The endpoint of every dialect: an HTTP request through the intake to a call, and its record to a response.
 
 Nothing is sent before the engine has taken every choice, so that a refusal is an ordinary HTTP error also for a stream. The one
-exception is a stream whose older turns must be summarized first, because that takes a while.
+exception is a stream whose older turns must be summarized first, because that takes a while. Then the headers of a stream go out,
+with the role of who will speak, before its prompt is computed: whoever waits for them knows that they are served.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ class Generation:
         """The event stream. Nothing is left behind even if this task is cancelled just as the engine has accepted."""
         origin, streams = call.record.origin, self._metrics
         delay_s = class_settings(self._settings, origin.request_class).pacing_ms / 1000
-        reader = Reader(call.record, streams, delay_s=delay_s, has_ids=wants_ids(request.headers, call))
+        comment_s, has_ids = self._settings.streams.comment_s, wants_ids(request.headers, call)
+        reader = Reader(call.record, streams, delay_s=delay_s, comment_s=comment_s, has_ids=has_ids)
         try:
             call.start()
             if not call.is_late:

@@ -7,7 +7,6 @@ requests are refused by the scheduler's own bounds only, and by a server that is
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 
@@ -25,6 +24,7 @@ from poise.gateway.condition.levels import (
 from poise.gateway.request.refusals import draining, shed_background
 from poise.gateway.supervision.blame import Death
 from poise.gateway.supervision.engine import EnginePhase, EngineProcess
+from poise.llama.files.cgroups import usable_threads
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.admission import shared_places
 from poise.scheduler.request import RequestClass
@@ -151,7 +151,7 @@ def fallback(settings: Settings) -> Settings:
     flash attention unless the type of the KV cells needs it. Every limit of a request is as before: what was accepted still fits.
     """
     engine, pools, classes = settings.engine, settings.pools, settings.classes
-    threads = engine.threads or len(os.sched_getaffinity(0))
+    threads = engine.threads or usable_threads()
     flash = "off" if engine.kv_type == "f16" else "on"
     short, long = (max(1, pool.slots // 2) for pool in (pools.short, pools.long))
     batch = max(min(engine.batch_tokens, FALLBACK_BATCH_TOKENS), short, long, settings.scheduler.quantum_tokens)

@@ -16,7 +16,7 @@ from poise.gateway.records.pacing import Playout, Wake
 from poise.gateway.records.record import Follower, Record
 from poise.gateway.records.resuming import writer_behind
 from poise.gateway.records.values import Logprob
-from poise.gateway.records.writer import QUEUED, event_id
+from poise.gateway.records.writer import KEEP_ALIVE, QUEUED, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.answers import EntryKind
 from poise.metrics.streams import StreamMetrics
@@ -69,11 +69,13 @@ class Reader(Follower):
         metrics: StreamMetrics,
         *,
         delay_s: float = 0.0,
+        comment_s: float = 0.0,
         place: Place | None = None,
         has_ids: bool = False,
     ) -> None:
-        """`delay_s`: longest time that a token may be held to even the pace. `place`: it comes back, from there on.
-        `has_ids`: its events have ids, by which it may come back."""
+        """`delay_s`: longest time that a token may be held to even the pace. `comment_s`: silence after which the stream is
+        told that it lives; 0: never. `place`: it comes back, from there on. `has_ids`: its events have ids, by which it may come
+        back."""
         super().__init__(record)
         start = place or Place()
         self.is_done = False
@@ -90,6 +92,12 @@ class Reader(Follower):
         n_free = record.n_entries if place is not None else 0
         self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
         self._timer: asyncio.TimerHandle | None = None
+        self._is_opened = start != Place()
+        self._comment_s = comment_s
+        self._said_s = time.perf_counter()
+        """When there was something to take, last."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Wakes the stream when it may have been silent for too long."""
 
     def notify(self) -> None:
         """Wake the stream, or see to it that it wakes when the next token is due."""
@@ -105,6 +113,9 @@ class Reader(Follower):
         if wake is _SET_TIMER:
             self._set_timer()
         if wake is not _NOW:
+            if self._alarm is None and self._comment_s > 0:
+                silent_s = time.perf_counter() - self._said_s
+                self._alarm = asyncio.get_running_loop().call_later(self._comment_s - silent_s, self._ring_alarm)
             await self._wakeup.wait()
 
     def take(self) -> bytes:
@@ -116,6 +127,9 @@ class Reader(Follower):
             self._sent_place = record.place
             position, eta_ms = record.place
             out.append(self._writer.note(QUEUED, None, {"position": position, "eta_ms": eta_ms}))
+        if not self._is_opened and record.is_open:
+            self._is_opened = True
+            out.append(self._writer.opening(len(record.choices)))
         timeline, ends = record.timeline, record.ends
         while size < CHUNK_BYTES:
             if self._n_moments < len(timeline) and timeline[self._n_moments].n_entries <= self._cursor:
@@ -132,7 +146,12 @@ class Reader(Follower):
             size += len(piece)
         else:
             playout.has_news = True
-        return out[0] if len(out) == 1 else b"".join(out)
+        data = out[0] if len(out) == 1 else b"".join(out)
+        if data:
+            self._said_s = now_s
+        elif 0 < self._comment_s <= now_s - self._said_s:
+            self._said_s, data = now_s, self._writer.note(KEEP_ALIVE, None, {})
+        return data
 
     def error_event(self, error: ApiError) -> bytes:
         """What a stream that cannot go on ends with."""
@@ -140,6 +159,8 @@ class Reader(Follower):
         return self._writer.failed(self._cursor, self._n_ends, error)
 
     def leave(self, *, stuck: bool = False) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._playout.is_timer_set = None, False
@@ -152,6 +173,10 @@ class Reader(Follower):
 
     def _ring(self) -> None:
         self._timer, self._playout.is_timer_set = None, False
+        self._wakeup.set()
+
+    def _ring_alarm(self) -> None:
+        self._alarm = None
         self._wakeup.set()
 
     def _run(self, stop: int, now_s: float) -> bytes:

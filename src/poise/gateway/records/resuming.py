@@ -12,6 +12,8 @@ def writer_behind(record: Record, n_entries: int, n_ends: int) -> Writer:
     writer = record.writer()
     if record.downgraded:
         writer.downgrade()
+    if n_entries or n_ends:
+        writer.opening(len(record.choices))  # came before that
     runs: list[list[tuple[int, list[str]]]] = [[] for _ in record.choices]
     opened = {end.choice for end in record.ends[:n_ends]}
     for i in range(n_entries):

@@ -26,7 +26,7 @@ class Answered(Protocol):
     heading: Heading
     options: AnswerOptions
     notes: Notes | None
-    """How the answer was made. Not known before the first choice has begun."""
+    """How the answer was made, as soon as that is known."""
 
     def usage(self, n_entries: int | None = None) -> Usage:
         """Tokens up to a place, or so far."""
@@ -47,6 +47,10 @@ class Writer(ABC):
         """The reader has this of a choice already; what is written goes on behind it. Before anything is written.
 
         Called for each run of pieces of one kind, in their order; a CALL_NAME is a run by itself."""
+
+    def opening(self, n_choices: int) -> bytes:
+        """What is sent once the request was taken, before anything of it is there; many dialects have no word for it."""
+        return b""
 
     @abstractmethod
     def downgrade(self) -> None:
@@ -72,7 +76,7 @@ class Writer(ABC):
 
     @abstractmethod
     def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
-        """Something that is no part of the answer: QUEUED, SUMMARIZING, or a change of a choice's place in the engine.
+        """Something that is no part of the answer: QUEUED, SUMMARIZING, KEEP_ALIVE, or a change of a choice's place.
 
         `choice` None: there is only one, or it concerns all."""
 
@@ -92,8 +96,8 @@ class Writer(ABC):
 MakeWriter = Callable[[Answered], Writer]
 """Makes the writer for one more reader."""
 
-QUEUED, SUMMARIZING = "queued", "summarizing"
-"""Notes with `position` and `eta_ms`, and with the number of `turns`."""
+QUEUED, SUMMARIZING, KEEP_ALIVE = "queued", "summarizing", "keep-alive"
+"""Notes with `position` and `eta_ms`, with the number of `turns`, and with nothing but that the stream lives."""
 
 
 def event_id(n_entries: int, n_ends: int) -> bytes:
@@ -120,6 +124,8 @@ def _note(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
         return b": queued position=%d eta_ms=%d\n" % (detail["position"], detail["eta_ms"])
     if what == SUMMARIZING:
         return b": summarizing turns=%d\n" % detail["turns"]
+    if what == KEEP_ALIVE:
+        return b": keep-alive\n"
     word = DOWNGRADED if what == ChangeKind.DOWNGRADE else MEANINGS[what].comment
     index = b"" if choice is None else b" choice=%d" % choice
     name = b"recomputed" if what == ChangeKind.RECOVER else b"why"

@@ -8,10 +8,7 @@ that share no row with the mistake go on.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
-from math import ceil
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +18,8 @@ from poise.llama.binding.batch import BatchBuffer
 from poise.llama.binding.library import FLASH_OFF, FLASH_ON, KV_TYPES, ContextPointer
 from poise.llama.binding.mapping import Bytes, allocate
 from poise.llama.binding.model import Model, ModelError
-from poise.llama.files.memory import PoolSpec, available_bytes
+from poise.llama.files.cgroups import usable_threads
+from poise.llama.files.memory import PoolSpec, available_bytes, state_bytes
 from poise.wire.messages import PoolInfo
 
 STATE_KEPT_BYTES = 32 << 20
@@ -89,7 +87,7 @@ class PoolContext:
             n_slots=spec.n_slots,
             slot_cells=spec.slot_cells,
             flash_attention=flash,
-            kv_bytes=spec.n_slots * spec.built_cells * model.kv_bytes_per_token(kv_type),
+            kv_bytes=spec.n_slots * (spec.built_cells * model.kv_bytes_per_token(kv_type) + state_bytes(model.header)),
             cell_bytes=model.kv_bytes_per_token(kv_type),
         )
 
@@ -299,13 +297,3 @@ class PoolContext:
 
 def _bytes_at(array: Bytes) -> ctypes._Pointer[ctypes.c_uint8]:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-def usable_threads(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may use, by its affinity and by its control group's quota."""
-    cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = quota_file.read_text().split()
-        return max(1, min(cores, ceil(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return cores  # no control group with a quota ("max")

@@ -35,10 +35,11 @@ import msgspec
 
 from poise.config.paths import cache_dir
 from poise.engine.ports import Row
-from poise.llama.binding.context import PoolContext, usable_threads
+from poise.llama.binding.context import PoolContext
 from poise.llama.binding.library import Library
 from poise.llama.binding.model import Model
 from poise.llama.files.cachefile import read_entries, write_entry
+from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.memory import PoolSpec
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.policy import LONG_POOL, CostPrior

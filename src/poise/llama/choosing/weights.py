@@ -25,7 +25,6 @@ from poise.config import Settings
 from poise.config.paths import cache_dir
 from poise.engine.ports import RunnerError
 from poise.llama.binding import library
-from poise.llama.binding.context import usable_threads
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.binding.model import Model
 from poise.llama.choosing.measure import cpu_name, library_versions
@@ -33,6 +32,7 @@ from poise.llama.choosing.pace import GAIN_MIN, Pace, compare_pace
 from poise.llama.choosing.quality import Quality, TooSlow, compare, quality_text
 from poise.llama.choosing.requantise import CannotMake, WeightsFolder, remove
 from poise.llama.files.cachefile import drop_entry, read_entries, write_entry
+from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.digest import file_digest, known_digest
 from poise.llama.files.formats import FORMATS, WeightFormat, candidates, not_applicable
 from poise.llama.files.gguf import GgufHeader, ModelError, read_header

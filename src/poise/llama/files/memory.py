@@ -13,13 +13,18 @@ from pathlib import Path
 
 import psutil
 
+from poise.llama.files.cgroups import CGROUP, PROC, folders, text_of
 from poise.llama.files.gguf import GgufHeader
+from poise.llama.files.layers import layers, state_elements
 
 CELLS_STEP = 256
 """llama.cpp rounds a slot's cells up to a multiple of this."""
 
 KV_BLOCK = 32
 """Elements of a block of the quantised types."""
+
+STATE_ELEMENT_BYTES = 4
+"""llama.cpp keeps recurrent states as float32."""
 
 KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
@@ -45,13 +50,14 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class PoolNeed:
-    """A pool as it will be built, and its bytes by purpose."""
+    """A pool as it will be built, and its bytes by purpose. `state`: what its sequences have beside their cells."""
 
     name: str
     n_slots: int
     slot_cells: int
     kv: int
     compute: int
+    state: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,20 +75,30 @@ class MemoryNeed:
         return sum(pool.kv for pool in self.pools)
 
     @property
+    def state(self) -> int:
+        return sum(pool.state for pool in self.pools)
+
+    @property
     def compute(self) -> int:
         return sum(pool.compute for pool in self.pools)
 
     @property
     def total(self) -> int:
-        return self.weights + self.kv + self.compute + self.store + self.reserve
+        return self.weights + self.kv + self.state + self.compute + self.store + self.reserve
 
 
 def kv_bytes_per_token(header: GgufHeader, kv_type: str) -> int:
-    """Bytes of one KV cell over all layers, from the file's metadata (keys and values of every KV head)."""
-    n_layers = header.number("block_count")
-    n_heads = max(1, header.number("attention.head_count", 1))
-    heads = header.per_layer("attention.head_count_kv", n_layers) or [n_heads] * n_layers
-    return int(sum(heads) * sum(_head_elements(header)) * KV_ELEMENT_BYTES[kv_type])
+    """Bytes of one KV cell over all layers, from the file's metadata (keys and values of every KV head).
+
+    Layers with a sliding window count in full: cells behind it are kept, so that a beginning can be used again.
+    """
+    heads = sum(n_heads for n_heads, _ in layers(header))
+    return int(heads * sum(_head_elements(header)) * KV_ELEMENT_BYTES[kv_type])
+
+
+def state_bytes(header: GgufHeader) -> int:
+    """Bytes of one sequence's recurrent state over all layers: the same however long it is. 0: there is none."""
+    return STATE_ELEMENT_BYTES * state_elements(header) * sum(has_state for _, has_state in layers(header))
 
 
 def can_quantise_kv(header: GgufHeader) -> bool:
@@ -115,6 +131,7 @@ def memory_needed(
             slot_cells=pool.slot_cells,
             kv=pool.n_slots * pool.built_cells * per_token,
             compute=_compute_bytes(header, pool, batch_tokens),
+            state=pool.n_slots * state_bytes(header),
         )
         for pool in cut
     )
@@ -130,38 +147,24 @@ def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int
     return 4 * (batch_tokens * per_token + logits)
 
 
-def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
     """Memory this process may still take: the host's, and what each of its control groups has left."""
     return max(0, min([int(psutil.virtual_memory().available), *_cgroup_bytes(proc, cgroup)]))
 
 
 def _cgroup_bytes(proc: Path, cgroup: Path) -> Iterator[int]:
     """What is left under the limit of each control group (version 1 or 2) that holds this process, up to the root."""
-    for line in _text(proc / "self/cgroup").splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            base, files = cgroup, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            base, files = cgroup / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        limit, usage, reclaimable = files
-        # A container may see its own group as the root, under a path that does not exist inside: the parents cover it.
-        for folder in (Path(group), *Path(group).parents):
-            here = base / folder.relative_to("/")
-            yield from _left(here / limit, here / usage, here / "memory.stat", reclaimable)
+    for version, here in folders("memory", proc, cgroup):
+        limit, usage, reclaimable = _FILES[version]
+        limit_text, usage_text = text_of(here / limit).strip(), text_of(here / usage).strip()
+        if not limit_text.isdigit() or not usage_text.isdigit():
+            continue  # "max": no limit here
+        statistics = text_of(here / "memory.stat").splitlines()
+        cached = [line.split()[1] for line in statistics if line.startswith(f"{reclaimable} ")]
+        yield int(limit_text) - int(usage_text) + sum(map(int, cached))
 
 
-def _left(limit: Path, usage: Path, statistics: Path, reclaimable: str) -> Iterator[int]:
-    limit_text, usage_text = _text(limit).strip(), _text(usage).strip()
-    if not limit_text.isdigit() or not usage_text.isdigit():
-        return  # "max": no limit here
-    cached = [line.split()[1] for line in _text(statistics).splitlines() if line.startswith(f"{reclaimable} ")]
-    yield int(limit_text) - int(usage_text) + sum(map(int, cached))
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}

@@ -50,8 +50,9 @@ class Fit:
     def problem(self) -> str:
         """Why it does not fit and what to do, for one line behind the file's name."""
         need = self.need
+        state = f" recurrent states {_mib(need.state)}," if need.state else ""
         return (
-            f"needs {_mib(need.total)} of memory (weights {_mib(need.weights)}, KV cells {_mib(need.kv)}, computing"
+            f"needs {_mib(need.total)} of memory (weights {_mib(need.weights)}, KV cells {_mib(need.kv)},{state} computing"
             f" {_mib(need.compute)}, host store {_mib(need.store)}, to stay free {_mib(need.reserve)}), and"
             f" {_mib(self.available)} is available; {self.remedy}"
         )
@@ -149,6 +150,7 @@ def to_json(fit: Fit) -> str:
         "need_bytes": {
             "weights": need.weights,
             "kv": {pool.name: pool.kv for pool in need.pools},
+            "state": {pool.name: pool.state for pool in need.pools},
             "compute": {pool.name: pool.compute for pool in need.pools},
             "store": need.store,
             "reserve": need.reserve,
@@ -167,6 +169,9 @@ def _rows(fit: Fit) -> Iterator[tuple[str, str, str]]:
     for pool in need.pools:
         slots = f"{pool.n_slots} slot{'s' if pool.n_slots > 1 else ''}"
         yield f"KV cells, {pool.name} pool", _mib(pool.kv), f"{slots} of {pool.slot_cells} tokens, {need.kv_type}"
+    for pool in need.pools:
+        if pool.state:
+            yield f"states, {pool.name} pool", _mib(pool.state), "what recurrent layers remember, for each slot"
     for pool in need.pools:
         yield f"computing, {pool.name} pool", _mib(pool.compute), "estimated, at most"
     yield "host store", _mib(need.store), "when it is full"

@@ -14,8 +14,9 @@ from itertools import pairwise
 import numpy as np
 
 from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
-from poise.llama.binding.context import PoolContext, usable_threads
+from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model
+from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.grammar import Grammars
 from poise.llama.running.sampler import Drawn, Floats, Sampler

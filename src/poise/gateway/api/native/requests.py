@@ -140,7 +140,8 @@ class Requests:
         request_class = RequestClass.BACKGROUND if record.downgraded else record.origin.request_class
         self._metrics.reattached(request_class)
         delay_s = class_settings(self._settings, request_class).pacing_ms / 1000
-        reader = Reader(record, self._metrics, delay_s=delay_s, place=place, has_ids=True)
+        comment_s = self._settings.streams.comment_s
+        reader = Reader(record, self._metrics, delay_s=delay_s, comment_s=comment_s, place=place, has_ids=True)
         return EventStream(reader, patience(self._settings.streams, request_class), self._metrics)
 
     async def erase(self, request: Request) -> EraseResult:

@@ -48,8 +48,8 @@ class OpenAIWriter(Writer):
     """What both endpoints share: a heading that everything repeats, ids, usage, and `[DONE]`.
 
     Where usage was asked for, each event has a `usage`: null, or with `continuous_usage` the tokens so far. What the answer says
-    about how it was made is a field `poise`: of the body, or of a reader's first event. There, or in the last event of a choice,
-    it says what cut an answer short.
+    about how it was made is a field `poise`: of the body, or of the first event of a reader for which it is known. There, or in
+    the last event of a choice, it says what cut an answer short.
     """
 
     chunk_kind: ClassVar[str]
@@ -182,9 +182,10 @@ class OpenAIWriter(Writer):
         return encode(self._answered.usage(n_entries).as_sent())
 
     def _notes(self, *ended_by: str) -> bytes:
-        """The field that says how the answer was made, for the first who asks, and how the choices ended that were cut short."""
+        """The field that says how the answer was made, for the first who asks when that is known, and how the choices ended that
+        were cut short."""
         notes = None if self._has_notes else self._answered.notes
-        self._has_notes = True
+        self._has_notes |= notes is not None
         if any(reason not in FINISH_REASONS for reason in ended_by):
             notes = msgspec.structs.replace(notes or Notes(), outcome="+".join(dict.fromkeys(ended_by)))
         return b"" if notes is None else b',"poise":' + encode(notes)
@@ -201,6 +202,11 @@ class ChatWriter(OpenAIWriter):
     def passed(self, choice: int, text: str, kind: EntryKind = _TEXT) -> None:
         super().passed(choice, text, kind)
         self._n_calls[choice] += kind is EntryKind.CALL_NAME
+
+    def opening(self, n_choices: int) -> bytes:
+        self._opened.update(range(n_choices))
+        made = (self._delta(choice, "", True, _TEXT) for choice in range(n_choices))
+        return b"".join(self._event(0, 0, choice, delta, b"null", None, b"") for choice, delta in enumerate(made))
 
     def _delta(self, choice: int, text: str, is_first: bool, kind: EntryKind) -> bytes:
         opening = b'"delta":{"role":"assistant",' if is_first else b'"delta":{'
