@@ -61,6 +61,7 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "worker/text/grammar.py",
         "gateway/supervision/preflight.py",
         "gateway/serve.py",
+        "gateway/condition/degradation.py",
         "commands/doctor.py",
         "commands/model_files.py",
         "commands/settings.py",
@@ -70,7 +71,7 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "tune/capacity_command.py",
         "tune/provenance.py",
         "tune/tunedfile.py",
-    }  # preflight: in a child; serve: free memory; commands: `poise fit` reads a header; tune: its child times passes; the record
+    }  # preflight: in a child; serve: free memory; degradation: usable cores; commands: `poise fit` reads a header; tune: its child times passes; the record
     # of capacity, digests, atomic files
     assert all((SOURCE / name).is_file() for name in allowed), "an exception for a module that is not there"
     for path in MODULES:
