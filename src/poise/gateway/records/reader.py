@@ -15,8 +15,9 @@ from poise.gateway.records.moments import End, Moment
 from poise.gateway.records.pacing import Playout, Wake
 from poise.gateway.records.record import Follower, Record
 from poise.gateway.records.resuming import writer_behind
+from poise.gateway.records.silence import Silence
 from poise.gateway.records.values import Logprob
-from poise.gateway.records.writer import KEEP_ALIVE, QUEUED, event_id
+from poise.gateway.records.writer import QUEUED, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.answers import EntryKind
 from poise.metrics.streams import StreamMetrics
@@ -93,11 +94,7 @@ class Reader(Follower):
         self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
         self._timer: asyncio.TimerHandle | None = None
         self._is_opened = start != Place()
-        self._comment_s = comment_s
-        self._said_s = time.perf_counter()
-        """When there was something to take, last."""
-        self._alarm: asyncio.TimerHandle | None = None
-        """Wakes the stream when it may have been silent for too long."""
+        self._silence = Silence(comment_s, self._wakeup, self._writer)
 
     def notify(self) -> None:
         """Wake the stream, or see to it that it wakes when the next token is due."""
@@ -113,10 +110,7 @@ class Reader(Follower):
         if wake is _SET_TIMER:
             self._set_timer()
         if wake is not _NOW:
-            if self._alarm is None and self._comment_s > 0:
-                silent_s = time.perf_counter() - self._said_s
-                self._alarm = asyncio.get_running_loop().call_later(self._comment_s - silent_s, self._ring_alarm)
-            await self._wakeup.wait()
+            await self._silence.wait()
 
     def take(self) -> bytes:
         """The next events in the record's order, about as much as may be sent at once; nothing if there is nothing now."""
@@ -146,12 +140,7 @@ class Reader(Follower):
             size += len(piece)
         else:
             playout.has_news = True
-        data = out[0] if len(out) == 1 else b"".join(out)
-        if data:
-            self._said_s = now_s
-        elif 0 < self._comment_s <= now_s - self._said_s:
-            self._said_s, data = now_s, self._writer.note(KEEP_ALIVE, None, {})
-        return data
+        return self._silence.told(out[0] if len(out) == 1 else b"".join(out), now_s)
 
     def error_event(self, error: ApiError) -> bytes:
         """What a stream that cannot go on ends with."""
@@ -159,8 +148,7 @@ class Reader(Follower):
         return self._writer.failed(self._cursor, self._n_ends, error)
 
     def leave(self, *, stuck: bool = False) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
+        self._silence.end()
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._playout.is_timer_set = None, False
@@ -173,10 +161,6 @@ class Reader(Follower):
 
     def _ring(self) -> None:
         self._timer, self._playout.is_timer_set = None, False
-        self._wakeup.set()
-
-    def _ring_alarm(self) -> None:
-        self._alarm = None
         self._wakeup.set()
 
     def _run(self, stop: int, now_s: float) -> bytes:

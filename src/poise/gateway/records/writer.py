@@ -99,6 +99,8 @@ MakeWriter = Callable[[Answered], Writer]
 QUEUED, SUMMARIZING, KEEP_ALIVE = "queued", "summarizing", "keep-alive"
 """Notes with `position` and `eta_ms`, with the number of `turns`, and with nothing but that the stream lives."""
 
+_WORDS = {KEEP_ALIVE: KEEP_ALIVE.encode(), ChangeKind.DOWNGRADE: DOWNGRADED}
+
 
 def event_id(n_entries: int, n_ends: int) -> bytes:
     """A place, as an event's id has it."""
@@ -124,9 +126,7 @@ def _note(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
         return b": queued position=%d eta_ms=%d\n" % (detail["position"], detail["eta_ms"])
     if what == SUMMARIZING:
         return b": summarizing turns=%d\n" % detail["turns"]
-    if what == KEEP_ALIVE:
-        return b": keep-alive\n"
-    word = DOWNGRADED if what == ChangeKind.DOWNGRADE else MEANINGS[what].comment
+    word = _WORDS[what] if what in _WORDS else MEANINGS[what].comment
     index = b"" if choice is None else b" choice=%d" % choice
     name = b"recomputed" if what == ChangeKind.RECOVER else b"why"
     why = detail.get("why", "")
