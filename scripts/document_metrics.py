@@ -20,7 +20,7 @@ from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.story import ChoiceStory, RequestStory
 from poise.metrics.tasks import TaskMetrics
-from poise.scenarios import load_scenario
+from poise.scenarios.parser import load_scenario
 from poise.sim.simulate import Options, simulate
 from poise.wire import messages as wire
 from poise.wire import status as wire_status

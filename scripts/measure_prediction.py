@@ -21,7 +21,8 @@ from typing import Any
 
 from poise.bench.rounds import OURS, ScenarioSource
 from poise.config import LoadedSettings, load_given
-from poise.scenarios import Scenario, load_scenario
+from poise.scenarios.model import Scenario
+from poise.scenarios.parser import load_scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import Run, Target, find_break, parse_target, scaled
 from poise.sim.pressure import Pressure

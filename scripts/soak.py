@@ -53,7 +53,9 @@ from poise.bench.load import RoundLoad, RoundResult  # noqa: E402
 from poise.bench.provenance import commit, host  # noqa: E402
 from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
 from poise.bench.target import discover, new_session, wait_ready  # noqa: E402
-from poise.scenarios import Event, Scenario, ScenarioError, load_scenario  # noqa: E402
+from poise.scenarios.files import ScenarioError  # noqa: E402
+from poise.scenarios.model import Event, Scenario  # noqa: E402
+from poise.scenarios.parser import load_scenario  # noqa: E402
 
 SIEGE_INTENSITY = 0.1
 START_S_MAX = 300.0

@@ -15,7 +15,9 @@ from poise.bench.kill import EngineKiller
 from poise.bench.prompts import MALFORMED, malformed_body
 from poise.bench.reading import slow_session
 from poise.bench.target import new_session
-from poise.scenarios import Event, PlannedRequest, Reading, ScenarioError, Targets, parse_scenario, parse_target
+from poise.scenarios.files import ScenarioError
+from poise.scenarios.model import Event, PlannedRequest, Reading, Targets
+from poise.scenarios.parser import parse_scenario, parse_target
 from tests.bench.test_load import COMPLETE, DONE, ROLE, TOKEN, Server, answering, check, load, run, scenario, stream
 
 HEAD = """

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from poise.bench.command import bench
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
 from poise.bench.target import TargetError
-from poise.scenarios import find_scenario, parse_scenario
+from poise.scenarios.parser import find_scenario, parse_scenario
 
 TEXT = """
 name = "tiny"

@@ -9,7 +9,7 @@ import pytest
 from poise.bench.goodput import Goodput, by_class, goodput, judge
 from poise.bench.record import CANCELLED, DISCONNECTED, OK, REFUSED, UNFINISHED, Figure, RequestRecord
 from poise.bench.stats import Group, failures, over_rounds, summarize
-from poise.scenarios import Targets
+from poise.scenarios.model import Targets
 from tests.bench.test_stats import record
 
 TARGETS = Targets("interactive", ttft_ms=100, itl_p99_ms=50, e2e_ms=300)

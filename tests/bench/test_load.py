@@ -20,7 +20,8 @@ from poise.bench.load import RoundLoad, RoundResult
 from poise.bench.prompts import WORDS, prompt
 from poise.bench.sse import LINE_BYTES_MAX, EventDecoder, error_type
 from poise.bench.target import Target, TargetError, base_url, discover, new_session, wait_ready
-from poise.scenarios import Scenario, parse_scenario
+from poise.scenarios.model import Scenario
+from poise.scenarios.parser import parse_scenario
 
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}\n\n'

@@ -12,15 +12,9 @@ from statistics import median
 import pytest
 
 from poise.bench.prompts import messages
-from poise.scenarios import (
-    Length,
-    PlannedRequest,
-    RequestStream,
-    Scenario,
-    ScenarioError,
-    load_scenario,
-    parse_scenario,
-)
+from poise.scenarios.files import ScenarioError
+from poise.scenarios.model import Length, PlannedRequest, RequestStream, Scenario
+from poise.scenarios.parser import load_scenario, parse_scenario
 
 SHIPPED = sorted((Path(__file__).parents[2] / "scenarios").glob("*.toml"))
 
@@ -200,7 +194,7 @@ def test_streams_are_independent() -> None:
 def test_hash_seed_changes_nothing() -> None:
     """The requests are the same in a process with another PYTHONHASHSEED."""
     code = (
-        "import sys; from itertools import islice; from poise.scenarios import parse_scenario\n"
+        "import sys; from itertools import islice; from poise.scenarios.parser import parse_scenario\n"
         "for s in parse_scenario(sys.stdin.read(), 'x').requests(7): print(list(islice(s.requests, 5)))"
     )
     source = str(Path(sys.modules["poise.scenarios"].__file__ or "").parents[1])

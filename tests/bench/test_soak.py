@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poise.bench.load import RoundResult
-from poise.scenarios import load_scenario
+from poise.scenarios.parser import load_scenario
 from tests.bench.test_stats import record
 from tests.e2e.server import QUICK, assignments
 

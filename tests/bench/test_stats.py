@@ -20,7 +20,7 @@ from poise.bench.record import (
     RequestRecord,
 )
 from poise.bench.stats import Group, Summary, failures, groups_of, median, over_rounds, quantile, ratios, summarize
-from poise.scenarios import Arrival, Client, Length, RequestClass
+from poise.scenarios.model import Arrival, Client, Length, RequestClass
 
 EVERYBODY = Group("all", "", ("chat", "writer"))
 

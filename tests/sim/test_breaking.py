@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from poise.config import ClassesSettings, PoolSettings, PoolsSettings, Settings
-from poise.scenarios import Scenario, parse_scenario
+from poise.scenarios.model import Scenario
+from poise.scenarios.parser import parse_scenario
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import DEFAULT_TARGETS, Trial, explain, find_break, parse_target, scaled

@@ -10,7 +10,7 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.journal import JournalError
-from poise.scenarios import load_scenario
+from poise.scenarios.parser import load_scenario
 from poise.scheduler.planning.budget import BatchShape
 from poise.scheduler.policy import CostPrior
 from poise.sim.calibrate import PARTS, _fit_pool, calibrate, robust_fit

@@ -12,7 +12,7 @@ from poise.bench.load import RoundResult
 from poise.bench.record import RequestRecord
 from poise.bench.rounds import Round, ScenarioRun, ScenarioSource
 from poise.config import Settings
-from poise.scenarios import load_scenario
+from poise.scenarios.parser import load_scenario
 from poise.sim.compare import CompareError, comparison_table, load_live, predict
 from poise.sim.simulate import Options, simulate
 from poise.sim.template import TemplateTokens, template_tokens

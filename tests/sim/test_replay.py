@@ -11,7 +11,7 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.journal import Journal, JournalError, read_journal
-from poise.scenarios import load_scenario
+from poise.scenarios.parser import load_scenario
 from poise.scheduler.planning.budget import CostModel
 from poise.sim.faults import Fault
 from poise.sim.replay import replay

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from poise.config import Settings
-from poise.scenarios import Scenario, load_scenario
+from poise.scenarios.model import Scenario
+from poise.scenarios.parser import load_scenario
 from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import TenantPolicy

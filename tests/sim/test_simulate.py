@@ -14,7 +14,7 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.ports import Row, Sampled
-from poise.scenarios import load_scenario, parse_scenario
+from poise.scenarios.parser import load_scenario, parse_scenario
 from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import Event, Finished
@@ -50,7 +50,7 @@ def test_every_request_of_a_scenario_ends_and_leaves_nothing(path: Path, seed: i
 def test_the_same_seed_gives_the_same_journal_under_any_hash_seed(name: str, options: str) -> None:
     """Invariant 9: equal inputs, equal event log, also in another process with another PYTHONHASHSEED."""
     code = (
-        "from pathlib import Path; from poise.config import Settings; from poise.scenarios import load_scenario;"
+        "from pathlib import Path; from poise.config import Settings; from poise.scenarios.parser import load_scenario;"
         "from poise.sim.faults import Fault; from poise.sim.simulate import Options, simulate;"
         f"print(simulate(load_scenario(Path({str(FOLDER / (name + '.toml'))!r})), Settings(), 3, {options}).digest)"
     )

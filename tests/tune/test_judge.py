@@ -15,7 +15,7 @@ import pytest
 from poise.bench.comparison import Estimate
 from poise.bench.rounds import OURS, THEIRS, ScenarioSource
 from poise.config import LoadedSettings, load
-from poise.scenarios import parse_scenario
+from poise.scenarios.parser import parse_scenario
 from poise.tune import children, judge, timing
 from poise.tune.children import CannotMeasure, server_toml
 from poise.tune.judge import LiveJudge

@@ -28,7 +28,8 @@ from poise.bench.page import PlotlyMissing, plotly_script, to_html
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun, ScenarioSource
 from poise.bench.target import TargetError, base_url
 from poise.bench.terminal import count_table, figure_table
-from poise.scenarios import ScenarioError, find_scenario, load_scenario, parse_target
+from poise.scenarios.files import ScenarioError
+from poise.scenarios.parser import find_scenario, load_scenario, parse_target
 
 PLAIN_WIDTH = 200  # Of the tables when stdout is a file or a pipe, which has no width of its own.
 

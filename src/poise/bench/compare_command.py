@@ -25,7 +25,7 @@ from poise.bench.markdown import distinct_groups
 from poise.bench.report import SIGNS, number, title_of
 from poise.bench.rounds import OURS, THEIRS, RunOptions
 from poise.bench.target import TargetError
-from poise.scenarios import ScenarioError
+from poise.scenarios.files import ScenarioError
 
 VIOLATED, UNDECIDED = 1, 3
 SHOWN = (

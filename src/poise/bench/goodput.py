@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 from poise.bench.record import CANCELLED, NS_PER_MS, NS_PER_S, PENDING, UNFINISHED, RequestRecord
-from poise.scenarios import Targets
+from poise.scenarios.model import Targets
 
 TargetsByClass = Mapping[str, Targets]
 

@@ -26,7 +26,7 @@ from poise.bench.reading import pieces, slow_session
 from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
 from poise.bench.sse import EventDecoder, error_type
 from poise.bench.target import Target
-from poise.scenarios import Client, PlannedRequest, RequestStream, Scenario
+from poise.scenarios.model import Client, PlannedRequest, RequestStream, Scenario
 
 RETRY_PAUSE_S = 0.5
 

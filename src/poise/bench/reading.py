@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from poise.scenarios import Reading
+from poise.scenarios.model import Reading
 
 RECEIVE_BYTES = 4096
 """The kernel gives a socket about twice of it, which still is a few dozen events only."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from poise.scenarios import RequestClass
+from poise.scenarios.model import RequestClass
 
 OK = "ok"
 CANCELLED = "cancelled"

@@ -10,7 +10,7 @@ from poise.bench.load import RoundResult
 from poise.bench.record import NS_PER_S, OK
 from poise.bench.rounds import OURS, THEIRS, ScenarioRun
 from poise.bench.stats import Group, Ratio, Summary, groups_of, over_rounds, ratios, summarize
-from poise.scenarios import Client
+from poise.scenarios.model import Client
 
 SIGNS: dict[str, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
 _CPU_SHARE_NOTED = 0.1

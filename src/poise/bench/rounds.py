@@ -17,7 +17,7 @@ import aiohttp
 from poise.bench.kill import EngineKiller
 from poise.bench.load import RoundLoad, RoundResult
 from poise.bench.target import Target, discover, new_session, probe, wait_ready
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 
 OURS = "ours"
 THEIRS = "theirs"

@@ -17,7 +17,7 @@ import msgspec
 
 from poise.bench.goodput import Goodput, TargetsByClass, goodput, rate_per_s
 from poise.bench.record import CANCELLED, NS_PER_S, OK, REFUSED, UNFINISHED, Bound, Figure, RequestRecord
-from poise.scenarios import Client
+from poise.scenarios.model import Client
 
 # Each measure of time and the quantiles that are reported of it.
 MEASURES = {

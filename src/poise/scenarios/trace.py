@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 
-from poise.scenarios.table import ScenarioError
+from poise.scenarios.files import ScenarioError, explained
 
 ROWS_MAX = 5_000_000
 TOKENS_MAX = 1 << 20
@@ -41,13 +41,9 @@ class Trace:
 
 def load_trace(path: Path) -> Trace:
     """Reads and checks a trace. Raises ScenarioError with one line."""
-    try:
+    with explained(path, ScenarioError):
         data = path.read_bytes()
         lines = data.decode("utf-8-sig").splitlines()
-    except OSError as error:
-        raise ScenarioError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ScenarioError(f"{path}: is not UTF-8: byte {error.start}") from error
     rows = _rows(str(path), csv.DictReader(lines))
     if not rows:
         raise ScenarioError(f"{path}: holds no request")

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from poise.scenarios import Client, Scenario
+from poise.scenarios.model import Client, Scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.pressure import Pressure
 from poise.sim.simulate import Simulation

@@ -17,7 +17,9 @@ from rich.console import Console
 
 from poise.config import Settings
 from poise.engine.journal import Journal, JournalError
-from poise.scenarios import Scenario, ScenarioError, find_scenario, load_scenario
+from poise.scenarios.files import ScenarioError
+from poise.scenarios.model import Scenario
+from poise.scenarios.parser import find_scenario, load_scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
 from poise.sim.calibrate import calibrate

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 from poise.sim.report import group_figures
 from poise.sim.simulate import Simulation
 from poise.sim.template import TemplateTokens, template_tokens

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 
-from poise.scenarios import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment
+from poise.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
 from poise.scheduler.request import Control, Hold, RequestClass
 from poise.wire import to_engine

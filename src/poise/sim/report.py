@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 from poise.sim.simulate import Simulation
 from poise.sim.world import RequestResult
 

@@ -12,7 +12,7 @@ from poise.config import Settings, to_policy
 from poise.engine.blackbox import read_words
 from poise.engine.core import Engine
 from poise.engine.journal import ENTRIES_MAX, Journal
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 from poise.scheduler.admission import cells_max
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.scheduler import Scheduler

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 
 
 @dataclass(frozen=True, slots=True)

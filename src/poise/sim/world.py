@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from msgspec.structs import replace
 
-from poise.scenarios import Client, PlannedRequest, Scenario, Segment
+from poise.scenarios.model import Client, PlannedRequest, Scenario, Segment
 from poise.scheduler.request import Control, Hold
 from poise.sim.clock import VirtualClock
 from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens

@@ -15,7 +15,7 @@ from typing import Any
 
 from poise.config import Settings
 from poise.llama.fitting.capacity import Load
-from poise.scenarios import Arrival, Client, Length, Scenario
+from poise.scenarios.model import Arrival, Client, Length, Scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import Run, Target, find_break
 from poise.sim.pressure import Pressure

@@ -28,7 +28,7 @@ from poise.llama.files.gguf import ModelError, read_header
 from poise.llama.fitting import capacity as records
 from poise.llama.fitting.capacity import CapacityRecord, Load
 from poise.llama.fitting.fit import model_path
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 from poise.sim.breaking import DEFAULT_TARGETS, Target, parse_target
 from poise.sim.simulate import Options, SimulationFailure
 from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for

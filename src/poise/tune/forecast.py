@@ -13,7 +13,7 @@ from typing import Any
 from poise.bench.comparison import compare
 from poise.bench.rounds import OURS, THEIRS
 from poise.config import LoadedSettings
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 from poise.scheduler.policy import CostPrior
 from poise.sim.calibrate import Calibration
 from poise.sim.costs import WAY_US, Costs

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from poise.bench.rounds import ScenarioSource
 from poise.config import LoadedSettings
-from poise.scenarios import Scenario
+from poise.scenarios.model import Scenario
 from poise.tune.evidence import Method
 from poise.tune.forecast import SEEDS, SIM_SPEED, Forecast, sim_options
 from poise.tune.goal import Hopeless, Measured
