@@ -53,7 +53,7 @@ from poise.bench.load import RoundLoad, RoundResult  # noqa: E402
 from poise.bench.provenance import commit, host  # noqa: E402
 from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
 from poise.bench.target import discover, new_session, wait_ready  # noqa: E402
-from poise.scenarios.files import ScenarioError  # noqa: E402
+from poise.scenarios.files import InputError  # noqa: E402
 from poise.scenarios.model import Event, Scenario  # noqa: E402
 from poise.scenarios.parser import load_scenario  # noqa: E402
 
@@ -355,7 +355,7 @@ def main() -> int:
     given = options()
     try:
         scenario = planned(load_scenario(given.scenario), given.minutes, given.kills, given.seed, given.drain_s)
-    except ScenarioError as error:
+    except InputError as error:
         print(f"soak: {error}", file=sys.stderr)
         return 2
     allowed = [*ALLOWED, *(ALLOWED_WITH_KILLS if given.kills else ()), *given.allow]

@@ -15,7 +15,7 @@ from poise.bench.kill import EngineKiller
 from poise.bench.prompts import MALFORMED, malformed_body
 from poise.bench.reading import slow_session
 from poise.bench.target import new_session
-from poise.scenarios.files import ScenarioError
+from poise.scenarios.files import InputError
 from poise.scenarios.model import Event, PlannedRequest, Reading, Targets
 from poise.scenarios.parser import parse_scenario, parse_target
 from tests.bench.test_load import COMPLETE, DONE, ROLE, TOKEN, Server, answering, check, load, run, scenario, stream
@@ -88,7 +88,7 @@ def test_reading_events_and_targets_are_read() -> None:
 )
 def test_bad_behaviour_is_explained(more: str, part: str) -> None:
     """As for every other key: what, where, and what is allowed."""
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(InputError) as caught:
         parse_scenario(HEAD + CLIENT + more, "x.toml")
     assert part in str(caught.value)
 
@@ -98,7 +98,7 @@ def test_bad_behaviour_is_explained(more: str, part: str) -> None:
 )
 def test_bad_targets_are_explained(text: str) -> None:
     """One line says how a target is written."""
-    with pytest.raises(ScenarioError, match=r"expected CLASS\.NAME=MILLISECONDS"):
+    with pytest.raises(InputError, match=r"expected CLASS\.NAME=MILLISECONDS"):
         parse_target(text)
 
 

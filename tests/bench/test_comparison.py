@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from poise.bench.compare_command import bench_compare
-from poise.bench.comparison import ComparisonError, Estimate, compare, parse_guard, t95
+from poise.bench.comparison import Estimate, compare, parse_guard, t95
 from poise.bench.record import Bound
+from poise.scenarios.files import InputError
 from tests.bench.test_command import TEXT, Servers
 
 
@@ -209,7 +210,7 @@ def test_guard_texts() -> None:
     assert parse_guard("interactive.ttft_p95 <= 1.1").figure == parse_guard("interactive.ttft_ms_p95<=1.1").figure
     assert parse_guard("flood:polite.goodput_per_s>=0.9").scenario == "flood"
     for text in ("", "interactive<=1", "interactive.ttft_p95<1", "interactive.ttft_p95<=x", "interactive.speed<=1"):
-        with pytest.raises(ComparisonError):
+        with pytest.raises(InputError):
             parse_guard(text)
 
 

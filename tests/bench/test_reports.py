@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from poise.bench import provenance
-from poise.bench.markdown import to_markdown
-from poise.bench.page import PlotlyMissing, plotly_script, to_html
+from poise.bench.page import plotly_script, to_html
 from poise.bench.plots import POINTS_MAX, plots
+from poise.bench.tables import to_markdown
+from poise.scenarios.files import InputError
 from tests.bench.test_command import TEXT, Servers, check_refused, invoke
 
 TARGETS = "[targets.interactive]\nttft_ms = 60000\n"
@@ -102,7 +103,7 @@ def test_a_page_needs_plotly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TEXT, encoding="utf-8")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(PlotlyMissing):
+    with pytest.raises(InputError):
         plotly_script()
     check_refused("pip install plotly", "tiny.toml", "--html", "x.html")
 

@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 
 from poise.bench.prompts import messages
-from poise.scenarios.files import ScenarioError
+from poise.scenarios.files import InputError
 from poise.scenarios.model import Length, PlannedRequest, RequestStream, Scenario
 from poise.scenarios.parser import load_scenario, parse_scenario
 
@@ -50,7 +50,7 @@ def generated(scenario: Scenario, seed: int = 1, n: int = 20) -> dict[tuple[str,
 
 def check_error(text: str, *parts: str) -> None:
     """`text` is refused in one line that names the file and contains `parts`."""
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(InputError) as caught:
         parse_scenario(text, "my.toml")
     message = str(caught.value)
     assert message.startswith("my.toml: ")
@@ -294,9 +294,9 @@ def test_bad_files_are_explained(old: str, new: str, parts: list[str]) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    """A file that is absent or not text is a ScenarioError like any other mistake."""
-    with pytest.raises(ScenarioError, match="cannot be read"):
+    """A file that is absent or not text is a InputError like any other mistake."""
+    with pytest.raises(InputError, match="cannot be read"):
         load_scenario(tmp_path / "absent.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ScenarioError, match="not UTF-8"):
+    with pytest.raises(InputError, match="not UTF-8"):
         load_scenario(tmp_path / "binary.toml")

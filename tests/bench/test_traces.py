@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from poise.scenarios.files import ScenarioError
+from poise.scenarios.files import InputError
 from poise.scenarios.model import PlannedRequest, Scenario
 from poise.scenarios.parser import load_scenario, parse_scenario
 from poise.scenarios.trace import TraceRow, load_trace
@@ -69,11 +69,11 @@ def test_bad_traces_are_explained(tmp_path: Path, text: str, part: str) -> None:
     """The message names the file, the line, the value and what is expected."""
     path = tmp_path / "bad.csv"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(InputError) as caught:
         load_trace(path)
     assert part in str(caught.value)
     assert str(caught.value).startswith(str(path))
-    with pytest.raises(ScenarioError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_trace(tmp_path / "absent.csv")
 
 
@@ -101,12 +101,12 @@ def test_a_trace_given_beside_the_scenario(tmp_path: Path) -> None:
     other.write_text("timestamp,context,generated\n0,300,7\n", encoding="utf-8")
     assert [r.n_output_tokens for r in planned(scenario(tmp_path, 'file = "small.csv", ', "", other))] == [7]
     assert len(planned(scenario(tmp_path, trace=other))) == 3
-    with pytest.raises(ScenarioError, match="names no trace: give one with --trace FILE"):
+    with pytest.raises(InputError, match="names no trace: give one with --trace FILE"):
         scenario(tmp_path, 'file = "small.csv", ', "")
 
 
 def test_trace_lengths_need_a_trace() -> None:
     """Another kind of arrival has no row to take a length from."""
     text = SCENARIO.replace('kind = "trace", file = "small.csv", time_scale = 0.5', 'kind = "closed"')
-    with pytest.raises(ScenarioError, match=r"prompt_tokens.kind = 'trace': expected \"uniform\" or \"lognormal\""):
+    with pytest.raises(InputError, match=r"prompt_tokens.kind = 'trace': expected \"uniform\" or \"lognormal\""):
         parse_scenario(text, "x.toml")

@@ -10,11 +10,12 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.journal import JournalError
+from poise.scenarios.files import InputError
 from poise.scenarios.parser import load_scenario
 from poise.scheduler.planning.budget import BatchShape
 from poise.scheduler.policy import CostPrior
 from poise.sim.calibrate import PARTS, _fit_pool, calibrate, robust_fit
-from poise.sim.costs import CostError, Costs, load_costs
+from poise.sim.costs import Costs, load_costs
 from poise.sim.simulate import Options, simulate
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
@@ -135,5 +136,5 @@ def test_a_bad_cost_file_is_one_line(text: str, complaint: str, tmp_path: Path) 
     """The file and what is wrong."""
     path = tmp_path / "cost.toml"
     path.write_text(text)
-    with pytest.raises(CostError, match=complaint):
+    with pytest.raises(InputError, match=complaint):
         load_costs(path)

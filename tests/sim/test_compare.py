@@ -12,8 +12,9 @@ from poise.bench.load import RoundResult
 from poise.bench.record import RequestRecord
 from poise.bench.rounds import Round, ScenarioRun, ScenarioSource
 from poise.config import Settings
+from poise.scenarios.files import InputError
 from poise.scenarios.parser import load_scenario
-from poise.sim.compare import CompareError, comparison_table, load_live, predict
+from poise.sim.compare import comparison_table, load_live, predict
 from poise.sim.simulate import Options, simulate
 from poise.sim.template import TemplateTokens, template_tokens
 
@@ -86,5 +87,5 @@ def test_a_file_that_does_not_fit_is_one_line(text: str, complaint: str, tmp_pat
     """The file, and what is missing."""
     path = tmp_path / "bench.json"
     path.write_text(text)
-    with pytest.raises(CompareError, match=complaint):
+    with pytest.raises(InputError, match=complaint):
         load_live(path, load_scenario(SINGLE))

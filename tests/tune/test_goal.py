@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.bench.comparison import ComparisonError
+from poise.scenarios.files import InputError
 from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Measured, count_failed, parse_goal
 from poise.tune.loop import judge_passes
 from tests.tune.fakes import figure, live, passes
@@ -83,7 +83,7 @@ def test_passes_are_faster_together_and_none_is_slower() -> None:
 @pytest.mark.parametrize("target", ["interactive", "interactive.speed", "a b.ttft_p95", ""])
 def test_a_target_that_is_none(target: str) -> None:
     """One line that says what there is."""
-    with pytest.raises(ComparisonError, match=r"--target .*expected GROUP\.FIGURE.*ttft_p95"):
+    with pytest.raises(InputError, match=r"--target .*expected GROUP\.FIGURE.*ttft_p95"):
         parse_goal(target, [])
 
 

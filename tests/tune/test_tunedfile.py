@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from poise.config import load
+from poise.scenarios.files import InputError
 from poise.tune import tunedfile
-from poise.tune.evidence import Evidence, EvidenceError, read_evidence
+from poise.tune.evidence import Evidence, read_evidence
 from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, parse_goal
 from poise.tune.knobs import Knob
 from poise.tune.loop import Tuner
@@ -129,10 +130,10 @@ def test_the_evidence_holds_every_trial(tmp_path: Path) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     """One line each."""
     path = tmp_path / "x.toml"
-    with pytest.raises(tunedfile.TunedFileError, match="cannot be read: No such file"):
+    with pytest.raises(InputError, match="cannot be read: No such file"):
         tunedfile.read_values(path)
     path.write_text("a = ")
-    with pytest.raises(tunedfile.TunedFileError, match="not valid TOML"):
+    with pytest.raises(InputError, match="not valid TOML"):
         tunedfile.read_values(path)
-    with pytest.raises(EvidenceError, match="not the evidence of a poise tune"):
+    with pytest.raises(InputError, match="not the evidence of a poise tune"):
         read_evidence(path)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,26 +23,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from poise.bench.document import as_document
 from poise.bench.goodput import by_class
-from poise.bench.markdown import to_markdown
-from poise.bench.page import PlotlyMissing, plotly_script, to_html
-from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun, ScenarioSource
+from poise.bench.page import plotly_script, to_html
+from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
+from poise.bench.tables import count_table, figure_table, to_markdown
 from poise.bench.target import TargetError, base_url
-from poise.bench.terminal import count_table, figure_table
-from poise.scenarios.files import ScenarioError
+from poise.scenarios.files import InputError
 from poise.scenarios.parser import find_scenario, load_scenario, parse_target
 
 PLAIN_WIDTH = 200  # Of the tables when stdout is a file or a pipe, which has no width of its own.
-
-
-class UsageError(Exception):
-    """An argument that cannot be used; the message is one line for the user."""
-
-
-TraceFile = Annotated[
-    Path | None,
-    typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
-]
-Targets = Annotated[list[str] | None, typer.Option(help="As interactive.ttft_ms=800: for the goodput. Repeatable.")]
 
 
 def bench(
@@ -61,8 +49,13 @@ def bench(
     against_extensions: Annotated[
         bool, typer.Option("--against-extensions", help="Send service_tier to the second server, too.")
     ] = False,
-    trace: TraceFile = None,
-    target: Targets = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="As interactive.ttft_ms=800: for the goodput. Repeatable.")
+    ] = None,
     allow_kill: Annotated[
         bool, typer.Option("--allow-kill", help="Let a scenario's kill_engine events kill the first server's engine.")
     ] = False,
@@ -72,29 +65,17 @@ def bench(
     ] = "",
 ) -> None:
     """Measure servers under the load of SCENARIO, from outside. `poise bench compare A B` compares two results or servers."""
-    files = {"json": json, "markdown": markdown, "html": html}
     try:
         urls = {OURS: url} | ({THEIRS: against} if against is not None else {})
         extensions = {OURS: True, THEIRS: against_extensions}
-        options = run_options(
-            scenarios,
-            urls,
-            extensions,
-            "--against is the same server as --url",
-            rounds,
-            seed,
-            pause,
-            trace,
-            text_seed,
-            target or (),
-            allow_kill,
-            engine_pid,
-            key,
-        )
+        sources = read_sources(scenarios, trace, target or ())
+        text_seed = secrets.randbits(31) if text_seed is None else text_seed
+        asked = (rounds, seed, text_seed, pause, allow_kill, engine_pid, key)
+        options = checked(RunOptions(sources, urls, extensions, *asked), "--against is the same server as --url")
         plotly = plotly_script() if html is not None else ""
-        for option, path in files.items():
+        for option, path in {"json": json, "markdown": markdown, "html": html}.items():
             check_writable(f"--{option}", path)
-    except (UsageError, ScenarioError, TargetError, PlotlyMissing) as error:
+    except (InputError, TargetError) as error:
         raise failure_line(str(error)) from error
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     benchmark, failure = run_rounds(options)
@@ -103,26 +84,24 @@ def bench(
         document = as_document(benchmark, options, runs, started_at)
         for found in document["scenarios"]:
             print_run(found, benchmark, options)
-        _store(document, files, plotly)
+        if json is not None:
+            json.write_bytes(msgspec.json.encode(document))
+        if markdown is not None:
+            markdown.write_text(to_markdown(document), encoding="utf-8")
+        if html is not None:
+            html.write_text(to_html(document, plotly), encoding="utf-8")
     if failure is not None:
         raise failure
-    silent = [message for run in runs for message in _silent_rounds(run)]
-    if silent:
-        raise failure_line(silent[0], exit_code=1)
-
-
-def _store(document: dict[str, Any], files: Mapping[str, Path | None], plotly: str) -> None:
-    """Write a result to the files that were named, by format."""
-    if (path := files["json"]) is not None:
-        path.write_bytes(msgspec.json.encode(document))
-    if (path := files["markdown"]) is not None:
-        path.write_text(to_markdown(document), encoding="utf-8")
-    if (path := files["html"]) is not None:
-        path.write_text(to_html(document, plotly), encoding="utf-8")
+    for run in runs:
+        for number, finished in enumerate(run.rounds):
+            for result in finished.results.values():
+                if not any(record.chunks_ns for record in result.records):
+                    what = f"{run.source.scenario.name}, round {number}: no token at all from {result.url}"
+                    raise failure_line(what, exit_code=1)
 
 
 def read_sources(names: list[str], trace: Path | None, targets: Sequence[str]) -> tuple[ScenarioSource, ...]:
-    """The scenarios of these names, with the targets given beside them. Raises UsageError and ScenarioError."""
+    """The scenarios of these names, with the targets given beside them. Raises InputError."""
     given = [parse_target(text) for text in targets]
     sources = []
     for name in names:
@@ -131,37 +110,20 @@ def read_sources(names: list[str], trace: Path | None, targets: Sequence[str]) -
         scenario = replace(scenario, targets=tuple(by_class(scenario.targets, given).values()))
         sources.append(ScenarioSource(scenario, str(path), path.read_text(encoding="utf-8")))
     if trace is not None and not any(c.arrival.trace for source in sources for c in source.scenario.clients):
-        raise UsageError(f"--trace {trace}: no client of {', '.join(names)} follows a trace")
+        raise InputError(f"--trace {trace}: no client of {', '.join(names)} follows a trace")
     return tuple(sources)
 
 
-def run_options(
-    names: list[str],
-    urls: dict[str, str],
-    extensions: dict[str, bool],
-    same: str,
-    rounds: int,
-    seed: int,
-    pause: float,
-    trace: Path | None,
-    text_seed: int | None = None,
-    targets: Sequence[str] = (),
-    allow_kill: bool = False,
-    engine_pid: int | None = None,
-    key: str = "",
-) -> RunOptions:
-    """From what was given on the command line; `same` says that two urls are one server. Raises what `bench` refuses."""
-    check_range("--rounds", rounds, 1, 1000)
-    check_range("--seed", seed, 0, 1 << 31)
-    check_range("--pause", pause, 0, 3600)
-    if text_seed is not None:
-        check_range("--text-seed", text_seed, 0, 1 << 31)
-    bases = {side: base_url(url) for side, url in urls.items()}
+def checked(options: RunOptions, same: str) -> RunOptions:
+    """What was given on the command line; `same` says that two urls are one server. Raises what `bench` refuses."""
+    check_range("--rounds", options.n_rounds, 1, 1000)
+    check_range("--seed", options.seed, 0, 1 << 31)
+    check_range("--pause", options.pause_s, 0, 3600)
+    check_range("--text-seed", options.text_seed, 0, 1 << 31)
+    bases = {side: base_url(url) for side, url in options.urls.items()}
     if bases.get(THEIRS) == bases[OURS]:
-        raise UsageError(f"{same}: its caches would know the second turn's prompts")
-    text_seed = secrets.randbits(31) if text_seed is None else text_seed
-    sources = read_sources(names, trace, targets)
-    return RunOptions(sources, bases, extensions, rounds, seed, text_seed, pause, allow_kill, engine_pid, key)
+        raise InputError(f"{same}: its caches would know the second turn's prompts")
+    return replace(options, urls=bases)
 
 
 def run_rounds(options: RunOptions) -> tuple[Benchmark, typer.Exit | None]:
@@ -207,28 +169,18 @@ def output() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
 
 
-def _silent_rounds(run: ScenarioRun) -> list[str]:
-    """One line for each server's turn in which not a single token arrived."""
-    return [
-        f"{run.source.scenario.name}, round {number}: no token at all from {result.url}"
-        for number, finished in enumerate(run.rounds)
-        for result in finished.results.values()
-        if not any(record.chunks_ns for record in result.records)
-    ]
-
-
 def check_range(option: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UsageError(f"{option} {value}: expected {low:g} to {high:g}")
+        raise InputError(f"{option} {value}: expected {low:g} to {high:g}")
 
 
 def check_writable(option: str, path: Path | None) -> None:
-    """A file that is wanted can be written: better said before the load than after it. Raises UsageError."""
+    """A file that is wanted can be written: better said before the load than after it. Raises InputError."""
     if path is None:
         return
     folder = path.parent
     if path.is_dir() or not folder.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"{option} {path}: cannot be written")
+        raise InputError(f"{option} {path}: cannot be written")
 
 
 def failure_line(message: str, exit_code: int = 2, command: str = "poise bench") -> typer.Exit:

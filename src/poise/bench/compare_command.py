@@ -6,6 +6,7 @@ guardrail, or no rounds to compare; 130 after Ctrl-C. The table goes to stdout; 
 
 from __future__ import annotations
 
+import secrets
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -18,14 +19,14 @@ import msgspec
 import typer
 from rich.table import Table
 
-from poise.bench.command import UsageError, check_writable, failure_line, output, run_options, run_rounds
-from poise.bench.comparison import METHOD, ComparisonError, Estimate, Guard, State, compare, find, parse_guard
+from poise.bench.command import check_writable, checked, failure_line, output, read_sources, run_rounds
+from poise.bench.comparison import METHOD, Estimate, Guard, State, compare, find, parse_guard
 from poise.bench.document import as_document
-from poise.bench.markdown import distinct_groups
 from poise.bench.report import SIGNS, number, title_of
 from poise.bench.rounds import OURS, THEIRS, RunOptions
+from poise.bench.tables import distinct_groups
 from poise.bench.target import TargetError
-from poise.scenarios.files import ScenarioError
+from poise.scenarios.files import InputError, explained
 
 VIOLATED, UNDECIDED = 1, 3
 SHOWN = (
@@ -80,19 +81,20 @@ def bench_compare(
         check_writable("--results", results)
         if a.startswith(("http://", "https://")) and b.startswith(("http://", "https://")):
             if not scenario:
-                raise UsageError("two URLs need a load: --scenario NAME, repeatable")
+                raise InputError("two URLs need a load: --scenario NAME, repeatable")
             # B is measured as ours, A as theirs: ratios are ours/theirs everywhere.
             urls, both = {OURS: b, THEIRS: a}, {OURS: extensions, THEIRS: extensions}
-            options = run_options(scenario, urls, both, "A and B are the same server", rounds, seed, pause, trace)
-            before, after = _measure(options, results)
+            sources, words = read_sources(scenario, trace, ()), secrets.randbits(31)
+            options = RunOptions(sources, urls, both, rounds, seed, words, pause)
+            before, after = _measure(checked(options, "A and B are the same server"), results)
         elif scenario or results or trace:
-            raise UsageError(
+            raise InputError(
                 "--scenario, --results and --trace are for two URLs; here at least one of A and B is a file"
             )
         else:
             before, after = _read(a), _read(b)
         code, found = _compare(before, after, limits)
-    except (UsageError, ComparisonError, ScenarioError, TargetError) as error:
+    except (InputError, TargetError) as error:
         raise failure_line(str(error), command="poise bench compare") from error
     if json is not None:
         json.write_bytes(msgspec.json.encode(found))
@@ -106,7 +108,7 @@ def _compare(before: Result, after: Result, limits: Sequence[Guard]) -> tuple[in
     common = [(run, others[run["name"]]) for run in before.document["scenarios"] if run["name"] in others]
     if not common:
         names = [", ".join(run["name"] for run in r.document["scenarios"]) for r in (before, after)]
-        raise ComparisonError(f"no scenario in both: A has {names[0]}, B has {names[1]}")
+        raise InputError(f"no scenario in both: A has {names[0]}, B has {names[1]}")
     scenarios, verdicts, n_pairs_least = [], [], sys.maxsize
     for run, other in common:
         estimates, n_pairs = compare(run["rounds"], before.side, other["rounds"], after.side)
@@ -122,21 +124,15 @@ def _compare(before: Result, after: Result, limits: Sequence[Guard]) -> tuple[in
     for limit in limits:
         if limit.text not in judged:
             known = sorted({f["group"] or "all" for s in scenarios for f in s["figures"]})
-            raise ComparisonError(
+            raise InputError(
                 f"guard {limit.text!r}: no such scenario or clients; there are {', '.join(known) or 'none'}"
             )
     for verdict in verdicts:
         typer.echo(f"{verdict.state}: {verdict.scenario}: {verdict.guard}: {verdict.reason}")
     states = {verdict.state for verdict in verdicts}
     code = VIOLATED if "violated" in states else UNDECIDED if "undecided" in states or not n_pairs_least else 0
-    return code, {
-        "a": before.name,
-        "b": after.name,
-        "method": METHOD,
-        "scenarios": scenarios,
-        "guards": verdicts,
-        "exit_code": code,
-    }
+    sides = {"a": before.name, "b": after.name, "method": METHOD}
+    return code, sides | {"scenarios": scenarios, "guards": verdicts, "exit_code": code}
 
 
 def _judge(name: str, estimates: Sequence[Estimate], limits: Sequence[Guard]) -> list[Verdict]:
@@ -204,19 +200,19 @@ def _measure(options: RunOptions, results: Path | None) -> tuple[Result, Result]
 
 
 def _read(text: str) -> Result:
-    """A result file, perhaps with the side after a '#'. Raises ComparisonError."""
+    """A result file, perhaps with the side after a '#'. Raises InputError."""
     path, _, side = text.partition("#")
     side = side or OURS
+    with explained(path):
+        data = Path(path).read_bytes()
     try:
-        document = msgspec.json.decode(Path(path).read_bytes())
+        document = msgspec.json.decode(data)
         sides = {side for run in document["scenarios"] for finished in run["rounds"] for side in finished["sides"]}
         _ = document["host"]
-    except OSError as error:
-        raise ComparisonError(f"{path}: cannot be read: {error.strerror}") from error
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
-        raise ComparisonError(f"{path}: not a file of poise bench --json: {error!r}") from error
+        raise InputError(f"{path}: not a file of poise bench --json: {error!r}") from error
     if side not in sides:
-        raise ComparisonError(f"{text}: has no side {side!r}; it has {', '.join(sorted(sides)) or 'no round'}")
+        raise InputError(f"{text}: has no side {side!r}; it has {', '.join(sorted(sides)) or 'no round'}")
     return Result(text, document, side)
 
 
@@ -226,8 +222,8 @@ def _from_file(path: Path | None) -> list[str]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ComparisonError(f"--guards {path}: cannot be read: {error}") from error
+        raise InputError(f"--guards {path}: cannot be read: {error}") from error
     texts = found.get("guards")
     if list(found) != ["guards"] or not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ComparisonError(f'--guards {path}: expected guards = ["interactive.ttft_p95<=1.1", ...] and nothing else')
+        raise InputError(f'--guards {path}: expected guards = ["interactive.ttft_p95<=1.1", ...] and nothing else')
     return texts

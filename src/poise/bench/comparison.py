@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from poise.bench.record import Bound, Figure
 from poise.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, ratio_bound
+from poise.scenarios.files import InputError
 
 State = Literal["kept", "violated", "undecided"]
 METHOD = "geometric mean of B/A over paired rounds, 95 % interval by Student's t on the logarithms"
@@ -31,10 +32,6 @@ _T95 = (
 FIGURES = (*(f"{m}_{q}" for m, quantiles in (MEASURES | CORRECTED).items() for q in quantiles), *RATES, *GOODPUT)
 HIGHER_IS_BETTER = frozenset((*RATES, *GOODPUT))
 _GUARD = re.compile(r"\s*(?:([a-z0-9_-]+):)?([a-z0-9_-]+)\.([a-z0-9_]+)\s*(<=|>=)\s*([0-9]+(?:\.[0-9]+)?)\s*")
-
-
-class ComparisonError(ValueError):
-    """Results or guardrails that cannot be compared; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +88,11 @@ class Guard:
 
 
 def parse_guard(text: str) -> Guard:
-    """Raises ComparisonError. `_ms` may be left out of a figure's name."""
+    """Raises InputError. `_ms` may be left out of a figure's name."""
     found = _GUARD.fullmatch(text)
     short = {name.replace("_ms", ""): name for name in FIGURES}
     if found is None or (found[3] not in FIGURES and found[3] not in short):
-        raise ComparisonError(
+        raise InputError(
             f"guard {text!r}: expected [SCENARIO:]GROUP.FIGURE<=RATIO (or >=), GROUP a class, client, tenant or all; FIGURE of "
             + ", ".join(short)
         )

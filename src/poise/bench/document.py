@@ -16,24 +16,19 @@ FORMAT = 2
 
 def as_document(benchmark: Benchmark, options: RunOptions, runs: list[ScenarioRun], started_at: str) -> dict[str, Any]:
     """The whole run in plain values, as if it had been read from its file."""
+    seeds = {"seed": options.seed, "text_seed": options.text_seed}
     document = {
         "format": FORMAT,
         "complete": benchmark.complete,
         "started_at": started_at,
-        "options": {
-            "rounds": options.n_rounds,
-            "seed": options.seed,
-            "text_seed": options.text_seed,
-            "pause_s": options.pause_s,
-        },
+        "options": {"rounds": options.n_rounds} | seeds | {"pause_s": options.pause_s},
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "host": provenance.host(),
         "targets": benchmark.targets,
         "scenarios": [run_as_json(run) for run in runs],
     }
-    found: dict[str, Any] = msgspec.to_builtins(document)
-    return found
+    return dict(msgspec.to_builtins(document))
 
 
 def run_as_json(run: ScenarioRun) -> dict[str, Any]:
@@ -49,13 +44,8 @@ def run_as_json(run: ScenarioRun) -> dict[str, Any]:
             if trace is not None
         ],
         "clients": [
-            {
-                "name": client.name,
-                "tenant": client.tenant,
-                "class": client.request_class,
-                "open_loop": client.is_open_loop,
-            }
-            for client in run.source.scenario.clients
+            {"name": c.name, "tenant": c.tenant, "class": c.request_class, "open_loop": c.is_open_loop}
+            for c in run.source.scenario.clients
         ],
         "targets": run.source.scenario.targets,
         "notes": notes(run, reports),
@@ -82,11 +72,6 @@ def run_as_json(run: ScenarioRun) -> dict[str, Any]:
             for number, finished in enumerate(run.rounds)
         ],
         "medians": {side: [report.medians[side] for report in reports] for side in reports[0].medians},
-        "ratios": [
-            {"kind": report.group.kind, "name": report.group.name, "figures": report.ratios}
-            for report in reports
-            if report.ratios
-        ],
+        "ratios": [{"kind": r.group.kind, "name": r.group.name, "figures": r.ratios} for r in reports if r.ratios],
     }
-    found: dict[str, Any] = msgspec.to_builtins(document)
-    return found
+    return dict(msgspec.to_builtins(document))

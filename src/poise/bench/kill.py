@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
 import psutil
+
+from poise.bench.target import told_at
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 
@@ -45,10 +46,8 @@ class EngineKiller:
 
     async def _named(self, session: aiohttp.ClientSession) -> psutil.Process | None:
         """The process that the server names, or else the user, who may name one that is gone by now."""
-        pid = await _pid_from_status(session, self._url)
-        if pid is None:
-            pid = self._pid
-        return psutil.Process(pid) if pid is not None else None
+        pid = (await told_at(session, self._url, "/status")).get("engine_pid") or self._pid
+        return psutil.Process(pid) if isinstance(pid, int) else None
 
     def _successor(self) -> psutil.Process | None:
         """The process that has taken the place of the last one killed."""
@@ -61,16 +60,3 @@ class EngineKiller:
 def same_command(one: Sequence[str], other: Sequence[str]) -> bool:
     """Numbers aside: an engine is passed its file descriptors, and the next one has others."""
     return [part for part in one if not part.isdigit()] == [part for part in other if not part.isdigit()]
-
-
-async def _pid_from_status(session: aiohttp.ClientSession, url: str) -> int | None:
-    try:
-        async with session.get(f"{url}/status", timeout=aiohttp.ClientTimeout(total=5.0)) as response:
-            body = await response.read() if response.status == 200 else b""
-        return msgspec.json.decode(body, type=_Status).engine_pid
-    except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
-        return None
-
-
-class _Status(msgspec.Struct):
-    engine_pid: int | None = None

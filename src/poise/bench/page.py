@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from poise.bench.markdown import count_rows, figure_rows, provenance, run_line
 from poise.bench.plots import plots
+from poise.bench.tables import count_rows, figure_rows, provenance, run_line
+from poise.scenarios.files import InputError
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --text: light-dark(#222, #ddd); --page: light-dark(#fff, #181a1d); }
@@ -46,18 +47,14 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 """
 
 
-class PlotlyMissing(Exception):
-    """The page needs a package that is not installed; the message is one line for the user."""
-
-
 def plotly_script() -> str:
-    """plotly.min.js out of the installed package, which is not imported: that would take a second. Raises PlotlyMissing."""
+    """plotly.min.js out of the installed package, which is not imported: that would take a second. Raises InputError."""
     spec = importlib.util.find_spec("plotly")
     for folder in (spec.submodule_search_locations or []) if spec is not None else []:
         path = Path(folder) / "package_data" / "plotly.min.js"
         if path.is_file():
             return path.read_text(encoding="utf-8")
-    raise PlotlyMissing("--html needs the package plotly, which is not installed: pip install plotly")
+    raise InputError("--html needs the package plotly, which is not installed: pip install plotly")
 
 
 def to_html(document: Mapping[str, Any], plotly: str) -> str:

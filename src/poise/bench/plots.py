@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,19 +22,12 @@ def plots(run: Mapping[str, Any]) -> list[Plot]:
 def _ttft_distribution(run: Mapping[str, Any]) -> Plot:
     """Waiting times by class and side, all rounds together; requests that were cut without a token are not in it."""
 
-    def waits(requests: Iterable[Mapping[str, Any]], open_loop: Mapping[str, bool]) -> list[float]:
-        return [
-            r["chunks_ms"][0] + (r["late_ms"] if open_loop[r["client"]] else 0.0) for r in requests if r["chunks_ms"]
-        ]
-
-    is_open = {client["name"]: client["open_loop"] for client in run["clients"]}
-    return _plot(
-        "Time to first token",
-        "ms, all rounds",
-        "share of requests",
-        [_distribution(label, waits(requests, is_open)) for label, requests in _by_class(run)],
-        log_x=True,
-    )
+    data, is_open = [], {client["name"]: client["open_loop"] for client in run["clients"]}
+    for label, requests in _by_class(run):
+        begun = [r for r in requests if r["chunks_ms"]]
+        waits = [r["chunks_ms"][0] + (r["late_ms"] if is_open[r["client"]] else 0.0) for r in begun]
+        data.append(_distribution(label, waits))
+    return _plot("Time to first token", "ms, all rounds", "share of requests", data, log_x=True)
 
 
 def _gap_distribution(run: Mapping[str, Any]) -> Plot:

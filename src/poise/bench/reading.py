@@ -34,9 +34,8 @@ def slow_session() -> aiohttp.ClientSession:
         return made
 
     connector = aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=small_socket)
-    return aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2 * PIECE_BYTES
-    )
+    forever = aiohttp.ClientTimeout(total=None)
+    return aiohttp.ClientSession(connector=connector, timeout=forever, read_bufsize=2 * PIECE_BYTES)
 
 
 async def pieces(

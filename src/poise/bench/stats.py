@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import msgspec
 
@@ -92,21 +92,15 @@ def summarize(
     """The figures of one round for the records that belong to `group`; `window_ns` is the time of load generation."""
     own = [record for record in records if record.client in group.clients]
     figures: dict[str, Figure] = {}
-    samples: dict[str, list[Figure | None]] = {
-        "ttft_ms": [record.ttft_ms() for record in own],
-        "gap_ms": [Figure(gap) for record in own for gap in record.gaps_ms()],
-        "max_gap_ms": [record.max_gap_ms() for record in own],
-        "e2e_ms": [record.e2e_ms() for record in own],
-        "ttft_corrected_ms": [record.ttft_corrected_ms() for record in own],
-        "e2e_corrected_ms": [record.e2e_corrected_ms() for record in own],
-    }
     for measure, labels in (MEASURES | CORRECTED).items():
-        _put_quantiles(figures, measure, labels, samples[measure])
-    decoded = (record.decode_tokens_per_s() for record in own)
-    _put_quantiles(figures, "stream_tokens_per_s", ("p50",), [None if r is None else Figure(r) for r in decoded])
+        samples = (
+            [gap for r in own for gap in r.gaps_ms()] if measure == "gap_ms" else [getattr(r, measure)() for r in own]
+        )
+        _put_quantiles(figures, measure, labels, samples)
+    _put_quantiles(figures, "stream_tokens_per_s", ("p50",), [record.decode_tokens_per_s() for record in own])
     finished = [record for record in own if record.status == OK]
-    _put_quantiles(figures, "prompt_tokens", ("p50",), [Figure(record.n_prompt_tokens) for record in finished])
-    _put_quantiles(figures, "output_tokens", ("p50",), [Figure(record.n_output_tokens) for record in finished])
+    _put_quantiles(figures, "prompt_tokens", ("p50",), [record.n_prompt_tokens for record in finished])
+    _put_quantiles(figures, "output_tokens", ("p50",), [record.n_output_tokens for record in finished])
     if window_ns > 0:
         n_output = sum(record.output_tokens_within(window_ns) for record in own)
         n_prompt = sum(record.prompt_tokens_within(window_ns) for record in own)
@@ -131,9 +125,7 @@ def summarize(
 def over_rounds(rounds: Sequence[Summary]) -> Summary:
     """One group's median figures over its rounds; the counts are totals. `rounds` is not empty."""
     names = dict.fromkeys(name for summary in rounds for name in summary.figures)
-    statuses: Counter[str] = Counter()
-    for summary in rounds:
-        statuses.update(summary.statuses)
+    statuses = sum((Counter(summary.statuses) for summary in rounds), Counter[str]())
     return msgspec.structs.replace(
         rounds[0],
         statuses=dict(sorted(statuses.items())),
@@ -193,21 +185,14 @@ def ratio_bound(ours: Figure, theirs: Figure) -> Bound:
 
 
 def _total(found: Sequence[Goodput]) -> Goodput | None:
-    if not found:
-        return None
-    return Goodput(
-        n_met=sum(g.n_met for g in found),
-        n_missed=sum(g.n_missed for g in found),
-        n_undecided=sum(g.n_undecided for g in found),
-        n_met_within=sum(g.n_met_within for g in found),
-    )
+    return Goodput(*map(sum, zip(*map(astuple, found), strict=True))) if found else None
 
 
 def _put_quantiles(
-    figures: dict[str, Figure], measure: str, labels: Iterable[str], samples: Iterable[Figure | None]
+    figures: dict[str, Figure], measure: str, labels: Iterable[str], samples: Iterable[Figure | float | None]
 ) -> None:
     """Adds `<measure>_<label>` to `figures` for each label, when there is any sample."""
-    present = [sample for sample in samples if sample is not None]
+    present = [s if isinstance(s, Figure) else Figure(s) for s in samples if s is not None]
     for label in labels:
         figure = quantile(present, _QUANTILES[label])
         if figure is not None:

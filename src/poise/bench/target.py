@@ -70,21 +70,18 @@ async def discover(session: aiohttp.ClientSession, url: str, extensions: bool) -
         raise TargetError(f"{url}/v1/models is not a list of models: {error}") from error
     if not models:
         raise TargetError(f"{url}/v1/models lists no model")
-    return Target(url, models[0].id, extensions, response.headers.get("Server", ""), await _status_of(session, url))
+    told = {path: found for path in TELLING_PATHS if (found := await told_at(session, url, path))}
+    return Target(url, models[0].id, extensions, response.headers.get("Server", ""), told)
 
 
-async def _status_of(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    """What servers say of their settings and state: poise at /status, llama-server at /props. Nothing is no error."""
-    found = {}
-    for path in TELLING_PATHS:
-        try:
-            response, body = await _get(session, url, path)
-            value = msgspec.json.decode(body)
-        except (TargetError, msgspec.MsgspecError):
-            continue
-        if response.status == 200 and isinstance(value, dict) and len(body) <= TOLD_BYTES_MAX:
-            found[path] = value
-    return found
+async def told_at(session: aiohttp.ClientSession, url: str, path: str) -> dict[str, Any]:
+    """What a server says of its settings and state: poise at /status, llama-server at /props. Nothing is no error."""
+    try:
+        response, body = await _get(session, url, path)
+        value = msgspec.json.decode(body)
+    except (TargetError, msgspec.MsgspecError):
+        return {}
+    return value if response.status == 200 and isinstance(value, dict) and len(body) <= TOLD_BYTES_MAX else {}
 
 
 async def _get(session: aiohttp.ClientSession, url: str, path: str) -> tuple[aiohttp.ClientResponse, bytes]:

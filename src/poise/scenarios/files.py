@@ -1,4 +1,4 @@
-"""Files that people write: what is wrong with one is a line for its author."""
+"""What people write, in files and as arguments: what is wrong with it is a line for its author."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class ScenarioError(ValueError):
-    """A scenario or trace that cannot be used; the message is one line for the person who wrote the file."""
+class InputError(ValueError):
+    """A file or an argument that cannot be used; the message is one line for the person who wrote it."""
 
 
 @contextmanager
-def explained(path: Path, error: type[ValueError]) -> Iterator[None]:
-    """What goes wrong in reading a file and parsing its TOML is raised as `error`, with one line."""
+def explained(path: Path | str) -> Iterator[None]:
+    """What goes wrong in reading a file and parsing its TOML is an InputError."""
     try:
         yield
     except OSError as problem:
-        raise error(f"{path}: cannot be read: {problem.strerror}") from problem
+        raise InputError(f"{path}: cannot be read: {problem.strerror}") from problem
     except UnicodeDecodeError as problem:
-        raise error(f"{path}: is not UTF-8: byte {problem.start}") from problem
+        raise InputError(f"{path}: is not UTF-8: byte {problem.start}") from problem
     except tomllib.TOMLDecodeError as problem:
-        raise error(f"{path}: not valid TOML: {problem}") from problem
+        raise InputError(f"{path}: not valid TOML: {problem}") from problem

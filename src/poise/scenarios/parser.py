@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from poise.scenarios.files import ScenarioError, explained
+from poise.scenarios.files import InputError, explained
 from poise.scenarios.model import (
     ARRIVAL_KINDS,
     Arrival,
@@ -130,19 +130,19 @@ class Table:
         self._known: dict[str, None] = {}
 
     def get(self, key: str, rule: Rule) -> Any:
-        """The value of a key, which is known from then on. Raises ScenarioError."""
+        """The value of a key, which is known from then on. Raises InputError."""
         self._known[key] = None
         value = self.values.get(key, rule.default)
         if value is ...:
             # A misspelt key is the likeliest reason for a missing one: both are in the message.
             given = f"expected {rule.expected}; given here: {', '.join(self.values) or 'nothing'}"
-            raise ScenarioError(f"{self._source}: {self._path}{key} is missing: {given}")
+            raise InputError(f"{self._source}: {self._path}{key} is missing: {given}")
         if key in self.values and not rule.is_right(value):
             raise self.error(key, f"expected {rule.expected}")
         return float(value) if rule.is_float and value is not None else value
 
     def read(self, rules: Mapping[str, Rule]) -> dict[str, Any]:
-        """The values of these keys. With those that were read before, no other may stand here. Raises ScenarioError."""
+        """The values of these keys. With those that were read before, no other may stand here. Raises InputError."""
         found = {key: self.get(key, rule) for key, rule in rules.items()}
         for key in self.values:
             if key not in self._known:
@@ -156,44 +156,44 @@ class Table:
         rows = enumerate(self.values.get(key, ()))
         return [Table(self._source, f"{self._path}{key}[{index}].", row) for index, row in rows]
 
-    def error(self, key: str, problem: str) -> ScenarioError:
+    def error(self, key: str, problem: str) -> InputError:
         """What to raise for a value that cannot be used."""
         value = repr(self.values.get(key))
         shown = value if len(value) <= 80 else value[:77] + "..."
-        return ScenarioError(f"{self._source}: {self._path}{key} = {shown}: {problem}")
+        return InputError(f"{self._source}: {self._path}{key} = {shown}: {problem}")
 
-    def lacks(self, expected: str) -> ScenarioError:
+    def lacks(self, expected: str) -> InputError:
         """What to raise for a table without something."""
         given = ", ".join(self.values) or "nothing"
-        return ScenarioError(f"{self._source}: {self._path.rstrip('.')}: expected {expected}; given here: {given}")
+        return InputError(f"{self._source}: {self._path.rstrip('.')}: expected {expected}; given here: {given}")
 
 
 def find_scenario(name: str) -> Path:
-    """The file `name`, or the one of that name in ./scenarios. Raises ScenarioError."""
+    """The file `name`, or the one of that name in ./scenarios. Raises InputError."""
     for path in (Path(name), FOLDER / f"{name}.toml"):
         if path.is_file():
             return path
     known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.toml"))) or "none"
-    raise ScenarioError(f"no scenario {name!r}: neither a file nor in ./{FOLDER}, where there are: {known}")
+    raise InputError(f"no scenario {name!r}: neither a file nor in ./{FOLDER}, where there are: {known}")
 
 
 def load_scenario(path: Path, trace: Path | None = None) -> Scenario:
     """Reads and checks a scenario file. `trace` is for those clients that follow a trace and name no file. Raises
-    ScenarioError with one line."""
-    with explained(path, ScenarioError):
+    InputError with one line."""
+    with explained(path):
         text = path.read_text(encoding="utf-8")
     return parse_scenario(text, str(path), path.parent, trace)
 
 
 def parse_scenario(text: str, source: str, folder: Path = Path(), trace: Path | None = None) -> Scenario:
     """The scenario that `text` describes; `source` names it in errors, traces are looked for from `folder` on."""
-    with explained(Path(source), ScenarioError):
+    with explained(source):
         table = Table(source, "", tomllib.loads(text))
     read = cache(load_trace)
 
     def find_trace(file: str | None) -> Trace:
         if file is None and trace is None:
-            raise ScenarioError(f"{source}: names no trace: give one with --trace FILE, or as arrival.file")
+            raise InputError(f"{source}: names no trace: give one with --trace FILE, or as arrival.file")
         return read(folder / file if file is not None else cast(Path, trace))
 
     values = table.read(SCENARIO)
@@ -209,13 +209,13 @@ def parse_scenario(text: str, source: str, folder: Path = Path(), trace: Path | 
 
 
 def parse_target(text: str) -> Targets:
-    """A target of one class on the command line, as in interactive.ttft_ms=800. Raises ScenarioError."""
+    """A target of one class on the command line, as in interactive.ttft_ms=800. Raises InputError."""
     found = _TARGET.fullmatch(text)
     try:
         if found is None or found[1] not in CLASSES or found[2] not in TARGET_NAMES or not 0 < float(found[3]) <= 1e9:
             raise ValueError
     except ValueError:
-        raise ScenarioError(
+        raise InputError(
             f"target {text!r}: expected CLASS.NAME=MILLISECONDS, CLASS of {', '.join(CLASSES)}, "
             f"NAME of {', '.join(TARGET_NAMES)}"
         ) from None

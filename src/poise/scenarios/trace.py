@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 
-from poise.scenarios.files import ScenarioError, explained
+from poise.scenarios.files import InputError, explained
 
 ROWS_MAX = 5_000_000
 TOKENS_MAX = 1 << 20
@@ -40,13 +40,13 @@ class Trace:
 
 
 def load_trace(path: Path) -> Trace:
-    """Reads and checks a trace. Raises ScenarioError with one line."""
-    with explained(path, ScenarioError):
+    """Reads and checks a trace. Raises InputError with one line."""
+    with explained(path):
         data = path.read_bytes()
         lines = data.decode("utf-8-sig").splitlines()
     rows = _rows(str(path), csv.DictReader(lines))
     if not rows:
-        raise ScenarioError(f"{path}: holds no request")
+        raise InputError(f"{path}: holds no request")
     rows.sort(key=lambda row: row.at_s)
     first_s = rows[0].at_s
     digest = blake2b(data, digest_size=16).hexdigest()
@@ -58,7 +58,7 @@ def _rows(source: str, reader: csv.DictReader[str]) -> list[TraceRow]:
         given = {name.strip().lower(): name for name in reader.fieldnames or () if name}
         names = [next((given[name] for name in allowed if name in given), None) for allowed in COLUMNS]
         if None in names:
-            raise ScenarioError(
+            raise InputError(
                 f"{source}: expected a first line with TIMESTAMP, ContextTokens, GeneratedTokens; "
                 f"given: {', '.join(given) or 'nothing'}"
             )
@@ -66,13 +66,13 @@ def _rows(source: str, reader: csv.DictReader[str]) -> list[TraceRow]:
         rows = []
         for number, row in enumerate(reader):
             if number >= ROWS_MAX:
-                raise ScenarioError(f"{source}: more than {ROWS_MAX} requests; cut the file")
+                raise InputError(f"{source}: more than {ROWS_MAX} requests; cut the file")
             here = f"{source}: line {reader.line_num}"
             rows.append(
                 TraceRow(_seconds(row[at], here), _tokens(row[context], here, 1), _tokens(row[generated], here, 0))
             )
     except csv.Error as error:
-        raise ScenarioError(f"{source}: line {reader.line_num}: {error}") from error
+        raise InputError(f"{source}: line {reader.line_num}: {error}") from error
     return rows
 
 
@@ -84,10 +84,10 @@ def _seconds(text: str | None, here: str) -> float:
         try:
             moment = datetime.fromisoformat((text or "").strip())
         except ValueError:
-            raise ScenarioError(f"{here}: time {text!r}: expected seconds or an ISO date and time") from None
+            raise InputError(f"{here}: time {text!r}: expected seconds or an ISO date and time") from None
         value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     if not math.isfinite(value):
-        raise ScenarioError(f"{here}: time {text!r}: expected a finite number")
+        raise InputError(f"{here}: time {text!r}: expected a finite number")
     return value
 
 
@@ -97,5 +97,5 @@ def _tokens(text: str | None, here: str, low: int) -> int:
     except ValueError:
         value = -1
     if not low <= value <= TOKENS_MAX:
-        raise ScenarioError(f"{here}: {text!r}: expected a number of tokens from {low} to {TOKENS_MAX}")
+        raise InputError(f"{here}: {text!r}: expected a number of tokens from {low} to {TOKENS_MAX}")
     return value

@@ -17,14 +17,13 @@ from rich.console import Console
 
 from poise.config import Settings
 from poise.engine.journal import Journal, JournalError
-from poise.scenarios.files import ScenarioError
 from poise.scenarios.model import Scenario
 from poise.scenarios.parser import find_scenario, load_scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
 from poise.sim.calibrate import calibrate
-from poise.sim.compare import CompareError, comparison_table, load_live, predict
-from poise.sim.costs import CostError, load_costs
+from poise.sim.compare import comparison_table, load_live, predict
+from poise.sim.costs import load_costs
 from poise.sim.faults import Fault, parse_faults
 from poise.sim.pressure import Pressure
 from poise.sim.replay import replay
@@ -123,7 +122,7 @@ def sim(
                 )
                 for path, scenario in loaded:
                     _simulate(path, scenario, range(seed, seed + (runs or 1)), options, as_json, journal, extra)
-    except (ScenarioError, CostError, CompareError, JournalError, ValueError, OSError) as error:
+    except (JournalError, ValueError, OSError) as error:
         typer.echo(f"poise sim: {error}", err=True)
         raise typer.Exit(USAGE_ERROR) from error
 

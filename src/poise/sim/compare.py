@@ -15,16 +15,13 @@ from typing import Any
 
 from rich.table import Table
 
+from poise.scenarios.files import InputError, explained
 from poise.scenarios.model import Scenario
 from poise.sim.report import group_figures
 from poise.sim.simulate import Simulation
 from poise.sim.template import TemplateTokens, template_tokens
 
 FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "output_tokens_per_s")
-
-
-class CompareError(ValueError):
-    """A benchmark file that cannot be used; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +34,22 @@ class Live:
 
 
 def load_live(path: Path, scenario: Scenario) -> Live:
-    """The scenario's part of a benchmark file. Raises CompareError."""
+    """The scenario's part of a benchmark file. Raises InputError."""
+    with explained(path):
+        text = path.read_text(encoding="utf-8")
     try:
-        scenarios = json.loads(path.read_text(encoding="utf-8"))["scenarios"]
-        found = [s for s in scenarios if s["name"] == scenario.name]
-        if not found:
-            names = ", ".join(s["name"] for s in scenarios)
-            raise CompareError(f"{path}: holds no scenario {scenario.name!r}; it has {names}")
-        requests = [r for n in found[0]["rounds"] for r in n["sides"]["ours"]["requests"]]
-        clients = {
-            group["name"]: {name: f["value"] for name, f in group["figures"].items()}
-            for group in found[0]["medians"]["ours"]
-            if group["kind"] == "client"
-        }
-        return Live([n["seed"] for n in found[0]["rounds"]], template_tokens(scenario, requests), clients)
-    except OSError as error:
-        raise CompareError(f"{path}: cannot be read: {error.strerror}") from error
-    except CompareError:
-        raise
+        runs = {run["name"]: run for run in json.loads(text)["scenarios"]}
+        if (run := runs.get(scenario.name)) is not None:
+            requests = [r for n in run["rounds"] for r in n["sides"]["ours"]["requests"]]
+            clients = {
+                group["name"]: {name: f["value"] for name, f in group["figures"].items()}
+                for group in run["medians"]["ours"]
+                if group["kind"] == "client"
+            }
+            return Live([n["seed"] for n in run["rounds"]], template_tokens(scenario, requests), clients)
     except (ValueError, KeyError, TypeError) as error:
-        raise CompareError(f"{path}: not a file of poise bench --json: {error!r}") from error
+        raise InputError(f"{path}: not a file of poise bench --json: {error!r}") from error
+    raise InputError(f"{path}: holds no scenario {scenario.name!r}; it has {', '.join(runs)}")
 
 
 def predict(scenario: Scenario, live: Live, run: Callable[[int], Simulation]) -> dict[str, dict[str, float]]:

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from poise.scenarios.files import InputError, explained
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, CostPrior
 
 Pace = Callable[[str, float], int]
@@ -36,10 +37,6 @@ WAY_US = 2500.0
 after the engine had drawn it, the engine's own time apart."""
 HOST_PARTS = {"step_us": 0.0, "row_us": 0.0, "carry_us_per_cell": 0.0, "way_us": WAY_US}
 """What a cost file says of the host, in the order of Costs, and what is taken where it does not."""
-
-
-class CostError(ValueError):
-    """A cost file that cannot be used; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,25 +74,22 @@ class Costs:
 
 
 def load_costs(path: Path) -> Costs:
-    """Read a cost file. Raises CostError."""
-    try:
+    """Read a cost file. Raises InputError."""
+    with explained(path):
         values = tomllib.loads(path.read_text(encoding="utf-8"))
+    try:
         pools = {name: _prior(table) for name, table in values["pools"].items()}
         noise = {name: tuple(map(float, t["noise"])) for name, t in values["pools"].items() if t.get("noise")}
         host = values.get("host", {})
         parts = [float(host.get(key, usual)) for key, usual in HOST_PARTS.items()]
-    except OSError as error:
-        raise CostError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CostError(f"{path}: not valid TOML: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CostError(f"{path}: not a cost file: {error!r}") from error
+        raise InputError(f"{path}: not a cost file: {error!r}") from error
     return Costs.of(pools, noise, *parts)
 
 
 def _prior(table: Mapping[str, Any]) -> CostPrior:
     names = ("fixed_us", "decode_us", "prompt_us", "attended_us")
-    prior = CostPrior(*(float(table[name]) for name in names))
-    if any(getattr(prior, name) < 0 for name in names):
+    costs = [float(table[name]) for name in names]
+    if min(costs) < 0:
         raise ValueError("a cost is negative")
-    return prior
+    return CostPrior(*costs)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from poise.bench.command import UsageError, check_range, failure_line, output
+from poise.bench.command import check_range, failure_line, output
 from poise.bench.rounds import OURS, ScenarioSource
 from poise.bench.target import TargetError, base_url
 from poise.config import ConfigError, LoadedSettings, load_given
@@ -28,6 +28,7 @@ from poise.llama.files.gguf import ModelError, read_header
 from poise.llama.fitting import capacity as records
 from poise.llama.fitting.capacity import CapacityRecord, Load
 from poise.llama.fitting.fit import model_path
+from poise.scenarios.files import InputError
 from poise.scenarios.model import Scenario
 from poise.sim.breaking import DEFAULT_TARGETS, Target, parse_target
 from poise.sim.simulate import Options, SimulationFailure
@@ -45,7 +46,7 @@ ConfigFiles = Annotated[
     list[Path] | None, typer.Option("--config", metavar="FILE", help="As of poise serve. Repeatable.")
 ]
 
-_REFUSED = (UsageError, CannotMeasure, TargetError, ModelError, EngineLibraryError, ValueError, OSError)
+_REFUSED = (InputError, CannotMeasure, TargetError, ModelError, EngineLibraryError, ValueError, OSError)
 
 
 def capacity(

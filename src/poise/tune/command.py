@@ -15,12 +15,13 @@ from typing import Annotated, Any
 
 import typer
 
-from poise.bench.command import UsageError, check_range, check_writable, failure_line, read_sources
+from poise.bench.command import check_range, check_writable, failure_line, read_sources
 from poise.bench.rounds import ScenarioSource
 from poise.config import ConfigError, LoadedSettings, load_given
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.gguf import ModelError
+from poise.scenarios.files import InputError
 from poise.tune import tunedfile
 from poise.tune.check import HOLDS, NO_LONGER, check_values, unknown_keys
 from poise.tune.children import terminable
@@ -94,7 +95,7 @@ def tune(
         raise failure_line(str(error), command=COMMAND) from error
 
 
-_REFUSED = (UsageError, ModelError, EngineLibraryError, ValueError, OSError)
+_REFUSED = (InputError, ModelError, EngineLibraryError, ValueError, OSError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,7 @@ class _Run:
     def check(self, then: Evidence | None) -> int:
         values = tunedfile.read_values(self.file)
         if unknown := unknown_keys(values):
-            raise UsageError(f"{self.file}: {unknown[0]} is no setting that is tuned: nothing here can check it")
+            raise InputError(f"{self.file}: {unknown[0]} is no setting that is tuned: nothing here can check it")
         if not values:
             typer.echo(f"{self.file} sets nothing: there is nothing to check")
             return HOLDS
@@ -171,7 +172,7 @@ def _check_ranges(minutes: float, stage: str, rounds: int, round_s: float, seed:
     check_range("--round-s", round_s, 1, 3600)
     check_range("--seed", seed, 0, 1 << 30)
     if stage not in ("all", *STAGES):
-        raise UsageError(f"--stage {stage}: expected engine, policy or all")
+        raise InputError(f"--stage {stage}: expected engine, policy or all")
 
 
 def _goal(target: str, guards: list[str] | None, then: Evidence | None) -> Goal:

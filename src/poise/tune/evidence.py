@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from poise.bench.comparison import Estimate
-from poise.tune.goal import show
+from poise.scenarios.files import InputError, explained
 from poise.tune.knobs import Value
 
 Method = Literal["passes", "simulator", "live"]
@@ -39,10 +39,6 @@ class Trial(msgspec.Struct, frozen=True):
         what = f"{self.key} {self.before} -> {self.after}" if self.key else "untuned -> all that was kept, on new seeds"
         return f"{self.number:>3}  {self.method:<9}  {what}: {self.result}: {self.reason}  ({self.took_s:.0f} s)"
 
-    @property
-    def shown(self) -> str:
-        return show(self.target) if self.target is not None else ""
-
 
 class Evidence(msgspec.Struct):
     """Everything about a run of `poise tune`."""
@@ -70,15 +66,11 @@ class Evidence(msgspec.Struct):
         return msgspec.json.format(msgspec.json.encode(self), indent=1).decode() + "\n"
 
 
-class EvidenceError(ValueError):
-    """A file that is no evidence; the message is one line."""
-
-
 def read_evidence(path: Path) -> Evidence:
-    """Raises EvidenceError."""
+    """Raises InputError."""
+    with explained(path):
+        data = path.read_bytes()
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Evidence)
-    except OSError as error:
-        raise EvidenceError(f"{path}: cannot be read: {error.strerror}") from error
+        return msgspec.json.decode(data, type=Evidence)
     except msgspec.MsgspecError as error:
-        raise EvidenceError(f"{path}: not the evidence of a poise tune: {error}") from error
+        raise InputError(f"{path}: not the evidence of a poise tune: {error}") from error

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from poise.bench.comparison import HIGHER_IS_BETTER, ComparisonError, Estimate, Guard, find, parse_guard
+from poise.bench.comparison import HIGHER_IS_BETTER, Estimate, Guard, find, parse_guard
 from poise.bench.stats import failures
+from poise.scenarios.files import InputError
 
 DEFAULT_TARGET = "interactive.ttft_p95"
 DEFAULT_GUARDS = (
@@ -118,13 +119,13 @@ class Goal:
 
 
 def parse_goal(target: str, guards: Sequence[str]) -> Goal:
-    """`target` as GROUP.FIGURE, or FIGURE of all clients. Raises ComparisonError."""
+    """`target` as GROUP.FIGURE, or FIGURE of all clients. Raises InputError."""
     name = target if "." in target else f"all.{target}"
     try:
         wanted = parse_guard(f"{name}<=1")
-    except ComparisonError as error:
+    except InputError as error:
         figures = str(error).partition("FIGURE of ")[2]
-        raise ComparisonError(
+        raise InputError(
             f"--target {target!r}: expected GROUP.FIGURE, GROUP a class, client, tenant or all; FIGURE of {figures}"
         ) from error
     return Goal(wanted, tuple(parse_guard(text) for text in guards))

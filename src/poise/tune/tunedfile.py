@@ -16,6 +16,7 @@ from pathlib import Path
 from poise.config.document import literal
 from poise.config.loader import flatten
 from poise.llama.files.cachefile import write_text
+from poise.scenarios.files import explained
 from poise.tune.evidence import Evidence, Trial
 from poise.tune.knobs import Changes
 
@@ -26,10 +27,6 @@ _NOT_CONFIRMED = {
     "time": "The time was over before it could be verified: nothing is set.",
     "interrupted": "Interrupted before it could be verified: nothing is set.",
 }
-
-
-class TunedFileError(ValueError):
-    """A tuned file that cannot be read; the message is one line."""
 
 
 def evidence_path(path: Path) -> Path:
@@ -45,13 +42,9 @@ def write(path: Path, evidence: Evidence) -> None:
 
 
 def read_values(path: Path) -> Changes:
-    """What a tuned file sets, by dotted key. Raises TunedFileError."""
-    try:
+    """What a tuned file sets, by dotted key. Raises InputError."""
+    with explained(path):
         return dict(flatten(tomllib.loads(path.read_text(encoding="utf-8"))))
-    except OSError as error:
-        raise TunedFileError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise TunedFileError(f"{path}: not valid TOML: {error}") from error
 
 
 def to_toml(evidence: Evidence) -> str:
