@@ -96,6 +96,8 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
     "text_completion": {
         "the least": _text("Once"),
         "everything": _text("Once", **_EVERYTHING, max_tokens=9, logprobs=3),
+        "an echo": _text("Once", echo=True, logprobs=0, max_tokens=0),
+        "a suffix": _text("Once", suffix="after"),
         "several texts": _text(["a", "b"]),
         "token ids": _text([1, 2, 3]),
         "several lists of token ids": _text([[1], [2, 3]], n=2),

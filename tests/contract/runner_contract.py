@@ -12,11 +12,12 @@ from itertools import count
 from threading import Event
 from typing import Protocol
 
+import msgspec
 import pytest
 
 from poise.engine.ports import NO_TOKEN, Row, Runner, RunnerError, Sampled
 from poise.scheduler.planning.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
-from poise.wire.messages import STRUCTURE_FAILED
+from poise.wire.messages import STRUCTURE_FAILED, TokenLogprob
 from poise.wire.to_engine import Grammar, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -187,6 +188,27 @@ def alone(subject: Subject, prompt: list[int], n: int) -> list[int]:
 
 
 class RunnerContract:
+    def test_how_likely_a_prompt_is_does_not_depend_on_its_chunks(self, subject: Subject) -> None:
+        """Its tokens are scored as they stand, whole or in pieces, and what follows is as if they had been computed as usual."""
+        plain = alone(subject, CAPITALS, 3)
+        found = []
+        for sizes in ((18,), (7, 1, 10)):
+            scored = Sequence(subject, 0, CAPITALS, msgspec.structs.replace(GREEDY, n_prompt_logprobs=2))
+            logprobs, top = list[float](), list[list[TokenLogprob]]()
+            for n_tokens in sizes:
+                row = scored.row(n_tokens, sample=False)
+                told = subject.runner.score("short", row, CAPITALS[row.start + 1 : row.start + 1 + n_tokens])
+                scored.took(row, None)
+                assert (told.request_id, told.start) == (scored.request_id, row.start + 1)
+                logprobs += told.logprobs
+                top += told.top
+            assert [len(tokens) for tokens in top] == [2] * 18
+            assert all(one < 0 for one in logprobs)
+            assert scored.greedy(3)[: subject.n_comparable] == plain[: subject.n_comparable]
+            scored.release()
+            found.append(logprobs)
+        assert found[0] == pytest.approx(found[1], abs=0.05)
+
     def test_greedy_continuation_is_deterministic(self, subject: Subject) -> None:
         """The same prompt gives the same tokens, whichever slot it is in."""
         first = alone(subject, STORY, 12)

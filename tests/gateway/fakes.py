@@ -37,6 +37,7 @@ from poise.wire.messages import (
     Forgotten,
     PoolInfo,
     Prefill,
+    PromptLogprobs,
     Ready,
     Refused,
     Start,
@@ -121,6 +122,14 @@ class Submission:
 
     def prefill(self, n_tokens: int, pass_us: int = 5000, n_beside: int = 0) -> None:
         self.handle.put(Prefill(self.handle.request_id, n_tokens, pass_us, n_beside))
+
+    def score(self, start: int, logprobs: Sequence[float]) -> None:
+        """Log probabilities of the prompt's tokens from one on; above each, a token is told that is as likely."""
+        top = [[TokenLogprob(self.prompt[start + i], one)] for i, one in enumerate(logprobs)]
+        k = self.sampling.n_prompt_logprobs
+        self.handle.put(
+            PromptLogprobs(self.handle.request_id, start, list(logprobs), top if k > 0 else [[]] * len(top))
+        )
 
     def change(self, what: str, why: str = "") -> None:
         self.handle.put(Change(self.handle.request_id, what, why))

@@ -247,3 +247,24 @@ def test_a_pool_that_cannot_be_built_frees_the_rest(model_path: Path, monkeypatc
         LlamaRunner(model, [PoolSpec("short", 1, 64, True)])
     with pytest.raises(AssertionError, match="closed"):
         _ = model.pointer
+
+
+@pytest.mark.slow
+def test_a_prompt_is_scored_as_llama_cpp_evaluates_it_at_once(runner: LlamaRunner, model: Model) -> None:
+    """In pieces of a few tokens, against one pass over the whole with all of its logits."""
+    prompt = STORY * 3
+    whole = PoolContext(
+        model, PoolSpec("x", 1, 64, True), batch_tokens=64, threads=1, kv_type="f16", every_position=True
+    )
+    logits = np.stack(whole.compute_every(Row(1, 0, 0, prompt, True))).astype(np.float64)
+    whole.close()
+    expected = logits - np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+    expected -= logits.max(axis=1, keepdims=True)
+    runner.open(1, prompt, SamplingParams(n_prompt_logprobs=2))
+    found = runner.score("short", Row(1, 0, 0, prompt[:-1], False), prompt[1:])
+    runner.apply(ReleaseSlot("short", 0, 1))
+    runner.close(1)
+    assert found.start == 1
+    assert found.logprobs == pytest.approx([expected[i, t] for i, t in enumerate(prompt[1:])], abs=0.1)
+    assert [tokens[0].logprob for tokens in found.top] == pytest.approx(expected[:-1].max(axis=1).tolist(), abs=0.1)
+    assert all(first.logprob >= second.logprob for first, second in found.top)

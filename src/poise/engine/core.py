@@ -212,6 +212,7 @@ class Engine:
             account=message.account,
             declared=message.declared or message.tenant in self.scheduler.declared,
             prepares=message.grammar is not None,
+            scores=message.sampling.n_prompt_logprobs >= 0,
         )
         answer = self.scheduler.add(request, now_ns)
         self.journal.record(now_ns, "add", request, answer)
@@ -274,6 +275,7 @@ class Engine:
                     tokens += draw.forced
         computed = self.execution.prefills if plan.batches else []
         prefills = [prefill for prefill in computed if prefill.request_id > 0]
+        scores = list(self.execution.scores) if plan.batches else []
         self._n_output += len(tokens)
         for event in events:
             if isinstance(event, Finished):
@@ -282,7 +284,7 @@ class Engine:
                 del self._live[event.request_id]
         starts, changes, finishes = news_of(events)
         if starts or changes or prefills or tokens or finishes:
-            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes, prefills))
+            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes, prefills, scores))
 
     def _report(self, now_ns: int) -> None:
         if self._knows_accounts:

@@ -26,7 +26,7 @@ from poise.scheduler.planning.plan import (
     StoreSlot,
 )
 from poise.scheduler.request import BLOCK_TOKENS, Request
-from poise.wire.messages import Prefill
+from poise.wire.messages import Prefill, PromptLogprobs
 from poise.wire.to_engine import SamplingParams
 
 
@@ -57,6 +57,8 @@ class Execution:
         self.prompt_tokens = 0
         self.prefills: list[Prefill] = []
         """The prompt chunks that the last plan computed."""
+        self.scores: list[PromptLogprobs] = []
+        """And the log probabilities of their tokens, of those that are scored."""
         self._unfilled: set[tuple[str, int]] = set()
         """Slots that an operation of the present plan should have filled, and did not."""
 
@@ -74,6 +76,7 @@ class Execution:
         self._kv_ns = self._forward_ns = self._sample_ns = 0
         self._unfilled.clear()
         self.prefills.clear()
+        self.scores.clear()
         if plan.operations:
             self._box.computing(plan.step, self._clock.now_ns(), _served(plan.operations))
         for operation in plan.operations:
@@ -123,6 +126,7 @@ class Execution:
 
     def _run(self, step: int, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:
         rows, prompts, errors = [], list[Chunk](), list[tuple[int, str]]()
+        scored: list[tuple[Row, list[int]]] = []
         for chunk in batch.chunks:
             if chunk.request_id in lost:
                 continue
@@ -130,22 +134,31 @@ class Execution:
             if not live.opened and (refused := self._open(step, live)):
                 errors.append((chunk.request_id, refused))
                 continue
-            tokens = live.tokens[chunk.start : chunk.start + chunk.n_tokens]
-            rows.append(Row(chunk.request_id, chunk.slot, chunk.start, tokens, chunk.sample))
+            start, tokens = chunk.start, live.tokens[chunk.start : chunk.start + chunk.n_tokens]
+            if live.request.scores and (n := min(len(tokens), live.request.n_prompt - 1 - start)) > 0:
+                row = Row(chunk.request_id, chunk.slot, start, tokens[:n], sample=False)
+                scored.append((row, live.tokens[start + 1 : start + 1 + n]))
+                start, tokens = start + n, tokens[n:]
+            if tokens:
+                rows.append(Row(chunk.request_id, chunk.slot, start, tokens, chunk.sample))
             if chunk.is_prompt:
                 prompts.append(chunk)
-        if not rows:
+        if not rows and not scored:
             return BatchResult(0, row_errors=tuple(errors)), []
         began_ns = self._clock.now_ns()
-        self._box.computing(step, began_ns, [row.request_id for row in rows])
+        n_tokens = sum(len(row.tokens) for row in rows) + sum(len(row.tokens) for row, _ in scored)
+        self._box.computing(step, began_ns, [row.request_id for row in (*rows, *(row for row, _ in scored))])
+        scored_us = self._score(batch.pool, scored, errors) if scored else ()
+        if errors and scored:
+            rows = [row for row in rows if row.request_id not in dict(errors)]
         failed, drawn = "", list[Sampled]()
         try:
-            drawn = self._runner.execute(batch.pool, rows)
+            drawn = self._runner.execute(batch.pool, rows) if rows else []
         except RunnerError as error:
             failed = words_of(error)
         cost_ns = self._clock.now_ns() - began_ns
         if prompts and not failed:
-            self._note(prompts, sum(len(row.tokens) for row in rows), cost_ns // 1000)
+            self._note(prompts, n_tokens, cost_ns // 1000)
         sampling_ns = sum([draw.cost_ns for draw in drawn])
         self._sample_ns += sampling_ns
         self._forward_ns += cost_ns - sampling_ns
@@ -156,13 +169,27 @@ class Execution:
         if any(s.failed for s in drawn):
             errors += [(s.token.request_id, s.failed) for s in drawn if s.failed]
             drawn = [s for s in drawn if not s.failed]
-        return BatchResult(cost_ns // 1000, ended, failed, sampled_us, tuple(errors), given), drawn
+        return BatchResult(cost_ns // 1000, ended, failed, sampled_us, tuple(errors), given, scored_us), drawn
 
     def _within_allowance(self, draw: Sampled) -> Sampled:
         """A forced run ends where the output must."""
         live = self._live[draw.token.request_id]
         room = live.request.n_prompt + live.request.max_output - len(live.tokens) - 1
         return replace(draw, forced=draw.forced[:room], closes=False) if len(draw.forced) > room else draw
+
+    def _score(
+        self, pool: str, scored: list[tuple[Row, list[int]]], errors: list[tuple[int, str]]
+    ) -> tuple[tuple[int, int], ...]:
+        """Rows of prompts whose log probabilities are wanted, each by itself. Returns what each took; adds to `errors`."""
+        spent = []
+        for row, targets in scored:
+            began_ns = self._clock.now_ns()
+            try:
+                self.scores.append(self._runner.score(pool, row, targets))
+            except Exception as error:
+                errors.append((row.request_id, words_of(error)))
+            spent.append((row.request_id, (self._clock.now_ns() - began_ns) // 1000))
+        return tuple(spent)
 
     def _open(self, step: int, live: Live) -> str:
         """Prepare its sampling. Returns why that is not possible: a fault of the request, and of nobody beside it."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from poise.scheduler.planning.plan import KvOperation
 from poise.wire.figures import StructureFigures
-from poise.wire.messages import PoolInfo, ToGateway, Token
+from poise.wire.messages import PoolInfo, PromptLogprobs, ToGateway, Token
 from poise.wire.to_engine import Grammar, SamplingParams, ToEngine
 
 
@@ -129,6 +129,14 @@ class Runner(Protocol):
         Raises RunnerError when a StoreSlot, LoadSlot, CopySlot or MoveSlot failed: then there is no such entry, or the target
         slot is empty (and a move's source too). A TrimSlot fails only with a model whose memory cannot be shortened (a
         recurrent one): then the slot is empty. A ScrubPool that fails leaves the pool unusable.
+        """
+        ...
+
+    def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
+        """Compute a row of a prompt in passes of its own. Nothing is drawn: the logits of each of its tokens say how likely the
+        one of `targets` is that stands at the next position.
+
+        Raises RunnerError when that failed; then the slot is not usable until it was released.
         """
         ...
 

@@ -32,19 +32,19 @@ def _charge_batch(
     for chunk in chunks:
         shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
     model = books.models[batch.pool]
-    sampled_us, errors = dict(result.sampled_us), dict(result.row_errors)
+    sampled_us, errors, scored_us = dict(result.sampled_us), dict(result.row_errors), dict(result.scored_us)
     given = dict.fromkeys(result.ended, ENDED)
     given.update((request_id, Given(n_tokens, ends)) for request_id, n_tokens, ends in result.given)
-    pass_us = max(0, result.cost_us - sum(sampled_us.values()))
+    pass_us = max(0, result.cost_us - sum(sampled_us.values()) - sum(scored_us.values()))
     costs = split_cost(pass_us, batch_shares(chunks, model))
-    if chunks and not (result.failed or errors):
+    if chunks and not (result.failed or errors or scored_us):
         model.observe(shape, pass_us)
     background_us = 0
     for chunk, share_us in zip(chunks, costs, strict=True):
         sequence = life.sequences[chunk.request_id]
         request_class = sequence.request_class
         own_us = sampled_us.get(chunk.request_id, 0)
-        cost_us = share_us + own_us
+        cost_us = share_us + own_us + scored_us.get(chunk.request_id, 0)
         if own_us:
             sequence.learn_sampling(own_us)
         sequence.served_us += cost_us

@@ -153,6 +153,7 @@ class Request:
     suspect            it may be what broke an engine: what it computes is a batch of its own, until it has computed what it
                        came with and SUSPECT_TOKENS more
     prepares           what it needs beside cells is still being made: it has no slot before `Scheduler.prepared`
+    scores             the log probabilities of its prompt's tokens are wanted: all of it is computed, whatever was before
     erased             what its tenant had left was erased while it was live: it leaves nothing either
     """
 
@@ -174,6 +175,7 @@ class Request:
     account: str = ""
     declared: bool = False
     prepares: bool = False
+    scores: bool = False
 
     def __post_init__(self) -> None:
         if not self.account:

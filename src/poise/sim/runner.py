@@ -22,7 +22,7 @@ from poise.scheduler.policy import CostPrior
 from poise.sim.clock import VirtualClock
 from poise.sim.costs import Pace
 from poise.wire.figures import StructureFigures
-from poise.wire.messages import STRUCTURE_FAILED, PoolInfo, Token, TokenLogprob
+from poise.wire.messages import STRUCTURE_FAILED, PoolInfo, PromptLogprobs, Token, TokenLogprob
 from poise.wire.to_engine import Grammar, SamplingParams
 
 END_TOKEN = 0
@@ -205,6 +205,13 @@ class SimRunner:
         self._clock.advance(int(n_cells * self._carry_us_per_cell * 1000))
         if fails:
             raise RunnerError(f"a fault was asked for: {operation}")
+
+    def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
+        self.execute(pool, [row])
+        states, n_top = self._cells[pool][row.slot][row.start :], self._open[row.request_id].sampling.n_prompt_logprobs
+        logprobs = [-(_mix(state, target) % 1000) / 100 for state, target in zip(states, targets, strict=True)]
+        top = [[TokenLogprob((t + k) % self._n_vocab, -1.0 - k) for k in range(max(0, n_top))] for t in targets]
+        return PromptLogprobs(row.request_id, row.start + 1, logprobs, top)
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         shape = BatchShape()

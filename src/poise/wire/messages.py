@@ -89,6 +89,16 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     top: list[TokenLogprob] = []
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """How likely the tokens of a request's prompt from the one at `start` on were, each after those before it, and which tokens
+    were the likeliest there. They come in order; what is computed again comes again."""
+
+    request_id: int
+    start: int
+    logprobs: list[float]
+    top: list[list[TokenLogprob]]
+
+
 class Start(msgspec.Struct, frozen=True, array_like=True):
     """A request left the queue after `wait_us`; `n_cached` of the tokens that it came with need not be computed."""
 
@@ -134,7 +144,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """Engine to gateway: everything one step brought, in order: starts, changes, prefills, tokens, finishes."""
+    """Engine to gateway: everything one step brought, in order: starts, changes, prefills, scores, tokens, finishes."""
 
     step: int
     starts: list[Start]
@@ -142,6 +152,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     finishes: list[Finish]
     changes: list[Change] = []
     prefills: list[Prefill] = []
+    scores: list[PromptLogprobs] = []
 
 
 class Controlled(msgspec.Struct, frozen=True, array_like=True, tag="controlled"):

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 SYSTEM_ROLES = ("system", "developer")
+INFILL = ("fim_prefix", "fim_suffix", "fim_middle")
+"""Names of the tokens by which a model is asked to fill in."""
 LARGE_BYTES = 16_384
 """A larger text waits for its like where one worker is kept for small ones, and is worked on at low priority."""
 
@@ -92,6 +94,8 @@ class Prompt(msgspec.Struct, tag=True):
     ids_max: int
     add_special: bool = True
     parse_special: bool = True
+    suffix: str = ""
+    """What is to come after the answer, which fills in between; not for a model that lacks one of INFILL."""
 
 
 class Write(msgspec.Struct, tag=True):

@@ -13,7 +13,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
 
     temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 switch those filters off. repetition_penalty counts prompt and
     output tokens; presence and frequency penalties count output tokens only. logit_bias holds (token id, bias) pairs.
-    n_logprobs -1 asks for none, 0 for the chosen token's, k for the k most likely ones besides.
+    n_logprobs -1 asks for none, 0 for the chosen token's, k for the k most likely ones besides. n_prompt_logprobs: the same for
+    the tokens of the prompt, all but the first, none of which is then taken from a prefix that was computed before.
     min_output: end-of-generation tokens cannot be drawn before that many tokens.
     """
 
@@ -29,6 +30,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     n_logprobs: int = -1
     ignore_eos: bool = False
     min_output: int = 0
+    n_prompt_logprobs: int = -1
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):

@@ -176,7 +176,6 @@ UNSUPPORTED: list[tuple[str, str, Any]] = [
     (CHAT, "chat_template", "x"),
     (CHAT, "stop_token_ids", [1]),
     (COMPLETIONS, "suffix", "x"),
-    (COMPLETIONS, "echo", True),
 ]
 
 

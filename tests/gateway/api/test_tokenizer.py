@@ -103,7 +103,7 @@ async def test_the_tokenizer_is_described() -> None:
     ("path", "body", "code"),
     [
         ("/tokenize", {}, "missing_required_parameter"),
-        ("/tokenize", {"prompt": "a", "content": "b"}, "missing_required_parameter"),
+        ("/tokenize", {"prompt": "a", "content": "b"}, "conflicting_parameters"),
         ("/tokenize", {"prompt": 5}, "invalid_type"),
         ("/tokenize", {"prompt": "a", "model": "other"}, "model_not_found"),
         ("/tokenize", {"content": "a", "with_pieces": True}, "unsupported_parameter"),
@@ -142,3 +142,14 @@ async def test_nothing_is_asked_of_the_engine_and_it_need_not_be_there() -> None
     """While the vocabulary is being loaded it is a 503, like everything."""
     reply = await ask(make_app(FakeEngine(), with_text=False), "POST", "/tokenize", {"prompt": "a"})
     assert (reply.status, reply.json()["error"]["code"]) == (503, "engine_unavailable")
+
+
+async def test_what_has_no_effect_is_named() -> None:
+    """As elsewhere; strictly, it is refused."""
+    body = CHAT | {"trace": 1, "messages": [{"role": "user", "content": "Hi", "id": "m1"}]}
+    for path in ("/tokenize", "/apply-template"):
+        reply = await post(path, body)
+        assert reply.status == 200, reply.body
+        assert reply.headers["x-poise-ignored"] == "trace, messages[].id"
+    strict = make_app(FakeEngine(), Settings.model_validate({"server": {"strict": True}}))
+    assert (await ask(strict, "POST", "/tokenize", body)).status == 400

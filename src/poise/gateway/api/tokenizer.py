@@ -27,6 +27,7 @@ from poise.gateway.api.openai import rendering, unsupported
 from poise.gateway.api.openai.writer import token_text
 from poise.gateway.api.operation import Described, Operation
 from poise.gateway.http.body import JsonObject
+from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.replies import FRESH, json_reply
 from poise.gateway.models.local.model import LocalModel, check_ids
 from poise.gateway.models.names import ModelNames
@@ -71,20 +72,42 @@ def _read_tokens(value: object, param: str) -> list[int]:
     return ids
 
 
-PROMPT = Text("prompt", "A text, which begins as a prompt of the model does unless `add_special_tokens` is false.")
-CONTENT = Text("content", "A text, of which nothing else is made unless `add_special` is true.")
-ADD_SPECIAL_TOKENS = Flag("add_special_tokens", "Begin with the model's beginning-of-text token, where it wants one.")
-ADD_SPECIAL = Flag("add_special", "Another name of `add_special_tokens`.")
+PROMPT = Text("prompt", "A text. As `content` it has no beginning-of-text token by default.", aliases=("content",))
+ADD_SPECIAL = Flag(
+    "add_special_tokens", "Begin with the model's beginning-of-text token, if it wants one.", aliases=("add_special",)
+)
 PARSE_SPECIAL = Flag("parse_special", "Names of control tokens in the text mean these tokens; true by default.")
 TOKEN_STRS = Flag("return_token_strs", "Return the text of each token, too.")
 TOKENS: Field[list[int]] = Custom(
     "tokens", "Token ids.", _read_tokens, {"type": "array", "items": {"type": "integer"}, "maxItems": TOKENS_MAX}
 )
-_HOW = (ADD_SPECIAL_TOKENS, ADD_SPECIAL, PARSE_SPECIAL, TOKEN_STRS)
 WRITE_FIELDS: tuple[Field[Any], ...] = (p.MODEL, p.MESSAGES, *rendering.FIELDS)
-TOKENIZE_FIELDS: tuple[Field[Any], ...] = (*WRITE_FIELDS, PROMPT, CONTENT, *_HOW)
-_UNSUPPORTED = unsupported.CHAT | {"with_pieces": Unsupported("with_pieces", "use 'return_token_strs'", (False,))}
+TOKENIZE_FIELDS: tuple[Field[Any], ...] = (*WRITE_FIELDS, PROMPT, ADD_SPECIAL, PARSE_SPECIAL, TOKEN_STRS)
 DETOKENIZE_FIELDS: tuple[Field[Any], ...] = (p.MODEL, TOKENS)
+_UNSUPPORTED = unsupported.CHAT | {"with_pieces": Unsupported("with_pieces", "use 'return_token_strs'", (False,))}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request that was let in."""
+
+    sender: HttpSender
+    text: TextModel
+    tokens: Tokens
+    body: JsonObject
+    ignored: Ignored
+
+    def conversation(self) -> tuple[list[Message], Rendering]:
+        if self.body.get(p.MESSAGES.name) is None:
+            raise missing_parameter(p.MESSAGES.name, "a list of at least one message is needed")
+        messages = p.read_messages(self.body[p.MESSAGES.name], p.MESSAGES.name, self.ignored)
+        return messages, rendering.read_rendering(self.body, messages)
+
+    def reply(self, answer: msgspec.Struct, note: str = "") -> Response:
+        notes = {headers.IGNORED: headers.list_ignored(self.ignored.names)} if self.ignored.names else {}
+        if note:
+            headers.warn(notes, note)
+        return json_reply(answer, 200, FRESH | notes)
 
 
 @dataclass(eq=False, repr=False)
@@ -111,75 +134,59 @@ class Tokenizer:
         return found
 
     async def tokenize(self, request: Request) -> Response:
-        """One of `prompt` (vLLM's), `content` (llama-server's) and `messages`, which are written as the model is asked."""
-        sender, tokens, text, body, ignored = await self._begin(request, TOKENIZE_FIELDS)
-        given = [field for field in (PROMPT, CONTENT, p.MESSAGES) if body.get(field.name) is not None]
-        if len(given) != 1:
-            raise missing_parameter("prompt", "one of 'prompt', 'content' and 'messages' is needed")
-        if given == [p.MESSAGES]:
-            messages, how = _conversation(body, ignored)
-            found = await sender.while_wanted(tokens.chat(messages, 0, TOKENS_MAX, how))
+        """Either `prompt` (vLLM's, llama-server's name is `content`) or `messages`, which are written as the model is asked."""
+        asked = await self._begin(request, TOKENIZE_FIELDS)
+        said, body, param = PROMPT.get(asked.body, None), asked.body, PROMPT.written(asked.body)
+        if (said is None) == (body.get(p.MESSAGES.name) is None):
+            raise missing_parameter(param, "one of 'prompt', 'content' and 'messages' is needed")
+        if said is None:
+            messages, how = asked.conversation()
+            work, param = asked.tokens.chat(messages, 0, TOKENS_MAX, how), p.MESSAGES.name
         else:
-            said = str(given[0].read(body[given[0].name], given[0].name))
-            add = ADD_SPECIAL.get(body, ADD_SPECIAL_TOKENS.get(body, given == [PROMPT]))
-            parse = PARSE_SPECIAL.get(body, True)
-            found = await sender.while_wanted(tokens.prompt(said, TOKENS_MAX, add_special=add, parse_special=parse))
+            add, parse = ADD_SPECIAL.get(body, param == PROMPT.name), PARSE_SPECIAL.get(body, True)
+            work = asked.tokens.prompt(said, TOKENS_MAX, add_special=add, parse_special=parse)
+        found = await asked.sender.while_wanted(work)
         if found.n > TOKENS_MAX:
             message = f"The text has {found.n} tokens, and at most {TOKENS_MAX} are returned."
-            raise context_length_exceeded(message, "Send it in parts.", given[0].name)
-        wants_texts = TOKEN_STRS.get(body, False)
-        texts = [token_text(text.token_name(token)) for token in found.ids] if wants_texts else None
-        return _reply(Tokenized(found.ids, found.n, self._local.card.context_length, texts), ignored, found.note)
+            raise context_length_exceeded(message, "Send it in parts.", param)
+        texts = None
+        if TOKEN_STRS.get(body, False):
+            texts = [token_text(asked.text.token_name(token)) for token in found.ids]
+        return asked.reply(Tokenized(found.ids, found.n, self._local.card.context_length, texts), found.note)
 
     async def detokenize(self, request: Request) -> Response:
         """Control tokens have their names in it; what is no whole character is U+FFFD."""
-        _, _, text, body, ignored = await self._begin(request, DETOKENIZE_FIELDS)
-        ids = TOKENS.get(body, None)
+        asked = await self._begin(request, DETOKENIZE_FIELDS)
+        ids = TOKENS.get(asked.body, None)
         if ids is None:
             raise missing_parameter(TOKENS.name, "a list of token ids is needed")
-        check_ids(ids, text.n_tokens, TOKENS.name)
-        said = b"".join(map(text.token_name, ids)).decode("utf-8", "replace")
-        return _reply(PromptText(said, said), ignored)
+        check_ids(ids, asked.text.n_tokens, TOKENS.name)
+        said = b"".join(map(asked.text.token_name, ids)).decode("utf-8", "replace")
+        return asked.reply(PromptText(said, said))
 
     async def apply_template(self, request: Request) -> Response:
         """As `/v1/completions` would take it, where names of control tokens mean these tokens, also in what messages say."""
-        sender, tokens, _, body, ignored = await self._begin(request, WRITE_FIELDS)
-        written = await sender.while_wanted(tokens.written(*_conversation(body, ignored)))
-        return _reply(PromptText(written.text, written.text), ignored, written.note)
+        asked = await self._begin(request, WRITE_FIELDS)
+        written = await asked.sender.while_wanted(asked.tokens.written(*asked.conversation()))
+        return asked.reply(PromptText(written.text, written.text), written.note)
 
     async def info(self, request: Request) -> TokenizerInfo:
         """What is null, the model has not."""
-        self._tenants.identify(HttpSender(request, self._settings).credentials)
+        self._tenants.identify(credentials_of(request))
         text = self._local.text()
         tokens = [text.special.get(name) for name in ("bos", "eos", "pad")]
         bos, eos, pad = [None if token is None else token_text(text.token_name(token)) for token in tokens]
         return TokenizerInfo("llama.cpp", bos, eos, pad, text.chat_template, self._local.card.context_length)
 
-    async def _begin(
-        self, request: Request, fields: Sequence[Field[Any]]
-    ) -> tuple[HttpSender, Tokens, TextModel, JsonObject, Ignored]:
-        """Who asks, by whose tokens, and for what, in the order of the intake's checks. Raises ApiError."""
-        sender = HttpSender(request, self._settings)
+    async def _begin(self, request: Request, fields: Sequence[Field[Any]]) -> _Asked:
+        """Who asks, and for what, in the order of the intake's checks. Raises ApiError."""
+        sender, ignored = HttpSender(request, self._settings), Ignored(strict=self._settings.server.strict)
         caller = self._tenants.identify(sender.credentials)
-        body, ignored = await sender.body(), Ignored(strict=self._settings.server.strict)
+        body = await sender.body()
         check_names(body, fields, _UNSUPPORTED, ignored=ignored)
         model = self._names.find(name := p.MODEL.get(body, ""))
         if not isinstance(model, LocalModel):
             raise invalid_value(p.MODEL.name, "name a model that this host computes: others keep their tokenizer", name)
         self._check_level(RequestClass.INTERACTIVE)
         text = model.text()
-        return sender, text.of(caller.account), text, body, ignored
-
-
-def _conversation(body: JsonObject, ignored: Ignored) -> tuple[list[Message], Rendering]:
-    if body.get(p.MESSAGES.name) is None:
-        raise missing_parameter(p.MESSAGES.name, "a list of at least one message is needed")
-    messages = p.read_messages(body[p.MESSAGES.name], p.MESSAGES.name, ignored)
-    return messages, rendering.read_rendering(body, messages)
-
-
-def _reply(answer: msgspec.Struct, ignored: Ignored, note: str = "") -> Response:
-    notes = {headers.IGNORED: headers.list_ignored(ignored.names)} if ignored.names else {}
-    if note:
-        headers.warn(notes, note)
-    return json_reply(answer, 200, FRESH | notes)
+        return _Asked(sender, text, text.of(caller.account), body, ignored)

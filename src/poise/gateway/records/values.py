@@ -79,6 +79,8 @@ class Usage:
 class Logprob(msgspec.Struct, frozen=True, gc=False):
     """A token with its log probability. `offset` is where its text begins in the answer, `end` where it is all told.
 
+    NaN: nothing stands before it that could make it likely, as of the first token of a prompt.
+
     It is no business of the collector of cycles, which would hold the event loop up while it looks at a million of them.
     """
 

@@ -69,3 +69,12 @@ class Generate:
     """Those of a conversation; its `rendering` has what the chat template is shown of them."""
     structure: Structure | None = None
     """What the answer must be."""
+    echo: bool = False
+    """The answer begins with the prompt, and its log probabilities with those of the prompt."""
+    suffix: str = ""
+    """What is to come after the answer: text between the prompt and this is to be filled in."""
+
+    def echoed(self, i_prompt: int) -> str | None:
+        """The text that the answers to a prompt begin with; empty: that of the prompt's tokens. None: nothing of it."""
+        said = self.prompt[i_prompt] if self.echo and isinstance(self.prompt, list) else ""
+        return (said if isinstance(said, str) else "") if self.echo else None

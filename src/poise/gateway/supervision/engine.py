@@ -30,7 +30,17 @@ QUARANTINED = Outcome.QUARANTINED.value
 SERVER_STOPPING = Outcome.SERVER_STOPPING.value
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
-RequestEvent = wire.Accepted | Refused | Waiting | wire.Start | wire.Change | wire.Prefill | wire.Token | Finish
+RequestEvent = (
+    wire.Accepted
+    | Refused
+    | Waiting
+    | wire.Start
+    | wire.Change
+    | wire.Prefill
+    | wire.PromptLogprobs
+    | wire.Token
+    | Finish
+)
 
 
 class EnginePhase(StrEnum):

@@ -253,6 +253,9 @@ class Handover:
         for prefill in step.prefills:
             if (live := lives.get(prefill.request_id)) is not None:
                 live.handle.put(prefill)
+        for scored in step.scores:
+            if (live := lives.get(scored.request_id)) is not None:
+                live.handle.put(scored)
         for token in step.tokens:
             if (live := lives.get(token.request_id)) is not None:
                 live.output.append(token.token)

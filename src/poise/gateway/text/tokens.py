@@ -154,10 +154,20 @@ class Tokens:
         return await self._run(wire.Ids, job, conversation_bytes(messages, rendering))
 
     async def prompt(
-        self, prompt: str, ids_max: int = ALL, *, add_special: bool = True, parse_special: bool = True
+        self,
+        prompt: str,
+        ids_max: int = ALL,
+        *,
+        add_special: bool = True,
+        parse_special: bool = True,
+        suffix: str = "",
     ) -> wire.Ids:
-        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise."""
-        return await self._run(wire.Ids, wire.Prompt(prompt, ids_max, add_special, parse_special), text_bytes(prompt))
+        """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise.
+
+        With a `suffix`, what is between the two is to be filled in.
+        """
+        job = wire.Prompt(prompt, ids_max, add_special, parse_special, suffix)
+        return await self._run(wire.Ids, job, text_bytes(prompt) + text_bytes(suffix))
 
     async def written(self, messages: Sequence[wire.Message], rendering: wire.Rendering) -> wire.Written:
         """The prompt of a conversation as text."""

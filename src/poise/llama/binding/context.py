@@ -19,7 +19,7 @@ from poise.llama.binding.library import FLASH_OFF, FLASH_ON, KV_TYPES, ContextPo
 from poise.llama.binding.mapping import Bytes, allocate
 from poise.llama.binding.model import Model, ModelError
 from poise.llama.files.cgroups import usable_threads
-from poise.llama.files.memory import PoolSpec, available_bytes, state_bytes
+from poise.llama.files.memory import PoolSpec, available_bytes, outputs_max, state_bytes
 from poise.wire.messages import PoolInfo
 
 STATE_KEPT_BYTES = 32 << 20
@@ -41,7 +41,7 @@ class PoolContext:
     """A pool on a loaded model; free it with `close` before the model.
 
     threads 0: one for each core that this process may use. `unified` builds one stream that all slots share.
-    `every_position` makes room for `compute_every`.
+    `every_position` makes room for `compute_every` with a whole batch.
     """
 
     def __init__(
@@ -64,8 +64,10 @@ class PoolContext:
         params.n_ctx = spec.built_cells * (1 if unified else spec.n_slots)
         params.n_seq_max = spec.n_slots
         params.n_batch = params.n_ubatch = batch_tokens
-        # One row of logits for each slot at most; the default would reserve one for each token of the batch.
-        params.n_outputs_max = batch_tokens if every_position else min(spec.n_slots, batch_tokens)
+        # The default would reserve a row of logits for each token of the batch.
+        self.outputs_max = batch_tokens if every_position else outputs_max(spec.n_slots, batch_tokens, model.n_vocab)
+        """Tokens of a row that `compute_every` takes at once."""
+        params.n_outputs_max = self.outputs_max
         params.n_threads = params.n_threads_batch = threads or usable_threads()
         params.flash_attn_type = FLASH_ON if flash else FLASH_OFF
         params.type_k = params.type_v = KV_TYPES[kv_type]

@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 
 from poise.llama.binding.library import Library, VocabPointer
+from poise.wire.text import INFILL
 
 PIECE_BYTES = 128
-INFILL = ("fim_prefix", "fim_suffix", "fim_middle")
 
 
 class Vocab:

@@ -25,6 +25,8 @@ KV_BLOCK = 32
 
 STATE_ELEMENT_BYTES = 4
 """llama.cpp keeps recurrent states as float32."""
+SCORED_TOKENS, SCORED_BYTES = 32, 8 << 20
+"""Tokens of a prompt that is scored for which all logits are held at once, and the most that these may take."""
 
 KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
@@ -143,8 +145,14 @@ def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int
     scores = 0 if pool.flash_attention else header.number("attention.head_count", 1)
     per_token = pool.built_cells * (scores + 1) + 4 * header.number("embedding_length")
     per_token += 2 * header.number("feed_forward_length")
-    logits = 2 * pool.n_slots * header.number("vocab_size", 256_000)
+    n_vocab = header.number("vocab_size", 256_000)
+    logits = 2 * outputs_max(pool.n_slots, batch_tokens, n_vocab) * n_vocab
     return 4 * (batch_tokens * per_token + logits)
+
+
+def outputs_max(n_slots: int, batch_tokens: int, n_vocab: int) -> int:
+    """Tokens of a pass that may give logits: one of each slot, or a few of a prompt that is scored, within SCORED_BYTES."""
+    return min(batch_tokens, max(n_slots, min(SCORED_TOKENS, SCORED_BYTES // (4 * n_vocab))))
 
 
 def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:

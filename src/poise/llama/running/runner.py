@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -36,7 +37,7 @@ from poise.scheduler.planning.plan import (
 )
 from poise.scheduler.policy import CostPrior
 from poise.wire.figures import StructureFigures
-from poise.wire.messages import PoolInfo, Token, TokenLogprob
+from poise.wire.messages import PoolInfo, PromptLogprobs, Token, TokenLogprob
 from poise.wire.to_engine import Grammar, SamplingParams
 
 
@@ -166,6 +167,20 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
             case ScrubPool(pool):
                 self._contexts[pool].scrub()
         return 0
+
+    def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
+        context, sampler, found = self._contexts[pool], self._samplers[row.request_id], list[Drawn]()
+        for begin in range(
+            0, len(row.tokens), context.outputs_max
+        ):  # memory for all logits at once would never be used else
+            part = replace(row, start=row.start + begin, tokens=row.tokens[begin : begin + context.outputs_max])
+            for logits, target in zip(context.compute_every(part), targets[begin:], strict=False):
+                if not np.isfinite(logits.max()):
+                    context.taint(row.slot)
+                found.append(sampler.likelihood(target, logits))
+        return PromptLogprobs(
+            row.request_id, row.start + 1, [one.logprob or 0.0 for one in found], [one.top for one in found]
+        )
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         assert all(row.slot < after.slot for row, after in pairwise(rows)), (

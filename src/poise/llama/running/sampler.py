@@ -137,6 +137,10 @@ class Sampler:
         constraint.take(token)
         return token, constraint.forced(), constraint.is_over
 
+    def likelihood(self, token: int, row: Floats) -> Drawn:
+        """How likely a token of the prompt is by the logits before it. Raises RunnerError as `draw` does."""
+        return _with_logprobs(token, row, self._sampling.n_prompt_logprobs)
+
     def _remember(self, token: int) -> None:
         self._n_drawn += 1
         if self._repeated is not None:

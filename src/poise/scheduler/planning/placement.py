@@ -237,6 +237,8 @@ class Placement:
         self, request: Request, pool: str, blocks: SequenceOf[int], n_tokens: int
     ) -> tuple[Prefix | Entry, int] | None:
         """Where the longest known beginning of `n_tokens` tokens is, and its cells. The last token is always computed."""
+        if request.scores:
+            return None
         store, most = self._policy.store, n_tokens - 1
         found: tuple[Prefix | Entry, int] | None = None
         if store.prefix_reuse:

@@ -148,6 +148,7 @@ class BatchResult:
     given        (request id, tokens, whether it has ended) of each sequence whose draw brought other than one token
     row_errors   (request id, why) of each sequence that failed by itself: it was not computed, or no token could be drawn for
                  it. The others are not touched by that
+    scored_us    (request id, cost) of each row of a prompt whose log probabilities were computed
     """
 
     cost_us: int
@@ -156,6 +157,7 @@ class BatchResult:
     sampled_us: tuple[tuple[int, int], ...] = ()
     row_errors: tuple[tuple[int, str], ...] = ()
     given: tuple[tuple[int, int, bool], ...] = ()
+    scored_us: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

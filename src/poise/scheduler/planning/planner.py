@@ -277,6 +277,8 @@ class PlanningPass:
         if room < least:
             return 0
         left_us = self.budget.left_us - self.budget.entry_us(pool)
+        if sequence.request.scores:
+            left_us /= 2  # the logits of each token, and what is made of them, cost up to as much again
         if pool == LONG_POOL and (saved := self._heavy_chunk(start, pending, left_us)) is not None:
             return min(saved, room)
         n_tokens = min(room, self.books.models[pool].prompt_tokens_within(left_us, start))

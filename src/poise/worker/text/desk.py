@@ -51,6 +51,8 @@ class Desk:
                 self._on_rendered()
                 return self._grammars.check(job)
             case wire.Prompt():
+                if job.suffix:
+                    return _ids(tokeniser.infill_ids(job.text, job.suffix), job.ids_max)
                 ids = tokeniser.prompt_ids(job.text, add_special=job.add_special, parse_special=job.parse_special)
                 return _ids(ids, job.ids_max)
             case wire.Write():

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from poise.wire.text import AS_USUAL, Message, Rendering
+from poise.wire.text import AS_USUAL, INFILL, Message, Rendering
 from poise.worker.text.chat_template import CHATML_MARKS, ChatTemplate, TextRefused
 from poise.worker.text.hidden import Piece
 
@@ -122,6 +122,13 @@ class Tokeniser:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise."""
         ids = self.vocab.tokenize(prompt, add_special=add_special, parse_special=parse_special)
         return self._one_bos(ids) if add_special else ids
+
+    def infill_ids(self, prefix: str, suffix: str) -> list[int]:
+        """What asks for the text between two others, which stand for themselves: prefix, suffix, then the middle is to come."""
+        ids = [self.vocab.bos] if self.vocab.add_bos and self.vocab.bos is not None else []
+        for name, text in zip(INFILL, (prefix, suffix, ""), strict=True):
+            ids += [self.vocab.special[name], *self.plain_ids(text)]
+        return ids
 
     def plain_ids(self, text: str) -> list[int]:
         """A text that stands for itself."""

@@ -296,6 +296,8 @@ LOGPROBS = Flag("logprobs", "Return the log probability of each token.")
 TOP_LOGPROBS = Integer("top_logprobs", "Return that many of the most likely tokens too; needs `logprobs`.", 0, 20)
 LOGPROBS_COUNT = Integer("logprobs", "Return log probabilities, and that many of the most likely tokens.", 0, 5)
 BEST_OF = Integer("best_of", "At most `n`: all choices are sent.", 1, 128)
+ECHO = Flag("echo", "The answer begins with the prompt, and `logprobs` with those of the prompt's tokens.")
+SUFFIX = Text("suffix", "What is to come after the answer, where the model has tokens for filling in.")
 STREAM = Flag("stream", "Send the answer as server-sent events while it is generated.")
 STREAM_OPTIONS: Field[AnswerOptions] = Custom(
     "stream_options",

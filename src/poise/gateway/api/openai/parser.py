@@ -43,7 +43,7 @@ class RequestParser:
             *rendering.FIELDS,
             *tools.FIELDS,
         )
-        self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF)
+        self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF, p.ECHO, p.SUFFIX)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
         self._elsewhere_completion = {"top_logprobs": "Use 'logprobs' with a count here."} | {
             name: "It belongs to /v1/chat/completions."
@@ -91,7 +91,12 @@ class RequestParser:
         best_of = p.BEST_OF.get(values, n)
         if best_of > n:
             raise invalid_value("best_of", f"be at most 'n' ({n}): ask for more choices and choose among them", best_of)
-        return self._request(values, prompts, p.LOGPROBS_COUNT.get(values, -1), ignored)
+        echo, suffix, n_logprobs = p.ECHO.get(values, False), p.SUFFIX.get(values, ""), p.LOGPROBS_COUNT.get(values, -1)
+        if suffix and (echo or not isinstance(prompts[0], str)):
+            raise invalid_value("suffix", "come with a prompt that is text, and without 'echo'", suffix)
+        asked = self._request(values, prompts, n_logprobs, ignored)
+        sampling = msgspec.structs.replace(asked.sampling, n_prompt_logprobs=n_logprobs if echo else -1)
+        return replace(asked, echo=echo, suffix=suffix, sampling=sampling)
 
     def chat_schema(self) -> Schema:
         return object_schema(self._chat, ["messages"])

@@ -16,7 +16,6 @@ _NO_EQUIVALENT = "it has no equivalent here; leave it out"
 _NO_EFFECT = "it would have no effect; leave it out"
 _NO_SAMPLER = "this sampler is not available; use temperature, top_k, top_p, min_p or the penalties"
 _NO_TEMPLATE = "the model's own chat template is used as it is; send a raw prompt to /v1/completions instead"
-_NO_TOKENS = "it is not available; leave it out"
 
 
 def _table(*entries: Unsupported) -> dict[str, Unsupported]:
@@ -49,7 +48,7 @@ _BOTH = (
     Unsupported("allowed_token_ids", "use 'logit_bias'"),
     Unsupported("include_stop_str_in_output", "the stop string is never part of the answer", (False,)),
     Unsupported("skip_special_tokens", "control tokens are never part of the answer", (True,)),
-    Unsupported("prompt_logprobs", _NO_TOKENS),
+    Unsupported("prompt_logprobs", "use 'echo' with 'logprobs' on /v1/completions"),
     Unsupported("truncate_prompt_tokens", "a prompt that is too long is refused, never cut; shorten it"),
     Unsupported("n_probs", "use 'logprobs'", (0,)),
     Unsupported("modalities", _NO_AUDIO, (["text"],)),
@@ -70,8 +69,6 @@ CHAT = _table(
 COMPLETION = _table(
     *_BOTH,
     Unsupported("context_policy", "a raw prompt has no turns that could be left out; shorten it", ("reject",)),
-    Unsupported("suffix", "text can only be continued, not filled in; leave it out", ("",)),
-    Unsupported("echo", "the prompt is not repeated; put it in front of the answer yourself", (False,)),
     Unsupported("add_special_tokens", "the prompt gets what the model's vocabulary asks for", (True,)),
 )
 

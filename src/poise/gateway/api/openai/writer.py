@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
+from math import isnan
 from typing import Any, ClassVar
 
 import msgspec
@@ -301,10 +302,15 @@ def _chat_logprob(token: Logprob) -> TokenLogprobs:
 
 _COMPLETION_LOGPROBS: dict[str, Callable[[Logprob], Any]] = {
     "tokens": lambda token: token_text(token.piece),
-    "token_logprobs": lambda token: max(token.logprob, _LOGPROB_MIN),
-    "top_logprobs": lambda token: {
-        token_text(piece): max(logprob, _LOGPROB_MIN) for piece, logprob in [*token.top, (token.piece, token.logprob)]
-    },
+    "token_logprobs": lambda token: None if isnan(token.logprob) else max(token.logprob, _LOGPROB_MIN),
+    "top_logprobs": lambda token: (
+        None
+        if isnan(token.logprob)
+        else {
+            token_text(piece): max(logprob, _LOGPROB_MIN)
+            for piece, logprob in [*token.top, (token.piece, token.logprob)]
+        }
+    ),
     "text_offset": lambda token: token.offset,
 }
 

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from enum import Enum
 
+from poise.gateway.models.local.echo import Echo
 from poise.gateway.records.changes import MEANINGS, RequestState
 from poise.gateway.records.moments import ChoiceRecord
 from poise.gateway.records.values import Logprob
@@ -92,9 +93,10 @@ class Choice:
         text: TextModel,
         stop: Sequence[str],
         wants_logprobs: bool,
+        echo: Echo,
         parser: AnswerParser | None = None,
     ) -> None:
-        """`parser` None: all of it is text."""
+        """`parser` None: all of it is text. `echo`: what it begins with."""
         self.record = record
         self.handle = handle
         self.stage = Stage.ASKED
@@ -113,8 +115,8 @@ class Choice:
         self._has_stops = bool(stop)
         self._parser: AnswerParser = parser or PlainAnswer()
         self._marks = self._parser.marks
-        self._n_decoded = 0
-        self._n_shown = 0
+        self.echo = echo
+        self._n_decoded = self._n_shown = len(echo.text)
         self._logprobs: deque[Logprob] = deque()
 
     @property

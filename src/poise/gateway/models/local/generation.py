@@ -15,6 +15,7 @@ from functools import partial
 from itertools import zip_longest
 
 from poise.gateway.models.local.choice import NOTHING, Act, Choice, Stage, act_on
+from poise.gateway.models.local.echo import Echo
 from poise.gateway.models.local.refusals import (
     engine_lost,
     engine_unavailable,
@@ -45,7 +46,7 @@ from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, Hold
 from poise.wire.changes import ChangeKind
-from poise.wire.messages import Accepted, Change, Finish, Prefill, Refused, Start, Token
+from poise.wire.messages import Accepted, Change, Finish, Prefill, PromptLogprobs, Refused, Start, Token
 from poise.wire.status import Waiting
 from poise.wire.to_engine import Grammar, SamplingParams, Submit
 
@@ -65,6 +66,8 @@ class ChoiceRequest:
     sampling: SamplingParams
     template: str = ""
     grammar: Grammar | None = None
+    echo: str | None = None
+    """The text that the answer begins with; empty: that of the prompt's tokens."""
 
 
 class Generation:
@@ -90,7 +93,8 @@ class Generation:
                 wants_logprobs = request.sampling.n_logprobs >= 0
                 record.wants_logprobs |= wants_logprobs
                 handle = self._submit(request)
-                made = Choice(choice, handle, self._text, stop, wants_logprobs, parser())
+                echo = Echo(request.echo, request.prompt, self._text, record, choice.index, wants_logprobs)
+                made = Choice(choice, handle, self._text, stop, wants_logprobs, echo, parser())
                 made.is_mute = not request.max_output
                 self._choices.append(made)
         except EngineUnavailable as error:
@@ -192,6 +196,7 @@ class Generation:
         self._metrics.accepted(record.origin.request_class, record.n_prompt)
         for choice in self._choices:
             choice.stage = _LIVE
+            choice.echo.begin()
         for choice in self._choices:
             early, choice.early = choice.early, []
             for event in early:
@@ -211,6 +216,8 @@ class Generation:
             self._token(choice, event)
         elif type(event) is Prefill:
             self._record.note_prefill(choice.record.index, event)
+        elif type(event) is PromptLogprobs:
+            choice.echo.add(event)
         elif type(event) is Finish:
             self._finish(choice, event)
         elif type(event) is Change:

@@ -123,10 +123,11 @@ def _choices(plan: Plan, request: Generate) -> list[ChoiceRequest]:
     """One engine request for each choice of each prompt, in the order of their indices."""
     seed = secrets.randbits(32) if request.seed is None else request.seed
     requests = []
-    for ids in plan.ids:
+    for i_prompt, ids in enumerate(plan.ids):
+        echo = request.echoed(i_prompt)
         max_output = plan.allowance.granted(plan.limits, len(ids))
         assert max_output is not None, "the plan fits"
         for i in range(request.n):
             sampling = msgspec.structs.replace(request.sampling, seed=(seed + i) % _SEEDS)
-            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, plan.grammar))
+            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, plan.grammar, echo))
     return requests

@@ -13,7 +13,7 @@ from poise.config import Settings
 from poise.gateway.models.backend import BackendState, Card, Job
 from poise.gateway.models.local.generation import Generation
 from poise.gateway.models.local.job import LocalJob
-from poise.gateway.models.local.prompts import Prompts, limits_of
+from poise.gateway.models.local.prompts import Prompts, check_suffix, limits_of
 from poise.gateway.models.local.refusals import engine_not_ready, engine_unavailable
 from poise.gateway.models.local.templates import Templates, TemplateUnusable
 from poise.gateway.records.record import Origin
@@ -64,6 +64,7 @@ class LocalModel:
         """Its prompts, within the limits of its class. Raises ApiError."""
         ready, text = self._ready(), self.text()
         check_ids([token for token, _ in request.sampling.logit_bias], text.n_tokens, "logit_bias")
+        check_suffix(request.suffix, text, self._name)
         plan = await self._prompts.plan(origin, request, ready, text)
         # The length came first: looking at each id of a prompt that is far too long would hold up the streams.
         for ids in plan.ids:

@@ -27,7 +27,7 @@ from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.policy import SHORT_POOL
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import Ready
-from poise.wire.text import SYSTEM_ROLES, Cut, Fit, Message, said
+from poise.wire.text import INFILL, SYSTEM_ROLES, Cut, Fit, Message, said
 from poise.wire.to_engine import Grammar
 
 _PROMPT_HINT = "Shorten it."
@@ -114,23 +114,23 @@ class Prompts:
             await self._chat(plan, origin.tenant, request.prompt, ready, text)
         else:
             for prompt in request.prompt:
-                plan.ids.append(await self._continued(plan, prompt, text))
+                plan.ids.append(await self._continued(plan, prompt, request.suffix, text))
         plan.cut_allowance()
         if (structure := request.structure) is not None:
             grammar = await self._grammars.tried(structure, origin.tenant, text.of(origin.account))
             plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
         return plan
 
-    async def _continued(self, plan: Plan, prompt: str | list[int], text: TextModel) -> list[int]:
-        """The tokens of a text that is to be continued. Raises ApiError when it does not fit."""
+    async def _continued(self, plan: Plan, prompt: str | list[int], suffix: str, text: TextModel) -> list[int]:
+        """The tokens of a text that is to be continued, up to a suffix if there is one. Raises ApiError when it does not fit."""
         limits = plan.limits
         n, ids = 0, prompt if isinstance(prompt, list) else []
         if isinstance(prompt, str):
             if (
-                error := limits.cannot_fit(text_bytes(prompt), text.longest, plan.param, hint=_PROMPT_HINT)
+                error := limits.cannot_fit(text_bytes(prompt + suffix), text.longest, plan.param, hint=_PROMPT_HINT)
             ) is not None:
                 raise error
-            found = await text.of(plan.account).prompt(prompt, limits.prompt)
+            found = await text.of(plan.account).prompt(prompt, limits.prompt, suffix=suffix)
             n, ids = found.n, found.ids
         n = n or len(ids)
         if not n:
@@ -301,6 +301,13 @@ class _Fitter:
             more = f", and a summary of up to {n_summary} tokens" if n_summary else ""
             what = f"With nothing but its system messages and its last turn{more}, the prompt"
         return self._plan.limits.exceeded(n_prompt, self._plan.param, what=what, hint=_HINTS[policy])
+
+
+def check_suffix(suffix: str, text: TextModel, name: str) -> None:
+    """Raises ApiError where there is one, and the model of that name cannot fill in."""
+    if suffix and (lacks := ", ".join(token for token in INFILL if token not in text.special)):
+        hint = f"the model '{name}' has no infill tokens ({lacks}); use one that is made for code, or leave it out"
+        raise unsupported_parameter("suffix", suffix, hint)
 
 
 def limits_of(request_class: RequestClass, settings: Settings, ready: Ready) -> ContextLimits:
