@@ -16,14 +16,7 @@ from itertools import zip_longest
 
 from poise.gateway.models.local.choice import NOTHING, Act, Choice, Stage, act_on
 from poise.gateway.models.local.echo import Echo
-from poise.gateway.models.local.refusals import (
-    engine_lost,
-    engine_unavailable,
-    failed,
-    queue_timeout,
-    refused,
-    request_quarantined,
-)
+from poise.gateway.models.local.refusals import bad_end, engine_unavailable, refused
 from poise.gateway.records.following import Stop
 from poise.gateway.records.moments import End
 from poise.gateway.records.record import CANCELLED, RUNNING, Record
@@ -31,7 +24,7 @@ from poise.gateway.records.story import story_of
 from poise.gateway.records.values import Logprob
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.headers import LONG_WAIT_US
-from poise.gateway.request.refusals import ApiError, internal_error, new_error_id, server_stopping
+from poise.gateway.request.refusals import ApiError, internal_error
 from poise.gateway.supervision.engine import (
     ENGINE_LOST,
     QUARANTINED,
@@ -310,7 +303,7 @@ class Generation:
         # A request ended by an engine that is shutting down counts as lost, too: the caller did not ask for it.
         choice.record.outcome = str(finish.reason) if finish.reason in _NAMED_ENDS else ENGINE_LOST
         choice.stage = Stage.OVER
-        self.fail(self._error(finish))
+        self.fail(bad_end(finish, self._record.origin, self._engine.state))
 
     def _end(self, choice: Choice, reason: str, outcome: str, text: str, logprobs: Sequence[Logprob]) -> None:
         self._record.end_choice(End(self._record.n_entries, choice.record.index, reason, text, logprobs), outcome)
@@ -358,23 +351,6 @@ class Generation:
     def _refusal(self, event: RequestEvent) -> ApiError:
         """An event that `is_refusal`, as the client sees it."""
         if type(event) is Finish:
-            return self._error(event)
+            return bad_end(event, self._record.origin, self._engine.state)
         assert type(event) is Refused
         return refused(event, self._record.origin.request_class, self._record.origin.prompt_param)
-
-    def _error(self, finish: Finish) -> ApiError:
-        """A bad end, as the client sees it. The engine's own words are for the log: they may name files and the like."""
-        origin = self._record.origin
-        if finish.reason == FinishReason.FAILED:
-            error_id = new_error_id()
-            log.error("[%s] failed in the engine, %s: %s", origin.request_id, error_id, finish.detail)
-            return failed(finish, error_id)
-        if finish.reason == FinishReason.EXPIRED:
-            status = self._engine.state.status
-            figures = status.classes.get(origin.request_class) if status is not None else None
-            return queue_timeout(origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0)
-        if finish.reason == QUARANTINED:
-            return request_quarantined()
-        if finish.reason == SERVER_STOPPING:
-            return server_stopping()
-        return engine_lost(self._engine.state.retry_after_s)

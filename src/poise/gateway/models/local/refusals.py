@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
+from poise.gateway.records.record import Origin
 from poise.gateway.request.refusals import (
     ApiError,
     context_length_exceeded,
     internal_error,
+    new_error_id,
     retry_after,
+    server_stopping,
     shown,
     without_folders,
 )
-from poise.gateway.supervision.engine import EnginePhase, EngineState
-from poise.scheduler.request import RejectReason
+from poise.gateway.supervision.engine import QUARANTINED, SERVER_STOPPING, EnginePhase, EngineState
+from poise.scheduler.request import FinishReason, RejectReason
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.messages import STRUCTURE_FAILED, Finish, Refused
+
+log = logging.getLogger(__name__)
 
 _RETRY_FAILED_S = 60.0
 
@@ -123,3 +129,19 @@ def request_quarantined() -> ApiError:
         "you send it again; the server's log has a report for its operator."
     )
     return ApiError(500, "request_quarantined", message)
+
+
+def bad_end(finish: Finish, origin: Origin, state: EngineState) -> ApiError:
+    """A bad end, as the client sees it. The engine's own words are for the log: they may name files and the like."""
+    if finish.reason == FinishReason.FAILED:
+        error_id = new_error_id()
+        log.error("[%s] failed in the engine, %s: %s", origin.request_id, error_id, finish.detail)
+        return failed(finish, error_id)
+    if finish.reason == FinishReason.EXPIRED:
+        figures = state.status.classes.get(origin.request_class) if state.status is not None else None
+        return queue_timeout(origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0)
+    if finish.reason == QUARANTINED:
+        return request_quarantined()
+    if finish.reason == SERVER_STOPPING:
+        return server_stopping()
+    return engine_lost(state.retry_after_s)
