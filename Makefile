@@ -67,6 +67,9 @@ sim: $(VENV)/.base
 siege: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
 	@$(BIN)/python scripts/siege.py $(ARGS)
 
+structured: $(VENV)/.dev
+	@$(BIN)/python scripts/measure_structured.py $(ARGS)
+
 engine: $(VENV)/.engine
 model: $(VENV)/.model
 

@@ -143,3 +143,19 @@ def test_the_journal_has_a_digest_and_replays() -> None:
     assert replay(lines).difference == ""
     assert any('"prepared"' in line for line in lines)
     assert not any(json.dumps(PLACES) in line or "[5, 6, 7]" in line for line in lines)
+
+
+def test_held_answers_survive_preemption_in_a_crowd() -> None:
+    """More requests than slots, tenants in turn, some held to a form and some free: each as it would be alone."""
+    b = Bench(slots=2)
+    forms = {i: [[20 + i, 30 + i], *([40 + k] for k in range(i)), [60, 61], [70]] * 3 for i in range(0, 12, 2)}
+    alone = {i: whole(places, 60) for i, places in forms.items()}
+    for i in (*range(0, 12, 2), *range(1, 12, 2)):
+        held = grammar(forms[i]) if i in forms else None
+        n, request_class = (60, "background") if i in forms else (25, "interactive")
+        b.submit(i + 1, PROMPT, n, grammar=held, tenant=f"t{i % 3}", request_class=request_class)
+        b.step(2)
+    b.run()
+    for i in range(12):
+        assert b.tokens(i + 1) == (alone[i] if i in forms else answer(PROMPT, 25)), i
+    assert sum(len(b.changes(i + 1)) for i in range(12)) > 0, "nobody lost its slot: the test shows nothing"

@@ -9,7 +9,7 @@ from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
+from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, StructureFigures, Totals
 from poise.wire.status import ClassStatus, PoolStatus, Status, StoreStatus
 
 _CLASS_LEVELS: tuple[tuple[str, str, Callable[[ClassStatus], float]], ...] = (
@@ -109,6 +109,7 @@ class EngineCollector:
             yield from _counters(status)
             yield from _totals(status.totals, self._least)
             yield from _steps(status.steps)
+            yield from _structure(status.structure)
             yield from _equity(status.equity)
             yield from _bottleneck(status.bottleneck, self._now_ns(), self._least)
 
@@ -151,6 +152,15 @@ def _bottleneck(bottleneck: Bottleneck, now_ns: int, least: _Least) -> Iterator[
         counter.add_metric([resource], least(resource, (limited_us + since_us) / 1e6))
         present.add_metric([resource], float(is_present))
     yield from (counter, present)
+
+
+def _structure(figures: StructureFigures) -> Iterator[Metric]:
+    times = {"build": figures.build_us / 1e6, "mask": figures.mask_us / 1e6}
+    text = "Time that forms of answers took: building them, beside the steps; and masks, where a draw did not fit."
+    yield _labelled(CounterMetricFamily, "structured_seconds", text, "part", times)
+    numbers = {"redrawn": figures.redraws, "forced": figures.forced}
+    text = "Tokens of answers with a form that were drawn again, and that needed no draw."
+    yield _labelled(CounterMetricFamily, "structured_tokens", text, "how", numbers)
 
 
 def _labelled(

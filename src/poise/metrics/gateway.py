@@ -19,7 +19,7 @@ from poise.metrics.ignored import IgnoredFields
 from poise.metrics.lately import Lately
 from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.shapes import counted, read
-from poise.metrics.story import RequestStory
+from poise.metrics.story import WHOLE, RequestStory
 from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.metrics.tasks import TaskMetrics
@@ -130,6 +130,14 @@ class GatewayMetrics:
             class_=(),
             outcome=(),
         )
+        self._structured = counted(
+            registry,
+            "poise_structured_requests_total",
+            "Choices that ended and were held to a form, by its kind: schema, json_object, regex, choice, lark, gbnf, "
+            "structural_tag; and by outcome.",
+            kind=("schema", "json_object"),
+            outcome=WHOLE,
+        )
         self._rejected = counted(
             registry,
             "poise_rejected_total",
@@ -169,6 +177,8 @@ class GatewayMetrics:
         """A request has ended, and this is what happened to it."""
         for choice in story.choices:
             self._requests(story.request_class, choice.outcome)
+            if form := story.form:
+                self._structured(form, choice.outcome)
             self.lately.ended(story.request_class, choice.outcome)
             self._duration.observe(story.request_class, choice.ended_s - story.arrived_s)
             if choice.is_complete:

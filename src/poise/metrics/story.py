@@ -37,6 +37,10 @@ BAD = frozenset(Outcome) - {*WHOLE, Outcome.CANCELLED}
 """Outcomes that nobody wanted."""
 
 
+HELD_TO = "held_to"
+"""What a timeline has of a request whose answer must have a form, with the form's kind."""
+
+
 @dataclass(frozen=True, slots=True)
 class Happened:
     """Something on a request's timeline. `choice` is None where it concerns all of them."""
@@ -89,3 +93,8 @@ class RequestStory:
     n_prompt: int
     choices: list[ChoiceStory]
     timeline: list[Happened]
+
+    @property
+    def form(self) -> str:
+        """The kind of form that the answer was held to; empty: none."""
+        return next((moment.detail["kind"] for moment in self.timeline if moment.what == HELD_TO), "")

@@ -59,8 +59,7 @@ class LocalJob:
             record.start(generation)
             _submit(generation, record, request, plan, self._text)
             return
-        summarizer = Summarizer(record, self._generation_of, self._text)
-        work = SummaryFirst(record, generation, summarizer)
+        work = SummaryFirst(record, generation, Summarizer(record, self._generation_of, self._text))
         record.start(work)
         record.note("summarizing", turns=plan.summary.n_turns)
         work.begin(request, plan, self._prompts, self._text)
@@ -112,8 +111,9 @@ class SummaryFirst:
 
 
 def _submit(generation: Generation, record: Record, request: Generate, plan: Plan, text: TextModel) -> None:
-    record.n_prompt = sum(len(ids) for ids in plan.ids)
-    record.notes = plan.notes
+    record.n_prompt, record.notes = sum(len(ids) for ids in plan.ids), plan.notes
+    if request.structure is not None:
+        record.note("held_to", kind=request.structure.kind)
     tools = {tool.name: tool.parameters or {} for tool in request.tools.offered}
     parser = partial(text.parser, plan.ids[0], tools) if isinstance(request.prompt, Conversation) else PlainAnswer
     generation.submit(_choices(plan, request), request.stop + plan.turn_marks, parser)
