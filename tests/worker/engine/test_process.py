@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from poise.engine.blackbox import BlackBox, Phase, read_words
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.framing import FrameDecoder, encode_frame
+from poise.worker.engine.process import SocketPort
 from tests.engine.harness import Bench
 from tests.gateway.simulated_engine import KILL_TOKEN
 
@@ -45,6 +47,20 @@ def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
     assert (reading.phase, reading.request_ids) == (Phase.COMPUTING, (8,))
     assert sent_ns < reading.drained_ns <= reading.at_ns < time.monotonic_ns()
     box.close()
+
+
+def test_a_port_that_waits_is_woken_by_another_thread() -> None:
+    """With nothing that came; and what comes afterwards is there as before."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        port = SocketPort(theirs)
+        for _ in range(2):
+            waker = threading.Thread(target=port.wake)
+            waker.start()
+            assert port.drain(None, block=True) == []
+            waker.join()
+        ours.sendall(encode_frame(to_engine.Abort(7)))
+        assert port.drain(None, block=True) == [to_engine.Abort(7)]
 
 
 STARTER = """
