@@ -18,7 +18,7 @@ import pytest
 from poise.engine.ports import NO_TOKEN, Row, Runner, RunnerError, Sampled
 from poise.scheduler.planning.plan import CopySlot, DropEntry, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot
 from poise.wire.messages import STRUCTURE_FAILED, TokenLogprob
-from poise.wire.to_engine import Grammar, SamplingParams
+from poise.wire.to_engine import Grammar, SamplingParams, Thinking
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=1.0, seed=7, ignore_eos=True)
@@ -426,6 +426,20 @@ class RunnerContract:
         whole, _ = self.constrained(subject, 0)
         again, closed = self.constrained(subject, 1, whole[:n_known])
         assert (again, closed) == (whole, True)
+
+    def test_reasoning_ends_when_its_budget_is_spent(self, subject: Subject) -> None:
+        """By the tokens that end it, whoever computes it from wherever; what is said then follows from them."""
+        sampling = SamplingParams(temperature=0.0, ignore_eos=True, thinking=Thinking(3, (314, 7042)))
+        free = alone(subject, STORY, 3)
+        ended = Sequence(subject, 1, STORY, sampling).greedy(9)
+        assert ended[:5] == [*free, 314, 7042]
+        for n_known in (2, 3, 4, 5):
+            late = Sequence(subject, 2, STORY, sampling, output=ended[:n_known])
+            late.compute(len(STORY))
+            while late.n_computed < len(STORY) + n_known:
+                late.compute(1)
+            assert late.greedy(9 - n_known - 1) == ended
+            late.release()
 
     def test_a_grammar_that_is_none_fails_the_opening(self, subject: Subject) -> None:
         with pytest.raises(RunnerError, match=STRUCTURE_FAILED):

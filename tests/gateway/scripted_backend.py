@@ -53,6 +53,7 @@ class ScriptedJob:
     def __init__(self, backend: ScriptedBackend, request: Generate, *, is_late: bool) -> None:
         self.n_choices = request.n
         self.headers: Mapping[str, str] = {"X-Poise-Context": "summarize"} if is_late else {}
+        self.ignored: tuple[str, ...] = ()
         self.is_late = is_late
         self._backend = backend
         self._n_tokens = request.max_tokens or 3

@@ -61,7 +61,7 @@ class Call:
         self.is_late = job.is_late
         self.notes = job.headers
         """What the response is to say of how its prompt was made: header to value."""
-        self.ignored: tuple[str, ...] = ()
+        self.ignored = job.ignored
         """Fields of the request that have no effect."""
         self._job: Job | None = job
         """Until it starts."""
@@ -130,8 +130,8 @@ class Intake:
             detached = sender.is_detached or request.background
             preparing = self._prepare(backend, origin, dialect, request, detached=detached)
             call = await (preparing if detached else sender.while_wanted(preparing))
-            call.ignored = request.ignored
-            self._metrics.ignored(request.ignored)
+            call.ignored = request.ignored + call.ignored
+            self._metrics.ignored(call.ignored)
             if call.is_late:  # a summary is background work, and needs what that needs
                 self._tenants.check_class(caller, RequestClass.BACKGROUND, for_summary=True)
                 self._check_level(RequestClass.BACKGROUND)

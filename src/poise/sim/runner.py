@@ -15,6 +15,7 @@ from zlib import crc32
 import msgspec
 
 from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known
+from poise.engine.thinking import Budget
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.planning.plan import KvOperation
@@ -47,6 +48,7 @@ class _Open:
     n_output: int = 0
     places: list[list[int]] | None = None
     """What the grammar has for each place of the output."""
+    budget: Budget | None = None
 
 
 @dataclass(slots=True)
@@ -141,7 +143,8 @@ class SimRunner:
                 places = msgspec.json.decode(grammar.text, type=list[list[int]])
             except msgspec.DecodeError as error:
                 raise RunnerError(f"{STRUCTURE_FAILED}: it is none") from error
-        self._open[request_id] = _Open(sampling, len(output), places)
+        budget = Budget(sampling.thinking, lambda _: b"", output) if sampling.thinking is not None else None
+        self._open[request_id] = _Open(sampling, len(output), places, budget)
 
     def close(self, request_id: int) -> None:
         self._open.pop(request_id, None)
@@ -246,13 +249,16 @@ class SimRunner:
             return Sampled(Token(request_id, NO_TOKEN), ends=False, failed="the model's logits are not numbers")
         if opened.places is not None:
             return _by_grammar(request_id, opened, opened.places, state)
+        forced = opened.budget.forced if opened.budget is not None else None
         draw = state if sampling.temperature == 0 else _mix(_mix(state, sampling.seed), opened.n_output)
         may_end = not sampling.ignore_eos and opened.n_output >= sampling.min_output
-        if may_end and self._end_rate and draw % self._end_rate == 0:
+        if forced is None and may_end and self._end_rate and draw % self._end_rate == 0:
             token = END_TOKEN
         else:
-            token = 1 + draw % (self._n_vocab - 1)
+            token = 1 + draw % (self._n_vocab - 1) if forced is None else forced
             opened.n_output += 1
+            if opened.budget is not None:
+                opened.budget.take(token)
         logprob = -1.0 if sampling.n_logprobs >= 0 else None
         top = [TokenLogprob((token + k) % self._n_vocab, -1.0 - k) for k in range(max(0, sampling.n_logprobs))]
         return Sampled(Token(request_id, token, logprob, top), ends=token == END_TOKEN)

@@ -8,6 +8,14 @@ import msgspec
 from poise.wire.accounts import Accounts
 
 
+class Thinking(msgspec.Struct, frozen=True, array_like=True):
+    """How long a model may reason before the tokens of `end` are forced. `start`: those that begin it; none: the prompt has."""
+
+    tokens: int
+    end: tuple[int, ...]
+    start: tuple[int, ...] = ()
+
+
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """How tokens are drawn. All values are validated by the gateway.
 
@@ -31,6 +39,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     ignore_eos: bool = False
     min_output: int = 0
     n_prompt_logprobs: int = -1
+    thinking: Thinking | None = None
 
 
 class Grammar(msgspec.Struct, frozen=True, array_like=True):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poise.gateway.models.local.templates import TemplateUnusable
+from poise.wire.to_engine import Thinking
 from tests.gateway.fakes import (
-    SPECIALS,
     FakeEngine,
     ToyVocab,
     ask,
     chat_body,
     frames,
     make_app,
+    readable,
     says,
     text_here,
     unpaced,
@@ -36,14 +38,14 @@ class Thinker(ToyVocab):
     """Its marks of reasoning are control tokens."""
 
     n_tokens = 261
-    specials = SPECIALS | {"<think>": OPEN, "</think>": CLOSE}
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-        head, mark, tail = text.partition("<think>")
-        ids = super().tokenize(head, add_special=add_special, parse_special=parse_special)
-        if mark and parse_special:
-            return [*ids, OPEN, *self.tokenize(tail, add_special=False, parse_special=True)]
-        return ids + super().tokenize(mark + tail, add_special=False, parse_special=parse_special)
+        ids = []
+        for part in re.split("(</?think>)", text) if parse_special else [text]:
+            mark = {"<think>": OPEN, "</think>": CLOSE}.get(part) if parse_special else None
+            plain = super().tokenize(part, add_special=False, parse_special=parse_special)
+            ids += plain if mark is None else [mark]
+        return ids
 
     def piece(self, token: int, *, special: bool) -> bytes:
         if token < OPEN:
@@ -140,3 +142,65 @@ async def test_calls_in_an_answer(template: str | None, said: str, stream: bool)
         (call,) = choice["message"]["tool_calls"]
         name, arguments, reason = call["function"]["name"], call["function"]["arguments"], choice["finish_reason"]
     assert (name, arguments, reason) == ("now", "{}", "tool_calls")
+
+
+IGNORED = "x-poise-ignored"
+
+
+@pytest.mark.parametrize(
+    ("asked", "thinks"),
+    [
+        ({}, True),
+        ({"enable_thinking": False}, False),
+        ({"reasoning_effort": "none"}, False),
+        ({"reasoning_effort": "high"}, True),
+        ({"thinking": {"type": "disabled"}}, False),
+        ({"thinking": True, "enable_thinking": False}, False),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, False),
+    ],
+)
+async def test_a_model_is_told_how_much_to_reason(asked: dict[str, Any], thinks: bool) -> None:
+    """In the words of several servers, as far as its chat template knows them; what is written for the template wins."""
+    engine = FakeEngine(says("x"))
+    reply = await ask(make_app(engine, jobs=text_here(template=THINKS)), "POST", CHAT, chat_body(**asked))
+    assert readable(engine.submissions[0].prompt).endswith("<think>\n") is thinks
+    assert reply.status == 200
+    assert IGNORED not in reply.headers
+
+
+async def test_what_a_model_cannot_be_told_is_named() -> None:
+    """Or refused, by a strict server."""
+    asked = {"enable_thinking": False, "reasoning_effort": "low", "thinking": {"type": "enabled", "budget_tokens": 9}}
+    app = make_app(FakeEngine(says("x")))
+    reply = await ask(app, "POST", CHAT, chat_body(**asked))
+    assert reply.headers[IGNORED] == "enable_thinking, thinking, reasoning_effort, thinking.budget_tokens"
+    settings = unpaced()
+    settings = settings.model_copy(update={"server": settings.server.model_copy(update={"strict": True})})
+    reply = await ask(make_app(FakeEngine(says("x")), settings), "POST", CHAT, chat_body(reasoning_effort="low"))
+    assert (reply.status, reply.json()["error"]["code"]) == (400, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"thinking_token_budget": 9}, {"reasoning_budget": 9}, {"thinking": {"budget_tokens": 9}}]
+)
+async def test_a_budget_goes_to_the_engine(asked: dict[str, Any]) -> None:
+    """With the tokens that end the reasoning, and those that begin it where the prompt has not."""
+    engine = FakeEngine(says("x"))
+    app = make_app(engine, jobs=text_here(Thinker(), THINKS))
+    await ask(app, "POST", CHAT, chat_body(**asked))
+    await ask(app, "POST", CHAT, chat_body(**asked, enable_thinking=False))
+    await ask(app, "POST", CHAT, chat_body(thinking_token_budget=-1))
+    budgets = [submission.sampling.thinking for submission in engine.submissions]
+    assert budgets == [Thinking(9, (CLOSE,)), Thinking(9, (CLOSE,), (OPEN,)), None]
+
+
+async def test_budgets_that_disagree() -> None:
+    """Are refused, as is one that is no number."""
+    app = make_app(FakeEngine(says("x")), jobs=text_here(template=THINKS))
+    for asked, param in (
+        ({"thinking_token_budget": 3, "thinking": {"budget_tokens": 4}}, "thinking_token_budget"),
+        ({"thinking": {"budget_tokens": "4"}}, "thinking.budget_tokens"),
+        ({"thinking": "yes"}, "thinking"),
+    ):
+        reply = await ask(app, "POST", CHAT, chat_body(**asked))
+        assert (reply.status, reply.json()["error"]["param"]) == (400, param)

@@ -50,6 +50,10 @@ class Job(Protocol):
         """What the response is to say of how its prompt was made."""
 
     @property
+    def ignored(self) -> tuple[str, ...]:
+        """Fields of the request that have no effect on this model."""
+
+    @property
     def is_late(self) -> bool:
         """Background work comes first, too long to leave a stream without a sign of life: a summary of older turns."""
 

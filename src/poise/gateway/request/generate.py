@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from poise.gateway.request.structure import Structure
 from poise.gateway.request.tools import NO_TOOLS, ToolUse
 from poise.scheduler.request import RequestClass
 from poise.wire.text import AS_USUAL, Message, Rendering
 from poise.wire.to_engine import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingWish:
+    """How much a model is to reason. `variables`: for its chat template, by the fields that ask for them; it may know some."""
+
+    variables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    budget: int | None = None
+    """Tokens after which the end is forced; -1: no limit."""
+    budget_param: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +31,7 @@ class Conversation:
     context_policy: str = "reject"
     template: str = ""
     rendering: Rendering = AS_USUAL
+    thinking: ThinkingWish = ThinkingWish()
 
 
 Prompt = Conversation | list[str] | list[list[int]]

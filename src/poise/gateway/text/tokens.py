@@ -26,6 +26,7 @@ from poise.gateway.text.reading.machine import ResponseParser
 from poise.gateway.text.reading.templates import read_template
 from poise.metrics.text import TextMetrics
 from poise.wire import text as wire
+from poise.wire.to_engine import Thinking
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +95,27 @@ class TextModel:
             vocabulary.chat_template, vocabulary.ways, self._control, knows_tools=vocabulary.knows_tools
         )
         """How answers are read."""
+        self.reasoning_start: tuple[int, ...] = ()
+        self.reasoning_end: tuple[int, ...] = ()
+        """Tokens of the marks around reasoning; none for a model that does not reason."""
         self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name
 
     def read_by(self, source: Mapping[str, Any]) -> None:
         """Answers are read by a template of the operator's. Raises ValueError."""
         self.reading = read_template(source, self._control)
+
+    async def learn_reasoning(self) -> None:
+        """Find the tokens of the marks around reasoning. Raises ApiError."""
+        text, marks = self.of(""), (self.reading.reasoning_opens[:1], self.reading.reasoning_closes[:1])
+        opened, closed = ["".join(self.reading.names.get(char, char) for mark in of for char in mark) for of in marks]
+        if opened and closed:
+            self.reasoning_start = tuple((await text.prompt(opened, add_special=False)).ids)
+            self.reasoning_end = tuple((await text.prompt(closed, add_special=False)).ids)
+
+    def budget(self, n_tokens: int, prompt: Sequence[int]) -> Thinking:
+        """Of reasoning, in the answer to a prompt."""
+        return Thinking(n_tokens, self.reasoning_end, () if self.begins_inside(prompt) else self.reasoning_start)
 
     def knows(self, variable: str) -> bool:
         """Whether the chat template looks at a variable."""

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 
 from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
+from poise.engine.thinking import Budget
 from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model
 from poise.llama.files.cgroups import usable_threads
@@ -130,7 +132,8 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
     ) -> None:
         check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], self.model.n_vocab)
-        vocab = self.model.vocab
+        vocab, thinking = self.model.vocab, sampling.thinking
+        budget = Budget(thinking, partial(vocab.piece, special=False), output) if thinking is not None else None
         self._samplers[request_id] = Sampler(
             sampling,
             prompt,
@@ -139,6 +142,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
             output,
             self._candidates_max,
             self._grammars.take(request_id),
+            budget,
         )
 
     def close(self, request_id: int) -> None:

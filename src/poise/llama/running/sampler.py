@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poise.engine.ports import RunnerError
+from poise.engine.thinking import Budget
 from poise.llama.running.grammar import Constraint
 from poise.wire.messages import STRUCTURE_FAILED, TokenLogprob
 from poise.wire.to_engine import SamplingParams
@@ -82,9 +83,11 @@ class Sampler:
         output: Sequence[int] = (),
         candidates_max: int = 1024,
         constraint: Constraint | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """`output`: what was drawn before, by this sampler's like elsewhere; it goes on after that, as `constraint` does."""
         self._constraint = constraint
+        self._budget = budget
         self._sampling = sampling
         self._candidates_max = candidates_max
         self._eog = np.array(eog_tokens, np.int64)
@@ -101,14 +104,17 @@ class Sampler:
     def draw(self, row: Floats) -> Drawn:
         """Draw from a row of logits, which is read and never written. Raises RunnerError when it holds no numbers."""
         logits = self._adjusted(row)
-        token = self._choose(logits)
+        forced = self._budget.forced if self._budget is not None else None
+        token = self._choose(logits) if forced is None else forced
         run: list[int] = []
         closes = False
-        if self._constraint is not None:
+        if self._constraint is not None and forced is not None:
+            self._constraint.take(forced)
+        elif self._constraint is not None:
             token, run, closes = self._constrained(self._constraint, logits, token)
         self._remember(token)
-        for forced in run:
-            self._remember(forced)
+        for following in run:
+            self._remember(following)
         if self._sampling.n_logprobs < 0:
             return Drawn(token, forced=run, closes=closes)
         return replace(_with_logprobs(token, row, self._sampling.n_logprobs), forced=run, closes=closes)
@@ -143,6 +149,8 @@ class Sampler:
 
     def _remember(self, token: int) -> None:
         self._n_drawn += 1
+        if self._budget is not None:
+            self._budget.take(token)
         if self._repeated is not None:
             self._repeated.add(token)
         if self._output is not None:

@@ -17,7 +17,7 @@ from poise.config.classes import class_settings, default_output
 from poise.gateway.api.fields import Field, Integer, Schema, check_names, object_schema
 from poise.gateway.api.ignored import Ignored
 from poise.gateway.api.openai import parameters as p
-from poise.gateway.api.openai import rendering, structured, tools, unsupported
+from poise.gateway.api.openai import reasoning, rendering, structured, tools, unsupported
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request.generate import PLAIN, AnswerOptions, Conversation, Generate, Prompt
 from poise.gateway.request.refusals import invalid_value, missing_parameter
@@ -41,6 +41,7 @@ class RequestParser:
             p.CONTEXT_POLICY,
             p.TEMPLATE,
             *rendering.FIELDS,
+            *reasoning.FIELDS,
             *tools.FIELDS,
         )
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF, p.ECHO, p.SUFFIX)
@@ -70,6 +71,7 @@ class RequestParser:
             context_policy=p.CONTEXT_POLICY.get(values, "reject"),
             template=p.TEMPLATE.get(values, ""),
             rendering=msgspec.structs.replace(rendering.read_rendering(values, messages), tools=shown_tools),
+            thinking=reasoning.read_thinking(values),
         )
         request = self._request(values, conversation, n_logprobs, ignored)
         return replace(request, tools=use, answer=replace(request.answer, legacy_calls=is_older))

@@ -43,6 +43,7 @@ class LocalJob:
         self.n_choices = request.n * max(1, len(plan.ids))  # a prompt that waits for its summary is one
         self.fingerprint = fingerprint
         self.headers = plan.headers
+        self.ignored = tuple(plan.ignored)
         self.is_late = plan.summary is not None
         self._asked: tuple[Generate, Plan] | None = (request, plan)
         """Until it starts: from then on the prompt is held by who works on it, and by nobody who outlives that."""
@@ -116,10 +117,10 @@ def _submit(generation: Generation, record: Record, request: Generate, plan: Pla
         record.note("held_to", kind=request.structure.kind)
     tools = {tool.name: tool.parameters or {} for tool in request.tools.offered}
     parser = partial(text.parser, plan.ids[0], tools) if isinstance(request.prompt, Conversation) else PlainAnswer
-    generation.submit(_choices(plan, request), request.stop + plan.turn_marks, parser)
+    generation.submit(_choices(plan, request, text), request.stop + plan.turn_marks, parser)
 
 
-def _choices(plan: Plan, request: Generate) -> list[ChoiceRequest]:
+def _choices(plan: Plan, request: Generate, text: TextModel) -> list[ChoiceRequest]:
     """One engine request for each choice of each prompt, in the order of their indices."""
     seed = secrets.randbits(32) if request.seed is None else request.seed
     requests = []
@@ -127,7 +128,8 @@ def _choices(plan: Plan, request: Generate) -> list[ChoiceRequest]:
         echo = request.echoed(i_prompt)
         max_output = plan.allowance.granted(plan.limits, len(ids))
         assert max_output is not None, "the plan fits"
+        thinking = None if plan.budget is None else text.budget(plan.budget, ids)
         for i in range(request.n):
-            sampling = msgspec.structs.replace(request.sampling, seed=(seed + i) % _SEEDS)
+            sampling = msgspec.structs.replace(request.sampling, seed=(seed + i) % _SEEDS, thinking=thinking)
             requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, plan.grammar, echo))
     return requests

@@ -57,6 +57,7 @@ class LocalModel:
                 text.read_by(json.loads(Path(path).read_text("utf-8")))  # noqa: ASYNC240 - at the start, and small
             except (OSError, ValueError) as error:
                 raise TemplateUnusable(f"model.response_template = {path}: {error}") from error
+        await text.learn_reasoning()
         self._engine.declare(await self.templates.learn(text))
         self._text.current = text
 

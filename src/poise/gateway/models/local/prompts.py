@@ -9,7 +9,9 @@ may take a while; `finish` takes it in when it is there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from poise.config import ClassSettings, Settings
 from poise.config.classes import class_settings, default_output
@@ -71,6 +73,10 @@ class Plan:
     grammar: Grammar | None = None
     """What each output must be."""
     reasoning_ends: tuple[int, ...] = ()
+    budget: int | None = None
+    """Tokens of reasoning after which its end is forced."""
+    ignored: list[str] = field(default_factory=list)
+    """Fields of the request that have no effect on this model."""
     """Tokens of which the first one ends the reasoning with which an output begins."""
     turn_marks: tuple[str, ...] = ()
     """Texts that end an answer, beside those that were asked for."""
@@ -111,7 +117,9 @@ class Prompts:
             hint = "answers cannot be held to calls yet; use 'auto'"
             raise unsupported_parameter("tool_choice", request.tools.mode, hint)
         if isinstance(request.prompt, Conversation):
-            await self._chat(plan, origin.tenant, request.prompt, ready, text)
+            await self._chat(plan, origin.tenant, self._steered(plan, request.prompt, text), ready, text)
+            if len(text.reasoning_end) == 1 and plan.ids and text.begins_inside(plan.ids[0]):
+                plan.reasoning_ends = text.reasoning_end
         else:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, request.suffix, text))
@@ -120,6 +128,25 @@ class Prompts:
             grammar = await self._grammars.tried(structure, origin.tenant, text.of(origin.account))
             plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
         return plan
+
+    def _steered(self, plan: Plan, asked: Conversation, text: TextModel) -> Conversation:
+        """The conversation with what its model can be told of how much to reason; the rest has no effect. Raises ApiError."""
+        variables, wish = dict(asked.rendering.variables), asked.thinking
+        for param, named in wish.variables.items():
+            known = {name: value for name, value in named.items() if text.knows(name)}
+            variables = known | variables
+            if not known:
+                self._ignore(plan, param, next(iter(named.values())))
+        if wish.budget is not None and text.reasoning_end:
+            plan.budget = wish.budget if wish.budget >= 0 else None
+        elif wish.budget is not None:
+            self._ignore(plan, wish.budget_param, wish.budget)
+        return replace(asked, rendering=msgspec.structs.replace(asked.rendering, variables=variables))
+
+    def _ignore(self, plan: Plan, param: str, value: object) -> None:
+        if self._settings.server.strict:
+            raise unsupported_parameter(param, value, "this model cannot be told how much to reason; leave it out")
+        plan.ignored.append(param)
 
     async def _continued(self, plan: Plan, prompt: str | list[int], suffix: str, text: TextModel) -> list[int]:
         """The tokens of a text that is to be continued, up to a suffix if there is one. Raises ApiError when it does not fit."""
