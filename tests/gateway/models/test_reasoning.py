@@ -170,7 +170,8 @@ async def test_a_model_is_told_how_much_to_reason(asked: dict[str, Any], thinks:
 
 async def test_what_a_model_cannot_be_told_is_named() -> None:
     """Or refused, by a strict server."""
-    asked = {"enable_thinking": False, "reasoning_effort": "low", "thinking": {"type": "enabled", "budget_tokens": 9}}
+    both = {"type": "enabled", "budget_tokens": 9}
+    asked: dict[str, Any] = {"enable_thinking": False, "reasoning_effort": "low", "thinking": both}
     app = make_app(FakeEngine(says("x")))
     reply = await ask(app, "POST", CHAT, chat_body(**asked))
     assert reply.headers[IGNORED] == "enable_thinking, thinking, reasoning_effort, thinking.budget_tokens"
