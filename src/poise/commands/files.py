@@ -11,12 +11,7 @@ import typer
 from poise.commands.options import refusal
 from poise.config import ConfigError, Settings, load
 
-GROUP = {
-    "add_completion": False,
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-    "no_args_is_help": True,
-}
+GROUP = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False, "no_args_is_help": True}
 OneConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="TOML file. Else ./poise.toml, else the one of your user directory."),

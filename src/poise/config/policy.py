@@ -63,9 +63,7 @@ def to_policy(
 
 def _pool(pool: PoolSettings, slot_cells: int | None, cell_bytes: int) -> PoolPolicy:
     return PoolPolicy(
-        n_slots=pool.slots,
-        slot_cells=pool.slot_tokens if slot_cells is None else slot_cells,
-        cell_bytes=cell_bytes,
+        n_slots=pool.slots, slot_cells=pool.slot_tokens if slot_cells is None else slot_cells, cell_bytes=cell_bytes
     )
 
 

@@ -11,16 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from poise.config.kinds import (
-    AliasName,
-    KvType,
-    NonBlankText,
-    Profile,
-    Section,
-    TemplateName,
-    TenantName,
-    Toggle,
-)
+from poise.config.kinds import AliasName, KvType, NonBlankText, Profile, Section, TemplateName, TenantName, Toggle
 from poise.config.serving import (
     AuditSettings,
     AuthSettings,

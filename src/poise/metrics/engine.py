@@ -164,11 +164,7 @@ def _structure(figures: StructureFigures) -> Iterator[Metric]:
 
 
 def _labelled(
-    family: type[GaugeMetricFamily | CounterMetricFamily],
-    name: str,
-    text: str,
-    label: str,
-    values: Mapping[str, float],
+    family: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, label: str, values: Mapping[str, float]
 ) -> Metric:
     metric = family(f"poise_{name}", text, labels=[label])
     for of, value in values.items():

@@ -82,10 +82,7 @@ class GatewayMetrics:
             GAPS_S,
         )
         self._gap = ClassHistogram(
-            registry,
-            "poise_inter_token_seconds",
-            "Between two arrivals of tokens in one choice.",
-            GAPS_S,
+            registry, "poise_inter_token_seconds", "Between two arrivals of tokens in one choice.", GAPS_S
         )
         self._queue_wait = ClassHistogram(
             registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S

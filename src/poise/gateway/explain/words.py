@@ -31,10 +31,7 @@ LIMITS: Mapping[str, str] = {
     Limit.IDLE: "nothing to do",
 }
 STATES = {QUEUED: "it was in the queue"} | {stop.span: stop.meanwhile for stop in STOPS.values()}
-KEPT_BY = {
-    KeptBy.OPERATOR: "after an operator had paused it",
-    KeptBy.READER: "after its reader had fallen behind",
-}
+KEPT_BY = {KeptBy.OPERATOR: "after an operator had paused it", KeptBy.READER: "after its reader had fallen behind"}
 LOST_TO: Mapping[str, str] = {
     PreemptionReason.CLASS: "so that an interactive request could have its slot",
     PreemptionReason.TENANT: "so that a tenant that had been served less could have its slot",

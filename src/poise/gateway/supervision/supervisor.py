@@ -51,11 +51,7 @@ class Supervisor:
     """An Engine and an EngineProcess over a real one. All methods are called in one event loop."""
 
     def __init__(
-        self,
-        settings: Settings,
-        model_path: str,
-        command: Sequence[str] = ENGINE_COMMAND,
-        tasks: Tasks | None = None,
+        self, settings: Settings, model_path: str, command: Sequence[str] = ENGINE_COMMAND, tasks: Tasks | None = None
     ) -> None:
         """`command` starts an engine; the numbers of its black box and of its end of the socket pair are added to it."""
         self.state = EngineState()

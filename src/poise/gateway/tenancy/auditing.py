@@ -124,11 +124,7 @@ def open_audit(settings: Settings) -> Audit:
     key = audit_key(KeysFile(keys_file(settings.auth)).pepper())
     folder = audit_dir(wanted)
     log = AuditLog(
-        folder,
-        key,
-        rotate_bytes=wanted.rotate_mb << 20,
-        keep_days=wanted.keep_days,
-        bytes_max=wanted.max_mb << 20,
+        folder, key, rotate_bytes=wanted.rotate_mb << 20, keep_days=wanted.keep_days, bytes_max=wanted.max_mb << 20
     )
     return Audit(settings, log)
 
