@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "poise"
 DOCUMENT = (ROOT / "docs" / "data.md").read_text()
 WRITING_METHODS = {"write_text", "write_bytes", "dump", "tofile", "save"}
-WRITING_FUNCTIONS = {"NamedTemporaryFile", "TemporaryFile", "mkstemp", "mkdtemp", "replace_file", "replace_private"}
+WRITING_FUNCTIONS = {"NamedTemporaryFile", "TemporaryFile", "mkstemp", "mkdtemp", "replace_file"}
 FLAGS = {"O_WRONLY", "O_RDWR", "O_CREAT", "O_APPEND"}
 
 

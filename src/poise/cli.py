@@ -9,27 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib import import_module
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from poise import __version__
 from poise.commands.model_files import fit, weights
-from poise.commands.options import (
-    Assignments,
-    ConfigFile,
-    GpuLayers,
-    Host,
-    Model,
-    Port,
-    Profile,
-    Threads,
-    load_settings,
-    options_of,
-    refusal,
-)
+from poise.commands.options import SHARED, refusal, takes_settings
 from poise.commands.settings import show_config
+
+if TYPE_CHECKING:
+    from poise.config import LoadedSettings
 
 OVERVIEW = """A local LLM server that keeps its composure under load.
 
@@ -114,18 +105,9 @@ def _root(
 
 
 @app.command()
-def serve(
-    config: ConfigFile = None,
-    profile: Profile = None,
-    model: Model = None,
-    host: Host = None,
-    port: Port = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    assignments: Assignments = None,
-) -> None:
+@takes_settings(*SHARED)
+def serve(loaded: LoadedSettings) -> None:
     """Serve the OpenAI API until interrupted."""
-    loaded = load_settings(config, assignments, options_of(profile, model, host, port, threads, gpu_layers))
     from poise.gateway.serve import serve as run
 
     raise typer.Exit(run(loaded))
@@ -137,13 +119,10 @@ app.command()(weights)
 
 
 @app.command()
+@takes_settings("--profile", "--model", "--host", "--port")
 def doctor(
-    config: ConfigFile = None,
-    profile: Profile = None,
-    model: Model = None,
-    host: Host = None,
-    port: Port = None,
-    assignments: Assignments = None,
+    loaded: LoadedSettings,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
     """Check what a start depends on, and say what to do.
@@ -151,7 +130,6 @@ def doctor(
     Host, engine, model, settings, permissions, address, clock, disk and memory are looked at; nothing is changed.
     The status is 0 if `poise serve` can start, also with warnings, and 1 if not.
     """
-    loaded = load_settings(config, assignments, options_of(profile, model, host, port, None, None))
     from poise.commands.doctor import BAD_FOUND, examine, is_bad, to_json, to_text
 
     findings = examine(loaded)

@@ -47,6 +47,7 @@ def replace_file(path: Path, data: bytes) -> None:
     draft = path.with_name(path.name + ".new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)  # also of a draft that was left
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

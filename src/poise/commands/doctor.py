@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import resource
 import shutil
 import socket
@@ -15,9 +16,8 @@ import ssl
 import stat
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -81,20 +81,9 @@ class Host:
 def examine(loaded: LoadedSettings, host: Host | None = None) -> list[Diagnosis]:
     """All diagnoses, in the order in which a start would meet their subjects."""
     host, settings = host or Host(), loaded.settings
-    looks: tuple[Callable[[], Iterable[Diagnosis]], ...] = (
-        lambda: _host(host),
-        lambda: _clock(host),
-        _engine,
-        lambda: _model(loaded),
-        lambda: _capacity(loaded),
-        lambda: _secrets(loaded),
-        lambda: _keys(settings),
-        lambda: _address(settings),
-        lambda: _disk(settings, host),
-        lambda: _memory_pressure(host),
-        lambda: _open_files(settings, host),
-    )
-    return [diagnosis for look in looks for diagnosis in look()]
+    of_start = [*_host(host), *_clock(host), *_engine(), *_model(loaded), *_capacity(loaded)]
+    of_settings = [*_secrets(loaded), *_keys(settings), *_address(settings), *_disk(settings, host)]
+    return [*of_start, *of_settings, *_memory_pressure(host), *_open_files(settings, host)]
 
 
 def to_text(diagnoses: list[Diagnosis]) -> str:
@@ -122,10 +111,9 @@ def is_bad(diagnoses: list[Diagnosis]) -> bool:
 
 
 def _host(host: Host) -> Iterator[Diagnosis]:
-    if sys.platform == "linux":
-        yield Diagnosis("system", Grade.OK, f"Linux, Python {sys.version.split()[0]}")
-    else:
-        yield Diagnosis("system", Grade.WARNING, sys.platform, "use Linux: elsewhere slow readers are noticed late")
+    is_linux, remedy = platform.system() == "Linux", "use Linux: elsewhere slow readers are noticed late"
+    text = f"Linux, Python {platform.python_version()}" if is_linux else sys.platform
+    yield _judged("system", text, not is_linux, remedy)
     cores, busy = host.cores(), host.load()
     text = f"{cores} cores for this process, load average {busy:.1f}"
     remedy = "end other busy programs, or leave them a core (engine.threads): compute threads wait for each other"
@@ -139,11 +127,9 @@ def _judged(subject: str, text: str, is_wrong: bool, remedy: str, grade: Grade =
 
 def _clock(host: Host) -> Iterator[Diagnosis]:
     now = datetime.fromtimestamp(host.now_s(), UTC)
-    if now < RELEASED:
-        remedy = "set the clock (timedatectl set-ntp true): keys expire and audit entries are dated by it"
-        yield Diagnosis("clock", Grade.WARNING, f"{now:%Y-%m-%d %H:%M} UTC cannot be right", remedy)
-    else:
-        yield Diagnosis("clock", Grade.OK, f"{now:%Y-%m-%d %H:%M} UTC")
+    is_wrong = now < RELEASED
+    remedy = "set the clock (timedatectl set-ntp true): keys expire and audit entries are dated by it"
+    yield _judged("clock", f"{now:%Y-%m-%d %H:%M} UTC" + " cannot be right" * is_wrong, is_wrong, remedy)
 
 
 def _engine() -> Iterator[Diagnosis]:
@@ -202,9 +188,8 @@ def _keys(settings: Settings) -> Iterator[Diagnosis]:
     try:
         ring = KeyRing(path)
     except KeysError as error:
-        yield Diagnosis(
-            "keys", Grade.BAD, str(error), "restore the file and its pepper, or move it away and make new keys"
-        )
+        remedy = "restore the file and its pepper, or move it away and make new keys"
+        yield Diagnosis("keys", Grade.BAD, str(error), remedy)
         return
     n_keys = count_keys(settings.auth, ring)
     needed = "every request needs one" if key_required(settings.auth, n_keys) else "callers without one are answered"
@@ -231,10 +216,9 @@ def _resolved(host: str) -> str:
 
 def _private(path: Path, why: str) -> Iterator[Diagnosis]:
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        yield Diagnosis("permissions", Grade.WARNING, f"{path} has mode {mode:04o}, and {why}", f"chmod 600 {path}")
-    else:
-        yield Diagnosis("permissions", Grade.OK, f"{path} is yours only")
+    is_open = bool(mode & 0o077)
+    text = f"{path} has mode {mode:04o}, and {why}" if is_open else f"{path} is yours only"
+    yield _judged("permissions", text, is_open, f"chmod 600 {path}")
 
 
 def _address(settings: Settings) -> Iterator[Diagnosis]:
@@ -269,7 +253,7 @@ def _answers(url: str) -> bool:
         context = ssl._create_unverified_context() if url.startswith("https") else None  # noqa: S323
         with urllib.request.urlopen(f"{url}/health/live", timeout=ANSWER_S, context=context) as response:  # noqa: S310
             return bool(json.load(response) == {"status": "ok", "live": True})
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError):
         return False
 
 
@@ -278,10 +262,9 @@ def _disk(settings: Settings, host: Host) -> Iterator[Diagnosis]:
     for folder in dict.fromkeys(folders):
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not os.access(there, os.W_OK):
+            text = f"{folder} cannot be written, and what belongs there is lost"
             remedy = f"chown or chmod {there}, or set XDG_CACHE_HOME and XDG_STATE_HOME"
-            yield Diagnosis(
-                "disk", Grade.WARNING, f"{folder} cannot be written, and what belongs there is lost", remedy
-            )
+            yield Diagnosis("disk", Grade.WARNING, text, remedy)
         else:
             free, least = host.free_disk(there), DISK_FREE_MIN >> 20
             remedy = f"make room: less than {least} MiB is left for measurements, weights, journals and logs"

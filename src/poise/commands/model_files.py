@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise.commands.options import Assignments, ConfigFile, Model, Profile, load_settings, refusal
+from poise.commands.options import refusal, takes_settings
+
+if TYPE_CHECKING:
+    from poise.config import LoadedSettings
 
 DOES_NOT_FIT = 2
 
 
+@takes_settings("--profile", "--model")
 def fit(
-    config: ConfigFile = None,
-    profile: Profile = None,
-    model: Model = None,
-    assignments: Assignments = None,
+    loaded: LoadedSettings,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Tell whether model and settings fit this host's memory.
 
     Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
     """
-    loaded = load_settings(config, assignments, {"profile": profile, "model.path": model})
     from poise.llama.files.gguf import ModelError
     from poise.llama.fitting.fit import judge, to_json, to_text
 
@@ -34,11 +35,10 @@ def fit(
     raise typer.Exit(0 if result.fits else DOES_NOT_FIT)
 
 
+@takes_settings("--profile", "--model")
 def weights(
-    config: ConfigFile = None,
-    profile: Profile = None,
-    model: Model = None,
-    assignments: Assignments = None,
+    loaded: LoadedSettings,
+    *,
     check: Annotated[bool, typer.Option("--check", help="Choose again now, and measure everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
 ) -> None:
@@ -46,7 +46,6 @@ def weights(
 
     The figures of quality and speed that decided it are kept from the first start with the model.
     """
-    loaded = load_settings(config, assignments, {"profile": profile, "model.path": model})
     from poise.llama.binding.library import EngineLibraryError
     from poise.llama.choosing.weights import to_json, to_text
     from poise.llama.files.gguf import ModelError

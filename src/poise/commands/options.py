@@ -2,70 +2,63 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-if TYPE_CHECKING:
-    from poise.config import LoadedSettings
-
 USAGE_ERROR = 2
-ConfigFile = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--config",
-        metavar="FILE",
-        help="TOML file. Can be repeated, the later ones win. Else ./poise.toml, else the one of your user directory.",
-    ),
-]
-Profile = Annotated[
-    str | None,
-    typer.Option("--profile", metavar="NAME", help="workstation, team or edge: where values start (profile)."),
-]
 # Texts, so that a wrong value is reported by the loader: with its range, and together with all other problems.
-Model = Annotated[str | None, typer.Option("--model", metavar="FILE", help="GGUF file (model.path).")]
-Host = Annotated[str | None, typer.Option("--host", metavar="ADDRESS", help="Address to listen on (server.host).")]
-Port = Annotated[str | None, typer.Option("--port", metavar="NUMBER", help="Port to listen on (server.port); 0: any.")]
-Threads = Annotated[str | None, typer.Option("--threads", metavar="NUMBER", help="Compute threads (engine.threads).")]
-GpuLayers = Annotated[
-    str | None, typer.Option("--gpu-layers", metavar="NUMBER", help="Layers kept on a GPU (engine.gpu_layers).")
-]
-Assignments = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in engine.batch_tokens=256. Can be repeated."),
-]
+SHARED: Mapping[str, tuple[str, str, str]] = {
+    "--profile": ("profile", "NAME", "workstation, team or edge: where values start (profile)."),
+    "--model": ("model.path", "FILE", "GGUF file (model.path)."),
+    "--host": ("server.host", "ADDRESS", "Address to listen on (server.host)."),
+    "--port": ("server.port", "NUMBER", "Port to listen on (server.port); 0: any."),
+    "--threads": ("engine.threads", "NUMBER", "Compute threads (engine.threads)."),
+    "--gpu-layers": ("engine.gpu_layers", "NUMBER", "Layers kept on a GPU (engine.gpu_layers)."),
+}
+"""The setting that each is for, how its value is called, and what it is."""
+_FILES_HELP = "TOML file. Can be repeated, the later ones win. Else ./poise.toml, else the one of your user directory."
+_FILES = typer.Option("--config", metavar="FILE", help=_FILES_HELP)
+_SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in engine.batch_tokens=256. Can be repeated.")
 
 
-def options_of(
-    profile: str | None,
-    model: str | None,
-    host: str | None,
-    port: str | None,
-    threads: str | None,
-    gpu_layers: str | None,
-) -> dict[str, object]:
-    return {
-        "profile": profile,
-        "model.path": model,
-        "server.host": host,
-        "server.port": port,
-        "engine.threads": threads,
-        "engine.gpu_layers": gpu_layers,
-    }
+def takes_settings(*shared: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a command of a function of LoadedSettings and options of its own: with --config, these of SHARED, and --set."""
 
+    def command_of(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def command(config: list[Path] | None, assignments: list[str] | None, **given: Any) -> None:
+            from poise.config import ConfigError, load_given
 
-def load_settings(
-    files: list[Path] | None, assignments: list[str] | None, options: Mapping[str, object]
-) -> LoadedSettings:
-    from poise.config import ConfigError, load_given
+            values = {SHARED[option][0]: given.pop(option.strip("-").replace("-", "_")) for option in shared}
+            try:
+                loaded = load_given(config, os.environ, assignments, values)
+            except ConfigError as error:
+                raise refusal(*error.problems) from error
+            function(loaded, **given)
 
-    try:
-        return load_given(files, os.environ, assignments, options)
-    except ConfigError as error:
-        raise refusal(*error.problems) from error
+        kinds: dict[str, Any] = {"config": Annotated[list[Path] | None, _FILES]}
+        for option in shared:
+            _, metavar, text = SHARED[option]
+            name = option.strip("-").replace("-", "_")
+            kinds[name] = Annotated[str | None, typer.Option(option, metavar=metavar, help=text)]
+        kinds["assignments"] = Annotated[list[str] | None, _SET]
+        defaults = dict.fromkeys(kinds) | (function.__kwdefaults__ or {})
+        # The settings come from here: what their type is called means nothing to typer.
+        own = get_type_hints(function, localns={"LoadedSettings": object}, include_extras=True)
+        kinds |= {name: own[name] for name in function.__kwdefaults__ or {}}
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters = [inspect.Parameter(name, kind, default=defaults[name], annotation=kinds[name]) for name in kinds]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = kinds
+        return command
+
+    return command_of
 
 
 def refusal(*problems: str) -> typer.Exit:

@@ -7,18 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise.commands.options import (
-    Assignments,
-    ConfigFile,
-    GpuLayers,
-    Host,
-    Model,
-    Port,
-    Profile,
-    Threads,
-    load_settings,
-    options_of,
-)
+from poise.commands.options import SHARED, takes_settings
 
 if TYPE_CHECKING:
     from poise.config import LoadedSettings
@@ -27,22 +16,16 @@ CAPACITY_FILE = "capacity.json"
 """Where `poise.llama.fitting.capacity` keeps its record, in the state directory."""
 
 
+@takes_settings(*SHARED)
 def show_config(
-    config: ConfigFile = None,
-    profile: Profile = None,
-    model: Model = None,
-    host: Host = None,
-    port: Port = None,
-    threads: Threads = None,
-    gpu_layers: GpuLayers = None,
-    assignments: Assignments = None,
+    loaded: LoadedSettings,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
 ) -> None:
     """Print the effective settings and where each came from.
 
     The output is a valid poise.toml, except that API keys are masked.
     """
-    loaded = load_settings(config, assignments, options_of(profile, model, host, port, threads, gpu_layers))
     from poise.config.document import to_json, to_toml
 
     typer.echo(to_json(loaded) if as_json else to_toml(loaded), nl=as_json)

@@ -26,6 +26,22 @@ VARIABLE_PREFIX = "POISE_"
 NAME = "NAME"
 """Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
+_KINDS: Mapping[Any, Kind] = {
+    int: "integer",
+    float: "number",
+    bool: "switch",
+    Literal: "choice",
+    str: "text",
+    list: "names",
+}
+"""By a setting's type, or what that is of."""
+_WHAT = {
+    "integer": "a whole number",
+    "number": "a number",
+    "switch": "true or false",
+    "text": "text",
+    "names": "a list of names",
+}
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 
 
@@ -49,19 +65,8 @@ class Setting:
     @property
     def allowed(self) -> str:
         """What it may be, to follow "must be"."""
-        match self.kind:
-            case "integer":
-                return f"a whole number {self.limits}".rstrip()
-            case "number":
-                return f"a number {self.limits}".rstrip()
-            case "switch":
-                return "true or false"
-            case "choice":
-                return "one of " + ", ".join(_shown(choice) for choice in self.choices)
-            case "names":
-                return "a list of names"
-            case "text":
-                return "text"
+        what = f"one of {', '.join(map(json.dumps, self.choices))}" if self.choices else _WHAT[self.kind]
+        return f"{what} {self.limits}".rstrip()
 
     def parse(self, text: str) -> object:
         """Read text as the setting's type. Text that is not of the type comes back as it is, for validation to report."""
@@ -71,9 +76,7 @@ class Setting:
                     return int(text)
                 case "number":
                     return float(text)
-                case "switch":
-                    return _SWITCH_WORDS.get(text.strip().lower(), text)
-                case "choice" if True in self.choices:
+                case "switch" | "choice" if self.kind == "switch" or True in self.choices:
                     return _SWITCH_WORDS.get(text.strip().lower(), text)
                 case "names":
                     return [name.strip() for name in text.split(",") if name.strip()]
@@ -140,9 +143,9 @@ def dotted(path: Iterable[str | int]) -> str:
     return ".".join(part if _BARE.fullmatch(part) else quoted(part) for part in map(str, path))
 
 
-def quoted(text: str) -> str:
-    """Text between double quotes, valid in TOML and in messages: JSON's escapes, and DEL, which TOML refuses as it is."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+def quoted(value: object) -> str:
+    """A value as in TOML and in messages, text between double quotes: JSON's escapes, and DEL, which TOML refuses as it is."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def printable(text: str) -> str:
@@ -202,21 +205,12 @@ def _walk(model: type[Section], section: Section | None, path: tuple[str, ...]) 
 
 
 def _setting(key: str, field: FieldInfo, default: object) -> Setting:
-    annotation = field.annotation
-    kind: Kind
-    choices: tuple[str | bool, ...] = ()
-    if get_origin(annotation) is Literal:
-        kind, choices = "choice", get_args(annotation)
-    elif get_origin(annotation) is list:
-        kind = "names"
-    else:
-        kinds: dict[Any, Kind] = {int: "integer", float: "number", bool: "switch", str: "text"}
-        kind = kinds[annotation]
+    kind = _KINDS[get_origin(field.annotation) or field.annotation]
+    choices = get_args(field.annotation) if kind == "choice" else ()
     assert field.description, f"{key} has no description"
     required = default is PydanticUndefined
-    return Setting(
-        key, kind, None if required else default, _limits(field), choices, field.description, required=required
-    )
+    default = None if required else default
+    return Setting(key, kind, default, _limits(field), choices, field.description, required=required)
 
 
 def _limits(field: FieldInfo) -> str:
@@ -230,10 +224,6 @@ def _limits(field: FieldInfo) -> str:
         return f"between {bounds['ge']} and {bounds['le']}"
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{words[name]} {bound}" for name, bound in bounds.items())
-
-
-def _shown(choice: str | bool) -> str:
-    return str(choice).lower() if isinstance(choice, bool) else f'"{choice}"'
 
 
 def _name(key: str) -> str:

@@ -174,8 +174,7 @@ def _check_shares(draft: Draft) -> Iterator[str]:
     given = [key for key in keys if draft.is_set(key)]
     if len(given) == len(keys):
         *others, last = keys
-        with_others = ", ".join(draft.cite(key) for key in others)
-        yield f"{draft.blame(last)}: must add up to less than 1 with {with_others}"
+        yield f"{draft.blame(last)}: must add up to less than 1 with {', '.join(map(draft.cite, others))}"
         return
     free = 1 - sum(draft.values[key] for key in given)
     for key in keys:
@@ -221,7 +220,8 @@ def _check_templates(draft: Draft) -> Iterator[str]:
 def _check_tenant_names(draft: Draft) -> Iterator[str]:
     """Where keys are declared, a limit for somebody who has none would silently do nothing."""
     keys = [key for key in draft.values if key.startswith("auth.keys.")]
-    if not keys or any(suspect.startswith("auth") for suspect in draft.suspect) or _has_keys_file(draft):
+    path = keys_file(AuthSettings(keys_file=str(draft.values["auth.keys_file"])))
+    if not keys or any(suspect.startswith("auth") for suspect in draft.suspect) or os.path.exists(path):
         return  # the tenants of a keys file come and go while the server runs
     names = [key.removeprefix("auth.keys.") for key in keys]
     names += ["local"] if draft.values["auth.required"] is False else []
@@ -248,11 +248,6 @@ def _check_tls(draft: Draft) -> Iterator[str]:
 def _check_content_log(draft: Draft) -> Iterator[str]:
     if draft.values["audit.enabled"] or draft.is_suspect("audit.enabled"):
         return
-    for key in [
-        key for key in draft.values if key.endswith(".content_log") and draft.is_set(key) and draft.values[key]
-    ]:
-        yield f"{draft.blame(key)}: needs {draft.show('audit.enabled').replace('false', 'true')}"
-
-
-def _has_keys_file(draft: Draft) -> bool:
-    return os.path.exists(keys_file(AuthSettings(keys_file=str(draft.values["auth.keys_file"]))))
+    for key in [key for key, value in draft.values.items() if key.endswith(".content_log") and value]:
+        if draft.is_set(key):
+            yield f"{draft.blame(key)}: needs {draft.show('audit.enabled').replace('false', 'true')}"

@@ -39,17 +39,8 @@ def _values(loaded: LoadedSettings, secrets: bool) -> dict[str, Any]:
 def _section(section: str, keys: list[str], values: dict[str, Any], origins: dict[str, str]) -> Iterator[str]:
     if section:
         yield f"[{section}]"
-    lines = {key: f"{dotted(split(key)[-1:])} = {literal(values[key])}" for key in keys}
+    lines = {key: f"{dotted(split(key)[-1:])} = {quoted(values[key])}" for key in keys}
     # A long path must not push every comment of its section out of sight.
     column = min(max(map(len, lines.values())), 40)
     for key, line in lines.items():
         yield f"{line:<{column}}  # {printable(origins[key])}"
-
-
-def literal(value: object) -> str:
-    """A setting's value as TOML has it."""
-    if isinstance(value, str):
-        return quoted(value)
-    if isinstance(value, list):
-        return f"[{', '.join(map(literal, value))}]"
-    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from functools import partial
+from collections.abc import Callable
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -15,92 +15,63 @@ KEY_CHARS_MIN = 12
 NAME = re.compile(r"[a-z0-9_-]{1,64}")
 
 
-def _name(what: str, name: str) -> str:
-    if not NAME.fullmatch(name):
-        raise ValueError(f'a {what} name must be 1 to 64 of a-z, 0-9, "_" and "-"')
-    return name
+def _text(rule: str | Callable[[str], object], problem: str) -> AfterValidator:
+    """What a text must be, as a pattern or a function: where that does not hold, `problem` is the end of the message."""
+    holds = re.compile(rule).fullmatch if isinstance(rule, str) else rule
+
+    def check(text: str) -> str:
+        if not holds(text):
+            raise ValueError(problem)
+        return text
+
+    return AfterValidator(check)
 
 
-def _declared_tenant(name: str) -> str:
-    # "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
-    if not NAME.fullmatch(name) or name.startswith("key-") or name == "local":
-        raise ValueError(
-            'a tenant name must be 1 to 64 of a-z, 0-9, "_" and "-", not "local" and not begin with "key-"'
-        )
-    return name
-
-
-def _api_key(key: str) -> str:
-    # A key travels in an HTTP header, where anything else would be cut or altered on the way. A short one can be guessed.
-    if len(key) < KEY_CHARS_MIN or not all("!" <= character <= "~" for character in key):
-        raise ValueError(f"must be printable ASCII without spaces, at least {KEY_CHARS_MIN} characters")
-    return key
-
-
-def _optional_url(url: str) -> str:
-    if url and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-        raise ValueError('must be a URL that begins with "http://" or "https://", or empty')
-    return url
-
-
-def _host(name: str) -> str:
-    if not name or "/" in name or any(character.isspace() for character in name):
-        raise ValueError("must be names or addresses, without scheme, port and path")
-    return name
-
-
-def _network(text: str) -> str:
+def _is_network(text: str) -> bool:
     try:
         ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise ValueError("must be IP addresses or networks, as in 10.0.0.2 or 10.0.0.0/8") from None
-    return text
+        return False
+    return True
 
 
-def _origin(origin: str) -> str:
+def _is_origin(origin: str) -> bool:
     parts = urlsplit(origin)
-    if parts.scheme not in ("http", "https") or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
-        raise ValueError("must be origins, each as in https://chat.example: scheme, host and perhaps a port")
-    return origin
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and origin == f"{parts.scheme}://{parts.netloc}"
 
 
-def _root_path(path: str) -> str:
-    if not re.fullmatch(r"(/[\w.~-]+)*", path, re.ASCII):
-        raise ValueError("must be a path as in /poise, without a slash at its end, or empty")
-    return path
+def _is_alias(name: str) -> bool:
+    return 0 < len(name) <= 256 and name.isprintable() and name == name.strip()
 
 
-def _class_name(name: str) -> str:
-    if name not in ("interactive", "background"):
-        raise ValueError('must be among "interactive" and "background"')
-    return name
+def _is_key(key: str) -> bool:
+    # A key travels in an HTTP header, where anything else would be cut or altered on the way. A short one can be guessed.
+    return len(key) >= KEY_CHARS_MIN and all("!" <= character <= "~" for character in key)
 
 
-def _alias(name: str) -> str:
-    if not name or not name.isprintable() or name != name.strip() or len(name) > 256:
-        raise ValueError("an alias must be 1 to 256 printable characters, without blanks at its ends")
-    return name
+_NAME = 'name must be 1 to 64 of a-z, 0-9, "_" and "-"'
+_NO_DECLARED = f'a tenant {_NAME}, not "local" and not begin with "key-"'
+_NO_URL = 'must be a URL that begins with "http://" or "https://", or empty'
+_NO_ALIAS = "an alias must be 1 to 256 printable characters, without blanks at its ends"
+_NO_HOST = "must be names or addresses, without scheme, port and path"
+_NO_PATH = "must be a path as in /poise, without a slash at its end, or empty"
+_NO_ORIGIN = "must be origins, each as in https://chat.example: scheme, host and perhaps a port"
+_NO_KEY = f"must be printable ASCII without spaces, at least {KEY_CHARS_MIN} characters"
 
-
-def _not_blank(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text
-
-
-DeclaredTenantName = Annotated[str, AfterValidator(_declared_tenant)]
-TenantName = Annotated[str, AfterValidator(partial(_name, "tenant"))]
-AliasName = Annotated[str, AfterValidator(_alias)]
-TemplateName = Annotated[str, AfterValidator(partial(_name, "template"))]
-OptionalUrl = Annotated[str, AfterValidator(_optional_url)]
-NonBlankText = Annotated[str, AfterValidator(_not_blank)]
-HostName = Annotated[str, AfterValidator(_host)]
-NetworkName = Annotated[str, AfterValidator(_network)]
-RootPath = Annotated[str, AfterValidator(_root_path)]
-WebOrigin = Annotated[str, AfterValidator(_origin)]
-ClassName = Annotated[str, AfterValidator(_class_name)]
-ApiKey = Annotated[str, AfterValidator(_api_key)]
-OptionalApiKey = Annotated[str, AfterValidator(lambda key: _api_key(key) if key else key)]
+TenantName = Annotated[str, _text(NAME.pattern, f"a tenant {_NAME}")]
+# "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
+DeclaredTenantName = Annotated[str, _text(rf"(?!key-|local\Z){NAME.pattern}", _NO_DECLARED)]
+AliasName = Annotated[str, _text(_is_alias, _NO_ALIAS)]
+TemplateName = Annotated[str, _text(NAME.pattern, f"a template {_NAME}")]
+OptionalUrl = Annotated[str, _text(r"(https?://[^\s/]+(/\S*)?)?", _NO_URL)]
+NonBlankText = Annotated[str, _text(str.strip, "must not be empty")]
+HostName = Annotated[str, _text(r"[^\s/]+", _NO_HOST)]
+NetworkName = Annotated[str, _text(_is_network, "must be IP addresses or networks, as in 10.0.0.2 or 10.0.0.0/8")]
+RootPath = Annotated[str, _text(r"(?a)(/[\w.~-]+)*", _NO_PATH)]
+WebOrigin = Annotated[str, _text(_is_origin, _NO_ORIGIN)]
+ClassName = Annotated[str, _text("interactive|background", 'must be among "interactive" and "background"')]
+ApiKey = Annotated[str, _text(_is_key, _NO_KEY)]
+OptionalApiKey = Annotated[str, _text(lambda key: not key or _is_key(key), _NO_KEY)]
 Toggle = Literal["auto", "on", "off"]
 KvType = Literal["f16", "q8_0", "q4_0"]
 Profile = Literal["workstation", "team", "edge"]

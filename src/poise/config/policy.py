@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from poise.config.serving import TenantSettings
-from poise.config.settings import ClassSettings, PoolSettings, Settings
+from poise.config.settings import ClassSettings, Settings
 from poise.scheduler.policy import (
     SHORT_POOL,
     ClassPolicy,
@@ -35,7 +35,7 @@ def to_policy(
     What is not given comes from the settings or from the scheduler's own defaults.
     """
     pools = {
-        name: _pool(pool, (slot_cells or {}).get(name), (cell_bytes or {}).get(name, 0))
+        name: PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
         for name, pool in settings.pools
     }
     return SchedulerPolicy(
@@ -58,12 +58,6 @@ def to_policy(
         tenants={name: _tenant(tenant) for name, tenant in settings.tenants.items()},
         tenant_default=_tenant(settings.tenant_defaults),
         priors=dict(priors or {}),
-    )
-
-
-def _pool(pool: PoolSettings, slot_cells: int | None, cell_bytes: int) -> PoolPolicy:
-    return PoolPolicy(
-        n_slots=pool.slots, slot_cells=pool.slot_tokens if slot_cells is None else slot_cells, cell_bytes=cell_bytes
     )
 
 

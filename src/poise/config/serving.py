@@ -6,20 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from poise.config.kinds import (
-    ApiKey,
-    ClassName,
-    DeclaredTenantName,
-    HostName,
-    NetworkName,
-    NonBlankText,
-    OptionalApiKey,
-    OptionalUrl,
-    RootPath,
-    Section,
-    TenantName,
-    WebOrigin,
-)
+from poise.config import kinds
+from poise.config.kinds import Section
 
 
 class ServerSettings(Section):
@@ -27,11 +15,11 @@ class ServerSettings(Section):
     """Address to listen on."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one and prints it."""
-    hosts: list[HostName] = []
+    hosts: list[kinds.HostName] = []
     """Further names that clients call it by; others are refused. Local names and `server.host` always work."""
-    origins: list[WebOrigin] = []
+    origins: list[kinds.WebOrigin] = []
     """Web pages elsewhere that may use it (CORS), as in https://chat.example; those of this machine and of apps always may."""
-    root_path: RootPath = ""
+    root_path: kinds.RootPath = ""
     """Path under which a proxy shows the server, as in /poise; it may pass the path on or cut it off."""
     tls_cert: str = ""
     """File with the certificate chain (PEM); with it the server speaks HTTPS only."""
@@ -57,7 +45,7 @@ class ServerSettings(Section):
     """Bytes of a request's headers, its first line included; more are answered with 431."""
     header_fields_max: Annotated[int, Field(ge=8, le=10_000)] = 100
     """Headers of a request; more are answered with 431."""
-    trusted_proxies: list[NetworkName] = []
+    trusted_proxies: list[kinds.NetworkName] = []
     """Proxies, as addresses or networks, whose X-Forwarded-For tells who the client is; nobody else's is believed."""
     max_connections: Annotated[int, Field(ge=1, le=100_000)] = 1024
     """Open requests at once; more are answered with 503."""
@@ -133,7 +121,7 @@ class MetricsSettings(Section):
 
 
 class TelemetrySettings(Section):
-    otlp_endpoint: OptionalUrl = ""
+    otlp_endpoint: kinds.OptionalUrl = ""
     """OpenTelemetry collector that is sent a trace of every request, without its text; empty: none."""
 
 
@@ -144,9 +132,9 @@ class AuthSettings(Section):
     """Who beyond this machine may read /status and /metrics: all, who has a key, or admins. auto: key where one is required."""
     keys_file: str = ""
     """File of `poise keys`, with hashes of keys. Empty: keys.jsonl in your configuration directory, if it is there."""
-    admin_key: OptionalApiKey = ""
+    admin_key: kinds.OptionalApiKey = ""
     """Key for /admin, from anywhere; on this machine the commands of the server's user need none."""
-    keys: dict[DeclaredTenantName, ApiKey] = {}
+    keys: dict[kinds.DeclaredTenantName, kinds.ApiKey] = {}
     """The API key of the tenant NAME."""
 
 
@@ -172,7 +160,7 @@ class TenantSettings(Section):
     """Requests that may wait; 0: as many as the class."""
     tokens_per_minute: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Prompt and output tokens; a new request is refused while the account is overdrawn; 0: no limit."""
-    classes: list[ClassName] = []
+    classes: list[kinds.ClassName] = []
     """Classes that may be asked for; another one is answered with 403; empty: all."""
     cache_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Most of `store.budget_mb` that the tenant's reusable prefixes may take; 0: as `store.tenant_share`."""
@@ -181,7 +169,7 @@ class TenantSettings(Section):
 
 
 class TemplateSettings(Section):
-    text: NonBlankText
+    text: kinds.NonBlankText
     """The beginning of a prompt that is computed once and kept."""
-    tenants: list[TenantName] = []
+    tenants: list[kinds.TenantName] = []
     """Who may use it; empty: everybody."""

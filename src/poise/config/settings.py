@@ -11,19 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from poise.config import serving
 from poise.config.kinds import AliasName, KvType, NonBlankText, Profile, Section, TemplateName, TenantName, Toggle
-from poise.config.serving import (
-    AuditSettings,
-    AuthSettings,
-    MetricsSettings,
-    ResultsSettings,
-    ServerSettings,
-    StreamsSettings,
-    TelemetrySettings,
-    TemplateSettings,
-    TenantSettings,
-    TextSettings,
-)
+from poise.config.serving import AuthSettings, TenantSettings
 
 
 class ModelSettings(Section):
@@ -205,27 +195,27 @@ class SamplingSettings(Section):
 class Settings(Section):
     profile: Profile = "workstation"
     """The values that everything else starts from."""
-    server: ServerSettings = ServerSettings()
+    server: serving.ServerSettings = serving.ServerSettings()
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
     pools: PoolsSettings = PoolsSettings()
     store: StoreSettings = StoreSettings()
     classes: ClassesSettings = ClassesSettings()
-    streams: StreamsSettings = StreamsSettings()
-    text: TextSettings = TextSettings()
-    results: ResultsSettings = ResultsSettings()
+    streams: serving.StreamsSettings = serving.StreamsSettings()
+    text: serving.TextSettings = serving.TextSettings()
+    results: serving.ResultsSettings = serving.ResultsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     levels: LevelsSettings = LevelsSettings()
     sampling: SamplingSettings = SamplingSettings()
-    metrics: MetricsSettings = MetricsSettings()
-    telemetry: TelemetrySettings = TelemetrySettings()
+    metrics: serving.MetricsSettings = serving.MetricsSettings()
+    telemetry: serving.TelemetrySettings = serving.TelemetrySettings()
     auth: AuthSettings = AuthSettings()
-    audit: AuditSettings = AuditSettings()
+    audit: serving.AuditSettings = serving.AuditSettings()
     tenant_defaults: TenantSettings = TenantSettings()
     aliases: dict[AliasName, NonBlankText] = {}
     """The model that answers where a request names NAME, which may have `*` in it: "default", or a model's own name."""
     tenants: dict[TenantName, TenantSettings] = {}
-    templates: dict[TemplateName, TemplateSettings] = {}
+    templates: dict[TemplateName, serving.TemplateSettings] = {}
 
     def tenant(self, name: str) -> TenantSettings:
         """A tenant's own section, or what holds for all that have none."""

@@ -237,10 +237,8 @@ def shown(key: str, value: object) -> str:
     """A value in a message, short and on one line. Under `auth` only what can be no key is shown."""
     if is_secret(key, value):
         return "***"
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        text = f"[{', '.join(map(quoted, value))}]"
-    else:
-        text = quoted(value) if isinstance(value, str) else _plain(value)
+    is_text = isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+    text = quoted(value) if is_text else _plain(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

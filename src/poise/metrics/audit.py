@@ -28,20 +28,12 @@ class AuditMetrics:
     """Of one gateway. Without an audit log every figure stays 0."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._disk = Histogram(
-            "poise_audit_disk_seconds",
-            "What the audit log's writer did with the disk at one time: write (the entries that had come) or sync.",
-            ("part",),
-            buckets=_DISK_S,
-            registry=registry,
-        )
+        text = "What the audit log's writer did with the disk at one time: write (the entries that had come) or sync."
+        self._disk = Histogram("poise_audit_disk_seconds", text, ("part",), buckets=_DISK_S, registry=registry)
         for part in PARTS:
             self._disk.labels(part)
-        self._lost = Counter(
-            "poise_audit_lost_total",
-            "Entries of the audit log that could not be written, or found its queue full.",
-            registry=registry,
-        )
+        text = "Entries of the audit log that could not be written, or found its queue full."
+        self._lost = Counter("poise_audit_lost_total", text, registry=registry)
         self._lock = threading.Lock()
         """The log's writer tells in its own thread, whoever finds the queue full in another."""
         self.n_lost = 0

@@ -31,18 +31,15 @@ REASONS = (
 class ConnectionMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._open = Gauge("poise_connections", "Connections that are open, idle ones as well.", registry=registry)
-        self._body_bytes = Gauge(
-            "poise_request_body_bytes", "Bytes of request bodies that requests in flight hold.", registry=registry
-        )
-        self.cut = counted(
-            registry,
-            "poise_connections_cut_total",
+        text = "Bytes of request bodies that requests in flight hold."
+        self._body_bytes = Gauge("poise_request_body_bytes", text, registry=registry)
+        text = (
             "Connections that the server answered by itself, or closed before it had answered: an error code, or dismissed "
             "(its place was given to another one), not_taken (its client took too little of an answer), body_timeout, "
-            "linger (it did not end after its last answer), handshake (of TLS, too slow or "
-            "none), no_files (there was no file for it).",
-            reason=REASONS,
+            "linger (it did not end after its last answer), handshake (of TLS, too slow or none), no_files (there was no file "
+            "for it)."
         )
+        self.cut = counted(registry, "poise_connections_cut_total", text, reason=REASONS)
 
     def watch(self, n_open: Callable[[], int], body_bytes: Callable[[], int]) -> None:
         """Where to read the levels from, once there is a server."""

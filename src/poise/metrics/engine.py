@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, StructureFigures, Totals
 from poise.wire.status import ClassStatus, PoolStatus, Status, StoreStatus
 
+_WAIT_ERROR = "Mean of |log(waited / estimated)| over recent starts that waited; 0.7 is a factor of two."
 _CLASS_LEVELS: tuple[tuple[str, str, Callable[[ClassStatus], float]], ...] = (
     ("queued_requests", "Choices waiting in the scheduler's queue.", lambda c: c.queued),
     ("running_requests", "Choices being computed.", lambda c: c.running),
@@ -22,11 +23,7 @@ _CLASS_LEVELS: tuple[tuple[str, str, Callable[[ClassStatus], float]], ...] = (
     ),
     ("swapped_requests", "Choices whose KV cells are in the host store.", lambda c: c.swapped),
     ("wait_estimate_seconds", "Estimated queue wait of a new request.", lambda c: c.wait_estimate_us / 1e6),
-    (
-        "wait_estimate_error",
-        "Mean of |log(waited / estimated)| over recent starts that waited; 0.7 is a factor of two.",
-        lambda c: c.wait_error,
-    ),
+    ("wait_estimate_error", _WAIT_ERROR, lambda c: c.wait_error),
 )
 _POOL_LEVELS = {
     "slots": "Slots of the pool.",
@@ -98,14 +95,10 @@ class EngineCollector:
             if status.store is not None:
                 yield from _store_levels(status.store)
             yield GaugeMetricFamily("poise_engine_threads", "Threads that compute now.", status.threads)
-            yield GaugeMetricFamily(
-                "poise_engine_rss_bytes", "Resident memory of the engine process.", status.rss_bytes
-            )
-            yield GaugeMetricFamily(
-                "poise_engine_unaccounted_bytes",
-                "Resident memory besides weights, KV cells and host store.",
-                status.unaccounted_bytes,
-            )
+            text = "Resident memory of the engine process."
+            yield GaugeMetricFamily("poise_engine_rss_bytes", text, status.rss_bytes)
+            text = "Resident memory besides weights, KV cells and host store."
+            yield GaugeMetricFamily("poise_engine_unaccounted_bytes", text, status.unaccounted_bytes)
             yield from _counters(status)
             yield from _totals(status.totals, self._least)
             yield from _steps(status.steps)
@@ -137,15 +130,13 @@ def _bottleneck(bottleneck: Bottleneck, now_ns: int, least: _Least) -> Iterator[
     An engine that rests tells nothing, and what limits it goes on doing so. One that is busy may have gone on to something else
     just before a scrape.
     """
-    counter = CounterMetricFamily(
-        "poise_bottleneck_seconds",
+    text = (
         "Time in which progress was limited by the resource: compute, kv_cells, host_memory, tenant_limits, readers, "
-        "none (it computed and nobody waited), idle. They add up to the engine's life.",
-        labels=["resource"],
+        "none (it computed and nobody waited), idle. They add up to the engine's life."
     )
-    present = GaugeMetricFamily(
-        "poise_bottleneck", "1 for the resource that limits progress now, else 0.", labels=["resource"]
-    )
+    counter = CounterMetricFamily("poise_bottleneck_seconds", text, labels=["resource"])
+    text = "1 for the resource that limits progress now, else 0."
+    present = GaugeMetricFamily("poise_bottleneck", text, labels=["resource"])
     for resource, limited_us in bottleneck.limited_us.items():
         is_present = resource == bottleneck.limit
         since_us = max(0, now_ns - bottleneck.since_ns) / 1000 if is_present and bottleneck.since_ns else 0.0
@@ -191,11 +182,10 @@ def _pool_levels(pools: list[PoolStatus]) -> Iterator[Metric]:
 def _store_levels(store: StoreStatus) -> Iterator[Metric]:
     yield GaugeMetricFamily("poise_store_budget_bytes", "Memory that the host store may take.", store.budget_bytes)
     yield GaugeMetricFamily("poise_store_peak_bytes", "Most memory that it took.", store.peak_bytes)
-    for name, text, values in (
-        ("store_bytes", "Memory that it takes, by purpose.", store.bytes_by_purpose),
-        ("store_entries", "Entries of the host store, by purpose.", store.entries_by_purpose),
-    ):
-        yield _labelled(GaugeMetricFamily, name, text, "purpose", values)
+    text = "Memory that it takes, by purpose."
+    yield _labelled(GaugeMetricFamily, "store_bytes", text, "purpose", store.bytes_by_purpose)
+    text = "Entries of the host store, by purpose."
+    yield _labelled(GaugeMetricFamily, "store_entries", text, "purpose", store.entries_by_purpose)
 
 
 def _counters(status: Status) -> Iterator[Metric]:

@@ -8,6 +8,7 @@ them have a label is bounded, as every label is. Names are those of OpenTelemetr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
@@ -69,88 +70,51 @@ class GatewayMetrics:
         registry.register((text or TextMetrics()).registry)
 
     def _make_times(self, registry: CollectorRegistry) -> None:
-        self._ttft = ClassHistogram(
-            registry,
-            "gen_ai_server_time_to_first_token_seconds",
-            "From the arrival of a request to its first token.",
-            _WAITS_S,
-        )
-        self._per_token = ClassHistogram(
-            registry,
-            "gen_ai_server_time_per_output_token_seconds",
-            "Mean time of an output token after the first one, of each choice that is whole.",
-            GAPS_S,
-        )
-        self._gap = ClassHistogram(
-            registry, "poise_inter_token_seconds", "Between two arrivals of tokens in one choice.", GAPS_S
-        )
-        self._queue_wait = ClassHistogram(
-            registry, "poise_queue_wait_seconds", "In the scheduler's queue, as the engine measured it.", _WAITS_S
-        )
-        self._duration = ClassHistogram(
-            registry,
-            "gen_ai_server_request_duration_seconds",
-            "From the arrival of a request to the end of a choice, however it ended.",
-            _WAITS_S,
-        )
-        self._complete = ClassHistogram(
-            registry,
-            "poise_complete_answer_seconds",
-            "From the arrival of a request to the end of an answer that is whole: stop or length.",
-            _WAITS_S,
-        )
+        times = partial(ClassHistogram, registry)
+        text = "From the arrival of a request to its first token."
+        self._ttft = times("gen_ai_server_time_to_first_token_seconds", text, _WAITS_S)
+        text = "Mean time of an output token after the first one, of each choice that is whole."
+        self._per_token = times("gen_ai_server_time_per_output_token_seconds", text, GAPS_S)
+        self._gap = times("poise_inter_token_seconds", "Between two arrivals of tokens in one choice.", GAPS_S)
+        text = "In the scheduler's queue, as the engine measured it."
+        self._queue_wait = times("poise_queue_wait_seconds", text, _WAITS_S)
+        text = "From the arrival of a request to the end of a choice, however it ended."
+        self._duration = times("gen_ai_server_request_duration_seconds", text, _WAITS_S)
+        text = "From the arrival of a request to the end of an answer that is whole: stop or length."
+        self._complete = times("poise_complete_answer_seconds", text, _WAITS_S)
 
     def _make_counts(self, registry: CollectorRegistry) -> None:
-        self.accepted = ClassCounter(
-            registry,
-            "poise_prompt_tokens",
-            "Prompt tokens of accepted requests, each prompt counted once, as in their usage.",
-        ).add
-        self._cached_tokens = ClassCounter(
-            registry, "poise_cached_tokens", "Prompt tokens of started choices that needed no computing."
-        )
-        self._output_tokens = ClassCounter(registry, "poise_output_tokens", "Tokens received from the engine.")
-        self.disconnected = ClassCounter(
-            registry, "poise_client_disconnects", "Requests whose client left before the answer was complete."
-        ).add
-        self.long_system_prompt = ClassCounter(
-            registry,
-            "poise_long_system_prompts",
-            "Conversations whose system messages take more than long_system_share of the context.",
-        ).add
-        self._requests = counted(
-            registry,
-            "poise_requests_total",
+        counts, by = partial(ClassCounter, registry), partial(counted, registry)
+        text = "Prompt tokens of accepted requests, each prompt counted once, as in their usage."
+        self.accepted = counts("poise_prompt_tokens", text).add
+        text = "Prompt tokens of started choices that needed no computing."
+        self._cached_tokens = counts("poise_cached_tokens", text)
+        self._output_tokens = counts("poise_output_tokens", "Tokens received from the engine.")
+        text = "Requests whose client left before the answer was complete."
+        self.disconnected = counts("poise_client_disconnects", text).add
+        text = "Conversations whose system messages take more than long_system_share of the context."
+        self.long_system_prompt = counts("poise_long_system_prompts", text).add
+        text = (
             "Choices that ended: stop, length, cancelled (by its client, which left or said so), reader_timeout (its client "
             "took nothing for as long as it may), expired (it waited as long as it may), engine_lost, quarantined (engines "
-            "died computing it), server_stopping (it was cut when the server stopped), failed.",
-            class_=(),
-            outcome=(),
+            "died computing it), server_stopping (it was cut when the server stopped), failed."
         )
-        self._structured = counted(
-            registry,
-            "poise_structured_requests_total",
+        self._requests = by("poise_requests_total", text, class_=(), outcome=())
+        text = (
             "Choices that ended and were held to a form, by its kind: schema, json_object, regex, choice, lark, gbnf, "
-            "structural_tag; and by outcome.",
-            kind=("schema", "json_object"),
-            outcome=WHOLE,
+            "structural_tag; and by outcome."
         )
-        self._rejected = counted(
-            registry,
-            "poise_rejected_total",
+        self._structured = by("poise_structured_requests_total", text, kind=("schema", "json_object"), outcome=WHOLE)
+        text = (
             "Generation requests answered with an error before anything was computed, by error code. "
-            "Class 'none': refused before the class was known.",
-            class_=(),
-            reason=(),
+            "Class 'none': refused before the class was known."
         )
-        self.changed = counted(
-            registry,
-            "poise_changes_total",
+        self._rejected = by("poise_rejected_total", text, class_=(), reason=())
+        text = (
             "What happened to running choices, as their streams are told: pause, stall (its client is behind), swap, drop, "
-            "resume, downgrade; lost and recover when the engine died under them and another one took them up.",
-            class_=RequestClass,
-            change=ChangeKind,
+            "resume, downgrade; lost and recover when the engine died under them and another one took them up."
         )
+        self.changed = by("poise_changes_total", text, class_=RequestClass, change=ChangeKind)
 
     def exposition(self, *, tenants_shown: bool) -> bytes:
         """The Prometheus text format. `tenants_shown`: with the metrics by tenant."""

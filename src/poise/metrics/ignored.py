@@ -27,13 +27,11 @@ OTHER = "other"
 
 class IgnoredFields:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._count = counted(
-            registry,
-            "poise_ignored_fields_total",
+        text = (
             "Fields of requests that were taken though they have no effect, as X-Poise-Ignored names them to their callers: each "
-            "once for a request, by the last part of its path. 'other': all that are not known here.",
-            field=(*FIELDS, OTHER),
+            "once for a request, by the last part of its path. 'other': all that are not known here."
         )
+        self._count = counted(registry, "poise_ignored_fields_total", text, field=(*FIELDS, OTHER))
 
     def add(self, paths: Iterable[str]) -> None:
         """Those of one request."""

@@ -53,9 +53,8 @@ class Lately:
 
     def __init__(self) -> None:
         self._classes = {name.value: ClassEvents() for name in RequestClass}
-        self._ttft: dict[str, deque[tuple[float, float]]] = {
-            name.value: deque(maxlen=_TTFT_MAX) for name in RequestClass
-        }
+        self._ttft: dict[str, deque[tuple[float, float]]]
+        self._ttft = {name.value: deque(maxlen=_TTFT_MAX) for name in RequestClass}
         """When the token came, and how long that took, in s."""
         self._unclassed: Counter[str] = Counter()
 

@@ -21,34 +21,20 @@ class RecoveryMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.going_on = ClassHistogram(
-            registry,
-            "poise_recovery_seconds",
-            "From the loss of an engine to the next token of a choice that it had begun.",
-            _RECOVERY_S,
-        ).observe
+        text = "From the loss of an engine to the next token of a choice that it had begun."
+        self.going_on = ClassHistogram(registry, "poise_recovery_seconds", text, _RECOVERY_S).observe
         """The first token after a recovery."""
-        self.ready_again = Histogram(
-            "poise_engine_down_seconds",
-            "From the loss of an engine until another one was ready.",
-            buckets=_RECOVERY_S,
-            registry=registry,
-        ).observe
-        self._recovered = ClassCounter(
-            registry, "poise_recovered_requests", "Choices that were handed to another engine and taken up by it."
-        )
-        self._recomputed = ClassCounter(
-            registry, "poise_recovered_tokens", "Tokens of recovered choices that had to be computed again."
-        )
-        self.quarantined = ClassCounter(
-            registry, "poise_quarantined", "Choices that were ended because engines died computing them."
-        ).add
-        self.lost = counted(
-            registry,
-            "poise_engine_losses_total",
-            "Engines that were lost: crash (a signal), hang (the watchdog), exit.",
-            cause=CAUSES,
-        )
+        text = "From the loss of an engine until another one was ready."
+        down = Histogram("poise_engine_down_seconds", text, buckets=_RECOVERY_S, registry=registry)
+        self.ready_again = down.observe
+        text = "Choices that were handed to another engine and taken up by it."
+        self._recovered = ClassCounter(registry, "poise_recovered_requests", text)
+        text = "Tokens of recovered choices that had to be computed again."
+        self._recomputed = ClassCounter(registry, "poise_recovered_tokens", text)
+        text = "Choices that were ended because engines died computing them."
+        self.quarantined = ClassCounter(registry, "poise_quarantined", text).add
+        text = "Engines that were lost: crash (a signal), hang (the watchdog), exit."
+        self.lost = counted(registry, "poise_engine_losses_total", text, cause=CAUSES)
         self._level = Gauge("poise_level", "1 for the server's present level, else 0.", ("level",), registry=registry)
         for level in LEVELS:
             self._level.labels(level).set(level == LEVELS[0])

@@ -13,7 +13,6 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from poise.metrics.lately import ClassEvents, ranks_ms
-from poise.scheduler.request import RequestClass
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
 from poise.wire.status import ClassStatus, Status
 
@@ -183,7 +182,8 @@ class HistorySampler:
             self._before = status
         self._computed.append((elapsed_s, n_prompt, n_output))
         n_timeouts, self._n_timeouts = scene.n_timeouts - self._n_timeouts, scene.n_timeouts
-        totals, totals_before = status.totals, before.totals
+        totals, had = status.totals, before.totals
+        process = status.rss_bytes, status.unaccounted_bytes
         return Sample(
             seq=scene.seq,
             at=scene.at,
@@ -193,30 +193,20 @@ class HistorySampler:
             recovering=scene.n_recovering,
             limit=status.bottleneck.limit if has_status else None,
             limited=self._shares(status.bottleneck, now_ns) if has_status else {},
-            classes={
-                name.value: _class(scene.classes[name.value], status, name.value, elapsed_s) for name in RequestClass
-            },
-            refused=_all_refused(scene),
+            classes={name: _class(events, status, name, elapsed_s) for name, events in scene.classes.items()},
+            refused=sum((events.refused for events in scene.classes.values()), Counter(scene.unclassed)),
             prompt_tokens_per_s=round(n_prompt / elapsed_s, 1),
             output_tokens_per_s=round(sum(events.n_tokens for events in scene.classes.values()) / elapsed_s, 1),
             steps=_steps(status.steps, before.steps, elapsed_s) if has_status else None,
             pools=msgspec.convert(status.pools, list[PoolSample], from_attributes=True),
-            store=None
-            if status.store is None
-            else StoreSample(status.store.budget_bytes, status.store.bytes_by_purpose),
-            memory=MemorySample(
-                status.rss_bytes if has_status else None,
-                status.unaccounted_bytes if has_status else None,
-                scene.gateway_rss_bytes,
-            ),
+            store=msgspec.convert(status.store, StoreSample | None, from_attributes=True),
+            memory=MemorySample(*(process if has_status else (None, None)), scene.gateway_rss_bytes),
             threads=status.threads,
-            preemptions={
-                kind: max(0, n - totals_before.preemptions.get(kind, 0)) for kind, n in totals.preemptions.items()
-            },
-            stored_bytes=max(0, totals.stored_bytes - totals_before.stored_bytes),
-            loaded_bytes=max(0, totals.loaded_bytes - totals_before.loaded_bytes),
+            preemptions={kind: max(0, n - had.preemptions.get(kind, 0)) for kind, n in totals.preemptions.items()},
+            stored_bytes=max(0, totals.stored_bytes - had.stored_bytes),
+            loaded_bytes=max(0, totals.loaded_bytes - had.loaded_bytes),
             # Counted when cells go, and taken back if they are found.
-            recomputed_tokens=max(0, totals.recomputed_tokens - totals_before.recomputed_tokens),
+            recomputed_tokens=max(0, totals.recomputed_tokens - had.recomputed_tokens),
             readers=ReaderSample(scene.n_behind, n_timeouts),
         )
 
@@ -254,13 +244,6 @@ def _class(events: ClassEvents, status: Status, name: str, elapsed_s: float) -> 
         jain=equity.jain,
         gap_ms=equity.gap_us // 1000,
     )
-
-
-def _all_refused(scene: Scene) -> dict[str, int]:
-    refused = Counter(scene.unclassed)
-    for events in scene.classes.values():
-        refused.update(events.refused)
-    return refused
 
 
 def _steps(now: StepFigures, before: StepFigures, elapsed_s: float) -> StepSample | None:

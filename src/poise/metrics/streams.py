@@ -17,26 +17,18 @@ _CANCELS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 class StreamMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self.delivered = ClassHistogram(
-            registry, "poise_delivery_gap_seconds", "Between two events with text of one choice in a stream.", GAPS_S
-        ).observe
-        self.freed: Callable[[str, float], None] = ClassHistogram(
-            registry,
-            "poise_cancel_seconds",
-            "From taking a choice back from the engine to the engine's word that its slot and cells are free.",
-            _CANCELS_S,
-        ).observe
-        self._timeouts = ClassCounter(
-            registry, "poise_reader_timeouts", "Streams whose client took nothing for as long as it may."
-        )
+        text = "Between two events with text of one choice in a stream."
+        self.delivered = ClassHistogram(registry, "poise_delivery_gap_seconds", text, GAPS_S).observe
+        text = "From taking a choice back from the engine to the engine's word that its slot and cells are free."
+        self.freed: Callable[[str, float], None]
+        self.freed = ClassHistogram(registry, "poise_cancel_seconds", text, _CANCELS_S).observe
+        text = "Streams whose client took nothing for as long as it may."
+        self._timeouts = ClassCounter(registry, "poise_reader_timeouts", text)
         self.reattached = ClassCounter(registry, "poise_reattachments", "Streams that were taken up again.").add
-        self.held = counted(
-            registry,
-            "poise_holds_total",
-            "Times that requests were held because all their readers were behind (pause, swap), or let run again (run).",
-            class_=RequestClass,
-            level=Hold,
+        text = (
+            "Times that requests were held because all their readers were behind (pause, swap), or let run again (run)."
         )
+        self.held = counted(registry, "poise_holds_total", text, class_=RequestClass, level=Hold)
         self.n_stalled = 0
         """Streams that wait for their client."""
         self.n_timed_out = 0

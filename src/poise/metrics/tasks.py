@@ -10,12 +10,8 @@ class TaskMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._failures = Counter(
-            "poise_task_failures_total",
-            "Exceptions in the gateway's long-lived tasks; each task goes on after a while.",
-            ("task",),
-            registry=self.registry,
-        )
+        text = "Exceptions in the gateway's long-lived tasks; each task goes on after a while."
+        self._failures = Counter("poise_task_failures_total", text, ("task",), registry=self.registry)
 
     def known(self, task: str) -> None:
         """Its series exists from the start."""

@@ -17,16 +17,12 @@ from poise.metrics.story import RequestStory
 
 OTHER = "other"
 
+_TOKENS = "Tokens of requests that ended, by tenant and kind: prompt, cached (of the prompt, not computed), output."
+_REJECTED = "Generation requests answered with an error before anything was computed, by tenant and error code."
 COUNTS = {
     "requests": (("class", "outcome"), "Choices that ended, by tenant."),
-    "tokens": (
-        ("class", "kind"),
-        "Tokens of requests that ended, by tenant and kind: prompt, cached (of the prompt, not computed), output.",
-    ),
-    "rejected": (
-        ("reason",),
-        "Generation requests answered with an error before anything was computed, by tenant and error code.",
-    ),
+    "tokens": (("class", "kind"), _TOKENS),
+    "rejected": (("reason",), _REJECTED),
 }
 """By field of a tenant's books, whose keys have the labels besides."""
 TIMES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
@@ -18,29 +19,20 @@ class TextMetrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.began = Histogram(
-            "poise_text_wait_seconds", "What a text waited for a worker.", buckets=_TIMES_S, registry=registry
-        ).observe
-        self.worked = Histogram(
-            "poise_text_work_seconds",
-            "What a worker took for a text, from handing it over to the answer.",
-            buckets=_TIMES_S,
-            registry=registry,
-        ).observe
-        self.ended = counted(
-            registry,
-            "poise_text_jobs_total",
+        times = partial(Histogram, buckets=_TIMES_S, registry=registry)
+        self.began = times("poise_text_wait_seconds", "What a text waited for a worker.").observe
+        text = "What a worker took for a text, from handing it over to the answer."
+        self.worked = times("poise_text_work_seconds", text).observe
+        text = (
             "Texts that were given to the text workers: done, gone (its client left), rejected (it ended workers, or took too "
-            "long), unavailable (there was no room, or no worker in time).",
-            outcome=OUTCOMES,
+            "long), unavailable (there was no room, or no worker in time)."
         )
-        self.died = counted(
-            registry,
-            "poise_text_worker_deaths_total",
+        self.ended = counted(registry, "poise_text_jobs_total", text, outcome=OUTCOMES)
+        text = (
             "Text workers that ended: crash (a signal, with a text), timeout (killed, a text took too long), gone (killed, its "
-            "client had left and others waited), exit (without a text).",
-            cause=DEATHS,
+            "client had left and others waited), exit (without a text)."
         )
+        self.died = counted(registry, "poise_text_worker_deaths_total", text, cause=DEATHS)
         self._ready = Gauge("poise_text_workers", "Text workers that are ready.", registry=registry)
         self._queued = Gauge("poise_text_queue", "Texts that wait for a worker.", registry=registry)
 

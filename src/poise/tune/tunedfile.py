@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-from poise.config.document import literal
+from poise.config.catalogue import quoted
 from poise.config.loader import flatten
 from poise.llama.files.cachefile import write_text
 from poise.scenarios.files import explained
@@ -57,7 +57,7 @@ def to_toml(evidence: Evidence) -> str:
         for key in [key for key in evidence.accepted if key.rpartition(".")[0] == section]:
             trial = evidence.trial(key)
             lines += [line for text in _evidence(trial) for line in _comment(text)]
-            setting = f"{key.rpartition('.')[2]} = {literal(trial.after)}"
+            setting = f"{key.rpartition('.')[2]} = {quoted(trial.after)}"
             lines.append(setting if evidence.verified else f"# {setting}")
     return "\n".join(lines) + "\n"
 
@@ -83,7 +83,7 @@ def _head(evidence: Evidence) -> Iterator[str]:
 
 def _evidence(trial: Trial) -> Iterator[str]:
     """Ratio, interval, rounds and seeds, then the guardrails."""
-    change = f"{literal(trial.before)} -> {literal(trial.after)}, " if trial.key else ""
+    change = f"{quoted(trial.before)} -> {quoted(trial.after)}, " if trial.key else ""
     n_rounds = trial.target.n_pairs if trial.target is not None else 0
     seeds = f", seeds {trial.seeds[0]} to {trial.seeds[-1]}" if trial.seeds else ""
     judge = {"passes": "forward passes", "live": "live servers", "simulator": "the simulator"}[trial.method]

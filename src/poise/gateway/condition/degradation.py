@@ -9,18 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from poise.config import Settings
+from poise.config.sources import merge
+from poise.gateway.condition import levels
 from poise.gateway.condition.host import free_bytes
-from poise.gateway.condition.levels import (
-    BACKGROUND,
-    INTERACTIVE,
-    Level,
-    LevelInputs,
-    Levels,
-    background_limit,
-    crowding,
-)
+from poise.gateway.condition.levels import BACKGROUND, INTERACTIVE, Level, LevelInputs, Levels
 from poise.gateway.request.refusals import draining, shed_background
 from poise.gateway.supervision.blame import Death
 from poise.gateway.supervision.engine import EnginePhase, EngineProcess
@@ -45,14 +40,9 @@ class Degradation:
         free: Callable[[], int] = free_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings
-        self._engine = engine
-        self._metrics = metrics
-        self._free = free
-        self._clock = clock
-        classes = settings.classes
-        queue_max = {INTERACTIVE: classes.interactive.queue_max, BACKGROUND: classes.background.queue_max}
-        self._places = {name: shared_places(most) for name, most in queue_max.items()}
+        self._settings, self._engine, self._metrics = settings, engine, metrics
+        self._free, self._clock = free, clock
+        self._places = {name: shared_places(limits.queue_max) for name, limits in settings.classes}
         self._levels = Levels(settings.levels, self._places)
         self._logged = Level.NORMAL
         self._held_back = False
@@ -76,7 +66,7 @@ class Degradation:
         load = self._levels.load
         if request_class is not RequestClass.BACKGROUND or load is Level.NORMAL:
             return
-        most = background_limit(self._settings.levels, self._settings.classes.background.queue_max, load)
+        most = levels.background_limit(self._settings.levels, self._settings.classes.background.queue_max, load)
         n_queued = sum(self._engine.queued_by_account(RequestClass.BACKGROUND).values())
         if n_queued >= most:
             status = self._engine.state.status
@@ -102,7 +92,7 @@ class Degradation:
         queued = {name.value: engine.queued_by_account(name) for name in RequestClass}
         several = len(queued[INTERACTIVE]) > 1  # who waits for its own requests alone is held up by nobody
         inputs = LevelInputs(
-            queued={name: crowding(queued[name], most) for name, most in self._places.items()} if ready else {},
+            queued={name: levels.crowding(queued[name], most) for name, most in self._places.items()} if ready else {},
             wait_s=interactive.wait_estimate_us / 1e6 * several if interactive is not None else None,
             free_bytes=self._free() if self._settings.levels.memory_low_mb else None,
             rss_bytes=status.rss_bytes if status is not None else None,
@@ -121,9 +111,7 @@ class Degradation:
             return
         if death.is_short:
             self._levels.too_large(self._clock())
-        elif (
-            not death.is_permanent and death.code is not None
-        ):  # else nothing would be gained by a smaller configuration
+        elif not death.is_permanent and death.code is not None:  # else a smaller configuration would gain nothing
             self._levels.crashed(self._clock())
         if self._levels.degraded:
             self._engine.use(fallback(self._settings))
@@ -132,8 +120,8 @@ class Degradation:
     def _hold_back(self, *, constrained: bool) -> None:
         if constrained != self._held_back:
             self._held_back = constrained
-            levels = self._settings.levels
-            self._engine.adjust(*((levels.queue_share, levels.slots_share) if constrained else (1.0, 1.0)))
+            limits = self._settings.levels
+            self._engine.adjust(*((limits.queue_share, limits.slots_share) if constrained else (1.0, 1.0)))
 
     def _tell(self) -> None:
         """Report each transition once: in the log, with the numbers, and in the metrics."""
@@ -150,29 +138,18 @@ def fallback(settings: Settings) -> Settings:
     """The conservative configuration: half the slots, one thread fewer and not adapted, small batches, no reuse of prefixes, no
     flash attention unless the type of the KV cells needs it. Every limit of a request is as before: what was accepted still fits.
     """
-    engine, pools, classes = settings.engine, settings.pools, settings.classes
+    engine, pools = settings.engine, settings.pools
     threads = engine.threads or usable_threads()
     flash = "off" if engine.kv_type == "f16" else "on"
     short, long = (max(1, pool.slots // 2) for pool in (pools.short, pools.long))
     batch = max(min(engine.batch_tokens, FALLBACK_BATCH_TOKENS), short, long, settings.scheduler.quantum_tokens)
-    slots = {
-        name: limits.model_copy(
-            update={"slots_max": min(limits.slots_max, short), "heavy_max": min(limits.heavy_max, long)}
-        )
-        for name, limits in (("interactive", classes.interactive), ("background", classes.background))
+    changes: dict[str, Any] = {
+        "engine": {"threads": max(1, threads - 1), "adapt_threads": False, "batch_tokens": batch},
+        "pools": {name: {"slots": n, "flash_attention": flash} for name, n in (("short", short), ("long", long))},
+        "classes": {
+            name: {"slots_max": min(limits.slots_max, short), "heavy_max": min(limits.heavy_max, long)}
+            for name, limits in settings.classes
+        },
+        "store": {"prefix_reuse": False},
     }
-    return settings.model_copy(
-        update={
-            "engine": engine.model_copy(
-                update={"threads": max(1, threads - 1), "adapt_threads": False, "batch_tokens": batch}
-            ),
-            "pools": pools.model_copy(
-                update={
-                    "short": pools.short.model_copy(update={"slots": short, "flash_attention": flash}),
-                    "long": pools.long.model_copy(update={"slots": long, "flash_attention": flash}),
-                }
-            ),
-            "classes": classes.model_copy(update=slots),
-            "store": settings.store.model_copy(update={"prefix_reuse": False}),
-        }
-    )
+    return Settings.model_validate(merge(settings.model_dump(), changes))

@@ -18,7 +18,7 @@ A finding stays for `LINGER_S` after its condition, so that it does not flicker.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -41,6 +41,7 @@ HOG_SHARE, HOG_REQUESTS, HOG_CELLS = 0.6, 6, 1500
 GROWTH_FAST_S, GROWTH_FAST_BYTES = 5.0, 40 << 20
 GROWTH_SLOW_S, GROWTH_SLOW_BYTES = 300.0, 256 << 20
 _MIB = 1 << 20
+_CLOCK_JUMPED = "The clock is days ahead of the audit log's entries before: nothing of it is deleted by days for now"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,10 @@ class Findings:
 
     def look(self, now_s: float, seen: Observation) -> list[Finding]:
         """What is to be looked at now, the oldest first."""
-        for name, text, detail in self._conditions(now_s, seen):
-            known = self._found.setdefault(name, Finding(name, text, detail, now_s, now_s))
-            known.text, known.detail, known.seen_s = text, detail, now_s
+        for name, found in self._conditions(now_s, seen).items():
+            if found is not None:
+                known = self._found.setdefault(name, Finding(name, *found, now_s, now_s))
+                (known.text, known.detail), known.seen_s = found, now_s
         for name in [name for name, known in self._found.items() if now_s - known.seen_s > LINGER_S]:
             del self._found[name]
         return self.current()
@@ -127,21 +129,19 @@ class Findings:
     def current(self) -> list[Finding]:
         return sorted(self._found.values(), key=lambda found: (found.since_s, found.name))
 
-    def _conditions(self, now_s: float, seen: Observation) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        for name, found in (
-            ("hog", _hog(seen)),
-            ("downgraded", self._downgrades(now_s, seen)),
-            ("memory_growing", self._growth(now_s, seen)),
-            ("disk_slow", self._slow_disk(now_s, seen)),
-            ("audit_lost", self._losses(now_s, seen)),
-            ("audit_full", _full(seen)),
-            ("clock_jumped", _jumped(seen)),
-            ("crash_loop", self._crashes(now_s, seen)),
-            ("reader_stuck", _stuck(seen)),
-            ("model_changed", _changed(seen)),
-        ):
-            if found is not None:
-                yield name, *found
+    def _conditions(self, now_s: float, seen: Observation) -> dict[str, _Found]:
+        return {
+            "hog": _hog(seen),
+            "downgraded": self._downgrades(now_s, seen),
+            "memory_growing": self._growth(now_s, seen),
+            "disk_slow": self._slow_disk(now_s, seen),
+            "audit_lost": self._losses(now_s, seen),
+            "audit_full": _full(seen),
+            "clock_jumped": (_CLOCK_JUMPED, {}) if seen.audit.jumped else None,
+            "crash_loop": self._crashes(now_s, seen),
+            "reader_stuck": _stuck(seen),
+            "model_changed": _changed(seen),
+        }
 
     def _downgrades(self, now_s: float, seen: Observation) -> _Found:
         live = {r.response_id: r.downgraded_for for r in seen.live if r.downgraded_for}
@@ -156,20 +156,13 @@ class Findings:
         return text, {"requests": recent}
 
     def _growth(self, now_s: float, seen: Observation) -> _Found:
-        grown = {
-            name: growth
-            for name, value in (("engine", seen.engine_bytes), ("gateway", seen.gateway_bytes))
-            if (growth := self._memory[name].look(now_s, value)) is not None
-        }
-        if not grown:
-            return None
-        parts = [
-            f"the {name}'s memory beyond what its books hold grew by {n_bytes // _MIB} MB in {seconds:.0f} s, and did not stop"
-            for name, (n_bytes, seconds) in grown.items()
-        ]
-        return _sentence("; ".join(parts)), {
-            name: {"bytes": g[0], "seconds": round(g[1], 1)} for name, g in grown.items()
-        }
+        parts, detail = [], {}
+        for name, value in (("engine", seen.engine_bytes), ("gateway", seen.gateway_bytes)):
+            if (growth := self._memory[name].look(now_s, value)) is not None:
+                grew = f"grew by {growth[0] // _MIB} MB in {growth[1]:.0f} s, and did not stop"
+                parts.append(f"the {name}'s memory beyond what its books hold {grew}")
+                detail[name] = {"bytes": growth[0], "seconds": round(growth[1], 1)}
+        return (_sentence("; ".join(parts)), detail) if parts else None
 
     def _slow_disk(self, now_s: float, seen: Observation) -> _Found:
         self._disk.append((now_s, max(seen.audit_busy_s, seen.audit_worst_s)))
@@ -196,10 +189,8 @@ class Findings:
         if len(self._ends) < CRASHES:
             return None
         ways = ", ".join(dict.fromkeys(how for _, how in self._ends))
-        text = (
-            f"The engine ended {len(self._ends)} times in {CRASHES_S:.0f} s ({ways}); streams go on with each new one"
-        )
-        return text, {"ends": [how for _, how in self._ends]}
+        times = f"{len(self._ends)} times in {CRASHES_S:.0f} s ({ways})"
+        return f"The engine ended {times}; streams go on with each new one", {"ends": [how for _, how in self._ends]}
 
 
 _Found = tuple[str, dict[str, Any]] | None
@@ -219,9 +210,8 @@ class _Growth:
         self._seen.append((now_s, value))
         while self._seen[0][0] < now_s - 1.2 * GROWTH_SLOW_S:
             self._seen.popleft()
-        return self._over(now_s, GROWTH_FAST_S, GROWTH_FAST_BYTES) or self._over(
-            now_s, GROWTH_SLOW_S, GROWTH_SLOW_BYTES
-        )
+        fast = self._over(now_s, GROWTH_FAST_S, GROWTH_FAST_BYTES)
+        return fast or self._over(now_s, GROWTH_SLOW_S, GROWTH_SLOW_BYTES)
 
     def _over(self, now_s: float, span_s: float, least: int) -> tuple[int, float] | None:
         """A single jump is a buffer that was allocated: each quarter of the time must have its part of the growth."""
@@ -269,12 +259,6 @@ def _full(seen: Observation) -> _Found:
         return None
     text = f"The audit log has {n_bytes >> 20} of {bytes_max >> 20} MiB; files that went before their time: {n_early}"
     return text, {"bytes": n_bytes, "bytes_max": bytes_max, "deleted_early": n_early}
-
-
-def _jumped(seen: Observation) -> _Found:
-    if not seen.audit.jumped:
-        return None
-    return "The clock is days ahead of the audit log's entries before: nothing of it is deleted by days for now", {}
 
 
 def _stuck(seen: Observation) -> _Found:

@@ -37,12 +37,8 @@ class History:
         wall_clock: Callable[[], float] = time.time,
         rss_bytes: Callable[[], int] = own_rss_bytes,
     ) -> None:
-        self._engine = engine
-        self._metrics = metrics
-        self._degradation = degradation
-        self._clock_ns = clock_ns
-        self._wall_clock = wall_clock
-        self._rss_bytes = rss_bytes
+        self._engine, self._metrics, self._degradation = engine, metrics, degradation
+        self._clock_ns, self._wall_clock, self._rss_bytes = clock_ns, wall_clock, rss_bytes
         self._sampler = HistorySampler()
         self._samples: deque[bytes] = deque(maxlen=SAMPLES_MAX)
         self._next = 0

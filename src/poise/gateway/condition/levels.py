@@ -98,13 +98,8 @@ class Levels:
 
     def __init__(self, settings: LevelsSettings, queue_max: Mapping[str, int]) -> None:
         self._settings = settings
-        self._queues = {
-            name: [
-                _queue(name, Level.BUSY, settings.busy_queue_share * most),
-                _queue(name, Level.CONSTRAINED, settings.constrained_queue_share * most),
-            ]
-            for name, most in queue_max.items()
-        }
+        shares = {Level.BUSY: settings.busy_queue_share, Level.CONSTRAINED: settings.constrained_queue_share}
+        self._queues = [(name, _queue(name, *of, most)) for name, most in queue_max.items() for of in shares.items()]
         busy_s = settings.busy_wait_s
         self._wait = _Condition("interactive wait in s", Level.BUSY, busy_s, busy_s * _QUEUE_MARGIN)
         low, most_rss = settings.memory_low_mb, settings.rss_max_mb
@@ -121,9 +116,8 @@ class Levels:
     def look(self, now_s: float, inputs: LevelInputs) -> Level:
         """Judge the figures of this moment; returns the level."""
         calm_s = self._settings.calm_s
-        for name, conditions in self._queues.items():
-            for condition in conditions:
-                condition.look(now_s, inputs.queued.get(name), calm_s)
+        for name, condition in self._queues:
+            condition.look(now_s, inputs.queued.get(name), calm_s)
         self._wait.look(now_s, inputs.wait_s, calm_s)
         self._free.look(now_s, _mb(inputs.free_bytes), calm_s)
         if self._settings.rss_max_mb:
@@ -176,18 +170,17 @@ class Levels:
         """Why it is at its level, with the numbers; nothing when it is normal."""
         reasons = ["the server was asked to stop"] if self._draining_s is not None else []
         if self.degraded:
-            crashes = f"{self._n_crashes} crashes within {self._settings.crash_window_s:g} s"
-            reasons.append(
-                crashes if self._n_crashes else "the normal configuration does not fit the memory that is free"
-            )
+            crashes = f"{self._n_crashes} crashes within {self._settings.crash_window_s:g} s" if self._n_crashes else ""
+            reasons.append(crashes or "the normal configuration does not fit the memory that is free")
         return reasons + [condition.reason() for condition in self._active()]
 
     def _active(self) -> Iterable[_Condition]:
-        queues = [condition for conditions in self._queues.values() for condition in conditions]
+        queues = [condition for _, condition in self._queues]
         return [condition for condition in [*queues, self._wait, self._free, self._rss] if condition.active]
 
 
-def _queue(name: str, level: Level, enter: float) -> _Condition:
+def _queue(name: str, level: Level, share: float, most: int) -> _Condition:
+    enter = share * most
     # A queue that is empty is calm, however short it may be.
     return _Condition(f"{name} queue", level, max(1.0, enter), max(1.0, enter * _QUEUE_MARGIN))
 

@@ -36,13 +36,9 @@ class Lookout:
         rss_bytes: Callable[[], int] = own_rss_bytes,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._engine = engine
-        self._records = records
-        self._audit = audit
-        self._tasks = tasks
-        self._text = text
-        self._rss_bytes = rss_bytes
-        self._clock = clock
+        self._engine, self._records, self._audit = engine, records, audit
+        self._tasks, self._text = tasks, text
+        self._rss_bytes, self._clock = rss_bytes, clock
         self._findings = Findings()
         self._held_since_s: dict[str, float] = {}
         self._ends: list[str] = []
@@ -107,14 +103,9 @@ class Lookout:
 
     def _request(self, record: Record, now_s: float) -> LiveFigures:
         since_s = self._held_since_s.get(record.response_id)
-        return LiveFigures(
-            record.response_id,
-            record.origin.tenant,
-            record.state,
-            record.n_prompt + record.n_tokens,
-            None if since_s is None else now_s - since_s,
-            _allowance(record) if record.downgraded else "",
-        )
+        held_s, why = None if since_s is None else now_s - since_s, _allowance(record) if record.downgraded else ""
+        n_tokens = record.n_prompt + record.n_tokens
+        return LiveFigures(record.response_id, record.origin.tenant, record.state, n_tokens, held_s, why)
 
     def _on_death(self, death: Death) -> None:
         if not death.is_on_purpose:

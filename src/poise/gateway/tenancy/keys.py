@@ -18,12 +18,14 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+
+from poise.audit.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class KeysFile:
         *,
         comment: str = "",
         expires: datetime | None = None,
-        classes: list[str] | None = None,
+        classes: Sequence[str] = (),
         admin: bool = False,
     ) -> tuple[str, Key]:
         """A new key, and its record. The key itself is nowhere else."""
@@ -94,7 +96,7 @@ class KeysFile:
             keys = self.read()
             key_id = next(i for i in iter(lambda: "k-" + secrets.token_hex(4), "") if all(i != key.id for key in keys))
             now = datetime.now(UTC).replace(microsecond=0)
-            key = Key(key_id, tenant, digest(pepper, text), now, comment, expires, list(classes or []), admin)
+            key = Key(key_id, tenant, digest(pepper, text), now, comment, expires, list(classes), admin)
             self._replace([*keys, key])
         return text, key
 
@@ -147,8 +149,10 @@ class KeysFile:
         return pepper
 
     def _replace(self, keys: list[Key]) -> None:
-        data = b"".join(msgspec.json.encode(key) + b"\n" for key in keys)
-        replace_private(self._path, data)
+        try:
+            replace_file(self._path, b"".join(msgspec.json.encode(key) + b"\n" for key in keys))
+        except OSError as error:
+            raise KeysError(f"{self._path}: cannot be written: {error.strerror}") from error
 
 
 class KeyRing:
@@ -224,21 +228,6 @@ class KeyRing:
 
 def digest(pepper: bytes, key: str) -> str:
     return hmac.digest(pepper, key.encode("utf-8", "surrogateescape"), sha256).hex()
-
-
-def replace_private(path: Path, data: bytes) -> None:
-    """A file of this user's only, whole or not at all, and on disk when this returns. Raises KeysError."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except OSError as error:
-        raise KeysError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _read_private(path: Path) -> bytes:
