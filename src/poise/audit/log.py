@@ -84,12 +84,10 @@ class AuditLog:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Goes on where the log ends. Raises AuditError when the folder cannot be used."""
-        self._now = now
+        self._now, self._queue_max, self._bytes_max = now, queue_max, bytes_max
         self._queue: deque[_Entry | _Erasure] = deque()
-        self._queue_max = queue_max
         self._content_bytes = 0
         """Of what is in the queue."""
-        self._bytes_max = bytes_max
         self.watch: Watch | None = None
         self._began_s: float | None = None
         """Since when the writer is at the work at hand."""

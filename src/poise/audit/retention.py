@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from itertools import accumulate, takewhile
 
 from poise.audit.files import LogFile
 
@@ -44,26 +45,13 @@ def has_jumped(days: Sequence[date], today: date) -> bool:
 def out_of_date(files: Sequence[LogFile], keep: timedelta, today: date) -> list[LogFile]:
     """The files from the oldest on whose time is over. A file is as old as the oldest day that stands after it in the chain."""
     now = trusted_day([file.day for file in files], today)
-    found: list[LogFile] = []
-    oldest_after = date.max
-    ages: list[date] = []
-    for file in reversed(files):
-        oldest_after = min(oldest_after, file.day)
-        ages.append(oldest_after)
-    for file, age in zip(files, reversed(ages), strict=True):
-        if age + keep >= now:
-            break
-        found.append(file)
-    return found
+    ages = reversed(list(accumulate((file.day for file in reversed(files)), min)))
+    over = takewhile(lambda aged: aged[1] + keep < now, zip(files, ages, strict=True))
+    return [file for file, _ in over]
 
 
 def too_many(files: Sequence[LogFile], sizes: Sequence[int], bytes_max: int) -> list[LogFile]:
     """The oldest files, as many as must go for the rest to fit. The last one stays: it is being written."""
     over = sum(sizes) - bytes_max
-    found = []
-    for file, size in zip(files[:-1], sizes, strict=False):
-        if over <= 0:
-            break
-        found.append(file)
-        over -= size
-    return found
+    gone = accumulate(sizes, initial=0)
+    return [file for file, before in zip(files[:-1], gone, strict=False) if before < over]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from poise.audit.chain import ChainError, Head, Link, check_line
@@ -44,11 +45,7 @@ def _verify(folder: Path, key: bytes, report: Report) -> None:
             raise ChainError(f"{folder / HEAD_NAME} is missing: nothing tells how far the log goes") from None
         raise ChainError(f"{folder}: there is no audit log") from None
     # A file that ends before the first line that is kept is about to be deleted.
-    kept = [
-        file
-        for file, following in zip(files, [*files[1:], None], strict=True)
-        if following is None or following.first_seq > head.first.seq + 1
-    ]
+    kept = [file for file, after in pairwise(files) if after.first_seq > head.first.seq + 1] + files[-1:]
     at = head.first
     report.first_seq, report.n_files = at.seq + 1, len(kept)
     found_last = at == head.last

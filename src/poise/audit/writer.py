@@ -25,14 +25,10 @@ class Writer:
     """The files, used by one thread."""
 
     def __init__(self, folder: Path, key: bytes, rotate_bytes: int, keep: timedelta, bytes_max: int) -> None:
-        self._folder = folder
-        self._key = key
-        self._rotate_bytes = rotate_bytes
-        self._keep = keep
-        self._bytes_max = bytes_max
+        self._folder, self._key = folder, key
+        self._rotate_bytes, self._keep, self._bytes_max = rotate_bytes, keep, bytes_max
         self._reserve = Reserve(folder)
-        self._before_first = START
-        self._at = START
+        self._before_first = self._at = START
         self._file: int | None = None
         self._lock: int | None = None
         """The folder, locked: two chains cannot be one."""
@@ -179,11 +175,8 @@ class Writer:
         files = log_files(self._folder)
         jumped = has_jumped([file.day for file in files], today)
         if jumped and not self.jumped:
-            log.error(
-                "the clock says %s, days after the audit log's last entry: nothing of it is deleted by days until it has been "
-                "written on some more of them",
-                today,
-            )
+            goes_on = "nothing of it is deleted by days until it has been written on some more of them"
+            log.error("the clock says %s, days after the audit log's last entry: %s", today, goes_on)
         self.jumped = jumped
         for file in out_of_date(files, self._keep, today):
             self._delete(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from itertools import groupby
 
 from poise.config import Settings
@@ -20,25 +21,16 @@ class Explainer:
     """Explains records that are kept."""
 
     def __init__(self, settings: Settings, engine: EngineView, records: Records, history: History) -> None:
-        self._settings = settings
-        self._engine = engine
-        self._records = records
-        self._history = history
+        self._settings, self._engine, self._records, self._history = settings, engine, records, history
 
     def explain(self, record: Record, tenant: str | None) -> Facts:
         """For a caller of `tenant`, or for an operator (None). Only an operator is shown ids of other tenants' requests."""
         now_s = time.perf_counter()
         self._records.purge()
-        neighbours = Neighbours(
-            record, self._records.newest(), lambda other: tenant in (None, other.origin.tenant), now_s
-        )
-        around = Surroundings(
-            neighbours,
-            lambda pool: self._slot_limits(record, pool),
-            lambda begin_s, end_s: self._weather(begin_s, end_s, now_s),
-            self._records.forgotten_s,
-        )
-        return facts_of(record, around, now_s)
+        others = self._records.newest()
+        neighbours = Neighbours(record, others, lambda other: tenant in (None, other.origin.tenant), now_s)
+        limits, weather = partial(self._slot_limits, record), partial(self._weather, now_s)
+        return facts_of(record, Surroundings(neighbours, limits, weather, self._records.forgotten_s), now_s)
 
     def _slot_limits(self, record: Record, pool: str) -> SlotLimits:
         """`pool` is empty before it is known."""
@@ -53,7 +45,7 @@ class Explainer:
         class_slots = limits.heavy_max if pool == LONG_POOL else limits.slots_max
         return SlotLimits(pool, slots[pool], min(class_slots, slots[pool]), running_max)
 
-    def _weather(self, begin_s: float, end_s: float, now_s: float) -> Weather:
+    def _weather(self, now_s: float, begin_s: float, end_s: float) -> Weather:
         """The samples are dated, the records are not: their clock counts from any moment."""
         offset_s = time.time() - now_s
         samples = self._history.between(begin_s + offset_s, end_s + offset_s)

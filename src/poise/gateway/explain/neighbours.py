@@ -99,21 +99,11 @@ class Neighbours:
         self, subject: Record, records: Iterable[Record], sees: Callable[[Record], bool], now_s: float
     ) -> None:
         """`records`: the last to arrive first."""
-        self._subject = subject
-        self._sees = sees
-        self._now_s = now_s
-        end_s = subject.ended_s if subject.ended_s is not None else now_s
-        others = [
-            record
-            for record in records
-            if record is not subject
-            and record.origin.arrived_s < end_s
-            and (record.ended_s is None or record.ended_s > subject.origin.arrived_s)
-        ]
+        self._subject, self._sees, self._now_s = subject, sees, now_s
+        begin_s, end_s = subject.origin.arrived_s, subject.ended_s if subject.ended_s is not None else now_s
+        others = [record for record in records if record is not subject and self._is_there(record, begin_s, end_s)]
         self.n_left_out = max(0, len(others) - NEIGHBOURS_MAX)
-        self._others = [
-            _Other(record, spans_of(record, now_s), computed_of(record)) for record in others[:NEIGHBOURS_MAX]
-        ]
+        self._others = [_Other(each, spans_of(each, now_s), computed_of(each)) for each in others[:NEIGHBOURS_MAX]]
 
     def company(self, begin_s: float, end_s: float, limits: SlotLimits) -> Company:
         """What they held and computed between two moments."""
@@ -177,11 +167,12 @@ class Neighbours:
                 found.append(self._beside(other.record, gained[0]))
         return found
 
+    def _is_there(self, record: Record, begin_s: float, end_s: float) -> bool:
+        ended_s = record.ended_s if record.ended_s is not None else self._now_s
+        return record.origin.arrived_s < end_s and ended_s > begin_s
+
     def _between(self, begin_s: float, end_s: float) -> Iterator[_Other]:
-        for other in self._others:
-            ended_s = other.record.ended_s if other.record.ended_s is not None else self._now_s
-            if other.record.origin.arrived_s < end_s and ended_s > begin_s:
-                yield other
+        return (other for other in self._others if self._is_there(other.record, begin_s, end_s))
 
     def _is_own(self, record: Record) -> bool:
         return record.origin.tenant == self._subject.origin.tenant

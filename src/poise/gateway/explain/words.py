@@ -65,23 +65,22 @@ def verdict_of(facts: Facts) -> str | None:
     if not set((facts.record.outcome or Outcome.STOP).split("+")) <= set(WHOLE):
         return _end(facts)
     first_s = facts.ttft_s if facts.ttft_s is not None else facts.lived_s
-    whole = (
-        f"its {duration(first_s)} to the first token" if facts.ttft_s is not None else f"the {duration(first_s)} so far"
+    took = duration(first_s)
+    most = (
+        f"Most of its {took} to the first token was" if facts.ttft_s is not None else f"Most of the {took} so far was"
     )
     found: list[tuple[float, str]] = []
     if (before_s := facts.before_s or 0.0) > MOST * first_s:
         what = "the summary of its older turns" if facts.summary_turns is not None else "reading and preparing it"
-        found.append((before_s, f"Most of {whole} was {what}, before the engine had it ({duration(before_s)})."))
+        found.append((before_s, f"{most} {what}, before the engine had it ({duration(before_s)})."))
     if (wait := facts.wait) is not None and wait.took_s > MOST * first_s:
-        for_slot = f"waiting for a slot ({duration(wait.took_s)}): {_why(facts, wait)}"
-        found.append((wait.took_s, f"Most of {whole} was {for_slot}."))
+        found.append((wait.took_s, f"{most} waiting for a slot ({duration(wait.took_s)}): {_why(facts, wait)}."))
     if (prefill := facts.prefill) is not None and prefill.took_s > MOST * first_s:
         computing = f"computing its prompt: {_prefilling(prefill)}"
         doing = computing if prefill.n_computed else "having a slot and no chunk computed"
-        found.append((prefill.took_s, f"Most of {whole} was {doing}."))
+        found.append((prefill.took_s, f"{most} {doing}."))
     if (decode := facts.decode) is not None and (gap_s := decode.gap.took_s) > 5 * decode.p50_s:
-        longest = f"Its longest gap between two tokens was {duration(gap_s)}"
-        found.append((gap_s, f"{longest}: {_causes(decode.gap)}."))
+        found.append((gap_s, f"Its longest gap between two tokens was {duration(gap_s)}: {_causes(decode.gap)}."))
     took_s, verdict = max(found, default=(0.0, ""))
     return verdict if took_s >= STANDS_OUT_S else None
 
@@ -161,13 +160,12 @@ def _full(facts: Facts, wait: Wait) -> list[str]:
 def _why(facts: Facts, wait: Wait) -> str:
     """What it waited for, as far as that is certain."""
     company, limits, most_s = wait.company, wait.limits, MOST * wait.took_s
-    held, slots_of = held_by(company), f"slots of pool {limits.pool}"
+    held, slots_of, full_s = held_by(company), f"slots of pool {limits.pool}", company.slots_full_s
     if wait.paused_s > most_s:
         return f"an operator or its own reader kept it for {duration(wait.paused_s)}"
-    if company.slots_full_s > most_s and company.n_slots != limits.slots:
-        full = f"for {duration(company.slots_full_s)} all {limits.slots} {slots_of} were held"
-        return f"{full}, by {holders(company)}"
-    if company.slots_full_s > most_s:
+    if full_s > most_s and company.n_slots != limits.slots:
+        return f"for {duration(full_s)} all {limits.slots} {slots_of} were held, by {holders(company)}"
+    if full_s > most_s:
         return f"{company.n_slots} of the {limits.slots} {slots_of} were held, {held}"
     if company.class_full_s > most_s and company.n_slots:
         request_class = class_at(facts.record, wait.begin_s)
@@ -241,8 +239,7 @@ def _causes(gap: Gap) -> str:
 
 
 def _aways(facts: Facts) -> Iterator[str]:
-    for away in facts.aways[:AWAYS_MAX]:
-        yield _away(facts, away)
+    yield from (_away(facts, away) for away in facts.aways[:AWAYS_MAX])
     if len(facts.aways) > AWAYS_MAX:
         yield f"It stopped {len(facts.aways) - AWAYS_MAX} more times."
     for why in facts.downgrades:

@@ -80,44 +80,30 @@ def obituary(code: int) -> str:
     return f"the engine {how}"
 
 
-@dataclass(slots=True)
-class _Held:
-    """Deaths held against a request: by SIGKILL, and by anything else."""
-
-    by_sigkill: int = 0
-    by_other: int = 0
-
-
 class Blame:
     """What is held against which request."""
 
     def __init__(self) -> None:
-        self._held: dict[int, _Held] = {}
+        self._held: dict[int, list[Death]] = {}
 
     def judge(self, death: Death) -> int | None:
         """Hold a death against the requests that were in its pass; returns the one that is to be quarantined, if any."""
         if death.is_on_purpose:
             return None
         for request_id in death.pass_ids:
-            held = self._held.setdefault(request_id, _Held())
-            if death.is_sigkill:
-                held.by_sigkill += 1
-            else:
-                held.by_other += 1
+            self._held.setdefault(request_id, []).append(death)
         if len(death.pass_ids) != 1:
             return None
         (alone,) = death.pass_ids
-        held = self._held[alone]
-        guilty = held.by_other >= DEATHS or held.by_other + held.by_sigkill >= DEATHS_WITH_SIGKILL
-        return alone if guilty else None
+        by_other = sum(not held.is_sigkill for held in self._held[alone])
+        return alone if by_other >= DEATHS or self.deaths(alone) >= DEATHS_WITH_SIGKILL else None
 
     def is_suspect(self, request_id: int) -> bool:
         return request_id in self._held
 
     def deaths(self, request_id: int) -> int:
         """How many deaths are held against the request."""
-        held = self._held.get(request_id)
-        return held.by_sigkill + held.by_other if held is not None else 0
+        return len(self._held.get(request_id, ()))
 
     def acquit(self, request_id: int) -> None:
         """Hold nothing against the request any more: it has proved harmless, or has ended."""

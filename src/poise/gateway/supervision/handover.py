@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
@@ -71,9 +71,7 @@ class Handover:
         self, send: Callable[[to_engine.ToEngine], None], metrics: RecoveryMetrics, recoveries_max: int
     ) -> None:
         self.quarantine = Quarantine()
-        self._send = send
-        self._metrics = metrics
-        self._recoveries_max = recoveries_max
+        self._send, self._metrics, self._recoveries_max = send, metrics, recoveries_max
         self._lives: dict[int, _Live] = {}
         self._blame = Blame()
         self._n_unnamed = 0
@@ -88,12 +86,8 @@ class Handover:
 
     def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
         """Requests of a class that have not begun, by account."""
-        queued: dict[str, int] = {}
-        for live in self._lives.values():
-            if not live.started and live.submit.request_class == request_class:
-                account = live.submit.account or live.submit.tenant
-                queued[account] = queued.get(account, 0) + 1
-        return queued
+        submits = (live.submit for live in self._lives.values() if not live.started)
+        return Counter(each.account or each.tenant for each in submits if each.request_class == request_class)
 
     def add(self, submit: to_engine.Submit, label: str) -> RequestHandle:
         """Hand a request to the engine, which must be ready."""
@@ -304,30 +298,27 @@ class Handover:
 
     def _put_away(self, live: _Live, death: Death) -> None:
         submit = live.submit
-        self.quarantine.add(
-            QuarantineReport(
-                request_id=live.label,
-                request_class=submit.request_class,
-                engine_request=submit.request_id,
-                tenant=ERASED if submit.erased else submit.tenant,
-                prompt_tokens=len(submit.prompt),
-                output_tokens=len(live.output),
-                deaths=self._blame.deaths(submit.request_id),
-                ended_by=death.how,
-                accepted_at=live.accepted_at,
-                quarantined_at=utc(),
-            )
+        report = QuarantineReport(
+            request_id=live.label,
+            request_class=submit.request_class,
+            engine_request=submit.request_id,
+            tenant=ERASED if submit.erased else submit.tenant,
+            prompt_tokens=len(submit.prompt),
+            output_tokens=len(live.output),
+            deaths=self._blame.deaths(submit.request_id),
+            ended_by=death.how,
+            accepted_at=live.accepted_at,
+            quarantined_at=utc(),
         )
+        self.quarantine.add(report)
         self._metrics.quarantined(submit.request_class)
         self._end(live, QUARANTINED)
 
     def _end(self, live: _Live, reason: str, detail: str = "") -> None:
         """End a request with a last event that no engine sends."""
-        n_prompt, n_output = len(live.submit.prompt), len(live.output)
+        of, n_prompt, n_output = live.submit.request_id, len(live.submit.prompt), len(live.output)
         self._forget(live)
-        live.handle.put(
-            wire.Finish(live.submit.request_id, str(reason), n_prompt, n_output, 0, detail, n_cached=live.n_cached)
-        )
+        live.handle.put(wire.Finish(of, str(reason), n_prompt, n_output, 0, detail, n_cached=live.n_cached))
 
     def _forget(self, live: _Live) -> None:
         self._blame.acquit(live.submit.request_id)

@@ -26,12 +26,11 @@ from poise.gateway.supervision.handover import Handover
 from poise.gateway.supervision.launch import LaunchedEngine, Launcher
 from poise.gateway.supervision.life import Life, Turn, phase_after, restart_after
 from poise.gateway.supervision.model_file import LOOK_EVERY_S, ModelFile, pause
-from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.gateway.supervision.questions import Questions, unavailable
 from poise.gateway.supervision.watchdog import Watchdog, look_every_s
 from poise.gateway.tasks import Tasks
 from poise.metrics.recovery import RecoveryMetrics
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
@@ -62,13 +61,16 @@ class Supervisor:
         self.model = ModelFile(model_path)
         self._backoff = Backoff(settings.engine.restart_delay_max_s)
         self._ids = count(1)
-        self._requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
+        self._requests = requests = Handover(self._send, self.metrics, settings.engine.recoveries_max)
+        self.queued_by_account, self.hold, self.end_all = requests.queued_by_account, requests.hold, requests.end_all
+        self.quarantined = requests.quarantine.all
         self._questions = Questions(self.state, self._send)
         self._accounts = Accounts(0, [])
         """As the last engine left them that sent them."""
         self._templates: dict[str, list[int]] = {}
         self._shares = (1.0, 1.0)
         self._listeners: list[Callable[[Death], None]] = []
+        self.on_death = self._listeners.append
         self._engine: LaunchedEngine | None = None
         self._watchdog: Watchdog | None = None
         self._life = Life(0.0)
@@ -89,11 +91,8 @@ class Supervisor:
     async def start(self) -> None:
         """Begin to start the engine; returns at once."""
         self._task = self._tasks.start(TASK, self._supervise, essential=True)
-        every_s = look_every_s(self._settings.engine.watchdog_s)
-        self._watching = [
-            self._tasks.every("engine-watchdog", every_s, self._watch),
-            self._tasks.start(MODEL_TASK, self._watch_model),
-        ]
+        watchdog = self._tasks.every("engine-watchdog", look_every_s(self._settings.engine.watchdog_s), self._watch)
+        self._watching = [watchdog, self._tasks.start(MODEL_TASK, self._watch_model)]
 
     async def wait_until_settled(self) -> None:
         """Wait until the engine is ready or has failed for good."""
@@ -131,21 +130,6 @@ class Supervisor:
     @property
     def n_live(self) -> int:
         return self._requests.n_live
-
-    def queued_by_account(self, request_class: RequestClass) -> dict[str, int]:
-        return self._requests.queued_by_account(request_class)
-
-    def quarantined(self) -> list[QuarantineReport]:
-        return self._requests.quarantine.all()
-
-    def end_all(self, reason: str, detail: str) -> None:
-        self._requests.end_all(reason, detail)
-
-    def hold(self, request_id: int, hold: str) -> None:
-        self._requests.hold(request_id, hold)
-
-    def on_death(self, listener: Callable[[Death], None]) -> None:
-        self._listeners.append(listener)
 
     def use(self, settings: Settings) -> None:
         self._settings = settings
@@ -225,8 +209,7 @@ class Supervisor:
         delay_s, is_hopeless = restart_after(self._life, death, self._backoff, now_s, replaced=bool(replaced))
         self._lost_s = self._lost_s or now_s
         self.state.restarts += 1
-        self.state.status = None
-        self.state.retry_after_s = delay_s + self._load_s
+        self.state.status, self.state.retry_after_s = None, delay_s + self._load_s
         self._turn(Turn.LOST, replaced or death.detail)
         self._requests.lose(death, hopeless=is_hopeless)
         self._questions.fail()
@@ -234,12 +217,8 @@ class Supervisor:
             log.warning("%s: the engine is replaced", replaced)
             return 0.0
         self.metrics.lost(death.cause.value)
-        log.error(
-            "%s; starting it again %s; %d requests wait for it",
-            death.detail,
-            f"in {delay_s:.1f} s" if delay_s else "at once",
-            self.n_live,
-        )
+        when = f"in {delay_s:.1f} s" if delay_s else "at once"
+        log.error("%s; starting it again %s; %d requests wait for it", death.detail, when, self.n_live)
         for listener in self._listeners:
             listener(death)
         return delay_s
@@ -316,15 +295,11 @@ class Supervisor:
                 # Only a person can mend what an engine has never been ready with. Later, whatever it is may pass.
                 for_good = message.permanent and not self._was_ready
                 self._turn(Turn.LAST_WORDS_FOR_GOOD if for_good else Turn.LAST_WORDS, message.message)
-            case wire.JournalPage():
-                self._questions.answer(message.read_id, message)
             case wire.Controlled():
                 self._requests.controlled(message)
                 self._questions.answer((message.request_id, message.action), message)
-            case wire.Forgotten():
-                self._questions.answer(message.forget_id, message)
-            case wire.Erased():
-                self._questions.answer(message.erase_id, message)
+            case wire.Forgotten(forget_id=key) | wire.Erased(erase_id=key) | wire.JournalPage(read_id=key):
+                self._questions.answer(key, message)
 
     def _ready(self, ready: wire.Ready) -> None:
         self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"

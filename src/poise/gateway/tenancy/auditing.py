@@ -123,9 +123,8 @@ def open_audit(settings: Settings) -> Audit:
         return Audit(settings)
     key = audit_key(KeysFile(keys_file(settings.auth)).pepper())
     folder = audit_dir(wanted)
-    log = AuditLog(
-        folder, key, rotate_bytes=wanted.rotate_mb << 20, keep_days=wanted.keep_days, bytes_max=wanted.max_mb << 20
-    )
+    rotate_bytes, bytes_max = wanted.rotate_mb << 20, wanted.max_mb << 20
+    log = AuditLog(folder, key, rotate_bytes=rotate_bytes, keep_days=wanted.keep_days, bytes_max=bytes_max)
     return Audit(settings, log)
 
 
@@ -133,8 +132,7 @@ class RequestEntry:
     """What is known of one API request, written at the end of its record, or of the `with` that it never got out of."""
 
     def __init__(self, audit: Audit, request_id: str, endpoint: str) -> None:
-        self._audit = audit
-        self._request_id, self._endpoint = request_id, endpoint
+        self._audit, self._request_id, self._endpoint = audit, request_id, endpoint
         self.caller = Caller("")
         """Once it is known."""
         self._began_s = time.perf_counter()

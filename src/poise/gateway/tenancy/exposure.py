@@ -24,9 +24,8 @@ def check(settings: Settings, address: str, *, n_keys: int) -> None:
         return
     if not required and not server.allow_open:
         remedy = "set auth.required = true" if n_keys else "make keys with `poise keys add NAME`"
-        raise Exposed(
-            f"whoever reaches {address} could use the server: {remedy}, or, if that is meant, server.allow_open = true"
-        )
+        remedy += ", or, if that is meant, server.allow_open = true"
+        raise Exposed(f"whoever reaches {address} could use the server: {remedy}")
     if not server.tls_cert and not server.allow_plain:
         raise Exposed(
             f"keys and answers would cross the network to {address} in clear: set server.tls_cert and server.tls_key, or, "
@@ -53,16 +52,12 @@ def tls_context(server: ServerSettings) -> ssl.SSLContext | None:
     try:
         # Without a password of its own, OpenSSL would ask at the terminal.
         context.load_cert_chain(server.tls_cert, server.tls_key, password="")
-    except FileNotFoundError as error:
-        raise Exposed(
-            f"server.tls_cert = {server.tls_cert}, server.tls_key = {server.tls_key}: no such file"
-        ) from error
-    except (OSError, ssl.SSLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "not usable"
-        raise Exposed(
-            f"server.tls_cert = {server.tls_cert}, server.tls_key = {server.tls_key}: {reason}; they must be a PEM "
-            "certificate chain and its key without a passphrase"
-        ) from error
+        reason += "; they must be a PEM certificate chain and its key without a passphrase"
+        reason = "no such file" if isinstance(error, FileNotFoundError) else reason
+        files = f"server.tls_cert = {server.tls_cert}, server.tls_key = {server.tls_key}"
+        raise Exposed(f"{files}: {reason}") from error
     return context
 
 

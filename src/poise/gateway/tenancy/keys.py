@@ -192,11 +192,9 @@ class KeyRing:
         keys = self.keys
         if not keys:
             return None
-        presented, found = digest(self._pepper, text), None
-        for key in keys:
-            if hmac.compare_digest(key.hash, presented):
-                found = key
-        return found if found is not None and found.state(datetime.now(UTC)) == "valid" else None
+        presented, now = digest(self._pepper, text), datetime.now(UTC)
+        matching = [key for key in keys if hmac.compare_digest(key.hash, presented)]
+        return matching[-1] if matching and matching[-1].state(now) == "valid" else None
 
     def _look(self) -> None:
         stamp = self._stamp_now()

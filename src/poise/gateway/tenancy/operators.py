@@ -29,21 +29,21 @@ class LocalOperators:
 
     def holds_token(self, presented: str) -> bool:
         """Whether this is the token; compared in constant time."""
-        same = hmac.compare_digest(_digest(presented), _digest(self._token))
+        same = hmac.compare_digest(digest(presented), digest(self._token))
         return bool(self._token) and same
 
     def new_code(self) -> str:
         code = secrets.token_urlsafe(32)
         while len(self._codes) >= CODES_MAX:
             del self._codes[next(iter(self._codes))]
-        self._codes[_digest(code)] = self._clock() + CODE_LIFE_S
+        self._codes[digest(code)] = self._clock() + CODE_LIFE_S
         return code
 
     def redeem(self, code: str) -> str | None:
         """The token for a code that was given out, is young and was not used; it is used up by this."""
-        ends_s = self._codes.pop(_digest(code), None)
+        ends_s = self._codes.pop(digest(code), None)
         return self._token if ends_s is not None and self._clock() < ends_s else None
 
 
-def _digest(text: str) -> bytes:
+def digest(text: str) -> bytes:
     return sha256(text.encode("utf-8", "surrogateescape")).digest()

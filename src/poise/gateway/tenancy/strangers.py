@@ -51,10 +51,8 @@ class Strangers:
             return error
         self._n_throttled += 1
         headers = retry_after(1 / PER_S) | {SHOULD_RETRY: "false"}  # the key stays unknown
-        message = (
-            "Too many requests with keys that are not known came from your address. "
-            "Check the key, and try again in about 1 s."
-        )
+        message = "Too many requests with keys that are not known came from your address. "
+        message += "Check the key, and try again in about 1 s."
         return ApiError(429, "too_many_unknown_keys", message, headers=headers)
 
     def look(self) -> None:
@@ -66,14 +64,9 @@ class Strangers:
         """Write the line with what was counted since the last one, if anything was."""
         if self._began_s is None:
             return
-        self._put(
-            "unknown_callers",
-            refused=self._codes.total(),
-            throttled=self._n_throttled,
-            addresses=len(self._addresses),
-            errors=dict(sorted(self._codes.items())),
-            seconds=round(self._clock() - self._began_s, 1),
-        )
+        counts = {"refused": self._codes.total(), "throttled": self._n_throttled, "addresses": len(self._addresses)}
+        errors, seconds = dict(sorted(self._codes.items())), round(self._clock() - self._began_s, 1)
+        self._put("unknown_callers", **counts, errors=errors, seconds=seconds)
         self._codes, self._addresses, self._n_throttled, self._began_s = Counter(), set(), 0, None
 
     def _may(self, place: str, now_s: float) -> bool:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from hashlib import sha256
 
 from poise.config import Settings
 from poise.gateway.request.refusals import ApiError
@@ -21,7 +21,7 @@ from poise.gateway.tenancy.accounts import Accounts
 from poise.gateway.tenancy.caller import Caller, Credentials
 from poise.gateway.tenancy.exposure import key_required
 from poise.gateway.tenancy.keys import Key, KeyRing
-from poise.gateway.tenancy.operators import LocalOperators
+from poise.gateway.tenancy.operators import LocalOperators, digest
 from poise.scheduler.request import RequestClass
 
 LOCAL = "local"
@@ -50,8 +50,8 @@ class Tenants:
         `is_live` says whether requests of an account have not ended."""
         auth = settings.auth
         self._settings = settings
-        self._declared = [(_digest(key), name) for name, key in auth.keys.items()]
-        self._admin = _digest(auth.admin_key) if auth.admin_key else None
+        self._declared = [(digest(key), name) for name, key in auth.keys.items()]
+        self._admin = digest(auth.admin_key) if auth.admin_key else None
         self._keys = keys
         self._operators = operators or LocalOperators()
         self._accounts = Accounts(is_live)
@@ -67,10 +67,9 @@ class Tenants:
 
     def account_of(self, credentials: Credentials) -> str:
         """The account that a request counts for before anything is done for it; empty for a caller who is not known."""
-        try:
+        with suppress(ApiError):
             return self._caller(self._presented_key(credentials)).account
-        except ApiError:
-            return ""
+        return ""
 
     def check_class(self, caller: Caller, request_class: RequestClass, *, for_summary: bool = False) -> None:
         """Raises ApiError (403) unless the caller may use this class; `for_summary`: to have a summary made in it."""
@@ -91,11 +90,9 @@ class Tenants:
 
     def is_admin(self, credentials: Credentials) -> bool:
         """Whether the caller may see the server's inside."""
-        try:
-            self.check_admin(credentials)
-        except ApiError:
-            return False
-        return True
+        with suppress(ApiError):
+            return bool(self.check_admin(credentials))
+        return False
 
     def check_admin(self, credentials: Credentials) -> Caller:
         """Which operator it is. Raises ApiError unless the caller may see the server's inside."""
@@ -132,7 +129,7 @@ class Tenants:
     def _operator(self, key: str) -> Caller | None:
         """Whose admin key, or token, this is. All are compared: the time must not tell which one matched."""
         found = self._keys.find(key) if self._keys is not None else None
-        is_configured = self._admin is not None and hmac.compare_digest(self._admin, _digest(key))
+        is_configured = self._admin is not None and hmac.compare_digest(self._admin, digest(key))
         if self._operators.holds_token(key):
             return Caller(OPERATOR, "token")
         if found is not None and found.admin:
@@ -144,13 +141,10 @@ class Tenants:
             if self.requires_key:
                 raise _unauthorized("missing_api_key", NO_KEY)
             return Caller(LOCAL, is_declared=True)
-        digest = _digest(key)
-        tenant = None
-        for declared, name in self._declared:  # all of them: the time must not tell which one matched
-            if hmac.compare_digest(declared, digest):
-                tenant = name
-        if tenant is not None:
-            return Caller(tenant, f"auth.keys.{tenant}", is_declared=True)
+        hashed = digest(key)
+        # All are compared: the time must not tell which one matched.
+        if matching := [name for declared, name in self._declared if hmac.compare_digest(declared, hashed)]:
+            return Caller(matching[-1], f"auth.keys.{matching[-1]}", is_declared=True)
         found = self._keys.find(key) if self._keys is not None else None
         if found is not None and not found.admin:
             return Caller(found.tenant, found.id, tuple(found.classes), is_declared=True)
@@ -159,10 +153,9 @@ class Tenants:
             raise _unauthorized("invalid_api_key", message)
         # A file without a valid key still says that there are keys here: revoking the last one must not open the server.
         if self._declared or self.requires_key or self._of_file():
-            raise _unauthorized(
-                "invalid_api_key", "The API key is not known here. Check it, or ask the operator for one."
-            )
-        name = f"key-{digest.hex()[:12]}"
+            message = "The API key is not known here. Check it, or ask the operator for one."
+            raise _unauthorized("invalid_api_key", message)
+        name = f"key-{hashed.hex()[:12]}"
         if name in self._settings.tenants:
             return Caller(name, name, is_declared=True)
         return Caller(name, name, account=self._accounts.of_undeclared(name))
@@ -182,10 +175,6 @@ class Tenants:
 
     def _of_file(self) -> list[Key]:
         return self._keys.keys if self._keys is not None else []
-
-
-def _digest(key: str) -> bytes:
-    return sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
 def _unauthorized(code: str, message: str) -> ApiError:
