@@ -15,21 +15,11 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from poise.config import sources
 from poise.config.catalogue import NAME, catalogue, closest_keys, dotted, meant, pattern, section_keys, split
 from poise.config.consistency import Draft, reconcile
 from poise.config.settings import Settings
-from poise.config.sources import (
-    ConfigError,
-    Layer,
-    Source,
-    command_line_layer,
-    environment_layer,
-    file_layer,
-    find_file,
-    merge,
-    profile_layer,
-    shown,
-)
+from poise.config.sources import ConfigError, Layer, Source, merge, shown
 
 _RANGE_ERRORS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
 
@@ -52,7 +42,7 @@ class LoadedSettings:
         Raises ConfigError when that does not fit together with what is set.
         """
         draft = self._draft.copy()
-        layer = command_line_layer(changes)
+        layer = sources.command_line_layer(changes)
         draft.values |= changes
         draft.sources |= {key: layer.source_of(key) for key in changes}
         return _finish(draft, [])
@@ -69,9 +59,9 @@ def load(
     Raises ConfigError with every problem of every source.
     """
     given = [file] if isinstance(file, Path) else list(file or ())
-    found = find_file() if not given else None
-    layers = [file_layer(path) for path in (given or ([found] if found else []))]
-    layers += [environment_layer(environment), command_line_layer(overrides)]
+    found = sources.find_file() if not given else None
+    layers = [sources.file_layer(path) for path in (given or ([found] if found else []))]
+    layers += [sources.environment_layer(environment), sources.command_line_layer(overrides)]
     layers = [*_profile(layers), *layers]
     draft = Draft(values=dict(flatten(Settings().model_dump())), sources={}, suspect=set())
     problems: list[str] = []
@@ -126,7 +116,7 @@ def _finish(given: Draft, problems: list[str]) -> LoadedSettings:
 def _profile(layers: Sequence[Layer]) -> list[Layer]:
     """The layer of the profile that is asked for, if one is and if there is such a one."""
     asked = [layer.values["profile"] for layer in layers if "profile" in layer.values]
-    return [profile_layer(asked[-1])] if asked and asked[-1] in catalogue()["profile"].choices else []
+    return [sources.profile_layer(asked[-1])] if asked and asked[-1] in catalogue()["profile"].choices else []
 
 
 def flatten(

@@ -6,15 +6,7 @@ from collections.abc import Mapping
 
 from poise.config.serving import TenantSettings
 from poise.config.settings import ClassSettings, Settings
-from poise.scheduler.policy import (
-    SHORT_POOL,
-    ClassPolicy,
-    CostPrior,
-    PoolPolicy,
-    SchedulerPolicy,
-    StorePolicy,
-    TenantPolicy,
-)
+from poise.scheduler import policy
 from poise.scheduler.request import RequestClass
 
 
@@ -24,8 +16,8 @@ def to_policy(
     slot_cells: Mapping[str, int] | None = None,
     cell_bytes: Mapping[str, int] | None = None,
     chunk_tokens: Mapping[str, int] | None = None,
-    priors: Mapping[str, CostPrior] | None = None,
-) -> SchedulerPolicy:
+    priors: Mapping[str, policy.CostPrior] | None = None,
+) -> policy.SchedulerPolicy:
     """The scheduler's parameters.
 
     slot_cells     per pool: cells that a slot really got (a model's trained context can be shorter than the settings ask)
@@ -35,14 +27,16 @@ def to_policy(
     What is not given comes from the settings or from the scheduler's own defaults.
     """
     pools = {
-        name: PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
+        name: policy.PoolPolicy(
+            pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0)
+        )
         for name, pool in settings.pools
     }
-    return SchedulerPolicy(
+    return policy.SchedulerPolicy(
         pools=pools,
         classes={
-            RequestClass.INTERACTIVE: _class(settings.classes.interactive, pools[SHORT_POOL]),
-            RequestClass.BACKGROUND: _class(settings.classes.background, pools[SHORT_POOL]),
+            RequestClass.INTERACTIVE: _class(settings.classes.interactive, pools[policy.SHORT_POOL]),
+            RequestClass.BACKGROUND: _class(settings.classes.background, pools[policy.SHORT_POOL]),
         },
         step_max_us=settings.scheduler.step_max_ms * 1000,
         fill_share=settings.scheduler.fill_share,
@@ -61,10 +55,10 @@ def to_policy(
     )
 
 
-def _store(settings: Settings) -> StorePolicy:
+def _store(settings: Settings) -> policy.StorePolicy:
     store = settings.store
     shares = {name: tenant.cache_share for name, tenant in settings.tenants.items() if tenant.cache_share}
-    return StorePolicy(
+    return policy.StorePolicy(
         budget_bytes=store.budget_mb << 20,
         tenant_share=settings.tenant_defaults.cache_share or store.tenant_share,
         prefix_reuse=store.prefix_reuse,
@@ -73,8 +67,8 @@ def _store(settings: Settings) -> StorePolicy:
     )
 
 
-def _tenant(tenant: TenantSettings) -> TenantPolicy:
-    return TenantPolicy(
+def _tenant(tenant: TenantSettings) -> policy.TenantPolicy:
+    return policy.TenantPolicy(
         weight=tenant.weight,
         running_max=tenant.running_max,
         queue_max=tenant.queue_max,
@@ -82,8 +76,8 @@ def _tenant(tenant: TenantSettings) -> TenantPolicy:
     )
 
 
-def _class(settings: ClassSettings, short: PoolPolicy) -> ClassPolicy:
-    return ClassPolicy(
+def _class(settings: ClassSettings, short: policy.PoolPolicy) -> policy.ClassPolicy:
+    return policy.ClassPolicy(
         queue_max=settings.queue_max,
         itl_target_us=settings.itl_target_ms * 1000,
         min_share=settings.min_share,

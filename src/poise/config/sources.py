@@ -15,20 +15,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from poise.config.catalogue import (
-    NAME,
-    VARIABLE_PREFIX,
-    catalogue,
-    closest_keys,
-    find,
-    meant,
-    pattern,
-    printable,
-    quoted,
-    section_keys,
-    split,
-    variable,
-)
+from poise.config import catalogue as settings
+from poise.config.catalogue import NAME, VARIABLE_PREFIX, find, meant, printable, quoted, split, variable
 
 FILE_NAME = "poise.toml"
 OTHER_VARIABLES = ("POISE_API_KEY", "POISE_LOG", "POISE_BROWSER", "POISE_PROMETHEUS")
@@ -170,7 +158,7 @@ def _put(layer: Layer, key: str, value: object) -> None:
 
 def _key_of(name: str) -> str | None:
     """The key of an environment variable. Like the rest, an entry's name is in capitals there."""
-    for key in catalogue():
+    for key in settings.catalogue():
         table, entry, setting = key.partition(f".{NAME}")
         if not entry:
             if name == variable(key):
@@ -187,13 +175,13 @@ def _closest_variables(name: str) -> list[str]:
     if _key_of(name) is not None:
         return [name]  # it was not in capitals
     meant_key = name.removeprefix(VARIABLE_PREFIX).lower().replace("__", ".")
-    is_section = pattern(split(meant_key)) in section_keys()
-    keys = [f"{meant_key}.{NAME}"] if is_section else closest_keys(meant_key)
+    is_section = settings.pattern(split(meant_key)) in settings.section_keys()
+    keys = [f"{meant_key}.{NAME}"] if is_section else settings.closest_keys(meant_key)
     near = [key for key in keys if find(key)]
     if near:
         return [variable(key.replace(f".{NAME}", ".<name>")) for key in near]
     # One underscore where two belong is the usual slip.
-    known = {_squashed(setting.variable): setting.variable for setting in catalogue().values()}
+    known = {_squashed(setting.variable): setting.variable for setting in settings.catalogue().values()}
     slips = [known[match] for match in get_close_matches(_squashed(name), known, n=1, cutoff=0.9)]
     return slips or get_close_matches(name, OTHER_VARIABLES, n=1, cutoff=0.9)
 
@@ -216,9 +204,9 @@ def _option(key: str) -> str:
 
 
 def _no_setting(key: str) -> str:
-    if pattern(split(key)) in section_keys():
+    if settings.pattern(split(key)) in settings.section_keys():
         return "names a section, not a setting"
-    return f"unknown key{meant(closest_keys(key))}"
+    return f"unknown key{meant(settings.closest_keys(key))}"
 
 
 def _syntax_problem(message: str, text: str) -> str:
