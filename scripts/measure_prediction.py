@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from poise.bench.rounds import OURS, ScenarioSource
-from poise.config import LoadedSettings, load_given
+from poise.config import LoadedSettings, load
 from poise.scenarios.model import Scenario
 from poise.scenarios.parser import load_scenario
 from poise.scheduler.request import RequestClass
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7000)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments")
     arguments = parser.parse_args()
-    loaded = load_given([], os.environ, ["engine.journal_entries=100000", *arguments.assignments], {})
+    loaded = load([], os.environ, {}, ["engine.journal_entries=100000", *arguments.assignments])
     targets = [parse_target(text) for text in TARGETS]
     with tempfile.TemporaryDirectory() as folder:
         server = Server(loaded, {}, Path(folder))

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 
 from poise import __version__
 from poise.commands.model_files import fit, weights
-from poise.commands.options import SHARED, refusal, takes_settings
+from poise.commands.options import SHARED, JsonForText, refusal, takes_settings
 from poise.commands.settings import show_config
 
 if TYPE_CHECKING:
@@ -120,11 +120,7 @@ app.command()(weights)
 
 @app.command()
 @takes_settings("--profile", "--model", "--host", "--port")
-def doctor(
-    loaded: LoadedSettings,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
-) -> None:
+def doctor(loaded: LoadedSettings, *, as_json: JsonForText = False) -> None:
     """Check what a start depends on, and say what to do.
 
     Host, engine, model, settings, permissions, address, clock, disk and memory are looked at; nothing is changed.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from poise.bench.rounds import OURS
-from poise.config import Settings, load_given
+from poise.config import Settings, load
 from poise.sim.breaking import DEFAULT_TARGETS, parse_target
 from poise.sim.simulate import Options
 from poise.tune import capacity_command
@@ -71,9 +71,7 @@ def test_the_guess_is_tried_though_the_time_is_over(missed: str, found: tuple[in
 def test_a_slow_host_measures_what_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     """When preparing the guess took all the time, the first kind still has a round; the others are said not to be measured."""
     said: list[str] = []
-    measuring = Measuring(
-        load_given(None, {}, None, {}), Path("m.gguf"), "", TARGETS, 1.0, 1, until=float("inf"), say=said.append
-    )
+    measuring = Measuring(load(None, {}, {}), Path("m.gguf"), "", TARGETS, 1.0, 1, until=float("inf"), say=said.append)
 
     def calibrated(*_: object) -> None:
         measuring.until = 0.0

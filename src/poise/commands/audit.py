@@ -15,14 +15,12 @@ from poise.config.paths import audit_dir, keys_file
 from poise.gateway.tenancy.keys import KeysError, KeysFile
 
 BROKEN = 1
+Folder = Annotated[Path | None, typer.Option(metavar="FOLDER", help="Else the one of the configuration.")]
 audit = typer.Typer(help="Check and read the audit log.", **GROUP)  # type: ignore[arg-type]
 
 
 @audit.command("verify")
-def verify_audit(
-    path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Else the one of the configuration.")] = None,
-    config: OneConfigFile = None,
-) -> None:
+def verify_audit(path: Folder = None, config: OneConfigFile = None) -> None:
     """Check that no line was edited, dropped, put in, moved or cut off. The status is 1 if one was."""
     settings = settings_of(config)
     try:
@@ -42,7 +40,7 @@ def verify_audit(
 @audit.command("tail")
 def tail_audit(
     n: Annotated[int, typer.Option("-n", min=1, max=100_000, help="How many.")] = 20,
-    path: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Else the one of the configuration.")] = None,
+    path: Folder = None,
     config: OneConfigFile = None,
 ) -> None:
     """Print the last entries, one JSON object a line, as they are."""

@@ -11,6 +11,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from poise.commands.files import GROUP, OneConfigFile, refused, settings_of
+from poise.commands.options import JsonForTable
 from poise.config import Settings
 from poise.config.kinds import ClassName, DeclaredTenantName
 from poise.config.paths import keys_file
@@ -48,23 +49,18 @@ def add_key(
     typer.echo(text)
     typer.echo(f"{key.id}, for {'/admin' if admin else f'tenant {tenant}'}; it is not shown again", err=True)
     if not admin:
-        typer.echo(
-            _what_it_changes(settings, is_first=not any(not known.admin for known in file.read()[:-1])), err=True
-        )
+        is_first = all(known.admin for known in file.read()[:-1])
+        typer.echo(_what_it_changes(settings, is_first=is_first), err=True)
 
 
 @keys.command("list")
-def list_keys(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
-    config: OneConfigFile = None,
-) -> None:
+def list_keys(as_json: JsonForTable = False, config: OneConfigFile = None) -> None:
     """List the keys. They themselves are nowhere, only their hashes are."""
     try:
         known = _file(settings_of(config)).read()
     except KeysError as error:
         raise refused(str(error)) from error
-    now = datetime.now(UTC)
-    rows = [_row(key, now) for key in known]
+    rows = [_row(key, datetime.now(UTC)) for key in known]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise.commands.options import refusal, takes_settings
+from poise.commands.options import JsonForTable, JsonForText, refusal, takes_settings
 
 if TYPE_CHECKING:
     from poise.config import LoadedSettings
@@ -15,11 +15,7 @@ DOES_NOT_FIT = 2
 
 
 @takes_settings("--profile", "--model")
-def fit(
-    loaded: LoadedSettings,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
-) -> None:
+def fit(loaded: LoadedSettings, *, as_json: JsonForTable = False) -> None:
     """Tell whether model and settings fit this host's memory.
 
     Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
@@ -40,7 +36,7 @@ def weights(
     loaded: LoadedSettings,
     *,
     check: Annotated[bool, typer.Option("--check", help="Choose again now, and measure everything anew.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of text.")] = False,
+    as_json: JsonForText = False,
 ) -> None:
     """Show which weights are served, and why.
 

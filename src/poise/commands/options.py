@@ -22,6 +22,8 @@ SHARED: Mapping[str, tuple[str, str, str]] = {
     "--gpu-layers": ("engine.gpu_layers", "NUMBER", "Layers kept on a GPU (engine.gpu_layers)."),
 }
 """The setting that each is for, how its value is called, and what it is."""
+JsonForTable = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+JsonForText = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
 _FILES_HELP = "TOML file. Can be repeated, the later ones win. Else ./poise.toml, else the one of your user directory."
 _FILES = typer.Option("--config", metavar="FILE", help=_FILES_HELP)
 _SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in engine.batch_tokens=256. Can be repeated.")
@@ -33,11 +35,11 @@ def takes_settings(*shared: str) -> Callable[[Callable[..., None]], Callable[...
     def command_of(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
         def command(config: list[Path] | None, assignments: list[str] | None, **given: Any) -> None:
-            from poise.config import ConfigError, load_given
+            from poise.config import ConfigError, load
 
             values = {SHARED[option][0]: given.pop(option.strip("-").replace("-", "_")) for option in shared}
             try:
-                loaded = load_given(config, os.environ, assignments, values)
+                loaded = load(config, os.environ, values, assignments)
             except ConfigError as error:
                 raise refusal(*error.problems) from error
             function(loaded, **given)

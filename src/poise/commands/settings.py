@@ -12,16 +12,13 @@ from poise.commands.options import SHARED, takes_settings
 if TYPE_CHECKING:
     from poise.config import LoadedSettings
 
+JsonForToml = Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")]
 CAPACITY_FILE = "capacity.json"
 """Where `poise.llama.fitting.capacity` keeps its record, in the state directory."""
 
 
 @takes_settings(*SHARED)
-def show_config(
-    loaded: LoadedSettings,
-    *,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
-) -> None:
+def show_config(loaded: LoadedSettings, *, as_json: JsonForToml = False) -> None:
     """Print the effective settings and where each came from.
 
     The output is a valid poise.toml, except that API keys are masked.

@@ -1,6 +1,6 @@
 """Configuration: defaults, TOML file, environment and command line, with the origin of every value."""
 
-from poise.config.loader import LoadedSettings, load, load_given
+from poise.config.loader import LoadedSettings, load
 from poise.config.policy import to_policy
 from poise.config.serving import ServerSettings, TenantSettings
 from poise.config.settings import (
@@ -33,6 +33,5 @@ __all__ = [
     "TenantSettings",
     "engine_settings",
     "load",
-    "load_given",
     "to_policy",
 ]

@@ -49,22 +49,29 @@ class LoadedSettings:
 
 
 def load(
-    file: Path | Sequence[Path] | None, environment: Mapping[str, str], overrides: Mapping[str, object]
+    file: Path | Sequence[Path] | None,
+    environment: Mapping[str, str],
+    overrides: Mapping[str, object],
+    assignments: Sequence[str] | None = None,
 ) -> LoadedSettings:
-    """Read all sources; the later ones win: defaults, profile, files in their order, environment, overrides.
+    """Read all sources; the later ones win: defaults, profile, files in their order, environment, assignments, overrides.
 
-    Overrides are values by dotted key; None is not given. The profile is the one that the last source names.
+    Overrides are values by dotted key; None is not given. Assignments are KEY=VALUE. The profile is the one that the last source
+    names.
 
     Without a `file`, ./poise.toml is read, or else poise.toml in the user's configuration directory, if there is one.
-    Raises ConfigError with every problem of every source.
+    Raises ConfigError with every problem of every source, also of assignments that are none.
     """
+    pairs = [assignment.partition("=") for assignment in assignments or ()]
+    problems = [f"--set {key}: must be KEY=VALUE" for key, equals, _ in pairs if not equals]
+    given_last = {key.strip(): value for key, equals, value in pairs if equals}
+    given_last |= {key: value for key, value in overrides.items() if value is not None}
     given = [file] if isinstance(file, Path) else list(file or ())
     found = sources.find_file() if not given else None
     layers = [sources.file_layer(path) for path in (given or ([found] if found else []))]
-    layers += [sources.environment_layer(environment), sources.command_line_layer(overrides)]
+    layers += [sources.environment_layer(environment), sources.command_line_layer(given_last)]
     layers = [*_profile(layers), *layers]
     draft = Draft(values=dict(flatten(Settings().model_dump())), sources={}, suspect=set())
-    problems: list[str] = []
     for layer in layers:
         bad = _problems_by_key(layer)
         problems += [*layer.problems, *bad.values()]
@@ -75,33 +82,6 @@ def load(
     if "profile" in draft.suspect:
         draft.suspect |= set(section_keys())  # it may have meant anything
     return _finish(draft, problems)
-
-
-def load_given(
-    files: Sequence[Path] | None,
-    environment: Mapping[str, str],
-    assignments: Sequence[str] | None,
-    options: Mapping[str, object],
-) -> LoadedSettings:
-    """What a command's arguments come to: its files, its KEY=VALUE assignments, and over them its other options.
-
-    Raises ConfigError with every problem, also of assignments that are none.
-    """
-    overrides: dict[str, object] = {}
-    problems: list[str] = []
-    for assignment in assignments or ():
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            problems.append(f"--set {assignment}: must be KEY=VALUE")
-        overrides[key.strip()] = value if equals else None
-    overrides |= {key: value for key, value in options.items() if value is not None}
-    try:
-        loaded = load(files, environment, overrides)
-    except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from error
-    if problems:
-        raise ConfigError(problems)
-    return loaded
 
 
 def _finish(given: Draft, problems: list[str]) -> LoadedSettings:

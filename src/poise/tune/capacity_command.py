@@ -22,7 +22,7 @@ from rich.table import Table
 from poise.bench.command import check_range, failure_line, output
 from poise.bench.rounds import OURS, ScenarioSource
 from poise.bench.target import TargetError, base_url
-from poise.config import ConfigError, LoadedSettings, load_given
+from poise.config import ConfigError, LoadedSettings, load
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.files.gguf import ModelError, read_header
 from poise.llama.fitting import capacity as records
@@ -214,7 +214,7 @@ def _load(
     config: list[Path] | None, assignments: list[str] | None, profile: str | None, model: str | None
 ) -> LoadedSettings:
     try:
-        return load_given(config, os.environ, assignments, {"profile": profile, "model.path": model})
+        return load(config, os.environ, {"profile": profile, "model.path": model}, assignments)
     except ConfigError as error:
         for problem in error.problems:
             typer.echo(problem, err=True)

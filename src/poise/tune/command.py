@@ -17,7 +17,7 @@ import typer
 
 from poise.bench.command import check_range, check_writable, failure_line, read_sources
 from poise.bench.rounds import ScenarioSource
-from poise.config import ConfigError, LoadedSettings, load_given
+from poise.config import ConfigError, LoadedSettings, load
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.gguf import ModelError
@@ -72,7 +72,7 @@ def tune(
     """Find better settings for this host, by measuring one change at a time, and write them with the evidence."""
     try:
         given = {"profile": profile, "model.path": model}
-        loaded = load_given(config, os.environ, assignments, given)
+        loaded = load(config, os.environ, given, assignments)
         _check_ranges(minutes, stage, rounds, round_s, seed)
         beside = evidence_path(file)  # a file that somebody else wrote has none
         then = read_evidence(beside) if check and beside.exists() else None
