@@ -64,7 +64,7 @@ def load(
     """
     pairs = [assignment.partition("=") for assignment in assignments or ()]
     problems = [f"--set {key}: must be KEY=VALUE" for key, equals, _ in pairs if not equals]
-    given_last = {key.strip(): value for key, equals, value in pairs if equals}
+    given_last: dict[str, object] = {key.strip(): value for key, equals, value in pairs if equals}
     given_last |= {key: value for key, value in overrides.items() if value is not None}
     given = [file] if isinstance(file, Path) else list(file or ())
     found = sources.find_file() if not given else None

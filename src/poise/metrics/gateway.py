@@ -51,7 +51,7 @@ class GatewayMetrics:
         self.recovery = recovery or RecoveryMetrics()
         self.registry = registry = CollectorRegistry()
         self.tenant_registry = CollectorRegistry()
-        self.on_story: Callable[[RequestStory], None] | None = None
+        self.on_story: Callable[[RequestStory], None] = lambda _: None
         """Is called for every request that has ended."""
         self._tenants = TenantMetrics(self.tenant_registry, tenants_max)
         self._make_times(registry)
@@ -147,8 +147,7 @@ class GatewayMetrics:
                 if choice.per_token_s is not None:
                     self._per_token.observe(story.request_class, choice.per_token_s)
         self._tenants.ended(story)
-        if self.on_story is not None:
-            self.on_story(story)
+        self.on_story(story)
 
     async def erase(self, tenant: str) -> Mapping[str, int]:
         """Name a tenant no longer: what was counted under its name goes to the others', because sums must not go back."""

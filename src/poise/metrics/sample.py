@@ -183,7 +183,7 @@ class HistorySampler:
         self._computed.append((elapsed_s, n_prompt, n_output))
         n_timeouts, self._n_timeouts = scene.n_timeouts - self._n_timeouts, scene.n_timeouts
         totals, had = status.totals, before.totals
-        process = status.rss_bytes, status.unaccounted_bytes
+        rss_bytes, unaccounted = (status.rss_bytes, status.unaccounted_bytes) if has_status else (None, None)
         return Sample(
             seq=scene.seq,
             at=scene.at,
@@ -200,7 +200,7 @@ class HistorySampler:
             steps=_steps(status.steps, before.steps, elapsed_s) if has_status else None,
             pools=msgspec.convert(status.pools, list[PoolSample], from_attributes=True),
             store=msgspec.convert(status.store, StoreSample | None, from_attributes=True),
-            memory=MemorySample(*(process if has_status else (None, None)), scene.gateway_rss_bytes),
+            memory=MemorySample(rss_bytes, unaccounted, scene.gateway_rss_bytes),
             threads=status.threads,
             preemptions={kind: max(0, n - had.preemptions.get(kind, 0)) for kind, n in totals.preemptions.items()},
             stored_bytes=max(0, totals.stored_bytes - had.stored_bytes),

@@ -47,7 +47,7 @@ class Degradation:
         self._logged = Level.NORMAL
         self._held_back = False
         self._drained_s = 0.0
-        self.on_change: Callable[[str, str, list[str]], None] | None = None
+        self.on_change: Callable[[str, str, list[str]], None] = lambda *_: None
         """Told of the level, the former one and the reasons."""
         engine.on_death(self._on_death)
 
@@ -129,8 +129,7 @@ class Degradation:
         if level is not former:
             self._logged = level
             self._metrics.came_to(level.value, former.value)
-            if self.on_change is not None:
-                self.on_change(level.value, former.value, self.reasons)
+            self.on_change(level.value, former.value, self.reasons)
             log.warning("level %s, was %s: %s", level, former, "; ".join(self.reasons) or "all conditions are over")
 
 

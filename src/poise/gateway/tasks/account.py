@@ -17,9 +17,7 @@ FAILURES_MAX, FAILURES_S = 10, 60.0
 """An essential task that fails so often within this time, with nothing done in between, cannot go on."""
 STABLE_S = 10.0
 """A task that worked for so long before it failed has done something."""
-_EXHAUSTION = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT}
-)
+_EXHAUSTION = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class TaskState(StrEnum):

@@ -28,16 +28,8 @@ from poise.scheduler.request import PreemptionKind, RequestClass
 
 REFUSED, BROKEN = "refused", "internal_error"
 PREEMPTIONS = (PreemptionKind.PAUSE, PreemptionKind.SWAP, PreemptionKind.DROP)
-NOTHING: Mapping[str, Any] = {
-    "response": "",
-    "prompt_tokens": 0,
-    "output_tokens": 0,
-    "cached_tokens": 0,
-    "queue_ms": None,
-    "ttft_ms": None,
-    "served_us": 0,
-    "preemptions": 0,
-}
+_COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "served_us", "preemptions")
+NOTHING: Mapping[str, Any] = {"response": "", "queue_ms": None, "ttft_ms": None, **dict.fromkeys(_COUNTS, 0)}
 """The figures of a request that never began."""
 
 _WRITER = "audit-writer"
@@ -161,8 +153,7 @@ class RequestEntry:
             self._prompt = None
         moments = Counter(moment.what for moment in record.timeline)
         waits = [moment.detail["wait_ms"] for moment in record.timeline if moment.what == "started"]
-        usage, failure = record.usage(), record.failure
-        outcome = record.outcome or CANCELLED
+        usage, failure, outcome = record.usage(), record.failure, record.outcome or CANCELLED
         if failure is not None and not record.is_open:
             outcome = BROKEN if failure.code == BROKEN else REFUSED
         # A client that left has been sent a status only if its stream had begun.

@@ -170,7 +170,7 @@ class KeyRing:
         self._pepper = b""
         self._stamp: tuple[int, int, int] | None = None
         self._looked_s = clock()
-        self.on_change: Callable[[list[Key], list[Key]], None] | None = None
+        self.on_change: Callable[[list[Key], list[Key]], None] = lambda *_: None
         """Told of the keys before and after."""
         if (stamp := self._stamp_now()) is not None:
             self._load(stamp)
@@ -213,8 +213,7 @@ class KeyRing:
     def _load(self, stamp: tuple[int, int, int]) -> None:
         keys, pepper = self._file.read(), self._file.read_pepper()
         before, self._keys, self._pepper, self._stamp = self._keys, keys, pepper, stamp
-        if self.on_change is not None:
-            self.on_change(before, keys)
+        self.on_change(before, keys)
 
     def _stamp_now(self) -> tuple[int, int, int] | None:
         try:
