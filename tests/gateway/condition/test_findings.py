@@ -163,7 +163,7 @@ def test_a_finding_stays_a_moment_and_keeps_its_beginning() -> None:
 
 def test_each_has_its_entry_in_the_runbook() -> None:
     source = inspect.getsource(findings_module)
-    names: Any = re.findall(r'^            \("(\w+)", ', source, re.MULTILINE)
+    names: Any = re.findall(r'^            "(\w+)": ', source, re.MULTILINE)
     assert len(names) == 10
     assert all(f"### {name}\n" in RUNBOOK for name in names)
 
