@@ -12,7 +12,8 @@ import sys
 import time
 from typing import Any
 
-from poise.config import PoolSettings, PoolsSettings, Settings
+from poise.config import Settings
+from poise.config.settings import PoolSettings, PoolsSettings
 from poise.engine.core import Engine
 from poise.engine.figures import StepTallies
 from poise.engine.journal import Journal

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from poise.config import ModelSettings, Settings
+from poise.config import Settings
+from poise.config.settings import ModelSettings
 from poise.engine.ports import Row
 from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model

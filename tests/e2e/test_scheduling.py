@@ -20,7 +20,8 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 
-from poise.config import PoolSettings, PoolsSettings, Settings, StoreSettings, to_policy
+from poise.config import Settings, to_policy
+from poise.config.settings import PoolSettings, PoolsSettings, StoreSettings
 from poise.engine.core import Engine
 from poise.llama.binding.model import Model
 from poise.llama.files.default_model import default_model

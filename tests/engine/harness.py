@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from poise.config import PoolSettings, PoolsSettings, Settings, to_policy
+from poise.config import Settings, to_policy
+from poise.config.settings import PoolSettings, PoolsSettings
 from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.scheduler import Scheduler

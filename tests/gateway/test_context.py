@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from poise.config import Settings, TenantSettings
-from poise.config.serving import TemplateSettings
+from poise.config import Settings
+from poise.config.serving import TemplateSettings, TenantSettings
 from poise.gateway.models.local import summary
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo

@@ -11,7 +11,8 @@ from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from poise.config import ConfigError, EngineSettings, LoadedSettings, PoolSettings, PoolsSettings, Settings, load
+from poise.config import ConfigError, LoadedSettings, Settings, load
+from poise.config.settings import EngineSettings, PoolSettings, PoolsSettings
 from poise.llama.files.gguf import ModelError, read_header
 from poise.llama.files.memory import PoolSpec
 from poise.llama.fitting.fit import SLACK_BYTES, Fit, check_fit, judge, pool_specs, settings_need, to_json, to_text

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from poise.config import EngineSettings, ModelSettings, PoolSettings, PoolsSettings, Settings
+from poise.config import Settings
+from poise.config.settings import EngineSettings, ModelSettings, PoolSettings, PoolsSettings
 from poise.llama.files.gguf import ModelError
 from poise.llama.running.load import load_runner
 from tests.llama.gguf_files import write_gguf

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from poise.config import ModelSettings, Settings
+from poise.config import Settings
+from poise.config.settings import ModelSettings
 from poise.llama.binding.model import Model
 from poise.llama.choosing import weights
 from poise.llama.choosing.pace import Pace

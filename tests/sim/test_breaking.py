@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from poise.config import ClassesSettings, PoolSettings, PoolsSettings, Settings
+from poise.config import Settings
+from poise.config.settings import ClassesSettings, PoolSettings, PoolsSettings
 from poise.scenarios.model import Scenario
 from poise.scenarios.parser import parse_scenario
 from poise.scheduler.policy import CostPrior

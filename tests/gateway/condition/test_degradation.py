@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from poise.config import EngineSettings, LevelsSettings, Settings, load
+from poise.config import LevelsSettings, Settings, load
+from poise.config.settings import EngineSettings
 from poise.gateway.condition.degradation import Degradation, fallback
 from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import EnginePhase

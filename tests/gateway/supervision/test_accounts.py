@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 
-from poise.config import EngineSettings, Settings, TenantSettings
+from poise.config import Settings
+from poise.config.serving import TenantSettings
+from poise.config.settings import EngineSettings
 from poise.gateway.supervision.engine import EnginePhase
 from poise.gateway.supervision.supervisor import Supervisor
 from poise.scheduler.fairness.accounts import Account

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from poise.config import EngineSettings, LevelsSettings, Settings
+from poise.config import LevelsSettings, Settings
+from poise.config.settings import EngineSettings
 from poise.gateway.condition.degradation import Degradation, fallback
 from poise.gateway.condition.levels import Level
 from poise.gateway.supervision import model_file as pausing

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from poise.config import EngineSettings, Settings
+from poise.config import Settings
+from poise.config.settings import EngineSettings
 from poise.engine import blackbox
 from poise.gateway.supervision.engine import EnginePhase
 from poise.gateway.supervision.launch import Launcher

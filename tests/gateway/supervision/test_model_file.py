@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from poise.config import EngineSettings, Settings
+from poise.config import Settings
+from poise.config.settings import EngineSettings
 from poise.gateway.models.local.refusals import engine_not_ready
 from poise.gateway.supervision import model_file as module
 from poise.gateway.supervision.engine import EnginePhase, EngineUnavailable

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from poise.config import EngineSettings, Settings
+from poise.config import Settings
+from poise.config.settings import EngineSettings
 from poise.gateway.supervision.connection import FrameConnection
 from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineUnavailable
 from poise.gateway.supervision.launch import LaunchedEngine

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from poise.config import Settings, TenantSettings
+from poise.config import Settings
+from poise.config.serving import TenantSettings
 from poise.gateway.supervision.engine import EnginePhase
 from poise.gateway.tenancy.caller import Caller, Credentials
 from poise.gateway.tenancy.operators import CODES_MAX, LocalOperators
