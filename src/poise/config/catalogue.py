@@ -26,7 +26,7 @@ VARIABLE_PREFIX = "POISE_"
 NAME = "NAME"
 """Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_KINDS: Mapping[Any, Kind] = {
+_KIND: dict[Any, Kind] = {
     int: "integer",
     float: "number",
     bool: "switch",
@@ -35,13 +35,7 @@ _KINDS: Mapping[Any, Kind] = {
     list: "names",
 }
 """By a setting's type, or what that is of."""
-_WHAT = {
-    "integer": "a whole number",
-    "number": "a number",
-    "switch": "true or false",
-    "text": "text",
-    "names": "a list of names",
-}
+_WHAT = {"integer": "a whole number", "number": "a number", "switch": "true or false", "names": "a list of names"}
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
 
 
@@ -65,7 +59,7 @@ class Setting:
     @property
     def allowed(self) -> str:
         """What it may be, to follow "must be"."""
-        what = f"one of {', '.join(map(json.dumps, self.choices))}" if self.choices else _WHAT[self.kind]
+        what = f"one of {', '.join(map(json.dumps, self.choices))}" if self.choices else _WHAT.get(self.kind, "text")
         return f"{what} {self.limits}".rstrip()
 
     def parse(self, text: str) -> object:
@@ -205,7 +199,7 @@ def _walk(model: type[Section], section: Section | None, path: tuple[str, ...]) 
 
 
 def _setting(key: str, field: FieldInfo, default: object) -> Setting:
-    kind = _KINDS[get_origin(field.annotation) or field.annotation]
+    kind = _KIND[get_origin(field.annotation) or field.annotation]
     choices = get_args(field.annotation) if kind == "choice" else ()
     assert field.description, f"{key} has no description"
     required = default is PydanticUndefined
@@ -214,15 +208,11 @@ def _setting(key: str, field: FieldInfo, default: object) -> Setting:
 
 
 def _limits(field: FieldInfo) -> str:
-    bounds = {
-        name: f"{getattr(constraint, name):.15g}"
-        for constraint in field.metadata
-        for name in ("ge", "gt", "le", "lt")
-        if getattr(constraint, name, None) is not None
-    }
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    constraints = ((type(constraint).__name__.lower(), constraint) for constraint in field.metadata)
+    bounds = {name: f"{getattr(constraint, name):.15g}" for name, constraint in constraints if name in words}
     if bounds.keys() == {"ge", "le"}:
         return f"between {bounds['ge']} and {bounds['le']}"
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     return " and ".join(f"{words[name]} {bound}" for name, bound in bounds.items())
 
 

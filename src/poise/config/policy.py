@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise.config.serving import TenantSettings
+import msgspec
+
 from poise.config.settings import ClassSettings, Settings
 from poise.scheduler import policy
 from poise.scheduler.request import RequestClass
@@ -34,10 +35,7 @@ def to_policy(
     }
     return policy.SchedulerPolicy(
         pools=pools,
-        classes={
-            RequestClass.INTERACTIVE: _class(settings.classes.interactive, pools[policy.SHORT_POOL]),
-            RequestClass.BACKGROUND: _class(settings.classes.background, pools[policy.SHORT_POOL]),
-        },
+        classes={RequestClass(name): _class(limits, pools[policy.SHORT_POOL]) for name, limits in settings.classes},
         step_max_us=settings.scheduler.step_max_ms * 1000,
         fill_share=settings.scheduler.fill_share,
         grain_us=settings.scheduler.fairness_grain_ms * 1000,
@@ -49,8 +47,8 @@ def to_policy(
         turn_us=settings.scheduler.turn_ms * 1000,
         preemptions_max=settings.scheduler.preemptions_max,
         store=_store(settings),
-        tenants={name: _tenant(tenant) for name, tenant in settings.tenants.items()},
-        tenant_default=_tenant(settings.tenant_defaults),
+        tenants=msgspec.convert(settings.tenants, dict[str, policy.TenantPolicy], from_attributes=True),
+        tenant_default=msgspec.convert(settings.tenant_defaults, policy.TenantPolicy, from_attributes=True),
         priors=dict(priors or {}),
     )
 
@@ -64,15 +62,6 @@ def _store(settings: Settings) -> policy.StorePolicy:
         prefix_reuse=store.prefix_reuse,
         prefix_min_cells=store.prefix_min_tokens,
         tenant_shares=shares,
-    )
-
-
-def _tenant(tenant: TenantSettings) -> policy.TenantPolicy:
-    return policy.TenantPolicy(
-        weight=tenant.weight,
-        running_max=tenant.running_max,
-        queue_max=tenant.queue_max,
-        tokens_per_minute=tenant.tokens_per_minute,
     )
 
 

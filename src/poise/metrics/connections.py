@@ -9,22 +9,10 @@ from prometheus_client import CollectorRegistry, Gauge
 from poise.metrics.shapes import counted
 
 REASONS = (
-    "address_too_many_connections",
-    "body_timeout",
-    "dismissed",
-    "handshake",
-    "headers_too_large",
-    "linger",
-    "malformed_request",
-    "method_not_allowed",
-    "not_taken",
-    "http_version_not_supported",
-    "request_timeout",
-    "too_many_connections",
-    "unsupported_transfer_encoding",
-    "uri_too_long",
-    "no_files",
-)
+    "address_too_many_connections", "body_timeout", "dismissed", "handshake", "headers_too_large", "linger",
+    "malformed_request", "method_not_allowed", "not_taken", "http_version_not_supported", "request_timeout",
+    "too_many_connections", "unsupported_transfer_encoding", "uri_too_long", "no_files",
+)  # fmt: skip
 """Those that there are from the start: error codes of what was answered, and what was not."""
 
 

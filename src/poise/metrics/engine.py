@@ -12,15 +12,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, StructureFigures, Totals
 from poise.wire.status import ClassStatus, PoolStatus, Status, StoreStatus
 
+_PAUSED = "Choices that stand still: an operator paused them, or their reader is behind."
 _WAIT_ERROR = "Mean of |log(waited / estimated)| over recent starts that waited; 0.7 is a factor of two."
 _CLASS_LEVELS: tuple[tuple[str, str, Callable[[ClassStatus], float]], ...] = (
     ("queued_requests", "Choices waiting in the scheduler's queue.", lambda c: c.queued),
     ("running_requests", "Choices being computed.", lambda c: c.running),
-    (
-        "paused_requests",
-        "Choices that stand still: an operator paused them, or their reader is behind.",
-        lambda c: c.paused,
-    ),
+    ("paused_requests", _PAUSED, lambda c: c.paused),
     ("swapped_requests", "Choices whose KV cells are in the host store.", lambda c: c.swapped),
     ("wait_estimate_seconds", "Estimated queue wait of a new request.", lambda c: c.wait_estimate_us / 1e6),
     ("wait_estimate_error", _WAIT_ERROR, lambda c: c.wait_error),

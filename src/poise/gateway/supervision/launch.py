@@ -42,7 +42,7 @@ class Launcher:
                 process, box, ours = self._start(undo)
                 loop = asyncio.get_running_loop()
                 # Whether the loop can watch it is asked here: where it cannot, a transport would log that, and never read.
-                loop.add_reader(ours.fileno(), _nothing)
+                loop.add_reader(ours.fileno(), lambda: None)
                 loop.remove_reader(ours.fileno())
                 connection = FrameConnection(wire.ToGateway, dispatch, loop.create_future())
                 await loop.create_unix_connection(lambda: connection, sock=ours)
@@ -86,10 +86,6 @@ class Launcher:
             with contextlib.suppress(OSError):
                 while len(self._spare) < N_SPARE:
                     self._spare.append(os.dup(self._box.fd))
-
-
-def _nothing() -> None:
-    """A reader callback that reads nothing: it is only asked whether anything could be read."""
 
 
 @dataclass(frozen=True, slots=True)
