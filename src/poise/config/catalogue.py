@@ -26,7 +26,7 @@ VARIABLE_PREFIX = "POISE_"
 NAME = "NAME"
 """Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_KIND: dict[Any, Kind] = {
+_KINDS: dict[Any, Kind] = {
     int: "integer",
     float: "number",
     bool: "switch",
@@ -199,7 +199,7 @@ def _walk(model: type[Section], section: Section | None, path: tuple[str, ...]) 
 
 
 def _setting(key: str, field: FieldInfo, default: object) -> Setting:
-    kind = _KIND[get_origin(field.annotation) or field.annotation]
+    kind = _KINDS[get_origin(field.annotation) or field.annotation]
     choices = get_args(field.annotation) if kind == "choice" else ()
     assert field.description, f"{key} has no description"
     required = default is PydanticUndefined
