@@ -86,8 +86,11 @@ def output(drawing: Sampler, seed: int = 0, most: int = 400) -> tuple[list[int],
 
 
 def test_the_distribution_is_exactly_the_masked_one() -> None:
-    """Four tokens are allowed, of which two make the same text; each comes with its share of what is allowed (chi-squared)."""
-    logits = row(1, yes=0.5, no=1.0, y=1.5, n=-0.5)
+    """Four tokens are allowed, of which two make the same text; each comes with its share of what is allowed (chi-squared).
+
+    The end is as likely as all of them and not allowed: numbers that missed must not be used again.
+    """
+    logits = np.full(N_VOCAB, -20.0, np.float32) + row(1, yes=20.5, no=21.0, y=21.5, n=19.5, end=23.0)
     allowed = np.array([YES, NO, ids("y")[0], ids("n")[0]])
     weights = np.exp(logits[allowed].astype(np.float64))
     n = 2000
