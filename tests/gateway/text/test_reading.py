@@ -161,6 +161,12 @@ def test_work_is_linear(text: str) -> None:
         assert seconds(4000, size) < 10 * seconds(1000, size) + 0.05
 
 
+@pytest.mark.parametrize("source", ["...</think>...", "assistant\n<think>\n"])
+def test_reasoning_is_known_by_either_mark(source: str) -> None:
+    """Some templates cut it out of earlier turns, some only open it."""
+    assert choose(source, {}, {}).reasoning_opens == ("<think>",)
+
+
 OWN = {
     "version": 1,
     "defaults": {"role": "assistant"},

@@ -23,6 +23,8 @@ export class Answer {
   done = false;
   #figures = new Figures();
   #status = el("p", { className: "status", textContent: "Sent, waiting for the first token" });
+  #thoughts = el("p");
+  #thinking = el("details", { className: "thinking", hidden: true }, el("summary", { textContent: "Reasoning" }), this.#thoughts);
   #body = el("div", { className: "body" });
   #foot = el("div", { className: "foot" });
   #view = new MarkdownView(this.#body);
@@ -36,12 +38,21 @@ export class Answer {
   constructor(onGrowth) {
     this.#onGrowth = onGrowth;
     const props = { className: "answer", "aria-label": "Answer", "aria-busy": "true" };
-    this.element = el("article", props, this.#outline.element, this.#body, this.#status, this.#foot);
+    this.element = el("article", props, this.#outline.element, this.#thinking, this.#body, this.#status, this.#foot);
   }
 
   wait(place) {
     this.#status.textContent = waiting(place);
     return this.#status.textContent;
+  }
+
+  /** Reasoning stays folded: it is there for who wants it. */
+  think(text) {
+    this.#figures.piece();
+    this.#thinking.hidden = false;
+    this.#thoughts.append(text);
+    this.#status.textContent = "Thinking";
+    this.#onGrowth();
   }
 
   /** `marks` say what this text made certain of the answer's segments. */

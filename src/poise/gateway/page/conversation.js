@@ -100,6 +100,7 @@ export class Conversation {
     for await (const event of chat(request, signal)) {
       if (event.id) this.#responseId = event.id;
       else if (event.waiting) announce(answer.wait(event.waiting));
+      else if (event.thought) answer.think(event.thought);
       else if (event.marks) this.#grow(answer, event);
       else if (event.finish) reason = event.finish;
       else if (event.usage) answer.usage(event.usage);

@@ -47,6 +47,7 @@ export class EventStreamParser {
  * Sends a chat request and yields, as they arrive:
  *   {id}                          the response's id, first of all
  *   {waiting: {position, etaMs}}  while it is queued
+ *   {thought}                     a piece of the reasoning that comes before the answer
  *   {text, marks}                 a piece of the answer, and what it made certain of its segments; either may be empty
  *   {finish}                      how it ended: the finish reason, or why it was cut short
  *   {usage}                       the server's own token counts
@@ -100,6 +101,7 @@ function eventsIn({ comment, data }) {
   if (error) throw error;
   const choice = chunk.choices?.[0];
   const events = [];
+  if (choice?.delta?.reasoning_content) events.push({ thought: choice.delta.reasoning_content });
   const [text, marks] = [choice?.delta?.content ?? "", choice?.segments ?? []];
   if (text || marks.length) events.push({ text, marks });
   if (choice?.finish_reason) events.push({ finish: chunk.poise?.outcome ?? choice.finish_reason });
