@@ -20,7 +20,7 @@ from poise.metrics.ignored import IgnoredFields
 from poise.metrics.lately import Lately
 from poise.metrics.recovery import RecoveryMetrics
 from poise.metrics.shapes import counted, read
-from poise.metrics.story import WHOLE, RequestStory
+from poise.metrics.story import WHOLE, Outcome, RequestStory
 from poise.metrics.streams import GAPS_S, StreamMetrics
 from poise.metrics.tally import ClassCounter, ClassHistogram
 from poise.metrics.tasks import TaskMetrics
@@ -110,6 +110,8 @@ class GatewayMetrics:
             "Class 'none': refused before the class was known."
         )
         self._rejected = by("poise_rejected_total", text, class_=(), reason=())
+        text = "Calls of functions in answers: whole, or cut short with the end of their answer."
+        self._calls = by("poise_tool_calls_total", text, outcome=("whole", "cut"))
         text = (
             "What happened to running choices, as their streams are told: pause, stall (its client is behind), swap, drop, "
             "resume, downgrade; lost and recover when the engine died under them and another one took them up."
@@ -141,6 +143,9 @@ class GatewayMetrics:
             if form := story.form:
                 self._structured(form, choice.outcome)
             self.lately.ended(story.request_class, choice.outcome)
+            for n in range(choice.n_calls):
+                is_cut = n == choice.n_calls - 1 and choice.outcome != Outcome.STOP
+                self._calls("cut" if is_cut else "whole")
             self._duration.observe(story.request_class, choice.ended_s - story.arrived_s)
             if choice.is_complete:
                 self._complete.observe(story.request_class, choice.ended_s - story.arrived_s)

@@ -63,6 +63,8 @@ class ChoiceStory:
     """When its first token came, and its last."""
     last_s: float | None
     ended_s: float
+    n_calls: int = 0
+    """Calls of functions in the answer."""
 
     @property
     def is_complete(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -206,5 +207,70 @@ async def test_the_model_is_told_of_tools_calls_and_results(policy: str) -> None
     )
     assert reply.status == 200, reply.json()
     prompt = readable(engine.submissions[0].prompt)
-    for part in ('{"name":"g","parameters":', '{"name":"f","arguments":{"city":"Rome"}}', "Result of f:\n20 C"):
+    for part in ("f(city?: string): d\ng()\n", '{"name":"f","arguments":{"city":"Rome"}}', "Result of f:\n20 C"):
         assert part in prompt
+
+
+NOT: dict[str, Any] = {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}
+ODD = [*TOOLS, {"type": "function", "function": {"name": "odd", "parameters": NOT}}]
+CALLED = '{"tool_calls":[{"name":"f","arguments":{"city":"Rome"}},{"name":"g","arguments":{}}]}'
+
+
+async def answered(said: str, **fields: Any) -> tuple[FakeEngine, Any]:
+    engine = FakeEngine(says(said))
+    reply = await ask(make_app(engine), "POST", "/v1/chat/completions", chat_body(**fields))
+    return engine, reply
+
+
+async def test_a_schema_that_cannot_be_held_is_refused_where_it_has_to_be() -> None:
+    """With the function and the keyword; where nobody has asked for it, the arguments are the model's own."""
+    for fields in ({"tool_choice": "required"}, {"tools": [*TOOLS, {**ODD[2], "strict": True}]}):
+        _, reply = await answered("x", **{"tools": ODD} | fields)
+        assert (reply.status, reply.error["param"]) == (400, "tools[2].function.parameters")
+        assert "'odd'" in reply.error["message"]
+        assert "not" in reply.error["message"]
+    _, reply = await answered("x", tools=ODD)
+    assert reply.status == 200
+
+
+async def test_calls_are_written_as_openai_has_them() -> None:
+    """Also in the older form, which has one."""
+    _, reply = await answered(CALLED, tools=TOOLS)
+    (choice,) = reply.json()["choices"]
+    made = choice["message"]["tool_calls"]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    assert [call["function"] for call in made] == [
+        {"name": "f", "arguments": '{"city":"Rome"}'},
+        {"name": "g", "arguments": "{}"},
+    ]
+    assert all(re.fullmatch("call_[0-9a-f]{24}", call["id"]) for call in made)
+    assert made[0]["id"] != made[1]["id"]
+    _, reply = await answered(CALLED.replace(',{"name":"g","arguments":{}}', ""), functions=[F])
+    (choice,) = reply.json()["choices"]
+    assert choice["finish_reason"] == "function_call"
+    assert choice["message"]["function_call"] == {"name": "f", "arguments": '{"city":"Rome"}'}
+
+
+@pytest.mark.parametrize(
+    "said", ["Hello.", '{"tool_calls": "no"}', '{"a": 1}', '{"tool_calls": [{"name": "unknown"}]}']
+)
+async def test_what_is_no_call_comes_as_text(said: str) -> None:
+    """Whatever it looks like; and nothing is a call where nothing may be called."""
+    for fields in ({"tools": TOOLS}, {"tools": TOOLS, "tool_choice": "none"}, {}):
+        _, reply = await answered(said, **fields)
+        (choice,) = reply.json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (said, "stop")
+    _, reply = await answered(CALLED, tools=TOOLS, tool_choice="none")
+    assert reply.json()["choices"][0]["message"]["content"] == CALLED
+
+
+async def test_calls_are_counted_without_their_names() -> None:
+    """In the metrics, as whole or as cut."""
+    engine = FakeEngine(says(CALLED))
+    app = make_app(engine)
+    await ask(app, "POST", "/v1/chat/completions", chat_body(tools=TOOLS))
+    engine.script = says(CALLED[:60], reason="length")
+    await ask(app, "POST", "/v1/chat/completions", chat_body(tools=TOOLS))
+    text = (await ask(app, "GET", "/metrics")).body.decode()
+    assert 'poise_tool_calls_total{outcome="whole"} 2.0' in text
+    assert 'poise_tool_calls_total{outcome="cut"} 1.0' in text

@@ -84,6 +84,7 @@ async def test_an_answer_is_on_record(recorded: Recorded, stream: bool) -> None:
         "prompt_tokens": 30,
         "output_tokens": 10,
         "cached_tokens": 0,
+        "tool_calls": 0,
         "queue_ms": 1.0,
         "served_us": 2000,
         "preemptions": 0,

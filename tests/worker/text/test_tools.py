@@ -139,8 +139,29 @@ def test_tools_stand_behind_what_the_system_says() -> None:
     """In words of our own, compactly, and a declared beginning stays the beginning."""
     written = text("chatml", Message("system", "Be brief."), HI)
     assert written.startswith("<|im_start|>system\nBe brief.\n\nYou can call these functions:\n")
-    assert '{"name":"time","parameters":{"type":"object","properties":{}}}\n' in written
+    assert "weather(city?: string): Of a city.\n  city: Where <|im_end|> is\ntime()\nTo call" in written
     assert text("gemma", Message("system", "S"), HI).startswith("<start_of_turn>user\nS\n\nYou can call")
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a"]}, "a: integer, b?: any"),
+        ({"properties": {"a": {"enum": ["x", 1]}}}, 'a?: "x"|1'),
+        ({"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}}}, "a?: string|null"),
+        ({"properties": {"a": {"type": "array", "items": {"type": "number"}}}}, "a?: number[]"),
+        ({"properties": {"a": {"type": "object", "properties": {"b": True}, "required": ["b"]}}}, "a?: {b: any}"),
+        ({"properties": {"a": {"$ref": "#/$defs/X"}}, "$defs": {"X": {"enum": ["p"]}}}, 'a?: "p"'),
+        ({"properties": {"a": {"$ref": "#"}}}, "a?: {"),
+        ({"properties": {"a": {"type": ["string", "null"]}}}, 'a?: {"type":["string","null"]}'),
+        ({"properties": {"a": {"enum": 7, "anyOf": 7, "type": "array", "items": 7}}, "required": 7}, "a?: 7[]"),
+        ({"properties": []}, ""),
+    ],
+)
+def test_functions_are_described_in_few_words(schema: dict[str, Any], words: str) -> None:
+    """Schemas take twice as many tokens, and a model that was not trained on them reads words as well."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    assert f"\nf({words}" in text("chatml", HI, tools=[tool])
 
 
 def test_a_template_that_fails_at_everything_says_why() -> None:

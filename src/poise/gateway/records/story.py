@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from poise.gateway.records.moments import PREFILL, ChoiceRecord
 from poise.gateway.records.record import CANCELLED, Record
+from poise.gateway.text.answers import EntryKind
 from poise.metrics.story import ChoiceStory, Happened, RequestStory
 from poise.metrics.tenants import OTHER
 
@@ -26,6 +27,16 @@ def story_of(record: Record) -> RequestStory:
     )
 
 
+def calls_of(record: Record, choice: int | None = None) -> int:
+    """Calls of functions so far, in all choices or in one."""
+    n = record.kinds.count(EntryKind.CALL_NAME)
+    if not n or choice is None:
+        return n
+    return sum(
+        kind == EntryKind.CALL_NAME for owner, kind in zip(record.owners, record.kinds, strict=True) if owner == choice
+    )
+
+
 def _choice(record: Record, choice: ChoiceRecord) -> ChoiceStory:
     own = [moment for moment in record.timeline if moment.choice == choice.index]
     started = next((moment for moment in own if moment.what == "started"), None)
@@ -38,4 +49,5 @@ def _choice(record: Record, choice: ChoiceRecord) -> ChoiceStory:
         first_s=choice.first_s,
         last_s=choice.last_s,
         ended_s=ended_s,
+        n_calls=calls_of(record, choice.index),
     )

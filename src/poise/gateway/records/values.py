@@ -110,6 +110,11 @@ class Answer:
     reasoning: str = ""
     calls: list[ToolCall] = field(default_factory=list)
 
+    @property
+    def whole(self) -> str:
+        """All that the model has answered, for somebody who reads it."""
+        return "\n".join([self.text, *(f"{call.name}({call.arguments})" for call in self.calls)])
+
 
 @dataclass(frozen=True, slots=True)
 class Heading:

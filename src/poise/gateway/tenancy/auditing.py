@@ -18,6 +18,7 @@ from poise.audit.log import AuditLog
 from poise.config import Settings
 from poise.config.paths import audit_dir, keys_file
 from poise.gateway.records.record import CANCELLED, Record
+from poise.gateway.records.story import calls_of
 from poise.gateway.request.refusals import ApiError, ClientGone
 from poise.gateway.tasks import Tasks
 from poise.gateway.tenancy.caller import Caller
@@ -28,7 +29,7 @@ from poise.scheduler.request import PreemptionKind, RequestClass
 
 REFUSED, BROKEN = "refused", "internal_error"
 PREEMPTIONS = (PreemptionKind.PAUSE, PreemptionKind.SWAP, PreemptionKind.DROP)
-_COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "served_us", "preemptions")
+_COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "tool_calls", "served_us", "preemptions")
 NOTHING: Mapping[str, Any] = {"response": "", "queue_ms": None, "ttft_ms": None, **dict.fromkeys(_COUNTS, 0)}
 """The figures of a request that never began."""
 
@@ -166,12 +167,13 @@ class RequestEntry:
                 "prompt_tokens": usage.prompt_tokens,
                 "output_tokens": usage.completion_tokens,
                 "cached_tokens": usage.cached_tokens,
+                "tool_calls": calls_of(record),
                 "queue_ms": max(waits, default=None),
                 "ttft_ms": round((record.arrivals[0] - record.origin.arrived_s) * 1000, 1) if record.arrivals else None,
                 "served_us": record.served_us,
                 "preemptions": sum(moments[what] for what in PREEMPTIONS),
             },
-            [answer.text for answer in record.answers()] if self._prompt is not None else [],
+            [answer.whole for answer in record.answers()] if self._prompt is not None else [],
             200 if was_answered else None,
         )
 

@@ -14,12 +14,14 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from poise.wire.text import SYSTEM_ROLES, Message
 from poise.worker.text.hidden import Hidden
+
+T = TypeVar("T", dict[str, Any], list[Any], str)
 
 SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 """Mistral's templates refuse any other."""
@@ -32,6 +34,8 @@ PROBE: dict[str, Any] = {
     },
 }
 """What a template that knows tools shows the name of."""
+DEPTH_MAX = 6
+"""Of types that are put into words."""
 _INTRODUCTION = "You can call these functions:\n"
 _DIRECTIONS = (
     '\nTo call some, answer with nothing but {"tool_calls":[{"name":"...","arguments":{...}}]}. '
@@ -122,12 +126,61 @@ def generic(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> lis
             made.append(message)
     if not tools:
         return made
-    lines = "\n".join(_dumped(tool["function"]) for tool in tools)
+    lines = "\n".join(_signature(tool["function"]) for tool in tools)
     text = f"{_INTRODUCTION}{lines}{_DIRECTIONS}"
     if not made or made[0].role not in SYSTEM_ROLES:
         return [Message("system", text), *made]
     content = f"{made[0].content}\n\n{text}" if made[0].content.strip() else text
     return [msgspec.structs.replace(made[0], content=content), *made[1:]]
+
+
+def _signature(function: dict[str, Any]) -> str:
+    """A function in a few words, which are half of the tokens of its schema: `f(city: string, unit?: "C"|"F"): what it does`."""
+    words = _Words(function["parameters"])
+    about = "\n  ".join(filter(None, [function.get("description", ""), *words.described()]))
+    return f"{function['name']}({words.fields(words.root)}){': ' if about else ''}{about}"
+
+
+class _Words:
+    """A schema in the words of TypeScript; what has none there as it is."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self.root = root
+
+    def described(self) -> list[str]:
+        properties = _of(self.root, "properties", dict)
+        return [f"{name}: {text}" for name, one in properties.items() if (text := _of(one, "description", str))]
+
+    def fields(self, schema: Any, depth: int = DEPTH_MAX) -> str:
+        required, properties = _of(schema, "required", list), _of(schema, "properties", dict)
+        return ", ".join(
+            f"{name}{'' if name in required else '?'}: {self._type(one, depth - 1)}" for name, one in properties.items()
+        )
+
+    def _type(self, schema: Any, depth: int) -> str:
+        if not depth or schema in ({}, True):
+            return "any"
+        kind = _of(schema, "type", str)
+        if ref := _of(schema, "$ref", str):
+            found: Any = self.root
+            for part in filter(None, ref.removeprefix("#").split("/")):
+                found = _of(found, part, dict)
+            return self._type(found, depth - 1)
+        if options := _of(schema, "enum", list):
+            return "|".join(map(_dumped, options))
+        if choices := _of(schema, "anyOf", list) or _of(schema, "oneOf", list):
+            return "|".join(self._type(choice, depth - 1) for choice in choices)
+        if kind == "array":
+            return f"{self._type(schema.get('items', True), depth - 1)}[]"
+        if _of(schema, "properties", dict):
+            return f"{{{self.fields(schema, depth)}}}"
+        return kind or _dumped(schema)
+
+
+def _of(schema: Any, name: str, kind: type[T]) -> T:
+    """A value of a schema, or an empty one where there is none of that kind."""
+    value = schema.get(name) if isinstance(schema, dict) else None
+    return value if isinstance(value, kind) else kind()
 
 
 def _calls_json(message: Message) -> str:

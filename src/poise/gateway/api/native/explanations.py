@@ -12,6 +12,7 @@ from poise.gateway.explain.neighbours import Company
 from poise.gateway.explain.words import sentences_of, verdict_of
 from poise.gateway.records.changes import STOPS, KeptBy
 from poise.gateway.records.moments import ChoiceState
+from poise.gateway.records.story import calls_of
 from poise.gateway.records.values import one_of
 from poise.scheduler.request import PreemptionReason
 
@@ -95,6 +96,7 @@ class ExplanationFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"cla
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    tool_calls: int
     recomputed_tokens: int
     lived_ms: int
     ttft_ms: int | None
@@ -138,6 +140,7 @@ def figures_of(facts: Facts) -> ExplanationFigures:
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.completion_tokens,
+        tool_calls=calls_of(record),
         recomputed_tokens=facts.n_recomputed,
         lived_ms=_ms(facts.lived_s),
         ttft_ms=_ms(facts.ttft_s) if facts.ttft_s is not None else None,

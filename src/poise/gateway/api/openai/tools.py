@@ -160,6 +160,9 @@ def _read_function(value: object, param: str) -> Tool:
         kind = read_object(parameters, f"{param}.parameters").get("type", "object")
         if kind != "object":
             raise invalid_value(f"{param}.parameters.type", 'be "object": arguments have names', kind)
+        for key, schema in read_object(parameters.get("properties") or {}, f"{param}.parameters.properties").items():
+            if type(schema) is not bool:
+                read_object(schema, f"{param}.parameters.properties.{key[:64]}")
     description = _DESCRIPTION.read(function.get("description") or "", f"{param}.description")
     strict = _STRICT.read(function.get("strict") or False, f"{param}.strict")
     return Tool(name, description, parameters or None, strict, f"{param}.name")

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 
 from poise.config import ClassSettings, Settings
 from poise.config.classes import class_settings, default_output
 from poise.gateway.models.local import summary as summaries
+from poise.gateway.models.local.calls import structure_of
 from poise.gateway.models.local.grammars import Grammars
 from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.record import Origin
@@ -23,7 +25,6 @@ from poise.gateway.records.values import ContextNote, Notes, Usage
 from poise.gateway.request import headers
 from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.request.refusals import ApiError, context_length_exceeded, invalid_value, unsupported_parameter
-from poise.gateway.request.tools import ToolMode
 from poise.gateway.text.context import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.policy import SHORT_POOL
@@ -113,9 +114,6 @@ class Prompts:
         """Raises ApiError when a prompt does not fit, however much of a conversation the caller's policy leaves out."""
         limits = limits_of(request.request_class, self._settings, ready)
         plan = Plan(origin.account, limits, self._allowance(request), origin.prompt_param)
-        if request.tools.mode is ToolMode.REQUIRED:
-            hint = "answers cannot be held to calls yet; use 'auto'"
-            raise unsupported_parameter("tool_choice", request.tools.mode, hint)
         if isinstance(request.prompt, Conversation):
             await self._chat(plan, origin.tenant, self._steered(plan, request.prompt, text), ready, text)
             if len(text.reasoning_end) == 1 and plan.ids and text.begins_inside(plan.ids[0]):
@@ -124,8 +122,9 @@ class Prompts:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, request.suffix, text))
         plan.cut_allowance()
-        if (structure := request.structure) is not None:
-            grammar = await self._grammars.tried(structure, origin.tenant, text.of(origin.account))
+        tried = partial(self._grammars.tried, tenant=origin.tenant, text=text.of(origin.account))
+        if (structure := await structure_of(request, text.reading, tried)) is not None:
+            grammar = await tried(structure)
             plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
         return plan
 
