@@ -29,8 +29,8 @@ from poise.sim.pressure import Pressure
 from poise.sim.report import group_figures
 from poise.sim.simulate import Options, Simulation, sim_policy, simulate
 from poise.tune.children import Server
-from poise.tune.forecast import sim_options
 from poise.tune.judge import calibrated_round, live_round
+from poise.tune.measures import sim_options
 
 FIGURES = (("all", "output_tokens_per_s"), ("interactive", "ttft_ms_p50"), ("interactive", "ttft_ms_p95"))
 TARGETS = ("interactive.ttft_p95_ms=2000", "interactive.gap_p95_ms=250")

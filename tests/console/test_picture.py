@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from poise.console.frame import frame_of
-from poise.console.picture import LIMITS, SAMPLES_MAX, RequestRow, Samples, age, bar, ordered, pair, size, spark
-from poise.console.watch import Watch
+from poise.console.picture import LIMITS, SAMPLES_MAX, RequestRow, Samples, Watch, age, bar, ordered, pair, size, spark
 from poise.gateway.explain import words
 from poise.gateway.http.pages import PAGE_DIR
 from poise.scheduler.bottleneck import Limit

@@ -11,8 +11,8 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Label, Sparkline, Static
 
 from poise.config import Settings
+from poise.console.picture import Watch
 from poise.console.screen import Panel, Question, TopApp
-from poise.console.watch import Watch
 from poise.gateway.app import Gateway
 from tests.console.app_client import AppClient
 from tests.gateway.fakes import Exchange, FakeEngine, Submission, chat_body, exchange, make_app

@@ -45,7 +45,7 @@ def run(
     policy = sim_policy(settings)
     watched = {c: Pressure(c, policy) for c in RequestClass}
     options = Options(
-        costs=costs,
+        costs=costs or Costs(),
         observers=tuple(p.recorded for p in watched.values()),
         listeners=tuple(p.heard for p in watched.values()),
     )

@@ -16,13 +16,13 @@ from poise.bench.comparison import Estimate
 from poise.bench.rounds import OURS, THEIRS, ScenarioSource
 from poise.config import LoadedSettings, load
 from poise.scenarios.parser import parse_scenario
-from poise.tune import children, judge, timing
+from poise.tune import children, judge, measures
 from poise.tune.children import CannotMeasure, server_toml
 from poise.tune.judge import LiveJudge
 from poise.tune.knobs import Changes
 from poise.tune.loop import judge_passes
+from poise.tune.measures import PassJudge
 from poise.tune.passes import Line
-from poise.tune.timing import PassJudge
 from tests.bench.test_command import TEXT
 
 SOURCE = ScenarioSource(parse_scenario(TEXT, "mixed.toml"), "mixed.toml", TEXT)
@@ -139,7 +139,7 @@ def child_that_says(monkeypatch: pytest.MonkeyPatch, *lines: Line) -> list[subpr
         started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True))
         return started[-1]
 
-    monkeypatch.setattr(timing, "start_passes", start)
+    monkeypatch.setattr(measures, "start_passes", start)
     return started
 
 

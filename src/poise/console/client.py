@@ -7,6 +7,8 @@ where that runs on this machine as this user.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -62,16 +64,22 @@ class Client:
         assert self._session is not None
         await self._session.close()
 
-    async def get(self, path: str) -> Any:
+    async def get(self, path: str, method: str = "GET") -> Any:
         """The answer's JSON. Raises Unreachable and Refused."""
-        return await self._ask("GET", path)
+        status, body = await self.send(method, path)
+        try:
+            answer = msgspec.json.decode(body)
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"{self.url}{path} answered {status} with something else than JSON") from error
+        if status < 400:
+            return answer
+        refusal = answer.get("error") if isinstance(answer, dict) else None
+        if not isinstance(refusal, dict):
+            raise Unreachable(f"{self.url}{path} answered {status}; is this a poise server?")
+        raise Refused(status, str(refusal.get("code")), str(refusal.get("message")))
 
     async def post(self, path: str) -> Any:
-        return await self._ask("POST", path)
-
-    async def login_code(self) -> str:
-        """A code for the dashboard's address, for who has the server's token. Raises Unreachable and Refused."""
-        return str((await self.post("/admin/login-codes"))["code"])
+        return await self.get(path, "POST")
 
     async def explanation(self, wanted: str) -> dict[str, Any]:
         """Of a request of the caller, or of any for an operator. Raises Unreachable and Refused."""
@@ -139,24 +147,20 @@ class Client:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unreachable(f"{self.url} cannot be reached: {_reason(error)}") from error
 
-    async def _ask(self, method: str, path: str) -> Any:
-        status, body = await self.send(method, path)
-        try:
-            answer = msgspec.json.decode(body)
-        except msgspec.DecodeError as error:
-            raise Unreachable(f"{self.url}{path} answered {status} with something else than JSON") from error
-        if status < 400:
-            return answer
-        refusal = answer.get("error") if isinstance(answer, dict) else None
-        if not isinstance(refusal, dict):
-            raise Unreachable(f"{self.url}{path} answered {status}; is this a poise server?")
-        raise Refused(status, str(refusal.get("code")), str(refusal.get("message")))
-
 
 def failure(message: str, exit_code: int) -> typer.Exit:
     """Says `message` on stderr and returns what a command raises."""
     typer.echo(f"poise: {message}", err=True)
     return typer.Exit(exit_code)
+
+
+@contextmanager
+def ending(refused: int) -> Iterator[None]:
+    """A command that cannot go on ends with one line; `refused` is the exit code when the server answered with an error."""
+    try:
+        yield
+    except ConsoleError as error:
+        raise failure(str(error), refused if isinstance(error, Refused) else USAGE_ERROR) from error
 
 
 def base_url(text: str) -> str:
@@ -174,16 +178,11 @@ def base_url(text: str) -> str:
 def _as_live(row: dict[str, Any]) -> dict[str, Any]:
     """A row of /v1/requests as /admin/requests would have it."""
     usage = row["usage"]
-    return {
-        "id": row["id"],
-        "request_id": row["request_id"],
+    return row | {
         "tenant": None,
-        "class": row["class"],
-        "state": row["state"],
         "prompt_tokens": usage["prompt_tokens"],
         "output_tokens": usage["completion_tokens"],
         "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
-        "age_ms": row["age_ms"],
     }
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from poise.console.client import DEFAULT_URL, USAGE_ERROR, Client, ConsoleError, Refused, failure
+from poise.console.client import DEFAULT_URL, Client, ending
 
 NO_OPERATOR = 1
 
@@ -21,15 +21,10 @@ def dashboard(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_UR
     It holds a code that works once, for a minute. The server must run on this machine as this user; for one elsewhere, open
     its /dashboard and enter an admin key.
     """
-    try:
-        code = asyncio.run(_code(url))
-    except Refused as error:
-        raise failure(str(error), NO_OPERATOR) from error
-    except ConsoleError as error:
-        raise failure(str(error), USAGE_ERROR) from error
-    typer.echo(f"{Client(url).url}/dashboard#code={code}")
+    with ending(NO_OPERATOR):
+        typer.echo(asyncio.run(_address(url)))
 
 
-async def _code(url: str) -> str:
+async def _address(url: str) -> str:
     async with Client(url) as client:
-        return await client.login_code()
+        return f"{client.url}/dashboard#code={(await client.post('/admin/login-codes'))['code']}"

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from poise.console.picture import Picture, age, bar, ordered, spark
+from poise.console.picture import Picture, RequestRow, age, bar, ordered, spark
 
 BAR_WIDTH, SPARK_WIDTH = 24, 60
 LEVEL_STYLES = {"normal": "green", "busy": "yellow", "constrained": "yellow", "degraded": "red", "draining": "magenta"}
@@ -17,18 +17,8 @@ STATE_STYLES = {"running": "green", "queued": "yellow", "paused": "magenta", "sw
 
 def frame_of(picture: Picture) -> RenderableType:
     """Everything, one below the other, in 80 columns."""
-    return Group(
-        header(picture),
-        Text(),
-        classes(picture),
-        Text(),
-        curves(picture),
-        Text(),
-        bars(picture),
-        *[Text(line) for line in picture.memory],
-        Text(),
-        requests(picture),
-    )
+    parts = (header(picture), classes(picture), curves(picture), bars(picture))
+    return Group(*(x for part in parts for x in (part, Text())), *map(Text, picture.memory), Text(), requests(picture))
 
 
 def header(picture: Picture) -> Text:
@@ -71,10 +61,15 @@ def requests(picture: Picture) -> RenderableType:
         return Text(f"no {whose}", style="dim")
     table = _table(("id", "class", "state", "prompt", "cached", "output", "age"), right=(3, 4, 5, 6))
     for row in ordered(picture.requests, "age"):
-        state = Text(row.state, style=STATE_STYLES.get(row.state, ""))
-        counts = [f"{n:,}" for n in (row.prompt, row.cached, row.output)]
-        table.add_row(row.id, row.request_class, state, *counts, age(row.age_ms))
+        table.add_row(*cells(row))
     return table
+
+
+def cells(row: RequestRow) -> list[Text]:
+    """A request's, but for its tenant."""
+    state = Text(row.state, style=STATE_STYLES.get(row.state, ""))
+    counts = [Text(f"{n:,}", justify="right") for n in (row.prompt, row.cached, row.output)]
+    return [Text(row.id), Text(row.request_class), state, *counts, Text(age(row.age_ms))]
 
 
 def _table(names: Iterable[str], right: Iterable[int]) -> Table:

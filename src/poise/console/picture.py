@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from poise.console.client import Client
+
 MINUTES = 3
 SAMPLES_MAX = MINUTES * 60
 LATELY = 10
@@ -236,3 +238,18 @@ def _memory(status: dict[str, Any], kept: Sequence[dict[str, Any]]) -> Iterable[
         unaccounted = size(status["engine_unaccounted_bytes"] or 0)
         gateway = f", gateway {size(kept[-1]['memory']['gateway_rss_bytes'])}" if kept else ""
         yield f"engine {size(rss)} resident, {unaccounted} unaccounted{gateway}"
+
+
+class Watch:
+    """One server over time. It may go away and come back."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._samples = Samples()
+
+    async def look(self) -> Picture:
+        """How it stands now. Raises ConsoleError."""
+        status = await self.client.get("/status")
+        self._samples.add(await self.client.get(f"/status/history?since={self._samples.since}"))
+        rows, is_operator = await self.client.requests()
+        return picture_of(status, self._samples, rows, is_operator=is_operator)

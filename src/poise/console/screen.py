@@ -15,9 +15,8 @@ from textual.widgets import DataTable, Footer, Label, Sparkline, Static
 
 from poise.console.client import ConsoleError
 from poise.console.explain import as_text
-from poise.console.frame import STATE_STYLES, bars, classes, header
-from poise.console.picture import SORTS, Picture, RequestRow, age, ordered
-from poise.console.watch import Watch
+from poise.console.frame import bars, cells, classes, header
+from poise.console.picture import SORTS, Picture, RequestRow, Watch, ordered
 
 PERIOD_S = 1.0
 ROWS_MAX = 500
@@ -41,7 +40,7 @@ class Panel(ModalScreen[None]):
     """Something to read over the rest."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,q,question_mark", "close", "close"),
+        Binding("escape,enter,q,question_mark", "dismiss", "close"),
     ]
 
     def __init__(self, text: Text) -> None:
@@ -52,9 +51,6 @@ class Panel(ModalScreen[None]):
         with VerticalScroll(id="panel"):
             yield Static(self.text)
         yield Footer()
-
-    def action_close(self) -> None:
-        self.dismiss()
 
 
 class Question(ModalScreen[bool]):
@@ -238,11 +234,7 @@ class TopApp(App[None]):
         self._rows = rows
         table.clear()
         for row in rows:
-            state = Text(row.state, style=STATE_STYLES.get(row.state, ""))
-            counts = [Text(f"{n:,}", justify="right") for n in (row.prompt, row.cached, row.output)]
-            cells = [Text(row.id), Text(row.request_class), state, *counts, Text(age(row.age_ms))]
-            table.add_row(*cells, Text(row.tenant or ""), key=row.id)
-        if chosen is not None:
-            place = next((i for i, row in enumerate(rows) if row.id == chosen.id), None)
-            if place is not None:
+            table.add_row(*cells(row), Text(row.tenant or ""), key=row.id)
+        for place, row in enumerate(rows):
+            if chosen is not None and row.id == chosen.id:
                 table.move_cursor(row=place, animate=False)

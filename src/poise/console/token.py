@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from poise.console.client import DEFAULT_URL, USAGE_ERROR, Client, ConsoleError, failure
+from poise.console.client import DEFAULT_URL, Client, ending, failure
 
 NO_SERVER = 1
 
@@ -19,10 +19,8 @@ def token(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL) -
 
     As in: curl -H "Authorization: Bearer $(poise token)" http://127.0.0.1:8000/admin/requests
     """
-    try:
+    with ending(NO_SERVER):
         client = Client(url)
-    except ConsoleError as error:
-        raise failure(str(error), USAGE_ERROR) from error
     if not (found := client.token()):
         raise failure(f"no server of this user at {client.url} on this machine", NO_SERVER)
     typer.echo(found)

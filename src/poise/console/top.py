@@ -12,11 +12,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from poise.console.client import DEFAULT_URL, USAGE_ERROR, Client, ConsoleError, Refused, failure
+from poise.console.client import DEFAULT_URL, Client, ConsoleError, ending
 from poise.console.explain import Key
 from poise.console.frame import frame_of
-from poise.console.picture import Picture
-from poise.console.watch import Watch
+from poise.console.picture import Picture, Watch
 
 WRONG_KEY = 1
 INSTALL = "poise top needs the package textual: pip install textual; `poise top --once` works without it"
@@ -33,19 +32,14 @@ def top(
     Classes, queues, pools, memory and requests; keys pause, resume, downgrade and cancel, and tell why a request is slow.
     Press ? for help. Whose requests are shown depends on the key: an operator's shows all, another one its tenant's.
     """
-    given = key if key is not None else os.environ.get("POISE_API_KEY", "")
-    try:
-        client = Client(url, given)
+    with ending(WRONG_KEY):
+        client = Client(url, key if key is not None else os.environ.get("POISE_API_KEY", ""))
         if once:
             console = Console(highlight=False)
             console.width = console.width if console.is_terminal else PLAIN_WIDTH
             console.print(frame_of(asyncio.run(_frame(client))))
             return
         asyncio.run(_live(client))
-    except Refused as error:
-        raise failure(str(error), WRONG_KEY) from error
-    except ConsoleError as error:
-        raise failure(str(error), USAGE_ERROR) from error
 
 
 async def _frame(client: Client) -> Picture:

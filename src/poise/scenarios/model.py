@@ -51,7 +51,7 @@ class Scenario:
 
     def warmup(self, seed: int) -> tuple[PlannedRequest, ...]:
         """The requests to send, one after another and unmeasured, before the load: lengths of the first client."""
-        client, rng = self.clients[0], _rng(seed, "warm-up", 0)
+        client, rng = self.clients[0], rng_of(seed, "warm-up", 0)
         rows = client.arrival.trace.rows if client.arrival.trace is not None else (_NO_ROW,)
         return tuple(
             _draw_request(client, rng, None, row=rows[number % len(rows)]) for number in range(self.warmup_requests)
@@ -173,8 +173,8 @@ class Length:
         if self.kind == "uniform":
             return self.low + int(uniform * (self.high - self.low + 1))
         if self.kind == "lognormal":
-            exponent = self.sigma * _normal_quantile(uniform)
-            return min(self.high, max(self.low, round(self.median * math.exp(exponent))))
+            sigmas = _NORMAL.inv_cdf(min(1.0 - 1e-9, max(1e-9, uniform)))  # within about six
+            return min(self.high, max(self.low, round(self.median * math.exp(self.sigma * sigmas))))
         return self.low
 
 
@@ -233,7 +233,7 @@ class PlannedRequest:
 
 
 def _generate(client: Client, seed: int, instance: int, duration_s: float) -> Iterator[PlannedRequest]:
-    rng, behaviour = _rng(seed, client.name, instance), _rng(seed, f"{client.name} behaves", instance)
+    rng, behaviour = rng_of(seed, client.name, instance), rng_of(seed, f"{client.name} behaves", instance)
     prefix: tuple[Segment, ...] = ()
     if client.shared_prefix_tokens:
         prefix = (Segment(SHARED_PREFIX_SEED, client.shared_prefix_tokens),)
@@ -302,12 +302,7 @@ def _draw_request(
     )
 
 
-def _rng(seed: int, name: str, instance: int) -> random.Random:
-    """`hash()` differs between processes, so the generator's seed is a digest."""
-    digest = blake2b(f"{seed}\0{name}\0{instance}".encode(), digest_size=16).digest()
+def rng_of(*parts: int | str) -> random.Random:
+    """A generator of its own for these parts. `hash()` differs between processes, so its seed is a digest."""
+    digest = blake2b("\0".join(map(str, parts)).encode(), digest_size=16).digest()
     return random.Random(int.from_bytes(digest, "big"))  # noqa: S311 - a workload, not a secret
-
-
-def _normal_quantile(uniform: float) -> float:
-    """The standard normal value below which a share `uniform` lies; kept within about six sigma."""
-    return _NORMAL.inv_cdf(min(1.0 - 1e-9, max(1e-9, uniform)))

@@ -23,7 +23,7 @@ from poise.scheduler.request import RequestClass
 from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
 from poise.sim.calibrate import calibrate
 from poise.sim.compare import comparison_table, load_live, predict
-from poise.sim.costs import load_costs
+from poise.sim.costs import Costs, load_costs
 from poise.sim.faults import Fault, parse_faults
 from poise.sim.pressure import Pressure
 from poise.sim.replay import replay
@@ -104,8 +104,8 @@ def sim(
         elif not scenarios:
             raise typer.BadParameter("name at least one scenario file, or --replay or --calibrate")
         else:
-            costs = load_costs(cost) if cost is not None else None
-            options = Options(costs, costs.pools if costs else None, parse_faults(faults), steps, journal is not None)
+            costs = load_costs(cost) if cost is not None else Costs()
+            options = Options(costs, costs.pools, parse_faults(faults), steps, journal is not None)
             loaded = [(path, load_scenario(path, trace)) for path in map(find_scenario, scenarios)]
             for _, scenario in loaded:
                 for line in ignored(scenario):
@@ -128,13 +128,7 @@ def sim(
 
 
 def _simulate(
-    path: Path,
-    scenario: Scenario,
-    seeds: range,
-    options: Options,
-    as_json: bool,
-    journal: Path | None,
-    more_arguments: str,
+    path: Path, scenario: Scenario, seeds: range, options: Options, as_json: bool, journal: Path | None, extra: str
 ) -> None:
     """Every seed in turn, up to the first failure."""
     out, totals, began_s = Console(), Totals(scenario.name), time.monotonic()
@@ -144,7 +138,7 @@ def _simulate(
         except SimulationFailure as failure:
             if journal is not None:
                 _write_journal(journal, failure.journal)
-            typer.echo(_complaint(path, failure, options, more_arguments), err=True)
+            typer.echo(_complaint(path, failure, options, extra), err=True)
             raise typer.Exit(1) from failure
         totals.add(done)
         if as_json:
@@ -157,7 +151,7 @@ def _simulate(
         typer.echo(totals.line(time.monotonic() - began_s))
 
 
-def _complaint(path: Path, failure: SimulationFailure, options: Options, more_arguments: str) -> str:
+def _complaint(path: Path, failure: SimulationFailure, options: Options, extra: str) -> str:
     """What was broken where, and the command that repeats it."""
     cause = failure.__cause__
     what = f"invariant broken: {cause}" if isinstance(cause, AssertionError) else f"the engine crashed: {cause!r}"
@@ -165,7 +159,7 @@ def _complaint(path: Path, failure: SimulationFailure, options: Options, more_ar
     command = f"poise sim {shlex.quote(str(path))} --seed {failure.seed}"
     command += f" --steps {options.n_steps}" if options.n_steps else ""
     command += f" --faults {chosen}" if chosen else ""
-    return f"{what}\n{failure}, faults: {chosen or 'none'}\nrepeat with: {command}{more_arguments}"
+    return f"{what}\n{failure}, faults: {chosen or 'none'}\nrepeat with: {command}{extra}"
 
 
 def _write_journal(path: Path, journal: Journal) -> None:

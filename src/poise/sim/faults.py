@@ -10,9 +10,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from hashlib import blake2b
 
-from poise.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment
+from poise.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment, rng_of
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
 from poise.scheduler.request import Control, Hold, RequestClass
 from poise.wire import to_engine
@@ -154,7 +153,7 @@ class Faults:
 
     def __init__(self, chosen: Iterable[Fault], seed: int) -> None:
         self.chosen = tuple(chosen)
-        self._rngs = {fault: _rng(seed, fault) for fault in Fault}
+        self._rngs = {fault: rng_of(seed, fault) for fault in Fault}
         self._next_ns = {f: self._gap_ns(f) for f in self.chosen if f in PERIOD_S}
         self._stopped = False
         self._forget_ids = 0
@@ -370,8 +369,3 @@ def _tenant_policy(rng: random.Random) -> TenantPolicy:
         queue_max=rng.choice((0, 0, 4)),
         tokens_per_minute=rng.choice((0, 0, 0, 3000)),
     )
-
-
-def _rng(seed: int, fault: Fault) -> random.Random:
-    digest = blake2b(f"{seed}\0{fault.value}".encode(), digest_size=16).digest()
-    return random.Random(int.from_bytes(digest, "big"))  # noqa: S311 - a workload, not a secret

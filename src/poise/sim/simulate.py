@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import msgspec
@@ -54,7 +54,7 @@ class Options:
     listeners       are called with every message of the engine
     """
 
-    costs: Costs | None = None
+    costs: Costs = field(default_factory=Costs)
     priors: Mapping[str, CostPrior] | None = None
     faults: Sequence[Fault] = ()
     n_steps: int = 0
@@ -134,14 +134,13 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     end_rate = END_RATE if options.faults else 0
     most = cells_max(policy.pools)
     witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in options.faults, slot_cells=most)
-    costs = options.costs or Costs()
-    world = World(scenario, seed, clock, witness, faults, options.template, costs.way_us)
-    machine = _Machine(policy, clock, faults, options, costs, costs.pace(seed, faults.pace), blake2b(digest_size=16))
+    world = World(scenario, seed, clock, witness, faults, options.template, options.costs.way_us)
+    pace, digest = options.costs.pace(seed, faults.pace), blake2b(digest_size=16)
     n_steps, n_crashes = 0, 0
     while True:
-        life = machine.begin(world)
+        life = _Life(policy, world, clock, faults, options, pace, digest)
         try:
-            _run(life, world, options.n_steps and max(1, options.n_steps - n_steps), costs)
+            life.run(options.n_steps and max(1, options.n_steps - n_steps))
         except EngineCrash:
             n_steps, n_crashes = n_steps + life.engine.n_steps, n_crashes + 1
             ended = world.engine_lost(read_words(life.engine.box.words).request_ids)
@@ -165,66 +164,46 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     )
 
 
-@dataclass(frozen=True, slots=True)
 class _Life:
-    """One engine and those who watch it, from its start to its end."""
+    """A new engine, nothing in its slots, nothing known, and those who watch it; the rest stays when it dies."""
 
-    engine: Engine
-    clock: VirtualClock
-    scheduler: Scheduler
-    checkers: Checkers
-    journal: _Recorder
-
-
-@dataclass(frozen=True, slots=True)
-class _Machine:
-    """What stays when an engine dies: everything that the next one is built from."""
-
-    policy: SchedulerPolicy
-    clock: VirtualClock
-    faults: Faults
-    options: Options
-    costs: Costs
-    pace: Pace
-    digest: blake2b
-
-    def begin(self, world: World) -> _Life:
-        """A new engine: nothing in its slots, nothing known."""
-        policy, costs, options = self.policy, self.costs, self.options
+    def __init__(
+        self, policy: SchedulerPolicy, world: World, clock: VirtualClock, faults: Faults, options: Options, pace: Pace,
+        digest: blake2b,
+    ) -> None:  # fmt: skip
+        self.world, self.clock, self.costs = world, clock, options.costs
         runner = SimRunner(
             [PoolInfo(name, p.n_slots, p.slot_cells, True, 0, p.cell_bytes) for name, p in policy.pools.items()],
             n_vocab=N_VOCAB,
-            clock=self.clock,
-            cost=costs.pools,
-            pace=self.pace,
+            clock=clock,
+            cost=self.costs.pools,
+            pace=pace,
             end_rate=END_RATE if options.faults else 0,
-            carry_us_per_cell=costs.carry_us_per_cell,
-            fault=self.faults.fails,
+            carry_us_per_cell=self.costs.carry_us_per_cell,
+            fault=faults.fails,
         )
-        scheduler = Scheduler(policy)
-        checkers = Checkers(policy, runner, scheduler.served)
+        self.scheduler = Scheduler(policy)
+        self.checkers = Checkers(policy, runner, self.scheduler.served)
         entries_max = None if options.keep_journal else ENTRIES_MAX
-        journal = _Recorder(entries_max, (checkers.recorded, *options.observers), self.digest)
-        journal.record_policy(policy)
-        outbox = _Ears(checkers.heard, *options.listeners, world.send)
-        engine = Engine(scheduler, runner, self.clock, inbox=world, outbox=outbox, journal=journal)
-        return _Life(engine, self.clock, scheduler, checkers, journal)
+        self.journal = _Recorder(entries_max, (self.checkers.recorded, *options.observers), digest)
+        self.journal.record_policy(policy)
+        outbox = _Ears(self.checkers.heard, *options.listeners, world.send)
+        self.engine = Engine(self.scheduler, runner, clock, inbox=world, outbox=outbox, journal=self.journal)
 
+    def run(self, n_steps: int) -> None:
+        """Turn the engine's loop until the world has nothing left, with every checker after every turn. Raises EngineCrash.
 
-def _run(life: _Life, world: World, n_steps: int, costs: Costs) -> None:
-    """Turn the engine's loop until the world has nothing left, with every checker after every turn. Raises EngineCrash.
-
-    After `n_steps` (0: never) the world stops. A step also takes the loop's own time; else time passes in the runner alone.
-    """
-    engine, scheduler, checkers = life.engine, life.scheduler, life.checkers
-    while True:
-        try:
-            engine.step()
-        except EOFError:
-            return
-        scheduler.check()
-        life.clock.advance(costs.loop_ns(checkers.after_step()))
-        if checkers.is_idle or engine.n_steps % BOOKS_STEPS == 0:
-            checkers.compare_books(scheduler.snapshot())
-        if n_steps and engine.n_steps >= n_steps and not world.is_stopped:
-            world.stop()
+        After `n_steps` (0: never) the world stops. A step also takes the loop's own time; else time passes in the runner alone.
+        """
+        engine, scheduler, checkers = self.engine, self.scheduler, self.checkers
+        while True:
+            try:
+                engine.step()
+            except EOFError:
+                return
+            scheduler.check()
+            self.clock.advance(self.costs.loop_ns(checkers.after_step()))
+            if checkers.is_idle or engine.n_steps % BOOKS_STEPS == 0:
+                checkers.compare_books(scheduler.snapshot())
+            if n_steps and engine.n_steps >= n_steps and not self.world.is_stopped:
+                self.world.stop()

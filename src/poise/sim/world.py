@@ -212,12 +212,11 @@ class World:
 
     def _wait(self, wait_until_ns: int | None) -> None:
         """Move the clock to the next thing that happens. Raises EOFError when nothing will."""
-        self._check_waiting_is_right()
+        if self._in_flight and not (self._held or self._stalled):  # else all of it may stand behind something paused
+            raise AssertionError(f"the engine rests while requests {list(self._in_flight)[:10]} could run")
         while self._moments and self._is_over(self._moments[0][2]):
             heapq.heappop(self._moments)  # Or the clock would run on for nobody.
-        moments = [m[0] for m in self._moments[:1]]
-        if wait_until_ns is not None:
-            moments.append(wait_until_ns)
+        moments = [*(m[0] for m in self._moments[:1]), *([wait_until_ns] if wait_until_ns is not None else [])]
         if moments and self._in_flight and self.faults.next_ns is not None:
             moments.append(self.faults.next_ns)
         if not moments:
@@ -226,11 +225,6 @@ class World:
             )
             raise EOFError("the scenario is over")
         self._clock.advance_to(min(moments))
-
-    def _check_waiting_is_right(self) -> None:
-        """The engine found nothing to do: then all that is in flight is paused, or stands behind something that is."""
-        if self._in_flight and not (self._held or self._stalled):
-            raise AssertionError(f"the engine rests while requests {list(self._in_flight)[:10]} could run")
 
     def _strike(self) -> None:
         """What the faults that are due do becomes moments like any others."""
@@ -257,15 +251,13 @@ class World:
             when_ns, _, what = heapq.heappop(self._moments)
             if self._is_over(what):
                 continue
-            message = self._message(what, when_ns)
+            if isinstance(what, _Arrival):
+                message = self._submit(what, when_ns - self._way_ns)
+            else:
+                message = to_engine.Abort(what.request_id) if isinstance(what, _Leaving) else what
             self._remember(message)
             self.witness.sent(message, self._clock.now_ns())
             yield message
-
-    def _message(self, what: to_engine.ToEngine | _Arrival | _Leaving, when_ns: int) -> to_engine.ToEngine:
-        if isinstance(what, _Arrival):
-            return self._submit(what, when_ns - self._way_ns)
-        return to_engine.Abort(what.request_id) if isinstance(what, _Leaving) else what
 
     def _is_over(self, what: to_engine.ToEngine | _Arrival | _Leaving) -> bool:
         """Nobody leaves who is gone, or who wanted no more than a first token and has it."""

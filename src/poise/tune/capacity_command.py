@@ -35,8 +35,8 @@ from poise.sim.simulate import Options, SimulationFailure
 from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
 from poise.tune.children import CannotMeasure, Server, terminable
 from poise.tune.command import INTERRUPTED, Assignments, ModelFile, Profile
-from poise.tune.forecast import sim_options
 from poise.tune.judge import calibrated_round, live_round
+from poise.tune.measures import sim_options
 from poise.tune.provenance import describe
 
 COMMAND = "poise capacity"

@@ -23,12 +23,11 @@ from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.gguf import ModelError
 from poise.scenarios.files import InputError
 from poise.tune import tunedfile
-from poise.tune.check import HOLDS, NO_LONGER, check_values, unknown_keys
 from poise.tune.children import terminable
 from poise.tune.evidence import Evidence, read_evidence
 from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
 from poise.tune.knobs import STAGES, Knob, knobs, selected
-from poise.tune.loop import Tuner
+from poise.tune.loop import HOLDS, NO_LONGER, Tuner, check_values, unknown_keys
 from poise.tune.measures import HostMeasures, host_measures, plan_text, shortened
 from poise.tune.provenance import describe, differences
 from poise.tune.tunedfile import DEFAULT_FILE, evidence_path

@@ -7,6 +7,10 @@
 4. At the end the untuned settings run against all that was kept, on new seeds. Its time is set aside from the beginning: no
    trial starts that would leave too little.
 5. When the time is over or Ctrl-C comes, what was found so far stands, and is not verified.
+
+`--check`: does every value of a tuned file still hold? Each is left out in turn and held against the whole file. A value holds
+when the comparison that it was kept by (passes or live servers) comes out the same way again, beyond noise. With the evidence at
+hand, target, guardrails, scenario and rounds are those of then, and what has changed since (host, model, versions) is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Protocol
 from poise.tune.children import CannotMeasure
 from poise.tune.evidence import Ended, Method, Result, Trial
 from poise.tune.goal import Goal, Hopeless, Measured, Verdict, gain, pass_goal
-from poise.tune.knobs import Changes, Knob, Value
+from poise.tune.knobs import STAGES, Changes, Knob, Value, pools_of, stage_of
 
 SEEDS_APART = 1000
 """Between the first seeds of two comparisons; more than a comparison has rounds."""
@@ -37,6 +41,10 @@ class Measures(Protocol):
     def forecast(self, before: Changes, after: Changes, seed: int) -> Measured: ...
 
     def live(self, before: Changes, after: Changes, seed: int, hopeless: Hopeless, until: float) -> Measured: ...
+
+
+Measure = Callable[[], Measured]
+Judge = Callable[[Measured], Verdict]
 
 
 class _TimeOver(Exception):
@@ -92,7 +100,9 @@ class Tuner:
             candidates = []
             for place, (knob, value) in enumerate(promising):
                 self._check_time("live", knob)
-                if self._judge(knob, value):
+                before, after, until = dict(self.kept), self.kept | {knob.key: value}, self._reserved_until()
+                measure = partial(self.measures.live, before, after, self._new_seed(), self.goal.is_hopeless, until)
+                if self._compare(knob, value, "live", measure, self.goal.judge).result == "kept":
                     rest = promising[place + 1 :]
                     # Another value of the same setting is foretold against the one that was kept.
                     candidates = [(other, candidate) for other, candidate in rest if candidate != self._current(other)]
@@ -110,11 +120,6 @@ class Tuner:
                 found.append((-gain(trial.target), place, knob, value))
         return [(knob, value) for _, _, knob, value in sorted(found, key=lambda entry: entry[:2])]
 
-    def _judge(self, knob: Knob, value: Value) -> bool:
-        before, after, until = dict(self.kept), self.kept | {knob.key: value}, self._reserved_until()
-        measure = partial(self.measures.live, before, after, self._new_seed(), self.goal.is_hopeless, until)
-        return self._compare(knob, value, "live", measure, self.goal.judge).result == "kept"
-
     def _verify(self) -> None:
         """All that was kept against the untuned settings. It is never cut short: its figures are what the file tells."""
         if not self.kept:
@@ -123,14 +128,7 @@ class Tuner:
         self.verification = self._carry_out("", ("", ""), "live", measure, self.goal.judge)
         self.say(self.verification.line())
 
-    def _compare(
-        self,
-        knob: Knob,
-        value: Value,
-        method: Method,
-        measure: Callable[[], Measured],
-        judge: Callable[[Measured], Verdict],
-    ) -> Trial:
+    def _compare(self, knob: Knob, value: Value, method: Method, measure: Measure, judge: Judge) -> Trial:
         """One trial, noted and printed. What passes it is in force from then on, unless it is only a prediction."""
         began, values = self.clock(), (self._current(knob), value)
         try:
@@ -146,12 +144,7 @@ class Tuner:
         return trial
 
     def _carry_out(
-        self,
-        key: str,
-        values: tuple[Value, Value],
-        method: Method,
-        measure: Callable[[], Measured],
-        judge: Callable[[Measured], Verdict],
+        self, key: str, values: tuple[Value, Value], method: Method, measure: Measure, judge: Judge
     ) -> Trial:
         began, measured = self.clock(), Measured(())
         try:
@@ -160,20 +153,9 @@ class Tuner:
             result: Result = "refused" if not verdict.kept else "promising" if method == "simulator" else "kept"
         except CannotMeasure as error:
             verdict, result = Verdict(False, str(error), None), "skipped" if key else "failed"
-        return Trial(
-            self._number,
-            key,
-            *values,
-            method,
-            result,
-            verdict.reason,
-            verdict.target,
-            verdict.guards,
-            measured.seeds,
-            measured.failed,
-            round(self.clock() - began, 1),
-            tuple(measured.estimates),
-        )
+        judged = (self._number, key, *values, method, result, verdict.reason, verdict.target, verdict.guards)
+        took_s = round(self.clock() - began, 1)
+        return Trial(*judged, measured.seeds, measured.failed, took_s, tuple(measured.estimates))
 
     def _note(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -207,8 +189,49 @@ def judge_passes(measured: Measured) -> Verdict:
 
 def in_order(found: Sequence[Knob]) -> Iterator[tuple[Knob, Value]]:
     """Every candidate, as the plan lists them."""
-    for stage in ("engine", "policy"):
-        for knob in found:
-            if knob.stage == stage:
-                for value in knob.candidates:
-                    yield knob, value
+    for knob in sorted(found, key=lambda knob: STAGES.index(knob.stage)):
+        yield from ((knob, value) for value in knob.candidates)
+
+
+HOLDS, NO_LONGER = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What became of one value."""
+
+    key: str
+    value: Value
+    verdict: Verdict
+    took_s: float
+
+    def line(self) -> str:
+        word = "holds" if self.verdict.kept else "no longer"
+        return f"{self.key} = {self.value}: {word}: {self.verdict.reason}  ({self.took_s:.0f} s)"
+
+
+def unknown_keys(values: Changes) -> list[str]:
+    """Settings of a file that tuning knows nothing of."""
+    return [key for key in values if stage_of(key) is None]
+
+
+def check_values(
+    values: Changes, measures: Measures, goal: Goal, seed: int, clock: Callable[[], float], say: Callable[[str], None]
+) -> list[Check]:
+    """In the order of the file. A KeyboardInterrupt ends it; what was reported until then stands."""
+    found = []
+    for number, (key, value) in enumerate(values.items()):
+        without = {other: known for other, known in values.items() if other != key}
+        began = clock()
+        try:
+            if stage_of(key) == "engine":
+                knob = Knob(key, "engine", value, (value,), pools_of(key))
+                verdict = judge_passes(measures.passes(without, values, knob, float("inf")))
+            else:
+                own_seed = seed + SEEDS_APART * number
+                verdict = goal.judge(measures.live(without, values, own_seed, goal.is_hopeless, float("inf")))
+        except CannotMeasure as error:
+            verdict = Verdict(False, str(error), None)
+        found.append(Check(key, value, verdict, clock() - began))
+        say(found[-1].line())
+    return found

@@ -1,23 +1,164 @@
-"""The real measures of the tuning loop: the child that times passes, the simulator, and two live servers."""
+"""The real measures of the tuning loop: the child that times passes, the simulator, and two live servers (`poise.tune.judge`).
+
+Engine knobs: the rounds of the child are read, and the figures of a comparison made of them.
+
+The filter: the simulator runs a candidate beside the settings in force, over several seeds. Costs come from the flight recorder
+of a live server under the chosen scenario (`poise.sim.calibrate`). The figures have the names and the cut of the benchmark's, so
+that the same goal judges both. A prediction never accepts anything: it says what is worth trying.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from poise.bench.rounds import ScenarioSource
-from poise.config import LoadedSettings
+import msgspec
+
+from poise.bench.comparison import Estimate, compare, estimate
+from poise.bench.record import Figure
+from poise.bench.rounds import OURS, THEIRS, ScenarioSource
+from poise.config import LoadedSettings, engine_settings
 from poise.scenarios.model import Scenario
+from poise.scheduler.policy import CostPrior
+from poise.sim.calibrate import Calibration
+from poise.sim.costs import WAY_US, Costs
+from poise.sim.report import group_figures
+from poise.sim.simulate import Options, SimulationFailure, simulate
+from poise.sim.template import TemplateTokens
+from poise.tune.children import CannotMeasure, end_process, start_passes
 from poise.tune.evidence import Method
-from poise.tune.forecast import SEEDS, SIM_SPEED, Forecast, sim_options
-from poise.tune.goal import Hopeless, Measured
+from poise.tune.goal import STEP, Hopeless, Measured
 from poise.tune.judge import LiveJudge
-from poise.tune.knobs import Changes, Knob
+from poise.tune.knobs import KV_KNOB, Changes, Knob
 from poise.tune.loop import in_order
-from poise.tune.timing import PassJudge
+from poise.tune.passes import Line, Order
+
+START_S = 8.0
+ROUND_S = 1.5
+ROUND_LONG_S = 4.0
+
+Times = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class PassJudge:
+    """Compares two builds of the engine by their passes, each round a pair."""
+
+    loaded: LoadedSettings
+    rounds: int
+
+    def cost_s(self, pools: Sequence[str]) -> float:
+        """What a comparison will take with a small model; a round of the long pool costs most."""
+        return START_S + self.rounds * (ROUND_LONG_S if "long" in pools else ROUND_S)
+
+    def compare(
+        self, before: Changes, after: Changes, key: str, pools: tuple[str, ...], until: float = float("inf")
+    ) -> Measured:
+        """Raises CannotMeasure."""
+        order = Order(
+            before=engine_settings(self.loaded.varied(before).settings),
+            after=engine_settings(self.loaded.varied(after).settings),
+            pools=pools,
+            rounds=self.rounds,
+            quality=key == KV_KNOB,
+        )
+        child = start_passes()
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write(msgspec.json.encode(order))
+            child.stdin.close()
+            return self._read(child.stdout, until)
+        finally:
+            end_process(child)
+
+    def _read(self, lines: Iterable[bytes], until: float) -> Measured:
+        rounds: list[Times] = []
+        problem = stopped = ""
+        for text in lines:
+            try:
+                line = msgspec.json.decode(text, type=Line)
+            except msgspec.DecodeError:
+                break  # it died in the middle of a line
+            if line.same:
+                raise CannotMeasure("it builds the same engine: what is measured at a start has chosen it already")
+            problem = line.problem or problem
+            if line.times:
+                rounds.append(line.times)
+            if time.monotonic() > until:
+                stopped = "the time was over"
+                break
+        if problem and not rounds:
+            raise CannotMeasure(problem)
+        if not rounds:
+            raise CannotMeasure("the process that times passes ended without a figure")
+        if not stopped and len(rounds) < self.rounds:
+            problem = problem or "the process that times passes ended early"
+        return Measured(pass_estimates(rounds), problem=problem, stopped=stopped)
+
+
+def pass_estimates(rounds: Sequence[Times]) -> list[Estimate]:
+    """The geometric mean of all passes, and each of them."""
+    names = list(rounds[0])
+    whole = [
+        (Figure(_mean([times[name][0] for name in names])), Figure(_mean([times[name][1] for name in names])))
+        for times in rounds
+    ]
+    each = {name: [(Figure(times[name][0]), Figure(times[name][1])) for times in rounds] for name in names}
+    return [estimate(("all", "", name), pairs) for name, pairs in ({STEP: whole} | each).items()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(prod(values) ** (1 / len(values)))
+
+
+SEEDS = 6
+SIM_SPEED = 15.0
+"""Seconds of load that a second of simulation takes, at the least."""
+
+
+@dataclass(slots=True)
+class Forecast:
+    """The simulator with this host's costs. Rounds of the settings in force are run once for each seed."""
+
+    loaded: LoadedSettings
+    scenario: Scenario
+    options: Options
+    _known: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+
+    def compare(self, before: Changes, after: Changes, seed: int) -> Measured:
+        """Raises CannotMeasure when a simulated server breaks."""
+        rounds = [
+            {"seed": s, "sides": {THEIRS: self._side(before, s), OURS: self._side(after, s)}}
+            for s in range(seed, seed + SEEDS)
+        ]
+        estimates, _ = compare(rounds, THEIRS, rounds, OURS)
+        return Measured(estimates, tuple(range(seed, seed + SEEDS)))
+
+    def _side(self, changes: Changes, seed: int) -> dict[str, Any]:
+        key = (repr(sorted(changes.items())), seed)
+        if key not in self._known:
+            try:
+                done = simulate(self.scenario, self.loaded.varied(changes).settings, seed, self.options)
+            except SimulationFailure as error:
+                raise CannotMeasure(f"the simulation ends with {error.__cause__!r}") from error
+            self._known[key] = {"groups": group_figures(self.scenario, done.records)}
+        return self._known[key]
+
+
+def sim_options(found: Calibration, template: TemplateTokens) -> Options:
+    """A simulation with costs as a cost file of the calibration would give them, known to its scheduler from the start."""
+    priors = {name: CostPrior(*fit.weights) for name, fit in found.pools.items()}
+    noise = {name: fit.noise for name, fit in found.pools.items()}
+    costs = Costs.of(priors, noise, found.step_us, found.row_us, found.carry_us_per_cell, WAY_US)
+    return Options(costs, costs.pools, template=template)
+
 
 CALIBRATION_SEED = 500
 """Added to the first seed: no comparison has it."""
