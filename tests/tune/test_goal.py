@@ -54,7 +54,7 @@ def test_higher_can_be_better() -> None:
     assert goal.name == "all.output_tokens_per_s"
     assert goal.judge(Measured(live(all_tokens=1.2))).kept
     assert not goal.judge(Measured(live(all_tokens=0.8))).kept
-    assert goal.is_promising(Measured(live(all_tokens=1.05))).kept
+    assert goal.judge(Measured(live(all_tokens=1.05)), predicted=True).kept
     assert goal.is_hopeless(live(all_tokens=0.99))
 
 
@@ -67,10 +67,10 @@ def test_ratios_of_requests_that_were_cut() -> None:
 
 def test_predictions_only_say_what_is_worth_trying() -> None:
     """A gain within the noise is promising; a broken guardrail is not."""
-    assert GOAL.is_promising(Measured(live(ttft=0.95, noise=WIDE))).kept
-    assert not GOAL.is_promising(Measured(live(ttft=0.995))).kept
-    assert not GOAL.is_promising(Measured(live(ttft=0.5, jobs=0.5))).kept
-    assert not GOAL.is_promising(Measured([])).kept
+    assert GOAL.judge(Measured(live(ttft=0.95, noise=WIDE)), predicted=True).kept
+    assert not GOAL.judge(Measured(live(ttft=0.995)), predicted=True).kept
+    assert not GOAL.judge(Measured(live(ttft=0.5, jobs=0.5)), predicted=True).kept
+    assert not GOAL.judge(Measured([]), predicted=True).kept
 
 
 def test_passes_are_faster_together_and_none_is_slower() -> None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from poise.bench.record import CANCELLED, NS_PER_MS, NS_PER_S, PENDING, UNFINISHED, RequestRecord
+from poise.bench.record import CANCELLED, NS_PER_MS, PENDING, UNFINISHED, RequestRecord
 from poise.scenarios.model import Targets
 
 TargetsByClass = Mapping[str, Targets]
@@ -72,10 +72,6 @@ def by_class(*rows: Iterable[Targets]) -> dict[str, Targets]:
             given = {name: value for name, value in asdict(one).items() if value is not None}
             found[one.request_class] = replace(found.get(one.request_class, one), **given)
     return found
-
-
-def rate_per_s(found: Goodput, window_ns: int) -> float:
-    return found.n_met_within * NS_PER_S / window_ns
 
 
 def _missed(record: RequestRecord, targets: Targets) -> bool:

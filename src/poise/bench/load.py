@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from asyncio import Timeout
 from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass, field
 
 import aiohttp
 import msgspec
+from aiohttp import ClientResponse
 
 from poise.bench.kill import EngineKiller
 from poise.bench.prompts import malformed_body, messages
@@ -107,7 +109,8 @@ class RoundLoad:
                         for stream in streams:
                             group.create_task(self._drive(stream, group))
             except TimeoutError:
-                self._cut()
+                for record in self.records:
+                    self._end(record, UNFINISHED)
             finally:
                 happening.cancel()
             elapsed_ns = self._now_ns()
@@ -184,7 +187,7 @@ class RoundLoad:
             self._end(record, CANCELLED)
 
     async def _ask(
-        self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes, patience: asyncio.Timeout
+        self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes, patience: Timeout
     ) -> None:
         key = self.key or f"bench-{client.tenant}" + (f"-{secrets.token_hex(8)}" if client.fresh_tenants else "")
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
@@ -208,12 +211,7 @@ class RoundLoad:
             self._end(record, DISCONNECTED, str(error))
 
     async def _read_stream(
-        self,
-        record: RequestRecord,
-        plan: PlannedRequest,
-        client: Client,
-        response: aiohttp.ClientResponse,
-        patience: asyncio.Timeout,
+        self, record: RequestRecord, plan: PlannedRequest, client: Client, response: ClientResponse, patience: Timeout
     ) -> None:
         """Reads to the end of the connection, past the end of the answer: whoever leaves early looks like a quitter."""
         reader = EventDecoder()
@@ -246,10 +244,6 @@ class RoundLoad:
             record.status = status
             record.message = message[:200]
             record.end_ns = self._now_ns() - record.start_ns
-
-    def _cut(self) -> None:
-        for record in self.records:
-            self._end(record, UNFINISHED)
 
     def _body(self, client: Client, plan: PlannedRequest) -> bytes:
         if plan.malformed:

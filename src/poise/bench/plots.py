@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -46,14 +47,11 @@ def _rate_over_time(run: Mapping[str, Any]) -> Plot:
     for side, result in run["rounds"][0]["sides"].items():
         for name in dict.fromkeys(client["class"] for client in run["clients"]):
             members = {client["name"] for client in run["clients"] if client["class"] == name}
-            seconds = [0] * (int(result["elapsed_s"]) + 1)
-            for r in result["requests"]:
-                if r["client"] in members:
-                    for at_ms in r["chunks_ms"]:
-                        seconds[min(len(seconds) - 1, int((r["start_ms"] + at_ms) / 1000))] += 1
-            if any(seconds):
-                x = list(range(len(seconds)))
-                data.append({"type": "scatter", "mode": "lines", "name": f"{side} {name}", "x": x, "y": seconds})
+            own, last = [r for r in result["requests"] if r["client"] in members], int(result["elapsed_s"])
+            counts = Counter(min(last, int((r["start_ms"] + ms) / 1000)) for r in own for ms in r["chunks_ms"])
+            if counts:
+                x, y = list(range(last + 1)), [counts[second] for second in range(last + 1)]
+                data.append({"type": "scatter", "mode": "lines", "name": f"{side} {name}", "x": x, "y": y})
         mark = {"type": "line", "y0": 0, "y1": 1, "yref": "paper", "line": {"dash": "dot"}}
         shapes += [mark | {"x0": e["at_s"], "x1": e["at_s"]} for e in result["events"] if e["done"]]
     plot = _plot("Tokens over time", "s of the first round", "tokens/s", data)

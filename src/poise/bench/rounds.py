@@ -91,19 +91,16 @@ class Benchmark:
         options = self._options
         async with new_session(options.key) as session:
             for side, url in options.urls.items():
-                self.targets[side] = await self._find(session, side, url)
+                # A server that refuses the first question is absent; one that answers may still be loading its model.
+                await probe(session, url)
+                await wait_ready(session, url, options.ready_timeout_s)
+                self.targets[side] = await discover(session, url, options.extensions[side])
             for source in options.sources:
                 run = ScenarioRun(source)
                 self.runs.append(run)
                 for number in range(options.n_rounds):
                     run.rounds.append(await self._round(session, source.scenario, number))
         self.complete = True
-
-    async def _find(self, session: aiohttp.ClientSession, side: str, url: str) -> Target:
-        """A server that refuses the first question is absent; one that answers may still be loading its model."""
-        await probe(session, url)
-        await wait_ready(session, url, self._options.ready_timeout_s)
-        return await discover(session, url, self._options.extensions[side])
 
     async def _round(self, session: aiohttp.ClientSession, scenario: Scenario, number: int) -> Round:
         seed = self._options.seed + number

@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 
 import msgspec
 
-from poise.bench.goodput import Goodput, TargetsByClass, goodput, rate_per_s
+from poise.bench.goodput import Goodput, TargetsByClass, goodput
 from poise.bench.record import CANCELLED, NS_PER_S, OK, REFUSED, UNFINISHED, Bound, Figure, RequestRecord
 from poise.scenarios.model import Client
 
@@ -109,7 +109,7 @@ def summarize(
     good = goodput(own, targets or {}, window_ns)
     if good is not None and good.share is not None:
         figures["goodput_share"] = Figure(good.share, "~" if good.n_undecided else "")
-        figures |= {"goodput_per_s": Figure(rate_per_s(good, window_ns))} if window_ns > 0 else {}
+        figures |= {"goodput_per_s": Figure(good.n_met_within * NS_PER_S / window_ns)} if window_ns > 0 else {}
     return Summary(
         group.kind,
         group.name,
@@ -125,13 +125,14 @@ def summarize(
 def over_rounds(rounds: Sequence[Summary]) -> Summary:
     """One group's median figures over its rounds; the counts are totals. `rounds` is not empty."""
     names = dict.fromkeys(name for summary in rounds for name in summary.figures)
+    judged = [astuple(summary.goodput) for summary in rounds if summary.goodput is not None]
     statuses = sum((Counter(summary.statuses) for summary in rounds), Counter[str]())
     return msgspec.structs.replace(
         rounds[0],
         statuses=dict(sorted(statuses.items())),
         n_censored=sum(summary.n_censored for summary in rounds),
         n_short=sum(summary.n_short for summary in rounds),
-        goodput=_total([summary.goodput for summary in rounds if summary.goodput is not None]),
+        goodput=Goodput(*map(sum, zip(*judged, strict=True))) if judged else None,
         figures={name: median([s.figures[name] for s in rounds if name in s.figures]) for name in names},
     )
 
@@ -182,10 +183,6 @@ def ratio_bound(ours: Figure, theirs: Figure) -> Bound:
     if theirs.bound:
         return "<="
     return ours.bound
-
-
-def _total(found: Sequence[Goodput]) -> Goodput | None:
-    return Goodput(*map(sum, zip(*map(astuple, found), strict=True))) if found else None
 
 
 def _put_quantiles(

@@ -39,10 +39,9 @@ class Unreachable(ConsoleError):
 class Refused(ConsoleError):
     """The server answered with an error."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.code = code
 
 
 class Client:
@@ -76,7 +75,7 @@ class Client:
         refusal = answer.get("error") if isinstance(answer, dict) else None
         if not isinstance(refusal, dict):
             raise Unreachable(f"{self.url}{path} answered {status}; is this a poise server?")
-        raise Refused(status, str(refusal.get("code")), str(refusal.get("message")))
+        raise Refused(status, str(refusal.get("message")))
 
     async def post(self, path: str) -> Any:
         return await self.get(path, "POST")

@@ -32,7 +32,7 @@ class ClassRow:
     """One class. Figures are texts, "-" where there is none."""
 
     name: str
-    counts: tuple[int, int, int, int]
+    counts: tuple[int, ...]
     """Queued, running, paused, swapped."""
     ttft: str
     itl: str
@@ -191,7 +191,7 @@ def _class(name: str, figures: dict[str, Any], kept: Sequence[dict[str, Any]]) -
     estimate = figures["wait_estimate_ms"]
     return ClassRow(
         name,
-        (counts[0], counts[1], counts[2], counts[3]),
+        counts,
         pair(ttft["p50"], ttft["p95"]),
         pair(itl["p50"], itl["p99"]) if itl else "-",
         "-" if estimate is None else age(estimate),

@@ -22,6 +22,7 @@ from poise.sim.world import RequestResult
 
 FACTOR_MAX = 64.0
 PRECISION = 1.05
+REFUSALS = ("queue_full", "queue_share", "tenant_queue_full", "tenant_rate")
 _TARGET = re.compile(r"(interactive|background)\.(?:(ttft|gap|e2e)_p(50|95|99)_ms|(refused)_pct)=([0-9.]+)")
 
 
@@ -43,9 +44,7 @@ class Target:
         own = [r for r in records if r.request_class == self.request_class]
         match self.measure:
             case "refused":
-                refused = sum(
-                    r.outcome in ("queue_full", "queue_share", "tenant_queue_full", "tenant_rate") for r in own
-                )
+                refused = sum(r.outcome in REFUSALS for r in own)
                 return 100.0 * refused / len(own) if own else None
             case "ttft":
                 values = [(r.first_ns - r.sent_ns) / 1e6 for r in own if r.first_ns is not None]
@@ -138,10 +137,7 @@ def find_break(
             kept, factor = trial, factor * 2
     while kept is not None and broken is not None and broken.factor / kept.factor > PRECISION:
         trial = attempt((kept.factor * broken.factor) ** 0.5)
-        if trial.missed:
-            broken = trial
-        else:
-            kept = trial
+        kept, broken = (kept, trial) if trial.missed else (trial, broken)
     return kept, broken
 
 

@@ -175,12 +175,16 @@ class Checkers:
     def _advance(self, plan: StepPlan, result: StepResult) -> None:
         """Invariants 5 and 6 over one step, and where each of its sequences stands after it."""
         planned: dict[int, None] = {}
+        internal: list[int] = []
         got_further = False
         for batch, batch_result in zip(plan.batches, result.batches, strict=True):
             for chunk in batch.chunks:
                 planned[chunk.request_id] = None
+                is_lost = chunk.request_id in result.lost
+                if chunk.request_id < 0 and not is_lost and (chunk.sample or batch_result.failed):
+                    internal.append(chunk.request_id)
                 track = self._tracks.get(chunk.request_id)
-                if track is None or batch_result.failed or chunk.request_id in result.lost:
+                if track is None or batch_result.failed or is_lost:
                     got_further = True  # It ended in this step, or starts again for no fault of the scheduler.
                     continue
                 track.running = track.computed_since = True
@@ -191,7 +195,8 @@ class Checkers:
                 if track.n_tokens + track.n_computed > track.furthest:
                     track.furthest = track.n_tokens + track.n_computed
                     got_further = True
-        self._end_internal(plan, result)
+        for request_id in internal:  # What the engine asked of itself ends with its only token or a failure, unsent.
+            self._ended(request_id)
         for request_id in result.lost:
             if (track := self._tracks.get(request_id)) is not None:
                 track.running, track.n_computed, track.furthest = False, 0, 0
@@ -207,14 +212,3 @@ class Checkers:
                 continue
             track.n_missed += 1
             assert track.n_missed <= 1, f"request {request_id} decodes and was left out of two steps (invariant 6)"
-
-    def _end_internal(self, plan: StepPlan, result: StepResult) -> None:
-        """What the engine asked of itself (ids below 0) ends with its only token or a failure, and nothing is sent."""
-        for batch, batch_result in zip(plan.batches, result.batches, strict=True):
-            for chunk in batch.chunks:
-                if (
-                    chunk.request_id < 0
-                    and chunk.request_id not in result.lost
-                    and (chunk.sample or batch_result.failed)
-                ):
-                    self._ended(chunk.request_id)

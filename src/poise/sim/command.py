@@ -41,22 +41,13 @@ USAGE_ERROR = 2
 Scenarios = Annotated[
     list[str] | None, typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.", show_default=False)
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the first run.")]
 Runs = Annotated[
     int | None,
     typer.Option(min=1, max=1_000_000, help=f"With seeds SEED, SEED+1, ... [1; {BREAK_RUNS} to find a break]"),
 ]
-Steps = Annotated[
-    int, typer.Option(min=0, help="Stop a run after so many steps, then let it drain. 0: when the scenario ends.")
-]
-Faults = Annotated[str, typer.Option(help=f"What goes wrong: all, or of {', '.join(Fault)} (with commas).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-JournalFile = Annotated[Path | None, typer.Option(help="Write the last run's journal.", metavar="FILE")]
-CostFile = Annotated[Path | None, typer.Option(help="What the machine costs; see --calibrate.", metavar="FILE")]
 Compare = Annotated[
     Path | None, typer.Option(help="A file of poise bench --json: predicted beside measured.", metavar="FILE")
 ]
-FindBreak = Annotated[bool, typer.Option("--find-break", help="Raise the load until a target is missed.")]
 Targets = Annotated[
     list[str] | None, typer.Option(help=f"For --find-break, repeatable. Default: {' '.join(DEFAULT_TARGETS)}")
 ]
@@ -71,25 +62,26 @@ TraceFile = Annotated[
     Path | None,
     typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
 ]
-Out = Annotated[Path | None, typer.Option(help="Where --calibrate writes; else to stdout.", metavar="FILE")]
 
 
 def sim(
     scenarios: Scenarios = None,
-    seed: Seed = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 1,
     runs: Runs = None,
-    steps: Steps = 0,
-    faults: Faults = "",
-    as_json: AsJson = False,
-    journal: JournalFile = None,
-    cost: CostFile = None,
+    steps: Annotated[
+        int, typer.Option(min=0, help="Stop a run after so many steps, then let it drain. 0: when the scenario ends.")
+    ] = 0,
+    faults: Annotated[str, typer.Option(help=f"What goes wrong: all, or of {', '.join(Fault)} (with commas).")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    journal: Annotated[Path | None, typer.Option(help="Write the last run's journal.", metavar="FILE")] = None,
+    cost: Annotated[Path | None, typer.Option(help="What the machine costs; see --calibrate.", metavar="FILE")] = None,
     compare: Compare = None,
-    find_break_: FindBreak = False,
+    find_break_: Annotated[bool, typer.Option("--find-break", help="Raise the load until a target is missed.")] = False,
     target: Targets = None,
     replay_: Replay = None,
     calibrate_: Calibrate = None,
     trace: TraceFile = None,
-    out: Out = None,
+    out: Annotated[Path | None, typer.Option(help="Where --calibrate writes; else to stdout.", metavar="FILE")] = None,
 ) -> None:
     """Run scenarios through the real scheduler and engine loop over a simulated runner.
 

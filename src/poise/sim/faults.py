@@ -96,15 +96,8 @@ UNKNOWN_ID = 1 << 40
 TEMPLATE = "shared"
 """The template that requests name whose prompts have a shared prefix."""
 
-BURST_CLIENT = Client(
-    name="burst",
-    tenant="burst",
-    request_class="interactive",
-    count=1,
-    arrival=Arrival("poisson"),
-    prompt_tokens=Length("lognormal", 1, 3000, 60.0, 1.2),
-    output_tokens=Length("lognormal", 1, 400, 20.0, 1.0),
-)
+_PROMPT, _OUTPUT = Length("lognormal", 1, 3000, 60.0, 1.2), Length("lognormal", 1, 400, 20.0, 1.0)
+BURST_CLIENT = Client("burst", "burst", "interactive", 1, Arrival("poisson"), _PROMPT, _OUTPUT)
 
 
 def segment_tokens(segment: Segment) -> list[int]:

@@ -89,12 +89,9 @@ class _Replay:
                 scheduler.adjust(queue_share, slots_share)
             case "restore", [list() as accounts, int(at_ns)]:
                 scheduler.restore([_convert(account, Account, entry.line) for account in accounts], at_ns)
-            case "forget", [str(tenant)]:
-                scheduler.forget(tenant)
-            case "erase", [str(tenant)]:  # of a tenant whose requests never were in the journal: else it is refused
-                scheduler.erase(tenant)
-            case "retract", [str(template)]:
-                scheduler.retract(template)
+            case "forget" | "retract" | "erase", [str(name)]:
+                # An erased tenant's requests never were in the journal: else it is refused.
+                getattr(scheduler, entry.kind)(name)
             case "expire", [int(n_expired)]:
                 return _compare("expired", n_expired, len(scheduler.expire(now_ns)))
             case "plan" | "rest", [recorded]:

@@ -16,14 +16,19 @@ from poise.sim.world import RequestResult
 
 
 def figures(done: Simulation) -> dict[str, Any]:
-    """Everything about one run. `token_share`: a client's part of the output tokens, 0 to 1."""
-    clients = {
-        name: client_figures([r for r in done.records if r.client == name], done.elapsed_ns)
-        for name in dict.fromkeys(r.client for r in done.records)
-    }
-    tokens = {name: sum(len(r.tokens) for r in done.records if r.client == name) for name in clients}
-    for name, n_tokens in tokens.items():
-        clients[name]["token_share"] = n_tokens / max(1, sum(tokens.values()))
+    """Everything about one run. Times in milliseconds; `token_share`: a client's part of the output tokens, 0 to 1."""
+    n_tokens, clients = sum(len(r.tokens) for r in done.records), {}
+    for name in dict.fromkeys(r.client for r in done.records):
+        own = [r for r in done.records if r.client == name]
+        n_within = sum(r.tokens_within(done.elapsed_ns) for r in own)
+        clients[name] = {
+            "requests": len(own),
+            "outcomes": Counter(r.outcome for r in own),
+            "ttft_ms": _percentiles([(r.first_ns - r.sent_ns) / 1e6 for r in own if r.first_ns is not None]),
+            "gap_ms": _percentiles([gap / 1e6 for r in own for gap in r.gaps_ns]),
+            "output_tokens_per_s": n_within / max(1e-9, done.elapsed_ns / 1e9),
+            "token_share": sum(len(r.tokens) for r in own) / max(1, n_tokens),
+        }
     return {
         "scenario": done.scenario.name,
         "seed": done.seed,
@@ -32,18 +37,6 @@ def figures(done: Simulation) -> dict[str, Any]:
         "crashes": done.n_crashes,
         "digest": done.digest,
         "clients": clients,
-    }
-
-
-def client_figures(records: Sequence[RequestResult], window_ns: int) -> dict[str, object]:
-    """Times in milliseconds; rates over the tokens that came within the window."""
-    n_tokens = sum(record.tokens_within(window_ns) for record in records)
-    return {
-        "requests": len(records),
-        "outcomes": dict(Counter(record.outcome for record in records)),
-        "ttft_ms": _percentiles([(r.first_ns - r.sent_ns) / 1e6 for r in records if r.first_ns is not None]),
-        "gap_ms": _percentiles([gap / 1e6 for record in records for gap in record.gaps_ns]),
-        "output_tokens_per_s": n_tokens / max(1e-9, window_ns / 1e9),
     }
 
 
@@ -99,24 +92,19 @@ class Totals:
     """What many runs of one scenario were, without their records."""
 
     name: str
-    n_runs: int = 0
-    n_steps: int = 0
-    virtual_ns: int = 0
-    n_crashes: int = 0
+    sums: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def add(self, done: Simulation) -> None:
-        self.n_runs += 1
-        self.n_steps += done.steps
-        self.virtual_ns += done.elapsed_ns
-        self.n_crashes += done.n_crashes
+        self.sums.update(runs=1, steps=done.steps, virtual_ns=done.elapsed_ns, crashes=done.n_crashes)
         self.outcomes.update(record.outcome for record in done.records)
 
     def line(self, elapsed_s: float) -> str:
-        ends = ", ".join(f"{n} {outcome}" for outcome, n in sorted(self.outcomes.items()))
+        sums, ends = self.sums, ", ".join(f"{n} {outcome}" for outcome, n in sorted(self.outcomes.items()))
+        n_crashes = sums["crashes"]
         return (
-            f"{self.name}: {self.n_runs} runs, {self.n_steps} steps, {self.virtual_ns / 3.6e12:.1f} virtual h "
-            f"in {elapsed_s:.0f} s, no invariant broken{f', {self.n_crashes} engines died' if self.n_crashes else ''}\n"
+            f"{self.name}: {sums['runs']} runs, {sums['steps']} steps, {sums['virtual_ns'] / 3.6e12:.1f} virtual h "
+            f"in {elapsed_s:.0f} s, no invariant broken{f', {n_crashes} engines died' if n_crashes else ''}\n"
             f"  requests: {ends}"
         )
 

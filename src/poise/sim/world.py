@@ -89,11 +89,8 @@ class _Arrival:
     planned: PlannedRequest
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaving:
-    """The moment at which a client loses its patience."""
-
-    request_id: int
+Moment = to_engine.ToEngine | _Arrival | int
+"""What happens at one; a number is the request whose client loses its patience then."""
 
 
 @dataclass(slots=True)
@@ -132,7 +129,7 @@ class World:
         self._way_ns = int(way_us * 1000)
         self._ends_ns = int(scenario.duration_s * 1e9)
         self._stopped = False
-        self._moments: list[tuple[int, int, to_engine.ToEngine | _Arrival | _Leaving]] = []
+        self._moments: list[tuple[int, int, Moment]] = []
         self._n_moments = 0
         self._n_requests = 0
         self._in_flight: dict[int, _Sent] = {}
@@ -254,16 +251,16 @@ class World:
             if isinstance(what, _Arrival):
                 message = self._submit(what, when_ns - self._way_ns)
             else:
-                message = to_engine.Abort(what.request_id) if isinstance(what, _Leaving) else what
+                message = to_engine.Abort(what) if isinstance(what, int) else what
             self._remember(message)
             self.witness.sent(message, self._clock.now_ns())
             yield message
 
-    def _is_over(self, what: to_engine.ToEngine | _Arrival | _Leaving) -> bool:
+    def _is_over(self, what: Moment) -> bool:
         """Nobody leaves who is gone, or who wanted no more than a first token and has it."""
-        if not isinstance(what, _Leaving):
+        if not isinstance(what, int):
             return False
-        sent = self._in_flight.get(what.request_id)
+        sent = self._in_flight.get(what)
         return sent is None or (sent.stream.client.cancel_before_first_token and sent.record.first_ns is not None)
 
     def _remember(self, message: to_engine.ToEngine) -> None:
@@ -284,7 +281,7 @@ class World:
             case to_engine.Erase():
                 self._accounts = self._accounts.without(message.tenant)
 
-    def _at(self, when_ns: int, what: to_engine.ToEngine | _Arrival | _Leaving) -> None:
+    def _at(self, when_ns: int, what: Moment) -> None:
         self._n_moments += 1
         heapq.heappush(self._moments, (when_ns, self._n_moments, what))
 
@@ -316,7 +313,7 @@ class World:
         if planned.arrival_s is not None:
             self._schedule_next(stream, when_ns)
         if planned.cancel_after_ms is not None:
-            self._at(when_ns + planned.cancel_after_ms * 1_000_000 + self._way_ns, _Leaving(request_id))
+            self._at(when_ns + planned.cancel_after_ms * 1_000_000 + self._way_ns, request_id)
         # Requests of the scenario use all their output, as the benchmark's do; those that a fault adds may end by themselves.
         ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
         sampling = to_engine.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
@@ -344,7 +341,7 @@ class World:
         record.times_ns.append(now_ns)
         record.tokens.append(token.token)
         if len(record.tokens) == sent.planned.cancel_after_tokens:
-            self._at(now_ns + self._way_ns, _Leaving(token.request_id))
+            self._at(now_ns + self._way_ns, token.request_id)
 
     def _end(self, request_id: int, outcome: str, now_ns: int) -> None:
         sent = self._in_flight.pop(request_id)

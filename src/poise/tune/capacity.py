@@ -15,6 +15,7 @@ from typing import Any
 
 from poise.config import Settings
 from poise.llama.fitting.capacity import Load
+from poise.scenarios import model
 from poise.scenarios.model import Arrival, Client, Length, Scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import Run, Target, find_break
@@ -83,7 +84,9 @@ def guess(kind: str, settings: Settings, round_s: float, targets: Sequence[Targe
         return [(simulate(load, settings, seed, options), {c: Pressure(c, policy) for c in RequestClass})]
 
     n = slots_for(kind, settings)
-    kept, _ = find_break(load_of(kind, n, settings, round_s), _counted(kind, targets), run, lambda _: None)
+    # Without the targets of a class that the load does not have.
+    counted = [t for t in targets if kind != "interactive" or t.request_class is RequestClass.INTERACTIVE]
+    kept, _ = find_break(load_of(kind, n, settings, round_s), counted, run, lambda _: None)
     return max(1, min(AT_ONCE_MAX, round(n * kept.factor))) if kept is not None else 1
 
 
@@ -173,11 +176,6 @@ def _refused(group: Mapping[str, Any]) -> int:
     return sum(n for status, n in group["statuses"].items() if status.startswith(_REFUSALS))
 
 
-def _counted(kind: str, targets: Sequence[Target]) -> list[Target]:
-    """Without those of a class that the load does not have."""
-    return [t for t in targets if kind != "interactive" or t.request_class is RequestClass.INTERACTIVE]
-
-
 def _scenario(name: str, duration_s: float, drain_s: float, clients: tuple[Client, ...]) -> Scenario:
     return Scenario(f"capacity-{name}", "Made by poise capacity.", duration_s, drain_s, 1, clients)
 
@@ -188,16 +186,8 @@ def _chat() -> Client:
     return replace(one, arrival=Arrival("poisson", rate_per_s=CHAT_PER_S))
 
 
-def _client(name: str, request_class: str, count: int, prompt: Length, n_output: int) -> Client:
-    return Client(
-        name=name,
-        tenant=name,
-        request_class="interactive" if request_class == "interactive" else "background",
-        count=count,
-        arrival=Arrival("closed"),
-        prompt_tokens=prompt,
-        output_tokens=_constant(n_output),
-    )
+def _client(name: str, request_class: model.RequestClass, count: int, prompt: Length, n_output: int) -> Client:
+    return Client(name, name, request_class, count, Arrival("closed"), prompt, _constant(n_output))
 
 
 def _constant(n: int) -> Length:

@@ -19,22 +19,20 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from poise.bench.command import check_range, failure_line, output
+from poise.bench.command import check_range, output
 from poise.bench.rounds import OURS, ScenarioSource
-from poise.bench.target import TargetError, base_url
-from poise.config import ConfigError, LoadedSettings, load
-from poise.llama.binding.library import EngineLibraryError
-from poise.llama.files.gguf import ModelError, read_header
+from poise.bench.target import base_url
+from poise.config import LoadedSettings, load
+from poise.llama.files.gguf import read_header
 from poise.llama.fitting import capacity as records
 from poise.llama.fitting.capacity import CapacityRecord, Load
 from poise.llama.fitting.fit import model_path
-from poise.scenarios.files import InputError
 from poise.scenarios.model import Scenario
 from poise.sim.breaking import DEFAULT_TARGETS, Target, parse_target
 from poise.sim.simulate import Options, SimulationFailure
 from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
 from poise.tune.children import CannotMeasure, Server, terminable
-from poise.tune.command import INTERRUPTED, Assignments, ModelFile, Profile
+from poise.tune.command import INTERRUPTED, Assignments, ModelFile, Profile, refusing
 from poise.tune.judge import calibrated_round, live_round
 from poise.tune.measures import sim_options
 from poise.tune.provenance import describe
@@ -45,8 +43,6 @@ MINUTES, ROUND_S = 20.0, 15.0
 ConfigFiles = Annotated[
     list[Path] | None, typer.Option("--config", metavar="FILE", help="As of poise serve. Repeatable.")
 ]
-
-_REFUSED = (InputError, CannotMeasure, TargetError, ModelError, EngineLibraryError, ValueError, OSError)
 
 
 def capacity(
@@ -63,12 +59,12 @@ def capacity(
     assignments: Assignments = None,
 ) -> int:
     """Measure how many requests at once keep their targets here, and record it. `poise capacity show` compares it with limits."""
-    try:
+    with refusing(COMMAND):
         check_range("--minutes", minutes, 0.1, 10_000)
         check_range("--round-s", round_s, 1, 600)
         check_range("--seed", seed, 0, 1 << 30)
         targets = [parse_target(text) for text in target or DEFAULT_TARGETS]
-        loaded = _load(config, assignments, profile, model)
+        loaded = load(config, os.environ, {"profile": profile, "model.path": model}, assignments)
         path = model_path(loaded.settings)
         provenance = describe(loaded.settings)
         with terminable(), _server(url, loaded) as place:
@@ -77,10 +73,6 @@ def capacity(
             interrupted = measuring.run()
         record = measuring.record(provenance)
         file = records.write_record(loaded.settings, path, record)
-    except _REFUSED as error:
-        raise failure_line(str(error), command=COMMAND) from error
-    except KeyboardInterrupt as error:  # before there was anything to record
-        raise typer.Exit(INTERRUPTED) from error
     typer.echo(f"recorded in {file}")
     _print(record, loaded)
     return INTERRUPTED if interrupted else 0
@@ -90,11 +82,9 @@ def capacity_show(
     config: ConfigFiles = None, profile: Profile = None, model: ModelFile = None, assignments: Assignments = None
 ) -> int:
     """Show what was measured with this model and engine, and every limit beside it."""
-    try:
-        loaded = _load(config, assignments, profile, model)
+    with refusing(f"{COMMAND} show"):
+        loaded = load(config, os.environ, {"profile": profile, "model.path": model}, assignments)
         record = records.read_record(loaded.settings, model_path(loaded.settings))
-    except _REFUSED as error:
-        raise failure_line(str(error), command=f"{COMMAND} show") from error
     if record is None:
         typer.echo(f"nothing was measured on this host with this model and engine; `{COMMAND}` does it")
         return 0
@@ -126,7 +116,12 @@ class Measuring:
                 found = self._search(kind)
                 if found is not None:
                     self._loads[kind] = found
-            self._context = longest_context(self._context_max(), self._try_context, self._is_over)
+            trained, cells = (
+                read_header(self.model).number("context_length"),
+                self.loaded.settings.pools.long.slot_tokens,
+            )
+            most = min(cells, trained) if trained else cells  # what a slot of the long pool really has
+            self._context = longest_context(most, self._try_context, self._is_over)
         except KeyboardInterrupt:
             return True
         return False
@@ -155,7 +150,11 @@ class Measuring:
             return None
         first = self._guess(kind, slots)
         self.say(f"{kind}: {slots} slots; begins with {first} at once")
-        return search(first, lambda n: self._try(kind, n), slots=slots, until=self._is_over)
+
+        def attempt(n: int) -> Result:
+            return self._judged(kind, f"{n} at once", load_of(kind, n, settings, self.round_s))
+
+        return search(first, attempt, slots=slots, until=self._is_over)
 
     def _guess(self, kind: str, slots: int) -> int:
         """The simulator's, once a first round has shown what steps cost; the slots where it cannot say."""
@@ -171,9 +170,6 @@ class Measuring:
             self.say(f"{kind}: no guess from the simulator ({error})")
             return slots
 
-    def _try(self, kind: str, n: int) -> Result:
-        return self._judged(kind, f"{n} at once", load_of(kind, n, self.loaded.settings, self.round_s))
-
     def _try_context(self, n_tokens: int) -> Result:
         return self._judged("context", f"{n_tokens} tokens", context_load(n_tokens, self.round_s))
 
@@ -185,12 +181,6 @@ class Measuring:
         verdict = f"misses {result.missed}" if result.missed else "keeps every target"
         self.say(f"  {kind}, {what}: {verdict} ({figures})")
         return result
-
-    def _context_max(self) -> int:
-        """What a slot of the long pool really has."""
-        trained = read_header(self.model).number("context_length")
-        cells = self.loaded.settings.pools.long.slot_tokens
-        return min(cells, trained) if trained else cells
 
     def _is_over(self) -> bool:
         return time.monotonic() > self.until
@@ -208,17 +198,6 @@ def _server(url: str | None, loaded: LoadedSettings) -> Iterator[str]:
             yield server.url
         finally:
             server.end()
-
-
-def _load(
-    config: list[Path] | None, assignments: list[str] | None, profile: str | None, model: str | None
-) -> LoadedSettings:
-    try:
-        return load(config, os.environ, {"profile": profile, "model.path": model}, assignments)
-    except ConfigError as error:
-        for problem in error.problems:
-            typer.echo(problem, err=True)
-        raise typer.Exit(2) from error
 
 
 def _print(record: CapacityRecord, loaded: LoadedSettings) -> None:

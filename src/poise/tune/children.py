@@ -48,7 +48,8 @@ class Server:
         settings = self._log.with_suffix(".toml")
         settings.write_text(server_toml(loaded, changes, folder), encoding="utf-8")
         with self._log.open("wb") as log:
-            self._process = _start("poise", "serve", "--config", str(settings), stdout=log)
+            command = ("poise", "serve", "--config", str(settings))
+            self._process = _start(*command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
         try:
             self.url = self._wait()
         except BaseException:
@@ -126,19 +127,9 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def _start(
-    module: str,
-    *arguments: str,
-    stdin: int = subprocess.DEVNULL,
-    stdout: int | IO[bytes],
-    stderr: int = subprocess.STDOUT,
-) -> subprocess.Popen[bytes]:
+def _start(*module: str, stdin: int, stdout: int | IO[bytes], stderr: int) -> subprocess.Popen[bytes]:
     """In a group of its own, so that Ctrl-C reaches the parent alone, which ends its children in order."""
+    command, environment = [sys.executable, "-m", "poise.engine.leash", *module], child_environment()
     return subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "poise.engine.leash", module, *arguments],
-        stdin=stdin,
-        stdout=stdout,
-        stderr=stderr,
-        env=child_environment(),
-        start_new_session=True,
+        command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,14 +18,15 @@ import typer
 
 from poise.bench.command import check_range, check_writable, failure_line, read_sources
 from poise.bench.rounds import ScenarioSource
+from poise.bench.target import TargetError
 from poise.config import ConfigError, LoadedSettings, load
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.gguf import ModelError
 from poise.scenarios.files import InputError
 from poise.tune import tunedfile
-from poise.tune.children import terminable
-from poise.tune.evidence import Evidence, read_evidence
+from poise.tune.children import CannotMeasure, terminable
+from poise.tune.evidence import FORMAT, Evidence, read_evidence
 from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
 from poise.tune.knobs import STAGES, Knob, knobs, selected
 from poise.tune.loop import HOLDS, NO_LONGER, Tuner, check_values, unknown_keys
@@ -69,15 +71,15 @@ def tune(
     assignments: Assignments = None,
 ) -> int:
     """Find better settings for this host, by measuring one change at a time, and write them with the evidence."""
-    try:
-        given = {"profile": profile, "model.path": model}
-        loaded = load(config, os.environ, given, assignments)
+    with refusing(COMMAND):
+        loaded = load(config, os.environ, {"profile": profile, "model.path": model}, assignments)
         _check_ranges(minutes, stage, rounds, round_s, seed)
         beside = evidence_path(file)  # a file that somebody else wrote has none
         then = read_evidence(beside) if check and beside.exists() else None
         goal = _goal(target, guard, then)
         setup = then.setup if then is not None else {}
-        source = _source(str(setup.get("scenario_path", scenario)), float(setup.get("round_s", round_s)))
+        (source,) = read_sources([str(setup.get("scenario_path", scenario))], None, [])
+        source = replace(source, scenario=shortened(source.scenario, float(setup.get("round_s", round_s))))
         provenance = describe(loaded.settings)
         run = _Run(file, loaded, goal, source, provenance, rounds, seed)
         if check:
@@ -86,15 +88,21 @@ def tune(
         if not plan:
             check_writable("FILE", file)
         return run.tune(found, minutes, plan_only=plan)
+
+
+@contextmanager
+def refusing(command: str) -> Iterator[None]:
+    """What cannot be used or measured ends the command, with a line for each reason."""
+    try:
+        yield
     except ConfigError as error:
         for problem in error.problems[:-1]:
             typer.echo(problem, err=True)
-        raise failure_line(error.problems[-1], command=COMMAND) from error
-    except _REFUSED as error:
-        raise failure_line(str(error), command=COMMAND) from error
-
-
-_REFUSED = (InputError, ModelError, EngineLibraryError, ValueError, OSError)
+        raise failure_line(error.problems[-1], command=command) from error
+    except (CannotMeasure, TargetError, ModelError, EngineLibraryError, ValueError, OSError) as error:
+        raise failure_line(str(error), command=command) from error
+    except KeyboardInterrupt as error:  # before there was anything to write
+        raise typer.Exit(INTERRUPTED) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +137,8 @@ class _Run:
             try:
                 tuner.run(found)
             finally:
-                evidence = Evidence(
-                    self.provenance,
-                    setup,
-                    ended=tuner.ended,
-                    trials=tuner.trials,
-                    accepted=tuner.accepted,
-                    verification=tuner.verification,
-                )
+                found_so_far = (tuner.ended, tuner.trials, tuner.accepted, tuner.verification)
+                evidence = Evidence(self.provenance, setup, FORMAT, *found_so_far)
                 tunedfile.write(self.file, evidence)
         typer.echo(_conclusion(self.file, evidence))
         return INTERRUPTED if evidence.ended == "interrupted" else 0
@@ -178,11 +180,6 @@ def _goal(target: str, guards: list[str] | None, then: Evidence | None) -> Goal:
     if then is not None and target == DEFAULT_TARGET and guards is None:
         return parse_goal(str(then.setup["target"]), list(then.setup["guards"]))
     return parse_goal(target, DEFAULT_GUARDS if guards is None else guards)
-
-
-def _source(name: str, round_s: float) -> ScenarioSource:
-    (source,) = read_sources([name], None, [])
-    return replace(source, scenario=shortened(source.scenario, round_s))
 
 
 def _header(setup: dict[str, Any], loaded: LoadedSettings) -> str:

@@ -72,7 +72,7 @@ class Goal:
         return f"{self.target.group}.{self.target.figure}"
 
     def judge(self, measured: Measured, *, predicted: bool = False) -> Verdict:
-        """See rule 1. With `predicted`, any gain by PROMISING is enough."""
+        """See rule 1. With `predicted`, a gain by PROMISING is worth a live comparison, if no guardrail is broken."""
         estimate = find(measured.estimates, self.target)
         states, broken = self._guards(measured.estimates)
         if measured.problem:
@@ -91,10 +91,6 @@ class Goal:
         if against:
             return Verdict(False, f"{shown}: {against}", estimate, states)
         return Verdict(not broken, f"{shown}, but {broken}" if broken else shown, estimate, states)
-
-    def is_promising(self, measured: Measured) -> Verdict:
-        """Whether a prediction is worth a live comparison: a gain, by whatever margin, and no guardrail broken."""
-        return self.judge(measured, predicted=True)
 
     def is_hopeless(self, estimates: Sequence[Estimate]) -> bool:
         """Whether the target does not even look better so far."""

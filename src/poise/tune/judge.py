@@ -114,23 +114,15 @@ class LiveJudge:
 def live_round(source: ScenarioSource, urls: Mapping[str, str], seed: int, pause_s: float = PAUSE_S) -> Round:
     """One round of each server in turn, after a rest. Raises CannotMeasure when a server is lost."""
     time.sleep(pause_s)
-    options = RunOptions(
-        sources=(source,),
-        urls=dict(urls),
-        extensions=dict.fromkeys(urls, True),
-        n_rounds=1,
-        seed=seed,
-        text_seed=secrets.randbits(31),
-        pause_s=pause_s,
-    )
+    words = secrets.randbits(31)
+    options = RunOptions((source,), dict(urls), dict.fromkeys(urls, True), 1, seed, text_seed=words, pause_s=pause_s)
     benchmark = Benchmark(options, lambda *_: None)
     try:
         asyncio.run(benchmark.run())
     except TargetError as error:
         raise CannotMeasure(str(error)) from error
     (run,) = benchmark.runs
-    found: Round = run_as_json(run)["rounds"][0]
-    return found
+    return dict(run_as_json(run)["rounds"][0])
 
 
 def _key(changes: Changes) -> str:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal
 
 from poise.config import ConfigError, LoadedSettings
@@ -75,7 +76,11 @@ def knobs(loaded: LoadedSettings, n_cores: int) -> list[Knob]:
         Knob(KV_KNOB, "engine", engine.kv_type, ("f16", "q8_0", "q4_0")),
         *(Knob(key, "policy", _value(loaded, key), _scaled(key, loaded, by)) for key, by in _FACTORS.items()),
     ]
-    usable = [_usable(knob, loaded) for knob in found]
+    usable = []
+    for knob in found:
+        others = [value for value in dict.fromkeys(knob.candidates) if value != knob.current]
+        fitting = tuple(value for value in others if _fits(loaded, knob, value))
+        usable.append(replace(knob, candidates=fitting, pools=pools_of(knob.key)))
     return [knob for knob in usable if knob.candidates]
 
 
@@ -103,13 +108,6 @@ def pools_of(key: str) -> tuple[str, ...]:
     return ("short",) if key == WEIGHTS_KNOB else ("short", "long")
 
 
-def _usable(knob: Knob, loaded: LoadedSettings) -> Knob:
-    """With the candidates that are another value and fit the other settings."""
-    others = [value for value in dict.fromkeys(knob.candidates) if value != knob.current]
-    fitting = tuple(value for value in others if _fits(loaded, knob, value))
-    return replace(knob, candidates=fitting, pools=pools_of(knob.key))
-
-
 def _fits(loaded: LoadedSettings, knob: Knob, value: Value) -> bool:
     try:
         varied = loaded.varied({knob.key: value})
@@ -134,8 +132,6 @@ def _scaled(key: str, loaded: LoadedSettings, factors: Sequence[float]) -> tuple
 
 
 def _value(loaded: LoadedSettings, key: str) -> Value:
-    found: object = loaded.settings
-    for part in key.split("."):
-        found = getattr(found, part)
+    found = attrgetter(key)(loaded.settings)
     assert isinstance(found, bool | int | float | str), key
     return found

@@ -115,7 +115,7 @@ class Tuner:
         for place, (knob, value) in enumerate(candidates):
             self._check_time("simulator", knob)
             measure = partial(self.measures.forecast, dict(self.kept), self.kept | {knob.key: value}, seed)
-            trial = self._compare(knob, value, "simulator", measure, self.goal.is_promising)
+            trial = self._compare(knob, value, "simulator", measure, partial(self.goal.judge, predicted=True))
             if trial.result == "promising" and trial.target is not None:
                 found.append((-gain(trial.target), place, knob, value))
         return [(knob, value) for _, _, knob, value in sorted(found, key=lambda entry: entry[:2])]

@@ -61,13 +61,8 @@ class PassJudge:
         self, before: Changes, after: Changes, key: str, pools: tuple[str, ...], until: float = float("inf")
     ) -> Measured:
         """Raises CannotMeasure."""
-        order = Order(
-            before=engine_settings(self.loaded.varied(before).settings),
-            after=engine_settings(self.loaded.varied(after).settings),
-            pools=pools,
-            rounds=self.rounds,
-            quality=key == KV_KNOB,
-        )
+        one, other = (engine_settings(self.loaded.varied(changes).settings) for changes in (before, after))
+        order = Order(one, other, pools, self.rounds, quality=key == KV_KNOB)
         child = start_passes()
         try:
             assert child.stdin is not None

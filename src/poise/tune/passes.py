@@ -99,14 +99,8 @@ def _rounds(stack: ExitStack, models: tuple[Model, Model], builds: list[Build], 
     probes = {}
     for spec_number, passes in timed.items():
         for side, (model, build) in enumerate(zip(models, builds, strict=True)):
-            probe = Probe(
-                model,
-                build.pools[spec_number],
-                build.kv_type,
-                build.threads,
-                list(passes.values()),
-                max(NEAR, build.batch_tokens),
-            )
+            pool, most = build.pools[spec_number], max(NEAR, build.batch_tokens)
+            probe = Probe(model, pool, build.kv_type, build.threads, list(passes.values()), most)
             probes[spec_number, side] = stack.enter_context(probe)
     ratios = []
     for number in range(n_rounds):
