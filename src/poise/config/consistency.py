@@ -220,9 +220,10 @@ def _check_templates(draft: Draft) -> Iterator[str]:
 def _check_tenant_names(draft: Draft) -> Iterator[str]:
     """Where keys are declared, a limit for somebody who has none would silently do nothing."""
     keys = [key for key in draft.values if key.startswith("auth.keys.")]
-    path = keys_file(AuthSettings(keys_file=str(draft.values["auth.keys_file"])))
-    if not keys or any(suspect.startswith("auth") for suspect in draft.suspect) or os.path.exists(path):
-        return  # the tenants of a keys file come and go while the server runs
+    if not keys or any(suspect.startswith("auth") for suspect in draft.suspect):
+        return
+    if os.path.exists(keys_file(AuthSettings(keys_file=str(draft.values["auth.keys_file"])))):
+        return  # its tenants come and go while the server runs
     names = [key.removeprefix("auth.keys.") for key in keys]
     names += ["local"] if draft.values["auth.required"] is False else []
     used = [(key, split(key)[1]) for key in draft.values if key.startswith("tenants.")]
