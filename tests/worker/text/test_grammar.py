@@ -22,8 +22,8 @@ TAG = ("<tool", "<tool=x>", SCHEMA, "</tool>")
 GOOD = [
     s.of_schema(SCHEMA, "p"),
     s.of_schema({}, "p"),
-    s.of_json_object("p", s.Whitespace(flexible=True)),
-    s.of_schema(SCHEMA, "p", s.Whitespace(r"[ \n]?")),
+    s.of_json_object("p", s.FLEXIBLE),
+    s.of_schema(SCHEMA, "p", s.whitespace_like(r"[ \n]?")),
     s.of_regex(r"[a-z]+/\d{2,4}", "p"),
     s.of_regex("a\nb", "p"),
     s.of_choice(["yes", 'n"o', "é\n"], "p"),

@@ -6,6 +6,8 @@ White space between the parts of JSON is left out unless it is asked for: small 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,25 +28,19 @@ class Structure:
     after_reasoning: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Whitespace:
-    """Between the parts of JSON: a pattern; or any ("flexible"); or none."""
-
-    pattern: str = ""
-    flexible: bool = False
-
-    def options(self) -> dict[str, Any]:
-        if self.pattern:
-            return {"whitespace_pattern": self.pattern}
-        return {"whitespace_flexible": self.flexible}
+Whitespace = Mapping[str, str | bool]
+"""Between the parts of JSON, as llguidance has it."""
+COMPACT: Whitespace = {"whitespace_flexible": False}
+FLEXIBLE: Whitespace = {"whitespace_flexible": True}
 
 
-COMPACT = Whitespace()
+def whitespace_like(pattern: str) -> Whitespace:
+    return {"whitespace_pattern": pattern}
 
 
 def of_schema(schema: dict[str, Any], param: str, whitespace: Whitespace = COMPACT, kind: str = "schema") -> Structure:
-    """JSON that a JSON Schema has."""
-    return Structure(kind, _grammar(json_schema=_with_options(schema, whitespace)), param)
+    """JSON that a JSON Schema has, whatever options of llguidance it brings itself."""
+    return Structure(kind, _grammar(json_schema=schema | {"x-guidance": whitespace}), param)
 
 
 def of_json_object(param: str, whitespace: Whitespace = COMPACT) -> Structure:
@@ -53,8 +49,9 @@ def of_json_object(param: str, whitespace: Whitespace = COMPACT) -> Structure:
 
 
 def of_regex(pattern: str, param: str) -> Structure:
-    """A text that the whole pattern matches."""
-    return Structure("regex", _grammar(lark_grammar=f"start: {_regex(pattern)}"), param)
+    """A text that the whole pattern matches, which Lark has between slashes."""
+    escaped = re.sub(r"(\\.)|/|\n", lambda found: found[1] or {"/": "\\/", "\n": "\\n"}[found[0]], pattern)
+    return Structure("regex", _grammar(lark_grammar=f"start: /{escaped}/"), param)
 
 
 def of_choice(choices: list[str], param: str) -> Structure:
@@ -73,16 +70,10 @@ def of_tags(
     """Free text in which what begins with a tag's trigger goes on as the tag says: (trigger, begin, schema, end) of each."""
     lines = [f"start: ({' | '.join(f'tag_{i}' for i in range(len(tags)))})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/"]
     for i, (trigger, begin, schema, end) in enumerate(tags):
-        after = " ".join(_json(text) for text in (begin[len(trigger) :],) if text)
-        ends = _json(end) if end else ""
+        rest, ends = (_json(text) if text else "" for text in (begin[len(trigger) :], end))
         lines.append(f"tag_{i}_trigger[lazy]: TEXT {_json(trigger)}")
-        lines.append(f"tag_{i}: tag_{i}_trigger {after} %json {_json(_with_options(schema, whitespace))} {ends}")
+        lines.append(f"tag_{i}: tag_{i}_trigger {rest} %json {_json(schema | {'x-guidance': whitespace})} {ends}")
     return Structure("structural_tag", _grammar(lark_grammar="\n".join(lines)), param)
-
-
-def _with_options(schema: dict[str, Any], whitespace: Whitespace) -> dict[str, Any]:
-    """Whatever options the schema brings itself."""
-    return schema | {"x-guidance": whitespace.options()}
 
 
 def _grammar(**of: Any) -> str:
@@ -91,12 +82,3 @@ def _grammar(**of: Any) -> str:
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
-
-
-def _regex(pattern: str) -> str:
-    """As Lark writes it: between slashes."""
-    escaped, is_escaped = [], False
-    for char in pattern:
-        escaped.append("\\/" if char == "/" and not is_escaped else "\\n" if char == "\n" else char)
-        is_escaped = char == "\\" and not is_escaped
-    return f"/{''.join(escaped)}/"

@@ -77,11 +77,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         try:
             for spec in pools:
                 self._contexts[spec.name] = PoolContext(
-                    model,
-                    spec.cut_to(model.context_train),
-                    batch_tokens=batch_tokens,
-                    threads=threads,
-                    kv_type=kv_type,
+                    model, spec.cut_to(model.context_train), batch_tokens=batch_tokens, threads=threads, kv_type=kv_type
                 )
             self._warm_up()
             self._grammars.wait_until_usable()

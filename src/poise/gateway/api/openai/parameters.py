@@ -217,12 +217,7 @@ MESSAGES: Field[list[Message]] = Custom(
     "messages",
     "The conversation so far.",
     read_messages,
-    {
-        "type": "array",
-        "items": object_schema(_MESSAGE_FIELDS, ["role"]),
-        "minItems": 1,
-        "maxItems": MAX_MESSAGES,
-    },
+    {"type": "array", "items": object_schema(_MESSAGE_FIELDS, ["role"]), "minItems": 1, "maxItems": MAX_MESSAGES},
 )
 PROMPT: Field[list[str] | list[list[int]]] = Custom(
     "prompt",
@@ -300,15 +295,10 @@ ECHO = Flag("echo", "The answer begins with the prompt, and `logprobs` with thos
 SUFFIX = Text("suffix", "What is to come after the answer, where the model has tokens for filling in.")
 STREAM = Flag("stream", "Send the answer as server-sent events while it is generated.")
 STREAM_OPTIONS: Field[AnswerOptions] = Custom(
-    "stream_options",
-    "Needs `stream`.",
-    read_stream_options,
-    object_schema(_STREAM_FIELDS, []),
+    "stream_options", "Needs `stream`.", read_stream_options, object_schema(_STREAM_FIELDS, [])
 )
 SERVICE_TIER = Text(
-    "service_tier",
-    "`flex` makes it a background request; all others are interactive.",
-    choices=tuple(TIER_CLASSES),
+    "service_tier", "`flex` makes it a background request; all others are interactive.", choices=tuple(TIER_CLASSES)
 )
 QUEUE_TIMEOUT = Real(
     "queue_timeout",

@@ -27,9 +27,7 @@ def _read_thinking(value: object, param: str) -> dict[str, Any]:
 
 ENABLE_THINKING = Flag("enable_thinking", "Whether the model reasons first, where its chat template lets it be told.")
 EFFORT = Text(
-    "reasoning_effort",
-    "How much it reasons, in words that its chat template knows; `none`: not at all.",
-    max_chars=32,
+    "reasoning_effort", "How much it reasons, in words that its chat template knows; `none`: not at all.", max_chars=32
 )
 BUDGET = Integer(
     "thinking_token_budget",

@@ -72,10 +72,7 @@ COMPLETION = _table(
     Unsupported("add_special_tokens", "the prompt gets what the model's vocabulary asks for", (True,)),
 )
 
-MESSAGE = _table(
-    Unsupported("annotations", _NO_EFFECT, ([],), harmless=True),
-    Unsupported("audio", _NO_AUDIO),
-)
+MESSAGE = _table(Unsupported("annotations", _NO_EFFECT, ([],), harmless=True), Unsupported("audio", _NO_AUDIO))
 STREAM_OPTIONS = _table(
     Unsupported("include_obfuscation", "events are not padded; leave it out", (False,), harmless=True)
 )

@@ -28,7 +28,7 @@ SHIPPED = {
         "Answer in two steps. First write the outline: the heading '# Outline', and below it a numbered list with a short title "
         "for each part of your answer. Then write the answer itself: for each part a heading, '## ' and its title, and below it "
         "the detail. Write Markdown. When one or two sentences are enough, answer with these and without an outline."
-    ),
+    )
 }
 """Names and texts of the templates that everybody may use, unless the operator has declared others of these names."""
 
