@@ -14,13 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from poise.engine.ports import RunnerError
+from poise.engine.ports import RunnerError, words_of
 from poise.llama.binding.vocab import Vocab
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import STRUCTURE_FAILED
@@ -83,11 +83,9 @@ class Constraint:
         tally: StructureFigures,
     ) -> None:
         """`output`: what there is already. Raises RunnerError when the grammar cannot be used, or does not have it."""
-        self._matcher = matcher
-        self._eog = frozenset(eog)
-        self._after = frozenset(after)
-        self._tally = tally
-        self._check("cannot be used")
+        self._matcher, self._tally = matcher, tally
+        self._eog, self._after = frozenset(eog), frozenset(after)
+        self._check(not matcher.is_error(), "cannot be used")
         for token in output:
             self.take(token)
 
@@ -114,7 +112,7 @@ class Constraint:
             masked[list(self._eog)] = -np.inf
         else:
             mask = self._matcher.compute_bitmask()
-            self._check("is too complex to be followed")
+            self._check(not self._matcher.is_error(), "is too complex to be followed")
             masked = logits + _BIAS[np.frombuffer(mask, np.uint8)].reshape(-1)[: len(logits)]
         self._tally.redraws += 1
         self._tally.mask_us += (time.perf_counter_ns() - began_ns) // 1000
@@ -126,35 +124,26 @@ class Constraint:
             if token in self._after:
                 self._after = frozenset()
             return
-        if not self._matcher.consume_token(token):
-            self._check("")
-            raise RunnerError(f"{STRUCTURE_FAILED}: its grammar does not have what came")
+        self._check(self._matcher.consume_token(token), "does not have what came")
 
     def forced(self) -> list[int]:
         """Take the tokens that follow in any case, a bounded number of them."""
         if self._after:
             return []
-        run = self._matcher.compute_ff_tokens()[:RUN_MAX]
-        for i, token in enumerate(run):
-            if token in self._eog:
-                run = run[:i]
-                break
+        run = list(takewhile(lambda token: token not in self._eog, self._matcher.compute_ff_tokens()[:RUN_MAX]))
+        for token in run:
             self.take(token)
         self._tally.forced += len(run)
         return run
 
-    def _check(self, what: str) -> None:
-        if self._matcher.is_error():
+    def _check(self, is_well: bool, otherwise: str) -> None:
+        if not is_well:
             self._tally.failures += 1
-            raise RunnerError(f"{STRUCTURE_FAILED}: its grammar {what or 'does not have what came'}")
+            raise RunnerError(f"{STRUCTURE_FAILED}: its grammar {otherwise}")
 
 
-@dataclass(slots=True)
-class _Job:
-    request_id: int
-    grammar: Grammar
-    output: Sequence[int]
-    wake: Callable[[], None]
+_Job = tuple[int, Grammar, Sequence[int], Callable[[], None]]
+"""The request, what it is held to, its output so far, and what is called when that is made."""
 
 
 class Grammars:
@@ -182,15 +171,12 @@ class Grammars:
     ) -> None:
         """Have it made; `wake` is called by the other thread when it is."""
         with self._changed:
-            self._waiting.setdefault(account, deque()).append(_Job(request_id, grammar, output, wake))
+            self._waiting.setdefault(account, deque()).append((request_id, grammar, output, wake))
             self._changed.notify_all()
 
     def prepared(self) -> list[tuple[int, int]]:
         """Requests whose constraints, or errors, have come since the last call, and what making each took, in microseconds."""
-        ready = []
-        while self._ready:
-            ready.append(self._ready.popleft())
-        return ready
+        return [self._ready.popleft() for _ in range(len(self._ready))]
 
     def take(self, request_id: int) -> Constraint | None:
         """The constraint of a request that was prepared; None: it has none. Raises RunnerError when it could not be made."""
@@ -203,9 +189,8 @@ class Grammars:
         """The request has ended. One that is being made is there afterwards, and has to be dropped then."""
         with self._changed:
             self._made.pop(request_id, None)
-            for jobs in self._waiting.values():
-                for job in [job for job in jobs if job.request_id == request_id]:
-                    jobs.remove(job)
+            for account, jobs in self._waiting.items():
+                self._waiting[account] = deque(job for job in jobs if job[0] != request_id)
 
     def close(self) -> None:
         """Before the vocabulary goes."""
@@ -223,36 +208,34 @@ class Grammars:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILDER_NICE)
         while (job := self._next()) is not None:
+            request_id, grammar, output, wake = job
             began_ns = time.perf_counter_ns()
             made: Constraint | RunnerError
             try:
                 if tokenizer is None:
                     raise RunnerError(f"{STRUCTURE_FAILED}: llguidance has no use for the model's vocabulary")
-                matcher = make_matcher(tokenizer, job.grammar.text)
-                made = Constraint(matcher, self._vocab.eog_tokens, job.grammar.after, job.output, self.tally)
-            except RunnerError as error:
-                made = error
-            except Exception as bug:
-                made = RunnerError(f"{STRUCTURE_FAILED}: {type(bug).__name__}")
+                matcher = make_matcher(tokenizer, grammar.text)
+                made = Constraint(matcher, self._vocab.eog_tokens, grammar.after, output, self.tally)
+            except Exception as error:
+                made = (
+                    error if isinstance(error, RunnerError) else RunnerError(f"{STRUCTURE_FAILED}: {words_of(error)}")
+                )
             took_us = (time.perf_counter_ns() - began_ns) // 1000
             with self._changed:
                 self.tally.builds += 1
                 self.tally.build_us += took_us
-                self._made[job.request_id] = made
-            self._ready.append((job.request_id, took_us))
-            job.wake()
+                self._made[request_id] = made
+            self._ready.append((request_id, took_us))
+            wake()
 
     def _next(self) -> _Job | None:
         """The first one of the account whose turn it is. None: it is over."""
         with self._changed:
             while not self._is_closing:
-                for account, jobs in list(self._waiting.items()):
-                    del self._waiting[account]
-                    if not jobs:
-                        continue
-                    job = jobs.popleft()
-                    if jobs:
-                        self._waiting[account] = jobs
-                    return job
+                for account in list(self._waiting):
+                    if jobs := self._waiting.pop(account):
+                        job = jobs.popleft()
+                        self._waiting[account] = jobs  # at the end
+                        return job
                 self._changed.wait()
             return None

@@ -170,9 +170,8 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
 
     def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
         context, sampler, found = self._contexts[pool], self._samplers[row.request_id], list[Drawn]()
-        for begin in range(
-            0, len(row.tokens), context.outputs_max
-        ):  # memory for all logits at once would never be used else
+        # Memory for all logits at once would never be used else.
+        for begin in range(0, len(row.tokens), context.outputs_max):
             part = replace(row, start=row.start + begin, tokens=row.tokens[begin : begin + context.outputs_max])
             for logits, target in zip(context.compute_every(part), targets[begin:], strict=False):
                 if not np.isfinite(logits.max()):

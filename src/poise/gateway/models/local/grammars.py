@@ -30,28 +30,23 @@ class Grammars:
         if n_bytes > self._bytes_max:
             why = f"it has {n_bytes} bytes as a grammar, and at most {self._bytes_max} are read (text.grammar_kb_max)"
             raise invalid_structure(structure.param, structure.kind, why)
-        known = self._of(tenant)
-        digest = blake2b(f"{structure.kind}\n{structure.text}".encode("utf-8", "replace"), key=self._key).digest()
-        if digest not in known:
-            grammar, why = "", ""
-            try:
-                grammar = await text.grammar(structure.kind, structure.text)
-            except ApiError as error:
-                if error.status != 400:
-                    raise
-                why = error.message
-            if grammar:
-                return grammar  # it would have to be kept: GBNF is made anew each time
-            known[digest] = why
-            if len(known) > GRAMMARS_MAX:
-                known.popitem(last=False)
-        if why := known.get(digest, ""):
-            raise invalid_structure(structure.param, structure.kind, why)
-        return structure.text
-
-    def _of(self, tenant: str) -> OrderedDict[bytes, str]:
         known = self._known.setdefault(tenant, OrderedDict())
         self._known.move_to_end(tenant)
         if len(self._known) > TENANTS_MAX:
             self._known.popitem(last=False)
-        return known
+        digest = blake2b(f"{structure.kind}\n{structure.text}".encode("utf-8", "replace"), key=self._key).digest()
+        if (why := known.get(digest)) is None:
+            try:
+                if grammar := await text.grammar(structure.kind, structure.text):
+                    return grammar  # it would have to be kept: GBNF is made anew each time
+                why = ""
+            except ApiError as error:
+                if error.status != 400:
+                    raise
+                why = error.message
+            known[digest] = why
+            if len(known) > GRAMMARS_MAX:
+                known.popitem(last=False)
+        if why:
+            raise invalid_structure(structure.param, structure.kind, why)
+        return structure.text
