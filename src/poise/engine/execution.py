@@ -12,19 +12,8 @@ from dataclasses import dataclass, replace
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled, words_of
-from poise.scheduler.planning.plan import (
-    Batch,
-    BatchResult,
-    Chunk,
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    StepPlan,
-    StepResult,
-    StoreSlot,
-)
+from poise.scheduler.planning import plan as kv
+from poise.scheduler.planning.plan import Batch, BatchResult, Chunk, KvOperation, StepPlan, StepResult
 from poise.scheduler.request import BLOCK_TOKENS, Request
 from poise.wire.messages import Prefill, PromptLogprobs
 from poise.wire.to_engine import SamplingParams
@@ -101,26 +90,26 @@ class Execution:
         self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]
     ) -> bool:
         """Whether it was carried out. One that builds on an operation which failed in this plan fails as well."""
-        missing = isinstance(operation, DropEntry | LoadSlot) and operation.entry in unstored
+        missing = isinstance(operation, kv.DropEntry | kv.LoadSlot) and operation.entry in unstored
         try:
-            if missing and isinstance(operation, DropEntry):
+            if missing and isinstance(operation, kv.DropEntry):
                 return False  # it was to be dropped in the step in which storing it failed
             if missing:
                 raise RunnerError("the entry could not be stored")
-            if isinstance(operation, StoreSlot) and (operation.pool, operation.slot) in self._unfilled:
+            if isinstance(operation, kv.StoreSlot) and (operation.pool, operation.slot) in self._unfilled:
                 raise RunnerError("the slot could not be filled")
             n_bytes = self._runner.apply(operation)
         except RunnerError:
-            if isinstance(operation, StoreSlot):
+            if isinstance(operation, kv.StoreSlot):
                 unstored.append(operation.entry)
-            elif isinstance(operation, LoadSlot | CopySlot | MoveSlot):
+            elif isinstance(operation, kv.LoadSlot | kv.CopySlot | kv.MoveSlot):
                 lost.append(operation.request_id)
-                slot = operation.slot if isinstance(operation, LoadSlot) else operation.target
+                slot = operation.slot if isinstance(operation, kv.LoadSlot) else operation.target
                 self._unfilled.add((operation.pool, slot))
             else:
                 raise
             return False
-        if isinstance(operation, StoreSlot):
+        if isinstance(operation, kv.StoreSlot):
             stored.append((operation.entry, n_bytes))
         return True
 
@@ -228,8 +217,8 @@ class Execution:
 
 def _served(operations: Iterable[KvOperation]) -> list[int]:
     """The requests that cells are carried for."""
-    return [o.request_id for o in operations if isinstance(o, LoadSlot | CopySlot | MoveSlot)]
+    return [o.request_id for o in operations if isinstance(o, kv.LoadSlot | kv.CopySlot | kv.MoveSlot)]
 
 
 def _cells(operation: KvOperation) -> int:
-    return operation.n_cells if isinstance(operation, StoreSlot | LoadSlot | CopySlot) else 0
+    return operation.n_cells if isinstance(operation, kv.StoreSlot | kv.LoadSlot | kv.CopySlot) else 0

@@ -78,17 +78,14 @@ class Runner(Protocol):
     @property
     def threads(self) -> int:
         """Threads that compute the next pass; 0 where nothing is computed."""
-        ...
 
     @property
     def stored_bytes(self) -> int:
         """Bytes that all entries of the host store take."""
-        ...
 
     @property
     def structure(self) -> StructureFigures:
         """What constrained output has cost so far."""
-        ...
 
     def prepare(
         self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
@@ -98,11 +95,9 @@ class Runner(Protocol):
 
         `output` is that of `open`: from there on its grammar goes on.
         """
-        ...
 
     def prepared(self) -> Sequence[tuple[int, int]]:
         """Requests whose preparation has ended since the last call, and what it took, in microseconds."""
-        ...
 
     def open(
         self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
@@ -115,11 +110,9 @@ class Runner(Protocol):
         Raises RunnerError when the request names tokens that the model does not have: computed, they would fail a whole batch.
         So it does when its grammar could not be prepared.
         """
-        ...
 
     def close(self, request_id: int) -> None:
         """Free what `open` made. Unknown ids are ignored."""
-        ...
 
     def apply(self, operation: KvOperation) -> int:
         """Carry out one KV operation. Returns the bytes that an entry takes in the host store for StoreSlot, else 0.
@@ -130,7 +123,6 @@ class Runner(Protocol):
         slot is empty (and a move's source too). A TrimSlot fails only with a model whose memory cannot be shortened (a
         recurrent one): then the slot is empty. A ScrubPool that fails leaves the pool unusable.
         """
-        ...
 
     def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
         """Compute a row of a prompt in passes of its own. Nothing is drawn: the logits of each of its tokens say how likely the
@@ -138,7 +130,6 @@ class Runner(Protocol):
 
         Raises RunnerError when that failed; then the slot is not usable until it was released.
         """
-        ...
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         """Compute rows (ascending slots) in one forward pass and sample.
@@ -147,13 +138,11 @@ class Runner(Protocol):
         are computed, and may hold what is not a number. Raises RunnerError when the pass failed; then no slot of `rows` is
         usable until it was released.
         """
-        ...
 
 
 class Clock(Protocol):
     def now_ns(self) -> int:
         """Monotonic time in nanoseconds."""
-        ...
 
 
 class Inbox(Protocol):
@@ -162,14 +151,11 @@ class Inbox(Protocol):
 
         Raises EOFError when the gateway is gone.
         """
-        ...
 
     def wake(self) -> None:
         """`drain` waits no longer, if it does. From any thread."""
-        ...
 
 
 class Outbox(Protocol):
     def send(self, message: ToGateway) -> None:
         """Queue a message and send what the socket takes without waiting. From any thread."""
-        ...

@@ -17,18 +17,15 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 _TYPES = {
-    400: "invalid_request_error",
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    405: "invalid_request_error",
     408: "timeout_error",
     409: "conflict_error",
-    413: "invalid_request_error",
     429: "rate_limit_error",
-    500: "server_error",
     503: "service_unavailable_error",
 }
+"""By status; any other is an `invalid_request_error`, or from 500 on a `server_error`."""
 _SHOWN_CHARS = 60
 _PATH = re.compile(r"(?<![\w./:])/(?:[^\s/:;,'\"()]+/)+([^\s/:;,'\"()]+)")
 _RETRY_STOPPED_S = 5.0

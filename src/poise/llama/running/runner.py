@@ -25,18 +25,8 @@ from poise.llama.running.grammar import Grammars
 from poise.llama.running.sampler import Drawn, Floats, Sampler
 from poise.llama.running.store import StateStore, StoredState
 from poise.llama.running.threads import ThreadGovernor
+from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
-from poise.scheduler.planning.plan import (
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    ScrubPool,
-    StoreSlot,
-    TrimSlot,
-)
 from poise.scheduler.policy import CostPrior
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import PoolInfo, PromptLogprobs, Token, TokenLogprob
@@ -145,26 +135,26 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         self._samplers.pop(request_id, None)
         self._grammars.drop(request_id)
 
-    def apply(self, operation: KvOperation) -> int:
+    def apply(self, operation: kv.KvOperation) -> int:
         match operation:
-            case ReleaseSlot(pool, slot):
+            case kv.ReleaseSlot(pool, slot):
                 self._contexts[pool].release(slot)
-            case MoveSlot(pool, source, target):
+            case kv.MoveSlot(pool, source, target):
                 self._contexts[pool].move(source, target)
-            case TrimSlot(pool, slot, n_cells):
+            case kv.TrimSlot(pool, slot, n_cells):
                 self._contexts[pool].truncate(slot, n_cells)
-            case CopySlot(pool, source, target, n_cells):
+            case kv.CopySlot(pool, source, target, n_cells):
                 self._contexts[pool].copy(source, target, n_cells)
-            case StoreSlot(pool, slot, entry, n_cells):
+            case kv.StoreSlot(pool, slot, entry, n_cells):
                 state = self._contexts[pool].copy_state(slot, n_cells)
                 self._store.put(entry, StoredState(pool, n_cells, state))
                 return len(state)
-            case LoadSlot(pool, slot, entry, n_cells):
+            case kv.LoadSlot(pool, slot, entry, n_cells):
                 stored = self._store.get(entry, pool, n_cells)
                 self._contexts[pool].load(slot, stored.state, stored.n_cells, n_cells)
-            case DropEntry(entry):
+            case kv.DropEntry(entry):
                 self._store.drop(entry)
-            case ScrubPool(pool):
+            case kv.ScrubPool(pool):
                 self._contexts[pool].scrub()
         return 0
 

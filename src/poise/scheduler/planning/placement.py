@@ -12,19 +12,9 @@ from collections.abc import Sequence as SequenceOf
 from poise.scheduler.memory.kv import KvPool
 from poise.scheduler.memory.prefix import Prefix, PrefixIndex
 from poise.scheduler.memory.store import Entry, HostStore, Purpose
+from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import CostModel
-from poise.scheduler.planning.plan import (
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    ScrubPool,
-    StepResult,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.scheduler.planning.plan import KvOperation, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import BLOCK_TOKENS, PreemptionKind, Request
 from poise.scheduler.sequence import Sequence
@@ -58,7 +48,7 @@ class Placement:
 
     def take_operations(self) -> tuple[KvOperation, ...]:
         """The operations collected since the last call, those last that overwrite what the others have left."""
-        operations = (*self._operations, *map(ScrubPool, self._unclean))
+        operations = (*self._operations, *map(kv.ScrubPool, self._unclean))
         self._operations = []
         self._unclean.clear()
         return operations
@@ -99,13 +89,13 @@ class Placement:
         request_id, n_cells = sequence.request.request_id, sequence.n_computed
         entry = self._swap_entry(sequence) if n_cells else None
         if entry is not None:
-            self._operations.append(StoreSlot(pool.name, slot, entry.number, n_cells))
+            self._operations.append(kv.StoreSlot(pool.name, slot, entry.number, n_cells))
             sequence.entry = entry.number
             self._swapped[entry.number] = sequence
         else:
             sequence.n_recomputed += n_cells
             sequence.n_computed = 0
-        self._operations.append(ReleaseSlot(pool.name, slot, request_id))
+        self._operations.append(kv.ReleaseSlot(pool.name, slot, request_id))
         return PreemptionKind.SWAP if entry is not None else PreemptionKind.DROP
 
     def discard(self, sequence: Sequence) -> None:
@@ -134,14 +124,14 @@ class Placement:
             pool.warm[slot] = prefix
             self.index.add(prefix)
         else:
-            self._operations.append(ReleaseSlot(pool.name, slot, request_id))
+            self._operations.append(kv.ReleaseSlot(pool.name, slot, request_id))
 
     def pin(self, sequence: Sequence, name: str) -> None:
         """Keep the running sequence's cells in the store as a template, replacing an older one of that name."""
         self.unpin(sequence.pool, name)
         entry = self._admit(Purpose.TEMPLATE, sequence.request.tenant, sequence.pool, sequence.n_computed)
         if entry is not None:
-            self._operations.append(StoreSlot(sequence.pool, sequence.slot, entry.number, sequence.n_computed))
+            self._operations.append(kv.StoreSlot(sequence.pool, sequence.slot, entry.number, sequence.n_computed))
             self.templates[sequence.pool, name] = entry
 
     def unpin(self, pool: str, name: str) -> None:
@@ -156,7 +146,7 @@ class Placement:
             self.index.remove(prefix)
             if prefix.slot >= 0:
                 del self.pools[prefix.pool].warm[prefix.slot]
-                self._operations.append(ReleaseSlot(prefix.pool, prefix.slot, 0))
+                self._operations.append(kv.ReleaseSlot(prefix.pool, prefix.slot, 0))
             else:
                 self._drop(prefix.entry)
         return len(kept), sum(prefix.n_cells for prefix in kept)
@@ -178,7 +168,7 @@ class Placement:
             if (move := pool.close_hole(self._policy.hole_steps)) is not None:
                 sequence, source, target = move
                 self._empty(pool, target, pool.warm.pop(target, None))
-                self._operations.append(MoveSlot(name, source, target, sequence.request.request_id))
+                self._operations.append(kv.MoveSlot(name, source, target, sequence.request.request_id))
                 self.n_moves += 1
 
     def settle(self, result: StepResult) -> list[tuple[Sequence, int]]:
@@ -256,7 +246,7 @@ class Placement:
         """Load a swapped sequence into its new slot."""
         entry = sequence.entry
         request_id, n_cells = sequence.request.request_id, sequence.n_computed
-        self._operations.append(LoadSlot(sequence.pool, sequence.slot, entry, n_cells, request_id))
+        self._operations.append(kv.LoadSlot(sequence.pool, sequence.slot, entry, n_cells, request_id))
         self.store.loaded_bytes += self.store[entry].n_bytes
         self._drop(entry)
         sequence.entry = -1
@@ -270,10 +260,10 @@ class Placement:
             self._spill(pool, warm, unless_shared=n_cells)
             self.index.remove(warm)
             if warm.n_cells > n_cells:
-                self._operations.append(TrimSlot(pool.name, slot, n_cells))
+                self._operations.append(kv.TrimSlot(pool.name, slot, n_cells))
         elif isinstance(source, Prefix) and source.slot >= 0:
             self._empty(pool, slot, warm)
-            self._operations.append(CopySlot(pool.name, source.slot, slot, n_cells, request_id))
+            self._operations.append(kv.CopySlot(pool.name, source.slot, slot, n_cells, request_id))
         else:
             entry = source if isinstance(source, Entry) else self.store[source.entry]
             entry.in_use = True
@@ -281,7 +271,7 @@ class Placement:
             entry.in_use = False
             self.store.touch(entry.number)
             self.store.loaded_bytes += entry.n_bytes
-            self._operations.append(LoadSlot(pool.name, slot, entry.number, n_cells, request_id))
+            self._operations.append(kv.LoadSlot(pool.name, slot, entry.number, n_cells, request_id))
         sequence.n_computed = n_cells
 
     def _empty(self, pool: KvPool, slot: int, warm: Prefix | None) -> None:
@@ -289,7 +279,7 @@ class Placement:
         if warm is not None:
             self._spill(pool, warm)
             self.index.remove(warm)
-            self._operations.append(ReleaseSlot(pool.name, slot, 0))
+            self._operations.append(kv.ReleaseSlot(pool.name, slot, 0))
 
     def _spill(self, pool: KvPool, warm: Prefix, unless_shared: int | None = None) -> None:
         """Keep a copy of a warm slot in the store, unless its cells are kept elsewhere, or live on in who takes the slot."""
@@ -300,7 +290,7 @@ class Placement:
         if entry is None:
             return
         stored = Prefix(warm.tenant, warm.pool, warm.blocks, warm.n_cells, entry=entry.number)
-        self._operations.append(StoreSlot(pool.name, warm.slot, entry.number, warm.n_cells))
+        self._operations.append(kv.StoreSlot(pool.name, warm.slot, entry.number, warm.n_cells))
         self._index_stored(stored)
 
     def _index_stored(self, stored: Prefix) -> None:
@@ -356,4 +346,4 @@ class Placement:
     def _drop(self, number: int, *, evicted: bool = False) -> None:
         self.store.remove(number, evicted=evicted)
         self._swapped.pop(number, None)
-        self._operations.append(DropEntry(number))
+        self._operations.append(kv.DropEntry(number))

@@ -45,11 +45,8 @@ PART_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refu
 """By type of a content part that is read, the field that has its text."""
 _OLDER_TOOL = "function"
 
-TIER_CLASSES = {
-    "auto": RequestClass.INTERACTIVE,
-    "default": RequestClass.INTERACTIVE,
-    "priority": RequestClass.INTERACTIVE,
-    "flex": RequestClass.BACKGROUND,
+TIER_CLASSES = dict.fromkeys(("auto", "default", "priority"), RequestClass.INTERACTIVE) | {
+    "flex": RequestClass.BACKGROUND
 }
 
 
@@ -89,13 +86,8 @@ def read_stream_options(value: object, param: str, ignored: Ignored = STRICT) ->
 
 def read_messages(value: object, param: str, ignored: Ignored = STRICT) -> list[Message]:
     messages = read_list(value, param, "a list of messages", MAX_MESSAGES)
-    n_parts = sum(
-        len(m[name])
-        for m in messages
-        if type(m) is dict
-        for name in ("content", "tool_calls")
-        if type(m.get(name)) is list
-    )
+    lists = (m.get(name) for m in messages if type(m) is dict for name in ("content", "tool_calls"))
+    n_parts = sum(len(parts) for parts in lists if type(parts) is list)
     if n_parts > MAX_ALL_PARTS:
         rule = f"have at most {MAX_ALL_PARTS} content parts and calls in all; join those of a message, or send strings"
         raise invalid_value(param, rule, None, f"has {n_parts}")
@@ -108,7 +100,7 @@ def _read_message(value: object, param: str, ignored: Ignored) -> Message:
     if message.get("role") is None:
         raise missing_parameter(f"{param}.role", f"one of {', '.join(ROLES)} is needed")
     role = _ROLE.read(message["role"], f"{param}.role")
-    for field in (_NAME, _TOOL_CALL_ID, _REASONING_CONTENT, _REASONING, _REFUSAL, PREFIX):
+    for field in _PLAIN_FIELDS:
         if message.get(field.name) is not None:
             field.read(message[field.name], f"{param}.{field.name}")
     calls = read_calls(message, param) if role == "assistant" else ()
@@ -183,18 +175,9 @@ _CONTENT: Field[str] = Custom(
     _read_content,
     {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA, "maxItems": MAX_PARTS}]},
 )
-_MESSAGE_FIELDS: tuple[Field[Any], ...] = (
-    _ROLE,
-    _CONTENT,
-    _NAME,
-    _TOOL_CALL_ID,
-    _REASONING_CONTENT,
-    _REASONING,
-    _REFUSAL,
-    PREFIX,
-    CALLS,
-    CALLED,
-)
+_PLAIN_FIELDS: tuple[Field[Any], ...] = (_NAME, _TOOL_CALL_ID, _REASONING_CONTENT, _REASONING, _REFUSAL, PREFIX)
+"""Those of a message that are read as they are."""
+_MESSAGE_FIELDS = (_ROLE, _CONTENT, *_PLAIN_FIELDS, CALLS, CALLED)
 INCLUDE_USAGE = Flag("include_usage", "Send the token counts in a chunk of their own before [DONE].")
 CONTINUOUS_USAGE = Flag("continuous_usage_stats", "Send the token counts so far in every chunk.")
 SEGMENTS = Flag(
@@ -219,18 +202,14 @@ MESSAGES: Field[list[Message]] = Custom(
     read_messages,
     {"type": "array", "items": object_schema(_MESSAGE_FIELDS, ["role"]), "minItems": 1, "maxItems": MAX_MESSAGES},
 )
+_TEXTS_SCHEMA, _LISTS_SCHEMA = (
+    {"type": "array", "items": of, "minItems": 1} for of in ({"type": "string"}, _IDS_SCHEMA)
+)
 PROMPT: Field[list[str] | list[list[int]]] = Custom(
     "prompt",
     "Text or token ids to continue; a list of either makes a choice of each.",
     _read_prompt,
-    {
-        "anyOf": [
-            {"type": "string"},
-            {"type": "array", "items": {"type": "string"}, "minItems": 1},
-            _IDS_SCHEMA,
-            {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
-        ]
-    },
+    {"anyOf": [{"type": "string"}, _TEXTS_SCHEMA, _IDS_SCHEMA, _LISTS_SCHEMA]},
 )
 MAX_TOKENS = Integer(
     "max_tokens",
@@ -311,28 +290,9 @@ BACKGROUND = Flag("background", "The request goes on when its client leaves; its
 USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
 IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
 
-SAMPLING: Mapping[str, Field[Any]] = {
-    "temperature": TEMPERATURE,
-    "top_p": TOP_P,
-    "top_k": TOP_K,
-    "min_p": MIN_P,
-    "presence_penalty": PRESENCE_PENALTY,
-    "frequency_penalty": FREQUENCY_PENALTY,
-    "logit_bias": LOGIT_BIAS,
-    "ignore_eos": IGNORE_EOS,
-}
+_PENALTIES = (PRESENCE_PENALTY, FREQUENCY_PENALTY)
+_DRAWN_BY: tuple[Field[Any], ...] = (TEMPERATURE, TOP_P, TOP_K, MIN_P, *_PENALTIES, LOGIT_BIAS, IGNORE_EOS)
+SAMPLING: Mapping[str, Field[Any]] = {field.name: field for field in _DRAWN_BY}
 """By field of `SamplingParams`, what sets it as it is. A new parameter of sampling is a row here, a field there, and its use."""
-SHARED: tuple[Field[Any], ...] = (
-    MAX_TOKENS,
-    MIN_TOKENS,
-    *SAMPLING.values(),
-    REPETITION_PENALTY,
-    STOP,
-    SEED,
-    STREAM,
-    STREAM_OPTIONS,
-    SERVICE_TIER,
-    QUEUE_TIMEOUT,
-    BACKGROUND,
-    USER,
-)
+_SERVED_BY = (STREAM, STREAM_OPTIONS, SERVICE_TIER, QUEUE_TIMEOUT, BACKGROUND, USER)
+SHARED: tuple[Field[Any], ...] = (MAX_TOKENS, MIN_TOKENS, *_DRAWN_BY, REPETITION_PENALTY, STOP, SEED, *_SERVED_BY)

@@ -33,17 +33,8 @@ class RequestParser:
         self._sampling_defaults = settings.sampling.model_dump(include=set(p.SAMPLING))
         self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
         shared = (p.MODEL, *p.SHARED, self._n, *structured.FIELDS)
-        self._chat: tuple[Field[Any], ...] = (
-            *shared,
-            p.MESSAGES,
-            p.LOGPROBS,
-            p.TOP_LOGPROBS,
-            p.CONTEXT_POLICY,
-            p.TEMPLATE,
-            *rendering.FIELDS,
-            *reasoning.FIELDS,
-            *tools.FIELDS,
-        )
+        chat = (p.MESSAGES, p.LOGPROBS, p.TOP_LOGPROBS, p.CONTEXT_POLICY, p.TEMPLATE)
+        self._chat: tuple[Field[Any], ...] = (*shared, *chat, *rendering.FIELDS, *reasoning.FIELDS, *tools.FIELDS)
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF, p.ECHO, p.SUFFIX)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
         self._elsewhere_completion = {"top_logprobs": "Use 'logprobs' with a count here."} | {
