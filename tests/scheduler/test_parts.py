@@ -203,7 +203,7 @@ def test_slots_are_given_lowest_first_and_books_balance() -> None:
     assert occupied == [
         (0, "running", RequestClass.INTERACTIVE, 0),
         (1, "paused", RequestClass.INTERACTIVE, 0),
-        (3, "warm", None, 42),
+        (3, "warm", "", 42),
     ]
 
 

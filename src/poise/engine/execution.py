@@ -6,7 +6,6 @@ scheduler has those tokens computed again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from poise.engine.blackbox import BoxWriter
@@ -67,15 +66,16 @@ class Execution:
         self.prefills.clear()
         self.scores.clear()
         if plan.operations:
-            self._box.computing(plan.step, self._clock.now_ns(), _served(plan.operations))
+            served = [o.request_id for o in plan.operations if isinstance(o, kv.LoadSlot | kv.CopySlot | kv.MoveSlot)]
+            self._box.computing(plan.step, self._clock.now_ns(), served)
         for operation in plan.operations:
             began_ns = self._clock.now_ns()
             done = self._apply(operation, stored, unstored, lost)
             spent_ns = self._clock.now_ns() - began_ns
             self._kv_ns += spent_ns
-            if done and (n_cells := _cells(operation)):
+            if done and isinstance(operation, kv.StoreSlot | kv.LoadSlot | kv.CopySlot):
                 carried_ns += spent_ns
-                carried_cells += n_cells
+                carried_cells += operation.n_cells
         results: list[BatchResult] = []
         sampled: list[Sampled] = []
         for batch in plan.batches:
@@ -146,8 +146,10 @@ class Execution:
         except RunnerError as error:
             failed = words_of(error)
         cost_ns = self._clock.now_ns() - began_ns
-        if prompts and not failed:
-            self._note(prompts, n_tokens, cost_ns // 1000)
+        for chunk in () if failed else prompts:
+            self.prompt_tokens += chunk.n_tokens
+            n_beside = n_tokens - chunk.n_tokens
+            self.prefills.append(Prefill(chunk.request_id, chunk.n_tokens, cost_ns // 1000, n_beside))
         sampling_ns = sum([draw.cost_ns for draw in drawn])
         self._sample_ns += sampling_ns
         self._forward_ns += cost_ns - sampling_ns
@@ -192,12 +194,6 @@ class Execution:
         live.opened = True
         return ""
 
-    def _note(self, prompts: list[Chunk], n_tokens: int, pass_us: int) -> None:
-        """Prompt chunks were computed, in a pass of so many tokens. One that only decodes has nothing to note."""
-        for chunk in prompts:
-            self.prompt_tokens += chunk.n_tokens
-            self.prefills.append(Prefill(chunk.request_id, chunk.n_tokens, pass_us, n_tokens - chunk.n_tokens))
-
     def _extend(self, sampled: list[Sampled]) -> tuple[tuple[int, int], ...]:
         """Add the sampled tokens to their sequences; returns the keys of the blocks they completed."""
         keys: list[tuple[int, int]] = []
@@ -213,12 +209,3 @@ class Execution:
             if len(live.tokens) // BLOCK_TOKENS > n_blocks:
                 keys += [(request_id, key) for key in live.chain.extend(live.tokens)]
         return tuple(keys)
-
-
-def _served(operations: Iterable[KvOperation]) -> list[int]:
-    """The requests that cells are carried for."""
-    return [o.request_id for o in operations if isinstance(o, kv.LoadSlot | kv.CopySlot | kv.MoveSlot)]
-
-
-def _cells(operation: KvOperation) -> int:
-    return operation.n_cells if isinstance(operation, kv.StoreSlot | kv.LoadSlot | kv.CopySlot) else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import msgspec
 
@@ -81,7 +82,7 @@ class Reporter:
                 )
                 for c, s in snapshot.classes.items()
             },
-            pools=[_pool_status(name, books) for name, books in snapshot.pools.items()],
+            pools=[_pool_status(books) for books in snapshot.pools.values()],
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             moves=snapshot.n_moves,
@@ -112,27 +113,12 @@ class Reporter:
         return self._scheduler.positions()
 
 
-def _pool_status(name: str, books: PoolBooks) -> wire_status.PoolStatus:
+def _pool_status(books: PoolBooks) -> wire_status.PoolStatus:
     most = sorted(books.cells_by_tenant.items(), key=lambda item: (-item[1], item[0]))
     by_tenant = dict(most[:TENANTS_MAX])
     if len(most) > TENANTS_MAX:
         by_tenant[""] = sum(n for _, n in most[TENANTS_MAX:])
-    return wire_status.PoolStatus(
-        name,
-        books.slots_held,
-        books.slots,
-        books.cells_used,
-        books.cells,
-        books.slots_warm,
-        books.cells_warm,
-        books.slots_peak,
-        books.cells_used_peak,
-        {c.value: n for c, n in books.cells_by_class.items()},
-        by_tenant,
-        books.cells_held,
-        books.holes,
-        [wire_status.SlotStatus(slot, state, of or "", n_cells) for slot, state, of, n_cells in books.occupied],
-    )
+    return msgspec.convert(replace(books, cells_by_tenant=by_tenant), wire_status.PoolStatus, from_attributes=True)
 
 
 def _totals(snapshot: Snapshot) -> Totals:

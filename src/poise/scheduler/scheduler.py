@@ -116,17 +116,12 @@ class Scheduler:
 
     def prepared(self, request_id: int, now_ns: int) -> list[Event]:
         """What a request that `prepares` needs is made: it goes to its place in the queue, by when it came."""
-        assert self._planned is None, "prepared between plan and complete"
-        sequence = self._life.sequences.get(request_id)
-        if sequence is None:
-            return []
-        self._life.now_ns = now_ns
-        return self._life.prepared(sequence)
+        sequence = self._found(request_id, now_ns)
+        return [] if sequence is None else self._life.prepared(sequence)
 
     def abort(self, request_id: int, now_ns: int) -> list[Event]:
         """End a request in whatever state it is. Its slot is free for the very next plan. Unknown ids give no event."""
-        assert self._planned is None, "abort between plan and complete"
-        sequence = self._life.sequences.get(request_id)
+        sequence = self._found(request_id, now_ns)
         return [] if sequence is None else [self._life.finish(sequence, FinishReason.ABORTED)]
 
     def expire(self, now_ns: int) -> list[Event]:
@@ -150,11 +145,9 @@ class Scheduler:
 
         The state of an unknown request is "".
         """
-        assert self._planned is None, "control between plan and complete"
-        sequence = self._life.sequences.get(request_id)
+        sequence = self._found(request_id, now_ns)
         if sequence is None:
             return "", "there is no such live request", []
-        self._life.now_ns = now_ns
         detail, events = self._life.control(sequence, action)
         return sequence.state.value, detail, events
 
@@ -164,11 +157,9 @@ class Scheduler:
         It runs only when neither its reader nor an operator keeps it from it. Held, it keeps its place in the order, does not
         expire, and counts nowhere as work; its slot goes to whoever needs one, or with SWAP at once.
         """
-        assert self._planned is None, "hold between plan and complete"
-        sequence = self._life.sequences.get(request_id)
+        sequence = self._found(request_id, now_ns)
         if sequence is None:
             return []
-        self._life.now_ns = now_ns
         events = self._life.hold(sequence, hold)
         if hold is Hold.RUN and sequence.deadline_ns and not sequence.started:
             self._watch_deadline(sequence)
@@ -314,6 +305,12 @@ class Scheduler:
         for served in self._books.served.values():
             served.check()
         self._life.check()
+
+    def _found(self, request_id: int, now_ns: int) -> Sequence | None:
+        """A live request, about which something comes in now."""
+        assert self._planned is None, "a message between plan and complete"
+        self._life.now_ns = now_ns
+        return self._life.sequences.get(request_id)
 
     def _refusal(self, request: Request, eta_us: int, now_ns: int) -> Rejected | None:
         """Why a request that could run is not taken: its tenant's limits, then its class's queue."""

@@ -159,18 +159,13 @@ def text_rejected(reason: str) -> ApiError:
 
 
 def text_queue_full(retry_after_s: float) -> ApiError:
-    headers = retry_after(retry_after_s)
-    message = (
-        "Too much of your text waits to be tokenised. Let some of your requests get that far first, or try again in about "
-        f"{headers['Retry-After']} s."
-    )
-    return ApiError(429, "text_queue_full", message, headers=headers)
+    message = "Too much of your text waits to be tokenised. Let some of your requests get that far first, or try again"
+    return later(429, "text_queue_full", message, retry_after_s)
 
 
 def text_unavailable(why: str, retry_after_s: float) -> ApiError:
-    headers = retry_after(retry_after_s)
-    message = f"No text worker took this request in time: {why}. Try again in about {headers['Retry-After']} s."
-    return ApiError(503, "text_unavailable", message, headers=headers)
+    message = f"No text worker took this request in time: {why}. Try again"
+    return later(503, "text_unavailable", message, retry_after_s)
 
 
 def model_not_found(model: str, known: Iterable[str]) -> ApiError:
@@ -238,9 +233,7 @@ def not_possible(action: str, request_id: str, reason: str) -> ApiError:
 
 
 def journal_is_read(retry_after_s: float) -> ApiError:
-    headers = retry_after(retry_after_s)
-    message = f"The journal is being read, and by one at a time. Try again in about {headers['Retry-After']} s."
-    return ApiError(429, "journal_is_read", message, headers=headers)
+    return later(429, "journal_is_read", "The journal is being read, and by one at a time. Try again", retry_after_s)
 
 
 def server_stopping() -> ApiError:
@@ -262,12 +255,9 @@ def draining(seconds: float) -> ApiError:
 
 def shed_background(level: str, why: str, retry_after_s: float) -> ApiError:
     """Background work is refused first, so that people notice nothing."""
-    headers = retry_after(retry_after_s)
-    message = (
-        f"Background work is not taken now, the server is {level}: {why}. Try again in about {headers['Retry-After']} s, or use "
-        "another 'service_tier' if somebody waits for the answer."
-    )
-    return ApiError(429, "shed_background", message, headers=headers)
+    message = f"Background work is not taken now, the server is {level}: {why}. Try again"
+    otherwise = ", or use another 'service_tier' if somebody waits for the answer"
+    return later(429, "shed_background", message, retry_after_s, otherwise)
 
 
 def internal_error(error_id: str) -> ApiError:
@@ -277,6 +267,12 @@ def internal_error(error_id: str) -> ApiError:
 
 def new_error_id() -> str:
     return "err-" + secrets.token_hex(6)
+
+
+def later(status: int, code: str, message: str, seconds: float, otherwise: str = "") -> ApiError:
+    """`message` ends before "in about 5 s", which `otherwise` comes after."""
+    headers = retry_after(seconds)
+    return ApiError(status, code, f"{message} in about {headers['Retry-After']} s{otherwise}.", headers=headers)
 
 
 def retry_after(seconds: float) -> dict[str, str]:

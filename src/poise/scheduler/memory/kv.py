@@ -28,8 +28,8 @@ class SlotBooks(NamedTuple):
     slot: int
     state: str
     """A State, or "warm"."""
-    request_class: RequestClass | None
-    """Of who holds it; nobody holds a warm one."""
+    request_class: str
+    """A RequestClass, of who holds it; "" for a warm one, which nobody holds."""
     n_cells: int
 
 
@@ -37,13 +37,14 @@ class SlotBooks(NamedTuple):
 class PoolBooks:
     """A pool's figures at one moment, in slots and cells. `cells_used` leaves out the warm ones."""
 
+    name: str
     slots_held: int
     slots: int
     cells_held: int
     cells_used: int
     cells: int
     slots_peak: int
-    cells_used_peak: int
+    cells_peak: int
     slots_warm: int
     cells_warm: int
     cells_by_class: dict[RequestClass, int]
@@ -139,13 +140,14 @@ class KvPool:
             by_tenant[tenant] = by_tenant.get(tenant, 0) + sequence.n_computed
         self._cells_peak = max(self._cells_peak, used)
         return PoolBooks(
+            name=self.name,
             slots_held=len(self.holders),
             slots=self.policy.n_slots,
             cells_held=len(self.holders) * self.policy.slot_cells,
             cells_used=used,
             cells=self.policy.n_slots * self.policy.slot_cells,
             slots_peak=self._slots_peak,
-            cells_used_peak=self._cells_peak,
+            cells_peak=self._cells_peak,
             slots_warm=len(self.warm),
             cells_warm=sum(prefix.n_cells for prefix in self.warm.values()),
             cells_by_class=by_class,
@@ -176,7 +178,7 @@ class KvPool:
 
     def _occupied(self) -> tuple[SlotBooks, ...]:
         held = [SlotBooks(slot, s.state, s.request_class, s.n_computed) for slot, s in self.holders.items()]
-        warm = [SlotBooks(slot, WARM, None, prefix.n_cells) for slot, prefix in self.warm.items()]
+        warm = [SlotBooks(slot, WARM, "", prefix.n_cells) for slot, prefix in self.warm.items()]
         return tuple(sorted(held + warm))
 
     def _count(self, sequence: Sequence, change: int) -> None:

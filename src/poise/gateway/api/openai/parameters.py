@@ -6,20 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from poise.gateway.api.fields import (
-    INT64_MIN,
-    Custom,
-    Field,
-    Flag,
-    Integer,
-    Real,
-    Schema,
-    Text,
-    check_names,
-    object_schema,
-    read_list,
-    read_object,
-)
+from poise.gateway.api import fields
+from poise.gateway.api.fields import INT64_MIN, Custom, Field, Flag, Integer, Real, Schema, Text
 from poise.gateway.api.ignored import STRICT, Ignored
 from poise.gateway.api.openai import unsupported
 from poise.gateway.api.openai.rendering import PREFIX
@@ -55,12 +43,12 @@ def _read_stop(value: object, param: str) -> tuple[str, ...]:
     text = Text(param, "", max_chars=MAX_STOP_CHARS)
     if type(value) is str or value == []:
         return (text.read(value, param),) if value else ()
-    stops = read_list(value, param, "a string or a list of strings", MAX_STOPS)
+    stops = fields.read_list(value, param, "a string or a list of strings", MAX_STOPS)
     return tuple(text.read(stop, f"{param}[{i}]") for i, stop in enumerate(stops) if stop != "")
 
 
 def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]:
-    biases = read_object(value, param)
+    biases = fields.read_object(value, param)
     if len(biases) > MAX_BIASES:
         raise invalid_value(param, f"have at most {MAX_BIASES} entries", None, f"has {len(biases)}")
     amount = Real("bias", "", -100, 100)
@@ -75,8 +63,8 @@ def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]
 
 
 def read_stream_options(value: object, param: str, ignored: Ignored = STRICT) -> AnswerOptions:
-    options = read_object(value, param)
-    check_names(options, _STREAM_FIELDS, unsupported.STREAM_OPTIONS, prefix=f"{param}.", ignored=ignored)
+    options = fields.read_object(value, param)
+    fields.check_names(options, _STREAM_FIELDS, unsupported.STREAM_OPTIONS, prefix=f"{param}.", ignored=ignored)
     include_usage, continuous_usage, segments = (
         field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
         for field in _STREAM_FIELDS
@@ -85,7 +73,7 @@ def read_stream_options(value: object, param: str, ignored: Ignored = STRICT) ->
 
 
 def read_messages(value: object, param: str, ignored: Ignored = STRICT) -> list[Message]:
-    messages = read_list(value, param, "a list of messages", MAX_MESSAGES)
+    messages = fields.read_list(value, param, "a list of messages", MAX_MESSAGES)
     lists = (m.get(name) for m in messages if type(m) is dict for name in ("content", "tool_calls"))
     n_parts = sum(len(parts) for parts in lists if type(parts) is list)
     if n_parts > MAX_ALL_PARTS:
@@ -95,8 +83,8 @@ def read_messages(value: object, param: str, ignored: Ignored = STRICT) -> list[
 
 
 def _read_message(value: object, param: str, ignored: Ignored) -> Message:
-    message = read_object(value, param)
-    check_names(message, _MESSAGE_FIELDS, unsupported.MESSAGE, prefix=f"{param}.", ignored=ignored)
+    message = fields.read_object(value, param)
+    fields.check_names(message, _MESSAGE_FIELDS, unsupported.MESSAGE, prefix=f"{param}.", ignored=ignored)
     if message.get("role") is None:
         raise missing_parameter(f"{param}.role", f"one of {', '.join(ROLES)} is needed")
     role = _ROLE.read(message["role"], f"{param}.role")
@@ -118,19 +106,19 @@ def _read_message(value: object, param: str, ignored: Ignored) -> Message:
 def _read_content(value: object, param: str, ignored: Ignored = STRICT) -> str:
     if type(value) is str:
         return value
-    parts = read_list(value, param, "a string or a list of text parts", MAX_PARTS)
+    parts = fields.read_list(value, param, "a string or a list of text parts", MAX_PARTS)
     return "\n".join(_read_part(part, f"{param}[{i}]", ignored) for i, part in enumerate(parts))
 
 
 def _read_part(value: object, param: str, ignored: Ignored) -> str:
-    part = read_object(value, param)
+    part = fields.read_object(value, param)
     kind = part.get("type")
     if kind in unsupported.CONTENT_PARTS:
         raise unsupported_parameter(param, kind, "only text is read; use parts of type 'text'")
     if kind not in PART_TEXTS:
         raise invalid_value(f"{param}.type", 'be "text"', kind)
     name = PART_TEXTS[kind]
-    check_names(part, (_PART_TYPE, _PART_TEXTS[name]), {}, prefix=f"{param}.", ignored=ignored)
+    fields.check_names(part, (_PART_TYPE, _PART_TEXTS[name]), {}, prefix=f"{param}.", ignored=ignored)
     if part.get(name) is None:
         raise missing_parameter(f"{param}.{name}", "a string is needed")
     return _PART_TEXTS[name].read(part[name], f"{param}.{name}")
@@ -140,7 +128,7 @@ def _read_prompt(value: object, param: str) -> list[str] | list[list[int]]:
     what = "a string, a list of strings, a list of token ids or a list of such lists"
     if type(value) is str:
         return [value]
-    entries = read_list(value, param, what, MAX_PROMPT_IDS)
+    entries = fields.read_list(value, param, what, MAX_PROMPT_IDS)
     kinds = set(map(type, entries))  # one pass in C: a list of a million entries must not hold up the streams
     if kinds != {int} and len(entries) > MAX_PROMPTS:
         raise invalid_value(param, f"have at most {MAX_PROMPTS} prompts", None, f"has {len(entries)}")
@@ -154,7 +142,7 @@ def _read_prompt(value: object, param: str) -> list[str] | list[list[int]]:
 
 
 def _check_ids(ids: list[Any], param: str) -> list[int]:
-    read_list(ids, param, "a list of token ids", MAX_PROMPT_IDS)
+    fields.read_list(ids, param, "a list of token ids", MAX_PROMPT_IDS)
     if set(map(type, ids)) != {int}:
         raise invalid_type(param, "a list of token ids", ids)
     return ids
@@ -168,7 +156,7 @@ _REASONING = Text("reasoning", "Another name of `reasoning_content`.")
 _REFUSAL = Text("refusal", "Why an assistant did not answer: what it said, where there is no `content`.")
 _PART_TYPE = Text("type", "", choices=tuple(PART_TEXTS))
 _PART_TEXTS = {name: Text(name, "") for name in PART_TEXTS.values()}
-_PART_SCHEMA = object_schema((_PART_TYPE, *_PART_TEXTS.values()), ["type"])
+_PART_SCHEMA = fields.object_schema((_PART_TYPE, *_PART_TEXTS.values()), ["type"])
 _CONTENT: Field[str] = Custom(
     "content",
     "Text, or parts of text that are joined by newlines.",
@@ -200,7 +188,12 @@ MESSAGES: Field[list[Message]] = Custom(
     "messages",
     "The conversation so far.",
     read_messages,
-    {"type": "array", "items": object_schema(_MESSAGE_FIELDS, ["role"]), "minItems": 1, "maxItems": MAX_MESSAGES},
+    {
+        "type": "array",
+        "items": fields.object_schema(_MESSAGE_FIELDS, ["role"]),
+        "minItems": 1,
+        "maxItems": MAX_MESSAGES,
+    },
 )
 _TEXTS_SCHEMA, _LISTS_SCHEMA = (
     {"type": "array", "items": of, "minItems": 1} for of in ({"type": "string"}, _IDS_SCHEMA)
@@ -274,7 +267,7 @@ ECHO = Flag("echo", "The answer begins with the prompt, and `logprobs` with thos
 SUFFIX = Text("suffix", "What is to come after the answer, where the model has tokens for filling in.")
 STREAM = Flag("stream", "Send the answer as server-sent events while it is generated.")
 STREAM_OPTIONS: Field[AnswerOptions] = Custom(
-    "stream_options", "Needs `stream`.", read_stream_options, object_schema(_STREAM_FIELDS, [])
+    "stream_options", "Needs `stream`.", read_stream_options, fields.object_schema(_STREAM_FIELDS, [])
 )
 SERVICE_TIER = Text(
     "service_tier", "`flex` makes it a background request; all others are interactive.", choices=tuple(TIER_CLASSES)

@@ -85,7 +85,8 @@ def _read_grammar(value: object, param: str, _: Whitespace) -> Structure | None:
     return s.of_grammar(text, param) if text.strip() else None  # llama-server's clients send "" for none
 
 
-Form = tuple[Callable[[object, str, Whitespace], Structure | None], Schema]
+Reader = Callable[[object, str, Whitespace], Structure | None]
+Form = tuple[Reader, Schema]
 """How it is read, and its JSON Schema."""
 _JSON: Form = (
     lambda value, param, whitespace: s.of_schema(_schema(value, param), param, whitespace),
@@ -104,6 +105,10 @@ _OUTPUTS: dict[str, Form] = {
     "structural_tag": (_read_tags, {"type": "object"}),
 }
 """By key of `structured_outputs`."""
+
+
+def _alone(read: Reader, value: object, param: str) -> Structure | None:
+    return read(value, param, COMPACT)
 
 
 def _read_outputs(value: object, param: str, whitespace: Whitespace) -> Structure | None:
@@ -137,7 +142,7 @@ _ABOUT = {
 } | {f"guided_{name}": _OLDER.format(name) for name in _GUIDED}
 _WHITESPACE = Text("guided_whitespace_pattern", _OLDER.format("whitespace_pattern"), min_chars=1)
 FIELDS: tuple[Field[Any], ...] = (
-    *(Custom(name, _ABOUT[name], partial(read, whitespace=COMPACT), shape) for name, (read, shape) in _FORMS.items()),
+    *(Custom(name, _ABOUT[name], partial(_alone, read), shape) for name, (read, shape) in _FORMS.items()),
     _WHITESPACE,
 )
 

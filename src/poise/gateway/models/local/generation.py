@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 _NAMED_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
 _LIVE = Stage.LIVE
+NewParser = Callable[[], AnswerParser]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,7 @@ class Generation:
         self._choices: list[Choice] = []
 
     def submit(
-        self,
-        requests: Sequence[ChoiceRequest],
-        stop: Sequence[str] = (),
-        parser: Callable[[], AnswerParser] = PlainAnswer,
+        self, requests: Sequence[ChoiceRequest], stop: Sequence[str] = (), parser: NewParser = PlainAnswer
     ) -> None:
         """Hand every choice to the engine. A refusal is the end of the record. `parser`: makes one for a choice's answer."""
         record = self._record
@@ -134,9 +132,7 @@ class Generation:
 
     def requests(self) -> list[tuple[int, int]]:
         """Index and engine request of each choice that has not ended."""
-        return [
-            (choice.record.index, choice.handle.request_id) for choice in self._choices if choice.record.outcome is None
-        ]
+        return [(one.record.index, one.handle.request_id) for one in self._choices if one.record.outcome is None]
 
     def _submit(self, request: ChoiceRequest) -> RequestHandle:
         origin = self._record.origin
@@ -337,20 +333,15 @@ class Generation:
         record.end(failure)
         if record.is_open or failure is None:
             self._metrics.ended(story_of(record))
-        log.info(
-            "[%s] %s %s: %d prompt and %d output tokens, %s, %.0f ms",
-            origin.request_id,
-            origin.tenant,
-            origin.request_class,
-            record.n_prompt,
-            record.n_tokens,
-            record.outcome if failure is None or record.is_open else failure.code,
-            elapsed_s * 1000,
-        )
+        who = f"[{origin.request_id}] {origin.tenant} {origin.request_class}"
+        what = f"{record.n_prompt} prompt and {record.n_tokens} output tokens"
+        outcome = record.outcome if failure is None or record.is_open else failure.code
+        log.info("%s: %s, %s, %.0f ms", who, what, outcome, elapsed_s * 1000)
 
     def _refusal(self, event: RequestEvent) -> ApiError:
         """An event that `is_refusal`, as the client sees it."""
-        if type(event) is Finish:
-            return bad_end(event, self._record.origin, self._engine.state)
-        assert type(event) is Refused
-        return refused(event, self._record.origin.request_class, self._record.origin.prompt_param)
+        origin = self._record.origin
+        if type(event) is Refused:
+            return refused(event, origin.request_class, origin.prompt_param)
+        assert type(event) is Finish
+        return bad_end(event, origin, self._engine.state)

@@ -35,18 +35,18 @@ class Grammars:
         if len(self._known) > TENANTS_MAX:
             self._known.popitem(last=False)
         digest = blake2b(f"{structure.kind}\n{structure.text}".encode("utf-8", "replace"), key=self._key).digest()
-        if (why := known.get(digest)) is None:
+        if (found := known.get(digest)) is None:
             try:
                 if grammar := await text.grammar(structure.kind, structure.text):
                     return grammar  # it would have to be kept: GBNF is made anew each time
-                why = ""
+                found = ""
             except ApiError as error:
                 if error.status != 400:
                     raise
-                why = error.message
-            known[digest] = why
+                found = error.message
+            known[digest] = found
             if len(known) > GRAMMARS_MAX:
                 known.popitem(last=False)
-        if why:
-            raise invalid_structure(structure.param, structure.kind, why)
+        if found:
+            raise invalid_structure(structure.param, structure.kind, found)
         return structure.text

@@ -10,6 +10,7 @@ from poise.gateway.request.refusals import (
     ApiError,
     context_length_exceeded,
     internal_error,
+    later,
     new_error_id,
     retry_after,
     server_stopping,
@@ -42,38 +43,33 @@ def summary_failed(reason: str) -> ApiError:
 
 def refused(event: Refused, request_class: str, param: str) -> ApiError:
     """The scheduler's refusal on arrival, with its own numbers."""
-    value, limit, headers = event.value, event.limit, retry_after(event.retry_after_us / 1e6)
-    again = f"in about {headers['Retry-After']} s"
+    value, limit, otherwise = event.value, event.limit, ""
     match event.reason:
         case RejectReason.TOO_LONG:
             message = f"The prompt is too long: {value} tokens > {limit} maximum."
             return context_length_exceeded(message, "Shorten the prompt.", param)
         case RejectReason.QUEUE_FULL:
             code = "queue_full"
-            message = (
-                f"The queue of class '{request_class}' is full: {value} requests wait, {limit} may. Try again {again}."
-            )
+            message = f"The queue of class '{request_class}' is full: {value} requests wait, {limit} may. Try again"
         case RejectReason.QUEUE_SHARE:
             code = "queue_share_full"
             message = (
                 f"You have {value} requests waiting in the queue of class '{request_class}', and {limit} may wait now: "
-                f"the other places are kept for others. Let some of them end first, or try again {again}."
+                "the other places are kept for others. Let some of them end first, or try again"
             )
         case RejectReason.TENANT_QUEUE_FULL:
             code = "tenant_queue_full"
-            message = (
-                f"Your tenant has {value} requests waiting, and {limit} may wait. Let some of them end first, or "
-                f"try again {again}."
-            )
+            message = f"Your tenant has {value} requests waiting, and {limit} may wait. Let some of them end first, or try again"
         case RejectReason.TENANT_RATE:
             code = "rate_limit_exceeded"
             message = (
                 f"Your tenant may use {limit} tokens per minute, and they are used up for now; the prompt has {value}. "
-                f"Try again {again}, or ask the operator for more."
+                "Try again"
             )
+            otherwise = ", or ask the operator for more"
         case _:
             raise AssertionError(f"unknown reason {event.reason!r}")
-    return ApiError(429, code, message, headers=headers)
+    return later(429, code, message, event.retry_after_us / 1e6, otherwise)
 
 
 def failed(finish: Finish, error_id: str) -> ApiError:
@@ -86,24 +82,18 @@ def failed(finish: Finish, error_id: str) -> ApiError:
 
 def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:
     """The request waited as long as it may; nothing was computed."""
-    headers = retry_after(retry_after_s)
-    message = (
-        f"The request was still queued after {timeout_s:g} s, its 'queue_timeout'. Try again in about "
-        f"{headers['Retry-After']} s, or let it wait longer."
-    )
-    return ApiError(503, "queue_timeout", message, headers=headers)
+    message = f"The request was still queued after {timeout_s:g} s, its 'queue_timeout'. Try again"
+    return later(503, "queue_timeout", message, retry_after_s, ", or let it wait longer")
 
 
 def engine_unavailable(message: str, retry_after_s: float, *, permanent: bool = False) -> ApiError:
     """No engine takes requests now. `permanent`: a restart would end the same way, so only the operator can help."""
-    headers, message = retry_after(_RETRY_FAILED_S if permanent else retry_after_s), without_folders(message)
+    message = without_folders(message)
     if permanent:
         text = f"The engine has stopped and needs its operator: {message}"
-        return ApiError(503, "engine_failed", text, headers=headers)
-    hint = f"Try again in about {headers['Retry-After']} s."
-    return ApiError(
-        503, "engine_unavailable", f"The engine cannot take requests now: {message}. {hint}", headers=headers
-    )
+        return ApiError(503, "engine_failed", text, headers=retry_after(_RETRY_FAILED_S))
+    text = f"The engine cannot take requests now: {message}. Try again"
+    return later(503, "engine_unavailable", text, retry_after_s)
 
 
 def engine_not_ready(state: EngineState) -> ApiError:
@@ -117,9 +107,7 @@ def engine_not_ready(state: EngineState) -> ApiError:
 
 
 def engine_lost(retry_after_s: float) -> ApiError:
-    headers = retry_after(retry_after_s)
-    message = f"The engine was lost while it computed this request. Try again in about {headers['Retry-After']} s."
-    return ApiError(503, "engine_lost", message, headers=headers)
+    return later(503, "engine_lost", "The engine was lost while it computed this request. Try again", retry_after_s)
 
 
 def request_quarantined() -> ApiError:

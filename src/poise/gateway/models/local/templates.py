@@ -54,23 +54,22 @@ class Templates:
         A shipped one that the model cannot have goes.
         """
         asked = text.of(OPERATOR)
-        for name, template in self._declared.items():
+        for name, said in [*((name, one.text) for name, one in self._declared.items()), *self._shipped.items()]:
             try:
-                self._tokens[name] = await asked.opening(template.text)
+                self._tokens[name] = await asked.opening(said)
             except ApiError as error:
                 if error.status == 503:
                     raise  # nothing is wrong with it: there was no worker
-                raise TemplateUnusable(f"templates.{name} cannot be used with this model: {error.message}") from error
-            if not self._tokens[name]:
-                log.warning("templates.%s: nothing of it can be kept, the chat template writes the user first", name)
-        for name, shipped in list(self._shipped.items()):
-            try:
-                self._tokens[name] = await asked.opening(shipped)
-            except ApiError as error:
-                if error.status == 503:
-                    raise
+                if name in self._declared:
+                    problem = f"templates.{name} cannot be used with this model: {error.message}"
+                    raise TemplateUnusable(problem) from error
                 del self._shipped[name]
                 log.info("the shipped template '%s' is not offered: %s", name, error.message)
+            else:
+                if name in self._declared and not self._tokens[name]:
+                    log.warning(
+                        "templates.%s: nothing of it can be kept, the chat template writes the user first", name
+                    )
         return {name: self._tokens[name] for name in self._declared if self._tokens[name]}
 
     def of_tenant(self, tenant: str) -> dict[str, tuple[int | None, bool]]:
