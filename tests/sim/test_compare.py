@@ -16,7 +16,7 @@ from poise.scenarios.files import InputError
 from poise.scenarios.parser import load_scenario
 from poise.sim.compare import comparison_table, load_live, predict
 from poise.sim.simulate import Options, simulate
-from poise.sim.template import TemplateTokens, template_tokens
+from poise.sim.world import TemplateTokens, template_tokens
 
 SINGLE = Path(__file__).parents[2] / "scenarios" / "single.toml"
 TEMPLATE_TOKENS = 9

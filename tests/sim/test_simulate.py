@@ -23,8 +23,7 @@ from poise.sim.costs import Costs
 from poise.sim.faults import Fault
 from poise.sim.runner import SimRunner
 from poise.sim.simulate import Options, Simulation, SimulationFailure, simulate
-from poise.sim.template import TemplateTokens
-from poise.sim.world import ignored
+from poise.sim.world import TemplateTokens, ignored
 from poise.wire import messages as wire
 from poise.wire.accounts import Accounts
 

@@ -134,16 +134,9 @@ def estimate(key: tuple[str, str, str], pairs: Sequence[tuple[Figure, Figure]]) 
         half = t95(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
         low, high = math.exp(middle - half), math.exp(middle + half)
     bounds = {ratio_bound(y, x) for x, y in pairs} - {""}
-    return Estimate(
-        *key,
-        a=median(x.value for x, _ in pairs),
-        b=median(y.value for _, y in pairs),
-        ratio=math.exp(middle),
-        low=low,
-        high=high,
-        n_pairs=len(logs),
-        bound="" if not bounds else bounds.pop() if len(bounds) == 1 else "~",
-    )
+    a, b = (median(pair[side].value for pair in pairs) for side in (0, 1))
+    bound: Bound = "" if not bounds else bounds.pop() if len(bounds) == 1 else "~"
+    return Estimate(*key, a, b, math.exp(middle), low, high, len(logs), bound)
 
 
 def t95(df: int) -> float:

@@ -47,12 +47,8 @@ def goodput(records: Iterable[RequestRecord], targets: TargetsByClass, window_ns
     if not verdicts:
         return None
     counts = Counter(met for _, met in verdicts)
-    return Goodput(
-        n_met=counts[True],
-        n_missed=counts[False],
-        n_undecided=counts[None],
-        n_met_within=sum(1 for record, met in verdicts if met and record.start_ns + record.end_ns <= window_ns),
-    )
+    n_met_within = sum(1 for record, met in verdicts if met and record.start_ns + record.end_ns <= window_ns)
+    return Goodput(counts[True], counts[False], counts[None], n_met_within)
 
 
 def judge(record: RequestRecord, targets: Targets) -> bool | None:

@@ -95,7 +95,7 @@ class RoundLoad:
         return 0.0 if self._began_ns is None else self._now_ns() / NS_PER_S
 
     async def run(self) -> RoundResult:
-        warmup_statuses = await self._warm_up()
+        warmup = await self._warm_up()
         streams = self.scenario.requests(self.seed)
         cpu_s = time.process_time()
         self._began_ns = time.perf_counter_ns()
@@ -114,16 +114,10 @@ class RoundLoad:
             finally:
                 happening.cancel()
             elapsed_ns = self._now_ns()
-        return RoundResult(
-            url=self.target.url,
-            seed=self.seed,
-            records=self.records,
-            warmup_statuses=warmup_statuses,
-            window_ns=min(elapsed_ns, round(self.scenario.duration_s * NS_PER_S)),
-            elapsed_ns=elapsed_ns,
-            cpu_s=time.process_time() - cpu_s,
-            events=self.events,
-        )
+        window_ns = min(elapsed_ns, round(self.scenario.duration_s * NS_PER_S))
+        cpu_s = time.process_time() - cpu_s
+        url, events = self.target.url, self.events
+        return RoundResult(url, self.seed, self.records, warmup, window_ns, elapsed_ns, cpu_s, events)
 
     async def _let_happen(self) -> None:
         """The scenario's events, in order."""

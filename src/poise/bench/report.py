@@ -99,12 +99,9 @@ def _group_report(run: ScenarioRun, group: Group) -> GroupReport:
         for finished in run.rounds
     ]
     sides = [side for side in (OURS, THEIRS) if any(side in summaries for summaries in by_round)]
-    return GroupReport(
-        group=group,
-        by_round=by_round,
-        medians={side: over_rounds([s[side] for s in by_round if side in s]) for side in sides},
-        ratios=ratios([(s[OURS], s[THEIRS]) for s in by_round if OURS in s and THEIRS in s]),
-    )
+    medians = {side: over_rounds([s[side] for s in by_round if side in s]) for side in sides}
+    paired = [(s[OURS], s[THEIRS]) for s in by_round if OURS in s and THEIRS in s]
+    return GroupReport(group, by_round, medians, ratios(paired))
 
 
 def _event_notes(results: Sequence[RoundResult]) -> list[str]:

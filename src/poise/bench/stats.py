@@ -20,13 +20,9 @@ from poise.bench.record import CANCELLED, NS_PER_S, OK, REFUSED, UNFINISHED, Bou
 from poise.scenarios.model import Client
 
 # Each measure of time and the quantiles that are reported of it.
-MEASURES = {
-    "ttft_ms": ("p50", "p95", "p99"),
-    "gap_ms": ("p50", "p95", "p99"),
-    "max_gap_ms": ("p50", "p95", "max"),
-    "e2e_ms": ("p50", "p95", "p99"),
-}
-CORRECTED = {"ttft_corrected_ms": ("p50", "p95", "p99"), "e2e_corrected_ms": ("p50", "p95", "p99")}
+_USUAL = ("p50", "p95", "p99")
+MEASURES = {"ttft_ms": _USUAL, "gap_ms": _USUAL, "max_gap_ms": ("p50", "p95", "max"), "e2e_ms": _USUAL}
+CORRECTED = {"ttft_corrected_ms": _USUAL, "e2e_corrected_ms": _USUAL}
 """Only of closed-loop clients with a rate."""
 GOODPUT = ("goodput_share", "goodput_per_s")
 """Only where there are targets."""
@@ -110,16 +106,10 @@ def summarize(
     if good is not None and good.share is not None:
         figures["goodput_share"] = Figure(good.share, "~" if good.n_undecided else "")
         figures |= {"goodput_per_s": Figure(good.n_met_within * NS_PER_S / window_ns)} if window_ns > 0 else {}
-    return Summary(
-        group.kind,
-        group.name,
-        group.clients,
-        statuses=dict(sorted(Counter(record.status for record in own).items())),
-        n_censored=sum(1 for record in own if record.status == UNFINISHED and not record.chunks_ns),
-        n_short=sum(1 for record in own if record.short),
-        goodput=good,
-        figures=figures,
-    )
+    statuses = dict(sorted(Counter(record.status for record in own).items()))
+    n_censored = sum(record.status == UNFINISHED and not record.chunks_ns for record in own)
+    n_short = sum(record.short for record in own)
+    return Summary(group.kind, group.name, group.clients, statuses, n_censored, n_short, good, figures)
 
 
 def over_rounds(rounds: Sequence[Summary]) -> Summary:

@@ -189,13 +189,8 @@ def _class(name: str, figures: dict[str, Any], kept: Sequence[dict[str, Any]]) -
         itl = sample["classes"][name]["itl_ms"] or itl
     counts = tuple(figures[state] for state in ("queued", "running", "paused", "swapped"))
     estimate = figures["wait_estimate_ms"]
-    return ClassRow(
-        name,
-        counts,
-        pair(ttft["p50"], ttft["p95"]),
-        pair(itl["p50"], itl["p99"]) if itl else "-",
-        "-" if estimate is None else age(estimate),
-    )
+    gaps = pair(itl["p50"], itl["p99"]) if itl else "-"
+    return ClassRow(name, counts, pair(ttft["p50"], ttft["p95"]), gaps, "-" if estimate is None else age(estimate))
 
 
 def pair(low: float | None, high: float | None) -> str:

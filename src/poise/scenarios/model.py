@@ -278,10 +278,10 @@ def _draw_request(
     behaviour: random.Random | None = None,
 ) -> PlannedRequest:
     """One request. Without `behaviour` it is a well-formed one whose client stays."""
-    n_prompt_tokens = client.prompt_tokens.draw(rng, row.n_context) + sum(segment.n_tokens for segment in before)
-    n_output_tokens = client.output_tokens.draw(rng, row.n_generated)
+    n_prompt = client.prompt_tokens.draw(rng, row.n_context) + sum(segment.n_tokens for segment in before)
+    n_output = client.output_tokens.draw(rng, row.n_generated)
     cancel_after = client.cancel_after_tokens.draw(rng) if client.cancel_after_tokens is not None else None
-    if cancel_after is not None and cancel_after >= n_output_tokens:
+    if cancel_after is not None and cancel_after >= n_output:
         cancel_after = None  # The answer ends first.
     cancel_after_ms, malformed = None, False
     if behaviour is not None:
@@ -289,16 +289,10 @@ def _draw_request(
         after_ms = client.cancel_after_ms.draw(behaviour) if client.cancel_after_ms is not None else None
         cancel_after, cancel_after_ms = (cancel_after, after_ms) if leaves else (None, None)
         malformed = behaviour.random() < client.malformed_share
+    arrival_s, due_s = (at_s, None) if client.is_open_loop else (None, at_s)
+    seed = rng.getrandbits(31)
     return PlannedRequest(
-        arrival_s=at_s if client.is_open_loop else None,
-        n_prompt_tokens=n_prompt_tokens,
-        n_output_tokens=n_output_tokens,
-        cancel_after_tokens=cancel_after,
-        seed=rng.getrandbits(31),
-        before=before,
-        due_s=None if client.is_open_loop else at_s,
-        cancel_after_ms=cancel_after_ms,
-        malformed=malformed,
+        arrival_s, n_prompt, n_output, cancel_after, seed, before, due_s, cancel_after_ms, malformed=malformed
     )
 
 

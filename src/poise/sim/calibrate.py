@@ -134,13 +134,9 @@ def _fit_pool(batches: list[tuple[BatchShape, int]]) -> PoolFit:
     weights = weights * float(np.median(measured / np.maximum(1.0, features @ weights)))
     ratio = measured / np.maximum(1.0, features @ weights)
     error = np.abs(ratio - 1.0)
-    return PoolFit(
-        weights=tuple(map(float, weights)),
-        noise=tuple(float(group.mean()) for group in np.array_split(np.sort(ratio), min(N_GROUPS, len(ratio)))),
-        n_batches=len(batches),
-        error_p50=float(np.quantile(error, 0.5)),
-        error_p95=float(np.quantile(error, 0.95)),
-    )
+    groups = np.array_split(np.sort(ratio), min(N_GROUPS, len(ratio)))
+    noise, quantiles = tuple(float(group.mean()) for group in groups), np.quantile(error, (0.5, 0.95))
+    return PoolFit(tuple(map(float, weights)), noise, len(batches), float(quantiles[0]), float(quantiles[1]))
 
 
 def robust_fit(features: Array, measured: Array) -> Array:

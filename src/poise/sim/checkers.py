@@ -130,9 +130,8 @@ class Checkers:
             assert in_books == n_bytes, f"the books say {in_books} bytes in the host store, there are {n_bytes}"
         if not self._tracks:
             for name, books in snapshot.pools.items():
-                assert books.slots_held == books.cells_used == 0, (
-                    f"{name}: nothing is live, {books.slots_held} slots held"
-                )
+                is_clean = books.slots_held == books.cells_used == 0
+                assert is_clean, f"{name}: nothing is live, {books.slots_held} slots held"
             self.mirror.compare_empty(self._real, {name: books.slots for name, books in snapshot.pools.items()})
 
     @property
@@ -160,10 +159,8 @@ class Checkers:
                 if track.held:
                     return
                 track.n_preempted += 1
-                most = self._policy.preemptions_max
-                assert track.n_preempted <= most, (
-                    f"request {request_id} lost its slot {track.n_preempted} times; most: {most}"
-                )
+                most, n = self._policy.preemptions_max, track.n_preempted
+                assert n <= most, f"request {request_id} lost its slot {n} times; most: {most}"
                 assert track.computed_since, f"request {request_id} lost its slot twice and computed nothing in between"
                 track.computed_since = False
 

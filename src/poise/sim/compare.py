@@ -19,7 +19,7 @@ from poise.scenarios.files import InputError, explained
 from poise.scenarios.model import Scenario
 from poise.sim.report import group_figures
 from poise.sim.simulate import Simulation
-from poise.sim.template import TemplateTokens, template_tokens
+from poise.sim.world import TemplateTokens, template_tokens
 
 FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "output_tokens_per_s")
 

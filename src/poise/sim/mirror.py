@@ -147,9 +147,8 @@ class Mirror:
         tenant = self._tenants[chunk.request_id]
         cells = self.slots.get((pool, chunk.slot), Cells(tenant, chunk.request_id, 0))
         assert cells.n == chunk.start, f"{chunk} in {pool}: the slot holds {cells.n} cells"
-        assert cells.tenant == tenant or not cells.n, (
-            f"{chunk} in {pool}: tenant {tenant} goes on from cells of {cells.tenant} (invariant 12)"
-        )
+        goes_on = f"{chunk} in {pool}: tenant {tenant} goes on from cells of {cells.tenant} (invariant 12)"
+        assert cells.tenant == tenant or not cells.n, goes_on
         n_cells = None if failed else chunk.start + chunk.n_tokens
         self.slots[pool, chunk.slot] = Cells(tenant, chunk.request_id, n_cells)
 

@@ -165,9 +165,8 @@ class SimRunner:
                 self._cells[pool][target] = cells
             case kv.CopySlot(pool, source, target, n_cells):
                 cells = self._cells[pool][source]
-                assert 0 < n_cells <= len(cells), (
-                    f"slot {source} of pool {pool} holds {len(cells)} cells, not {n_cells}"
-                )
+                n_held = len(cells)
+                assert 0 < n_cells <= n_held, f"slot {source} of pool {pool} holds {n_held} cells, not {n_cells}"
                 self._check_empty(pool, target)
                 self._carry(operation, len(cells))
                 self._cells[pool][target] = cells[:n_cells]

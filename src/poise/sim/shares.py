@@ -56,11 +56,8 @@ class FairShares:
         if self._applies:
             self._before[request_class].setdefault(account, self._served[request_class].tenants.get(account, 0))
         heavy = request.n_prompt > self._policy.classes[request_class].heavy_tokens
-        if (
-            heavy
-            or request.pool == LONG_POOL
-            or request.n_cells(request.max_output) > self._policy.pools[SHORT_POOL].slot_cells
-        ):
+        outgrows = request.n_cells(request.max_output) > self._policy.pools[SHORT_POOL].slot_cells
+        if heavy or request.pool == LONG_POOL or outgrows:
             self._long[account] = None
 
     def downgraded(self, request_id: int) -> None:
@@ -78,12 +75,8 @@ class FairShares:
         reached_us = (2 * COMPUTE_GRAINS + n_slots) * grain_us // 2
         if request_class is RequestClass.BACKGROUND:
             reached_us = max(reached_us, grain_us + policy.turn_us)
-        dearest_us = max(
-            [
-                self._dearest_us[request_class],
-                *(x.most_us for x in self._living.values() if x.request_class is request_class),
-            ]
-        )
+        living_us = (x.most_us for x in self._living.values() if x.request_class is request_class)
+        dearest_us = max(self._dearest_us[request_class], *living_us, 0)
         return reached_us + (n_slots + 2) * self._step_us + ARRIVAL_GRAINS * grain_us + dearest_us
 
     def after_step(self, plan: StepPlan) -> None:

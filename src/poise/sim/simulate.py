@@ -22,9 +22,8 @@ from poise.sim.clock import VirtualClock
 from poise.sim.costs import Costs, Pace
 from poise.sim.faults import EngineCrash, Fault, Faults
 from poise.sim.runner import SimRunner
-from poise.sim.template import TemplateTokens
 from poise.sim.witness import Witness
-from poise.sim.world import RequestResult, World
+from poise.sim.world import RequestResult, TemplateTokens, World
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo
 
@@ -151,17 +150,9 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
             n_steps += life.engine.n_steps
             raise SimulationFailure(scenario, seed, n_steps, clock.now_ns(), life.journal) from error
         break
-    return Simulation(
-        scenario=scenario,
-        seed=seed,
-        steps=n_steps + life.engine.n_steps,
-        elapsed_ns=clock.now_ns(),
-        records=world.records,
-        final=life.scheduler.snapshot(),
-        digest=life.journal.digest.hexdigest(),
-        journal=life.journal,
-        n_crashes=n_crashes,
-    )
+    n_steps, final, journal = n_steps + life.engine.n_steps, life.scheduler.snapshot(), life.journal
+    found = (clock.now_ns(), world.records, final, digest.hexdigest(), journal, n_crashes)
+    return Simulation(scenario, seed, n_steps, *found)
 
 
 class _Life:

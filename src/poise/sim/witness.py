@@ -116,9 +116,8 @@ class Witness:
     def _handed_on(self, submit: to_engine.Submit) -> None:
         """Another engine has it from here on."""
         case, what = self._open[submit.request_id], f"request {submit.request_id}"
-        assert submit.readmitted == (case.accepted or case.readmitted), (
-            f"{what}: it was accepted or not, and now otherwise"
-        )
+        was_accepted = case.accepted or case.readmitted
+        assert submit.readmitted == was_accepted, f"{what}: it was accepted or not, and now otherwise"
         assert len(submit.output) == case.reference.n_output, f"{what} is handed on with {len(submit.output)} tokens"
         case.readmitted = submit.readmitted
         case.accepted = case.started = case.away = case.held = case.lost_cells = False
@@ -174,10 +173,10 @@ class Witness:
         case.n_prefilled += prefill.n_tokens
 
     def _token(self, token: wire.Token) -> None:
-        case = self._case(token.request_id, "sent a token")
-        assert case.started, f"request {token.request_id} sent a token before its start"
-        assert not case.away, f"request {token.request_id} sent a token while it was preempted"
-        assert not case.held, f"request {token.request_id} sent a token while its reader was behind"
+        case, what = self._case(token.request_id, "sent a token"), f"request {token.request_id}"
+        assert case.started, f"{what} sent a token before its start"
+        assert not case.away, f"{what} sent a token while it was preempted"
+        assert not case.held, f"{what} sent a token while its reader was behind"
         n_output = case.reference.n_output
         if n_output == case.n_handed:
             done, due = case.n_prefilled, case.n_to_compute
@@ -185,13 +184,9 @@ class Witness:
             least = due - 1 if case.n_handed else due
             # Whose cells were given up may find more of its prompt kept by then than at its start.
             is_right = case.lost_cells or (least <= done and (done <= due or self._may_fail))
-            assert is_right, (
-                f"request {token.request_id}: {done} tokens were computed before its first one, {due} were due"
-            )
+            assert is_right, f"{what}: {done} tokens were computed before its first one, {due} were due"
         expected = case.reference.next(case.submit.sampling, self._n_vocab, self._end_rate)
-        assert token.token == expected, (
-            f"request {token.request_id}: token {n_output} is {token.token}; undisturbed it is {expected}"
-        )
+        assert token.token == expected, f"{what}: token {n_output} is {token.token}; undisturbed it is {expected}"
         self.n_tokens += 1
 
     def _finish(self, finish: wire.Finish, now_ns: int) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -18,12 +20,35 @@ from poise.scenarios.model import Client, PlannedRequest, Scenario, Segment
 from poise.scheduler.request import Control, Hold
 from poise.sim.clock import VirtualClock
 from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
-from poise.sim.template import TemplateTokens
 from poise.sim.witness import Witness
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.accounts import Accounts
 from poise.wire.changes import ChangeKind
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateTokens:
+    """Tokens that a chat template adds to a prompt, and for each turn of the conversation that precedes it."""
+
+    prompt: int = 0
+    turn: int = 0
+
+
+def template_tokens(scenario: Scenario, requests: Iterable[Mapping[str, Any]]) -> TemplateTokens:
+    """From the requests that a benchmark sent, as its JSON file has them: medians of what was counted over what was planned."""
+    turns = {client.name: client.turns for client in scenario.clients}
+    extra: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    for request in requests:
+        if request["prompt_tokens"] is not None:
+            turn = request["index"] % turns[request["client"]]
+            extra[turn == 0].append((turn, request["prompt_tokens"] - request["prompt_tokens_planned"]))
+    if not extra[True]:
+        return TemplateTokens()
+    first = max(0, round(median(n for _, n in extra[True])))
+    later = [(n - first) / turn for turn, n in extra[False]]
+    return TemplateTokens(first, max(0, round(median(later))) if later else 0)
+
 
 RETRY_PAUSE_NS = 500_000_000
 """A closed-loop client that was refused waits at least so long."""
@@ -217,9 +242,8 @@ class World:
         if moments and self._in_flight and self.faults.next_ns is not None:
             moments.append(self.faults.next_ns)
         if not moments:
-            assert not self._in_flight, (
-                f"requests {list(self._in_flight)[:10]} wait for ever: nothing will happen any more"
-            )
+            first = list(self._in_flight)[:10]
+            assert not first, f"requests {first} wait for ever: nothing will happen any more"
             raise EOFError("the scenario is over")
         self._clock.advance_to(min(moments))
 

@@ -24,7 +24,7 @@ from poise.config import LoadedSettings
 from poise.engine.journal import JournalError, read_journal
 from poise.operator_token import find_token
 from poise.sim.calibrate import Calibration, calibrate
-from poise.sim.template import TemplateTokens, template_tokens
+from poise.sim.world import TemplateTokens, template_tokens
 from poise.tune.children import CannotMeasure, Server
 from poise.tune.goal import Hopeless, Measured, count_failed
 from poise.tune.knobs import Changes

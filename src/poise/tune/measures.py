@@ -30,7 +30,7 @@ from poise.sim.calibrate import Calibration
 from poise.sim.costs import WAY_US, Costs
 from poise.sim.report import group_figures
 from poise.sim.simulate import Options, SimulationFailure, simulate
-from poise.sim.template import TemplateTokens
+from poise.sim.world import TemplateTokens
 from poise.tune.children import CannotMeasure, end_process, start_passes
 from poise.tune.evidence import Method
 from poise.tune.goal import STEP, Hopeless, Measured
