@@ -48,11 +48,15 @@ sys.path.insert(0, str(ROOT))
 
 from tests.attacks.besiege import Order  # noqa: E402
 
-from poise.bench.kill import EngineKiller  # noqa: E402
 from poise.bench.load import RoundLoad, RoundResult  # noqa: E402
 from poise.bench.provenance import commit, host  # noqa: E402
 from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
-from poise.bench.target import discover, new_session, wait_ready  # noqa: E402
+from poise.bench.target import (  # noqa: E402
+    EngineKiller,
+    discover,
+    new_session,
+    wait_ready,
+)
 from poise.scenarios.files import InputError  # noqa: E402
 from poise.scenarios.model import Event, Scenario  # noqa: E402
 from poise.scenarios.parser import load_scenario  # noqa: E402

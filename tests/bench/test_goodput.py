@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from poise.bench.goodput import Goodput, by_class, goodput, judge
 from poise.bench.record import CANCELLED, DISCONNECTED, OK, REFUSED, UNFINISHED, Figure, RequestRecord
-from poise.bench.stats import Group, failures, over_rounds, summarize
+from poise.bench.stats import Goodput, Group, by_class, failures, goodput, judge, over_rounds, summarize
 from poise.scenarios.model import Targets
 from tests.bench.test_stats import record
 

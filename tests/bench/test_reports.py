@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from poise.bench import provenance
-from poise.bench.page import plotly_script, to_html
-from poise.bench.plots import POINTS_MAX, plots
+from poise.bench.page import POINTS_MAX, plotly_script, plots, to_html
 from poise.bench.tables import to_markdown
 from poise.scenarios.files import InputError
 from tests.bench.test_command import TEXT, Servers, check_refused, invoke

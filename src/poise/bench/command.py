@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from poise.bench.document import as_document
-from poise.bench.goodput import by_class
 from poise.bench.page import plotly_script, to_html
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
+from poise.bench.stats import by_class
 from poise.bench.tables import count_table, figure_table, to_markdown
 from poise.bench.target import TargetError, base_url
 from poise.scenarios.files import InputError

@@ -73,16 +73,12 @@ class Guard:
         if estimate.low is None or estimate.high is None:
             return "undecided", f"{estimate.n_pairs} round(s) have no confidence interval"
         within = f"ratio {estimate.ratio:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
-        if self.is_upper:
-            kept, violated = estimate.high <= self.limit, estimate.low > self.limit
-            open_for = {"kept": (">=", "~"), "violated": ("<=", "~")}
-        else:
-            kept, violated = estimate.low >= self.limit, estimate.high < self.limit
-            open_for = {"kept": ("<=", "~"), "violated": (">=", "~")}
+        kept = estimate.high <= self.limit if self.is_upper else estimate.low >= self.limit
+        violated = estimate.low > self.limit if self.is_upper else estimate.high < self.limit
         if not kept and not violated:
             return "undecided", f"{within} holds the limit: more rounds would decide"
         state: State = "kept" if kept else "violated"
-        if estimate.bound in open_for[state]:
+        if estimate.bound in (">=" if kept == self.is_upper else "<=", "~"):
             return "undecided", f"{within}, but requests were cut and the true ratio may differ ({estimate.bound})"
         return state, within
 

@@ -22,12 +22,11 @@ import aiohttp
 import msgspec
 from aiohttp import ClientResponse
 
-from poise.bench.kill import EngineKiller
 from poise.bench.prompts import malformed_body, messages
 from poise.bench.reading import pieces, slow_session
 from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
 from poise.bench.sse import EventDecoder, error_type
-from poise.bench.target import Target
+from poise.bench.target import EngineKiller, Target
 from poise.scenarios.model import Client, PlannedRequest, RequestStream, Scenario
 
 RETRY_PAUSE_S = 0.5

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from poise.bench.goodput import by_class
 from poise.bench.load import RoundResult
 from poise.bench.record import NS_PER_S, OK
 from poise.bench.rounds import OURS, THEIRS, ScenarioRun
-from poise.bench.stats import Group, Ratio, Summary, groups_of, over_rounds, ratios, summarize
+from poise.bench.stats import Group, Ratio, Summary, by_class, groups_of, over_rounds, ratios, summarize
 from poise.scenarios.model import Client
 
 SIGNS: dict[str, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}

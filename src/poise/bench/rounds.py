@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from poise.bench.kill import EngineKiller
 from poise.bench.load import RoundLoad, RoundResult
-from poise.bench.target import Target, discover, new_session, probe, wait_ready
+from poise.bench.target import EngineKiller, Target, discover, new_session, probe, wait_ready
 from poise.scenarios.model import Scenario
 
 OURS = "ours"

@@ -57,7 +57,8 @@ class EventDecoder:
             self.n_output_tokens = chunk.usage.completion_tokens
         deltas = [choice.delta for choice in chunk.choices if choice.delta is not None]
         self.texts += [delta.content for delta in deltas if delta.content]
-        return 1 if any(delta.has_text for delta in deltas) else 0
+        # A reasoning model's thoughts are tokens that somebody waits for, too.
+        return int(any(delta.content or delta.reasoning_content for delta in deltas))
 
 
 def error_type(body: bytes) -> str:
@@ -76,11 +77,6 @@ def error_type(body: bytes) -> str:
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
-
-    @property
-    def has_text(self) -> bool:
-        """A reasoning model's thoughts are tokens that somebody waits for, too."""
-        return bool(self.content or self.reasoning_content)
 
 
 class _Choice(msgspec.Struct):

@@ -55,10 +55,6 @@ def choice(*allowed: str) -> Rule:
     return Rule(" or ".join(f'"{option}"' for option in allowed), lambda value: value in allowed)
 
 
-def is_tables(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
-
-
 NAME = Rule(
     "1 to 64 of a-z, 0-9, '-' and '_', the first a letter or digit",  # it stands in a header and in tables
     lambda value: isinstance(value, str) and _NAME.fullmatch(value),
@@ -66,6 +62,7 @@ NAME = Rule(
 FLAG = Rule("true or false", lambda value: isinstance(value, bool), False)
 TABLE = Rule("a table", lambda value: isinstance(value, dict))
 OPTIONAL_TABLE = Rule(TABLE.expected, TABLE.is_right, None)
+TABLES = Rule("one or more [[tables]]", lambda value: type(value) is list and value and all(map(TABLE.is_right, value)))
 TOKENS = integer(1, TOKENS_MAX)
 LENGTH = Rule(TOKENS.expected, lambda value: isinstance(value, dict) or TOKENS.is_right(value))
 OPTIONAL_LENGTH = Rule(LENGTH.expected, LENGTH.is_right, None)
@@ -77,8 +74,8 @@ SCENARIO = {
     "duration_s": number(0.01, 86_400.0),
     "drain_s": number(0.0, 3_600.0),
     "warmup_requests": integer(0, 1_000, 0),
-    "clients": Rule("one or more [[tables]]", is_tables),
-    "events": Rule("one or more [[tables]]", is_tables, ()),
+    "clients": TABLES,
+    "events": Rule(TABLES.expected, TABLES.is_right, ()),
     "targets": OPTIONAL_TABLE,
 }
 CLIENT = {

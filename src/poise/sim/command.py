@@ -38,36 +38,16 @@ BREAK_RUNS = 5
 USAGE_ERROR = 2
 
 
-Scenarios = Annotated[
-    list[str] | None, typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.", show_default=False)
-]
-Runs = Annotated[
-    int | None,
-    typer.Option(min=1, max=1_000_000, help=f"With seeds SEED, SEED+1, ... [1; {BREAK_RUNS} to find a break]"),
-]
-Compare = Annotated[
-    Path | None, typer.Option(help="A file of poise bench --json: predicted beside measured.", metavar="FILE")
-]
-Targets = Annotated[
-    list[str] | None, typer.Option(help=f"For --find-break, repeatable. Default: {' '.join(DEFAULT_TARGETS)}")
-]
-Replay = Annotated[
-    Path | None,
-    typer.Option("--replay", help="Repeat a journal; say whether the plans are the same.", metavar="FILE"),
-]
-Calibrate = Annotated[
-    Path | None, typer.Option("--calibrate", help="Fit a cost file to a live journal.", metavar="FILE")
-]
-TraceFile = Annotated[
-    Path | None,
-    typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
-]
-
-
 def sim(
-    scenarios: Scenarios = None,
+    scenarios: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.", show_default=False),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 1,
-    runs: Runs = None,
+    runs: Annotated[
+        int | None,
+        typer.Option(min=1, max=1_000_000, help=f"With seeds SEED, SEED+1, ... [1; {BREAK_RUNS} to find a break]"),
+    ] = None,
     steps: Annotated[
         int, typer.Option(min=0, help="Stop a run after so many steps, then let it drain. 0: when the scenario ends.")
     ] = 0,
@@ -75,12 +55,24 @@ def sim(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     journal: Annotated[Path | None, typer.Option(help="Write the last run's journal.", metavar="FILE")] = None,
     cost: Annotated[Path | None, typer.Option(help="What the machine costs; see --calibrate.", metavar="FILE")] = None,
-    compare: Compare = None,
+    compare: Annotated[
+        Path | None, typer.Option(help="A file of poise bench --json: predicted beside measured.", metavar="FILE")
+    ] = None,
     find_break_: Annotated[bool, typer.Option("--find-break", help="Raise the load until a target is missed.")] = False,
-    target: Targets = None,
-    replay_: Replay = None,
-    calibrate_: Calibrate = None,
-    trace: TraceFile = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help=f"For --find-break, repeatable. Default: {' '.join(DEFAULT_TARGETS)}")
+    ] = None,
+    replay_: Annotated[
+        Path | None,
+        typer.Option("--replay", help="Repeat a journal; say whether the plans are the same.", metavar="FILE"),
+    ] = None,
+    calibrate_: Annotated[
+        Path | None, typer.Option("--calibrate", help="Fit a cost file to a live journal.", metavar="FILE")
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where --calibrate writes; else to stdout.", metavar="FILE")] = None,
 ) -> None:
     """Run scenarios through the real scheduler and engine loop over a simulated runner.

@@ -121,7 +121,9 @@ class Measuring:
                 self.loaded.settings.pools.long.slot_tokens,
             )
             most = min(cells, trained) if trained else cells  # what a slot of the long pool really has
-            self._context = longest_context(most, self._try_context, self._is_over)
+            self._context = longest_context(
+                most, lambda n: self._judged("context", f"{n} tokens", context_load(n, self.round_s)), self._is_over
+            )
         except KeyboardInterrupt:
             return True
         return False
@@ -169,9 +171,6 @@ class Measuring:
         except (CannotMeasure, SimulationFailure) as error:
             self.say(f"{kind}: no guess from the simulator ({error})")
             return slots
-
-    def _try_context(self, n_tokens: int) -> Result:
-        return self._judged("context", f"{n_tokens} tokens", context_load(n_tokens, self.round_s))
 
     def _judged(self, kind: str, what: str, load: Scenario) -> Result:
         self._n_rounds += 1

@@ -73,10 +73,17 @@ def tune(
     """Find better settings for this host, by measuring one change at a time, and write them with the evidence."""
     with refusing(COMMAND):
         loaded = load(config, os.environ, {"profile": profile, "model.path": model}, assignments)
-        _check_ranges(minutes, stage, rounds, round_s, seed)
+        check_range("--minutes", minutes, 0.1, 10_000)
+        check_range("--rounds", rounds, ROUNDS_MIN, 100)
+        check_range("--round-s", round_s, 1, 3600)
+        check_range("--seed", seed, 0, 1 << 30)
+        if stage not in ("all", *STAGES):
+            raise InputError(f"--stage {stage}: expected engine, policy or all")
         beside = evidence_path(file)  # a file that somebody else wrote has none
         then = read_evidence(beside) if check and beside.exists() else None
-        goal = _goal(target, guard, then)
+        if then is not None and target == DEFAULT_TARGET and guard is None:
+            target, guard = str(then.setup["target"]), list(then.setup["guards"])
+        goal = parse_goal(target, DEFAULT_GUARDS if guard is None else guard)
         setup = then.setup if then is not None else {}
         (source,) = read_sources([str(setup.get("scenario_path", scenario))], None, [])
         source = replace(source, scenario=shortened(source.scenario, float(setup.get("round_s", round_s))))
@@ -165,21 +172,6 @@ class _Run:
 
     def _measures(self) -> AbstractContextManager[HostMeasures]:
         return host_measures(self.loaded, self.source, self.rounds, self.seed, typer.echo)
-
-
-def _check_ranges(minutes: float, stage: str, rounds: int, round_s: float, seed: int) -> None:
-    check_range("--minutes", minutes, 0.1, 10_000)
-    check_range("--rounds", rounds, ROUNDS_MIN, 100)
-    check_range("--round-s", round_s, 1, 3600)
-    check_range("--seed", seed, 0, 1 << 30)
-    if stage not in ("all", *STAGES):
-        raise InputError(f"--stage {stage}: expected engine, policy or all")
-
-
-def _goal(target: str, guards: list[str] | None, then: Evidence | None) -> Goal:
-    if then is not None and target == DEFAULT_TARGET and guards is None:
-        return parse_goal(str(then.setup["target"]), list(then.setup["guards"]))
-    return parse_goal(target, DEFAULT_GUARDS if guards is None else guards)
 
 
 def _header(setup: dict[str, Any], loaded: LoadedSettings) -> str:
