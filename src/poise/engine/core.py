@@ -161,7 +161,9 @@ class Engine:
                 self.journal.record(now_ns, "hold", message.request_id, message.hold)
                 events += self.scheduler.hold(message.request_id, Hold(message.hold), now_ns)
             case Accounts():
-                self._restore(message, now_ns)
+                self.journal.record(now_ns, "restore", message.accounts, message.at_ns)
+                self.scheduler.restore(message.accounts, message.at_ns)
+                self._knows_accounts = True
             case to_engine.Adjust():
                 self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
                 self.scheduler.adjust(message.queue_share, message.slots_share)
@@ -177,11 +179,6 @@ class Engine:
                 self._desk.read(message, self.journal)
             case to_engine.Shutdown():
                 self._stopping = True
-
-    def _restore(self, message: Accounts, now_ns: int) -> None:
-        self.journal.record(now_ns, "restore", message.accounts, message.at_ns)
-        self.scheduler.restore(message.accounts, message.at_ns)
-        self._knows_accounts = True
 
     def _answer_erasures(self) -> None:
         """What was to be overwritten is: the plan after an erasure has it done."""
@@ -267,12 +264,8 @@ class Engine:
 
     def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:
         """Send everything that the step brought in one message; what the engine asked of itself stays here."""
-        tokens = []
-        for draw in sampled:
-            if not draw.ends and draw.token.request_id > 0:
-                tokens.append(draw.token)
-                if draw.forced:
-                    tokens += draw.forced
+        drawn = (draw for draw in sampled if not draw.ends and draw.token.request_id > 0)
+        tokens = [token for draw in drawn for token in (draw.token, *draw.forced)]
         computed = self.execution.prefills if plan.batches else []
         prefills = [prefill for prefill in computed if prefill.request_id > 0]
         scores = list(self.execution.scores) if plan.batches else []

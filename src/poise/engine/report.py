@@ -9,9 +9,9 @@ import msgspec
 
 from poise.engine.ports import Runner
 from poise.scheduler.memory.kv import PoolBooks
-from poise.scheduler.request import Downgraded, Event, Finished, Preempted, Resumed, Started
+from poise.scheduler.request import Downgraded, Event, Finished, Preempted, Queued, Resumed, Started
 from poise.scheduler.scheduler import Scheduler
-from poise.scheduler.snapshot import QueuePosition, Snapshot
+from poise.scheduler.snapshot import Snapshot
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire.accounts import Accounts
@@ -106,7 +106,7 @@ class Reporter:
         """What an engine after this one has to know of accounts."""
         return Accounts(now_ns, self._scheduler.accounts(now_ns))
 
-    def _positions(self, now_ns: int) -> list[QueuePosition]:
+    def _positions(self, now_ns: int) -> list[Queued]:
         if now_ns < self._positions_ns:
             return []
         self._positions_ns = now_ns + POSITIONS_PERIOD_NS

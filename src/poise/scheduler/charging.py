@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from poise.scheduler.fairness.fairness import split_cost
 from poise.scheduler.lifecycle import Lifecycle
-from poise.scheduler.planning.budget import BatchShape
 from poise.scheduler.planning.plan import DRAWN, ENDED, Batch, BatchResult, Given, StepPlan, StepResult
-from poise.scheduler.planning.planner import Books, batch_shares
+from poise.scheduler.planning.planner import Books, batch_shares, shape_of
 from poise.scheduler.request import Event, FinishReason, RequestClass
 
 
@@ -28,9 +27,6 @@ def _charge_batch(
     The pass is shared: its cost is split by the cost model. Drawing a token is for one sequence, which pays for just that.
     """
     chunks = tuple(c for c in batch.chunks if c.request_id not in lost) if lost else batch.chunks
-    shape = BatchShape()
-    for chunk in chunks:
-        shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
     model = books.models[batch.pool]
     sampled_us, errors, scored_us = dict(result.sampled_us), dict(result.row_errors), dict(result.scored_us)
     given = dict.fromkeys(result.ended, ENDED)
@@ -38,7 +34,7 @@ def _charge_batch(
     pass_us = max(0, result.cost_us - sum(sampled_us.values()) - sum(scored_us.values()))
     costs = split_cost(pass_us, batch_shares(chunks, model))
     if chunks and not (result.failed or errors or scored_us):
-        model.observe(shape, pass_us)
+        model.observe(shape_of(chunks), pass_us)
     background_us = 0
     for chunk, share_us in zip(chunks, costs, strict=True):
         sequence = life.sequences[chunk.request_id]

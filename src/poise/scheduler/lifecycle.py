@@ -268,17 +268,9 @@ class Lifecycle:
         if self.counters.finished % TIDY_EVERY == 0:
             tenants.tidy(self.now_ns)
         self.counters.expired += reason is FinishReason.EXPIRED
-        return Finished(
-            request.request_id,
-            reason,
-            request.n_prompt,
-            sequence.n_output,
-            sequence.served_us,
-            detail,
-            sequence.n_cached,
-            sequence.n_preempted,
-            sequence.n_recomputed,
-        )
+        n_output, served_us = sequence.n_output, sequence.served_us
+        counts = (sequence.n_cached, sequence.n_preempted, sequence.n_recomputed)
+        return Finished(request.request_id, reason, request.n_prompt, n_output, served_us, detail, *counts)
 
     def check(self) -> None:
         """Assert that every sequence is where its state says, once."""

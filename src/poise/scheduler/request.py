@@ -197,7 +197,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request was accepted and waits. `position` counts from 1; `eta_us` is the estimated wait."""
+    """The request was accepted and waits. `position` in its queue counts from 1; `eta_us`: the further wait, estimated."""
 
     request_id: int
     position: int

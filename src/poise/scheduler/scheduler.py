@@ -45,7 +45,7 @@ from poise.scheduler.request import (
     RequestClass,
 )
 from poise.scheduler.sequence import Sequence
-from poise.scheduler.snapshot import ClassSnapshot, QueuePosition, Snapshot
+from poise.scheduler.snapshot import ClassSnapshot, Snapshot
 from poise.scheduler.waits import WaitEstimator
 
 DEADLINES_SPARE = 64
@@ -261,7 +261,7 @@ class Scheduler:
         }
         return self._waits.estimate_us(request_class, books.queues, books.running[request_class], left)
 
-    def positions(self) -> list[QueuePosition]:
+    def positions(self) -> list[Queued]:
         """Where each new request stands in its class's queue, the classes one after the other. Sorts what is queued."""
         positions = []
         for request_class in RequestClass:
@@ -276,7 +276,7 @@ class Scheduler:
             if new:
                 whole_us = self.wait_estimate_us(request_class)
                 for i, (_, _, request_id) in enumerate(sorted(new), start=1):
-                    positions.append(QueuePosition(request_id, i, whole_us * i // len(new)))
+                    positions.append(Queued(request_id, i, whole_us * i // len(new)))
         return positions
 
     def snapshot(self) -> Snapshot:

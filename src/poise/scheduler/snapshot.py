@@ -62,12 +62,3 @@ class Snapshot:
     """What limits progress now, since `limit_since_ns`; and for how long each resource did before."""
     limit_since_ns: int
     limited_ns: dict[Limit, int]
-
-
-@dataclass(frozen=True, slots=True)
-class QueuePosition:
-    """A queued request's place in its class's queue, from 1, and its estimated further wait."""
-
-    request_id: int
-    position: int
-    eta_us: int

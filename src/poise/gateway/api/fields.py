@@ -13,14 +13,8 @@ from typing import Any, Generic, TypeVar
 
 from poise.gateway.api.ignored import STRICT, Ignored
 from poise.gateway.http.body import JsonObject
-from poise.gateway.request.refusals import (
-    conflicting_parameters,
-    invalid_type,
-    invalid_value,
-    shown,
-    unknown_parameter,
-    unsupported_parameter,
-)
+from poise.gateway.request import refusals
+from poise.gateway.request.refusals import invalid_type, invalid_value, shown, unsupported_parameter
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -62,7 +56,7 @@ class Field(ABC, Generic[T]):
         found = [(name, self.read(values[name], name)) for name in self.names if values.get(name) is not None]
         for name, value in found[1:]:
             if value != found[0][1]:
-                raise conflicting_parameters(found[0][0], values[found[0][0]], name, values[name])
+                raise refusals.conflicting_parameters(found[0][0], values[found[0][0]], name, values[name])
         return found[0][1] if found else default
 
 
@@ -195,7 +189,7 @@ def check_names(
         if name in unsupported:
             unsupported[name].check(value, prefix + name, ignored)
         elif ignored.strict or name in elsewhere:
-            raise unknown_parameter(prefix + name, name, known, elsewhere.get(name, ""))
+            raise refusals.unknown_parameter(prefix + name, name, known, elsewhere.get(name, ""))
         elif value is not None:
             ignored.take(prefix + name)
 

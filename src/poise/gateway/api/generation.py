@@ -27,15 +27,7 @@ from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.intake import Call, Intake
 from poise.gateway.records.reader import Reader
 from poise.gateway.records.record import Follower
-from poise.gateway.request.headers import (
-    DETACH,
-    IGNORED,
-    LONG_WAIT_US,
-    QUEUE_ETA,
-    QUEUE_POSITION,
-    RESPONSE_ID,
-    list_ignored,
-)
+from poise.gateway.request import headers as names
 from poise.gateway.request.refusals import invalid_value
 from poise.gateway.tasks.slices import in_turns
 from poise.gateway.tenancy.auditing import Audit
@@ -65,9 +57,9 @@ class HttpSender:
 
     @property
     def is_detached(self) -> bool:
-        value = self._request.headers.get(DETACH, "0")
+        value = self._request.headers.get(names.DETACH, "0")
         if value not in ("0", "1"):
-            raise invalid_value(DETACH, 'be "1", or be left out', value)
+            raise invalid_value(names.DETACH, 'be "1", or be left out', value)
         return value == "1"
 
     async def body(self) -> JsonObject:
@@ -110,8 +102,8 @@ class Generation:
 
     def _described(self, body: Schema) -> Schema:
         """A request's schema, with the names of models that there are."""
-        names, properties = self._intake.names.exact, body["properties"]
-        known = {} if names is None else {"enum": [*names, None]}
+        exact, properties = self._intake.names.exact, body["properties"]
+        known = {} if exact is None else {"enum": [*exact, None]}
         return body | {"properties": properties | {"model": properties["model"] | known}}
 
     async def _answer(self, request: Request, dialect: Dialect) -> Response:
@@ -154,11 +146,11 @@ def wants_ids(headers: Mapping[str, str], call: Call) -> bool:
 
 def headers_of(call: Call) -> dict[str, str]:
     """The response's own headers: its id, what was ignored, and the estimated wait if that is long enough to matter."""
-    headers, accepted = {RESPONSE_ID: call.record.response_id, **call.notes}, call.record.accepted
+    headers, accepted = {names.RESPONSE_ID: call.record.response_id, **call.notes}, call.record.accepted
     if call.ignored:
-        headers[IGNORED] = list_ignored(call.ignored)
-    if accepted is not None and accepted.eta_us >= LONG_WAIT_US:
-        headers |= {QUEUE_POSITION: str(accepted.position), QUEUE_ETA: str(accepted.eta_us // 1000)}
+        headers[names.IGNORED] = names.list_ignored(call.ignored)
+    if accepted is not None and accepted.eta_us >= names.LONG_WAIT_US:
+        headers |= {names.QUEUE_POSITION: str(accepted.position), names.QUEUE_ETA: str(accepted.eta_us // 1000)}
     return headers
 
 

@@ -120,16 +120,9 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], self.model.n_vocab)
         vocab, thinking = self.model.vocab, sampling.thinking
         budget = Budget(thinking, partial(vocab.piece, special=False), output) if thinking is not None else None
-        self._samplers[request_id] = Sampler(
-            sampling,
-            prompt,
-            self.model.n_vocab,
-            vocab.eog_tokens,
-            output,
-            self._candidates_max,
-            self._grammars.take(request_id),
-            budget,
-        )
+        held_to, n_vocab, eog = self._grammars.take(request_id), self.model.n_vocab, vocab.eog_tokens
+        sampler = Sampler(sampling, prompt, n_vocab, eog, output, self._candidates_max, held_to, budget)
+        self._samplers[request_id] = sampler
 
     def close(self, request_id: int) -> None:
         self._samplers.pop(request_id, None)

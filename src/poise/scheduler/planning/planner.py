@@ -254,20 +254,14 @@ class PlanningPass:
         return best
 
     def _first_waiting(self, request_class: RequestClass) -> Sequence | None:
-        served = self.books.served[request_class]
-        limits = self.books.limits[request_class]
-        best: Sequence | None = None
-        for name, pool in self.books.pools.items():
-            if not pool.may_take(request_class, admission.slots_max(name, limits)):
-                continue
-            head = self.books.first_waiting(request_class, name)
-            if head is not None and (
-                best is None
-                or (served.rank(head.request.account), head.order_key)
-                < (served.rank(best.request.account), best.order_key)
-            ):
-                best = head
-        return best
+        rank, limits = self.books.served[request_class].rank, self.books.limits[request_class]
+        heads = [
+            self.books.first_waiting(request_class, name)
+            for name, pool in self.books.pools.items()
+            if pool.may_take(request_class, admission.slots_max(name, limits))
+        ]
+        found = (head for head in heads if head is not None)
+        return min(found, key=lambda head: (rank(head.request.account), head.order_key), default=None)
 
     def _chunk_tokens(self, sequence: Sequence, start: int, quantum: bool) -> int:
         """Tokens from `start` on that go into this step; 0 when the budget is spent."""
@@ -326,14 +320,8 @@ class PlanningPass:
         else:
             self.budget.spend_prompt(pool, start, n_tokens)
         self._chosen.add(request_id)
-        self._chunks[pool][sequence.slot] = Chunk(
-            request_id=request_id,
-            slot=sequence.slot,
-            start=start,
-            n_tokens=n_tokens,
-            sample=n_tokens == sequence.n_pending,
-            is_prompt=not sequence.is_decoding,
-        )
+        slot, sample = sequence.slot, n_tokens == sequence.n_pending
+        self._chunks[pool][slot] = Chunk(request_id, slot, start, n_tokens, sample, not sequence.is_decoding)
 
     def _batches(self) -> tuple[Batch, ...]:
         batches = []
@@ -343,7 +331,7 @@ class PlanningPass:
             together = [c for c in ordered if c.request_id not in self._suspects] if apart else ordered
             for group in (together, *apart):
                 if group:
-                    shape = _shape(group) if apart else self.budget.shapes[pool]
+                    shape = shape_of(group) if apart else self.budget.shapes[pool]
                     sampling_us = self._sampling_us(group) if apart else self.budget.sampling_us[pool]
                     predicted_us = self.books.models[pool].predict_us(shape) + sampling_us
                     batches.append(Batch(pool, tuple(group), int(predicted_us)))
@@ -355,7 +343,7 @@ class PlanningPass:
         return sum(running[chunk.request_id].sample_us for chunk in chunks if chunk.sample)
 
 
-def _shape(chunks: Iterable[Chunk]) -> BatchShape:
+def shape_of(chunks: Iterable[Chunk]) -> BatchShape:
     shape = BatchShape()
     for chunk in chunks:
         shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)

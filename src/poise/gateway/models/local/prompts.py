@@ -152,9 +152,8 @@ class Prompts:
         limits = plan.limits
         n, ids = 0, prompt if isinstance(prompt, list) else []
         if isinstance(prompt, str):
-            if (
-                error := limits.cannot_fit(text_bytes(prompt + suffix), text.longest, plan.param, hint=_PROMPT_HINT)
-            ) is not None:
+            n_bytes = text_bytes(prompt + suffix)
+            if error := limits.cannot_fit(n_bytes, text.longest, plan.param, hint=_PROMPT_HINT):
                 raise error
             found = await text.of(plan.account).prompt(prompt, limits.prompt, suffix=suffix)
             n, ids = found.n, found.ids
@@ -185,26 +184,17 @@ class Prompts:
         """Put the summary in its place; one that came out longer than planned is cut."""
         todo = plan.summary
         assert todo is not None
-        message = summaries.summary_message(summary)
-        cut = await text.cut(
-            Cut(
-                list(todo.turns.messages),
-                todo.turns.numbers,
-                todo.n_added,
-                todo.n_turns,
-                message,
-                len(message.content) - len(summary),
-                todo.prompt_max,
-                todo.asked.rendering,
-            )
-        )
+        message, turns, n_turns = summaries.summary_message(summary), todo.turns, todo.n_turns
+        n_head, most, rendering = len(message.content) - len(summary), todo.prompt_max, todo.asked.rendering
+        job = Cut(list(turns.messages), turns.numbers, todo.n_added, n_turns, message, n_head, most, rendering)
+        cut = await text.cut(job)
         used = summary[: len(summary) - cut.n_chars]
         plan.ids = [cut.ids]
         plan.summary = None
         note = ContextNote(
             policy=ContextPolicy.SUMMARIZE.value,
-            summarized_turns=todo.n_turns,
-            summarized_messages=len(todo.turns.dropped(todo.n_turns)),
+            summarized_turns=n_turns,
+            summarized_messages=len(turns.dropped(n_turns)),
             summarized_tokens=todo.n_tokens,
             # Counted by itself: a chat template may leave out a system prompt of its own now that there is one.
             summary_tokens=await text.length(summaries.summary_message(used).content),
@@ -218,8 +208,8 @@ class Prompts:
     def _check_size(self, plan: Plan, messages: list[Message], policy: ContextPolicy, text: TextModel) -> None:
         """Refuse what is so long that looking at it would be wasted, or too dear."""
         if policy is ContextPolicy.REJECT:
-            error = plan.limits.cannot_fit(text.least_bytes(messages), text.longest, plan.param, hint=_HINTS[policy])
-            if error is not None:
+            n_bytes = text.least_bytes(messages)
+            if error := plan.limits.cannot_fit(n_bytes, text.longest, plan.param, hint=_HINTS[policy]):
                 raise error
             return
         n_chars, most = sum(len(said(message)) for message in messages), self._settings.text.trim_chars_max
@@ -308,10 +298,8 @@ class _Fitter:
             return found.n_whole
         n_tokens = found.n_whole - found.n_plain
         pieces = await summaries.piece_prompts(self._text, self._turns.dropped(n), limits, n_output)
-        prompt_max = found.n_prompt + n_output
-        self._plan.summary = SummaryPlan(
-            self._turns, n, n_tokens, n_output, prompt_max, pieces, self._n_added, self._asked
-        )
+        most, n_added = found.n_prompt + n_output, self._n_added
+        self._plan.summary = SummaryPlan(self._turns, n, n_tokens, n_output, most, pieces, n_added, self._asked)
         self._plan.headers[headers.CONTEXT] = f"summarize; summarized_turns={n}; summarized_tokens={n_tokens}"
         return found.n_whole
 

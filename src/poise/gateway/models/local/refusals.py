@@ -72,14 +72,6 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
     return later(429, code, message, event.retry_after_us / 1e6, otherwise)
 
 
-def failed(finish: Finish, error_id: str) -> ApiError:
-    """It failed in the engine, whose own words are for the log."""
-    if not finish.detail.startswith(STRUCTURE_FAILED):
-        return internal_error(error_id)
-    message = f"The answer's grammar could not be followed to its end (error id {error_id}). Simplify it, or try again."
-    return ApiError(500, "structured_output_failed", message)
-
-
 def queue_timeout(timeout_s: float, retry_after_s: float) -> ApiError:
     """The request waited as long as it may; nothing was computed."""
     message = f"The request was still queued after {timeout_s:g} s, its 'queue_timeout'. Try again"
@@ -106,30 +98,28 @@ def engine_not_ready(state: EngineState) -> ApiError:
     return engine_unavailable(about, state.retry_after_s)
 
 
-def engine_lost(retry_after_s: float) -> ApiError:
-    return later(503, "engine_lost", "The engine was lost while it computed this request. Try again", retry_after_s)
-
-
-def request_quarantined() -> ApiError:
-    """The request is quarantined. It would end the next engine, too, so the refusal names no time to come back."""
-    message = (
-        "The engine died repeatedly while it computed this request alone, so the request was ended for good. Change it before "
-        "you send it again; the server's log has a report for its operator."
-    )
-    return ApiError(500, "request_quarantined", message)
-
-
 def bad_end(finish: Finish, origin: Origin, state: EngineState) -> ApiError:
     """A bad end, as the client sees it. The engine's own words are for the log: they may name files and the like."""
     if finish.reason == FinishReason.FAILED:
         error_id = new_error_id()
         log.error("[%s] failed in the engine, %s: %s", origin.request_id, error_id, finish.detail)
-        return failed(finish, error_id)
+        if not finish.detail.startswith(STRUCTURE_FAILED):
+            return internal_error(error_id)
+        text = (
+            f"The answer's grammar could not be followed to its end (error id {error_id}). Simplify it, or try again."
+        )
+        return ApiError(500, "structured_output_failed", text)
     if finish.reason == FinishReason.EXPIRED:
         figures = state.status.classes.get(origin.request_class) if state.status is not None else None
         return queue_timeout(origin.queue_timeout_ms / 1000, figures.wait_estimate_us / 1e6 if figures else 1.0)
     if finish.reason == QUARANTINED:
-        return request_quarantined()
+        # It would end the next engine, too, so the refusal names no time to come back.
+        message = (
+            "The engine died repeatedly while it computed this request alone, so the request was ended for good. Change it "
+            "before you send it again; the server's log has a report for its operator."
+        )
+        return ApiError(500, "request_quarantined", message)
     if finish.reason == SERVER_STOPPING:
         return server_stopping()
-    return engine_lost(state.retry_after_s)
+    text = "The engine was lost while it computed this request. Try again"
+    return later(503, "engine_lost", text, state.retry_after_s)
