@@ -261,6 +261,13 @@ GROWING = (
     ),
     Growing("gateway.tasks.tasks:Tasks", "long-lived tasks", "one for each that the code starts"),
     Growing("gateway.models.local.templates:Templates", "tokens of declared templates", "the configuration's"),
+    Growing(
+        "gateway.models.local.grammars:Grammars",
+        "keyed digests of grammars, and why some were refused",
+        "64 of each of 128 tenants, 100 bytes to a few kB each",
+    ),
+    Growing("gateway.models.names:ModelNames", "names of models", "the configuration's"),
+    Growing("gateway.text.reading.templates:_Marks", "control tokens that are marks of answers", "the vocabulary's"),
     Growing("gateway.tenancy.keys:KeyRing", "hashes of keys", "the keys file's"),
     Growing("gateway.tenancy.operators:LocalOperators", "codes for the dashboard", "a few, each for a minute or so"),
     Growing("gateway.tenancy.accounts:Accounts", "undeclared keys that are alive", "8"),

@@ -133,9 +133,10 @@ def unknown_parameter(param: str, name: str, known: Iterable[str], hint: str = "
 
 def invalid_structure(param: str, kind: str, why: str) -> ApiError:
     """What an answer must be cannot be followed, and is never left out."""
-    code = "invalid_schema" if kind in ("schema", "json_object", "structural_tag") else "invalid_grammar"
-    hint = "Leave out what is named, and say it in the prompt."
-    return ApiError(400, code, f"'{param}' cannot be followed: {why.rstrip('.')}. {hint}", param=param)
+    message = f"'{param}' cannot be followed: {why.rstrip('.')}. Leave out what is named, and say it in the prompt."
+    if kind in ("schema", "json_object", "structural_tag"):
+        return ApiError(400, "invalid_schema", message, param=param)
+    return ApiError(400, "invalid_grammar", message, param=param)
 
 
 def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
