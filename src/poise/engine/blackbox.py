@@ -58,9 +58,7 @@ class Phase(StrEnum):
 NAMING = (Phase.COMPUTING, Phase.TAKING)
 """Phases that name requests: an engine that ends in one ends, perhaps, because of them."""
 _PHASES = tuple(Phase)
-_RESTING, _PLANNING, _COMPUTING, _TAKING = map(
-    _PHASES.index, (Phase.RESTING, Phase.PLANNING, Phase.COMPUTING, Phase.TAKING)
-)
+_RESTING, _PLANNING, _COMPUTING, _TAKING = map(_PHASES.index, _PHASES[1:])
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,12 +40,10 @@ class StepTallies:
 
     def __init__(self) -> None:
         self._parts_ns = [0] * len(PARTS)
-        self._seconds = Tally(STEP_S)
-        self._decode_tokens = Tally(TOKENS)
-        self._prompt_tokens = Tally(TOKENS)
-        self._sequences = Tally(TOKENS)
-        self._chunk_tokens = Tally(TOKENS)
-        self._cost_ratio = Tally(RATIO)
+        self._seconds, self._cost_ratio = Tally(STEP_S), Tally(RATIO)
+        self._decode_tokens, self._prompt_tokens, self._sequences, self._chunk_tokens = (
+            Tally(TOKENS) for _ in range(4)
+        )
 
     def add(self, plan: StepPlan, result: StepResult, parts_ns: tuple[int, ...]) -> None:
         """A step was carried out. `parts_ns`: what each of PARTS took."""
@@ -72,12 +70,6 @@ class StepTallies:
         self._sequences.add(n_sequences)
 
     def figures(self) -> StepFigures:
-        return StepFigures(
-            {name: ns // 1000 for name, ns in zip(PARTS, self._parts_ns, strict=True)},
-            self._seconds.distribution(),
-            self._decode_tokens.distribution(),
-            self._prompt_tokens.distribution(),
-            self._sequences.distribution(),
-            self._chunk_tokens.distribution(),
-            self._cost_ratio.distribution(),
-        )
+        parts_us = {name: ns // 1000 for name, ns in zip(PARTS, self._parts_ns, strict=True)}
+        held = (self._decode_tokens, self._prompt_tokens, self._sequences, self._chunk_tokens, self._cost_ratio)
+        return StepFigures(parts_us, *(tally.distribution() for tally in (self._seconds, *held)))

@@ -57,9 +57,8 @@ class RunnerError(Exception):
 
 def words_of(error: Exception) -> str:
     """What is said of an error. Only a RunnerError's text is known not to quote a request, which the journal must not hold."""
-    return (
-        str(error) if isinstance(error, RunnerError) and str(error) else f"an unforeseen error: {type(error).__name__}"
-    )
+    words = str(error) if isinstance(error, RunnerError) else ""
+    return words or f"an unforeseen error: {type(error).__name__}"
 
 
 def check_known(tokens: Sequence[int], n_vocab: int) -> None:

@@ -114,18 +114,9 @@ class Intake:
             backend = self.names.find(request.model)
             self._tenants.check_class(caller, request.request_class)
             self._check_level(request.request_class)
-            origin = Origin(
-                caller.request_id,
-                tenant,
-                request.request_class,
-                dialect.prompt_param,
-                arrived_s,
-                request.queue_timeout_ms,
-                sender.traceparent,
-                caller.account,
-                caller.is_declared,
-                dialect.name,
-            )
+            waits_ms, span, operation = request.queue_timeout_ms, sender.traceparent, dialect.name
+            about = (dialect.prompt_param, arrived_s, waits_ms, span, caller.account, caller.is_declared, operation)
+            origin = Origin(caller.request_id, tenant, request.request_class, *about)
             entry.note_prompt(body.get(dialect.prompt_param))
             detached = sender.is_detached or request.background
             preparing = self._prepare(backend, origin, dialect, request, detached=detached)

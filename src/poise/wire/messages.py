@@ -194,17 +194,5 @@ class JournalPage(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
     is_lost: bool = False
 
 
-ToGateway = (
-    Loading
-    | Ready
-    | Fatal
-    | Accepted
-    | Refused
-    | Step
-    | Status
-    | Accounts
-    | Controlled
-    | Forgotten
-    | Erased
-    | JournalPage
-)
+Reply = Controlled | Forgotten | Erased | JournalPage
+ToGateway = Loading | Ready | Fatal | Accepted | Refused | Step | Status | Accounts | Reply

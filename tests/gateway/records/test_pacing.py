@@ -21,8 +21,8 @@ def arrivals_of(gaps: Sequence[float]) -> list[float]:
 
 
 def schedule(arrivals: Sequence[float], delay_s: float) -> list[float]:
-    pacer = Pacer(delay_s, 1)
-    return [pacer.due_s(0, arrival) for arrival in arrivals]
+    pacer = Pacer(delay_s)
+    return [pacer.due_s(arrival) for arrival in arrivals]
 
 
 @given(GAPS, DELAYS)
@@ -38,12 +38,12 @@ def test_no_token_is_early_or_held_for_longer_than_the_delay(gaps: list[float], 
 @given(GAPS, GAPS, DELAYS)
 def test_choices_have_schedules_of_their_own(one: list[float], other: list[float], delay_s: float) -> None:
     """What comes for one does not hold up the other."""
-    pacer = Pacer(delay_s, 2)
     events = sorted([(at, 0) for at in arrivals_of(one)] + [(at, 1) for at in arrivals_of(other)])
-    dues: list[list[float]] = [[], []]
-    for at, choice in events:
-        dues[choice].append(pacer.due_s(choice, at))
-    assert dues == [schedule(arrivals_of(one), delay_s), schedule(arrivals_of(other), delay_s)]
+    playout = Playout([choice for _, choice in events], [at for at, _ in events], delay_s, 2)
+    own = [iter(schedule(arrivals_of(gaps), delay_s)) for gaps in (one, other)]
+    dues = [due - due % TICK_S for due in (next(own[choice]) for _, choice in events)]
+    for now_s in sorted(dues):
+        assert playout.free(now_s) == next((i for i, due in enumerate(dues) if due > now_s), len(dues))
 
 
 def test_an_even_stream_is_not_held() -> None:

@@ -51,9 +51,10 @@ class Field(ABC, Generic[T]):
         """The name that a request has it under."""
         return next((name for name in self.names if values.get(name) is not None), self.name)
 
-    def get(self, values: Mapping[str, Any], default: D) -> T | D:
-        """The parameter's value in a request; `default` where it is left out or null. Under two names it must be the same."""
-        found = [(name, self.read(values[name], name)) for name in self.names if values.get(name) is not None]
+    def get(self, values: Mapping[str, Any], default: D, prefix: str = "") -> T | D:
+        """The parameter's value in a request; `default` where it is left out or null. Under two names it must be the same.
+        `prefix`: of the object that it is in, for errors."""
+        found = [(name, self.read(values[name], prefix + name)) for name in self.names if values.get(name) is not None]
         for name, value in found[1:]:
             if value != found[0][1]:
                 raise refusals.conflicting_parameters(found[0][0], values[found[0][0]], name, values[name])

@@ -61,13 +61,9 @@ def schemas_of(structs: Iterable[type[msgspec.Struct]]) -> dict[str, Schema]:
 
 def _closed(schema: Schema) -> Schema:
     """A Struct is sent with all its fields, but those that are UNSET, which have no default here, and with nothing else."""
-    required = [
-        name for name, field in schema["properties"].items() if name in schema["required"] or "default" in field
-    ]
-    properties = {
-        name: {key: value for key, value in field.items() if key != "default"}
-        for name, field in schema["properties"].items()
-    }
+    fields = schema["properties"].items()
+    required = [name for name, field in fields if name in schema["required"] or "default" in field]
+    properties = {name: {key: value for key, value in field.items() if key != "default"} for name, field in fields}
     return schema | {"properties": properties, "required": required, "additionalProperties": False}
 
 

@@ -41,7 +41,9 @@ _decode = msgspec.json.Decoder().decode
 
 async def read_json(request: Request, max_bytes: int, timeout_s: float) -> JsonObject:
     """The JSON object in the body. Raises ApiError, or ClientGone when the client leaves before it is complete."""
-    _check_headers(request, max_bytes)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:20]) > max_bytes:
+        raise body_too_large(max_bytes, length[:20])
     try:
         async with asyncio.timeout(timeout_s):
             body = await _read(request, max_bytes)
@@ -84,8 +86,7 @@ def parse_object(body: bytes) -> JsonObject:
         if collects:
             gc.enable()
     if type(value) is not dict:
-        message = f"The request body must be a JSON object, but is {shown(value)}."
-        raise ApiError(400, "invalid_json", message)
+        raise ApiError(400, "invalid_json", f"The request body must be a JSON object, but is {shown(value)}.")
     return value
 
 
@@ -96,12 +97,6 @@ def _decoded(body: bytes) -> Any:
         if body.count(b"\\u") > ESCAPES_MAX or _HALF.search(body) is None:
             raise
         return _decode(_HALF.sub(rb"\\ufffd", body))
-
-
-def _check_headers(request: Request, max_bytes: int) -> None:
-    length = request.headers.get("content-length")
-    if length is not None and length.isdecimal() and int(length[:20]) > max_bytes:
-        raise body_too_large(max_bytes, length[:20])
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -170,10 +165,8 @@ def _packed(header: str) -> Packed | None:
     if not codings:
         return None
     if len(codings) > 1 or codings[0] not in ("gzip", "x-gzip", "deflate"):
-        message = (
-            f"The Content-Encoding {shown(header)} is not known here. Send the body as it is, or as one of {CODINGS}."
-        )
-        raise ApiError(415, "unsupported_content_encoding", message, headers={"Accept-Encoding": CODINGS})
+        why = f"The Content-Encoding {shown(header)} is not known here. Send the body as it is, or as one of {CODINGS}."
+        raise ApiError(415, "unsupported_content_encoding", why, headers={"Accept-Encoding": CODINGS})
     return Packed(codings[0])
 
 

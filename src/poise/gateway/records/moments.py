@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,13 +11,14 @@ from msgspec import UNSET
 
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.values import Answer, Logprob, Notes, ToolCall, one_of
+from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
 from poise.wire.status import Waiting
 
 ChoiceState = Annotated[str, one_of(*RequestState)]
 PREFILL = "prefill"
 """A moment for chunks of a prompt that were computed."""
-_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, FAILURE_BYTES = 1950, 180, 130, 24, 450
+_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, _FAILURE_BYTES = 1950, 180, 130, 24, 450
 _MOMENT_BYTES, _DETAIL_BYTES = 88, 24
 _LOGPROB_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES = 280, 88, 8, 600
 """About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
@@ -90,9 +91,8 @@ class Gathered:
 
     def answer(self, index: int, reason: str, logprobs: list[Logprob] | None) -> Answer:
         text, reasoning = map("".join, self._texts)
-        return Answer(
-            index, text, reason, logprobs, reasoning, [ToolCall(name, "".join(parts)) for name, parts in self._calls]
-        )
+        calls = [ToolCall(name, "".join(parts)) for name, parts in self._calls]
+        return Answer(index, text, reason, logprobs, reasoning, calls)
 
 
 def bytes_of(n_choices: int, n_ends: int, n_entries: int) -> int:
@@ -100,20 +100,18 @@ def bytes_of(n_choices: int, n_ends: int, n_entries: int) -> int:
     return _RECORD_BYTES + _CHOICE_BYTES * n_choices + _END_BYTES * n_ends + _ENTRY_BYTES * n_entries
 
 
-def text_bytes(text: str) -> int:
-    """Python has each text of no or one character (of Latin-1) once."""
-    return sys.getsizeof(text) + _ROUNDING_BYTES if len(text) > 1 else 0
+def weight_of(texts: Sequence[str], logprobs: Iterable[Sequence[Logprob]], moments: Iterable[Moment] = ()) -> int:
+    """What contents take."""
+    # Python has each text of no or one character (of Latin-1) once.
+    n_bytes = sum(sys.getsizeof(text) + _ROUNDING_BYTES for text in texts if len(text) > 1)
+    n_bytes += sum(_LOGPROB_BYTES + _TOP_BYTES * len(token.top) for tokens in logprobs for token in tokens)
+    return n_bytes + sum(_MOMENT_BYTES + sys.getsizeof(m.detail) + _DETAIL_BYTES * len(m.detail) for m in moments)
 
 
-def logprobs_bytes(logprobs: Sequence[Logprob]) -> int:
-    return sum(_LOGPROB_BYTES + _TOP_BYTES * len(token.top) for token in logprobs)
-
-
-def moment_bytes(moment: Moment) -> int:
-    return _MOMENT_BYTES + sys.getsizeof(moment.detail) + _DETAIL_BYTES * len(moment.detail)
-
-
-def notes_bytes(notes: Notes) -> int:
-    context = notes.context
-    summary = UNSET if context is UNSET else context.summary
-    return _NOTES_BYTES + (0 if summary is UNSET else sys.getsizeof(summary))
+def end_bytes(failure: ApiError | None, notes: Notes | None) -> int:
+    """What comes to a record with its end."""
+    n_bytes = _FAILURE_BYTES + sys.getsizeof(failure.message) if failure is not None else 0
+    if notes is None:
+        return n_bytes
+    summary = UNSET if notes.context is UNSET else notes.context.summary
+    return n_bytes + _NOTES_BYTES + (0 if summary is UNSET else sys.getsizeof(summary))

@@ -62,7 +62,7 @@ class Playout:
     While the timer is set, news wakes nobody: everything is sent in its order, so that it is soon enough.
     """
 
-    __slots__ = ("_arrivals", "_n_free", "_owners", "_pacer", "has_news", "is_timer_set", "next_s")
+    __slots__ = ("_arrivals", "_n_free", "_owners", "_pacers", "has_news", "is_timer_set", "next_s")
 
     def __init__(
         self, owners: Sequence[int], arrivals: Sequence[float], delay_s: float, n_choices: int, n_free: int = 0
@@ -77,17 +77,17 @@ class Playout:
         """When the next token may be sent, while one is held: the beginning of a tick."""
         self._owners = owners
         self._arrivals = arrivals
-        self._pacer = Pacer(delay_s, n_choices) if delay_s > 0 else None
+        self._pacers = [Pacer(delay_s) for _ in range(n_choices)] if delay_s > 0 else None
         self._n_free = n_free
 
     def free(self, now_s: float) -> int:
         """How many of the tokens that have come may have been sent by now."""
         n_tokens = len(self._arrivals)
-        if self._pacer is None:
+        if self._pacers is None:
             return n_tokens
         while self._n_free < n_tokens:
             if self.next_s is None:
-                due_s = self._pacer.due_s(self._owners[self._n_free], self._arrivals[self._n_free])
+                due_s = self._pacers[self._owners[self._n_free]].due_s(self._arrivals[self._n_free])
                 self.next_s = due_s - due_s % TICK_S
             if self.next_s > now_s:
                 break
@@ -100,7 +100,7 @@ class Playout:
         self.has_news = True
         if self.is_timer_set:
             return _LATER
-        if self._pacer is not None and n_sent == self._n_free < len(self._arrivals) and self.free(now_s) == n_sent:
+        if self._pacers is not None and n_sent == self._n_free < len(self._arrivals) and self.free(now_s) == n_sent:
             self.is_timer_set = True
             return _SET_TIMER
         return _NOW
@@ -115,19 +115,10 @@ class Playout:
         return _SET_TIMER
 
 
-class Pacer:
-    """The schedule of one stream."""
-
-    def __init__(self, delay_s: float, n_choices: int) -> None:
-        self._lanes = [_Lane(delay_s) for _ in range(n_choices)]
-
-    def due_s(self, choice: int, arrival_s: float) -> float:
-        """When the next token of a choice is due, which arrived at `arrival_s`. Called once for each, in their order."""
-        return self._lanes[choice].due_s(arrival_s)
-
-
 @dataclass(eq=False, slots=True)
-class _Lane:
+class Pacer:
+    """The schedule of one choice's tokens. None is held for longer than `_delay_s`."""
+
     _delay_s: float
     _gap_s: float = 0.0
     _deviation_s: float = 0.0
@@ -136,6 +127,7 @@ class _Lane:
     _due_s: float = 0.0
 
     def due_s(self, arrival_s: float) -> float:
+        """When the next token is due, which arrived at `arrival_s`. Called once for each, in their order."""
         if self._arrival_s is None:
             self._arrival_s = self._due_s = arrival_s
             return arrival_s

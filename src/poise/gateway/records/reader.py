@@ -181,7 +181,9 @@ class Reader(Follower):
             logprobs = [token for some in record.logprobs[first:last] for token in some]
         if not (text or logprobs):
             return b""
-        self._note_delivery(choice, now_s)
+        before_s, self._sent_at_s[choice] = self._sent_at_s[choice], now_s
+        if before_s is not None:
+            self._metrics.delivered(record.choices[choice].counts_as, now_s - before_s)
         return self._writer.text(last, self._n_ends, choice, text, logprobs, EntryKind(kind) if kind else _TEXT)
 
     def _end(self, end: End) -> bytes:
@@ -204,11 +206,6 @@ class Reader(Follower):
             self._writer.downgrade()
         index = moment.choice if len(self.record.choices) > 1 else None
         return self._writer.note(moment.what, index, moment.detail)
-
-    def _note_delivery(self, choice: int, now_s: float) -> None:
-        before_s, self._sent_at_s[choice] = self._sent_at_s[choice], now_s
-        if before_s is not None:
-            self._metrics.delivered(self.record.choices[choice].counts_as, now_s - before_s)
 
     def _is_news(self, place: tuple[int, int]) -> bool:
         if self._sent_place is None:

@@ -7,29 +7,16 @@ held while all its readers are behind, and ends when the last one leaves (unless
 
 from __future__ import annotations
 
-import sys
 import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
 
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.following import Event, Stage, Stop, consequence, stage_after
-from poise.gateway.records.moments import (
-    FAILURE_BYTES,
-    PREFILL,
-    ChoiceRecord,
-    End,
-    Gathered,
-    Moment,
-    bytes_of,
-    logprobs_bytes,
-    moment_bytes,
-    notes_bytes,
-    text_bytes,
-)
+from poise.gateway.records.moments import PREFILL, ChoiceRecord, End, Gathered, Moment, bytes_of, end_bytes, weight_of
 from poise.gateway.records.values import Answer, Heading, Logprob, Notes, Usage
 from poise.gateway.records.wakeup import Wakeup
 from poise.gateway.records.writer import MakeWriter, Writer
@@ -88,79 +75,67 @@ class Work(Protocol):
         """Index and id of each engine request that has not ended."""
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Record:
     """One response. Only what made it writes it; every change is followed by `notify`."""
 
-    # fmt: off
-    __slots__ = (
-        "_content_bytes", "_make_writer", "_n_moments_weighed", "_n_weighed", "accepted", "arrivals", "choices", "counts",
-        "detached", "downgraded", "ended_s", "ends", "erased", "failure", "followers", "heading", "held", "is_open", "kinds",
-        "logprobs", "n_prompt", "n_tokens", "notes", "on_end", "options", "origin", "owners", "place", "reasoned", "served_us",
-        "stage", "stopped_by", "texts", "timeline", "wants_logprobs", "work",
-    )
-    # fmt: on
+    origin: Origin
+    heading: Heading
+    n_choices: InitVar[int]
+    _make_writer: MakeWriter | None = None
+    """Writes it for those who read it; None where nobody does but the gateway."""
+    options: AnswerOptions = PLAIN
+    detached: bool = field(default=False, kw_only=True)
+    """It goes on when nobody reads it."""
+    notes: Notes | None = None
+    """What the answer is to say about how it was made."""
+    stage: Stage = Stage.NEW
+    choices: list[ChoiceRecord] = field(init=False)
+    n_prompt: int = 0
+    owners: array[int] = field(default_factory=lambda: array("B"))
+    """Of each entry, the choice that it belongs to. A token makes one or several; a place in the record counts entries."""
+    kinds: array[int] = field(default_factory=lambda: array("B"))
+    counts: array[int] = field(default_factory=lambda: array("I"))
+    """Of each entry, the output tokens up to and including it."""
+    reasoned: array[int] = field(default_factory=lambda: array("I"))
+    """Entries that are tokens of reasoning."""
+    n_tokens: int = 0
+    """Output tokens so far."""
+    arrivals: array[float] = field(default_factory=lambda: array("d"))
+    texts: list[str] = field(default_factory=list)
+    """Of each entry, the text that became visible with it: never half a character or a part of a stop string."""
+    logprobs: list[Sequence[Logprob]] = field(default_factory=list)
+    """The log probabilities that became visible with it; empty unless they were asked for."""
+    wants_logprobs: bool = False
+    ends: list[End] = field(default_factory=list)
+    timeline: list[Moment] = field(init=False)
+    accepted: Accepted | None = None
+    place: tuple[int, int] | None = None
+    """Place in the queue and estimated wait in ms, as long as that is worth telling."""
+    downgraded: bool = False
+    served_us: int = 0
+    """Compute, a summary's included, as far as the engine has told."""
+    is_open: bool = False
+    """The engine has taken every choice."""
+    ended_s: float | None = None
+    failure: ApiError | None = None
+    followers: list[Follower] = field(default_factory=list)
+    work: Work | None = None
+    on_end: Callable[[Record], None] | None = None
+    """Is told of the end, and forgotten with it: what made the record must not live as long as it is kept."""
+    erased: bool = False
+    """Its tenant's data was erased while it was live: it is not kept, and nothing names its tenant any more."""
+    held: Hold = Hold.RUN
+    stopped_by: Stop | None = None
+    """What ended it before the engine did."""
+    _content_bytes: int = 0
+    _n_weighed: int = 0
+    _n_moments_weighed: int = 0
+    """Entries and moments whose contents are counted."""
 
-    def __init__(
-        self,
-        origin: Origin,
-        heading: Heading,
-        n_choices: int,
-        make_writer: MakeWriter | None = None,
-        options: AnswerOptions = PLAIN,
-        *,
-        detached: bool = False,
-    ) -> None:
-        """`make_writer`: writes it for those who read it; None where nobody does but the gateway."""
-        self.origin = origin
-        self.heading = heading
-        self.options = options
-        self._make_writer = make_writer
-        self.notes: Notes | None = None
-        """What the answer is to say about how it was made."""
-        self.stage = Stage.NEW
-        self.detached = detached
-        """It goes on when nobody reads it."""
-        self.choices = [ChoiceRecord(index, origin.request_class.value) for index in range(n_choices)]
-        self.n_prompt = 0
-        self.owners = array("B")
-        """Of each entry, the choice that it belongs to. A token makes one or several; a place in the record counts entries."""
-        self.kinds = array("B")
-        self.counts = array("I")
-        """Of each entry, the output tokens up to and including it."""
-        self.reasoned = array("I")
-        """Entries that are tokens of reasoning."""
-        self.n_tokens = 0
-        """Output tokens so far."""
-        self.arrivals = array("d")
-        self.texts: list[str] = []
-        """Of each entry, the text that became visible with it: never half a character or a part of a stop string."""
-        self.logprobs: list[Sequence[Logprob]] = []
-        """The log probabilities that became visible with it; empty unless they were asked for."""
-        self.wants_logprobs = False
-        self.ends: list[End] = []
-        self.timeline = [Moment("arrived", origin.arrived_s, 0, None, {})]
-        self.accepted: Accepted | None = None
-        self.place: tuple[int, int] | None = None
-        """Place in the queue and estimated wait in ms, as long as that is worth telling."""
-        self.downgraded = False
-        self.served_us = 0
-        """Compute, a summary's included, as far as the engine has told."""
-        self.is_open = False
-        """The engine has taken every choice."""
-        self.ended_s: float | None = None
-        self.failure: ApiError | None = None
-        self.followers: list[Follower] = []
-        self.work: Work | None = None
-        self.on_end: Callable[[Record], None] | None = None
-        """Is told of the end, and forgotten with it: what made the record must not live as long as it is kept."""
-        self.erased = False
-        """Its tenant's data was erased while it was live: it is not kept, and nothing names its tenant any more."""
-        self.held = Hold.RUN
-        self.stopped_by: Stop | None = None
-        """What ended it before the engine did."""
-        self._content_bytes = 0
-        self._n_weighed = self._n_moments_weighed = 0
-        """Entries and moments whose contents are counted."""
+    def __post_init__(self, n_choices: int) -> None:
+        self.choices = [ChoiceRecord(index, self.origin.request_class.value) for index in range(n_choices)]
+        self.timeline = [Moment("arrived", self.origin.arrived_s, 0, None, {})]
 
     @property
     def response_id(self) -> str:
@@ -206,9 +181,8 @@ class Record:
 
     def _weigh(self) -> None:
         """Count what has come since the last time."""
-        self._content_bytes += sum(map(text_bytes, self.texts[self._n_weighed :]))
-        self._content_bytes += sum(map(logprobs_bytes, self.logprobs[self._n_weighed :]))
-        self._content_bytes += sum(map(moment_bytes, self.timeline[self._n_moments_weighed :]))
+        begin, moments = self._n_weighed, self.timeline[self._n_moments_weighed :]
+        self._content_bytes += weight_of(self.texts[begin:], self.logprobs[begin:], moments)
         self._n_weighed, self._n_moments_weighed = len(self.texts), len(self.timeline)
 
     def usage(self, n_entries: int | None = None) -> Usage:
@@ -276,7 +250,7 @@ class Record:
         choice = self.choices[end.choice]
         choice.finish_reason, choice.outcome = end.reason, outcome
         self.ends.append(end)
-        self._content_bytes += text_bytes(end.text) + logprobs_bytes(end.logprobs)
+        self._content_bytes += weight_of([end.text], [end.logprobs])
         self.note("finished", end.choice, reason=end.reason, outcome=outcome)
 
     def start(self, work: Work) -> None:
@@ -298,9 +272,7 @@ class Record:
         self.failure, self.place, self.work = failure and failure.afresh(), None, None
         if failure is not None:
             self.note("finished", reason=failure.code, outcome=self.outcome)
-            self._content_bytes += FAILURE_BYTES + sys.getsizeof(failure.message)
-        if self.notes is not None:
-            self._content_bytes += notes_bytes(self.notes)
+        self._content_bytes += end_bytes(failure, self.notes)
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end(self)
@@ -347,10 +319,9 @@ class Record:
         for end in ends:
             answers[end.choice].add(end.text)
             logprobs[end.choice] += end.logprobs
-        weighed = self.wants_logprobs
+        reasons = [choice.finish_reason or "stop" for choice in self.choices]
         return [
-            answers[i].answer(i, choice.finish_reason or "stop", logprobs[i] if weighed else None)
-            for i, choice in enumerate(self.choices)
+            answers[i].answer(i, why, logprobs[i] if self.wants_logprobs else None) for i, why in enumerate(reasons)
         ]
 
     def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:

@@ -124,9 +124,8 @@ def computed_of(record: Record) -> list[Computed]:
 
 def class_at(record: Record, at_s: float) -> str:
     """The class of a request at a moment: a downgrade changes it."""
-    downgraded = (
-        any(m.what == ChangeKind.DOWNGRADE and m.at_s <= at_s for m in record.timeline) if record.downgraded else False
-    )
+    times_s = (m.at_s for m in record.timeline if m.what == ChangeKind.DOWNGRADE)
+    downgraded = record.downgraded and any(time_s <= at_s for time_s in times_s)
     return (RequestClass.BACKGROUND if downgraded else record.origin.request_class).value
 
 

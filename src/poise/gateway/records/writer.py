@@ -129,6 +129,5 @@ def _note(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
     word = _WORDS[what] if what in _WORDS else MEANINGS[what].comment
     index = b"" if choice is None else b" choice=%d" % choice
     name = b"recomputed" if what == ChangeKind.RECOVER else b"why"
-    why = detail.get("why", "")
-    reason = b" %b=%b" % (name, why.encode()) if why else b""
+    reason = b" %b=%b" % (name, why.encode()) if (why := detail.get("why", "")) else b""
     return b": %b%b%b\n" % (word, index, reason)

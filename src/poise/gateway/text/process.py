@@ -39,9 +39,7 @@ class WorkerProcess(FrameConnection[wire.FromWorker]):
         try:
             with theirs:
                 worker._process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program, and it is only started
-                    [*command, str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    env=child_environment() | _WITHOUT_GPU,
+                    [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], env=child_environment() | _WITHOUT_GPU
                 )
             await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
         except BaseException as error:

@@ -84,9 +84,8 @@ class TextQueue:
         best: Entry | None = None
         best_rank = (0, 0)
         for name, account in self._accounts.items():
-            heads = [
-                lane[0] for lane in (account.small, account.large) if lane and not (only_small and lane[0].is_large)
-            ]
+            lanes = (account.small,) if only_small else (account.small, account.large)
+            heads = [lane[0] for lane in lanes if lane]
             if not heads:
                 continue
             head = min(heads, key=lambda entry: entry.order)

@@ -149,10 +149,14 @@ class Segmenter:
         except StopIteration as decided:
             line: Line = decided.value
             at = self._base + self._at + line.start
-            if self._is_in(CODE):
-                self._code_line(line)
-            else:
+            if not self._is_in(CODE):
                 self._line(line, at)
+            elif line.kind is LineKind.FENCE:
+                self._take(line.n_head)
+                self._close_to(len(self._open) - 1)
+                self._begin_head()
+            else:
+                self._mode, self._read = _Mode.REST, self._at
 
     def _take(self, n: int) -> str:
         taken = self._text[self._at : self._at + n]
@@ -200,12 +204,11 @@ class Segmenter:
         if kind is LineKind.TEXT or is_text:
             # "... in\n1986. Then ..." is no list: only 1 begins one in the middle of a paragraph.
             self._text_line(line, at)
-            self._mode = _Mode.SENTENCES
-            self._read = self._at
+            self._mode, self._read = _Mode.SENTENCES, self._at
             return
         match kind:
-            case LineKind.BLANK:
-                self._blank_line()
+            case LineKind.BLANK:  # ends what is a run of lines; items may go on behind it
+                self._close_to(len(self._open) - any(map(self._is_in, (PARAGRAPH, QUOTE, TABLE))))
             case LineKind.HEADING:
                 self._close_to(0)
                 self._begin(_Block(HEADING), Mark(HEADING, BEGIN, at, level=line.level))
@@ -233,15 +236,6 @@ class Segmenter:
             case _:  # its end is part of the head
                 self._begin_head()
 
-    def _code_line(self, line: Line) -> None:
-        if line.kind is LineKind.FENCE:
-            self._take(line.n_head)
-            self._close_to(len(self._open) - 1)
-            self._begin_head()
-        else:
-            self._mode = _Mode.REST
-            self._read = self._at
-
     def _text_line(self, line: Line, at: int) -> None:
         if self._is_in(PARAGRAPH):
             return
@@ -251,11 +245,6 @@ class Segmenter:
         self._close_to(depth)
         if not self._open:
             self._begin(_Block(PARAGRAPH), Mark(PARAGRAPH, BEGIN, at))
-
-    def _blank_line(self) -> None:
-        """Ends what is a run of lines. Items may go on behind it."""
-        is_run = self._is_in(PARAGRAPH) or self._is_in(QUOTE) or self._is_in(TABLE)
-        self._close_to(len(self._open) - is_run)
 
     def _item(self, line: Line, at: int) -> None:
         depth = 0

@@ -91,9 +91,8 @@ class TextModel:
         """Tokens with a task, by its name."""
         self.chat_template = vocabulary.chat_template
         self._control = pieces.control()
-        self.reading = choose(
-            vocabulary.chat_template, vocabulary.ways, self._control, knows_tools=vocabulary.knows_tools
-        )
+        knows_tools = vocabulary.knows_tools
+        self.reading = choose(vocabulary.chat_template, vocabulary.ways, self._control, knows_tools=knows_tools)
         """How answers are read."""
         self.reasoning_start: tuple[int, ...] = ()
         self.reasoning_end: tuple[int, ...] = ()
@@ -187,9 +186,8 @@ class Tokens:
 
     async def written(self, messages: Sequence[wire.Message], rendering: wire.Rendering) -> wire.Written:
         """The prompt of a conversation as text."""
-        return await self._run(
-            wire.Written, wire.Write(list(messages), rendering), conversation_bytes(messages, rendering)
-        )
+        job = wire.Write(list(messages), rendering)
+        return await self._run(wire.Written, job, conversation_bytes(messages, rendering))
 
     async def length(self, text: str) -> int:
         """Tokens of a text that stands for itself."""

@@ -171,10 +171,8 @@ class TextWorkers:
     def status(self) -> TextFigures:
         """For /status."""
         workers = [
-            TextWorkerRow(
-                place.process.pid if place.process is not None else None, place.state, max(0, place.starts - 1)
-            )
-            for place in self._places
+            TextWorkerRow(p.process.pid if p.process is not None else None, p.state, max(0, p.starts - 1))
+            for p in self._places
         ]
         return TextFigures(workers, self._queue.n_waiting, self._queue.n_bytes)
 
@@ -307,9 +305,8 @@ class TextWorkers:
 
     def _waited_too_long(self, job: _Job) -> None:
         if self._queue.drop(job.entry):
-            why = (
-                "all of them are busy" if any(place.ready_s for place in self._places) else "it is being started again"
-            )
+            is_any_ready = any(place.ready_s for place in self._places)
+            why = "all of them are busy" if is_any_ready else "it is being started again"
             self._end(job, text_unavailable(why, RETRY_S), "unavailable")
 
     async def _keep(self, place: _Place) -> None:
@@ -384,15 +381,11 @@ class TextWorkers:
 
 
 def _took_too_long(job: _Job, timeout_s: float) -> ApiError:
-    if (
-        isinstance(job.message, wire.Chat | wire.Write | wire.Fit | wire.Cut | wire.Opening | wire.Blanks)
-        and not job.rendered
-    ):
-        message = (
-            f"The model's chat template failed: it was not done after {timeout_s:g} s. /v1/completions takes a prompt that "
-            "is written out."
-        )
-        return ApiError(400, "chat_template_failed", message, param="messages")
+    is_template = isinstance(job.message, wire.Chat | wire.Write | wire.Fit | wire.Cut | wire.Opening | wire.Blanks)
+    if is_template and not job.rendered:
+        what = f"The model's chat template failed: it was not done after {timeout_s:g} s."
+        hint = "/v1/completions takes a prompt that is written out."
+        return ApiError(400, "chat_template_failed", f"{what} {hint}", param="messages")
     return text_rejected(f"it was not done after {timeout_s:g} s")
 
 

@@ -22,9 +22,7 @@ class BatchBuffer:
 
     def __init__(self, library: Library, tokens_max: int, positions_max: int) -> None:
         self.tokens_max = tokens_max
-        self._token = np.zeros(tokens_max, np.int32)
-        self._position = np.zeros(tokens_max, np.int32)
-        self._slot = np.zeros(tokens_max, np.int32)
+        self._token, self._position, self._slot = (np.zeros(tokens_max, np.int32) for _ in range(3))
         self._output = np.zeros(tokens_max, np.int8)
         self._one = np.ones(tokens_max, np.int32)
         self._slot_address = (self._slot.ctypes.data + 4 * np.arange(tokens_max)).astype(np.uintp)

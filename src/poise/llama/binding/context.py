@@ -29,12 +29,8 @@ SCRUB_SPARE_BYTES = 128 << 20
 """Memory that copies made for a scrub leave to everybody else on the host."""
 
 DECODE_PROBLEMS = {
-    1: "no room in the KV cells",
-    2: "aborted",
-    -1: "invalid batch",
-    -2: "out of memory",
-    -3: "computation failed",
-}
+    1: "no room in the KV cells", 2: "aborted", -1: "invalid batch", -2: "out of memory", -3: "computation failed",
+}  # fmt: skip
 
 
 class PoolContext:
@@ -128,21 +124,17 @@ class PoolContext:
         if code != 0:
             for row in rows:
                 self.release(row.slot)
-            problem = DECODE_PROBLEMS.get(code, "unknown error")
-            raise RunnerError(
-                f"llama_decode: {problem} ({code}) in pool {self.info.name}: {self._library.log.reason()}"
-            )
+            problem = f"{DECODE_PROBLEMS.get(code, 'unknown error')} ({code})"
+            raise RunnerError(f"llama_decode: {problem} in pool {self.info.name}: {self._library.log.reason()}")
         for row in rows:
             self._filled[row.slot] += len(row.tokens)
 
     def _check_fit(self, row: Row) -> None:
-        filled = self._filled[row.slot]
+        filled, slot = self._filled[row.slot], f"slot {row.slot} of pool {self.info.name}"
         if row.start != filled:
-            raise RunnerError(
-                f"slot {row.slot} of pool {self.info.name} holds {filled} cells, row starts at {row.start}"
-            )
+            raise RunnerError(f"{slot} holds {filled} cells, row starts at {row.start}")
         if filled + len(row.tokens) > self.info.slot_cells:
-            raise RunnerError(f"slot {row.slot} of pool {self.info.name} has no room for {len(row.tokens)} more tokens")
+            raise RunnerError(f"{slot} has no room for {len(row.tokens)} more tokens")
 
     def _logits(self, index: int) -> npt.NDArray[np.float32]:
         pointer = self._library.get_logits_ith(self.pointer, index)
@@ -177,23 +169,7 @@ class PoolContext:
         is not there to be had nothing is begun, so that an erasure never brings the OOM killer. Raises RunnerError; then the
         pool is as it was, or, if a copy could not be put back, unusable.
         """
-        self._check_room_for_copies()
-        copies: dict[int, Bytes] = {}
-        try:
-            for slot, n_cells in enumerate(self._filled):
-                if n_cells:
-                    copies[slot] = self.copy_state(slot, n_cells)
-            self._library.memory_clear(self._memory, True)
-            filled, self._filled = self._filled, [0] * len(self._filled)
-            for slot, state in copies.items():
-                self.write_state(slot, state, filled[slot])
-        finally:
-            for state in copies.values():
-                state.fill(0)
-        self._state.fill(0)
-
-    def _check_room_for_copies(self) -> None:
-        held = [slot for slot, n_cells in enumerate(self._filled) if n_cells]
+        held = {slot: n_cells for slot, n_cells in enumerate(self._filled) if n_cells}
         needed = sum(self._library.state_seq_get_size(self.pointer, slot) for slot in held)
         left = available_bytes() - SCRUB_SPARE_BYTES
         if needed > left:
@@ -201,6 +177,18 @@ class PoolContext:
                 f"to overwrite the free cells of pool {self.info.name} takes {needed >> 20} MiB for copies of what its slots "
                 f"hold; {max(0, left) >> 20} MiB are left for that"
             )
+        copies: dict[int, Bytes] = {}
+        try:
+            for slot, n_cells in held.items():
+                copies[slot] = self.copy_state(slot, n_cells)
+            self._library.memory_clear(self._memory, True)
+            self._filled = [0] * len(self._filled)
+            for slot, state in copies.items():
+                self.write_state(slot, state, held[slot])
+        finally:
+            for state in copies.values():
+                state.fill(0)
+        self._state.fill(0)
 
     def truncate(self, slot: int, n_cells: int) -> None:
         """Forget what a slot holds from position `n_cells` on.

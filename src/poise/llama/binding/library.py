@@ -249,8 +249,9 @@ def self_check(model_params: object, context_params: object, quantize_params: ob
     wrong += _differences("llama_context_params", context_params, _CONTEXT_DEFAULTS, _CONTEXT_POINTERS)
     wrong += _differences("llama_model_quantize_params", quantize_params, _QUANTIZE_DEFAULTS, _QUANTIZE_POINTERS)
     if wrong:
+        found = ", ".join(wrong)
         raise EngineLibraryError(
-            f"the llama.cpp library does not match its Python binding ({', '.join(wrong)}): run `make engine`"
+            f"the llama.cpp library does not match its Python binding ({found}): run `make engine`"
         )
 
 
@@ -267,69 +268,29 @@ def _roomy(layout: Any) -> Any:
 
 
 def _differences(struct: str, params: object, values: dict[str, object], pointers: tuple[str, ...]) -> list[str]:
+    found = {name: getattr(params, name) for name in values}
     wrong = [
-        f"{struct}.{name} is {getattr(params, name)} and not {value}"
-        for name, value in values.items()
-        if getattr(params, name) != value
+        f"{struct}.{name} is {found[name]} and not {value}" for name, value in values.items() if found[name] != value
     ]
     return wrong + [f"{struct}.{name} is not NULL" for name in pointers if getattr(params, name)]
 
 
 _MODEL_DEFAULTS: dict[str, object] = {
-    "n_gpu_layers": -1,
-    "split_mode": 1,
-    "load_mode": -1,
-    "lazy_mode": 1,
-    "main_gpu": 0,
-    "vocab_only": False,
-    "check_tensors": False,
-    "use_extra_bufts": True,
-    "no_host": False,
-    "no_alloc": False,
-    "load_mtp": False,
-}
+    "n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0, "vocab_only": False,
+    "check_tensors": False, "use_extra_bufts": True, "no_host": False, "no_alloc": False, "load_mtp": False,
+}  # fmt: skip
 _MODEL_POINTERS = ("tensor_buft_overrides", "tensor_split", "progress_callback", "kv_overrides")
 _CONTEXT_DEFAULTS: dict[str, object] = {
-    "n_ctx": 512,
-    "n_batch": 2048,
-    "n_ubatch": 512,
-    "n_seq_max": 1,
-    "n_rs_seq": 0,
-    "n_outputs_max": 0,
-    "n_outputs_max_per_seq": 1,
-    "n_threads": 4,
-    "n_threads_batch": 4,
-    "ctx_type": 0,
-    "rope_scaling_type": -1,
-    "pooling_type": -1,
-    "attention_type": -1,
-    "flash_attn_type": -1,
-    "rope_freq_base": 0.0,
-    "yarn_ext_factor": -1.0,
-    "yarn_orig_ctx": 0,
-    "defrag_thold": -1.0,
-    "type_k": KV_TYPES["f16"],
-    "type_v": KV_TYPES["f16"],
-    "embeddings": False,
-    "offload_kqv": True,
-    "no_perf": True,
-    "op_offload": True,
-    "swa_full": True,
-    "kv_unified": False,
-    "n_samplers": 0,
-}
+    "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0, "n_outputs_max": 0,
+    "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4, "ctx_type": 0, "rope_scaling_type": -1,
+    "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1, "rope_freq_base": 0.0, "yarn_ext_factor": -1.0,
+    "yarn_orig_ctx": 0, "defrag_thold": -1.0, "type_k": KV_TYPES["f16"], "type_v": KV_TYPES["f16"], "embeddings": False,
+    "offload_kqv": True, "no_perf": True, "op_offload": True, "swa_full": True, "kv_unified": False, "n_samplers": 0,
+}  # fmt: skip
 _CONTEXT_POINTERS = ("cb_eval", "cb_eval_user_data", "abort_callback", "abort_callback_data", "samplers", "ctx_other")
 _QUANTIZE_DEFAULTS: dict[str, object] = {
-    "nthread": 0,
-    "ftype": 7,
-    "output_tensor_type": 43,
-    "token_embedding_type": 43,
-    "allow_requantize": False,
-    "quantize_output_tensor": True,
-    "only_copy": False,
-    "pure": False,
-    "keep_split": False,
-    "dry_run": False,
+    "nthread": 0, "ftype": 7, "output_tensor_type": 43, "token_embedding_type": 43, "allow_requantize": False,
+    "quantize_output_tensor": True, "only_copy": False, "pure": False, "keep_split": False, "dry_run": False,
     "max_buf_size": 8 << 30,
-}
+}  # fmt: skip
 _QUANTIZE_POINTERS = ("imatrix", "kv_overrides", "tt_overrides", "prune_layers")

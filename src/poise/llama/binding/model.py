@@ -58,8 +58,7 @@ class Model(AbstractContextManager["Model"]):
         if pointer is None:
             raise ModelError(path, _load_problem(loaded.log.reason()))
         model = cls(loaded, pointer, header, gpu_layers)
-        problem = model._unfit()
-        if problem:
+        if problem := model._unfit():
             model.close()
             raise ModelError(path, problem)
         return model

@@ -56,14 +56,10 @@ class Vocab:
         """Where the vocabulary is, and the function that tokenises with it: for another library in this process."""
         return self._pointer, ctypes.cast(self._library.tokenize, ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
-    def is_eog(self, token: int) -> bool:
-        """Whether the token ends a generation."""
-        return self._library.vocab_is_eog(self._pointer, token)
-
     @cached_property
     def eog_tokens(self) -> list[int]:
         """All tokens that end a generation."""
-        return [token for token in range(self.n_tokens) if self.is_eog(token)]
+        return [token for token in range(self.n_tokens) if self._library.vocab_is_eog(self._pointer, token)]
 
     @cached_property
     def special(self) -> dict[str, int]:

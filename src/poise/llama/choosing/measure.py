@@ -146,14 +146,12 @@ class _Probing:
         if self._kv_type != "f16":
             modes = [True]
         with ExitStack() as stack:
-            probes = [stack.enter_context(self._probe(mode)) for mode in modes]
+            pools = [replace(self._pool, flash_attention=mode) for mode in modes]
+            rest = (self._kv_type, self._threads, self._passes)
+            probes = [stack.enter_context(Probe(self._model, pool, *rest)) for pool in pools]
             times = dict(zip(modes, self._times(probes, deadline), strict=True))
         best = self._faster(times)
         return PoolChoice(best, _chunk_tokens(times[best]), _fit(times[best]))
-
-    def _probe(self, flash_attention: bool) -> Probe:
-        pool = replace(self._pool, flash_attention=flash_attention)
-        return Probe(self._model, pool, self._kv_type, self._threads, self._passes)
 
     def _times(self, probes: Sequence[Probe], deadline: float) -> list[Times]:
         """Times of each probe's passes, the probes taking turns. What the deadline cut off is missing for all of them."""
@@ -221,13 +219,7 @@ class Probe(AbstractContextManager["Probe"]):
     """A small context of a pool's kind, in one mode, in which passes are timed. A context manager."""
 
     def __init__(
-        self,
-        model: Model,
-        pool: PoolSpec,
-        kv_type: str,
-        threads: int,
-        passes: Sequence[Pass],
-        batch_tokens: int = NEAR,
+        self, model: Model, pool: PoolSpec, kv_type: str, threads: int, passes: Sequence[Pass], batch_tokens: int = NEAR
     ) -> None:
         self._unified = pool.name == LONG_POOL
         spec = replace(
@@ -277,14 +269,12 @@ def _identity(model: Model, pools: Sequence[PoolSpec], host: Sequence[object]) -
     """Everything that a measurement depends on."""
     with model.path.open("rb") as file:
         beginning = hashlib.sha256(file.read(1 << 20)).hexdigest()
-    parts = {
+    parts: dict[str, object] = {
         "model": [model.header.file_bytes, beginning],
         "cpu": cpu_name(),
         "host": [*host, model.gpu_layers],
-        "library": library_versions(model.library),
-        "pools": msgspec.to_builtins(list(pools)),
-        "rule": CHEAPER,
     }
+    parts |= {"library": library_versions(model.library), "pools": msgspec.to_builtins(list(pools)), "rule": CHEAPER}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

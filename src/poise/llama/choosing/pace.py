@@ -46,10 +46,8 @@ class Pace(msgspec.Struct, frozen=True):
         if self.gain < GAIN_MIN:
             return f"it is not faster on this host ({self})"
         if self.alone < alone_min:
-            return (
-                f"a lone request has {self.alone:.2f} of the file's speed, wanted is {alone_min:g}"
-                f" (model.weights_alone_min; {self})"
-            )
+            wanted = f"wanted is {alone_min:g} (model.weights_alone_min; {self})"
+            return f"a lone request has {self.alone:.2f} of the file's speed, {wanted}"
         return ""
 
     def __str__(self) -> str:
@@ -62,10 +60,8 @@ def compare_pace(source: Model, candidate: Model, *, threads: int) -> Pace:
     pool = PoolSpec(SHORT_POOL, 8, 2 * NEAR, flash_attention=True)
     best = [dict.fromkeys(PASSES, inf), dict.fromkeys(PASSES, inf)]
     with ExitStack() as stack:
-        probes = [
-            stack.enter_context(Probe(model, pool, "f16", threads, list(PASSES.values())))
-            for model in (source, candidate)
-        ]
+        made = (Probe(model, pool, "f16", threads, list(PASSES.values())) for model in (source, candidate))
+        probes = [stack.enter_context(probe) for probe in made]
         for _ in range(ROUNDS):
             for name, timed in PASSES.items():
                 for _ in range(1 if timed.n_tokens > 1 else DECODES):

@@ -63,10 +63,8 @@ class Quality(msgspec.Struct, frozen=True):
         if self.kl > kl_max:
             return f"its KL divergence from the source is {self.kl:.4f}, allowed is {kl_max:g} (model.weights_kl_max)"
         if self.perplexity_ratio > perplexity_max:
-            return (
-                f"its perplexity is {self.perplexity_ratio:.3f} times the source's, allowed is {perplexity_max:g}"
-                " (model.weights_perplexity_max)"
-            )
+            allowed = f"allowed is {perplexity_max:g} (model.weights_perplexity_max)"
+            return f"its perplexity is {self.perplexity_ratio:.3f} times the source's, {allowed}"
         return ""
 
 
@@ -78,7 +76,6 @@ def quality_text() -> str:
 def compare(
     source: Model,
     candidate: Model,
-    *,
     threads: int = 0,
     kl_max: float = inf,
     limit_s: float = inf,

@@ -82,15 +82,15 @@ class WeightsFolder:
 
     def make(self, source: GgufHeader, target: Path, wanted: WeightFormat, threads: int) -> None:
         """Convert the source to `target`; the lock is held. Raises CannotMake, with nothing left behind."""
-        self._sweep()
-        needed = wanted.estimated_bytes(source)
+        # What a process left that died while it made a file: whoever holds the lock is the only one to make any.
+        for left in self.folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        needed = wanted.estimated_bytes(source) + SPARE_DISK_BYTES
         temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
         try:
             free = shutil.disk_usage(self.folder).free
-            if free < needed + SPARE_DISK_BYTES:
-                raise CannotMake(
-                    f"{self.folder} has {free >> 20:,} MiB free, and {(needed + SPARE_DISK_BYTES) >> 20:,} are wanted"
-                )
+            if free < needed:
+                raise CannotMake(f"{self.folder} has {free >> 20:,} MiB free, and {needed >> 20:,} are wanted")
             _convert(source.path, temporary, wanted, threads)
             _check(source, temporary)
             _synchronise(temporary)
@@ -109,11 +109,6 @@ class WeightsFolder:
         for path in self.folder.glob(f"*-{digest[:12]}-*.gguf"):
             if path != keep:
                 remove(path)
-
-    def _sweep(self) -> None:
-        """Remove what a process left that died while it made a file: whoever holds the lock is the only one to make any."""
-        for path in self.folder.glob(".*.tmp"):
-            path.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:

@@ -31,7 +31,7 @@ from poise.llama.choosing.measure import cpu_name, library_versions
 from poise.llama.choosing.pace import GAIN_MIN, Pace, compare_pace
 from poise.llama.choosing.quality import Quality, TooSlow, compare, quality_text
 from poise.llama.choosing.requantise import CannotMake, WeightsFolder, remove
-from poise.llama.files.cachefile import drop_entry, read_entries, write_entry
+from poise.llama.files.cachefile import read_entries, write_entry
 from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.digest import file_digest, known_digest
 from poise.llama.files.formats import FORMATS, WeightFormat, candidates, not_applicable
@@ -46,6 +46,7 @@ SLOW_STARTS = 3
 TRIAL_BYTES = 256 << 20
 """What two small contexts and their logits take at most, beside the weights of both models."""
 _FORMATS = {known.name: known for known in FORMATS}
+_LIMITS = ("perplexity_max", "kl_max", "check_s", "alone_min")
 
 Progress = Callable[[float], None]
 
@@ -153,9 +154,8 @@ class Chooser:
 
     def forget(self) -> None:
         """Drop the decision, so that the next start makes it again."""
-        digest = known_digest(self.source)
-        if digest:
-            drop_entry(self.decisions, self._key(digest))
+        if digest := known_digest(self.source):
+            write_entry(self.decisions, self._key(digest), None)
 
     def _choose(self, digest: str) -> Weights:
         """With the lock held: somebody else may have decided meanwhile."""
@@ -191,8 +191,9 @@ class Chooser:
                     trials.append(trial)
                     if trial.pace is None:  # it did not come that far
                         break
-            good = [trial for trial in trials if not trial.problem]
-            best = self._fastest(digest, good)
+            for trial in trials:
+                if not trial.problem and (best is None or self._is_faster(digest, trial, best)):
+                    best = trial
         finally:
             for wanted in formats:
                 if best is None or wanted.name != best.name:
@@ -218,13 +219,9 @@ class Chooser:
         with Model.load(path) as candidate:
             n_bytes = candidate.size_bytes
             try:
+                left_s, kl_max = deadline - time.perf_counter(), limits.weights_kl_max
                 quality = compare(
-                    source,
-                    candidate,
-                    threads=self._threads,
-                    kl_max=limits.weights_kl_max,
-                    limit_s=deadline - time.perf_counter(),
-                    progress=lambda done: progress(0.1 + 0.6 * done),
+                    source, candidate, self._threads, kl_max, left_s, lambda done: progress(0.1 + 0.6 * done)
                 )
             except TooSlow as slow:
                 took = f"checking it would take {slow.args[0]:.0f} s more, longer than there is time for"
@@ -242,15 +239,8 @@ class Chooser:
             self.folder.make(read_header(self.source), path, wanted, self._threads)
         return path
 
-    def _fastest(self, digest: str, good: list[Trial]) -> Trial | None:
-        """Gains that hardly differ were measured at different times: then the two formats are timed against each other."""
-        best: Trial | None = None
-        for trial in good:
-            if best is None or self._is_faster(digest, trial, best):
-                best = trial
-        return best
-
     def _is_faster(self, digest: str, trial: Trial, other: Trial) -> bool:
+        """Gains that hardly differ were measured at different times: then the two formats are timed against each other."""
         clear = not 1 / GAIN_MIN < trial.gain / other.gain < GAIN_MIN
         if clear or self.room() < trial.n_bytes + other.n_bytes + TRIAL_BYTES:
             return trial.gain > other.gain
@@ -299,13 +289,7 @@ class Chooser:
             "library": library_versions(library.load()),
             "text": hashlib.sha256(quality_text().encode()).hexdigest(),
             "formats": [str(known) for known in FORMATS],
-            "limits": [
-                limits.weights_perplexity_max,
-                limits.weights_kl_max,
-                limits.weights_check_s,
-                limits.weights_alone_min,
-                GAIN_MIN,
-            ],
+            "limits": [*(getattr(limits, f"weights_{name}") for name in _LIMITS), GAIN_MIN],
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -328,15 +312,11 @@ def to_text(source: Path, weights: Weights) -> str:
         lines.append(f"  file: {weights.path}")
     for trial in weights.decision.trials if weights.decision else []:
         lines += ["", f"  {trial.name} ({trial.n_bytes / 1e6:.0f} MB)"]
-        if (quality := trial.quality) is not None:
-            lines.append(
-                f"    perplexity {quality.perplexity:.3f}, the source's {quality.source_perplexity:.3f}:"
-                f" x{quality.perplexity_ratio:.4f} (± {quality.error:.4f})"
-            )
-            lines.append(
-                f"    KL divergence {quality.kl:.4f}, same likeliest token {quality.same_top:.1%},"
-                f" {quality.n_positions} positions"
-            )
+        if (q := trial.quality) is not None:
+            ratio = f"x{q.perplexity_ratio:.4f} (± {q.error:.4f})"
+            same = f"same likeliest token {q.same_top:.1%}, {q.n_positions} positions"
+            lines.append(f"    perplexity {q.perplexity:.3f}, the source's {q.source_perplexity:.3f}: {ratio}")
+            lines.append(f"    KL divergence {q.kl:.4f}, {same}")
         if trial.pace is not None:
             lines.append(f"    {trial.pace}")
         lines.append(f"    {'not taken: ' + trial.problem if trial.problem else 'passed'}")

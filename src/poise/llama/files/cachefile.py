@@ -23,20 +23,11 @@ def read_entries(path: Path) -> dict[str, Any]:
 
 
 def write_entry(path: Path, key: str, entry: object) -> None:
-    """Add or replace one entry. Readers see the old file or the new one, never a part."""
-    entries = read_entries(path)
-    entries[key] = entry
+    """Add or replace one entry; None takes it out. Readers see the old file or the new one, never a part."""
+    entries = {**read_entries(path), key: entry}
     # If it fails, the next start measures or verifies again.
     with contextlib.suppress(OSError):
-        write_text(path, json.dumps(entries, indent=1))
-
-
-def drop_entry(path: Path, key: str) -> None:
-    """Take an entry out, if it is there."""
-    entries = read_entries(path)
-    if entries.pop(key, None) is not None:
-        with contextlib.suppress(OSError):
-            write_text(path, json.dumps(entries, indent=1))
+        write_text(path, json.dumps({key: entry for key, entry in entries.items() if entry is not None}, indent=1))
 
 
 def write_text(path: Path, text: str) -> None:

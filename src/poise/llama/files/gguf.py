@@ -99,10 +99,9 @@ def read_header(path: Path) -> GgufHeader:
     ends = [f"-{i:05d}-of-{n_shards:05d}.gguf" for i in range(1, n_shards + 1)]
     number = first.keys.get("split.no", 0)
     if number != 0:
-        name = path.name.removesuffix(ends[number] if isinstance(number, int) and 0 < number < n_shards else "")
-        raise ModelError(
-            path, f"is a later shard of its model; name the first one ({name.removesuffix('.gguf')}{ends[0]})"
-        )
+        end = ends[number] if isinstance(number, int) and 0 < number < n_shards else ""
+        first_name = path.name.removesuffix(end).removesuffix(".gguf") + ends[0]
+        raise ModelError(path, f"is a later shard of its model; name the first one ({first_name})")
     # By the name that it was called by: in a cache of links, the files behind them have other names.
     stem = path.name.removesuffix(ends[0])
     if stem == path.name:
@@ -113,9 +112,8 @@ def read_header(path: Path) -> GgufHeader:
 
 def _shard(path: Path, first: Path, number: int, n_shards: int) -> GgufHeader:
     if not path.exists():
-        raise ModelError(
-            path, f"does not exist; {first.name} is the first of {n_shards} shards, put all of them beside it"
-        )
+        which = f"{first.name} is the first of {n_shards} shards"
+        raise ModelError(path, f"does not exist; {which}, put all of them beside it")
     header = _read_file(path)
     if (header.keys.get("split.no"), header.keys.get("split.count")) != (number, n_shards):
         raise ModelError(path, f"is not shard {number + 1} of {n_shards}, as its name says; download it again")
@@ -126,14 +124,9 @@ def _joined(shards: list[GgufHeader]) -> GgufHeader:
     types: Counter[int] = Counter()
     for shard in shards:
         types.update(shard.matrix_types)
-    return replace(
-        shards[0],
-        n_tensors=sum(shard.n_tensors for shard in shards),
-        n_params=sum(shard.n_params for shard in shards),
-        tensor_bytes=sum(shard.tensor_bytes for shard in shards),
-        file_bytes=sum(shard.file_bytes for shard in shards),
-        matrix_types=dict(types),
-    )
+    names = ("n_tensors", "n_params", "tensor_bytes", "file_bytes")
+    sums = {name: sum(getattr(shard, name) for shard in shards) for name in names}
+    return replace(shards[0], matrix_types=dict(types), **sums)
 
 
 def _read_file(path: Path) -> GgufHeader:
@@ -184,9 +177,8 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         cursor.fail(f"{layers:,} layers")  # llama.cpp would not refuse: it would abort the process
     data_end = _data_end(cursor, keys, tensors)
     if data_end > len(data):
-        raise ModelError(
-            path, f"is cut short: it has {len(data):,} bytes and its header announces {data_end:,}; download it again"
-        )
+        found = f"it has {len(data):,} bytes and its header announces {data_end:,}"
+        raise ModelError(path, f"is cut short: {found}; download it again")
     return GgufHeader(
         path=path,
         version=version,
@@ -283,10 +275,7 @@ class _Cursor:
         return value
 
     def _layout(self, kind: int) -> Struct:
-        layout = _SCALARS.get(kind)
-        if layout is None:
-            self.fail(f"value type {kind}")
-        return layout
+        return _SCALARS.get(kind) or self.fail(f"value type {kind}")
 
     def _text(self, limit: int) -> str:
         n_bytes = self.number(_U64)

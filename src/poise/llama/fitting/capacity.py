@@ -92,13 +92,8 @@ def record_file() -> Path:
 
 def identity(settings: Settings, model: Path) -> str:
     """Everything that makes a record count for a start. Raises OSError, or EngineLibraryError."""
-    parts = [
-        cpu_name(),
-        len(os.sched_getaffinity(0)),
-        file_digest(model),
-        library_versions(library.load()),
-        list(matters(settings).values()),
-    ]
+    host = [cpu_name(), len(os.sched_getaffinity(0))]
+    parts = [*host, file_digest(model), library_versions(library.load()), list(matters(settings).values())]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -116,8 +111,7 @@ def matters(settings: Settings) -> dict[str, str | int | float | bool]:
 def write_record(settings: Settings, model: Path, record: CapacityRecord) -> Path:
     """Adds or replaces the record of this host, model and engine, in one go. Raises OSError."""
     file = record_file()
-    entries = read_entries(file)
-    entries[identity(settings, model)] = msgspec.to_builtins(record)
+    entries = read_entries(file) | {identity(settings, model): msgspec.to_builtins(record)}
     write_text(file, json.dumps(entries, indent=1) + "\n")
     return file
 
@@ -137,11 +131,8 @@ def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[SetLim
     """Every limit that a record can speak of, in the order of the settings."""
     settings = loaded.settings
     found = dict(_measured(record))
-    values: dict[str, int] = {
-        "pools.short.slots": settings.pools.short.slots,
-        "pools.long.slots": settings.pools.long.slots,
-        "pools.long.slot_tokens": settings.pools.long.slot_tokens,
-    }
+    values = {f"pools.{name}.slots": pool.slots for name, pool in settings.pools}
+    values["pools.long.slot_tokens"] = settings.pools.long.slot_tokens
     for name in CLASSES:
         of_class = getattr(settings.classes, name)
         keys = ("queue_max", "slots_max", "heavy_max", "max_context_tokens")
@@ -159,10 +150,8 @@ def problems(loaded: LoadedSettings, model: Path) -> list[str]:
     if record is None:
         if not loaded.settings.server.require_measured:
             return []
-        return [
-            f"server.require_measured: nothing was measured on this host with this model and engine; run {COMMAND}, "
-            "or take the setting away"
-        ]
+        found = "nothing was measured on this host with this model and engine"
+        return [f"server.require_measured: {found}; run {COMMAND}, or take the setting away"]
     return [limit.text for limit in limits(loaded, record) if limit.is_set and limit.is_above]
 
 
@@ -176,8 +165,7 @@ def _measured(record: CapacityRecord | None) -> Iterator[tuple[str, tuple[int | 
     longest = record.context_tokens if record is not None else None
     yield "pools.long.slot_tokens", (longest, "the longest context that was answered beside a chat")
     for name in CLASSES:
-        load = loads[name]
-        waiting = None
+        load, waiting = loads[name], None
         if load is not None and record is not None:
             waiting = int(load.per_s * record.ttft_ms.get(name, 0.0) / 1000)
         key = f"classes.{name}"

@@ -80,11 +80,7 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
 
 
 def chooser(
-    path: Path,
-    settings: Settings,
-    progress: Callable[[float], None] = lambda _: None,
-    *,
-    available: int | None = None,
+    path: Path, settings: Settings, progress: Callable[[float], None] = lambda _: None, *, available: int | None = None
 ) -> Chooser:
     """Who says which file is loaded for the model at `path`: one that fits into memory with the settings."""
     most = available_bytes() if available is None else available
@@ -142,20 +138,14 @@ def to_text(fit: Fit) -> str:
 def to_json(fit: Fit) -> str:
     """The same in bytes, for programs."""
     need = fit.need
+    by_pool = {kind: {pool.name: getattr(pool, kind) for pool in need.pools} for kind in ("kv", "state", "compute")}
+    rest = {"store": need.store, "reserve": need.reserve, "total": need.total}
     document = {
         "model": str(fit.path),
         "weights": str(fit.weights or fit.path),
         "profile": fit.profile,
         "fits": fit.fits,
-        "need_bytes": {
-            "weights": need.weights,
-            "kv": {pool.name: pool.kv for pool in need.pools},
-            "state": {pool.name: pool.state for pool in need.pools},
-            "compute": {pool.name: pool.compute for pool in need.pools},
-            "store": need.store,
-            "reserve": need.reserve,
-            "total": need.total,
-        },
+        "need_bytes": {"weights": need.weights, **by_pool, **rest},
         "available_bytes": fit.available,
         "host_bytes": fit.host,
         "advice": fit.advice,
@@ -192,7 +182,5 @@ def check_fit(path: Path, settings: Settings, *, available: int | None = None) -
     need = settings_need(read_header(path), settings)
     available = available_bytes() if available is None else available
     if need.total > available:
-        problem = (
-            f"needs {_mib(need.total)} of memory and {_mib(available)} is available; `poise fit` says what to change"
-        )
-        raise DoesNotFit(path, problem)
+        sizes = f"needs {_mib(need.total)} of memory and {_mib(available)} is available"
+        raise DoesNotFit(path, f"{sizes}; `poise fit` says what to change")

@@ -36,9 +36,8 @@ RUN_MAX = 32
 """Tokens of a forced run that are taken at once: its rows are computed in one pass when nobody else decodes."""
 YIELD_EVERY = 256
 """Token names that are read at a stretch, while other threads wait for the interpreter."""
-_BIAS = np.where(
-    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 0.0, -np.inf
-).astype(np.float32)
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_BIAS = np.where(_BITS, 0.0, -np.inf).astype(np.float32)
 """By byte of a mask: what is added to the logits of its eight tokens."""
 
 

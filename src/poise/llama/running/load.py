@@ -66,6 +66,7 @@ def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: 
     )
     try:
         specs = pool_specs(settings)
+        measuring = "measuring flash attention (first start with this model)"
         choices = choose(
             model,
             specs,
@@ -73,12 +74,10 @@ def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: 
             threads=engine.threads,
             batch_tokens=engine.batch_tokens,
             limit_s=LIMIT_S if measure else 0.0,
-            progress=lambda done: progress(
-                WEIGHTS_DONE + (1 - WEIGHTS_DONE) * done, "measuring flash attention (first start with this model)"
-            ),
+            progress=lambda done: progress(WEIGHTS_DONE + (1 - WEIGHTS_DONE) * done, measuring),
         )
         built = [replace(spec, flash_attention=choices[spec.name].flash_attention) for spec in specs]
-        priors = {name: choice.prior for name, choice in choices.items() if choice.prior is not None}
+        priors = {name: choice.prior for name, choice in choices.items()}
         runner = LlamaRunner(
             model,
             built,

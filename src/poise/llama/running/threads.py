@@ -105,8 +105,7 @@ class ThreadGovernor:
 
     def _judge(self, trial: _Trial, now_ns: int) -> None:
         gain = GAIN_UP if trial.level < self._home else GAIN_DOWN
-        better = trial.share() < gain
-        if better:
+        if better := trial.share() < gain:
             self._home = trial.level
             self._mean = trial.tried[-1]
             self.n_changes += 1

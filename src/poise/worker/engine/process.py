@@ -46,8 +46,7 @@ EXIT_PERMANENT = 3
 
 
 class MonotonicClock:
-    def now_ns(self) -> int:
-        return time.monotonic_ns()
+    now_ns = staticmethod(time.monotonic_ns)
 
 
 class SocketPort:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -42,16 +43,15 @@ OUTPUT_CHARS_MAX = 1 << 24
 FAILED = "chat_template_failed"
 
 
+@dataclass(eq=False)
 class TextRefused(Exception):
     """An error for the caller, with the status and the code of the API. `trace`: see `trace_of`."""
 
-    def __init__(self, status: int, code: str, message: str, *, param: str | None = None, trace: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.message = message
-        self.param = param
-        self.trace = trace
+    status: int
+    code: str
+    message: str
+    param: str | None = field(default=None, kw_only=True)
+    trace: str = field(default="", kw_only=True)
 
 
 def trace_of(error: BaseException) -> str:
@@ -63,12 +63,7 @@ class ChatTemplate:
     """A model's chat template, compiled once. Raises ValueError for a source that is no template."""
 
     def __init__(
-        self,
-        source: str | None,
-        *,
-        bos_text: str = "",
-        eos_text: str = "",
-        now: Callable[[], datetime] = datetime.now,
+        self, source: str | None, *, bos_text: str = "", eos_text: str = "", now: Callable[[], datetime] = datetime.now
     ) -> None:
         if not source:
             log.warning("the model file has no chat template: conversations are written in ChatML")
@@ -174,13 +169,9 @@ class ChatTemplate:
             if not is_call and owner in hidden.marked and messages[owner].role == "assistant":
                 continue  # a thought without an answer: what is shown of it is the template's to say
             place = f"messages[{owner - n_added}]" if owner >= n_added else "the added message"
-            raise TextRefused(
-                400,
-                "message_left_out",
-                f"The model's chat template has no place for {place} (role '{messages[owner].role}'). "
-                "Remove it or put its text into another message.",
-                param=place if owner >= n_added else "messages",
-            )
+            why = f"The model's chat template has no place for {place} (role '{messages[owner].role}'). "
+            why += "Remove it or put its text into another message."
+            raise TextRefused(400, "message_left_out", why, param=place if owner >= n_added else "messages")
         return _open_ended(pieces, messages[-1].content) if rendering.continues else pieces
 
     def _render(self, messages: list[dict[str, Any]], rendering: Rendering, hidden: Hidden) -> str:

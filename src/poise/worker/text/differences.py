@@ -7,30 +7,18 @@ reasoning. What is found are fields of a response template; where nothing certai
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
 from poise.worker.text.chat_template import ChatTemplate
 
-_NAMES, _KEY, _VALUE, _ANSWER, _THOUGHT = (
-    ("alpha_function", "beta_function"),
-    "some_key",
-    "some value",
-    "An answer.",
-    "A thought.",
-)
+_NAMES, _KEY, _VALUE = ("alpha_function", "beta_function"), "some_key", "some value"
+_ANSWER, _THOUGHT = "An answer.", "A thought."
 _QUESTION = {"role": "user", "content": "A question?"}
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": "A function.",
-            "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": "A text."}}},
-        },
-    }
-    for name in _NAMES
-]
+_SCHEMA = {"type": "object", "properties": {_KEY: {"type": "string", "description": "A text."}}}
+_FUNCTION = {"description": "A function.", "parameters": _SCHEMA}
+_TOOLS = [{"type": "function", "function": {"name": name, **_FUNCTION}} for name in _NAMES]
 
 
 def fields_of(template: ChatTemplate) -> dict[str, Any]:
@@ -43,9 +31,8 @@ def _turn(template: ChatTemplate, n_calls: int, *, parsed: bool = True, **said: 
     """What a template writes for an assistant's turn, with the marks of the turn itself."""
     arguments: Any = {_KEY: _VALUE}
     function = {"arguments": arguments if parsed else json.dumps(arguments)}
-    calls = [
-        {"id": "abcdefghi", "type": "function", "function": function | {"name": name}} for name in _NAMES[:n_calls]
-    ]
+    call = {"id": "abcdefghi", "type": "function"}
+    calls = [call | {"function": function | {"name": name}} for name in _NAMES[:n_calls]]
     turn = {"role": "assistant", "content": "", **({"tool_calls": calls} if calls else {}), **said}
     before = template.plain([_QUESTION], tools=_TOOLS)
     whole = template.plain([_QUESTION, turn], tools=_TOOLS)
@@ -84,11 +71,9 @@ def _native(text: str) -> dict[str, Any]:
             start, end = text.rfind("{", 0, start), 0
     if start >= 0:
         before = text[:start].strip()
-        field: dict[str, Any] = {
-            "open": before.removesuffix("[").strip(),
-            "close": [text[end:].strip().removeprefix("]").strip()],
-        }
-        return field if field["open"] else {"close": field["close"], "bare": True}
+        close = [text[end:].strip().removeprefix("]").strip()]
+        opening = before.removesuffix("[").strip()
+        return {"open": opening, "close": close} if opening else {"close": close, "bare": True}
     start = text.find("{", at)
     value, end = _json_at(text, start)
     if not value or _KEY not in value or not text[:at].strip():
@@ -119,10 +104,7 @@ def _reasoning(template: ChatTemplate) -> dict[str, Any]:
 
 def _shared(one: str, other: str) -> str:
     """What both begin with."""
-    n = next(
-        (n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
-    )
-    return one[:n]
+    return os.path.commonprefix([one, other])  # noqa: RUF071 (by characters is meant)
 
 
 def _behind(head: str, text: str) -> str:

@@ -6,6 +6,7 @@ of their number of times. What is tokenised is mostly the same each time, and is
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 import msgspec
@@ -113,11 +114,4 @@ def fewest(highest: int, fits: Callable[[int], bool]) -> int | None:
     """
     if highest < 1 or not fits(highest):
         return None
-    low, high = 1, highest
-    while low < high:
-        middle = (low + high) // 2
-        if fits(middle):
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return 1 + bisect_left(range(1, highest), True, key=fits)

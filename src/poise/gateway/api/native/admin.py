@@ -52,11 +52,8 @@ LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S = 1024, 5.0
 ENDED_MAX = 200
 """Ended requests that are listed at once, at most."""
 _LOGIN = {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]}
-_ENDED = parameter(
-    "ended",
-    "And so many of those that ended last and are kept.",
-    {"type": "integer", "minimum": 0, "maximum": ENDED_MAX},
-)
+_N_ENDED = {"type": "integer", "minimum": 0, "maximum": ENDED_MAX}
+_ENDED = parameter("ended", "And so many of those that ended last and are kept.", _N_ENDED)
 _LIVE = parameter("live", "1: end the tenant's live requests as well.", {"type": "string", "enum": ["0", "1"]})
 
 
@@ -183,20 +180,16 @@ class Admin:
         listed = "List the live requests, and those that ended last, without their text"
         cancel = "End a live request; what there is of its result is kept"
         why = "Why a request, live or ended, took as long as it did, without its text"
+        live, errors = "a live request", [401, 403, 404, 409, 503]
         return [
             Operation("GET", "/admin/requests", self.requests, listed, [400, 401, 403], parameters=[_ENDED]),
             Operation("GET", path, self.view, "How a request stands, or ended, without its text", [401, 403, 404]),
             Operation("POST", f"{path}/cancel", self.cancel, cancel, [401, 403, 404]),
             Operation("GET", f"{path}/explanation", self.explanation, why, [401, 403, 404]),
-        ] + [
-            Operation(
-                "POST",
-                f"{path}/{action.value}",
-                self.controls(action),
-                f"{action.value.capitalize()} a live request",
-                errors=[401, 403, 404, 409, 503],
-            )
-            for action in Control
+            *(
+                Operation("POST", f"{path}/{a.value}", self.controls(a), f"{a.value.capitalize()} {live}", errors)
+                for a in Control
+            ),
         ]
 
     async def login_code(self, request: Request) -> LoginCode:
@@ -211,21 +204,18 @@ class Admin:
         code = (await read_json(request, LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S)).get("code")
         token = self._operators.redeem(code) if isinstance(code, str) and is_direct(request.scope) else None
         if token is None:
-            message = (
+            why = (
                 "This code is over: it works once, for a minute, on the server's machine. Run `poise dashboard` again."
             )
-            raise ApiError(401, "invalid_login_code", message, headers={"WWW-Authenticate": "Bearer"})
+            raise ApiError(401, "invalid_login_code", why, headers={"WWW-Authenticate": "Bearer"})
         return Login(token)
 
     async def requests(self, request: Request) -> LiveRequestList:
         """Live requests, and with `ended=N` those that ended last: counts and states, no text."""
         self._tenants.check_admin(credentials_of(request))
-        n_ended = _n_ended(request.query_params.get("ended", "0"))
+        last = self._records.ended(_n_ended(request.query_params.get("ended", "0")))
         live = [LiveRequest(**_counts(record), choices=_n_choices(record)) for record in self._records.live()]
-        ended = [
-            EndedRequest(**_counts(record), **_end(record), choices=_n_choices(record))
-            for record in self._records.ended(n_ended)
-        ]
+        ended = [EndedRequest(**_counts(record), **_end(record), choices=_n_choices(record)) for record in last]
         return LiveRequestList(live, ended)
 
     async def view(self, request: Request) -> RequestView:

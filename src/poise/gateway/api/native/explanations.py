@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -17,7 +17,7 @@ from poise.gateway.records.values import one_of
 from poise.scheduler.request import PreemptionReason
 
 
-class OtherRequests(msgspec.Struct, frozen=True, kw_only=True, rename={"class_": "class"}):
+class OtherRequests(msgspec.Struct, frozen=True, rename={"class_": "class"}):
     """Requests of one class, of the same tenant or of others, in a span of time."""
 
     class_: str
@@ -179,9 +179,7 @@ def _queue(wait: Wait) -> QueueFigures:
         slots_full_ms=_ms(company.slots_full_s),
         class_full_ms=_ms(company.class_full_s),
         tenant_full_ms=_ms(company.tenant_full_s),
-        limited=_limited(wait.weather),
-        levels=list(wait.weather.levels),
-        others=_others(company),
+        **_around(wait.weather, company),
     )
 
 
@@ -216,30 +214,21 @@ def _decode(facts: Facts, decode: Decode) -> DecodeFigures:
             recomputed_tokens=gap.n_again,
             largest_chunk_tokens=round(chunk.n_tokens / chunk.n_chunks) if chunk is not None else None,
             largest_chunk_pass_ms=_ms(chunk.pass_s / chunk.n_chunks) if chunk is not None else None,
-            limited=_limited(gap.weather),
-            levels=list(gap.weather.levels),
-            others=_others(gap.company),
+            **_around(gap.weather, gap.company),
         ),
     )
 
 
 def _others(company: Company) -> list[OtherRequests]:
     return [
-        OtherRequests(
-            class_=group.request_class,
-            same_tenant=group.own,
-            requests=group.n_requests,
-            slots=group.n_slots,
-            prompt_tokens=group.n_prompt,
-            output_tokens=group.n_output,
-            ids=group.ids,
-        )
-        for group in company.groups
+        OtherRequests(g.request_class, g.own, g.n_requests, g.n_slots, g.n_prompt, g.n_output, g.ids)
+        for g in company.groups
     ]
 
 
-def _limited(weather: Weather) -> dict[str, float]:
-    return {name: round(part, 4) for name, part in weather.limited.items()}
+def _around(weather: Weather, company: Company) -> dict[str, Any]:
+    limited = {name: round(part, 4) for name, part in weather.limited.items()}
+    return {"limited": limited, "levels": list(weather.levels), "others": _others(company)}
 
 
 def _ms(seconds: float) -> int:

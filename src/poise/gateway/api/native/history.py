@@ -23,13 +23,8 @@ from poise.metrics.sample import Sample
 WHOLE_SAMPLES, PIECE_SAMPLES = 60, 16
 """An answer with up to so many samples is sent in one; of a longer one each piece has so many."""
 _SINCE_DIGITS_MAX = 15
-
-
-_SINCE = parameter(
-    "since",
-    "The `next` of an earlier answer: only the samples from that one on.",
-    {"type": "string", "pattern": f"^[0-9]{{1,{_SINCE_DIGITS_MAX}}}$"},
-)
+_NEXT = {"type": "string", "pattern": f"^[0-9]{{1,{_SINCE_DIGITS_MAX}}}$"}
+_SINCE = parameter("since", "The `next` of an earlier answer: only the samples from that one on.", _NEXT)
 
 
 class HistoryBody(msgspec.Struct, frozen=True):

@@ -181,13 +181,9 @@ def _summary(record: Record) -> dict[str, Any]:
 
 async def _report(record: Record, *, text_shown: bool) -> RequestReport:
     """Everything that there is of a request, but its prompt, which is not kept."""
-    answers = await in_turns(record.gather())
+    texts = [answer.text if text_shown else None for answer in await in_turns(record.gather())]
     choices = [
-        RequestChoice(
-            **choice_view_of(record, choice),
-            tokens=choice.n_output,
-            text=answer.text if text_shown else None,
-        )
-        for choice, answer in zip(record.choices, answers, strict=True)
+        RequestChoice(**choice_view_of(record, choice), tokens=choice.n_output, text=text)
+        for choice, text in zip(record.choices, texts, strict=True)
     ]
     return RequestReport(**_summary(record), timeline=timeline_of(record), choices=choices)

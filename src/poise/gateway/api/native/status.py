@@ -169,9 +169,9 @@ class Health:
         status = self._status()
         ready = status == "ok"
         body = HealthBody(status=status, ready=ready, **self._standing(request))
-        return (
-            json_reply(body) if ready else json_reply(body, 503, FRESH | retry_after(self._model.state.retry_after_s))
-        )
+        if ready:
+            return json_reply(body)
+        return json_reply(body, 503, FRESH | retry_after(self._model.state.retry_after_s))
 
     async def live(self, _: Request) -> LiveBody:
         """The gateway answers: whatever the engine does, the process needs no restart."""
@@ -257,13 +257,6 @@ def _pool(built: PoolInfo, held: PoolStatus, *, tenants_shown: bool) -> PoolFigu
         SlotFigures(slot=slot.slot, state=slot.state, class_=slot.request_class or None, cells=slot.cells)
         for slot in held.occupied
     ]
-    return convert(
-        structs.asdict(held)
-        | structs.asdict(built)
-        | {
-            "slots": built.n_slots,
-            "cells_by_tenant": held.cells_by_tenant if tenants_shown else None,
-            "occupied": slots,
-        },
-        PoolFigures,
-    )
+    by_tenant = held.cells_by_tenant if tenants_shown else None
+    own = {"slots": built.n_slots, "cells_by_tenant": by_tenant, "occupied": slots}
+    return convert(structs.asdict(held) | structs.asdict(built) | own, PoolFigures)

@@ -49,12 +49,11 @@ class Models:
         ]
 
     async def list(self, request: Request) -> ModelList:
-        self._tenants.identify(credentials_of(request))
         """Each model under its own name, then the aliases."""
+        self._tenants.identify(credentials_of(request))
         cards = [self._described(backend) for backend in self._names.models]
-        return ModelList(
-            data=[*cards, *(self._described(backend, name) for name, backend in self._names.aliases.items())]
-        )
+        aliases = [self._described(backend, name) for name, backend in self._names.aliases.items()]
+        return ModelList(data=cards + aliases)
 
     async def get(self, request: Request) -> ModelCard:
         self._tenants.identify(credentials_of(request))
@@ -62,8 +61,5 @@ class Models:
         return self._described(self._names.find(name), name)
 
     def _described(self, backend: Backend, name: str | None = None) -> ModelCard:
-        card = backend.card
-        n_tokens = card.context_length
-        return ModelCard(
-            id=name or card.name, created=self._created, root=card.name, context_length=n_tokens, max_model_len=n_tokens
-        )
+        own, n = backend.card.name, backend.card.context_length
+        return ModelCard(id=name or own, created=self._created, root=own, context_length=n, max_model_len=n)

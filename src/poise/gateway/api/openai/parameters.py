@@ -65,11 +65,7 @@ def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]
 def read_stream_options(value: object, param: str, ignored: Ignored = STRICT) -> AnswerOptions:
     options = fields.read_object(value, param)
     fields.check_names(options, _STREAM_FIELDS, unsupported.STREAM_OPTIONS, prefix=f"{param}.", ignored=ignored)
-    include_usage, continuous_usage, segments = (
-        field.read(options[field.name], f"{param}.{field.name}") if options.get(field.name) is not None else False
-        for field in _STREAM_FIELDS
-    )
-    return AnswerOptions(include_usage, continuous_usage, segments)
+    return AnswerOptions(*(field.get(options, False, f"{param}.") for field in _STREAM_FIELDS))
 
 
 def read_messages(value: object, param: str, ignored: Ignored = STRICT) -> list[Message]:
@@ -168,17 +164,12 @@ _PLAIN_FIELDS: tuple[Field[Any], ...] = (_NAME, _TOOL_CALL_ID, _REASONING_CONTEN
 _MESSAGE_FIELDS = (_ROLE, _CONTENT, *_PLAIN_FIELDS, CALLS, CALLED)
 INCLUDE_USAGE = Flag("include_usage", "Send the token counts in a chunk of their own before [DONE].")
 CONTINUOUS_USAGE = Flag("continuous_usage_stats", "Send the token counts so far in every chunk.")
-SEGMENTS = Flag(
-    "segments", "Say in `segments` of a choice where headings, lists, code, sentences and so on begin and end."
-)
+_SEGMENTS = "Say in `segments` of a choice where headings, lists, code, sentences and so on begin and end."
+SEGMENTS = Flag("segments", _SEGMENTS)
 _STREAM_FIELDS = (INCLUDE_USAGE, CONTINUOUS_USAGE, SEGMENTS)
 
-_IDS_SCHEMA: Schema = {
-    "type": "array",
-    "items": {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1},
-    "minItems": 1,
-    "maxItems": MAX_PROMPT_IDS,
-}
+_ID_SCHEMA: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
+_IDS_SCHEMA: Schema = {"type": "array", "items": _ID_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPT_IDS}
 _STOP_SCHEMA: Schema = {"type": "string", "maxLength": MAX_STOP_CHARS}
 
 MODEL = Text(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Protocol
 
@@ -60,45 +61,42 @@ class Wire(Protocol):
     def is_closing(self) -> bool: ...
 
 
+@dataclass(eq=False, repr=False, slots=True)
 class Exchange:
     """The state of one request. Its connection feeds it; the application calls `receive` and `send`."""
 
-    __slots__ = (
-        "_account", "_body", "_body_bytes", "_event", "_head", "_is_chunked", "_is_claimed", "_is_refused", "_is_taken",
-        "_keep_alive", "_left", "_pending", "_refusal", "_started", "_wire",
-        "has_patience", "is_complete", "is_lost", "is_whole", "waits_for_continue",
-    )  # fmt: skip
+    _wire: Wire
+    _head: Head
+    _account: str = STRANGERS
+    _body: bytearray = field(default_factory=bytearray)
+    _body_bytes: int = 0
+    """What is counted for this request until its task has ended."""
+    _is_claimed: bool = False
+    _is_refused: bool = False
+    """There is no room for more of the body; what comes of it is dropped."""
+    _refusal: ApiError | None = None
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+    _started: bool = False
+    _pending: bytes = b""
+    """The answer's head, until the first of its body goes with it."""
+    _is_chunked: bool = False
+    _left: int | None = None
+    """Of an announced length."""
+    _is_taken: bool = False
+    """The application has all of the body."""
+    is_whole: bool = False
+    """All of the body is here."""
+    is_complete: bool = False
+    """All of the answer was sent."""
+    is_lost: bool = False
+    """Nobody is there any more."""
+    has_patience: bool = False
+    """The application itself sees to a client that does not take what it is sent."""
+    waits_for_continue: bool = field(init=False)
+    _keep_alive: bool = field(init=False)
 
-    def __init__(self, wire: Wire, head: Head) -> None:
-        self._wire = wire
-        self._head = head
-        self._account = STRANGERS
-        self._body = bytearray()
-        self._body_bytes = 0
-        """What is counted for this request until its task has ended."""
-        self._is_claimed = False
-        self._is_refused = False
-        """There is no room for more of the body; what comes of it is dropped."""
-        self._refusal: ApiError | None = None
-        self._event = asyncio.Event()
-        self._started = False
-        self._pending = b""
-        """The answer's head, until the first of its body goes with it."""
-        self._is_chunked = False
-        self._left: int | None = None
-        """Of an announced length."""
-        self._keep_alive = head.keep_alive
-        self.waits_for_continue = head.expects_continue
-        self._is_taken = False
-        """The application has all of the body."""
-        self.is_whole = False
-        """All of the body is here."""
-        self.is_complete = False
-        """All of the answer was sent."""
-        self.is_lost = False
-        """Nobody is there any more."""
-        self.has_patience = False
-        """The application itself sees to a client that does not take what it is sent."""
+    def __post_init__(self) -> None:
+        self.waits_for_continue, self._keep_alive = self._head.expects_continue, self._head.keep_alive
 
     @property
     def body_ahead(self) -> int:
@@ -193,10 +191,8 @@ class Exchange:
             if self._started:
                 raise RuntimeError("the answer has begun already")
             self._start(message["status"], message.get("headers", ()))
-            if self._head.method == "HEAD":
-                self._send_body(
-                    b"", more=False
-                )  # that was all; an answer without an end hears that its client has left
+            if self._head.method == "HEAD":  # that was all; an answer without an end hears that its client has left
+                self._send_body(b"", more=False)
             return
         if self._head.method == "HEAD":
             return
@@ -209,14 +205,14 @@ class Exchange:
         has_body = status not in _NO_CONTENT and self._head.method != "HEAD"
         lines, closes = [], self._wire.will_close()
         for name, value in [*self._wire.default_headers(), *headers]:
-            field = name.lower()
-            if field == b"content-length":
-                self._left = int(value)
-            elif field == b"connection":
-                closes = closes or b"close" in value.lower()
-                continue
-            elif field == b"transfer-encoding":
-                continue  # the connection's own business
+            match name.lower():
+                case b"content-length":
+                    self._left = int(value)
+                case b"connection":
+                    closes = closes or b"close" in value.lower()
+                    continue
+                case b"transfer-encoding":
+                    continue  # the connection's own business
             lines.append(b"%b: %b\r\n" % (name, value))
         if not has_body:
             self._left = 0

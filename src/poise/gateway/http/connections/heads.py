@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import httptools
@@ -79,45 +80,26 @@ def parse(data: bytes) -> Head:
     hosts = len(_all(headers, b"host"))
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         raise malformed(f"it must have one Host header, but has {hosts}")
-    return Head(
-        method,
-        unquote(path.decode()),
-        path,
-        query,
-        version,
-        headers,
-        length,
-        is_chunked,
-        b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens),
-        version == "1.1" and b"100-continue" in (value.lower() for value in _all(headers, b"expect")),
-    )
-
-
-class _Collector:
-    """Collects what the callbacks of llhttp deliver."""
-
-    def __init__(self) -> None:
-        self.headers: Headers = []
-        self.is_complete = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value.strip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        self.is_complete = True
+    keeps = b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens)
+    expects = version == "1.1" and b"100-continue" in (value.lower() for value in _all(headers, b"expect"))
+    return Head(method, unquote(path.decode()), path, query, version, headers, length, is_chunked, keeps, expects)
 
 
 def _fields(data: bytes) -> Headers:
-    collector = _Collector()
+    headers, ends = Headers(), list[bool]()
+    collector = SimpleNamespace(
+        on_header=lambda name, value: headers.append((name.lower(), value.strip(b" \t"))),
+        on_headers_complete=lambda: ends.append(True),
+    )
     try:
         httptools.HttpRequestParser(collector).feed_data(data)
     except httptools.HttpParserUpgrade:
         pass  # it takes the rest for another protocol; there is no rest
     except httptools.HttpParserError as error:
         raise malformed(str(error)) from None
-    if not collector.is_complete:
+    if not ends:
         raise malformed("its headers do not end where they seem to")
-    return collector.headers
+    return headers
 
 
 def _split(target: bytes) -> tuple[bytes, bytes]:
@@ -140,9 +122,8 @@ def _body(headers: Headers, version: str) -> tuple[int, bool]:
         if version == "1.0":
             raise malformed("HTTP/1.0 has no Transfer-Encoding")
         if len(codings) > 1 or codings[0].lower() != b"chunked":
-            raise ApiError(
-                501, "unsupported_transfer_encoding", "The only Transfer-Encoding that this server knows is 'chunked'."
-            )
+            message = "The only Transfer-Encoding that this server knows is 'chunked'."
+            raise ApiError(501, "unsupported_transfer_encoding", message)
         return 0, True
     if not lengths:
         return 0, False

@@ -32,8 +32,8 @@ IPV6_SITE_BITS = 64
 def places_of(settings: Settings, files: int) -> Places:
     """`files`: how many this process may open."""
     server = settings.server
-    wanted = connections_wanted(server)
-    return Places(connections_max(wanted, files), server.body_bytes_total, body_least=server.max_body_bytes)
+    most = connections_max(connections_wanted(server), files)
+    return Places(most, server.body_bytes_total, body_least=server.max_body_bytes)
 
 
 class Hub:

@@ -18,12 +18,10 @@ from poise.gateway.tenancy.exposure import address_of, is_loopback
 PEER = "poise.peer"
 """Where the Peer of a request is in its scope."""
 
-_FORWARDING = frozenset(
-    {
-        b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"cf-connecting-ip",
-        b"fastly-client-ip",
-    }
-)  # fmt: skip
+_FORWARDING = {
+    b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip", b"cf-connecting-ip",
+    b"fastly-client-ip",
+}  # fmt: skip
 _FORWARDING_PREFIX = b"x-forwarded-"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

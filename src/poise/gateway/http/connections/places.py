@@ -154,9 +154,8 @@ class Places:
 
     def move_body(self, giver: str, account: str, n_bytes: int) -> bool:
         """Whether the account could take over what is counted for another one."""
-        return n_bytes == 0 or self.bodies.move(
-            giver, account, n_bytes, share=share_of(account), least=self._least(account)
-        )
+        share, least = share_of(account), self._least(account)
+        return n_bytes == 0 or self.bodies.move(giver, account, n_bytes, share=share, least=least)
 
     def _least(self, account: str) -> int:
         return 0 if account == STRANGERS else self._body_least
@@ -176,10 +175,8 @@ class Places:
 
     def _next_spare(self) -> Place:
         """The connection that is dismissed first."""
-        group = (
-            None if None in self._spare else max(self._spare, key=lambda account: self._by_account.held(account or ""))
-        )
-        return next(iter(self._spare[group]))
+        most = max(self._spare, key=lambda account: self._by_account.held(account or ""))
+        return next(iter(self._spare[None if None in self._spare else most]))
 
     def _take_up(self, place: Place) -> None:
         """Remove the connection from those that are not at work."""

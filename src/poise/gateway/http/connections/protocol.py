@@ -25,13 +25,7 @@ from poise.gateway.http.connections.hub import Hub
 from poise.gateway.http.connections.outgoing import Outgoing
 from poise.gateway.http.connections.peers import PEER, Peer
 from poise.gateway.http.connections.places import ADDRESS_FULL, Place, is_always_answered
-from poise.gateway.http.connections.refusals import (
-    address_full,
-    connections_full,
-    head_too_slow,
-    malformed,
-    rendered,
-)
+from poise.gateway.http.connections.refusals import address_full, connections_full, head_too_slow, malformed, rendered
 from poise.gateway.request.refusals import ApiError
 
 EMPTY_LINES_MAX = 64

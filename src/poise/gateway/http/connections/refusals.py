@@ -16,8 +16,9 @@ def malformed(why: str) -> ApiError:
 
 
 def line_too_long(limit: int) -> ApiError:
-    message = f"The request line is longer than {limit} bytes. Send what is so long in the body."
-    return ApiError(414, "uri_too_long", message)
+    return ApiError(
+        414, "uri_too_long", f"The request line is longer than {limit} bytes. Send what is so long in the body."
+    )
 
 
 def head_too_large(found: str, limit: int, setting: str) -> ApiError:
@@ -32,52 +33,47 @@ def head_too_slow(timeout_s: float) -> ApiError:
 
 
 def connections_full(limit: int) -> ApiError:
-    message = f"All {limit} connections of this server (server.connections_total) are at work. Try again in about {RETRY_S:g} s."
-    return ApiError(503, "too_many_connections", message, headers=retry_after(RETRY_S))
+    why = f"All {limit} connections of this server (server.connections_total) are at work. Try"
+    return _full(503, "too_many_connections", why)
 
 
 def address_full(address: str, n: int) -> ApiError:
-    message = (
-        f"{n} connections from {address} are open, which is as many as one address may have now. Close some of them, or "
-        f"try again in about {RETRY_S:g} s."
-    )
-    return ApiError(429, "address_too_many_connections", message, headers=retry_after(RETRY_S))
+    why = f"{n} connections from {address} are open, which is as many as one address may have now. Close some of them, or try"
+    return _full(429, "address_too_many_connections", why)
 
 
 def account_full(n: int) -> ApiError:
-    message = (
-        f"Your tenant has {n} connections open, which is as many as one may have now. Close some of them, or try again in "
-        f"about {RETRY_S:g} s."
-    )
-    return ApiError(429, "tenant_too_many_connections", message, headers=retry_after(RETRY_S))
+    why = f"Your tenant has {n} connections open, which is as many as one may have now. Close some of them, or try"
+    return _full(429, "tenant_too_many_connections", why)
 
 
 def bodies_full(held: int, total: int) -> ApiError:
-    message = (
+    why = (
         f"Your requests in flight have {held} bytes of bodies, and there is no room for more: all requests together may have "
-        f"{total} (server.body_bytes_total). Let some of them end first, or try again in about {RETRY_S:g} s."
+        f"{total} (server.body_bytes_total). Let some of them end first, or try"
     )
-    return ApiError(429, "too_many_body_bytes", message, headers=retry_after(RETRY_S))
+    return _full(429, "too_many_body_bytes", why)
 
 
 def requests_full(limit: int) -> ApiError:
-    message = f"{limit} requests are open, which is the limit of this server. Try again in about {RETRY_S:g} s."
-    return ApiError(503, "too_many_open_requests", message, headers=retry_after(RETRY_S))
+    why = f"{limit} requests are open, which is the limit of this server. Try"
+    return _full(503, "too_many_open_requests", why)
 
 
 def account_requests_full(n: int) -> ApiError:
-    message = (
-        f"Your tenant has {n} requests open, which is as many as one may have now. Let some of them end first, or try again "
-        f"in about {RETRY_S:g} s."
-    )
-    return ApiError(429, "tenant_too_many_requests", message, headers=retry_after(RETRY_S))
+    why = f"Your tenant has {n} requests open, which is as many as one may have now. Let some of them end first, or try"
+    return _full(429, "tenant_too_many_requests", why)
+
+
+def _full(status: int, code: str, why: str) -> ApiError:
+    """`why` ends with who is to try again."""
+    return ApiError(status, code, f"{why} again in about {RETRY_S:g} s.", headers=retry_after(RETRY_S))
 
 
 def rendered(error: ApiError) -> bytes:
     """The whole answer; after it the connection is closed."""
     body = error.body()
     fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in (fields | error.answer_headers).items())
-    return (
-        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n{lines}\r\n".encode("latin-1", "replace") + body
-    )
+    lines = [f"{name}: {value}" for name, value in (fields | error.answer_headers).items()]
+    head = [f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}", *lines, "", ""]
+    return "\r\n".join(head).encode("latin-1", "replace") + body
