@@ -65,7 +65,8 @@ def _read_logit_bias(value: object, param: str) -> tuple[tuple[int, float], ...]
 def read_stream_options(value: object, param: str, ignored: Ignored = STRICT) -> AnswerOptions:
     options = fields.read_object(value, param)
     fields.check_names(options, _STREAM_FIELDS, unsupported.STREAM_OPTIONS, prefix=f"{param}.", ignored=ignored)
-    return AnswerOptions(*(field.get(options, False, f"{param}.") for field in _STREAM_FIELDS))
+    usage, continuous_usage, segments = (field.get(options, False, f"{param}.") for field in _STREAM_FIELDS)
+    return AnswerOptions(usage, continuous_usage, segments)
 
 
 def read_messages(value: object, param: str, ignored: Ignored = STRICT) -> list[Message]:
