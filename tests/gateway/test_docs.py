@@ -32,7 +32,7 @@ def test_every_error_code_is_documented_with_its_status() -> None:
     raised = set()
     for path in (ROOT / "src" / "poise").rglob("*.py"):
         text = path.read_text()
-        raised |= set(re.findall(r'(?:ApiError|TextRefused|Refused|later)\(\s*(\d{3}),\s*"(\w+)"', text))
+        raised |= set(re.findall(r'(?:ApiError|TextRefused|Refused|later|_full)\(\s*(\d{3}),\s*"(\w+)"', text))
         raised |= {("401", code) for code in re.findall(r'_unauthorized\(\s*"(\w+)"', text)}
         raised |= {("429", code) for code in re.findall(r'\bcode = "(\w+)"', text)}
     assert raised == documented
