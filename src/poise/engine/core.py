@@ -221,9 +221,8 @@ class Engine:
         self._live[request.request_id] = Live(request, tokens, message.sampling, chain)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
         if (grammar := message.grammar) is not None:
-            self._preparing[request.request_id] = blake2b(
-                grammar.text.encode(), key=self.secret, digest_size=8
-            ).hexdigest()
+            digest = blake2b(grammar.text.encode(), key=self.secret, digest_size=8)
+            self._preparing[request.request_id] = digest.hexdigest()
             self.runner.prepare(request.request_id, request.account, grammar, message.output, self.inbox.wake)
 
     def _take_prepared(self, now_ns: int, events: list[Event]) -> None:

@@ -31,6 +31,7 @@ class Row:
 
 
 NO_TOKEN = -1
+Wake = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,7 @@ class Runner(Protocol):
     def structure(self) -> StructureFigures:
         """What constrained output has cost so far."""
 
-    def prepare(
-        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
-    ) -> None:
+    def prepare(self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Wake) -> None:
         """Begin to make what a constrained request needs, beside the steps; accounts take turns. `open` comes when `prepared`
         has said that it is made, after `wake` was called, from any thread. What failed is raised by `open`.
 

@@ -144,13 +144,13 @@ class Lifecycle:
         before, sequence.hold = sequence.hold, hold
         events: list[Event] = []
         if hold is Hold.RUN:
-            if before is not Hold.RUN and sequence.deadline_ns:
+            if before is Hold.RUN:
+                return []
+            if sequence.deadline_ns:
                 sequence.deadline_ns += self.now_ns - sequence.held_ns
-            if before is not Hold.RUN and sequence.started:
+            if sequence.started:
                 self._books.tenants.let_go(sequence.request.account)
-            if before is not Hold.RUN and sequence.may_run:
-                events += self._go_on(sequence)
-            return events
+            return self._go_on(sequence) if sequence.may_run else []
         if before is Hold.RUN:
             sequence.held_ns = self.now_ns
             if sequence.started:
@@ -298,9 +298,7 @@ class Lifecycle:
             active = {s.request.account for s in wanting}
             assert active == books.served[request_class].tenants.keys(), f"{request_class}'s active tenants are others"
         counts = books.tenants.counts()
-        assert {s.request.account for s in self.sequences.values()} <= counts.keys(), (
-            "a live request's tenant is forgotten"
-        )
+        assert {s.request.account for s in self.sequences.values()} <= counts.keys(), "a live tenant is forgotten"
         own: dict[str, list[Sequence]] = {}
         for sequence in self.sequences.values():
             own.setdefault(sequence.request.account, []).append(sequence)

@@ -116,10 +116,8 @@ def missing_parameter(param: str, hint: str) -> ApiError:
 
 def conflicting_parameters(one: str, value: object, other: str, other_value: object) -> ApiError:
     """Two names of one thing, each as the caller wrote it."""
-    message = (
-        f"'{one}' ({shown(value)}) and '{other}' ({shown(other_value)}) mean the same, but differ. Send one of them."
-    )
-    return ApiError(400, "conflicting_parameters", message, param=other)
+    text = f"'{one}' ({shown(value)}) and '{other}' ({shown(other_value)}) mean the same, but differ. Send one of them."
+    return ApiError(400, "conflicting_parameters", text, param=other)
 
 
 def unknown_parameter(param: str, name: str, known: Iterable[str], hint: str = "") -> ApiError:
@@ -140,9 +138,8 @@ def invalid_structure(param: str, kind: str, why: str) -> ApiError:
 
 
 def unsupported_parameter(param: str, value: object, hint: str) -> ApiError:
-    return ApiError(
-        400, "unsupported_parameter", f"'{param}' is not supported (found {shown(value)}): {hint}.", param=param
-    )
+    message = f"'{param}' is not supported (found {shown(value)}): {hint}."
+    return ApiError(400, "unsupported_parameter", message, param=param)
 
 
 def context_length_exceeded(message: str, hint: str, param: str) -> ApiError:
@@ -204,10 +201,8 @@ def body_too_large(limit: int, found: str) -> ApiError:
 
 
 def request_not_found(request_id: str) -> ApiError:
-    message = (
-        f"There is no live request {shown(request_id)}: it has ended, or never was. GET /admin/requests lists them."
-    )
-    return ApiError(404, "request_not_found", message)
+    text = f"There is no live request {shown(request_id)}: it has ended, or never was. GET /admin/requests lists them."
+    return ApiError(404, "request_not_found", text)
 
 
 def kept_request_not_found(request_id: str) -> ApiError:

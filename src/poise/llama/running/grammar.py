@@ -13,14 +13,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from poise.engine.ports import RunnerError, words_of
+from poise.engine.ports import RunnerError, Wake, words_of
 from poise.llama.binding.vocab import Vocab
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import STRUCTURE_FAILED
@@ -141,7 +141,7 @@ class Constraint:
             raise RunnerError(f"{STRUCTURE_FAILED}: its grammar {otherwise}")
 
 
-_Job = tuple[int, Grammar, Sequence[int], Callable[[], None]]
+_Job = tuple[int, Grammar, Sequence[int], Wake]
 """The request, what it is held to, its output so far, and what is called when that is made."""
 
 
@@ -165,9 +165,7 @@ class Grammars:
         """Until the vocabulary was read: before anybody is served, because that would stop every stream for as long."""
         self._is_usable.wait()
 
-    def prepare(
-        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
-    ) -> None:
+    def prepare(self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Wake) -> None:
         """Have it made; `wake` is called by the other thread when it is."""
         with self._changed:
             self._waiting.setdefault(account, deque()).append((request_id, grammar, output, wake))
@@ -215,10 +213,8 @@ class Grammars:
                     raise RunnerError(f"{STRUCTURE_FAILED}: llguidance has no use for the model's vocabulary")
                 matcher = make_matcher(tokenizer, grammar.text)
                 made = Constraint(matcher, self._vocab.eog_tokens, grammar.after, output, self.tally)
-            except Exception as error:
-                made = (
-                    error if isinstance(error, RunnerError) else RunnerError(f"{STRUCTURE_FAILED}: {words_of(error)}")
-                )
+            except Exception as bug:
+                made = bug if isinstance(bug, RunnerError) else RunnerError(f"{STRUCTURE_FAILED}: {words_of(bug)}")
             took_us = (time.perf_counter_ns() - began_ns) // 1000
             with self._changed:
                 self.tally.builds += 1

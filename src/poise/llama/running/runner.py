@@ -7,15 +7,14 @@ not fit is an error. Everything runs on the engine's one compute thread; other t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 
-from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
+from poise.engine.ports import NO_TOKEN, Row, Sampled, Wake, check_known, words_of
 from poise.engine.thinking import Budget
 from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model
@@ -106,9 +105,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
     def structure(self) -> StructureFigures:
         return self._grammars.tally
 
-    def prepare(
-        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
-    ) -> None:
+    def prepare(self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Wake) -> None:
         self._grammars.prepare(request_id, account, grammar, output, wake)
 
     def prepared(self) -> Sequence[tuple[int, int]]:
@@ -160,14 +157,12 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
                 if not np.isfinite(logits.max()):
                     context.taint(row.slot)
                 found.append(sampler.likelihood(target, logits))
-        return PromptLogprobs(
-            row.request_id, row.start + 1, [one.logprob or 0.0 for one in found], [one.top for one in found]
-        )
+        logprobs, top = [one.logprob or 0.0 for one in found], [one.top for one in found]
+        return PromptLogprobs(row.request_id, row.start + 1, logprobs, top)
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
-        assert all(row.slot < after.slot for row, after in pairwise(rows)), (
-            f"rows are not in ascending slot order: {[row.slot for row in rows]}"
-        )
+        slots = [row.slot for row in rows]
+        assert slots == sorted(set(slots)), f"rows are not in ascending slot order: {slots}"
         computed = self._compute(pool, rows)
         sampled = []
         began_ns = time.perf_counter_ns()

@@ -162,10 +162,8 @@ class KvPool:
         for slot, sequence in self.holders.items():
             assert sequence.slot == slot, f"{self.name}: slot {slot} is out of step with its sequence"
             assert sequence.pool == self.name, f"{self.name}: slot {slot} is held by a sequence of {sequence.pool}"
-            state = sequence.state
-            assert state is State.RUNNING or state is State.PAUSED, (
-                f"{self.name}: slot {slot} is held by a {state} sequence"
-            )
+            has_slot = sequence.state in (State.RUNNING, State.PAUSED)
+            assert has_slot, f"{self.name}: slot {slot} is held by a {sequence.state} sequence"
             assert sequence.n_computed <= self.policy.slot_cells, f"{self.name}: slot {slot} overflows"
         for slot, prefix in self.warm.items():
             assert slot not in self.holders, f"{self.name}: slot {slot} is warm and held"

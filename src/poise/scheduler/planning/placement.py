@@ -206,15 +206,11 @@ class Placement:
         assert all(self.pools[p.pool].warm[p.slot] is p for p in indexed), "a warm slot holds another prefix"
         stored = {e.number: e for e in self.store}
         prefixes = sorted(p.entry for p in kept if p.entry >= 0)
-        assert prefixes == sorted(n for n, e in stored.items() if e.purpose is Purpose.PREFIX), (
-            "index and store disagree"
-        )
+        assert prefixes == sorted(n for n, e in stored.items() if e.purpose is Purpose.PREFIX), "index and store differ"
         for prefix in kept:
             if prefix.entry >= 0:
                 entry = stored[prefix.entry]
-                assert (entry.tenant, entry.pool) == (prefix.tenant, prefix.pool), (
-                    "a prefix is kept under another's name"
-                )
+                assert (entry.tenant, entry.pool) == (prefix.tenant, prefix.pool), "a prefix has another's name"
         swaps = sorted(n for n, e in stored.items() if e.purpose is Purpose.SWAP)
         assert swaps == sorted(self._swapped), "swapped sequences and store disagree"
         for number, sequence in self._swapped.items():
@@ -302,9 +298,8 @@ class Placement:
     def _keep_entry(self, prefix: Prefix) -> bool:
         """From a swapped sequence that has ended its entry becomes a prefix, if its tenant's quota has room for it."""
         entry = self.store.remove(prefix.entry)
-        victims = (
-            None if self.index.covers(prefix) else self.store.victims(Purpose.PREFIX, prefix.tenant, entry.n_bytes)
-        )
+        is_covered = self.index.covers(prefix)
+        victims = None if is_covered else self.store.victims(Purpose.PREFIX, prefix.tenant, entry.n_bytes)
         if victims is not None:
             for victim in victims:
                 self._discard(victim.number, evicted=True)

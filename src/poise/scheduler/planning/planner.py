@@ -233,9 +233,7 @@ class PlanningPass:
                 if sequence.is_suspect:
                     self._set_apart(sequence)
                 self.start(sequence)
-                assert sequence.n_computed == start, (
-                    f"request {sequence.request.request_id} got other cells than foreseen"
-                )
+                assert sequence.n_computed == start, f"{sequence} got other cells than foreseen"
             self._add_prompt(sequence, n_tokens)
             quantum = False
 

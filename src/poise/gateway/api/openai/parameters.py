@@ -187,14 +187,13 @@ MESSAGES: Field[list[Message]] = Custom(
         "maxItems": MAX_MESSAGES,
     },
 )
-_TEXTS_SCHEMA, _LISTS_SCHEMA = (
-    {"type": "array", "items": of, "minItems": 1} for of in ({"type": "string"}, _IDS_SCHEMA)
-)
+_TEXT_SCHEMA: Schema = {"type": "string"}
+_TEXTS_SCHEMA, _LISTS_SCHEMA = ({"type": "array", "items": of, "minItems": 1} for of in (_TEXT_SCHEMA, _IDS_SCHEMA))
 PROMPT: Field[list[str] | list[list[int]]] = Custom(
     "prompt",
     "Text or token ids to continue; a list of either makes a choice of each.",
     _read_prompt,
-    {"anyOf": [{"type": "string"}, _TEXTS_SCHEMA, _IDS_SCHEMA, _LISTS_SCHEMA]},
+    {"anyOf": [_TEXT_SCHEMA, _TEXTS_SCHEMA, _IDS_SCHEMA, _LISTS_SCHEMA]},
 )
 MAX_TOKENS = Integer(
     "max_tokens",

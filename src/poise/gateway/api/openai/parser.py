@@ -37,7 +37,7 @@ class RequestParser:
         self._chat: tuple[Field[Any], ...] = (*shared, *chat, *rendering.FIELDS, *reasoning.FIELDS, *tools.FIELDS)
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF, p.ECHO, p.SUFFIX)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
-        self._elsewhere_completion = {"top_logprobs": "Use 'logprobs' with a count here."} | {
+        self._elsewhere_text = {"top_logprobs": "Use 'logprobs' with a count here."} | {
             name: "It belongs to /v1/chat/completions."
             for name in ("messages", "template", *unsupported.CHAT, *(field.name for field in tools.FIELDS))
             if name not in unsupported.COMPLETION
@@ -69,18 +69,14 @@ class RequestParser:
 
     def completion(self, values: JsonObject) -> Generate:
         ignored = Ignored(strict=self._strict)
-        check_names(
-            values, self._completion, unsupported.COMPLETION, elsewhere=self._elsewhere_completion, ignored=ignored
-        )
+        check_names(values, self._completion, unsupported.COMPLETION, elsewhere=self._elsewhere_text, ignored=ignored)
         if values.get("prompt") is None:
             raise missing_parameter("prompt", "a string, a list of strings, token ids or lists of token ids are needed")
         prompts = p.PROMPT.read(values["prompt"], "prompt")
         limit = self._settings.server.max_choices
         n = self._n.get(values, 1)
-        if len(prompts) * n > limit:
-            raise invalid_value(
-                "prompt", f"make at most {limit} choices", None, f"{len(prompts)} prompts make {len(prompts) * n}"
-            )
+        if (made := len(prompts) * n) > limit:
+            raise invalid_value("prompt", f"make at most {limit} choices", None, f"{len(prompts)} prompts make {made}")
         best_of = p.BEST_OF.get(values, n)
         if best_of > n:
             raise invalid_value("best_of", f"be at most 'n' ({n}): ask for more choices and choose among them", best_of)

@@ -50,9 +50,8 @@ class Echo:
         """Some more of the log probabilities; those that are known come again from another engine."""
         if self._is_complete:
             return
-        for logprob, top in islice(
-            zip(scored.logprobs, scored.top, strict=True), len(self._found) - scored.start, None
-        ):
+        pairs = zip(scored.logprobs, scored.top, strict=True)
+        for logprob, top in islice(pairs, len(self._found) - scored.start, None):
             self._found.append((logprob, tuple([(self._name_of(other.token), other.logprob) for other in top])))
         if len(self._found) == len(self._names):
             self._write()

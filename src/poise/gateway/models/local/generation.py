@@ -74,13 +74,11 @@ class Generation:
         self._metrics = metrics
         self._choices: list[Choice] = []
 
-    def submit(
-        self, requests: Sequence[ChoiceRequest], stop: Sequence[str] = (), parser: NewParser = PlainAnswer
-    ) -> None:
+    def submit(self, asked: Sequence[ChoiceRequest], stop: Sequence[str] = (), parser: NewParser = PlainAnswer) -> None:
         """Hand every choice to the engine. A refusal is the end of the record. `parser`: makes one for a choice's answer."""
         record = self._record
         try:
-            for choice, request in zip(record.choices, requests, strict=True):
+            for choice, request in zip(record.choices, asked, strict=True):
                 wants_logprobs = request.sampling.n_logprobs >= 0
                 record.wants_logprobs |= wants_logprobs
                 handle = self._submit(request)

@@ -74,11 +74,11 @@ class Plan:
     grammar: Grammar | None = None
     """What each output must be."""
     reasoning_ends: tuple[int, ...] = ()
+    """Tokens of which the first one ends the reasoning with which an output begins."""
     budget: int | None = None
     """Tokens of reasoning after which its end is forced."""
     ignored: list[str] = field(default_factory=list)
     """Fields of the request that have no effect on this model."""
-    """Tokens of which the first one ends the reasoning with which an output begins."""
     turn_marks: tuple[str, ...] = ()
     """Texts that end an answer, beside those that were asked for."""
 

@@ -82,9 +82,8 @@ async def piece_prompts(
     room = max(1, limits.room_for(n_output))
     n_pieces = 1
     while n_pieces <= pieces_max:
-        prompts = [
-            await text.chat([Message("user", INSTRUCTION + piece)], ids_max=room) for piece in split(whole, n_pieces)
-        ]
+        asked = [[Message("user", INSTRUCTION + piece)] for piece in split(whole, n_pieces)]
+        prompts = [await text.chat(one, ids_max=room) for one in asked]
         if max(prompt.n for prompt in prompts) <= room:
             return [prompt.ids for prompt in prompts]
         # At least so many are needed, because more pieces repeat the instruction more often.
