@@ -44,9 +44,7 @@ def serving() -> Iterator[str]:
             process.send_signal(signal.SIGTERM)
 
 
-async def one(
-    session: aiohttp.ClientSession, operator: dict[str, str], draw: random.Random, seen: Counter[str]
-) -> None:
+async def one(session: aiohttp.ClientSession, operator: dict[str, str], draw: random.Random, seen: Counter[str]) -> None:
     """Send a request, and end it after a while, in whatever state it is then."""
     leaves = draw.random() < 0.5
     body = {
@@ -131,9 +129,7 @@ def latency(metrics: str) -> str:
     whole = totals.get("+Inf", 0.0)
     if not whole:
         return "no cancel latency was measured"
-    shares = [
-        f"{100 * n / whole:.1f} % within {1000 * float(le):g} ms" for le, n in totals.items() if le != "+Inf" and n
-    ]
+    shares = [f"{100 * n / whole:.1f} % within {1000 * float(le):g} ms" for le, n in totals.items() if le != "+Inf" and n]
     return f"cancel latency, {whole:.0f} of them: " + ", ".join(shares)
 
 

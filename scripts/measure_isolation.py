@@ -110,9 +110,7 @@ def main() -> int:
         for name, who in (("other", "another tenant"), ("owner", "the same (control)")):
             row = found[name]
             share = f"{row['warm_faster']} of {row['pairs']}"
-            print(
-                f"{who:<20} {row['warm_ms']:>9} {row['fresh_ms']:>9} {share:>14} {row['p']:>9.2g} {row['cached_tokens']:>8}"
-            )
+            print(f"{who:<20} {row['warm_ms']:>9} {row['fresh_ms']:>9} {share:>14} {row['p']:>9.2g} {row['cached_tokens']:>8}")
         print(f"verdict: {found['verdict']}")
     return 0 if found["verdict"] == NOT_TOLD else 1
 

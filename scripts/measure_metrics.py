@@ -77,9 +77,7 @@ def step_us(without: frozenset[str]) -> float:
     clock = VirtualClock()
     prompts = [list(range(1, 30)) for _ in range(N_STREAMS)]
     sampling = SamplingParams(temperature=0.0, ignore_eos=True)
-    submits = [
-        to_engine.Submit(i, f"t{i % 4}", "interactive", p, 8000, sampling) for i, p in enumerate(prompts, start=1)
-    ]
+    submits = [to_engine.Submit(i, f"t{i % 4}", "interactive", p, 8000, sampling) for i, p in enumerate(prompts, start=1)]
     ports = _Ports(list(submits))
     fairness.RecentService = _NoService if "fairness window" in without else RecentService  # type: ignore[misc]
     limit_of = scheduler.limit_of

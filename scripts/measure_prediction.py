@@ -80,9 +80,7 @@ class Prediction:
         for name, key in FIGURES:
             one, other = median(predicted[name, key]), median(measured[name, key])
             spread = f"{min(measured[name, key]):.4g} to {max(measured[name, key]):.4g}"
-            print(
-                f"{scenario.name:10} {name:12} {key:20} {one:8.4g} / {other:8.4g} = {one / other:.2f}  (live {spread})"
-            )
+            print(f"{scenario.name:10} {name:12} {key:20} {one:8.4g} / {other:8.4g} = {one / other:.2f}  (live {spread})")
         return options
 
     def breaking(self, scenario: Scenario, options: Options, targets: list[Target], rounds: int, seed: int) -> None:
@@ -107,9 +105,7 @@ class Prediction:
             low, high = (low, factor) if missed else (factor, high)
             factor = (low * high) ** 0.5 if low and high else 1.3 * low if low else high / 1.3
         live = (low * high) ** 0.5
-        print(
-            f"{scenario.name}: breaks live at x {live:.2f} ({low:.2f} to {high:.2f}); foretold / live = {guess / live:.2f}"
-        )
+        print(f"{scenario.name}: breaks live at x {live:.2f} ({low:.2f} to {high:.2f}); foretold / live = {guess / live:.2f}")
 
     def _missed(self, load: Scenario, targets: list[Target], rounds: int, seed: int) -> str:
         """By the median of some rounds."""

@@ -85,9 +85,7 @@ def disturb(url: str, server: psutil.Process, how: signal.Signals, *, n_streams:
     recovery = Recovery([stream.silence_s for stream in streams], [], _recovered(url) - before)
     recovery.problems = [fault for stream in streams for fault in stream.faults(n_tokens)]
     if recovery.n_recovered != n_streams:
-        recovery.problems.append(
-            f"{recovery.n_recovered} of {n_streams} streams were recovered: the signal came too late"
-        )
+        recovery.problems.append(f"{recovery.n_recovered} of {n_streams} streams were recovered: the signal came too late")
     return recovery
 
 

@@ -37,12 +37,8 @@ def by_keyword() -> Iterator[dict[str, Any]]:
     plain += [{"const": value} for value in (*WORDS, 7, -1.5, None, True, [1, "a"], {"a": {"b": 1}})]
     plain += [{"enum": WORDS[:n]} for n in (1, 3, 7)] + [{"enum": [1, "1", None, [True]]}]
     plain += [{"type": "string", "minLength": a, "maxLength": b} for a, b in ((0, 4), (3, 9), (10, 10))]
-    plain += [
-        {"type": "string", "pattern": p} for p in (r"^[a-z]{3}$", r"^\d{2,4}-[A-F]+$", r"^(yes|no)!?$", r"^.{1,8}$")
-    ]
-    plain += [
-        {"type": "string", "format": f} for f in ("date", "time", "date-time", "ipv4", "ipv6", "uuid", "email", "uri")
-    ]
+    plain += [{"type": "string", "pattern": p} for p in (r"^[a-z]{3}$", r"^\d{2,4}-[A-F]+$", r"^(yes|no)!?$", r"^.{1,8}$")]
+    plain += [{"type": "string", "format": f} for f in ("date", "time", "date-time", "ipv4", "ipv6", "uuid", "email", "uri")]
     plain += [{"type": "integer", "minimum": a, "maximum": b} for a, b in ((0, 9), (-5, 5), (100, 1999))]
     plain += [{"type": "number", "exclusiveMinimum": 0, "maximum": m} for m in (1, 2.5)]
     plain += [{"type": "integer", "multipleOf": m, "minimum": 0, "maximum": 60} for m in (2, 5)]
@@ -60,12 +56,7 @@ def by_keyword() -> Iterator[dict[str, Any]]:
         yield {"type": "object", "properties": {"a": schema, "b": plain[i - 1]}, "required": ["a"], **closed}
         yield {"type": "array", "items": schema, "minItems": 1, "maxItems": 1 + i % 4}
         yield {"anyOf": [schema, {"type": "array", "prefixItems": [schema], "items": False, "minItems": 1}]}
-        yield {
-            "type": "object",
-            "patternProperties": {"^k[0-9]$": schema},
-            "additionalProperties": False,
-            "maxProperties": 2,
-        }
+        yield {"type": "object", "patternProperties": {"^k[0-9]$": schema}, "additionalProperties": False, "maxProperties": 2}
 
 
 def drawn(n: int) -> list[dict[str, Any]]:
@@ -78,11 +69,7 @@ def drawn(n: int) -> list[dict[str, Any]]:
     def nested(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
         names = st.dictionaries(st.sampled_from("abcd"), inner, max_size=3)
         several = st.lists(inner, min_size=1, max_size=3)
-        objects = {
-            "properties": names,
-            "additionalProperties": st.booleans(),
-            "required": st.lists(st.sampled_from("abx")),
-        }
+        objects = {"properties": names, "additionalProperties": st.booleans(), "required": st.lists(st.sampled_from("abx"))}
         arrays = {"items": inner, "prefixItems": several, "uniqueItems": st.booleans()}
         rest = {"anyOf": several, "oneOf": several, "allOf": several, "not": inner, "enum": st.lists(small, min_size=1)}
         return (
@@ -187,8 +174,7 @@ async def valid(asker: Asker, n_schemas: int) -> bool:
         return lambda text: jsonschema_rs.is_valid(schema, json.loads(text))
 
     tasks = [
-        one("written" if i < n_written else "drawn", i, schema_form(s), fits(s), json.dumps(s))
-        for i, s in enumerate(schemas)
+        one("written" if i < n_written else "drawn", i, schema_form(s), fits(s), json.dumps(s)) for i, s in enumerate(schemas)
     ]
     for i, (name, value, pattern) in enumerate(GRAMMARS):
         tasks.append(one("grammars", i, {name: value}, lambda text, p=pattern: re.fullmatch(p, text), str(value)))
@@ -237,9 +223,7 @@ async def cost(asker: Asker, rounds: int) -> None:
     base = [statistics.quantiles(beside["free"], n=100)[k] for k in (49, 98)]
     for name, gaps in beside.items():
         p50, p99 = (statistics.quantiles(gaps, n=100)[k] for k in (49, 98))
-        print(
-            f"gaps of 4 free beside 4 {name:<7} p50 {p50:.1f}, p99 {p99:.1f} ms ({p50 / base[0]:.3f}, {p99 / base[1]:.3f})"
-        )
+        print(f"gaps of 4 free beside 4 {name:<7} p50 {p50:.1f}, p99 {p99:.1f} ms ({p50 / base[0]:.3f}, {p99 / base[1]:.3f})")
 
 
 async def run(arguments: argparse.Namespace) -> int:

@@ -54,12 +54,7 @@ def start(n_stuck: int) -> tuple[subprocess.Popen[str], str, int]:
 
 
 def request(host: str, **changes: object) -> bytes:
-    body = {
-        "model": "default",
-        "messages": [{"role": "user", "content": "Tell me a story."}],
-        "stream": True,
-        "ignore_eos": True,
-    }
+    body = {"model": "default", "messages": [{"role": "user", "content": "Tell me a story."}], "stream": True, "ignore_eos": True}
     data = json.dumps(body | changes).encode()
     return f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
 
@@ -93,9 +88,7 @@ def load(host: str, port: int, n_clients: int, seconds: float) -> tuple[list[flo
     ttfts: list[float] = []
     gaps: list[float] = []
     until_s = time.monotonic() + seconds
-    threads = [
-        threading.Thread(target=normal_client, args=(host, port, until_s, ttfts, gaps)) for _ in range(n_clients)
-    ]
+    threads = [threading.Thread(target=normal_client, args=(host, port, until_s, ttfts, gaps)) for _ in range(n_clients)]
     for thread in threads:
         thread.start()
     for thread in threads:

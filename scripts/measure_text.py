@@ -24,9 +24,7 @@ from poise.worker.text.tokeniser import Tokeniser
 
 CONVERSATIONS = {
     "a question (40 characters)": [Message("user", "What is the capital of France, and why?")],
-    "20 turns (8,000 characters)": [
-        Message(("user", "assistant")[i % 2], "one two three four " * 20) for i in range(21)
-    ],
+    "20 turns (8,000 characters)": [Message(("user", "assistant")[i % 2], "one two three four " * 20) for i in range(21)],
     "one text (100,000 characters)": [Message("user", "one two three four " * 5263)],
 }
 

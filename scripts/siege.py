@@ -218,19 +218,14 @@ class Siege:
         await self._until_healthy(what, victim.pid)
         window = Window(what, from_s, time.monotonic() + AFTER_WINDOW_S)
         self.windows.append(window)
-        print(
-            f"killed {what} {victim.pid}: itself again after {window.to_s - AFTER_WINDOW_S - from_s:.1f} s", flush=True
-        )
+        print(f"killed {what} {victim.pid}: itself again after {window.to_s - AFTER_WINDOW_S - from_s:.1f} s", flush=True)
 
     async def _until_healthy(self, role: str = "gateway", not_pid: int = 0) -> None:
         """Until /health is ok and a process of that role is there, which is not the one that has been killed."""
         limit_s = time.monotonic() + READY_S_MAX
         while time.monotonic() < limit_s:
             await asyncio.sleep(0.25)
-            if (
-                any(name == role and p.pid != not_pid for name, p in self._processes())
-                and (await self._health())[0] == "ok"
-            ):
+            if any(name == role and p.pid != not_pid for name, p in self._processes()) and (await self._health())[0] == "ok":
                 return
 
     async def _watch(self) -> None:
@@ -284,9 +279,7 @@ class Siege:
             check_polite([*self.asked["reference"], *outside], inside),
             check_ttft(reference, siege, self._given.ttft_ratio),
             check_attacks(self.outcomes),
-            check_tasks(
-                rest["status"], rest["history_age_s"], len(self.levels) - 1, rest["health"], self.kills["engine"]
-            ),
+            check_tasks(rest["status"], rest["history_age_s"], len(self.levels) - 1, rest["health"], self.kills["engine"]),
             check_processes(self.samples, rest["status"]["restarts"], self.kills, rest["ended"], rest["text_deaths"]),
             check_files(self.samples, self._given.descriptors),
             check_memory(self.samples, warm_s, minutes * 60, self._given.growth_mib),
@@ -310,11 +303,7 @@ class Siege:
 
     def figures(self) -> dict[str, Figures]:
         outside, inside = apart(self.asked["siege"], self.windows)
-        return {
-            "reference": figures(self.asked["reference"]),
-            "siege": figures(outside),
-            "siege, at kills": figures(inside),
-        }
+        return {"reference": figures(self.asked["reference"]), "siege": figures(outside), "siege, at kills": figures(inside)}
 
     def summary(self, checks: Sequence[Check], passed: bool) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -331,24 +320,18 @@ class Siege:
         }  # fmt: skip
 
     def print_tables(self) -> None:
-        print(
-            f"\n{'polite tenants, ms':<18} {'answered':>8} {'TTFT p50':>9} {'p95':>7} {'max':>7} {'gap p95':>8} {'max':>7}"
-        )
+        print(f"\n{'polite tenants, ms':<18} {'answered':>8} {'TTFT p50':>9} {'p95':>7} {'max':>7} {'gap p95':>8} {'max':>7}")
         for name, f in self.figures().items():
             row = f"{f.ttft_p50:>9.0f} {f.ttft_p95:>7.0f} {f.ttft_max:>7.0f} {f.gap_p95:>8.0f} {f.gap_max:>7.0f}"
             print(f"{name:<18} {f.n:>8} {row}")
         print(f"\nthe slowest first token, {self.slowest[0]:.1f} s: {' '.join(said(self.slowest[1]))}")
         print(f"/health: p50 {statistics.median(self.health_ms):.0f} ms, max {max(self.health_ms):.0f} ms")
         print(f"levels: {' '.join(self.levels)}")
-        print(
-            f"\n{'process':<10} {'own MiB: first':>15} {'most':>7} {'last':>7} {'files: first':>13} {'most':>5} {'last':>5}"
-        )
+        print(f"\n{'process':<10} {'own MiB: first':>15} {'most':>7} {'last':>7} {'files: first':>13} {'most':>5} {'last':>5}")
         for name in dict.fromkeys(s.process for s in self.samples):
             own = [s for s in self.samples if s.process == name]
             mib, files = [s.own_bytes / 2**20 for s in own], [s.n_files for s in own]
-            print(
-                f"{name:<10} {mib[0]:>15.1f} {max(mib):>7.1f} {mib[-1]:>7.1f} {files[0]:>13} {max(files):>5} {files[-1]:>5}"
-            )
+            print(f"{name:<10} {mib[0]:>15.1f} {max(mib):>7.1f} {mib[-1]:>7.1f} {files[0]:>13} {max(files):>5} {files[-1]:>5}")
         print(f"\n{'attack':<24} {'strikes':>7}  what came of them")
         for name, found in self.outcomes.items():
             told = ", ".join(f"{n} {what}" for what, n in sorted(found.items(), key=lambda item: -item[1])[:5])
@@ -389,12 +372,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=15.0, help="of the siege")
     parser.add_argument("--reference-minutes", type=float, default=3.0, help="of the plain flood before it")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--kind", action="append", default=[], choices=sorted(KINDS), help="only this kind, and others named so"
-    )
-    parser.add_argument(
-        "--simulated", action="store_true", help="an engine without a model, to see the gateway's part alone"
-    )
+    parser.add_argument("--kind", action="append", default=[], choices=sorted(KINDS), help="only this kind, and others named so")
+    parser.add_argument("--simulated", action="store_true", help="an engine without a model, to see the gateway's part alone")
     parser.add_argument("--keyless", action="store_true", help="no key is declared: each new one is a tenant")
     parser.add_argument("--intensity", type=float, default=1.0, help="share of each kind's rate and number")
     parser.add_argument("--kills", type=int, default=3, help="of the engine")

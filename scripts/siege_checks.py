@@ -98,9 +98,7 @@ def check_attacks(outcomes: Mapping[str, Mapping[str, int]]) -> Check:
     return Check("attacks", bool(outcomes) and not idle and not smuggled, detail)
 
 
-def check_tasks(
-    status: Mapping[str, Any], history_age_s: float, level_changes: int, health: str, engine_kills: int
-) -> Check:
+def check_tasks(status: Mapping[str, Any], history_age_s: float, level_changes: int, health: str, engine_kills: int) -> Check:
     """`level_changes`: how often the level was seen to change; a siege is no calm, so a level that never moved was not judged.
 
     After as many kills of engines as `levels.crashes_max` the server is degraded for a while, as it should be.
@@ -117,11 +115,7 @@ def check_tasks(
 
 
 def check_processes(
-    samples: Sequence[Sample],
-    restarts: int,
-    kills: Mapping[str, int],
-    gateway_ended: int | None,
-    text_deaths: Mapping[str, int],
+    samples: Sequence[Sample], restarts: int, kills: Mapping[str, int], gateway_ended: int | None, text_deaths: Mapping[str, int]
 ) -> Check:
     """As many processes as were there at the beginning, and one for each that was killed.
 
@@ -139,9 +133,7 @@ def check_processes(
     ok = not wrong and restarts == kills.get("engine", 0) and gateway_ended is None
     told = f"killed {dict(kills)}; text workers that ended {dict(text_deaths)}; engines started again {restarts}"
     detail = f"{told}; more than killed: {wrong or 'none'}"
-    return Check(
-        "processes", ok, detail + ("" if gateway_ended is None else f"; the gateway ended with {gateway_ended}")
-    )
+    return Check("processes", ok, detail + ("" if gateway_ended is None else f"; the gateway ended with {gateway_ended}"))
 
 
 def check_files(samples: Sequence[Sample], most: int) -> Check:
@@ -181,7 +173,5 @@ def check_memory(samples: Sequence[Sample], from_s: float, to_s: float, most_mib
     others = sorted({s.process for s in samples} - {"gateway"})
     told = [(name, growth_mib(samples, name, from_s, to_s)) for name in others]
     beside = "".join(f"; {name} {grown:+.1f}" for name, grown in told if grown is not None)
-    shown = (
-        "no samples" if growth is None else f"gateway {growth:+.1f} MiB after {from_s / 60:.1f} min, bound {most_mib:g}"
-    )
+    shown = "no samples" if growth is None else f"gateway {growth:+.1f} MiB after {from_s / 60:.1f} min, bound {most_mib:g}"
     return Check("memory", growth is not None and growth <= most_mib, shown + beside)

@@ -51,12 +51,7 @@ from tests.attacks.besiege import Order  # noqa: E402
 from poise.bench.load import RoundLoad, RoundResult  # noqa: E402
 from poise.bench.provenance import commit, host  # noqa: E402
 from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
-from poise.bench.target import (  # noqa: E402
-    EngineKiller,
-    discover,
-    new_session,
-    wait_ready,
-)
+from poise.bench.target import EngineKiller, discover, new_session, wait_ready  # noqa: E402
 from poise.scenarios.files import InputError  # noqa: E402
 from poise.scenarios.model import Event, Scenario  # noqa: E402
 from poise.scenarios.parser import load_scenario  # noqa: E402
@@ -149,11 +144,7 @@ class Server:
 
 
 def check_ends(
-    result: RoundResult,
-    requests_before: Mapping[str, float],
-    requests_after: Mapping[str, float],
-    *,
-    others: bool = False,
+    result: RoundResult, requests_before: Mapping[str, float], requests_after: Mapping[str, float], *, others: bool = False
 ) -> Check:
     """Nothing is open, and the server has counted every accepted request once. `others`: it has counted those of others, too."""
     open_here = [r for r in result.records if r.status in (PENDING, UNFINISHED)]
@@ -161,9 +152,7 @@ def check_ends(
     statuses = [*(r.status for r in result.records), *result.warmup_statuses]
     n_sent, n_whole = len(statuses), statuses.count(OK)
     ok = not open_here and n_whole <= counted and (others or counted <= n_sent)
-    detail = (
-        f"{n_sent} sent, {len(open_here)} without an end, {n_whole} read to the end, {counted:g} counted by the server"
-    )
+    detail = f"{n_sent} sent, {len(open_here)} without an end, {n_whole} read to the end, {counted:g} counted by the server"
     if open_here:
         detail += f"; the first: {open_here[0].client} {open_here[0].instance}/{open_here[0].index}"
     return Check("ends", ok, detail)
@@ -177,9 +166,7 @@ def check_errors(result: RoundResult, allowed: Sequence[str]) -> Check:
     return Check("errors", not wrong, f"{said}; not allowed: {wrong or 'none'}")
 
 
-def check_memory(
-    samples: Sequence[Sample], warmup_share: float, growth_mib: float, growth_mib_per_min: float
-) -> list[Check]:
+def check_memory(samples: Sequence[Sample], warmup_share: float, growth_mib: float, growth_mib_per_min: float) -> list[Check]:
     """For each process that lived long enough (engines that were killed had lives of their own)."""
     checks = []
     for name in ("gateway", "engine"):
@@ -242,9 +229,7 @@ def planned(scenario: Scenario, minutes: float, kills: int, seed: int, drain_s: 
 @contextlib.contextmanager
 def besieged(url: str, seconds: float, seed: int) -> Iterator[None]:
     """Mild attackers beside the load, in a process of their own that ends by itself."""
-    order = Order(
-        int(url.rpartition(":")[2]), seconds, seed, intensity=SIEGE_INTENSITY, sources=["127.0.0.2", "127.0.0.3"]
-    )
+    order = Order(int(url.rpartition(":")[2]), seconds, seed, intensity=SIEGE_INTENSITY, sources=["127.0.0.2", "127.0.0.3"])
     command = [sys.executable, "-m", "tests.attacks.besiege"]
     attackers = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)  # noqa: S603
     assert attackers.stdin is not None
@@ -257,9 +242,7 @@ def besieged(url: str, seconds: float, seed: int) -> Iterator[None]:
         attackers.wait()
 
 
-async def soak(
-    server: Server, url: str, scenario: Scenario, seed: int, sample_s: float
-) -> tuple[RoundResult, list[Sample]]:
+async def soak(server: Server, url: str, scenario: Scenario, seed: int, sample_s: float) -> tuple[RoundResult, list[Sample]]:
     """Runs the load with a sample of both processes every so often."""
     samples: list[Sample] = []
     began_s = time.monotonic()
@@ -310,11 +293,7 @@ def store_bytes(url: str) -> int:
 def counted_requests(url: str) -> dict[str, float]:
     """The server's own count of requests by how they ended, from /metrics."""
     lines = fetch(f"{url}/metrics").decode().splitlines()
-    return {
-        line.rpartition(" ")[0]: float(line.rpartition(" ")[2])
-        for line in lines
-        if line.startswith("poise_requests_total{")
-    }
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line.startswith("poise_requests_total{")}
 
 
 def wait_until_clean(url: str) -> Check:
@@ -368,9 +347,7 @@ def main() -> int:
         server = Server(given.serve, log)
         try:
             url = server.wait_for_url()
-            print(
-                f"{url}: {scenario.name} for {given.minutes:g} min, {given.kills} kill(s), seed {given.seed}; log: {log.name}"
-            )
+            print(f"{url}: {scenario.name} for {given.minutes:g} min, {given.kills} kill(s), seed {given.seed}; log: {log.name}")
             before = counted_requests(url)
             around = besieged(url, given.minutes * 60, given.seed) if given.siege else contextlib.nullcontext()
             with around:

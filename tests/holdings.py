@@ -55,9 +55,7 @@ FILES = (
         _OWNER,
         ("gateway/tenancy/keys.py",),
     ),
-    File(
-        "config/keys.pepper", "the secret of these hashes", "no", "you delete it", _OWNER, ("gateway/tenancy/keys.py",)
-    ),
+    File("config/keys.pepper", "the secret of these hashes", "no", "you delete it", _OWNER, ("gateway/tenancy/keys.py",)),
     File(
         "state/run/operator-*.token",
         "the token by which commands of the same user are operators; in `$XDG_RUNTIME_DIR/poise` where there is one",
@@ -187,16 +185,10 @@ MEMORY = (
         "nobody",
     ),
     Memory(
-        "gateway.models.local.templates:Templates",
-        "the operator's templates",
-        "the server ends",
-        "the tenants that may use them",
+        "gateway.models.local.templates:Templates", "the operator's templates", "the server ends", "the tenants that may use them"
     ),
     Memory(
-        "audit.log:AuditLog",
-        "content on its way to the audit log, only of tenants with `content_log`",
-        "it is written",
-        "nobody",
+        "audit.log:AuditLog", "content on its way to the audit log, only of tenants with `content_log`", "it is written", "nobody"
     ),
     Memory("engine.core:Engine", "token ids of live requests", "they end", "nobody"),
     Memory(
@@ -216,30 +208,20 @@ MEMORY = (
 _LIVE = "one for each live request"
 
 GROWING = (
-    Growing(
-        "gateway.records.kept:Records",
-        "results that are kept",
-        "`results.budget_mb`, about 3 kB and more each; live ones",
-    ),
+    Growing("gateway.records.kept:Records", "results that are kept", "`results.budget_mb`, about 3 kB and more each; live ones"),
     Growing(
         "gateway.supervision.handover:Handover",
         "what another engine would need",
         f"{_LIVE}, in number by the queues, in size by contexts",
     ),
     Growing("gateway.supervision.blame:Blame", "deaths held against requests", _LIVE),
-    Growing(
-        "gateway.condition.lookout:Lookout", "readers that are behind, ends of engines", f"{_LIVE}; taken once a second"
-    ),
+    Growing("gateway.condition.lookout:Lookout", "readers that are behind, ends of engines", f"{_LIVE}; taken once a second"),
     Growing(
         "gateway.condition.findings:Findings",
         "findings, and what they are judged by",
         f"seven kinds; {_LIVE}; minutes of one figure a second",
     ),
-    Growing(
-        "gateway.supervision.quarantine:Quarantine",
-        "reports of requests that engines died of",
-        "100, some 600 bytes each",
-    ),
+    Growing("gateway.supervision.quarantine:Quarantine", "reports of requests that engines died of", "100, some 600 bytes each"),
     Growing("gateway.condition.history:History", "ten minutes of samples", "600, some 2 kB each"),
     Growing("gateway.condition.levels:Levels", "crashes", "those within `levels.crash_window_s`"),
     Growing(
@@ -248,17 +230,11 @@ GROWING = (
         "256 accounts, some 100 bytes each; the configuration's",
     ),
     Growing(
-        "gateway.supervision.questions:Questions",
-        "questions to the engine",
-        "those of open requests; they end with the engine",
+        "gateway.supervision.questions:Questions", "questions to the engine", "those of open requests; they end with the engine"
     ),
     Growing("gateway.supervision.launch:Launcher", "descriptors kept for a start", "a few"),
     Growing("gateway.tasks.account:TaskAccount", "failures of a task", "a few times"),
-    Growing(
-        "gateway.tasks.pulse:Pulse",
-        "looks, and how long one that failed is left out",
-        "one for each that the code starts",
-    ),
+    Growing("gateway.tasks.pulse:Pulse", "looks, and how long one that failed is left out", "one for each that the code starts"),
     Growing("gateway.tasks.tasks:Tasks", "long-lived tasks", "one for each that the code starts"),
     Growing("gateway.models.local.templates:Templates", "tokens of declared templates", "the configuration's"),
     Growing(
@@ -272,32 +248,20 @@ GROWING = (
     Growing("gateway.tenancy.operators:LocalOperators", "codes for the dashboard", "a few, each for a minute or so"),
     Growing("gateway.tenancy.accounts:Accounts", "undeclared keys that are alive", "8"),
     Growing("gateway.tenancy.strangers:Strangers", "addresses that were refused", "4,096"),
-    Growing(
-        "gateway.http.connections.acceptor:Acceptor", "connections that are being opened", "those that have a place"
-    ),
-    Growing(
-        "gateway.http.connections.hub:Hub", "what the application keeps for its requests", "set once, at the start"
-    ),
+    Growing("gateway.http.connections.acceptor:Acceptor", "connections that are being opened", "those that have a place"),
+    Growing("gateway.http.connections.hub:Hub", "what the application keeps for its requests", "set once, at the start"),
     Growing("gateway.http.connections.peers:TrustedProxies", "networks of proxies", "the configuration's"),
     Growing("gateway.http.connections.places:Places", "connections", "their number in all"),
     Growing("gateway.http.connections.shares:Shares", "what accounts and addresses hold", "those that hold something"),
     Growing("gateway.text.queue:TextQueue", "texts that wait for a worker", "`text.queue_mb`"),
-    Growing(
-        "gateway.text.workers:TextWorkers", "text workers, and how the last ones ended", "`text.workers`; a few ends"
-    ),
+    Growing("gateway.text.workers:TextWorkers", "text workers, and how the last ones ended", "`text.workers`; a few ends"),
     Growing(
         "metrics.lately:Lately",
         "what happened within a second, and times to first tokens of a minute",
         "65,536 gaps and 4,096 times to first tokens of each class, 110 bytes each",
     ),
-    Growing(
-        "metrics.tenants:TenantMetrics", "counts by tenant", "`metrics.tenants_max`, by class, outcome and error code"
-    ),
+    Growing("metrics.tenants:TenantMetrics", "counts by tenant", "`metrics.tenants_max`, by class, outcome and error code"),
     Growing("metrics.engine:_Least", "highest totals of engines", "one for each series"),
-    Growing(
-        "metrics.sample:HistorySampler",
-        "times of what limits, and counts of tokens",
-        "one for each limit; five seconds",
-    ),
+    Growing("metrics.sample:HistorySampler", "times of what limits, and counts of tokens", "one for each limit; five seconds"),
     Growing("audit.log:AuditLog", "entries on their way to the disk", "11,000, and 64 MiB of content, twice"),
 )

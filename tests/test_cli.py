@@ -22,17 +22,7 @@ from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 ROOT = Path(__file__).parent.parent
 # pydantic is not in the list: typer itself reads options with it.
-HEAVY = (
-    "aiohttp",
-    "starlette",
-    "uvicorn",
-    "numpy",
-    "jinja2",
-    "llama_cpp",
-    "rich",
-    "msgspec",
-    "poise.config",
-)
+HEAVY = ("aiohttp", "starlette", "uvicorn", "numpy", "jinja2", "llama_cpp", "rich", "msgspec", "poise.config")
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +33,7 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def run(
-    *arguments: str, exit_code: int = 0, stderr: str | None = "", variables: dict[str, str] | None = None
-) -> Result:
+def run(*arguments: str, exit_code: int = 0, stderr: str | None = "", variables: dict[str, str] | None = None) -> Result:
     """The result of one call; `stderr` None leaves it unchecked."""
     result = CliRunner().invoke(app, list(arguments), env=variables or {}, prog_name="poise")
     assert result.exit_code == exit_code, result.output

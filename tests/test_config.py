@@ -338,9 +338,7 @@ def values_of(setting: Setting) -> st.SearchStrategy[Any]:
         return st.lists(st.sampled_from(["interactive", "background"]), max_size=3)
     if setting.kind == "names":
         return st.lists(st.sampled_from(["alice", "local", "key-1"]), max_size=3)
-    return {"switch": st.booleans(), "choice": st.sampled_from(setting.choices or ("",)), "text": st.text()}[
-        setting.kind
-    ]
+    return {"switch": st.booleans(), "choice": st.sampled_from(setting.choices or ("",)), "text": st.text()}[setting.kind]
 
 
 NAMES = ("alice", "a-b__c")
@@ -375,11 +373,7 @@ def test_any_settings_survive_being_written_and_loaded(values: dict[str, object]
 
 def test_written_configuration_hides_keys() -> None:
     """The effective configuration is made to be pasted into a bug report."""
-    values = {
-        "auth.keys.alice": "sk-hidden-key-1",
-        "auth.admin_key": "sk-admin-key-1",
-        "auth.keys_file": "/etc/poise/keys.jsonl",
-    }
+    values = {"auth.keys.alice": "sk-hidden-key-1", "auth.admin_key": "sk-admin-key-1", "auth.keys_file": "/etc/poise/keys.jsonl"}
     loaded = load(None, {}, values)
     document = to_toml(loaded)
     assert "sk-" not in document
@@ -431,11 +425,7 @@ def test_tenants_of_a_keys_file_are_not_known_to_the_configuration(nowhere: Path
 
 def test_the_engine_gets_no_secrets() -> None:
     """Neither keys nor texts: it needs none to compute, and it may dump what it has."""
-    given = {
-        "auth.keys.alice": "sk-hidden-key-1",
-        "auth.admin_key": "sk-admin-key-1",
-        "templates.faq.text": "system-text",
-    }
+    given = {"auth.keys.alice": "sk-hidden-key-1", "auth.admin_key": "sk-admin-key-1", "templates.faq.text": "system-text"}
     handed = engine_settings(load(None, {}, given).settings)
     assert "sk-" not in handed
     assert "system-text" not in handed
@@ -446,13 +436,7 @@ def test_aliases_keep_their_order_dots_and_stars() -> None:
     """Across sources, and what is printed loads to the same."""
     Path("given.toml").write_text('[aliases]\n"gpt-3.5-turbo" = "default"\n"gpt-*" = "small"\n"a\\"b.c" = "small"')
     loaded = load(Path("given.toml"), {"POISE_ALIASES__O3": "small"}, {"aliases.gpt-4.1*": "default"})
-    wanted = {
-        "gpt-3.5-turbo": "default",
-        "gpt-*": "small",
-        'a"b.c': "small",
-        "o3": "small",
-        "gpt-4.1*": "default",
-    }
+    wanted = {"gpt-3.5-turbo": "default", "gpt-*": "small", 'a"b.c': "small", "o3": "small", "gpt-4.1*": "default"}
     assert list(loaded.settings.aliases.items()) == list(wanted.items())
     assert loaded.origins['aliases."gpt-*"'] == f"file {Path('given.toml').absolute()}"
     Path("printed.toml").write_text(to_toml(loaded))

@@ -26,10 +26,7 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(
-    *problems: str,
-    toml: str | bytes = "",
-    environment: dict[str, str] | None = None,
-    options: dict[str, object] | None = None,
+    *problems: str, toml: str | bytes = "", environment: dict[str, str] | None = None, options: dict[str, object] | None = None
 ) -> None:
     """Exactly these problems are reported, in this order."""
     Path("poise.toml").write_bytes(toml.encode() if isinstance(toml, str) else toml)
@@ -58,10 +55,7 @@ def check(
         ("server.host = 1", "server.host = 1: must be text"),
         ("model.path = {a = 1}", "model.path = {'a': 1}: must be text"),
         ("engine.kv_type = 'f61'", 'engine.kv_type = "f61": must be one of "f16", "q8_0", "q4_0"'),
-        (
-            "pools.short.flash_attention = true",
-            'pools.short.flash_attention = true: must be one of "auto", "on", "off"',
-        ),
+        ("pools.short.flash_attention = true", 'pools.short.flash_attention = true: must be one of "auto", "on", "off"'),
         ("server = 5", "server = 5: must be a section, [server]"),
         ("pools.short = 'big'", 'pools.short = "big": must be a section, [pools.short]'),
         ("[[server]]\nport = 1", "server = [{'port': 1}]: must be a section, [server]"),
@@ -77,8 +71,7 @@ def check(
         ("server.hosts = ['http://a.example']", f'server.hosts = "http://a.example": {RULE_HOST}'),
         (
             "server.origins = ['a.example']",
-            'server.origins = "a.example": must be origins, each as in https://chat.example: '
-            "scheme, host and perhaps a port",
+            'server.origins = "a.example": must be origins, each as in https://chat.example: scheme, host and perhaps a port',
         ),
         ("server.tls_cert = 'c.pem'", 'server.tls_cert = "c.pem": needs server.tls_key as well'),
         ("server.tls_key = 'k.pem'", 'server.tls_key = "k.pem": needs server.tls_cert as well'),
@@ -104,14 +97,8 @@ def check(
         ("store.prefix_min_tokens = 4", "store.prefix_min_tokens = 4: must be between 8 and 1048576"),
         ("scheduler.turn_ms = 0", "scheduler.turn_ms = 0: must be between 10 and 3600000"),
         ("scheduler.preemptions_max = -1", "scheduler.preemptions_max = -1: must be between 0 and 1000"),
-        (
-            "classes.interactive.queue_timeout_s = inf",
-            "classes.interactive.queue_timeout_s = inf: must be between 0 and 86400",
-        ),
-        (
-            "classes.interactive.long_system_share = 0",
-            "classes.interactive.long_system_share = 0: must be above 0 and at most 1",
-        ),
+        ("classes.interactive.queue_timeout_s = inf", "classes.interactive.queue_timeout_s = inf: must be between 0 and 86400"),
+        ("classes.interactive.long_system_share = 0", "classes.interactive.long_system_share = 0: must be above 0 and at most 1"),
         ("pools.short.reserved_slots = 2", "pools.short.reserved_slots: unknown key"),
         ("tenant_defaults.weight = 0", "tenant_defaults.weight = 0: must be between 0.01 and 100"),
         ("tenants = 5", "tenants = 5: must be a section, [tenants]"),
@@ -151,10 +138,7 @@ def test_one_bad_value(toml: str, problem: str) -> None:
             "classes.interactive.slots_max = 9\npools.short.slots = 8",
             "classes.interactive.slots_max = 9: must be at most pools.short.slots = 8 (poise.toml)",
         ),
-        (
-            "classes.background.heavy_max = 3",
-            "classes.background.heavy_max = 3: must be at most pools.long.slots = 2 (default)",
-        ),
+        ("classes.background.heavy_max = 3", "classes.background.heavy_max = 3: must be at most pools.long.slots = 2 (default)"),
         (
             "classes.interactive.heavy_tokens = 2048\npools.short.slot_tokens = 2048",
             "classes.interactive.heavy_tokens = 2048: must be below pools.short.slot_tokens = 2048 (poise.toml)",
@@ -283,11 +267,7 @@ def test_clash_between_sources() -> None:
         ("POISE_TENANTS__ALICE", "1", "unknown variable"),
         ("POISE_NAME", "1", "unknown variable; did you mean POISE_MODEL__NAME?"),
         ("POISE_AUTH__KEYS__alice", "sk", "unknown variable; did you mean POISE_AUTH__KEYS__ALICE?"),
-        (
-            "POISE_CLASSES__INTERACTIVE__QUEUES_MAX",
-            "1",
-            "unknown variable; did you mean POISE_CLASSES__INTERACTIVE__QUEUE_MAX?",
-        ),
+        ("POISE_CLASSES__INTERACTIVE__QUEUES_MAX", "1", "unknown variable; did you mean POISE_CLASSES__INTERACTIVE__QUEUE_MAX?"),
         ("POISE_CLASSES__INTERACTIVE__COLOUR", "1", "unknown variable"),
         ("POISE_", "1", "unknown variable"),
     ],

@@ -22,9 +22,7 @@ ALERTS = re.findall(r"- alert: (\w+)", RULES)
 
 def metrics() -> dict[str, str]:
     """Name to type, as docs/metrics.md has them; other tests compare that with what is served."""
-    rows = re.findall(
-        r"^\| `((?:poise|gen_ai)_\w+)` \| (\w+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `((?:poise|gen_ai)_\w+)` \| (\w+) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
     return dict(rows)
 
 
@@ -70,11 +68,7 @@ def test_the_dashboard_is_laid_out() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
+        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
         assert not taken & cells, panel["title"]
         assert all(x < 24 for x, _ in cells), panel["title"]
         taken |= cells

@@ -37,9 +37,7 @@ def writes(tree: ast.AST) -> Iterator[int]:
 
 def test_every_module_that_writes_files_is_listed() -> None:
     """And none that does not."""
-    found = {
-        path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if any(writes(ast.parse(path.read_text())))
-    }
+    found = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if any(writes(ast.parse(path.read_text())))}
     assert found == {writer for file in FILES for writer in file.writers}
 
 
@@ -63,9 +61,7 @@ def test_the_document_has_the_list() -> None:
     ]
     assert rows == files + [f"| `{m.owner}` | {m.what} | {m.until} | {m.readers} |" for m in MEMORY]
     bounds = [line for line in DOCUMENT.splitlines() if line.startswith("| `") and line.count("|") == 4]
-    assert [row for row in bounds if ":" in row.split("`")[1]] == [
-        f"| `{g.owner}` | {g.what} | {g.bound} |" for g in GROWING
-    ]
+    assert [row for row in bounds if ":" in row.split("`")[1]] == [f"| `{g.owner}` | {g.what} | {g.bound} |" for g in GROWING]
 
 
 CONTAINERS = {"dict", "list", "deque", "set", "OrderedDict", "defaultdict"}

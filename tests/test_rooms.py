@@ -129,12 +129,7 @@ def test_next_to_nothing_is_excused() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "import poise.a",
-        "from poise import a",
-        "def f():\n    from poise import a",
-        "if TYPE_CHECKING:\n    import poise.a",
-    ],
+    ["import poise.a", "from poise import a", "def f():\n    from poise import a", "if TYPE_CHECKING:\n    import poise.a"],
 )
 def test_imports_are_seen_wherever_they_stand(text: str) -> None:
     """The tests above would find these."""

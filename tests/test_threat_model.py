@@ -35,12 +35,7 @@ def test_every_test_that_is_named_is_there(path: str, name: str, cases: str) -> 
 def test_every_kind_of_attack_is_after_the_promises_that_name_it() -> None:
     """What a kind says of itself is what the page says of it."""
     by_kind = {
-        name: {
-            number
-            for number, _, tests in ROWS
-            for cases in re.findall(r"\[([\w, ]+)\]", tests)
-            if name in cases.split(", ")
-        }
+        name: {number for number, _, tests in ROWS for cases in re.findall(r"\[([\w, ]+)\]", tests) if name in cases.split(", ")}
         for name in KINDS
     }
     assert by_kind == {name: set(kind.promises) for name, kind in KINDS.items()}

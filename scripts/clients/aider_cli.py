@@ -15,13 +15,7 @@ from checks import API, KEY, MODEL, check, run
 def edit() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "hello.py").write_text("print('hello')\n")
-        command = [
-            str(Path(sys.executable).with_name("aider")),
-            "--model",
-            f"openai/{MODEL}",
-            "--no-git",
-            "--yes-always",
-        ]
+        command = [str(Path(sys.executable).with_name("aider")), "--model", f"openai/{MODEL}", "--no-git", "--yes-always"]
         command += ["--no-show-model-warnings", "--no-check-update", "--analytics-disable", "--edit-format", "whole"]
         command += ["--map-tokens", "0", "--message", "Print goodbye instead.", "hello.py"]
         environment = {**os.environ, "HOME": folder, "OPENAI_API_BASE": API, "OPENAI_API_KEY": KEY}

@@ -16,24 +16,12 @@ from checks import MODEL, URL, check, run
 def benchmark() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "prompts.jsonl")
-        data.write_text(
-            "".join(json.dumps({"prompt": f"Count to {i}.", "output_tokens_count": 8}) + "\n" for i in range(4))
-        )
+        data.write_text("".join(json.dumps({"prompt": f"Count to {i}.", "output_tokens_count": 8}) + "\n" for i in range(4)))
         out = Path(folder, "out.json")
-        command = [
-            str(Path(sys.executable).with_name("guidellm")),
-            "benchmark",
-            "run",
-            "--target",
-            URL,
-            "--model",
-            MODEL,
-        ]
+        command = [str(Path(sys.executable).with_name("guidellm")), "benchmark", "run", "--target", URL, "--model", MODEL]
         command += ["--profile", "synchronous", "--max-requests", "3", "--data", str(data), "--output-path", str(out)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, check=False, cwd=folder, env=environment
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder, env=environment)
         assert done.returncode == 0, done.stdout[-300:] + done.stderr[-300:]
         (found,) = json.loads(out.read_text())["benchmarks"]
         assert len(found["requests"]["successful"]) == 3, found["requests"]

@@ -9,12 +9,7 @@ from checks import API, KEY, LONG, MODEL, SAY_HI, check, run, tool
 
 AT = {"model": f"openai/{MODEL}", "api_base": API, "api_key": KEY, "num_retries": 0}
 HI = [{"role": "user", "content": SAY_HI}]
-SCHEMA = {
-    "type": "object",
-    "properties": {"city": {"type": "string"}},
-    "required": ["city"],
-    "additionalProperties": False,
-}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "additionalProperties": False}
 
 
 @check("completion")
@@ -24,16 +19,12 @@ def completion() -> None:
 
 @check("stream")
 def stream() -> None:
-    assert "".join(
-        c.choices[0].delta.content or "" for c in litellm.completion(**AT, messages=HI, max_tokens=8, stream=True)
-    )
+    assert "".join(c.choices[0].delta.content or "" for c in litellm.completion(**AT, messages=HI, max_tokens=8, stream=True))
 
 
 @check("hosted_vllm and text-completion-openai")
 def providers() -> None:
-    assert litellm.completion(
-        model=f"hosted_vllm/{MODEL}", api_base=API, api_key=KEY, messages=HI, max_tokens=4
-    ).choices
+    assert litellm.completion(model=f"hosted_vllm/{MODEL}", api_base=API, api_key=KEY, messages=HI, max_tokens=4).choices
     text = f"text-completion-openai/{MODEL}"
     assert litellm.text_completion(model=text, api_base=API, api_key=KEY, prompt="Oslo is", max_tokens=4).choices
 

@@ -20,9 +20,7 @@ ROWS = [
     {"question": "Ice is", "choices": [" hot", " cold"], "answer": 1, "free": "cold"},
 ]
 DATA = f"dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {HERE / 'rows.jsonl'}\ntest_split: test\n"
-CHOICE = (
-    'doc_to_text: "{{question}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: answer\noutput_type: multiple_choice\n'
-)
+CHOICE = 'doc_to_text: "{{question}}"\ndoc_to_choice: "{{choices}}"\ndoc_to_target: answer\noutput_type: multiple_choice\n'
 FREE = 'doc_to_text: "{{question}}"\ndoc_to_target: free\noutput_type: generate_until\n'
 FREE += 'generation_kwargs:\n  until: ["\\n"]\n  max_gen_toks: 8\nmetric_list:\n  - metric: exact_match\n'
 (HERE / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
@@ -31,9 +29,7 @@ FREE += 'generation_kwargs:\n  until: ["\\n"]\n  max_gen_toks: 8\nmetric_list:\n
 
 
 def evaluate(model: str, task: str, path: str, *words: str, tokenizer: str = "remote") -> dict[str, object]:
-    values = (
-        f"model={MODEL},base_url={path},num_concurrent=2,max_retries=1,tokenizer_backend={tokenizer},max_length=2048"
-    )
+    values = f"model={MODEL},base_url={path},num_concurrent=2,max_retries=1,tokenizer_backend={tokenizer},max_length=2048"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", model, "--model_args", values, "--tasks", task]
     command += ["--include_path", str(HERE), "--output_path", str(HERE / "out"), *words]
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(HERE / "cache")}

@@ -31,9 +31,7 @@ def chat() -> None:
 @check("stream with usage")
 def stream() -> None:
     options = {"include_usage": True}
-    chunks = list(
-        client.chat.completions.create(model=MODEL, messages=HI, max_tokens=8, stream=True, stream_options=options)
-    )
+    chunks = list(client.chat.completions.create(model=MODEL, messages=HI, max_tokens=8, stream=True, stream_options=options))
     assert chunks[-1].usage
     assert chunks[0].choices[0].delta.role == "assistant"
 

@@ -21,9 +21,7 @@ def get_weather(city: str) -> str:
 def refusals(agent: CodeAgent | ToolCallingAgent) -> list[str]:
     """What the server did not take. What a small model makes of its task is another matter."""
     errors = [getattr(step, "error", None) for step in agent.memory.steps]
-    return [
-        str(error) for error in errors if error and ("Error code" in str(error) or "generation error" in str(error))
-    ]
+    return [str(error) for error in errors if error and ("Error code" in str(error) or "generation error" in str(error))]
 
 
 @check("the model, whole and streamed")
@@ -46,11 +44,7 @@ for structured in (False, True):
     @check("CodeAgent" + (", structured" if structured else ""))
     def code(structured: bool = structured) -> None:
         agent = CodeAgent(
-            tools=[get_weather],
-            model=model,
-            max_steps=2,
-            verbosity_level=0,
-            use_structured_outputs_internally=structured,
+            tools=[get_weather], model=model, max_steps=2, verbosity_level=0, use_structured_outputs_internally=structured
         )
         agent.run("The weather in Oslo?")
         assert not refusals(agent), refusals(agent)

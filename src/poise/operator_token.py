@@ -8,8 +8,6 @@ The file lies in `$XDG_RUNTIME_DIR/poise`, or in `run` in the state directory wh
 a lock on it, so that a file without one is known to be left over; those are removed by the next server.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import ipaddress

@@ -120,11 +120,7 @@ class Besieged:
 
     def _is_settled(self) -> bool:
         status = self.server.get("/status")[1]
-        held = [
-            status["open_requests"],
-            status["live_choices"],
-            max(0, self._gateway.num_fds() - self._files - FILES_MORE),
-        ]
+        held = [status["open_requests"], status["live_choices"], max(0, self._gateway.num_fds() - self._files - FILES_MORE)]
         held += [figures[what] for figures in status["classes"].values() for what in ("queued", "running", "swapped")]
         return not any(held)
 

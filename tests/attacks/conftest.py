@@ -23,9 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def anybodys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Besieged]:
     """No key is declared: whoever sends one is the tenant of that key, the polite client as well as the others."""
     folder = tmp_path_factory.mktemp("anybodys")
-    yield from _besieged(
-        folder, f"auth.admin_key={ADMIN_KEY}", key="polite-secret-key", hostile_key="hostile-secret-key"
-    )
+    yield from _besieged(folder, f"auth.admin_key={ADMIN_KEY}", key="polite-secret-key", hostile_key="hostile-secret-key")
 
 
 @pytest.fixture(scope="session")

@@ -133,9 +133,7 @@ def test_the_log_is_bounded_in_bytes(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert report.first_seq > 100
     assert "audit.max_mb" in caplog.text
     with writing(tmp_path, rotate_bytes=2_000, bytes_max=10_000) as log:
-        assert log.standing[0] == sum(file.path.stat().st_size for file in log_files(tmp_path)), (
-            "counted at a start, too"
-        )
+        assert log.standing[0] == sum(file.path.stat().st_size for file in log_files(tmp_path)), "counted at a start, too"
 
 
 class FullDisk:
@@ -146,9 +144,7 @@ class FullDisk:
         self._write, self._unlink = os.write, Path.unlink
         monkeypatch.setattr("poise.audit.writer.os.write", self.write)
         monkeypatch.setattr("poise.audit.reserve.os.posix_fallocate", self.allocate)
-        monkeypatch.setattr(
-            "poise.audit.reserve.Path.unlink", lambda path, missing_ok=False: self.unlink(path, missing_ok)
-        )
+        monkeypatch.setattr("poise.audit.reserve.Path.unlink", lambda path, missing_ok=False: self.unlink(path, missing_ok))
 
     def write(self, descriptor: int, data: bytes) -> int:
         self._take(len(data))

@@ -92,9 +92,7 @@ def test_bad_behaviour_is_explained(more: str, part: str) -> None:
     assert part in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "interactive.ttft_ms", "batch.ttft_ms=3", "interactive.ttft=3", "interactive.e2e_ms=."]
-)
+@pytest.mark.parametrize("text", ["", "interactive.ttft_ms", "batch.ttft_ms=3", "interactive.ttft=3", "interactive.e2e_ms=."])
 def test_bad_targets_are_explained(text: str) -> None:
     """One line says how a target is written."""
     with pytest.raises(InputError, match=r"expected CLASS\.NAME=MILLISECONDS"):
@@ -223,11 +221,7 @@ def test_a_paced_loop_is_not_early() -> None:
 
 
 SLEEPER = "import time; time.sleep(600)"
-PARENT = (
-    "import subprocess, sys\n"
-    f"command = [sys.executable, '-c', {SLEEPER!r}]\n"
-    "while True: subprocess.Popen(command).wait()\n"
-)
+PARENT = f"import subprocess, sys\ncommand = [sys.executable, '-c', {SLEEPER!r}]\nwhile True: subprocess.Popen(command).wait()\n"
 
 
 async def test_no_kill_without_leave() -> None:

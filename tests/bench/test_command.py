@@ -171,14 +171,7 @@ async def test_command_compares_two_servers(tmp_path: Path) -> None:
         arguments += ["--pause", "0", "--json", str(found), "--seed", "3", "--text-seed", "4"]
         result = await asyncio.to_thread(invoke, *arguments)
     assert result.exit_code == 0, result.output
-    for text in (
-        "tiny · 2 round(s) from seed 3",
-        "ours-model",
-        "theirs p95",
-        "ratio p99",
-        "chat (interactive)",
-        "TTFT ms",
-    ):
+    for text in ("tiny · 2 round(s) from seed 3", "ours-model", "theirs p95", "ratio p99", "chat (interactive)", "TTFT ms"):
         assert text in result.stdout
     check_json(json.loads(found.read_bytes()), theirs)
 
@@ -252,15 +245,7 @@ def test_the_document_is_complete() -> None:
     named = [option for option in options if option.startswith("--")]
     assert len(named) == 15
     named += [f"`{path.stem}`" for path in (root / "scenarios").glob("*.toml")]
-    named += [
-        "TTFT",
-        "| gap |",
-        "longest gap",
-        "end to end",
-        "output tokens/s",
-        "prompt tokens/s",
-        "tokens/s per stream",
-    ]
+    named += ["TTFT", "| gap |", "longest gap", "end to end", "output tokens/s", "prompt tokens/s", "tokens/s per stream"]
     assert [name for name in named if name not in text] == []
 
 

@@ -30,11 +30,7 @@ def rounds(values: list[float], *, bound: str = "", seeds: list[int] | None = No
                 "ours": {
                     "groups": [
                         {"kind": "all", "name": "", "figures": {"output_tokens_per_s": {"value": 1.0, "bound": ""}}},
-                        {
-                            "kind": "class",
-                            "name": "interactive",
-                            "figures": {"ttft_ms_p95": {"value": value, "bound": bound}},
-                        },
+                        {"kind": "class", "name": "interactive", "figures": {"ttft_ms_p95": {"value": value, "bound": bound}}},
                     ]
                 }
             },
@@ -140,10 +136,7 @@ def test_guards_from_a_file(tmp_path: Path) -> None:
         (["absent.json", "a.json"], "absent.json: cannot be read"),
         (["bad.json", "a.json"], "bad.json: not a file of poise bench --json"),
         (["a.json", "a.json#theirs"], "has no side 'theirs'; it has ours"),
-        (
-            ["a.json", "a.json", "--guard", "nobody.ttft_p95<=1"],
-            "no such scenario or clients; there are all, interactive",
-        ),
+        (["a.json", "a.json", "--guard", "nobody.ttft_p95<=1"], "no such scenario or clients; there are all, interactive"),
         (["a.json", "a.json", "--guard", "x:interactive.ttft_p95<=1"], "no such scenario"),
         (["a.json", "a.json", "--guard", "interactive.ttft=1"], "expected [SCENARIO:]GROUP.FIGURE<=RATIO"),
         (["a.json", "a.json", "--scenario", "mixed"], "are for two URLs"),

@@ -405,9 +405,7 @@ async def test_warmup_is_not_measured() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 10_000])
 def test_reader_is_indifferent_to_fragments(size: int) -> None:
     """Line ends of both kinds, comments, other fields and missing spaces, in pieces of any size."""
-    data = b"".join(
-        [b": ping\r\n\r\n", b"event: x\n", ROLE, TOKEN.replace(b"\n", b"\r\n"), TOKEN[:5] + TOKEN[6:], *COMPLETE]
-    )
+    data = b"".join([b": ping\r\n\r\n", b"event: x\n", ROLE, TOKEN.replace(b"\n", b"\r\n"), TOKEN[:5] + TOKEN[6:], *COMPLETE])
     reader = EventDecoder()
     n_content = sum(reader.feed(data[start : start + size]) for start in range(0, len(data), size))
     assert (n_content, reader.done, reader.error) == (5, True, None)

@@ -86,19 +86,7 @@ def test_shipped_scenarios_load(path: Path, tmp_path: Path) -> None:
 
 def test_shipped_scenarios_are_complete() -> None:
     """The scenarios that the documentation names exist."""
-    names = [
-        "cancel",
-        "chat",
-        "flood",
-        "mixed",
-        "newcomers",
-        "single",
-        "slow-readers",
-        "soak",
-        "storm",
-        "sustained",
-        "trace",
-    ]
+    names = ["cancel", "chat", "flood", "mixed", "newcomers", "single", "slow-readers", "soak", "storm", "sustained", "trace"]
     assert [path.stem for path in SHIPPED] == names
 
 
@@ -175,18 +163,13 @@ def test_instances_differ() -> None:
 
 def test_streams_are_independent() -> None:
     """Another client in the file, or another order of reading, changes nobody's requests."""
-    more = BASE.replace(
-        '[[clients]]\nname = "chat"', BASE[BASE.rindex("[[clients]]") :] + '\n[[clients]]\nname = "chat"'
-    )
+    more = BASE.replace('[[clients]]\nname = "chat"', BASE[BASE.rindex("[[clients]]") :] + '\n[[clients]]\nname = "chat"')
     more = more.replace('name = "writer"', 'name = "other"', 1)
     with_other = generated(parse_scenario(more, "a"))
     assert len(with_other) == 4
-    assert {key: value for key, value in with_other.items() if key[0] != "other"} == generated(
-        parse_scenario(BASE, "a")
-    )
+    assert {key: value for key, value in with_other.items() if key[0] != "other"} == generated(parse_scenario(BASE, "a"))
     backwards = {
-        (s.client.name, s.instance): list(islice(s.requests, 20))
-        for s in reversed(parse_scenario(BASE, "a").requests(1))
+        (s.client.name, s.instance): list(islice(s.requests, 20)) for s in reversed(parse_scenario(BASE, "a").requests(1))
     }
     assert backwards == generated(parse_scenario(BASE, "a"))
 

@@ -31,9 +31,7 @@ def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedSettings:
 def settings(tmp_path: Path, **overrides: object) -> LoadedSettings:
     model = write_gguf(tmp_path / "tiny.gguf")
     return load(
-        None,
-        {},
-        {"model.path": str(model), "server.port": "0"} | {k.replace("__", "."): v for k, v in overrides.items()},
+        None, {}, {"model.path": str(model), "server.port": "0"} | {k.replace("__", "."): v for k, v in overrides.items()}
     )
 
 
@@ -57,9 +55,7 @@ def test_a_host_in_order(tmp_path: Path, loaded: LoadedSettings) -> None:
     }
     assert not is_bad(diagnoses)
     assert to_text(diagnoses).endswith("`poise serve` can start; 0 warnings")
-    assert [set(entry) for entry in json.loads(to_json(diagnoses))] == [{"subject", "grade", "text", "remedy"}] * len(
-        diagnoses
-    )
+    assert [set(entry) for entry in json.loads(to_json(diagnoses))] == [{"subject", "grade", "text", "remedy"}] * len(diagnoses)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +162,7 @@ def test_keys_that_others_can_read_are_told(tmp_path: Path, loaded: LoadedSettin
     assert diagnosis.grade is Grade.OK
 
 
-def test_a_name_is_judged_by_its_address(
-    tmp_path: Path, loaded: LoadedSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_is_judged_by_its_address(tmp_path: Path, loaded: LoadedSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a start does it: a name of this machine's own is not beyond it."""
-    monkeypatch.setattr(
-        socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))]
-    )
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 0))])
     assert found(examine(settings(tmp_path, server__host="desk.example"), host(tmp_path)), "exposure") == []

@@ -36,9 +36,7 @@ def run(*arguments: str, exit_code: int = 0, stderr: str | None = None) -> Resul
 
 def test_the_life_of_a_key(config: Path) -> None:
     """Made, listed, used, revoked. Standard output is the key and nothing else, so that it can be piped."""
-    made = run(
-        "keys", "add", "alice", "--comment", "her laptop", "--expires", "30d", "--classes", "background, interactive"
-    )
+    made = run("keys", "add", "alice", "--comment", "her laptop", "--expires", "30d", "--classes", "background, interactive")
     text = made.stdout.strip()
     assert text.startswith("pk-")
     assert "not shown again" in made.stderr
@@ -113,9 +111,7 @@ def test_the_audit_log_from_outside(config: Path, tmp_path: Path) -> None:
     for i in range(30):
         log.put("request", {"i": i})
     log.close()
-    assert (
-        "holds: entries 1 to 30 in 1 files; 0 with content, 0 whose content was erased" in run("audit", "verify").stdout
-    )
+    assert "holds: entries 1 to 30 in 1 files; 0 with content, 0 whose content was erased" in run("audit", "verify").stdout
     assert [json.loads(line)["i"] for line in run("audit", "tail", "-n", "3").stdout.splitlines()] == [27, 28, 29]
     (file,) = log_files(folder)
     file.path.write_bytes(file.path.read_bytes().replace(b'"i":12', b'"i":99'))

@@ -19,17 +19,13 @@ KEYS = Settings.model_validate(
 )
 
 
-@pytest.mark.parametrize(
-    "url", ["http://host:8000", "http://host:8000/", "http://host:8000/v1", "http://host:8000/v1/"]
-)
+@pytest.mark.parametrize("url", ["http://host:8000", "http://host:8000/", "http://host:8000/v1", "http://host:8000/v1/"])
 def test_an_address_may_be_given_as_clients_know_it(url: str) -> None:
     """With or without the API's /v1."""
     assert base_url(url) == "http://host:8000"
 
 
-@pytest.mark.parametrize(
-    "url", ["host:8000", "ftp://host", "http://", "http://host:0", "http://host:x", "http://host/?a=1"]
-)
+@pytest.mark.parametrize("url", ["host:8000", "ftp://host", "http://", "http://host:0", "http://host:x", "http://host/?a=1"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     """Before anything is sent."""
     with pytest.raises(ConsoleError, match="is not a server address"):
@@ -99,18 +95,13 @@ async def test_whose_requests_are_explained() -> None:
         assert refused.value.status == status
     with pytest.raises(ConsoleError, match="keeps no request of yours"):
         await AppClient(app, "key-of-bobby").explanation("last")
-    assert (await AppClient(app, "key-of-the-root").explanation("last"))["id"] == ids[1], (
-        "an operator's last one is anybody's"
-    )
+    assert (await AppClient(app, "key-of-the-root").explanation("last"))["id"] == ids[1], "an operator's last one is anybody's"
 
 
 async def test_the_servers_user_is_its_operator_without_a_key() -> None:
     """By the token that only this user can read; another user of the machine, or one elsewhere, is none."""
     app = make_app(FakeEngine(says("x")))
-    ids = [
-        (await ask(app, "POST", CHAT, chat_body(), headers=headers)).json()["id"]
-        for headers in ({}, {"x-api-key": "else"})
-    ]
+    ids = [(await ask(app, "POST", CHAT, chat_body(), headers=headers)).json()["id"] for headers in ({}, {"x-api-key": "else"})]
     local = AppClient(app)
     assert (await local.explanation(ids[1]))["id"] == ids[1]
     assert local.sent == [f"GET /{root}/requests/{ids[1]}/explanation" for root in ("v1", "admin")]

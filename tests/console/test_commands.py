@@ -60,9 +60,7 @@ def test_explain_says_what_is_wrong(serve: Serve) -> None:
     """No such request, no key, the wrong one, no address: one line each, and a status that a script can tell apart."""
     app = make_app(
         FakeEngine(says("x")),
-        Settings.model_validate(
-            {"auth": {"required": True, "admin_key": "key-of-the-root", "keys": {"a": "key-of-alice"}}}
-        ),
+        Settings.model_validate({"auth": {"required": True, "admin_key": "key-of-the-root", "keys": {"a": "key-of-alice"}}}),
     )
     response_id = answered(app, "key-of-alice")
     serve(app, token="")

@@ -47,10 +47,7 @@ async def test_a_picture_of_a_server_that_has_answered() -> None:
     assert interactive.itl.endswith("s")
     assert picture.curves[0].values[0] > 0
     assert picture.curves[2].values == (2.0,)
-    assert [(b.name, b.text) for b in picture.bars][:2] == [
-        ("short slots", "3 of 4, 1 warm"),
-        ("short cells", "210 of 1,200"),
-    ]
+    assert [(b.name, b.text) for b in picture.bars][:2] == [("short slots", "3 of 4, 1 warm"), ("short cells", "210 of 1,200")]
     slow = replace(interactive, ttft=pair(99_990, 99_990), itl=pair(9990, 99_990))
     text = shown(replace(picture, classes=[slow]))
     assert max(map(len, text.splitlines())) <= 80

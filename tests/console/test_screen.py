@@ -166,9 +166,7 @@ async def test_actions_are_asked_back_and_then_done() -> None:
 async def test_one_who_is_no_operator_sees_and_cancels_its_own() -> None:
     """And is told why the rest is not for it."""
     engine = FakeEngine()
-    keys = Settings.model_validate(
-        {"auth": {"admin_key": "key-of-the-root", "keys": {"a": "key-of-alice", "b": "key-of-bobby"}}}
-    )
+    keys = Settings.model_validate({"auth": {"admin_key": "key-of-the-root", "keys": {"a": "key-of-alice", "b": "key-of-bobby"}}})
     app = make_app(engine, keys)
     own, other = await running(app, engine, "Hello", "key-of-alice"), await running(app, engine, "Hi", "key-of-bobby")
     async with desk(app, "key-of-alice") as seen:

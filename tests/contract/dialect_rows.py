@@ -66,15 +66,12 @@ REQUESTS: dict[str, dict[str, dict[str, Any]]] = {
         "neutral values": _chat(n=None, tools=None, response_format={"type": "text"}, service_tier="auto"),
         "what has no effect": _chat(_HI | {"id": 1}, metadata={}, temprature=1, stream_options={"include_usage": True}),
         "other names and numbers": _chat({"role": "assistant"}, n_predict=-1, seed=-1, top_p=0, random_seed=-1.0),
-        "a schema": _chat(
-            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}
-        ),
+        "a schema": _chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}),
         "two structures": _chat(guided_json={}, grammar="start: x"),
         "tools": _chat(tools=_TOOLS, tool_choice="required", parallel_tool_calls=False),
         "a tool by name": _chat(tools=_TOOLS, tool_choice={"type": "function", "function": {"name": "f"}}),
         "allowed tools": _chat(
-            tools=_TOOLS,
-            tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"name": "g"}]}},
+            tools=_TOOLS, tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"name": "g"}]}}
         ),
         "functions": _chat(functions=[_F], function_call={"name": "f"}),
         "calls and results": _chat(
@@ -195,11 +192,7 @@ SCRIPTS: dict[str, tuple[int, AnswerOptions, Callable[[Script], Record]]] = {
     ),
     "log probabilities": (1, AnswerOptions(), lambda s: s.weigh("a").weigh("é").end().close()),
     "interrupted": (1, AnswerOptions(), lambda s: _interrupted(s).end().close()),
-    "interrupted, of two choices": (
-        2,
-        AnswerOptions(),
-        lambda s: s.say("a").note("swap", 1).end().end(choice=1).close(),
-    ),
+    "interrupted, of two choices": (2, AnswerOptions(), lambda s: s.say("a").note("swap", 1).end().end(choice=1).close()),
     "how it was made": (1, AnswerOptions(), lambda s: _made(s).say("a", "b").end().close()),
     "segments": (1, AnswerOptions(segments=True), lambda s: s.say("# Two\n", "One. ", "Two.").end().close()),
     "calls": (

@@ -144,9 +144,7 @@ class KvContract:
     def test_a_scrub_leaves_what_slots_and_entries_hold(self, subject: Subject) -> None:
         """Everything goes on exactly, in this pool and the other; released slots can be used as before."""
         stayed, told = alone(subject, TEA, LONG_RUN), alone(subject, STORY, LONG_RUN)
-        first, second, other = (
-            Sequence(subject, slot, TEA, pool=p) for slot, p in ((0, "short"), (2, "short"), (1, "long"))
-        )
+        first, second, other = (Sequence(subject, slot, TEA, pool=p) for slot, p in ((0, "short"), (2, "short"), (1, "long")))
         gone = Sequence(subject, 1, CAPITALS)
         for sequence in (first, second, other, gone):
             sequence.greedy(5)
@@ -253,9 +251,7 @@ class KvContract:
         ],
         ids=str,
     )
-    def test_a_failure_leaves_what_was_promised(
-        self, subject: Subject, operation: KvOperation, left: list[int]
-    ) -> None:
+    def test_a_failure_leaves_what_was_promised(self, subject: Subject, operation: KvOperation, left: list[int]) -> None:
         """No entry, an empty target, a move's source empty too; the entries and slots beside it go on."""
         stayed = alone(subject, TEA, 12)
         bystander, sequence = Sequence(subject, 3, TEA), Sequence(subject, 0, STORY)

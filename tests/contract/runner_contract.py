@@ -23,13 +23,7 @@ from poise.wire.to_engine import Grammar, SamplingParams, Thinking
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 SAMPLED = SamplingParams(temperature=1.0, seed=7, ignore_eos=True)
 PENALISED = SamplingParams(
-    temperature=0.9,
-    top_p=0.9,
-    seed=-3,
-    presence_penalty=0.4,
-    frequency_penalty=0.6,
-    repetition_penalty=1.3,
-    min_output=14,
+    temperature=0.9, top_p=0.9, seed=-3, presence_penalty=0.4, frequency_penalty=0.6, repetition_penalty=1.3, min_output=14
 )
 
 # Beginnings of English text in SmolLM2's vocabulary; to the simulated model all ids are alike.
@@ -173,9 +167,7 @@ def together(sequences: list[Sequence], n: int) -> None:
     """Draw `n` tokens for each sequence, all in one batch at a time."""
     for _ in range(n):
         rows = [s.row(len(s.prompt) + len(s.output) - s.n_computed) for s in sequences]
-        for sequence, row, sampled in zip(
-            sequences, rows, sequences[0].runner.execute(sequences[0].pool, rows), strict=True
-        ):
+        for sequence, row, sampled in zip(sequences, rows, sequences[0].runner.execute(sequences[0].pool, rows), strict=True):
             sequence.took(row, sampled)
 
 
@@ -346,9 +338,7 @@ class RunnerContract:
 
     @pytest.mark.parametrize("cut", [1, 7, 13])
     @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, PENALISED], ids=["greedy", "sampled", "penalised"])
-    def test_a_continuation_draws_what_the_whole_would_have(
-        self, subject: Subject, sampling: SamplingParams, cut: int
-    ) -> None:
+    def test_a_continuation_draws_what_the_whole_would_have(self, subject: Subject, sampling: SamplingParams, cut: int) -> None:
         """Another runner's output is gone on from: penalties, the least output and the seed's draws stand where they stood.
 
         The cells are computed in the same chunks as they were there, so nothing is left to rounding.

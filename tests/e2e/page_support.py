@@ -283,9 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
             script.reads[path] = script.reads.get(path, 0) + 1
             if path == "/health" or self._has_key():
                 document = script.documents[path]
-                self._send(
-                    200 if document.get("ready", True) else 503, json.dumps(document).encode(), "application/json"
-                )
+                self._send(200 if document.get("ready", True) else 503, json.dumps(document).encode(), "application/json")
             return
         if path == "/page/changes.js":
             self._send(200, CHANGES_MODULE, MEDIA_TYPES[".js"])
@@ -305,9 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _has_key(self) -> bool:
         if self.script.key is None or self.headers.get("Authorization") == f"Bearer {self.script.key}":
             return True
-        self._send(
-            401, json.dumps(_error("An API key is needed.", "authentication_error")).encode(), "application/json"
-        )
+        self._send(401, json.dumps(_error("An API key is needed.", "authentication_error")).encode(), "application/json")
         return False
 
     def _send(self, status: int, body: bytes, media_type: str) -> None:

@@ -197,14 +197,7 @@ def test_nothing_of_it_is_anywhere_afterwards(home: Home) -> None:
 
 def test_the_time_of_an_answer_does_not_tell(poise_server: PoiseServer) -> None:
     """A few tries of `scripts/measure_isolation.py`: it sees the owner's warm prefixes, and nothing across tenants."""
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "measure_isolation.py"),
-        poise_server.url,
-        "--tries",
-        str(TRIES),
-        "--json",
-    ]
+    command = [sys.executable, str(ROOT / "scripts" / "measure_isolation.py"), poise_server.url, "--tries", str(TRIES), "--json"]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
     assert found["other"]["cached_tokens"] == 0
     assert found["owner"]["cached_tokens"] > TRIES * 50
@@ -216,7 +209,5 @@ def test_a_server_for_everybody_does_not_start() -> None:
     command = [sys.executable, "-m", "poise", "serve", "--host", "0.0.0.0", "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(
-        "poise: whoever reaches 0.0.0.0 could use the server: make keys with `poise keys add NAME`"
-    )
+    assert done.stderr.startswith("poise: whoever reaches 0.0.0.0 could use the server: make keys with `poise keys add NAME`")
     assert done.stderr.count("\n") == 1

@@ -110,9 +110,7 @@ def test_charts_move_while_something_runs(visit: Visit, request_id: str) -> None
     table = page.locator("figure", has=page.locator('[data-chart="tokens"]')).get_by_role("table", include_hidden=True)
     page.locator("figure", has=page.locator('[data-chart="tokens"]')).get_by_text("As a table").click()
     expect(table.get_by_role("row")).to_have_count(3)
-    assert (page.locator('[data-chart="tokens"]').get_attribute("aria-label") or "").startswith(
-        "Tokens, in tokens/s. Now:"
-    )
+    assert (page.locator('[data-chart="tokens"]').get_attribute("aria-label") or "").startswith("Tokens, in tokens/s. Now:")
     expect(page.locator(".slot[data-state=interactive]")).to_have_count(1)
     expect(page.locator("#facts")).to_contain_text("Limited by")
     expect(page.get_by_role("article", name="Interactive")).to_contain_text("Between tokens, p99")
@@ -126,9 +124,7 @@ def test_charts_that_are_not_on_the_screen_cost_nothing(visit: Visit) -> None:
     wait_until(lambda: drawn(page, "fairness") is not None, page, "a chart that came into view is drawn")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    wait_until(
-        lambda: any("since=" in url and not url.endswith("since=0") for url in asked), page, "it asks for what is new"
-    )
+    wait_until(lambda: any("since=" in url and not url.endswith("since=0") for url in asked), page, "it asks for what is new")
     page.evaluate(
         "Object.defineProperty(document, 'hidden', { value: true }); document.dispatchEvent(new Event('visibilitychange'))"
     )
@@ -138,9 +134,7 @@ def test_charts_that_are_not_on_the_screen_cost_nothing(visit: Visit) -> None:
     assert asked == []
 
 
-def test_a_request_is_looked_at_and_acted_on_by_keyboard(
-    visit: Visit, request_id: str, poise_server: PoiseServer
-) -> None:
+def test_a_request_is_looked_at_and_acted_on_by_keyboard(visit: Visit, request_id: str, poise_server: PoiseServer) -> None:
     """Its row is reached and opened with keys, its timeline is drawn, and each button does what it says."""
     page = visit()
     row = row_of(page, request_id)
@@ -241,8 +235,7 @@ def test_a_wanted_admin_key_is_asked_for_and_kept_for_the_tab_only(visit: Visit,
 def test_without_plotly_the_page_says_so_and_shows_tables(visit: Visit) -> None:
     """One line with the command, and every chart as its table."""
     page = visit(
-        before=lambda page: page.route("**/page/plotly.min.js", lambda route: route.fulfill(status=404)),
-        allowed="plotly.min.js",
+        before=lambda page: page.route("**/page/plotly.min.js", lambda route: route.fulfill(status=404)), allowed="plotly.min.js"
     )
     expect(page.locator("#charts-problem")).to_contain_text("pip install plotly")
     expect(page.locator("figure table").first).to_be_visible()

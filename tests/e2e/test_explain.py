@@ -57,9 +57,7 @@ def test_who_waited_for_whom(narrow_server: PoiseServer) -> None:
     assert told.returncode == 0, told.stderr
     text = " ".join(told.stdout.split())
     assert text.startswith(second_id)
-    assert (
-        f"1 of the 1 slots of pool short was held: 1 by an interactive request of the same tenant ({first_id})." in text
-    )
+    assert f"1 of the 1 slots of pool short was held: 1 by an interactive request of the same tenant ({first_id})." in text
     figures = json.loads(run_poise("explain", second_id, "--json", "--url", narrow_server.url).stdout)["figures"]
     queue, prefill = figures["queue"], figures["prefill"]
     assert (queue["position"], queue["slots_held"], queue["others"][0]["ids"]) == (1, 1, [first_id])

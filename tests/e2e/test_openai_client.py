@@ -45,12 +45,7 @@ def test_streaming_gives_the_same_text_as_a_whole_answer(client: OpenAI, model: 
     """Chunks add up; the role comes first, the finish reason and the usage last."""
     whole = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=40, temperature=0)
     with client.chat.completions.create(
-        model=model,
-        messages=QUESTION,
-        max_tokens=40,
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True},
+        model=model, messages=QUESTION, max_tokens=40, temperature=0, stream=True, stream_options={"include_usage": True}
     ) as stream:
         chunks: list[ChatCompletionChunk] = list(stream)
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -70,9 +65,7 @@ def test_n_gives_that_many_answers(client: OpenAI, model: str) -> None:
     """Two choices with indices, different by their seeds, repeatable by the request's seed."""
 
     def ask() -> list[str | None]:
-        answer = client.chat.completions.create(
-            model=model, messages=QUESTION, max_tokens=24, n=2, seed=7, temperature=1.0
-        )
+        answer = client.chat.completions.create(model=model, messages=QUESTION, max_tokens=24, n=2, seed=7, temperature=1.0)
         assert [c.index for c in answer.choices] == [0, 1]
         assert answer.usage is not None
         assert answer.usage.completion_tokens <= 48
@@ -136,9 +129,7 @@ def test_error_classes(client: OpenAI, model: str) -> None:
     with pytest.raises(openai.BadRequestError, match="temperature"):
         client.chat.completions.create(model=model, messages=QUESTION, temperature=9)
     with pytest.raises(openai.BadRequestError, match="tools"):
-        client.chat.completions.create(
-            model=model, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f g"}}]
-        )
+        client.chat.completions.create(model=model, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f g"}}])
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=model, messages=[{"role": "user", "content": "word " * 9000}])
     assert caught.value.code == "context_length_exceeded"

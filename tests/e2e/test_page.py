@@ -156,13 +156,7 @@ def test_parser_does_not_care_where_the_network_cuts(server: ScriptedServer, vis
             return [...results];
         }"""
     )
-    events = [
-        {"comment": "queued position=3"},
-        {"data": "one\ntwo"},
-        {"data": ""},
-        {"comment": "ping"},
-        {"data": "é {}"},
-    ]
+    events = [{"comment": "queued position=3"}, {"data": "one\ntwo"}, {"data": ""}, {"comment": "ping"}, {"data": "é {}"}]
     assert [json.loads(result) for result in found] == [events]
 
 
@@ -304,9 +298,7 @@ def test_a_wanted_key_is_asked_for_and_kept_for_the_tab_only(server: ScriptedSer
     expect(me.page.locator("#live-problem")).to_be_hidden()
     me.retry.click()
     expect(text_of(me.answers)).to_have_text("Welcome.")
-    assert "secret-1" not in me.page.evaluate(
-        "JSON.stringify(localStorage) + document.cookie + document.body.innerHTML"
-    )
+    assert "secret-1" not in me.page.evaluate("JSON.stringify(localStorage) + document.cookie + document.body.innerHTML")
     me.page.reload()
     expect(me.page.locator("#model")).to_have_text("tiny-model")
 
@@ -586,9 +578,7 @@ def test_what_is_uncertain_is_shown_when_the_answer_ends(server: ScriptedServer,
 def test_the_outline_grows_while_the_answer_does(server: ScriptedServer, visit: Visit) -> None:
     """With the second heading a bar names the one being written; opened, it leads to each; Escape closes it and stops nothing."""
     hold, more = Hold(), Hold()
-    parts = segmented(
-        "# Tea 🍵\n\nOne.\n\n## *Green* tea\n\n" + "Leaves. " * 20 + "\n\n## Black\n\n" + "More.\n\n" * 40
-    )
+    parts = segmented("# Tea 🍵\n\nOne.\n\n## *Green* tea\n\n" + "Leaves. " * 20 + "\n\n## Black\n\n" + "More.\n\n" * 40)
     first, second = 3, 10
     server.replies = [answer(*parts[:first], hold, *parts[first:second], more, *parts[second:], ending())]
     me = visit(server.url)

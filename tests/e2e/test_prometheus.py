@@ -136,16 +136,12 @@ def test_the_rules_and_the_example_are_valid() -> None:
     promtool("test", "rules", str(DEPLOY / "prometheus" / "poise-rules.test.yml"))
 
 
-def test_prometheus_scrapes_a_running_server(
-    poise_server: PoiseServer, watch: Callable[[PoiseServer], Prometheus]
-) -> None:
+def test_prometheus_scrapes_a_running_server(poise_server: PoiseServer, watch: Callable[[PoiseServer], Prometheus]) -> None:
     """What was asked of the server is what Prometheus answers, and it understands every panel of the dashboard."""
     prometheus = watch(poise_server)
     body = {"model": "default", "max_tokens": 12, "messages": [{"role": "user", "content": "Say something."}]}
     request = urllib.request.Request(
-        f"{poise_server.url}/v1/chat/completions",
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
+        f"{poise_server.url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=120) as response:
         usage = json.load(response)["usage"]

@@ -18,9 +18,7 @@ from tests.e2e.server import PoiseServer
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(
-    r"^```(sh|python)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-)
+BLOCKS = re.findall(r"^```(sh|python)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 COMMANDS = [line.split("  #")[0].strip() for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
 PROGRAMS = [text for kind, text in BLOCKS if kind == "python"]
 ADDRESS = "http://127.0.0.1:8000"
@@ -48,12 +46,7 @@ def poise(words: list[str], url: str) -> list[str]:
     """The command under this interpreter, with what this host has in the place of the reader's."""
     if words[0] in {"explain", "top"}:
         words = [*words, "--url", url]
-    return [
-        sys.executable,
-        "-m",
-        "poise",
-        *(str(locate()) if word == "/path/to/model.gguf" else word for word in words),
-    ]
+    return [sys.executable, "-m", "poise", *(str(locate()) if word == "/path/to/model.gguf" else word for word in words)]
 
 
 def served(words: list[str], environment: dict[str, str]) -> None:

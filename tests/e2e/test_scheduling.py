@@ -38,20 +38,7 @@ from tests.engine.harness import Mailboxes
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent.parent
-WORDS = [
-    "river",
-    "stone",
-    "paper",
-    "window",
-    "garden",
-    "silver",
-    "market",
-    "winter",
-    "letter",
-    "bridge",
-    "candle",
-    "forest",
-]
+WORDS = ["river", "stone", "paper", "window", "garden", "silver", "market", "winter", "letter", "bridge", "candle", "forest"]
 
 
 def prose(seed: int, n_words: int) -> str:
@@ -63,8 +50,7 @@ def prose(seed: int, n_words: int) -> str:
 def crowded_server() -> Iterator[PoiseServer]:
     """Eight slots, and a flight recorder that forgets nothing of a test."""
     server = PoiseServer.start(
-        *("--set", "pools.short.slots=8", "--set", "classes.interactive.slots_max=8"),
-        *("--set", "engine.journal_entries=100000"),
+        *("--set", "pools.short.slots=8", "--set", "classes.interactive.slots_max=8"), *("--set", "engine.journal_entries=100000")
     )
     yield server
     assert server.stop() == 0
@@ -98,9 +84,7 @@ def test_sixty_four_requests_on_eight_slots(crowded_server: PoiseServer) -> None
     def one(job: tuple[int, int, int]) -> tuple[int, str]:
         number, n_words, n_output = job
         with client(crowded_server, f"tenant {number % 5}") as made:
-            answer = ask(
-                made, [{"role": "user", "content": prose(number, n_words)}], n_output, "flex" if number % 2 else ""
-            )
+            answer = ask(made, [{"role": "user", "content": prose(number, n_words)}], n_output, "flex" if number % 2 else "")
         return answer.usage.completion_tokens, answer.choices[0].finish_reason
 
     with ThreadPoolExecutor(64) as threads:
@@ -245,9 +229,7 @@ def test_greedy_output_after_a_pause_is_what_it_would_have_been(
     assert live.tokens(1) == undisturbed
 
 
-def test_greedy_output_after_a_drop_agrees_at_first(
-    runner: LlamaRunner, undisturbed: list[int], record_property: Any
-) -> None:
+def test_greedy_output_after_a_drop_agrees_at_first(runner: LlamaRunner, undisturbed: list[int], record_property: Any) -> None:
     """Without a host store the cells are computed again, in chunks, which rounds otherwise than token by token did.
 
     So a drop is not invisible with a real model: where the answer first differs is recorded, and only what was said before
@@ -275,9 +257,7 @@ def test_two_tenants_share_alike_whatever_they_offer() -> None:
     server = PoiseServer.start(*options, "--set", "engine.journal_entries=100000")
     try:
         command = [sys.executable, str(ROOT / "scripts" / "measure_fairness.py"), server.url]
-        done = subprocess.run(
-            [*command, "--seconds", "12", "--json"], capture_output=True, text=True, timeout=280, check=False
-        )
+        done = subprocess.run([*command, "--seconds", "12", "--json"], capture_output=True, text=True, timeout=280, check=False)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert found["jain"] >= 0.95, found

@@ -238,14 +238,7 @@ main()
 
 def test_a_server_that_cannot_do_its_work_ends_with_a_code(tmp_path: Path) -> None:
     """For a service manager to act on, and with the audit log closed in order."""
-    audit = [
-        "--set",
-        "audit.enabled=true",
-        "--set",
-        f"audit.path={tmp_path}",
-        "--set",
-        "auth.admin_key=an-admin-s-own-key",
-    ]
+    audit = ["--set", "audit.enabled=true", "--set", f"audit.path={tmp_path}", "--set", "auth.admin_key=an-admin-s-own-key"]
     done = subprocess.run(
         [sys.executable, "-c", BROKEN_SERVER, "serve", "--port", "0", *audit],
         capture_output=True,

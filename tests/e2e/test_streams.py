@@ -136,9 +136,7 @@ def test_a_cancel_frees_the_slot(streams_server: PoiseServer, where: str) -> Non
 def test_hundreds_of_random_cancels_leave_the_books_clean(streams_server: PoiseServer) -> None:
     """By request, by a client that leaves, before, in and after the queue; for ten seconds, or as long as some take."""
     draw = random.Random(11)
-    jobs = [
-        (i, draw.choice(["cancel", "leave"]), draw.choice([0.0, 0.0, 0.05, 0.3]), draw.randrange(3)) for i in range(300)
-    ]
+    jobs = [(i, draw.choice(["cancel", "leave"]), draw.choice([0.0, 0.0, 0.05, 0.3]), draw.randrange(3)) for i in range(300)]
     until = time.monotonic() + 10
 
     def one(job: tuple[int, str, float, int]) -> int:

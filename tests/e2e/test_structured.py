@@ -21,12 +21,7 @@ TEXT = {"type": "string", "maxLength": 12}
 CITY = {"enum": ["London", "Paris", "Rome"]}
 SCHEMAS: list[dict[str, Any]] = [
     {"type": "object", "properties": {"city": CITY, "unit": {"const": "celsius"}}, "required": ["city", "unit"]},
-    {
-        "type": "object",
-        "properties": {"a": TEXT, "b": {"type": "integer"}},
-        "required": ["b"],
-        "additionalProperties": False,
-    },
+    {"type": "object", "properties": {"a": TEXT, "b": {"type": "integer"}}, "required": ["b"], "additionalProperties": False},
     {"type": "array", "items": {"type": "integer", "minimum": 3, "maximum": 40}, "minItems": 2, "maxItems": 5},
     {"type": "array", "prefixItems": [TEXT, {"type": "boolean"}], "items": False, "minItems": 2},
     {"enum": ["a", 1, None, {"b": [True]}]},

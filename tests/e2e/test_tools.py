@@ -138,11 +138,7 @@ def turns(client: OpenAI, on_arguments: Callable[[int], None] = lambda n: None) 
         (call,) = said.calls
         function = {"name": call["name"], "arguments": call["arguments"]}
         messages.append(
-            {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{"id": f"call_{n}", "type": "function", "function": function}],
-            }
+            {"role": "assistant", "content": None, "tool_calls": [{"id": f"call_{n}", "type": "function", "function": function}]}
         )
         messages.append({"role": "tool", "tool_call_id": f"call_{n}", "content": f"Done, {n + 20}."})
         messages.append({"role": "user", "content": "And then?"})

@@ -37,9 +37,7 @@ def server(cache: Path, *options: str) -> Iterator[PoiseServer]:
 def fingerprint(running: PoiseServer) -> str:
     """Of a real answer."""
     body = json.dumps({"model": "default", "prompt": "The capital of France is", "max_tokens": 4, "temperature": 0})
-    request = urllib.request.Request(
-        f"{running.url}/v1/completions", body.encode(), {"Content-Type": "application/json"}
-    )
+    request = urllib.request.Request(f"{running.url}/v1/completions", body.encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as response:
         answer = json.load(response)
     assert answer["choices"][0]["text"]

@@ -116,9 +116,7 @@ class Bench:
         grammar: to_engine.Grammar | None = None,
     ) -> None:
         """With `output` or as a suspect it comes from an engine before this one."""
-        message = to_engine.Submit(
-            request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms
-        )
+        message = to_engine.Submit(request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms)
         message = msgspec.structs.replace(message, grammar=grammar)
         if output or suspect:
             message = msgspec.structs.replace(message, output=list(output), readmitted=True, suspect=suspect)

@@ -66,11 +66,7 @@ def test_an_engine_says_nothing_of_accounts_before_it_was_told_of_them() -> None
 
 def test_a_recording_with_accounts_is_repeated() -> None:
     """And without them it would not be the same."""
-    b = begun(
-        Accounts(
-            0, [Account("a", {RequestClass.INTERACTIVE: 70, RequestClass.BACKGROUND: -3}, -20.0), Account("x", {})]
-        )
-    )
+    b = begun(Accounts(0, [Account("a", {RequestClass.INTERACTIVE: 70, RequestClass.BACKGROUND: -3}, -20.0), Account("x", {})]))
     b.submit(1, [1, 2, 3])
     b.submit(2, [1, 2, 3], tenant="b")
     b.run()

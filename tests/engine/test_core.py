@@ -252,12 +252,7 @@ def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
     for slot in (0, 1, 2):
         runner.execute("short", [Row(1 + slot, slot, 0, prompt(1, 100), False)])
     before_ns = clock.now_ns()
-    operations = (
-        StoreSlot("short", 0, 7, 100),
-        StoreSlot("short", 1, 8, 100),
-        MoveSlot("short", 2, 3, 3),
-        DropEntry(7),
-    )
+    operations = (StoreSlot("short", 0, 7, 100), StoreSlot("short", 1, 8, 100), MoveSlot("short", 2, 3, 3), DropEntry(7))
     result, _ = execution.carry_out(StepPlan(0, operations, ()))
     assert (result.carried_us, result.carried_cells) == (300, 100)
     assert (result.stored, result.unstored) == (((7, 6400),), (8,))

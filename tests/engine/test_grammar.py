@@ -60,9 +60,7 @@ def test_a_run_ends_where_the_output_must() -> None:
 
 @settings(max_examples=60)
 @given(
-    sizes=st.lists(st.integers(1, 3), min_size=1, max_size=40),
-    cut=st.floats(0.0, 1.0, exclude_max=True),
-    suspect=st.booleans(),
+    sizes=st.lists(st.integers(1, 3), min_size=1, max_size=40), cut=st.floats(0.0, 1.0, exclude_max=True), suspect=st.booleans()
 )
 def test_it_is_the_same_wherever_it_was_cut(sizes: list[int], cut: float, suspect: bool) -> None:
     """Also within a run."""

@@ -210,9 +210,7 @@ def test_cells_are_overwritten_once_for_all_that_were_live() -> None:
 def test_an_erased_request_from_another_engine_leaves_nothing() -> None:
     """And no name in the journal of the engine that takes it over."""
     b = Bench()
-    b.send(
-        to_engine.Submit(1, "alice", "interactive", PROMPT, 20, to_engine.SamplingParams(temperature=0.0), erased=True)
-    )
+    b.send(to_engine.Submit(1, "alice", "interactive", PROMPT, 20, to_engine.SamplingParams(temperature=0.0), erased=True))
     b.run()
     assert "alice" not in "".join(b.engine.journal.lines())
     b.submit(2, PROMPT, 5, tenant="alice")

@@ -59,10 +59,7 @@ def said(events: list[Event]) -> str:
         # A start concerns nobody else.
         ([Preempted(2, PreemptionKind.PAUSE), PAUSED, STARTED, Resumed(3, 1, 1)], "1 start, 2 pause, 3 resume"),
         # The engine's own requests stay with it.
-        (
-            [Started(-1, "short", 1), Preempted(-1, PreemptionKind.PAUSE), Finished(-1, FinishReason.LENGTH, 9, 0, 1)],
-            "",
-        ),
+        ([Started(-1, "short", 1), Preempted(-1, PreemptionKind.PAUSE), Finished(-1, FinishReason.LENGTH, 9, 0, 1)], ""),
     ],
 )
 def test_what_is_said_of_the_events_of_a_step(events: list[Event], expected: str) -> None:

@@ -129,9 +129,7 @@ class Submission:
         """Log probabilities of the prompt's tokens from one on; above each, a token is told that is as likely."""
         top = [[TokenLogprob(self.prompt[start + i], one)] for i, one in enumerate(logprobs)]
         k = self.sampling.n_prompt_logprobs
-        self.handle.put(
-            PromptLogprobs(self.handle.request_id, start, list(logprobs), top if k > 0 else [[]] * len(top))
-        )
+        self.handle.put(PromptLogprobs(self.handle.request_id, start, list(logprobs), top if k > 0 else [[]] * len(top)))
 
     def change(self, what: str, why: str = "") -> None:
         self.handle.put(Change(self.handle.request_id, what, why))
@@ -329,9 +327,7 @@ def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
     occupied = [SlotStatus(0, "running", "interactive", 200), SlotStatus(3, "warm", "", 40)]
     short = PoolStatus("short", 3, 4, 210, 1200, 1, 40, 4, 900, by_class, by_tenant, holes=1, occupied=occupied)
     pools = [short, PoolStatus("long", 0, 1, 0, 600)]
-    store = StoreStatus(
-        1 << 20, {"swap": 500, "prefix": 70, "template": 0}, {"swap": 1, "prefix": 2, "template": 0}, 600
-    )
+    store = StoreStatus(1 << 20, {"swap": 500, "prefix": 70, "template": 0}, {"swap": 1, "prefix": 2, "template": 0}, 600)
     totals = Totals({"pause": 5, "swap": 4, "drop": 1}, 9, 2, 3, 11, 700, 60, 8, 5000, 4000)
     return Status(
         step=7,
@@ -364,9 +360,7 @@ class TextHere:
 
     async def run(self, job: text_wire.Job, account: str, n_bytes: int) -> text_wire.Answer:
         self.asked.append((account, job))
-        if isinstance(
-            job, text_wire.CheckGrammar
-        ):  # the toy vocabulary has no place in memory that llguidance could read
+        if isinstance(job, text_wire.CheckGrammar):  # the toy vocabulary has no place in memory that llguidance could read
             why = LLMatcher.validate_grammar(job.text, BYTES)
             return text_wire.Refused(400, "invalid_schema", why) if why else text_wire.Checked()
         return self._desk.answer(job)

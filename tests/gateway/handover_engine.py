@@ -94,10 +94,7 @@ class HandoverEngine(FakeEngine):
         self.state = replace(self.state, phase=EnginePhase.RESTARTING)
 
     def _step(
-        self,
-        starts: Sequence[wire.Start] = (),
-        tokens: Sequence[wire.Token] = (),
-        finishes: Sequence[wire.Finish] = (),
+        self, starts: Sequence[wire.Start] = (), tokens: Sequence[wire.Token] = (), finishes: Sequence[wire.Finish] = ()
     ) -> None:
         self.handover.step(wire.Step(1, list(starts), list(tokens), list(finishes)))
 

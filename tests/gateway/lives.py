@@ -44,9 +44,7 @@ class Life:
         self.record.choices[choice].n_cached = cached
         return self.at(at_s, "started", choice, pool=pool, cached_tokens=cached, wait_ms=0)
 
-    def prefill(
-        self, at_s: float, n: int, pass_s: float = 0.1, beside: int = 0, chunks: int = 1, until_s: float = 0.0
-    ) -> Life:
+    def prefill(self, at_s: float, n: int, pass_s: float = 0.1, beside: int = 0, chunks: int = 1, until_s: float = 0.0) -> Life:
         """Heard of at `at_s`; with several chunks, the last one at `until_s`."""
         until_ms = int((max(at_s, until_s) - self.record.origin.arrived_s) * 1000)
         counts = {"computed_tokens": n, "chunks": chunks, "pass_us": round(pass_s * 1e6), "beside_tokens": beside}

@@ -55,9 +55,7 @@ class _Scheduler(Scheduler):
 
 
 class _Runner(SimRunner):
-    def open(
-        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
-    ) -> None:
+    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()) -> None:
         if prompt[0] == OPEN_TOKEN:
             os._exit(1)
         super().open(request_id, prompt, sampling, output)

@@ -152,12 +152,7 @@ async def test_thousands_of_requests_leave_what_the_books_say(traced: Callable[[
 
 async def one_of_many(server: Server, rng: Random, i: int) -> None:
     """The next request: mostly cheap ones, because there are thousands."""
-    headers = {
-        "x-api-key": f"key-{i % 700}",
-        "authorization": "",
-        "x-request-id": f"r-{i}",
-        "traceparent": "t" * (i % 90),
-    }
+    headers = {"x-api-key": f"key-{i % 700}", "authorization": "", "x-request-id": f"r-{i}", "traceparent": "t" * (i % 90)}
     text = "words " * rng.randrange(40)
     kind = i % 10
     if kind < 5:

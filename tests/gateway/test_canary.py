@@ -17,16 +17,7 @@ from poise.gateway.supervision.engine import ENGINE_LOST
 from poise.gateway.tenancy.auditing import Audit, open_audit
 from poise.gateway.tenancy.keys import KeyRing, KeysFile
 from tests.canaries import Canaries
-from tests.gateway.fakes import (
-    OPERATOR,
-    FakeEngine,
-    Submission,
-    ask,
-    chat_body,
-    exchange,
-    make_app,
-    says,
-)
+from tests.gateway.fakes import OPERATOR, FakeEngine, Submission, ask, chat_body, exchange, make_app, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 LOOKED_AT = (
@@ -73,10 +64,7 @@ class Birds:
         return self._caplog.text
 
     def body(self, **parameters: Any) -> dict[str, Any]:
-        messages = [
-            {"role": "system", "content": self.canaries["system"]},
-            {"role": "user", "content": self.canaries["prompt"]},
-        ]
+        messages = [{"role": "system", "content": self.canaries["system"]}, {"role": "user", "content": self.canaries["prompt"]}]
         return {"model": "toy", "messages": messages, **parameters}
 
     def headers(self, name: str = "alice") -> dict[str, str]:
@@ -231,12 +219,7 @@ async def test_headers(birds: Birds, headers: dict[str, str]) -> None:
     """Keys that are wrong, and whatever else a client may put there."""
     app = birds.app(FakeEngine(says("x")))
     sent = {name: value.format(birds.canaries["field"]) for name, value in headers.items()}
-    for method, path in (
-        ("POST", CHAT),
-        ("POST", COMPLETIONS),
-        ("GET", "/v1/models"),
-        ("DELETE", "/admin/tenants/x/data"),
-    ):
+    for method, path in (("POST", CHAT), ("POST", COMPLETIONS), ("GET", "/v1/models"), ("DELETE", "/admin/tenants/x/data")):
         await ask(app, method, path, birds.body() if method == "POST" else None, headers=sent)
     await birds.nothing_shows(app)
 
@@ -282,10 +265,6 @@ def test_canaries_are_found() -> None:
     """In every form that they are looked for in."""
     birds = Canaries("a")
 
-    for data in (
-        birds["a"].encode(),
-        b"x" + birds["a"].encode()[:20],
-        base64.b64encode(b"12" + birds["a"].encode() + b"34"),
-    ):
+    for data in (birds["a"].encode(), b"x" + birds["a"].encode()[:20], base64.b64encode(b"12" + birds["a"].encode() + b"34")):
         assert birds.found_in(data) == ["a"]
     assert birds.found_in(b"nothing") == []

@@ -49,9 +49,7 @@ async def test_every_endpoint_is_documented() -> None:
 def test_the_tables_of_metrics_are_up_to_date() -> None:
     """As `scripts/document_metrics.py` writes them, from the metrics themselves."""
     script = ROOT / "scripts" / "document_metrics.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

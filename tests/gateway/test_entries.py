@@ -88,12 +88,7 @@ def test_an_event_has_entries_of_one_kind() -> None:
     events = rest(Reader(record, STREAMS, has_ids=True))
     assert [at for at, _ in events] == ["0", "6", "8", "10", "10.1", "10.1"]
     said = [json.loads(data)["choices"][0]["delta"] for _, data in events[:4]]
-    assert said == [
-        {"role": "assistant", "content": ""},
-        {"content": "a"},
-        {"reasoning_content": "bc"},
-        {"content": "d"},
-    ]
+    assert said == [{"role": "assistant", "content": ""}, {"content": "a"}, {"reasoning_content": "bc"}, {"content": "d"}]
 
 
 def calls_of(n_sent: int) -> tuple[list[tuple[EntryKind, str]], list[tuple[EntryKind, str]]]:
@@ -104,9 +99,7 @@ def calls_of(n_sent: int) -> tuple[list[tuple[EntryKind, str]], list[tuple[Entry
         def passed(self, choice: int, text: str, kind: EntryKind = TEXT) -> None:
             told[0].append((kind, text))
 
-        def text(
-            self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Any, kind: EntryKind = TEXT
-        ) -> bytes:
+        def text(self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Any, kind: EntryKind = TEXT) -> bytes:
             told[1].append((kind, text))
             return b"x"
 
@@ -158,9 +151,7 @@ def test_tokens_of_reasoning_are_counted() -> None:
     for text, kind, n_tokens in (("b", OTHER, 1), ("c", OTHER, 0), ("", OTHER, 1), ("d", TEXT, 1)):
         record.append(0, text, (), 0.0, kind, n_tokens)
     assert [record.usage(n).reasoning_tokens for n in range(8, 13)] == [0, 1, 1, 2, 2]
-    assert json.loads(msgspec.json.encode(record.usage().as_sent()))["completion_tokens_details"] == {
-        "reasoning_tokens": 2
-    }
+    assert json.loads(msgspec.json.encode(record.usage().as_sent()))["completion_tokens_details"] == {"reasoning_tokens": 2}
 
 
 def test_a_timeline_counts_tokens() -> None:

@@ -160,9 +160,7 @@ async def test_a_stream_that_is_cut_ends_in_order() -> None:
 @pytest.mark.parametrize(
     ("reason", "code", "status"), [(SERVER_STOPPING, "server_stopping", 503), (QUARANTINED, "request_quarantined", 500)]
 )
-async def test_a_bad_end_before_the_first_token_has_its_own_error(
-    reason: str, code: str, status: int, stream: bool
-) -> None:
+async def test_a_bad_end_before_the_first_token_has_its_own_error(reason: str, code: str, status: int, stream: bool) -> None:
     """As an ordinary HTTP error where it is the first word, else as the stream's last event."""
     app = make_app(FakeEngine(lambda s: s.finish(reason)))
     reply = await ask(app, "POST", CHAT, chat_body(stream=stream))

@@ -5,18 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poise.config import Settings
-from tests.gateway.fakes import (
-    Exchange,
-    FakeEngine,
-    Submission,
-    ask,
-    chat_body,
-    exchange,
-    make_app,
-    prompt_body,
-    says,
-    status,
-)
+from tests.gateway.fakes import Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says, status
 
 CHAT = "/v1/chat/completions"
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -159,10 +148,7 @@ async def test_a_stream_that_waited_too_long_ends_with_an_error_event() -> None:
 @STREAM
 @pytest.mark.parametrize(
     ("reason", "code", "word"),
-    [
-        ("tenant_queue_full", "tenant_queue_full", "waiting"),
-        ("tenant_rate", "rate_limit_exceeded", "tokens per minute"),
-    ],
+    [("tenant_queue_full", "tenant_queue_full", "waiting"), ("tenant_rate", "rate_limit_exceeded", "tokens per minute")],
 )
 async def test_the_limits_of_a_tenant_are_429(reason: str, code: str, word: str, stream: bool) -> None:
     """With what was found, the limit, and the time after which there is room again."""

@@ -111,9 +111,7 @@ def _block(name: str) -> str:
 
 def _drawn() -> list[tuple[int, str]]:
     """Number and folder of each station of the drawing, in the order of their numbers."""
-    return sorted(
-        (int(number), place) for number, place in re.findall(r"(\d+) ((?:gateway|engine)[\w/.]*)", _block("stations"))
-    )
+    return sorted((int(number), place) for number, place in re.findall(r"(\d+) ((?:gateway|engine)[\w/.]*)", _block("stations")))
 
 
 def _code_lines(source: str) -> int:

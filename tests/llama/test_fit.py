@@ -89,11 +89,7 @@ def test_everything_is_counted(model: Path) -> None:
         ({"store.budget_mb": 0}, 60, "--set pools.short.slots=11"),
         ({"engine.kv_type": "q8_0"}, 400, "--set store.budget_mb=48"),
         ({"engine.kv_type": "q8_0", "store.budget_mb": 0}, 400, "--set pools.short.slots=7"),
-        (
-            {},
-            3000,
-            "--set pools.short.slots=6 --set engine.kv_type=q8_0 --set store.budget_mb=320 --set engine.batch_tokens=256",
-        ),
+        ({}, 3000, "--set pools.short.slots=6 --set engine.kv_type=q8_0 --set store.budget_mb=320 --set engine.batch_tokens=256"),
     ],
 )
 def test_advice(model: Path, values: dict[str, object], missing_mib: int, expected: str) -> None:
@@ -132,9 +128,7 @@ def test_nothing_helps(model: Path) -> None:
     """The weights and the reserve alone are too much: the rest of the settings cannot make up for it."""
     fit = judge(loaded(), model, available=400 * MIB)
     assert fit.advice is None
-    assert fit.problem.endswith(
-        "use a smaller or more strongly quantised model or reserve less (engine.memory_reserve_mb)"
-    )
+    assert fit.problem.endswith("use a smaller or more strongly quantised model or reserve less (engine.memory_reserve_mb)")
     assert judge(loaded(), model, available=1).advice is None
 
 

@@ -93,9 +93,7 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
         path.write_bytes(whole[:n])
         with pytest.raises(ModelError):
             read_header(path)
-    check(
-        write_gguf(path, whole[: end - 1]), f"is cut short: it has {end - 1:,} bytes and its header announces {end:,}"
-    )
+    check(write_gguf(path, whole[: end - 1]), f"is cut short: it has {end - 1:,} bytes and its header announces {end:,}")
 
 
 def test_garbage_never_costs_more_than_its_size(tmp_path: Path) -> None:

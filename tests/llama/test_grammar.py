@@ -50,9 +50,7 @@ def constraint(of: Any, after: tuple[int, ...] = (), output: tuple[int, ...] = (
     """`of`: a Lark grammar, or a schema."""
     compact = {"x-guidance": {"whitespace_flexible": False}}
     grammar = {"lark_grammar": of} if isinstance(of, str) else {"json_schema": of | compact}
-    return Constraint(
-        matcher(json.dumps({"grammars": [grammar]})).deep_copy(), [END], after, output, StructureFigures()
-    )
+    return Constraint(matcher(json.dumps({"grammars": [grammar]})).deep_copy(), [END], after, output, StructureFigures())
 
 
 @cache
@@ -122,9 +120,7 @@ def test_every_output_is_valid_and_says_when_it_is_over(seed: int) -> None:
         "required": ["city", "n", "ok"],
         "additionalProperties": False,
     }  # fmt: skip
-    params: dict[str, Any] = (
-        {"repetition_penalty": 1.3, "top_p": 0.9} if seed % 2 else {"top_k": 40, "presence_penalty": 0.5}
-    )
+    params: dict[str, Any] = {"repetition_penalty": 1.3, "top_p": 0.9} if seed % 2 else {"top_k": 40, "presence_penalty": 0.5}
     tokens, last = output(sampler(schema, temperature=1.0, seed=seed, **params), seed)
     value = json.loads(text_of(tokens))
     assert set(value) == {"city", "n", "ok"}

@@ -31,9 +31,7 @@ def test_what_does_not_fit_is_refused_before_loading(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_runner_is_loaded_with_its_measurements(
-    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_runner_is_loaded_with_its_measurements(model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Progress from 0 to 1, pools as asked for, a first guess for the scheduler."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     seen: list[float] = []

@@ -21,13 +21,7 @@ SHORT, LONG = PoolSpec("short", 10, 4096), PoolSpec("long", 2, 8192)
 CHOICE = PoolChoice(True, 16, CostPrior(1.0, 2.0, 3.0, 4.0))
 
 # As measured on a 2-core CPU: flash attention on, off.
-SHORT_US = {
-    "first": (7900, 8900),
-    "chunk": (58500, 62300),
-    "one": (8100, 8700),
-    "rows": (39700, 41700),
-    "near": (63100, 62700),
-}
+SHORT_US = {"first": (7900, 8900), "chunk": (58500, 62300), "one": (8100, 8700), "rows": (39700, 41700), "near": (63100, 62700)}
 LONG_US = {
     "first": (8700, 9100),
     "chunk": (58500, 62300),
@@ -45,10 +39,7 @@ def probing(pool: PoolSpec, gpu_layers: int = 0) -> Any:
 def times(pool: PoolSpec, microseconds: dict[str, tuple[int, int]]) -> dict[bool, dict[Pass, float]]:
     passes = typical_passes(pool, 512)
     on, off = zip(*microseconds.values(), strict=True)
-    return {
-        True: dict(zip(passes, map(float, on), strict=False)),
-        False: dict(zip(passes, map(float, off), strict=False)),
-    }
+    return {True: dict(zip(passes, map(float, on), strict=False)), False: dict(zip(passes, map(float, off), strict=False))}
 
 
 def test_each_pool_gets_what_is_faster_for_it() -> None:
@@ -113,9 +104,7 @@ def test_a_single_timed_token_gives_a_usable_prior() -> None:
     assert prior.prompt_us > 50_000
 
 
-@pytest.mark.parametrize(
-    "pool", [PoolSpec("short", 1, 64), PoolSpec("long", 1, 64), PoolSpec("long", 1, 700), SHORT, LONG]
-)
+@pytest.mark.parametrize("pool", [PoolSpec("short", 1, 64), PoolSpec("long", 1, 64), PoolSpec("long", 1, 700), SHORT, LONG])
 def test_passes_fit_their_pool(pool: PoolSpec) -> None:
     """Small pools are measured at positions that they have."""
     for batch_tokens in (32, 512):
@@ -153,10 +142,7 @@ def test_a_measurement_is_made_once(fake_model: Any, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "measurements.json"
     seen: list[float] = []
     for _ in range(3):
-        assert choose(fake_model, [SHORT, LONG], cache_file=cache, progress=seen.append) == {
-            "short": CHOICE,
-            "long": CHOICE,
-        }
+        assert choose(fake_model, [SHORT, LONG], cache_file=cache, progress=seen.append) == {"short": CHOICE, "long": CHOICE}
     assert fake_model.measured == 2
     assert seen == [0.0, 0.5, 1.0]
     choose(fake_model, [SHORT, LONG], cache_file=cache, threads=1)
@@ -168,9 +154,7 @@ def test_a_measurement_is_made_once(fake_model: Any, tmp_path: Path) -> None:
     assert len(json.loads(cache.read_text())) == 5
 
 
-@pytest.mark.parametrize(
-    "damage", ["", "{", "[]", "null", "entry: 3", "entry: {}", 'entry: {"short": {"flash_attention": 1}}']
-)
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", "entry: 3", "entry: {}", 'entry: {"short": {"flash_attention": 1}}'])
 def test_a_damaged_cache_is_measured_again(fake_model: Any, tmp_path: Path, damage: str) -> None:
     """And replaced by a whole one."""
     cache = tmp_path / "measurements.json"

@@ -8,14 +8,7 @@ import psutil
 import pytest
 
 from poise.llama.files.gguf import GgufHeader, read_header
-from poise.llama.files.memory import (
-    PoolSpec,
-    available_bytes,
-    can_quantise_kv,
-    kv_bytes_per_token,
-    memory_needed,
-    state_bytes,
-)
+from poise.llama.files.memory import PoolSpec, available_bytes, can_quantise_kv, kv_bytes_per_token, memory_needed, state_bytes
 from tests.llama.gguf_files import TINY_KEYS, KeyValue, gguf_bytes, write_gguf
 from tests.llama.groups import fake_host
 
@@ -43,10 +36,7 @@ def test_slots_are_rounded_up_and_cut_to_the_trained_context(tmp_path: Path) -> 
     """As they will be built: 1,024 cells for 1,000, and 2,048 where the model knows no more."""
     need = memory_needed(header(tmp_path), POOLS, kv_type="f16", batch_tokens=512)
     assert need.kv == (10 * 1024 + 2 * 2048) * 3 * 32 * 2
-    assert [(pool.name, pool.n_slots, pool.slot_cells) for pool in need.pools] == [
-        ("short", 10, 1000),
-        ("long", 2, 2048),
-    ]
+    assert [(pool.name, pool.n_slots, pool.slot_cells) for pool in need.pools] == [("short", 10, 1000), ("long", 2, 2048)]
     assert need.weights == header(tmp_path).tensor_bytes
     assert need.total == need.weights + need.kv + need.compute
 
@@ -111,9 +101,7 @@ def test_available_memory_is_the_hosts_without_limits(tmp_path: Path) -> None:
     ],
     ids=["version 2, tightest ancestor", "version 2, seen from inside", "version 1", "over the limit"],
 )
-def test_available_memory_respects_control_groups(
-    tmp_path: Path, groups: str, files: dict[str, str], expected: int
-) -> None:
+def test_available_memory_respects_control_groups(tmp_path: Path, groups: str, files: dict[str, str], expected: int) -> None:
     """Both versions, every ancestor; file pages that can be dropped count as free."""
     assert available_bytes(*fake_host(tmp_path, groups, files)) == expected
 

@@ -34,9 +34,7 @@ def test_probabilities_and_their_divergence() -> None:
     assert np.allclose(kl_divergence(p, p), 0.0)
     assert (kl_divergence(p, q) > 0).all()
     even, biased = np.log(np.array([[0.5, 0.5]], np.float32)), np.log(np.array([[0.75, 0.25]], np.float32))
-    assert kl_divergence(even, biased)[0] == pytest.approx(
-        0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25), rel=1e-5
-    )
+    assert kl_divergence(even, biased)[0] == pytest.approx(0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25), rel=1e-5)
 
 
 def test_sums_over_chunks_are_those_over_the_whole() -> None:

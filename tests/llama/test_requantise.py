@@ -60,10 +60,7 @@ def test_a_file_is_made_found_and_pruned(source: Path, monkeypatch: pytest.Monke
         assert not leftover.exists(), "what a dead process left is swept up"
         sidecar = path.with_name(path.name + ".sha256")
         assert sidecar.read_text() == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
-        old, foreign = (
-            path.with_name(f"tiny-{DIGEST[:12]}-q4_0-00.gguf"),
-            path.with_name("tiny-cdcdcdcdcdcd-q4_0-00.gguf"),
-        )
+        old, foreign = (path.with_name(f"tiny-{DIGEST[:12]}-q4_0-00.gguf"), path.with_name("tiny-cdcdcdcdcdcd-q4_0-00.gguf"))
         old.touch()
         foreign.touch()
         folder.prune(DIGEST, keep=path)

@@ -13,15 +13,7 @@ from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model, ModelError
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.runner import LlamaRunner
-from poise.scheduler.planning.plan import (
-    CopySlot,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.scheduler.planning.plan import CopySlot, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
 from poise.wire.to_engine import SamplingParams
 
 STORY = [6403, 1980, 253, 655, 665, 436, 253, 1838, 8180, 617, 4161, 281, 253, 6560, 2141, 260, 3150, 30, 1963, 1194]
@@ -45,9 +37,7 @@ def test_pools_are_built_as_reported(runner: LlamaRunner) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("code", "words"), [(1, "no room"), (2, "aborted"), (-1, "invalid"), (-3, "failed"), (-9, "-9")]
-)
+@pytest.mark.parametrize(("code", "words"), [(1, "no room"), (2, "aborted"), (-1, "invalid"), (-3, "failed"), (-9, "-9")])
 def test_a_failed_pass_empties_its_slots_only(
     runner: LlamaRunner, monkeypatch: pytest.MonkeyPatch, code: int, words: str
 ) -> None:
@@ -88,9 +78,7 @@ def test_cells_that_are_not_numbers_die_with_their_request(runner: LlamaRunner, 
     context, n_cells = runner._contexts[pool], 3 * len(STORY)
     state = context.copy_state(0, n_cells)
     values_bytes = n_cells * context.info.cell_bytes // (2 * 30)  # of the last of 30 layers
-    state[-values_bytes:-64] = (
-        0xFF  # 0xFFFF is none of f16's numbers; at the very end is how much the other slots hold: nothing
-    )
+    state[-values_bytes:-64] = 0xFF  # 0xFFFF is none of f16's numbers; at the very end is how much the other slots hold: nothing
     context.release(0)
     context.write_state(0, state, n_cells)
     failed = drawn(2, [5], n_cells)
@@ -186,9 +174,7 @@ def test_a_memory_that_cannot_be_shortened(
     runner.execute("short", [Row(1, 0, 0, STORY, False)])
     runner.apply(StoreSlot("short", 0, 1, len(STORY)))
     monkeypatch.setattr(
-        runner.model.library,
-        "memory_seq_rm",
-        lambda memory, slot, start, end: start < 0 and remove(memory, slot, start, end),
+        runner.model.library, "memory_seq_rm", lambda memory, slot, start, end: start < 0 and remove(memory, slot, start, end)
     )
     try:
         with pytest.raises(RunnerError, match=f"slot {slot} of pool short cannot be cut to 5 cells"):
@@ -253,9 +239,7 @@ def test_a_pool_that_cannot_be_built_frees_the_rest(model_path: Path, monkeypatc
 def test_a_prompt_is_scored_as_llama_cpp_evaluates_it_at_once(runner: LlamaRunner, model: Model) -> None:
     """In pieces of a few tokens, against one pass over the whole with all of its logits."""
     prompt = STORY * 3
-    whole = PoolContext(
-        model, PoolSpec("x", 1, 64, True), batch_tokens=64, threads=1, kv_type="f16", every_position=True
-    )
+    whole = PoolContext(model, PoolSpec("x", 1, 64, True), batch_tokens=64, threads=1, kv_type="f16", every_position=True)
     logits = np.stack(whole.compute_every(Row(1, 0, 0, prompt, True))).astype(np.float64)
     whole.close()
     expected = logits - np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))

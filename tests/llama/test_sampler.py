@@ -194,9 +194,7 @@ def test_an_end_cannot_come_before_min_output(temperature: float) -> None:
     assert drawn[4:] == [2, 2]
 
 
-@pytest.mark.parametrize(
-    "params", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.5}, {"logit_bias": ((2, 100.0),)}]
-)
+@pytest.mark.parametrize("params", [{"temperature": 0.0}, {}, {"top_k": 2}, {"top_p": 0.5}, {"logit_bias": ((2, 100.0),)}])
 def test_ignored_ends_are_never_drawn(params: dict[str, Any]) -> None:
     """With ignore_eos no end-of-generation token comes, whatever its logit."""
     row = a_row()

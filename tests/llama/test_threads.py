@@ -11,9 +11,7 @@ from poise.llama.running.threads import ThreadGovernor
 PASS_NS = 30_000_000
 
 
-def run(
-    governor: ThreadGovernor, slowness: Callable[[int], float], passes: int, now_ns: int = 0
-) -> tuple[int, list[int]]:
+def run(governor: ThreadGovernor, slowness: Callable[[int], float], passes: int, now_ns: int = 0) -> tuple[int, list[int]]:
     """Make passes on a host on which a pass with n threads is `slowness(n)` slow; returns the time and the threads used."""
     used = []
     for _ in range(passes):

@@ -115,10 +115,7 @@ def test_the_fastest_of_those_that_pass_is_chosen_once(lab: Lab) -> None:
     again = lab.chooser().choose()
     assert again == lab.chooser().planned() == chosen
     assert len(lab.made) == 3
-    assert (
-        "0.0050 from the file's, and faster here: a request among eight x2.00, alone x1.70 (prompts x2.00, one"
-        in again.reason
-    )
+    assert "0.0050 from the file's, and faster here: a request among eight x2.00, alone x1.70 (prompts x2.00, one" in again.reason
 
 
 def test_after_a_failed_check_of_quality_nothing_smaller_is_tried(lab: Lab) -> None:
@@ -263,9 +260,7 @@ def test_what_is_in_the_way_is_not_remembered(lab: Lab, caplog: pytest.LogCaptur
     assert lab.chooser().choose().name == Q8
 
 
-def test_a_cache_that_cannot_be_written_serves_the_source(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_cannot_be_written_serves_the_source(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     chosen = lab.chooser().choose()
@@ -334,14 +329,7 @@ def test_the_figures_are_shown(lab: Lab) -> None:
     lab.found = {Q8: (GOOD, FAST), MIXED: (BAD, FASTER)}
     chosen = lab.chooser().choose()
     text = to_text(lab.source, chosen)
-    for piece in (
-        f"file: {chosen.path}",
-        "x1.0050",
-        "KL divergence 0.3000",
-        "same likeliest token 60.0%",
-        "not taken",
-        "passed",
-    ):
+    for piece in (f"file: {chosen.path}", "x1.0050", "KL divergence 0.3000", "same likeliest token 60.0%", "not taken", "passed"):
         assert piece in text
     document = json.loads(to_json(lab.source, chosen))
     assert document["served"] == Q8

@@ -101,12 +101,7 @@ def test_levels_are_told_as_they_stand() -> None:
     assert sample.store.bytes_by_purpose == {"swap": 500, "prefix": 70, "template": 0}
     assert sample.memory == MemorySample(123_456, 23_456, 77)
     interactive = sample.classes["interactive"]
-    assert (interactive.queued, interactive.running, interactive.paused, interactive.swapped) == (
-        2,
-        3,
-        1,
-        0,
-    )
+    assert (interactive.queued, interactive.running, interactive.paused, interactive.swapped) == (2, 3, 1, 0)
     assert (interactive.wait_estimate_ms, interactive.wait_error) == (250, 0.25)
     assert (interactive.jain, interactive.gap_ms) == (0.9, 250)
     assert sample.readers == ReaderSample(behind=2, timed_out=3)

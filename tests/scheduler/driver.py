@@ -32,18 +32,7 @@ from poise.scheduler.policy import (
     StorePolicy,
     TenantPolicy,
 )
-from poise.scheduler.request import (
-    BLOCK_TOKENS,
-    Control,
-    Event,
-    Finished,
-    Hold,
-    Queued,
-    Rejected,
-    Request,
-    RequestClass,
-    Started,
-)
+from poise.scheduler.request import BLOCK_TOKENS, Control, Event, Finished, Hold, Queued, Rejected, Request, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.sequence import Sequence as SequenceState
 from poise.scheduler.sequence import State
@@ -81,14 +70,7 @@ def policy(
         },
         classes={
             INTERACTIVE: ClassPolicy(
-                queue_max,
-                itl_us,
-                0.0,
-                slots,
-                heavy_tokens,
-                long_slots,
-                downgrade_output_tokens,
-                downgrade_served_us,
+                queue_max, itl_us, 0.0, slots, heavy_tokens, long_slots, downgrade_output_tokens, downgrade_served_us
             ),
             BACKGROUND: ClassPolicy(queue_max, itl_us * 3 // 2, min_share, background_slots, heavy_tokens, heavy_max),
         },
@@ -130,12 +112,7 @@ class Driver:
     _cost: CostModel = field(default_factory=lambda: CostModel(COST))
 
     def add(
-        self,
-        n_prompt: int = 50,
-        max_output: int = 10,
-        tenant: str = "a",
-        request_class: RequestClass = INTERACTIVE,
-        **more: Any,
+        self, n_prompt: int = 50, max_output: int = 10, tenant: str = "a", request_class: RequestClass = INTERACTIVE, **more: Any
     ) -> int:
         """Add a request that must be accepted; returns its id."""
         request_id = self._next_id
@@ -144,12 +121,7 @@ class Driver:
         return request_id
 
     def offer(
-        self,
-        n_prompt: int = 50,
-        max_output: int = 10,
-        tenant: str = "a",
-        request_class: RequestClass = INTERACTIVE,
-        **more: Any,
+        self, n_prompt: int = 50, max_output: int = 10, tenant: str = "a", request_class: RequestClass = INTERACTIVE, **more: Any
     ) -> Queued | Rejected:
         request = Request(self._next_id, tenant, request_class, n_prompt, max_output, **more)
         self._next_id += 1
@@ -349,9 +321,7 @@ class Driver:
             if not failed:
                 self.cells[batch.pool, chunk.slot] = (chunk.request_id, computed + chunk.n_tokens)
             shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
-        ends = tuple(
-            c.request_id for c in batch.chunks if c.sample and c.request_id in ended and c.request_id not in self.lost
-        )
+        ends = tuple(c.request_id for c in batch.chunks if c.sample and c.request_id in ended and c.request_id not in self.lost)
         return BatchResult(int(self._cost.predict_us(shape) * factor), ends, failed)
 
 

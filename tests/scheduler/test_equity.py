@@ -12,8 +12,7 @@ from tests.scheduler.driver import Driver, policy
 
 
 @pytest.mark.parametrize(
-    ("served", "index"),
-    [([], 1.0), ([0, 0], 1.0), ([5], 1.0), ([3, 3, 3], 1.0), ([7, 0, 0, 0], 0.25), ([1, 3], 0.8)],
+    ("served", "index"), [([], 1.0), ([0, 0], 1.0), ([5], 1.0), ([3, 3, 3], 1.0), ([7, 0, 0, 0], 0.25), ([1, 3], 0.8)]
 )
 def test_jains_index(served: list[int], index: float) -> None:
     """1 when all had the same, 1/n when one had everything."""

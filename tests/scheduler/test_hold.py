@@ -8,16 +8,7 @@ import pytest
 
 from poise.scheduler.planning.plan import StoreSlot
 from poise.scheduler.policy import SHORT_POOL, StorePolicy, TenantPolicy
-from poise.scheduler.request import (
-    Control,
-    FinishReason,
-    Hold,
-    Preempted,
-    PreemptionKind,
-    RequestClass,
-    Resumed,
-    Started,
-)
+from poise.scheduler.request import Control, FinishReason, Hold, Preempted, PreemptionKind, RequestClass, Resumed, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, INTERACTIVE, Driver, chunks, policy
 
@@ -59,9 +50,7 @@ def test_a_held_sequence_stands_still_in_its_slot_and_goes_on_there() -> None:
 
 
 @pytest.mark.parametrize(("store", "kind"), [(StorePolicy(), SWAP), (StorePolicy(budget_bytes=0), DROP)])
-def test_swap_frees_the_slot_at_once_and_the_sequence_comes_back_whole(
-    store: StorePolicy, kind: PreemptionKind
-) -> None:
+def test_swap_frees_the_slot_at_once_and_the_sequence_comes_back_whole(store: StorePolicy, kind: PreemptionKind) -> None:
     """Into the host store, or dropped where that has no room; back when its reader has caught up, not before."""
     d = driver(slots=1, background_slots=1, store=store)
     chat = decoding(d)

@@ -318,11 +318,6 @@ def test_the_bounds_hold_beside_any_crowd(
 ) -> None:
     """Any lengths, however many come or return: between two that always wait, and between each of them and the floor."""
     competition = Competition(
-        request_class,
-        lambda random, tenant: random.choice(sizes[tenant]),
-        seed,
-        weights,
-        waiting,
-        preemptions_max=1_000_000,
+        request_class, lambda random, tenant: random.choice(sizes[tenant]), seed, weights, waiting, preemptions_max=1_000_000
     )
     Crowd(competition, at_a_time, lambda random: random.choice(crowd_sizes), n_known).run(MINUTE_NS // 6, steps_max=150)

@@ -81,9 +81,7 @@ def test_one_wild_step_does_not_ruin_the_model() -> None:
 
 
 @given(budget=st.floats(1, 1e7), start=st.integers(0, 10_000), attended=st.floats(0, 10), prompt=st.floats(10, 10_000))
-def test_prompt_tokens_within_is_the_inverse_of_the_cost(
-    budget: float, start: int, attended: float, prompt: float
-) -> None:
+def test_prompt_tokens_within_is_the_inverse_of_the_cost(budget: float, start: int, attended: float, prompt: float) -> None:
     """n tokens cost at most the budget (up to rounding), n + 1 tokens cost more."""
     model = CostModel(CostPrior(0, 0, prompt, attended))
     n = model.prompt_tokens_within(budget, start)

@@ -6,15 +6,7 @@ from typing import Any
 
 from poise.scheduler.planning.plan import DropEntry, LoadSlot, StoreSlot
 from poise.scheduler.policy import SHORT_POOL, StorePolicy
-from poise.scheduler.request import (
-    Control,
-    Downgraded,
-    FinishReason,
-    Preempted,
-    PreemptionKind,
-    PreemptionReason,
-    Resumed,
-)
+from poise.scheduler.request import Control, Downgraded, FinishReason, Preempted, PreemptionKind, PreemptionReason, Resumed
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, INTERACTIVE, Driver, policy
 
@@ -311,11 +303,7 @@ def test_the_store_never_exceeds_its_budget() -> None:
     """Swaps displace kept prefixes; where even that is not enough, cells are dropped."""
     cells = 700
     d = driver(
-        slots=4,
-        background_slots=4,
-        turn_us=100_000,
-        preemptions_max=100,
-        store=StorePolicy(budget_bytes=cells * CELL_BYTES),
+        slots=4, background_slots=4, turn_us=100_000, preemptions_max=100, store=StorePolicy(budget_bytes=cells * CELL_BYTES)
     )
     for i in range(20):
         d.add(150, 60, f"t{i % 3}", BACKGROUND, blocks=tuple(range(1000 * i, 1000 * i + 18)))

@@ -32,9 +32,7 @@ def cached(d: Driver, request_id: int) -> int:
 
 def prompt_tokens(d: Driver, request_id: int) -> int:
     """Prompt tokens that were really computed."""
-    return sum(
-        c.n_tokens for p in d.plans for b in p.batches for c in b.chunks if c.request_id == request_id and c.is_prompt
-    )
+    return sum(c.n_tokens for p in d.plans for b in p.batches for c in b.chunks if c.request_id == request_id and c.is_prompt)
 
 
 def test_the_second_turn_computes_only_what_is_new() -> None:

@@ -37,9 +37,7 @@ def test_the_least_is_had_whatever_others_hold_but_never_more_than_there_is() ->
 
 
 @given(st.integers(2, 500), st.integers(1, 40), st.floats(0.25, 4.0))
-def test_the_next_one_always_finds_room_where_all_others_have_taken_all_they_may(
-    total: int, holders: int, share: float
-) -> None:
+def test_the_next_one_always_finds_room_where_all_others_have_taken_all_they_may(total: int, holders: int, share: float) -> None:
     """As long as there are fewer holders than a share of the whole allows one each."""
     held = fill(total, holders, share)
     assert sum(held) <= total

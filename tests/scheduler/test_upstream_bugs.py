@@ -30,16 +30,7 @@ import pytest
 
 from poise.scheduler.planning.plan import CopySlot, LoadSlot, TrimSlot
 from poise.scheduler.policy import SHORT_POOL, StorePolicy, TenantPolicy
-from poise.scheduler.request import (
-    Control,
-    FinishReason,
-    Preempted,
-    PreemptionKind,
-    Rejected,
-    RejectReason,
-    Resumed,
-    Started,
-)
+from poise.scheduler.request import Control, FinishReason, Preempted, PreemptionKind, Rejected, RejectReason, Resumed, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, INTERACTIVE, Driver, blocks, chunks, policy
 

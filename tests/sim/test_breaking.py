@@ -39,9 +39,7 @@ def crowd(arrival: str, prompt: int, output: int, duration_s: int = 20, count: i
     )
 
 
-def run(
-    scenario: Scenario, settings: Settings, costs: Costs | None = None
-) -> tuple[Simulation, dict[RequestClass, Pressure]]:
+def run(scenario: Scenario, settings: Settings, costs: Costs | None = None) -> tuple[Simulation, dict[RequestClass, Pressure]]:
     policy = sim_policy(settings)
     watched = {c: Pressure(c, policy) for c in RequestClass}
     options = Options(
@@ -61,9 +59,7 @@ def settings_with(slots: int, queue_max: int = 64) -> Settings:
     interactive = defaults.interactive.model_copy(update={"slots_max": slots, "queue_max": queue_max})
     background = defaults.background.model_copy(update={"slots_max": min(slots, 6)})
     short = PoolSettings(slots=slots, slot_tokens=4096)
-    return Settings(
-        pools=PoolsSettings(short=short), classes=ClassesSettings(interactive=interactive, background=background)
-    )
+    return Settings(pools=PoolsSettings(short=short), classes=ClassesSettings(interactive=interactive, background=background))
 
 
 def test_targets_are_read_as_they_are_written() -> None:

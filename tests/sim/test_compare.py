@@ -39,9 +39,7 @@ def bench_file(path: Path, slowness: float) -> None:
                 )
             )  # fmt: skip
         window_ns = round(scenario.duration_s * 1e9)
-        rounds.append(
-            Round(number, seed, {"ours": RoundResult("http://x", seed, records, [], window_ns, window_ns, 0.0)})
-        )
+        rounds.append(Round(number, seed, {"ours": RoundResult("http://x", seed, records, [], window_ns, window_ns, 0.0)}))
     run = ScenarioRun(ScenarioSource(scenario, str(SINGLE), ""), rounds)
     path.write_text(json.dumps({"scenarios": [run_as_json(run)]}))
 

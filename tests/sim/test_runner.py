@@ -7,16 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from poise.engine.ports import Row, RunnerError
-from poise.scheduler.planning.plan import (
-    CopySlot,
-    DropEntry,
-    KvOperation,
-    LoadSlot,
-    MoveSlot,
-    ReleaseSlot,
-    StoreSlot,
-    TrimSlot,
-)
+from poise.scheduler.planning.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
 from poise.sim.clock import VirtualClock
 from poise.sim.runner import Fault, SimRunner
 from poise.wire.messages import PoolInfo
@@ -79,11 +70,7 @@ def test_faults_are_asked_for_passes_and_for_what_carries() -> None:
         return False
 
     runner = Rig(fault=fault).runner
-    carrying: list[KvOperation] = [
-        LoadSlot("short", 1, 1, 10, 7),
-        CopySlot("short", 0, 2, 10, 8),
-        MoveSlot("short", 1, 3, 7),
-    ]
+    carrying: list[KvOperation] = [LoadSlot("short", 1, 1, 10, 7), CopySlot("short", 0, 2, 10, 8), MoveSlot("short", 1, 3, 7)]
     for operation in [*carrying, TrimSlot("short", 3, 5), ReleaseSlot("short", 3, 7), DropEntry(1)]:
         runner.apply(operation)
     assert asked == [

@@ -28,8 +28,7 @@ def scenario(n_newcomers: int, request_class: RequestClass) -> Scenario:
     """So many newcomers at a time, all of one class. No tenant asks for more than another at a time but the patient one."""
     found = load_scenario(SCENARIO)
     clients = tuple(
-        replace(c, request_class=request_class.value, count=n_newcomers if c.fresh_tenants else c.count)
-        for c in found.clients
+        replace(c, request_class=request_class.value, count=n_newcomers if c.fresh_tenants else c.count) for c in found.clients
     )
     return replace(found, clients=clients)
 

@@ -43,9 +43,7 @@ def test_every_request_of_a_scenario_ends_and_leaves_nothing(path: Path, seed: i
     assert all(pool.slots_held == pool.cells_used == 0 for pool in done.final.pools.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "options"), [("mixed", "Options()"), ("storm", "Options(faults=tuple(Fault), n_steps=300)")]
-)
+@pytest.mark.parametrize(("name", "options"), [("mixed", "Options()"), ("storm", "Options(faults=tuple(Fault), n_steps=300)")])
 def test_the_same_seed_gives_the_same_journal_under_any_hash_seed(name: str, options: str) -> None:
     """Invariant 9: equal inputs, equal event log, also in another process with another PYTHONHASHSEED."""
     code = (
@@ -96,9 +94,7 @@ def test_a_slow_machine_is_learnt() -> None:
 def test_the_way_to_the_engine_counts_twice() -> None:
     """A lone client: each first token is later by the way there and back, and so is each next request."""
     scenario = load_scenario(FOLDER / "single.toml")
-    near, far = (
-        simulate(scenario, Settings(), 1, Options(costs=Costs(way_us=way_us))).records for way_us in (0.0, 5000.0)
-    )
+    near, far = (simulate(scenario, Settings(), 1, Options(costs=Costs(way_us=way_us))).records for way_us in (0.0, 5000.0))
     for number, (one, other) in enumerate(zip(near, far, strict=False)):
         assert one.first_ns is not None
         assert other.first_ns is not None
@@ -110,8 +106,7 @@ def test_turns_add_tokens_that_are_new() -> None:
     """What a template writes around an answer is in the prompt of every later turn, and computed once."""
     scenario = load_scenario(FOLDER / "chat.toml")
     plain, written = (
-        simulate(scenario, Settings(), 1, Options(template=template)).records
-        for template in (None, TemplateTokens(14, 11))
+        simulate(scenario, Settings(), 1, Options(template=template)).records for template in (None, TemplateTokens(14, 11))
     )
     added = {b.n_prompt - a.n_prompt for a, b in zip(plain, written, strict=False) if a.client == b.client == "talker"}
     assert added == {14 + 11 * turn for turn in range(5)}
@@ -150,9 +145,7 @@ def test_newcomers_by_the_dozen_delay_one_that_plays_fair_by_its_turn() -> None:
     )
     n_newcomers = sum(r.client == "newcomer" for r in crowded.records)
     assert n_newcomers > 20
-    waits = [
-        [(r.first_ns or 1 << 60) - r.sent_ns for r in done.records if r.tenant == "polite"] for done in (quiet, crowded)
-    ]
+    waits = [[(r.first_ns or 1 << 60) - r.sent_ns for r in done.records if r.tenant == "polite"] for done in (quiet, crowded)]
     assert len(waits[1]) > len(waits[0]) / 2
     grain_ns = Settings().scheduler.fairness_grain_ms * 1_000_000
     assert max(waits[1]) <= n_newcomers * grain_ns, "a grain each, at most"
@@ -188,9 +181,7 @@ def test_a_continuation_that_forgets_is_noticed(monkeypatch: pytest.MonkeyPatch,
     """A sampler that begins again, or draws from a state that died with the engine."""
     if what == "output":
         opens = SimRunner.open
-        monkeypatch.setattr(
-            SimRunner, "open", lambda self, i, prompt, sampling, output=(): opens(self, i, prompt, sampling)
-        )
+        monkeypatch.setattr(SimRunner, "open", lambda self, i, prompt, sampling, output=(): opens(self, i, prompt, sampling))
     else:
         sample, draws = SimRunner._sample, count(1)
 

@@ -64,10 +64,7 @@ WRONG: dict[str, tuple[Sequence[wire.ToGateway], str]] = {
     "accepted twice": ([ACCEPTED, ACCEPTED], "accepted twice"),
     "refused later": ([ACCEPTED, wire.Refused(1, "queue_full", 1, 1, 0)], "after it had been accepted"),
     "ends twice": ([ACCEPTED, step(True, right_tokens(2), [finish(), finish()])], "has ended"),
-    "goes on after its end": (
-        [ACCEPTED, step(True, right_tokens(2), [finish()]), step(tokens=right_tokens(1))],
-        "ended",
-    ),
+    "goes on after its end": ([ACCEPTED, step(True, right_tokens(2), [finish()]), step(tokens=right_tokens(1))], "ended"),
     "never accepted": ([step(True)], "without having been accepted"),
     "starts twice": ([ACCEPTED, step(True), step(True)], "started twice"),
     "a prompt computed in part": ([ACCEPTED, step(True, right_tokens(1), computed=2)], "2 tokens were computed"),

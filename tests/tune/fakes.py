@@ -75,21 +75,14 @@ class FakeMeasures:
         return self._cost[method]
 
     def passes(self, before: Changes, after: Changes, knob: Knob, until: float) -> Measured:
-        return self._answer(
-            "passes", before, after, self._passed.get(_new(before, after), passes(1.0, decode_1_us=1.0))
-        )
+        return self._answer("passes", before, after, self._passed.get(_new(before, after), passes(1.0, decode_1_us=1.0)))
 
     def forecast(self, before: Changes, after: Changes, seed: int) -> Measured:
         self.seeds.append(seed)
         return self._answer("simulator", before, after, live(ttft=self._foretold.get(_new(before, after), 1.0)))
 
     def live(
-        self,
-        before: Changes,
-        after: Changes,
-        seed: int,
-        hopeless: Callable[[list[Estimate]], bool],
-        until: float,
+        self, before: Changes, after: Changes, seed: int, hopeless: Callable[[list[Estimate]], bool], until: float
     ) -> Measured:
         self.seeds.append(seed)
         if not before and self._verified is not None and len(self.asked) and self._is_verification(after):

@@ -130,10 +130,7 @@ def test_check(monkeypatch: pytest.MonkeyPatch, answers: dict[str, Any], exit_co
     result = run("tune", "--check", exit_code=exit_code)
     assert said in result.stdout
     values = {"model.weights": "as-is", "scheduler.fill_share": 0.4}
-    assert fake.asked == [
-        ("passes", {"scheduler.fill_share": 0.4}, values),
-        ("live", {"model.weights": "as-is"}, values),
-    ]
+    assert fake.asked == [("passes", {"scheduler.fill_share": 0.4}, values), ("live", {"model.weights": "as-is"}, values)]
     assert min(fake.seeds) > 100_000
 
 

@@ -108,9 +108,7 @@ def test_the_time_is_over() -> None:
 
 def test_an_interrupted_run() -> None:
     """What was found until then stands, the trial that was cut is named, and nothing is measured any more."""
-    tuner, measures = run(
-        passed={1: passes(0.7, decode_1_us=0.7)}, foretold={0.4: 0.8}, judged={0.4: KeyboardInterrupt()}
-    )
+    tuner, measures = run(passed={1: passes(0.7, decode_1_us=0.7)}, foretold={0.4: 0.8}, judged={0.4: KeyboardInterrupt()})
     assert tuner.kept == {"engine.threads": 1}
     assert tuner.trials[-1].result == "interrupted"
     assert (tuner.ended, tuner.verification) == ("interrupted", None)

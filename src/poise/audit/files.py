@@ -4,8 +4,6 @@ audit-20261124-000000000001.jsonl
 head.json
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ the server is killed is lost; the queue is empty unless the disk is slower than 
 places in the queue and room on the disk of its own (`audit.reserve`). All files together have a bound of bytes: the oldest go.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

@@ -3,8 +3,6 @@
 While it is given up, ordinary entries are not written: they would take the room at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

@@ -5,8 +5,6 @@ files are judged by follows the days of the files: at most one day at a time, or
 written on `CONFIRM_DAYS` different days beyond it. So a server that was off for a month deletes a few days later than it might.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import date, timedelta
 from itertools import accumulate, takewhile

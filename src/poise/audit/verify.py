@@ -1,7 +1,5 @@
 """Whether an audit log is what was written: every line from the first one kept to the last one known, and nothing else."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise

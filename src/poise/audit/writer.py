@@ -1,7 +1,5 @@
 """The files of the audit log, as their one writer sees them: where the chain goes on, when a new file begins, which files go."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import logging

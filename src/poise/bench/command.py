@@ -4,8 +4,6 @@ Exit codes: 0; 1 when some round got not a single token from a server; 2 for bad
 130 after Ctrl-C. The tables go to stdout; progress, notes and errors go to stderr.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import secrets
@@ -50,12 +48,9 @@ def bench(
         bool, typer.Option("--against-extensions", help="Send service_tier to the second server, too.")
     ] = False,
     trace: Annotated[
-        Path | None,
-        typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
+        Path | None, typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE")
     ] = None,
-    target: Annotated[
-        list[str] | None, typer.Option(help="As interactive.ttft_ms=800: for the goodput. Repeatable.")
-    ] = None,
+    target: Annotated[list[str] | None, typer.Option(help="As interactive.ttft_ms=800: for the goodput. Repeatable.")] = None,
     allow_kill: Annotated[
         bool, typer.Option("--allow-kill", help="Let a scenario's kill_engine events kill the first server's engine.")
     ] = False,

@@ -4,8 +4,6 @@ Exit codes: 0; 1 when a guardrail is violated beyond noise; 2 for what cannot be
 guardrail, or no rounds to compare; 130 after Ctrl-C. The table goes to stdout; notes and errors go to stderr.
 """
 
-from __future__ import annotations
-
 import secrets
 import sys
 import tomllib
@@ -55,9 +53,7 @@ class Verdict:
 
 
 def bench_compare(
-    a: Annotated[
-        str, typer.Argument(metavar="A", help="Before: a file of --json (FILE#theirs: its second server), or a URL.")
-    ],
+    a: Annotated[str, typer.Argument(metavar="A", help="Before: a file of --json (FILE#theirs: its second server), or a URL.")],
     b: Annotated[str, typer.Argument(metavar="B", help="After: likewise.")],
     guard: Annotated[
         list[str] | None, typer.Option(help="As 'interactive.ttft_p95<=1.1': most (or least) B/A. Repeatable.")
@@ -88,9 +84,7 @@ def bench_compare(
             options = RunOptions(sources, urls, both, rounds, seed, words, pause)
             before, after = _measure(checked(options, "A and B are the same server"), results)
         elif scenario or results or trace:
-            raise InputError(
-                "--scenario, --results and --trace are for two URLs; here at least one of A and B is a file"
-            )
+            raise InputError("--scenario, --results and --trace are for two URLs; here at least one of A and B is a file")
         else:
             before, after = _read(a), _read(b)
         code, found = _compare(before, after, limits)
@@ -124,9 +118,7 @@ def _compare(before: Result, after: Result, limits: Sequence[Guard]) -> tuple[in
     for limit in limits:
         if limit.text not in judged:
             known = sorted({f["group"] or "all" for s in scenarios for f in s["figures"]})
-            raise InputError(
-                f"guard {limit.text!r}: no such scenario or clients; there are {', '.join(known) or 'none'}"
-            )
+            raise InputError(f"guard {limit.text!r}: no such scenario or clients; there are {', '.join(known) or 'none'}")
     for verdict in verdicts:
         typer.echo(f"{verdict.state}: {verdict.scenario}: {verdict.guard}: {verdict.reason}")
     states = {verdict.state for verdict in verdicts}

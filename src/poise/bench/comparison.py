@@ -8,8 +8,6 @@
    is only bounded (requests were cut) decides nothing in the direction in which it is open.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence

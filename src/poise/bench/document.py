@@ -1,7 +1,5 @@
 """A run as one JSON document: everything that was measured, and where it comes from. Reports and comparisons read it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

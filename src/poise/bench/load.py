@@ -179,9 +179,7 @@ class RoundLoad:
         except TimeoutError:
             self._end(record, CANCELLED)
 
-    async def _ask(
-        self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes, patience: Timeout
-    ) -> None:
+    async def _ask(self, record: RequestRecord, plan: PlannedRequest, client: Client, body: bytes, patience: Timeout) -> None:
         key = self.key or f"bench-{client.tenant}" + (f"-{secrets.token_hex(8)}" if client.fresh_tenants else "")
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         url = f"{self.target.url}/v1/chat/completions"

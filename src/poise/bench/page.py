@@ -3,8 +3,6 @@
 The script is taken from the installed package and put into the page: it works from a mail or an archive, and asks no other host.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections import Counter

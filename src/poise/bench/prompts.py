@@ -1,7 +1,5 @@
 """Synthetic prompts: common words in a random order, so that their length in tokens is known and no prefix cache helps."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Mapping
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Where a result comes from: this host, the versions, the commit."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

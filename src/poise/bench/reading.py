@@ -5,8 +5,6 @@ a small buffer here), so that what it does not read waits at the server. It read
 counts from there: the TTFT is the server's, the rest is the reader's own.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import time
@@ -38,9 +36,7 @@ def slow_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, timeout=forever, read_bufsize=2 * PIECE_BYTES)
 
 
-async def pieces(
-    content: aiohttp.StreamReader, reading: Reading | None, n_chunks: Callable[[], int]
-) -> AsyncIterator[bytes]:
+async def pieces(content: aiohttp.StreamReader, reading: Reading | None, n_chunks: Callable[[], int]) -> AsyncIterator[bytes]:
     """The answer as this reader gets it; `n_chunks` says how many chunks with text it has so far."""
     if reading is not None:
         while n_chunks() < (reading.after_tokens if reading.kind == "stuck" else 1):

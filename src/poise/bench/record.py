@@ -7,8 +7,6 @@ TTFT and end to end count from the plan: a client that lags cannot hide what it 
 can; where the scenario gives it a rate, the corrected figures count from the moment at which each request was due.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise

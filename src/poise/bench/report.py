@@ -1,7 +1,5 @@
 """What a run found: the figures of each group of clients, and notes on what may mislead."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,9 +35,7 @@ def notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
     found = []
     whole = reports[0]
     if any(f.bound for report in reports for s in report.medians.values() for f in s.figures.values()):
-        found.append(
-            "≥ and ≤ mark bounds, ~ is uncertain: requests were cut at the round's end and would have gone on."
-        )
+        found.append("≥ and ≤ mark bounds, ~ is uncertain: requests were cut at the round's end and would have gone on.")
     for side, summary in whole.medians.items():
         results = [r.results[side] for r in run.rounds if side in r.results]
         share = max(result.cpu_s * NS_PER_S / result.elapsed_ns for result in results)

@@ -6,8 +6,6 @@
 4. A round counts when it is complete: an interrupted one is dropped, the ones before it are kept.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ Only what the measurement needs is decoded: the text, what the usage says, is it
 sends one JSON object in one `data:` line; other fields and comments (keep-alives) are skipped.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

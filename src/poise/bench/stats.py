@@ -14,8 +14,6 @@ Goodput: which requests kept every target of their class.
 4. A slow reader's gaps and end are its own doing: its TTFT alone counts. Malformed requests are in no share.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,18 +21,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 
 import msgspec
 
-from poise.bench.record import (
-    CANCELLED,
-    NS_PER_MS,
-    NS_PER_S,
-    OK,
-    PENDING,
-    REFUSED,
-    UNFINISHED,
-    Bound,
-    Figure,
-    RequestRecord,
-)
+from poise.bench.record import CANCELLED, NS_PER_MS, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, Bound, Figure, RequestRecord
 from poise.scenarios.model import Client, Targets
 
 TargetsByClass = Mapping[str, Targets]
@@ -168,16 +155,12 @@ def groups_of(clients: Sequence[Client]) -> list[Group]:
     return [Group(kind, name, tuple(sorted(names))) for (kind, name), names in members.items()]
 
 
-def summarize(
-    group: Group, records: Iterable[RequestRecord], window_ns: int, targets: TargetsByClass | None = None
-) -> Summary:
+def summarize(group: Group, records: Iterable[RequestRecord], window_ns: int, targets: TargetsByClass | None = None) -> Summary:
     """The figures of one round for the records that belong to `group`; `window_ns` is the time of load generation."""
     own = [record for record in records if record.client in group.clients]
     figures: dict[str, Figure] = {}
     for measure, labels in (MEASURES | CORRECTED).items():
-        samples = (
-            [gap for r in own for gap in r.gaps_ms()] if measure == "gap_ms" else [getattr(r, measure)() for r in own]
-        )
+        samples = [gap for r in own for gap in r.gaps_ms()] if measure == "gap_ms" else [getattr(r, measure)() for r in own]
         _put_quantiles(figures, measure, labels, samples)
     _put_quantiles(figures, "stream_tokens_per_s", ("p50",), [record.decode_tokens_per_s() for record in own])
     finished = [record for record in own if record.status == OK]

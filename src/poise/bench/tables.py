@@ -1,7 +1,5 @@
 """A result as tables: for the terminal, and as Markdown with where they come from. Reads the document."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import groupby

@@ -4,8 +4,6 @@ Only with the user's leave (`--allow-kill`), only on this host, and only the pro
 `/status` (`engine_pid`) names. After a kill its successor counts: the process with the same command line under the same parent.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import time

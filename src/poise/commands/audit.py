@@ -1,7 +1,5 @@
 """`poise audit`: checks and reads the audit log of this host."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

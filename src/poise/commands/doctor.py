@@ -4,8 +4,6 @@ Nothing is loaded, changed or left behind. What stops a start is bad (exit statu
 short-lived is a warning. Every diagnosis that is not good comes with its remedy.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """What the commands of the keys file and of the audit log share: their options, the settings, refusals."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated

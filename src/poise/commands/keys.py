@@ -1,7 +1,5 @@
 """`poise keys`: makes, lists and revokes API keys in the keys file, whether a server runs or not."""
 
-from __future__ import annotations
-
 import json
 import re
 from datetime import UTC, datetime, timedelta
@@ -73,8 +71,7 @@ def list_keys(as_json: JsonForTable = False, config: OneConfigFile = None) -> No
 
 @keys.command("revoke")
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `poise keys list` shows it.")],
-    config: OneConfigFile = None,
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="As `poise keys list` shows it.")], config: OneConfigFile = None
 ) -> None:
     """Revoke a key. Requests that it has begun go on."""
     try:

@@ -1,7 +1,5 @@
 """Options that commands share, and how settings are loaded from them. Imports nothing heavy: `poise --help` answers at once."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Callable, Mapping

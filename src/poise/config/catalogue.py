@@ -4,8 +4,6 @@ A table holds entries whose names the operator chooses: values (`auth.keys`) or 
 once, with NAME in the place of an entry's name: `auth.keys.NAME`, `tenants.NAME.weight`. `pattern` leads from a path there.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,14 +24,7 @@ VARIABLE_PREFIX = "POISE_"
 NAME = "NAME"
 """Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_KINDS: dict[Any, Kind] = {
-    int: "integer",
-    float: "number",
-    bool: "switch",
-    Literal: "choice",
-    str: "text",
-    list: "names",
-}
+_KINDS: dict[Any, Kind] = {int: "integer", float: "number", bool: "switch", Literal: "choice", str: "text", list: "names"}
 """By a setting's type, or what that is of."""
 _WHAT = {"integer": "a whole number", "number": "a number", "switch": "true or false", "names": "a list of names"}
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)

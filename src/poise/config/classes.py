@@ -1,7 +1,5 @@
 """The settings of a request class, and what follows from them."""
 
-from __future__ import annotations
-
 from poise.config import ClassSettings, Settings
 from poise.scheduler.request import RequestClass
 

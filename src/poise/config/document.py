@@ -1,7 +1,5 @@
 """The effective configuration as text: TOML with the origin of each value beside it, or JSON. Keys are masked."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The types that settings are made of: names, addresses, keys and choices, each with what it may be in words."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from collections.abc import Callable

@@ -99,9 +99,7 @@ def _profile(layers: Sequence[Layer]) -> list[Layer]:
     return [sources.profile_layer(asked[-1])] if asked and asked[-1] in catalogue()["profile"].choices else []
 
 
-def flatten(
-    table: Mapping[str, Any], *, skip: Container[str] = (), path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], *, skip: Container[str] = (), path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """The values of a nested table by dotted key. Sections are opened, other values are not.
 
     An empty entry of a table is a value as well: it is there.

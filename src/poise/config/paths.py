@@ -1,7 +1,5 @@
 """Where poise keeps files of its own on this host."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import platformdirs

@@ -1,7 +1,5 @@
 """From settings and what was measured on this host to the scheduler's parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import msgspec
@@ -28,9 +26,7 @@ def to_policy(
     What is not given comes from the settings or from the scheduler's own defaults.
     """
     pools = {
-        name: policy.PoolPolicy(
-            pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0)
-        )
+        name: policy.PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
         for name, pool in settings.pools
     }
     return policy.SchedulerPolicy(

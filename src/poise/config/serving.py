@@ -1,7 +1,5 @@
 """The settings of the gateway: connections, streams, what is kept, who may do what."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -5,8 +5,6 @@ operators and a test compares the two. What one value may be is said here and in
 `poise.config.consistency`.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -123,12 +121,8 @@ class ClassSettings(Section):
 
 
 class ClassesSettings(Section):
-    interactive: ClassSettings = ClassSettings(
-        queue_max=64, itl_target_ms=100, slots_max=12, heavy_max=2, pacing_ms=100
-    )
-    background: ClassSettings = ClassSettings(
-        queue_max=256, itl_target_ms=150, min_share=0.15, slots_max=6, heavy_max=1
-    )
+    interactive: ClassSettings = ClassSettings(queue_max=64, itl_target_ms=100, slots_max=12, heavy_max=2, pacing_ms=100)
+    background: ClassSettings = ClassSettings(queue_max=256, itl_target_ms=150, min_share=0.15, slots_max=6, heavy_max=1)
 
 
 class SchedulerSettings(Section):

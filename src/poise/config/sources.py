@@ -4,8 +4,6 @@ Nothing here knows which source wins or which values are right, except that text
 is read by the type of its setting, and that a name which fits no setting is a problem of the source.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib

@@ -4,8 +4,6 @@ It knows the HTTP API only, as any other client does. Without a key, what is for
 where that runs on this machine as this user.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Exit codes: 0; 1 when there is no such request, or the key is wrong; 2 for a bad argument or a server that is not there.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from typing import Annotated, Any
@@ -27,9 +25,7 @@ def explain(
     ],
     url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL,
     key: Key = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="The server's answer as JSON: sentences and figures.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The server's answer as JSON: sentences and figures.")] = False,
 ) -> None:
     """Tell why a request took as long as it did.
 

@@ -1,7 +1,5 @@
 """A picture as text for a terminal or a pipe: what `poise top --once` prints, and the upper half of the live screen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType

@@ -5,8 +5,6 @@ Exit codes: 0; 1 when no such server runs there, or it does not take this user f
 that is not there.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The server at one moment as a picture of texts and numbers, made from what its HTTP API tells; others draw it."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -107,9 +105,7 @@ class Samples:
         self.since = answer["next"]
 
 
-def picture_of(
-    status: dict[str, Any], samples: Samples, requests: Sequence[dict[str, Any]], *, is_operator: bool
-) -> Picture:
+def picture_of(status: dict[str, Any], samples: Samples, requests: Sequence[dict[str, Any]], *, is_operator: bool) -> Picture:
     kept = samples.kept
     return Picture(
         title=f"{status['model']}, {_phase(status)}, up {age(int(status['uptime_s'] * 1000))}",

@@ -1,7 +1,5 @@
 """The live screen of `poise top`, drawn with Textual: the picture of the server, and what an operator does with its requests."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import ClassVar
 
@@ -39,9 +37,7 @@ choices; choices in the queue. ITL is the time between two tokens."""
 class Panel(ModalScreen[None]):
     """Something to read over the rest."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,q,question_mark", "dismiss", "close"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q,question_mark", "dismiss", "close")]
 
     def __init__(self, text: Text) -> None:
         super().__init__()

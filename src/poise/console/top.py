@@ -3,8 +3,6 @@
 Exit codes: 0; 1 when the key is wrong; 2 for a bad argument, a server that is not there (with --once), or a missing extra.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from typing import Annotated

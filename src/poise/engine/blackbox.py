@@ -41,16 +41,12 @@ class Phase(StrEnum):
 
     LOADING = "loading"
     """Nothing was noted yet."""
-
     RESTING = "resting"
     """There is nothing to do: it waits for a message."""
-
     PLANNING = "planning"
     """Messages, the scheduler, sending: no request in particular."""
-
     COMPUTING = "computing"
     """Cells are carried or a forward pass is made, for the requests that are named."""
-
     TAKING = "taking"
     """It deals with a message about the request that is named, or opens it for its first pass."""
 

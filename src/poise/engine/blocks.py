@@ -5,8 +5,6 @@ begins with the tenant's name: equal texts of two tenants have nothing in common
 that a journal, which holds keys, says nothing about what was asked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from hashlib import blake2b
 from struct import Struct

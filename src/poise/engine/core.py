@@ -4,8 +4,6 @@ It owns what the scheduler must not know: token ids, the runner, the ports. It r
 a step and never interrupt one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b

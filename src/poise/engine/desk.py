@@ -5,8 +5,6 @@ than a step. The thread formats a page when it is asked for one and rests after 
 long for the interpreter. One reader at a time: who begins takes the place of who was reading.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import threading

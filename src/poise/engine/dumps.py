@@ -4,8 +4,6 @@ A crash loop writes one file each time. The newest MOST_FILES are kept, of at mo
 journal that is too large loses its oldest lines.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@ An operation that fails does not stop the step. Whoever needed it is left out of
 scheduler has those tokens computed again.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from poise.engine.blackbox import BoxWriter
@@ -86,9 +84,7 @@ class Execution:
         carried = (carried_ns // 1000, carried_cells)
         return StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, *carried), sampled
 
-    def _apply(
-        self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]
-    ) -> bool:
+    def _apply(self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]) -> bool:
         """Whether it was carried out. One that builds on an operation which failed in this plan fails as well."""
         missing = isinstance(operation, kv.DropEntry | kv.LoadSlot) and operation.entry in unstored
         try:

@@ -4,8 +4,6 @@ The parts of a step, in order: `drain` takes messages in, `plan` decides, `kv` c
 draws tokens, `account` charges and advances, `emit` sends. Resting is no part of any step.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 
 from poise.scheduler.planning.plan import StepPlan, StepResult
@@ -41,9 +39,7 @@ class StepTallies:
     def __init__(self) -> None:
         self._parts_ns = [0] * len(PARTS)
         self._seconds, self._cost_ratio = Tally(STEP_S), Tally(RATIO)
-        self._decode_tokens, self._prompt_tokens, self._sequences, self._chunk_tokens = (
-            Tally(TOKENS) for _ in range(4)
-        )
+        self._decode_tokens, self._prompt_tokens, self._sequences, self._chunk_tokens = (Tally(TOKENS) for _ in range(4))
 
     def add(self, plan: StepPlan, result: StepResult, parts_ns: tuple[int, ...]) -> None:
         """A step was carried out. `parts_ns`: what each of PARTS took."""

@@ -6,8 +6,6 @@ runs a module of poise that the kernel ends with SIGTERM when its parent is gone
 by its own name calls `tie_to_parent` first. The kernel means the parent's *thread*: start children from one that lives as long.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import os

@@ -4,8 +4,6 @@ Live adapters: `poise.llama.running.runner.LlamaRunner`, `poise.worker.engine.pr
 Simulated adapters: `poise.sim`. Both runners pass one contract suite (tests/contract).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -97,9 +95,7 @@ class Runner(Protocol):
     def prepared(self) -> Sequence[tuple[int, int]]:
         """Requests whose preparation has ended since the last call, and what it took, in microseconds."""
 
-    def open(
-        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
-    ) -> None:
+    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()) -> None:
         """Prepare sampling for a request. Called once, before its first row. It outlives preemptions.
 
         With `output`, tokens that were generated elsewhere, it goes on after them exactly as it would have there: a draw

@@ -1,7 +1,5 @@
 """What the engine says of its requests and of itself: the events of a step, and gauges and counters in one message."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 

@@ -10,8 +10,6 @@ The states of llama.cpp's budget. They follow from the tokens alone, so a reques
 have been.
 """
 
-from __future__ import annotations
-
 import codecs
 from collections.abc import Callable, Sequence
 

@@ -6,8 +6,6 @@
 The application starts nothing: the engine is the caller's, who can run it in `lifespan`.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -161,9 +159,7 @@ def create_app(
     return Gateway(app, operations, model, metrics, history, degradation)
 
 
-def _put_on_record(
-    audit: Audit, metrics: GatewayMetrics, tasks: Tasks, degradation: Degradation, keys: KeyRing | None
-) -> None:
+def _put_on_record(audit: Audit, metrics: GatewayMetrics, tasks: Tasks, degradation: Degradation, keys: KeyRing | None) -> None:
     """What happens to the server goes into the audit log."""
     audit.watch(metrics.audit, tasks)
     degradation.on_change = audit.level_changed
@@ -201,9 +197,7 @@ def _beside(tasks: Tasks, pulse: Pulse, inner: Lifespan | None) -> Lifespan:
     return lifespan
 
 
-def _guards(
-    settings: Settings, tenants: Tenants, metrics: GatewayMetrics, routes: Sequence[BaseRoute]
-) -> list[Middleware]:
+def _guards(settings: Settings, tenants: Tenants, metrics: GatewayMetrics, routes: Sequence[BaseRoute]) -> list[Middleware]:
     """What each request passes on its way in, the outermost first."""
     return [
         Middleware(AddressMiddleware, root_path=settings.server.root_path, routes=routes),

@@ -3,8 +3,6 @@
 It reads a body into the canonical request, and gives the writers of what a record becomes. No dialect knows another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

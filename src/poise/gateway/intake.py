@@ -5,8 +5,6 @@ A call keeps the books of its request: it is among the live ones from its start 
 The order of checks is the order in which they get dear: key, body, parameters, model, class, level, engine, tokens, context.
 """
 
-from __future__ import annotations
-
 import secrets
 import time
 from collections.abc import Callable, Coroutine
@@ -131,9 +129,7 @@ class Intake:
             self._metrics.rejected(entry.request_class, error.code, tenant)
             raise
 
-    async def _prepare(
-        self, backend: Backend, origin: Origin, dialect: Dialect, request: Generate, *, detached: bool
-    ) -> Call:
+    async def _prepare(self, backend: Backend, origin: Origin, dialect: Dialect, request: Generate, *, detached: bool) -> Call:
         """Everything that can be known before anything is computed. Raises ApiError."""
         job = await backend.prepare(request, origin)
         heading = Heading(

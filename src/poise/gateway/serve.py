@@ -1,7 +1,5 @@
 """`poise serve`: check what can be checked at once, start the engine, answer HTTP until a signal, end cleanly."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno
@@ -303,11 +301,7 @@ def _listen(settings: Settings, keys: KeyRing) -> list[socket.socket]:
     try:
         listeners = [_bound(family, address)]
     except OSError as error:
-        what = (
-            "is in use; choose another with --port"
-            if error.errno == errno.EADDRINUSE
-            else f"cannot be used: {error.strerror}"
-        )
+        what = "is in use; choose another with --port" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
         raise _CannotListen(f"{host}:{port} {what}") from error
     if host in ("localhost", "127.0.0.1"):
         first, port = listeners[0].getsockname()[:2]

@@ -1,7 +1,5 @@
 """What is counted of the audit log's writer: whether the disk keeps up with it, and what was lost."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -51,9 +49,7 @@ class AuditMetrics:
         """How the files of the log that there is can be asked for."""
         text = "Bytes of all files of the audit log."
         read(registry, "poise_audit_bytes", text, lambda: self.standing().n_bytes)
-        text = (
-            "Files of the audit log, since the start, that went before audit.keep_days since audit.max_mb was reached."
-        )
+        text = "Files of the audit log, since the start, that went before audit.keep_days since audit.max_mb was reached."
         read(registry, "poise_audit_files_deleted_early", text, lambda: self.standing().n_early)
         text = "Requests that were refused since nobody knows their key."
         self.refused_stranger = Counter("poise_unknown_callers_total", text, registry=registry).inc

@@ -1,7 +1,5 @@
 """Metrics of connections: how many are open, and which ones the server itself refused or closed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge

@@ -1,7 +1,5 @@
 """The engine's last status message as metrics, at the time of a scrape."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ message at the time of a scrape. Tenants have a registry of their own, because w
 them have a label is bounded, as every label is. Names are those of OpenTelemetry's GenAI conventions where there is one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Fields of requests that were taken though they change no answer, counted by name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry

@@ -1,7 +1,5 @@
 """What has happened lately: one append for each token, made into figures once a second, and for /status when it is asked for."""
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 It has a registry of its own, because it counts from before there is an application; the gateway's registry contains it.
 """
 
-from __future__ import annotations
-
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 
 from poise.metrics.shapes import counted

@@ -3,8 +3,6 @@
 The counters begin again with every engine; those of a new one are counted from 0, so that nothing is ever negative.
 """
 
-from __future__ import annotations
-
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass

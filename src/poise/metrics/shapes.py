@@ -1,7 +1,5 @@
 """Shapes in which metrics are declared: each is made with all of its series, and what is returned is how it is written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from itertools import product
 

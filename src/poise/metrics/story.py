@@ -3,8 +3,6 @@
 Times are of the gateway's clock `time.perf_counter`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any

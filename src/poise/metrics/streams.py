@@ -1,7 +1,5 @@
 """What the gateway counts of its readers and records: at which pace tokens are delivered, who is behind, what is kept."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -25,9 +23,7 @@ class StreamMetrics:
         text = "Streams whose client took nothing for as long as it may."
         self._timeouts = ClassCounter(registry, "poise_reader_timeouts", text)
         self.reattached = ClassCounter(registry, "poise_reattachments", "Streams that were taken up again.").add
-        text = (
-            "Times that requests were held because all their readers were behind (pause, swap), or let run again (run)."
-        )
+        text = "Times that requests were held because all their readers were behind (pause, swap), or let run again (run)."
         self.held = counted(registry, "poise_holds_total", text, class_=RequestClass, level=Hold)
         self.n_stalled = 0
         """Streams that wait for their client."""

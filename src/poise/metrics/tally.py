@@ -4,8 +4,6 @@ prometheus_client's own take a lock for each bucket and for the sum. That is lit
 that the engine's threads have just emptied. These are written and read in one event loop and need none.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """What is counted of the gateway's long-lived tasks, in a registry of its own: they run before there is an application."""
 
-from __future__ import annotations
-
 from prometheus_client import CollectorRegistry, Counter
 
 

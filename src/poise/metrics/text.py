@@ -1,7 +1,5 @@
 """What is counted of the text workers, as /metrics shows it. It counts from before there is an application."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

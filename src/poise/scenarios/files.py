@@ -1,7 +1,5 @@
 """What people write, in files and as arguments: what is wrong with it is a line for its author."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -53,9 +53,7 @@ class Scenario:
         """The requests to send, one after another and unmeasured, before the load: lengths of the first client."""
         client, rng = self.clients[0], rng_of(seed, "warm-up", 0)
         rows = client.arrival.trace.rows if client.arrival.trace is not None else (_NO_ROW,)
-        return tuple(
-            _draw_request(client, rng, None, row=rows[number % len(rows)]) for number in range(self.warmup_requests)
-        )
+        return tuple(_draw_request(client, rng, None, row=rows[number % len(rows)]) for number in range(self.warmup_requests))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +247,7 @@ def _generate(client: Client, seed: int, instance: int, duration_s: float) -> It
             before = (*planned.segments, Segment(planned.answer_seed, planned.n_output_tokens, is_answer=True))
 
 
-def _arrivals(
-    client: Client, rng: random.Random, instance: int, duration_s: float
-) -> Iterator[tuple[float | None, TraceRow]]:
+def _arrivals(client: Client, rng: random.Random, instance: int, duration_s: float) -> Iterator[tuple[float | None, TraceRow]]:
     """When each request is sent or, in a closed loop with a rate, due; with what the trace says of it."""
     arrival = client.arrival
     if arrival.kind == "trace":
@@ -291,9 +287,7 @@ def _draw_request(
         malformed = behaviour.random() < client.malformed_share
     arrival_s, due_s = (at_s, None) if client.is_open_loop else (None, at_s)
     seed = rng.getrandbits(31)
-    return PlannedRequest(
-        arrival_s, n_prompt, n_output, cancel_after, seed, before, due_s, cancel_after_ms, malformed=malformed
-    )
+    return PlannedRequest(arrival_s, n_prompt, n_output, cancel_after, seed, before, due_s, cancel_after_ms, malformed=malformed)
 
 
 def rng_of(*parts: int | str) -> random.Random:

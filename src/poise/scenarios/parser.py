@@ -11,17 +11,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from poise.scenarios.files import InputError, explained
-from poise.scenarios.model import (
-    ARRIVAL_KINDS,
-    Arrival,
-    Client,
-    Event,
-    Length,
-    Reading,
-    RequestClass,
-    Scenario,
-    Targets,
-)
+from poise.scenarios.model import ARRIVAL_KINDS, Arrival, Client, Event, Length, Reading, RequestClass, Scenario, Targets
 from poise.scenarios.trace import TOKENS_MAX, Trace, load_trace
 
 CLASSES = get_args(RequestClass)
@@ -213,8 +203,7 @@ def parse_target(text: str) -> Targets:
             raise ValueError
     except ValueError:
         raise InputError(
-            f"target {text!r}: expected CLASS.NAME=MILLISECONDS, CLASS of {', '.join(CLASSES)}, "
-            f"NAME of {', '.join(TARGET_NAMES)}"
+            f"target {text!r}: expected CLASS.NAME=MILLISECONDS, CLASS of {', '.join(CLASSES)}, NAME of {', '.join(TARGET_NAMES)}"
         ) from None
     return Targets(cast(RequestClass, found[1]), **{found[2]: float(found[3])})
 

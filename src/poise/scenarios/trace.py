@@ -68,9 +68,7 @@ def _rows(source: str, reader: csv.DictReader[str]) -> list[TraceRow]:
             if number >= ROWS_MAX:
                 raise InputError(f"{source}: more than {ROWS_MAX} requests; cut the file")
             here = f"{source}: line {reader.line_num}"
-            rows.append(
-                TraceRow(_seconds(row[at], here), _tokens(row[context], here, 1), _tokens(row[generated], here, 0))
-            )
+            rows.append(TraceRow(_seconds(row[at], here), _tokens(row[context], here, 1), _tokens(row[generated], here, 0)))
     except csv.Error as error:
         raise InputError(f"{source}: line {reader.line_num}: {error}") from error
     return rows

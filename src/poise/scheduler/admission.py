@@ -4,8 +4,6 @@ What can never fit is rejected on arrival (invariant 4): a request that is accep
 ever (vLLM issue 39734 describes that failure).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -83,9 +81,7 @@ def lowered(
 ) -> dict[RequestClass, ClassPolicy]:
     """The classes with these shares of their `queue_max` and `slots_max`, at least 1 of each."""
     return {
-        c: replace(
-            limits, queue_max=_part(limits.queue_max, queue_share), slots_max=_part(limits.slots_max, slots_share)
-        )
+        c: replace(limits, queue_max=_part(limits.queue_max, queue_share), slots_max=_part(limits.slots_max, slots_share))
         for c, limits in classes.items()
     }
 

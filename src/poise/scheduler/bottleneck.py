@@ -13,8 +13,6 @@ The first that applies, in this order. The time from one plan to the next goes t
 is accounted for, and the shares add up to one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -60,9 +58,7 @@ def is_full(batches: tuple[Batch, ...], budget_us: int) -> bool:
     return sum(batch.predicted_us for batch in batches) >= FULL_SHARE * budget_us
 
 
-def limit_of(
-    books: Books, batches: tuple[Batch, ...], sequences: Mapping[int, Sequence], budget_us: int, n_held: int
-) -> Limit:
+def limit_of(books: Books, batches: tuple[Batch, ...], sequences: Mapping[int, Sequence], budget_us: int, n_held: int) -> Limit:
     """What limits a step that was just planned. `n_held`: requests that only their readers hold up. Modifies nothing."""
     n_sampled, refills = 0, False
     for batch in batches:

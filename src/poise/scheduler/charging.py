@@ -1,7 +1,5 @@
 """What a step cost, and who pays for it: each account for its own rows, and the share of every step that background is owed."""
 
-from __future__ import annotations
-
 from poise.scheduler.fairness.fairness import split_cost
 from poise.scheduler.lifecycle import Lifecycle
 from poise.scheduler.planning.plan import DRAWN, ENDED, Batch, BatchResult, Given, StepPlan, StepResult

@@ -6,8 +6,6 @@ it up by a part of itself, a shorter one down by less, so that it comes to rest 
 Monro's scheme, on the logarithm.) The share of that which answers really use, a mean by class, makes an expectation for waits.
 """
 
-from __future__ import annotations
-
 from poise.scheduler.policy import LengthPolicy
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.sequence import Sequence

@@ -8,8 +8,6 @@ work: not for its tenant's served cost, not as decoding, not for the wait of oth
 keeps its place in the order, because a place is what it would cost and when it arrived.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The scheduler's parameters. Configuration builds these; the scheduler takes nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

@@ -7,8 +7,6 @@ is re-sorted as time passes. (Ageing bounds the wait that shorter prompts can in
 literature.)
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Callable, Iterable, Iterator
 

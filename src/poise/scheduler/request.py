@@ -3,8 +3,6 @@
 Everything here is a value: no text, no token ids, no clock. Times are integer nanoseconds, costs integer microseconds.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -21,16 +19,12 @@ class RejectReason(StrEnum):
 
     TOO_LONG = "too_long"
     """It can never fit: what it comes with exceeds the largest slot it may use."""
-
     QUEUE_FULL = "queue_full"
     """The queue of its class is at its bound."""
-
     QUEUE_SHARE = "queue_share"
     """Its account has as many requests in the queue of the class as it may while others may come."""
-
     TENANT_QUEUE_FULL = "tenant_queue_full"
     """Its tenant has as many requests waiting as it may."""
-
     TENANT_RATE = "tenant_rate"
     """Its tenant has used up its tokens per minute for now."""
 
@@ -40,16 +34,12 @@ class FinishReason(StrEnum):
 
     STOP = "stop"
     """The model ended its answer."""
-
     LENGTH = "length"
     """The request's output allowance is used up, or the largest slot is full."""
-
     ABORTED = "aborted"
     """The caller no longer wants it (cancelled, gone, or a stop string was found)."""
-
     EXPIRED = "expired"
     """It was still queued when its queue timeout had passed; nothing of it was computed."""
-
     FAILED = "failed"
     """The runner could not compute it."""
 
@@ -59,13 +49,10 @@ class PreemptionKind(StrEnum):
 
     PAUSE = "pause"
     """In place: the KV cells stay in the slot, nothing is computed."""
-
     SWAP = "swap"
     """The KV cells go to the host store and the slot is free for another sequence."""
-
     DROP = "drop"
     """The KV cells are given up; the tokens known so far are computed again later."""
-
     STALL = "stall"
     """As a pause, but because nobody reads what is generated; not a rung, a word for what happened."""
 
@@ -75,22 +62,16 @@ class PreemptionReason(StrEnum):
 
     IDLE = "idle"
     """Nothing was computed for it: an operator paused it, or its reader was behind; somebody else had use for the slot."""
-
     CLASS = "class"
     """Interactive work came before background."""
-
     TENANT = "tenant"
     """Its tenant had been served more than the tenant that waited for a slot."""
-
     COMPUTE = "compute"
     """Its tenant had been served far more than one that waited for compute; slots were free."""
-
     TURN = "turn"
     """Background work takes turns."""
-
     LIMIT = "limit"
     """It was to go on, and its tenant ran as many as it may."""
-
     OUTGROWN = "outgrown"
     """Its answer has filled its slot; it goes on in a longer one."""
 
@@ -100,10 +81,8 @@ class DowngradeReason(StrEnum):
 
     OPERATOR = "operator"
     """An operator wanted it."""
-
     OUTPUT = "output"
     """Its class's allowance of output is used up."""
-
     TIME = "time"
     """Its class's allowance of compute is used up."""
 
@@ -121,10 +100,8 @@ class Hold(StrEnum):
 
     RUN = "run"
     """All that it would: its reader keeps up."""
-
     PAUSE = "pause"
     """Nothing. Its cells stay in its slot as long as nobody needs that."""
-
     SWAP = "swap"
     """Nothing, and it gives up its slot at once."""
 

@@ -13,8 +13,6 @@ What a step does is in `planner`; who goes first in `queues` and `fairness`; wha
 docs/scheduler.md tells the whole.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Collection, Iterable
 
@@ -33,17 +31,7 @@ from poise.scheduler.planning.planner import Books, PlanningPass
 from poise.scheduler.planning.preemption import Preemption
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.queues import WaitingQueue, order_key
-from poise.scheduler.request import (
-    Control,
-    Event,
-    FinishReason,
-    Hold,
-    Queued,
-    Rejected,
-    RejectReason,
-    Request,
-    RequestClass,
-)
+from poise.scheduler.request import Control, Event, FinishReason, Hold, Queued, Rejected, RejectReason, Request, RequestClass
 from poise.scheduler.sequence import Sequence
 from poise.scheduler.snapshot import ClassSnapshot, Snapshot
 from poise.scheduler.waits import WaitEstimator

@@ -16,8 +16,6 @@ Rule 3: the state says what may happen to a sequence, `slot` and `entry` say whe
     SWAPPED    queued again, its cells in the host store
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from enum import StrEnum
 

@@ -1,7 +1,5 @@
 """The scheduler's gauges and counters at one moment, as values that never change afterwards."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from poise.scheduler.bottleneck import Limit

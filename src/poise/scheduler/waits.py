@@ -5,8 +5,6 @@ of the class have really used. That is a serial sum, while a batch shares its co
 the mean of its logarithm, corrects the next ones. The error that is left is a metric.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import exp, log
 

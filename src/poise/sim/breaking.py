@@ -106,10 +106,7 @@ class Trial:
 
 
 def find_break(
-    scenario: Scenario,
-    targets: Sequence[Target],
-    run: Callable[[Scenario], Sequence[Run]],
-    on_trial: Callable[[Trial], None],
+    scenario: Scenario, targets: Sequence[Target], run: Callable[[Scenario], Sequence[Run]], on_trial: Callable[[Trial], None]
 ) -> tuple[Trial | None, Trial | None]:
     """The greatest factor found that keeps every target and the least that misses one; None where there is none in range.
 

@@ -6,8 +6,6 @@ every step's relative error alike, and gives little weight to steps in which the
 With four parts, the best non-negative fit is found by trying which of them are zero.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import product
@@ -80,9 +78,7 @@ def calibrate(lines: Iterable[str], n_before: int = 0) -> Calibration:
     """The first `n_before` entries that were ever recorded do not count. Raises JournalError when the rest is too little."""
     dump = read_journal(lines)
     samples = _collect(dump.entries[max(0, n_before - dump.n_dropped) :])
-    pools = {
-        name: _fit_pool(batches) for name, batches in sorted(samples.batches.items()) if len(batches) >= BATCHES_MIN
-    }
+    pools = {name: _fit_pool(batches) for name, batches in sorted(samples.batches.items()) if len(batches) >= BATCHES_MIN}
     if not pools:
         most = max(map(len, samples.batches.values()), default=0)
         raise JournalError(f"the journal holds {most} measured batches of a pool; {BATCHES_MIN} are needed")

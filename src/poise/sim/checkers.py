@@ -11,8 +11,6 @@
 12  cells of one tenant never reach another (in `mirror`; declared templates excepted)
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -56,9 +54,7 @@ class _Track:
 class Checkers:
     """Is called with what the journal records and what the engine sends; `after_step` draws the conclusions."""
 
-    def __init__(
-        self, policy: SchedulerPolicy, real: RealCells, served: Mapping[RequestClass, ServedCost] | None = None
-    ) -> None:
+    def __init__(self, policy: SchedulerPolicy, real: RealCells, served: Mapping[RequestClass, ServedCost] | None = None) -> None:
         """`served`: the scheduler's counters by class; without them invariant 7 is not checked."""
         self.shares = FairShares(policy, served or {})
         self.mirror = Mirror()

@@ -1,7 +1,5 @@
 """Virtual time: it moves only when somebody says how long something took."""
 
-from __future__ import annotations
-
 
 class VirtualClock:
     """A Clock whose time is set by the simulated runner and by the simulation's waits."""

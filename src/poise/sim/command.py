@@ -3,8 +3,6 @@
 Exit codes: 0; 1 when an invariant was broken or a replay differs; 2 for an argument or a file that cannot be used.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import time
@@ -40,13 +38,11 @@ USAGE_ERROR = 2
 
 def sim(
     scenarios: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.", show_default=False),
+        list[str] | None, typer.Argument(metavar="SCENARIO...", help="Files, or names in ./scenarios.", show_default=False)
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the first run.")] = 1,
     runs: Annotated[
-        int | None,
-        typer.Option(min=1, max=1_000_000, help=f"With seeds SEED, SEED+1, ... [1; {BREAK_RUNS} to find a break]"),
+        int | None, typer.Option(min=1, max=1_000_000, help=f"With seeds SEED, SEED+1, ... [1; {BREAK_RUNS} to find a break]")
     ] = None,
     steps: Annotated[
         int, typer.Option(min=0, help="Stop a run after so many steps, then let it drain. 0: when the scenario ends.")
@@ -63,15 +59,13 @@ def sim(
         list[str] | None, typer.Option(help=f"For --find-break, repeatable. Default: {' '.join(DEFAULT_TARGETS)}")
     ] = None,
     replay_: Annotated[
-        Path | None,
-        typer.Option("--replay", help="Repeat a journal; say whether the plans are the same.", metavar="FILE"),
+        Path | None, typer.Option("--replay", help="Repeat a journal; say whether the plans are the same.", metavar="FILE")
     ] = None,
     calibrate_: Annotated[
         Path | None, typer.Option("--calibrate", help="Fit a cost file to a live journal.", metavar="FILE")
     ] = None,
     trace: Annotated[
-        Path | None,
-        typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE"),
+        Path | None, typer.Option(help="Arrivals and lengths for clients that follow a trace and name none.", metavar="FILE")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where --calibrate writes; else to stdout.", metavar="FILE")] = None,
 ) -> None:

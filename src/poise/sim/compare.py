@@ -4,8 +4,6 @@ Both take the requests of the same seeds, cut at the end of the drain, and the m
 HTTP, no tokenizer and no other process on the machine; what the chat template adds to prompts is taken from the file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,9 +59,7 @@ def predict(scenario: Scenario, live: Live, run: Callable[[int], Simulation]) ->
                 if figure in group["figures"]:
                     found.setdefault((group["name"], figure), []).append(group["figures"][figure]["value"])
     return {
-        client.name: {
-            figure: median(found[client.name, figure]) for figure in FIGURES if (client.name, figure) in found
-        }
+        client.name: {figure: median(found[client.name, figure]) for figure in FIGURES if (client.name, figure) in found}
         for client in scenario.clients
     }
 

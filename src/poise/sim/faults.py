@@ -4,8 +4,6 @@ Each fault draws from a generator of its own, so that a run with fewer faults ke
 the engine: the world delivers the messages, and the simulated runner asks whether to be slow or to fail.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,49 +22,34 @@ class Fault(StrEnum):
 
     SLOW = "slow"
     """Some steps take 2 to 20 times as long."""
-
     CANCEL = "cancel"
     """Many requests are aborted at one moment, in whatever state they are; some of them twice."""
-
     RUNNER = "runner"
     """The runner fails in the middle of a step: a batch, or a store, load, copy or move of KV cells."""
-
     STUCK = "stuck"
     """Clients stop reading: their requests are paused, and resumed or cancelled later."""
-
     STALL = "stall"
     """Readers fall behind: their requests are held, swapped out or not, and go on or are cancelled later."""
-
     CLOCK = "clock"
     """The clock jumps forward by seconds."""
-
     OPERATOR = "operator"
     """An operator pauses, resumes and downgrades requests at random, known ones and unknown ones."""
-
     FORGET = "forget"
     """A tenant's cached prefixes are dropped."""
-
     ERASE = "erase"
     """All that is kept of a tenant is erased."""
-
     ENGINE_CRASH = "engine_crash"
     """The engine dies in the middle of a step; a new one is given all that was live."""
-
     BURST = "burst"
     """Dozens of requests arrive at one moment."""
-
     NEWCOMERS = "newcomers"
     """Dozens of tenants arrive at one moment with a request each, some never seen before, some that come back."""
-
     MISFIT = "misfit"
     """Requests arrive that can never fit."""
-
     TIMEOUT = "timeout"
     """Some requests give up if they wait too long in the queue."""
-
     TEMPLATE = "template"
     """A template that prompts begin with is declared, and again with another text."""
-
     SHAPE = "shape"
     """The run has pools, queues, a store and tenants' limits of other sizes, mostly too small ones."""
 

@@ -4,8 +4,6 @@ The scheduler's books are one account of the cells, the runner's real cells anot
 trusts neither. It knows whose cells they are, so it sees a tenant's cells reach another (invariant 12).
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 from dataclasses import dataclass, replace
 from typing import Protocol

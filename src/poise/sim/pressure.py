@@ -14,8 +14,6 @@ out at the first moment when, over the last WINDOW_S seconds, requests waited fo
 second.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
@@ -151,7 +149,5 @@ class Pressure:
     def _is_full(self, plan: StepPlan) -> bool:
         """Whether the plan spends most of its time budget: the ITL target of the first class that decodes."""
         decoding = {self._classes.get(c.request_id) for batch in plan.batches for c in batch.chunks if not c.is_prompt}
-        budget_us = next(
-            (p.itl_target_us for c, p in self._policy.classes.items() if c in decoding), self._policy.step_max_us
-        )
+        budget_us = next((p.itl_target_us for c, p in self._policy.classes.items() if c in decoding), self._policy.step_max_us)
         return is_full(plan.batches, budget_us)

@@ -4,8 +4,6 @@ A scheduler depends on what it is called with and on nothing else, so a journal 
 hand decides as the recorded one did. The first difference is where a change of behaviour begins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """What runs of the simulator found: figures by client, as tables for people and as plain values for JSON."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,9 +44,7 @@ def group_figures(scenario: Scenario, records: Sequence[RequestResult]) -> list[
     for kind, attribute in (("class", "request_class"), ("tenant", "tenant"), ("client", "client")):
         names = dict.fromkeys(str(getattr(record, attribute)) for record in records)
         groups += [(kind, name, [r for r in records if str(getattr(r, attribute)) == name]) for name in names]
-    return [
-        {"kind": kind, "name": name, "statuses": {}, "figures": _figures(scenario, own)} for kind, name, own in groups
-    ]
+    return [{"kind": kind, "name": name, "statuses": {}, "figures": _figures(scenario, own)} for kind, name, own in groups]
 
 
 def _figures(scenario: Scenario, records: Sequence[RequestResult]) -> dict[str, dict[str, Any]]:

@@ -6,8 +6,6 @@ output must be the same whatever chunks, slots, neighbours, swaps and copies the
 cost weights say, and cells that are carried cost their time too, on the virtual clock.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
@@ -122,9 +120,7 @@ class SimRunner:
     def structure(self) -> StructureFigures:
         return StructureFigures()
 
-    def prepare(
-        self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]
-    ) -> None:
+    def prepare(self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Callable[[], None]) -> None:
         """A grammar here is a list in JSON: for each place of the output, the tokens that may stand there."""
         self._grammars[request_id] = grammar
         self._prepared.append((request_id, 0))
@@ -133,9 +129,7 @@ class SimRunner:
         prepared, self._prepared = self._prepared, []
         return prepared
 
-    def open(
-        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
-    ) -> None:
+    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()) -> None:
         check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], TOKENS)
         places = None
         if (grammar := self._grammars.pop(request_id, None)) is not None:

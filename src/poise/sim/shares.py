@@ -9,8 +9,6 @@ waits, from that moment on. S and A are the longest step and the dearest request
 module's: accounts without limits, all of one weight, none of whose requests may have to wait for the long pool.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

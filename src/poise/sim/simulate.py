@@ -1,7 +1,5 @@
 """Run a scenario through the production scheduler and engine loop, on virtual time, and check every step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b

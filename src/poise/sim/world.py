@@ -4,8 +4,6 @@ Event-driven on virtual time (the loop shape is Vidur's: a heap of moments): an 
 Every message in either direction passes the witness.
 """
 
-from __future__ import annotations
-
 import heapq
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Mapping
@@ -60,9 +58,7 @@ def ignored(scenario: Scenario) -> list[str]:
     named = {
         "readers read at full speed here": [c.name for c in clients if c.reading is not None],
         "malformed requests are left out, no engine ever sees one": [c.name for c in clients if c.malformed_share],
-        "each new key is an account here, a gateway lets eight at a time be one": [
-            c.name for c in clients if c.fresh_tenants
-        ],
+        "each new key is an account here, a gateway lets eight at a time be one": [c.name for c in clients if c.fresh_tenants],
     }
     found = [f"{what}: {', '.join(names)}" for what, names in named.items() if names]
     return [*found, f"{len(scenario.events)} engine kill(s) do not happen here"] if scenario.events else found

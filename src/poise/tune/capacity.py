@@ -7,8 +7,6 @@ the last one ends, so their number is the number at once.
 A load is kept when every target is, no request fails, and what is counted has answers at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -90,9 +88,7 @@ def guess(kind: str, settings: Settings, round_s: float, targets: Sequence[Targe
     return max(1, min(AT_ONCE_MAX, round(n * kept.factor))) if kept is not None else 1
 
 
-def search(
-    first: int, attempt: Callable[[int], Result], *, slots: int, tries: int = TRIES, until: Callable[[], bool]
-) -> Load:
+def search(first: int, attempt: Callable[[int], Result], *, slots: int, tries: int = TRIES, until: Callable[[], bool]) -> Load:
     """The most that keeps the targets, by doubling, halving and bisecting from a guess.
 
     `until` says when the time is over. The guess itself is always tried: making it may have taken all the time, and a kind

@@ -4,8 +4,6 @@ Exit codes: 0; 2 for what cannot be used or measured; 130 after Ctrl-C. What was
 not measured.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,9 +38,7 @@ from poise.tune.provenance import describe
 COMMAND = "poise capacity"
 MINUTES, ROUND_S = 20.0, 15.0
 
-ConfigFiles = Annotated[
-    list[Path] | None, typer.Option("--config", metavar="FILE", help="As of poise serve. Repeatable.")
-]
+ConfigFiles = Annotated[list[Path] | None, typer.Option("--config", metavar="FILE", help="As of poise serve. Repeatable.")]
 
 
 def capacity(
@@ -116,10 +112,7 @@ class Measuring:
                 found = self._search(kind)
                 if found is not None:
                     self._loads[kind] = found
-            trained, cells = (
-                read_header(self.model).number("context_length"),
-                self.loaded.settings.pools.long.slot_tokens,
-            )
+            trained, cells = (read_header(self.model).number("context_length"), self.loaded.settings.pools.long.slot_tokens)
             most = min(cells, trained) if trained else cells  # what a slot of the long pool really has
             self._context = longest_context(
                 most, lambda n: self._judged("context", f"{n} tokens", context_load(n, self.round_s)), self._is_over

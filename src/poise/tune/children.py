@@ -5,8 +5,6 @@ to do with speed and would keep a measurement out is left at its default: keys, 
 telemetry.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -4,8 +4,6 @@ Exit codes: 0, also when nothing was found; of --check 0 when every value holds 
 used; 130 after Ctrl-C, with what was found so far written. The plan and a line for each trial go to stdout, errors to stderr.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterator
@@ -57,8 +55,7 @@ def tune(
     scenario: Annotated[str, typer.Option(help="The load: a file, or a name in ./scenarios.")] = "mixed",
     target: Annotated[str, typer.Option(help="The figure to improve, as in poise bench compare.")] = DEFAULT_TARGET,
     guard: Annotated[
-        list[str] | None,
-        typer.Option(help=f"What must not worsen. Repeatable. Default: {' '.join(DEFAULT_GUARDS)}"),
+        list[str] | None, typer.Option(help=f"What must not worsen. Repeatable. Default: {' '.join(DEFAULT_GUARDS)}")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Alternating rounds of a comparison, 5 at least.")] = ROUNDS,
     round_s: Annotated[float, typer.Option(help="Longest load of a round, in seconds.")] = ROUND_S,

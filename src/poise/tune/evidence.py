@@ -1,7 +1,5 @@
 """What was tried and what came of it, as one JSON document: every trial with its figures, also the refused ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

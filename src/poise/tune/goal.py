@@ -8,8 +8,6 @@
 3. A ratio that is bounded in the direction in which it would have to be exact decides nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,9 +127,7 @@ def parse_goal(target: str, guards: Sequence[str]) -> Goal:
 
 def pass_goal(figures: Sequence[str]) -> Goal:
     """Of forward passes: faster in the geometric mean, and none of them slower by more than a twentieth."""
-    guards = tuple(
-        Guard(f"{figure}<={PASS_RATIO_MAX:g}", None, "all", figure, True, PASS_RATIO_MAX) for figure in figures
-    )
+    guards = tuple(Guard(f"{figure}<={PASS_RATIO_MAX:g}", None, "all", figure, True, PASS_RATIO_MAX) for figure in figures)
     return Goal(Guard(STEP, None, "all", STEP, True, 1.0), guards)
 
 

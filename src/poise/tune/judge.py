@@ -4,8 +4,6 @@ Only one of them is under load at a time; who goes first changes from round to r
 get the requests of that seed. Servers stay for as long as their settings are asked for again.
 """
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import time
@@ -63,9 +61,7 @@ class LiveJudge:
         turn_s = self.turn_s or scenario.duration_s + scenario.drain_s / 2 + scenario.warmup_requests
         return START_S + 2 * (rounds or self.rounds) * (turn_s + self.pause_s)
 
-    def compare(
-        self, before: Changes, after: Changes, seed: int, hopeless: Hopeless, until: float = float("inf")
-    ) -> Measured:
+    def compare(self, before: Changes, after: Changes, seed: int, hopeless: Hopeless, until: float = float("inf")) -> Measured:
         """Raises CannotMeasure. It stops where `hopeless` says so, and before a round that would end after `until`."""
         done: list[Round] = []
         stopped = ""
@@ -129,9 +125,7 @@ def _key(changes: Changes) -> str:
     return msgspec.json.encode(changes, order="sorted").decode()
 
 
-def calibrated_round(
-    source: ScenarioSource, url: str, seed: int, pause_s: float = PAUSE_S
-) -> tuple[Calibration, TemplateTokens]:
+def calibrated_round(source: ScenarioSource, url: str, seed: int, pause_s: float = PAUSE_S) -> tuple[Calibration, TemplateTokens]:
     """What a server's steps cost under a load, by its flight recorder, and what the chat template adds to prompts.
 
     Steps before this round do not count: what another load's batches cost on average says little of this one's. Raises

@@ -13,8 +13,6 @@ Left out, with the reason:
     limits of queues, tenants   they say whom to refuse, which no measurement decides (`poise capacity` tells what is too much)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter

@@ -13,8 +13,6 @@ when the comparison that it was kept by (passes or live servers) comes out the s
 hand, target, guardrails, scenario and rounds are those of then, and what has changed since (host, model, versions) is reported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -143,9 +141,7 @@ class Tuner:
             self.accepted[knob.key] = trial.number
         return trial
 
-    def _carry_out(
-        self, key: str, values: tuple[Value, Value], method: Method, measure: Measure, judge: Judge
-    ) -> Trial:
+    def _carry_out(self, key: str, values: tuple[Value, Value], method: Method, measure: Measure, judge: Judge) -> Trial:
         began, measured = self.clock(), Measured(())
         try:
             measured = measure()

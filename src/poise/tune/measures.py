@@ -7,8 +7,6 @@ of a live server under the chosen scenario (`poise.sim.calibrate`). The figures 
 that the same goal judges both. A prediction never accepts anything: it says what is worth trying.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,9 +55,7 @@ class PassJudge:
         """What a comparison will take with a small model; a round of the long pool costs most."""
         return START_S + self.rounds * (ROUND_LONG_S if "long" in pools else ROUND_S)
 
-    def compare(
-        self, before: Changes, after: Changes, key: str, pools: tuple[str, ...], until: float = float("inf")
-    ) -> Measured:
+    def compare(self, before: Changes, after: Changes, key: str, pools: tuple[str, ...], until: float = float("inf")) -> Measured:
         """Raises CannotMeasure."""
         one, other = (engine_settings(self.loaded.varied(changes).settings) for changes in (before, after))
         order = Order(one, other, pools, self.rounds, quality=key == KV_KNOB)
@@ -102,8 +98,7 @@ def pass_estimates(rounds: Sequence[Times]) -> list[Estimate]:
     """The geometric mean of all passes, and each of them."""
     names = list(rounds[0])
     whole = [
-        (Figure(_mean([times[name][0] for name in names])), Figure(_mean([times[name][1] for name in names])))
-        for times in rounds
+        (Figure(_mean([times[name][0] for name in names])), Figure(_mean([times[name][1] for name in names]))) for times in rounds
     ]
     each = {name: [(Figure(times[name][0]), Figure(times[name][1])) for times in rounds] for name in names}
     return [estimate(("all", "", name), pairs) for name, pairs in ({STEP: whole} | each).items()]
@@ -130,8 +125,7 @@ class Forecast:
     def compare(self, before: Changes, after: Changes, seed: int) -> Measured:
         """Raises CannotMeasure when a simulated server breaks."""
         rounds = [
-            {"seed": s, "sides": {THEIRS: self._side(before, s), OURS: self._side(after, s)}}
-            for s in range(seed, seed + SEEDS)
+            {"seed": s, "sides": {THEIRS: self._side(before, s), OURS: self._side(after, s)}} for s in range(seed, seed + SEEDS)
         ]
         estimates, _ = compare(rounds, THEIRS, rounds, OURS)
         return Measured(estimates, tuple(range(seed, seed + SEEDS)))
@@ -189,9 +183,7 @@ class HostMeasures:
         if self._forecast is None:
             found, template = self.live_judge.calibrate(before, self.seed + CALIBRATION_SEED)
             self._forecast = Forecast(self.loaded, self.source.scenario, sim_options(found, template))
-            fits = ", ".join(
-                f"{name}: {fit.n_batches} batches, off by {fit.error_p50:.0%}" for name, fit in found.pools.items()
-            )
+            fits = ", ".join(f"{name}: {fit.n_batches} batches, off by {fit.error_p50:.0%}" for name, fit in found.pools.items())
             self.say(f"     simulator calibrated from one live round ({fits})")
         return self._forecast.compare(before, after, seed)
 

@@ -9,8 +9,6 @@ one (`poise.llama.choosing.pace`, `poise.llama.choosing.measure`). In a round ea
 the shortest time counts.
 """
 
-from __future__ import annotations
-
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace

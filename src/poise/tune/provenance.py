@@ -1,7 +1,5 @@
 """Where figures of tuning come from: the host, the versions, and the model that is really served."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import Any
 

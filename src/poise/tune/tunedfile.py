@@ -5,8 +5,6 @@ evidence. Beside the file lies a JSON file of the same name with every trial (`p
 before is kept as FILE.bak.
 """
 
-from __future__ import annotations
-
 import os
 import textwrap
 import tomllib

@@ -1,7 +1,5 @@
 """What may become of a request between its start and its end: the words in which that is sent, counted, kept and shown."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 from poise.scheduler.request import Control, PreemptionKind

@@ -1,7 +1,5 @@
 """What the engine measures of itself, as a Status has it: counters since its start, and a few gauges."""
 
-from __future__ import annotations
-
 import msgspec
 
 

@@ -4,8 +4,6 @@ A server that goes on after its engine was lost must go on with the very model w
 text, and nobody would notice. Modification time and inode are no part of it: a file that was put back is the same one again.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `FrameDecoder` is pure (bytes in, messages out), so both sides and the tests use it alike.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 

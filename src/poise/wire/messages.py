@@ -3,8 +3,6 @@
 Encoded as tagged msgpack arrays (msgspec). The two sides always come from one installation, so there is no versioning.
 """
 
-from __future__ import annotations
-
 import msgspec
 
 from poise.wire.accounts import Accounts

@@ -1,7 +1,5 @@
 """How the engine stands, as it reports once in a while: queues, slots, cells and counters. No text, and no token ids."""
 
-from __future__ import annotations
-
 import msgspec
 
 from poise.wire.figures import Bottleneck, Equity, StepFigures, StructureFigures, Totals

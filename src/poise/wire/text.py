@@ -4,8 +4,6 @@ Over the same frames as those of the engine, but another socket: here text does 
 it before it is given the next one, so an answer needs no number to say whose it is.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import msgspec

@@ -1,8 +1,6 @@
 """Messages from the gateway to the engine: what is to be computed, held, changed or dropped. Token ids and counts, never text;
 but for the grammar of an answer, which is in no log, journal or black box."""
 
-from __future__ import annotations
-
 import msgspec
 
 from poise.wire.accounts import Accounts
@@ -163,6 +161,4 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
     """Gateway to engine: stop after this step."""
 
 
-ToEngine = (
-    Configure | Accounts | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown
-)
+ToEngine = Configure | Accounts | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown

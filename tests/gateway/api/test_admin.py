@@ -12,18 +12,7 @@ from poise.gateway.api.native.admin import ControlResult, LiveRequestList, Reque
 from poise.gateway.app import Gateway
 from poise.gateway.supervision.engine import EnginePhase
 from poise.gateway.supervision.quarantine import QuarantineReport, utc
-from tests.gateway.fakes import (
-    OPERATOR,
-    Exchange,
-    FakeEngine,
-    Submission,
-    ask,
-    chat_body,
-    exchange,
-    make_app,
-    prompt_body,
-    says,
-)
+from tests.gateway.fakes import OPERATOR, Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT = "/v1/chat/completions"
 
@@ -145,13 +134,7 @@ async def test_one_request_is_told_with_its_timeline() -> None:
     for known_as in (request_id, "mine"):
         reply = await ask(app, "GET", f"/admin/requests/{known_as}", headers=OPERATOR)
         view = msgspec.json.decode(reply.body, type=RequestView)
-        assert (reply.status, view.id, view.state, view.took_ms, view.outcome) == (
-            200,
-            request_id,
-            "paused",
-            None,
-            None,
-        )
+        assert (reply.status, view.id, view.state, view.took_ms, view.outcome) == (200, request_id, "paused", None, None)
         assert [moment.what for moment in view.timeline] == ["arrived", "queued", "started", "first_token", "pause"]
     assert view.tenant.startswith("key-")
     (choice,) = view.choices
@@ -229,21 +212,15 @@ async def test_unknown_requests_are_404() -> None:
     """Those that never were, those that the engine has just ended, and ids that more than one request goes by."""
     engine = FakeEngine(lambda s: s.accept())
     app = make_app(engine)
-    assert (await ask(app, "POST", "/admin/requests/chatcmpl-1/pause", headers=OPERATOR)).error[
-        "code"
-    ] == "request_not_found"
+    assert (await ask(app, "POST", "/admin/requests/chatcmpl-1/pause", headers=OPERATOR)).error["code"] == "request_not_found"
     exchanges = []
     for _ in range(2):
         exchanges.append(exchange(app, "POST", CHAT, chat_body(stream=True), headers={"x-request-id": "twice"}).open())
         await exchanges[-1].start()
     assert (await ask(app, "POST", "/admin/requests/twice/pause", headers=OPERATOR)).status == 404
     engine.control_answers = {1: ("", "there is no such live request")}
-    assert (
-        await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/pause", headers=OPERATOR)
-    ).status == 404
-    assert (
-        await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/stop", headers=OPERATOR)
-    ).status == 404
+    assert (await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/pause", headers=OPERATOR)).status == 404
+    assert (await ask(app, "POST", f"/admin/requests/{(await live(app))[0]['id']}/stop", headers=OPERATOR)).status == 404
     for asked in exchanges:
         asked.disconnect()
         await asked.ended()

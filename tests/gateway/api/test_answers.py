@@ -34,14 +34,7 @@ def busy(submission: Submission) -> None:
     submission.start(n_cached=2)
     submission.prefill(7, 5000, 9)
     submission.say("Hello")
-    for what, why in (
-        ("pause", "turn"),
-        ("resume", ""),
-        ("swap", "idle"),
-        ("resume", ""),
-        ("lost", ""),
-        ("recover", "3"),
-    ):
+    for what, why in (("pause", "turn"), ("resume", ""), ("swap", "idle"), ("resume", ""), ("lost", ""), ("recover", "3")):
         submission.change(what, why)
     submission.say(" there")
     submission.finish()
@@ -89,15 +82,7 @@ async def test_every_endpoint_answers_as_described() -> None:
         await get("GET", f"{base}/tokenizer_info")
     for path in ("/v1/requests", "/v1/models", f"/v1/models/{MODEL}", "/v1/templates"):
         await get("GET", path)
-    for path in (
-        "/health",
-        "/health/live",
-        "/status",
-        "/status/history",
-        "/metrics",
-        "/admin/quarantine",
-        "/admin/journal",
-    ):
+    for path in ("/health", "/health/live", "/status", "/status/history", "/metrics", "/admin/quarantine", "/admin/journal"):
         await get("GET", path)
     await get("POST", f"/v1/requests/{first['id']}/cancel")
     await get("DELETE", f"/v1/requests/{first['id']}")

@@ -197,11 +197,7 @@ async def test_a_stream_has_one_event_for_each_batch_of_tokens() -> None:
     chunks += [await stream.event(), await stream.event()]
     assert await stream.frame() == "[DONE]"
     await stream.ended()
-    assert [c["choices"][0]["delta"] for c in chunks[:3]] == [
-        {"content": "Hel"},
-        {"content": "lo"},
-        {},
-    ]
+    assert [c["choices"][0]["delta"] for c in chunks[:3]] == [{"content": "Hel"}, {"content": "lo"}, {}]
     assert [c["choices"][0]["finish_reason"] for c in chunks[:3]] == [None, None, "length"]
     assert [c["usage"] for c in chunks[:3]] == [None] * 3
     assert chunks[3]["choices"] == []
@@ -337,10 +333,7 @@ async def test_chat_log_probabilities() -> None:
         "token": "a",
         "logprob": -0.5,
         "bytes": [97],
-        "top_logprobs": [
-            {"token": "a", "logprob": -0.5, "bytes": [97]},
-            {"token": "b", "logprob": -1.5, "bytes": [98]},
-        ],
+        "top_logprobs": [{"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "b", "logprob": -1.5, "bytes": [98]}],
     }
 
 

@@ -66,10 +66,7 @@ async def test_status_is_complete() -> None:
         (3, "warm", None, 40),
     ]
     assert short.holes == 1
-    assert (short.cells_by_class, short.cells_by_tenant) == (
-        {"interactive": 200, "background": 10},
-        {"local": 190, "": 20},
-    )
+    assert (short.cells_by_class, short.cells_by_tenant) == ({"interactive": 200, "background": 10}, {"local": 190, "": 20})
     assert (interactive.paused, body.classes["background"].swapped, interactive.wait_error) == (1, 4, 0.25)
     assert body.store is not None
     assert body.store.bytes_by_purpose == {"swap": 500, "prefix": 70, "template": 0}

@@ -128,12 +128,7 @@ async def test_rates_are_of_the_time_that_really_passed() -> None:
     app = make_app(engine)
     now_ns = 0
     history = History(
-        engine,
-        app.metrics,
-        app.degradation,
-        clock_ns=lambda: now_ns,
-        wall_clock=lambda: 1_700_000_000.5,
-        rss_bytes=lambda: 42,
+        engine, app.metrics, app.degradation, clock_ns=lambda: now_ns, wall_clock=lambda: 1_700_000_000.5, rss_bytes=lambda: 42
     )
     now_ns = 1_000_000_000
     history.sample()

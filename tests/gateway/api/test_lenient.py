@@ -113,9 +113,7 @@ def test_the_header_is_bounded_and_safe() -> None:
     assert set(header) <= set("xy0123456789?, more-SetCki:é") - set("\r\n:é")
 
 
-@pytest.mark.parametrize(
-    "name", sorted(set(HINTS) - {"user", "modalities", "tools", "typical_p", "parallel_tool_calls"})
-)
+@pytest.mark.parametrize("name", sorted(set(HINTS) - {"user", "modalities", "tools", "typical_p", "parallel_tool_calls"}))
 async def test_a_strict_server_refuses_it_by_name(name: str) -> None:
     """As one that would rather have its clients' mistakes."""
     reply = await ask(make_app(FakeEngine(), STRICT), "POST", CHAT, chat_body(**{name: HINTS[name]}))
@@ -162,10 +160,7 @@ async def test_a_strict_server_takes_what_asks_for_nothing() -> None:
 @pytest.mark.parametrize(
     ("written", "field", "value"),
     [
-        *[
-            ({name: 7}, "max_tokens", 7)
-            for name in ("max_completion_tokens", "n_predict", "num_predict", "max_new_tokens")
-        ],
+        *[({name: 7}, "max_tokens", 7) for name in ("max_completion_tokens", "n_predict", "num_predict", "max_new_tokens")],
         ({"max_tokens": 7.0, "n_predict": 7}, "max_tokens", 7),
         ({"max_tokens": -1}, "max_tokens", None),
         ({"n_predict": -2}, "max_tokens", None),

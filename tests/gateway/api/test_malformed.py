@@ -83,10 +83,7 @@ WRONG: list[tuple[str, Any, str, str | None]] = [
     (CHAT, message(role="user", content="x", **{f"k{i}": 0 for i in range(257)}), "too_many_unknown", None),
     (
         CHAT,
-        {
-            "messages": [message(role="user", content="x", **dict.fromkeys("abcdefghijklmnopq", 0))["messages"][0]]
-            * 4000
-        },
+        {"messages": [message(role="user", content="x", **dict.fromkeys("abcdefghijklmnopq", 0))["messages"][0]] * 4000},
         "too_many_unknown",
         None,
     ),
@@ -237,9 +234,7 @@ async def test_wrong_requests(bystander: Bystander, path: str, body: Any, code: 
 
 
 @pytest.mark.parametrize(("path", "name", "value"), UNSUPPORTED, ids=[row[1] for row in UNSUPPORTED])
-async def test_unsupported_parameters_are_refused_by_name(
-    bystander: Bystander, path: str, name: str, value: Any
-) -> None:
+async def test_unsupported_parameters_are_refused_by_name(bystander: Bystander, path: str, name: str, value: Any) -> None:
     """With the reason, so that nobody waits for an effect that cannot come."""
     body = (chat_body if path == CHAT else prompt_body)(**{name: value})
     assert "not supported" in await check(bystander, path, body, "unsupported_parameter", name)
@@ -271,9 +266,7 @@ async def test_content_types() -> None:
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"])
-@pytest.mark.parametrize(
-    "said", [{"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}]
-)
+@pytest.mark.parametrize("said", [{"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}])
 async def test_forms_of_other_sites(kind: str, said: dict[str, str]) -> None:
     """A page may send these without asking first: what it sends is not begun."""
     engine = FakeEngine(says("x"))

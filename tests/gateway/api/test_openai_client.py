@@ -57,9 +57,7 @@ async def test_streamed_chat(connect: Connect) -> None:
         submission.finish("length")
 
     client = connect(make_app(FakeEngine(waits)))
-    stream = await client.chat.completions.create(
-        model=MODEL, messages=HI, stream=True, stream_options={"include_usage": True}
-    )
+    stream = await client.chat.completions.create(model=MODEL, messages=HI, stream=True, stream_options={"include_usage": True})
     chunks = [chunk async for chunk in stream]
     text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
     assert text == "Grüße"

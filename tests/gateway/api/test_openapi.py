@@ -91,20 +91,12 @@ def test_pages_name_what_they_load_beside_themselves() -> None:
     """So that they work wherever a proxy shows them."""
     for file in pages.PAGE_DIR.iterdir():
         text = file.read_text()
-        assert not re.findall(r"""(?:href|src|SCRIPT) ?= ?["']/|from "/|fetch\((?!\)|`\.\$)|\burl\(["']?/""", text), (
-            file.name
-        )
+        assert not re.findall(r"""(?:href|src|SCRIPT) ?= ?["']/|from "/|fetch\((?!\)|`\.\$)|\burl\(["']?/""", text), file.name
 
 
 @pytest.mark.parametrize(
     ("path", "location"),
-    [
-        ("/", None),
-        ("/poise", "./poise/"),
-        ("/poise/", None),
-        ("/poise/dashboard", None),
-        ("/dashboard/", "../dashboard"),
-    ],
+    [("/", None), ("/poise", "./poise/"), ("/poise/", None), ("/poise/dashboard", None), ("/dashboard/", "../dashboard")],
 )
 async def test_a_page_is_seen_from_its_folder(path: str, location: str | None) -> None:
     """What lies beside it is found under its address, also behind a proxy that passes its own path on."""

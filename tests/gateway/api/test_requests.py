@@ -11,18 +11,7 @@ import pytest
 from poise.config import Settings
 from poise.gateway.api.native.requests import EraseResult, RequestReport
 from poise.gateway.app import Gateway
-from tests.gateway.fakes import (
-    OPERATOR,
-    Exchange,
-    FakeEngine,
-    Submission,
-    ask,
-    chat_body,
-    exchange,
-    make_app,
-    prompt_body,
-    says,
-)
+from tests.gateway.fakes import OPERATOR, Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS, REQUESTS = "/v1/chat/completions", "/v1/completions", "/v1/requests"
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -34,9 +23,7 @@ async def report(app: Gateway, request_id: str, **arguments: Any) -> dict[str, A
     return dict(reply.json())
 
 
-async def begun(
-    app: Gateway, engine: FakeEngine, text: str = "Hello", **parameters: Any
-) -> tuple[Exchange, Submission, str]:
+async def begun(app: Gateway, engine: FakeEngine, text: str = "Hello", **parameters: Any) -> tuple[Exchange, Submission, str]:
     """A stream whose first choice has said something, and the id of the response."""
     asked = exchange(app, "POST", CHAT, chat_body(stream=True, **parameters)).open()
     request = await engine.submitted(len(engine.submissions) + 1)
@@ -102,9 +89,7 @@ async def test_the_chunks_of_a_prompt_are_on_the_timeline() -> None:
     engine.submissions[0].change("swap")
     engine.submissions[0].change("resume")
     engine.submissions[0].prefill(16)
-    assert (await report(app, "mine"))["timeline"][-1]["chunks"] == 1, (
-        "what was computed after a swap is another matter"
-    )
+    assert (await report(app, "mine"))["timeline"][-1]["chunks"] == 1, "what was computed after a swap is another matter"
     for request in engine.submissions:
         request.say("x")
         request.finish()
@@ -172,22 +157,14 @@ async def test_operators_find_every_request_and_read_no_text(operator: dict[str,
     told = await report(app, response_id, headers=operator)
     assert (told["outcome"], told["choices"][0]["tokens"], told["choices"][0]["text"]) == ("stop", 5, None)
     assert (await report(app, response_id, headers={"x-api-key": "key-of-alice"}))["choices"][0]["text"] == "xyzzy"
-    for method, action in (
-        ("GET", ""),
-        ("GET", "/explanation"),
-        ("POST", "/cancel"),
-        ("GET", "/stream"),
-        ("DELETE", ""),
-    ):
+    for method, action in (("GET", ""), ("GET", "/explanation"), ("POST", "/cancel"), ("GET", "/stream"), ("DELETE", "")):
         reply = await ask(app, method, f"{REQUESTS}/{response_id}{action}", headers=operator)
         assert b"xyzzy" not in reply.body
         if action == "/stream":
             assert (reply.status, reply.error["code"]) == (403, "text_is_the_tenants")
         else:
             assert reply.status == 200
-    assert (await ask(app, "GET", f"{REQUESTS}/{response_id}", headers={"x-api-key": "key-of-alice"})).status == 404, (
-        "erased"
-    )
+    assert (await ask(app, "GET", f"{REQUESTS}/{response_id}", headers={"x-api-key": "key-of-alice"})).status == 404, "erased"
     assert (await ask(app, "GET", f"{REQUESTS}/{response_id}", headers={"x-api-key": "key-of-bobby"})).status == 404
 
 
@@ -305,9 +282,7 @@ async def test_a_detached_request_that_is_refused_leaves_nothing() -> None:
     await asked.ended()
     request.refuse("queue_full", 1, 1)
     assert (await ask(app, "GET", f"{REQUESTS}/mine")).status == 404
-    assert (
-        b'poise_rejected_total{class="interactive",reason="queue_full"} 1.0' in (await ask(app, "GET", "/metrics")).body
-    )
+    assert b'poise_rejected_total{class="interactive",reason="queue_full"} 1.0' in (await ask(app, "GET", "/metrics")).body
 
 
 @pytest.mark.parametrize("value", ["true", "yes", "2"])
@@ -425,13 +400,7 @@ async def test_a_summary_is_cancelled_with_its_request() -> None:
     settings = Settings.model_validate(
         {
             "classes": {
-                "interactive": {
-                    "queue_max": 9,
-                    "itl_target_ms": 100,
-                    "slots_max": 1,
-                    "heavy_max": 1,
-                    "max_context_tokens": 400,
-                }
+                "interactive": {"queue_max": 9, "itl_target_ms": 100, "slots_max": 1, "heavy_max": 1, "max_context_tokens": 400}
             }
         }
     )

@@ -16,10 +16,7 @@ from tests.gateway.fakes import chat_body, prompt_body
 S: dict[str, Any] = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
 NAMED = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "description": "d", "schema": S}}
-TAGS = {
-    "triggers": ["<f"],
-    "structures": [{"begin": "<f=a>", "schema": S, "end": "</f>"}, {"begin": "<f=b>", "end": ""}],
-}
+TAGS = {"triggers": ["<f"], "structures": [{"begin": "<f=a>", "schema": S, "end": "</f>"}, {"begin": "<f=b>", "end": ""}]}
 TAGGED = [{"response_format": {"type": "structural_tag", **TAGS}}, {"structured_outputs": {"structural_tag": TAGS}}]
 GBNF = 'root ::= "a" | "b"'
 LARK = 'start: "a" | "b"'
@@ -60,12 +57,7 @@ FORMS: dict[str, tuple[dict[str, Any], str, Any, str]] = {
     ),
     "llama-server, a schema at the top": ({"json_schema": S}, "schema", {"json_schema": S | COMPACT}, "json_schema"),
     "llama-server, a grammar": ({"grammar": GBNF}, "gbnf", GBNF, "grammar"),
-    "vllm, json": (
-        {"structured_outputs": {"json": S}},
-        "schema",
-        {"json_schema": S | COMPACT},
-        "structured_outputs.json",
-    ),
+    "vllm, json": ({"structured_outputs": {"json": S}}, "schema", {"json_schema": S | COMPACT}, "structured_outputs.json"),
     "vllm, json as a string": (
         {"structured_outputs": {"json": json.dumps(S)}},
         "schema",
@@ -130,9 +122,7 @@ def test_every_form_is_one_grammar(name: str) -> None:
     assert RequestParser(Settings()).completion(prompt_body(**fields)).structure == structure
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, {"response_format": None}, {"response_format": {"type": "text"}}, {"grammar": " "}]
-)
+@pytest.mark.parametrize("fields", [{}, {"response_format": None}, {"response_format": {"type": "text"}}, {"grammar": " "}])
 def test_text_is_no_structure(fields: dict[str, Any]) -> None:
     assert read(**fields).structure is None
 
@@ -180,9 +170,7 @@ ERRORS: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("fields", "code", "param"), ERRORS, ids=lambda value: str(value)[:40] if type(value) is dict else value
-)
+@pytest.mark.parametrize(("fields", "code", "param"), ERRORS, ids=lambda value: str(value)[:40] if type(value) is dict else value)
 def test_what_is_wrong_is_refused_by_its_name(fields: dict[str, Any], code: str, param: str) -> None:
     with pytest.raises(ApiError) as caught:
         read(**fields)

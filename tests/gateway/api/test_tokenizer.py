@@ -17,9 +17,7 @@ CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 async def post(path: str, body: dict[str, Any], jobs: TextHere | None = None, **arguments: Any) -> Reply:
-    return await ask(
-        make_app(FakeEngine(), jobs=jobs or text_here(ToyVocab(add_bos=True))), "POST", path, body, **arguments
-    )
+    return await ask(make_app(FakeEngine(), jobs=jobs or text_here(ToyVocab(add_bos=True))), "POST", path, body, **arguments)
 
 
 async def tokens(body: dict[str, Any], jobs: TextHere | None = None) -> Any:
@@ -125,12 +123,7 @@ async def test_a_key_is_needed_where_keys_are() -> None:
     """And its account is who the workers' time is counted to."""
     jobs = text_here()
     app = make_app(FakeEngine(), Settings.model_validate({"auth": {"keys": {"ann": "k-of-ann-12345"}}}), jobs=jobs)
-    for method, path in (
-        ("POST", "/tokenize"),
-        ("POST", "/detokenize"),
-        ("POST", "/apply-template"),
-        ("GET", "/tokenizer_info"),
-    ):
+    for method, path in (("POST", "/tokenize"), ("POST", "/detokenize"), ("POST", "/apply-template"), ("GET", "/tokenizer_info")):
         assert (await ask(app, method, path, {"prompt": "a"} if method == "POST" else None)).status == 401
     known = {"authorization": "Bearer k-of-ann-12345"}
     assert (await ask(app, "POST", "/tokenize", {"prompt": "a"}, headers=known)).status == 200

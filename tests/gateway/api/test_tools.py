@@ -29,10 +29,7 @@ def read(**fields: Any) -> Generate:
 FORMS: dict[str, tuple[dict[str, Any], tuple[tuple[str, ...], str, tuple[str, ...], bool]]] = {
     "nothing": ({}, ((), "auto", (), True)),
     "an empty list": ({"tools": [], "tool_choice": "auto", "parallel_tool_calls": False}, ((), "auto", (), False)),
-    "nulls": (
-        {"tools": None, "tool_choice": None, "parallel_tool_calls": None, "functions": None},
-        ((), "auto", (), True),
-    ),
+    "nulls": ({"tools": None, "tool_choice": None, "parallel_tool_calls": None, "functions": None}, ((), "auto", (), True)),
     "tools": ({"tools": TOOLS}, BOTH),
     "flat tools": ({"tools": [{"type": "function", **F}, {"type": "function", **G}]}, BOTH),
     "tools without a type": ({"tools": [{"function": F}, {"function": G}]}, BOTH),
@@ -46,10 +43,7 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[tuple[str, ...], str, tuple[str, ..
         {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "g"}}},
         (("f", "g"), "required", ("g",), False),
     ),
-    "named, flat": (
-        {"tools": TOOLS, "tool_choice": {"type": "function", "name": "g"}},
-        (("f", "g"), "required", ("g",), False),
-    ),
+    "named, flat": ({"tools": TOOLS, "tool_choice": {"type": "function", "name": "g"}}, (("f", "g"), "required", ("g",), False)),
     "allowed": (
         {
             "tools": TOOLS,
@@ -66,10 +60,7 @@ FORMS: dict[str, tuple[dict[str, Any], tuple[tuple[str, ...], str, tuple[str, ..
     ),
     "functions": ({"functions": [F, G]}, (("f", "g"), "auto", (), False)),
     "functions, none": ({"functions": [F, G], "function_call": "none"}, (("f", "g"), "none", (), False)),
-    "functions, named": (
-        {"functions": [F, G], "function_call": {"name": "f"}},
-        (("f", "g"), "required", ("f",), False),
-    ),
+    "functions, named": ({"functions": [F, G], "function_call": {"name": "f"}}, (("f", "g"), "required", ("f",), False)),
 }
 
 
@@ -85,11 +76,7 @@ def test_every_form_is_read(form: str) -> None:
 
 def test_what_the_model_is_told_and_may_call() -> None:
     """With `none` it is told of nothing; where only some are allowed, of all, so that the prompt stays the same."""
-    for choice, offered, may_call in (
-        ("none", 0, 0),
-        ("required", 2, 2),
-        ({"type": "function", "name": "g"}, 2, 1),
-    ):
+    for choice, offered, may_call in (("none", 0, 0), ("required", 2, 2), ({"type": "function", "name": "g"}, 2, 1)):
         request = read(tools=TOOLS, tool_choice=choice)
         assert isinstance(request.prompt, Conversation)
         assert (len(request.prompt.rendering.tools), len(request.tools.callable)) == (offered, may_call)
@@ -202,9 +189,7 @@ async def test_the_model_is_told_of_tools_calls_and_results(policy: str) -> None
         *turn(id="a", function={"name": "f", "arguments": '{"city": "Rome"}'}),
         {"role": "tool", "tool_call_id": "a", "content": "20 C"},
     ]
-    reply = await ask(
-        app, "POST", "/v1/chat/completions", chat_body(messages=messages, tools=TOOLS, context_policy=policy)
-    )
+    reply = await ask(app, "POST", "/v1/chat/completions", chat_body(messages=messages, tools=TOOLS, context_policy=policy))
     assert reply.status == 200, reply.json()
     prompt = readable(engine.submissions[0].prompt)
     for part in ("f(city?: string): d\ng()\n", '{"name":"f","arguments":{"city":"Rome"}}', "Result of f:\n20 C"):
@@ -251,9 +236,7 @@ async def test_calls_are_written_as_openai_has_them() -> None:
     assert choice["message"]["function_call"] == {"name": "f", "arguments": '{"city":"Rome"}'}
 
 
-@pytest.mark.parametrize(
-    "said", ["Hello.", '{"tool_calls": "no"}', '{"a": 1}', '{"tool_calls": [{"name": "unknown"}]}']
-)
+@pytest.mark.parametrize("said", ["Hello.", '{"tool_calls": "no"}', '{"a": 1}', '{"tool_calls": [{"name": "unknown"}]}'])
 async def test_what_is_no_call_comes_as_text(said: str) -> None:
     """Whatever it looks like; and nothing is a call where nothing may be called."""
     for fields in ({"tools": TOOLS}, {"tools": TOOLS, "tool_choice": "none"}, {}):

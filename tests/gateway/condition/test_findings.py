@@ -42,9 +42,7 @@ def growing(per_s: Callable[[int], int], seconds: int = 12, process: str = "engi
 
 def test_a_calm_server_has_none() -> None:
     live = requests("a", 5) + requests("b", 5)
-    calm = Observation(
-        live, {"a": 500, "b": 500}, engine_bytes=MIB, gateway_bytes=MIB, audit_worst_s=0.2, audit_queue=3
-    )
+    calm = Observation(live, {"a": 500, "b": 500}, engine_bytes=MIB, gateway_bytes=MIB, audit_worst_s=0.2, audit_queue=3)
     assert after([calm] * 400) == {}
 
 
@@ -115,10 +113,7 @@ def test_memory_of_another_engine_is_not_compared() -> None:
 @pytest.mark.parametrize(
     ("seen", "told"),
     [
-        (
-            Observation(audit_busy_s=3.2),
-            "The disk took 3.2 s for one piece of work of the audit log; entries that wait: 0",
-        ),
+        (Observation(audit_busy_s=3.2), "The disk took 3.2 s for one piece of work of the audit log; entries that wait: 0"),
         (Observation(audit_worst_s=1.5), "The disk took 1.5 s"),
         (Observation(audit_queue=500), "entries that wait: 500"),
     ],
@@ -172,10 +167,7 @@ def test_a_model_file_that_changed_is_told_as_long_as_it_is_another_one() -> Non
     """And whether there is an engine that still has the former one."""
     findings = Findings()
     assert "the engine goes on" in after([Observation(model_changed=True)] * 3, findings)["model_changed"]
-    assert (
-        "no engine is started"
-        in after([Observation(model_changed=True, engine_ready=False)], findings)["model_changed"]
-    )
+    assert "no engine is started" in after([Observation(model_changed=True, engine_ready=False)], findings)["model_changed"]
     assert after([Observation()] * 60, findings) == {}
 
 

@@ -11,9 +11,7 @@ from poise.gateway.condition.levels import MIB, Level, LevelInputs, Levels, back
 from poise.metrics.recovery import LEVELS
 
 QUEUES = {"interactive": 64, "background": 100}
-SETTINGS = LevelsSettings(
-    memory_low_mb=200, rss_max_mb=1000, calm_s=10.0, crashes_max=3, crash_window_s=60, recover_s=100
-)
+SETTINGS = LevelsSettings(memory_low_mb=200, rss_max_mb=1000, calm_s=10.0, crashes_max=3, crash_window_s=60, recover_s=100)
 
 
 def levels() -> Levels:
@@ -21,12 +19,7 @@ def levels() -> Levels:
 
 
 def reading(
-    interactive: int = 0,
-    background: int = 0,
-    wait_s: float = 0.0,
-    free_mb: int = 4000,
-    rss_mb: int = 100,
-    n_live: int = 0,
+    interactive: int = 0, background: int = 0, wait_s: float = 0.0, free_mb: int = 4000, rss_mb: int = 100, n_live: int = 0
 ) -> LevelInputs:
     queued = {"interactive": interactive, "background": background}
     return LevelInputs(queued, wait_s, free_mb * MIB, rss_mb * MIB, n_live)
@@ -140,9 +133,7 @@ def test_draining_is_above_all_and_never_over() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("load", "most"), [(Level.NORMAL, 100), (Level.BUSY, 50), (Level.CONSTRAINED, 0), (Level.DRAINING, 100)]
-)
+@pytest.mark.parametrize(("load", "most"), [(Level.NORMAL, 100), (Level.BUSY, 50), (Level.CONSTRAINED, 0), (Level.DRAINING, 100)])
 def test_background_may_fill_what_the_load_leaves_it(load: Level, most: int) -> None:
     """All, half, nothing. A level that is no load is not asked."""
     assert background_limit(SETTINGS, 100, load) == most

@@ -125,9 +125,7 @@ def test_the_audit_logs_figures_are_asked_each_time(post: Post) -> None:
     assert found["audit_lost"].endswith("since the start: 3")
     later = Post()
     later.audit.busy_s, later.audit.n_queued = lambda: 4.0, lambda: 7
-    assert (
-        later.look()["disk_slow"] == "The disk took 4.0 s for one piece of work of the audit log; entries that wait: 7"
-    )
+    assert later.look()["disk_slow"] == "The disk took 4.0 s for one piece of work of the audit log; entries that wait: 7"
 
 
 def test_text_workers_that_end_again_and_again_are_told(post: Post) -> None:

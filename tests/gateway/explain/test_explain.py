@@ -129,9 +129,7 @@ def test_a_long_prompt_is_told_with_its_rate_and_what_was_in_its_passes() -> Non
     life = Life().queued(0.1).started(0.6, cached=60)
     for i in range(4):
         life.prefill(0.6 + i, 100, 0.5, beside=7)
-    stopped = (
-        Life().queued(0.1).started(0.6).prefill(0.6, 100, 0.5).at(1, "stall").at(2, "resume").prefill(2.6, 100, 0.5)
-    )
+    stopped = Life().queued(0.1).started(0.6).prefill(0.6, 100, 0.5).at(1, "stall").at(2, "resume").prefill(2.6, 100, 0.5)
     assert "200 tokens in 2 chunks, in 2.5 s (of which it was stopped for 1.0 s), 133 tokens a second" in (
         verdict_of(facts(stopped.tokens(2.6).ended(3))) or ""
     )
@@ -245,9 +243,7 @@ def test_ends_without_an_answer() -> None:
     """One that waited too long, one whose client left, and one that was refused."""
     expired = Life(queue_timeout_ms=2000).queued(0.1)
     expired.record.failure = queue_timeout(2.0, 1.0)
-    assert "longer for a slot than its queue_timeout of 2.0 s" in (
-        verdict_of(facts(expired.ended(2.1, "expired"))) or ""
-    )
+    assert "longer for a slot than its queue_timeout of 2.0 s" in (verdict_of(facts(expired.ended(2.1, "expired"))) or "")
     left = Life().queued(0).started(0.1).ended(1, "cancelled")
     left.record.stopped_by = Stop.LEFT
     assert (verdict_of(facts(left)) or "").endswith(": its client left.")
@@ -284,9 +280,7 @@ def test_cost_and_what_is_not_known() -> None:
     """The share of the engine's time; and each way in which something may be missing is said."""
     life = waited()
     life.record.served_us = 900_000
-    assert "900 ms of the engine's computing were charged to it, 10 % of the 9.0 s that it lived." in sentences_of(
-        facts(life)
-    )
+    assert "900 ms of the engine's computing were charged to it, 10 % of the 9.0 s that it lived." in sentences_of(facts(life))
     crowd = [holder(f"c{i}", 1.0, 1.2) for i in range(NEIGHBOURS_MAX + 3)]
     told = sentences_of(facts(life, crowd, forgotten_s=5.0))
     assert "Some requests of that time are no longer kept, so there may have been more than is said here." in told
@@ -299,9 +293,7 @@ def test_cost_and_what_is_not_known() -> None:
 
 def test_a_summary_and_a_slow_preparation_are_told_apart() -> None:
     """What passed before the queue is nobody's wait for a slot."""
-    summary = (
-        Life().at(0.1, "summarizing", None, turns=4).queued(5).started(5.1).prefill(5.1, 40).tokens(5.2).ended(5.3)
-    )
+    summary = Life().at(0.1, "summarizing", None, turns=4).queued(5).started(5.1).prefill(5.1, 40).tokens(5.2).ended(5.3)
     assert "was the summary of its older turns, before the engine had it (5.0 s)" in (verdict_of(facts(summary)) or "")
     assert "A summary of its 4 older turns was made first" in sentences_of(facts(summary))[1]
     slow = Life().queued(2).started(2.1).prefill(2.1, 40).tokens(2.2).ended(2.3)

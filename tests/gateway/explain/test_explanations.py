@@ -32,9 +32,7 @@ async def test_who_is_told_what() -> None:
     running.start()
     running.say("secret")
     other_id = dict((await first.message())["headers"])[b"x-poise-response-id"].decode()
-    second = exchange(
-        app, "POST", CHAT, chat_body(), headers={"x-api-key": "key-of-alice", "x-request-id": "mine"}
-    ).open()
+    second = exchange(app, "POST", CHAT, chat_body(), headers={"x-api-key": "key-of-alice", "x-request-id": "mine"}).open()
     waiting = await engine.submitted(2)
     waiting.accept(position=1, eta_us=700_000)
     running.prefill(16)
@@ -54,9 +52,7 @@ async def test_who_is_told_what() -> None:
     for path in (f"/v1/requests/{own['id']}", f"/admin/requests/{own['id']}", "/admin/requests/mine"):
         told = await explained(app, path, "key-of-the-root")
         assert told["figures"]["queue"]["others"][0]["ids"] == [other_id]
-    assert (
-        await ask(app, "GET", f"/v1/requests/{own['id']}/explanation", headers={"x-api-key": "key-of-bobby"})
-    ).status == 404
+    assert (await ask(app, "GET", f"/v1/requests/{own['id']}/explanation", headers={"x-api-key": "key-of-bobby"})).status == 404
     assert (
         await ask(app, "GET", f"/admin/requests/{own['id']}/explanation", headers={"x-api-key": "key-of-alice"})
     ).status == 401

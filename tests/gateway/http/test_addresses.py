@@ -22,9 +22,7 @@ from tests.gateway.http.serving import served
 from tests.gateway.http.test_over_http import connect, post, read
 
 
-@given(
-    st.lists(st.sampled_from(["/", "/v1", "/models", "a b", "%2F", "%25", "%41", "é"])), st.sampled_from(["", "/poise"])
-)
+@given(st.lists(st.sampled_from(["/", "/v1", "/models", "a b", "%2F", "%25", "%41", "é"])), st.sampled_from(["", "/poise"]))
 def test_what_is_normal_stays_so(parts: list[str], root: str) -> None:
     """One slash between two parts, none at the end, one /v1."""
     path = normal(root + "/" + "".join(parts), root)
@@ -72,9 +70,7 @@ async def test_a_slash_that_was_sent_encoded_separates_nothing() -> None:
     assert (await ask(app, "POST", "/v1/requests/x%2Fcancel", {})).status == 405
 
 
-@pytest.mark.parametrize(
-    "path", ["/admin/requests", "//admin/requests", "/v1/admin/requests/", "/poise//admin//requests"]
-)
+@pytest.mark.parametrize("path", ["/admin/requests", "//admin/requests", "/v1/admin/requests/", "/poise//admin//requests"])
 async def test_no_form_gets_around_a_guard(path: str) -> None:
     """Pages of other origins may not even read /admin, by whatever name."""
     app = make_app(FakeEngine(), Settings.model_validate({"server": {"root_path": "/poise"}}))

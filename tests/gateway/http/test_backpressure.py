@@ -39,8 +39,7 @@ async def connect(port: int, method: str, path: str, body: Any = None, fields: s
     await loop.sock_connect(client, ("127.0.0.1", port))
     data = b"" if body is None else json.dumps(body).encode()
     await loop.sock_sendall(
-        client,
-        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {len(data)}\r\n\r\n".encode() + data,
+        client, f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{fields}Content-Length: {len(data)}\r\n\r\n".encode() + data
     )
     return client
 
@@ -242,9 +241,7 @@ async def test_what_was_taken_fast_saves_nothing_up(monkeypatch: pytest.MonkeyPa
     [lambda now_s: 300 * now_s, lambda now_s: 1000 * now_s, dripping(9000, 30.0), dripping(32_768, 55.0)],
     ids=["a_token_a_second", "four_tokens_a_second", "each_half_minute", "in_lumps"],
 )
-async def test_an_honest_slow_reader_never_ends(
-    reads: Callable[[float], float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_honest_slow_reader_never_ends(reads: Callable[[float], float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind all day, and it takes what it is sent."""
     assert await Client(reads).stream(monkeypatch, 86_400.0) >= 86_400.0
 

@@ -155,9 +155,7 @@ async def test_an_offer_to_upgrade_is_ignored(upgrade: str, chunked: bool) -> No
     """The body is the request's, also when it comes later and looks like a request; the connection serves another one."""
     inner = b"GET /inner HTTP/1.1\r\nHost: x\r\n\r\n"
     length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(inner)
-    head = (
-        b"POST /echo HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n" % upgrade.encode()
-    )
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: %b\r\n" % upgrade.encode()
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner) if chunked else inner
     async with serving() as server:
         reader, writer = await server.open(head + length + b"\r\n\r\n")
@@ -247,9 +245,7 @@ async def test_a_body_that_nobody_wants_and_that_comes_later() -> None:
 async def test_a_large_body_that_nobody_wants_ends_the_connection() -> None:
     """The answer arrives although the client is still sending."""
     async with serving() as server:
-        reader, writer = await server.open(
-            b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n", b"x" * 500_000
-        )
+        reader, writer = await server.open(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000000\r\n\r\n", b"x" * 500_000)
         answer = await until_closed(reader)
         assert b"connection: close\r\n" in answer
         assert answer.endswith(b"ok")

@@ -89,13 +89,7 @@ def test_targets(target: str, path: str) -> None:
 
 @pytest.mark.parametrize(
     ("version", "connection", "keep"),
-    [
-        ("1.1", "", True),
-        ("1.1", "close", False),
-        ("1.1", "Foo, Close", False),
-        ("1.0", "", False),
-        ("1.0", "Keep-Alive", True),
-    ],
+    [("1.1", "", True), ("1.1", "close", False), ("1.1", "Foo, Close", False), ("1.0", "", False), ("1.0", "Keep-Alive", True)],
 )
 def test_whether_the_connection_stays(version: str, connection: str, keep: bool) -> None:
     assert head(f"GET / HTTP/{version}\nHost: x\nConnection: {connection}\n\n").keep_alive == keep

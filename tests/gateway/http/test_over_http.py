@@ -65,8 +65,7 @@ async def test_one_connection_can_ask_again() -> None:
         for body in (chat_body(stream=True), chat_body()):
             data = json.dumps(body).encode()
             writer.write(
-                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
-                + data
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data) + data
             )
             await read(reader, b"0\r\n\r\n" if body.get("stream") else b'"cached_tokens":0}}}')
         writer.close()
@@ -77,9 +76,7 @@ async def test_an_oversized_body_is_refused_and_the_connection_closed() -> None:
     made = Settings.model_validate({"server": {"max_body_bytes": 2000}})
     app = make_app(FakeEngine(), made)
     async with served(app, made) as port:
-        reader, writer = await connect(
-            port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 9000000000"
-        )
+        reader, writer = await connect(port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 9000000000")
         assert b"413" in await read(reader, b"\r\n")
         assert (await asyncio.wait_for(reader.read(), WAIT_S)).endswith(b"}}")
         writer.close()
@@ -96,9 +93,7 @@ async def test_a_body_that_stops_coming() -> None:
     made = Settings.model_validate({"server": {"body_timeout_s": 0.05}})
     app = make_app(FakeEngine(), made)
     async with served(app, made) as port:
-        reader, writer = await connect(
-            port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 100", b"{"
-        )
+        reader, writer = await connect(port, "POST /v1/completions HTTP/1.1\nHost: localhost\nContent-Length: 100", b"{")
         assert b"408" in await read(reader, b"\r\n")
         assert b"request_timeout" in await asyncio.wait_for(reader.read(), WAIT_S)
         writer.close()

@@ -17,9 +17,7 @@ def nothing() -> None:
 
 @given(
     st.integers(1, 50),
-    st.lists(
-        st.tuples(st.sampled_from(("take", "give", "move")), st.sampled_from(HOLDERS), st.integers(0, 20)), max_size=60
-    ),
+    st.lists(st.tuples(st.sampled_from(("take", "give", "move")), st.sampled_from(HOLDERS), st.integers(0, 20)), max_size=60),
 )
 def test_shares_balance(total: int, steps: list[tuple[str, str, int]]) -> None:
     """What is used is the sum of what is held and never more than there is; who holds nothing is forgotten."""

@@ -83,11 +83,7 @@ async def answered(pieces: list[bytes]) -> tuple[bytes, list[str]]:
 
 
 @settings(max_examples=40)
-@given(
-    st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=5),
-    st.lists(st.integers(0, 700), max_size=25),
-    st.booleans(),
-)
+@given(st.lists(st.sampled_from(REQUESTS), min_size=1, max_size=5), st.lists(st.integers(0, 700), max_size=25), st.booleans())
 def test_splits_change_nothing(requests: list[bytes], cuts: list[int], every_byte: bool) -> None:
     """One answer for each request, up to the first one that ends the connection."""
     data = b"".join(requests)

@@ -28,8 +28,7 @@ def found(names: ModelNames, name: str) -> str | None:
 
 def test_own_names_then_aliases_then_patterns_in_their_order() -> None:
     names = ModelNames(
-        {"one": ONE, "two": TWO},
-        {"t*": "one", "gpt-4.1": "two", "gpt-*": "one", "gpt-4*": "two", "two": "one", "o?e": "two"},
+        {"one": ONE, "two": TWO}, {"t*": "one", "gpt-4.1": "two", "gpt-*": "one", "gpt-4*": "two", "two": "one", "o?e": "two"}
     )
     wanted = {"one": "one", "two": "two", "gpt-4.1": "two", "gpt-4o": "one", "tea": "one", "ore": "two", "GPT-4": None}
     assert {name: found(names, name) for name in wanted} == wanted
@@ -87,9 +86,7 @@ async def test_another_name_is_told_what_would_do() -> None:
 
 
 async def test_any_name_where_that_is_set() -> None:
-    reply = await ask(
-        make_app(FakeEngine(says("x")), named(any_name=True)), "POST", CHAT, chat_body(model="org/other:latest")
-    )
+    reply = await ask(make_app(FakeEngine(says("x")), named(any_name=True)), "POST", CHAT, chat_body(model="org/other:latest"))
     assert (reply.status, reply.json()["model"]) == (200, MODEL)
 
 
@@ -109,10 +106,7 @@ async def test_the_list_and_the_cards() -> None:
 
 async def test_the_document_names_them_where_they_are_all_known() -> None:
     """With patterns there are others, which a generated client must be able to send."""
-    for settings, names in (
-        (None, ["default", MODEL, None]),
-        (named(), None),
-    ):
+    for settings, names in ((None, ["default", MODEL, None]), (named(), None)):
         paths = (await ask(make_app(FakeEngine(), settings), "GET", "/openapi.json")).json()["paths"]
         schema = paths[CHAT]["post"]["requestBody"]["content"]["application/json"]["schema"]
         assert schema["properties"]["model"].get("enum") == names

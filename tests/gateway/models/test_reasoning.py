@@ -11,18 +11,7 @@ import pytest
 
 from poise.gateway.models.local.templates import TemplateUnusable
 from poise.wire.to_engine import Thinking
-from tests.gateway.fakes import (
-    FakeEngine,
-    ToyVocab,
-    ask,
-    chat_body,
-    frames,
-    make_app,
-    readable,
-    says,
-    text_here,
-    unpaced,
-)
+from tests.gateway.fakes import FakeEngine, ToyVocab, ask, chat_body, frames, make_app, readable, says, text_here, unpaced
 
 CHAT = "/v1/chat/completions"
 THINKS = (
@@ -181,9 +170,7 @@ async def test_what_a_model_cannot_be_told_is_named() -> None:
     assert (reply.status, reply.json()["error"]["code"]) == (400, "unsupported_parameter")
 
 
-@pytest.mark.parametrize(
-    "asked", [{"thinking_token_budget": 9}, {"reasoning_budget": 9}, {"thinking": {"budget_tokens": 9}}]
-)
+@pytest.mark.parametrize("asked", [{"thinking_token_budget": 9}, {"reasoning_budget": 9}, {"thinking": {"budget_tokens": 9}}])
 async def test_a_budget_goes_to_the_engine(asked: dict[str, Any]) -> None:
     """With the tokens that end the reasoning, and those that begin it where the prompt has not."""
     engine = FakeEngine(says("x"))

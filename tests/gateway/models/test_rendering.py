@@ -14,11 +14,7 @@ WARNING = "x-poise-warning"
 LINES = "{% for m in messages %}[{{ m.role }}:{{ m.content }}]{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + LINES
 ONE_SYSTEM = "{% if messages[1].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + LINES
-SAID = [
-    {"role": "system", "content": "A"},
-    {"role": "system", "content": "B"},
-    {"role": "user", "content": "Hi"},
-]
+SAID = [{"role": "system", "content": "A"}, {"role": "system", "content": "B"}, {"role": "user", "content": "Hi"}]
 
 
 @pytest.mark.parametrize("policy", ["reject", "trim", "summarize"])

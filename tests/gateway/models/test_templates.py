@@ -31,10 +31,7 @@ CHAT = "/v1/chat/completions"
 SETTINGS = Settings.model_validate(
     {
         "auth": {"required": False, "keys": {"ann": "key-of-ann-12", "bob": "key-of-bob-12"}},
-        "templates": {
-            "support": {"text": "You help customers."},
-            "secret": {"text": "Ann's own.", "tenants": ["ann"]},
-        },
+        "templates": {"support": {"text": "You help customers."}, "secret": {"text": "Ann's own.", "tenants": ["ann"]}},
     }
 )
 ANN, BOB = {"authorization": "Bearer key-of-ann-12"}, {"authorization": "Bearer key-of-bob-12"}

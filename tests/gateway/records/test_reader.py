@@ -119,11 +119,7 @@ def test_any_cut_is_invisible(
                     if left is not None and heard == left:
                         # The rest was sent and never arrived.
                         reader = Reader(
-                            record,
-                            STREAMS,
-                            delay_s=pacing_s,
-                            place=read_place(told.last, "from", record),
-                            has_ids=True,
+                            record, STREAMS, delay_s=pacing_s, place=read_place(told.last, "from", record), has_ids=True
                         )
                         left = None
                         break

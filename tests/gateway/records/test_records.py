@@ -22,9 +22,7 @@ MB = 1 << 20
 
 def record(response_id: str, tenant: str = "a", request_id: str = "") -> Record:
     heading = Heading(response_id, 0, "toy", "fp")
-    origin = Origin(
-        request_id or f"req-{response_id}", tenant, RequestClass.INTERACTIVE, "messages", time.perf_counter()
-    )
+    origin = Origin(request_id or f"req-{response_id}", tenant, RequestClass.INTERACTIVE, "messages", time.perf_counter())
     return opened(Record(origin, heading, 1))
 
 
@@ -134,11 +132,7 @@ def test_erasing_a_tenant_says_what_was_erased() -> None:
 
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from("ab"),
-            st.integers(0, 400_000),
-            st.sampled_from(["finish", "refuse", "live", "drop", "erase"]),
-        ),
+        st.tuples(st.sampled_from("ab"), st.integers(0, 400_000), st.sampled_from(["finish", "refuse", "live", "drop", "erase"])),
         max_size=40,
     )
 )

@@ -20,9 +20,7 @@ from tests.gateway.mailbox import Mailbox
 
 
 def supervisor() -> Supervisor:
-    settings = Settings(
-        engine=EngineSettings(restart_delay_max_s=0.5), tenants={"t": TenantSettings(tokens_per_minute=60)}
-    )
+    settings = Settings(engine=EngineSettings(restart_delay_max_s=0.5), tenants={"t": TenantSettings(tokens_per_minute=60)})
     return Supervisor(settings, "model.gguf", (sys.executable, "-m", "tests.gateway.simulated_engine", "works"))
 
 

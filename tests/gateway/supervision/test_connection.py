@@ -19,9 +19,7 @@ def test_what_is_written_to_a_lost_connection_is_dropped() -> None:
         ours, theirs = socket.socketpair()
         lost: asyncio.Future[None] = loop.create_future()
         connection: FrameConnection[wire.ToGateway]
-        _, connection = await loop.create_connection(
-            lambda: FrameConnection(wire.ToGateway, lambda _: None, lost), sock=ours
-        )
+        _, connection = await loop.create_connection(lambda: FrameConnection(wire.ToGateway, lambda _: None, lost), sock=ours)
         connection.write(b"abc")
         assert await asyncio.to_thread(theirs.recv, 3) == b"abc"
         connection.close()

@@ -117,11 +117,7 @@ def test_order_is_kept_and_the_queue_is_readmitted() -> None:
     assert desk.handover.queued_by_account(RequestClass.INTERACTIVE) == {"t": 2}
     desk.handover.lose(died())
     again = desk.recover()
-    assert [(m.request_id, m.readmitted) for m in again if isinstance(m, to_engine.Submit)] == [
-        (1, True),
-        (2, True),
-        (3, False),
-    ]
+    assert [(m.request_id, m.readmitted) for m in again if isinstance(m, to_engine.Submit)] == [(1, True), (2, True), (3, False)]
     desk.handover.answered(wire.Accepted(2, 4, 7000))
     desk.handover.answered(wire.Refused(3, "queue_full", 1, 1, 1))
     assert kinds(handles[1]) == ["Accepted", "lost", "recover", "Waiting"]
@@ -337,21 +333,14 @@ def test_a_killer_is_found_and_put_away(caplog: pytest.LogCaptureFixture) -> Non
     assert not other.done
     (report,) = desk.handover.quarantine.all()
     told = report
-    assert (told.request_id, told.tenant, told.request_class, told.engine_request) == (
-        "req-1",
-        "t",
-        "interactive",
-        1,
-    )
+    assert (told.request_id, told.tenant, told.request_class, told.engine_request) == ("req-1", "t", "interactive", 1)
     assert (told.prompt_tokens, told.output_tokens, told.deaths, told.ended_by) == (3, 2, 2, "SIGSEGV")
     assert told.accepted_at <= told.quarantined_at
     (line,) = [record.getMessage() for record in caplog.records]
     assert json.loads(line.removeprefix("quarantined: ")) == msgspec.to_builtins(told)
     assert str(SECRET) not in line
     assert desk.value("poise_quarantined_total", **{"class": "interactive"}) == 1
-    assert [m.suspect for m in desk.recover() if isinstance(m, to_engine.Submit)] == [True], (
-        "the other is not acquitted yet"
-    )
+    assert [m.suspect for m in desk.recover() if isinstance(m, to_engine.Submit)] == [True], "the other is not acquitted yet"
 
 
 def test_eight_new_tokens_end_a_probation() -> None:

@@ -25,10 +25,7 @@ from tests.gateway.supervision.test_supervisor import events, pid_of, submit, un
 CUT = "is cut short: it has 1,048,576 bytes"
 FULL = "does not fit: needs 900 MiB of memory and 500 MiB is available"
 """A simulated engine says so as long as it has the slots of the normal configuration."""
-SETTINGS = Settings(
-    engine=EngineSettings(restart_delay_max_s=0.2),
-    levels=LevelsSettings(crashes_max=1, recover_s=1.0),
-)
+SETTINGS = Settings(engine=EngineSettings(restart_delay_max_s=0.2), levels=LevelsSettings(crashes_max=1, recover_s=1.0))
 
 
 class Place:
@@ -41,9 +38,7 @@ class Place:
         command = (sys.executable, "-m", "tests.gateway.simulated_engine", f"file:{self.wrong}")
         self.supervisor = Supervisor(settings, str(self.model), command)
         self.now_s = 0.0
-        self.degradation = Degradation(
-            settings, self.supervisor, self.supervisor.metrics, lambda: 1 << 40, lambda: self.now_s
-        )
+        self.degradation = Degradation(settings, self.supervisor, self.supervisor.metrics, lambda: 1 << 40, lambda: self.now_s)
 
     def n_slots(self) -> int:
         """Of the engine that is ready."""

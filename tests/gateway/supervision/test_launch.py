@@ -94,9 +94,7 @@ def children() -> list[int]:
 
 
 @pytest.mark.parametrize("call", ["memfd_create", "fork", "transport"])
-async def test_a_server_goes_on_when_what_was_lacking_is_there_again(
-    call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_server_goes_on_when_what_was_lacking_is_there_again(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four starts fail; requests wait, and go on; nothing is held against them, and no descriptor is left."""
     monkeypatch.setattr("poise.gateway.supervision.backoff.RESTART_DELAY_FIRST_S", 0.01)
     owner, name = CALLS[call]
@@ -155,9 +153,7 @@ async def test_a_bug_of_the_supervisor_is_not_the_end_of_it(monkeypatch: pytest.
         before = pid_of(s)
         monkeypatch.setattr(s, "_note_death", failing(KeyError("a bug"), 1, s._note_death))
         os.kill(before, signal.SIGKILL)
-        await s.until(
-            lambda state: state.phase is EnginePhase.READY and state.ready is not None and state.ready.pid != before
-        )
+        await s.until(lambda state: state.phase is EnginePhase.READY and state.ready is not None and state.ready.pid != before)
         (task,) = [row for row in s._tasks.rows() if row.name == "engine-supervisor"]
         assert (task.failures, task.last_error, task.state) == (1, "KeyError", "running")
         waiting.abort()

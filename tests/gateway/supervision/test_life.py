@@ -50,18 +50,8 @@ SHORT = Fatal("no memory", permanent=True, short_of_memory=True)
         (Life(0, last_words=BROKEN), 1, None, Death(Cause.EXIT, 1, BROKEN.message, (), True)),
         (Life(0, last_words=SHORT), 1, None, Death(Cause.EXIT, 1, SHORT.message, (), True, True)),
         # What the gateway ended it for comes before what it says and how it ends.
-        (
-            Life(0, hang="in a pass"),
-            -9,
-            PASS,
-            Death(Cause.HANG, -9, "the engine hung and was ended: in a pass", (7, 8)),
-        ),
-        (
-            Life(0, hang="x", last_words=BROKEN),
-            1,
-            None,
-            Death(Cause.HANG, 1, "the engine hung and was ended: x", (), True),
-        ),
+        (Life(0, hang="in a pass"), -9, PASS, Death(Cause.HANG, -9, "the engine hung and was ended: in a pass", (7, 8))),
+        (Life(0, hang="x", last_words=BROKEN), 1, None, Death(Cause.HANG, 1, "the engine hung and was ended: x", (), True)),
         (Life(0, is_outdated=True), -9, PASS, Death(Cause.EXIT, 0, MODEL_CHANGED, (), True)),
         (Life(0, hang="x", is_outdated=True), -9, PASS, Death(Cause.EXIT, 0, MODEL_CHANGED, (), True)),
     ],

@@ -79,9 +79,7 @@ async def until_noticed(s: Supervisor, *, changed: bool) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_replaced_file_is_not_gone_on_with_until_it_is_put_back(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_replaced_file_is_not_gone_on_with_until_it_is_put_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine that has the former one goes on. The next one is refused; what is live waits for the file to come back."""
     async with serving(path, monkeypatch) as s:
         await s.wait_until_settled()
@@ -112,9 +110,7 @@ async def test_a_replaced_file_is_not_gone_on_with_until_it_is_put_back(
 
 
 @pytest.mark.parametrize("how", ["written over", "cut short"])
-async def test_a_file_that_changes_in_place_ends_the_engine(
-    path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+async def test_a_file_that_changes_in_place_ends_the_engine(path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """It has the file in its memory. Nobody is to blame for that, and none that is started sees the other one."""
     async with serving(path, monkeypatch) as s:
         await s.wait_until_settled()

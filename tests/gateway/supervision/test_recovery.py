@@ -70,10 +70,7 @@ async def test_streams_go_on_with_their_next_token(how: signal.Signals) -> None:
         assert value("poise_engine_down_seconds_count") == 1
     assert n_lost, "the kill came too late"
     for each in received:
-        assert told(each) in (
-            ["Accepted", "Start", "lost", "recover", "Finish"],
-            ["Accepted", "Start", "Finish"],
-        )
+        assert told(each) in (["Accepted", "Start", "lost", "recover", "Finish"], ["Accepted", "Start", "Finish"])
     assert [tokens(each) for each in received] == undisturbed(prompts)
 
 

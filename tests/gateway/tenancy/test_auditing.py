@@ -15,17 +15,7 @@ from poise.config import Settings
 from poise.gateway.app import Gateway
 from poise.gateway.tenancy.auditing import Audit, open_audit
 from poise.gateway.tenancy.keys import KeyRing, KeysFile
-from tests.gateway.fakes import (
-    OPERATOR,
-    FakeEngine,
-    Submission,
-    ask,
-    chat_body,
-    exchange,
-    make_app,
-    prompt_body,
-    says,
-)
+from tests.gateway.fakes import OPERATOR, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

@@ -129,9 +129,7 @@ def test_no_text_of_what_was_live_goes_into_the_audit_log(tmp_path: Path) -> Non
     asyncio.run(_converse_and_erase(tmp_path))
     text = "".join(path.read_text() for path in tmp_path.glob("audit-*.jsonl"))
     assert text.count('"event":"request"') == 2
-    assert text.count("xyzzy") == text.count("plugh") == 0, (
-        "neither of what was erased nor of what came to its end after it"
-    )
+    assert text.count("xyzzy") == text.count("plugh") == 0, "neither of what was erased nor of what came to its end after it"
 
 
 async def _converse_and_erase(folder: Path) -> None:

@@ -180,9 +180,7 @@ async def test_the_first_key_closes_a_running_server(path: Path) -> None:
         (["interactive"], ["background"], []),
     ],
 )
-async def test_classes_that_a_key_may_use(
-    path: Path, of_key: list[str], of_tenant: list[str], allowed: list[str]
-) -> None:
+async def test_classes_that_a_key_may_use(path: Path, of_key: list[str], of_tenant: list[str], allowed: list[str]) -> None:
     """What its tenant may, and no more than it says itself; the refusal names what is left."""
     text, _ = KeysFile(path).add("alice", classes=of_key)
     settings = {"tenants": {"alice": {"classes": of_tenant}}}
@@ -191,11 +189,7 @@ async def test_classes_that_a_key_may_use(
         if name in allowed:
             assert reply.status == 200
         else:
-            assert (reply.status, reply.error["code"], reply.error["param"]) == (
-                403,
-                "class_not_allowed",
-                "service_tier",
-            )
+            assert (reply.status, reply.error["code"], reply.error["param"]) == (403, "class_not_allowed", "service_tier")
             assert f"may not use class '{name}'" in reply.error["message"]
             assert all(f"'{left}'" in reply.error["message"] for left in allowed)
 

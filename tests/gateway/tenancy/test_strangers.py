@@ -62,11 +62,7 @@ def test_an_address_that_goes_on_is_slowed_down() -> None:
 
 @pytest.mark.parametrize(
     ("addresses", "are_one"),
-    [
-        (("2001:db8::1", "2001:db8::2"), True),
-        (("2001:db8::1", "2001:db8:0:1::1"), False),
-        (("127.0.0.1", "127.0.0.2"), False),
-    ],
+    [(("2001:db8::1", "2001:db8::2"), True), (("2001:db8::1", "2001:db8:0:1::1"), False), (("127.0.0.1", "127.0.0.2"), False)],
 )
 def test_who_has_a_network_has_one_allowance(addresses: tuple[str, str], are_one: bool) -> None:
     """Of IPv6 everybody has one."""

@@ -105,9 +105,7 @@ async def test_the_key_is_asked_for_before_the_body_is_read() -> None:
         ("127.0.0.1", "localhost", {"cf-connecting-ip": "203.0.113.7"}, "admin_is_local"),
     ],
 )
-async def test_the_token_works_on_its_machine_only(
-    client: str, host: str, extra: dict[str, str], expected: int | str
-) -> None:
+async def test_the_token_works_on_its_machine_only(client: str, host: str, extra: dict[str, str], expected: int | str) -> None:
     """For who comes straight from there. A proxy there brings everybody's requests."""
     headers = OPERATOR | {"host": host} | extra
     reply = await ask(make_app(FakeEngine()), "GET", "/admin/requests", client=client, headers=headers)
@@ -130,9 +128,7 @@ async def test_with_an_admin_key() -> None:
     app = make_app(FakeEngine(), settings(admin_key="key-of-the-boss", keys=KEYS))
     assert (await ask(app, "GET", "/admin/journal")).error["code"] == "invalid_admin_key"
     assert (await ask(app, "GET", "/admin/journal", headers=bearer("secret-of-team"))).status == 401
-    reply = await ask(
-        app, "GET", "/admin/journal", headers=bearer("key-of-the-boss") | {"via": "1.1 x"}, client="10.0.0.1"
-    )
+    reply = await ask(app, "GET", "/admin/journal", headers=bearer("key-of-the-boss") | {"via": "1.1 x"}, client="10.0.0.1")
     assert (reply.status, reply.headers["content-type"]) == (200, "application/x-ndjson")
     assert reply.body == b'{"step":1}\n{"step":2}\n'
 
@@ -189,18 +185,11 @@ async def test_codes_are_not_for_admin_keys() -> None:
         ({"keys": KEYS, "status": "open"}, {}, "192.0.2.1", 200),
         ({"status": "key"}, {}, "192.0.2.1", 401),
         ({"keys": KEYS, "status": "admin", "admin_key": "key-of-the-boss"}, bearer("secret-of-team"), "192.0.2.1", 401),
-        (
-            {"keys": KEYS, "status": "admin", "admin_key": "key-of-the-boss"},
-            bearer("key-of-the-boss"),
-            "192.0.2.1",
-            200,
-        ),
+        ({"keys": KEYS, "status": "admin", "admin_key": "key-of-the-boss"}, bearer("key-of-the-boss"), "192.0.2.1", 200),
         ({"status": "admin"}, {}, "127.0.0.1", 200),
     ],
 )
-async def test_who_may_see_how_the_server_stands(
-    auth: dict[str, Any], headers: dict[str, str], client: str, status: int
-) -> None:
+async def test_who_may_see_how_the_server_stands(auth: dict[str, Any], headers: dict[str, str], client: str, status: int) -> None:
     """Figures and metrics alike; whether it is up is everybody's to know."""
     app = make_app(FakeEngine(), settings(**auth))
     for path in ("/status", "/status/history", "/metrics"):

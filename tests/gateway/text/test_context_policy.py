@@ -99,12 +99,7 @@ def test_the_search_finds_the_smallest_with_few_questions(highest: int, threshol
 
 
 @given(
-    st.integers(64, 5000),
-    st.integers(0, 6000),
-    st.integers(0, 6000),
-    st.integers(1, 6000),
-    st.integers(1, 2000),
-    st.booleans(),
+    st.integers(64, 5000), st.integers(0, 6000), st.integers(0, 6000), st.integers(1, 6000), st.integers(1, 2000), st.booleans()
 )
 def test_what_is_granted_fits(cells: int, prompt: int, context: int, n_prompt: int, n_output: int, named: bool) -> None:
     """Within all settings and the slot; a named number that there is room for is granted in full."""

@@ -17,12 +17,7 @@ from poise.gateway.text.reading.machine import ResponseParser
 from poise.gateway.text.reading.templates import Template, read_template
 from tests.gateway.text.answers_by_family import FAMILIES, TOOLS
 
-WORDS = {
-    EntryKind.TEXT: "say",
-    EntryKind.REASONING: "think",
-    EntryKind.CALL_NAME: "call",
-    EntryKind.CALL_ARGUMENTS: "with",
-}
+WORDS = {EntryKind.TEXT: "say", EntryKind.REASONING: "think", EntryKind.CALL_NAME: "call", EntryKind.CALL_ARGUMENTS: "with"}
 TEMPLATES = {
     name: choose(family.chat_template, {}, {text: 100 + i for i, text in enumerate(family.control)})
     for name, family in FAMILIES.items()
@@ -83,9 +78,7 @@ def test_whatever_is_written(data: st.DataObject) -> None:
     template = TEMPLATES[name]
     atoms = sorted({part for text in FAMILIES[name].answers for part in (text[:9], text[-9:], text[9:20])})
     marks = [*template.names, *template.reasoning_opens, *template.reasoning_closes, *template.heads]
-    text = "".join(
-        data.draw(st.lists(st.sampled_from([*atoms, *marks, "{", '"', "}", "\\", " ", "\n", "x", "é"]), max_size=12))
-    )
+    text = "".join(data.draw(st.lists(st.sampled_from([*atoms, *marks, "{", '"', "}", "\\", " ", "\n", "x", "é"]), max_size=12)))
     inside, size = data.draw(st.booleans()), data.draw(st.integers(1, 9))
     whole = read(ResponseParser(template, TOOLS, inside=inside), [text])
     assert read(ResponseParser(template, TOOLS, inside=inside), cut(text, size)) == whole
@@ -135,9 +128,7 @@ def test_a_name_is_told_before_its_arguments_are_whole() -> None:
 
 def test_white_space_is_held_back_within_bounds() -> None:
     """What is next to a mark is dropped, but for that which is too much of it."""
-    told = read(
-        ResponseParser(TEMPLATES["hermes"], TOOLS), "a" + "\n" * 100 + '<tool_call>{"name": "now"}</tool_call>\n\nb \n'
-    )
+    told = read(ResponseParser(TEMPLATES["hermes"], TOOLS), "a" + "\n" * 100 + '<tool_call>{"name": "now"}</tool_call>\n\nb \n')
     assert told == [("say", "a" + "\n" * 36), ("call", "now"), ("with", "{}"), ("say", "b \n")]
     assert read(ResponseParser(TEMPLATES["hermes"], TOOLS), " \n a\n") == [("say", " \n a\n")]
     assert read(ResponseParser(TEMPLATES["hermes"], TOOLS), " " * 65 + "<think>") == [("say", " " * 65 + "<think>")]
@@ -186,9 +177,7 @@ def test_a_template_of_its_own() -> None:
     """As it is published for a model."""
     for text, expected in FAMILIES["hermes"].answers.items():
         assert read(ResponseParser(read_template(OWN), TOOLS), text) == expected
-    lines = {
-        "fields": {"tool_calls": {"open_pattern": "CALL (?P<name>\\w+)\\n", "close": "END", "content": "kv-lines"}}
-    }
+    lines = {"fields": {"tool_calls": {"open_pattern": "CALL (?P<name>\\w+)\\n", "close": "END", "content": "kv-lines"}}}
     told = read(ResponseParser(read_template(lines), TOOLS), "CALL get_weather\ncity: Aix\ndays: 3\nEND")
     assert told == [("call", "get_weather"), ("with", '{"city": "Aix", "days": 3}')]
 

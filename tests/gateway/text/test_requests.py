@@ -51,9 +51,7 @@ class TextWaits(TextHere):
         return await super().run(job, account, n_bytes)
 
 
-KEYS = Settings.model_validate(
-    {"auth": {"keys": {"slow": "sk-slow-key-of-somebody", "fast": "sk-fast-key-of-somebody"}}}
-)
+KEYS = Settings.model_validate({"auth": {"keys": {"slow": "sk-slow-key-of-somebody", "fast": "sk-fast-key-of-somebody"}}})
 SLOW, FAST = ({"authorization": f"Bearer sk-{name}-key-of-somebody"} for name in ("slow", "fast"))
 
 

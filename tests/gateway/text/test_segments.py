@@ -53,9 +53,7 @@ def found(text: str, *kinds: str) -> list[str]:
 
 def outline(text: str) -> str:
     """The segments as brackets: `list(item(sentence))`."""
-    return (
-        "".join(f" {mark.kind}(" if mark.event == BEGIN else ")" for mark in marks_of(text)).replace("( ", "(").strip()
-    )
+    return "".join(f" {mark.kind}(" if mark.event == BEGIN else ")" for mark in marks_of(text)).replace("( ", "(").strip()
 
 
 # What holds for every text
@@ -171,9 +169,7 @@ def test_blocks(text: str, expected: str) -> None:
 def test_what_is_known_of_a_segment() -> None:
     """Levels, numbering and languages come with the beginning, and only where there are any."""
     text = "### T\n\n1. a\n   - b\n\n```python title=x\nc\n```\n\n```\nd"
-    known = [
-        (m.kind, m.level, m.ordered, m.language) for m in marks_of(text) if m.event == BEGIN and m.kind != SENTENCE
-    ]
+    known = [(m.kind, m.level, m.ordered, m.language) for m in marks_of(text) if m.event == BEGIN and m.kind != SENTENCE]
     assert known == [
         ("heading", 3, None, None),
         ("list", 1, True, None),

@@ -30,9 +30,7 @@ WAIT_S = 60.0
 
 
 @asynccontextmanager
-async def workers(
-    tmp_path: Path, model: str = "", fingerprint: str = "", **settings: Any
-) -> AsyncIterator[TextWorkers]:
+async def workers(tmp_path: Path, model: str = "", fingerprint: str = "", **settings: Any) -> AsyncIterator[TextWorkers]:
     if not model:
         (tmp_path / "model").write_text("3")
     given = TextSettings(**{"workers": 1, **settings})

@@ -37,9 +37,7 @@ def test_an_engine_that_is_killed_in_a_pass_has_said_for_whom_it_was() -> None:
             pass
         sent_ns = time.monotonic_ns()
         for request_id, prompt in ((7, [5, 6, 7]), (8, [KILL_TOKEN, 6, 7])):
-            ours.sendall(
-                encode_frame(to_engine.Submit(request_id, "t", "interactive", prompt, 50, GREEDY, suspect=True))
-            )
+            ours.sendall(encode_frame(to_engine.Submit(request_id, "t", "interactive", prompt, 50, GREEDY, suspect=True)))
         while ours.recv(1 << 16):
             pass
         assert engine.wait() == -signal.SIGKILL

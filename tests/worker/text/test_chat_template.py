@@ -32,8 +32,7 @@ def test_contents_are_kept_apart_from_the_template() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
-    [("  Hi \n", "[Hi]"), ("Hi", "[Hi]"), ("   ", "[]"), ("", "[]"), ("a b", "[a b]")],
+    ("content", "expected"), [("  Hi \n", "[Hi]"), ("Hi", "[Hi]"), ("   ", "[]"), ("", "[]"), ("a b", "[a b]")]
 )
 def test_templates_can_trim(content: str, expected: str) -> None:
     """White space around a content is outside its placeholder."""

@@ -29,9 +29,7 @@ def render(source: str, *messages: Message, rendering: Rendering | None = None) 
 
 def test_marks_for_training_mean_nothing() -> None:
     """SmolLM3, Phi-4-reasoning and others mark the text of assistants for training."""
-    source = (
-        "{%- set x = 1 -%}{% generation %}{% set x = 2 %}{{ messages[0].content }}{{ x }}{% endgeneration %}{{ x }}"
-    )
+    source = "{%- set x = 1 -%}{% generation %}{% set x = 2 %}{{ messages[0].content }}{{ x }}{% endgeneration %}{{ x }}"
     assert render(source) == "Hi21"
 
 
@@ -43,9 +41,7 @@ def test_json_has_pythons_options() -> None:
     assert render(source % "ensure_ascii=true") == '{"b": "<\\u00e9>", "a": [1]}Hi'
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"), [("", '"say \\"é\\" \\\\"'), ("ensure_ascii=true", '"say \\"\\u00e9\\" \\\\"')]
-)
+@pytest.mark.parametrize(("options", "expected"), [("", '"say \\"é\\" \\\\"'), ("ensure_ascii=true", '"say \\"\\u00e9\\" \\\\"')])
 def test_contents_in_json_are_escaped(options: str, expected: str) -> None:
     """A template that writes messages as JSON writes JSON, whatever they say."""
     said = Message("user", 'say "é" \\')
@@ -71,9 +67,7 @@ CUTS = {
 def test_reasoning_of_earlier_turns_is_cut(cut: str) -> None:
     """As the templates of reasoning models do it, each in its way. What is left is the caller's, and nothing else is."""
     cut = "{% if m.role == 'assistant' %}" + cut + "{% endif %}"
-    source = (
-        "{% for m in messages %}{% set n = namespace(c=m.content) %}" + cut + "<|{{ m.role }}|>{{ n.c }}{% endfor %}"
-    )
+    source = "{% for m in messages %}{% set n = namespace(c=m.content) %}" + cut + "<|{{ m.role }}|>{{ n.c }}{% endfor %}"
     assert render(source, USER, Message("assistant", THOUGHT)) == "<|user|>Hi<|assistant|>Hello </think"
 
 
@@ -95,9 +89,7 @@ def test_reasoning_goes_where_the_template_sends_it() -> None:
     """By whatever name the family has for it; where it is asked for by none, it is left out, which is no error."""
     turn = Message("assistant", "Hello", reasoning="They greet. <|end|>")
     for name in ("reasoning_content", "reasoning", "thinking"):
-        source = (
-            f"{{% if messages[0].{name} %}}[{{{{ messages[0].{name} }}}}]{{% endif %}}{{{{ messages[0].content }}}}"
-        )
+        source = f"{{% if messages[0].{name} %}}[{{{{ messages[0].{name} }}}}]{{% endif %}}{{{{ messages[0].content }}}}"
         pieces, _ = ChatTemplate(source).write([turn])
         assert pieces[1] == Piece("They greet. <|end|>", is_content=True)
     assert render(LINES, USER, turn).endswith("<|assistant|>Hello<|end|>")
@@ -135,13 +127,7 @@ def test_what_no_place_helps_is_refused_as_it_came() -> None:
 def test_callers_variables_reach_the_template() -> None:
     """Plain words and values as they are; what could be a control token stays the caller's; the template's own win."""
     source = "{{ enable_thinking }} {{ effort == 'high' }} {{ x.y[0] }} {{ bos_token }}{{ messages[0].content }}"
-    variables = {
-        "enable_thinking": False,
-        "effort": "high",
-        "x": {"y": ["<|end|>"]},
-        "bos_token": "<b>",
-        "messages": [],
-    }
+    variables = {"enable_thinking": False, "effort": "high", "x": {"y": ["<|end|>"]}, "bos_token": "<b>", "messages": []}
     pieces, _ = ChatTemplate(source, bos_text="<s>").write([USER], rendering=Rendering(variables=variables))
     assert "".join(piece.text for piece in pieces) == "False True <|end|> <s>Hi"
     assert Piece("<|end|>", is_content=True) in pieces

@@ -70,9 +70,7 @@ async def test_what_takes_too_long_is_refused_in_time() -> None:
 
     async def ask(text: Tokens) -> None:
         await text.grammar("schema", GOOD[0].text)
-        huge = s.of_schema(
-            {"properties": {f"p{i}": {"type": "string", "maxLength": i % 50 + 1} for i in range(8000)}}, "p"
-        )
+        huge = s.of_schema({"properties": {f"p{i}": {"type": "string", "maxLength": i % 50 + 1} for i in range(8000)}}, "p")
         began_s = time.monotonic()
         assert (await asked(text, huge)).startswith("400 ")
         assert time.monotonic() - began_s < 60.0  # twelve times the limit, and a start

@@ -142,10 +142,7 @@ def test_a_text_that_no_stack_is_deep_enough_for(regex_model: Path) -> None:
 
 def test_a_template_that_loops_for_ever(tmp_path: Path) -> None:
     """Its worker is killed when its time is over, and raw prompts are answered before and after."""
-    source = (
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}"
-        + "{% endfor %}" * 2
-    )
+    source = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}" + "{% endfor %}" * 2
 
     async def asked(text: Tokens) -> None:
         assert (await text.prompt("one two")).n == 2

@@ -27,9 +27,7 @@ def test_control_tokens_cannot_be_put_together_from_two_contents() -> None:
     assert all(i < 256 for i in ids)
 
 
-@given(
-    st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<s>", "<|im", "_end|>", "a", "\n", "\uf8f0", "0\uf8f1"]))
-)
+@given(st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "<s>", "<|im", "_end|>", "a", "\n", "\uf8f0", "0\uf8f1"])))
 def test_no_content_makes_a_control_token(parts: list[str]) -> None:
     """Whatever a content consists of, placeholders of the template engine included, the structure is the template's."""
     content = "".join(parts)

@@ -80,9 +80,7 @@ def test_a_call_and_its_result_are_written_as_the_family_has_them(family: str) -
 def test_deepseek_takes_calls_only_as_text_and_in_turns_without_content() -> None:
     """Where no tools are offered any more, the calls are still written as the family has them."""
     written = text("deepseek", HI, TURN, RESULT, tools=[])
-    assert (
-        '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n{"city": "Rome", "days": 2}<｜tool▁call▁end｜>' in written
-    )
+    assert '<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n{"city": "Rome", "days": 2}<｜tool▁call▁end｜>' in written
     assert "<｜tool▁output▁begin｜>20 C<｜tool▁output▁end｜>" in written
 
 

@@ -4,8 +4,6 @@ The same objects check requests and write the OpenAPI document, so the two canno
 true is not a number and "5" is not 5. null is the same as leaving the parameter out, as OpenAI has it.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ exception is a stream whose older turns must be summarized first, because that t
 with the role of who will speak, before its prompt is computed: whoever waits for them knows that they are served.
 """
 
-from __future__ import annotations
-
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -4,8 +4,6 @@ Clients send many fields that change no answer: labels, hints for caches, marks 
 them is of no use to these clients; one that says nothing leaves the others in the dark. So they are taken, and named.
 """
 
-from __future__ import annotations
-
 import re
 
 from poise.gateway.request.refusals import ApiError

@@ -3,8 +3,6 @@
 Requests are described by the fields that read them, answers by the Structs that are sent.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -7,8 +7,6 @@ A handler returns a msgspec Struct: it is what is sent, and its class, the handl
 that returns a Response of its own (a stream, another status) says in `answers` what is in it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field

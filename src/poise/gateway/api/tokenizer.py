@@ -8,8 +8,6 @@
 Nothing is generated, so the engine has no part in it. Text workers make the tokens, and their time is shared out as for prompts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ What is held back: background work first, then queues and slots, then the engine
 requests are refused by the scheduler's own bounds only, and by a server that is stopping.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -11,8 +11,6 @@ It runs in the event loop. In a thread it would hold the loop up as long, becaus
 is nothing to give, 2 ms for 120 MiB. Holes come back within ten seconds of such a load, so a minute would be too long to wait.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 

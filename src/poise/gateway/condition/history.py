@@ -4,8 +4,6 @@ A sample is taken of what the gateway has already, and the engine is asked for n
 them can slow a step. Each is kept as the JSON that is sent. No tenant is named in any.
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable

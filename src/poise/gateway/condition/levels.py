@@ -14,8 +14,6 @@ From the calmest: normal, busy, constrained, degraded, draining. The highest tha
 5. draining: the server was asked to stop. It is never over.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Gathers once a second what findings are judged by, from what the gateway has already, and keeps what was found."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Answers the question why a request was slow: gathers what is known around its record."""
 
-from __future__ import annotations
-
 import time
 from functools import partial
 from itertools import groupby

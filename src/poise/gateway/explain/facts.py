@@ -4,8 +4,6 @@ the server. Facts and numbers only; `words` says them.
 Nothing is guessed: what is not kept any more is missing, and `Facts` says that it is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 

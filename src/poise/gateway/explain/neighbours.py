@@ -4,8 +4,6 @@ computed.
 Of other tenants' requests there are numbers only; ids are for those who may see them.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -95,9 +93,7 @@ class _Other:
 class Neighbours:
     """The other requests, as one request sees them. `sees(record)`: whether its id may be named."""
 
-    def __init__(
-        self, subject: Record, records: Iterable[Record], sees: Callable[[Record], bool], now_s: float
-    ) -> None:
+    def __init__(self, subject: Record, records: Iterable[Record], sees: Callable[[Record], bool], now_s: float) -> None:
         """`records`: the last to arrive first."""
         self._subject, self._sees, self._now_s = subject, sees, now_s
         begin_s, end_s = subject.origin.arrived_s, subject.ended_s if subject.ended_s is not None else now_s

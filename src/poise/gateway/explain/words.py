@@ -1,7 +1,5 @@
 """The facts of one request in sentences with numbers, and in one verdict where something stands out. Never a word of its text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from poise.gateway.explain.facts import Away, Decode, Facts, Gap, PrefillStretch, Wait, Weather
@@ -66,9 +64,7 @@ def verdict_of(facts: Facts) -> str | None:
         return _end(facts)
     first_s = facts.ttft_s if facts.ttft_s is not None else facts.lived_s
     took = duration(first_s)
-    most = (
-        f"Most of its {took} to the first token was" if facts.ttft_s is not None else f"Most of the {took} so far was"
-    )
+    most = f"Most of its {took} to the first token was" if facts.ttft_s is not None else f"Most of the {took} so far was"
     found: list[tuple[float, str]] = []
     if (before_s := facts.before_s or 0.0) > MOST * first_s:
         what = "the summary of its older turns" if facts.summary_turns is not None else "reading and preparing it"

@@ -5,8 +5,6 @@ Base URLs are written with `/v1`, without it, or twice, with slashes at the end;
 cut the path into its parameters, which `parameters_of` reads.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

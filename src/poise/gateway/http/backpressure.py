@@ -8,8 +8,6 @@ How long a client was behind adds up over the whole stream, and what it takes wo
 each time before its patience ends is stuck, one that is slow all the time is not. (A leaky bucket of time.)
 """
 
-from __future__ import annotations
-
 import asyncio
 import fcntl
 import sys

@@ -4,8 +4,6 @@ Its Content-Type does not matter: `curl -d` calls JSON a form. Pages of other si
 kept out by what browsers say of them (`guard`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import re

@@ -1,7 +1,5 @@
 """What the edge reads of each request, as values: whose credentials it shows, and under which id it is known."""
 
-from __future__ import annotations
-
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 

@@ -1,7 +1,5 @@
 """Exceptions of handlers and of the router as refusals, in the format of the dialect that is spoken at the path."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 

@@ -10,8 +10,6 @@ Local are the pages of this machine's own servers, of browser extensions and of 
 such an origin.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit

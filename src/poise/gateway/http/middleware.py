@@ -4,8 +4,6 @@ Plain ASGI rather than Starlette's BaseHTTPMiddleware, which puts a queue of its
 hides the client's disconnect.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import secrets

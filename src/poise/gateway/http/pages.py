@@ -5,8 +5,6 @@ the page says so. plotly.js would add style elements to a page, which the policy
 elements of their ids, which dashboard.html has. So one policy holds for all pages.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections.abc import Awaitable, Callable

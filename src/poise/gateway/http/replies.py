@@ -1,7 +1,5 @@
 """Responses that handlers give: JSON of this moment, JSON in pieces, refusals."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from itertools import chain

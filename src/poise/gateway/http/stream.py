@@ -4,8 +4,6 @@ ASGI tells of a lost connection only to those who ask, by `receive()`. After a d
 so a server that only sends would go on computing for nobody.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping

@@ -8,8 +8,6 @@ Until `start` nothing is begun: who gives the job up leaves nothing behind. From
 happens: with every choice at its end, with an error, or because its work was stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol

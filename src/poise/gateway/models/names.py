@@ -4,8 +4,6 @@ An answer names the model that made it, whatever the request called it: as OpenA
 alias, a pattern or any name at all may stand for something that its user did not expect.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 

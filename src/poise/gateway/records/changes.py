@@ -3,8 +3,6 @@
 A new kind of change is a row here: streams, states, spans, explanations and the page follow the table.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple

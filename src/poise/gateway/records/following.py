@@ -16,8 +16,6 @@ Where nothing stands is a bug in who writes the record. What has ended stays as 
     none       no                 was stuck       is stopped: READER_TIMEOUT
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
 

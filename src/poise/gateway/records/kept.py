@@ -4,8 +4,6 @@ Who has ended longest ago goes first, when its time is over or when the budget, 
 count against the budget and are never given up for it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from itertools import islice

@@ -10,8 +10,6 @@ The tokens of each choice have a schedule of their own. A stream keeps the order
 goes out when those before it are. A token is here what a record has an entry for. Pure: times are passed in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -64,9 +62,7 @@ class Playout:
 
     __slots__ = ("_arrivals", "_n_free", "_owners", "_pacers", "has_news", "is_timer_set", "next_s")
 
-    def __init__(
-        self, owners: Sequence[int], arrivals: Sequence[float], delay_s: float, n_choices: int, n_free: int = 0
-    ) -> None:
+    def __init__(self, owners: Sequence[int], arrivals: Sequence[float], delay_s: float, n_choices: int, n_free: int = 0) -> None:
         """`owners`, `arrivals`: the choice of each token and when it came; both grow. `delay_s`: longest time that a token may be
         held; 0: none is. `n_free`: tokens that are old and not held."""
         self.has_news = True

@@ -4,8 +4,6 @@ Events are made when there is room for them and when they are due, so a client t
 memory. Any place can be the first: a client that comes back names the id of the last event it saw.
 """
 
-from __future__ import annotations
-
 import asyncio
 import re
 import time

@@ -320,9 +320,7 @@ class Record:
             answers[end.choice].add(end.text)
             logprobs[end.choice] += end.logprobs
         reasons = [choice.finish_reason or "stop" for choice in self.choices]
-        return [
-            answers[i].answer(i, why, logprobs[i] if self.wants_logprobs else None) for i, why in enumerate(reasons)
-        ]
+        return [answers[i].answer(i, why, logprobs[i] if self.wants_logprobs else None) for i, why in enumerate(reasons)]
 
     def body(self, answers: Sequence[Answer]) -> Iterator[bytes]:
         """The response of a request that does not stream, in pieces that take a few milliseconds each."""

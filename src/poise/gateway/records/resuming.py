@@ -1,7 +1,5 @@
 """Streams that are taken up again: a writer that knows what its reader has been sent."""
 
-from __future__ import annotations
-
 from poise.gateway.records.record import Record
 from poise.gateway.records.writer import Writer
 from poise.gateway.text.answers import EntryKind

@@ -1,7 +1,5 @@
 """How long a stream has said nothing: when it is told that it lives, and what wakes it then."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 

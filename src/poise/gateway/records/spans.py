@@ -3,8 +3,6 @@
 Times are of the gateway's clock `time.perf_counter`; an event is known when the step that brought it has been heard of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """From the record of a response that has ended to its story: times and counts, for metrics and traces."""
 
-from __future__ import annotations
-
 from poise.gateway.records.moments import PREFILL, ChoiceRecord
 from poise.gateway.records.record import CANCELLED, Record
 from poise.gateway.text.answers import EntryKind
@@ -32,9 +30,7 @@ def calls_of(record: Record, choice: int | None = None) -> int:
     n = record.kinds.count(EntryKind.CALL_NAME)
     if not n or choice is None:
         return n
-    return sum(
-        kind == EntryKind.CALL_NAME for owner, kind in zip(record.owners, record.kinds, strict=True) if owner == choice
-    )
+    return sum(kind == EntryKind.CALL_NAME for owner, kind in zip(record.owners, record.kinds, strict=True) if owner == choice)
 
 
 def _choice(record: Record, choice: ChoiceRecord) -> ChoiceStory:

@@ -1,7 +1,5 @@
 """What a record holds, and what is told of it, whatever the dialect: tokens with their probabilities, answers, counts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated
 

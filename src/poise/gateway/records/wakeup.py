@@ -1,7 +1,5 @@
 """A sleeper and those who wake it: the one signal of the event loop that records and their readers need."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Literal
 

@@ -4,8 +4,6 @@ A record knows no dialect. It is given a `MakeWriter`, and each of its readers h
 reader has been sent. `n_entries` and `n_ends` are the place behind what is written: entries, and ends of choices.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -58,20 +56,12 @@ class Writer(ABC):
 
     @abstractmethod
     def text(
-        self,
-        n_entries: int,
-        n_ends: int,
-        choice: int,
-        text: str,
-        logprobs: Sequence[Logprob] | None,
-        kind: EntryKind = TEXT,
+        self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None, kind: EntryKind = TEXT
     ) -> bytes:
         """A piece of a choice, of one kind. `logprobs` None: they were not asked for."""
 
     @abstractmethod
-    def end(
-        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None
-    ) -> bytes:
+    def end(self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None) -> bytes:
         """The end of a choice, with the text that was held back until then."""
 
     @abstractmethod

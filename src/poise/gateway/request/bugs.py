@@ -4,8 +4,6 @@ The message of an exception may quote what was being worked on, as in "invalid l
 hold text of requests, so messages are left out; a traceback's lines are source code and hold none.
 """
 
-from __future__ import annotations
-
 import logging
 import traceback
 

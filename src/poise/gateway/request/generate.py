@@ -1,7 +1,5 @@
 """The canonical request for a generation: what is asked for, whatever the dialect that it came in."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

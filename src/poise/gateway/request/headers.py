@@ -1,7 +1,5 @@
 """The headers that are poise's own: their names, and when the queue's are sent."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import MutableMapping, Sequence
 

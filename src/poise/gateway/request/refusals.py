@@ -180,11 +180,7 @@ def not_found(path: str, known: Sequence[str] = ()) -> ApiError:
     """`known`: the paths that may have been meant."""
     ends = [one for one in known if len(one) > 1 and path.endswith(one.removeprefix("/v1"))]
     close = [max(ends, key=len)] if ends else difflib.get_close_matches(path[-_SHOWN_CHARS:], known, n=1, cutoff=0.75)
-    hint = (
-        f"Did you mean '{close[0]}'?"
-        if close
-        else "Chats are at '/v1/chat/completions'; /openapi.json lists all endpoints."
-    )
+    hint = f"Did you mean '{close[0]}'?" if close else "Chats are at '/v1/chat/completions'; /openapi.json lists all endpoints."
     return ApiError(404, "not_found", f"There is nothing at {shown(path)}. {hint}")
 
 
@@ -233,9 +229,7 @@ def journal_is_read(retry_after_s: float) -> ApiError:
 
 
 def server_stopping() -> ApiError:
-    message = (
-        "The server is stopping and had to end this request before it began. Send it again, to another server or later."
-    )
+    message = "The server is stopping and had to end this request before it began. Send it again, to another server or later."
     return ApiError(503, "server_stopping", message, headers=retry_after(_RETRY_STOPPED_S))
 
 

@@ -4,8 +4,6 @@ A `Structure` is text and nothing else here: what strangers wrote is read by llg
 White space between the parts of JSON is left out unless it is asked for: small models write it until their tokens are used up.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,9 +62,7 @@ def of_grammar(text: str, param: str) -> Structure:
     return Structure("gbnf", text, param) if "::=" in text else Structure("lark", _grammar(lark_grammar=text), param)
 
 
-def of_tags(
-    tags: list[tuple[str, str, dict[str, Any], str]], param: str, whitespace: Whitespace = COMPACT
-) -> Structure:
+def of_tags(tags: list[tuple[str, str, dict[str, Any], str]], param: str, whitespace: Whitespace = COMPACT) -> Structure:
     """Free text in which what begins with a tag's trigger goes on as the tag says: (trigger, begin, schema, end) of each."""
     lines = [f"start: ({' | '.join(f'tag_{i}' for i in range(len(tags)))})* rest", "rest: TEXT", r"TEXT: /(.|\n)*/"]
     for i, (trigger, begin, schema, end) in enumerate(tags):

@@ -1,7 +1,5 @@
 """Tools: the functions that a model may ask its caller to call, and what the caller lets it do with them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum

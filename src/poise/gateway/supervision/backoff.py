@@ -1,7 +1,5 @@
 """When the next engine is started."""
 
-from __future__ import annotations
-
 RESTART_DELAY_FIRST_S = 0.5
 
 

@@ -9,8 +9,6 @@
 5. SIGKILL may be the kernel short of memory, or an operator: as soon as one of the deaths was by SIGKILL it takes three.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass

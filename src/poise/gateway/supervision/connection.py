@@ -1,7 +1,5 @@
 """The gateway's end of the socket to another process: messages are handed on as they come, with no stream or task between."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast

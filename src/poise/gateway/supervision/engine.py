@@ -5,8 +5,6 @@ handle of one live request.
 smaller one.
 """
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -31,15 +29,7 @@ SERVER_STOPPING = Outcome.SERVER_STOPPING.value
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
 RequestEvent = (
-    wire.Accepted
-    | Refused
-    | Waiting
-    | wire.Start
-    | wire.Change
-    | wire.Prefill
-    | wire.PromptLogprobs
-    | wire.Token
-    | Finish
+    wire.Accepted | Refused | Waiting | wire.Start | wire.Change | wire.Prefill | wire.PromptLogprobs | wire.Token | Finish
 )
 
 

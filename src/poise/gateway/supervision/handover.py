@@ -13,8 +13,6 @@
    when a whole step was made with the one before. An engine that dies then has named it.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -67,9 +65,7 @@ class _Live:
 class Handover:
     """All live requests. `send` reaches the present engine."""
 
-    def __init__(
-        self, send: Callable[[to_engine.ToEngine], None], metrics: RecoveryMetrics, recoveries_max: int
-    ) -> None:
+    def __init__(self, send: Callable[[to_engine.ToEngine], None], metrics: RecoveryMetrics, recoveries_max: int) -> None:
         self.quarantine = Quarantine()
         self._send, self._metrics, self._recoveries_max = send, metrics, recoveries_max
         self._lives: dict[int, _Live] = {}

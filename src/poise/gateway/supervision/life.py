@@ -10,8 +10,6 @@
 In FAILED and STOPPED no engine is started; in every other phase one is running, or is started after a delay.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum
 

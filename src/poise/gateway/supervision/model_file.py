@@ -5,8 +5,6 @@ one that was written over in place is changing under an engine that has it in it
 replaced by another (under the same name) is not: the engine keeps the file that it opened, and is refused the next one.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os

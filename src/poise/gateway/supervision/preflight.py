@@ -5,8 +5,6 @@ kills its reader kills the child, and what the child says is one line for the pe
 settings are there already and nothing runs beside it yet.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 A report names whose request it was and how large, how the engines ended and when. Neither text nor token ids are in it.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

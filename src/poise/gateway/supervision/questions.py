@@ -1,7 +1,5 @@
 """Questions to the engine that it answers with a message of its own, and who waits for which answer."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable

@@ -5,8 +5,6 @@ live requests wait for the next engine (`poise.gateway.supervision.handover`); r
 answered with EngineUnavailable.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -3,8 +3,6 @@
 The engine notes what it does in its black box; nothing is asked of it, so an engine that hangs can be seen to hang.
 """
 
-from __future__ import annotations
-
 from poise.engine.blackbox import BoxReading, Phase
 
 

@@ -3,8 +3,6 @@
 Pure: moments are passed in, in seconds of one monotonic clock.
 """
 
-from __future__ import annotations
-
 import errno
 from collections import deque
 from enum import StrEnum

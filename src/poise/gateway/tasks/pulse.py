@@ -8,8 +8,6 @@ has an account of its own among the tasks: one that raises is logged, counted an
 each time before it is tried again, and stops none of the others.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Mapping
 from math import ceil

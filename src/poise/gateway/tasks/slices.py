@@ -3,8 +3,6 @@
 Work is a generator that yields where it may be interrupted, at the latest after a few milliseconds.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Generator
 from typing import TypeVar

@@ -8,8 +8,6 @@ that the process ends with a code and a service manager acts: nothing dies in si
 here: it ends with its request, which answers for its failure.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time
@@ -54,9 +52,7 @@ class Tasks:
         self._running[name] = task
         return task
 
-    def every(
-        self, name: str, interval_s: float, look: Callable[[], None], *, essential: bool = False
-    ) -> asyncio.Task[None]:
+    def every(self, name: str, interval_s: float, look: Callable[[], None], *, essential: bool = False) -> asyncio.Task[None]:
         """Call `look` every `interval_s`, and not a little later each time. One that raises is a failure of this task alone."""
 
         async def rounds() -> None:

@@ -11,8 +11,6 @@ can make as many tenants as they like, a key for each request; what is kept for 
 So a thousand keys that are new with every request are nine accounts, beside whom everybody else has a part of a tenth.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Who asks, as a value: what a request shows of its sender, and who that turned out to be."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

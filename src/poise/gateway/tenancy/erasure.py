@@ -4,8 +4,6 @@ Each place is an eraser, which erases and says how much. Live requests go on unl
 the tenant's work in progress. Each place marks what is live of the tenant, so that nothing of it is kept when it ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Whether the server may listen where the settings say: beyond this machine only with keys and TLS, unless they allow it."""
 
-from __future__ import annotations
-
 import ipaddress
 import ssl
 

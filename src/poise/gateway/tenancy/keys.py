@@ -9,8 +9,6 @@ next. Writers take turns by a lock on the pepper's file. Losing the pepper makes
 which is why there is no command for it: keys of 256 random bits cannot be guessed even with the pepper known.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hmac
@@ -82,13 +80,7 @@ class KeysFile:
         return keys
 
     def add(
-        self,
-        tenant: str,
-        *,
-        comment: str = "",
-        expires: datetime | None = None,
-        classes: Sequence[str] = (),
-        admin: bool = False,
+        self, tenant: str, *, comment: str = "", expires: datetime | None = None, classes: Sequence[str] = (), admin: bool = False
     ) -> tuple[str, Key]:
         """A new key, and its record. The key itself is nowhere else."""
         text = PREFIX + secrets.token_urlsafe(32)

@@ -5,8 +5,6 @@ token and prints an address that ends in it, and the page gives the code back fo
 so that what stays in the history of a browser, or is read over somebody's shoulder, opens nothing.
 """
 
-from __future__ import annotations
-
 import hmac
 import secrets
 import time

@@ -4,8 +4,6 @@ A line for each would let whoever reaches the port write to the disk. An address
 once its allowance is used up; that is after its key was looked at, so that a known key is never refused for its neighbours'.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import time
 from collections import Counter, OrderedDict

@@ -8,8 +8,6 @@ An operator is who presents an admin key, or the token of this server (`tenancy.
 nobody an operator: other users have it, too, and so has everybody behind a proxy on this machine.
 """
 
-from __future__ import annotations
-
 import hmac
 from collections.abc import Callable
 from contextlib import suppress

@@ -4,8 +4,6 @@ Before that a `Detokeniser` (in `pieces`) holds back an incomplete character, an
 stop string.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Protocol

@@ -6,8 +6,6 @@ function. Where an answer may also be text, it is free until a call begins, and 
 Arguments that a family does not write as JSON or between tags are left to the model: only the function is certain then.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping

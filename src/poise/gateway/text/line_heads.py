@@ -5,8 +5,6 @@ soon as no further character could change it. A head is mostly a character or tw
 because "```a``` b" is a line of text; a table with the row of dashes below its first row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from dataclasses import dataclass
 from enum import Enum, auto

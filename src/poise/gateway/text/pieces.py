@@ -1,7 +1,5 @@
 """What each token stands for, as bytes: all that turning ids into text needs. No C, and no object for each token."""
 
-from __future__ import annotations
-
 import codecs
 from array import array
 

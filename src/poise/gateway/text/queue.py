@@ -5,8 +5,6 @@ text, by `poise.scheduler.fairness.thresholds`. An account's own texts keep thei
 for a large one where workers are kept free for small ones.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any

@@ -10,8 +10,6 @@ is CommonMark as far as models use it, with two liberties: a line that is not in
 continuations), and headings underlined with `===` or `---` are not known.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any

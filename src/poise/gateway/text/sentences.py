@@ -5,8 +5,6 @@ can speak against it: an abbreviation, an initial, a number that begins a line. 
 too long disturbs a reader less than one that is cut in two.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Stop strings: where an answer ends that was to be written no further, and what may not be shown before that is certain."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

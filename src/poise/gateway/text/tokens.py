@@ -158,24 +158,14 @@ class Tokens:
         self._account = account
 
     async def chat(
-        self,
-        messages: Sequence[wire.Message],
-        n_added: int = 0,
-        ids_max: int = ALL,
-        rendering: wire.Rendering = wire.AS_USUAL,
+        self, messages: Sequence[wire.Message], n_added: int = 0, ids_max: int = ALL, rendering: wire.Rendering = wire.AS_USUAL
     ) -> wire.Ids:
         """The prompt of a conversation, of which `n_added` messages at the start are not the caller's."""
         job = wire.Chat(list(messages), n_added, ids_max, rendering)
         return await self._run(wire.Ids, job, conversation_bytes(messages, rendering))
 
     async def prompt(
-        self,
-        prompt: str,
-        ids_max: int = ALL,
-        *,
-        add_special: bool = True,
-        parse_special: bool = True,
-        suffix: str = "",
+        self, prompt: str, ids_max: int = ALL, *, add_special: bool = True, parse_special: bool = True, suffix: str = ""
     ) -> wire.Ids:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise.
 

@@ -5,8 +5,6 @@ whose client has left is dropped, or cut off soon if it runs and others wait; on
 are several workers, one is kept for small texts. Streams never notice any of this: what they need is in the gateway.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -171,8 +169,7 @@ class TextWorkers:
     def status(self) -> TextFigures:
         """For /status."""
         workers = [
-            TextWorkerRow(p.process.pid if p.process is not None else None, p.state, max(0, p.starts - 1))
-            for p in self._places
+            TextWorkerRow(p.process.pid if p.process is not None else None, p.state, max(0, p.starts - 1)) for p in self._places
         ]
         return TextFigures(workers, self._queue.n_waiting, self._queue.n_bytes)
 

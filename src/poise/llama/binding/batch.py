@@ -6,8 +6,6 @@ points into them; what never changes (every token belongs to exactly one sequenc
     row 0: tokens [0, n0) of slot s0 | row 1: tokens [n0, n0 + n1) of slot s1 | ...
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Sequence
 

@@ -107,7 +107,6 @@ class Library:
     max_parallel_sequences: Callable[[], int]
     backend_init: Callable[[], None]
     log_set: Callable[[object, None], None]
-
     model_default_params: Callable[[], ModelParams]
     model_load_from_file: Callable[[bytes, ModelParams], ModelPointer | None]
     model_free: Callable[[ModelPointer], None]
@@ -120,7 +119,6 @@ class Library:
     model_is_diffusion: Callable[[ModelPointer], bool]
     model_quantize_default_params: Callable[[], QuantizeParams]
     model_quantize: Callable[[bytes, bytes, object], int]
-
     vocab_n_tokens: Callable[[VocabPointer], int]
     vocab_is_eog: Callable[[VocabPointer, int], bool]
     vocab_bos: Callable[[VocabPointer], int]
@@ -132,7 +130,6 @@ class Library:
     vocab_get_add_bos: Callable[[VocabPointer], bool]
     tokenize: Callable[[VocabPointer, bytes, int, IntPointer | None, int, bool, bool], int]
     token_to_piece: Callable[[VocabPointer, int, Buffer, int, int, bool], int]
-
     context_default_params: Callable[[], ContextParams]
     init_from_model: Callable[[ModelPointer, ContextParams], ContextPointer | None]
     free: Callable[[ContextPointer], None]
@@ -250,9 +247,7 @@ def self_check(model_params: object, context_params: object, quantize_params: ob
     wrong += _differences("llama_model_quantize_params", quantize_params, _QUANTIZE_DEFAULTS, _QUANTIZE_POINTERS)
     if wrong:
         found = ", ".join(wrong)
-        raise EngineLibraryError(
-            f"the llama.cpp library does not match its Python binding ({found}): run `make engine`"
-        )
+        raise EngineLibraryError(f"the llama.cpp library does not match its Python binding ({found}): run `make engine`")
 
 
 def _defaults(binding: ModuleType, prefix: str) -> object:
@@ -269,9 +264,7 @@ def _roomy(layout: Any) -> Any:
 
 def _differences(struct: str, params: object, values: dict[str, object], pointers: tuple[str, ...]) -> list[str]:
     found = {name: getattr(params, name) for name in values}
-    wrong = [
-        f"{struct}.{name} is {found[name]} and not {value}" for name, value in values.items() if found[name] != value
-    ]
+    wrong = [f"{struct}.{name} is {found[name]} and not {value}" for name, value in values.items() if found[name] != value]
     return wrong + [f"{struct}.{name} is not NULL" for name in pointers if getattr(params, name)]
 
 

@@ -5,8 +5,6 @@ later ones do not fit: beside 512 MiB of states a process grew by 80 to 280 MiB 
 own for each leaves none. Huge pages, where the system gives them to who asks, make that 2.7 times cheaper.
 """
 
-from __future__ import annotations
-
 import mmap
 import sys
 from contextlib import suppress

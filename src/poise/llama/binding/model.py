@@ -4,8 +4,6 @@ A text worker loads the vocabulary (a sixth of a second, some tens of megabytes)
 the file becomes one ModelError line; llama.cpp's own reasons are taken from its log.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -38,12 +36,7 @@ class Model(AbstractContextManager["Model"]):
 
     @classmethod
     def load(
-        cls,
-        path: Path,
-        *,
-        gpu_layers: int = 0,
-        vocab_only: bool = False,
-        progress: Callable[[float], None] | None = None,
+        cls, path: Path, *, gpu_layers: int = 0, vocab_only: bool = False, progress: Callable[[float], None] | None = None
     ) -> Self:
         """Load a GGUF file. Raises ModelError, or EngineLibraryError when llama.cpp itself is not usable."""
         header = read_header(path)

@@ -3,8 +3,6 @@
 A token's piece is bytes: one character can span several tokens, so only the caller who has them all can decode.
 """
 
-from __future__ import annotations
-
 import ctypes
 from functools import cached_property
 

@@ -5,8 +5,6 @@ What counts is a request, not a pass: a chat's prompt and answer, alone and as o
 Times are minima, as in `poise.llama.choosing.measure`: what else runs on the host only ever adds to them.
 """
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from math import inf
 

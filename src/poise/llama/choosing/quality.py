@@ -10,8 +10,6 @@ The second sees what the first can hide, because changes for better and worse do
 same model that only add up in another order are 0.003 apart here: so much is noise. The ratio has a standard error, too.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -128,9 +126,7 @@ class _Scorer(AbstractContextManager["_Scorer"]):
     def __init__(self, model: Model, threads: int, kv_type: str = "f16") -> None:
         # Quantised cells need flash attention.
         spec = PoolSpec("quality", 1, WINDOW + CHUNK, flash_attention=kv_type != "f16")
-        self._context = PoolContext(
-            model, spec, batch_tokens=CHUNK, threads=threads, kv_type=kv_type, every_position=True
-        )
+        self._context = PoolContext(model, spec, batch_tokens=CHUNK, threads=threads, kv_type=kv_type, every_position=True)
 
     def __exit__(self, *_: object) -> None:
         self._context.close()

@@ -9,8 +9,6 @@ works and the other waits and finds the result. The cache may be deleted at any 
 closed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import hashlib

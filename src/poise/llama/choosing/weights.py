@@ -9,8 +9,6 @@ time or room was missing, the next starts try again, SLOW_STARTS in all. Where t
 Whatever goes wrong here, the source is served.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -220,9 +218,7 @@ class Chooser:
             n_bytes = candidate.size_bytes
             try:
                 left_s, kl_max = deadline - time.perf_counter(), limits.weights_kl_max
-                quality = compare(
-                    source, candidate, self._threads, kl_max, left_s, lambda done: progress(0.1 + 0.6 * done)
-                )
+                quality = compare(source, candidate, self._threads, kl_max, left_s, lambda done: progress(0.1 + 0.6 * done))
             except TooSlow as slow:
                 took = f"checking it would take {slow.args[0]:.0f} s more, longer than there is time for"
                 return Trial(wanted.name, f"{took} (model.weights_check_s)", n_bytes=n_bytes, slow=True)

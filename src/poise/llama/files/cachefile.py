@@ -3,8 +3,6 @@
 A cache may be deleted, damaged or unwritable at any time: reading then finds nothing, and writing does nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The control groups that hold this process, of both versions: what each of them allows it, up to the root."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -5,8 +5,6 @@ never imported. Its SHA-256 is checked before first use, and the verdict kept fo
 the file stay the same.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 

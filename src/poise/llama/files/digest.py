@@ -1,7 +1,5 @@
 """SHA-256 of large files, worked out once: the answer is kept for as long as path, size and modification time stay the same."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -6,8 +6,6 @@ instructions for it computes it fastest where rows are computed together, and a 
 So a file can become faster in another format, also in a larger one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from poise.llama.files.gguf import GgufHeader

@@ -5,8 +5,6 @@ state for each sequence, however long that is. Hybrid models have layers of both
 of KV heads with zeros, a list, an interval, or nothing but the architecture's name.
 """
 
-from __future__ import annotations
-
 from poise.llama.files.gguf import GgufHeader
 
 FULL_ATTENTION_INTERVAL = 4

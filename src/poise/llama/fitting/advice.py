@@ -17,8 +17,6 @@ as far as they can, until it fits; then each is taken back as far as the others 
 Smaller values need less memory, and are the ones that clash: so both bounds of what is possible are found by bisection.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

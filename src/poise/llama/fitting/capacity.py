@@ -5,8 +5,6 @@ weights). A limit that the operator has set, in a file, the environment, on the 
 above what the record has; poise's own defaults are no raise, `poise capacity show` lists them beside the figures.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

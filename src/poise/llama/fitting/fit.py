@@ -4,8 +4,6 @@ The header says what the weights and the KV cells take; the buffers for computin
 counts in full: it fills up in the end. Sizes are in MiB, like the settings that end in _mb.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

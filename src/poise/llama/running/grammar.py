@@ -74,12 +74,7 @@ class Constraint:
     """What the output of one request may go on with. Belongs to one thread at a time."""
 
     def __init__(
-        self,
-        matcher: LLMatcher,
-        eog: Sequence[int],
-        after: Sequence[int],
-        output: Sequence[int],
-        tally: StructureFigures,
+        self, matcher: LLMatcher, eog: Sequence[int], after: Sequence[int], output: Sequence[int], tally: StructureFigures
     ) -> None:
         """`output`: what there is already. Raises RunnerError when the grammar cannot be used, or does not have it."""
         self._matcher, self._tally = matcher, tally

@@ -1,7 +1,5 @@
 """From settings to a runner that is ready: choice of the weights, memory check, loading, measured choices, pools."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -60,9 +58,7 @@ def load_runner(path: Path, settings: Settings, progress: Progress, weights_agai
 def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: bool = True) -> LoadedRunner:
     engine = settings.engine
     model = Model.load(
-        weights.path,
-        gpu_layers=engine.gpu_layers,
-        progress=lambda done: progress(WEIGHTS_DONE * done, "loading the model"),
+        weights.path, gpu_layers=engine.gpu_layers, progress=lambda done: progress(WEIGHTS_DONE * done, "loading the model")
     )
     try:
         specs = pool_specs(settings)

@@ -4,8 +4,6 @@ The live adapter of the `Runner` port. It holds no policy: rows, slots and store
 not fit is an error. Everything runs on the engine's one compute thread; other threads must keep out.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -111,9 +109,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
     def prepared(self) -> Sequence[tuple[int, int]]:
         return self._grammars.prepared()
 
-    def open(
-        self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()
-    ) -> None:
+    def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()) -> None:
         check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], self.model.n_vocab)
         vocab, thinking = self.model.vocab, sampling.thinking
         budget = Budget(thinking, partial(vocab.piece, special=False), output) if thinking is not None else None

@@ -26,8 +26,6 @@ hash of the seed and the token's position in the output. So a request that goes 
 draws what it would have drawn.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b

@@ -4,8 +4,6 @@ What may be kept, and for whom, the scheduler decides; here lie only the bytes. 
 it came from: llama.cpp refuses one from a pool with another number of slots, or with flash attention otherwise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from poise.llama.binding.mapping import Bytes

@@ -6,8 +6,6 @@ here with two cores and a load of five, two threads gave 5 tokens a second and o
 than they should are a reason to try fewer threads, and when fewer are in use, more are tried now and then.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from statistics import median
 

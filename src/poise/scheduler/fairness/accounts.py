@@ -4,8 +4,6 @@ Else whoever can make engines die would make its own debts and limits new with t
 come first, and who is left out starts in the next engine like anybody.
 """
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ everything. A tenant that asked for little had little, so a low index alone is n
 that both had to wait is (`Scheduler.snapshot`).
 """
 
-from __future__ import annotations
-
 from collections import deque
 
 WINDOW_NS = 60_000_000_000

@@ -14,8 +14,6 @@ and has been served its share. And it goes on growing while newcomers are served
 who waits: its turn comes when a fair share of those alive would have brought it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 
 from poise.scheduler.fairness.equity import RecentService

@@ -5,8 +5,6 @@ accepted, each output token when it exists. It may be overdrawn by requests that
 ones are refused. (A token bucket; charging what happened rather than what was asked needs no refunds.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

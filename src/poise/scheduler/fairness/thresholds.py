@@ -5,8 +5,6 @@ packet switches", IEEE/ACM Transactions on Networking 6(2), 1998): with a share 
 each, n get 1/(n+1) each, and 1/(n+1) stays free. Nobody has to be counted for that: what is free says how many there are.
 """
 
-from __future__ import annotations
-
 
 def may_take(amount: int, *, held: int, used: int, total: int, share: float = 1.0, least: int = 0) -> bool:
     """Whether who holds `held` of it may take `amount` more.

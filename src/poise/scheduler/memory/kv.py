@@ -8,8 +8,6 @@ A slot is held by a sequence, or free. A free slot can be warm: it still has the
 that begin alike, until a sequence takes it.
 """
 
-from __future__ import annotations
-
 import heapq
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -7,8 +7,6 @@ another is not looked at, whatever its keys are. (Hash-chained blocks are vLLM's
 tenant is our own rule.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

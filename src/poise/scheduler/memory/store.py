@@ -5,8 +5,6 @@ runner keeps the bytes; here is only what is decided about them. Swaps and templ
 a live request, a template to the operator. Prefixes go, the longest unused first, when anything needs their room.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum

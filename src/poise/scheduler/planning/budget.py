@@ -9,8 +9,6 @@ without it noise would share out the cost among them at random. Floating point i
 give equal plans.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import sqrt
 
@@ -99,9 +97,7 @@ class CostModel:
     def marginal_us(self, shape: BatchShape) -> float:
         """The cost without the call's fixed part."""
         return (
-            self.decode_us * shape.decode_tokens
-            + self.prompt_us * shape.prompt_tokens
-            + self.attended_us * shape.attended_cells
+            self.decode_us * shape.decode_tokens + self.prompt_us * shape.prompt_tokens + self.attended_us * shape.attended_cells
         )
 
     def chunk_us(self, *, is_prompt: bool, start: int, n_tokens: int) -> float:

@@ -5,8 +5,6 @@ for the next plan, in an order in which each finds what those before it have lef
 go; who gets a slot and who loses one is decided in `planner` and `preemption`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence as SequenceOf
 
 from poise.scheduler.memory.kv import KvPool
@@ -219,9 +217,7 @@ class Placement:
         pinned = sorted(entry.number for entry in self.templates.values())
         assert pinned == sorted(n for n, e in stored.items() if e.purpose is Purpose.TEMPLATE), "templates are lost"
 
-    def _find(
-        self, request: Request, pool: str, blocks: SequenceOf[int], n_tokens: int
-    ) -> tuple[Prefix | Entry, int] | None:
+    def _find(self, request: Request, pool: str, blocks: SequenceOf[int], n_tokens: int) -> tuple[Prefix | Entry, int] | None:
         """Where the longest known beginning of `n_tokens` tokens is, and its cells. The last token is always computed."""
         if request.scores:
             return None
@@ -247,9 +243,7 @@ class Placement:
         self._drop(entry)
         sequence.entry = -1
 
-    def _reuse(
-        self, sequence: Sequence, pool: KvPool, warm: Prefix | None, source: Prefix | Entry, n_cells: int
-    ) -> None:
+    def _reuse(self, sequence: Sequence, pool: KvPool, warm: Prefix | None, source: Prefix | Entry, n_cells: int) -> None:
         """Put the first `n_cells` cells of the source into the sequence's slot, in which `warm` may lie."""
         slot, request_id = sequence.slot, sequence.request.request_id
         if source is warm:

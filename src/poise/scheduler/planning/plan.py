@@ -3,8 +3,6 @@
 A plan holds KV operations, which are applied first and in order, then at most one batch per pool, and one for each suspect.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -10,8 +10,6 @@ R5 heavy             long prompts have their own pool and a bounded number of sl
 What a suspect computes is a batch of its own: if it breaks the engine, it is alone in that, and nobody else is blamed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -162,11 +160,7 @@ class PlanningPass:
         for sequence in sequences:
             request, start = sequence.request, sequence.n_computed
             n_pending = sequence.n_tokens - start
-            if (
-                n_pending <= 1 + sequence.n_forced
-                and sequence.n_tokens > request.n_prompt
-                and request.request_id not in chosen
-            ):
+            if n_pending <= 1 + sequence.n_forced and sequence.n_tokens > request.n_prompt and request.request_id not in chosen:
                 n = n_pending if n_pending == 1 else self._run_tokens(n_pending)
                 chosen.add(request.request_id)
                 slot = sequence.slot

@@ -15,8 +15,6 @@ computes at least one chunk between two preemptions; it is preempted at most `pr
 and nobody is preempted for a prompt while another prompt of that class still waits for compute in a slot it has.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -59,9 +57,7 @@ class Preemption:
         if arrival.request_class is RequestClass.BACKGROUND:
             return self._worst(self._turns(arrival, background, now_ns), PreemptionReason.TURN)
         may_lose = (s for s in background if self._may_lose(s))
-        return self._worst(may_lose, PreemptionReason.CLASS) or self._worst(
-            self._hogs(arrival, pool), PreemptionReason.TENANT
-        )
+        return self._worst(may_lose, PreemptionReason.CLASS) or self._worst(self._hogs(arrival, pool), PreemptionReason.TENANT)
 
     def _waits_for_compute(self, pool: KvPool, arrival: Sequence) -> bool:
         """Slots are not what is short: a prompt that is first already has one and is not done with it."""

@@ -5,8 +5,6 @@ memory of its black box (`engine/blackbox.py`), if there is one. The first messa
 the gateway's end closes: an engine never outlives its gateway.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import select

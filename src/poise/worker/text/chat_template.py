@@ -9,8 +9,6 @@ template that drops a content altogether is an error that the caller is sent. On
 are gets them in another place (`systems`); tools and calls are given to it in the manner that it takes (`tools`).
 """
 
-from __future__ import annotations
-
 import logging
 import traceback
 from collections.abc import Callable, Sequence
@@ -88,9 +86,7 @@ class ChatTemplate:
             return False
         return any(tools.PROBE["function"]["name"] in piece.text for piece in pieces)
 
-    def write(
-        self, messages: Sequence[Message], n_added: int = 0, rendering: Rendering = AS_USUAL
-    ) -> tuple[list[Piece], str]:
+    def write(self, messages: Sequence[Message], n_added: int = 0, rendering: Rendering = AS_USUAL) -> tuple[list[Piece], str]:
         """As `render`, with what the template refuses given in another way; and what is to be said of that."""
         if rendering.tools and not self.knows_tools:
             written = tools.generic(tools.with_names(messages), rendering.tools)

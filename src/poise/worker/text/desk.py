@@ -1,7 +1,5 @@
 """One job in, its answer out: what a text worker does, without the process around it."""
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING

@@ -7,8 +7,6 @@ Where a template looks for a text in a content (`in`, `split`, `startswith`, `re
 which stand there in twins (see `hidden`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from datetime import datetime

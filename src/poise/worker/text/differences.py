@@ -4,8 +4,6 @@ The way of llama.cpp's analyser of templates: a turn with and without a call, wi
 reasoning. What is found are fields of a response template; where nothing certain is found, there are none.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ How long a conversation is, only rendering and tokenising all of it can tell, so
 of their number of times. What is tokenised is mostly the same each time, and is remembered for as long as the job takes.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Grammars that strangers wrote: read by llguidance here, where that can be ended, before the engine is given any."""
 
-from __future__ import annotations
-
 import msgspec
 from llguidance.gbnf_to_lark import gbnf_to_lark
 

@@ -9,8 +9,6 @@ White space around contents and marks stays outside, so that `trim` and its like
 empty.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

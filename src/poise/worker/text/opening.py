@@ -4,8 +4,6 @@ Where they end is found by rendering conversations that differ right after the s
 at the start is the system message's.
 """
 
-from __future__ import annotations
-
 from poise.wire.text import Message
 from poise.worker.text.chat_template import TextRefused
 from poise.worker.text.tokeniser import Tokeniser

@@ -11,8 +11,6 @@ Large texts are worked on at low priority: the engine's threads wait for each ot
 a core from one of them doubles the time of all streams.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

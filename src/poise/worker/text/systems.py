@@ -4,8 +4,6 @@ Templates of many families take one system message, first, or none. Agents send 
 instructions go where the template does take them, and the caller is told.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import msgspec

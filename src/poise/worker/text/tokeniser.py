@@ -13,8 +13,6 @@ string would give. Limits: vocabularies that strip white space around a control 
 tokens that the vocabulary declares as ordinary (user-defined) ones are recognised in contents too, by the tokeniser itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 

@@ -7,8 +7,6 @@ in one manner it is given in the next one, and at last as text, so that no conve
 In words of our own, called generic, a JSON object is the whole answer: `{"tool_calls":[{"name":...,"arguments":{...}}]}`.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

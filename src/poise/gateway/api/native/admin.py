@@ -3,8 +3,6 @@
 And how the browser of an operator on this machine becomes one: `login_code` and `login`.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -29,13 +27,7 @@ from poise.gateway.records.kept import Records
 from poise.gateway.records.moments import ChoiceRecord, ChoiceState
 from poise.gateway.records.record import ENDED, QUEUED, Record
 from poise.gateway.records.values import one_of
-from poise.gateway.request.refusals import (
-    ApiError,
-    invalid_value,
-    kept_request_not_found,
-    not_possible,
-    request_not_found,
-)
+from poise.gateway.request.refusals import ApiError, invalid_value, kept_request_not_found, not_possible, request_not_found
 from poise.gateway.supervision.engine import EngineProcess, EngineUnavailable
 from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.gateway.tenancy.auditing import Audit
@@ -204,9 +196,7 @@ class Admin:
         code = (await read_json(request, LOGIN_BYTES_MAX, LOGIN_TIMEOUT_S)).get("code")
         token = self._operators.redeem(code) if isinstance(code, str) and is_direct(request.scope) else None
         if token is None:
-            why = (
-                "This code is over: it works once, for a minute, on the server's machine. Run `poise dashboard` again."
-            )
+            why = "This code is over: it works once, for a minute, on the server's machine. Run `poise dashboard` again."
             raise ApiError(401, "invalid_login_code", why, headers={"WWW-Authenticate": "Bearer"})
         return Login(token)
 

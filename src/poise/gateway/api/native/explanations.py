@@ -1,7 +1,5 @@
 """Explanations as the API tells them: the verdict, sentences and the figures behind them."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -220,10 +218,7 @@ def _decode(facts: Facts, decode: Decode) -> DecodeFigures:
 
 
 def _others(company: Company) -> list[OtherRequests]:
-    return [
-        OtherRequests(g.request_class, g.own, g.n_requests, g.n_slots, g.n_prompt, g.n_output, g.ids)
-        for g in company.groups
-    ]
+    return [OtherRequests(g.request_class, g.own, g.n_requests, g.n_slots, g.n_prompt, g.n_output, g.ids) for g in company.groups]
 
 
 def _around(weather: Weather, company: Company) -> dict[str, Any]:

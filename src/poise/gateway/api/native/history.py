@@ -3,8 +3,6 @@
 All samples together are a megabyte: they are sent in pieces, so that a client that takes nothing holds no copy of them here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import msgspec

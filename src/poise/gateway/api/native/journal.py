@@ -60,9 +60,7 @@ class JournalRoom:
 class JournalAnswer(Response):
     """A journal as lines of JSON. Where it breaks off, the last line says so and is no entry."""
 
-    def __init__(
-        self, room: JournalRoom, first: list[str], pages: AsyncGenerator[list[str], None], read_s_max: float
-    ) -> None:
+    def __init__(self, room: JournalRoom, first: list[str], pages: AsyncGenerator[list[str], None], read_s_max: float) -> None:
         super().__init__(media_type="application/x-ndjson")
         self.raw_headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
         self._room = room

@@ -1,7 +1,5 @@
 """What a caller does with requests of its own after sending them: look, cancel, take up their stream again, erase."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice

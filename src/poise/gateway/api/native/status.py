@@ -3,8 +3,6 @@
 Everything is answered from snapshots that are in the gateway already: looking cannot slow the engine down.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal

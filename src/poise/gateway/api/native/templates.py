@@ -1,7 +1,5 @@
 """The templates that a caller may use."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import msgspec

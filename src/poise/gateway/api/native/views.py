@@ -1,8 +1,6 @@
 """What every view of a request has, an operator's and its own caller's: who and what it is, its class, its state, its age, and
 what happened to it."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The answers of both generation endpoints, as types: `writer` writes them in pieces, the OpenAPI document describes them."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import msgspec

@@ -1,7 +1,5 @@
 """OpenAI's two dialects, of chats and of completions, and the paths at which they are spoken."""
 
-from __future__ import annotations
-
 from poise.config import Settings
 from poise.gateway.api.openai.completion_types import ChatCompletion, Completion, generated
 from poise.gateway.api.openai.parser import RequestParser

@@ -1,7 +1,5 @@
 """The models of this server."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Literal

@@ -1,7 +1,5 @@
 """The parameters of the OpenAI API that poise supports, one object each, and the readers of those with a shape of their own."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -33,9 +31,7 @@ PART_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refu
 """By type of a content part that is read, the field that has its text."""
 _OLDER_TOOL = "function"
 
-TIER_CLASSES = dict.fromkeys(("auto", "default", "priority"), RequestClass.INTERACTIVE) | {
-    "flex": RequestClass.BACKGROUND
-}
+TIER_CLASSES = dict.fromkeys(("auto", "default", "priority"), RequestClass.INTERACTIVE) | {"flex": RequestClass.BACKGROUND}
 
 
 def _read_stop(value: object, param: str) -> tuple[str, ...]:
@@ -173,19 +169,12 @@ _ID_SCHEMA: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
 _IDS_SCHEMA: Schema = {"type": "array", "items": _ID_SCHEMA, "minItems": 1, "maxItems": MAX_PROMPT_IDS}
 _STOP_SCHEMA: Schema = {"type": "string", "maxLength": MAX_STOP_CHARS}
 
-MODEL = Text(
-    "model", "Name of the model, an alias of it, or `default`, which is meant where there is none.", max_chars=1024
-)
+MODEL = Text("model", "Name of the model, an alias of it, or `default`, which is meant where there is none.", max_chars=1024)
 MESSAGES: Field[list[Message]] = Custom(
     "messages",
     "The conversation so far.",
     read_messages,
-    {
-        "type": "array",
-        "items": fields.object_schema(_MESSAGE_FIELDS, ["role"]),
-        "minItems": 1,
-        "maxItems": MAX_MESSAGES,
-    },
+    {"type": "array", "items": fields.object_schema(_MESSAGE_FIELDS, ["role"]), "minItems": 1, "maxItems": MAX_MESSAGES},
 )
 _TEXT_SCHEMA: Schema = {"type": "string"}
 _TEXTS_SCHEMA, _LISTS_SCHEMA = ({"type": "array", "items": of, "minItems": 1} for of in (_TEXT_SCHEMA, _IDS_SCHEMA))
@@ -202,9 +191,7 @@ MAX_TOKENS = Integer(
     1 << 53,
     aliases=("max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict", "num_predict"),
 )
-MIN_TOKENS = Integer(
-    "min_tokens", "The answer does not end before that many tokens.", 0, 1 << 20, aliases=("min_new_tokens",)
-)
+MIN_TOKENS = Integer("min_tokens", "The answer does not end before that many tokens.", 0, 1 << 20, aliases=("min_new_tokens",))
 TEMPERATURE = Real("temperature", "Randomness; 0 always takes the most likely token.", 0, 2)
 TOP_P = Real("top_p", "Draw from the most likely tokens that have this probability together; 0: the most likely.", 0, 1)
 TOP_K = Integer("top_k", "Draw from that many of the most likely tokens; 0 or -1 from all.", -1, 1_000_000)
@@ -213,11 +200,7 @@ PRESENCE_PENALTY = Real("presence_penalty", "Taken off once from tokens that the
 FREQUENCY_PENALTY = Real("frequency_penalty", "Taken off for each time the answer already has the token.", -2, 2)
 # Scores are divided by it in 32 bits: nearer to 0 they would overflow.
 REPETITION_PENALTY = Real(
-    "repetition_penalty",
-    "Divides the score of tokens seen in prompt or answer; 1 is off.",
-    0.01,
-    2,
-    aliases=("repeat_penalty",),
+    "repetition_penalty", "Divides the score of tokens seen in prompt or answer; 1 is off.", 0.01, 2, aliases=("repeat_penalty",)
 )
 LOGIT_BIAS: Field[tuple[tuple[int, float], ...]] = Custom(
     "logit_bias",

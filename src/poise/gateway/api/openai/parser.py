@@ -4,8 +4,6 @@
 tokens nor the engine: lengths in tokens are checked where the vocabulary is at hand.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import ceil
 from typing import Any

@@ -1,7 +1,5 @@
 """How much a model is to reason, in the words of several servers: for its chat template, and as a budget of tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +24,7 @@ def _read_thinking(value: object, param: str) -> dict[str, Any]:
 
 
 ENABLE_THINKING = Flag("enable_thinking", "Whether the model reasons first, where its chat template lets it be told.")
-EFFORT = Text(
-    "reasoning_effort", "How much it reasons, in words that its chat template knows; `none`: not at all.", max_chars=32
-)
+EFFORT = Text("reasoning_effort", "How much it reasons, in words that its chat template knows; `none`: not at all.", max_chars=32)
 BUDGET = Integer(
     "thinking_token_budget",
     "Tokens of reasoning after which its end is forced; -1: no limit.",

@@ -1,7 +1,5 @@
 """How a chat's prompt is to be written: what a caller may say to the model's chat template, and where the answer begins."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,8 +42,7 @@ def is_flat(value: Any, levels: int) -> bool:
 
 
 ADD_GENERATION_PROMPT = Flag(
-    "add_generation_prompt",
-    "The prompt ends where the assistant is to speak; true, unless the last message is continued.",
+    "add_generation_prompt", "The prompt ends where the assistant is to speak; true, unless the last message is continued."
 )
 CONTINUE_FINAL_MESSAGE = Flag(
     "continue_final_message", "The answer goes on with the text of the last message, which is the assistant's."

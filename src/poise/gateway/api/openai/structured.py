@@ -3,8 +3,6 @@
 A request has one of them. Which schema keywords there are is not known here: a text worker says what cannot be followed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any

@@ -4,8 +4,6 @@ The forms are `tools` with `tool_choice`, also flat as in the Responses API, and
 Tools of a kind that is not run here, such as web search, are left out and named: who offers them loses nothing but the offer.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -92,9 +90,7 @@ def read_calls(message: JsonObject, param: str) -> tuple[Call, ...]:
         calls = read_list(message["tool_calls"], f"{param}.tool_calls", "a list of calls", CALLS_MAX)
         return tuple(_read_call(call, f"{param}.tool_calls[{i}]") for i, call in enumerate(calls))
     if message.get("function_call"):
-        return (
-            _read_called(read_object(message["function_call"], f"{param}.function_call"), f"{param}.function_call", ""),
-        )
+        return (_read_called(read_object(message["function_call"], f"{param}.function_call"), f"{param}.function_call", ""),)
     return ()
 
 
@@ -187,9 +183,7 @@ def _read_choice(value: object, param: str) -> tuple[ToolMode, tuple[str, ...], 
     allowed = read_object(choice["allowed_tools"], inner) if nested else choice
     mode = Text("mode", "", choices=("auto", "required")).read(allowed.get("mode", "auto"), f"{inner}.mode")
     entries = read_list(allowed.get("tools"), f"{inner}.tools", "a list of functions", TOOLS_MAX)
-    names = [
-        _read_named(read_object(entry, f"{inner}.tools[{i}]"), f"{inner}.tools[{i}]") for i, entry in enumerate(entries)
-    ]
+    names = [_read_named(read_object(entry, f"{inner}.tools[{i}]"), f"{inner}.tools[{i}]") for i, entry in enumerate(entries)]
     return _MODES[mode], tuple(dict.fromkeys(names)), False
 
 

@@ -4,8 +4,6 @@ What changes no answer is taken, and named to the caller: harmless fields, and v
 name: a client that relies on it learns it at once instead of from odd results.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from poise.gateway.api.fields import Unsupported
@@ -73,9 +71,7 @@ COMPLETION = _table(
 )
 
 MESSAGE = _table(Unsupported("annotations", _NO_EFFECT, ([],), harmless=True), Unsupported("audio", _NO_AUDIO))
-STREAM_OPTIONS = _table(
-    Unsupported("include_obfuscation", "events are not padded; leave it out", (False,), harmless=True)
-)
+STREAM_OPTIONS = _table(Unsupported("include_obfuscation", "events are not padded; leave it out", (False,), harmless=True))
 
 CONTENT_PARTS = ("image_url", "input_audio", "file", "video_url", "audio_url", "input_image", "image")
 """Types of message content that others know; only text is read here."""

@@ -7,8 +7,6 @@ Streams are written per batch of tokens and per client, so an event is put toget
 request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,13 +77,7 @@ class OpenAIWriter(Writer):
         self._prefix = self._begin()
 
     def text(
-        self,
-        n_entries: int,
-        n_ends: int,
-        choice: int,
-        text: str,
-        logprobs: Sequence[Logprob] | None,
-        kind: EntryKind = _TEXT,
+        self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None, kind: EntryKind = _TEXT
     ) -> bytes:
         is_first = choice not in self._opened
         if is_first:
@@ -95,9 +87,7 @@ class OpenAIWriter(Writer):
         shown = b"null" if logprobs is None else self._logprobs(logprobs)
         return self._event(n_entries, n_ends, choice, self._delta(choice, text, is_first, kind), shown, None, marks)
 
-    def end(
-        self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None
-    ) -> bytes:
+    def end(self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None) -> bytes:
         opening = b""
         if choice not in self._opened:
             opening = self.text(n_entries, n_ends - 1, choice, "", None if logprobs is None else ())
@@ -306,10 +296,7 @@ _COMPLETION_LOGPROBS: dict[str, Callable[[Logprob], Any]] = {
     "top_logprobs": lambda token: (
         None
         if isnan(token.logprob)
-        else {
-            token_text(piece): max(logprob, _LOGPROB_MIN)
-            for piece, logprob in [*token.top, (token.piece, token.logprob)]
-        }
+        else {token_text(piece): max(logprob, _LOGPROB_MIN) for piece, logprob in [*token.top, (token.piece, token.logprob)]}
     ),
     "text_offset": lambda token: token.offset,
 }

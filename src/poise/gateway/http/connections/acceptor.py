@@ -4,8 +4,6 @@ The kernel's queue is always emptied: a connection that there is no room for is 
 file for it, one that was kept back serves to accept it and to let it go.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import errno
@@ -94,9 +92,7 @@ class Acceptor:
         """Give a socket to its Connection, after the TLS handshake where there is one."""
         handshake_s = self._handshake_s if self._tls is not None else None
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: connection, sock, ssl=self._tls, ssl_handshake_timeout=handshake_s
-            )
+            await self._loop.connect_accepted_socket(lambda: connection, sock, ssl=self._tls, ssl_handshake_timeout=handshake_s)
         except (OSError, asyncio.CancelledError) as error:
             sock.close()
             if not isinstance(error, asyncio.CancelledError):

@@ -1,7 +1,5 @@
 """One request and its answer, between an ASGI application and a connection."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Iterable

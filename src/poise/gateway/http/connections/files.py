@@ -1,7 +1,5 @@
 """How many files this process may open, and how many of them may be connections."""
 
-from __future__ import annotations
-
 import resource
 
 from poise.config import ServerSettings

@@ -3,8 +3,6 @@
 Both take what is theirs from the beginning of a buffer, however the bytes are split, and leave what belongs to the next request.
 """
 
-from __future__ import annotations
-
 import re
 
 from poise.gateway.http.connections.heads import Head

@@ -5,8 +5,6 @@ llhttp is given heads only. Where a body ends follows from the head alone (`fram
 server that does not know a protocol ignores the offer (RFC 9110, 7.8), and what follows is the body that was announced.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """What the connections of one server share: their limits, their places, and the application that answers."""
 
-from __future__ import annotations
-
 import asyncio
 import contextvars
 import ipaddress

@@ -4,8 +4,6 @@ The transport's buffer and the kernel's send queue together say how much of what
 unsent at one look has to be gone by the next, or as much of it as a slow line can carry: who takes a byte a minute takes nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable
 

@@ -5,8 +5,6 @@ end, where those proxies write: the first address that is not one of theirs is t
 is another question, and any such header answers it: who only pretends to be forwarded gains nothing by it.
 """
 
-from __future__ import annotations
-
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ Where there is none, a newcomer gets a place of a small reserve: it may say what
 operators, else refused with a time to come back. The reserve itself gives up its oldest one, so that there is always a way in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

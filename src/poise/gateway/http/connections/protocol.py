@@ -9,8 +9,6 @@ How long something may take: a head `server.body_timeout_s`, whatever trickles i
 `server.send_timeout_s`. Streams have a patience of their own (`backpressure`).
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 from enum import Enum

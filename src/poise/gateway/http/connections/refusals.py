@@ -1,7 +1,5 @@
 """What the connection layer answers by itself, in the API's format, and how it looks on the wire."""
 
-from __future__ import annotations
-
 from http import HTTPStatus
 
 from poise.gateway.request.refusals import ApiError, retry_after
@@ -16,9 +14,7 @@ def malformed(why: str) -> ApiError:
 
 
 def line_too_long(limit: int) -> ApiError:
-    return ApiError(
-        414, "uri_too_long", f"The request line is longer than {limit} bytes. Send what is so long in the body."
-    )
+    return ApiError(414, "uri_too_long", f"The request line is longer than {limit} bytes. Send what is so long in the body.")
 
 
 def head_too_large(found: str, limit: int, setting: str) -> ApiError:

@@ -1,7 +1,5 @@
 """uvicorn with connections of our own: it runs the application's lifespan and the stopping; we accept, read and write."""
 
-from __future__ import annotations
-
 import contextlib
 import resource
 import socket

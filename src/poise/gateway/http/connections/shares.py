@@ -4,8 +4,6 @@ Nobody gets all of it (`poise.scheduler.fairness.thresholds`): whoever holds som
 so that the next one always finds some. Names that hold nothing are forgotten.
 """
 
-from __future__ import annotations
-
 from poise.scheduler.fairness.thresholds import may_take
 
 STRANGERS = ""

@@ -1,7 +1,5 @@
 """What an answer is held to where functions may be called: tried by a text worker, and let go where nobody has asked for it."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -30,9 +28,7 @@ async def structure_of(request: Generate, template: Template, tried: Try) -> Str
     is_forced = use.mode is ToolMode.REQUIRED
     own = None if is_forced else own  # it is of what is said, and nothing will be
     if own is not None and own.kind == "gbnf":
-        message = (
-            f"'{own.param}' is GBNF, which cannot be combined with tools. Send the grammar in Lark, or a JSON Schema."
-        )
+        message = f"'{own.param}' is GBNF, which cannot be combined with tools. Send the grammar in Lark, or a JSON Schema."
         raise ApiError(400, "conflicting_parameters", message, param=own.param)
     free: set[str] = set()
     while True:

@@ -16,8 +16,6 @@ Nothing is shown before the engine has taken every choice, so that a refusal is 
 What is not over is TAKEN_BACK from the engine when a stop string is found, the client leaves, or another choice fails.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 from enum import Enum

@@ -3,8 +3,6 @@
 Programs that score texts (lm-eval and its like) send prompt and answer as one prompt, and read how likely its tokens are.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from itertools import islice

@@ -5,8 +5,6 @@ A `Choice` is one engine request; its stages, and what an event means in each, a
 an event is dispatched. No task of its own and none of a client is needed for that.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -270,9 +268,7 @@ class Generation:
             self._metrics.started(own.counts_as, start.wait_us / 1e6, start.n_cached)
         own.started, own.state, own.place, own.n_cached = True, RUNNING, None, start.n_cached
         self._record.place = None
-        self._record.note(
-            "started", own.index, pool=start.pool, cached_tokens=start.n_cached, wait_ms=start.wait_us // 1000
-        )
+        self._record.note("started", own.index, pool=start.pool, cached_tokens=start.n_cached, wait_ms=start.wait_us // 1000)
 
     def _change(self, choice: Choice, change: Change) -> None:
         record = self._record

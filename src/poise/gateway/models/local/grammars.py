@@ -1,7 +1,5 @@
 """Grammars of requests: a text worker tries each one before the engine is given it. What was found is remembered a while."""
 
-from __future__ import annotations
-
 import os
 from collections import OrderedDict
 from hashlib import blake2b

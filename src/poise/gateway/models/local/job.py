@@ -1,7 +1,5 @@
 """One API request on its way through the local engine: perhaps a summary first, then its generation."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import secrets

@@ -1,7 +1,5 @@
 """A model on this host: its engine, its vocabulary, its templates and its limits, as one backend."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import partial

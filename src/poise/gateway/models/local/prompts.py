@@ -6,8 +6,6 @@ that is sent is exact. Turns that are to be summarized leave a `SummaryPlan` beh
 may take a while; `finish` takes it in when it is there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial

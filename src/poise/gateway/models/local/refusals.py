@@ -1,7 +1,5 @@
 """Refusals of the local engine: of its scheduler, of its state, and of what became of a request in it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 
@@ -35,9 +33,7 @@ def template_not_found(name: str, known: Iterable[str]) -> ApiError:
 
 
 def summary_failed(reason: str) -> ApiError:
-    message = (
-        f"The older turns could not be summarized: {reason}. Shorten the conversation or use 'context_policy': 'trim'."
-    )
+    message = f"The older turns could not be summarized: {reason}. Shorten the conversation or use 'context_policy': 'trim'."
     return ApiError(500, "summary_failed", message, param="context_policy")
 
 
@@ -63,8 +59,7 @@ def refused(event: Refused, request_class: str, param: str) -> ApiError:
         case RejectReason.TENANT_RATE:
             code = "rate_limit_exceeded"
             message = (
-                f"Your tenant may use {limit} tokens per minute, and they are used up for now; the prompt has {value}. "
-                "Try again"
+                f"Your tenant may use {limit} tokens per minute, and they are used up for now; the prompt has {value}. Try again"
             )
             otherwise = ", or ask the operator for more"
         case _:
@@ -105,9 +100,7 @@ def bad_end(finish: Finish, origin: Origin, state: EngineState) -> ApiError:
         log.error("[%s] failed in the engine, %s: %s", origin.request_id, error_id, finish.detail)
         if not finish.detail.startswith(STRUCTURE_FAILED):
             return internal_error(error_id)
-        text = (
-            f"The answer's grammar could not be followed to its end (error id {error_id}). Simplify it, or try again."
-        )
+        text = f"The answer's grammar could not be followed to its end (error id {error_id}). Simplify it, or try again."
         return ApiError(500, "structured_output_failed", text)
     if finish.reason == FinishReason.EXPIRED:
         figures = state.status.classes.get(origin.request_class) if state.status is not None else None

@@ -5,8 +5,6 @@ who asked for it. Its prompts are made before anything is sent to a client, so t
 refused at once; after that only the engine can fail, and then the request fails with its error.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -69,9 +67,7 @@ def split(text: str, n_pieces: int) -> list[str]:
     return [*pieces, text[start:]]
 
 
-async def piece_prompts(
-    text: Tokens, messages: Sequence[Message], limits: ContextLimits, n_output: int
-) -> list[list[int]]:
+async def piece_prompts(text: Tokens, messages: Sequence[Message], limits: ContextLimits, n_output: int) -> list[list[int]]:
     """The prompts whose answers, joined, are a summary of the messages. Raises ApiError when they are too long for that.
 
     `limits` are those of the class that computes summaries, `n_output` the tokens of the whole summary.

@@ -9,8 +9,6 @@ it would any system message, and finds it among its tenant's own prefixes the ne
 the same name replaces the shipped one, and has it kept.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -67,9 +65,7 @@ class Templates:
                 log.info("the shipped template '%s' is not offered: %s", name, error.message)
             else:
                 if name in self._declared and not self._tokens[name]:
-                    log.warning(
-                        "templates.%s: nothing of it can be kept, the chat template writes the user first", name
-                    )
+                    log.warning("templates.%s: nothing of it can be kept, the chat template writes the user first", name)
         return {name: self._tokens[name] for name in self._declared if self._tokens[name]}
 
     def of_tenant(self, tenant: str) -> dict[str, tuple[int | None, bool]]:

@@ -1,7 +1,5 @@
 """Reads calls of functions, in the ways in which families of models write them, and tells their arguments as JSON."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -307,10 +305,7 @@ class CallReader:
 
     def _lines(self, name: str, text: str) -> str:
         pairs = [line.partition(":") for line in text.splitlines() if ":" in line]
-        told = (
-            f"{json.dumps(key.strip())}: {_cast(value.strip(), self._types(name, key.strip()))}"
-            for key, _, value in pairs
-        )
+        told = (f"{json.dumps(key.strip())}: {_cast(value.strip(), self._types(name, key.strip()))}" for key, _, value in pairs)
         return "{" + ", ".join(told) + "}"
 
     def _tell_escaped(self, text: str) -> None:

@@ -1,7 +1,5 @@
 """Which response template a model's answers are read by: by marks in its chat template, by what that renders, or generic."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +12,7 @@ GENERIC = {"content": "generic", "bare": True}
 """For models whose template knows no functions: `{"tool_calls": [...]}` or `{"content": "..."}`."""
 
 
-def choose(
-    chat_template: str, rendered: Mapping[str, Any], control: Mapping[str, int], *, knows_tools: bool = True
-) -> Template:
+def choose(chat_template: str, rendered: Mapping[str, Any], control: Mapping[str, int], *, knows_tools: bool = True) -> Template:
     """`rendered`: fields that the chat template's renderings show, where no family is known. `control`: see `read_template`.
     `knows_tools`: the chat template tells the model of functions; else it is told of them in words of our own."""
     fields: dict[str, Any] = {}
@@ -32,6 +28,4 @@ def choose(
     except ValueError:
         if not rendered:
             raise
-        return choose(
-            chat_template, {}, control, knows_tools=knows_tools
-        )  # what was rendered has marks that cannot be read by
+        return choose(chat_template, {}, control, knows_tools=knows_tools)  # what was rendered has marks that cannot be read by

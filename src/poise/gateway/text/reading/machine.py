@@ -7,8 +7,6 @@ A call that is malformed before its name is told comes as text, with its marks; 
 as it came: what was sent cannot be taken back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -27,9 +25,7 @@ BARE = "{"
 class ResponseParser:
     """An AnswerParser for one answer."""
 
-    def __init__(
-        self, template: Template, tools: Mapping[str, Mapping[str, Any]] | None = None, *, inside: bool = False
-    ) -> None:
+    def __init__(self, template: Template, tools: Mapping[str, Mapping[str, Any]] | None = None, *, inside: bool = False) -> None:
         """`tools`: the schemas of their arguments, by name; without any, nothing is a call. `inside`: the prompt has opened the
         reasoning."""
         self.marks = template.marks
@@ -92,11 +88,7 @@ class ResponseParser:
         mark = (
             ""
             if self._begun
-            else (
-                yield from source.next_of(
-                    *template.reasoning_opens, *template.dropped, *heads, *([BARE] if bare else [])
-                )
-            )
+            else (yield from source.next_of(*template.reasoning_opens, *template.dropped, *heads, *([BARE] if bare else [])))
         )
         if not mark:
             self._begun = True

@@ -3,8 +3,6 @@
 Steps are generators that yield where more of the answer has to come, so what they find does not depend on how it was cut.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Generator, Mapping
 from itertools import groupby

@@ -125,9 +125,7 @@ def _read_calls(source: Mapping[str, Any], marks: _Marks) -> Calls:
         raise ValueError("tool_calls: it has neither 'open' nor 'open_pattern'")
     parameter = tuple(marks.marked(str(text)) for text in source.get("parameter", Calls.parameter))
     if len(parameter) != 4:
-        raise ValueError(
-            "tool_calls: 'parameter' is four texts: before a key, behind it, before its value, behind that"
-        )
+        raise ValueError("tool_calls: 'parameter' is four texts: before a key, behind it, before its value, behind that")
     closes, quote = marks.texts(source, "close"), marks.marked(str(source.get("quote", Calls.quote)))
     return Calls(content, opens, closes, bool(source.get("bare")), int(source.get("id_chars", 0)), parameter, quote)
 
