@@ -105,14 +105,12 @@ def _read_call(value: object, param: str) -> Call:
 
 
 def _read_called(function: JsonObject, param: str, call_id: str) -> Call:
-    name, arguments = function.get("name"), function.get("arguments")
-    if name is None:
-        raise missing_parameter(f"{param}.name", "the name of the function is needed")
+    name, arguments = _name_of(function, param, 256), function.get("arguments")
     if type(arguments) is not str:
         if not is_flat(arguments, DEPTH_MAX):
             raise invalid_value(f"{param}.arguments", f"be nested {DEPTH_MAX} times at most", None, "is deeper")
         arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-    return Call(call_id, Text("name", "", max_chars=256).read(name, f"{param}.name"), arguments)
+    return Call(call_id, name, arguments)
 
 
 def _entries(param: str, value: object) -> list[Any]:
@@ -146,9 +144,7 @@ def _read_tool(value: object, param: str, ignored: Ignored) -> Tool | None:
 
 def _read_function(value: object, param: str) -> Tool:
     function = read_object(value, param)
-    if function.get("name") is None:
-        raise missing_parameter(f"{param}.name", "the name of the function is needed")
-    name = Text("name", "").read(function["name"], f"{param}.name")
+    name = _name_of(function, param)
     if not NAME.fullmatch(name):
         raise invalid_value(f"{param}.name", _NAME_RULE, name)
     parameters = function.get("parameters")
@@ -193,6 +189,10 @@ def _read_named(choice: JsonObject, param: str) -> str:
         raise invalid_value(f"{param}.type", 'be "function": no other tools are run here', choice["type"])
     if "function" in choice:
         param, choice = f"{param}.function", read_object(choice["function"], f"{param}.function")
-    if choice.get("name") is None:
+    return _name_of(choice, param)
+
+
+def _name_of(function: JsonObject, param: str, max_chars: int = 1 << 30) -> str:
+    if function.get("name") is None:
         raise missing_parameter(f"{param}.name", "the name of the function is needed")
-    return Text("name", "").read(choice["name"], f"{param}.name")
+    return Text("name", "", max_chars=max_chars).read(function["name"], f"{param}.name")

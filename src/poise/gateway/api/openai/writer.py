@@ -31,7 +31,7 @@ from poise.gateway.records.values import Answer, Logprob, Notes
 from poise.gateway.records.writer import Answered, Writer, comment, event
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
-from poise.gateway.text.segments import Mark, Segmenter
+from poise.gateway.text.segments import Segmenter
 from poise.scheduler.request import FinishReason
 
 encode = msgspec.json.Encoder().encode
@@ -61,6 +61,8 @@ class OpenAIWriter(Writer):
         self._tier = options.service_tier
         self._opened: set[int] = set()
         """The choices that the reader has had anything of."""
+        self._n_calls: dict[int, int] = defaultdict(int)
+        """Of each choice, the calls that the reader has had the name of."""
         self._has_notes = False
         """The reader has been sent how the answer was made."""
         self._segmenters: dict[int, Segmenter] | None = defaultdict(Segmenter) if options.segments else None
@@ -69,8 +71,8 @@ class OpenAIWriter(Writer):
 
     def passed(self, choice: int, text: str, kind: EntryKind = _TEXT) -> None:
         self._opened.add(choice)
-        if self._segmenters is not None and kind is _TEXT:
-            self._segmenters[choice].push(text)
+        self._n_calls[choice] += kind is EntryKind.CALL_NAME
+        self._marks(choice, text, kind)
 
     def downgrade(self) -> None:
         self._tier = DOWNGRADED_TIER
@@ -80,23 +82,17 @@ class OpenAIWriter(Writer):
         self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None, kind: EntryKind = _TEXT
     ) -> bytes:
         is_first = choice not in self._opened
-        if is_first:
-            self._opened.add(choice)
-        says = self._segmenters is not None and kind is _TEXT
-        marks = _segments(self._segmenters[choice].push(text)) if says and self._segmenters is not None else b""
-        shown = b"null" if logprobs is None else self._logprobs(logprobs)
+        self._opened.add(choice)
+        self._n_calls[choice] += kind is EntryKind.CALL_NAME
+        marks, shown = self._marks(choice, text, kind), b"null" if logprobs is None else self._logprobs(logprobs)
         return self._event(n_entries, n_ends, choice, self._delta(choice, text, is_first, kind), shown, None, marks)
 
     def end(self, n_entries: int, n_ends: int, choice: int, reason: str, text: str, logprobs: Sequence[Logprob] | None) -> bytes:
         opening = b""
         if choice not in self._opened:
             opening = self.text(n_entries, n_ends - 1, choice, "", None if logprobs is None else ())
-        marks = b""
-        if self._segmenters is not None:
-            segmenter = self._segmenters[choice]
-            marks = _segments(segmenter.push(text) + segmenter.flush())
-        shown = self._logprobs(logprobs) if logprobs else b"null"
-        said = self._reason(choice, reason)
+        marks, shown = self._marks(choice, text, is_end=True), self._logprobs(logprobs) if logprobs else b"null"
+        said = self._ended(reason, self._n_calls[choice])
         return opening + self._event(n_entries, n_ends, choice, self._last(text), shown, said, marks)
 
     def note(self, what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
@@ -122,13 +118,23 @@ class OpenAIWriter(Writer):
     def _delta(self, choice: int, text: str, is_first: bool, kind: EntryKind) -> bytes:
         """The field of a choice that has some of its text. `is_first`: it opens the choice."""
 
-    @abstractmethod
     def _last(self, text: str) -> bytes:
         """The same at the end of the choice."""
+        return self._delta(0, text, False, _TEXT)
 
-    def _reason(self, choice: int, reason: str) -> str:
+    def _ended(self, reason: str, n_calls: int) -> str:
         """How a choice ended, as clients are told that have been sent all of it."""
-        return reason
+        if reason != FinishReason.STOP or not n_calls:
+            return reason
+        return "function_call" if self._options.legacy_calls else "tool_calls"
+
+    def _marks(self, choice: int, text: str, kind: EntryKind = _TEXT, *, is_end: bool = False) -> bytes:
+        """The ends of segments. There is no such field where there is nothing to mark."""
+        if self._segmenters is None or kind is not _TEXT:
+            return b""
+        segmenter = self._segmenters[choice]
+        marks = segmenter.push(text) + (segmenter.flush() if is_end else [])
+        return b',"segments":' + encode(marks) if marks else b""
 
     @abstractmethod
     def _logprobs(self, logprobs: Sequence[Logprob]) -> bytes:
@@ -185,15 +191,6 @@ class OpenAIWriter(Writer):
 class ChatWriter(OpenAIWriter):
     chunk_kind, body_kind = "chat.completion.chunk", "chat.completion"
 
-    def __init__(self, answered: Answered) -> None:
-        super().__init__(answered)
-        self._n_calls: dict[int, int] = defaultdict(int)
-        """Of each choice, the calls that the reader has had the name of."""
-
-    def passed(self, choice: int, text: str, kind: EntryKind = _TEXT) -> None:
-        super().passed(choice, text, kind)
-        self._n_calls[choice] += kind is EntryKind.CALL_NAME
-
     def opening(self, n_choices: int) -> bytes:
         self._opened.update(range(n_choices))
         made = (self._delta(choice, "", True, _TEXT) for choice in range(n_choices))
@@ -203,25 +200,14 @@ class ChatWriter(OpenAIWriter):
         opening = b'"delta":{"role":"assistant",' if is_first else b'"delta":{'
         if kind <= EntryKind.REASONING:
             return b'%b"%b":%b}' % (opening, b"reasoning_content" if kind else b"content", encode(text))
-        if kind is EntryKind.CALL_NAME:
-            self._n_calls[choice] += 1
-            if is_first:
-                opening += b'"content":null,'
-        n = self._n_calls[choice] - 1
-        has_name = kind is EntryKind.CALL_NAME
+        n, has_name = self._n_calls[choice] - 1, kind is EntryKind.CALL_NAME
+        if has_name and is_first:
+            opening += b'"content":null,'
         function = {"name": text, "arguments": ""} if has_name else {"arguments": text}
         if self._options.legacy_calls:
             return b'%b"function_call":%b}' % (opening, encode(function))
         heading = {"id": self._call_id(choice, n), "type": "function"} if has_name else {}
         return b'%b"tool_calls":[%b]}' % (opening, encode({"index": n, **heading, "function": function}))
-
-    def _reason(self, choice: int, reason: str) -> str:
-        return self._ended(reason, self._n_calls[choice])
-
-    def _ended(self, reason: str, n_calls: int) -> str:
-        if reason != FinishReason.STOP or not n_calls:
-            return reason
-        return "function_call" if self._options.legacy_calls else "tool_calls"
 
     def _call_id(self, choice: int, n: int) -> str:
         """Of the n-th call of a choice, the same for every reader. Nobody can guess it who does not know the response's."""
@@ -239,7 +225,7 @@ class ChatWriter(OpenAIWriter):
         )
 
     def _last(self, text: str) -> bytes:
-        return b'"delta":{%b}' % (b'"content":' + encode(text) if text else b"")
+        return super()._last(text) if text else b'"delta":{}'
 
     def _logprobs(self, logprobs: Sequence[Logprob]) -> bytes:
         return encode(ChatLogprobs([_chat_logprob(token) for token in logprobs]))
@@ -261,9 +247,6 @@ class CompletionWriter(OpenAIWriter):
     def _delta(self, choice: int, text: str, is_first: bool, kind: EntryKind) -> bytes:
         return b'"text":' + encode(text)
 
-    def _last(self, text: str) -> bytes:
-        return b'"text":' + encode(text)
-
     def _logprobs(self, logprobs: Sequence[Logprob]) -> bytes:
         return encode({name: [field(token) for token in logprobs] for name, field in _COMPLETION_LOGPROBS.items()})
 
@@ -278,11 +261,6 @@ class CompletionWriter(OpenAIWriter):
                 yield b"]"
             yield b"}"
         yield b',"finish_reason":%b}' % encode(finish_reason(answer.finish_reason))
-
-
-def _segments(marks: Sequence[Mark]) -> bytes:
-    """The end of a choice. There is no such field where there is nothing to mark."""
-    return b',"segments":' + encode(marks) if marks else b""
 
 
 def _chat_logprob(token: Logprob) -> TokenLogprobs:

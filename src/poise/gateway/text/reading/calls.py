@@ -16,6 +16,7 @@ CAPTURED_MAX = 1 << 16
 """Characters of a value that is only read when it is whole."""
 _NAMES, _ARGUMENTS = ("name", "function", "tool_name"), ("arguments", "parameters", "args", "input")
 _PLAIN = re.compile(r"[\w\s+\-.:]*")
+_LOOSE = re.compile(r"[^,{}\[\]\ud800-\udfff]*")
 _QUOTED = re.compile(r'(?:[^"\\\ud800-\udfff]++|\\[^\ud800-\udfff])*+')
 _ESCAPED = re.compile(
     r'(?:[^"\\\ud800-\udfff]++|\\["\\/bfnrt]|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}'
@@ -54,19 +55,11 @@ class CallReader:
                 yield from source.captured(Finder([part]), NAME_MAX)
             elif part != ANYTHING:
                 yield from source.literal(part)
-        match content:
-            case "json" if name:
-                yield from self._arguments(name)
-            case "json":
-                yield from self._objects()
-            case "generic":
-                yield from self._generic()
-            case "xml-inline":
-                yield from self._tagged(name)
-            case "kv-braces":
-                yield from self._braces(name)
-            case _:
-                yield from self._whole(name)
+        if content == "json":
+            yield from (self._arguments(name) if name else self._objects())
+        else:
+            readers = {"generic": self._generic, "xml-inline": self._tagged, "kv-braces": self._braces}
+            yield from readers.get(content, self._whole)(name)
 
     def _objects(self) -> Steps[None]:
         """One call as an object, or a list of them."""
@@ -203,7 +196,7 @@ class CallReader:
             else:
                 yield from source.more()
 
-    def _generic(self) -> Steps[None]:
+    def _generic(self, _name: str) -> Steps[None]:
         """`{"tool_calls": [...]}` or `{"content": "..."}`."""
         source = self._source
         yield from source.literal("{")
@@ -248,9 +241,7 @@ class CallReader:
                 source.take(source.at + 1)
             types = self._types(name, key)
             if types == {"string"}:
-                self._tell('"')
-                yield from source.until(closes, self._tell_escaped)
-                self._tell('"')
+                yield from self._text(closes)
             else:
                 self._tell(_cast((yield from source.captured(closes)), types))
 
@@ -266,9 +257,7 @@ class CallReader:
         char = yield from source.peek()
         if (yield from source.next_of(quote)):
             source.take(source.at + len(quote))
-            self._tell('"')
-            yield from source.until(Finder([quote]), self._tell_escaped)
-            self._tell('"')
+            yield from self._text(Finder([quote]))
         elif char in "{[":
             self._tell(source.take(source.at + 1))
             while (inner := (yield from source.peek())) not in "}]":
@@ -281,18 +270,7 @@ class CallReader:
                 yield from self._loose()
             self._tell(source.take(source.at + 1))
         else:
-            parts: list[str] = []
-            while True:
-                found = re.compile(r"[^,{}\[\]\ud800-\udfff]*").match(source.text, source.at)
-                assert found is not None
-                ends = found.end() < len(source.text)
-                parts.append(source.take(found.end()))
-                if ends:
-                    break
-                yield from source.more()
-            if not (text := "".join(parts).strip()):
-                raise Malformed
-            self._tell(_cast(text, set()))
+            self._tell(_cast((yield from source.run(_LOOSE)).strip(), set()))
 
     def _whole(self, name: str) -> Steps[None]:
         """Calls as Python writes them, or arguments in lines `key: value`: read when they are whole."""
@@ -308,18 +286,18 @@ class CallReader:
         told = (f"{json.dumps(key.strip())}: {_cast(value.strip(), self._types(name, key.strip()))}" for key, _, value in pairs)
         return "{" + ", ".join(told) + "}"
 
-    def _tell_escaped(self, text: str) -> None:
-        self._tell(json.dumps(text, ensure_ascii=False)[1:-1])
+    def _text(self, closes: Finder) -> Steps[None]:
+        """A text, told as a JSON string."""
+        self._tell('"')
+        yield from self._source.until(closes, lambda text: self._tell(json.dumps(text, ensure_ascii=False)[1:-1]))
+        self._tell('"')
 
     def _types(self, name: str, key: str) -> set[str]:
         """What an argument may be, as far as its function says."""
         schema = self._tools.get(name, {}).get("properties", {}).get(key, {})
         choices = [schema, *schema.get("anyOf", []), *schema.get("oneOf", [])] if isinstance(schema, dict) else []
-        types: set[str] = set()
-        for choice in choices:
-            of = choice.get("type", []) if isinstance(choice, dict) else []
-            types.update([of] if isinstance(of, str) else of)
-        return types
+        types = (choice.get("type", []) for choice in choices if isinstance(choice, dict))
+        return {name for of in types for name in ([of] if isinstance(of, str) else of)}
 
 
 def _cast(text: str, types: set[str]) -> str:

@@ -85,11 +85,8 @@ class ResponseParser:
         else:
             self._begun = True
         heads = template.heads if self._calls is not None else ()
-        mark = (
-            ""
-            if self._begun
-            else (yield from source.next_of(*template.reasoning_opens, *template.dropped, *heads, *([BARE] if bare else [])))
-        )
+        marks = (*template.reasoning_opens, *template.dropped, *heads, *([BARE] if bare else []))
+        mark = "" if self._begun else (yield from source.next_of(*marks))
         if not mark:
             self._begun = True
             source.release()

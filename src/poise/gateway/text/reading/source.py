@@ -122,13 +122,18 @@ class Source:
     def name(self) -> Steps[str]:
         """Read the name of a function."""
         yield from self.peek()
+        return (yield from self.run(_NAME, NAME_MAX))
+
+    def run(self, pattern: re.Pattern[str], most: int = 0) -> Steps[str]:
+        """Read all that a pattern of characters matches. `most` of them, and not only white space, or it is Malformed."""
+        read = ""
         while True:
-            found = _NAME.match(self.text, self.at)
-            assert found is not None
-            if found.end() < len(self.text) or len(found[0]) > NAME_MAX:
-                if not 0 < len(found[0]) <= NAME_MAX:
-                    raise Malformed
-                return self.take(found.end())
+            found = pattern.match(self.text, self.at)
+            read += self.take(found.end() if found else self.at)
+            if (most and len(read) > most) or (self.at < len(self.text) and not read.strip()):
+                raise Malformed
+            if self.at < len(self.text):
+                return read
             yield from self.more()
 
     def until(self, finder: Finder, tell: Tell, n_space: int = 0) -> Steps[tuple[str, str]]:
