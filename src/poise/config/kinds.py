@@ -38,10 +38,6 @@ def _is_origin(origin: str) -> bool:
     return parts.scheme in ("http", "https") and bool(parts.netloc) and origin == f"{parts.scheme}://{parts.netloc}"
 
 
-def _is_alias(name: str) -> bool:
-    return 0 < len(name) <= 256 and name.isprintable() and name == name.strip()
-
-
 def _is_key(key: str) -> bool:
     # A key travels in an HTTP header, where anything else would be cut or altered on the way. A short one can be guessed.
     return len(key) >= KEY_CHARS_MIN and all("!" <= character <= "~" for character in key)
@@ -59,7 +55,7 @@ _NO_KEY = f"must be printable ASCII without spaces, at least {KEY_CHARS_MIN} cha
 TenantName = Annotated[str, _text(NAME.pattern, f"a tenant {_NAME}")]
 # "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
 DeclaredTenantName = Annotated[str, _text(rf"(?!key-|local\Z){NAME.pattern}", _NO_DECLARED)]
-AliasName = Annotated[str, _text(_is_alias, _NO_ALIAS)]
+AliasName = Annotated[str, _text(lambda name: 0 < len(name) <= 256 and name.isprintable() and name == name.strip(), _NO_ALIAS)]
 TemplateName = Annotated[str, _text(NAME.pattern, f"a template {_NAME}")]
 OptionalUrl = Annotated[str, _text(r"(https?://[^\s/]+(/\S*)?)?", _NO_URL)]
 NonBlankText = Annotated[str, _text(str.strip, "must not be empty")]

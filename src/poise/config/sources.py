@@ -142,7 +142,8 @@ def merge(base: dict[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _put(layer: Layer, key: str, value: object) -> None:
-    if isinstance(value, str) and not _is_unicode(value):
+    # Bytes of the environment or the command line that are not UTF-8 arrive as lone surrogates, which cannot be printed.
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
         layer.problems.append(f"{layer.source_of(key).name}: {key}: not UTF-8 text")
         return
     setting = find(key)
@@ -233,8 +234,3 @@ def _plain(value: object) -> str:
         return str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
     except ValueError:
         return "a number of thousands of digits"  # Python refuses to write such a number out
-
-
-def _is_unicode(text: str) -> bool:
-    # Bytes of the environment or the command line that are not UTF-8 arrive as lone surrogates, which cannot be printed.
-    return not any("\ud800" <= character <= "\udfff" for character in text)

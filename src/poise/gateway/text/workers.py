@@ -197,7 +197,8 @@ class TextWorkers:
         """Give free workers something to do; what nobody wants any more makes room."""
         for place in self._places:
             if place.ready_s and place.job is None and not place.killed_for:
-                entry = self._queue.take(only_small=self._n_large() >= max(1, len(self._places) - 1))
+                n_large = sum(other.job is not None and other.job.entry.is_large for other in self._places)
+                entry = self._queue.take(only_small=n_large >= max(1, len(self._places) - 1))
                 if entry is None:
                     continue
                 self._begin(place, entry.what)
@@ -206,9 +207,6 @@ class TextWorkers:
             for place in self._places:
                 if place.job is not None and place.job.future.done() and now_s - place.job.began_s > GONE_S:
                     place.kill("gone")
-
-    def _n_large(self) -> int:
-        return sum(place.job is not None and place.job.entry.is_large for place in self._places)
 
     def _begin(self, place: _Place, job: _Job) -> None:
         assert place.process is not None

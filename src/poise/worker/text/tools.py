@@ -116,9 +116,8 @@ def generic(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> lis
         if is_result:
             about = f"Result of {message.name}" if message.name else "Result"
             message = Message("user", f"{about}:\n{message.content}")
-        if (is_result or was_result) and message.role == "user" == (
-            made[-1].role if made else ""
-        ):  # many templates want turns that alternate
+        # Many templates want turns that alternate.
+        if (is_result or was_result) and made and message.role == made[-1].role == "user":
             made[-1] = Message("user", f"{made[-1].content}\n\n{message.content}")
         else:
             made.append(message)
@@ -183,11 +182,9 @@ def _of(schema: Any, name: str, kind: type[T]) -> T:
 
 def _calls_json(message: Message) -> str:
     """Arguments that are no object stand there as the text that they are."""
-    calls = []
-    for call in message.calls:
-        arguments = parsed(call.arguments)
-        calls.append({"name": call.name, "arguments": call.arguments if arguments is None else arguments})
-    return _dumped({"tool_calls": calls})
+    calls = [(call, parsed(call.arguments)) for call in message.calls]
+    made = [{"name": call.name, "arguments": call.arguments if known is None else known} for call, known in calls]
+    return _dumped({"tool_calls": made})
 
 
 def _dumped(value: Any) -> str:

@@ -290,8 +290,10 @@ class Admin:
             raise request_not_found(wanted)
         if all(answer.detail for answer in answers):
             raise not_possible(action.value, wanted, next(answer.detail for answer in answers if answer.state))
+        # The engine's word for a queued request is waiting; everywhere else in the API it is queued.
+        words = {State.WAITING: QUEUED, State.FINISHED: ENDED, "": ENDED}
         rows = [
-            ControlledChoice(index, _shown_state(answer.state), answer.detail)
+            ControlledChoice(index, words.get(answer.state, answer.state), answer.detail)
             for (index, _), answer in zip(choices, answers, strict=True)
         ]
         return ControlResult(record.response_id, action.value, rows)
@@ -346,8 +348,3 @@ def _n_ended(value: str) -> int:
     if value.isascii() and value.isdecimal() and len(value) <= len(str(ENDED_MAX)) and int(value) <= ENDED_MAX:
         return int(value)
     raise invalid_value("ended", f"be a number from 0 to {ENDED_MAX}", value)
-
-
-def _shown_state(state: str) -> str:
-    """The engine's word for a queued request is waiting; everywhere else in the API it is queued."""
-    return {State.WAITING: QUEUED, State.FINISHED: ENDED, "": ENDED}.get(state, state)

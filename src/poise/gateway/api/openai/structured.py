@@ -46,10 +46,8 @@ def _read_response_format(value: object, param: str, whitespace: Whitespace) -> 
         return s.of_schema(_schema(form["schema"], f"{param}.schema"), f"{param}.schema", whitespace)
     if kind == "json_object":
         return s.of_json_object(param, whitespace)
-    schema, where = (
-        read_object(form.get("json_schema", {}), f"{param}.json_schema").get("schema"),
-        f"{param}.json_schema.schema",
-    )
+    where = f"{param}.json_schema.schema"
+    schema = read_object(form.get("json_schema", {}), f"{param}.json_schema").get("schema")
     if schema is None:
         raise missing_parameter(where, "the JSON Schema of the answer is needed")
     return s.of_schema(_schema(schema, where), where, whitespace)
