@@ -124,9 +124,7 @@ class OpenAIWriter(Writer):
 
     def _ended(self, reason: str, n_calls: int) -> str:
         """How a choice ended, as clients are told that have been sent all of it."""
-        if reason != FinishReason.STOP or not n_calls:
-            return reason
-        return "function_call" if self._options.legacy_calls else "tool_calls"
+        return reason
 
     def _marks(self, choice: int, text: str, kind: EntryKind = _TEXT, *, is_end: bool = False) -> bytes:
         """The ends of segments. There is no such field where there is nothing to mark."""
@@ -208,6 +206,11 @@ class ChatWriter(OpenAIWriter):
             return b'%b"function_call":%b}' % (opening, encode(function))
         heading = {"id": self._call_id(choice, n), "type": "function"} if has_name else {}
         return b'%b"tool_calls":[%b]}' % (opening, encode({"index": n, **heading, "function": function}))
+
+    def _ended(self, reason: str, n_calls: int) -> str:
+        if reason != FinishReason.STOP or not n_calls:
+            return reason
+        return "function_call" if self._options.legacy_calls else "tool_calls"
 
     def _call_id(self, choice: int, n: int) -> str:
         """Of the n-th call of a choice, the same for every reader. Nobody can guess it who does not know the response's."""
