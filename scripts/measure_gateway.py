@@ -108,7 +108,7 @@ def gateway(engine_arguments: list[str]) -> None:
         await supervisor.start()
         workers.start()
         await app.set_text(TextModel(await workers.vocabulary(), workers))
-        await supervisor.wait_until_settled()
+        await supervisor.until(lambda state: state.is_settled)
         listener = socket.create_server(("127.0.0.1", 0))
         print(listener.getsockname()[1], flush=True)
         await server.serve([listener])

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from aiohttp import web
 
+from poise.bench.load import slow_session
 from poise.bench.prompts import MALFORMED, malformed_body
-from poise.bench.reading import slow_session
 from poise.bench.target import EngineKiller, new_session
 from poise.scenarios.files import InputError
 from poise.scenarios.model import Event, PlannedRequest, Reading, Targets

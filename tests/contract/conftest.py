@@ -12,8 +12,7 @@ from poise.llama.binding.model import Model
 from poise.llama.files.default_model import default_model
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.runner import LlamaRunner
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import CELL_BYTES, SimRunner
+from poise.sim.runner import CELL_BYTES, SimRunner, VirtualClock
 from poise.wire.messages import PoolInfo
 from tests.contract.runner_contract import Subject
 

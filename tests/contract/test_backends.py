@@ -108,7 +108,7 @@ async def local(*, real: bool) -> AsyncIterator[Subject]:
         workers.start()
     try:
         text = text_model(Vocabulary()) if workers is None else TextModel(await workers.vocabulary(), workers)
-        await engine.wait_until_settled()
+        await engine.until(lambda state: state.is_settled)
         await model.set_text(text)
         yield Subject(model, lambda: engine.n_live, lambda: restarting(engine), 4 if real else 10_000)
     finally:

@@ -14,8 +14,7 @@ from poise.config.settings import PoolSettings, PoolsSettings
 from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import CELL_BYTES, SimRunner
+from poise.sim.runner import CELL_BYTES, SimRunner, VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo

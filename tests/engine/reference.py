@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from poise.engine.ports import Row, Sampled
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import SimRunner
+from poise.sim.runner import SimRunner, VirtualClock
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
 

@@ -6,8 +6,8 @@ from poise.engine.report import STATUS_PERIOD_NS
 from poise.scheduler.fairness.accounts import Account
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import RequestClass
-from poise.sim.clock import VirtualClock
 from poise.sim.replay import replay
+from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.accounts import Accounts

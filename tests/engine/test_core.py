@@ -14,8 +14,7 @@ from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
 from poise.scheduler.policy import CostPrior
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import SimRunner
+from poise.sim.runner import SimRunner, VirtualClock
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine

@@ -7,8 +7,7 @@ from poise.engine.blocks import BlockChain
 from poise.engine.execution import Execution, Live
 from poise.scheduler.planning.plan import Batch, Chunk, MoveSlot, ReleaseSlot, StepPlan, StoreSlot
 from poise.scheduler.request import Request, RequestClass
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import SimRunner
+from poise.sim.runner import SimRunner, VirtualClock
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import GREEDY
 

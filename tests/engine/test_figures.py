@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poise.engine.figures import PARTS
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import SimRunner
+from poise.sim.runner import SimRunner, VirtualClock
 from poise.wire import status as wire_status
 from poise.wire.figures import Distribution
 from poise.wire.messages import PoolInfo

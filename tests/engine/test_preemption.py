@@ -16,8 +16,7 @@ from poise.scheduler.memory.store import Purpose
 from poise.scheduler.planning.plan import CopySlot, LoadSlot, StoreSlot
 from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import PreemptionKind
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import CELL_BYTES, Fault
+from poise.sim.runner import CELL_BYTES, Fault, VirtualClock
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench

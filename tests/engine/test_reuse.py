@@ -12,9 +12,8 @@ from poise.scheduler.memory.store import Purpose
 from poise.scheduler.planning.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import BLOCK_TOKENS
-from poise.sim.clock import VirtualClock
 from poise.sim.replay import replay
-from poise.sim.runner import CELL_BYTES, Fault
+from poise.sim.runner import CELL_BYTES, Fault, VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo

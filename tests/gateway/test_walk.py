@@ -149,7 +149,7 @@ async def _walk_of_a_chat() -> Walk:
     body = b'{"model": "default", "stream": true, "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}'
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     async with supervisor() as engine:
-        await engine.wait_until_settled()
+        await engine.until(lambda state: state.is_settled)
         app = make_app(engine, settings, jobs=text_here(WideVocab()))
         async with served(app, settings) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

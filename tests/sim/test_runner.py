@@ -8,8 +8,7 @@ import pytest
 
 from poise.engine.ports import Row, RunnerError
 from poise.scheduler.planning.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
-from poise.sim.clock import VirtualClock
-from poise.sim.runner import Fault, SimRunner
+from poise.sim.runner import Fault, SimRunner, VirtualClock
 from poise.wire.messages import PoolInfo
 
 POOLS = [PoolInfo("short", 4, 256, True, 0), PoolInfo("long", 2, 1024, True, 0, cell_bytes=500)]

@@ -6,30 +6,39 @@
 3. A closed-loop client sends its next request `think_s` after the end of the one before, and with a rate not before it is due.
    After a failure or a refusal it pauses for `retry_pause_s` at least, or a server that fails fast would be asked thousands of
    times.
-4. Bodies are built before the clock starts; a chunk's time is read once, as soon as its bytes are there.
+4. A slow reader has to be slow where the server can feel it: its connection takes little in advance (`RECEIVE_BYTES` in the
+   kernel, a small buffer here), so that what it does not read waits at the server. It reads at full speed until the first text,
+   and its pace counts from there: the TTFT is the server's, the rest is the reader's own.
+5. Bodies are built before the clock starts; a chunk's time is read once, as soon as its bytes are there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+import socket
 import time
 from asyncio import Timeout
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import ClientResponse
 
 from poise.bench.prompts import malformed_body, messages
-from poise.bench.reading import pieces, slow_session
 from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
 from poise.bench.sse import EventDecoder, error_type
 from poise.bench.target import EngineKiller, Target
-from poise.scenarios.model import Client, PlannedRequest, RequestStream, Scenario
+from poise.scenarios.model import Client, PlannedRequest, Reading, RequestStream, Scenario
 
 RETRY_PAUSE_S = 0.5
+RECEIVE_BYTES = 4096
+"""The kernel gives a socket about twice of it, which still is a few dozen events only."""
+PIECE_BYTES = 256
+"""About one event of a chat stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,3 +288,46 @@ def _new_record(client: Client, instance: int, index: int, plan: PlannedRequest,
         is_slow_reader=client.reading is not None,
         is_malformed=plan.malformed,
     )
+
+
+def slow_session() -> aiohttp.ClientSession:
+    """Connections that take little in advance, each used once."""
+
+    def small_socket(address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol = address[:3]
+        made = socket.socket(family=family, type=kind, proto=protocol)
+        # Before connecting, for the window that the server is sent depends on it.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
+        return made
+
+    connector = aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=small_socket)
+    forever = aiohttp.ClientTimeout(total=None)
+    return aiohttp.ClientSession(connector=connector, timeout=forever, read_bufsize=2 * PIECE_BYTES)
+
+
+async def pieces(content: aiohttp.StreamReader, reading: Reading | None, n_chunks: Callable[[], int]) -> AsyncIterator[bytes]:
+    """The answer as this reader gets it; `n_chunks` says how many chunks with text it has so far."""
+    if reading is not None:
+        while n_chunks() < (reading.after_tokens if reading.kind == "stuck" else 1):
+            data = await content.read(PIECE_BYTES)
+            if not data:
+                return
+            yield data
+        if reading.kind == "stuck":
+            await asyncio.sleep(reading.stuck_s if reading.stuck_s is not None else float("inf"))
+        else:
+            async for data in _paced(content, reading, n_chunks):
+                yield data
+            return
+    async for data in content.iter_any():
+        yield data
+
+
+async def _paced(content: aiohttp.StreamReader, reading: Reading, n_chunks: Callable[[], int]) -> AsyncIterator[bytes]:
+    """What is read never exceeds the pace since the first text, in bytes or in chunks."""
+    began_s, n_began, n_bytes = time.perf_counter(), n_chunks(), 0
+    while data := await content.read(PIECE_BYTES):
+        yield data
+        n_bytes += len(data)
+        n_read = n_bytes if reading.kind == "bytes" else n_chunks() - n_began
+        await asyncio.sleep(max(0.0, began_s + n_read / reading.per_s - time.perf_counter()))

@@ -18,7 +18,6 @@ from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.planning.plan import KvOperation
 from poise.scheduler.policy import CostPrior
-from poise.sim.clock import VirtualClock
 from poise.sim.costs import Pace
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import STRUCTURE_FAILED, PoolInfo, PromptLogprobs, Token, TokenLogprob
@@ -38,6 +37,24 @@ LOGIT_MAX = 3.4e38
 
 Fault = Callable[[str, object], bool]
 """Asked before each forward pass ("execute", pool) and each operation that carries cells ("apply", operation): does it fail?"""
+
+
+class VirtualClock:
+    """A Clock whose time moves only when the simulated runner, or the simulation that waits, says how long something took."""
+
+    def __init__(self, start_ns: int = 0) -> None:
+        self._now_ns = start_ns
+
+    def now_ns(self) -> int:
+        return self._now_ns
+
+    def advance(self, duration_ns: int) -> None:
+        assert duration_ns >= 0, f"time cannot go back by {duration_ns} ns"
+        self._now_ns += duration_ns
+
+    def advance_to(self, when_ns: int) -> None:
+        """Move to `when_ns`; a moment that has passed already changes nothing."""
+        self._now_ns = max(self._now_ns, when_ns)
 
 
 @dataclass(slots=True)

@@ -16,10 +16,9 @@ from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Snapshot
 from poise.sim.checkers import Checkers
-from poise.sim.clock import VirtualClock
 from poise.sim.costs import Costs, Pace
 from poise.sim.faults import EngineCrash, Fault, Faults
-from poise.sim.runner import SimRunner
+from poise.sim.runner import SimRunner, VirtualClock
 from poise.sim.witness import Witness
 from poise.sim.world import RequestResult, TemplateTokens, World
 from poise.wire import messages as wire

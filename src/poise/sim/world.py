@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from poise.scenarios.model import Client, PlannedRequest, Scenario, Segment
 from poise.scheduler.request import Control, Hold
-from poise.sim.clock import VirtualClock
 from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
+from poise.sim.runner import VirtualClock
 from poise.sim.witness import Witness
 from poise.wire import messages as wire
 from poise.wire import to_engine

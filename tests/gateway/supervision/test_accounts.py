@@ -40,7 +40,7 @@ async def test_a_tenant_over_its_tokens_is_refused_by_the_engine_after_the_next_
     s = supervisor()
     await s.start()
     try:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         assert isinstance(await last_event(s, 3000), wire.Finish)
         for _ in range(2):  # the second is taken when the step that took the first has ended, with its report
             await s.forget("nobody")

@@ -54,7 +54,7 @@ async def serving(folder: Path, settings: Settings = SETTINGS) -> AsyncIterator[
     place = Place(folder, settings)
     await place.supervisor.start()
     try:
-        await place.supervisor.wait_until_settled()
+        await place.supervisor.until(lambda state: state.is_settled)
         yield place
     finally:
         await place.supervisor.stop()
@@ -102,7 +102,7 @@ async def test_at_the_first_start_a_broken_file_is_the_end(tmp_path: Path) -> No
     place = Place(tmp_path)
     place.wrong.write_text(CUT)
     await place.supervisor.start()
-    await place.supervisor.wait_until_settled()
+    await place.supervisor.until(lambda state: state.is_settled)
     assert (place.supervisor.state.phase, place.supervisor.state.restarts) == (EnginePhase.FAILED, 0)
     await place.supervisor.stop()
 

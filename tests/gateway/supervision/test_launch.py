@@ -99,7 +99,7 @@ async def test_a_server_goes_on_when_what_was_lacking_is_there_again(call: str, 
     monkeypatch.setattr("poise.gateway.supervision.backoff.RESTART_DELAY_FIRST_S", 0.01)
     owner, name = CALLS[call]
     async with supervisor(recoveries_max=1) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         n_files = len(open_files())
         waiting = submit(s, [1, 2, 3], 4000)
         await waiting.receive()
@@ -125,7 +125,7 @@ def use_up(held: list[int]) -> None:
 async def test_an_engine_starts_again_while_every_file_is_used_up() -> None:
     """Clients may have them all: what a start needs was put aside."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         highest = max(int(line.split()[0]) for line in open_files())
         held: list[int] = []
@@ -147,7 +147,7 @@ async def test_a_bug_of_the_supervisor_is_not_the_end_of_it(monkeypatch: pytest.
     s = Supervisor(Settings(engine=EngineSettings(restart_delay_max_s=0.5)), "model.gguf", COMMAND)
     await s.start()
     try:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         waiting = submit(s, [1, 2, 3], 4000)
         await waiting.receive()
         before = pid_of(s)

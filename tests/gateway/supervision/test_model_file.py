@@ -82,7 +82,7 @@ async def until_noticed(s: Supervisor, *, changed: bool) -> None:
 async def test_a_replaced_file_is_not_gone_on_with_until_it_is_put_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine that has the former one goes on. The next one is refused; what is live waits for the file to come back."""
     async with serving(path, monkeypatch) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         kept = former(path)
         write(path, b"another model" * 1000)
         await until_noticed(s, changed=True)
@@ -113,7 +113,7 @@ async def test_a_replaced_file_is_not_gone_on_with_until_it_is_put_back(path: Pa
 async def test_a_file_that_changes_in_place_ends_the_engine(path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """It has the file in its memory. Nobody is to blame for that, and none that is started sees the other one."""
     async with serving(path, monkeypatch) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handle = submit(s, [5, 6, 7], LONG)
         whole = change(path, how)
         await s.until(lambda state: MODEL_CHANGED in state.detail)

@@ -54,7 +54,7 @@ async def test_streams_go_on_with_their_next_token(how: signal.Signals) -> None:
     """Killed, crashed or stopped in the middle of eight: each has all its tokens once, those it would have had anyway."""
     prompts = [[10 + i, 20, 30] for i in range(8)]
     async with supervisor(watchdog_s=WATCHDOG_S) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handles = [submit(s, prompt, LONG) for prompt in prompts]
         received = [await until_tokens(handle, 5) for handle in handles]
         os.kill(pid_of(s), how)
@@ -77,7 +77,7 @@ async def test_streams_go_on_with_their_next_token(how: signal.Signals) -> None:
 async def test_a_hang_is_told_as_what_it_was() -> None:
     """Not as a SIGKILL, which was the watchdog's."""
     async with supervisor(watchdog_s=WATCHDOG_S) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handle = submit(s, [1, 2, 3], LONG)
         await until_tokens(handle, 5)
         os.kill(pid_of(s), signal.SIGSTOP)
@@ -89,7 +89,7 @@ async def test_a_hang_is_told_as_what_it_was() -> None:
 async def test_a_stopped_engine_without_work_is_noticed_by_the_next_message() -> None:
     """It rests; what tells is that the message stays where it is. The request is not lost with it."""
     async with supervisor(watchdog_s=WATCHDOG_S) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         os.kill(pid_of(s), signal.SIGSTOP)
         received = await events(submit(s, [1, 2, 3]))
         assert told(received) == ["Accepted", "Start", "Finish"], "it had no answer yet, so nothing was lost"
@@ -101,7 +101,7 @@ async def test_a_request_that_kills_engines_is_quarantined_and_the_others_go_on(
     """It is found among others, ends with its own reason, and nobody else loses a token."""
     prompts = [[10, 2, 3], [11, 2, 3]]
     async with supervisor(watchdog_s=WATCHDOG_S) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handles = [submit(s, prompt, LONG) for prompt in prompts]
         received = [await until_tokens(handle, 5) for handle in handles]
         culprit = submit(s, [token, 2, 3])
@@ -123,7 +123,7 @@ async def test_outside_of_a_pass_the_one_to_blame_is_found_as_well(prompt: list[
     """Where the engine had said whom it dealt with, at the second death; where it had not, when each is tried alone."""
     prompts = [[first, *range(2, 40)] for first in (10, 11)]
     async with supervisor(watchdog_s=WATCHDOG_S) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handles = [submit(s, each, LONG) for each in prompts]
         received = [await until_tokens(handle, 5) for handle in handles]
         culprit = submit(s, prompt)
@@ -140,7 +140,7 @@ async def test_outside_of_a_pass_the_one_to_blame_is_found_as_well(prompt: list[
 async def test_what_waits_is_readmitted() -> None:
     """More requests than slots: those in the queue keep their order and lose nothing."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handles = [submit(s, [10 + i, 2, 3], 200 if i < 12 else 5) for i in range(30)]
         await until_tokens(handles[0], 5)
         os.kill(pid_of(s), signal.SIGKILL)
@@ -155,7 +155,7 @@ async def test_what_waits_is_readmitted() -> None:
 async def test_an_abort_while_there_is_no_engine_ends_the_request() -> None:
     """At once; the next engine never hears of it."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handle = submit(s, [1, 2, 3], LONG)
         await until_tokens(handle, 5)
         os.kill(pid_of(s), signal.SIGKILL)
@@ -171,7 +171,7 @@ async def test_an_abort_while_there_is_no_engine_ends_the_request() -> None:
 async def test_an_operator_s_pause_outlives_the_engine() -> None:
     """The new engine is told before it computes anything of the request."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handle = submit(s, [1, 2, 3], LONG)
         received = await until_tokens(handle, 5)
         await s.control(handle.request_id, Control.PAUSE)
@@ -187,7 +187,7 @@ async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPa
     """Other settings, lowered shares; an engine that is replaced on purpose is no loss."""
     sent: list[to_engine.ToEngine] = []
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         send = s._send
 
         def noting(message: to_engine.ToEngine) -> None:

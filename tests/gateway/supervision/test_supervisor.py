@@ -75,7 +75,7 @@ async def until_ready(s: Supervisor, restarts: int = 0) -> None:
 async def test_a_request_goes_through() -> None:
     """Accepted, Start, the prompt, tokens, Finish, in this order, over a real socket."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         received = await events(submit(s, [1, 2, 3]))
         kinds = [type(e).__name__ for e in received]
         assert kinds == ["Accepted", "Start", "Prefill", "Token", "Token", "Token", "Token", "Token", "Finish"]
@@ -94,7 +94,7 @@ async def test_before_the_engine_is_ready_requests_are_refused() -> None:
 async def test_an_abort_ends_the_request_once() -> None:
     """Its last event is Finish with reason aborted; a second abort does nothing."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handle = submit(s, [1, 2, 3], FOREVER)
         await handle.receive()
         handle.abort()
@@ -107,7 +107,7 @@ async def test_an_abort_ends_the_request_once() -> None:
 async def test_without_recoveries_a_dead_engine_ends_requests_and_is_replaced() -> None:
     """`recoveries_max = 0`: every live request ends once with ENGINE_LOST, and the next engine works."""
     async with supervisor(recoveries_max=0) as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         first = pid_of(s)
         handles = [submit(s, [1, 2, 3], FOREVER) for _ in range(3)]
         await handles[0].receive()
@@ -123,7 +123,7 @@ async def test_without_recoveries_a_dead_engine_ends_requests_and_is_replaced() 
 async def test_the_engine_s_last_words_are_kept() -> None:
     """A bug in the loop is reported by its own message, with the journal's place."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         await events(submit(s, [BUG_TOKEN]))
         await s.until(lambda state: state.restarts >= 1)
         assert "a bug in the runner" in s.state.detail or s.state.phase is EnginePhase.READY
@@ -132,7 +132,7 @@ async def test_the_engine_s_last_words_are_kept() -> None:
 async def test_a_model_that_cannot_be_loaded_is_not_tried_again() -> None:
     """FAILED with the one line, and requests are refused for good."""
     async with supervisor("bad-model") as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         assert s.state.phase is EnginePhase.FAILED
         assert "is not a model" in s.state.detail
         assert s.state.restarts == 0
@@ -152,7 +152,7 @@ async def test_an_illegal_instruction_is_explained() -> None:
 async def test_stop_ends_the_process_and_what_was_in_flight() -> None:
     """After stop there is no engine process, and the live request has its last event."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         assert s.state.ready is not None
         pid = s.state.ready.pid
         handle = submit(s, [1, 2, 3], FOREVER)
@@ -193,7 +193,7 @@ async def test_stop_waits_for_no_engine_that_is_not_ready(moment: str, monkeypat
 async def test_an_engine_ends_when_its_gateway_is_gone() -> None:
     """The end of the socket ends the engine, also when nobody could tell it to stop."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         engine = s._engine
         assert engine is not None
         engine.connection.close()
@@ -205,7 +205,7 @@ async def test_an_engine_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the gateway's environment says of keys is not in the engine's, which the same user could read."""
     monkeypatch.setenv("POISE_AUTH__KEYS", "secret")
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         environment = await asyncio.to_thread(Path(f"/proc/{pid_of(s)}/environ").read_bytes)
         assert b"PATH=" in environment
         assert b"secret" not in environment
@@ -214,7 +214,7 @@ async def test_an_engine_knows_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_journal_can_be_asked_for() -> None:
     """JSON lines from the running engine."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         await events(submit(s, [1, 2, 3]))
         pages = [page async for page in s.journal()]
         assert any('"kind": "plan"' in line for page in pages for line in page)
@@ -229,7 +229,7 @@ async def test_the_journal_can_be_asked_for() -> None:
 async def test_operators_reach_the_engine() -> None:
     """Each question gets its own answer, also two of a kind; a request that is not there is nobody's failure."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handle = submit(s, [1, 2, 3], FOREVER)
         await handle.receive()
         first, second, unknown, forgotten = await asyncio.gather(
@@ -251,7 +251,7 @@ async def test_operators_reach_the_engine() -> None:
 async def test_a_waiting_request_hears_of_its_place() -> None:
     """From the engine's status, while it is queued."""
     async with supervisor("slow") as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         handles = [submit(s, [1, 2, 3], FOREVER) for _ in range(20)]
         received: list[object] = []
         while not any(isinstance(event, wire_status.Waiting) for event in received):
@@ -261,7 +261,7 @@ async def test_a_waiting_request_hears_of_its_place() -> None:
 async def test_questions_end_with_the_engine() -> None:
     """Nobody waits for an answer that cannot come."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         assert s._engine is not None
         asking = asyncio.create_task(s.forget("nobody"))
         await asyncio.sleep(0)
@@ -275,7 +275,7 @@ async def test_questions_end_with_the_engine() -> None:
 async def test_interrupting_the_terminal_does_not_kill_the_engine() -> None:
     """Ctrl-C reaches the whole process group; ending is the gateway's decision."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         assert s.state.ready is not None
         received = await events(submit(s, [1, 2, 3]))
         os.kill(s.state.ready.pid, signal.SIGINT)
@@ -286,7 +286,7 @@ async def test_interrupting_the_terminal_does_not_kill_the_engine() -> None:
 async def test_an_engine_in_the_place_of_another_loads_the_same_weights() -> None:
     """And the first one chooses: whoever waits goes on with the weights that the answer began with, and for no measurement."""
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         assert s.state.ready is not None
         assert s.state.ready.weights_reason == "again: "
         os.kill(s.state.ready.pid, signal.SIGKILL)
@@ -307,7 +307,7 @@ async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyP
     async with supervisor() as s:
         s.declare({"a": [1, 2]})
         assert not sent
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         assert isinstance(sent[1], Accounts)
         assert sent[2:] == [to_engine.Template("a", [1, 2])]
         await events(submit(s, [BUG_TOKEN]))
@@ -324,7 +324,7 @@ async def test_a_message_that_is_taken_at_once_is_not_taken_to_be_left_alone(mon
     wrote_ns: list[int] = []
     sent_ns: list[int] = []
     async with supervisor() as s:
-        await s.wait_until_settled()
+        await s.until(lambda state: state.is_settled)
         write, sent = FrameConnection.write, Watchdog.sent
 
         def slowly(connection: FrameConnection[wire.ToGateway], data: bytes) -> None:

@@ -11,44 +11,15 @@ In FAILED and STOPPED no engine is started; in every other phase one is running,
 """
 
 from dataclasses import dataclass
-from enum import Enum
 
 from poise.engine.blackbox import NAMING, BoxReading
 from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.supervision.blame import Cause, Death, obituary
-from poise.gateway.supervision.engine import EnginePhase
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.messages import Fatal
 
 STABLE_AFTER_S = 5.0
 """An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
-
-
-class Turn(Enum):
-    """What the phase changes with."""
-
-    READY = "ready"
-    LAST_WORDS = "last words"
-    LAST_WORDS_FOR_GOOD = "last words for good"
-    """Another engine would end the same way."""
-    LOST = "lost"
-    REPLACED = "replaced"
-    STOP = "stop"
-
-
-_LEADS_TO = {
-    Turn.READY: EnginePhase.READY,
-    Turn.LAST_WORDS: EnginePhase.RESTARTING,
-    Turn.LAST_WORDS_FOR_GOOD: EnginePhase.FAILED,
-    Turn.LOST: EnginePhase.RESTARTING,
-    Turn.REPLACED: EnginePhase.RESTARTING,
-    Turn.STOP: EnginePhase.STOPPED,
-}
-
-
-def phase_after(phase: EnginePhase, turn: Turn) -> EnginePhase:
-    """The next phase; STOPPED is the last one."""
-    return phase if phase is EnginePhase.STOPPED else _LEADS_TO[turn]
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineState, RequestHandle
 from poise.gateway.supervision.handover import Handover
 from poise.gateway.supervision.launch import LaunchedEngine, Launcher
-from poise.gateway.supervision.life import Life, Turn, phase_after, restart_after
+from poise.gateway.supervision.life import Life, restart_after
 from poise.gateway.supervision.model_file import LOOK_EVERY_S, ModelFile, pause
 from poise.gateway.supervision.questions import Questions, unavailable
 from poise.gateway.supervision.watchdog import Watchdog, look_every_s
@@ -92,10 +92,6 @@ class Supervisor:
         watchdog = self._tasks.every("engine-watchdog", look_every_s(self._settings.engine.watchdog_s), self._watch)
         self._watching = [watchdog, self._tasks.start(MODEL_TASK, self._watch_model)]
 
-    async def wait_until_settled(self) -> None:
-        """Wait until the engine is ready or has failed for good."""
-        await self.until(lambda state: state.is_settled)
-
     async def until(self, condition: Callable[[EngineState], bool]) -> None:
         """Wait until the condition holds of the engine's phase or of its progress in loading."""
         while not condition(self.state):
@@ -105,7 +101,7 @@ class Supervisor:
     async def stop(self, *, at_once: bool = False) -> None:
         """End the engine: politely, then by signal; `at_once`, and where none is ready, by signal. Live requests get their
         ENGINE_LOST."""
-        self._turn(Turn.STOP, "the server is stopping")
+        self._enter(EnginePhase.STOPPED, "the server is stopping")
         for task in self._watching:
             task.cancel()
         if self._task is not None:
@@ -140,7 +136,7 @@ class Supervisor:
     def restart(self, why: str) -> None:
         assert not self.n_live, "requests are live"
         self._replacing = why
-        self._turn(Turn.REPLACED, why)
+        self._enter(EnginePhase.RESTARTING, why)
         self._send(to_engine.Shutdown())
 
     def declare(self, templates: Mapping[str, list[int]]) -> None:
@@ -208,7 +204,7 @@ class Supervisor:
         self._lost_s = self._lost_s or now_s
         self.state.restarts += 1
         self.state.status, self.state.retry_after_s = None, delay_s + self._load_s
-        self._turn(Turn.LOST, replaced or death.detail)
+        self._enter(EnginePhase.RESTARTING, replaced or death.detail)
         self._requests.lose(death, hopeless=is_hopeless)
         self._questions.fail()
         if replaced:
@@ -292,7 +288,7 @@ class Supervisor:
                 self._life.last_words = message
                 # Only a person can mend what an engine has never been ready with. Later, whatever it is may pass.
                 for_good = message.permanent and not self._was_ready
-                self._turn(Turn.LAST_WORDS_FOR_GOOD if for_good else Turn.LAST_WORDS, message.message)
+                self._enter(EnginePhase.FAILED if for_good else EnginePhase.RESTARTING, message.message)
             case wire.Controlled():
                 self._requests.controlled(message)
                 self._questions.answer((message.request_id, message.action), message)
@@ -312,7 +308,7 @@ class Supervisor:
         if self._lost_s:
             self.metrics.ready_again(now_s - self._lost_s)
             self._lost_s = 0.0
-        self._turn(Turn.READY)
+        self._enter(EnginePhase.READY)
         # Before any request: what is sent in order arrives in order.
         self._send(self._accounts)
         self._send_templates()
@@ -320,12 +316,11 @@ class Supervisor:
             self._send(to_engine.Adjust(*self._shares))
         self._requests.hand_over()
 
-    def _turn(self, turn: Turn, detail: str = "") -> None:
-        """Enter the next phase and wake whoever waits for one."""
+    def _enter(self, phase: EnginePhase, detail: str = "") -> None:
+        """Enter the next phase and wake whoever waits for one; STOPPED is the last one."""
         if self.state.phase is EnginePhase.STOPPED:
             return
-        phase = self.state.phase = phase_after(self.state.phase, turn)
-        self.state.detail = detail
+        self.state.phase, self.state.detail = phase, detail
         if phase not in (EnginePhase.READY, EnginePhase.STOPPED):
             self.state.ready = None
         self._changed.set()

@@ -4,8 +4,6 @@ What changes no answer is taken, and named to the caller: harmless fields, and v
 name: a client that relies on it learns it at once instead of from odd results.
 """
 
-from collections.abc import Iterator
-
 from poise.gateway.api.fields import Unsupported
 from poise.metrics.ignored import FIELDS
 
@@ -18,10 +16,6 @@ _NO_TEMPLATE = "the model's own chat template is used as it is; send a raw promp
 
 def _table(*entries: Unsupported) -> dict[str, Unsupported]:
     return {entry.name: entry for entry in entries}
-
-
-def _all(hint: str, *names: str) -> Iterator[Unsupported]:
-    return (Unsupported(name, hint) for name in names)
 
 
 _SAMPLERS_OFF: dict[str, tuple[float, ...]] = {
@@ -39,7 +33,7 @@ _NEUTRAL = {
 _HARMLESS = tuple(Unsupported(name, _NO_EFFECT, _NEUTRAL.get(name, ()), harmless=True) for name in FIELDS)
 _BOTH = (
     *_HARMLESS,
-    *_all(_NO_SAMPLER, "samplers"),
+    Unsupported("samplers", _NO_SAMPLER),
     *(Unsupported(name, _NO_SAMPLER, neutral) for name, neutral in _SAMPLERS_OFF.items()),
     Unsupported("stop_token_ids", "only stop strings are available; use 'stop'", ([],)),
     Unsupported("bad_words", "use 'logit_bias' with -100", ([],)),

@@ -2,7 +2,7 @@
 
 from http import HTTPStatus
 
-from poise.gateway.request.refusals import ApiError, retry_after
+from poise.gateway.request.refusals import ApiError, later
 
 RETRY_S = 1.0
 """Connections come and go: a second later there may be room."""
@@ -29,41 +29,38 @@ def head_too_slow(timeout_s: float) -> ApiError:
 
 
 def connections_full(limit: int) -> ApiError:
-    why = f"All {limit} connections of this server (server.connections_total) are at work. Try"
-    return _full(503, "too_many_connections", why)
+    why = f"All {limit} connections of this server (server.connections_total) are at work. Try again"
+    return later(503, "too_many_connections", why, RETRY_S)
 
 
 def address_full(address: str, n: int) -> ApiError:
-    why = f"{n} connections from {address} are open, which is as many as one address may have now. Close some of them, or try"
-    return _full(429, "address_too_many_connections", why)
+    why = (
+        f"{n} connections from {address} are open, which is as many as one address may have now. Close some of them, or try again"
+    )
+    return later(429, "address_too_many_connections", why, RETRY_S)
 
 
 def account_full(n: int) -> ApiError:
-    why = f"Your tenant has {n} connections open, which is as many as one may have now. Close some of them, or try"
-    return _full(429, "tenant_too_many_connections", why)
+    why = f"Your tenant has {n} connections open, which is as many as one may have now. Close some of them, or try again"
+    return later(429, "tenant_too_many_connections", why, RETRY_S)
 
 
 def bodies_full(held: int, total: int) -> ApiError:
     why = (
         f"Your requests in flight have {held} bytes of bodies, and there is no room for more: all requests together may have "
-        f"{total} (server.body_bytes_total). Let some of them end first, or try"
+        f"{total} (server.body_bytes_total). Let some of them end first, or try again"
     )
-    return _full(429, "too_many_body_bytes", why)
+    return later(429, "too_many_body_bytes", why, RETRY_S)
 
 
 def requests_full(limit: int) -> ApiError:
-    why = f"{limit} requests are open, which is the limit of this server. Try"
-    return _full(503, "too_many_open_requests", why)
+    why = f"{limit} requests are open, which is the limit of this server. Try again"
+    return later(503, "too_many_open_requests", why, RETRY_S)
 
 
 def account_requests_full(n: int) -> ApiError:
-    why = f"Your tenant has {n} requests open, which is as many as one may have now. Let some of them end first, or try"
-    return _full(429, "tenant_too_many_requests", why)
-
-
-def _full(status: int, code: str, why: str) -> ApiError:
-    """`why` ends with who is to try again."""
-    return ApiError(status, code, f"{why} again in about {RETRY_S:g} s.", headers=retry_after(RETRY_S))
+    why = f"Your tenant has {n} requests open, which is as many as one may have now. Let some of them end first, or try again"
+    return later(429, "tenant_too_many_requests", why, RETRY_S)
 
 
 def rendered(error: ApiError) -> bytes:
