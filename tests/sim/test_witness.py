@@ -109,11 +109,11 @@ def test_a_life_with_two_engines_passes() -> None:
     witness.sent(handed_on(1), 2)
     witness.heard(ACCEPTED, 2)
     witness.heard(step(True, right_tokens(2)[1:], [finish()], computed=len(PROMPT) + 1), 3)
-    assert (witness.n_accepted, witness.n_ended, witness.open_ids) == (1, 1, [])
+    assert (witness.n_accepted, witness.n_ended, witness._open) == (1, 1, {})
     refused = witness_of()
     refused.sent(handed_on(0, readmitted=False), 2)
     refused.heard(wire.Refused(1, "queue_full", 1, 1, 0), 2)
-    assert refused.open_ids == []
+    assert refused._open == {}
 
 
 def test_wrong_lives_with_two_engines_do_not() -> None:

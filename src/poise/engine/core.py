@@ -121,7 +121,9 @@ class Engine:
         events += self.scheduler.complete(plan, result, now_ns)
         accounted_ns = self.clock.now_ns()
         self._emit(plan, sampled, events)
-        self._answer_erasures()
+        for answer in self._erased:  # what was to be overwritten is: the plan after an erasure has it done
+            self.outbox.send(answer)
+        self._erased.clear()
         self.n_steps += 1
         if now_ns >= self._reporter.due_ns:
             self._report(now_ns)
@@ -177,12 +179,6 @@ class Engine:
                 self._desk.read(message, self.journal)
             case to_engine.Shutdown():
                 self._stopping = True
-
-    def _answer_erasures(self) -> None:
-        """What was to be overwritten is: the plan after an erasure has it done."""
-        for answer in self._erased:
-            self.outbox.send(answer)
-        self._erased.clear()
 
     def _submit(self, message: to_engine.Submit, now_ns: int) -> None:
         tokens = [*message.prompt, *message.output]

@@ -90,11 +90,7 @@ class Witness:
         self._may_fail = may_fail
         self._slot_cells = slot_cells
         self._open: dict[int, _Case] = {}
-
-    @property
-    def open_ids(self) -> list[int]:
         """Requests that were delivered and have not ended."""
-        return list(self._open)
 
     def sent(self, message: to_engine.ToEngine, now_ns: int) -> None:
         """The engine was given a message."""

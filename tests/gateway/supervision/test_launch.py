@@ -96,7 +96,7 @@ def children() -> list[int]:
 @pytest.mark.parametrize("call", ["memfd_create", "fork", "transport"])
 async def test_a_server_goes_on_when_what_was_lacking_is_there_again(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four starts fail; requests wait, and go on; nothing is held against them, and no descriptor is left."""
-    monkeypatch.setattr("poise.gateway.supervision.backoff.RESTART_DELAY_FIRST_S", 0.01)
+    monkeypatch.setattr("poise.gateway.supervision.life.RESTART_DELAY_FIRST_S", 0.01)
     owner, name = CALLS[call]
     async with supervisor(recoveries_max=1) as s:
         await s.until(lambda state: state.is_settled)

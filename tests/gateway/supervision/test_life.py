@@ -6,10 +6,9 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.blackbox import BoxReading, Phase
-from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import EnginePhase
-from poise.gateway.supervision.life import STABLE_AFTER_S, Life, restart_after
+from poise.gateway.supervision.life import STABLE_AFTER_S, Backoff, Life, restart_after
 from poise.gateway.supervision.supervisor import Supervisor
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.messages import Fatal, Ready

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from poise.config import Settings
-from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.supervision.engine import QUARANTINED, EnginePhase
+from poise.gateway.supervision.life import Backoff
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from poise.wire import to_engine

@@ -166,7 +166,7 @@ async def test_stop_ends_the_process_and_what_was_in_flight() -> None:
 async def test_stop_waits_for_no_engine_that_is_not_ready(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is nothing to finish: neither a start nor the time until the next one is waited for, and no process is left."""
     monkeypatch.setattr("poise.gateway.supervision.supervisor.SHUTDOWN_GRACE_S", 3600.0)
-    monkeypatch.setattr("poise.gateway.supervision.backoff.RESTART_DELAY_FIRST_S", 3600.0)
+    monkeypatch.setattr("poise.gateway.supervision.life.RESTART_DELAY_FIRST_S", 3600.0)
     restarts = moment == "before it starts again"
     s = Supervisor(
         Settings(engine=EngineSettings(restart_delay_max_s=3600.0)),

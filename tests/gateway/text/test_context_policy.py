@@ -192,7 +192,7 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
     parsed = RequestParser(Settings()).chat(body | {"max_tokens": max_tokens, "context_policy": "trim"})
     engine = msgspec.structs.replace(ready(), pools=[PoolInfo("long", 1, cells, True, 1)])
     turns = Turns(messages)
-    sizes = [len(TOKENISER.chat_ids(kept(messages, turns.numbers, n))) for n in range(turns.droppable + 1)]
+    sizes = [len(TOKENISER.chat(kept(messages, turns.numbers, n))[0]) for n in range(turns.droppable + 1)]
     if sizes[-1] > cells:
         with pytest.raises(ApiError, match=f" {sizes[-1]} tokens") as caught:
             asyncio.run(PROMPTS.plan(ORIGIN, parsed, engine, TEXT))
@@ -204,7 +204,7 @@ def test_what_is_trimmed_fits_and_is_the_least(messages: list[Message], cells: i
     assert note is not UNSET
     n = note.dropped_turns
     assert isinstance(n, int)
-    assert plan.ids == [TOKENISER.chat_ids(kept(messages, turns.numbers, n))]
+    assert plan.ids == [TOKENISER.chat(kept(messages, turns.numbers, n))[0]]
     assert (note.prompt_tokens, note.dropped_tokens) == (sizes[n], sizes[0] - sizes[n])
     assert sizes[n] <= cells
     reserve = min(max_tokens or 512, 512, cells // 4)

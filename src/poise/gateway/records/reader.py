@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from poise.gateway.records.moments import End, Moment
 from poise.gateway.records.pacing import Playout, Wake
 from poise.gateway.records.record import Follower, Record
-from poise.gateway.records.resuming import writer_behind
 from poise.gateway.records.silence import Silence
 from poise.gateway.records.values import Logprob
-from poise.gateway.records.writer import QUEUED, event_id
+from poise.gateway.records.writer import QUEUED, Writer, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.answers import EntryKind
 from poise.metrics.streams import StreamMetrics
@@ -210,3 +209,26 @@ class Reader(Follower):
             return True
         position, eta_ms = self._sent_place
         return place[0] != position or abs(place[1] - eta_ms) > SENT_AGAIN * eta_ms
+
+
+def writer_behind(record: Record, n_entries: int, n_ends: int) -> Writer:
+    """The writer of a reader that has been sent everything up to a place: a stream is taken up again."""
+    writer = record.writer()
+    if record.downgraded:
+        writer.downgrade()
+    if n_entries or n_ends:
+        writer.opening(len(record.choices))  # came before that
+    runs: list[list[tuple[int, list[str]]]] = [[] for _ in record.choices]
+    opened = {end.choice for end in record.ends[:n_ends]}
+    for i in range(n_entries):
+        of_choice, kind, text = runs[record.owners[i]], record.kinds[i], record.texts[i]
+        if text and (not of_choice or of_choice[-1][0] != kind or kind == EntryKind.CALL_NAME):
+            of_choice.append((kind, [text]))
+        elif text:
+            of_choice[-1][1].append(text)
+        if record.wants_logprobs and record.logprobs[i]:
+            opened.add(record.owners[i])
+    for choice, of_choice in enumerate(runs):
+        for kind, texts in of_choice or ([(EntryKind.TEXT, [])] if choice in opened else []):
+            writer.passed(choice, "".join(texts), EntryKind(kind))
+    return writer

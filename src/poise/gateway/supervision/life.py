@@ -13,13 +13,15 @@ In FAILED and STOPPED no engine is started; in every other phase one is running,
 from dataclasses import dataclass
 
 from poise.engine.blackbox import NAMING, BoxReading
-from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.supervision.blame import Cause, Death, obituary
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.messages import Fatal
 
 STABLE_AFTER_S = 5.0
 """An engine that was ready for this long has earned a restart without delay, and a fresh back-off."""
+
+
+RESTART_DELAY_FIRST_S = 0.5
 
 
 @dataclass(slots=True)
@@ -51,6 +53,23 @@ class Life:
         words = self.last_words or Fatal("", permanent=False)
         ids = reading.request_ids if reading is not None and reading.phase in NAMING else ()
         return Death(cause, code, hung or words.message or obituary(code), ids, words.permanent, words.short_of_memory)
+
+
+class Backoff:
+    """How long to wait before the next start: not at all after a stable time, then doubling from half a second."""
+
+    def __init__(self, max_s: float) -> None:
+        self._max_s = max_s
+        self._next_s = 0.0
+
+    def after(self, *, stable: bool, lasting: bool = False) -> float:
+        """`stable`: the engine that was lost had done its work for a while. `lasting`: it ended of what does not pass soon."""
+        delay_s = self._max_s if lasting else 0.0 if stable else self._next_s
+        self._next_s = min(2 * delay_s or RESTART_DELAY_FIRST_S, self._max_s)
+        return delay_s
+
+    def is_longest(self, delay_s: float) -> bool:
+        return delay_s >= self._max_s
 
 
 def restart_after(life: Life, death: Death, backoff: Backoff, now_s: float, *, replaced: bool) -> tuple[float, bool]:

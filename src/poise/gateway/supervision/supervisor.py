@@ -17,12 +17,11 @@ from msgspec.structs import replace
 
 from poise.config import Settings, engine_settings
 from poise.engine.blackbox import BlackBox, BoxReading
-from poise.gateway.supervision.backoff import Backoff
 from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineState, RequestHandle
 from poise.gateway.supervision.handover import Handover
 from poise.gateway.supervision.launch import LaunchedEngine, Launcher
-from poise.gateway.supervision.life import Life, restart_after
+from poise.gateway.supervision.life import Backoff, Life, restart_after
 from poise.gateway.supervision.model_file import LOOK_EVERY_S, ModelFile, pause
 from poise.gateway.supervision.questions import Questions, unavailable
 from poise.gateway.supervision.watchdog import Watchdog, look_every_s

@@ -17,7 +17,7 @@ from functools import partial
 
 from poise.config.serving import TextSettings
 from poise.gateway.request.refusals import ApiError, server_stopping, text_queue_full, text_rejected, text_unavailable
-from poise.gateway.supervision.backoff import Backoff
+from poise.gateway.supervision.life import Backoff
 from poise.gateway.tasks import Tasks
 from poise.gateway.text.process import WORKER_COMMAND, WorkerProcess
 from poise.gateway.text.queue import Entry, TextQueue

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from poise.engine.ports import NO_TOKEN, Row, Sampled, Wake, check_known, words_of
+from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
 from poise.engine.thinking import Budget
 from poise.llama.binding.context import PoolContext
 from poise.llama.binding.model import Model
@@ -27,7 +27,7 @@ from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.policy import CostPrior
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import PoolInfo, PromptLogprobs, Token, TokenLogprob
-from poise.wire.to_engine import Grammar, SamplingParams
+from poise.wire.to_engine import SamplingParams
 
 
 class LlamaRunner(AbstractContextManager["LlamaRunner"]):
@@ -55,6 +55,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._grammars = Grammars(model.vocab)  # first of all: it reads the vocabulary while the pools are built
+        self.prepare, self.prepared = self._grammars.prepare, self._grammars.prepared
         self._contexts: dict[str, PoolContext] = {}
         self._store = StateStore()
         self._candidates_max = candidates_max
@@ -66,17 +67,13 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
                 self._contexts[spec.name] = PoolContext(
                     model, spec.cut_to(model.context_train), batch_tokens=batch_tokens, threads=threads, kv_type=kv_type
                 )
-            self._warm_up()
+            for context in self._contexts.values():  # so that the first request does not pay for paging in the weights
+                context.compute([Row(request_id=0, slot=0, start=0, tokens=[0], sample=True)])
+                context.release(0)
             self._grammars.wait_until_usable()
         except BaseException:
             self.shutdown()
             raise
-
-    def _warm_up(self) -> None:
-        """One token through each pool, so that the first request does not pay for paging in the weights."""
-        for context in self._contexts.values():
-            context.compute([Row(request_id=0, slot=0, start=0, tokens=[0], sample=True)])
-            context.release(0)
 
     @property
     def pools(self) -> Sequence[PoolInfo]:
@@ -103,19 +100,12 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
     def structure(self) -> StructureFigures:
         return self._grammars.tally
 
-    def prepare(self, request_id: int, account: str, grammar: Grammar, output: Sequence[int], wake: Wake) -> None:
-        self._grammars.prepare(request_id, account, grammar, output, wake)
-
-    def prepared(self) -> Sequence[tuple[int, int]]:
-        return self._grammars.prepared()
-
     def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()) -> None:
         check_known([*prompt, *output, *(token for token, _ in sampling.logit_bias)], self.model.n_vocab)
-        vocab, thinking = self.model.vocab, sampling.thinking
+        vocab, thinking, n_vocab = self.model.vocab, sampling.thinking, self.model.n_vocab
         budget = Budget(thinking, partial(vocab.piece, special=False), output) if thinking is not None else None
-        held_to, n_vocab, eog = self._grammars.take(request_id), self.model.n_vocab, vocab.eog_tokens
-        sampler = Sampler(sampling, prompt, n_vocab, eog, output, self._candidates_max, held_to, budget)
-        self._samplers[request_id] = sampler
+        held_to, most = self._grammars.take(request_id), self._candidates_max
+        self._samplers[request_id] = Sampler(sampling, prompt, n_vocab, vocab.eog_tokens, output, most, held_to, budget)
 
     def close(self, request_id: int) -> None:
         self._samplers.pop(request_id, None)

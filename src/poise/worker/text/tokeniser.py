@@ -68,10 +68,6 @@ class Tokeniser:
         self.literals_chars = 0
         """Characters of all literals that are remembered."""
 
-    def chat_ids(self, messages: Sequence[Message], n_added: int = 0, *, runs: Runs | None = None) -> list[int]:
-        """As `chat`, without the note."""
-        return self.chat(messages, n_added, runs=runs)[0]
-
     def chat(
         self,
         messages: Sequence[Message],

@@ -24,7 +24,7 @@ from poise.gateway.models.local.refusals import engine_unavailable
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.following import Stop
 from poise.gateway.records.kept import Records
-from poise.gateway.records.moments import ChoiceRecord, ChoiceState
+from poise.gateway.records.moments import ChoiceState
 from poise.gateway.records.record import ENDED, QUEUED, Record
 from poise.gateway.records.values import one_of
 from poise.gateway.request.refusals import ApiError, invalid_value, kept_request_not_found, not_possible, request_not_found
@@ -212,7 +212,10 @@ class Admin:
         """One request, live or ended: its counts, its timeline and its choices, no text."""
         self._tenants.check_admin(credentials_of(request))
         record = self._kept(request)
-        choices = [_choice(record, choice) for choice in record.choices]
+        choices = [
+            ChoiceCounts(**choice_view_of(record, choice), output_tokens=choice.n_output, cached_tokens=choice.n_cached)
+            for choice in record.choices
+        ]
         return RequestView(**_counts(record), **_end(record), choices=choices, timeline=timeline_of(record))
 
     async def cancel(self, request: Request) -> ControlResult:
@@ -338,10 +341,6 @@ def _end(record: Record) -> dict[str, Any]:
         "outcome": record.outcome,
         "error": None if record.failure is None else record.failure.code,
     }
-
-
-def _choice(record: Record, choice: ChoiceRecord) -> ChoiceCounts:
-    return ChoiceCounts(**choice_view_of(record, choice), output_tokens=choice.n_output, cached_tokens=choice.n_cached)
 
 
 def _n_ended(value: str) -> int:

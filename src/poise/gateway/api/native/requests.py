@@ -1,6 +1,6 @@
 """What a caller does with requests of its own after sending them: look, cancel, take up their stream again, erase."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from poise.gateway.http.stream import EventStream
 from poise.gateway.records.following import Stop
 from poise.gateway.records.kept import Records
 from poise.gateway.records.moments import ChoiceState
-from poise.gateway.records.reader import Place, Reader, read_place
+from poise.gateway.records.reader import Reader, read_place
 from poise.gateway.records.record import Record
 from poise.gateway.records.values import TokenUsage
 from poise.gateway.request.refusals import ApiError, ErrorDetail, not_possible, response_not_found
@@ -134,7 +134,9 @@ class Requests:
         if tenant is None:
             message = "An admin key reads no text of a tenant. GET /admin/requests/ID tells how the request stands."
             raise ApiError(403, "text_is_the_tenants", message)
-        place = _place(request.headers, request.query_params, record)
+        # A client that reconnects by itself repeats the query: the header is newer.
+        last, since = request.headers.get("last-event-id"), request.query_params.get("from", "0")
+        place = read_place(last, "Last-Event-ID", record) if last else read_place(since, "from", record)
         request_class = RequestClass.BACKGROUND if record.downgraded else record.origin.request_class
         self._metrics.reattached(request_class)
         delay_s = class_settings(self._settings, request_class).pacing_ms / 1000
@@ -158,13 +160,6 @@ class Requests:
         if record is None:
             raise response_not_found(wanted)
         return record, tenant
-
-
-def _place(headers: Mapping[str, str], query: Mapping[str, str], record: Record) -> Place:
-    # A client that reconnects by itself repeats the query: the header is newer.
-    if last := headers.get("last-event-id"):
-        return read_place(last, "Last-Event-ID", record)
-    return read_place(query.get("from", "0"), "from", record)
 
 
 def _summary(record: Record) -> dict[str, Any]:

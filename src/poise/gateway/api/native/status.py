@@ -180,6 +180,9 @@ class Health:
         self._tenants.check_status(credentials_of(request))
         state, figures = self._engine.state, self._engine.state.status
         is_admin = self._tenants.is_admin(credentials_of(request))
+        text = self._text.status()
+        if not is_admin:
+            text = structs.replace(text, workers=[structs.replace(worker, pid=None) for worker in text.workers])
         return StatusBody(
             **self._standing(request),
             phase=state.phase,
@@ -195,7 +198,7 @@ class Health:
             engine_unaccounted_bytes=figures.unaccounted_bytes if figures else None,
             bottleneck=figures.bottleneck.limit if figures else None,
             findings=self._lookout.rows(named=is_admin),
-            text=self._text_status(named=is_admin),
+            text=text,
             tasks=self._tasks.rows(),
         )
 
@@ -218,13 +221,6 @@ class Health:
             "level": self._degradation.level,
             "reasons": self._degradation.reasons,
         }
-
-    def _text_status(self, *, named: bool) -> TextFigures:
-        """`named`: with the ids of processes."""
-        status = self._text.status()
-        if named:
-            return status
-        return structs.replace(status, workers=[structs.replace(worker, pid=None) for worker in status.workers])
 
     def _status(self) -> str:
         if self._degradation.level is Level.DRAINING:
