@@ -85,7 +85,9 @@ class EngineCollector:
         yield CounterMetricFamily("poise_engine_restarts", "Times the engine was started again.", reading.restarts)
         if reading.status is not None:
             status = reading.status
-            yield from _class_levels(status.classes)
+            for name, text, value in _CLASS_LEVELS:
+                levels = {of: value(figures) for of, figures in status.classes.items()}
+                yield _labelled(GaugeMetricFamily, name, text, "class", levels)
             yield from _pool_levels(status.pools)
             if status.store is not None:
                 yield from _store_levels(status.store)
@@ -156,11 +158,6 @@ def _labelled(
     for of, value in values.items():
         metric.add_metric([of], value)
     return metric
-
-
-def _class_levels(classes: Mapping[str, ClassStatus]) -> Iterator[Metric]:
-    for name, text, value in _CLASS_LEVELS:
-        yield _labelled(GaugeMetricFamily, name, text, "class", {of: value(status) for of, status in classes.items()})
 
 
 def _pool_levels(pools: list[PoolStatus]) -> Iterator[Metric]:

@@ -76,7 +76,8 @@ class TenantMetrics:
             books.tokens[request_class, "cached"] += choice.n_cached
             books.tokens[request_class, "output"] += choice.n_output
             books.time("queue_wait", request_class, choice.wait_s)
-            books.time("time_to_first_token", request_class, _since(arrived_s, choice.first_s))
+            ttft_s = None if choice.first_s is None else choice.first_s - arrived_s
+            books.time("time_to_first_token", request_class, ttft_s)
             books.time("request_duration", request_class, choice.ended_s - arrived_s)
             if choice.is_complete:
                 books.time("complete_answer", request_class, choice.ended_s - arrived_s)
@@ -118,7 +119,3 @@ class TenantMetrics:
             least = next(iter(self._tenants))
             self._other.swallow(self._tenants.pop(least))
         return self._other if tenant not in self._tenants else books
-
-
-def _since(arrived_s: float, at_s: float | None) -> float | None:
-    return None if at_s is None else at_s - arrived_s

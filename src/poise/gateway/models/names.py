@@ -35,7 +35,8 @@ class ModelNames:
         """The exact ones, in the order written."""
         for alias, target in aliases.items():
             if (backend := own.get(target)) is None:
-                raise UnknownTarget(f'aliases."{alias}" = "{target}": there is no such model; there are {_listed(own)}')
+                names = ", ".join(f'"{name}"' for name in own)
+                raise UnknownTarget(f'aliases."{alias}" = "{target}": there is no such model; there are {names}')
             if any(mark in alias for mark in "*?["):
                 self._patterns.append((alias, backend))
             elif alias not in models:
@@ -62,7 +63,3 @@ class ModelNames:
         if backend is None:
             raise model_not_found(name, [*self._known, *(pattern for pattern, _ in self._patterns)])
         return backend
-
-
-def _listed(names: Mapping[str, object]) -> str:
-    return ", ".join(f'"{name}"' for name in names)

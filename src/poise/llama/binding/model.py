@@ -79,7 +79,9 @@ class Model(AbstractContextManager["Model"]):
         # Not llama_model_desc: it names the nearest size it knows ("256M" for this one), and none without the weights.
         file_type = self.header.keys.get("general.file_type")
         quantisation = self.library.ftype_name(file_type) if isinstance(file_type, int) else None
-        parts = (self.header.architecture, _short(self.header.n_params), (quantisation or b"").decode())
+        n = self.header.n_params
+        size = f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M"  # 7.2B, 135M
+        parts = (self.header.architecture, size, (quantisation or b"").decode())
         return " ".join(part for part in parts if part)
 
     @property
@@ -113,11 +115,6 @@ class Model(AbstractContextManager["Model"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _short(n: int) -> str:
-    """135M, 7.2B."""
-    return f"{n / 1e9:.1f}B" if n >= 1e9 else f"{n / 1e6:.0f}M"
 
 
 def _reporter(progress: Callable[[float], None]) -> Callable[[float, object], bool]:

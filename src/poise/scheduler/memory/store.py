@@ -87,7 +87,7 @@ class HostStore:
         if purpose is Purpose.SWAP and not self._may_swap(tenant, n_bytes):
             return None
         if purpose is Purpose.PREFIX:
-            quota = self._quota_bytes(tenant)
+            quota = int(self._policy.tenant_shares.get(tenant, self._policy.tenant_share) * self._policy.budget_bytes)
             over = self._prefix_bytes.get(tenant, 0) + n_bytes - quota
             if n_bytes > quota or not self._choose(chosen, over, tenant):
                 return None
@@ -157,10 +157,6 @@ class HostStore:
         fixed = self._bytes[Purpose.SWAP] + self._bytes[Purpose.TEMPLATE]
         held, total = self._swap_bytes.get(account, 0), self._policy.budget_bytes
         return share >= 1 or may_take(n_bytes, held=held, used=fixed, total=total, share=share / (1 - share))
-
-    def _quota_bytes(self, tenant: str) -> int:
-        share = self._policy.tenant_shares.get(tenant, self._policy.tenant_share)
-        return int(share * self._policy.budget_bytes)
 
     def _choose(self, chosen: list[Entry], over: int, tenant: str | None) -> bool:
         """Add the oldest prefixes (of the tenant) to `chosen` until `over` bytes are free; whether that is possible."""
