@@ -22,8 +22,7 @@ from poise.scheduler.bottleneck import Limit
 from poise.scheduler.fairness import fairness
 from poise.scheduler.fairness.equity import RecentService
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.runner import VirtualClock
-from poise.sim.runner import SimRunner
+from poise.sim.runner import SimRunner, VirtualClock
 from poise.sim.simulate import sim_policy
 from poise.wire import messages as wire
 from poise.wire import to_engine
