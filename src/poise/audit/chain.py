@@ -15,8 +15,6 @@ So a line cannot be edited, left out, put in or moved without the key; and conte
 holds. The key is made from the pepper of the keys file. The end of the chain is in no line: the head file says how far it goes.
 """
 
-from __future__ import annotations
-
 import hmac
 import json
 from collections.abc import Mapping
@@ -56,7 +54,7 @@ class Head:
         return _spelled(body | {"mac": _mac(key, _spelled(body))}) + b"\n"
 
     @classmethod
-    def decode(cls, data: bytes, key: bytes) -> Head:
+    def decode(cls, data: bytes, key: bytes) -> "Head":
         """Raises ChainError."""
         try:
             body = json.loads(data)

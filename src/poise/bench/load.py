@@ -12,8 +12,6 @@
 5. Bodies are built before the clock starts; a chunk's time is read once, as soon as its bytes are there.
 """
 
-from __future__ import annotations
-
 import asyncio
 import secrets
 import socket
@@ -57,7 +55,7 @@ class RoundResult:
     window_ns: int
     elapsed_ns: int
     cpu_s: float
-    events: list[EventRecord] = field(default_factory=list)
+    events: "list[EventRecord]" = field(default_factory=list)
 
     @property
     def late_ns_max(self) -> int:

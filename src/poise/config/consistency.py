@@ -10,8 +10,6 @@ Rules:
   of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ class Draft:
     sources: dict[str, Source]
     suspect: set[str]
 
-    def copy(self) -> Draft:
+    def copy(self) -> "Draft":
         return Draft(dict(self.values), dict(self.sources), set(self.suspect))
 
     def is_set(self, key: str) -> bool:

@@ -5,8 +5,6 @@ value is reported even if a stronger source overrides it. What remains is laid o
 and `poise.config.consistency` looks at the values together.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +34,7 @@ class LoadedSettings:
     origins: dict[str, str]
     _draft: Draft = field(repr=False, compare=False)
 
-    def varied(self, changes: Mapping[str, object]) -> LoadedSettings:
+    def varied(self, changes: Mapping[str, object]) -> "LoadedSettings":
         """What would be loaded with more given on the command line, each value valid by itself.
 
         Raises ConfigError when that does not fit together with what is set.

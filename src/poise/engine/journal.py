@@ -26,8 +26,6 @@ An entry is (time, kind, values). The kinds, and the call of the scheduler that 
     result    StepResult                    complete
 """
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,7 +73,7 @@ class Journal:
         entries.append((now_ns, kind, values))
         self._n_recorded += 1
 
-    def copy(self) -> Journal:
+    def copy(self) -> "Journal":
         """As it stands. Of the entries only references are copied."""
         other = Journal(None)
         other._entries = self._entries.copy()

@@ -4,8 +4,6 @@ What is counted of a tenant that has to make way moves to "other", so that sums 
 it begins again at 0, as Prometheus expects of a series that was gone. A tenant that was declared as "other" is among the rest.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -47,7 +45,7 @@ class _Books:
             n, total = self.times.get((name, request_class), (0, 0.0))
             self.times[name, request_class] = n + 1, total + seconds
 
-    def swallow(self, other: _Books) -> None:
+    def swallow(self, other: "_Books") -> None:
         """Add what another one has."""
         self.requests.update(other.requests)
         self.tokens.update(other.tokens)

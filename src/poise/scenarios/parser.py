@@ -1,7 +1,5 @@
 """From a scenario file to a `Scenario`: every key, its type and its range. What is missing, wrong or unknown is one line."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -136,10 +134,10 @@ class Table:
                 raise self.error(key, f"unknown key; known here: {', '.join(self._known)}")
         return found
 
-    def table(self, key: str) -> Table:
+    def table(self, key: str) -> "Table":
         return Table(self._source, f"{self._path}{key}.", self.values[key])
 
-    def tables(self, key: str) -> list[Table]:
+    def tables(self, key: str) -> "list[Table]":
         rows = enumerate(self.values.get(key, ()))
         return [Table(self._source, f"{self._path}{key}[{index}].", row) for index, row in rows]
 

@@ -5,8 +5,6 @@ class misses a target (or halved until none is missed), then bisected. A load of
 counts is the median of several runs. All of it is virtual time: an hour of load takes about half a minute.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -96,7 +94,7 @@ class Trial:
         return [t for t, value in self.measured.items() if t.is_missed(value)]
 
     @classmethod
-    def of(cls, factor: float, targets: Sequence[Target], runs: Sequence[Run]) -> Trial:
+    def of(cls, factor: float, targets: Sequence[Target], runs: Sequence[Run]) -> "Trial":
         """`runs` are those of one load, at least one."""
         values = {t: [t.measured(done.records) for done, _ in runs] for t in targets}
         known = {t: [v for v in found if v is not None] for t, found in values.items()}

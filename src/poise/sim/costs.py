@@ -16,8 +16,6 @@ A cost file is TOML, written by `poise sim --calibrate` from a live journal and 
     way_us = 2500.0                       from a client to the engine, and as long back: HTTP, templates, tokenizing, sockets
 """
 
-from __future__ import annotations
-
 import random
 import tomllib
 from collections.abc import Callable, Mapping
@@ -51,7 +49,7 @@ class Costs:
     way_us: float = 0.0
 
     @classmethod
-    def of(cls, pools: Mapping[str, CostPrior], noise: Mapping[str, tuple[float, ...]], *host: float) -> Costs:
+    def of(cls, pools: Mapping[str, CostPrior], noise: Mapping[str, tuple[float, ...]], *host: float) -> "Costs":
         """A pool that the load never used is taken to cost what another one does. `host`: in the order of HOST_PARTS."""
         known = next(iter(pools.values()), CostPrior())
         return cls({name: pools.get(name, known) for name in (SHORT_POOL, LONG_POOL)}, noise, *host)

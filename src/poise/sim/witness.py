@@ -16,8 +16,6 @@ It knows what was asked and what was answered, and nothing of the scheduler:
    each token once unless its cells were taken from it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -37,7 +35,7 @@ class Reference:
     n_output: int = 0
 
     @classmethod
-    def of_prompt(cls, prompt: list[int]) -> Reference:
+    def of_prompt(cls, prompt: list[int]) -> "Reference":
         return cls(crc32(np.asarray(prompt, "<i8").tobytes()))
 
     def next(self, sampling: to_engine.SamplingParams, n_vocab: int, end_rate: int) -> int | None:

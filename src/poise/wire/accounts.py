@@ -1,7 +1,5 @@
 """What is owed and left on accounts, sent by one engine for the next: the gateway keeps it and does not look into it."""
 
-from __future__ import annotations
-
 import msgspec
 
 from poise.scheduler.fairness.accounts import Account
@@ -16,5 +14,5 @@ class Accounts(msgspec.Struct, frozen=True, array_like=True, tag="accounts"):
     at_ns: int
     accounts: list[Account]
 
-    def without(self, name: str) -> Accounts:
+    def without(self, name: str) -> "Accounts":
         return Accounts(self.at_ns, [account for account in self.accounts if account.name != name])

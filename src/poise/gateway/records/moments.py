@@ -1,7 +1,5 @@
 """What a record consists of: how its choices stand, what happened when, how each ended; and what that takes in memory."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -42,7 +40,7 @@ class ChoiceRecord:
     """Tokens that were computed again, as the engine said at its end."""
     n_chunks: int = 0
     """Chunks of its prompt that were computed."""
-    chunks: Moment | None = None
+    chunks: "Moment | None" = None
     """The moment that its next chunk may be added to."""
     first_s: float | None = None
     """When its first output token arrived, and its last one."""

@@ -6,8 +6,6 @@ A message names the value that was found, the limit it broke and what to do abou
 `type` follows from the status alone. Nothing else in the gateway writes an error body.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
@@ -66,7 +64,7 @@ class ApiError(Exception):
         again = self.status == 408 or 0 < int(self.headers.get("Retry-After", "0")) <= _WAITED_MAX_S
         return {SHOULD_RETRY: "true" if again else "false"} | self.headers
 
-    def afresh(self) -> ApiError:
+    def afresh(self) -> "ApiError":
         """The same error, never raised: one that was holds the frames that it went through, and whatever is in them."""
         return ApiError(self.status, self.code, self.message, param=self.param, headers=self.headers)
 

@@ -5,8 +5,6 @@ is made once and serves all engines, one after the other. Spare descriptors are 
 started again also while clients hold every file that the process may have.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
@@ -34,7 +32,7 @@ class Launcher:
         self._box: BlackBox | None = None
         self._spare: list[int] = []
 
-    async def launch(self, dispatch: Callable[[wire.ToGateway], None]) -> LaunchedEngine:
+    async def launch(self, dispatch: Callable[[wire.ToGateway], None]) -> "LaunchedEngine":
         """A new engine, which calls `dispatch` with what it says. Raises OSError, with everything closed."""
         self._give_spare()
         try:

@@ -4,8 +4,6 @@ An entry says who (tenant, id of the key), what (endpoint, class), how much (tok
 of prompts and answers is in it only where the tenant's `content_log` says so, in a field of its own, `content`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter
@@ -64,7 +62,7 @@ class Audit:
         if self._log is not None:
             self._log.put(event, fields)
 
-    def begin(self, request_id: str, endpoint: str) -> RequestEntry:
+    def begin(self, request_id: str, endpoint: str) -> "RequestEntry":
         """The entry of an API request, which is written at its end. `endpoint` is its path."""
         return RequestEntry(self, request_id, endpoint)
 
@@ -133,7 +131,7 @@ class RequestEntry:
         self.request_class: RequestClass | None = None
         self.stream = False
 
-    def __enter__(self) -> RequestEntry:
+    def __enter__(self) -> "RequestEntry":
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:

@@ -10,8 +10,6 @@ last turn: without it there would be nothing to answer. Turns go from the oldest
 Nothing here knows text or tokens: how long a conversation is, only rendering and tokenising all of it can tell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -49,7 +47,7 @@ class ContextLimits:
     short_room: int
 
     @classmethod
-    def of_class(cls, name: str, settings: ClassSettings, slot_cells: int, short_cells: int) -> ContextLimits:
+    def of_class(cls, name: str, settings: ClassSettings, slot_cells: int, short_cells: int) -> "ContextLimits":
         """What the settings allow, or the largest slot holds, whichever is less."""
         context, room = slot_cells, slot_cells + 1
         if 0 < settings.max_context_tokens <= slot_cells:

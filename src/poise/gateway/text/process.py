@@ -1,7 +1,5 @@
 """One text worker's process, from its start to its end, and the gateway's end of the socket to it."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket
@@ -30,7 +28,7 @@ class WorkerProcess(FrameConnection[wire.FromWorker]):
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    async def start(cls, receive: Callable[[wire.FromWorker], None], command: Sequence[str] = WORKER_COMMAND) -> WorkerProcess:
+    async def start(cls, receive: Callable[[wire.FromWorker], None], command: Sequence[str] = WORKER_COMMAND) -> "WorkerProcess":
         """Raises OSError when there is no memory, file or process to be had; then nothing is left of it."""
         worker = cls(receive)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

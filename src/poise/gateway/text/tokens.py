@@ -7,8 +7,6 @@ Whoever asks is named by its account, because the workers' time is shared out by
 chat template refuses, for what cannot be tokenised, and when no worker is to be had.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -145,7 +143,7 @@ class TextModel:
         keeps = _BLANK_ROLES if self._keeps_blanks else ()
         return sum(text_bytes(m.content if m.role in keeps else m.content.strip()) for m in messages)
 
-    def of(self, account: str) -> Tokens:
+    def of(self, account: str) -> "Tokens":
         """Tokens for this account."""
         return Tokens(self._jobs, account)
 

@@ -18,8 +18,6 @@ attention more: in such a spell it was 0.88 of the time in the long pool, where 
 Times are minima: what else runs on the host only ever adds to them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform
@@ -153,7 +151,7 @@ class _Probing:
         best = self._faster(times)
         return PoolChoice(best, _chunk_tokens(times[best]), _fit(times[best]))
 
-    def _times(self, probes: Sequence[Probe], deadline: float) -> list[Times]:
+    def _times(self, probes: "Sequence[Probe]", deadline: float) -> list[Times]:
         """Times of each probe's passes, the probes taking turns. What the deadline cut off is missing for all of them."""
         times: list[Times] = [{} for _ in probes]
         for timed in self._passes:

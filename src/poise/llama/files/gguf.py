@@ -11,8 +11,6 @@ keys and names have a limit, and arrays are walked, not built: garbage costs no 
 Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 import stat
@@ -200,7 +198,7 @@ class _Tensor(NamedTuple):
     n_dims: int
 
 
-def _read_tensor(cursor: _Cursor) -> _Tensor:
+def _read_tensor(cursor: "_Cursor") -> _Tensor:
     """Of a type that is not known here, the size counts as 0: llama.cpp will judge."""
     name = cursor.name()
     n_dims = cursor.number(_U32)
@@ -222,7 +220,7 @@ def _matrix_types(tensors: list[_Tensor]) -> dict[int, int]:
     return dict(elements)
 
 
-def _data_end(cursor: _Cursor, keys: dict[str, GgufValue], tensors: list[_Tensor]) -> int:
+def _data_end(cursor: "_Cursor", keys: dict[str, GgufValue], tensors: list[_Tensor]) -> int:
     alignment = keys.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
         cursor.fail(f"alignment {alignment!r}")

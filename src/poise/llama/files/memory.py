@@ -5,8 +5,6 @@ loaded (`poise.llama.fitting.fit` compares), and so is what this process may use
 limit of its control groups.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +38,7 @@ class PoolSpec:
     slot_cells: int
     flash_attention: bool | None = None
 
-    def cut_to(self, context_train: int) -> PoolSpec:
+    def cut_to(self, context_train: int) -> "PoolSpec":
         """The pool with slots no longer than the context the model was trained on (0: unknown)."""
         return replace(self, slot_cells=min(self.slot_cells, context_train)) if context_train else self
 

@@ -4,8 +4,6 @@ The next page is asked for when the client has taken the last one, so that neith
 journal than a page of text.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -36,7 +34,7 @@ class JournalRoom:
         self._read_s_max = read_s_max
         self._is_taken = False
 
-    async def open(self) -> JournalAnswer:
+    async def open(self) -> "JournalAnswer":
         """The answer for a reader, when the first page is there. Raises ApiError."""
         if self._is_taken:
             raise journal_is_read(JOURNAL_RETRY_S)

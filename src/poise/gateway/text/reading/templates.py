@@ -10,8 +10,6 @@ A mark that is a control token of the model has no text. It is given to a parser
 surrogate, so that a text that spells it is none.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -65,13 +63,13 @@ class Template:
         return {parts[0]: parts[1:] for parts in self.calls.opens} if self.calls is not None else {}
 
     @cached_property
-    def finders(self) -> dict[bool, Finder]:
+    def finders(self) -> "dict[bool, Finder]":
         """Of what ends a stretch of text, by whether there are functions. In text reasoning begins at a control token only."""
         thoughts = tuple(mark for mark in self.reasoning_opens if mark[0] in self.names)
         return {calls: Finder((*self.dropped, *thoughts, *(self.heads if calls else ()))) for calls in (False, True)}
 
     @cached_property
-    def closing(self) -> Finder:
+    def closing(self) -> "Finder":
         """Of what ends reasoning."""
         return Finder(self.reasoning_closes)
 
@@ -117,7 +115,7 @@ def read_template(source: Mapping[str, Any], control: Mapping[str, int] | None =
     )
 
 
-def _read_calls(source: Mapping[str, Any], marks: _Marks) -> Calls:
+def _read_calls(source: Mapping[str, Any], marks: "_Marks") -> Calls:
     content, opens = source.get("content", "json"), marks.parts(source, "open")
     if content not in CONTENTS:
         raise ValueError(f"tool_calls: content is {content!r}, but it may be {', '.join(CONTENTS)}")
