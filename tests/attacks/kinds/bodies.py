@@ -8,8 +8,8 @@ from poise.bench.prompts import malformed_body
 from tests.attacks.kinds.kind import kind
 from tests.attacks.peer import Peer, Site, ask
 
-NEVER_FITS = 4096
-"""An allowance with which a long prompt never fits: what survives is refused, not computed."""
+ONE_TOKEN = 1
+"""What fits is computed, and answered with no more than that."""
 
 
 @kind("P6", every_s=4.0, crew=2)
@@ -41,14 +41,14 @@ async def unfinished_bodies(site: Site) -> str:
 async def long_word(site: Site) -> str:
     """Letters without a space: a tokeniser that recurses by letter runs out of stack."""
     text = "a" * site.rng.choice([30_000, 80_000, 200_000])
-    return await ask(site, site.chat(text, key=site.key(), max_tokens=NEVER_FITS))
+    return await ask(site, site.chat(text, key=site.key(), max_tokens=ONE_TOKEN))
 
 
 @kind("P7", every_s=4.0)
 async def white_space(site: Site) -> str:
     """Nothing but blanks, each time another number of them."""
     blanks = " " * site.rng.randrange(200_000, 1_000_000)
-    return await ask(site, site.chat(blanks, key=site.key(), max_tokens=NEVER_FITS))
+    return await ask(site, site.chat(blanks, key=site.key(), max_tokens=ONE_TOKEN))
 
 
 @kind("P8", every_s=2.0)
@@ -58,7 +58,7 @@ async def blank_margins(site: Site) -> str:
         {"role": "user", "content": " " * site.rng.randrange(5_000, 50_000) + "x\n" * site.rng.randrange(1_000)}
         for _ in range(10)
     ]
-    body = {"model": "default", "messages": turns, "max_tokens": NEVER_FITS}
+    body = {"model": "default", "messages": turns, "max_tokens": ONE_TOKEN}
     return await ask(site, site.post("/v1/chat/completions", body, key=site.key()))
 
 

@@ -95,7 +95,7 @@ async def refused(site: Site) -> str:
     """Requests that are refused, each for another reason."""
     requests = [
         site.chat(site.words(9_000), key=site.key(), max_tokens=10),
-        site.chat("x", key=site.key(), max_tokens=10**9),
+        site.chat("x", key=site.key(), max_tokens="many"),
         site.chat("x", key=site.key(), model="no-such-model"),
         site.chat("x", key=site.key(), temperature=99),
         site.chat("x", key=site.key(), template="no-such-template"),

@@ -1,18 +1,22 @@
 """One job in, its answer out: what a text worker does, without the process around it."""
 
+import signal
 from array import array
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from poise.wire import text as wire
 from poise.worker.text import fitting
-from poise.worker.text.chat_template import TextRefused, trace_of
+from poise.worker.text.chat_template import ChatTemplate, TextRefused, trace_of
 from poise.worker.text.differences import fields_of
 from poise.worker.text.opening import common_tokens
 from poise.worker.text.tokeniser import Tokeniser
 
 if TYPE_CHECKING:
     from poise.worker.text.grammar import GrammarReader
+
+LOOK_CPU_S = 1.0
+"""For what is rendered once, to see what a chat template knows: a worker whose template loops for ever answers raw prompts."""
 
 
 class Desk:
@@ -80,8 +84,25 @@ def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
         end += len(name)
         ends.append(end)
     marks, template = tokeniser.turn_marks(), tokeniser.template.source
-    special, knows, ways = dict(vocab.special), tokeniser.template.knows_tools, fields_of(tokeniser.template)
+    special, knows, ways = dict(vocab.special), *looked_at(tokeniser.template)
     return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, marks, special, template, knows, ways)
+
+
+def looked_at(template: ChatTemplate) -> tuple[bool, dict[str, Any]]:
+    """Whether it knows tools, and how it writes answers; that it does not, where finding out takes too long: see LOOK_CPU_S."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError("the chat template takes too long to look at")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LOOK_CPU_S, LOOK_CPU_S / 20)  # again and again: what is rendered next is stopped, too
+    try:
+        return template.knows_tools, fields_of(template)
+    except TimeoutError:
+        return False, {}
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _ids(ids: list[int], most: int, note: str = "") -> wire.Ids:
