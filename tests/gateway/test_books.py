@@ -158,7 +158,9 @@ async def one_of_many(server: Server, rng: Random, i: int) -> None:
     if kind < 5:
         await refused(server, i, text, headers)
         return
-    asked = server.send("POST", CHAT, chat_body(text, stream=kind % 2 == 0, stop=["zzz"], logprobs=kind == 6), headers)
+    ignored = {f"unknown_{i}": 1}
+    body = chat_body(text, stream=kind % 2 == 0, stop=["zzz"], logprobs=kind == 6) | ignored
+    asked = server.send("POST", CHAT, body, headers)
     first = server.engine.n_submitted + 1
     await server.engine.until_submitted(first)
     if kind == 5:
@@ -179,7 +181,7 @@ async def refused(server: Server, i: int, text: str, headers: dict[str, str]) ->
     if kind == 0:
         asked = server.send("POST", CHAT, b'{"messages": "' + text.encode(), headers)
     elif kind == 1:
-        asked = server.send("POST", CHAT, chat_body(text) | {f"unknown_{len(text)}": 1}, headers)
+        asked = server.send("POST", CHAT, chat_body(text, temperature=3 + len(text)), headers)
     elif kind == 2:
         # A tenth is also too long for what is remembered of a template's text: that is split again each time, which is slow.
         n_blanks = 1 + (LITERAL_CHARS_MAX if i // 10 % 10 == 0 else CONTEXT_MAX)

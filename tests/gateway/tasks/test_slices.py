@@ -117,7 +117,7 @@ async def test_others_have_turns_while_a_fast_client_takes_up_a_long_stream() ->
     ("path", "body", "words"),
     [
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 1000}] * 9},
-         "have at most 8192 content parts in all; join those of a message, or send strings, but has 9000"),
+         "have at most 8192 content parts and calls in all; join those of a message, or send strings, but has 9000"),
         ("completions", {"prompt": ["a"] * 1025}, "have at most 1024 prompts, but has 1025"),
         ("completions", {"prompt": [[1]] * 1025}, "have at most 1024 prompts, but has 1025"),
     ],
