@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from poise.gateway.api.native.views import timeline_of
+from poise.gateway.api.native.views import RequestMoment, timeline_of
 from poise.gateway.api.openai.writer import ChatWriter
 from poise.gateway.records.reader import Place, Reader
 from poise.gateway.records.values import ToolCall
 from poise.gateway.text.answers import EntryKind, Pieces
 from tests.gateway.records.test_reader import STREAMS, begun, rest
 
+SOURCE = Path(__file__).parents[2] / "src" / "poise" / "gateway"
 TEXT, OTHER = EntryKind.TEXT, EntryKind.REASONING
 
 
@@ -152,6 +155,17 @@ def test_tokens_of_reasoning_are_counted() -> None:
         record.append(0, text, (), 0.0, kind, n_tokens)
     assert [record.usage(n).reasoning_tokens for n in range(8, 13)] == [0, 1, 1, 2, 2]
     assert json.loads(msgspec.json.encode(record.usage().as_sent()))["completion_tokens_details"] == {"reasoning_tokens": 2}
+
+
+def test_a_timeline_has_room_for_all_that_is_noted() -> None:
+    """Every detail that is noted of a record somewhere is a field of its moments, or a look at the request would fail."""
+    noted = set()
+    for path in SOURCE.rglob("*.py"):
+        calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+        notes = (call for call in calls if ast.unparse(call.func).endswith(("record.note", "self.note")))
+        noted |= {(keyword.arg, path.name) for call in notes for keyword in call.keywords if keyword.arg}
+    assert ("kind", "job.py") in noted
+    assert {name for name, _ in noted} <= set(RequestMoment.__struct_fields__)
 
 
 def test_a_timeline_counts_tokens() -> None:

@@ -11,7 +11,7 @@ from poise.config import Settings
 from poise.gateway.api.openai.parser import RequestParser
 from poise.gateway.request.generate import Generate
 from poise.gateway.request.refusals import ApiError
-from tests.gateway.fakes import chat_body, prompt_body
+from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, prompt_body, says
 
 S: dict[str, Any] = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
 COMPACT = {"x-guidance": {"whitespace_flexible": False}}
@@ -181,3 +181,15 @@ def test_what_is_wrong_is_refused_by_its_name(fields: dict[str, Any], code: str,
 def test_two_ways_at_once_are_named_as_they_were_written() -> None:
     with pytest.raises(ApiError, match=r"'structured_outputs' and 'guided_json'"):
         read(structured_outputs={"json": S}, guided_json=S)
+
+
+async def test_the_request_can_be_looked_at_and_explained() -> None:
+    """Its timeline names the kind of form, and nothing of the form itself."""
+    app = make_app(FakeEngine(says("1")))
+    made = (await ask(app, "POST", "/v1/chat/completions", chat_body(response_format=NAMED))).json()
+    for path in (f"/v1/requests/{made['id']}", f"/v1/requests/{made['id']}/explanation"):
+        reply = await ask(app, "GET", path)
+        assert reply.status == 200, reply.body
+        (held,) = [moment for moment in reply.json()["timeline"] if moment["what"] == "held_to"]
+        assert held["kind"] == "schema"
+        assert "properties" not in reply.body.decode()

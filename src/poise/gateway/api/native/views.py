@@ -32,6 +32,7 @@ class RequestMoment(msgspec.Struct, frozen=True, kw_only=True):
     pass_us: int | UnsetType = UNSET
     beside_tokens: int | UnsetType = UNSET
     until_ms: int | UnsetType = UNSET
+    kind: str | UnsetType = UNSET
     why: str | UnsetType = UNSET
     reason: str | UnsetType = UNSET
     outcome: str | UnsetType = UNSET
