@@ -192,6 +192,12 @@ MEMORY = (
     ),
     Memory("engine.core:Engine", "token ids of live requests", "they end", "nobody"),
     Memory(
+        "llama.running.grammar:Grammars",
+        "what answers of live requests must be",
+        "it is made ready, or the request ends",
+        "nobody",
+    ),
+    Memory(
         "llama.binding.context:PoolContext",
         "KV cells: of live requests, and warm ones of one tenant each",
         "they are taken, or erased",

@@ -47,13 +47,11 @@ class Watch(Protocol):
 
     def worked(self, part: str, seconds: float) -> None:
         """The disk took so long for a piece of work: `write` (the entries that had come) or `sync`."""
-        ...
 
     def lost(self, n_entries: int) -> None: ...
 
     def failed(self, error: BaseException) -> None:
         """The writer came upon something that it did not foresee, and goes on."""
-        ...
 
 
 class _Entry(NamedTuple):

@@ -136,7 +136,7 @@ def create_app(
     health = Health(engine, model, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(names, tenants, metrics, records, degradation.check)
-    erasure = Erasure([EngineEraser(engine), records, metrics, audit])
+    erasure = Erasure([EngineEraser(engine), records, model.grammars, metrics, audit])
     pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
     explainer = Explainer(settings, engine, records, history)
     operations = [

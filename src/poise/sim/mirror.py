@@ -21,11 +21,9 @@ class RealCells(Protocol):
     @property
     def stored_bytes(self) -> int:
         """What the host store takes."""
-        ...
 
     def slot_positions(self, pool: str, slot: int) -> int:
         """The highest position in the slot, -1 when it is empty."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

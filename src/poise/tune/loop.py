@@ -32,7 +32,6 @@ class Measures(Protocol):
 
     def cost_s(self, method: Method, knob: Knob | None) -> float:
         """What a comparison will take; without a knob, the verification."""
-        ...
 
     def passes(self, before: Changes, after: Changes, knob: Knob, until: float) -> Measured: ...
 

@@ -333,7 +333,7 @@ async def test_erasing_what_is_held_of_a_tenant() -> None:
     await asked.start()
     reply = await ask(app, "DELETE", "/admin/tenants/local/data", headers=OPERATOR)
     counts = {"entries": 3, "cells": 128, "bytes": 4096, "journal_entries": 7}
-    counts |= {"results": 0, "result_tokens": 0, "result_bytes": 0, "counted_choices": 0, "audit_contents": 0}
+    counts |= {"results": 0, "result_tokens": 0, "result_bytes": 0, "counted_choices": 0, "audit_contents": 0, "grammars": 0}
     counts |= {"quarantine_reports": 0}
     assert reply.json() == {"tenant": "local", "live_ended": 0, "live_kept": 1, "erased": counts}
     assert (engine.erased, engine.aborted) == (["local"], [])

@@ -86,3 +86,15 @@ async def test_what_is_remembered_is_bounded() -> None:
         await grammars.tried(schema(), f"tenant-{n}", text)
     assert len(grammars._known) == TENANTS_MAX
     assert "a" not in grammars._known
+
+
+async def test_what_is_known_of_a_tenants_is_erased() -> None:
+    """Also why one was refused, which may quote it; others' stay."""
+    grammars, text = Grammars(256), Text()
+    for tenant in ("a", "b"):
+        await grammars.tried(schema(), tenant, text)
+    assert await grammars.erase("a") == {"grammars": 1}
+    assert await grammars.erase("a") == {"grammars": 0}
+    for tenant in ("a", "b"):
+        await grammars.tried(schema(), tenant, text)
+    assert text.tried == 3

@@ -40,22 +40,18 @@ class VocabularyPort(Protocol):
     @property
     def bos(self) -> int | None:
         """Beginning-of-text token."""
-        ...
 
     @property
     def add_bos(self) -> bool:
         """Prompts are meant to begin with it."""
-        ...
 
     @property
     def special(self) -> Mapping[str, int]:
         """Tokens with a task, by its name."""
-        ...
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]: ...
     def piece(self, token: int, *, special: bool) -> bytes:
         """The token's bytes. Control tokens have none unless `special`."""
-        ...
 
 
 class Tokeniser:

@@ -2,6 +2,7 @@
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 from hashlib import blake2b
 
 from poise.gateway.request.refusals import ApiError, invalid_structure
@@ -48,3 +49,7 @@ class Grammars:
         if found:
             raise invalid_structure(structure.param, structure.kind, found)
         return structure.text
+
+    async def erase(self, tenant: str) -> Mapping[str, int]:
+        """Forget them: why one was refused may quote it."""
+        return {"grammars": len(self._known.pop(tenant, ()))}

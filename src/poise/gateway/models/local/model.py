@@ -35,6 +35,7 @@ class LocalModel:
         self._metrics = metrics
         self.templates = Templates(settings.templates)
         self._prompts = Prompts(settings, self.templates, metrics.long_system_prompt)
+        self.grammars = self._prompts.grammars
 
     @property
     def card(self) -> Card:

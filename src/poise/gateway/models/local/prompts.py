@@ -106,7 +106,7 @@ class Prompts:
         self._settings = settings
         self._templates = templates
         self._on_long_system = on_long_system
-        self._grammars = Grammars(settings.text.grammar_kb_max)
+        self.grammars = Grammars(settings.text.grammar_kb_max)
 
     async def plan(self, origin: Origin, request: Generate, ready: Ready, text: TextModel) -> Plan:
         """Raises ApiError when a prompt does not fit, however much of a conversation the caller's policy leaves out."""
@@ -120,7 +120,7 @@ class Prompts:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, request.suffix, text))
         plan.cut_allowance()
-        tried = partial(self._grammars.tried, tenant=origin.tenant, text=text.of(origin.account))
+        tried = partial(self.grammars.tried, tenant=origin.tenant, text=text.of(origin.account))
         if (structure := await structure_of(request, text.reading, tried)) is not None:
             grammar = await tried(structure)
             plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
