@@ -177,6 +177,11 @@ def chunk(text: str) -> bytes:
     return _frame({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
 
 
+def thought(text: str) -> bytes:
+    """A frame with a piece of the reasoning before the answer."""
+    return _frame({"choices": [{"index": 0, "delta": {"reasoning_content": text}, "finish_reason": None}]})
+
+
 def segmented(text: str, n: int = 4) -> list[bytes]:
     """The text in frames of n characters, with the marks of its segments, as the server sends them on request."""
     segmenter = Segmenter()

@@ -29,6 +29,7 @@ from tests.e2e.page_support import (
     refusal,
     segmented,
     text_of,
+    thought,
     wait_until,
 )
 from tests.e2e.server import PoiseServer
@@ -101,6 +102,18 @@ def test_an_example_is_asked_by_a_click(server: ScriptedServer, visit: Visit) ->
     expect(text_of(me.answers)).to_have_text("It scatters.")
     expect(me.page.get_by_role("heading", name="Good to see you.")).to_be_hidden()
     assert server.chats[0]["messages"][0]["content"].startswith("Why is the sky blue?")
+
+
+def test_reasoning_is_folded(server: ScriptedServer, visit: Visit) -> None:
+    """It stands apart from the answer, closed, and opens at a click."""
+    server.replies = [answer(thought("Light "), thought("scatters."), "Because of that.", ending())]
+    me = visit(server.url)
+    me.page.get_by_role("button", name="Why is the sky blue?").click()
+    expect(text_of(me.answers)).to_have_text("Because of that.")
+    reasoning = me.answers.get_by_text("Light scatters.")
+    expect(reasoning).to_be_hidden()
+    me.answers.get_by_text("Reasoning").click()
+    expect(reasoning).to_be_visible()
 
 
 @pytest.mark.parametrize(
