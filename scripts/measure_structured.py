@@ -3,7 +3,8 @@
     .venv/bin/python scripts/measure_structured.py http://127.0.0.1:8000 [--schemas 300] [--rounds 8] [--only valid|cost]
 
 Valid: schemas by keyword, others drawn by Hypothesis from what keywords may have, and grammars, at temperature 1.
-Counted are answers that ended by `stop` (each is validated), by `length`, and schemas that were refused, by what was said.
+Counted are answers that ended by `stop` (each is validated), by `length` (each must be a beginning of something valid, byte by
+byte), and schemas that were refused, by what was said.
 Cost: the time of a token of a held stream against a free one's, the two taking turns; the gaps of free streams beside held ones
 against those beside free ones; and the tokens per second of a schema most of whose tokens are forced.
 """
@@ -24,8 +25,10 @@ from typing import Any
 import jsonschema_rs
 from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer, grammar_from
 from openai import APIStatusError, AsyncOpenAI
 
+BYTES = LLTokenizer("byte")
 WORDS = ["red", "green", "blue", "a longer constant", "ü", 'with "quotes"', "line\nbreak"]
 N_AT_ONCE = 8
 
@@ -113,6 +116,9 @@ GRAMMARS: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
+FORMATS: dict[str, Any] = {"guided_regex": "regex", "guided_choice": "choice", "grammar": "grammar"}
+
+
 class Asker:
     """Asks one server."""
 
@@ -149,8 +155,15 @@ def schema_form(schema: dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
 
+def is_beginning(text: str, grammar: str) -> bool:
+    """By the bytes alone, whatever tokens the server's model has. The last character may be cut."""
+    data = text.rstrip("\ufffd").encode()
+    matcher = LLMatcher(BYTES, grammar)
+    return not matcher.is_error() and matcher.validate_tokens(list(data)) == len(data)
+
+
 async def valid(asker: Asker, n_schemas: int) -> bool:
-    """Whether every answer that ended by `stop` was valid."""
+    """Whether every answer that ended by `stop` was valid, and every one that ended by `length` a beginning of a valid one."""
     schemas = list(by_keyword())[:n_schemas]
     n_written = len(schemas)
     schemas += drawn(max(0, n_schemas - n_written))
@@ -159,7 +172,7 @@ async def valid(asker: Asker, n_schemas: int) -> bool:
     wrong: list[str] = []
     several = asyncio.Semaphore(N_AT_ONCE)
 
-    async def one(kind: str, i: int, form: dict[str, Any], check: Any, shown: str) -> None:
+    async def one(kind: str, i: int, form: dict[str, Any], check: Any, grammar: str, shown: str) -> None:
         async with several:
             ended, text = await asker.whole(i, 80, **form)
         counts[kind][ended] += 1
@@ -167,17 +180,21 @@ async def valid(asker: Asker, n_schemas: int) -> bool:
             refused[text.partition("cannot be followed: ")[2].partition(". Leave out")[0]] += 1
         elif ended == "stop" and not check(text):
             wrong.append(f"{shown}: {text!r}")
+        elif ended == "length" and not is_beginning(text, grammar):
+            wrong.append(f"{shown}: no beginning: {text!r}")
         elif ended not in ("stop", "length"):
             wrong.append(f"{shown}: {ended} {text}")
 
     def fits(schema: dict[str, Any]) -> Any:
         return lambda text: jsonschema_rs.is_valid(schema, json.loads(text))
 
-    tasks = [
-        one("written" if i < n_written else "drawn", i, schema_form(s), fits(s), json.dumps(s)) for i, s in enumerate(schemas)
-    ]
+    tasks = []
+    for i, s in enumerate(schemas):
+        grammar = LLMatcher.grammar_from_json_schema(s, overrides={"whitespace_flexible": False})
+        tasks.append(one("written" if i < n_written else "drawn", i, schema_form(s), fits(s), grammar, json.dumps(s)))
     for i, (name, value, pattern) in enumerate(GRAMMARS):
-        tasks.append(one("grammars", i, {name: value}, lambda text, p=pattern: re.fullmatch(p, text), str(value)))
+        grammar = grammar_from(FORMATS[name], value if isinstance(value, str) else json.dumps(value))
+        tasks.append(one("grammars", i, {name: value}, lambda text, p=pattern: re.fullmatch(p, text), grammar, str(value)))
     await asyncio.gather(*tasks)
     for kind, ends in counts.items():
         print(f"{kind:<10}" + ", ".join(f"{n} {end}" for end, n in sorted(ends.items())))
