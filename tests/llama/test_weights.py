@@ -70,7 +70,7 @@ class Lab:
         digest = hashlib.sha256(target.read_bytes()).hexdigest()
         target.with_name(target.name + ".sha256").write_text(f"{digest}  {target.name}\n")
 
-    def compare(self, source: FakeModel, candidate: FakeModel, **_: object) -> Quality:
+    def compare(self, source: FakeModel, candidate: FakeModel, *_: object) -> Quality:
         self.compared.append(candidate.format)
         quality = self.found[candidate.format][0]
         if isinstance(quality, Exception):
