@@ -168,7 +168,7 @@ async def test_command_compares_two_servers(tmp_path: Path) -> None:
     servers = Servers()
     async with servers.running(OURS) as ours, servers.running(THEIRS) as theirs:
         arguments = [str(tmp_path / "tiny.toml"), "--url", ours, "--against", theirs + "/v1", "--rounds", "2"]
-        arguments += ["--pause", "0", "--json", str(found), "--seed", "3", "--text-seed", "4"]
+        arguments += ["--pause", "0", "--json", str(found), "--seed", "3", "--text-seed", "4", "--no-max-tokens"]
         result = await asyncio.to_thread(invoke, *arguments)
     assert result.exit_code == 0, result.output
     for text in ("tiny · 2 round(s) from seed 3", "ours-model", "theirs p95", "ratio p99", "chat (interactive)", "TTFT ms"):
@@ -178,6 +178,7 @@ async def test_command_compares_two_servers(tmp_path: Path) -> None:
 
 def check_json(value: dict[str, Any], theirs: str) -> None:
     assert (value["complete"], value["options"]["seed"], value["options"]["text_seed"]) == (True, 3, 4)
+    assert value["options"]["max_tokens"] is False
     assert value["host"]["n_cpus"] >= 1
     assert value["targets"]["theirs"]["url"] == theirs
     (run,) = value["scenarios"]
@@ -243,7 +244,7 @@ def test_the_document_is_complete() -> None:
     app.command()(bench)
     options = [option for parameter in typer.main.get_command(app).params for option in parameter.opts]
     named = [option for option in options if option.startswith("--")]
-    assert len(named) == 15
+    assert len(named) == 16
     named += [f"`{path.stem}`" for path in (root / "scenarios").glob("*.toml")]
     named += ["TTFT", "| gap |", "longest gap", "end to end", "output tokens/s", "prompt tokens/s", "tokens/s per stream"]
     assert [name for name in named if name not in text] == []

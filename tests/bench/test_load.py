@@ -126,10 +126,10 @@ def answering(pieces: list[bytes]) -> Script:
     return script
 
 
-async def load(url: str, workload: Scenario, *, extensions: bool = True) -> RoundResult:
+async def load(url: str, workload: Scenario, *, extensions: bool = True, max_tokens: bool = True) -> RoundResult:
     async with new_session() as session:
         target = Target(url, "the-model", extensions)
-        return await RoundLoad(workload, target, session, seed=1, text_seed=1, retry_pause_s=0.0).run()
+        return await RoundLoad(workload, target, session, seed=1, text_seed=1, retry_pause_s=0.0, max_tokens=max_tokens).run()
 
 
 async def run(script: Script, workload: Scenario, *, extensions: bool = True) -> tuple[RoundResult, Server]:
@@ -330,6 +330,24 @@ async def test_cancel() -> None:
     record = result.records[0]
     assert (record.status, len(record.chunks_ns), record.n_output_tokens) == ("cancelled", 2, 2)
     assert record.e2e_ms() is None
+
+
+async def test_who_names_no_length_leaves_at_it() -> None:
+    """The answer counts as one that was got whole; its tokens are its chunks, since the usage comes at the end."""
+    never = asyncio.Event()
+
+    async def script(request: web.Request, _index: int) -> web.StreamResponse:
+        assert "max_tokens" not in await request.json()
+        response = await stream(request, [ROLE, TOKEN, TOKEN, TOKEN, TOKEN])
+        await never.wait()
+        return response
+
+    async with Server(script).running() as server:
+        result = await load(server.url, scenario(), max_tokens=False)
+        await asyncio.wait_for(server.somebody_left.wait(), 20)
+    record = result.records[0]
+    assert (record.status, record.n_output_tokens, record.short) == ("ok", len(record.chunks_ns), False)
+    assert 3 <= len(record.chunks_ns) <= 4
 
 
 async def test_cut_before_the_first_token() -> None:

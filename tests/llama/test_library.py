@@ -36,7 +36,6 @@ def test_the_installed_library_passes_its_check() -> None:
     """The library that `make engine` builds is the one its binding describes."""
     self_check(*default_params(import_binding()))
     assert library.load() is library.load(), "loaded once"
-    assert library.load().max_parallel_sequences() >= 256
 
 
 @pytest.mark.slow

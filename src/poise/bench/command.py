@@ -58,6 +58,10 @@ def bench(
     key: Annotated[
         str, typer.Option(help="The API key of all clients, for servers that want one; without it each sends its own.")
     ] = "",
+    max_tokens: Annotated[
+        bool,
+        typer.Option("--max-tokens/--no-max-tokens", help="Whether requests name one; if not, clients leave at that length."),
+    ] = True,
 ) -> None:
     """Measure servers under the load of SCENARIO, from outside. `poise bench compare A B` compares two results or servers."""
     try:
@@ -65,7 +69,7 @@ def bench(
         extensions = {OURS: True, THEIRS: against_extensions}
         sources = read_sources(scenarios, trace, target or ())
         text_seed = secrets.randbits(31) if text_seed is None else text_seed
-        asked = (rounds, seed, text_seed, pause, allow_kill, engine_pid, key)
+        asked = (rounds, seed, text_seed, pause, allow_kill, engine_pid, key, max_tokens)
         options = checked(RunOptions(sources, urls, extensions, *asked), "--against is the same server as --url")
         plotly = plotly_script() if html is not None else ""
         for option, path in {"json": json, "markdown": markdown, "html": html}.items():

@@ -19,7 +19,7 @@ def as_document(benchmark: Benchmark, options: RunOptions, runs: list[ScenarioRu
         "format": FORMAT,
         "complete": benchmark.complete,
         "started_at": started_at,
-        "options": {"rounds": options.n_rounds} | seeds | {"pause_s": options.pause_s},
+        "options": {"rounds": options.n_rounds} | seeds | {"pause_s": options.pause_s, "max_tokens": options.max_tokens},
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "host": provenance.host(),

@@ -87,6 +87,8 @@ class RoundLoad:
     killer: EngineKiller | None = None
     key: str = ""
     """Of all clients; empty: each has its own."""
+    max_tokens: bool = True
+    """Whether clients name one. Without it each leaves when it has as much as it would have asked for."""
     records: list[RequestRecord] = field(default_factory=list)
     events: list[EventRecord] = field(default_factory=list)
     _slow_session: aiohttp.ClientSession | None = None
@@ -211,7 +213,7 @@ class RoundLoad:
     async def _read_stream(
         self, record: RequestRecord, plan: PlannedRequest, client: Client, response: ClientResponse, patience: Timeout
     ) -> None:
-        """Reads to the end of the connection, past the end of the answer: whoever leaves early looks like a quitter."""
+        """Reads past the end of the answer to that of the connection: whoever leaves before looks like a quitter."""
         reader = EventDecoder()
         async for data in pieces(response.content, client.reading, lambda: len(record.chunks_ns)):
             arrived_ns = self._now_ns() - record.start_ns
@@ -222,16 +224,16 @@ class RoundLoad:
                     patience.reschedule(None)
             record.n_prompt_reported = reader.n_prompt_tokens
             record.n_output_reported = reader.n_output_tokens
+            n_text = len(record.chunks_ns)
             if reader.error is not None:
                 self._end(record, f"error:200/{reader.error}")
-                response.close()
-                return
-            if reader.done:
+            elif reader.done or (not self.max_tokens and n_text >= plan.n_output_tokens):
                 if client.turns > 1:
                     self._answers[plan.answer_seed] = "".join(reader.texts)
-                self._end(record, OK if record.chunks_ns else "error:200/no_text")
-            elif plan.cancel_after_tokens is not None and len(record.chunks_ns) >= plan.cancel_after_tokens:
+                self._end(record, OK if n_text else "error:200/no_text")
+            elif plan.cancel_after_tokens is not None and n_text >= plan.cancel_after_tokens:
                 self._end(record, CANCELLED)
+            if record.status != PENDING and not reader.done:
                 response.close()
                 return
         self._end(record, DISCONNECTED, "the answer stopped before [DONE]")
@@ -249,13 +251,14 @@ class RoundLoad:
         body: dict[str, object] = {
             "model": self.target.model,
             "messages": messages(plan.segments, self.text_seed, self._answers),
-            "max_tokens": plan.n_output_tokens,
             "ignore_eos": True,
             "temperature": client.temperature,
             "seed": plan.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if self.max_tokens:
+            body["max_tokens"] = plan.n_output_tokens
         if self.target.extensions:
             body["service_tier"] = "flex" if client.request_class == "background" else "default"
         return msgspec.json.encode(body)

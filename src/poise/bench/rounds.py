@@ -9,6 +9,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import aiohttp
 
@@ -51,6 +52,8 @@ class RunOptions:
     engine_pid: int | None = None
     key: str = ""
     """Of all clients, where servers want one; empty: each client has its own."""
+    max_tokens: bool = True
+    """False: clients name none and leave when they have what they would have asked for."""
     ready_timeout_s: float = READY_TIMEOUT_S
 
 
@@ -112,8 +115,9 @@ class Benchmark:
             target = self.targets[side]
             await wait_ready(session, target.url, self._options.ready_timeout_s)
             killer = self._killer if side == OURS else None
-            text_seed, key = self._options.text_seed, self._options.key
-            load = RoundLoad(scenario, target, session, seed=seed, text_seed=text_seed, killer=killer, key=key)
+            asked = self._options
+            shared = partial(RoundLoad, text_seed=asked.text_seed, key=asked.key, max_tokens=asked.max_tokens)
+            load = shared(scenario, target, session, seed=seed, killer=killer)
             ticker = asyncio.create_task(self._tick(load, scenario, side, number))
             try:
                 results[side] = await load.run()

@@ -29,16 +29,14 @@ def to_markdown(document: Mapping[str, Any]) -> str:
 def provenance(document: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Who measured what, where and with which seeds."""
     host, options = document["host"], document["options"]
+    cpus = f"{host['n_cpus_usable']} of {host['n_cpus']}"
+    asked = "" if options.get("max_tokens", True) else "; requests name no max_tokens"
     found = [
         ("started", f"{document['started_at']}{'' if document['complete'] else ' (interrupted)'}"),
-        (
-            "host",
-            f"{host['name']}, {host['cpu']}, {host['n_cpus_usable']} of {host['n_cpus']} CPUs, "
-            f"{host['memory_bytes'] / 2**30:.1f} GiB, {host['system']}",
-        ),
+        ("host", f"{host['name']}, {host['cpu']}, {cpus} CPUs, {host['memory_bytes'] / 2**30:.1f} GiB, {host['system']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in document["versions"].items())),
         ("commit", document["commit"] or "not from a checkout"),
-        ("seeds", f"arrivals from {options['seed']} on, words {options['text_seed']}; {options['rounds']} round(s)"),
+        ("seeds", f"arrivals from {options['seed']} on, words {options['text_seed']}; {options['rounds']} round(s){asked}"),
     ]
     for side, target in document["targets"].items():
         software = f", {target['software']}" if target["software"] else ""

@@ -104,7 +104,6 @@ class Library:
 
     version: Callable[[], bytes]
     print_system_info: Callable[[], bytes]
-    max_parallel_sequences: Callable[[], int]
     backend_init: Callable[[], None]
     log_set: Callable[[object, None], None]
     model_default_params: Callable[[], ModelParams]
