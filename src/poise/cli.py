@@ -1,8 +1,7 @@
 """The command line.
 
 Everything beyond typer is imported inside the commands, and the commands of other packages are imported when they are called,
-so that `poise --help` answers at once and `poise serve` loads only what it runs.
-"""
+so that `poise --help` answers at once and `poise serve` loads only what it runs."""
 
 from __future__ import annotations
 
@@ -122,8 +121,7 @@ def doctor(loaded: LoadedSettings, *, as_json: JsonForText = False) -> None:
     """Check what a start depends on, and say what to do.
 
     Host, engine, model, settings, permissions, address, clock, disk and memory are looked at; nothing is changed.
-    The status is 0 if `poise serve` can start, also with warnings, and 1 if not.
-    """
+    The status is 0 if `poise serve` can start, also with warnings, and 1 if not."""
     from poise.commands.doctor import BAD_FOUND, examine, is_bad, to_json, to_text
 
     findings = examine(loaded)

@@ -5,8 +5,7 @@ at its end. `poise top` and other commands of the same user find the file by the
 nothing: so do other users of it, and everybody behind a proxy on it.
 
 The file lies in `$XDG_RUNTIME_DIR/poise`, or in `run` in the state directory where there is no such directory. Its server holds
-a lock on it, so that a file without one is known to be left over; those are removed by the next server.
-"""
+a lock on it, so that a file without one is known to be left over; those are removed by the next server."""
 
 import contextlib
 import fcntl
@@ -61,8 +60,7 @@ def find_token(url: str) -> str:
     """The token of the server at `url`, if it runs on this machine as this user; else "".
 
     Only names and addresses of this machine are looked up, and the very address that a server listens on: the token
-    goes nowhere else.
-    """
+    goes nowhere else."""
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)

@@ -1,8 +1,7 @@
 """The audit log's files: one folder, one file a day at least, named by day and first line, and the head file.
 
 audit-20261124-000000000001.jsonl
-head.json
-"""
+head.json"""
 
 import os
 import re

@@ -1,7 +1,6 @@
 """Room on the disk for what operators do, also when nothing else has any: a file that is given up when the disk is full.
 
-While it is given up, ordinary entries are not written: they would take the room at once.
-"""
+While it is given up, ordinary entries are not written: they would take the room at once."""
 
 import contextlib
 import os

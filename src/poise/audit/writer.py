@@ -152,8 +152,7 @@ class Writer:
     def _mend_end(self) -> None:
         """Take up what was written after the head file, and cut off half a line that a power failure left.
 
-        Where the log is shorter than the head says, it goes on after what is missing, so that the gap stays visible.
-        """
+        Where the log is shorter than the head says, it goes on after what is missing, so that the gap stays visible."""
         files = log_files(self._folder)
         if not files:
             return

@@ -1,8 +1,7 @@
 """`poise bench`: checks the arguments, runs the rounds, prints and stores what they found.
 
 Exit codes: 0; 1 when some round got not a single token from a server; 2 for bad arguments or a server that is not there;
-130 after Ctrl-C. The tables go to stdout; progress, notes and errors go to stderr.
-"""
+130 after Ctrl-C. The tables go to stdout; progress, notes and errors go to stderr."""
 
 import asyncio
 import os

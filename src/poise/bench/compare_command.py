@@ -1,8 +1,7 @@
 """`poise bench compare A B`: two result files, or two servers measured in alternating rounds; is B worse than A?
 
 Exit codes: 0; 1 when a guardrail is violated beyond noise; 2 for what cannot be used; 3 when there are too few rounds to say of a
-guardrail, or no rounds to compare; 130 after Ctrl-C. The table goes to stdout; notes and errors go to stderr.
-"""
+guardrail, or no rounds to compare; 130 after Ctrl-C. The table goes to stdout; notes and errors go to stderr."""
 
 import secrets
 import sys

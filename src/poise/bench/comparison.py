@@ -5,8 +5,7 @@
    of the ratios: ratios of times spread evenly on that scale, and few rounds are normal here, where a bootstrap is too sure of
    itself. One pair has no interval.
 3. A guardrail is kept when the whole interval keeps it, violated when no part of the interval does, else undecided. A ratio that
-   is only bounded (requests were cut) decides nothing in the direction in which it is open.
-"""
+   is only bounded (requests were cut) decides nothing in the direction in which it is open."""
 
 import math
 import re

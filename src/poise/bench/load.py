@@ -9,8 +9,7 @@
 4. A slow reader has to be slow where the server can feel it: its connection takes little in advance (`RECEIVE_BYTES` in the
    kernel, a small buffer here), so that what it does not read waits at the server. It reads at full speed until the first text,
    and its pace counts from there: the TTFT is the server's, the rest is the reader's own.
-5. Bodies are built before the clock starts; a chunk's time is read once, as soon as its bytes are there.
-"""
+5. Bodies are built before the clock starts; a chunk's time is read once, as soon as its bytes are there."""
 
 import asyncio
 import secrets
@@ -45,8 +44,7 @@ class RoundResult:
 
     window_ns  how long load was generated: `duration_s`, or less when every client ran out of requests before
     cpu_s      processor time that this client used meanwhile: it is taken from the server on a shared machine
-    events     what was done to the server: when, what, and whether it was done
-    """
+    events     what was done to the server: when, what, and whether it was done"""
 
     url: str
     seed: int

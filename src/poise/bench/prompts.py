@@ -58,8 +58,7 @@ def messages(segments: Iterable[Segment], text_seed: int, answers: Mapping[int, 
 
     An answer of an earlier turn stands there as the server gave it, by its segment's seed; as words of its length where it gave
     none. Without a system message many chat templates put in a long one of their own, which is the same in every request: a
-    server that keeps prefixes would then be measured with part of each prompt computed already, and another without.
-    """
+    server that keeps prefixes would then be measured with part of each prompt computed already, and another without."""
     found: list[dict[str, str]] = []
     for is_answer, parts in groupby(segments, key=attrgetter("is_answer")):
         texts = [(answers.get(p.seed) if is_answer else None) or prompt(p.seed, text_seed, p.n_tokens) for p in parts]

@@ -4,8 +4,7 @@ Times are integer nanoseconds. `start_ns` counts from the start of the load; eve
 
 Coordinated omission: an open-loop client's request was to be sent at a planned moment, and its user waits from then on. So its
 TTFT and end to end count from the plan: a client that lags cannot hide what it could not send. A closed-loop client sends when it
-can; where the scenario gives it a rate, the corrected figures count from the moment at which each request was due.
-"""
+can; where the scenario gives it a rate, the corrected figures count from the moment at which each request was due."""
 
 import math
 from dataclasses import dataclass, field
@@ -41,8 +40,7 @@ class RequestRecord:
     status     pending | ok | cancelled | unfinished | disconnected | refused (a malformed one) | error:<http code>/<type>
     late_ns    sent so much later than it was planned (open loop) or due (closed loop with a rate)
     chunks_ns  when each chunk with text arrived; chunks that one read delivered share a time
-    end_ns     when the answer ended, the client left, or the round was cut
-    """
+    end_ns     when the answer ended, the client left, or the round was cut"""
 
     client: str
     tenant: str

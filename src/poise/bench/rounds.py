@@ -3,8 +3,7 @@
 1. In a round both servers get the same requests: same arrivals, lengths and words.
 2. The server that goes first alternates from round to round, so that neither always finds the warmer machine.
 3. Only one server is under load at a time, and none before it says that it is ready.
-4. A round counts when it is complete: an interrupted one is dropped, the ones before it are kept.
-"""
+4. A round counts when it is complete: an interrupted one is dropped, the ones before it are kept."""
 
 import asyncio
 from collections.abc import Callable

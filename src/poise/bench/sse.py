@@ -1,8 +1,7 @@
 """The answer stream: bytes in, chunks of text out. No I/O and no clock; a fragment may end anywhere.
 
 Only what the measurement needs is decoded: the text, what the usage says, is it an error, is it the end. A server
-sends one JSON object in one `data:` line; other fields and comments (keep-alives) are skipped.
-"""
+sends one JSON object in one `data:` line; other fields and comments (keep-alives) are skipped."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -11,8 +11,7 @@ Goodput: which requests kept every target of their class.
 2. A request that failed or was refused missed. One that was cut has missed what it can no longer keep; else it is undecided.
 3. One whose client left is judged by what it got until then; without a token there is nothing to judge, unless it had waited
    too long.
-4. A slow reader's gaps and end are its own doing: its TTFT alone counts. Malformed requests are in no share.
-"""
+4. A slow reader's gaps and end are its own doing: its TTFT alone counts. Malformed requests are in no share."""
 
 import math
 from collections import Counter
@@ -31,8 +30,7 @@ TargetsByClass = Mapping[str, Targets]
 class Goodput:
     """Of the requests with targets: how many met all, missed one, or were cut before either was certain.
 
-    n_met_within  those of the first that ended while load was generated: the rate counts them
-    """
+    n_met_within  those of the first that ended while load was generated: the rate counts them"""
 
     n_met: int
     n_missed: int
@@ -117,8 +115,7 @@ class Summary(msgspec.Struct, frozen=True, rename={"n_censored": "censored", "n_
 
     n_censored  requests cut before their first text: in the TTFT figures with their waiting time as a lower bound
     n_short     answers that the server ended before the length that was asked for
-    goodput     how many kept their targets; None: they have none
-    """
+    goodput     how many kept their targets; None: they have none"""
 
     kind: str
     name: str
@@ -224,8 +221,7 @@ def quantile(samples: Sequence[Figure], q: float) -> Figure | None:
     """The q-quantile of exact samples and lower bounds; None of nothing.
 
     A lower bound above the quantile's position does not move it when it grows. One at or below may: then the result is a
-    lower bound too.
-    """
+    lower bound too."""
     if not samples:
         return None
     values = sorted(sample.value for sample in samples)

@@ -58,8 +58,7 @@ def run_line(run: Mapping[str, Any]) -> str:
 def figure_rows(run: Mapping[str, Any], *, all_rows: bool = False) -> tuple[list[str], Rows]:
     """Medians over the rounds for each set of clients, and in a comparison the ratios with their spread.
 
-    `all_rows`: also those of usual figures that nobody has here.
-    """
+    `all_rows`: also those of usual figures that nobody has here."""
     sides = list(run["medians"])
     labels = ("p50", "p95", "p99")
     blocks = [*sides, "ratio"] if len(sides) > 1 else [""]

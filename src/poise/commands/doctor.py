@@ -1,8 +1,7 @@
 """`poise doctor`: looks at everything that a start and a calm run depend on, and says what to do where something is wrong.
 
 Nothing is loaded, changed or left behind. What stops a start is bad (exit status 1); what makes the server slow, unsafe or
-short-lived is a warning. Every diagnosis that is not good comes with its remedy.
-"""
+short-lived is a warning. Every diagnosis that is not good comes with its remedy."""
 
 import json
 import os

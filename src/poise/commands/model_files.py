@@ -18,8 +18,7 @@ DOES_NOT_FIT = 2
 def fit(loaded: LoadedSettings, *, as_json: JsonForTable = False) -> None:
     """Tell whether model and settings fit this host's memory.
 
-    Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed.
-    """
+    Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed."""
     from poise.llama.files.gguf import ModelError
     from poise.llama.fitting.fit import judge, to_json, to_text
 
@@ -40,8 +39,7 @@ def weights(
 ) -> None:
     """Show which weights are served, and why.
 
-    The figures of quality and speed that decided it are kept from the first start with the model.
-    """
+    The figures of quality and speed that decided it are kept from the first start with the model."""
     from poise.llama.binding.library import EngineLibraryError
     from poise.llama.choosing.weights import to_json, to_text
     from poise.llama.files.gguf import ModelError

@@ -21,8 +21,7 @@ CAPACITY_FILE = "capacity.json"
 def show_config(loaded: LoadedSettings, *, as_json: JsonForToml = False) -> None:
     """Print the effective settings and where each came from.
 
-    The output is a valid poise.toml, except that API keys are masked.
-    """
+    The output is a valid poise.toml, except that API keys are masked."""
     from poise.config.document import to_json, to_toml
 
     typer.echo(to_json(loaded) if as_json else to_toml(loaded), nl=as_json)

@@ -1,8 +1,7 @@
 """Every setting as one flat entry, read from the models: what error messages, environment and documentation have in common.
 
 A table holds entries whose names the operator chooses: values (`auth.keys`) or sections (`tenants`). The catalogue has them
-once, with NAME in the place of an entry's name: `auth.keys.NAME`, `tenants.NAME.weight`. `pattern` leads from a path there.
-"""
+once, with NAME in the place of an entry's name: `auth.keys.NAME`, `tenants.NAME.weight`. `pattern` leads from a path there."""
 
 import json
 import re
@@ -141,8 +140,7 @@ def printable(text: str) -> str:
 def closest_keys(key: str) -> list[str]:
     """The known keys, at most two, that were probably meant.
 
-    A key put into the wrong section is the likeliest; then a slip in the name; then a slip in the section.
-    """
+    A key put into the wrong section is the likeliest; then a slip in the name; then a slip in the section."""
     path = split(key)
     general = pattern(path)
     for table in tables():

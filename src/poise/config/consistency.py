@@ -7,8 +7,7 @@ Rules:
   and its origin says so. A profile's value is a default in this. It also grows where it means "all of them": the slots that
   interactive work may hold.
 - A default capacity (slots, cells, batch) is not enlarged behind the operator's back, because it costs memory: setting a share
-  of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition.
-"""
+  of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition."""
 
 import os
 from collections.abc import Iterator
@@ -30,8 +29,7 @@ class Draft:
     """Values by dotted key, on their way to Settings.
 
     `sources` has only the keys that were set or whose default gave way. `suspect` are the keys and sections whose set value was
-    refused: what is in `values` for them is not what the operator wants, so no conclusion may be drawn from it.
-    """
+    refused: what is in `values` for them is not what the operator wants, so no conclusion may be drawn from it."""
 
     values: dict[str, Any]
     sources: dict[str, Source]
@@ -73,8 +71,7 @@ class Ceiling:
 
     unless_0  no limit where `by` is 0
     lifts     a default `by` is raised to a set `key`
-    follows   a default `key` is raised to a set `by`: by default there is no limit besides `by`
-    """
+    follows   a default `key` is raised to a set `by`: by default there is no limit besides `by`"""
 
     key: str
     by: str

@@ -2,8 +2,7 @@
 
 Each source is validated by itself, so that a problem names the source it is in, and all problems are found at once: a bad
 value is reported even if a stronger source overrides it. What remains is laid over the defaults, the stronger source last,
-and `poise.config.consistency` looks at the values together.
-"""
+and `poise.config.consistency` looks at the values together."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +26,7 @@ class LoadedSettings:
     """Settings that fit together, and for each dotted key where its value came from.
 
     An origin reads "default", "default, limited by KEY", "profile NAME", "file /path/poise.toml", "environment POISE_..." or
-    "command line --...".
-    """
+    "command line --..."."""
 
     settings: Settings
     origins: dict[str, str]
@@ -37,8 +35,7 @@ class LoadedSettings:
     def varied(self, changes: Mapping[str, object]) -> "LoadedSettings":
         """What would be loaded with more given on the command line, each value valid by itself.
 
-        Raises ConfigError when that does not fit together with what is set.
-        """
+        Raises ConfigError when that does not fit together with what is set."""
         draft = self._draft.copy()
         layer = sources.command_line_layer(changes)
         draft.values |= changes
@@ -58,8 +55,7 @@ def load(
     names.
 
     Without a `file`, ./poise.toml is read, or else poise.toml in the user's configuration directory, if there is one.
-    Raises ConfigError with every problem of every source, also of assignments that are none.
-    """
+    Raises ConfigError with every problem of every source, also of assignments that are none."""
     pairs = [assignment.partition("=") for assignment in assignments or ()]
     problems = [f"--set {key}: must be KEY=VALUE" for key, equals, _ in pairs if not equals]
     given_last: dict[str, object] = {key.strip(): value for key, equals, value in pairs if equals}
@@ -100,8 +96,7 @@ def _profile(layers: Sequence[Layer]) -> list[Layer]:
 def flatten(table: Mapping[str, Any], *, skip: Container[str] = (), path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """The values of a nested table by dotted key. Sections are opened, other values are not.
 
-    An empty entry of a table is a value as well: it is there.
-    """
+    An empty entry of a table is a value as well: it is there."""
     for name, value in table.items():
         key = dotted((*path, name))
         if key in skip:

@@ -23,8 +23,7 @@ def to_policy(
     cell_bytes     per pool: what one cell takes in the host store
     chunk_tokens   per pool: the chunk at which prompt tokens get cheap, measured
     priors         per pool: first guess of the cost model, measured
-    What is not given comes from the settings or from the scheduler's own defaults.
-    """
+    What is not given comes from the settings or from the scheduler's own defaults."""
     pools = {
         name: policy.PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
         for name, pool in settings.pools

@@ -2,8 +2,7 @@
 
 Those of model, engine and scheduler are here, those of the gateway in `serving`. docs/configuration.md repeats the list for
 operators and a test compares the two. What one value may be is said here and in `kinds`; what values may be together is in
-`poise.config.consistency`.
-"""
+`poise.config.consistency`."""
 
 from typing import Annotated, Literal
 

@@ -1,8 +1,7 @@
 """The places values come from, each read into a `Layer`: a nested table, and for each key the source to name.
 
 Nothing here knows which source wins or which values are right, except that text from the environment and the command line
-is read by the type of its setting, and that a name which fits no setting is a problem of the source.
-"""
+is read by the type of its setting, and that a name which fits no setting is a problem of the source."""
 
 import os
 import re
@@ -47,8 +46,7 @@ class ConfigError(Exception):
 class Source:
     """Where a value came from: `name` in front of a problem, `origin` in the effective configuration.
 
-    A value that `yields` gives way to one that was set.
-    """
+    A value that `yields` gives way to one that was set."""
 
     name: str
     origin: str
@@ -62,8 +60,7 @@ DEFAULT = Source("default", "default", yields=True)
 class Layer:
     """The values of one source, not yet validated, and the problems met while reading them.
 
-    Without `complete`, the source could not be read to its end and may have meant to set anything.
-    """
+    Without `complete`, the source could not be read to its end and may have meant to set anything."""
 
     source_of: Callable[[str], Source]
     values: dict[str, Any] = field(default_factory=dict)

@@ -1,8 +1,7 @@
 """A running server, as `poise explain` and `poise top` ask it: where it is, with which key, and what to say without an answer.
 
 It knows the HTTP API only, as any other client does. Without a key, what is for operators is asked with the token of the server,
-where that runs on this machine as this user.
-"""
+where that runs on this machine as this user."""
 
 import os
 from collections.abc import Iterator

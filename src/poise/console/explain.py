@@ -1,7 +1,6 @@
 """`poise explain ID`: asks a running server why a request took as long as it did, and prints its answer.
 
-Exit codes: 0; 1 when there is no such request, or the key is wrong; 2 for a bad argument or a server that is not there.
-"""
+Exit codes: 0; 1 when there is no such request, or the key is wrong; 2 for a bad argument or a server that is not there."""
 
 import asyncio
 import os
@@ -30,8 +29,7 @@ def explain(
     """Tell why a request took as long as it did.
 
     Where it waited and for what, who ran instead, how its prompt and its tokens came, what stopped it, how it ended.
-    The server knows its live requests, and those that ended within results.retention_s. Nothing of a text is told.
-    """
+    The server knows its live requests, and those that ended within results.retention_s. Nothing of a text is told."""
     try:
         explanation = asyncio.run(_fetch(url, key if key is not None else os.environ.get("POISE_API_KEY", ""), wanted))
     except Refused as error:

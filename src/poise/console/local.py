@@ -2,8 +2,7 @@
 and an address that opens its dashboard in a browser.
 
 Exit codes: 0; 1 when no such server runs there, or it does not take this user for an operator; 2 for a bad argument, or a server
-that is not there.
-"""
+that is not there."""
 
 import asyncio
 from typing import Annotated
@@ -18,8 +17,7 @@ NO_SERVER = 1
 def token(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_URL) -> None:
     """Print the server's token, which opens /admin on this machine until the server ends.
 
-    As in: curl -H "Authorization: Bearer $(poise token)" http://127.0.0.1:8000/admin/requests
-    """
+    As in: curl -H "Authorization: Bearer $(poise token)" http://127.0.0.1:8000/admin/requests"""
     with ending(NO_SERVER):
         client = Client(url)
     if not (found := client.token()):
@@ -31,8 +29,7 @@ def dashboard(url: Annotated[str, typer.Option(help="The server.")] = DEFAULT_UR
     """Print an address that opens the dashboard as an operator.
 
     It holds a code that works once, for a minute. The server must run on this machine as this user; for one elsewhere, open
-    its /dashboard and enter an admin key.
-    """
+    its /dashboard and enter an admin key."""
     with ending(NO_SERVER):
         typer.echo(asyncio.run(_address(url)))
 

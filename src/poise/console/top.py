@@ -1,7 +1,6 @@
 """`poise top`: a running server in a terminal, live, or one frame of it as text.
 
-Exit codes: 0; 1 when the key is wrong; 2 for a bad argument, a server that is not there (with --once), or a missing extra.
-"""
+Exit codes: 0; 1 when the key is wrong; 2 for a bad argument, a server that is not there (with --once), or a missing extra."""
 
 import asyncio
 import os
@@ -28,8 +27,7 @@ def top(
     """Show a running server in the terminal, live.
 
     Classes, queues, pools, memory and requests; keys pause, resume, downgrade and cancel, and tell why a request is slow.
-    Press ? for help. Whose requests are shown depends on the key: an operator's shows all, another one its tenant's.
-    """
+    Press ? for help. Whose requests are shown depends on the key: an operator's shows all, another one its tenant's."""
     with ending(WRONG_KEY):
         client = Client(url, key if key is not None else os.environ.get("POISE_API_KEY", ""))
         if once:

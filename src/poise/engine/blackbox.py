@@ -14,8 +14,7 @@ Layout, in 64-bit words of this machine's byte order:
 
 The writer fills the record that was not written last, then counts it in word 1, which is written at once. So the last record is
 whole at any moment, also when the writer dies over the next one. A reader that finds the same count before and after has read a
-whole record; else it reads again.
-"""
+whole record; else it reads again."""
 
 from __future__ import annotations
 
@@ -65,8 +64,7 @@ class BoxReading:
     at_ns        since when it has been in this phase, or in this forward pass
     drained_ns   when it last looked at its messages
     request_ids  whose rows or cells were being computed, or who was dealt with, as far as they fit; what the engine asked of
-                 itself has ids below 0
-    """
+                 itself has ids below 0"""
 
     phase: Phase
     step: int = 0

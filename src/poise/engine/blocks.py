@@ -2,8 +2,7 @@
 
 A key is a keyed BLAKE2b hash of the key before it and the block's tokens, so it stands for everything from the start. The chain
 begins with the tenant's name: equal texts of two tenants have nothing in common. The secret is drawn anew for each engine, so
-that a journal, which holds keys, says nothing about what was asked.
-"""
+that a journal, which holds keys, says nothing about what was asked."""
 
 from collections.abc import Sequence
 from hashlib import blake2b

@@ -1,8 +1,7 @@
 """The engine's loop: drain the inbox once, plan, run, sample, emit. The same code runs live and in the simulator.
 
 It owns what the scheduler must not know: token ids, the runner, the ports. It runs at its own pace: messages are read once
-a step and never interrupt one.
-"""
+a step and never interrupt one."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -231,8 +230,7 @@ class Engine:
     def _declare(self, message: to_engine.Template, now_ns: int, events: list[Event]) -> None:
         """Have a template's cells computed in every pool. Where it does not fit, requests compute it themselves.
 
-        A text that had the name before is given up at once, with its cells; requests that still name it must not get others.
-        """
+        A text that had the name before is given up at once, with its cells; requests that still name it must not get others."""
         if (former := self._templates.get(message.name)) is not None:
             self.journal.record(now_ns, "retract", former.key)
             events += self.scheduler.retract(former.key)

@@ -2,8 +2,7 @@
 
 The loop copies references, which takes some microseconds, and does nothing else: to format four thousand entries takes longer
 than a step. The thread formats a page when it is asked for one and rests after every few entries, so that the loop never waits
-long for the interpreter. One reader at a time: who begins takes the place of who was reading.
-"""
+long for the interpreter. One reader at a time: who begins takes the place of who was reading."""
 
 import contextlib
 import os

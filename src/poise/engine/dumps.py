@@ -1,8 +1,7 @@
 """What an engine that dies leaves on the disk: its flight recorder, in a few files at most; its last words survive a full disk.
 
 A crash loop writes one file each time. The newest MOST_FILES are kept, of at most MOST_BYTES together; older ones go first. A
-journal that is too large loses its oldest lines.
-"""
+journal that is too large loses its oldest lines."""
 
 import os
 from collections.abc import Iterable

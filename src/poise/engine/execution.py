@@ -1,8 +1,7 @@
 """Carries a plan out on a runner: KV operations first, then the batches, each measured.
 
 An operation that fails does not stop the step. Whoever needed it is left out of the batches, and the result says so; the
-scheduler has those tokens computed again.
-"""
+scheduler has those tokens computed again."""
 
 from dataclasses import dataclass, replace
 
@@ -31,8 +30,7 @@ class Live:
 class Execution:
     """Runs plans. `live` is the engine's own table of requests, read here and extended by the sampled tokens.
 
-    Whatever can take the process down is noted in `box` before it is done, with the requests that it is done for.
-    """
+    Whatever can take the process down is noted in `box` before it is done, with the requests that it is done for."""
 
     def __init__(self, runner: Runner, clock: Clock, live: dict[int, Live], box: BoxWriter) -> None:
         self._runner = runner

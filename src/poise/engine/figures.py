@@ -1,8 +1,7 @@
 """What each step took and held, added up in plain lists: two or three microseconds a step, and nothing is formatted.
 
 The parts of a step, in order: `drain` takes messages in, `plan` decides, `kv` carries cells, `forward` is the model, `sample`
-draws tokens, `account` charges and advances, `emit` sends. Resting is no part of any step.
-"""
+draws tokens, `account` charges and advances, `emit` sends. Resting is no part of any step."""
 
 from bisect import bisect_left
 

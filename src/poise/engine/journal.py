@@ -23,8 +23,7 @@ An entry is (time, kind, values). The kinds, and the call of the scheduler that 
     expire    how many requests ended       expire, where it ended any
     plan      StepPlan                      plan, which gave a step to carry out
     rest      StepPlan                      plan, which found nothing to do
-    result    StepResult                    complete
-"""
+    result    StepResult                    complete"""
 
 import json
 from collections import deque
@@ -49,8 +48,7 @@ ERASED = "(erased)"
 class Journal:
     """A ring of the last `entries_max` entries (None: all of them, whole), and the policy, which the ring never lets go.
 
-    Recording keeps references to immutable values and formats nothing.
-    """
+    Recording keeps references to immutable values and formats nothing."""
 
     def __init__(self, entries_max: int | None = ENTRIES_MAX) -> None:
         self._entries: deque[tuple[int, str, tuple[object, ...]]] = deque(maxlen=entries_max)
@@ -94,8 +92,7 @@ class Journal:
         """Take a tenant's name and the keys of its blocks out of every entry; returns how many entries named it.
 
         Keys in results whose request's arrival the ring has let go are anybody's, and go too. (The policy keeps the names of
-        tenants that the operator has configured.)
-        """
+        tenants that the operator has configured.)"""
         others: set[int] = set()
         n_named = 0
         for i, (now_ns, kind, values) in enumerate(self._entries):

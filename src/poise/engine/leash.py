@@ -40,8 +40,7 @@ def no_core_dumps() -> None:
 
     The limit keeps files from being written. A program that the kernel hands dumps to (`|` in core_pattern) is not bound by it,
     so memory is left out of dumps, too. PR_SET_DUMPABLE is not used: it would hide /proc/PID from its own user, and with it the
-    descriptors and mappings that tests and operators look at.
-    """
+    descriptors and mappings that tests and operators look at."""
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     with contextlib.suppress(OSError):

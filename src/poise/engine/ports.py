@@ -1,8 +1,7 @@
 """The engine's ports: what the loop needs from the world.
 
 Live adapters: `poise.llama.running.runner.LlamaRunner`, `poise.worker.engine.process` (socket, monotonic clock).
-Simulated adapters: `poise.sim`. Both runners pass one contract suite (tests/contract).
-"""
+Simulated adapters: `poise.sim`. Both runners pass one contract suite (tests/contract)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from poise.wire.to_engine import Grammar, SamplingParams, ToEngine
 class Row:
     """Tokens of one sequence to compute: `tokens` stand at positions [start, start + len(tokens)) of `slot`.
 
-    With `sample`, one token is drawn from the last position's logits.
-    """
+    With `sample`, one token is drawn from the last position's logits."""
 
     request_id: int
     slot: int
@@ -39,8 +37,7 @@ class Sampled:
     forced    tokens that a grammar makes follow it: they need no draw, and are to be computed with it
     closes    nothing can come after these tokens, by the grammar
     cost_ns   what drawing it took
-    failed    why none could be drawn for this row, while those of the other rows could: `token.token` is then NO_TOKEN
-    """
+    failed    why none could be drawn for this row, while those of the other rows could: `token.token` is then NO_TOKEN"""
 
     token: Token
     ends: bool
@@ -89,8 +86,7 @@ class Runner(Protocol):
         """Begin to make what a constrained request needs, beside the steps; accounts take turns. `open` comes when `prepared`
         has said that it is made, after `wake` was called, from any thread. What failed is raised by `open`.
 
-        `output` is that of `open`: from there on its grammar goes on.
-        """
+        `output` is that of `open`: from there on its grammar goes on."""
 
     def prepared(self) -> Sequence[tuple[int, int]]:
         """Requests whose preparation has ended since the last call, and what it took, in microseconds."""
@@ -102,8 +98,7 @@ class Runner(Protocol):
         depends on logits, parameters, seed and the tokens before it, and on nothing that a runner remembers.
 
         Raises RunnerError when the request names tokens that the model does not have: computed, they would fail a whole batch.
-        So it does when its grammar could not be prepared.
-        """
+        So it does when its grammar could not be prepared."""
 
     def close(self, request_id: int) -> None:
         """Free what `open` made. Unknown ids are ignored."""
@@ -115,23 +110,20 @@ class Runner(Protocol):
 
         Raises RunnerError when a StoreSlot, LoadSlot, CopySlot or MoveSlot failed: then there is no such entry, or the target
         slot is empty (and a move's source too). A TrimSlot fails only with a model whose memory cannot be shortened (a
-        recurrent one): then the slot is empty. A ScrubPool that fails leaves the pool unusable.
-        """
+        recurrent one): then the slot is empty. A ScrubPool that fails leaves the pool unusable."""
 
     def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
         """Compute a row of a prompt in passes of its own. Nothing is drawn: the logits of each of its tokens say how likely the
         one of `targets` is that stands at the next position.
 
-        Raises RunnerError when that failed; then the slot is not usable until it was released.
-        """
+        Raises RunnerError when that failed; then the slot is not usable until it was released."""
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         """Compute rows (ascending slots) in one forward pass and sample.
 
         Returns one Sampled per row with `sample`, in row order. One whose drawing failed says so and harms no other; its cells
         are computed, and may hold what is not a number. Raises RunnerError when the pass failed; then no slot of `rows` is
-        usable until it was released.
-        """
+        usable until it was released."""
 
 
 class Clock(Protocol):
@@ -143,8 +135,7 @@ class Inbox(Protocol):
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[ToEngine]:
         """Messages that have arrived, in order. With `block`, wait for one until `wait_until_ns` (None: for ever).
 
-        Raises EOFError when the gateway is gone.
-        """
+        Raises EOFError when the gateway is gone."""
 
     def wake(self) -> None:
         """`drain` waits no longer, if it does. From any thread."""

@@ -32,8 +32,7 @@ def news_of(events: Iterable[Event]) -> News:
     Who reads a Step reads its starts before its changes. So of a request that starts, only those changes are kept that are still
     true then: what came after the start, and a downgrade. What kept it from starting until now is over.
 
-    What the engine asked of itself (a negative id) is nobody else's business.
-    """
+    What the engine asked of itself (a negative id) is nobody else's business."""
     starts: list[wire.Start] = []
     changes: list[wire.Change] = []
     finishes: list[wire.Finish] = []

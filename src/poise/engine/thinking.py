@@ -7,8 +7,7 @@
     done
 
 The states of llama.cpp's budget. They follow from the tokens alone, so a request that goes on elsewhere is forced as it would
-have been.
-"""
+have been."""
 
 import codecs
 from collections.abc import Callable, Sequence

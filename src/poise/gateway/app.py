@@ -3,8 +3,7 @@
     app = create_app(settings, engine, model_name="smollm2", text=TextSlot(workers))
     await app.set_text(text)  # as soon as the vocabulary is there; until then requests are answered with 503
 
-The application starts nothing: the engine is the caller's, who can run it in `lifespan`.
-"""
+The application starts nothing: the engine is the caller's, who can run it in `lifespan`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -117,8 +116,7 @@ def create_app(
     recovery   what is counted of lost engines, by who restarts them
     tasks      who keeps what works beside the requests
     free       memory that this process may still use
-    backends   who answers for other models, by the names that requests may have
-    """
+    backends   who answers for other models, by the names that requests may have"""
     tasks = tasks or Tasks()
     metrics = GatewayMetrics(
         lambda: engine.state.reading, recovery, settings.metrics.tenants_max, tasks.metrics, text.jobs.metrics

@@ -1,7 +1,6 @@
 """A dialect: how one API asks for a generation, and how it wants its answer and its errors written.
 
-It reads a body into the canonical request, and gives the writers of what a record becomes. No dialect knows another.
-"""
+It reads a body into the canonical request, and gives the writers of what a record becomes. No dialect knows another."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

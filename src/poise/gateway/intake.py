@@ -2,8 +2,7 @@
 
 A call keeps the books of its request: it is among the live ones from its start on, and its end is counted and put on record.
 
-The order of checks is the order in which they get dear: key, body, parameters, model, class, level, engine, tokens, context.
-"""
+The order of checks is the order in which they get dear: key, body, parameters, model, class, level, engine, tokens, context."""
 
 import secrets
 import time

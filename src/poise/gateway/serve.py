@@ -290,8 +290,7 @@ def _listen(settings: Settings, keys: KeyRing) -> list[socket.socket]:
     """Listening sockets, before anything slow is done; the first one's address is the server's. Raises _CannotListen with the
     address and what to do, or Exposed.
 
-    Where it is `localhost`, both loopback addresses: some clients take the one for it, some the other.
-    """
+    Where it is `localhost`, both loopback addresses: some clients take the one for it, some the other."""
     host, port = settings.server.host, settings.server.port
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -125,8 +125,7 @@ def _bottleneck(bottleneck: Bottleneck, now_ns: int, least: _Least) -> Iterator[
     """For how long each resource was the limit, with the time that has passed since the engine said so.
 
     An engine that rests tells nothing, and what limits it goes on doing so. One that is busy may have gone on to something else
-    just before a scrape.
-    """
+    just before a scrape."""
     text = (
         "Time in which progress was limited by the resource: compute, kv_cells, host_memory, tenant_limits, readers, "
         "none (it computed and nobody waited), idle. They add up to the engine's life."

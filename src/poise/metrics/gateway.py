@@ -2,8 +2,7 @@
 
 The gateway reports what it sees of its requests here; the engine's own counters and gauges are read from its last status
 message at the time of a scrape. Tenants have a registry of their own, because who is here is for operators only; how many of
-them have a label is bounded, as every label is. Names are those of OpenTelemetry's GenAI conventions where there is one.
-"""
+them have a label is bounded, as every label is. Names are those of OpenTelemetry's GenAI conventions where there is one."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

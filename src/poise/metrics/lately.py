@@ -31,8 +31,7 @@ class RecentTtft(msgspec.Struct, frozen=True):
 class ClassEvents:
     """Of one class, since the last sample.
 
-    `ttft_s`: of the choices whose first token has come; `itl_s`: between two arrivals of tokens in one choice.
-    """
+    `ttft_s`: of the choices whose first token has come; `itl_s`: between two arrivals of tokens in one choice."""
 
     ttft_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TTFT_MAX))
     itl_s: deque[float] = field(default_factory=lambda: deque(maxlen=_ITL_MAX))

@@ -1,7 +1,6 @@
 """What is counted of lost engines, of what was done about them, and of the server's level, as /metrics shows it.
 
-It has a registry of its own, because it counts from before there is an application; the gateway's registry contains it.
-"""
+It has a registry of its own, because it counts from before there is an application; the gateway's registry contains it."""
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 

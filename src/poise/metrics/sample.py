@@ -1,7 +1,6 @@
 """One sample of the history: how things stand now, and what the engine's counters say of the time since the last sample.
 
-The counters begin again with every engine; those of a new one are counted from 0, so that nothing is ever negative.
-"""
+The counters begin again with every engine; those of a new one are counted from 0, so that nothing is ever negative."""
 
 from collections import Counter, deque
 from collections.abc import Mapping
@@ -212,8 +211,7 @@ class HistorySampler:
         """Of the time since the last sample, by what limited progress. An engine that rests tells nothing: its limit goes on.
 
         A busy one may have gone on to something else just before. What that says too much is missing from the next sample, and
-        never below 0.
-        """
+        never below 0."""
         limited: dict[str, float] = dict(bottleneck.limited_us)
         if bottleneck.limit and bottleneck.since_ns:
             since_us = max(0, now_ns - bottleneck.since_ns) / 1000

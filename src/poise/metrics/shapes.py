@@ -9,8 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 def counted(registry: CollectorRegistry, name: str, text: str, **labels: Iterable[str]) -> Callable[..., None]:
     """A counter with these labels. What is returned adds 1 to the series of the values that it is called with, from any thread.
 
-    `labels` has the values that are known: their series exist from the start.
-    """
+    `labels` has the values that are known: their series exist from the start."""
     counter = Counter(name, text, tuple(name.rstrip("_") for name in labels), registry=registry)
     for known in product(*labels.values()):
         counter.labels(*known)

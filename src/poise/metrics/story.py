@@ -1,7 +1,6 @@
 """What happened to one API request, counted by the metrics and traced once when it has ended. No text.
 
-Times are of the gateway's clock `time.perf_counter`.
-"""
+Times are of the gateway's clock `time.perf_counter`."""
 
 from dataclasses import dataclass
 from enum import StrEnum

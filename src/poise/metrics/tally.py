@@ -1,8 +1,7 @@
 """Histograms and counters by class for what happens with every token: a list entry each, made into metrics at a scrape.
 
 prometheus_client's own take a lock for each bucket and for the sum. That is little, but it is paid for each token, with caches
-that the engine's threads have just emptied. These are written and read in one event loop and need none.
-"""
+that the engine's threads have just emptied. These are written and read in one event loop and need none."""
 
 from bisect import bisect_left
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """Metrics by tenant, for a bounded number of them: whoever was active last, by name, and the rest together as "other".
 
 What is counted of a tenant that has to make way moves to "other", so that sums over all tenants never go back. When it returns,
-it begins again at 0, as Prometheus expects of a series that was gone. A tenant that was declared as "other" is among the rest.
-"""
+it begins again at 0, as Prometheus expects of a series that was gone. A tenant that was declared as "other" is among the rest."""
 
 from collections import Counter
 from collections.abc import Iterator

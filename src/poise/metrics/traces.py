@@ -1,8 +1,7 @@
 """OpenTelemetry traces: one span for each API request, exported over OTLP/HTTP. Off unless `telemetry.otlp_endpoint` is set.
 
 A span is made from the request's story when it has ended, so that while it runs nothing is spent on it, and exported by a
-thread of the library's own. Attributes follow the GenAI conventions. No prompt and no answer is in them.
-"""
+thread of the library's own. Attributes follow the GenAI conventions. No prompt and no answer is in them."""
 
 from __future__ import annotations
 

@@ -10,5 +10,4 @@ A scenario file names its clients; `Scenario.requests(seed)` turns it into one s
 3. No clock is read and nothing is sent here. Times are seconds from the start of the load; the reader waits.
 4. A prompt is a row of segments, each with a seed for its contents: what is common to two prompts has equal seeds. A shared
    prefix is the same for all clients of all files; the turns of a conversation repeat the prompts and answers before them.
-5. A file is read strictly: an unknown key, a wrong type or a value out of range is an `InputError` in one line.
-"""
+5. A file is read strictly: an unknown key, a wrong type or a value out of range is an `InputError` in one line."""

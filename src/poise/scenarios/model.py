@@ -41,8 +41,7 @@ class Scenario:
         """One stream for each client instance, in the order of the file.
 
         The streams are lazy and independent. A closed-loop stream without a limit never ends: its reader stops at
-        `duration_s`. An open-loop stream ends with the last arrival before `duration_s`.
-        """
+        `duration_s`. An open-loop stream ends with the last arrival before `duration_s`."""
         return tuple(
             RequestStream(client, instance, _generate(client, seed, instance, self.duration_s))
             for client in self.clients
@@ -100,8 +99,7 @@ class Arrival:
     poisson  open loop: `rate_per_s` on average, however slow the answers are
     trace    open loop: at the times of `trace` from `start_s` of it on, times `time_scale`, `limit` requests at most
     closed   the next request follows `think_s` after the end of the one before; with a `rate_per_s`, not before its turn: one
-             every 1/`rate_per_s` is due, and a request that is sent after it was due has waited since
-    """
+             every 1/`rate_per_s` is due, and a request that is sent after it was due has waited since"""
 
     kind: ArrivalKind
     rate_per_s: float = 0.0
@@ -125,8 +123,7 @@ class Reading:
 
     tokens  `per_s` chunks with text a second
     bytes   `per_s` bytes a second
-    stuck   it stops after `after_tokens` chunks with text: for `stuck_s`, or for good
-    """
+    stuck   it stops after `after_tokens` chunks with text: for `stuck_s`, or for good"""
 
     kind: ReadingKind
     per_s: float = 0.0
@@ -205,8 +202,7 @@ class PlannedRequest:
     seed                 31 random bits of the request's own: for the prompt's words and the server's sampling
     cancel_after_ms      the client leaves so long after sending; None: it does not look at the clock
     malformed            no valid request; its lengths mean nothing
-    before               what the prompt repeats: the shared prefix and the conversation so far; part of `n_prompt_tokens`
-    """
+    before               what the prompt repeats: the shared prefix and the conversation so far; part of `n_prompt_tokens`"""
 
     arrival_s: float | None
     n_prompt_tokens: int

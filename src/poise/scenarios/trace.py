@@ -2,8 +2,7 @@
 
 The first line names the columns: `TIMESTAMP,ContextTokens,GeneratedTokens` as the Azure LLM inference traces have them, or
 `timestamp,context,generated`; the letters' case does not matter, and other columns are skipped. A time is seconds or an ISO date
-and time; times count from the first row's.
-"""
+and time; times count from the first row's."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Which pool a request belongs to, and whether it can ever run.
 
 What can never fit is rejected on arrival (invariant 4): a request that is accepted and cannot run would block its queue for
-ever (vLLM issue 39734 describes that failure).
-"""
+ever (vLLM issue 39734 describes that failure)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,8 +24,7 @@ def route(request: Request, policy: SchedulerPolicy, cached: Mapping[str, int], 
 
     A prompt of which more than its class's `heavy_tokens` must be computed is a heavy job (rule R5) and runs in the long
     pool; so does what a short slot cannot hold, and what continues a sequence that ran there. Output that a readmitted request
-    comes with makes no job heavy: a dozen streams that go on after a crash would find two slots.
-    """
+    comes with makes no job heavy: a dozen streams that go on after a crash would find two slots."""
     holding = {name: pool.slot_cells for name, pool in policy.pools.items() if request.n_known <= pool.slot_cells}
     if request.pool:
         return request.pool if request.pool in holding else None
@@ -68,8 +66,7 @@ def queue_places(held: int, waiting: int, limit: int, *, declared: bool) -> int:
     """How many places of a class's queue an account that has `held` of them may have now; `waiting` are all that are taken.
 
     One alone gets most of them, and leaves room for the next one, who leaves room for the one after. The last places go to
-    accounts that have none. An account that the operator declared has its first place whatever the others have.
-    """
+    accounts that have none. An account that the operator declared has its first place whatever the others have."""
     if held == 0 and (declared or waiting < limit):
         return 1
     may_have = may_take(1, held=held, used=waiting, total=limit, share=QUEUE_SHARE, least=1)

@@ -10,8 +10,7 @@
     idle           there is nothing to compute
 
 The first that applies, in this order. The time from one plan to the next goes to what limited the first of them, so all time
-is accounted for, and the shares add up to one.
-"""
+is accounted for, and the shares add up to one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

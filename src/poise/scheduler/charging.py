@@ -22,8 +22,7 @@ def _charge_batch(
 ) -> int:
     """Returns what background work cost, in microseconds.
 
-    The pass is shared: its cost is split by the cost model. Drawing a token is for one sequence, which pays for just that.
-    """
+    The pass is shared: its cost is split by the cost model. Drawing a token is for one sequence, which pays for just that."""
     chunks = tuple(c for c in batch.chunks if c.request_id not in lost) if lost else batch.chunks
     model = books.models[batch.pool]
     sampled_us, errors, scored_us = dict(result.sampled_us), dict(result.row_errors), dict(result.scored_us)

@@ -3,8 +3,7 @@
 What a request may generate is a ceiling, which many clients set far above what they get: it says little of the room and the time
 that it will need. For each account a high quantile of its lengths is followed by stochastic approximation: a longer answer moves
 it up by a part of itself, a shorter one down by less, so that it comes to rest where only one in ten is longer. (Robbins and
-Monro's scheme, on the logarithm.) The share of that which answers really use, a mean by class, makes an expectation for waits.
-"""
+Monro's scheme, on the logarithm.) The share of that which answers really use, a mean by class, makes an expectation for waits."""
 
 from poise.scheduler.policy import LengthPolicy
 from poise.scheduler.request import Request, RequestClass

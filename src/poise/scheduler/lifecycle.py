@@ -5,8 +5,7 @@ counts and counters can only change together.
 
 A sequence stands still while an operator has paused it, its reader is behind, or it is not prepared. It then counts nowhere as
 work: not for its tenant's served cost, not as decoding, not for the wait of others; and its slot is the first to be taken. It
-keeps its place in the order, because a place is what it would cost and when it arrived.
-"""
+keeps its place in the order, because a place is what it would cost and when it arrived."""
 
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace

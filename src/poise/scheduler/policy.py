@@ -10,8 +10,7 @@ from poise.scheduler.request import RequestClass
 class PoolPolicy:
     """A KV pool: one llama_context whose slots are separate streams of `slot_cells` cells each.
 
-    `cell_bytes` is what one cell takes in the host store.
-    """
+    `cell_bytes` is what one cell takes in the host store."""
 
     n_slots: int
     slot_cells: int
@@ -29,8 +28,7 @@ class ClassPolicy:
     heavy_tokens     prompts longer than this are heavy jobs and run in the long pool
     heavy_max        heavy jobs of the class that may run at once
     downgrade_output_tokens  output after which a request of the class goes on as background work (0: never)
-    downgrade_served_us      measured compute after which it does (0: never)
-    """
+    downgrade_served_us      measured compute after which it does (0: never)"""
 
     queue_max: int
     itl_target_us: int
@@ -49,8 +47,7 @@ class TenantPolicy:
     weight             its share of compute beside another tenant of the same class is in proportion
     running_max        its requests that may run at once
     queue_max          its requests that may wait
-    tokens_per_minute  prompt and output tokens; a new request is refused while the account is overdrawn
-    """
+    tokens_per_minute  prompt and output tokens; a new request is refused while the account is overdrawn"""
 
     weight: float = 1.0
     running_max: int = 0
@@ -66,8 +63,7 @@ class StorePolicy:
     tenant_share       most of the budget that one tenant's reusable prefixes may take
     prefix_reuse       whether finished sequences' cells are kept for requests that begin alike
     prefix_min_cells   a shorter common prefix is computed again
-    tenant_shares      tenants whose `tenant_share` is another one
-    """
+    tenant_shares      tenants whose `tenant_share` is another one"""
 
     budget_bytes: int = 512 << 20
     tenant_share: float = 0.5
@@ -83,8 +79,7 @@ class LengthPolicy:
     first_tokens  what is thought of them before there was any
     quantile      this share of an account's answers is no longer than what is thought likely
     step          how far one answer moves that
-    accounts_max  accounts that are known at a time
-    """
+    accounts_max  accounts that are known at a time"""
 
     first_tokens: int = 512
     quantile: float = 0.9
@@ -115,8 +110,7 @@ class SchedulerPolicy:
     ageing           share of waited time that is taken off a prompt's predicted cost when prompts are ordered
     hole_steps       steps a hole in a pool's slots may persist before it is closed by a move
     turn_us          time that a background sequence keeps its slot while others of its class wait for one (rule R7)
-    preemptions_max  times a sequence may lose its slot; after that it is protected
-    """
+    preemptions_max  times a sequence may lose its slot; after that it is protected"""
 
     pools: Mapping[str, PoolPolicy]
     classes: Mapping[RequestClass, ClassPolicy]

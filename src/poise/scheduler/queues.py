@@ -4,8 +4,7 @@ Queued are new requests, and preempted ones that are to go on. The order inside 
 with ageing: each second of waiting takes `ageing` seconds off the predicted cost. As all queued sequences age at one rate,
 "cost - ageing * waited" orders them as "cost + ageing * arrival" does, which never changes: a plain heap suffices, and nothing
 is re-sorted as time passes. (Ageing bounds the wait that shorter prompts can inflict, like the response-ratio policies in the
-literature.)
-"""
+literature.)"""
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
@@ -68,8 +67,7 @@ class WaitingQueue:
 
         Between tenants that rank alike the one with fewer `slots` goes first: what it would be given is a slot, and the
         difference in slots is the difference in served cost a moment later. Linear in the number of tenants with queued
-        sequences here, not in the sequences.
-        """
+        sequences here, not in the sequences."""
         best: tuple[int, float, float, int] | None = None
         chosen: Sequence | None = None
         for tenant, heap in self._heaps.items():

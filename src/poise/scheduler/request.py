@@ -1,7 +1,6 @@
 """What the scheduler knows of a request, and what it answers.
 
-Everything here is a value: no text, no token ids, no clock. Times are integer nanoseconds, costs integer microseconds.
-"""
+Everything here is a value: no text, no token ids, no clock. Times are integer nanoseconds, costs integer microseconds."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -131,8 +130,7 @@ class Request:
                        came with and SUSPECT_TOKENS more
     prepares           what it needs beside cells is still being made: it has no slot before `Scheduler.prepared`
     scores             the log probabilities of its prompt's tokens are wanted: all of it is computed, whatever was before
-    erased             what its tenant had left was erased while it was live: it leaves nothing either
-    """
+    erased             what its tenant had left was erased while it was live: it leaves nothing either"""
 
     request_id: int
     tenant: str
@@ -185,8 +183,7 @@ class Queued:
 class Rejected:
     """The request was refused at once; nothing of it is kept.
 
-    `value` is what was asked, `limit` what is allowed (tokens for TOO_LONG, queue places for QUEUE_FULL).
-    """
+    `value` is what was asked, `limit` what is allowed (tokens for TOO_LONG, queue places for QUEUE_FULL)."""
 
     request_id: int
     reason: RejectReason
@@ -235,8 +232,7 @@ class Downgraded:
 class Finished:
     """The one terminal event of an accepted request. `n_output` counts what it came with, too.
 
-    `served_us` is the measured compute charged to it; `n_recomputed` counts tokens computed again after drops.
-    """
+    `served_us` is the measured compute charged to it; `n_recomputed` counts tokens computed again after drops."""
 
     request_id: int
     reason: FinishReason

@@ -10,8 +10,7 @@ Rule 5: iteration order is always that of lists and dicts, so equal inputs give 
 
 What a step does is in `planner`; who goes first in `queues` and `fairness`; what it may cost in `budget`, and who pays for it in
 `charging`; who loses a slot in `preemption`; where cells are in `placement`; the states of a request in `sequence`.
-docs/scheduler.md tells the whole.
-"""
+docs/scheduler.md tells the whole."""
 
 import heapq
 from collections.abc import Collection, Iterable
@@ -115,8 +114,7 @@ class Scheduler:
     def expire(self, now_ns: int) -> list[Event]:
         """End the requests whose queue timeout has passed before they got a slot. Called before each plan.
 
-        While its reader is behind, a request's time stands still.
-        """
+        While its reader is behind, a request's time stands still."""
         assert self._planned is None, "expire between plan and complete"
         events: list[Event] = []
         while self._deadlines and self._deadlines[0][0] <= now_ns:
@@ -131,8 +129,7 @@ class Scheduler:
     def control(self, request_id: int, action: Control, now_ns: int) -> tuple[str, str, list[Event]]:
         """An operator's word on a live request. Returns its state afterwards, why nothing changed (if so), and events.
 
-        The state of an unknown request is "".
-        """
+        The state of an unknown request is ""."""
         sequence = self._found(request_id, now_ns)
         if sequence is None:
             return "", "there is no such live request", []
@@ -143,8 +140,7 @@ class Scheduler:
         """The reader of a request is behind, or has caught up. Unknown ids give no event.
 
         It runs only when neither its reader nor an operator keeps it from it. Held, it keeps its place in the order, does not
-        expire, and counts nowhere as work; its slot goes to whoever needs one, or with SWAP at once.
-        """
+        expire, and counts nowhere as work; its slot goes to whoever needs one, or with SWAP at once."""
         sequence = self._found(request_id, now_ns)
         if sequence is None:
             return []
@@ -156,8 +152,7 @@ class Scheduler:
     def adjust(self, queue_share: float, slots_share: float) -> None:
         """From now on classes may use these shares of their `queue_max` and `slots_max`, at least 1 of each.
 
-        What is queued or runs beyond them stays.
-        """
+        What is queued or runs beyond them stays."""
         assert self._planned is None, "adjust between plan and complete"
         assert 0 < queue_share <= 1, f"a share of {queue_share}"
         assert 0 < slots_share <= 1, f"a share of {slots_share}"
@@ -176,8 +171,7 @@ class Scheduler:
     def erase(self, tenant: str) -> tuple[int, int, int]:
         """As `forget`, and have every cell overwritten that nobody holds. Returns how many prefixes, cells and bytes go.
 
-        The tenant's live requests go on; what they hold goes the same way when they end, and nothing of it is kept.
-        """
+        The tenant's live requests go on; what they hold goes the same way when they end, and nothing of it is kept."""
         assert self._planned is None, "erase between plan and complete"
         for sequence in self._life.sequences.values():
             sequence.erased |= sequence.request.tenant == tenant
@@ -357,8 +351,7 @@ class Scheduler:
     def _make_room(self, now_ns: int) -> None:
         """Rules R6 and R7: where the first of a queue finds no slot, or no compute, somebody may have to give up their slot.
 
-        One a step and pool.
-        """
+        One a step and pool."""
         books = self._books
         for name, pool in books.pools.items():
             for request_class, limits in books.limits.items():

@@ -13,8 +13,7 @@ Rule 3: the state says what may happen to a sequence, `slot` and `entry` say whe
     RUNNING    has a slot and may be given tokens in every step
     PAUSED     stands still: an operator paused it, its reader is behind, or it is not prepared. Its cells are in its slot, in
                the store, or nowhere
-    SWAPPED    queued again, its cells in the host store
-"""
+    SWAPPED    queued again, its cells in the host store"""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

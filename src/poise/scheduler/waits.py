@@ -2,8 +2,7 @@
 
 The estimate adds up what is ahead: prompts at their predicted cost, and of the outputs that are likely the share that requests
 of the class have really used. That is a serial sum, while a batch shares its cost among many; what the estimates were off by, in
-the mean of its logarithm, corrects the next ones. The error that is left is a metric.
-"""
+the mean of its logarithm, corrects the next ones. The error that is left is a metric."""
 
 from collections.abc import Mapping
 from math import exp, log
@@ -52,8 +51,7 @@ class WaitEstimator:
         """The wait of one more request behind all that are queued, and one in the middle of those that run.
 
         `slots_left`: how many more slots of each pool the class may have now. Where that is enough for all who are queued, they
-        wait for each other's prompts and for nobody's end.
-        """
+        wait for each other's prompts and for nobody's end."""
         ahead = 0.0
         before = {key: queue for key, queue in queues.items() if key[0] in (request_class, RequestClass.INTERACTIVE)}
         n_queued = {pool: sum(q.n_queued for (_, name), q in before.items() if name == pool) for pool in slots_left}

@@ -2,8 +2,7 @@
 
 The load is scaled by a factor, arrival rates and numbers of closed-loop clients alike. From 1 the factor is doubled until a
 class misses a target (or halved until none is missed), then bisected. A load of few clients is another one with each seed: what
-counts is the median of several runs. All of it is virtual time: an hour of load takes about half a minute.
-"""
+counts is the median of several runs. All of it is virtual time: an hour of load takes about half a minute."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -108,8 +107,7 @@ def find_break(
 ) -> tuple[Trial | None, Trial | None]:
     """The greatest factor found that keeps every target and the least that misses one; None where there is none in range.
 
-    `run` simulates a load, once or with several seeds.
-    """
+    `run` simulates a load, once or with several seeds."""
 
     tried: dict[Scenario, Trial] = {}
 

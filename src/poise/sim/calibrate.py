@@ -3,8 +3,7 @@
 The model is the scheduler's own (`poise.scheduler.planning.budget`): a fixed part per call, and parts per decoded token, per
 prompt token and per attended cell, none of them negative. Unlike the scheduler's fit it sees the whole recording at once, weighs
 every step's relative error alike, and gives little weight to steps in which the host was busy elsewhere (Huber's weights).
-With four parts, the best non-negative fit is found by trying which of them are zero.
-"""
+With four parts, the best non-negative fit is found by trying which of them are zero."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -8,8 +8,7 @@
 8   a sequence loses its slot at most `preemptions_max` times, and computes something between two times; it outgrows its slot
     less often than there are pools
 11  when no request is live, no slot is held and no cell in use
-12  cells of one tenant never reach another (in `mirror`; declared templates excepted)
-"""
+12  cells of one tenant never reach another (in `mirror`; declared templates excepted)"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

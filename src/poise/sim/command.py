@@ -1,7 +1,6 @@
 """`poise sim`: scenarios through the production scheduler, on virtual time; replay, calibration and the breaking point.
 
-Exit codes: 0; 1 when an invariant was broken or a replay differs; 2 for an argument or a file that cannot be used.
-"""
+Exit codes: 0; 1 when an invariant was broken or a replay differs; 2 for an argument or a file that cannot be used."""
 
 import json
 import shlex
@@ -72,8 +71,7 @@ def sim(
     """Run scenarios through the real scheduler and engine loop over a simulated runner.
 
     Virtual time: a minute of load takes about a second. Every invariant is checked after every step; a violation stops the
-    run and names the scenario and the seed that repeat it.
-    """
+    run and names the scenario and the seed that repeat it."""
     try:
         if replay_ is not None:
             _replay(replay_)

@@ -1,8 +1,7 @@
 """Predicted against live: the same scenario simulated, beside what `poise bench --json` measured of a real server.
 
 Both take the requests of the same seeds, cut at the end of the drain, and the median over the rounds. The simulation has no
-HTTP, no tokenizer and no other process on the machine; what the chat template adds to prompts is taken from the file.
-"""
+HTTP, no tokenizer and no other process on the machine; what the chat template adds to prompts is taken from the file."""
 
 import json
 from collections.abc import Callable

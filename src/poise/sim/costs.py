@@ -13,8 +13,7 @@ A cost file is TOML, written by `poise sim --calibrate` from a live journal and 
     step_us = 310.0                       of the loop between two forward passes, at the least
     row_us = 14.0                         and for each row of a batch
     carry_us_per_cell = 3.1               of a store, load, copy or move
-    way_us = 2500.0                       from a client to the engine, and as long back: HTTP, templates, tokenizing, sockets
-"""
+    way_us = 2500.0                       from a client to the engine, and as long back: HTTP, templates, tokenizing, sockets"""
 
 import random
 import tomllib

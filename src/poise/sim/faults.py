@@ -1,8 +1,7 @@
 """What can go wrong around a scheduler, drawn from a seed: which faults there are, when they strike and what they do.
 
 Each fault draws from a generator of its own, so that a run with fewer faults keeps the others' moments. Nothing here touches
-the engine: the world delivers the messages, and the simulated runner asks whether to be slow or to fail.
-"""
+the engine: the world delivers the messages, and the simulated runner asks whether to be slow or to fail."""
 
 import random
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,7 @@
 """Where every KV cell is, worked out again from the operations and batches that were carried out, and from nothing else.
 
 The scheduler's books are one account of the cells, the runner's real cells another; this is a third, kept by somebody who
-trusts neither. It knows whose cells they are, so it sees a tenant's cells reach another (invariant 12).
-"""
+trusts neither. It knows whose cells they are, so it sees a tenant's cells reach another (invariant 12)."""
 
 from collections.abc import Container
 from dataclasses import dataclass, replace

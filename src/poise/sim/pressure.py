@@ -11,8 +11,7 @@ After each step, the time that it took is added up for every request of a class 
 
 When a step is full, `poise.scheduler.bottleneck` says; live, that tells which resource each step lacked. A resource has given
 out at the first moment when, over the last WINDOW_S seconds, requests waited for it for GIVEN_OUT_S request-seconds in each
-second.
-"""
+second."""
 
 from collections import deque
 from dataclasses import dataclass

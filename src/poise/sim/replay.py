@@ -1,8 +1,7 @@
 """Run a recorded scheduler again: the same policy, the same calls, and so the same plans.
 
 A scheduler depends on what it is called with and on nothing else, so a journal that has its beginning tells whether the code at
-hand decides as the recorded one did. The first difference is where a change of behaviour begins.
-"""
+hand decides as the recorded one did. The first difference is where a change of behaviour begins."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

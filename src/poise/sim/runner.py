@@ -3,8 +3,7 @@
 Its "model" is a hash chain: the state after a token depends on every token before it, and the next greedy token is a
 function of that state. So a sequence whose KV cells were lost, mixed up or computed twice gives other tokens, and greedy
 output must be the same whatever chunks, slots, neighbours, swaps and copies the scheduler chose. A step costs what the given
-cost weights say, and cells that are carried cost their time too, on the virtual clock.
-"""
+cost weights say, and cells that are carried cost their time too, on the virtual clock."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,8 +78,7 @@ class SimRunner:
     pace               what time a batch of a predicted cost takes (default: just that)
     end_rate           one in so many tokens ends a sequence, 0 for none
     carry_us_per_cell  virtual time of storing, loading, copying and moving one cell; a state is always carried whole
-    fault              makes operations fail; a failure is noticed at the end, so it takes as long as success
-    """
+    fault              makes operations fail; a failure is noticed at the end, so it takes as long as success"""
 
     def __init__(
         self,

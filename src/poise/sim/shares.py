@@ -6,8 +6,7 @@ docs/scheduler.md, "How far apart two tenants can be", says how far below the fl
 
 An account that has something queued again after it had nothing is lifted to a grain below the floor, so this holds for whoever
 waits, from that moment on. S and A are the longest step and the dearest request so far. The document's conditions are this
-module's: accounts without limits, all of one weight, none of whose requests may have to wait for the long pool.
-"""
+module's: accounts without limits, all of one weight, none of whose requests may have to wait for the long pool."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

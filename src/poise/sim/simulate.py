@@ -47,8 +47,7 @@ class Options:
     keep_journal    keep every entry of the journal instead of the last ones
     template        what a chat template adds to the prompts
     observers       are called with every entry of the journal, as it is made
-    listeners       are called with every message of the engine
-    """
+    listeners       are called with every message of the engine"""
 
     costs: Costs = field(default_factory=Costs)
     priors: Mapping[str, CostPrior] | None = None
@@ -64,8 +63,7 @@ class Options:
 class Simulation:
     """What came of a run. `digest` is a hash of every journal entry: equal runs have equal digests.
 
-    `final` and `journal` are the last engine's, if others died before it.
-    """
+    `final` and `journal` are the last engine's, if others died before it."""
 
     scenario: Scenario
     seed: int

@@ -13,8 +13,7 @@ It knows what was asked and what was answered, and nothing of the scheduler:
 5. A request that was accepted survives its engine: the next one takes it, with exactly the tokens that were sent, and goes on
    with the token after them. It does not expire any more.
 6. The chunks of a prompt that are sent add up: by the first token, all that it came with has been computed or was found, and
-   each token once unless its cells were taken from it.
-"""
+   each token once unless its cells were taken from it."""
 
 from dataclasses import dataclass
 from zlib import crc32

@@ -1,8 +1,7 @@
 """The world around a simulated engine: clients that follow a scenario, and what goes wrong, as the engine's Inbox and Outbox.
 
 Event-driven on virtual time (the loop shape is Vidur's: a heap of moments): an idle engine's wait jumps to the next moment.
-Every message in either direction passes the witness.
-"""
+Every message in either direction passes the witness."""
 
 import heapq
 from bisect import bisect_right
@@ -129,8 +128,7 @@ class World:
 
     When the engine has died, `engine_lost` makes what the gateway would tell the next one the first thing that it hears.
 
-    `template`: what a server's chat template adds to prompts. `way_us`: from a client to the engine, and as long back.
-    """
+    `template`: what a server's chat template adds to prompts. `way_us`: from a client to the engine, and as long back."""
 
     def __init__(
         self,

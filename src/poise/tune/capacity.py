@@ -4,8 +4,7 @@ Three kinds are counted by how many are at once: interactive requests alone; bac
 a chat. The fourth is the longest context that is answered beside a chat. Each closed-loop client sends the next request when
 the last one ends, so their number is the number at once.
 
-A load is kept when every target is, no request fails, and what is counted has answers at all.
-"""
+A load is kept when every target is, no request fails, and what is counted has answers at all."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,8 +91,7 @@ def search(first: int, attempt: Callable[[int], Result], *, slots: int, tries: i
     """The most that keeps the targets, by doubling, halving and bisecting from a guess.
 
     `until` says when the time is over. The guess itself is always tried: making it may have taken all the time, and a kind
-    that was begun is to have a result on the slowest host.
-    """
+    that was begun is to have a result on the slowest host."""
     n = max(1, min(AT_ONCE_MAX, first))
     kept: tuple[int, Result] | None = None
     broken: tuple[int, Result] | None = None

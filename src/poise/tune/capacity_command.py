@@ -1,8 +1,7 @@
 """`poise capacity`: measures how much load this host takes with a model and settings, and records it; `show` compares.
 
 Exit codes: 0; 2 for what cannot be used or measured; 130 after Ctrl-C. What was measured until then is recorded; the rest is
-not measured.
-"""
+not measured."""
 
 import os
 import time

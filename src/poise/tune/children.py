@@ -2,8 +2,7 @@
 
 A server gets a settings file of its own that says everything: what is in force, with the candidate's changes. What has nothing
 to do with speed and would keep a measurement out is left at its default: keys, tenants of their own, TLS, the audit log,
-telemetry.
-"""
+telemetry."""
 
 import os
 import re

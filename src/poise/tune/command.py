@@ -1,8 +1,7 @@
 """`poise tune`: prints the plan, runs the loop, writes the tuned file with its evidence; `--check` measures one again.
 
 Exit codes: 0, also when nothing was found; of --check 0 when every value holds and 1 when one does not; 2 for what cannot be
-used; 130 after Ctrl-C, with what was found so far written. The plan and a line for each trial go to stdout, errors to stderr.
-"""
+used; 130 after Ctrl-C, with what was found so far written. The plan and a line for each trial go to stdout, errors to stderr."""
 
 import os
 import time

@@ -5,8 +5,7 @@
 2. A guardrail fails when no part of its interval keeps the limit, and also when the interval does not decide and the ratio
    itself is beyond the limit: what looks worse is not kept for want of rounds. One that no client of the scenario has is left
    out.
-3. A ratio that is bounded in the direction in which it would have to be exact decides nothing.
-"""
+3. A ratio that is bounded in the direction in which it would have to be exact decides nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """The live judge: two servers, the settings in force and a candidate's, under the same load in alternating rounds.
 
 Only one of them is under load at a time; who goes first changes from round to round; each round has a seed of its own, and both
-get the requests of that seed. Servers stay for as long as their settings are asked for again.
-"""
+get the requests of that seed. Servers stay for as long as their settings are asked for again."""
 
 import asyncio
 import secrets
@@ -129,8 +128,7 @@ def calibrated_round(source: ScenarioSource, url: str, seed: int, pause_s: float
     """What a server's steps cost under a load, by its flight recorder, and what the chat template adds to prompts.
 
     Steps before this round do not count: what another load's batches cost on average says little of this one's. Raises
-    CannotMeasure.
-    """
+    CannotMeasure."""
     n_before = read_journal(asyncio.run(_journal(url))[:1]).n_recorded
     done = live_round(source, {OURS: url}, seed, pause_s)
     try:

@@ -10,8 +10,7 @@ Left out, with the reason:
     separate prompt threads     in a busy step prompts and decodes are one batch: there is one number of threads
     engine.adapt_threads        pays off beside other busy programs, which a tuning run must not have
     *.pacing_ms                 moves tokens in time for the eye; every figure of it is a matter of taste
-    limits of queues, tenants   they say whom to refuse, which no measurement decides (`poise capacity` tells what is too much)
-"""
+    limits of queues, tenants   they say whom to refuse, which no measurement decides (`poise capacity` tells what is too much)"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,7 @@ Engine knobs: the rounds of the child are read, and the figures of a comparison 
 
 The filter: the simulator runs a candidate beside the settings in force, over several seeds. Costs come from the flight recorder
 of a live server under the chosen scenario (`poise.sim.calibrate`). The figures have the names and the cut of the benchmark's, so
-that the same goal judges both. A prediction never accepts anything: it says what is worth trying.
-"""
+that the same goal judges both. A prediction never accepts anything: it says what is worth trying."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

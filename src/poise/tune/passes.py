@@ -6,8 +6,7 @@ ends.
 
 The passes are those of a busy server: a prompt's chunk, eight decodes and one in a short context; a decode and chunks in a long
 one (`poise.llama.choosing.pace`, `poise.llama.choosing.measure`). In a round each pass is timed a few times on both sides, and
-the shortest time counts.
-"""
+the shortest time counts."""
 
 import sys
 from contextlib import ExitStack
@@ -36,8 +35,7 @@ WIDE_TOKENS = 256
 class Order(msgspec.Struct, frozen=True):
     """What to time: settings before and after as JSON, the pools whose passes matter, and how many rounds.
 
-    `quality`: when the candidate is the faster one, its KV cells are held against those of 16 bits.
-    """
+    `quality`: when the candidate is the faster one, its KV cells are held against those of 16 bits."""
 
     before: str
     after: str

@@ -2,8 +2,7 @@
 
 Only what the verification confirmed is set. What was kept by a trial but not confirmed stands there as a comment, with its
 evidence. Beside the file lies a JSON file of the same name with every trial (`poise.tune.evidence`). A file that was there
-before is kept as FILE.bak.
-"""
+before is kept as FILE.bak."""
 
 import os
 import textwrap

@@ -1,8 +1,7 @@
 """What tells one model file from another, cheaply: size, metadata with the vocabulary, and samples of the weights.
 
 A server that goes on after its engine was lost must go on with the very model whose vocabulary it speaks: other ids mean other
-text, and nobody would notice. Modification time and inode are no part of it: a file that was put back is the same one again.
-"""
+text, and nobody would notice. Modification time and inode are no part of it: a file that was put back is the same one again."""
 
 import hashlib
 from pathlib import Path

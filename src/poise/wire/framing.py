@@ -1,7 +1,6 @@
 """Frames on the socket: a four-byte little-endian length, then one msgpack message.
 
-`FrameDecoder` is pure (bytes in, messages out), so both sides and the tests use it alike.
-"""
+`FrameDecoder` is pure (bytes in, messages out), so both sides and the tests use it alike."""
 
 from collections.abc import Iterator
 from typing import Generic, TypeVar

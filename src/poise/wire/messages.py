@@ -1,7 +1,6 @@
 """Messages from the engine to the gateway: what became of requests, step by step. Token ids and counts, never text.
 
-Encoded as tagged msgpack arrays (msgspec). The two sides always come from one installation, so there is no versioning.
-"""
+Encoded as tagged msgpack arrays (msgspec). The two sides always come from one installation, so there is no versioning."""
 
 import msgspec
 
@@ -119,8 +118,7 @@ class Prefill(msgspec.Struct, frozen=True, array_like=True):
 class Change(msgspec.Struct, frozen=True, array_like=True):
     """Something became of a running request: `what` is a ChangeKind. LOST and RECOVER are the gateway's own.
 
-    `why` says what for: of a downgrade a DowngradeReason of the scheduler, of a slot that was lost a PreemptionReason.
-    """
+    `why` says what for: of a downgrade a DowngradeReason of the scheduler, of a slot that was lost a PreemptionReason."""
 
     request_id: int
     what: str
@@ -183,8 +181,7 @@ class Erased(msgspec.Struct, frozen=True, array_like=True, tag="erased"):
 class JournalPage(msgspec.Struct, frozen=True, array_like=True, tag="journal"):
     """Engine to gateway: some lines of the flight recorder (JSON, oldest first). The last page has none.
 
-    `is_lost`: the copy is not there any more, or was another engine's.
-    """
+    `is_lost`: the copy is not there any more, or was another engine's."""
 
     read_id: int
     lines: list[str]

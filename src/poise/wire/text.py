@@ -1,8 +1,7 @@
 """Messages between the gateway and a text worker: what is to be made of a text, and the token ids that came of it.
 
 Over the same frames as those of the engine, but another socket: here text does cross. A worker has one job at a time and answers
-it before it is given the next one, so an answer needs no number to say whose it is.
-"""
+it before it is given the next one, so an answer needs no number to say whose it is."""
 
 from typing import Any
 
@@ -62,8 +61,7 @@ class Open(msgspec.Struct, tag=True):
 
     `fingerprint` of the file that the server was started with: another one is not read. Empty: any will do.
     `known`: the vocabulary of that file was read before; making it again would take half of a worker's start. `chat_template`:
-    a file with one in the place of the model's own.
-    """
+    a file with one in the place of the model's own."""
 
     model_path: str
     memory_mb: int
@@ -123,8 +121,7 @@ class Fit(msgspec.Struct, tag=True):
     """The conversation without the fewest turns, so that it has at most `rooms[0]` tokens, or else `rooms[1]`, and so on.
 
     `turns` has the number of each message's turn, -1 for one that always stays; turn 0 goes first, the last one never. With a
-    `summary`, that message stands for the turns that go, and has `reserve` tokens beyond its own. Answered with Fitted.
-    """
+    `summary`, that message stands for the turns that go, and has `reserve` tokens beyond its own. Answered with Fitted."""
 
     messages: list[Message]
     turns: list[int]
@@ -138,8 +135,7 @@ class Fit(msgspec.Struct, tag=True):
 class Cut(msgspec.Struct, tag=True):
     """The conversation with a summary in the place of its first turns, and as little cut off its end as makes it fit.
 
-    The summary's first `head_chars` characters always stay. Answered with CutDown.
-    """
+    The summary's first `head_chars` characters always stay. Answered with CutDown."""
 
     messages: list[Message]
     turns: list[int]
@@ -166,8 +162,7 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     """The answer to Open: the bytes of all tokens.
 
     `names` has the names of all tokens one after the other, `ends` where each one ends (unsigned 32 bit, this host's order);
-    `hidden` has a byte for each token, 1 for a control token, which shows as nothing in an answer.
-    """
+    `hidden` has a byte for each token, 1 for a control token, which shows as nothing in an answer."""
 
     n_tokens: int
     names: bytes

@@ -21,8 +21,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     output tokens; presence and frequency penalties count output tokens only. logit_bias holds (token id, bias) pairs.
     n_logprobs -1 asks for none, 0 for the chosen token's, k for the k most likely ones besides. n_prompt_logprobs: the same for
     the tokens of the prompt, all but the first, none of which is then taken from a prefix that was computed before.
-    min_output: end-of-generation tokens cannot be drawn before that many tokens.
-    """
+    min_output: end-of-generation tokens cannot be drawn before that many tokens."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -45,8 +44,7 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 
     text   a grammar in the JSON form that llguidance takes: {"grammars": [{"json_schema": ...}]} and the like
     after  ids of tokens of which one ends the reasoning: the grammar is of what comes after the first of them in the output.
-           Without any it is of the whole output
-    """
+           Without any it is of the whole output"""
 
     text: str
     after: tuple[int, ...] = ()
@@ -96,8 +94,7 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
 class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):
     """Gateway to engine: the reader of a request is behind, or has caught up. Unknown ids are ignored; there is no answer.
 
-    `hold` is a scheduler Hold. An operator's pause is another matter: a request runs only when neither holds it.
-    """
+    `hold` is a scheduler Hold. An operator's pause is another matter: a request runs only when neither holds it."""
 
     request_id: int
     hold: str
@@ -149,8 +146,7 @@ class Abort(msgspec.Struct, frozen=True, array_like=True, tag="abort"):
 class ReadJournal(msgspec.Struct, frozen=True, array_like=True, tag="read_journal"):
     """Gateway to engine: send the next page of the flight recorder.
 
-    `begins`: the first one, of a copy made now, which takes the place of another one that was being read. `ends`: no more.
-    """
+    `begins`: the first one, of a copy made now, which takes the place of another one that was being read. `ends`: no more."""
 
     read_id: int
     begins: bool = False

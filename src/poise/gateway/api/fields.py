@@ -1,8 +1,7 @@
 """Typed request parameters: one object each that reads a value, refuses a wrong one, and publishes its JSON schema.
 
 The same objects check requests and write the OpenAPI document, so the two cannot disagree. Types are JSON's own and strict:
-true is not a number and "5" is not 5. null is the same as leaving the parameter out, as OpenAI has it.
-"""
+true is not a number and "5" is not 5. null is the same as leaving the parameter out, as OpenAI has it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -25,8 +24,7 @@ INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 class Field(ABC, Generic[T]):
     """A parameter that is supported. `read` returns the checked value or raises ApiError.
 
-    `aliases`: what others call the same thing. Errors name it as the caller did.
-    """
+    `aliases`: what others call the same thing. Errors name it as the caller did."""
 
     name: str
     description: str
@@ -178,8 +176,7 @@ def check_names(
     """What is neither known nor harmless is refused, so that nothing a client asked for is ignored in silence.
 
     `elsewhere` has a hint for each name that belongs to another endpoint, and would change an answer there. Any other unknown
-    name is taken and goes to `ignored`, unless that is strict.
-    """
+    name is taken and goes to `ignored`, unless that is strict."""
     known = {name for field in fields for name in field.names}
     elsewhere = elsewhere or {}
     for name, value in values.items():

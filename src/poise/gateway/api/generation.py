@@ -2,8 +2,7 @@
 
 Nothing is sent before the engine has taken every choice, so that a refusal is an ordinary HTTP error also for a stream. The one
 exception is a stream whose older turns must be summarized first, because that takes a while. Then the headers of a stream go out,
-with the role of who will speak, before its prompt is computed: whoever waits for them knows that they are served.
-"""
+with the role of who will speak, before its prompt is computed: whoever waits for them knows that they are served."""
 
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,7 @@
 """Fields of a request that were taken though they have no effect: counted within bounds, and named to the caller.
 
 Clients send many fields that change no answer: labels, hints for caches, marks of their own in messages. A server that refuses
-them is of no use to these clients; one that says nothing leaves the others in the dark. So they are taken, and named.
-"""
+them is of no use to these clients; one that says nothing leaves the others in the dark. So they are taken, and named."""
 
 import re
 

@@ -1,7 +1,6 @@
 """The OpenAPI document: what the operations say of themselves, put together.
 
-Requests are described by the fields that read them, answers by the Structs that are sent.
-"""
+Requests are described by the fields that read them, answers by the Structs that are sent."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -4,8 +4,7 @@
         return [Operation("GET", "/v1/requests/{request_id}", self.get, "How a request stands, or ended", errors=[401, 404])]
 
 A handler returns a msgspec Struct: it is what is sent, and its class, the handler's annotation, is what is described. A handler
-that returns a Response of its own (a stream, another status) says in `answers` what is in it.
-"""
+that returns a Response of its own (a stream, another status) says in `answers` what is in it."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -49,8 +48,7 @@ class Operation:
     request     the schema of the body that it takes
     answers     by status; without it, the Struct that the handler is annotated with
     headers     of an answer that is a Struct
-    dialect     that is spoken there, in which errors are written
-    """
+    dialect     that is spoken there, in which errors are written"""
 
     method: str
     path: str

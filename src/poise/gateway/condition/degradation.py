@@ -1,8 +1,7 @@
 """Carries the level out: looks at the server once a second, holds back what the level says, and tells of it once.
 
 What is held back: background work first, then queues and slots, then the engine's fast and less proven ways. Interactive
-requests are refused by the scheduler's own bounds only, and by a server that is stopping.
-"""
+requests are refused by the scheduler's own bounds only, and by a server that is stopping."""
 
 import logging
 import time

@@ -12,8 +12,7 @@ waits for minutes; a finding is for whoever is, and comes within seconds.
 6. reader_stuck: nobody takes what a request's streams bring, so that it is held.
 7. model_changed: another model file is there than the one that the server was started with.
 
-A finding stays for `LINGER_S` after its condition, so that it does not flicker.
-"""
+A finding stays for `LINGER_S` after its condition, so that it does not flicker."""
 
 from __future__ import annotations
 

@@ -8,8 +8,7 @@ With `M_MMAP_THRESHOLD` each large block would have a mapping of its own and lea
 pages anew each time: to put a body of three megabytes together would take ten times as long.
 
 It runs in the event loop. In a thread it would hold the loop up as long, because the heap is locked meanwhile: 0.1 ms where there
-is nothing to give, 2 ms for 120 MiB. Holes come back within ten seconds of such a load, so a minute would be too long to wait.
-"""
+is nothing to give, 2 ms for 120 MiB. Holes come back within ten seconds of such a load, so a minute would be too long to wait."""
 
 import ctypes
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """The last ten minutes of the server, a sample a second, in memory only: what dashboards draw.
 
 A sample is taken of what the gateway has already, and the engine is asked for nothing: neither taking samples nor looking at
-them can slow a step. Each is kept as the JSON that is sent. No tenant is named in any.
-"""
+them can slow a step. Each is kept as the JSON that is sent. No tenant is named in any."""
 
 import time
 from collections import deque

@@ -11,8 +11,7 @@ From the calmest: normal, busy, constrained, degraded, draining. The highest tha
    known, because there is no engine, neither begins nor ends anything.
 4. degraded: `crashes_max` crashes or hangs within `crash_window_s`. It is over after `recover_s` without one, at a moment without
    live requests, because the engine is replaced then. Until then `recovers` says so.
-5. draining: the server was asked to stop. It is never over.
-"""
+5. draining: the server was asked to stop. It is never over."""
 
 from collections import deque
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,7 @@
 """What made one request take as long as it did: its own record held against the others that were there and against the samples of
 the server. Facts and numbers only; `words` says them.
 
-Nothing is guessed: what is not kept any more is missing, and `Facts` says that it is.
-"""
+Nothing is guessed: what is not kept any more is missing, and `Facts` says that it is."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

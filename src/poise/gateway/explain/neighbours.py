@@ -1,8 +1,7 @@
 """Who else was on the server in some span of time, from the records that are kept: how many, of which class, what they held and
 computed.
 
-Of other tenants' requests there are numbers only; ids are for those who may see them.
-"""
+Of other tenants' requests there are numbers only; ids are for those who may see them."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence

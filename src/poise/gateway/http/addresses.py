@@ -2,8 +2,7 @@
 
 Base URLs are written with `/v1`, without it, or twice, with slashes at the end; behind a proxy they may begin with
 `server.root_path`. A slash that was sent as `%2F` separates nothing: it stays as it is (and so does `%25`) until the route has
-cut the path into its parameters, which `parameters_of` reads.
-"""
+cut the path into its parameters, which `parameters_of` reads."""
 
 import re
 from collections.abc import Sequence

@@ -5,8 +5,7 @@ reader keeps none itself: events are made when there is room for them. Asking th
 the event; an upper bound is kept instead, and the socket is only asked when that passes the limit.
 
 How long a client was behind adds up over the whole stream, and what it takes works that off: a client that takes a little
-each time before its patience ends is stuck, one that is slow all the time is not. (A leaky bucket of time.)
-"""
+each time before its patience ends is stuck, one that is slow all the time is not. (A leaky bucket of time.)"""
 
 import asyncio
 import fcntl
@@ -82,8 +81,7 @@ class Outlet:
         """Count `passed_s`, less what the client has taken since the last call; returns the seconds of patience that are left.
 
         The limit's worth of bytes is worth `end_s`: who takes that much in that time, in the mean, is never behind for longer.
-        Nothing is saved up. Call it after `unsent_bytes`.
-        """
+        Nothing is saved up. Call it after `unsent_bytes`."""
         taken = max(self._taken, self._written - self._unsent_max)
         worked_off_s = (taken - self._taken) * end_s / self._limit
         self._taken = taken

@@ -1,8 +1,7 @@
 """Reading a request's body: JSON, within a size and a time, whatever the client sends.
 
 Its Content-Type does not matter: `curl -d` calls JSON a form. Pages of other sites, which can send forms without asking, are
-kept out by what browsers say of them (`guard`).
-"""
+kept out by what browsers say of them (`guard`)."""
 
 import asyncio
 import gc

@@ -7,8 +7,7 @@ reads are not shown to it by its browser (no CORS headers). Of /admin, plain rea
 no origin is local enough. Programs send neither header wrongly and notice nothing.
 
 Local are the pages of this machine's own servers, of browser extensions and of installed apps: no page of the network can have
-such an origin.
-"""
+such an origin."""
 
 import socket
 from collections.abc import Sequence

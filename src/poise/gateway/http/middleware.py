@@ -1,8 +1,7 @@
 """Around every request: its id, the bound on open requests, and the last resort for errors.
 
 Plain ASGI rather than Starlette's BaseHTTPMiddleware, which puts a queue of its own between the client and the answer and
-hides the client's disconnect.
-"""
+hides the client's disconnect."""
 
 import logging
 import re

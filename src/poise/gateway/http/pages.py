@@ -2,8 +2,7 @@
 
 The dashboard's charts are drawn by the plotly.min.js of the installed package plotly; without it that file is not there, and
 the page says so. plotly.js would add style elements to a page, which the policy forbids; it leaves them out where it finds
-elements of their ids, which dashboard.html has. So one policy holds for all pages.
-"""
+elements of their ids, which dashboard.html has. So one policy holds for all pages."""
 
 import importlib.util
 import json

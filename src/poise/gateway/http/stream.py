@@ -1,8 +1,7 @@
 """Answers that take a while: noticing at once that the client has left, and server-sent events.
 
 ASGI tells of a lost connection only to those who ask, by `receive()`. After a disconnect `send()` returns as if all were well,
-so a server that only sends would go on computing for nobody.
-"""
+so a server that only sends would go on computing for nobody."""
 
 import asyncio
 import logging
@@ -29,8 +28,7 @@ class EventStream(Response):
     """Sends what a reader takes from its record, until that ends, the client leaves, or it is stuck for too long.
 
     An error after the status line can only be sent in the stream: as an event `{"error": {...}}`, after which the stream ends
-    without `[DONE]`.
-    """
+    without `[DONE]`."""
 
     def __init__(
         self, reader: Reader, allowed: ReaderSettings, metrics: StreamMetrics, headers: Mapping[str, str] | None = None
@@ -90,8 +88,7 @@ class EventStream(Response):
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`; when the client leaves first, `work` is cancelled and ClientGone raised.
 
-    The request's body must have been read. Both tasks have ended when this returns.
-    """
+    The request's body must have been read. Both tasks have ended when this returns."""
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_disconnected(receive))
     try:

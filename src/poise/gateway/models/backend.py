@@ -5,8 +5,7 @@
     job.start(record)
 
 Until `start` nothing is begun: who gives the job up leaves nothing behind. From then on the record ends exactly once, whatever
-happens: with every choice at its end, with an error, or because its work was stopped.
-"""
+happens: with every choice at its end, with an error, or because its work was stopped."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

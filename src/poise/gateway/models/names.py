@@ -1,8 +1,7 @@
 """Which model a request means by a name: a model's own name first, then exact aliases, then patterns in the order written.
 
 An answer names the model that made it, whatever the request called it: as OpenAI resolves its own aliases, and because an
-alias, a pattern or any name at all may stand for something that its user did not expect.
-"""
+alias, a pattern or any name at all may stand for something that its user did not expect."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -25,8 +24,7 @@ class ModelNames:
         """`models`: by their own names, the first one answers where no name is given. Raises UnknownTarget.
 
         `aliases` lead from a name, or a pattern with `*`, `?` or `[...]`, to a model's name or DEFAULT. With `any_name` the
-        first model answers to every other name as well.
-        """
+        first model answers to every other name as well."""
         first = next(iter(models.values()))
         self._models = dict(models)
         own = {DEFAULT: first, **models}

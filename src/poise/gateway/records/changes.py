@@ -1,7 +1,6 @@
 """The states of a request as a record has them, and what each change of a running one means to who follows it.
 
-A new kind of change is a row here: streams, states, spans, explanations and the page follow the table.
-"""
+A new kind of change is a row here: streams, states, spans, explanations and the page follow the table."""
 
 from collections.abc import Mapping
 from enum import StrEnum

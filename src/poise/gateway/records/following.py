@@ -13,8 +13,7 @@ Where nothing stands is a bug in who writes the record. What has ended stays as 
     some       yes, no                            is held as far as the one who is least behind
     none       yes                                runs
     none       no                 has left        is stopped: LEFT
-    none       no                 was stuck       is stopped: READER_TIMEOUT
-"""
+    none       no                 was stuck       is stopped: READER_TIMEOUT"""
 
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
@@ -87,8 +86,7 @@ def consequence(lags: Iterable[int], *, goes_on: bool, stuck: bool) -> Hold | St
     """What a request does whose readers are so far behind (0: they keep up; 1, 2: they are held back, and for long).
 
     goes_on   it does so without readers
-    stuck     the last reader left because it was behind for too long
-    """
+    stuck     the last reader left because it was behind for too long"""
     least = min(lags, default=None)
     if least is not None:
         return _BY_LAG[least]

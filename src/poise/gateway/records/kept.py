@@ -1,8 +1,7 @@
 """The responses that are kept: the live ones, and for a while those that have ended. In memory only; nothing is written to disk.
 
 Who has ended longest ago goes first, when its time is over or when the budget, or its tenant's share of it, is used up. Live ones
-count against the budget and are never given up for it.
-"""
+count against the budget and are never given up for it."""
 
 import time
 from collections.abc import Iterator, Mapping

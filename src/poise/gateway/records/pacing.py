@@ -7,8 +7,7 @@ came, and then a little faster: a stream that comes evenly is not held at all. T
 invented.
 
 The tokens of each choice have a schedule of their own. A stream keeps the order of arrival across choices: a token that is due
-goes out when those before it are. A token is here what a record has an entry for. Pure: times are passed in.
-"""
+goes out when those before it are. A token is here what a record has an entry for. Pure: times are passed in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,8 +56,7 @@ class Playout:
         unset   held, others before it unsent     NOW          SET_TIMER
         unset   there is none                     NOW          NOW after news, else LATER
 
-    While the timer is set, news wakes nobody: everything is sent in its order, so that it is soon enough.
-    """
+    While the timer is set, news wakes nobody: everything is sent in its order, so that it is soon enough."""
 
     __slots__ = ("_arrivals", "_n_free", "_owners", "_pacers", "has_news", "is_timer_set", "next_s")
 

@@ -1,8 +1,7 @@
 """One client's stream of a record: a place in it, and the events from there on.
 
 Events are made when there is room for them and when they are due, so a client that is behind costs a place and no
-memory. Any place can be the first: a client that comes back names the id of the last event it saw.
-"""
+memory. Any place can be the first: a client that comes back names the id of the last event it saw."""
 
 import asyncio
 import re

@@ -2,8 +2,7 @@
 
 A record is written by the generation as the engine's events arrive, and read by any number of followers, each with a place of its
 own: so a reader can leave, come back, be slow or come late, and none of it touches the engine, except that a request is
-held while all its readers are behind, and ends when the last one leaves (unless it was detached).
-"""
+held while all its readers are behind, and ends when the last one leaves (unless it was detached)."""
 
 from __future__ import annotations
 

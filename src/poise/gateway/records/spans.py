@@ -1,7 +1,6 @@
 """What a request was doing, and when: spans of states, slots held and prompt chunks computed, from the timeline of its record.
 
-Times are of the gateway's clock `time.perf_counter`; an event is known when the step that brought it has been heard of.
-"""
+Times are of the gateway's clock `time.perf_counter`; an event is known when the step that brought it has been heard of."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,8 +19,7 @@ QUEUED, DECODE = "queued", "decode"
 class Span(NamedTuple):
     """A choice was in one state. `pool`: the one that it held a slot of; "": none.
 
-    A named tuple, as Computed is: an explanation looks at thousands.
-    """
+    A named tuple, as Computed is: an explanation looks at thousands."""
 
     choice: int
     state: str

@@ -57,8 +57,7 @@ class Usage:
     """Tokens of a request: each prompt counted once, the output of all choices summed up.
 
     `cached_tokens` were not computed, because an earlier request had; every choice begins with the prompt, so they too are
-    summed up over the choices.
-    """
+    summed up over the choices."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -79,8 +78,7 @@ class Logprob(msgspec.Struct, frozen=True, gc=False):
 
     NaN: nothing stands before it that could make it likely, as of the first token of a prompt.
 
-    It is no business of the collector of cycles, which would hold the event loop up while it looks at a million of them.
-    """
+    It is no business of the collector of cycles, which would hold the event loop up while it looks at a million of them."""
 
     piece: bytes
     logprob: float

@@ -1,8 +1,7 @@
 """How answers are written: the port that readers of records write through, and what server-sent events of any dialect share.
 
 A record knows no dialect. It is given a `MakeWriter`, and each of its readers has a writer of its own, which knows what that
-reader has been sent. `n_entries` and `n_ends` are the place behind what is written: entries, and ends of choices.
-"""
+reader has been sent. `n_entries` and `n_ends` are the place behind what is written: entries, and ends of choices."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence

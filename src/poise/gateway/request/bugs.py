@@ -1,8 +1,7 @@
 """An error that nobody foresaw, in the log: what it was and where, without its own words.
 
 The message of an exception may quote what was being worked on, as in "invalid literal for int(): 'a prompt'". The log must never
-hold text of requests, so messages are left out; a traceback's lines are source code and hold none.
-"""
+hold text of requests, so messages are left out; a traceback's lines are source code and hold none."""
 
 import logging
 import traceback

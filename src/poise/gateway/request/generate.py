@@ -56,8 +56,7 @@ class Generate:
     """`model` empty: none was named. `max_tokens` None: the class's default; 0: the prompt is only computed. `seed` None: a new
     one for each request.
 
-    `sampling.seed` is still to be set: each choice gets its own.
-    """
+    `sampling.seed` is still to be set: each choice gets its own."""
 
     model: str
     prompt: Prompt

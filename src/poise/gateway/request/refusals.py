@@ -3,8 +3,7 @@
     {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 
 A message names the value that was found, the limit it broke and what to do about it. `code` is stable and meant for programs;
-`type` follows from the status alone. Nothing else in the gateway writes an error body.
-"""
+`type` follows from the status alone. Nothing else in the gateway writes an error body."""
 
 import difflib
 import math

@@ -1,8 +1,7 @@
 """What an answer must be: every form in which that is asked for, as one grammar.
 
 A `Structure` is text and nothing else here: what strangers wrote is read by llguidance in a text worker, which can be killed.
-White space between the parts of JSON is left out unless it is asked for: small models write it until their tokens are used up.
-"""
+White space between the parts of JSON is left out unless it is asked for: small models write it until their tokens are used up."""
 
 import re
 from collections.abc import Mapping
@@ -17,8 +16,7 @@ class Structure:
     """kind   schema, json_object, regex, choice, lark, gbnf or structural_tag: what metrics count by
     text   the grammar in llguidance's JSON form; GBNF as it came
     param  where its user wrote it, for errors to name
-    after_reasoning  it is of what comes after the reasoning, where the model reasons
-    """
+    after_reasoning  it is of what comes after the reasoning, where the model reasons"""
 
     kind: str
     text: str

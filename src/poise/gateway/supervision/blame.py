@@ -6,8 +6,7 @@
 2. Whoever was in such a pass is a suspect: it is computed in passes of its own from then on, so that the next death names one.
 3. A suspect is acquitted by PROBATION_TOKENS new tokens, and everything that was held against it is forgotten.
 4. Who is found alone in a pass that killed an engine, and was in such a pass before, is quarantined.
-5. SIGKILL may be the kernel short of memory, or an operator: as soon as one of the deaths was by SIGKILL it takes three.
-"""
+5. SIGKILL may be the kernel short of memory, or an operator: as soon as one of the deaths was by SIGKILL it takes three."""
 
 import signal
 from collections.abc import Sequence
@@ -36,8 +35,7 @@ class Death:
     """An engine's end. `code` as of a process that was waited for: negative is a signal; None: it could not be started.
 
     `pass_ids`: the requests in the forward pass that it died in, or the one that it was given or opened; empty: none.
-    `is_permanent`: it said that another one would end the same way; `is_short`: that memory does not suffice now.
-    """
+    `is_permanent`: it said that another one would end the same way; `is_short`: that memory does not suffice now."""
 
     cause: Cause
     code: int | None

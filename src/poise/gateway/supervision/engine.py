@@ -2,8 +2,7 @@
 handle of one live request.
 
 `poise.gateway.supervision.supervisor.Supervisor` is both ports over a real engine process; whoever uses the engine names the
-smaller one.
-"""
+smaller one."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
@@ -82,8 +81,7 @@ class RequestHandle:
     queued, then Starts, Changes, Prefills and Tokens, and exactly one Finish.
 
     A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
-    between shows as a Change, LOST and then RECOVER, and as nothing else.
-    """
+    between shows as a Change, LOST and then RECOVER, and as nothing else."""
 
     def __init__(self, request_id: int, abort: Callable[[int], None]) -> None:
         self.request_id = request_id
@@ -136,8 +134,7 @@ class Engine(EngineView, Protocol):
     def submit(self, submit: Submit, label: str = "") -> RequestHandle:
         """Hand a request to the engine, under a number that it is given here. Raises EngineUnavailable.
 
-        `label`: what reports call it, its X-Request-Id.
-        """
+        `label`: what reports call it, its X-Request-Id."""
 
     def hold(self, request_id: int, hold: str) -> None:
         """The readers of a request are behind, or have caught up: `hold` is a Hold. Later engines are sent it, too."""
@@ -158,8 +155,7 @@ class EngineProcess(EngineView, Protocol):
     def disown(self, tenant: str) -> int:
         """Have a tenant's live requests leave nothing when they end, in any engine, and take its name out of reports.
 
-        Returns how many reports named it. No engine is needed for that.
-        """
+        Returns how many reports named it. No engine is needed for that."""
 
     async def erase(self, tenant: str) -> wire.Erased:
         """The same, and overwrite it, and take the tenant out of the flight recorder. Raises EngineUnavailable."""
@@ -167,8 +163,7 @@ class EngineProcess(EngineView, Protocol):
     def journal(self) -> AsyncGenerator[list[str], None]:
         """The engine's flight recorder as it stands, JSON lines, oldest first, a page at a time. To be closed by its reader.
 
-        Another reader in between has the place of this one, which then raises EngineUnavailable, as without an engine.
-        """
+        Another reader in between has the place of this one, which then raises EngineUnavailable, as without an engine."""
 
     def adjust(self, queue_share: float, slots_share: float) -> None:
         """Allow only these shares of each class's queue and slots, this engine and later ones."""

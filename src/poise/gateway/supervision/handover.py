@@ -10,8 +10,7 @@
    counts for all when the pause between two starts is at its longest.
 5. Who was being computed when an engine died is a suspect, and may be quarantined (`poise.gateway.supervision.blame`).
 6. Where UNNAMED_DEATHS engines in a row died without a word of whom, the next one is given one request at a time: the next comes
-   when a whole step was made with the one before. An engine that dies then has named it.
-"""
+   when a whole step was made with the one before. An engine that dies then has named it."""
 
 import time
 from collections import Counter, deque
@@ -191,8 +190,7 @@ class Handover:
     def disown(self, tenant: str) -> int:
         """A tenant is erased: what is live of it leaves nothing, whatever engine has it, and reports do not name it.
 
-        Returns how many reports did.
-        """
+        Returns how many reports did."""
         for live in self._lives.values():
             if live.submit.tenant == tenant:
                 live.submit = replace(live.submit, erased=True)

@@ -2,8 +2,7 @@
 
 Whatever can be lacking at a moment (files, memory, processes) is an OSError of `launch`, and not the end of anything. A black box
 is made once and serves all engines, one after the other. Spare descriptors are kept for the next start: an engine is to be
-started again also while clients hold every file that the process may have.
-"""
+started again also while clients hold every file that the process may have."""
 
 import asyncio
 import contextlib

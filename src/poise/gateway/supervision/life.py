@@ -7,8 +7,7 @@
     FAILED        READY    same way             RESTARTING   RESTARTING   STOPPED
     STOPPED       whatever an engine says or does: STOPPED, and no other one is started
 
-In FAILED and STOPPED no engine is started; in every other phase one is running, or is started after a delay.
-"""
+In FAILED and STOPPED no engine is started; in every other phase one is running, or is started after a delay."""
 
 from dataclasses import dataclass
 
@@ -44,8 +43,7 @@ class Life:
     def death(self, code: int, reading: BoxReading | None) -> Death:
         """How it ended: what the gateway ended it for, before what it said, before what its exit code says.
 
-        `reading`: what it left in its black box, which names the requests that it died with; None: nobody is named.
-        """
+        `reading`: what it left in its black box, which names the requests that it died with; None: nobody is named."""
         if self.is_outdated:
             return Death(Cause.EXIT, 0, MODEL_CHANGED, is_permanent=True)  # nobody is to blame
         cause = Cause.HANG if self.hang else Cause.CRASH if code < 0 else Cause.EXIT

@@ -2,8 +2,7 @@
 
 Each engine is sent what file it must find, and refuses another one before it loads anything. Beside that the file is looked at:
 one that was written over in place is changing under an engine that has it in its memory, which has to end at once. One that was
-replaced by another (under the same name) is not: the engine keeps the file that it opened, and is refused the next one.
-"""
+replaced by another (under the same name) is not: the engine keeps the file that it opened, and is refused the next one."""
 
 import asyncio
 import contextlib

@@ -2,8 +2,7 @@
 
 The model's file and llama.cpp's library are read for it, and the gateway is to have nothing of either in its memory: a file that
 kills its reader kills the child, and what the child says is one line for the person at the terminal. It is a fork, because the
-settings are there already and nothing runs beside it yet.
-"""
+settings are there already and nothing runs beside it yet."""
 
 import os
 import signal

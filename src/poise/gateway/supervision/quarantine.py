@@ -1,7 +1,6 @@
 """Requests that were ended because engines died computing them: a report of each, without anything of what it said.
 
-A report names whose request it was and how large, how the engines ended and when. Neither text nor token ids are in it.
-"""
+A report names whose request it was and how large, how the engines ended and when. Neither text nor token ids are in it."""
 
 import logging
 import time

@@ -2,8 +2,7 @@
 
 A dead engine is seen as the end of its socket, one that hangs by its black box (`poise.gateway.supervision.watchdog`). Its
 live requests wait for the next engine (`poise.gateway.supervision.handover`); requests that come while there is none are
-answered with EngineUnavailable.
-"""
+answered with EngineUnavailable."""
 
 import asyncio
 import contextlib

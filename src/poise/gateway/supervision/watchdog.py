@@ -1,7 +1,6 @@
 """Whether an engine hangs: it is busy with one thing, or leaves its messages alone, for longer than it may.
 
-The engine notes what it does in its black box; nothing is asked of it, so an engine that hangs can be seen to hang.
-"""
+The engine notes what it does in its black box; nothing is asked of it, so an engine that hangs can be seen to hang."""
 
 from poise.engine.blackbox import BoxReading, Phase
 

@@ -1,7 +1,6 @@
 """How one long-lived task stands: its failures, how long it waits before it goes on, and whether it cannot go on.
 
-Pure: moments are passed in, in seconds of one monotonic clock.
-"""
+Pure: moments are passed in, in seconds of one monotonic clock."""
 
 import errno
 from collections import deque

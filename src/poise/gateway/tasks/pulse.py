@@ -5,8 +5,7 @@
 
 The looks are done one after the other, in their order, so that each sees what those before it have made of this second. Each
 has an account of its own among the tasks: one that raises is logged, counted and shown under its name, waits a little longer
-each time before it is tried again, and stops none of the others.
-"""
+each time before it is tried again, and stops none of the others."""
 
 import asyncio
 from collections.abc import Callable, Mapping

@@ -1,7 +1,6 @@
 """Long work in the event loop, done in slices: in between, everybody else has a turn.
 
-Work is a generator that yields where it may be interrupted, at the latest after a few milliseconds.
-"""
+Work is a generator that yields where it may be interrupted, at the latest after a few milliseconds."""
 
 import asyncio
 from collections.abc import Generator

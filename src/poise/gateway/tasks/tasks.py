@@ -5,8 +5,7 @@
 
 One that failed waits a little longer each time before it goes on. Where an essential one cannot go on, `on_give_up` is called, so
 that the process ends with a code and a service manager acts: nothing dies in silence. Work for a single request is not started
-here: it ends with its request, which answers for its failure.
-"""
+here: it ends with its request, which answers for its failure."""
 
 import asyncio
 import logging
@@ -44,8 +43,7 @@ class Tasks:
     def start(self, name: str, do: Do, *, essential: bool = False) -> asyncio.Task[None]:
         """Run `do` until it returns or `stop`; called in the event loop. When it raises, it is run again after a while.
 
-        essential   without it the server is not worth running: the process ends where it cannot go on
-        """
+        essential   without it the server is not worth running: the process ends where it cannot go on"""
         assert name not in self._running or self._running[name].done(), f"{name} is running"
         account = self._open(name, essential=essential)
         task = asyncio.get_running_loop().create_task(self._keep(account, do), name=name)

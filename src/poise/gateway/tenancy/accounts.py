@@ -8,8 +8,7 @@ can make as many tenants as they like, a key for each request; what is kept for 
 2. All others share the account SHARED: one place in every order, one part of everything that is divided.
 3. No other account is ever pushed out: neither one that is alive, nor callers without a key, nor a declared one.
 
-So a thousand keys that are new with every request are nine accounts, beside whom everybody else has a part of a tenth.
-"""
+So a thousand keys that are new with every request are nine accounts, beside whom everybody else has a part of a tenth."""
 
 import time
 from collections.abc import Callable

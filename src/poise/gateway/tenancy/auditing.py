@@ -1,8 +1,7 @@
 """What goes into the audit log: one entry at the end of each API request, and one for whatever an operator or the server does.
 
 An entry says who (tenant, id of the key), what (endpoint, class), how much (tokens, waiting, compute) and what came of it. Text
-of prompts and answers is in it only where the tenant's `content_log` says so, in a field of its own, `content`.
-"""
+of prompts and answers is in it only where the tenant's `content_log` says so, in a field of its own, `content`."""
 
 import asyncio
 import time

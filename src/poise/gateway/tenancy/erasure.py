@@ -1,8 +1,7 @@
 """Erasing what the server holds of a tenant, in every place that holds any.
 
 Each place is an eraser, which erases and says how much. Live requests go on unless they are to end as well: what they hold is
-the tenant's work in progress. Each place marks what is live of the tenant, so that nothing of it is kept when it ends.
-"""
+the tenant's work in progress. Each place marks what is live of the tenant, so that nothing of it is kept when it ends."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -37,8 +36,7 @@ class Erasure:
 class EngineEraser:
     """KV cells, stored prefixes, and the tenant's name in the flight recorder and in reports of quarantined requests.
 
-    An engine that is not there holds nothing of these but the reports.
-    """
+    An engine that is not there holds nothing of these but the reports."""
 
     def __init__(self, engine: EngineProcess) -> None:
         self._engine = engine

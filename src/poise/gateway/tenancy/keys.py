@@ -6,8 +6,7 @@ key stays in the file, so that its id keeps its meaning in the audit log.
 
 Both files are this user's only (mode 0600) and are replaced, never changed in place, so that a reader sees one state or the
 next. Writers take turns by a lock on the pepper's file. Losing the pepper makes every key useless; changing it does the same,
-which is why there is no command for it: keys of 256 random bits cannot be guessed even with the pepper known.
-"""
+which is why there is no command for it: keys of 256 random bits cannot be guessed even with the pepper known."""
 
 import contextlib
 import fcntl
@@ -41,8 +40,7 @@ class KeysError(Exception):
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One key as the file has it. Times are UTC; `classes` empty: whatever its tenant may use.
 
-    An `admin` key opens /admin and nothing else; its `tenant` is then the operator's name for the audit log.
-    """
+    An `admin` key opens /admin and nothing else; its `tenant` is then the operator's name for the audit log."""
 
     id: str
     tenant: str
@@ -150,8 +148,7 @@ class KeysFile:
 class KeyRing:
     """The keys as the running server knows them: read again when the file has changed, with no restart.
 
-    A file that cannot be read, or is gone, leaves the keys as they were, and one line in the log.
-    """
+    A file that cannot be read, or is gone, leaves the keys as they were, and one line in the log."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises KeysError when there is a file that cannot be used: a server must not start without its keys."""

@@ -2,8 +2,7 @@
 
 Commands read the token from its file (`poise.operator_token`). A browser cannot: `poise dashboard` asks for a code with the
 token and prints an address that ends in it, and the page gives the code back for the token. A code works once and for a minute,
-so that what stays in the history of a browser, or is read over somebody's shoulder, opens nothing.
-"""
+so that what stays in the history of a browser, or is read over somebody's shoulder, opens nothing."""
 
 import hmac
 import secrets

@@ -1,8 +1,7 @@
 """Callers that nobody knows: counted, logged in one audit line a minute, and slowed down.
 
 A line for each would let whoever reaches the port write to the disk. An address that goes on is answered with 429 instead of 401
-once its allowance is used up; that is after its key was looked at, so that a known key is never refused for its neighbours'.
-"""
+once its allowance is used up; that is after its key was looked at, so that a known key is never refused for its neighbours'."""
 
 import ipaddress
 import time

@@ -5,8 +5,7 @@ are no keys at all; and `local`, everyone without a key. No key can be made for 
 forged. Keys are compared as hashes in constant time, and are neither stored nor logged.
 
 An operator is who presents an admin key, or the token of this server (`tenancy.operators`) on this machine. An address makes
-nobody an operator: other users have it, too, and so has everybody behind a proxy on this machine.
-"""
+nobody an operator: other users have it, too, and so has everybody behind a proxy on this machine."""
 
 import hmac
 from collections.abc import Callable

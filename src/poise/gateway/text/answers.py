@@ -1,8 +1,7 @@
 """Answers, piece by piece: what kind each piece of their text is of.
 
 Before that a `Detokeniser` (in `pieces`) holds back an incomplete character, and a `StopScanner` (in `stops`) what may become a
-stop string.
-"""
+stop string."""
 
 from collections.abc import Mapping, Sequence
 from enum import IntEnum

@@ -3,8 +3,7 @@
 A call is written as the model's family writes it, with the marks of its response template, and arguments by the schema of the
 function. Where an answer may also be text, it is free until a call begins, and from there on that has to be one.
 
-Arguments that a family does not write as JSON or between tags are left to the model: only the function is certain then.
-"""
+Arguments that a family does not write as JSON or between tags are left to the model: only the function is certain then."""
 
 import json
 import re

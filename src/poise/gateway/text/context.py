@@ -7,8 +7,7 @@ last turn: without it there would be nothing to answer. Turns go from the oldest
     system  [user assistant]  [user assistant tool assistant]  [user]
             `--- goes first   `--- goes next                   `--- stays
 
-Nothing here knows text or tokens: how long a conversation is, only rendering and tokenising all of it can tell.
-"""
+Nothing here knows text or tokens: how long a conversation is, only rendering and tokenising all of it can tell."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,8 +34,7 @@ class ContextLimits:
     """How much a request of a class may have: `prompt` tokens of prompt, `output` of output, `context` of both together.
 
     `room` is `context` as it counts: one more where a slot's cells are the limit, because the last token of an answer is never
-    fed back and takes none. `short_room` is that of a slot of the short pool, in which prompts of up to `heavy` tokens run.
-    """
+    fed back and takes none. `short_room` is that of a slot of the short pool, in which prompts of up to `heavy` tokens run."""
 
     request_class: str
     prompt: int
@@ -72,8 +70,7 @@ class ContextLimits:
     def exceeded(self, n_prompt: int, param: str, *, what: str = "The prompt", hint: str) -> ApiError:
         """The refusal of a prompt that does not fit, with the numbers. `what` and `hint` put it into words.
 
-        Clients that shorten a conversation by themselves look for Anthropic's words, which come first, or for OpenAI's.
-        """
+        Clients that shorten a conversation by themselves look for Anthropic's words, which come first, or for OpenAI's."""
         message = (
             f"{what} is too long: {n_prompt} tokens > {self.prompt} maximum. This model's maximum context length is "
             f"{self.context} tokens in class '{self.request_class}', prompt and output together."
@@ -97,8 +94,7 @@ class Allowance:
     """Most output tokens of a request, a ceiling: a number that it named, or the default of its class.
 
     Many name far more than they want: agents ask for 32,000 tokens, as a matter of course. A number that the context has room
-    for is kept. What is more, and the default, is cut to what is left of the slot in which such a prompt runs.
-    """
+    for is kept. What is more, and the default, is cut to what is left of the slot in which such a prompt runs."""
 
     tokens: int
     is_named: bool

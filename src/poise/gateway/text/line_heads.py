@@ -2,8 +2,7 @@
 
 Each reader is a generator that is sent the characters of a line one by one, `""` where the text ends, and returns the `Line` as
 soon as no further character could change it. A head is mostly a character or two. A fence is certain at the end of its line,
-because "```a``` b" is a line of text; a table with the row of dashes below its first row.
-"""
+because "```a``` b" is a line of text; a table with the row of dashes below its first row."""
 
 from collections.abc import Generator
 from dataclasses import dataclass

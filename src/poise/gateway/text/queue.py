@@ -2,8 +2,7 @@
 
 Pure bookkeeping. Served is measured time of workers, in microseconds, by `poise.scheduler.fairness.fairness`; room is bytes of
 text, by `poise.scheduler.fairness.thresholds`. An account's own texts keep their order, except that a small one need not wait
-for a large one where workers are kept free for small ones.
-"""
+for a large one where workers are kept free for small ones."""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -7,8 +7,7 @@ certain: a paragraph has ended at its last letter, but only an empty line says s
 Every segment runs from its first character to behind its last one that is not white space, marks of the format included.
 They nest: a list holds items; an item holds sentences, lists, code, quotes and tables; a paragraph and a quote hold sentences. It
 is CommonMark as far as models use it, with two liberties: a line that is not indented ends a list (there are no "lazy"
-continuations), and headings underlined with `===` or `---` are not known.
-"""
+continuations), and headings underlined with `===` or `---` are not known."""
 
 from dataclasses import dataclass
 from enum import Enum, auto

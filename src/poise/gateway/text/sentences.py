@@ -2,8 +2,7 @@
 
 A full stop ends a sentence when white space follows and then something that can begin another one. What stands before the stop
 can speak against it: an abbreviation, an initial, a number that begins a line. In doubt there is no end: a sentence that is
-too long disturbs a reader less than one that is cut in two.
-"""
+too long disturbs a reader less than one that is cut in two."""
 
 import re
 from dataclasses import dataclass
@@ -74,8 +73,7 @@ class Sentences:
     def feed(self, text: str, at: int) -> list[tuple[bool, int]]:
         """What the next characters make certain: (True, offset) where a sentence begins, (False, offset) where one has ended.
 
-        `at` is the offset of the first character.
-        """
+        `at` is the offset of the first character."""
         found: list[tuple[bool, int]] = []
         i = 0
         while i < len(text):

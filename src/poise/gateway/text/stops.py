@@ -8,8 +8,7 @@ class StopScanner:
 
     The first stop string is the one that is complete first; of several complete at the same character, the longest. Text
     that may still become a stop string is held back until that is decided, so no part of one is ever let through. Each
-    stop string is a Knuth-Morris-Pratt automaton: the work per character does not depend on the length of the strings.
-    """
+    stop string is a Knuth-Morris-Pratt automaton: the work per character does not depend on the length of the strings."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops

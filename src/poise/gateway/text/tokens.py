@@ -4,8 +4,7 @@
     counted = await text.of(account).chat(messages)
 
 Whoever asks is named by its account, because the workers' time is shared out by it. Every method raises ApiError: for what the
-chat template refuses, for what cannot be tokenised, and when no worker is to be had.
-"""
+chat template refuses, for what cannot be tokenised, and when no worker is to be had."""
 
 import logging
 import re
@@ -167,8 +166,7 @@ class Tokens:
     ) -> wire.Ids:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise.
 
-        With a `suffix`, what is between the two is to be filled in.
-        """
+        With a `suffix`, what is between the two is to be filled in."""
         job = wire.Prompt(prompt, ids_max, add_special, parse_special, suffix)
         return await self._run(wire.Ids, job, text_bytes(prompt) + text_bytes(suffix))
 

@@ -2,8 +2,7 @@
 
 A worker has one job at a time. What it may cost the others is bounded: a job has a time, after which its worker is killed; a job
 whose client has left is dropped, or cut off soon if it runs and others wait; one that ends two workers is refused. Where there
-are several workers, one is kept for small texts. Streams never notice any of this: what they need is in the gateway.
-"""
+are several workers, one is kept for small texts. Streams never notice any of this: what they need is in the gateway."""
 
 import asyncio
 import contextlib

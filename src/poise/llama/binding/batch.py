@@ -3,8 +3,7 @@
 Filling a batch through ctypes item by item costs a microsecond per token. Here the arrays belong to numpy and the C struct
 points into them; what never changes (every token belongs to exactly one sequence) is written once.
 
-    row 0: tokens [0, n0) of slot s0 | row 1: tokens [n0, n0 + n1) of slot s1 | ...
-"""
+    row 0: tokens [0, n0) of slot s0 | row 1: tokens [n0, n0 + n1) of slot s1 | ..."""
 
 import ctypes
 from collections.abc import Sequence

@@ -2,8 +2,7 @@
 
 Separate streams (`kv_unified = false`) keep a long sequence from taxing the attention of the others. The number of cells
 each slot holds is kept here too, so that a batch which does not fit is refused before llama.cpp sees it, and the sequences
-that share no row with the mistake go on.
-"""
+that share no row with the mistake go on."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ class PoolContext:
     """A pool on a loaded model; free it with `close` before the model.
 
     threads 0: one for each core that this process may use. `unified` builds one stream that all slots share.
-    `every_position` makes room for `compute_every` with a whole batch.
-    """
+    `every_position` makes room for `compute_every` with a whole batch."""
 
     def __init__(
         self,
@@ -101,8 +99,7 @@ class PoolContext:
     def compute(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
         """One forward pass. Returns a row of logits for each row with `sample`, valid until the next pass.
 
-        Raises RunnerError. If the rows did not fit their slots, nothing changed; if the pass failed, their slots are empty.
-        """
+        Raises RunnerError. If the rows did not fit their slots, nothing changed; if the pass failed, their slots are empty."""
         for row in rows:
             self._check_fit(row)
         outputs = self._batch.fill(rows)
@@ -167,8 +164,7 @@ class PoolContext:
         llama.cpp can forget single cells, but overwrite only all of them at once. So what slots hold is copied, everything is
         cleared, and the copies are put back. For that moment they take as much memory again, which is not in the books: where it
         is not there to be had nothing is begun, so that an erasure never brings the OOM killer. Raises RunnerError; then the
-        pool is as it was, or, if a copy could not be put back, unusable.
-        """
+        pool is as it was, or, if a copy could not be put back, unusable."""
         held = {slot: n_cells for slot, n_cells in enumerate(self._filled) if n_cells}
         needed = sum(self._library.state_seq_get_size(self.pointer, slot) for slot in held)
         left = available_bytes() - SCRUB_SPARE_BYTES
@@ -193,8 +189,7 @@ class PoolContext:
     def truncate(self, slot: int, n_cells: int) -> None:
         """Forget what a slot holds from position `n_cells` on.
 
-        Raises RunnerError, with the slot empty, for a model whose memory cannot be shortened (a recurrent one).
-        """
+        Raises RunnerError, with the slot empty, for a model whose memory cannot be shortened (a recurrent one)."""
         filled = self._filled[slot]
         assert 0 <= n_cells <= filled, f"slot {slot} of pool {self.info.name} holds {filled} cells, not {n_cells}"
         if not self._library.memory_seq_rm(self._memory, slot, n_cells, -1):
@@ -205,8 +200,7 @@ class PoolContext:
     def double(self, slot: int, spare: int) -> None:
         """Give a slot of a unified pool a second copy of each of its cells, at the same positions.
 
-        For measuring only: a pass then attends to twice the cells, while the sequence stands where it was.
-        """
+        For measuring only: a pass then attends to twice the cells, while the sequence stands where it was."""
         self.write_state(spare, self.read_state(slot), self._filled[slot])
         self._library.memory_seq_cp(self._memory, spare, slot, -1, -1)
         self.release(spare)
@@ -214,8 +208,7 @@ class PoolContext:
     def move(self, source: int, target: int) -> None:
         """Carry a sequence's state to an empty slot. A copy through memory costs a fraction of a copy between streams.
 
-        The source is empty afterwards, also when RunnerError is raised; then the target is empty too.
-        """
+        The source is empty afterwards, also when RunnerError is raised; then the target is empty too."""
         self._check_empty(target)
         try:
             if self._filled[source]:

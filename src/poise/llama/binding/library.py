@@ -7,8 +7,7 @@ Three things about the binding need care, and are dealt with here once:
 - A library whose structs differ from the binding's definitions does not fail: it computes with misplaced settings. So the
   defaults are read back at start and compared with llama.cpp's own, and a difference is fatal (`self_check`).
 - llama.cpp explains a failure only in its log. The log goes to a small ring, so that an error can quote its reason; nothing
-  is printed.
-"""
+  is printed."""
 
 from __future__ import annotations
 
@@ -99,8 +98,7 @@ class BatchStruct(Protocol):
 class Library:
     """The functions, each named as in llama.h without the prefix `llama_`, and the structs they take.
 
-    Pointers that a function may return as NULL are None here.
-    """
+    Pointers that a function may return as NULL are None here."""
 
     version: Callable[[], bytes]
     print_system_info: Callable[[], bytes]
@@ -228,8 +226,7 @@ def default_params(binding: ModuleType) -> tuple[object, object, object]:
     """llama.cpp's default model, context and quantisation parameters, read with room to spare.
 
     A library with longer structs than the binding's would write past the binding's; the room keeps that harmless, so that the
-    check is reached.
-    """
+    check is reached."""
     model, context, quantize = (_defaults(binding, f"llama_{of}") for of in ("model", "context", "model_quantize"))
     return model, context, quantize
 
@@ -239,8 +236,7 @@ def self_check(model_params: object, context_params: object, quantize_params: ob
 
     An inserted field moves everything after it, so the values compared stand all over the structs, on both sides of and
     between their bools; pointers are expected to be NULL. What cannot be seen is a bool that is false by default and was
-    inserted after the last one that is true.
-    """
+    inserted after the last one that is true."""
     wrong = _differences("llama_model_params", model_params, _MODEL_DEFAULTS, _MODEL_POINTERS)
     wrong += _differences("llama_context_params", context_params, _CONTEXT_DEFAULTS, _CONTEXT_POINTERS)
     wrong += _differences("llama_model_quantize_params", quantize_params, _QUANTIZE_DEFAULTS, _QUANTIZE_POINTERS)

@@ -2,8 +2,7 @@
 
 States take from kilobytes to a slot's whole size and come and go in any order. In the C library's heap they leave holes that
 later ones do not fit: beside 512 MiB of states a process grew by 80 to 280 MiB that its books did not show. A mapping of its
-own for each leaves none. Huge pages, where the system gives them to who asks, make that 2.7 times cheaper.
-"""
+own for each leaves none. Huge pages, where the system gives them to who asks, make that 2.7 times cheaper."""
 
 import mmap
 import sys

@@ -1,8 +1,7 @@
 """A model file, checked before llama.cpp sees it, then loaded with its weights or with its vocabulary only.
 
 A text worker loads the vocabulary (a sixth of a second, some tens of megabytes), the engine the whole. Whatever is wrong with
-the file becomes one ModelError line; llama.cpp's own reasons are taken from its log.
-"""
+the file becomes one ModelError line; llama.cpp's own reasons are taken from its log."""
 
 import re
 from collections.abc import Callable

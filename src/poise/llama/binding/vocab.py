@@ -1,7 +1,6 @@
 """Text to tokens and back, for a model whose weights need not be loaded.
 
-A token's piece is bytes: one character can span several tokens, so only the caller who has them all can decode.
-"""
+A token's piece is bytes: one character can span several tokens, so only the caller who has them all can decode."""
 
 import ctypes
 from functools import cached_property
@@ -26,8 +25,7 @@ class Vocab:
         """Token ids of `text`. What cannot be encoded (a lone surrogate) becomes a question mark.
 
         add_special    add the tokens that the model wants around a text (a beginning-of-text token, say)
-        parse_special  read the names of control tokens in the text as those tokens
-        """
+        parse_special  read the names of control tokens in the text as those tokens"""
         data = text.encode("utf-8", "replace")
         n = self._tokenize(data, tokens := np.empty(len(data) + 8, np.int32), add_special, parse_special)
         if n < 0:

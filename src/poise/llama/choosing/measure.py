@@ -15,8 +15,7 @@ limit, one token is timed and the rule of thumb is used: on for short contexts, 
 the other mode is clearly faster. On a shared host memory can be slow for many seconds, which costs passes without flash
 attention more: in such a spell it was 0.88 of the time in the long pool, where on the idle host it is 1.2 times.
 
-Times are minima: what else runs on the host only ever adds to them.
-"""
+Times are minima: what else runs on the host only ever adds to them."""
 
 import hashlib
 import json
@@ -96,8 +95,7 @@ def choose(
 ) -> dict[str, PoolChoice]:
     """A choice for each pool, from the cache or measured now. A pool's own setting and quantised KV cells go before.
 
-    limit_s   time to measure in; 0: nothing is measured, and what is not known is chosen by the rule of thumb, for this time
-    """
+    limit_s   time to measure in; 0: nothing is measured, and what is not known is chosen by the rule of thumb, for this time"""
     pools = [pool.cut_to(model.context_train) for pool in pools]
     threads = threads or usable_threads()
     cache_file = cache_file or cache_dir() / "measurements.json"

@@ -2,8 +2,7 @@
 
 What counts is a request, not a pass: a chat's prompt and answer, alone and as one of eight.
 
-Times are minima, as in `poise.llama.choosing.measure`: what else runs on the host only ever adds to them.
-"""
+Times are minima, as in `poise.llama.choosing.measure`: what else runs on the host only ever adds to them."""
 
 from contextlib import ExitStack
 from math import inf

@@ -7,8 +7,7 @@ their own. For each position the whole distribution of the next token is compare
     KL divergence      mean over the positions, from the source's distribution to the candidate's: is it another model?
 
 The second sees what the first can hide, because changes for better and worse do not cancel. Two computations of one and the
-same model that only add up in another order are 0.003 apart here: so much is noise. The ratio has a standard error, too.
-"""
+same model that only add up in another order are 0.003 apart here: so much is noise. The ratio has a standard error, too."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -82,8 +81,7 @@ def compare(
 ) -> Quality:
     """Let both read the text, in turns of 64 tokens. Stops early where the divergence is hopeless. Raises TooSlow.
 
-    `kv_type` is of the candidate's KV cells: to judge another type, source and candidate are the same model.
-    """
+    `kv_type` is of the candidate's KV cells: to judge another type, source and candidate are the same model."""
     windows = _windows(source)
     chunks = [(w, start) for w, window in enumerate(windows) for start in range(0, len(window) - 1, CHUNK)]
     sums = _Sums()

@@ -6,8 +6,7 @@
 A file appears complete or not at all: it is written under another name, checked, synchronised with the disk and, after its
 checksum, renamed. Whoever makes files or removes them holds the folder's lock, so that of two processes that start together one
 works and the other waits and finds the result. The cache may be deleted at any time; a file in use stays readable until it is
-closed.
-"""
+closed."""
 
 import contextlib
 import fcntl

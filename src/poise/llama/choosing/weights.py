@@ -6,8 +6,7 @@ timed against it (`pace`); the first that fails the check of quality ends it, an
 which there is no room on the disk or in memory is passed over. The decision is kept with its figures; where nothing was taken and
 time or room was missing, the next starts try again, SLOW_STARTS in all. Where there was room for none, nothing is kept.
 
-Whatever goes wrong here, the source is served.
-"""
+Whatever goes wrong here, the source is served."""
 
 import hashlib
 import json

@@ -1,7 +1,6 @@
 """Small JSON files in the user's cache directory: what was measured or verified once on this host.
 
-A cache may be deleted, damaged or unwritable at any time: reading then finds nothing, and writing does nothing.
-"""
+A cache may be deleted, damaged or unwritable at any time: reading then finds nothing, and writing does nothing."""
 
 import contextlib
 import json

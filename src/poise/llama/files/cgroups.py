@@ -10,8 +10,7 @@ PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 def folders(controller: str, proc: Path = PROC, cgroup: Path = CGROUP) -> Iterator[tuple[int, Path]]:
     """The version and the folder of each group with this controller, from the process's own to the root.
 
-    A container may see its own group as the root, under a path that does not exist inside: the parents cover it.
-    """
+    A container may see its own group as the root, under a path that does not exist inside: the parents cover it."""
     for line in text_of(proc / "self/cgroup").splitlines():
         _, controllers, group = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
@@ -24,8 +23,7 @@ def folders(controller: str, proc: Path = PROC, cgroup: Path = CGROUP) -> Iterat
 def usable_threads(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
     """Cores this process may use, by its affinity and by the CPU quotas of all its groups; at least one.
 
-    A part of a core is left out: threads that use a quota up early all stand still until its period is over.
-    """
+    A part of a core is left out: threads that use a quota up early all stand still until its period is over."""
     cores = float(len(os.sched_getaffinity(0)))
     for version, folder in folders("cpu", proc, cgroup):
         if version == 2:

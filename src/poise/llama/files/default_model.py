@@ -2,8 +2,7 @@
 
 The package carries the GGUF file and a plugin for another program; only the file is wanted, so the package is located and
 never imported. Its SHA-256 is checked before first use, and the verdict kept for as long as size and modification time of
-the file stay the same.
-"""
+the file stay the same."""
 
 import importlib.util
 from pathlib import Path

@@ -3,8 +3,7 @@
 ggml computes different formats at very different speeds. For Q4_0 and Q8_0 it has matrix kernels that read several rows or
 columns at once; for Q4_1, Q5_1 and others only a dot product for each output. BF16 has no scales to apply: a CPU with
 instructions for it computes it fastest where rows are computed together, and a lone row slower, because there is more to read.
-So a file can become faster in another format, also in a larger one.
-"""
+So a file can become faster in another format, also in a larger one."""
 
 from dataclasses import dataclass
 

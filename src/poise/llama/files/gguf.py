@@ -8,8 +8,7 @@ keys and names have a limit, and arrays are walked, not built: garbage costs no 
 
     magic "GGUF" | version u32 | n_tensors u64 | n_keys u64 | keys ... | tensor infos ... | padding | tensor data
 
-Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md
-"""
+Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md"""
 
 import mmap
 import os
@@ -50,8 +49,7 @@ class GgufHeader:
     """What the header says; of shards, the first one's keys and the tensors of all.
 
     `data_end` is the size that the first file needs; `matrix_types` has the elements of all matrices by ggml_type (vectors, such
-    as norms, are never quantised and do not count).
-    """
+    as norms, are never quantised and do not count)."""
 
     path: Path
     version: int

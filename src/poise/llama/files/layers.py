@@ -2,8 +2,7 @@
 
 Attention has keys and values for each token; a recurrent layer (Mamba, RWKV, a gated delta net, a short convolution) has one
 state for each sequence, however long that is. Hybrid models have layers of both kinds, and say so in different ways: by an array
-of KV heads with zeros, a list, an interval, or nothing but the architecture's name.
-"""
+of KV heads with zeros, a list, an interval, or nothing but the architecture's name."""
 
 from poise.llama.files.gguf import GgufHeader
 

@@ -2,8 +2,7 @@
 
 llama.cpp allocates until the kernel kills the process. So the need is reckoned from the file's header before anything is
 loaded (`poise.llama.fitting.fit` compares), and so is what this process may use: the host's free memory, and every memory
-limit of its control groups.
-"""
+limit of its control groups."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -90,8 +89,7 @@ class MemoryNeed:
 def kv_bytes_per_token(header: GgufHeader, kv_type: str) -> int:
     """Bytes of one KV cell over all layers, from the file's metadata (keys and values of every KV head).
 
-    Layers with a sliding window count in full: cells behind it are kept, so that a beginning can be used again.
-    """
+    Layers with a sliding window count in full: cells behind it are kept, so that a beginning can be used again."""
     heads = sum(n_heads for n_heads, _ in layers(header))
     return int(heads * sum(_head_elements(header)) * KV_ELEMENT_BYTES[kv_type])
 

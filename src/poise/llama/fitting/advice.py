@@ -14,8 +14,7 @@ is none. What gives way to it counts as lost, too. Loss is a number without a un
 A combination is made greedily: the changes that free most for their loss go as far as half of what there is, in a second round
 as far as they can, until it fits; then each is taken back as far as the others allow, the one that loses most first.
 
-Smaller values need less memory, and are the ones that clash: so both bounds of what is possible are found by bisection.
-"""
+Smaller values need less memory, and are the ones that clash: so both bounds of what is possible are found by bisection."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence

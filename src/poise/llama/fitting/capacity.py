@@ -2,8 +2,7 @@
 
 A record counts for one host, model and engine (CPU, cores, the file's SHA-256, llama.cpp, threads, GPU layers, KV type,
 weights). A limit that the operator has set, in a file, the environment, on the command line or with a profile, must not be
-above what the record has; poise's own defaults are no raise, `poise capacity show` lists them beside the figures.
-"""
+above what the record has; poise's own defaults are no raise, `poise capacity show` lists them beside the figures."""
 
 import hashlib
 import json
@@ -30,8 +29,7 @@ class Load(msgspec.Struct, frozen=True):
 
     slots    that the server had for it: more at once than that wait for their turn, so no more slots than these were measured
     per_s    requests answered each second at the most that kept the targets
-    figures  what each target came to there; `missed` says what gave out above it
-    """
+    figures  what each target came to there; `missed` says what gave out above it"""
 
     at_once: int
     broken: int | None = None

@@ -1,8 +1,7 @@
 """Whether a model and the settings fit this host's memory, by purpose, before anything is loaded; and if not, what to change.
 
 The header says what the weights and the KV cells take; the buffers for computing are estimated on the safe side. The host store
-counts in full: it fills up in the end. Sizes are in MiB, like the settings that end in _mb.
-"""
+counts in full: it fills up in the end. Sizes are in MiB, like the settings that end in _mb."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -2,8 +2,7 @@
 
 One thread makes matchers, at low priority, because compute threads wait for each other many times in a pass; accounts take turns.
 It is made of texts that a text worker has found to be usable within the same limits. llguidance never raises: after an error a
-matcher stays in one, and that is the end of its request and of nothing else.
-"""
+matcher stays in one, and that is the end of its request and of nothing else."""
 
 from __future__ import annotations
 

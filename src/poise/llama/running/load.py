@@ -37,8 +37,7 @@ class LoadedRunner:
 def load_runner(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
     """Load the model and build the pools. Raises ModelError or EngineLibraryError with one line.
 
-    weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait
-    """
+    weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait"""
     if weights_again:
         weights = chooser(path, settings).as_before(weights_again)
         check_fit(weights.path, settings)

@@ -1,8 +1,7 @@
 """Computes the scheduler's batches on llama.cpp: one context per KV pool over one set of weights.
 
 The live adapter of the `Runner` port. It holds no policy: rows, slots and stored entries come from the plan, and what does
-not fit is an error. Everything runs on the engine's one compute thread; other threads must keep out.
-"""
+not fit is an error. Everything runs on the engine's one compute thread; other threads must keep out."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -49,8 +48,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
 
         A slot has the cells its spec asks for, but never more than the context the model was trained on.
         threads 0: one for each core that this process may use. adapt_threads: fewer while passes take much longer than
-        `costs` say, as they do beside other busy programs. candidates_max: see `poise.llama.running.sampler`.
-        """
+        `costs` say, as they do beside other busy programs. candidates_max: see `poise.llama.running.sampler`."""
         self.model = model
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}

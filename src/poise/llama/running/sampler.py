@@ -23,8 +23,7 @@ cut before the mask in a first draw, and after it in a second one. (llama.cpp's 
 
 A draw depends on the logits, the parameters, the seed and the tokens so far, and on no state besides: the random numbers are a
 hash of the seed and the token's position in the output. So a request that goes on in another engine, or is computed again,
-draws what it would have drawn.
-"""
+draws what it would have drawn."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -214,8 +213,7 @@ class Sampler:
     def _pick_from_all(self, logits: Floats, best: float, first: float, second: float, kth: float = -np.inf) -> int:
         """Without sorting, from all that min_p keeps and that are not below the `kth` largest; its equals stay with it.
 
-        Choose a block by its weight, then a token in it; one running sum would cost ten times that.
-        """
+        Choose a block by its weight, then a token in it; one running sum would cost ten times that."""
         weights = np.exp((logits - np.float32(best)) / np.float32(self._temperature))
         floor = max(kth, best + log(self._sampling.min_p) if self._sampling.min_p else -np.inf)
         if floor > -np.inf:
@@ -296,8 +294,7 @@ def _likely(logits: Floats, best: float, top_p: float, min_p: float) -> tuple[Id
     """Tokens that include all which top_p and min_p keep, their weights, and the weight that a nucleus must reach.
 
     Weights are relative to the likeliest token's. A model is usually sure enough that a small part of the vocabulary holds
-    the nucleus, so thresholds are tried before everything has to be sorted.
-    """
+    the nucleus, so thresholds are tried before everything has to be sorted."""
     weights = np.exp(logits - np.float32(best))
     goal = top_p * float(weights.sum())
     for cut in NUCLEUS_CUTS:

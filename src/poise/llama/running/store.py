@@ -1,8 +1,7 @@
 """The host store's memory: copies of slots' KV state, entry by entry, overwritten before they are given back to the system.
 
 What may be kept, and for whom, the scheduler decides; here lie only the bytes. A state can be put back into slots of the pool
-it came from: llama.cpp refuses one from a pool with another number of slots, or with flash attention otherwise.
-"""
+it came from: llama.cpp refuses one from a pool with another number of slots, or with flash attention otherwise."""
 
 from dataclasses import dataclass
 

@@ -3,8 +3,7 @@
 llama.cpp's threads meet at a barrier after every node of the graph, hundreds of times a pass. On a host of one's own that is
 cheap. Beside other busy processes one of them is always waiting for its turn on a core, and all others wait for it: measured
 here with two cores and a load of five, two threads gave 5 tokens a second and one gave 31. So passes that take much longer
-than they should are a reason to try fewer threads, and when fewer are in use, more are tried now and then.
-"""
+than they should are a reason to try fewer threads, and when fewer are in use, more are tried now and then."""
 
 from dataclasses import dataclass, field
 from statistics import median

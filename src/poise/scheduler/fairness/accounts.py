@@ -1,8 +1,7 @@
 """What an engine after this one has to know of accounts: how far ahead of the others each is, and its tokens.
 
 Else whoever can make engines die would make its own debts and limits new with them. The list is bounded: those that owe most
-come first, and who is left out starts in the next engine like anybody.
-"""
+come first, and who is left out starts in the next engine like anybody."""
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping

@@ -3,8 +3,7 @@
 The scheduler goes by virtual counters without an end (`fairness`). Here is the service of the last minute, divided by the
 tenants' weights, and Jain's index over it (Jain, Chiu, Hawe 1984): 1 when all had the same, 1/n when one of n had
 everything. A tenant that asked for little had little, so a low index alone is no injustice; the gap between tenants
-that both had to wait is (`Scheduler.snapshot`).
-"""
+that both had to wait is (`Scheduler.snapshot`)."""
 
 from collections import deque
 

@@ -11,8 +11,7 @@ the account's weight. Who arrives or returns starts at the *floor*, a virtual ti
 
 An arrival does not lower it, so a hundred arrivals start where one does, and each gets a grain, at most, before one that waits
 and has been served its share. And it goes on growing while newcomers are served, so arrivals without an end soon start above
-who waits: its turn comes when a fair share of those alive would have brought it.
-"""
+who waits: its turn comes when a fair share of those alive would have brought it."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -28,8 +27,7 @@ class ServedCost:
 
     An account is alive while it has requests waiting or running; one that stands still is neither. It waits while some of them
     are queued (`queue` and `unqueue`; who does not call them has nobody wait). Of those that have left, the DEPARTED_MAX that
-    were served most are remembered: what leaves below the floor would start no lower when forgotten.
-    """
+    were served most are remembered: what leaves below the floor would start no lower when forgotten."""
 
     def __init__(self, grain_us: int = 1, weight: Callable[[str], float] = lambda tenant: 1.0) -> None:
         """Accounts whose served cost differs by less than about `grain_us` rank alike; see `rank`."""
@@ -66,8 +64,7 @@ class ServedCost:
 
         Without a grain, prompts of equally served accounts would take turns chunk by chunk, and all of them end late. With
         one, a prompt that was begun is mostly finished before another account's; it adds at most a grain to the unfairness.
-        An account all of whose requests stand still ranks where it was when it left.
-        """
+        An account all of whose requests stand still ranks where it was when it left."""
         served = self._served.get(tenant)
         return (self._departed.get(tenant, 0) if served is None else served) // self._grain_us
 
@@ -76,8 +73,7 @@ class ServedCost:
 
         One that is new, or returns, starts a grain below the floor, or where it was, whichever is more: its next prompt goes
         before those of others that have had their share, but it cannot save up more. `returns`: it waited in an engine before
-        this one, and in between; it goes on where it was, and moves nobody's start while others are still to come back.
-        """
+        this one, and in between; it goes on where it was, and moves nobody's start while others are still to come back."""
         if tenant not in self._served:
             if returns and tenant in self._departed:
                 self._served[tenant] = self._departed.pop(tenant)
@@ -103,8 +99,7 @@ class ServedCost:
     def queue(self, tenant: str, *, returns: bool = False) -> None:
         """One of the account's requests, which has entered, waits for a slot.
 
-        Where none did before, it has wanted no more than it got; that saves nothing up, either. `returns`: as for `enter`.
-        """
+        Where none did before, it has wanted no more than it got; that saves nothing up, either. `returns`: as for `enter`."""
         if tenant not in self._n_queued and not returns:
             self._lift_floor()
             self._served[tenant] = max(self._served[tenant], self._floor_us - self._grain_us)
@@ -144,8 +139,7 @@ class ServedCost:
     def above_us(self) -> dict[str, int]:
         """How far above the floor each account is that is alive (below 0: it is owed so much), or that left above it.
 
-        With `restore`, it is what an engine after this one has to know: floors of different engines are not to be compared.
-        """
+        With `restore`, it is what an engine after this one has to know: floors of different engines are not to be compared."""
         start_us = self._floor_us - self._grain_us
         above = {tenant: served - self._floor_us for tenant, served in self._departed.items() if served > start_us}
         return above | {tenant: served - self._floor_us for tenant, served in self._served.items()}
@@ -183,8 +177,7 @@ class ServedCost:
         """Of those that have left, keep the ones that would start above the floor, the most served of them if need be.
 
         A quarter goes at once, so that forgetting is rare: an account that is forgotten starts a grain below the floor, like
-        anybody.
-        """
+        anybody."""
         floor_us = self._floor_us - self._grain_us
         kept = sorted(self._departed.items(), key=lambda item: item[1])[-(DEPARTED_MAX * 3 // 4) :]
         self._departed = {tenant: served for tenant, served in kept if served > floor_us}

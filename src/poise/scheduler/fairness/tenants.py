@@ -2,8 +2,7 @@
 
 The account fills evenly, up to one minute's worth, and is charged with what is really computed: the prompt when the request is
 accepted, each output token when it exists. It may be overdrawn by requests that run; until it is above zero again, new
-ones are refused. (A token bucket; charging what happened rather than what was asked needs no refunds.)
-"""
+ones are refused. (A token bucket; charging what happened rather than what was asked needs no refunds.)"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

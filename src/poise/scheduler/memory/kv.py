@@ -5,8 +5,7 @@ A slot is a stream of its own, so cells cannot fragment across sequences; what m
 Hence a sequence takes the lowest free slot, and a hole that persists is closed by moving the highest sequence down.
 
 A slot is held by a sequence, or free. A free slot can be warm: it still has the cells of a finished sequence, for requests
-that begin alike, until a sequence takes it.
-"""
+that begin alike, until a sequence takes it."""
 
 import heapq
 from dataclasses import dataclass
@@ -107,8 +106,7 @@ class KvPool:
         """Move the highest sequence into the lowest hole once holes have persisted for `persist_steps` calls.
 
         Modifies the books at once and returns (sequence, source slot, target slot); the caller must have the target emptied
-        and the state moved.
-        """
+        and the state moved."""
         if not self.holders or not self._free or self._free[0] > max(self.holders):
             self._hole_age = 0
             return None

@@ -4,8 +4,7 @@ A prefix is what a finished sequence left behind, warm in its slot or as an entr
 for every token up to the block's end, so two sequences share exactly the blocks whose keys are equal, and the longest
 shared prefix is found by bisection. Every tenant has an index of its own in every pool (invariant 12): what belongs to
 another is not looked at, whatever its keys are. (Hash-chained blocks are vLLM's automatic prefix caching; the index for each
-tenant is our own rule.)
-"""
+tenant is our own rule.)"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -2,8 +2,7 @@
 
 One store serves three purposes: cells of swapped-out sequences, prefixes that may be used again, and declared templates. The
 runner keeps the bytes; here is only what is decided about them. Swaps and templates are never evicted: a swap belongs to
-a live request, a template to the operator. Prefixes go, the longest unused first, when anything needs their room.
-"""
+a live request, a template to the operator. Prefixes go, the longest unused first, when anything needs their room."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,8 +78,7 @@ class HostStore:
     def victims(self, purpose: Purpose, tenant: str, n_bytes: int) -> list[Entry] | None:
         """The prefixes that must go so that `n_bytes` fit, or None when they cannot. Modifies nothing.
 
-        A tenant's prefixes displace its own first where its quota says so, then anybody's by age.
-        """
+        A tenant's prefixes displace its own first where its quota says so, then anybody's by age."""
         if n_bytes > self._policy.budget_bytes:
             return None
         chosen: list[Entry] = []

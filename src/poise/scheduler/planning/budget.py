@@ -6,8 +6,7 @@ last, a chunk late in a long prompt is underestimated five times over. The weigh
 measured steps: least squares with exponential forgetting and weights kept non-negative. A pull towards the prior, scaled to
 the machine's present speed, decides what the steps leave open: in a long run of like batches the features grow together, and
 without it noise would share out the cost among them at random. Floating point is used, in a fixed order, so equal inputs
-give equal plans.
-"""
+give equal plans."""
 
 from dataclasses import dataclass
 from math import sqrt

@@ -2,8 +2,7 @@
 
 Every change of a slot or of the host store goes through here: the books change at once, the operations are collected
 for the next plan, in an order in which each finds what those before it have left. What is decided here is only where cells
-go; who gets a slot and who loses one is decided in `planner` and `preemption`.
-"""
+go; who gets a slot and who loses one is decided in `planner` and `preemption`."""
 
 from collections.abc import Sequence as SequenceOf
 

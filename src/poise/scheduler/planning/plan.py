@@ -1,7 +1,6 @@
 """The scheduler's decision for one step, and what came of it.
 
-A plan holds KV operations, which are applied first and in order, then at most one batch per pool, and one for each suspect.
-"""
+A plan holds KV operations, which are applied first and in order, then at most one batch per pool, and one for each suspect."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,8 +10,7 @@ class Chunk(NamedTuple):
     """`n_tokens` tokens of one sequence, at positions [start, start + n_tokens).
 
     `sample` is true when the chunk reaches the sequence's last known token, so that one new token is sampled from it.
-    A named tuple, because there is one for every sequence in every step.
-    """
+    A named tuple, because there is one for every sequence in every step."""
 
     request_id: int
     slot: int
@@ -125,8 +123,7 @@ class StepPlan:
 class Given(NamedTuple):
     """What the draw of one sequence brought: so many tokens, of which all but the first were forced by its grammar.
 
-    `ends`: it has ended. Where an end-of-generation token was drawn, that is no token of the output, so there may be none.
-    """
+    `ends`: it has ended. Where an end-of-generation token was drawn, that is no token of the output, so there may be none."""
 
     n_tokens: int = 1
     ends: bool = False
@@ -146,8 +143,7 @@ class BatchResult:
     given        (request id, tokens, whether it has ended) of each sequence whose draw brought other than one token
     row_errors   (request id, why) of each sequence that failed by itself: it was not computed, or no token could be drawn for
                  it. The others are not touched by that
-    scored_us    (request id, cost) of each row of a prompt whose log probabilities were computed
-    """
+    scored_us    (request id, cost) of each row of a prompt whose log probabilities were computed"""
 
     cost_us: int
     ended: tuple[int, ...] = ()
@@ -167,8 +163,7 @@ class StepResult:
     lost         requests whose LoadSlot or CopySlot failed: their slot is empty and their chunk was not computed
     blocks       (request id, key) of each block that a sampled token completed; see `Request.blocks`
     carried_us   measured cost of the plan's store, load and copy operations together, of those that succeeded
-    carried_cells  the cells that they carried
-    """
+    carried_cells  the cells that they carried"""
 
     batches: tuple[BatchResult, ...]
     stored: tuple[tuple[int, int], ...] = ()

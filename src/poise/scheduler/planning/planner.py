@@ -7,8 +7,7 @@ R4 leftovers         background decodes and its first prompt by served cost, the
 R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
 R5 heavy             long prompts have their own pool and a bounded number of slots in it
 
-What a suspect computes is a batch of its own: if it breaks the engine, it is alone in that, and nobody else is blamed.
-"""
+What a suspect computes is a batch of its own: if it breaks the engine, it is alone in that, and nobody else is blamed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -65,8 +64,7 @@ class PlanningPass:
     """Builds the batches of one step.
 
     `start` is called for each queued sequence that is given a slot; `cached` says how many of a queued sequence's cells it
-    would not have to compute.
-    """
+    would not have to compute."""
 
     books: Books
     start: Callable[[Sequence], None]
@@ -125,8 +123,7 @@ class PlanningPass:
     def _background_decodes(self) -> None:
         """Decodes, all of them at once; but those of tenants that were served more than the first prompt's come after it.
 
-        If decodes always came first, a reader of long prompts beside a few writers would never be served.
-        """
+        If decodes always came first, a reader of long prompts beside a few writers would never be served."""
         rank = self.books.served[RequestClass.BACKGROUND].rank
         decoding = [s for s in self.books.running[RequestClass.BACKGROUND].values() if s.is_decoding]
         first = self._next_prompt(RequestClass.BACKGROUND) if decoding else None
@@ -147,8 +144,7 @@ class PlanningPass:
         """How much background may be owed before it is paid ahead of interactive prompts.
 
         A prompt that waits for its first token is worth a delay to work that nobody watches: mostly the debt is paid from
-        what is left a moment later. Beyond two steps' worth it is paid in any case, so the share holds.
-        """
+        what is left a moment later. Beyond two steps' worth it is paid in any case, so the share holds."""
         waiting = self._next_prompt(RequestClass.INTERACTIVE) is not None
         return 2.0 * self.books.policy.classes[RequestClass.BACKGROUND].itl_target_us if waiting else 0.0
 
@@ -177,8 +173,7 @@ class PlanningPass:
         """How many tokens of a forced run are computed at once.
 
         Its reader has them already. Where another stream draws a token in this step, that one would wait for every further row:
-        then the run takes one a step, as a stream without a grammar does, and is only spared the draws.
-        """
+        then the run takes one a step, as a stream without a grammar does, and is only spared the draws."""
         if self._n_run_rows == 0:
             decoding = [s for running in self.books.running.values() for s in running.values() if s.is_decoding]
             alone = all(s.n_pending > 1 for s in decoding)
@@ -190,8 +185,7 @@ class PlanningPass:
         """Pay what background work is owed: decodes and one quantum of the first prompt, by least-served tenant.
 
         Decodes alone can be too few to absorb the share in a step of full length; then the step is cut shorter, so that
-        the share holds and the next payment comes sooner.
-        """
+        the share holds and the next payment comes sooner."""
         books, before_us = self.books, self.budget.marginal_us
         owed_us = books.background_credit_us
         served = books.served[RequestClass.BACKGROUND]
@@ -289,8 +283,7 @@ class PlanningPass:
     def _heavy_chunk(self, start: int, pending: int, left_us: float) -> int | None:
         """Rule R2's saving: where larger chunks are cheaper per token, a heavy prompt skips steps to pay for one.
 
-        Returns the chunk to run, 0 to save, or None where the ordinary rule serves.
-        """
+        Returns the chunk to run, 0 to save, or None where the ordinary rule serves."""
         books = self.books
         wanted = min(books.policy.chunk_tokens.get(LONG_POOL, 0), pending)
         if wanted <= books.policy.quantum_tokens:

@@ -12,8 +12,7 @@ when the slot is needed, to the host store; drop and compute again where the sto
 
 Victims: lowest class, then most-served tenant, then least lost work. What keeps it from thrashing (invariant 8): a sequence
 computes at least one chunk between two preemptions; it is preempted at most `preemptions_max` times, then it is protected;
-and nobody is preempted for a prompt while another prompt of that class still waits for compute in a slot it has.
-"""
+and nobody is preempted for a prompt while another prompt of that class still waits for compute in a slot it has."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -88,8 +87,7 @@ class Preemption:
         """Interactive sequences of tenants that have been served more, and enough more. A tenant keeps its last stream.
 
         Each step gives every one of them a token (rule R1), so served cost follows slots. A tenant without a slot gets one
-        as soon as it ranks before a holder of several.
-        """
+        as soon as it ranks before a holder of several."""
         rank = self._served[RequestClass.INTERACTIVE].rank
         own = arrival.request.account
         newcomer = not pool.held_by_tenant(own)
@@ -123,8 +121,7 @@ class Preemption:
         """Whether the arrival's tenant is so many grains behind the sequence's, and one more for each slot past its fair share.
 
         The fair share is that of both tenants' slots and the free ones, which count as the arrival's. So slots follow served
-        cost, and small differences move none.
-        """
+        cost, and small differences move none."""
         served = self._served[arrival.request_class]
         own, tenant = arrival.request.account, sequence.request.account
         weight, held = self._policy.tenant(own).weight, pool.held_by_tenant(own) + pool.n_free

@@ -2,8 +2,7 @@
 
 Started by the gateway as `python -m poise.worker.engine.process [--box N] FD`, FD being its end of a socket pair and N the
 memory of its black box (`engine/blackbox.py`), if there is one. The first message is Configure. It ends on Shutdown, or when
-the gateway's end closes: an engine never outlives its gateway.
-"""
+the gateway's end closes: an engine never outlives its gateway."""
 
 import contextlib
 import os

@@ -6,8 +6,7 @@ character, whether the template or the caller wrote it, and the tokeniser looks 
 
 A template that looks deeper into a content (to cut reasoning out of it, say) finds the texts there that it names itself. A
 template that drops a content altogether is an error that the caller is sent. One that refuses the system messages where they
-are gets them in another place (`systems`); tools and calls are given to it in the manner that it takes (`tools`).
-"""
+are gets them in another place (`systems`); tools and calls are given to it in the manner that it takes (`tools`)."""
 
 import logging
 import traceback
@@ -142,8 +141,7 @@ class ChatTemplate:
     ) -> list[Piece]:
         """The prompt as pieces, ending where the assistant is to speak. Raises TextRefused.
 
-        The first `n_added` messages are not the caller's: errors give the others the places that the caller knows.
-        """
+        The first `n_added` messages are not the caller's: errors give the others the places that the caller knows."""
         if rendering.continues and not messages[-1].content.strip():
             # nothing is to be continued
             messages, rendering = messages[:-1], msgspec.structs.replace(rendering, opens_answer=True, continues=False)

@@ -4,8 +4,7 @@ Beyond Jinja's own it has loop controls, `raise_exception`, `strftime_now`, `toj
 escapes, and `{% generation %}`, which marks the text of assistants for training and means nothing here.
 
 Where a template looks for a text in a content (`in`, `split`, `startswith`, `replace` and so on), it finds the caller's marks,
-which stand there in twins (see `hidden`).
-"""
+which stand there in twins (see `hidden`)."""
 
 import json
 from collections.abc import Callable

@@ -1,8 +1,7 @@
 """How a model writes calls and reasoning, from what its chat template makes of conversations that differ in one thing.
 
 The way of llama.cpp's analyser of templates: a turn with and without a call, with one and with two calls, with and without
-reasoning. What is found are fields of a response template; where nothing certain is found, there are none.
-"""
+reasoning. What is found are fields of a response template; where nothing certain is found, there are none."""
 
 import json
 import os

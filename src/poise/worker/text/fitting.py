@@ -1,8 +1,7 @@
 """Conversations that are too long: rendered and tokenised with more and more left out, until they fit.
 
 How long a conversation is, only rendering and tokenising all of it can tell, so that is done for each guess, about the logarithm
-of their number of times. What is tokenised is mostly the same each time, and is remembered for as long as the job takes.
-"""
+of their number of times. What is tokenised is mostly the same each time, and is remembered for as long as the job takes."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -108,8 +107,7 @@ def kept(
 def fewest(highest: int, fits: Callable[[int], bool]) -> int | None:
     """The smallest number from 1 to `highest` that fits, None if none does. What fits, fits with every larger number too.
 
-    Asking is dear, so it is asked about the logarithm of `highest` times.
-    """
+    Asking is dear, so it is asked about the logarithm of `highest` times."""
     if highest < 1 or not fits(highest):
         return None
     return 1 + bisect_left(range(1, highest), True, key=fits)

@@ -6,8 +6,7 @@ a private-use plane, and so are the texts that the template looks for (see `dial
 become contents again, so that no mark that a caller wrote passes for one of the template's.
 
 White space around contents and marks stays outside, so that `trim` and its like work as intended, and an empty content stays
-empty.
-"""
+empty."""
 
 import json
 import re

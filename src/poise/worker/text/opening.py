@@ -1,8 +1,7 @@
 """What all conversations with one system message begin with: the tokens that the engine can compute once and keep.
 
 Where they end is found by rendering conversations that differ right after the system message: what their tokens have in common
-at the start is the system message's.
-"""
+at the start is the system message's."""
 
 from poise.wire.text import Message
 from poise.worker.text.chat_template import TextRefused
@@ -21,8 +20,7 @@ _OTHER_TURNS = (
 def common_tokens(tokeniser: Tokeniser, system: str) -> list[int]:
     """The tokens that conversations with this system message have in common.
 
-    Raises TextRefused when the chat template allows no system message.
-    """
+    Raises TextRefused when the chat template allows no system message."""
     first = Message("system", system)
     said = [tokeniser.chat([first, Message("user", text)]) for text in _USER_TEXTS]
     prompts = [ids for ids, _ in said]

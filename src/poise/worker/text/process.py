@@ -8,8 +8,7 @@ stack gets one: for many models llama.cpp splits text by `std::regex`, which rec
 a time (ggml-org/llama.cpp#27783), and an ordinary stack of 8 MiB ends the process at 25,000 letters without a space.
 
 Large texts are worked on at low priority: the engine's threads wait for each other many times in each pass, so whoever takes half
-a core from one of them doubles the time of all streams.
-"""
+a core from one of them doubles the time of all streams."""
 
 import contextlib
 import logging

@@ -1,8 +1,7 @@
 """System messages where a chat template has no place for them: several, a later one, or any at all.
 
 Templates of many families take one system message, first, or none. Agents send several, and where they like. So the same
-instructions go where the template does take them, and the caller is told.
-"""
+instructions go where the template does take them, and the caller is told."""
 
 from collections.abc import Iterator, Sequence
 

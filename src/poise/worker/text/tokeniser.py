@@ -10,8 +10,7 @@ control tokens, literals and contents together, is one run of plain text and is 
 
 Runs rather than pieces are tokenised, so that text without control tokens in it gives exactly the ids that tokenising the whole
 string would give. Limits: vocabularies that strip white space around a control token do not do so next to a content, and
-tokens that the vocabulary declares as ordinary (user-defined) ones are recognised in contents too, by the tokeniser itself.
-"""
+tokens that the vocabulary declares as ordinary (user-defined) ones are recognised in contents too, by the tokeniser itself."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -75,8 +74,7 @@ class Tokeniser:
     ) -> tuple[list[int], str]:
         """The prompt of a conversation, and what its caller is to be told. The first `n_added` messages are not the caller's.
 
-        `runs` is read and added to. Raises TextRefused when the template refuses the conversation.
-        """
+        `runs` is read and added to. Raises TextRefused when the template refuses the conversation."""
         pieces, note = self.template.write(messages, n_added, rendering)
         on_rendered()
         ids: list[int] = []

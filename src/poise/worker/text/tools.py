@@ -4,8 +4,7 @@ Families want the calls of earlier turns in different manners: some go through t
 without content, some count the characters of ids. Which one, only rendering tells: what a template fails at, refuses or drops
 in one manner it is given in the next one, and at last as text, so that no conversation that a model has led is ever a dead end.
 
-In words of our own, called generic, a JSON object is the whole answer: `{"tool_calls":[{"name":...,"arguments":{...}}]}`.
-"""
+In words of our own, called generic, a JSON object is the whole answer: `{"tool_calls":[{"name":...,"arguments":{...}}]}`."""
 
 import json
 import re

@@ -1,7 +1,6 @@
 """What operators do: look at requests and act on live ones, drop a tenant's cache or erase its data, read the journal.
 
-And how the browser of an operator on this machine becomes one: `login_code` and `login`.
-"""
+And how the browser of an operator on this machine becomes one: `login_code` and `login`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,7 +1,6 @@
 """The last ten minutes of the server, a sample a second, as dashboards ask for them.
 
-All samples together are a megabyte: they are sent in pieces, so that a client that takes nothing holds no copy of them here.
-"""
+All samples together are a megabyte: they are sent in pieces, so that a client that takes nothing holds no copy of them here."""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,8 +1,7 @@
 """The flight recorder on its way from the engine to an operator: page by page, to one reader at a time, for a bounded time.
 
 The next page is asked for when the client has taken the last one, so that neither the engine nor the gateway ever holds more of a
-journal than a page of text.
-"""
+journal than a page of text."""
 
 import asyncio
 import contextlib

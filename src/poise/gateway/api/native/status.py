@@ -1,7 +1,6 @@
 """What operators and the page ask: is it up, how does it stand, what has it counted.
 
-Everything is answered from snapshots that are in the gateway already: looking cannot slow the engine down.
-"""
+Everything is answered from snapshots that are in the gateway already: looking cannot slow the engine down."""
 
 import time
 from dataclasses import dataclass, field

@@ -1,8 +1,7 @@
 """The requests of the OpenAI API: what is accepted, within which limits, and what the engine will be asked for.
 
 `RequestParser` turns a decoded JSON body into a checked `Generate`, or raises ApiError. It sees neither
-tokens nor the engine: lengths in tokens are checked where the vocabulary is at hand.
-"""
+tokens nor the engine: lengths in tokens are checked where the vocabulary is at hand."""
 
 from dataclasses import replace
 from math import ceil

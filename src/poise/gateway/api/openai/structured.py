@@ -1,7 +1,6 @@
 """Structured output in every form that clients of OpenAI's API send: OpenAI's own, llama-server's, and both of vLLM's.
 
-A request has one of them. Which schema keywords there are is not known here: a text worker says what cannot be followed.
-"""
+A request has one of them. Which schema keywords there are is not known here: a text worker says what cannot be followed."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -1,8 +1,7 @@
 """Tools in OpenAI's requests: what is declared, what may be called, and the calls and results of earlier turns, in every form.
 
 The forms are `tools` with `tool_choice`, also flat as in the Responses API, and `functions` with `function_call` as they were.
-Tools of a kind that is not run here, such as web search, are left out and named: who offers them loses nothing but the offer.
-"""
+Tools of a kind that is not run here, such as web search, are left out and named: who offers them loses nothing but the offer."""
 
 import json
 import re

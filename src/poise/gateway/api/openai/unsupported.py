@@ -1,8 +1,7 @@
 """Parameters that OpenAI or other local servers know and poise does not, with the reason a client is given.
 
 What changes no answer is taken, and named to the caller: harmless fields, and values that ask for nothing. The rest is refused by
-name: a client that relies on it learns it at once instead of from odd results.
-"""
+name: a client that relies on it learns it at once instead of from odd results."""
 
 from poise.gateway.api.fields import Unsupported
 from poise.metrics.ignored import FIELDS

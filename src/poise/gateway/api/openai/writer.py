@@ -4,8 +4,7 @@ Where the reader wants it, each event has an `id`: how many entries of the recor
 how many choices it has sent the end, if any. A client that comes back with the last id it saw goes on after exactly that event.
 
 Streams are written per batch of tokens and per client, so an event is put together from bytes that were encoded once for the
-request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object.
-"""
+request; only the text goes through an encoder. That is some twenty times cheaper than building and validating an object."""
 
 from abc import abstractmethod
 from collections import defaultdict
@@ -48,8 +47,7 @@ class OpenAIWriter(Writer):
 
     Where usage was asked for, each event has a `usage`: null, or with `continuous_usage` the tokens so far. What the answer says
     about how it was made is a field `poise`: of the body, or of the first event of a reader for which it is known. There, or in
-    the last event of a choice, it says what cut an answer short.
-    """
+    the last event of a choice, it says what cut an answer short."""
 
     chunk_kind: ClassVar[str]
     body_kind: ClassVar[str]

@@ -1,8 +1,7 @@
 """Taking connections from a listening socket, so that each is counted before anything is read of it, TLS included.
 
 The kernel's queue is always emptied: a connection that there is no room for is accepted and refused. Where there is not even a
-file for it, one that was kept back serves to accept it and to let it go.
-"""
+file for it, one that was kept back serves to accept it and to let it go."""
 
 import asyncio
 import contextlib

@@ -104,8 +104,7 @@ class Exchange:
     def claim(self, account: str) -> None:
         """From now on the request is on this account, with its connection and its body. Raises ApiError (429).
 
-        Asked for once, as the first thing: what came before is bounded by what is read ahead.
-        """
+        Asked for once, as the first thing: what came before is bounded by what is read ahead."""
         places = self._wire.places
         if not places.move_body(self._account, account, self._body_bytes):
             raise bodies_full(places.bodies.held(account), places.bodies.total)

@@ -2,8 +2,7 @@
 not (RFC 9112), or what two servers could read in two ways, is refused here.
 
 llhttp is given heads only. Where a body ends follows from the head alone (`framing`), whatever the head says of upgrades: a
-server that does not know a protocol ignores the offer (RFC 9110, 7.8), and what follows is the body that was announced.
-"""
+server that does not know a protocol ignores the offer (RFC 9110, 7.8), and what follows is the body that was announced."""
 
 import re
 from dataclasses import dataclass
@@ -45,8 +44,7 @@ class Head:
 def check(unread: bytearray, end: int, limits: ServerSettings) -> None:
     """The bounds of a head, as soon as they are passed. Raises ApiError: 400, 414 or 431.
 
-    `unread` begins with it; `end` is where its last line ends, -1 where that has not come in yet.
-    """
+    `unread` begins with it; `end` is where its last line ends, -1 where that has not come in yet."""
     length = end if end >= 0 else len(unread)
     if length > limits.request_line_max and unread.find(b"\r\n", 0, limits.request_line_max + 2) < 0:
         raise line_too_long(limits.request_line_max)

@@ -2,8 +2,7 @@
 
 Any client can send `X-Forwarded-For`. It is believed from the proxies in `server.trusted_proxies` alone, and read from its right
 end, where those proxies write: the first address that is not one of theirs is the client's. That a request was forwarded at all
-is another question, and any such header answers it: who only pretends to be forwarded gains nothing by it.
-"""
+is another question, and any such header answers it: who only pretends to be forwarded gains nothing by it."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
@@ -80,8 +79,7 @@ def peer_of(scope: Scope) -> Peer:
 def is_direct(scope: Scope) -> bool:
     """The request comes straight from a program on this machine, as far as anybody says.
 
-    A proxy need not say so: this is no reason to trust anybody, only one not to.
-    """
+    A proxy need not say so: this is no reason to trust anybody, only one not to."""
     peer, server = peer_of(scope), scope.get("server")
     is_here = is_loopback(peer.address) or (server is not None and peer.address == server[0])
     return is_here and not peer.is_forwarded

@@ -7,8 +7,7 @@ bound by their address, because that says nothing about who is behind it.
 Full does not mean deaf. A place whose connection is at work for no account is given to the next who comes in: first those that
 never worked for one (silent ones, files that are not read), the oldest first; then idle ones, of the account that has most.
 Where there is none, a newcomer gets a place of a small reserve: it may say what it wants, and is answered where that is for
-operators, else refused with a time to come back. The reserve itself gives up its oldest one, so that there is always a way in.
-"""
+operators, else refused with a time to come back. The reserve itself gives up its oldest one, so that there is always a way in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,8 +72,7 @@ class Places:
     def enter(self, address: str, dismiss: Callable[[], object]) -> Place:
         """A connection has come in; `address` is empty where it has no bound of its own.
 
-        Another one may lose its place for it. It has to ask its Place whether it was refused itself, and by what.
-        """
+        Another one may lose its place for it. It has to ask its Place whether it was refused itself, and by what."""
         place = Place(address, dismiss)
         place.refused = self._refusal(address)
         if place.refused:

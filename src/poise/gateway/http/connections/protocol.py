@@ -6,8 +6,7 @@ the connection is lost, the one request that there can be is notified.
 
 How long something may take: a head `server.body_timeout_s`, whatever trickles in; a body the same; silence between two requests
 `server.idle_timeout_s`, which bytes that are no request do not lengthen; bytes of an answer that the client does not take
-`server.send_timeout_s`. Streams have a patience of their own (`backpressure`).
-"""
+`server.send_timeout_s`. Streams have a patience of their own (`backpressure`)."""
 
 import asyncio
 import math
@@ -233,8 +232,7 @@ class Connection(asyncio.Protocol):
     def _ahead(self, data: bytes) -> None:
         """Bytes of a further request, before the answer is complete: kept within a bound, else the connection ends with it.
 
-        Reading goes on, or nobody would notice that the client leaves.
-        """
+        Reading goes on, or nobody would notice that the client leaves."""
         if self._can_keep:
             self._unread += data
         if len(self._unread) > AHEAD_BYTES_MAX:

@@ -19,8 +19,7 @@ from poise.metrics.connections import ConnectionMetrics
 class HttpServer(uvicorn.Server):
     """Serves an application on listening sockets, within the bounds of the settings, until `should_exit`.
 
-    Signals are the caller's: they end the process normally, so that it has an exit code of its own.
-    """
+    Signals are the caller's: they end the process normally, so that it has an exit code of its own."""
 
     def __init__(
         self,

@@ -1,8 +1,7 @@
 """Who holds how much of one thing that can be used up. Pure bookkeeping: no clock, no connection.
 
 Nobody gets all of it (`poise.scheduler.fairness.thresholds`): whoever holds something may take a share of what is still free,
-so that the next one always finds some. Names that hold nothing are forgotten.
-"""
+so that the next one always finds some. Names that hold nothing are forgotten."""
 
 from poise.scheduler.fairness.thresholds import may_take
 

@@ -20,8 +20,7 @@ async def structure_of(request: Generate, template: Template, tried: Try) -> Str
     raises ApiError for what cannot be followed.
 
     Where the schema of a function cannot be, and calls of it have to follow it, that is the caller's error; otherwise its
-    arguments are the model's own.
-    """
+    arguments are the model's own."""
     use, own = request.tools, request.structure
     if not use.callable or not (own or needs_grammar(use, template)):
         return own

@@ -13,8 +13,7 @@ Nothing is shown before the engine has taken every choice, so that a refusal is 
                 anything else                        IGNORE it                           TAKEN_BACK
     OVER        anything                             IGNORE it                           OVER
 
-What is not over is TAKEN_BACK from the engine when a stop string is found, the client leaves, or another choice fails.
-"""
+What is not over is TAKEN_BACK from the engine when a stop string is found, the client leaves, or another choice fails."""
 
 from collections import deque
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """The prompt as the beginning of an answer, with the log probabilities of its tokens where they are wanted.
 
-Programs that score texts (lm-eval and its like) send prompt and answer as one prompt, and read how likely its tokens are.
-"""
+Programs that score texts (lm-eval and its like) send prompt and answer as one prompt, and read how likely its tokens are."""
 
 import time
 from collections.abc import Sequence

@@ -2,8 +2,7 @@
 
 A `Choice` is one engine request; its stages, and what an event means in each, are a table at the head of that module. A
 `Generation` has all choices of an API request: it submits them and writes what they bring into the record, in the moment in which
-an event is dispatched. No task of its own and none of a client is needed for that.
-"""
+an event is dispatched. No task of its own and none of a client is needed for that."""
 
 import logging
 import time

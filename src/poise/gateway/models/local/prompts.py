@@ -3,8 +3,7 @@
 A raw prompt fits or is refused; what cannot fit by its bytes is refused before anybody tokenises it. A conversation may be under
 a context policy: then a text worker renders and tokenises it with fewer and fewer turns until it fits, so that every number
 that is sent is exact. Turns that are to be summarized leave a `SummaryPlan` behind, because the summary is the engine's work and
-may take a while; `finish` takes it in when it is there.
-"""
+may take a while; `finish` takes it in when it is there."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -2,8 +2,7 @@
 
 A summary is background work of the same tenant through the same engine: it waits for its turn like any other, and is charged to
 who asked for it. Its prompts are made before anything is sent to a client, so that what cannot be summarized is
-refused at once; after that only the engine can fail, and then the request fails with its error.
-"""
+refused at once; after that only the engine can fail, and then the request fails with its error."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -70,8 +69,7 @@ def split(text: str, n_pieces: int) -> list[str]:
 async def piece_prompts(text: Tokens, messages: Sequence[Message], limits: ContextLimits, n_output: int) -> list[list[int]]:
     """The prompts whose answers, joined, are a summary of the messages. Raises ApiError when they are too long for that.
 
-    `limits` are those of the class that computes summaries, `n_output` the tokens of the whole summary.
-    """
+    `limits` are those of the class that computes summaries, `n_output` the tokens of the whole summary."""
     whole = transcript(messages)
     pieces_max = max(1, n_output // PIECE_TOKENS)
     # Each answer gets its part of `n_output` only; that room is kept for all of it is a margin.

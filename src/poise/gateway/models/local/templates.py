@@ -6,8 +6,7 @@ chat template can do what it likes: write today's date before the system message
 
 A few templates are shipped. They are short and perhaps never used, so nothing of them is kept: a request with one computes it as
 it would any system message, and finds it among its tenant's own prefixes the next time. An operator who declares a template of
-the same name replaces the shipped one, and has it kept.
-"""
+the same name replaces the shipped one, and has it kept."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -49,8 +48,7 @@ class Templates:
     async def learn(self, text: TextModel) -> dict[str, list[int]]:
         """Find the tokens of each template. Returns those that the engine is to keep. Raises TemplateUnusable.
 
-        A shipped one that the model cannot have goes.
-        """
+        A shipped one that the model cannot have goes."""
         asked = text.of(OPERATOR)
         for name, said in [*((name, one.text) for name, one in self._declared.items()), *self._shipped.items()]:
             try:

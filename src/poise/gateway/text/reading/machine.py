@@ -4,8 +4,7 @@ Held back is at most a mark that is not whole, the white space before it, and a 
 linear in the answer. White space is dropped next to marks and nowhere else.
 
 A call that is malformed before its name is told comes as text, with its marks; later, the rest of it is part of its arguments,
-as it came: what was sent cannot be taken back.
-"""
+as it came: what was sent cannot be taken back."""
 
 from collections.abc import Mapping
 from functools import partial

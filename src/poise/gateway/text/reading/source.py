@@ -1,7 +1,6 @@
 """An answer as it comes, for steps that read it: what is still to be read, and what has become certain.
 
-Steps are generators that yield where more of the answer has to come, so what they find does not depend on how it was cut.
-"""
+Steps are generators that yield where more of the answer has to come, so what they find does not depend on how it was cut."""
 
 import re
 from collections.abc import Callable, Generator, Mapping
@@ -139,8 +138,7 @@ class Source:
     def until(self, finder: Finder, tell: Tell, n_space: int = 0) -> Steps[tuple[str, str]]:
         """Read up to the first of some texts, and that, which is returned with the white space before it.
 
-        `tell` is given what is before both. `n_space`: so many characters of white space at most count as that.
-        """
+        `tell` is given what is before both. `n_space`: so many characters of white space at most count as that."""
         while True:
             begin, end = finder.find(self.text, self.at, is_all=self.is_ended)
             kept = begin

@@ -7,8 +7,7 @@ characters. Further keys are ours: `bare` (a call may stand where the answer beg
 `parameter` (what is before a key, behind it, before its value and behind that) or `quote`.
 
 A mark that is a control token of the model has no text. It is given to a parser as one character that no text has, a lone
-surrogate, so that a text that spells it is none.
-"""
+surrogate, so that a text that spells it is none."""
 
 import re
 from collections.abc import Iterable, Mapping
