@@ -42,7 +42,8 @@ def schema() -> None:
     # Without a bound a small model may write one text until its slot is full, and the test would wait for it.
     city = {"type": "string", "maxLength": 20}
     wanted = {"type": "object", "properties": {"city": city, "people": {"type": "integer"}}, "required": ["city", "people"]}
-    assert set(json.loads(ask("Name a city.", "--schema", json.dumps(wanted)))) == {"city", "people"}
+    answer = ask("Name a city.", "--schema", json.dumps(wanted))
+    assert set(json.loads(answer)) >= {"city", "people"}, answer  # the schema allows more
 
 
 @check("-o json_object")
