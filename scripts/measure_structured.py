@@ -4,7 +4,7 @@
 
 Valid: schemas by keyword, others drawn by Hypothesis from what keywords may have, and grammars, at temperature 1.
 Counted are answers that ended by `stop` (each is validated), by `length` (each must be a beginning of something valid, byte by
-byte), and schemas that were refused, by what was said.
+byte; those that were closed are all of it), and schemas that were refused, by what was said.
 Cost: the time of a token of a held stream against a free one's, the two taking turns; the gaps of free streams beside held ones
 against those beside free ones; and the tokens per second of a schema most of whose tokens are forced.
 """
@@ -162,6 +162,12 @@ def is_beginning(text: str, grammar: str) -> bool:
     return not matcher.is_error() and matcher.validate_tokens(list(data)) == len(data)
 
 
+def is_whole(text: str, grammar: str) -> bool:
+    """Whether a text is all that a grammar asks for."""
+    matcher = LLMatcher(BYTES, grammar)
+    return is_beginning(text, grammar) and bool(matcher.consume_tokens(list(text.encode()))) and matcher.is_accepting()
+
+
 async def valid(asker: Asker, n_schemas: int) -> bool:
     """Whether every answer that ended by `stop` was valid, and every one that ended by `length` a beginning of a valid one."""
     schemas = list(by_keyword())[:n_schemas]
@@ -175,7 +181,8 @@ async def valid(asker: Asker, n_schemas: int) -> bool:
     async def one(kind: str, i: int, form: dict[str, Any], check: Any, grammar: str, shown: str) -> None:
         async with several:
             ended, text = await asker.whole(i, 80, **form)
-        counts[kind][ended] += 1
+        is_closed = ended == "length" and is_whole(text, grammar)
+        counts[kind]["length, closed" if is_closed else ended] += 1
         if ended == "refused":
             refused[text.partition("cannot be followed: ")[2].partition(". Leave out")[0]] += 1
         elif ended == "stop" and not check(text):

@@ -82,7 +82,7 @@ def streamed(client: OpenAI, on_arguments: Callable[[], None] = lambda: None, **
 @pytest.mark.parametrize("seed", range(6))
 def test_what_is_required_comes_and_is_valid_streamed_or_not(client: OpenAI, seed: int) -> None:
     """At temperature 1: a declared function, arguments by its schema; a stream of the same seed says the same."""
-    asked: Any = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "seed": seed, "max_tokens": 300}
+    asked: Any = {"messages": QUESTION, "tools": TOOLS, "tool_choice": "required", "seed": seed, "max_tokens": 400}
     asked |= {"parallel_tool_calls": seed % 2 == 0}
     whole = client.chat.completions.create(model="default", **asked).choices[0]
     calls = whole.message.tool_calls or []

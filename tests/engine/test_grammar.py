@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poise.engine.ports import Row, Sampled
 from poise.sim.replay import replay
 from poise.wire import to_engine
 from poise.wire.messages import STRUCTURE_FAILED
@@ -56,6 +59,24 @@ def test_a_run_ends_where_the_output_must() -> None:
     b.run()
     assert fits(b.tokens(1))
     assert (b.finish(1).reason, b.finish(1).n_output, len(b.tokens(1))) == ("length", 6, 6)
+
+
+def test_what_was_closed_at_the_end_of_its_allowance_ended_by_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nothing can follow it, and a few tokens of the allowance are left; a replay sees the same."""
+    b = Bench()
+    execute = b.runner.execute
+
+    def closing(pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        return [replace(s, closes=True, cut=True) if s.forced else s for s in execute(pool, rows)]
+
+    monkeypatch.setattr(b.runner, "execute", closing)
+    b.submit(1, PROMPT, 40, grammar=grammar())
+    b.submit(2, PROMPT, 20)
+    b.run()
+    assert (b.finish(1).reason, b.finish(1).n_output) == ("length", 4)
+    assert fits(b.tokens(1))
+    assert b.tokens(2) == answer(PROMPT, 20)
+    assert replay(b.journal()).difference == ""
 
 
 @settings(max_examples=60)

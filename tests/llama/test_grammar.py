@@ -6,17 +6,19 @@ import json
 from functools import cache
 from typing import Any
 
+import jsonschema_rs
 import numpy as np
 import numpy.typing as npt
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from poise.engine.ports import RunnerError
+from poise.llama.running.closing import SPARE, Closers
 from poise.llama.running.grammar import RUN_MAX, Constraint, make_matcher
 from poise.llama.running.sampler import Drawn, Sampler
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import STRUCTURE_FAILED
-from poise.wire.to_engine import SamplingParams
+from poise.wire.to_engine import Grammar, SamplingParams
 
 END, THOUGHT = 0, 257
 N_VOCAB = 260
@@ -44,13 +46,17 @@ def text_of(tokens: list[int]) -> str:
 
 
 TOKENIZER = LLTokenizer(TokenizerWrapper(Bytes()), eos_token=[END])
+CLOSERS = Closers(Bytes.tokens)
+LETTERS = np.array([6.0 if len(name) == 1 and name.isalpha() else 0.0 for name in Bytes.tokens], np.float32)
+"""Added to a row: letters are likely, so that strings are long."""
 
 
-def constraint(of: Any, after: tuple[int, ...] = (), output: tuple[int, ...] = ()) -> Constraint:
+def constraint(of: Any, after: tuple[int, ...] = (), output: tuple[int, ...] = (), until: int = 0) -> Constraint:
     """`of`: a Lark grammar, or a schema."""
     compact = {"x-guidance": {"whitespace_flexible": False}}
     grammar = {"lark_grammar": of} if isinstance(of, str) else {"json_schema": of | compact}
-    return Constraint(matcher(json.dumps({"grammars": [grammar]})).deep_copy(), [END], after, output, StructureFigures())
+    made, held_to = matcher(json.dumps({"grammars": [grammar]})).deep_copy(), Grammar("", after, until)
+    return Constraint(made, [END], held_to, output, StructureFigures(), CLOSERS)
 
 
 @cache
@@ -58,8 +64,8 @@ def matcher(grammar: str) -> LLMatcher:
     return make_matcher(TOKENIZER, grammar)
 
 
-def sampler(of: Any, output: tuple[int, ...] = (), after: tuple[int, ...] = (), **params: Any) -> Sampler:
-    limits = constraint(of, after, output)
+def sampler(of: Any, output: tuple[int, ...] = (), after: tuple[int, ...] = (), until: int = 0, **params: Any) -> Sampler:
+    limits = constraint(of, after, output, until)
     return Sampler(SamplingParams(**params), (), N_VOCAB, [END], output, constraint=limits)
 
 
@@ -164,6 +170,80 @@ def test_it_begins_after_the_reasoning() -> None:
     assert (drawn.token, text_of(list(drawn.forced)), drawn.closes) == (THOUGHT, "yes", True)
     later = sampler('start: "yes" | "no"', output=(*ids("hm"), THOUGHT), after=(THOUGHT,), temperature=0.0)
     assert later.draw(row(5, no=50.0)).token == NO
+
+
+ROOMY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "tags": {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        "inner": {"type": "object", "properties": {"n": {"type": "number"}}, "required": ["n"]},
+    },
+    "required": ["name", "tags"],
+}
+
+
+@pytest.mark.parametrize(
+    "of", [{"type": "object"}, {"type": "array", "items": {"type": "array"}}, ROOMY], ids=["any", "nested", "held"]
+)
+@pytest.mark.parametrize("until", [24, 40, 90])
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_open_at_the_end_of_the_allowance_is_closed(of: dict[str, Any], until: int, seed: int) -> None:
+    """Rows that never end by themselves: it is what the schema has, as long as may be, and says that it is cut."""
+    drawing = sampler(of, until=until, temperature=1.0, seed=seed)
+    tokens: list[int] = []
+    drawn = Drawn(END)
+    while len(tokens) < until and not drawn.closes:
+        drawn = drawing.draw(row(seed + len(tokens), end=-20.0) + LETTERS)
+        tokens += [drawn.token, *drawn.forced]
+    assert len(tokens) <= until
+    assert jsonschema_rs.is_valid(of, json.loads(text_of(tokens)))
+    if drawn.cut:
+        assert drawn.closes
+        assert len(tokens) >= until - SPARE - 1
+
+
+def test_an_engine_that_takes_over_closes_at_the_same_place() -> None:
+    """After every draw the rest is what it would have been."""
+
+    def rest(before: list[int]) -> list[list[int]]:
+        drawing, draws, n = sampler({"type": "object"}, tuple(before), until=30, temperature=1.0, seed=5), [], len(before)
+        drawn = Drawn(END)
+        while not drawn.closes:
+            drawn = drawing.draw(row(n, end=-20.0) + LETTERS)
+            draws.append([drawn.token, *drawn.forced])
+            n += len(draws[-1])
+        return draws
+
+    draws = rest([])
+    assert len(draws) > 5
+    for cut in range(1, len(draws)):
+        assert rest([token for draw in draws[:cut] for token in draw]) == draws[cut:]
+
+
+def test_what_cannot_be_closed_in_time_is_cut_where_it_is() -> None:
+    """A constant that is longer than what is left; and without an allowance nothing is ever closed."""
+    long = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"const": "y" * 99}}, "required": ["a", "b"]}
+    for until in (40, 0):
+        drawing = sampler(long, until=until, temperature=1.0)
+        tokens: list[int] = []
+        while len(tokens) < 40:
+            drawn = drawing.draw(row(len(tokens), end=-20.0) + LETTERS)
+            assert not drawn.cut
+            tokens += [drawn.token, *drawn.forced]
+        assert text_of(tokens).startswith('{"a":"')
+
+
+def test_the_reasoning_counts_into_the_allowance() -> None:
+    drawing = sampler({"type": "object"}, output=(*ids("hm" * 8), THOUGHT), after=(THOUGHT,), until=27, temperature=1.0)
+    tokens: list[int] = []
+    drawn = Drawn(END)
+    while not drawn.closes:
+        drawn = drawing.draw(row(len(tokens), end=-20.0) + LETTERS)
+        tokens += [drawn.token, *drawn.forced]
+    assert drawn.cut
+    assert len(tokens) <= 10
+    assert isinstance(json.loads(text_of(tokens)), dict)
 
 
 def test_an_end_that_is_banned_and_forced_is_an_end() -> None:

@@ -149,7 +149,7 @@ class Execution:
         self._forward_ns += cost_ns - sampling_ns
         drawn = [self._within_allowance(s) if s.forced else s for s in drawn]
         ended = tuple(s.token.request_id for s in drawn if s.ends)
-        given = tuple([(s.token.request_id, 1 + len(s.forced), s.closes) for s in drawn if s.forced or s.closes])
+        given = tuple([(s.token.request_id, 1 + len(s.forced), s.closes, s.cut) for s in drawn if s.forced or s.closes])
         sampled_us = tuple([(s.token.request_id, s.cost_ns // 1000) for s in drawn])
         if any(s.failed for s in drawn):
             errors += [(s.token.request_id, s.failed) for s in drawn if s.failed]
@@ -160,7 +160,7 @@ class Execution:
         """A forced run ends where the output must."""
         live = self._live[draw.token.request_id]
         room = live.request.n_prompt + live.request.max_output - len(live.tokens) - 1
-        return replace(draw, forced=draw.forced[:room], closes=False) if len(draw.forced) > room else draw
+        return replace(draw, forced=draw.forced[:room], closes=False, cut=False) if len(draw.forced) > room else draw
 
     def _score(
         self, pool: str, scored: list[tuple[Row, list[int]]], errors: list[tuple[int, str]]

@@ -36,6 +36,7 @@ class Sampled:
 
     forced    tokens that a grammar makes follow it: they need no draw, and are to be computed with it
     closes    nothing can come after these tokens, by the grammar
+    cut       they close what was open, because the output's allowance ends
     cost_ns   what drawing it took
     failed    why none could be drawn for this row, while those of the other rows could: `token.token` is then NO_TOKEN"""
 
@@ -45,6 +46,7 @@ class Sampled:
     failed: str = ""
     forced: tuple[Token, ...] = ()
     closes: bool = False
+    cut: bool = False
 
 
 class RunnerError(Exception):

@@ -27,7 +27,7 @@ def _charge_batch(
     model = books.models[batch.pool]
     sampled_us, errors, scored_us = dict(result.sampled_us), dict(result.row_errors), dict(result.scored_us)
     given = dict.fromkeys(result.ended, ENDED)
-    given.update((request_id, Given(n_tokens, ends)) for request_id, n_tokens, ends in result.given)
+    given.update((request_id, Given(n_tokens, ends, cut)) for request_id, n_tokens, ends, cut in result.given)
     pass_us = max(0, result.cost_us - sum(sampled_us.values()) - sum(scored_us.values()))
     costs = split_cost(pass_us, batch_shares(chunks, model))
     if chunks and not (result.failed or errors or scored_us):

@@ -177,7 +177,7 @@ class Lifecycle:
             sequence.n_forced = given.n_tokens - 1
             self._books.tenants.charge(request.account, given.n_tokens, self.now_ns)
             if given.ends:
-                events.append(self.finish(sequence, FinishReason.STOP))
+                events.append(self.finish(sequence, FinishReason.LENGTH if given.cut else FinishReason.STOP))
                 return
             pools = self._books.policy.pools
             is_full = sequence.n_tokens > pools[sequence.pool].slot_cells

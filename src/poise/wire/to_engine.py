@@ -44,10 +44,12 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 
     text   a grammar in the JSON form that llguidance takes: {"grammars": [{"json_schema": ...}]} and the like
     after  ids of tokens of which one ends the reasoning: the grammar is of what comes after the first of them in the output.
-           Without any it is of the whole output"""
+           Without any it is of the whole output
+    until  the output's length in tokens at which it has to be complete: what is open then is closed. 0: it may be cut anywhere"""
 
     text: str
     after: tuple[int, ...] = ()
+    until: int = 0
 
 
 class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from poise.engine.ports import RunnerError, Wake, words_of
 from poise.llama.binding.vocab import Vocab
+from poise.llama.running.closing import SPARE, WINDOW, Closers
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import STRUCTURE_FAILED
 from poise.wire.to_engine import Grammar
@@ -45,9 +46,8 @@ def llguidance() -> Any:
     return importlib.import_module("llguidance")
 
 
-def make_tokenizer(vocab: Vocab) -> LLTokenizer:
-    """The vocabulary as llguidance takes it; it must outlive that. Takes up to a second, the interpreter's lock held for most of
-    it."""
+def token_names(vocab: Vocab) -> list[bytes]:
+    """The bytes of every token as llguidance takes them."""
     names = []
     for token in range(vocab.n_tokens):
         name = vocab.piece(token, special=True)
@@ -55,6 +55,12 @@ def make_tokenizer(vocab: Vocab) -> LLTokenizer:
         names.append(b"\xff" + name if name and not vocab.piece(token, special=False) else name)
         if token % YIELD_EVERY == 0:
             time.sleep(1e-4)
+    return names
+
+
+def make_tokenizer(vocab: Vocab, names: Sequence[bytes]) -> LLTokenizer:
+    """The vocabulary as llguidance takes it; it must outlive that. Takes up to a second, the interpreter's lock held for most of
+    it."""
     pointer, tokenize = vocab.addresses
     tokenizer: LLTokenizer = llguidance().LLTokenizer.from_llamacpp(
         tokens=names, vocab_ptr=pointer, tokenize_fptr=tokenize, eos_token=vocab.eog_tokens, slices=None
@@ -73,11 +79,18 @@ class Constraint:
     """What the output of one request may go on with. Belongs to one thread at a time."""
 
     def __init__(
-        self, matcher: LLMatcher, eog: Sequence[int], after: Sequence[int], output: Sequence[int], tally: StructureFigures
+        self,
+        matcher: LLMatcher,
+        eog: Sequence[int],
+        grammar: Grammar,
+        output: Sequence[int],
+        tally: StructureFigures,
+        closers: Closers | None = None,
     ) -> None:
         """`output`: what there is already. Raises RunnerError when the grammar cannot be used, or does not have it."""
         self._matcher, self._tally = matcher, tally
-        self._eog, self._after = frozenset(eog), frozenset(after)
+        self._closers, self._n_left, self.is_cut = closers, grammar.until, False
+        self._eog, self._after = frozenset(eog), frozenset(grammar.after)
         self._check(not matcher.is_error(), "cannot be used")
         for token in output:
             self.take(token)
@@ -113,6 +126,7 @@ class Constraint:
 
     def take(self, token: int) -> None:
         """The output goes on with an allowed token."""
+        self._n_left -= 1
         if self._after:
             if token in self._after:
                 self._after = frozenset()
@@ -120,14 +134,27 @@ class Constraint:
         self._check(self._matcher.consume_token(token), "does not have what came")
 
     def forced(self) -> list[int]:
-        """Take the tokens that follow in any case, a bounded number of them."""
+        """Take the tokens that follow in any case, a bounded number of them; at the end of the allowance those that close."""
         if self._after:
             return []
         run = list(takewhile(lambda token: token not in self._eog, self._matcher.compute_ff_tokens()[:RUN_MAX]))
         for token in run:
             self.take(token)
         self._tally.forced += len(run)
-        return run
+        return run + self._closing()
+
+    def _closing(self) -> list[int]:
+        """What is open is closed while there is room for it; the output is then cut."""
+        left = self._n_left
+        if self._closers is None or not 0 < left <= WINDOW or self._matcher.is_accepting():
+            return []
+        way = self._closers.way(self._matcher, left)
+        if way is None or len(way) + SPARE < left:
+            return []
+        for token in way:
+            self.take(token)
+        self.is_cut = True
+        return way
 
     def _check(self, is_well: bool, otherwise: str) -> None:
         if not is_well:
@@ -193,8 +220,10 @@ class Grammars:
 
     def _work(self) -> None:
         tokenizer: LLTokenizer | None = None
+        closers: Closers | None = None
         with contextlib.suppress(Exception):  # then each job fails, and whoever wants no grammar is served all the same
-            tokenizer = make_tokenizer(self._vocab)
+            names = token_names(self._vocab)
+            tokenizer, closers = make_tokenizer(self._vocab, names), Closers(names)
         self._is_usable.set()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILDER_NICE)
@@ -206,7 +235,7 @@ class Grammars:
                 if tokenizer is None:
                     raise RunnerError(f"{STRUCTURE_FAILED}: llguidance has no use for the model's vocabulary")
                 matcher = make_matcher(tokenizer, grammar.text)
-                made = Constraint(matcher, self._vocab.eog_tokens, grammar.after, output, self.tally)
+                made = Constraint(matcher, self._vocab.eog_tokens, grammar, output, self.tally, closers)
             except Exception as bug:
                 made = bug if isinstance(bug, RunnerError) else RunnerError(f"{STRUCTURE_FAILED}: {words_of(bug)}")
             took_us = (time.perf_counter_ns() - began_ns) // 1000

@@ -153,17 +153,17 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         for row, logits in zip([row for row in rows if row.sample], computed, strict=True):
             request_id = row.request_id
             token, ends, failed = Token(request_id, NO_TOKEN), False, ""
-            forced, closes = tuple[Token, ...](), False
+            forced, closes, cut = tuple[Token, ...](), False, False
             try:
                 drawn = self._samplers[request_id].draw(logits)
                 token, ends = Token(request_id, drawn.token, drawn.logprob, drawn.top), drawn.token in self._eog
-                forced, closes = _forced(request_id, drawn), drawn.closes
+                forced, closes, cut = _forced(request_id, drawn), drawn.closes, drawn.cut
             except Exception as error:  # whatever it is, it is this row's: the others are drawn as if nothing was
                 failed = words_of(error)
                 if not np.isfinite(logits.max()):
                     self._contexts[pool].taint(row.slot)
             now_ns = time.perf_counter_ns()
-            sampled.append(Sampled(token, ends, now_ns - began_ns, failed, forced, closes))
+            sampled.append(Sampled(token, ends, now_ns - began_ns, failed, forced, closes, cut))
             began_ns = now_ns
         return sampled
 

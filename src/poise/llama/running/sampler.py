@@ -66,6 +66,8 @@ class Drawn:
     """What follows by the grammar, without a draw."""
     closes: bool = False
     """Nothing may come after that."""
+    cut: bool = False
+    """It closes what was open, since the allowance ends."""
 
 
 class Sampler:
@@ -104,17 +106,18 @@ class Sampler:
         forced = self._budget.forced if self._budget is not None else None
         token = self._choose(logits) if forced is None else forced
         run: list[int] = []
-        closes = False
+        closes = cut = False
         if self._constraint is not None and forced is not None:
             self._constraint.take(forced)
         elif self._constraint is not None:
             token, run, closes = self._constrained(self._constraint, logits, token)
+            cut = self._constraint.is_cut
         self._remember(token)
         for following in run:
             self._remember(following)
         if self._sampling.n_logprobs < 0:
-            return Drawn(token, forced=run, closes=closes)
-        return replace(_with_logprobs(token, row, self._sampling.n_logprobs), forced=run, closes=closes)
+            return Drawn(token, forced=run, closes=closes, cut=cut)
+        return replace(_with_logprobs(token, row, self._sampling.n_logprobs), forced=run, closes=closes, cut=cut)
 
     def _choose(self, logits: Floats, *, again: bool = False) -> int:
         if self._sampling.temperature != 0.0:
@@ -138,7 +141,7 @@ class Sampler:
         if token in self._eog:
             return token, [], False
         constraint.take(token)
-        return token, constraint.forced(), constraint.is_over
+        return token, constraint.forced(), constraint.is_over or constraint.is_cut
 
     def likelihood(self, token: int, row: Floats) -> Drawn:
         """How likely a token of the prompt is by the logits before it. Raises RunnerError as `draw` does."""

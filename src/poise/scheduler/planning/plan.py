@@ -123,10 +123,12 @@ class StepPlan:
 class Given(NamedTuple):
     """What the draw of one sequence brought: so many tokens, of which all but the first were forced by its grammar.
 
-    `ends`: it has ended. Where an end-of-generation token was drawn, that is no token of the output, so there may be none."""
+    `ends`: it has ended. Where an end-of-generation token was drawn, that is no token of the output, so there may be none.
+    `cut`: it ends because its allowance does, and was closed for that."""
 
     n_tokens: int = 1
     ends: bool = False
+    cut: bool = False
 
 
 ENDED = Given(0, ends=True)
@@ -140,7 +142,7 @@ class BatchResult:
     cost_us      of the whole batch, drawing tokens included
     failed       empty when every chunk was computed; otherwise it names the error and nothing of the batch counts
     sampled_us   (request id, cost) of each token that was drawn, or could not be
-    given        (request id, tokens, whether it has ended) of each sequence whose draw brought other than one token
+    given        (request id, tokens, whether it has ended, whether it was cut) of each whose draw brought other than one token
     row_errors   (request id, why) of each sequence that failed by itself: it was not computed, or no token could be drawn for
                  it. The others are not touched by that
     scored_us    (request id, cost) of each row of a prompt whose log probabilities were computed"""
@@ -150,7 +152,7 @@ class BatchResult:
     failed: str = ""
     sampled_us: tuple[tuple[int, int], ...] = ()
     row_errors: tuple[tuple[int, str], ...] = ()
-    given: tuple[tuple[int, int, bool], ...] = ()
+    given: tuple[tuple[int, int, bool, bool], ...] = ()
     scored_us: tuple[tuple[int, int], ...] = ()
 
 

@@ -4,7 +4,7 @@ import msgspec
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from poise.llama.binding.vocab import Vocab
-from poise.llama.running.grammar import make_matcher, make_tokenizer
+from poise.llama.running.grammar import make_matcher, make_tokenizer, token_names
 from poise.wire import text as wire
 from poise.worker.text.tokeniser import VocabularyPort
 
@@ -17,7 +17,7 @@ class GrammarReader:
 
     def __init__(self, vocab: VocabularyPort) -> None:
         assert isinstance(vocab, Vocab), "llguidance reads the vocabulary where it is"
-        self._tokenizer = make_tokenizer(vocab)
+        self._tokenizer = make_tokenizer(vocab, token_names(vocab))
 
     def check(self, job: wire.CheckGrammar) -> wire.Checked | wire.Refused:
         """Make it as the engine will, to the mask of its first token."""

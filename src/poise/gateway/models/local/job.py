@@ -127,7 +127,10 @@ def _choices(plan: Plan, request: Generate, text: TextModel) -> list[ChoiceReque
         max_output = plan.allowance.granted(plan.limits, len(ids))
         assert max_output is not None, "the plan fits"
         thinking = None if plan.budget is None else text.budget(plan.budget, ids)
+        grammar = plan.grammar
+        if grammar is not None and plan.is_closed:
+            grammar = msgspec.structs.replace(grammar, until=max_output)
         for i in range(request.n):
             sampling = msgspec.structs.replace(request.sampling, seed=(seed + i) % _SEEDS, thinking=thinking)
-            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, plan.grammar, echo))
+            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, grammar, echo))
     return requests

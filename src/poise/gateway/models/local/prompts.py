@@ -22,6 +22,7 @@ from poise.gateway.records.values import ContextNote, Notes, Usage
 from poise.gateway.request import headers
 from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.request.refusals import ApiError, context_length_exceeded, invalid_value, unsupported_parameter
+from poise.gateway.request.tools import ToolMode
 from poise.gateway.text.context import Allowance, ContextLimits, ContextPolicy, Turns
 from poise.gateway.text.tokens import TextModel, Tokens, text_bytes
 from poise.scheduler.policy import SHORT_POOL
@@ -70,6 +71,8 @@ class Plan:
     summary: SummaryPlan | None = None
     grammar: Grammar | None = None
     """What each output must be."""
+    is_closed: bool = True
+    """Whether an output that has to end before that is closed. A call that nobody asked for by name is not: it would be made."""
     reasoning_ends: tuple[int, ...] = ()
     """Tokens of which the first one ends the reasoning with which an output begins."""
     budget: int | None = None
@@ -123,6 +126,7 @@ class Prompts:
         if (structure := await structure_of(request, text.reading, tried)) is not None:
             grammar = await tried(structure)
             plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
+            plan.is_closed = structure.kind != "tools" or request.tools.mode is ToolMode.REQUIRED
         return plan
 
     def _steered(self, plan: Plan, asked: Conversation, text: TextModel) -> Conversation:
