@@ -51,12 +51,14 @@ LETTERS = np.array([6.0 if len(name) == 1 and name.isalpha() else 0.0 for name i
 """Added to a row: letters are likely, so that strings are long."""
 
 
-def constraint(of: Any, after: tuple[int, ...] = (), output: tuple[int, ...] = (), until: int = 0) -> Constraint:
+def constraint(
+    of: Any, closes: str = "", output: tuple[int, ...] = (), until: int = 0, opens: tuple[int, ...] = ()
+) -> Constraint:
     """`of`: a Lark grammar, or a schema."""
     compact = {"x-guidance": {"whitespace_flexible": False}}
     grammar = {"lark_grammar": of} if isinstance(of, str) else {"json_schema": of | compact}
-    made, held_to = matcher(json.dumps({"grammars": [grammar]})).deep_copy(), Grammar("", after, until)
-    return Constraint(made, [END], held_to, output, StructureFigures(), CLOSERS)
+    made, held_to = matcher(json.dumps({"grammars": [grammar]})).deep_copy(), Grammar("", closes, opens, until)
+    return Constraint(made, [END], held_to, output, StructureFigures(), Bytes.tokens, CLOSERS)
 
 
 @cache
@@ -64,8 +66,10 @@ def matcher(grammar: str) -> LLMatcher:
     return make_matcher(TOKENIZER, grammar)
 
 
-def sampler(of: Any, output: tuple[int, ...] = (), after: tuple[int, ...] = (), until: int = 0, **params: Any) -> Sampler:
-    limits = constraint(of, after, output, until)
+def sampler(
+    of: Any, output: tuple[int, ...] = (), closes: str = "", until: int = 0, opens: tuple[int, ...] = (), **params: Any
+) -> Sampler:
+    limits = constraint(of, closes, output, until, opens)
     return Sampler(SamplingParams(**params), (), N_VOCAB, [END], output, constraint=limits)
 
 
@@ -161,15 +165,42 @@ def test_it_goes_on_after_any_cut_as_it_would_have(cut: int) -> None:
 
 def test_it_begins_after_the_reasoning() -> None:
     """Before that everything may come but the end, also where the output before a cut has the mark already."""
-    drawing = sampler('start: "yes"', after=(THOUGHT,), temperature=0.0)
+    drawing = sampler('start: "yes"', closes="</think>", temperature=0.0)
     thoughts = row(4, end=20.0)
     thoughts[ids("t")[0]] = 10.0
     assert drawing.draw(thoughts).token == ids("t")[0]
     thoughts[THOUGHT] = 30.0
     drawn = drawing.draw(thoughts)
     assert (drawn.token, text_of(list(drawn.forced)), drawn.closes) == (THOUGHT, "yes", True)
-    later = sampler('start: "yes" | "no"', output=(*ids("hm"), THOUGHT), after=(THOUGHT,), temperature=0.0)
+    later = sampler('start: "yes" | "no"', output=(*ids("hm"), THOUGHT), closes="</think>", temperature=0.0)
     assert later.draw(row(5, no=50.0)).token == NO
+
+
+def test_the_end_of_the_reasoning_may_come_in_several_tokens() -> None:
+    """As text, wherever tokens begin and end."""
+    drawing = sampler('start: "yes"', output=(*ids("hm</thi"),), closes="</think>", temperature=0.0)
+    for letter in "nk":
+        drawn = drawing.draw(row(4) + 50 * np.eye(N_VOCAB, dtype=np.float32)[ids(letter)[0]])
+        assert (text_of([drawn.token]), list(drawn.forced)) == (letter, [])
+    drawn = drawing.draw(row(4) + 50 * np.eye(N_VOCAB, dtype=np.float32)[ids(">")[0]])
+    assert (text_of([drawn.token, *drawn.forced]), drawn.closes) == (">yes", True)
+
+
+def test_an_output_may_begin_to_reason_by_itself() -> None:
+    """With the tokens that begin it, which are then completed; or with what the grammar has, and never later."""
+    opens = tuple(ids("<think>"))
+    wish = 50 * np.eye(N_VOCAB, dtype=np.float32)
+    drawing = sampler('start: "yes"', closes="</think>", opens=opens, temperature=0.0)
+    drawn = drawing.draw(row(4) + wish[opens[0]])
+    assert [drawn.token, *drawn.forced] == list(opens)
+    assert drawing.draw(row(4) + wish[ids("h")[0]]).token == ids("h")[0]
+    drawn = drawing.draw(row(4) + wish[THOUGHT])
+    assert (text_of(list(drawn.forced)), drawn.closes) == ("yes", True)
+    again = sampler('start: "yes"', output=(*opens, *ids("h")), closes="</think>", opens=opens, temperature=0.0)
+    assert again.draw(row(4) + wish[ids("h")[0]]).token == ids("h")[0]
+    at_once = sampler('start: ("a" | "b") ("c" | "d")', closes="</think>", opens=opens, temperature=0.0)
+    assert at_once.draw(row(4) + wish[ids("a")[0]]).token == ids("a")[0]
+    assert at_once.draw(row(4) + wish[opens[0]]).token in ids("cd")
 
 
 ROOMY: dict[str, Any] = {
@@ -235,7 +266,7 @@ def test_what_cannot_be_closed_in_time_is_cut_where_it_is() -> None:
 
 
 def test_the_reasoning_counts_into_the_allowance() -> None:
-    drawing = sampler({"type": "object"}, output=(*ids("hm" * 8), THOUGHT), after=(THOUGHT,), until=27, temperature=1.0)
+    drawing = sampler({"type": "object"}, output=(*ids("hm" * 8), THOUGHT), closes="</think>", until=27, temperature=1.0)
     tokens: list[int] = []
     drawn = Drawn(END)
     while not drawn.closes:

@@ -42,13 +42,14 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
 class Grammar(msgspec.Struct, frozen=True, array_like=True):
     """What an output must be, as a text worker has found it to be usable.
 
-    text   a grammar in the JSON form that llguidance takes: {"grammars": [{"json_schema": ...}]} and the like
-    after  ids of tokens of which one ends the reasoning: the grammar is of what comes after the first of them in the output.
-           Without any it is of the whole output
+    text  a grammar in the JSON form that llguidance takes: {"grammars": [{"json_schema": ...}]} and the like
+    closes  text that ends the reasoning: the grammar is of what comes after it. Empty: it is of the whole output
+    opens  tokens with which an output may begin to reason, where `closes` ends it; none: it begins in the midst of it
     until  the output's length in tokens at which it has to be complete: what is open then is closed. 0: it may be cut anywhere"""
 
     text: str
-    after: tuple[int, ...] = ()
+    closes: str = ""
+    opens: tuple[int, ...] = ()
     until: int = 0
 
 

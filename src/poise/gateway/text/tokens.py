@@ -94,6 +94,7 @@ class TextModel:
         self.reasoning_start: tuple[int, ...] = ()
         self.reasoning_end: tuple[int, ...] = ()
         """Tokens of the marks around reasoning; none for a model that does not reason."""
+        self.reasoning_closes = ""
         self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name
 
@@ -107,6 +108,7 @@ class TextModel:
         opened, closed = ["".join(self.reading.names.get(char, char) for mark in of for char in mark) for of in marks]
         if opened and closed:
             self.reasoning_start = tuple((await text.prompt(opened, add_special=False)).ids)
+            self.reasoning_closes = closed
             self.reasoning_end = tuple((await text.prompt(closed, add_special=False)).ids)
 
     def budget(self, n_tokens: int, prompt: Sequence[int]) -> Thinking:

@@ -36,6 +36,10 @@ RUN_MAX = 32
 """Tokens of a forced run that are taken at once: its rows are computed in one pass when nobody else decodes."""
 YIELD_EVERY = 256
 """Token names that are read at a stretch, while other threads wait for the interpreter."""
+HIDDEN = b"\xff"
+"""Before the name of a token that shows as nothing in an answer: llguidance knows by it that it is no text of a grammar."""
+REASONING_TAIL = 256
+"""Bytes of the reasoning in which its end is looked for: more than a mark and a token have."""
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
 _BIAS = np.where(_BITS, 0.0, -np.inf).astype(np.float32)
 """By byte of a mask: what is added to the logits of its eight tokens."""
@@ -51,8 +55,7 @@ def token_names(vocab: Vocab) -> list[bytes]:
     names = []
     for token in range(vocab.n_tokens):
         name = vocab.piece(token, special=True)
-        # What shows as nothing in an answer is no text of a grammar either: llguidance knows it by this mark.
-        names.append(b"\xff" + name if name and not vocab.piece(token, special=False) else name)
+        names.append(HIDDEN + name if name and not vocab.piece(token, special=False) else name)
         if token % YIELD_EVERY == 0:
             time.sleep(1e-4)
     return names
@@ -85,12 +88,17 @@ class Constraint:
         grammar: Grammar,
         output: Sequence[int],
         tally: StructureFigures,
+        names: Sequence[bytes] = (),
         closers: Closers | None = None,
     ) -> None:
-        """`output`: what there is already. Raises RunnerError when the grammar cannot be used, or does not have it."""
+        """`output`: what there is already. `names`: of all tokens, as `token_names` has them. Raises RunnerError when the grammar
+        cannot be used, or does not have the output."""
         self._matcher, self._tally = matcher, tally
         self._closers, self._n_left, self.is_cut = closers, grammar.until, False
-        self._eog, self._after = frozenset(eog), frozenset(grammar.after)
+        self._eog, self._names = frozenset(eog), names
+        self._closes, self._recent = grammar.closes.encode(), b""
+        self._opens = grammar.opens if self._closes else ()
+        self._reasons, self._rest = bool(self._closes) and not self._opens, tuple[int, ...]()
         self._check(not matcher.is_error(), "cannot be used")
         for token in output:
             self.take(token)
@@ -98,22 +106,22 @@ class Constraint:
     @property
     def is_over(self) -> bool:
         """Nothing can follow. (`allows` then refuses even the tokens that end a generation.)"""
-        return not self._after and self._matcher.is_stopped()
+        return not self._reasons and self._matcher.is_stopped()
 
     @property
     def may_end(self) -> bool:
-        return not self._after and self._matcher.is_accepting()
+        return not self._reasons and self._matcher.is_accepting()
 
     def allows(self, token: int) -> bool:
         """A few microseconds. Reasoning may be anything, but not the end."""
-        if self._after:
+        if self._reasons:
             return token not in self._eog
-        return self._matcher.validate_tokens([token]) == 1
+        return self._matcher.validate_tokens([token]) == 1 or token in self._opens[:1]
 
     def masked(self, logits: Floats) -> Floats:
         """A copy in which only what is allowed has a chance; all of it minus infinity where nothing has."""
         began_ns = time.perf_counter_ns()
-        if self._after:
+        if self._reasons:
             masked = logits.copy()
             masked[list(self._eog)] = -np.inf
         else:
@@ -127,16 +135,22 @@ class Constraint:
     def take(self, token: int) -> None:
         """The output goes on with an allowed token."""
         self._n_left -= 1
-        if self._after:
-            if token in self._after:
-                self._after = frozenset()
+        opens, self._opens = self._opens, ()
+        if token in opens[:1] and self._matcher.validate_tokens([token]) != 1:
+            self._reasons, self._rest = True, opens[1:]
+        if self._reasons:
+            self._recent = (self._recent + self._names[token].removeprefix(HIDDEN))[-REASONING_TAIL:]
+            self._reasons = self._closes not in self._recent
             return
         self._check(self._matcher.consume_token(token), "does not have what came")
 
     def forced(self) -> list[int]:
         """Take the tokens that follow in any case, a bounded number of them; at the end of the allowance those that close."""
-        if self._after:
-            return []
+        if self._reasons:
+            run, self._rest = list(self._rest), ()
+            for token in run:
+                self.take(token)
+            return run
         run = list(takewhile(lambda token: token not in self._eog, self._matcher.compute_ff_tokens()[:RUN_MAX]))
         for token in run:
             self.take(token)
@@ -220,7 +234,7 @@ class Grammars:
 
     def _work(self) -> None:
         tokenizer: LLTokenizer | None = None
-        closers: Closers | None = None
+        names, closers = list[bytes](), Closers(())
         with contextlib.suppress(Exception):  # then each job fails, and whoever wants no grammar is served all the same
             names = token_names(self._vocab)
             tokenizer, closers = make_tokenizer(self._vocab, names), Closers(names)
@@ -235,7 +249,7 @@ class Grammars:
                 if tokenizer is None:
                     raise RunnerError(f"{STRUCTURE_FAILED}: llguidance has no use for the model's vocabulary")
                 matcher = make_matcher(tokenizer, grammar.text)
-                made = Constraint(matcher, self._vocab.eog_tokens, grammar, output, self.tally, closers)
+                made = Constraint(matcher, self._vocab.eog_tokens, grammar, output, self.tally, names, closers)
             except Exception as bug:
                 made = bug if isinstance(bug, RunnerError) else RunnerError(f"{STRUCTURE_FAILED}: {words_of(bug)}")
             took_us = (time.perf_counter_ns() - began_ns) // 1000

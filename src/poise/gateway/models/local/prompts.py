@@ -73,8 +73,8 @@ class Plan:
     """What each output must be."""
     is_closed: bool = True
     """Whether an output that has to end before that is closed. A call that nobody asked for by name is not: it would be made."""
-    reasoning_ends: tuple[int, ...] = ()
-    """Tokens of which the first one ends the reasoning with which an output begins."""
+    reasoning: tuple[str, tuple[int, ...]] = ("", ())
+    """Text that ends the reasoning, and the tokens that begin one, where the prompt has not begun it."""
     budget: int | None = None
     """Tokens of reasoning after which its end is forced."""
     ignored: list[str] = field(default_factory=list)
@@ -116,8 +116,10 @@ class Prompts:
         plan = Plan(origin.account, limits, self._allowance(request), origin.prompt_param)
         if isinstance(request.prompt, Conversation):
             await self._chat(plan, origin.tenant, self._steered(plan, request.prompt, text), ready, text)
-            if len(text.reasoning_end) == 1 and plan.ids and text.begins_inside(plan.ids[0]):
-                plan.reasoning_ends = text.reasoning_end
+            if plan.ids and text.begins_inside(plan.ids[0]):
+                plan.reasoning = text.reasoning_closes, ()
+            elif len(text.reasoning_start) == 1:  # else it is a mark that the model may have never seen
+                plan.reasoning = text.reasoning_closes, text.reasoning_start
         else:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, request.suffix, text))
@@ -125,7 +127,7 @@ class Prompts:
         tried = partial(self.grammars.tried, tenant=origin.tenant, text=text.of(origin.account))
         if (structure := await structure_of(request, text.reading, tried)) is not None:
             grammar = await tried(structure)
-            plan.grammar = Grammar(grammar, plan.reasoning_ends if structure.after_reasoning else ())
+            plan.grammar = Grammar(grammar, *(plan.reasoning if structure.after_reasoning else ()))
             plan.is_closed = structure.kind != "tools" or request.tools.mode is ToolMode.REQUIRED
         return plan
 
