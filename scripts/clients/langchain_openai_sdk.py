@@ -53,7 +53,9 @@ for method in ("json_schema", "function_calling", "json_mode"):
 
     @check(f"with_structured_output: {method}")
     def structured(method: str = method) -> None:
-        found = chat.with_structured_output(Place, method=method, include_raw=True).invoke("Name a city as JSON.")
+        # In json_mode it is up to the model which fields there are, and whether it comes to an end: with this question it does.
+        ask = "Extract name and age as JSON: Anna is 31." if method == "json_mode" else "Name a city as JSON."
+        found = chat.with_structured_output(Place, method=method, include_raw=True).invoke(ask)
         assert method == "json_mode" or isinstance(found["parsed"], Place), found["raw"]
 
 
