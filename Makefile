@@ -11,9 +11,10 @@ ARGS ?=
 SIM_RUNS ?= 200
 SIM_STEPS ?= 10000
 
-# Two processes run tests. Of the slow ones a file's stay together, because they share a server. ARGS="tests/e2e -k pacing" runs these
+# Three processes run the fast tests, some of which wait, and two the slow ones: their servers compute. Of those a file's stay together,
+# because they share a server. ARGS="tests/e2e -k pacing" runs these
 # tests and no others.
-FAST := $(BIN)/python -m pytest -q -n 2 -m "not slow"
+FAST := $(BIN)/python -m pytest -q -n 3 -m "not slow"
 SLOW := $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 TESTS := $(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(FAST) && $(SLOW))
 

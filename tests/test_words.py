@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,14 +17,15 @@ SIMULATED = "sim/faults.py"
 """Names kinds of faults, one of which is a stall."""
 
 
+@cache
+def texts(path: Path) -> list[str]:
+    """Every text in a module."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
 def spelled_in(*words: str) -> set[str]:
     """Modules in which a text is one of these words, or begins with one that ends with a dash."""
-
-    def texts(path: Path) -> Iterator[str]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield node.value
-
     starts = tuple(word for word in words if word.endswith("-"))
     found = set()
     for path in sorted(SOURCE.rglob("*.py")):

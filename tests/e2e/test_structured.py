@@ -75,7 +75,7 @@ def test_twenty_schemas_at_temperature_one(client: OpenAI) -> None:
     """Whatever ended by itself is valid; what was cut may have had more open than there was room to close."""
 
     def answer(i: int) -> str:
-        choice = ask(client, i, response_format=schema_format(SCHEMAS[i])).choices[0]
+        choice = ask(client, i, 80, response_format=schema_format(SCHEMAS[i])).choices[0]
         try:
             value = json.loads(choice.message.content)
         except json.JSONDecodeError:

@@ -10,7 +10,9 @@ import json
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from llguidance import LLMatcher, LLTokenizer
@@ -369,8 +371,12 @@ class TextHere:
         return TextFigures([TextWorkerRow(1, WorkerState.READY, 0)], 0, 0)
 
 
+chat_template = cache(ChatTemplate)
+"""Compiled once: hundreds of tests have the same one. What it learns of a conversation is each copy's own."""
+
+
 def tokeniser(vocab: ToyVocab | None = None, template: str | None = None) -> Tokeniser:
-    return Tokeniser(vocab or ToyVocab(), ChatTemplate(template))
+    return Tokeniser(vocab or ToyVocab(), copy(chat_template(template)))
 
 
 def text_here(vocab: ToyVocab | None = None, template: str | None = None) -> TextHere:

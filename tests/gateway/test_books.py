@@ -125,10 +125,10 @@ async def test_the_books_say_what_a_kept_record_takes(name: str, traced: Callabl
     assert 0.75 < books / took < most, f"{books / n:.0f} bytes a record in the books, {took / n:.0f} really"
 
 
-N_BEFORE, N_REQUESTS = 2000, 6000
+N_BEFORE, N_REQUESTS = 1000, 3000
 CONTEXT_MAX = 800
 """Room for any of the texts here with its template and the default output."""
-GROWTH_MAX = 96 << 10
+GROWTH_MAX = 48 << 10
 """Bytes of all those requests together that no book has: 24 of each. One list kept for each would be more."""
 
 

@@ -195,7 +195,7 @@ SIZES = st.fixed_dictionaries(
 )
 
 
-@examples(max_examples=50)
+@examples(max_examples=20)
 @given(values=SIZES, share=st.floats(0.02, 0.999))
 def test_advice_that_is_followed_makes_it_fit(values: dict[str, object], share: float, model: Path) -> None:
     """Whatever the sizes and whatever is missing: the settings load, they fit, and no part of the advice is idle."""
@@ -220,7 +220,7 @@ def test_advice_that_is_followed_makes_it_fit(values: dict[str, object], share: 
         assert settings_need(read_header(model), settings).total > available - SLACK_BYTES
 
 
-@examples(max_examples=40)
+@examples(max_examples=15)
 @given(values=SIZES)
 def test_what_helps_at_all_is_found(values: dict[str, object], model: Path) -> None:
     """With everything turned down as far as it goes it fits; so there is advice for that much memory."""

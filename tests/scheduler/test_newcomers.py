@@ -182,7 +182,7 @@ class Server:
         self.served.check()
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 1 << 20),
     piece_us=st.sampled_from([1000, 20_000, 150_000]),
