@@ -116,7 +116,7 @@ def test_schemathesis_finds_no_server_error(small_answers: PoiseServer, tmp_path
     tool = Path(sys.executable).with_name("schemathesis")
     done = subprocess.run(
         [
-            tool, "run", f"{small_answers.url}/openapi.json", "--max-examples", "15", "--seed", "1",
+            tool, "run", f"{small_answers.url}/openapi.json", "--max-examples", "25", "--seed", "1",
             "--phases", "examples,fuzzing", "--exclude-checks", "positive_data_acceptance", "--no-color",
             "--request-timeout", "120",
         ],

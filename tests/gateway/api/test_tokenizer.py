@@ -103,6 +103,8 @@ async def test_the_tokenizer_is_described() -> None:
         ("/tokenize", {}, "missing_required_parameter"),
         ("/tokenize", {"prompt": "a", "content": "b"}, "conflicting_parameters"),
         ("/tokenize", {"prompt": 5}, "invalid_type"),
+        ("/tokenize", {"content": "", "add_generation_prompt": "yes"}, "invalid_type"),
+        ("/tokenize", {"messages": [{"role": "user", "content": "a"}], "parse_special": "yes"}, "invalid_type"),
         ("/tokenize", {"prompt": "a", "model": "other"}, "model_not_found"),
         ("/tokenize", {"content": "a", "with_pieces": True}, "unsupported_parameter"),
         ("/tokenize", {"prompt": "a" * (TOKENS_MAX + 1)}, "context_length_exceeded"),

@@ -182,6 +182,9 @@ class Tokenizer:
         caller = self._tenants.identify(sender.credentials)
         body = await sender.body()
         check_names(body, fields, _UNSUPPORTED, ignored=ignored)
+        for field in fields:  # a wrong type is said also where the field has no effect beside the others
+            if field is not p.MESSAGES:
+                field.get(body, None)
         model = self._names.find(name := p.MODEL.get(body, ""))
         if not isinstance(model, LocalModel):
             raise invalid_value(p.MODEL.name, "name a model that this host computes: others keep their tokenizer", name)
