@@ -21,8 +21,8 @@ from poise.wire.messages import STRUCTURE_FAILED
 from poise.wire.to_engine import Grammar, SamplingParams
 
 END, THOUGHT = 0, 257
-N_VOCAB = 260
-YES, NO = 258, 259
+N_VOCAB = 261
+YES, NO, THINK = 258, 259, 260
 
 
 class Bytes:
@@ -30,8 +30,8 @@ class Bytes:
 
     eos_token_id = END
     bos_token_id = None
-    special_token_ids = (END, THOUGHT)
-    tokens = (b"<|end|>", *(bytes([byte]) for byte in range(256)), b"</think>", b"yes", b"no")
+    special_token_ids = (END, THOUGHT, 260)
+    tokens = (b"<|end|>", *(bytes([byte]) for byte in range(256)), b"</think>", b"yes", b"no", b"<think>")
 
     def __call__(self, text: bytes) -> list[int]:
         return ids(text)
@@ -51,14 +51,12 @@ LETTERS = np.array([6.0 if len(name) == 1 and name.isalpha() else 0.0 for name i
 """Added to a row: letters are likely, so that strings are long."""
 
 
-def constraint(
-    of: Any, closes: str = "", output: tuple[int, ...] = (), until: int = 0, opens: tuple[int, ...] = ()
-) -> Constraint:
+def constraint(of: Any, closes: str = "", output: tuple[int, ...] = (), until: int = 0, opens: int | None = None) -> Constraint:
     """`of`: a Lark grammar, or a schema."""
     compact = {"x-guidance": {"whitespace_flexible": False}}
     grammar = {"lark_grammar": of} if isinstance(of, str) else {"json_schema": of | compact}
     made, held_to = matcher(json.dumps({"grammars": [grammar]})).deep_copy(), Grammar("", closes, opens, until)
-    return Constraint(made, [END], held_to, output, StructureFigures(), Bytes.tokens, CLOSERS)
+    return Constraint(made, [END], held_to, output, StructureFigures(), Bytes.tokens.__getitem__, CLOSERS)
 
 
 @cache
@@ -67,7 +65,7 @@ def matcher(grammar: str) -> LLMatcher:
 
 
 def sampler(
-    of: Any, output: tuple[int, ...] = (), closes: str = "", until: int = 0, opens: tuple[int, ...] = (), **params: Any
+    of: Any, output: tuple[int, ...] = (), closes: str = "", until: int = 0, opens: int | None = None, **params: Any
 ) -> Sampler:
     limits = constraint(of, closes, output, until, opens)
     return Sampler(SamplingParams(**params), (), N_VOCAB, [END], output, constraint=limits)
@@ -187,20 +185,19 @@ def test_the_end_of_the_reasoning_may_come_in_several_tokens() -> None:
 
 
 def test_an_output_may_begin_to_reason_by_itself() -> None:
-    """With the tokens that begin it, which are then completed; or with what the grammar has, and never later."""
-    opens = tuple(ids("<think>"))
+    """With the token that begins it, or with what the grammar has, and never later."""
     wish = 50 * np.eye(N_VOCAB, dtype=np.float32)
-    drawing = sampler('start: "yes"', closes="</think>", opens=opens, temperature=0.0)
-    drawn = drawing.draw(row(4) + wish[opens[0]])
-    assert [drawn.token, *drawn.forced] == list(opens)
+    more: dict[str, Any] = {"closes": "</think>", "opens": THINK, "temperature": 0.0}
+    drawing = sampler('start: "yes"', **more)
+    assert drawing.draw(row(4) + wish[THINK]).token == THINK
     assert drawing.draw(row(4) + wish[ids("h")[0]]).token == ids("h")[0]
     drawn = drawing.draw(row(4) + wish[THOUGHT])
     assert (text_of(list(drawn.forced)), drawn.closes) == ("yes", True)
-    again = sampler('start: "yes"', output=(*opens, *ids("h")), closes="</think>", opens=opens, temperature=0.0)
+    again = sampler('start: "yes"', output=(THINK, *ids("h")), **more)
     assert again.draw(row(4) + wish[ids("h")[0]]).token == ids("h")[0]
-    at_once = sampler('start: ("a" | "b") ("c" | "d")', closes="</think>", opens=opens, temperature=0.0)
+    at_once = sampler('start: ("a" | "b") ("c" | "d")', **more)
     assert at_once.draw(row(4) + wish[ids("a")[0]]).token == ids("a")[0]
-    assert at_once.draw(row(4) + wish[opens[0]]).token in ids("cd")
+    assert at_once.draw(row(4) + wish[THINK]).token in ids("cd")
 
 
 ROOMY: dict[str, Any] = {

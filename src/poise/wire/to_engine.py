@@ -44,12 +44,12 @@ class Grammar(msgspec.Struct, frozen=True, array_like=True):
 
     text  a grammar in the JSON form that llguidance takes: {"grammars": [{"json_schema": ...}]} and the like
     closes  text that ends the reasoning: the grammar is of what comes after it. Empty: it is of the whole output
-    opens  tokens with which an output may begin to reason, where `closes` ends it; none: it begins in the midst of it
+    opens  the token with which an output may begin to reason, where `closes` ends it; None: it begins in the midst of it
     until  the output's length in tokens at which it has to be complete: what is open then is closed. 0: it may be cut anywhere"""
 
     text: str
     closes: str = ""
-    opens: tuple[int, ...] = ()
+    opens: int | None = None
     until: int = 0
 
 

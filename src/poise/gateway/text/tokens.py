@@ -95,6 +95,7 @@ class TextModel:
         self.reasoning_end: tuple[int, ...] = ()
         """Tokens of the marks around reasoning; none for a model that does not reason."""
         self.reasoning_closes = ""
+        """The text of the mark that ends it."""
         self._keeps_blanks = False
         self.token_bytes, self.token_name = pieces.shown, pieces.name
 

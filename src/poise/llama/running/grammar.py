@@ -12,7 +12,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +89,17 @@ class Constraint:
         grammar: Grammar,
         output: Sequence[int],
         tally: StructureFigures,
-        names: Sequence[bytes] = (),
+        piece: Callable[[int], bytes],
         closers: Closers | None = None,
     ) -> None:
-        """`output`: what there is already. `names`: of all tokens, as `token_names` has them. Raises RunnerError when the grammar
-        cannot be used, or does not have the output."""
+        """`output`: what there is already. `piece`: the bytes of a token. Raises RunnerError when the grammar cannot be used, or
+        does not have the output."""
         self._matcher, self._tally = matcher, tally
         self._closers, self._n_left, self.is_cut = closers, grammar.until, False
-        self._eog, self._names = frozenset(eog), names
+        self._eog, self._piece = frozenset(eog), piece
         self._closes, self._recent = grammar.closes.encode(), b""
-        self._opens = grammar.opens if self._closes else ()
-        self._reasons, self._rest = bool(self._closes) and not self._opens, tuple[int, ...]()
+        self._opens = grammar.opens
+        self._reasons = bool(self._closes) and self._opens is None
         self._check(not matcher.is_error(), "cannot be used")
         for token in output:
             self.take(token)
@@ -116,7 +117,7 @@ class Constraint:
         """A few microseconds. Reasoning may be anything, but not the end."""
         if self._reasons:
             return token not in self._eog
-        return self._matcher.validate_tokens([token]) == 1 or token in self._opens[:1]
+        return self._matcher.validate_tokens([token]) == 1 or token == self._opens
 
     def masked(self, logits: Floats) -> Floats:
         """A copy in which only what is allowed has a chance; all of it minus infinity where nothing has."""
@@ -135,11 +136,11 @@ class Constraint:
     def take(self, token: int) -> None:
         """The output goes on with an allowed token."""
         self._n_left -= 1
-        opens, self._opens = self._opens, ()
-        if token in opens[:1] and self._matcher.validate_tokens([token]) != 1:
-            self._reasons, self._rest = True, opens[1:]
+        opens, self._opens = self._opens, None
+        if token == opens and self._matcher.validate_tokens([token]) != 1:
+            self._reasons = True
         if self._reasons:
-            self._recent = (self._recent + self._names[token].removeprefix(HIDDEN))[-REASONING_TAIL:]
+            self._recent = (self._recent + self._piece(token))[-REASONING_TAIL:]
             self._reasons = self._closes not in self._recent
             return
         self._check(self._matcher.consume_token(token), "does not have what came")
@@ -147,10 +148,7 @@ class Constraint:
     def forced(self) -> list[int]:
         """Take the tokens that follow in any case, a bounded number of them; at the end of the allowance those that close."""
         if self._reasons:
-            run, self._rest = list(self._rest), ()
-            for token in run:
-                self.take(token)
-            return run
+            return []
         run = list(takewhile(lambda token: token not in self._eog, self._matcher.compute_ff_tokens()[:RUN_MAX]))
         for token in run:
             self.take(token)
@@ -234,13 +232,14 @@ class Grammars:
 
     def _work(self) -> None:
         tokenizer: LLTokenizer | None = None
-        names, closers = list[bytes](), Closers(())
+        closers: Closers | None = None
         with contextlib.suppress(Exception):  # then each job fails, and whoever wants no grammar is served all the same
             names = token_names(self._vocab)
             tokenizer, closers = make_tokenizer(self._vocab, names), Closers(names)
         self._is_usable.set()
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BUILDER_NICE)
+        piece = partial(self._vocab.piece, special=True)
         while (job := self._next()) is not None:
             request_id, grammar, output, wake = job
             began_ns = time.perf_counter_ns()
@@ -249,7 +248,7 @@ class Grammars:
                 if tokenizer is None:
                     raise RunnerError(f"{STRUCTURE_FAILED}: llguidance has no use for the model's vocabulary")
                 matcher = make_matcher(tokenizer, grammar.text)
-                made = Constraint(matcher, self._vocab.eog_tokens, grammar, output, self.tally, names, closers)
+                made = Constraint(matcher, self._vocab.eog_tokens, grammar, output, self.tally, piece, closers)
             except Exception as bug:
                 made = bug if isinstance(bug, RunnerError) else RunnerError(f"{STRUCTURE_FAILED}: {words_of(bug)}")
             took_us = (time.perf_counter_ns() - began_ns) // 1000

@@ -73,8 +73,8 @@ class Plan:
     """What each output must be."""
     is_closed: bool = True
     """Whether an output that has to end before that is closed. A call that nobody asked for by name is not: it would be made."""
-    reasoning: tuple[str, tuple[int, ...]] = ("", ())
-    """Text that ends the reasoning, and the tokens that begin one, where the prompt has not begun it."""
+    reasoning: tuple[str, int | None] = ("", None)
+    """Text that ends the reasoning, and the token that begins one, where the prompt has not begun it."""
     budget: int | None = None
     """Tokens of reasoning after which its end is forced."""
     ignored: list[str] = field(default_factory=list)
@@ -117,9 +117,9 @@ class Prompts:
         if isinstance(request.prompt, Conversation):
             await self._chat(plan, origin.tenant, self._steered(plan, request.prompt, text), ready, text)
             if plan.ids and text.begins_inside(plan.ids[0]):
-                plan.reasoning = text.reasoning_closes, ()
+                plan.reasoning = text.reasoning_closes, None
             elif len(text.reasoning_start) == 1:  # else it is a mark that the model may have never seen
-                plan.reasoning = text.reasoning_closes, text.reasoning_start
+                plan.reasoning = text.reasoning_closes, text.reasoning_start[0]
         else:
             for prompt in request.prompt:
                 plan.ids.append(await self._continued(plan, prompt, request.suffix, text))
