@@ -117,5 +117,5 @@ def test_no_conclusion_from_an_unknown_profile() -> None:
     """14 slots may fit the profile that was meant."""
     with pytest.raises(ConfigError) as caught:
         load(None, {}, {"profile": "taem", "classes.interactive.slots_max": 14})
-    problem = '--profile: profile = "taem": must be one of "workstation", "team", "edge"'
+    problem = '--profile: profile = "taem": must be one of "workstation", "team", "edge", "hybrid"'
     assert caught.value.problems == (problem,)

@@ -40,6 +40,7 @@ Profiles:
   workstation   one person: chats in front, jobs behind (the defaults)
   team          several keys on one node: fair shares, limits for each, long answers go on in the background
   edge          little memory: few slots, short contexts, quantised KV cells
+  hybrid        other servers beside this one: what is labelled may leave, the rest stays
 
 \b
 Ask it something:

@@ -50,6 +50,9 @@ _NO_ALIAS = "an alias must be 1 to 256 printable characters, without blanks at i
 _NO_HOST = "must be names or addresses, without scheme, port and path"
 _NO_PATH = "must be a path as in /poise, without a slash at its end, or empty"
 _NO_ORIGIN = "must be origins, each as in https://chat.example: scheme, host and perhaps a port"
+_NO_RULE = 'must be among "card", "iban", "key", "email", "phone" and "private_host"'
+_NO_MONEY = 'must be an amount as in "2.50", with at most 3 decimals, in quotes'
+_NO_SERVER = "must be a URL as in https://api.example.com/v1, without user, query and fragment"
 _NO_KEY = f"must be printable ASCII without spaces, at least {KEY_CHARS_MIN} characters"
 
 TenantName = Annotated[str, _text(NAME.pattern, f"a tenant {_NAME}")]
@@ -68,7 +71,12 @@ ApiKey = Annotated[str, _text(_is_key, _NO_KEY)]
 OptionalApiKey = Annotated[str, _text(lambda key: not key or _is_key(key), _NO_KEY)]
 Toggle = Literal["auto", "on", "off"]
 KvType = Literal["f16", "q8_0", "q4_0"]
-Profile = Literal["workstation", "team", "edge"]
+Profile = Literal["workstation", "team", "edge", "hybrid"]
+DataClass = Literal["public", "internal", "confidential", "restricted"]
+"""Labels of requests, from what anybody may see to what goes nowhere."""
+RuleName = Annotated[str, _text("card|iban|key|email|phone|private_host", _NO_RULE)]
+Money = Annotated[str, _text(r"(\d{1,9}(\.\d{1,3})?)?", _NO_MONEY)]
+ServerUrl = Annotated[str, _text(r"https?://[^\s/@?#]+(/[^\s?#]*)?", _NO_SERVER)]
 
 
 class Section(BaseModel):

@@ -164,6 +164,18 @@ class TenantSettings(Section):
     """Most of `store.budget_mb` that the tenant's reusable prefixes may take; 0: as `store.tenant_share`."""
     content_log: bool = False
     """Write prompts and answers into the audit log, marked as content."""
+    egress: Literal["never", "labelled", "allowed"] = "never"
+    """Whether requests may leave this host: never; those that name their label; or all whose label allows it."""
+    data_class: kinds.DataClass = "confidential"
+    """The lowest label that requests have."""
+    backends: list[kinds.TenantName] = []
+    """Sections of `backends` that may be used; empty: all."""
+    budget_hour: kinds.Money = ""
+    """Most that may be spent for this tenant within an hour (UTC), on all backends. Empty: no limit."""
+    budget_day: kinds.Money = ""
+    """The same within a day."""
+    budget_month: kinds.Money = ""
+    """The same within a month."""
 
 
 class TemplateSettings(Section):

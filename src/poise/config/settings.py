@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from poise.config import serving
-from poise.config.kinds import AliasName, KvType, NonBlankText, Profile, Section, TemplateName, TenantName, Toggle
+from poise.config import hybrid, serving
+from poise.config.kinds import AliasName, DataClass, KvType, NonBlankText, Profile, Section, TemplateName, TenantName, Toggle
 from poise.config.serving import AuthSettings, TenantSettings
 
 
@@ -37,6 +37,8 @@ class ModelSettings(Section):
 
 
 class EngineSettings(Section):
+    enabled: bool = True
+    """Compute on this host. Without it there is no model here, and `backends` answer: a front for other servers."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads; 0 is one for each core this process may use."""
     adapt_threads: bool = True
@@ -204,10 +206,14 @@ class Settings(Section):
     telemetry: serving.TelemetrySettings = serving.TelemetrySettings()
     auth: AuthSettings = AuthSettings()
     audit: serving.AuditSettings = serving.AuditSettings()
+    egress: hybrid.EgressSettings = hybrid.EgressSettings()
     tenant_defaults: TenantSettings = TenantSettings()
     aliases: dict[AliasName, NonBlankText] = {}
     """The model that answers where a request names NAME, which may have `*` in it: "default", or a model's own name."""
     tenants: dict[TenantName, TenantSettings] = {}
+    backends: dict[TenantName, hybrid.BackendSettings] = {}
+    data_classes: dict[AliasName, DataClass] = {}
+    """Label of requests that name the model NAME, which may have `*` in it."""
     templates: dict[TemplateName, serving.TemplateSettings] = {}
 
     def tenant(self, name: str) -> TenantSettings:
@@ -217,4 +223,4 @@ class Settings(Section):
 
 def engine_settings(settings: Settings) -> str:
     """The settings as the engine gets them, in JSON: without keys and texts, which are none of its business."""
-    return settings.model_copy(update={"auth": AuthSettings(), "templates": {}}).model_dump_json()
+    return settings.model_copy(update={"auth": AuthSettings(), "templates": {}, "backends": {}}).model_dump_json()
