@@ -16,6 +16,7 @@ from pathlib import Path
 from prometheus_client.core import Metric
 
 from poise.config import Settings
+from poise.metrics.egress import BackendFigures, BudgetLeft
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.story import ChoiceStory, RequestStory
@@ -57,6 +58,10 @@ def collected() -> dict[str, list[Metric]]:
     metrics.ended(RequestStory("", "", "local", "interactive", "chat", "", 0.0, 5, [choice], []))
     metrics.streams.watch_records(lambda: (0, 0), lambda: 0)
     metrics.rejected("interactive", "queue_full", "local")
+    metrics.egress.sent("cloud", "public")
+    metrics.egress.ended("cloud", "public", "done", 1, 1)
+    metrics.egress.watch_backend("cloud", lambda: BackendFigures(1, 0, {"interactive": 0}, True))
+    metrics.egress.watch_budgets(lambda: [BudgetLeft("backend", "cloud", "day", 1, 1)])
     engine = list(EngineCollector(lambda: EngineReading(True, 0, a_status())).collect())
     names = {family.name for family in engine}
     return {

@@ -266,6 +266,7 @@ GROWING = (
         "what happened within a second, and times to first tokens of a minute",
         "65,536 gaps and 4,096 times to first tokens of each class, 110 bytes each",
     ),
+    Growing("metrics.egress:EgressMetrics", "counts by backend", "the configuration's, by label and outcome"),
     Growing("metrics.tenants:TenantMetrics", "counts by tenant", "`metrics.tenants_max`, by class, outcome and error code"),
     Growing("metrics.engine:_Least", "highest totals of engines", "one for each series"),
     Growing("metrics.sample:HistorySampler", "times of what limits, and counts of tokens", "one for each limit; five seconds"),

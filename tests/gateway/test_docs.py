@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from poise.config import Settings
 from poise.gateway.api.openai.parser import RequestParser
+from poise.metrics.egress import BackendFigures, BudgetLeft
 from tests.gateway.fakes import OPERATOR, FakeEngine, ask, chat_body, make_app, says
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,11 @@ async def test_every_metric_that_is_served_is_documented() -> None:
     app = make_app(FakeEngine(says("x.")))
     await ask(app, "POST", "/v1/chat/completions", chat_body())
     await ask(app, "POST", "/v1/chat/completions", {})
+    egress = app.metrics.egress
+    egress.sent("cloud", "public")
+    egress.ended("cloud", "public", "done", 1, 1)
+    egress.watch_backend("cloud", lambda: BackendFigures(1, 0, {"interactive": 0}, True))
+    egress.watch_budgets(lambda: [BudgetLeft("backend", "cloud", "day", 1, 1)])
     async with app.running():
         exposition = (await ask(app, "GET", "/metrics", headers=OPERATOR)).body.decode()
     served = {}

@@ -12,6 +12,7 @@ from prometheus_client.exposition import generate_latest
 
 from poise.metrics.audit import AuditMetrics
 from poise.metrics.connections import ConnectionMetrics
+from poise.metrics.egress import EgressMetrics
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.ignored import IgnoredFields
 from poise.metrics.lately import Lately
@@ -61,6 +62,7 @@ class GatewayMetrics:
         self.ignored = IgnoredFields(registry).add
         self.audit = AuditMetrics(registry)
         self.connections = ConnectionMetrics(registry)
+        self.egress = EgressMetrics(registry, self.tenant_registry)
         registry.register(EngineCollector(read_engine))
         registry.register(self.recovery.registry)
         registry.register((tasks or TaskMetrics()).registry)
