@@ -7,8 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from poise.gateway.api.native.explanations import ExplanationFigures, figures_of
-from poise.gateway.explain.facts import Facts, Weather
+from poise.gateway.explain.facts import ExplanationFigures, Facts, Weather
 from poise.gateway.explain.neighbours import NEIGHBOURS_MAX, SlotLimits
 from poise.gateway.explain.words import sentences_of, verdict_of
 from poise.gateway.models.local.refusals import queue_timeout
@@ -25,7 +24,7 @@ def waited(until_s: float = 8.0, **arguments: Any) -> Life:
 
 def all_told(known: Facts) -> str:
     """Everything that is said of it, after a look at its figures."""
-    figures = msgspec.json.encode(figures_of(known))
+    figures = msgspec.json.encode(known.figures)
     msgspec.json.decode(figures, type=ExplanationFigures)
     return "\n".join([verdict_of(known) or "", *sentences_of(known), figures.decode()])
 
@@ -51,7 +50,7 @@ def test_waiting_for_slots_is_told_with_who_held_them() -> None:
         "Of the wait, for 7.8 s every slot of the pool was held and for 7.8 s class interactive held as many as it may "
         "(6 of the pool)."
     ) in told
-    figures = figures_of(known).queue
+    figures = known.figures.queue
     assert figures is not None
     assert (figures.slots, figures.slots_held, figures.waited_ms, figures.estimate_ms) == (8, 8, 7920, 6000)
     assert [(g.class_, g.same_tenant, g.requests, g.slots) for g in figures.others] == [
@@ -159,7 +158,7 @@ def test_the_longest_gap_is_told_with_what_happened_in_it() -> None:
         "It was swapped to host memory 560 ms after its arrival, for 2.9 s, so that another request could have its slot "
         "(at that moment a background request of another tenant got one)."
     ) in sentences_of(known)
-    decode = figures_of(known).decode
+    decode = known.figures.decode
     assert decode is not None
     assert decode.longest_gap.after_tokens == 4
 
@@ -186,8 +185,8 @@ def test_every_way_to_stop_has_its_words(first: str, told: str) -> None:
     verdict = verdict_of(known) or ""
     assert told in verdict
     assert ("44 tokens of its own were computed again" in verdict) == (first in ("drop", "lost"))
-    assert [away.what for away in known.aways] == [first]
-    assert known.n_recomputed == (44 if first == "lost" else 0)
+    assert [stop.what for stop in known.figures.stops] == [first]
+    assert known.figures.recomputed_tokens == (44 if first == "lost" else 0)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +206,7 @@ def test_the_engine_says_why_it_took_a_slot(what: str, why: str, told: str) -> N
     life = Life().queued(0).started(0.1).prefill(0.1, 40).tokens(0.2).at(1, what, why=why).at(2, "resume").tokens(2.1)
     known = facts(life)
     assert any(f"for 1.0 s, {told}." in said for said in sentences_of(known))
-    assert [(stop.what, stop.why) for stop in figures_of(known).stops] == [(what, why)]
+    assert [(stop.what, stop.why) for stop in known.figures.stops] == [(what, why)]
 
 
 def test_who_is_swapped_while_held_did_not_lose_its_slot_to_the_scheduler_alone() -> None:
@@ -215,7 +214,8 @@ def test_who_is_swapped_while_held_did_not_lose_its_slot_to_the_scheduler_alone(
     life = Life().queued(0).started(0.1).tokens(0.2).at(1, "stall").at(2, "swap").at(5, "resume").tokens(5.1)
     other = Life("o", "b", arrived_s=1.5).queued(1.6).started(2.0)
     known = facts(life, [other])
-    assert [(away.kept_by, away.started) for away in known.aways] == [("reader", []), ("reader", [])]
+    assert [stop.kept_by for stop in known.figures.stops] == ["reader", "reader"]
+    assert known.started == [[], []]
     assert "after its reader had fallen behind" in sentences_of(known)[-2]
 
 
@@ -285,7 +285,7 @@ def test_cost_and_what_is_not_known() -> None:
     told = sentences_of(facts(life, crowd, forgotten_s=5.0))
     assert "Some requests of that time are no longer kept, so there may have been more than is said here." in told
     assert "3 requests more were there that were not looked at, so counts are the least there were." in told
-    assert not facts(life, forgotten_s=-1.0).others_missing
+    assert not facts(life, forgotten_s=-1.0).figures.others_missing
     lost = Life().queued(0).started(0.1).tokens(0.2).at(1, "lost").at(2, "recover", why="7").tokens(2.1).ended(3)
     lost.record.served_us = 5
     assert "What it cost is not known: the engine that was lost did not tell." in sentences_of(facts(lost))
@@ -305,6 +305,6 @@ def test_several_choices() -> None:
     life = Life(n=2).queued(0).queued(0, choice=1).started(1, choice=1).started(4).tokens(1.2, choice=1).tokens(4.1)
     life.at(5, "swap", 1).at(6, "resume", 1).tokens(6.1, choice=1).ended(7)
     known = facts(life)
-    assert known.wait is not None
-    assert known.wait.took_s == 1
+    assert known.figures.queue is not None
+    assert known.figures.queue.waited_ms == 1000
     assert any(said.startswith("Choice 1 was swapped to host memory 5.0 s") for said in sentences_of(known))

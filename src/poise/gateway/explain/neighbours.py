@@ -50,6 +50,8 @@ class SlotLimits:
 class Company:
     """The others in a span of time, and for how long it was full for one request."""
 
+    request_class: str
+    """Of the one that is explained, when the time began."""
     groups: list[Group]
     slots_full_s: float
     class_full_s: float
@@ -132,6 +134,7 @@ class Neighbours:
                 group.ids.append(record.response_id)
                 group.holders += [record.response_id] * (n_slots > 0)
         return Company(
+            request_class,
             sorted(groups.values(), key=lambda g: (-g.n_slots, -g.n_requests, g.request_class, g.own)),
             _full_s(in_pool, limits.slots, begin_s, end_s),
             _full_s(in_class, limits.class_slots, begin_s, end_s),

@@ -2,19 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from poise.gateway.explain.facts import Away, Decode, Facts, Gap, PrefillStretch, Wait, Weather
+from poise.gateway.explain.facts import Around, DecodeFigures, Facts, GapFigures, PrefillFigures, QueueFigures, Stop, Weather
 from poise.gateway.explain.neighbours import Beside, Company, Group
 from poise.gateway.records.changes import STOPS, KeptBy
-from poise.gateway.records.following import Stop
-from poise.gateway.records.spans import QUEUED, class_at
+from poise.gateway.records.following import Stop as StoppedBy
+from poise.gateway.records.spans import QUEUED
 from poise.metrics.story import WHOLE, Outcome
 from poise.scheduler.bottleneck import Limit
 from poise.scheduler.request import DowngradeReason, PreemptionReason
 
-STANDS_OUT_S = 0.5
+STANDS_OUT_MS = 500
 """What takes less is nothing that anybody asks about."""
 MOST = 0.5
-AWAYS_MAX, NAMED_MAX = 5, 5
+STOPS_MAX, NAMED_MAX = 5, 5
 """Stops that have a sentence each, and requests of a kind that are named."""
 SLOW = 1.5
 """Passes that take so many times as long as predicted: something else has the cores."""
@@ -62,33 +62,39 @@ def verdict_of(facts: Facts) -> str | None:
     """The one thing that stands out, if anything does: a bad end before all, else what took the most time."""
     if not set((facts.record.outcome or Outcome.STOP).split("+")) <= set(WHOLE):
         return _end(facts)
-    first_s = facts.ttft_s if facts.ttft_s is not None else facts.lived_s
-    took = duration(first_s)
-    most = f"Most of its {took} to the first token was" if facts.ttft_s is not None else f"Most of the {took} so far was"
+    figures = facts.figures
+    first_ms = figures.ttft_ms if figures.ttft_ms is not None else figures.lived_ms
+    took = duration(first_ms)
+    most = f"Most of its {took} to the first token was" if figures.ttft_ms is not None else f"Most of the {took} so far was"
     found: list[tuple[float, str]] = []
-    if (before_s := facts.before_s or 0.0) > MOST * first_s:
+    if (before_ms := facts.before_ms or 0) > MOST * first_ms:
         what = "the summary of its older turns" if facts.summary_turns is not None else "reading and preparing it"
-        found.append((before_s, f"{most} {what}, before the engine had it ({duration(before_s)})."))
-    if (wait := facts.wait) is not None and wait.took_s > MOST * first_s:
-        found.append((wait.took_s, f"{most} waiting for a slot ({duration(wait.took_s)}): {_why(facts, wait)}."))
-    if (prefill := facts.prefill) is not None and prefill.took_s > MOST * first_s:
+        found.append((before_ms, f"{most} {what}, before the engine had it ({duration(before_ms)})."))
+    if (wait := figures.queue) is not None and facts.queue is not None and wait.waited_ms > MOST * first_ms:
+        why = _why(facts.queue, wait)
+        found.append((wait.waited_ms, f"{most} waiting for a slot ({duration(wait.waited_ms)}): {why}."))
+    if (prefill := figures.prefill) is not None and prefill.took_ms > MOST * first_ms:
         computing = f"computing its prompt: {_prefilling(prefill)}"
-        doing = computing if prefill.n_computed else "having a slot and no chunk computed"
-        found.append((prefill.took_s, f"{most} {doing}."))
-    if (decode := facts.decode) is not None and (gap_s := decode.gap.took_s) > 5 * decode.p50_s:
-        found.append((gap_s, f"Its longest gap between two tokens was {duration(gap_s)}: {_causes(decode.gap)}."))
-    took_s, verdict = max(found, default=(0.0, ""))
-    return verdict if took_s >= STANDS_OUT_S else None
+        doing = computing if prefill.computed_tokens else "having a slot and no chunk computed"
+        found.append((prefill.took_ms, f"{most} {doing}."))
+    if (decode := figures.decode) is not None and facts.gap is not None:
+        gap_ms = decode.longest_gap.took_ms
+        if gap_ms > 5 * decode.itl_p50_ms:
+            causes = _causes(facts.gap, decode.longest_gap)
+            found.append((gap_ms, f"Its longest gap between two tokens was {duration(gap_ms)}: {causes}."))
+    took_ms, verdict = max(found, default=(0.0, ""))
+    return verdict if took_ms >= STANDS_OUT_MS else None
 
 
 def sentences_of(facts: Facts) -> list[str]:
     """The request's life in sentences, in order."""
+    figures = facts.figures
     return [
         *_who(facts),
-        *(_waiting(facts, facts.wait) if facts.wait is not None else ["The engine has not had it."]),
-        *(_prefill(facts, facts.prefill) if facts.prefill is not None else []),
-        *(_decoding(facts, facts.decode) if facts.decode is not None else []),
-        *_aways(facts),
+        *(_waiting(facts.queue, figures.queue) if facts.queue and figures.queue else ["The engine has not had it."]),
+        *(_prefill(facts, facts.prefill, figures.prefill) if facts.prefill and figures.prefill else []),
+        *(_decoding(facts, facts.gap, figures.decode) if facts.gap and figures.decode else []),
+        *_stops(facts),
         *_cost(facts),
         _end(facts),
         *_unknown(facts),
@@ -107,69 +113,67 @@ def _who(facts: Facts) -> Iterator[str]:
         f"It is a request of class {origin.request_class.value} and tenant {origin.tenant}, "
         f"with {count(record.n_prompt, 'prompt token')}{several}{goes_on}."
     )
-    if facts.before_s is None:
+    if facts.before_ms is None:
         return
-    passed = f"{duration(facts.before_s)} passed before it was queued"
+    passed = f"{duration(facts.before_ms)} passed before it was queued"
     if facts.summary_turns is not None:
         yield f"A summary of its {count(facts.summary_turns, 'older turn')} was made first; with it, {passed}."
-    elif facts.before_s >= 0.1:
+    elif facts.before_ms >= 100:
         yield f"{passed}: its body was read, checked, made into tokens and handed to the engine."
 
 
-def _waiting(facts: Facts, wait: Wait) -> Iterator[str]:
-    eta = f"about {duration(wait.eta_s)}" if wait.eta_s > 0 else "no time"
-    company, limits, took = wait.company, wait.limits, duration(wait.took_s)
+def _waiting(around: Around, wait: QueueFigures) -> Iterator[str]:
+    eta = f"about {duration(wait.estimate_ms)}" if wait.estimate_ms > 0 else "no time"
+    company, limits, took = around.company, around.limits, duration(wait.waited_ms)
     in_pool = f" in pool {limits.pool}" if limits.pool else ""
-    waited = f"waited {took} for its slot{in_pool}" if wait.is_over else f"has waited {took} without a slot"
+    waited = f"waited {took} for its slot{in_pool}" if wait.over else f"has waited {took} without a slot"
     yield f"It came to place {wait.position} of its class's queue, where it was to wait {eta}, and {waited}."
-    if wait.took_s < 0.1:
+    if wait.waited_ms < 100:
         return
-    if wait.paused_s > 0:
-        yield f"For {duration(wait.paused_s)} of that an operator or its own reader kept it."
+    if wait.held_back_ms > 0:
+        yield f"For {duration(wait.held_back_ms)} of that an operator or its own reader kept it."
     if company.n_slots:
         were = "was" if company.n_slots == 1 else "were"
         slots = f"{company.n_slots} of the {limits.slots} slots" if limits.slots else count(company.n_slots, "slot")
         pool = f" of pool {limits.pool}" if limits.pool else ""
         yield f"When it came, {slots}{pool} {were} held: {held_by(company)}."
-    if full := _full(facts, wait):
+    if full := _full(around, wait):
         yield f"Of the wait, {joined(full)}."
     if got := work(company):
         yield f"While it waited, others got {got}: {groups(company)}."
-    yield from _weather(wait.weather)
+    yield from _weather(around.weather)
 
 
-def _full(facts: Facts, wait: Wait) -> list[str]:
+def _full(around: Around, wait: QueueFigures) -> list[str]:
     """For how long which limit was reached."""
-    limits, company, request_class = wait.limits, wait.company, class_at(facts.record, wait.begin_s)
-    full = []
-    if company.slots_full_s > 0:
-        full.append(f"for {duration(company.slots_full_s)} every slot of the pool was held")
-    if company.class_full_s > 0 and limits.class_slots != limits.slots:
-        most = f"class {request_class} held as many as it may ({limits.class_slots} of the pool)"
-        full.append(f"for {duration(company.class_full_s)} {most}")
-    if company.tenant_full_s > 0:
+    limits, full = around.limits, []
+    if wait.slots_full_ms > 0:
+        full.append(f"for {duration(wait.slots_full_ms)} every slot of the pool was held")
+    if wait.class_full_ms > 0 and limits.class_slots != limits.slots:
+        most = f"class {around.company.request_class} held as many as it may ({limits.class_slots} of the pool)"
+        full.append(f"for {duration(wait.class_full_ms)} {most}")
+    if wait.tenant_full_ms > 0:
         most = f"its tenant ran as many requests as it may ({limits.tenant_running} at once)"
-        full.append(f"for {duration(company.tenant_full_s)} {most}")
+        full.append(f"for {duration(wait.tenant_full_ms)} {most}")
     return full
 
 
-def _why(facts: Facts, wait: Wait) -> str:
+def _why(around: Around, wait: QueueFigures) -> str:
     """What it waited for, as far as that is certain."""
-    company, limits, most_s = wait.company, wait.limits, MOST * wait.took_s
-    held, slots_of, full_s = held_by(company), f"slots of pool {limits.pool}", company.slots_full_s
-    if wait.paused_s > most_s:
-        return f"an operator or its own reader kept it for {duration(wait.paused_s)}"
-    if full_s > most_s and company.n_slots != limits.slots:
-        return f"for {duration(full_s)} all {limits.slots} {slots_of} were held, by {holders(company)}"
-    if full_s > most_s:
+    company, limits, most_ms = around.company, around.limits, MOST * wait.waited_ms
+    held, slots_of, full_ms = held_by(company), f"slots of pool {limits.pool}", wait.slots_full_ms
+    if wait.held_back_ms > most_ms:
+        return f"an operator or its own reader kept it for {duration(wait.held_back_ms)}"
+    if full_ms > most_ms and company.n_slots != limits.slots:
+        return f"for {duration(full_ms)} all {limits.slots} {slots_of} were held, by {holders(company)}"
+    if full_ms > most_ms:
         return f"{company.n_slots} of the {limits.slots} {slots_of} were held, {held}"
-    if company.class_full_s > most_s and company.n_slots:
-        request_class = class_at(facts.record, wait.begin_s)
-        limit = f"class {request_class} held the {limits.class_slots} {slots_of} that it may hold"
+    if wait.class_full_ms > most_ms and company.n_slots:
+        limit = f"class {company.request_class} held the {limits.class_slots} {slots_of} that it may hold"
         return f"{limit}; in use were {company.n_slots}, {held}"
-    if company.tenant_full_s > most_s:
+    if wait.tenant_full_ms > most_ms:
         return f"its tenant ran as many requests at once as it may ({limits.tenant_running})"
-    limited = [(part, name) for name, part in wait.weather.limited.items() if name not in (Limit.NONE, Limit.IDLE)]
+    limited = [(part, name) for name, part in wait.limited.items() if name not in (Limit.NONE, Limit.IDLE)]
     if limited:
         part, name = max(limited, key=lambda known: known[0])
         limit = f"the server's limit was {LIMITS.get(name, name)} for {share(part)} of that time"
@@ -178,112 +182,114 @@ def _why(facts: Facts, wait: Wait) -> str:
     return f"{unknown}; slots held when it came: {held}" if held else unknown
 
 
-def _prefill(facts: Facts, prefill: PrefillStretch) -> Iterator[str]:
+def _prefill(facts: Facts, around: Around, prefill: PrefillFigures) -> Iterator[str]:
     has, been = ("had", "was") if facts.record.is_ended else ("has", "has been")
-    if prefill.n_computed:
+    if prefill.computed_tokens:
         yield f"Of its prompt, the engine computed {_prefilling(prefill)}."
-        rest_s = prefill.took_s - prefill.away_s - prefill.pass_s
-        if rest_s >= max(0.1, 0.1 * prefill.took_s):
-            got = work(prefill.company)
+        rest_ms = prefill.took_ms - prefill.away_ms - prefill.passes_ms
+        if rest_ms >= max(100, 0.1 * prefill.took_ms):
+            got = work(around.company)
             others = f" Others got {got} meanwhile." if got else ""
-            passes = f"The passes with its chunks took {duration(prefill.pass_s)}"
-            yield f"{passes}; {duration(rest_s)} passed without one.{others}"
-    elif not prefill.is_over:
+            passes = f"The passes with its chunks took {duration(prefill.passes_ms)}"
+            yield f"{passes}; {duration(rest_ms)} passed without one.{others}"
+    elif not prefill.over:
         yield f"It {has} its slot, and no chunk of its prompt {been} computed."
-    if facts.ttft_s is not None:
-        yield f"Its first token came {duration(facts.ttft_s)} after its arrival."
+    if facts.figures.ttft_ms is not None:
+        yield f"Its first token came {duration(facts.figures.ttft_ms)} after its arrival."
     else:
         yield "No token of it has come." if facts.record.is_ended else "No token of it has come yet."
 
 
-def _prefilling(prefill: PrefillStretch) -> str:
-    tokens, chunks = count(prefill.n_computed, "token"), count(prefill.n_chunks, "chunk")
-    stopped = f" (of which it was stopped for {duration(prefill.away_s)})" if prefill.away_s >= 0.001 else ""
-    rate = f", {prefill.per_s:,.0f} tokens a second" if prefill.per_s is not None else ""
-    cached = f" ({prefill.n_cached:,} more were cached)" if prefill.n_cached else ""
-    beside = f"; the same passes computed {count(prefill.n_beside, 'token')} of others" if prefill.n_beside else ""
-    return f"{tokens} in {chunks}, in {duration(prefill.took_s)}{stopped}{rate}{cached}{beside}"
+def _prefilling(prefill: PrefillFigures) -> str:
+    tokens, chunks = count(prefill.computed_tokens, "token"), count(prefill.chunks, "chunk")
+    stopped = f" (of which it was stopped for {duration(prefill.away_ms)})" if prefill.away_ms >= 1 else ""
+    rate = f", {prefill.tokens_per_s:,.0f} tokens a second" if prefill.tokens_per_s is not None else ""
+    cached = f" ({prefill.cached_tokens:,} more were cached)" if prefill.cached_tokens else ""
+    beside = f"; the same passes computed {count(prefill.beside_tokens, 'token')} of others" if prefill.beside_tokens else ""
+    return f"{tokens} in {chunks}, in {duration(prefill.took_ms)}{stopped}{rate}{cached}{beside}"
 
 
-def _decoding(facts: Facts, decode: Decode) -> Iterator[str]:
-    gap, tokens = decode.gap, count(facts.record.n_tokens, "token")
-    half, most = duration(decode.p50_s), duration(decode.p99_s)
+def _decoding(facts: Facts, around: Around, decode: DecodeFigures) -> Iterator[str]:
+    gap, tokens = decode.longest_gap, count(facts.record.n_tokens, "token")
+    half, most = duration(decode.itl_p50_ms), duration(decode.itl_p99_ms)
     yield (
         f"{tokens} came, half of them within {half} of the one before, 99 % within {most}; "
-        f"the longest gap was {duration(gap.took_s)}, after token {gap.n_before}."
+        f"the longest gap was {duration(gap.took_ms)}, after token {gap.after_tokens}."
     )
-    if gap.took_s > max(0.1, 3 * decode.p50_s):
-        yield f"In that gap, {_causes(gap)}."
+    if gap.took_ms > max(100, 3 * decode.itl_p50_ms):
+        yield f"In that gap, {_causes(around, gap)}."
 
 
-def _causes(gap: Gap) -> str:
-    longest_first = sorted(gap.away.items(), key=lambda item: -item[1])
-    causes = [f"for {duration(spent_s)} {STATES[state]}" for state, spent_s in longest_first]
-    if gap.n_again:
-        causes.append(f"{count(gap.n_again, 'token')} of its own were computed again")
-    if gap.chunk is not None and (chunk := gap.chunk.computed) is not None:
+def _causes(around: Around, gap: GapFigures) -> str:
+    longest_first = sorted(gap.away_ms.items(), key=lambda item: -item[1])
+    causes = [f"for {duration(spent_ms)} {STATES[state]}" for state, spent_ms in longest_first]
+    if gap.recomputed_tokens:
+        causes.append(f"{count(gap.recomputed_tokens, 'token')} of its own were computed again")
+    if around.chunk is not None and (chunk := around.chunk.computed) is not None:
         size = count(round(chunk.n_tokens / chunk.n_chunks), "token") + (" on average" if chunk.n_chunks > 1 else "")
-        taking = f"in a pass of {duration(chunk.pass_s / chunk.n_chunks)}"
-        causes.append(f"a prompt chunk of {size} of {one(gap.chunk)} was computed {taking}")
-    if got := work(gap.company):
+        taking = f"in a pass of {duration(1000 * chunk.pass_s / chunk.n_chunks)}"
+        causes.append(f"a prompt chunk of {size} of {one(around.chunk)} was computed {taking}")
+    if got := work(around.company):
         causes.append(f"others got {got} in all")
-    if gap.weather.slowest >= SLOW:
-        causes.append(f"the engine's passes took up to {gap.weather.slowest:.1f} times as long as predicted")
-    if len(gap.weather.levels) > 1:
-        causes.append(f"the server's level was {' then '.join(gap.weather.levels)}")
+    if around.weather.slowest >= SLOW:
+        causes.append(f"the engine's passes took up to {around.weather.slowest:.1f} times as long as predicted")
+    if len(gap.levels) > 1:
+        causes.append(f"the server's level was {' then '.join(gap.levels)}")
     return joined(causes) or "nothing that is kept happened to it or to others"
 
 
-def _aways(facts: Facts) -> Iterator[str]:
-    yield from (_away(facts, away) for away in facts.aways[:AWAYS_MAX])
-    if len(facts.aways) > AWAYS_MAX:
-        yield f"It stopped {len(facts.aways) - AWAYS_MAX} more times."
+def _stops(facts: Facts) -> Iterator[str]:
+    stops = facts.figures.stops
+    for stop, started in zip(stops[:STOPS_MAX], facts.started, strict=False):
+        yield _stop(facts, stop, started)
+    if len(stops) > STOPS_MAX:
+        yield f"It stopped {len(stops) - STOPS_MAX} more times."
     for why in facts.downgrades:
         yield f"It went on as background work, because {DOWNGRADES.get(why, why)}."
-    if facts.n_recomputed:
-        yield f"{count(facts.n_recomputed, 'token')} of it were computed more than once."
+    if n := facts.figures.recomputed_tokens:
+        yield f"{count(n, 'token')} of it were computed more than once."
 
 
-def _away(facts: Facts, away: Away) -> str:
-    which = f"Choice {away.choice}" if len(facts.record.choices) > 1 else "It"
-    at = duration(away.begin_s - facts.arrived_s)
-    for_ = f"for {duration(away.end_s - away.begin_s)}" if away.end_s is not None else "and did not go on"
+def _stop(facts: Facts, stop: Stop, started: Sequence[Beside]) -> str:
+    which = f"Choice {stop.choice}" if len(facts.record.choices) > 1 else "It"
+    for_ = f"for {duration(stop.for_ms)}" if stop.for_ms is not None else "and did not go on"
     why = ""
-    if STOPS[away.what].gives_up_slot:
-        why = f", {KEPT_BY.get(away.kept_by) or LOST_TO.get(away.why, LOST_TO_ANOTHER)}"
-    if away.started:
-        why += f" (at that moment {joined([one(other) for other in away.started[:3]])} got one)"
-    return f"{which} {STOPS[away.what].stopped} {at} after its arrival, {for_}{why}."
+    if STOPS[stop.what].gives_up_slot:
+        why = f", {KEPT_BY.get(KeptBy(stop.kept_by)) or LOST_TO.get(stop.why or '', LOST_TO_ANOTHER)}"
+    if started:
+        why += f" (at that moment {joined([one(other) for other in started[:3]])} got one)"
+    return f"{which} {STOPS[stop.what].stopped} {duration(stop.ms)} after its arrival, {for_}{why}."
 
 
 def _cost(facts: Facts) -> Iterator[str]:
-    if facts.served_s is not None and facts.share is not None:
-        spent = f"{duration(facts.served_s)} of the engine's computing were charged to it"
-        yield f"{spent}, {share(facts.share)} of the {duration(facts.lived_s)} that it lived."
-    elif facts.record.is_ended and any(away.kept_by is KeptBy.ENGINE for away in facts.aways):
+    figures = facts.figures
+    if figures.engine_ms is not None and figures.engine_share is not None:
+        spent = f"{duration(figures.engine_ms)} of the engine's computing were charged to it"
+        yield f"{spent}, {share(figures.engine_share)} of the {duration(figures.lived_ms)} that it lived."
+    elif facts.record.is_ended and any(stop.kept_by == KeptBy.ENGINE for stop in figures.stops):
         yield "What it cost is not known: the engine that was lost did not tell."
 
 
 def _end(facts: Facts) -> str:
     record = facts.record
-    lived, tokens = duration(facts.lived_s), count(record.n_tokens, "token")
+    lived, tokens = duration(facts.figures.lived_ms), count(record.n_tokens, "token")
     if not record.is_ended:
         return f"It is {record.state}, {lived} after its arrival, with {tokens} so far."
     outcomes, after = (record.outcome or "").split("+"), f"after {lived} and {tokens}"
     if record.failure is not None and not record.is_open:
         return f"It was refused {after}, with the error {record.failure.code}."
     if outcomes == [Outcome.EXPIRED]:
-        return f"It was given up {after}: {ENDS[Outcome.EXPIRED]} of {duration(record.origin.queue_timeout_ms / 1000)}."
-    if outcomes == [Outcome.CANCELLED] and record.stopped_by is Stop.LEFT:
+        return f"It was given up {after}: {ENDS[Outcome.EXPIRED]} of {duration(record.origin.queue_timeout_ms)}."
+    if outcomes == [Outcome.CANCELLED] and record.stopped_by is StoppedBy.LEFT:
         return f"It ended {after}: its client left."
     return f"It ended {after}: {joined([ENDS.get(outcome, f'it ended as {outcome}') for outcome in outcomes])}."
 
 
 def _unknown(facts: Facts) -> Iterator[str]:
-    if facts.others_missing:
+    if facts.figures.others_missing:
         yield "Some requests of that time are no longer kept, so there may have been more than is said here."
-    if facts.n_left_out:
-        yield f"{count(facts.n_left_out, 'request')} more were there that were not looked at, so counts are the least there were."
+    if n := facts.figures.others_left_out:
+        yield f"{count(n, 'request')} more were there that were not looked at, so counts are the least there were."
     if facts.record.is_cut:
         yield "So much happened to it that some of it is not on its timeline."
 
@@ -302,13 +308,13 @@ def _weather(weather: Weather) -> Iterator[str]:
 # --- numbers, and who the others are -------------------------------------------------------------------------------------------
 
 
-def duration(seconds: float) -> str:
+def duration(ms: float) -> str:
     """As people say it."""
-    if seconds < 0.001:
+    if ms < 1:
         return "under 1 ms"
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+    if ms < 999.5:
+        return f"{ms:.0f} ms"
+    return f"{ms / 1000:.1f} s" if ms < 100_000 else f"{ms / 1000:,.0f} s"
 
 
 def share(part: float) -> str:
