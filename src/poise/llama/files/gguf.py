@@ -11,14 +11,12 @@ keys and names have a limit, and arrays are walked, not built: garbage costs no 
 Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md"""
 
 import mmap
-import os
 import stat
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from struct import Struct
+from struct import Struct, calcsize, unpack_from
 from typing import NamedTuple, NoReturn
 
 MAGIC = b"GGUF"
@@ -33,6 +31,9 @@ TEXTS_MAX = 1 << 24
 ELEMENTS_MAX = 1 << 48
 KEPT_NUMBERS_MAX = 4096
 """Arrays of numbers up to this length are kept: per-layer values. Longer ones belong to the vocabulary."""
+
+_SUMMED = ("n_tensors", "n_params", "tensor_bytes", "file_bytes")
+"""Of shards."""
 
 GgufValue = int | float | bool | str | tuple[int | float, ...]
 
@@ -52,14 +53,13 @@ class GgufHeader:
     as norms, are never quantised and do not count)."""
 
     path: Path
-    version: int
     keys: dict[str, GgufValue]
     n_tensors: int
     n_params: int
     tensor_bytes: int
     data_end: int
     file_bytes: int
-    matrix_types: Mapping[int, int] = field(default_factory=dict)
+    matrix_types: Counter[int] = field(default_factory=Counter)
 
     @property
     def architecture(self) -> str:
@@ -102,27 +102,18 @@ def read_header(path: Path) -> GgufHeader:
     stem = path.name.removesuffix(ends[0])
     if stem == path.name:
         raise ModelError(path, f"is the first of {n_shards} shards, so its name must end in {ends[0]}; rename it back")
-    others = [_shard(path.with_name(stem + end), path, i, n_shards) for i, end in enumerate(ends[1:], start=1)]
-    return _joined([first, *others])
-
-
-def _shard(path: Path, first: Path, number: int, n_shards: int) -> GgufHeader:
-    if not path.exists():
-        which = f"{first.name} is the first of {n_shards} shards"
-        raise ModelError(path, f"does not exist; {which}, put all of them beside it")
-    header = _read_file(path)
-    if (header.keys.get("split.no"), header.keys.get("split.count")) != (number, n_shards):
-        raise ModelError(path, f"is not shard {number + 1} of {n_shards}, as its name says; download it again")
-    return header
-
-
-def _joined(shards: list[GgufHeader]) -> GgufHeader:
-    types: Counter[int] = Counter()
-    for shard in shards:
-        types.update(shard.matrix_types)
-    names = ("n_tensors", "n_params", "tensor_bytes", "file_bytes")
-    sums = {name: sum(getattr(shard, name) for shard in shards) for name in names}
-    return replace(shards[0], matrix_types=dict(types), **sums)
+    shards = [first]
+    for i, end in enumerate(ends[1:], start=1):
+        shard = path.with_name(stem + end)
+        if not shard.exists():
+            which = f"{path.name} is the first of {n_shards} shards"
+            raise ModelError(shard, f"does not exist; {which}, put all of them beside it")
+        header = _read_file(shard)
+        if (header.keys.get("split.no"), header.keys.get("split.count")) != (i, n_shards):
+            raise ModelError(shard, f"is not shard {i + 1} of {n_shards}, as its name says; download it again")
+        shards.append(header)
+    sums = {name: sum(getattr(shard, name) for shard in shards) for name in _SUMMED}
+    return replace(first, matrix_types=sum((shard.matrix_types for shard in shards), Counter()), **sums)
 
 
 def _read_file(path: Path) -> GgufHeader:
@@ -136,16 +127,12 @@ def _read_file(path: Path) -> GgufHeader:
             raise ModelError(path, "is empty; download it again")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(path, data)
+    except FileNotFoundError as error:
+        raise ModelError(path, "does not exist; check the path") from error
+    except PermissionError as error:
+        raise ModelError(path, "cannot be read by this user; change its permissions") from error
     except OSError as error:
-        raise ModelError(path, _os_problem(error)) from error
-
-
-def _os_problem(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "does not exist; check the path"
-    if isinstance(error, PermissionError):
-        return "cannot be read by this user; change its permissions"
-    return f"cannot be read ({os.strerror(error.errno) if error.errno else error}); check the path and the disk"
+        raise ModelError(path, f"cannot be read ({error.strerror or error}); check the path and the disk") from error
 
 
 def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
@@ -159,33 +146,29 @@ def _parse(path: Path, data: mmap.mmap) -> GgufHeader:
         raise ModelError(path, f"has GGUF version {version}, supported are {supported}; convert it again")
     n_tensors = cursor.count(TENSORS_MAX, "tensors")
     n_keys = cursor.count(KEYS_MAX, "keys")
-    keys = {}
-    for _ in range(n_keys):
-        name = cursor.name()
-        value = cursor.value(cursor.number(_U32))
-        if value is not None:
-            keys[name] = value
-    if not isinstance(keys.get("general.architecture"), str) and not keys.get("split.no"):
+    read = ((cursor.text(NAME_BYTES_MAX), cursor.value(cursor.number(_U32))) for _ in range(n_keys))
+    keys = {name: value for name, value in read if value is not None}
+    architecture = keys.get("general.architecture")
+    if not isinstance(architecture, str) and not keys.get("split.no"):
         raise ModelError(path, "does not name its architecture; it is not a language model, or damaged")
-    tensors = [_read_tensor(cursor) for _ in range(n_tensors)]
-    layers = keys.get(f"{keys.get('general.architecture')}.block_count", 0)
+    layers = keys.get(f"{architecture}.block_count", 0)
     if isinstance(layers, int) and layers > LAYERS_MAX:
         cursor.fail(f"{layers:,} layers")  # llama.cpp would not refuse: it would abort the process
-    data_end = _data_end(cursor, keys, tensors)
+    tensors = [_read_tensor(cursor) for _ in range(n_tensors)]
+    alignment = keys.get("general.alignment", 32)
+    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
+        cursor.fail(f"alignment {alignment!r}")
+    data_start = -(-cursor.position // alignment) * alignment
+    data_end = max((data_start + tensor.offset + tensor.n_bytes for tensor in tensors), default=cursor.position)
     if data_end > len(data):
         found = f"it has {len(data):,} bytes and its header announces {data_end:,}"
         raise ModelError(path, f"is cut short: {found}; download it again")
-    return GgufHeader(
-        path=path,
-        version=version,
-        keys=keys,
-        n_tensors=n_tensors,
-        n_params=sum(tensor.elements for tensor in tensors),
-        tensor_bytes=sum(tensor.n_bytes for tensor in tensors),
-        data_end=data_end,
-        file_bytes=len(data),
-        matrix_types=_matrix_types(tensors),
-    )
+    matrix_types: Counter[int] = Counter()
+    for tensor in tensors:
+        if tensor.n_dims > 1:
+            matrix_types[tensor.kind] += tensor.elements
+    n_params, tensor_bytes = sum(tensor.elements for tensor in tensors), sum(tensor.n_bytes for tensor in tensors)
+    return GgufHeader(path, keys, n_tensors, n_params, tensor_bytes, data_end, len(data), matrix_types)
 
 
 class _Tensor(NamedTuple):
@@ -198,32 +181,15 @@ class _Tensor(NamedTuple):
 
 def _read_tensor(cursor: "_Cursor") -> _Tensor:
     """Of a type that is not known here, the size counts as 0: llama.cpp will judge."""
-    name = cursor.name()
-    n_dims = cursor.number(_U32)
+    name, n_dims = cursor.text(NAME_BYTES_MAX), cursor.number(_U32)
     if n_dims > 4:
         cursor.fail(f"tensor {name!r} has {n_dims} dimensions")
     elements = prod(cursor.number(_U64) for _ in range(n_dims))
     if elements > ELEMENTS_MAX:
         cursor.fail(f"tensor {name!r} has {elements:,} elements")
-    kind = cursor.number(_U32)
+    kind, offset = cursor.number(_U32), cursor.number(_U64)
     block, block_bytes = TENSOR_TYPES.get(kind, (1, 0))
-    return _Tensor(elements, cursor.number(_U64), elements // block * block_bytes, kind, n_dims)
-
-
-def _matrix_types(tensors: list[_Tensor]) -> dict[int, int]:
-    elements: Counter[int] = Counter()
-    for tensor in tensors:
-        if tensor.n_dims > 1:
-            elements[tensor.kind] += tensor.elements
-    return dict(elements)
-
-
-def _data_end(cursor: "_Cursor", keys: dict[str, GgufValue], tensors: list[_Tensor]) -> int:
-    alignment = keys.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-        cursor.fail(f"alignment {alignment!r}")
-    data_start = -(-cursor.position // alignment) * alignment
-    return max((data_start + tensor.offset + tensor.n_bytes for tensor in tensors), default=cursor.position)
+    return _Tensor(elements, offset, elements // block * block_bytes, kind, n_dims)
 
 
 class _Cursor:
@@ -232,14 +198,13 @@ class _Cursor:
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self._path = path
         self._data = data
-        self._size = len(data)
         self.position = 0
 
     def take(self, n_bytes: int) -> int:
         """Step over `n_bytes` and return where they begin."""
-        start = self.position
-        if n_bytes > self._size - start:
-            raise ModelError(self._path, f"is cut short inside its header (at byte {self._size:,}); download it again")
+        start, size = self.position, len(self._data)
+        if n_bytes > size - start:
+            raise ModelError(self._path, f"is cut short inside its header (at byte {size:,}); download it again")
         self.position = start + n_bytes
         return start
 
@@ -256,47 +221,34 @@ class _Cursor:
             self.fail(f"{n:,} {what}")
         return n
 
-    def name(self) -> str:
-        return self._text(NAME_BYTES_MAX)
+    def text(self, limit: int) -> str:
+        n_bytes = self.count(limit, "bytes of a text")
+        start = self.take(n_bytes)
+        return self._data[start : start + n_bytes].decode("utf-8", "replace")
 
     def value(self, kind: int) -> GgufValue | None:
         """A key's value; None for an array that is not kept."""
         if kind == _STRING:
-            return self._text(TEXT_BYTES_MAX)
-        if kind == _ARRAY:
-            return self._array()
-        layout = self._layout(kind)
-        start = self.take(layout.size)
-        value: int | float | bool = layout.unpack_from(self._data, start)[0]
-        return value
-
-    def _layout(self, kind: int) -> Struct:
-        return _SCALARS.get(kind) or self.fail(f"value type {kind}")
-
-    def _text(self, limit: int) -> str:
-        n_bytes = self.number(_U64)
-        if n_bytes > limit:
-            self.fail(f"a text of {n_bytes:,} bytes")
-        start = self.take(n_bytes)
-        return self._data[start : start + n_bytes].decode("utf-8", "replace")
-
-    def _array(self) -> tuple[int | float, ...] | None:
+            return self.text(TEXT_BYTES_MAX)
+        if kind != _ARRAY:
+            value: int | float | bool = self._numbers(kind, 1)[0]
+            return value
         kind = self.number(_U32)
-        n = self.number(_U64)
         if kind == _STRING:
-            self._skip_texts(n)
+            self._skip_texts(self.count(TEXTS_MAX, "texts of an array"))
             return None
-        layout = self._layout(kind)
-        start = self.take(n * layout.size)
-        if n > KEPT_NUMBERS_MAX:
-            return None
-        return tuple(layout.unpack_from(self._data, start + i * layout.size)[0] for i in range(n))
+        return self._numbers(kind, self.number(_U64)) or None
+
+    def _numbers(self, kind: int, n: int) -> tuple[int | float, ...]:
+        """Of a long array none."""
+        if kind not in _NUMBERS:
+            self.fail(f"value type {kind}")
+        start = self.take(n * calcsize(f"<{_NUMBERS[kind]}"))
+        return unpack_from(f"<{n}{_NUMBERS[kind]}", self._data, start) if n <= KEPT_NUMBERS_MAX else ()
 
     def _skip_texts(self, n: int) -> None:
         # Hundreds of thousands in a large vocabulary, so this loop is kept tight: 0.2 µs a text.
-        if n > TEXTS_MAX:
-            self.fail(f"an array of {n:,} texts")
-        data, size, position, length = self._data, self._size, self.position, _U64.unpack_from
+        data, size, position, length = self._data, len(self._data), self.position, _U64.unpack_from
         for _ in range(n):
             if position + 8 > size:
                 position = size + 1
@@ -310,9 +262,8 @@ _U64 = Struct("<Q")
 _STRING = 8
 _ARRAY = 9
 # fmt: off
-_CODES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Numbers and booleans, as `struct` writes them."""
-_SCALARS = {kind: Struct(f"<{code}") for kind, code in _CODES.items()}
 
 TENSOR_TYPES = {
     0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
