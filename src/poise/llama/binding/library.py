@@ -222,33 +222,13 @@ def import_binding() -> ModuleType:
         raise EngineLibraryError(f"the llama.cpp library does not load ({reason}): run `make engine`") from error
 
 
-def default_params(binding: ModuleType) -> tuple[object, object, object]:
+def default_params(binding: ModuleType) -> list[object]:
     """llama.cpp's default model, context and quantisation parameters, read with room to spare.
 
     A library with longer structs than the binding's would write past the binding's; the room keeps that harmless, so that the
     check is reached."""
-    model, context, quantize = (_defaults(binding, f"llama_{of}") for of in ("model", "context", "model_quantize"))
-    return model, context, quantize
-
-
-def self_check(model_params: object, context_params: object, quantize_params: object) -> None:
-    """Refuse a library whose structs are laid out differently from the binding's definitions.
-
-    An inserted field moves everything after it, so the values compared stand all over the structs, on both sides of and
-    between their bools; pointers are expected to be NULL. What cannot be seen is a bool that is false by default and was
-    inserted after the last one that is true."""
-    wrong = _differences("llama_model_params", model_params, _MODEL_DEFAULTS, _MODEL_POINTERS)
-    wrong += _differences("llama_context_params", context_params, _CONTEXT_DEFAULTS, _CONTEXT_POINTERS)
-    wrong += _differences("llama_model_quantize_params", quantize_params, _QUANTIZE_DEFAULTS, _QUANTIZE_POINTERS)
-    if wrong:
-        found = ", ".join(wrong)
-        raise EngineLibraryError(f"the llama.cpp library does not match its Python binding ({found}): run `make engine`")
-
-
-def _defaults(binding: ModuleType, prefix: str) -> object:
-    roomy = _roomy(getattr(binding, f"{prefix}_params"))
-    defaults: object = ctypes.CFUNCTYPE(roomy)((f"{prefix}_default_params", binding._lib))()
-    return defaults
+    functions = ((f"{of}_default_params", _roomy(getattr(binding, f"{of}_params"))) for of in _DEFAULTS)
+    return [ctypes.CFUNCTYPE(roomy)((name, binding._lib))() for name, roomy in functions]
 
 
 def _roomy(layout: Any) -> Any:
@@ -257,28 +237,44 @@ def _roomy(layout: Any) -> Any:
     return type("Roomy", (ctypes.Structure,), {"_fields_": fields})
 
 
-def _differences(struct: str, params: object, values: dict[str, object], pointers: tuple[str, ...]) -> list[str]:
-    found = {name: getattr(params, name) for name in values}
-    wrong = [f"{struct}.{name} is {found[name]} and not {value}" for name, value in values.items() if found[name] != value]
-    return wrong + [f"{struct}.{name} is not NULL" for name in pointers if getattr(params, name)]
+def self_check(*defaults: object) -> None:
+    """Refuse a library whose structs are laid out differently from the binding's definitions.
+
+    An inserted field moves everything after it, so the values compared stand all over the structs, on both sides of and
+    between their bools; pointers are expected to be NULL. What cannot be seen is a bool that is false by default and was
+    inserted after the last one that is true."""
+    wrong = []
+    for (of, expected), params in zip(_DEFAULTS.items(), defaults, strict=True):
+        for name, value in expected.items():
+            found = getattr(params, name)
+            if value is None and found:
+                wrong.append(f"{of}_params.{name} is not NULL")
+            elif value is not None and found != value:
+                wrong.append(f"{of}_params.{name} is {found} and not {value}")
+    if wrong:
+        found = ", ".join(wrong)
+        raise EngineLibraryError(f"the llama.cpp library does not match its Python binding ({found}): run `make engine`")
 
 
-_MODEL_DEFAULTS: dict[str, object] = {
-    "n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0, "vocab_only": False,
-    "check_tensors": False, "use_extra_bufts": True, "no_host": False, "no_alloc": False, "load_mtp": False,
+_DEFAULTS: dict[str, dict[str, object]] = {
+    "llama_model": {
+        "n_gpu_layers": -1, "split_mode": 1, "load_mode": -1, "lazy_mode": 1, "main_gpu": 0, "vocab_only": False,
+        "check_tensors": False, "use_extra_bufts": True, "no_host": False, "no_alloc": False, "load_mtp": False,
+        "tensor_buft_overrides": None, "tensor_split": None, "progress_callback": None, "kv_overrides": None,
+    },
+    "llama_context": {
+        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0, "n_outputs_max": 0,
+        "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4, "ctx_type": 0, "rope_scaling_type": -1,
+        "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1, "rope_freq_base": 0.0, "yarn_ext_factor": -1.0,
+        "yarn_orig_ctx": 0, "defrag_thold": -1.0, "type_k": KV_TYPES["f16"], "type_v": KV_TYPES["f16"], "embeddings": False,
+        "offload_kqv": True, "no_perf": True, "op_offload": True, "swa_full": True, "kv_unified": False, "n_samplers": 0,
+        "cb_eval": None, "cb_eval_user_data": None, "abort_callback": None, "abort_callback_data": None, "samplers": None,
+        "ctx_other": None,
+    },
+    "llama_model_quantize": {
+        "nthread": 0, "ftype": 7, "output_tensor_type": 43, "token_embedding_type": 43, "allow_requantize": False,
+        "quantize_output_tensor": True, "only_copy": False, "pure": False, "keep_split": False, "dry_run": False,
+        "max_buf_size": 8 << 30, "imatrix": None, "kv_overrides": None, "tt_overrides": None, "prune_layers": None,
+    },
 }  # fmt: skip
-_MODEL_POINTERS = ("tensor_buft_overrides", "tensor_split", "progress_callback", "kv_overrides")
-_CONTEXT_DEFAULTS: dict[str, object] = {
-    "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0, "n_outputs_max": 0,
-    "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4, "ctx_type": 0, "rope_scaling_type": -1,
-    "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1, "rope_freq_base": 0.0, "yarn_ext_factor": -1.0,
-    "yarn_orig_ctx": 0, "defrag_thold": -1.0, "type_k": KV_TYPES["f16"], "type_v": KV_TYPES["f16"], "embeddings": False,
-    "offload_kqv": True, "no_perf": True, "op_offload": True, "swa_full": True, "kv_unified": False, "n_samplers": 0,
-}  # fmt: skip
-_CONTEXT_POINTERS = ("cb_eval", "cb_eval_user_data", "abort_callback", "abort_callback_data", "samplers", "ctx_other")
-_QUANTIZE_DEFAULTS: dict[str, object] = {
-    "nthread": 0, "ftype": 7, "output_tensor_type": 43, "token_embedding_type": 43, "allow_requantize": False,
-    "quantize_output_tensor": True, "only_copy": False, "pure": False, "keep_split": False, "dry_run": False,
-    "max_buf_size": 8 << 30,
-}  # fmt: skip
-_QUANTIZE_POINTERS = ("imatrix", "kv_overrides", "tt_overrides", "prune_layers")
+"""By struct. None: a pointer that is NULL."""
