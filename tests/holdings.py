@@ -268,7 +268,7 @@ GROWING = (
     ),
     Growing("metrics.egress:EgressMetrics", "counts by backend", "the configuration's, by label and outcome"),
     Growing("metrics.tenants:TenantMetrics", "counts by tenant", "`metrics.tenants_max`, by class, outcome and error code"),
-    Growing("metrics.engine:_Least", "highest totals of engines", "one for each series"),
+    Growing("metrics.engine:EngineCollector", "highest totals of engines", "one for each series"),
     Growing("metrics.sample:HistorySampler", "times of what limits, and counts of tokens", "one for each limit; five seconds"),
     Growing("audit.log:AuditLog", "entries on their way to the disk", "11,000, and 64 MiB of content, twice"),
 )
