@@ -65,7 +65,7 @@ bench: $(VENV)/.base
 	@$(BIN)/poise bench $(ARGS)
 
 sim: $(VENV)/.base
-	@$(BIN)/poise sim scenarios/storm.toml --faults all --runs $(SIM_RUNS) --steps $(SIM_STEPS) $(ARGS)
+	@$(BIN)/python -m tests.sim.checking scenarios/storm.toml --faults all --runs $(SIM_RUNS) --steps $(SIM_STEPS) $(ARGS)
 
 siege: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
 	@$(BIN)/python scripts/siege.py $(ARGS)

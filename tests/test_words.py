@@ -13,8 +13,6 @@ import poise
 SOURCE = Path(poise.__file__).parent
 OUTSIDE = ("console/", "bench/")
 """Clients of the HTTP API, which import nothing of the server."""
-SIMULATED = "sim/faults.py"
-"""Names kinds of faults, one of which is a stall."""
 
 
 @cache
@@ -38,7 +36,7 @@ def spelled_in(*words: str) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "home"),
     [
-        (("stall",), {"scheduler/request.py", SIMULATED}),
+        (("stall",), {"scheduler/request.py"}),
         (("resume", "downgrade"), {"scheduler/request.py"}),
         (("recover",), {"wire/changes.py"}),
         (("reader_timeout",), {"metrics/story.py"}),

@@ -91,7 +91,7 @@ def test_a_few_very_slow_passes_are_drawn_as_rarely_as_they_came() -> None:
     batches = [(s, 5000 * s.decode_tokens * (10 if i % 100 == 0 else 1)) for i, s in enumerate(shapes)]
     fit = _fit_pool(batches)
     assert sum(fit.noise) / len(fit.noise) == pytest.approx(1.09, rel=0.01)
-    pace = Costs({"short": CostPrior(*fit.weights)}, {"short": fit.noise}).pace(1, lambda: 1.0)
+    pace = Costs({"short": CostPrior(*fit.weights)}, {"short": fit.noise}).pace(1)
     drawn = [pace("short", 1000.0) / 1e6 for _ in range(20_000)]
     assert sum(drawn) / len(drawn) == pytest.approx(1.09, rel=0.03)
     assert not [factor for factor in drawn if 2 < factor < 9]

@@ -55,49 +55,25 @@ def test_a_bad_scenario_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
-def test_a_broken_invariant_names_the_run_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure is a scenario and a seed."""
+def test_an_engine_that_breaks_off_ends_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that says where, and exit code 1."""
 
-    def broken(self: Scheduler) -> None:
-        raise AssertionError("books do not balance")
+    def broken(self: Scheduler, now_ns: int) -> None:
+        raise KeyError("no such sequence")
 
-    monkeypatch.setattr(Scheduler, "check", broken)
-    path = str(SCENARIOS / "single.toml")
-    code, output = run(path, "--seed", "7")
+    monkeypatch.setattr(Scheduler, "plan", broken)
+    code, output = run(str(SCENARIOS / "single.toml"), "--seed", "7")
     assert code == 1
-    assert "books do not balance" in output
-    assert f"poise sim {path} --seed 7" in output
-
-
-def test_a_failure_is_repeated_by_the_command_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scenario, seed, steps and faults are all in it, and the step of the failure is said."""
-    n_checks = 0
-
-    def breaks_late(self: Scheduler) -> None:
-        nonlocal n_checks
-        n_checks += 1
-        assert n_checks < 40, "books do not balance"
-
-    monkeypatch.setattr(Scheduler, "check", breaks_late)
-    path = str(SCENARIOS / "storm.toml")
-    arguments = [path, "--seed", "3", "--steps", "300", "--faults", "slow,burst"]
-    complaints = []
-    for _ in range(2):
-        n_checks = 0
-        code, output = run(*arguments)
-        assert code == 1
-        complaints.append(output)
-    assert complaints[0] == complaints[1]
-    assert "poise sim " + " ".join(arguments) in complaints[0]
-    assert "storm, seed 3: step " in complaints[0]
+    assert "poise sim: single, seed 7: step 0, " in output
+    assert "no such sequence" in output
+    assert "Traceback" not in output
 
 
 def test_many_runs_are_one_line() -> None:
-    """What `make sim` prints."""
-    code, output = run(str(SCENARIOS / "storm.toml"), "--runs", "4", "--steps", "30", "--faults", "all")
+    """More than three are summed up."""
+    code, output = run(str(SCENARIOS / "single.toml"), "--runs", "4", "--steps", "30")
     assert code == 0
-    assert "storm: 4 runs, " in output
-    assert "no invariant broken" in output
+    assert "single: 4 runs, " in output
 
 
 def test_a_journal_is_written_replayed_and_calibrated(tmp_path: Path) -> None:
@@ -126,7 +102,6 @@ def test_a_replay_that_differs_exits_with_one(tmp_path: Path) -> None:
     [
         ([], "name at least one scenario"),
         (["x.toml"], "neither a file nor in"),
-        ([str(SCENARIOS / "single.toml"), "--faults", "rain"], "unknown fault 'rain'"),
         ([str(SCENARIOS / "single.toml"), "--find-break", "--target", "joy=1"], "expected CLASS.MEASURE"),
         ([str(SCENARIOS / "single.toml"), "--cost", "none.toml"], "none.toml: cannot be read"),
         (["--replay", "none.jsonl"], "none.jsonl"),

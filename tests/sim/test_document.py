@@ -8,17 +8,19 @@ import typer
 
 from poise.sim.breaking import DEFAULT_TARGETS
 from poise.sim.command import sim
-from poise.sim.faults import Fault
 from poise.sim.pressure import Resource
+from tests.sim.checking.__main__ import app as checking
+from tests.sim.checking.faults import Fault
 
 TEXT = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text(encoding="utf-8")
 
 
 def test_the_document_is_complete() -> None:
-    """Every option of `poise sim`, every fault, every resource, every default target."""
+    """Every option of `poise sim` and of what checks it, every fault, every resource, every default target."""
     app = typer.Typer(add_completion=False)
     app.command()(sim)
-    options = [option for parameter in typer.main.get_command(app).params for option in parameter.opts]
+    commands = (typer.main.get_command(app), typer.main.get_command(checking))
+    options = [option for command in commands for parameter in command.params for option in parameter.opts]
     named = [option for option in options if option.startswith("--")]
     assert len(named) >= 13
     named += [f"| `{fault}` |" for fault in Fault]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from poise.config import Settings, to_policy
-from poise.sim.faults import PERIOD_S, UNKNOWN_ID, EngineCrash, Fault, Faults, Live, parse_faults
 from poise.wire import to_engine
+from tests.sim.checking.faults import PERIOD_S, UNKNOWN_ID, EngineCrash, Fault, Faults, Live, parse_faults
 
 LIVE = [Live(i, f"t{i % 3}", n_tokens=i % 5) for i in range(1, 30)]
 

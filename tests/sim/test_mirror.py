@@ -19,7 +19,7 @@ from poise.scheduler.planning.plan import (
     StoreSlot,
     TrimSlot,
 )
-from poise.sim.mirror import Mirror
+from tests.sim.checking.mirror import Mirror
 
 
 def carry_out(

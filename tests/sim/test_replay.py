@@ -13,9 +13,10 @@ from poise.config import Settings
 from poise.engine.journal import Journal, JournalError, read_journal
 from poise.scenarios.parser import load_scenario
 from poise.scheduler.planning.budget import CostModel
-from poise.sim.faults import Fault
 from poise.sim.replay import replay
-from poise.sim.simulate import Options, simulate
+from poise.sim.simulate import Options
+from tests.sim.checking.faults import Fault
+from tests.sim.checking.simulate import simulate
 
 STORM = Path(__file__).parents[2] / "scenarios" / "storm.toml"
 
@@ -24,8 +25,8 @@ STORM = Path(__file__).parents[2] / "scenarios" / "storm.toml"
 def recorded() -> list[str]:
     """A run in which everything went wrong that leaves the journal whole, from its beginning to its end."""
     faults = tuple(fault for fault in Fault if fault not in (Fault.ENGINE_CRASH, Fault.ERASE))
-    options = Options(faults=faults, n_steps=300, keep_journal=True)
-    return list(simulate(load_scenario(STORM), Settings(), 2, options).journal.lines())
+    options = Options(n_steps=300, keep_journal=True)
+    return list(simulate(load_scenario(STORM), Settings(), 2, options, faults).journal.lines())
 
 
 def edited(lines: Iterable[str], kind: str, change: Any) -> list[str]:
@@ -51,8 +52,8 @@ def test_a_journal_with_its_beginning_replays(recorded: list[str]) -> None:
 
 def test_the_life_of_an_engine_after_another_replays() -> None:
     """Readmitted requests and suspects are in what the scheduler was asked, and so in its plans."""
-    options = Options(faults=(Fault.ENGINE_CRASH, Fault.STALL), n_steps=600, keep_journal=True)
-    done = simulate(load_scenario(STORM), Settings(), 1, options)
+    options = Options(n_steps=600, keep_journal=True)
+    done = simulate(load_scenario(STORM), Settings(), 1, options, (Fault.ENGINE_CRASH, Fault.STALL))
     assert done.n_crashes > 0
     lines = list(done.journal.lines())
     assert replay(lines).difference == ""

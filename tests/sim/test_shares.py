@@ -15,8 +15,9 @@ from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import RequestClass
 from poise.sim.report import figures
-from poise.sim.shares import FairShares
-from poise.sim.simulate import SimulationFailure, sim_policy, simulate
+from poise.sim.simulate import SimulationFailure, sim_policy
+from tests.sim.checking.shares import FairShares
+from tests.sim.checking.simulate import simulate
 
 SCENARIO = Path(__file__).parents[2] / "scenarios" / "newcomers.toml"
 GRAIN_MS = 100

@@ -19,13 +19,15 @@ from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import Event, Finished
 from poise.scheduler.scheduler import Scheduler
+from poise.sim import simulate as product
 from poise.sim.costs import Costs
-from poise.sim.faults import Fault
 from poise.sim.runner import SimRunner
-from poise.sim.simulate import Options, Simulation, SimulationFailure, simulate
+from poise.sim.simulate import Options, Simulation, SimulationFailure
 from poise.sim.world import TemplateTokens, ignored
 from poise.wire import messages as wire
 from poise.wire.accounts import Accounts
+from tests.sim.checking.faults import Fault
+from tests.sim.checking.simulate import simulate
 
 FOLDER = Path(__file__).parents[2] / "scenarios"
 SCENARIOS = sorted(path for path in FOLDER.glob("*.toml") if path.stem not in ("storm", "trace"))
@@ -43,17 +45,31 @@ def test_every_request_of_a_scenario_ends_and_leaves_nothing(path: Path, seed: i
     assert all(pool.slots_held == pool.cells_used == 0 for pool in done.final.pools.values())
 
 
-@pytest.mark.parametrize(("name", "options"), [("mixed", "Options()"), ("storm", "Options(faults=tuple(Fault), n_steps=300)")])
+@pytest.mark.parametrize("path", SCENARIOS, ids=lambda p: p.stem)
+def test_what_is_checked_is_what_poise_sim_runs(path: Path) -> None:
+    """Without faults, nobody who watches changes anything: the journals are equal, to the last entry."""
+    plain = product.simulate(load_scenario(path), Settings(), 1)
+    checked = simulate(load_scenario(path), Settings(), 1)
+    assert (plain.digest, plain.steps, plain.elapsed_ns) == (checked.digest, checked.steps, checked.elapsed_ns)
+    assert plain.records == checked.records
+
+
+@pytest.mark.parametrize(("name", "options"), [("mixed", "Options()"), ("storm", "Options(n_steps=300), tuple(Fault)")])
 def test_the_same_seed_gives_the_same_journal_under_any_hash_seed(name: str, options: str) -> None:
     """Invariant 9: equal inputs, equal event log, also in another process with another PYTHONHASHSEED."""
     code = (
         "from pathlib import Path; from poise.config import Settings; from poise.scenarios.parser import load_scenario;"
-        "from poise.sim.faults import Fault; from poise.sim.simulate import Options, simulate;"
+        "from poise.sim.simulate import Options; from tests.sim.checking.faults import Fault;"
+        "from tests.sim.checking.simulate import simulate;"
         f"print(simulate(load_scenario(Path({str(FOLDER / (name + '.toml'))!r})), Settings(), 3, {options}).digest)"
     )
     digests = [
         subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": s}, capture_output=True, check=True
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": s},
+            cwd=FOLDER.parent,
+            capture_output=True,
+            check=True,
         ).stdout
         for s in ("0", "1", "4242")
     ]
@@ -140,8 +156,7 @@ def test_newcomers_by_the_dozen_delay_one_that_plays_fair_by_its_turn() -> None:
     """One short question at a time, beside one that keeps sixteen in flight. Bursts of tenants that nobody has seen, or that
     come back, cost a few turns, and lose it nothing."""
     quiet, crowded = (
-        simulate(load_scenario(FOLDER / "flood.toml"), Settings(), 3, Options(faults=faults))
-        for faults in ((), (Fault.NEWCOMERS,))
+        simulate(load_scenario(FOLDER / "flood.toml"), Settings(), 3, faults=faults) for faults in ((), (Fault.NEWCOMERS,))
     )
     n_newcomers = sum(r.client == "newcomer" for r in crowded.records)
     assert n_newcomers > 20
@@ -155,7 +170,7 @@ def test_newcomers_by_the_dozen_delay_one_that_plays_fair_by_its_turn() -> None:
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_storms_break_no_invariant(seed: int) -> None:
     """Every fault at once over every kind of traffic; `make sim` does the same with more seeds and steps."""
-    done = simulate(load_scenario(STORM), Settings(), seed, Options(faults=tuple(Fault), n_steps=400))
+    done = simulate(load_scenario(STORM), Settings(), seed, Options(n_steps=400), tuple(Fault))
     assert done.steps >= 400
     assert all(r.outcome != "unfinished" for r in done.records)
 
@@ -163,7 +178,7 @@ def test_storms_break_no_invariant(seed: int) -> None:
 @pytest.mark.parametrize("fault", Fault)
 def test_each_fault_alone_breaks_no_invariant(fault: Fault) -> None:
     """What fails under one fault alone is easier to understand than what fails under all."""
-    done = simulate(load_scenario(STORM), Settings(), 1, Options(faults=(fault,), n_steps=250))
+    done = simulate(load_scenario(STORM), Settings(), 1, Options(n_steps=250), (fault,))
     assert all(r.outcome != "unfinished" for r in done.records)
 
 
@@ -171,7 +186,7 @@ def test_each_fault_alone_breaks_no_invariant(fault: Fault) -> None:
 def test_streams_survive_engines(seed: int) -> None:
     """Engines die in the middle of a step, one after the other: each stream is whole, in order, and what it would have been. (The
     witness sees to that; here it had to.)"""
-    done = simulate(load_scenario(STORM), Settings(), seed, Options(faults=(Fault.ENGINE_CRASH,), n_steps=1000))
+    done = simulate(load_scenario(STORM), Settings(), seed, Options(n_steps=1000), (Fault.ENGINE_CRASH,))
     assert done.n_crashes > 0
     assert {r.outcome for r in done.records} <= {"length", "aborted"}
 
@@ -190,7 +205,7 @@ def test_a_continuation_that_forgets_is_noticed(monkeypatch: pytest.MonkeyPatch,
 
         monkeypatch.setattr(SimRunner, "_sample", drifting)
     with pytest.raises(SimulationFailure) as failure:
-        simulate(load_scenario(STORM), Settings(), 1, Options(faults=(Fault.ENGINE_CRASH,), n_steps=1000))
+        simulate(load_scenario(STORM), Settings(), 1, Options(n_steps=1000), (Fault.ENGINE_CRASH,))
     assert "undisturbed it is" in str(failure.value.__cause__)
 
 
@@ -343,7 +358,7 @@ def test_the_next_engine_is_told_what_accounts_owe() -> None:
                 restored.append((at_ns, [account.name for account in accounts]))
                 assert restored[-1] == told[-1]
 
-    options = Options(faults=(Fault.ENGINE_CRASH,), n_steps=3000, observers=(observe,), listeners=(hear,))
-    done = simulate(load_scenario(STORM), Settings(), 1, options)
+    options = Options(n_steps=3000, observers=(observe,), listeners=(hear,))
+    done = simulate(load_scenario(STORM), Settings(), 1, options, (Fault.ENGINE_CRASH,))
     assert len(restored) == done.n_crashes + 1 > 1
     assert any(names for _, names in restored)

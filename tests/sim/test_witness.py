@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from poise.sim.witness import Reference, Witness
 from poise.wire import messages as wire
 from poise.wire import to_engine
+from tests.sim.checking.witness import Reference, Witness
 
 PROMPT = [5, 6, 7]
 GREEDY = to_engine.SamplingParams(temperature=0.0, ignore_eos=True)

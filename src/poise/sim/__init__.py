@@ -1,1 +1,1 @@
-"""The production scheduler and loop on virtual time, with every fault, checked after each step."""
+"""The production scheduler and loop on virtual time: predictions, replays, and the load at which promises break."""

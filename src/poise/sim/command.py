@@ -1,9 +1,8 @@
 """`poise sim`: scenarios through the production scheduler, on virtual time; replay, calibration and the breaking point.
 
-Exit codes: 0; 1 when an invariant was broken or a replay differs; 2 for an argument or a file that cannot be used."""
+Exit codes: 0; 1 when the engine broke off or a replay differs; 2 for an argument or a file that cannot be used."""
 
 import json
-import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, fin
 from poise.sim.calibrate import calibrate
 from poise.sim.compare import comparison_table, load_live, predict
 from poise.sim.costs import Costs, load_costs
-from poise.sim.faults import Fault, parse_faults
 from poise.sim.pressure import Pressure
 from poise.sim.replay import replay
 from poise.sim.report import Totals, figures, table
@@ -46,7 +44,6 @@ def sim(
     steps: Annotated[
         int, typer.Option(min=0, help="Stop a run after so many steps, then let it drain. 0: when the scenario ends.")
     ] = 0,
-    faults: Annotated[str, typer.Option(help=f"What goes wrong: all, or of {', '.join(Fault)} (with commas).")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     journal: Annotated[Path | None, typer.Option(help="Write the last run's journal.", metavar="FILE")] = None,
     cost: Annotated[Path | None, typer.Option(help="What the machine costs; see --calibrate.", metavar="FILE")] = None,
@@ -70,8 +67,7 @@ def sim(
 ) -> None:
     """Run scenarios through the real scheduler and engine loop over a simulated runner.
 
-    Virtual time: a minute of load takes about a second. Every invariant is checked after every step; a violation stops the
-    run and names the scenario and the seed that repeat it."""
+    Virtual time: a minute of load takes about a second, and the same seed gives the same run."""
     try:
         if replay_ is not None:
             _replay(replay_)
@@ -81,64 +77,45 @@ def sim(
             raise typer.BadParameter("name at least one scenario file, or --replay or --calibrate")
         else:
             costs = load_costs(cost) if cost is not None else Costs()
-            options = Options(costs, costs.pools, parse_faults(faults), steps, journal is not None)
-            loaded = [(path, load_scenario(path, trace)) for path in map(find_scenario, scenarios)]
-            for _, scenario in loaded:
+            options = Options(costs, costs.pools, steps, journal is not None)
+            loaded = [load_scenario(find_scenario(name), trace) for name in scenarios]
+            for scenario in loaded:
                 for line in ignored(scenario):
                     typer.echo(f"{scenario.name}: not simulated: {line}", err=True)
             if compare is not None:
-                _compare([scenario for _, scenario in loaded], compare, options)
+                _compare(loaded, compare, options)
             elif find_break_:
                 targets = [parse_target(text) for text in target or DEFAULT_TARGETS]
-                for _, scenario in loaded:
+                for scenario in loaded:
                     _find_break(scenario, targets, range(seed, seed + (runs or BREAK_RUNS)), options)
             else:
-                extra = "".join(
-                    f" --{name} {shlex.quote(str(file))}" for name, file in (("cost", cost), ("trace", trace)) if file
-                )
-                for path, scenario in loaded:
-                    _simulate(path, scenario, range(seed, seed + (runs or 1)), options, as_json, journal, extra)
+                for scenario in loaded:
+                    _simulate(scenario, range(seed, seed + (runs or 1)), options, as_json, journal)
+    except SimulationFailure as failure:
+        typer.echo(f"poise sim: {failure}: {failure.__cause__!r}", err=True)
+        raise typer.Exit(1) from failure
     except (JournalError, ValueError, OSError) as error:
         typer.echo(f"poise sim: {error}", err=True)
         raise typer.Exit(USAGE_ERROR) from error
 
 
-def _simulate(
-    path: Path, scenario: Scenario, seeds: range, options: Options, as_json: bool, journal: Path | None, extra: str
-) -> None:
-    """Every seed in turn, up to the first failure."""
+def _simulate(scenario: Scenario, seeds: range, options: Options, as_json: bool, journal: Path | None) -> None:
     out, totals, began_s = Console(), Totals(scenario.name), time.monotonic()
     for seed in seeds:
-        try:
-            done = simulate(scenario, Settings(), seed, options)
-        except SimulationFailure as failure:
-            if journal is not None:
-                _write_journal(journal, failure.journal)
-            typer.echo(_complaint(path, failure, options, extra), err=True)
-            raise typer.Exit(1) from failure
+        done = simulate(scenario, Settings(), seed, options)
         totals.add(done)
         if as_json:
             typer.echo(json.dumps(figures(done)))
         elif len(seeds) <= TABLES_MAX:
             out.print(table(done))
         if journal is not None:
-            _write_journal(journal, done.journal)
+            write_journal(journal, done.journal)
     if not as_json and len(seeds) > TABLES_MAX:
         typer.echo(totals.line(time.monotonic() - began_s))
 
 
-def _complaint(path: Path, failure: SimulationFailure, options: Options, extra: str) -> str:
-    """What was broken where, and the command that repeats it."""
-    cause = failure.__cause__
-    what = f"invariant broken: {cause}" if isinstance(cause, AssertionError) else f"the engine crashed: {cause!r}"
-    chosen = "all" if options.faults == tuple(Fault) else ",".join(options.faults)
-    command = f"poise sim {shlex.quote(str(path))} --seed {failure.seed}"
-    command += f" --steps {options.n_steps}" if options.n_steps else ""
-    command += f" --faults {chosen}" if chosen else ""
-    return f"{what}\n{failure}, faults: {chosen or 'none'}\nrepeat with: {command}{extra}"
-
-
-def _write_journal(path: Path, journal: Journal) -> None:
+def write_journal(path: Path, journal: Journal) -> None:
+    """As `--replay` and `--calibrate` read it. Raises OSError."""
     with path.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in journal.lines())
 

@@ -57,14 +57,13 @@ class Costs:
         """The loop's own time in a step with so many rows."""
         return int((self.step_us + self.row_us * n_rows) * 1000)
 
-    def pace(self, seed: int, slowness: Callable[[], float]) -> Pace:
-        """A generator of step times: the prediction, times the noise, times how slow things are just now."""
+    def pace(self, seed: int) -> Pace:
+        """A generator of step times: the prediction, times the noise."""
         rng = random.Random(seed)  # noqa: S311 - a workload, not a secret
 
         def pace(pool: str, predicted_us: float) -> int:
-            factor = slowness()
-            if groups := self.noise.get(pool):
-                factor *= groups[int(rng.random() * len(groups))]
+            groups = self.noise.get(pool)
+            factor = groups[int(rng.random() * len(groups))] if groups else 1.0
             return int(predicted_us * factor * 1000)
 
         return pace

@@ -1,27 +1,24 @@
-"""The world around a simulated engine: clients that follow a scenario, and what goes wrong, as the engine's Inbox and Outbox.
+"""The world around a simulated engine: clients that follow a scenario, as the engine's Inbox and Outbox.
 
 Event-driven on virtual time (the loop shape is Vidur's: a heap of moments): an idle engine's wait jumps to the next moment.
-Every message in either direction passes the witness."""
+The tests have a world in which things go wrong (tests/sim/checking/world.py)."""
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from msgspec.structs import replace
-
 from poise.scenarios.model import Client, PlannedRequest, Scenario, Segment
-from poise.scheduler.request import Control, Hold
-from poise.sim.faults import TEMPLATE, Arriving, Faults, Live, segment_tokens
 from poise.sim.runner import VirtualClock
-from poise.sim.witness import Witness
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.accounts import Accounts
-from poise.wire.changes import ChangeKind
+
+TEMPLATE = "shared"
+"""The template that requests name whose prompts have a shared prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ class RequestResult:
 
 
 @dataclass(slots=True)
-class _Stream:
+class Stream:
     """A client instance: its requests, and the answers of its conversation so far by the seed of their segment."""
 
     client: Client
@@ -102,177 +99,98 @@ class _Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Arrival:
+class NextRequest:
     """The next request of a stream."""
 
-    stream: _Stream
+    stream: Stream
     planned: PlannedRequest
 
 
-Moment = to_engine.ToEngine | _Arrival | int
+Moment = to_engine.ToEngine | NextRequest | int
 """What happens at one; a number is the request whose client loses its patience then."""
 
 
 @dataclass(slots=True)
 class _Sent:
-    stream: _Stream
+    stream: Stream
     planned: PlannedRequest
     record: RequestResult
-    submit: to_engine.Submit
-    accepted: bool = False
-    aborted: bool = False
 
 
 class World:
     """Inbox and Outbox of a simulated engine. `drain` raises EOFError when the scenario is over and nothing is in flight.
 
-    When the engine has died, `engine_lost` makes what the gateway would tell the next one the first thing that it hears.
-
     `template`: what a server's chat template adds to prompts. `way_us`: from a client to the engine, and as long back."""
 
     def __init__(
-        self,
-        scenario: Scenario,
-        seed: int,
-        clock: VirtualClock,
-        witness: Witness,
-        faults: Faults | None = None,
-        template: TemplateTokens | None = None,
-        way_us: float = 0.0,
+        self, scenario: Scenario, seed: int, clock: VirtualClock, template: TemplateTokens | None = None, way_us: float = 0.0
     ) -> None:
         self.records: list[RequestResult] = []
-        self.witness = witness
-        self.faults = faults or Faults((), seed)
+        self.is_stopped = False
         self._clock = clock
         self._added = template or TemplateTokens()
         self._way_ns = int(way_us * 1000)
         self._ends_ns = int(scenario.duration_s * 1e9)
-        self._stopped = False
         self._moments: list[tuple[int, int, Moment]] = []
         self._n_moments = 0
         self._n_requests = 0
         self._in_flight: dict[int, _Sent] = {}
-        self._held: dict[int, None] = {}
-        """Requests whose last control was a pause."""
-        self._stalled: dict[int, to_engine.Hold] = {}
-        """Requests whose reader is behind, and what the engine was sent of it."""
-        self._template: to_engine.Template | None = None
-        self._accounts = Accounts(0, [])
-        self._ahead: list[to_engine.ToEngine] = [self._accounts]
-        """What a new engine is sent before anything else."""
+        self._at(0, Accounts(0, []))
         for stream in scenario.requests(seed):
-            self._schedule_next(_Stream(stream.client, stream.requests), 0)
-
-    @property
-    def is_stopped(self) -> bool:
-        return self._stopped
-
-    def engine_lost(self, suspects: Container[int]) -> list[wire.Finish]:
-        """The engine is gone. Every live request goes to the next one in its order, with what was received of it; those whose
-        abort it took with it have ended, and are returned. `suspects` were being computed."""
-        self._clock.advance(self.faults.restart_ns())
-        now_ns, ended = self._clock.now_ns(), list[wire.Finish]()
-        self._ahead = [self._accounts] if self._template is None else [self._accounts, self._template]
-        for request_id, sent in list(self._in_flight.items()):
-            n_prompt, output = sent.record.n_prompt, list(sent.record.tokens)
-            if sent.aborted:
-                self.witness.given_up(request_id)
-                self._end(request_id, "aborted", now_ns)
-                ended.append(wire.Finish(request_id, "aborted", n_prompt, len(output), 0))
-                continue
-            is_suspect = request_id in suspects
-            self._ahead.append(replace(sent.submit, output=output, readmitted=sent.accepted, suspect=is_suspect))
-            if request_id in self._held:
-                self._ahead.append(to_engine.Control(request_id, Control.PAUSE))
-            if request_id in self._stalled:
-                self._ahead.append(self._stalled[request_id])
-        return ended
+            self._schedule_next(Stream(stream.client, stream.requests), 0)
 
     def stop(self) -> None:
-        """No new request and no new fault from now on; what is in flight may end, and announced ends of pauses come."""
-        self._stopped = True
-        self.faults.stop()
-        self._moments = [m for m in self._moments if not isinstance(m[2], _Arrival | to_engine.Submit)]
+        """No new request from now on; what is in flight may end, and all else that was to happen happens."""
+        self.is_stopped = True
+        self._moments = [moment for moment in self._moments if not isinstance(moment[2], NextRequest)]
         heapq.heapify(self._moments)
 
     def wake(self) -> None:
         """What a simulated runner prepares, it has at once."""
 
     def drain(self, wait_until_ns: int | None, *, block: bool) -> list[to_engine.ToEngine]:
-        self._clock.advance(self.faults.clock_jump_ns(self._clock.now_ns()))
-        self._strike()
         if block and not self._is_due():
             self._wait(wait_until_ns)
-            self._strike()
         return list(self._due())
 
     def send(self, message: wire.ToGateway) -> None:
-        now_ns = self._clock.now_ns()
-        self.witness.heard(message, now_ns)
+        arrives_ns = self._clock.now_ns() + self._way_ns
         match message:
-            case Accounts():
-                self._accounts = message
-            case wire.Accepted():
-                self._in_flight[message.request_id].accepted = True
             case wire.Refused():
-                self._end(message.request_id, message.reason, now_ns + self._way_ns)
+                self._end(message.request_id, message.reason, arrives_ns)
             case wire.Step():
-                for change in message.changes:
-                    if change.what == ChangeKind.DOWNGRADE:
-                        sent = self._in_flight[change.request_id]
-                        sent.submit = replace(sent.submit, request_class="background")
                 for token in message.tokens:
-                    self._token(token, now_ns + self._way_ns)
+                    self._token(token, arrives_ns)
                 for finish in message.finishes:
-                    self._end(finish.request_id, finish.reason, now_ns + self._way_ns)
+                    self._end(finish.request_id, finish.reason, arrives_ns)
 
     def _wait(self, wait_until_ns: int | None) -> None:
         """Move the clock to the next thing that happens. Raises EOFError when nothing will."""
-        if self._in_flight and not (self._held or self._stalled):  # else all of it may stand behind something paused
-            raise AssertionError(f"the engine rests while requests {list(self._in_flight)[:10]} could run")
+        next_ns = self._next_ns(wait_until_ns)
+        if next_ns is None:
+            raise EOFError("the scenario is over")
+        self._clock.advance_to(next_ns)
+
+    def _next_ns(self, wait_until_ns: int | None) -> int | None:
+        """When something happens, or the engine wants to go on; None: never."""
         while self._moments and self._is_over(self._moments[0][2]):
             heapq.heappop(self._moments)  # Or the clock would run on for nobody.
         moments = [*(m[0] for m in self._moments[:1]), *([wait_until_ns] if wait_until_ns is not None else [])]
-        if moments and self._in_flight and self.faults.next_ns is not None:
-            moments.append(self.faults.next_ns)
-        if not moments:
-            first = list(self._in_flight)[:10]
-            assert not first, f"requests {first} wait for ever: nothing will happen any more"
-            raise EOFError("the scenario is over")
-        self._clock.advance_to(min(moments))
-
-    def _strike(self) -> None:
-        """What the faults that are due do becomes moments like any others."""
-        next_ns, now_ns = self.faults.next_ns, self._clock.now_ns()
-        if next_ns is None or next_ns > now_ns:
-            return
-        live = [Live(i, sent.record.tenant, len(sent.record.tokens)) for i, sent in self._in_flight.items()]
-        for delay_ns, what in self.faults.strikes(now_ns, live):
-            if isinstance(what, Arriving):
-                self._at(now_ns + delay_ns, _Arrival(_Stream(what.client, iter(())), what.planned))
-            else:
-                self._at(now_ns + delay_ns, what)
+        return min(moments, default=None)
 
     def _is_due(self) -> bool:
-        return bool(self._ahead) or (bool(self._moments) and self._moments[0][0] <= self._clock.now_ns())
+        return bool(self._moments) and self._moments[0][0] <= self._clock.now_ns()
 
     def _due(self) -> Iterator[to_engine.ToEngine]:
         """Deliver what is due, in order."""
-        ahead, self._ahead = self._ahead, []
-        for message in ahead:
-            self.witness.sent(message, self._clock.now_ns())
-            yield message
         while self._is_due():
             when_ns, _, what = heapq.heappop(self._moments)
             if self._is_over(what):
                 continue
-            if isinstance(what, _Arrival):
-                message = self._submit(what, when_ns - self._way_ns)
+            if isinstance(what, NextRequest):
+                yield self._submit(what, when_ns - self._way_ns)
             else:
-                message = to_engine.Abort(what) if isinstance(what, int) else what
-            self._remember(message)
-            self.witness.sent(message, self._clock.now_ns())
-            yield message
+                yield to_engine.Abort(what) if isinstance(what, int) else what
 
     def _is_over(self, what: Moment) -> bool:
         """Nobody leaves who is gone, or who wanted no more than a first token and has it."""
@@ -281,32 +199,14 @@ class World:
         sent = self._in_flight.get(what)
         return sent is None or (sent.stream.client.cancel_before_first_token and sent.record.first_ns is not None)
 
-    def _remember(self, message: to_engine.ToEngine) -> None:
-        """What must be known of it when the engine dies, and to tell whether it may rest."""
-        match message:
-            case to_engine.Control(request_id, Control.PAUSE) if request_id in self._in_flight:
-                self._held[request_id] = None
-            case to_engine.Control(request_id, Control.RESUME):
-                self._held.pop(request_id, None)
-            case to_engine.Hold(request_id, hold) if request_id in self._in_flight and hold != Hold.RUN:
-                self._stalled[request_id] = message
-            case to_engine.Hold(request_id, Hold.RUN):
-                self._stalled.pop(request_id, None)
-            case to_engine.Abort(request_id) if request_id in self._in_flight:
-                self._in_flight[request_id].aborted = True
-            case to_engine.Template():
-                self._template = message
-            case to_engine.Erase():
-                self._accounts = self._accounts.without(message.tenant)
-
     def _at(self, when_ns: int, what: Moment) -> None:
         self._n_moments += 1
         heapq.heappush(self._moments, (when_ns, self._n_moments, what))
 
-    def _schedule_next(self, stream: _Stream, when_ns: int) -> None:
+    def _schedule_next(self, stream: Stream, when_ns: int) -> None:
         """A closed-loop client sends at `when_ns` or when its next request is due after that, an open-loop one when it has
         planned to. A malformed request never reaches an engine: it is passed over."""
-        if self._stopped or when_ns >= self._ends_ns:
+        if self.is_stopped or when_ns >= self._ends_ns:
             return
         for planned in stream.requests:
             at_s = planned.arrival_s if planned.arrival_s is not None else planned.due_s
@@ -315,14 +215,14 @@ class World:
             if at_ns >= self._ends_ns:
                 return
             if not planned.malformed:
-                self._at(at_ns + self._way_ns, _Arrival(stream, planned))
+                self._at(at_ns + self._way_ns, NextRequest(stream, planned))
                 return
             when_ns = at_ns + max(int(stream.client.arrival.think_s * 1e9), RETRY_PAUSE_NS)
 
-    def _submit(self, arrival: _Arrival, when_ns: int) -> to_engine.Submit:
+    def _submit(self, request: NextRequest, when_ns: int) -> to_engine.Submit:
         """The request, sent at `when_ns`, as the gateway would hand it on; an open-loop stream's next one is planned at once."""
         self._n_requests += 1
-        stream, planned, request_id = arrival.stream, arrival.planned, self._n_requests
+        stream, planned, request_id = request.stream, request.planned, self._n_requests
         client = stream.client
         prompt = self._prompt(stream, planned)
         tenant = f"{client.tenant}-{request_id}" if client.fresh_tenants else client.tenant
@@ -332,17 +232,16 @@ class World:
             self._schedule_next(stream, when_ns)
         if planned.cancel_after_ms is not None:
             self._at(when_ns + planned.cancel_after_ms * 1_000_000 + self._way_ns, request_id)
-        # Requests of the scenario use all their output, as the benchmark's do; those that a fault adds may end by themselves.
+        # Requests of the scenario use all their output, as the benchmark's do; others may end by themselves.
         ignore_eos = planned.arrival_s is not None or client.arrival.kind == "closed"
         sampling = to_engine.SamplingParams(temperature=client.temperature, seed=planned.seed, ignore_eos=ignore_eos)
-        submit = to_engine.Submit(
+        self._in_flight[request_id] = _Sent(stream, planned, record)
+        return to_engine.Submit(
             request_id, tenant, client.request_class, prompt, planned.n_output_tokens, sampling,
-            template=TEMPLATE if client.shared_prefix_tokens else "", queue_timeout_ms=self.faults.queue_timeout_ms(),
+            template=TEMPLATE if client.shared_prefix_tokens else "",
         )  # fmt: skip
-        self._in_flight[request_id] = _Sent(stream, planned, record, submit)
-        return submit
 
-    def _prompt(self, stream: _Stream, planned: PlannedRequest) -> list[int]:
+    def _prompt(self, stream: Stream, planned: PlannedRequest) -> list[int]:
         if not any(segment.is_answer for segment in planned.before):
             stream.answers.clear()
         tokens = segment_tokens(Segment(997, self._added.prompt))
@@ -363,8 +262,6 @@ class World:
 
     def _end(self, request_id: int, outcome: str, now_ns: int) -> None:
         sent = self._in_flight.pop(request_id)
-        self._held.pop(request_id, None)
-        self._stalled.pop(request_id, None)
         record = sent.record
         record.outcome, record.finished_ns = outcome, now_ns
         client = sent.stream.client
@@ -374,3 +271,8 @@ class World:
             failed = outcome not in ("length", "stop", "aborted")
             pause_ns = max(int(client.arrival.think_s * 1e9), RETRY_PAUSE_NS if failed else 0)
             self._schedule_next(sent.stream, now_ns + pause_ns)
+
+
+def segment_tokens(segment: Segment) -> list[int]:
+    """The tokens of a part of a prompt."""
+    return [segment.seed % 997 + k % 89 for k in range(segment.n_tokens)]

@@ -18,10 +18,10 @@ from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import PreemptionReason, Queued, Request, RequestClass
 from poise.scheduler.snapshot import Snapshot
-from poise.sim.mirror import Mirror, RealCells
-from poise.sim.shares import FairShares
 from poise.wire import messages as wire
 from poise.wire.changes import ChangeKind
+from tests.sim.checking.mirror import Mirror, RealCells
+from tests.sim.checking.shares import FairShares
 
 PROGRESS_STEPS = 50
 """Steps that may pass while nothing is computed that was not there before: cells are carried to and fro."""
@@ -99,17 +99,14 @@ class Checkers:
         for finish in message.finishes:
             self._ended(finish.request_id, finish.served_us)
 
-    def after_step(self) -> int:
-        """The engine has finished a turn of its loop; returns how many rows it computed."""
-        n_rows = 0
+    def after_step(self) -> None:
+        """The engine has finished a turn of its loop."""
         if self._last is not None:
             plan, result = self._last
             self._last = None
             self._advance(plan, result)
             self.shares.after_step(plan)
-            n_rows = sum(len(batch.chunks) for batch in plan.batches)
         self.mirror.compare(self._real)
-        return n_rows
 
     def compare_books(self, snapshot: Snapshot) -> None:
         """Assert that the scheduler's books are right, and clean when nothing is live."""

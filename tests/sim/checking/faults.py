@@ -11,13 +11,14 @@ from enum import StrEnum
 from poise.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment, rng_of
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
 from poise.scheduler.request import Control, Hold, RequestClass
+from poise.sim.world import TEMPLATE, segment_tokens
 from poise.wire import to_engine
 
 NS_PER_S = 1_000_000_000
 
 
 class Fault(StrEnum):
-    """The faults by name; the line below each one is what `poise sim --help` and docs/simulation.md say of it."""
+    """The faults by name; the line below each one is what docs/simulation.md says of it."""
 
     SLOW = "slow"
     """Some steps take 2 to 20 times as long."""
@@ -75,16 +76,9 @@ OPERATION_FAILURE_RATE = 1 / 40
 TIMEOUT_SHARE = 0.3
 CELLS_NOBODY_HAS = 10_000
 UNKNOWN_ID = 1 << 40
-TEMPLATE = "shared"
-"""The template that requests name whose prompts have a shared prefix."""
 
 _PROMPT, _OUTPUT = Length("lognormal", 1, 3000, 60.0, 1.2), Length("lognormal", 1, 400, 20.0, 1.0)
 BURST_CLIENT = Client("burst", "burst", "interactive", 1, Arrival("poisson"), _PROMPT, _OUTPUT)
-
-
-def segment_tokens(segment: Segment) -> list[int]:
-    """The tokens of a part of a prompt."""
-    return [segment.seed % 997 + k % 89 for k in range(segment.n_tokens)]
 
 
 def parse_faults(names: str) -> tuple[Fault, ...]:
