@@ -1,37 +1,15 @@
-"""The life of a record and what its readers do to its request: every cell of both tables, and that a record follows them."""
+"""The life of a record and what its readers do to its request: every row of the table, and that a record follows them."""
 
 from __future__ import annotations
 
-from itertools import product
-
 import pytest
 
-from poise.gateway.records.following import Event, Stage, Stop, consequence, stage_after
+from poise.gateway.records.following import Stage, Stop, consequence
 from poise.gateway.records.record import Follower, Origin, Record
 from poise.gateway.records.values import Heading
 from poise.gateway.request.refusals import internal_error
 from poise.scheduler.request import Hold, RequestClass
 from tests.gateway.fakes import NoWork, opened
-
-NEW, STARTED, OPEN, REFUSED, ENDED = Stage
-NEXT = {
-    NEW: {Event.START: STARTED},
-    STARTED: {Event.ACCEPT: OPEN, Event.FAIL: REFUSED, Event.STOP: ENDED},
-    OPEN: {Event.FINISH: ENDED, Event.FAIL: ENDED, Event.STOP: ENDED},
-    REFUSED: {Event.FAIL: REFUSED, Event.STOP: REFUSED},
-    ENDED: {Event.FAIL: ENDED, Event.STOP: ENDED},
-}
-
-
-@pytest.mark.parametrize(("stage", "event"), list(product(Stage, Event)))
-def test_every_stage_and_event(stage: Stage, event: Event) -> None:
-    """What is not in the table is a bug, and no ended record changes any more."""
-    after = NEXT[stage].get(event)
-    if after is None:
-        with pytest.raises(AssertionError, match=f"is {stage.value} cannot {event.value}"):
-            stage_after(stage, event)
-    else:
-        assert stage_after(stage, event) is after
 
 
 @pytest.mark.parametrize(
@@ -71,7 +49,7 @@ def test_nothing_is_stopped_before_it_starts_or_after_it_has_ended() -> None:
     follower = Follower(made)
     made.end()
     follower.leave()
-    assert (work.stops, work.holds, made.stage) == ([], [], ENDED)
+    assert (work.stops, work.holds, made.stage) == ([], [], Stage.ENDED)
 
 
 def test_a_request_follows_its_readers() -> None:
@@ -111,4 +89,22 @@ def test_a_record_is_refused_or_fails_and_ends_once() -> None:
         made.end(internal_error("err-1"))
         with pytest.raises(AssertionError):
             made.end()
-    assert (refused.stage, failed.stage) == (REFUSED, ENDED)
+    assert (refused.stage, failed.stage) == (Stage.REFUSED, Stage.ENDED)
+
+
+def test_a_record_is_started_and_opened_once_and_in_that_order() -> None:
+    """Anything else is a bug in who writes it."""
+    made = record()
+    assert made.stage is Stage.NEW
+    for too_early in (made.open, made.end):
+        with pytest.raises(AssertionError):
+            too_early()
+    made.start(NoWork())
+    assert made.stage is Stage.STARTED
+    with pytest.raises(AssertionError):
+        made.start(NoWork())
+    made.open()
+    assert made.stage is Stage.OPEN
+    for again in (made.open, lambda: made.start(NoWork())):
+        with pytest.raises(AssertionError):
+            again()

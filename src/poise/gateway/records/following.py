@@ -1,21 +1,12 @@
-"""How far a record has come, and what its request does while somebody reads it, or nobody: two tables, without a record.
+"""How far a record has come, and what its request does while somebody reads it, or nobody: a table, without a record.
 
-    stage      start     accept    finish    fail      stop
-    NEW        STARTED
-    STARTED              OPEN                REFUSED   ENDED
-    OPEN                           ENDED     ENDED     ENDED
-    REFUSED                                  REFUSED   REFUSED
-    ENDED                                    ENDED     ENDED
+readers    goes on without    the last one    the request
+some       yes, no                            is held as far as the one who is least behind
+none       yes                                runs
+none       no                 has left        is stopped: LEFT
+none       no                 was stuck       is stopped: READER_TIMEOUT"""
 
-Where nothing stands is a bug in who writes the record. What has ended stays as it is, whoever comes to end it again.
-
-    readers    goes on without    the last one    the request
-    some       yes, no                            is held as far as the one who is least behind
-    none       yes                                runs
-    none       no                 has left        is stopped: LEFT
-    none       no                 was stuck       is stopped: READER_TIMEOUT"""
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import Enum, StrEnum
 
 from poise.metrics.story import Outcome
@@ -37,18 +28,6 @@ class Stage(Enum):
     ENDED = "ended"
 
 
-class Event(Enum):
-    """What its stage changes with."""
-
-    START = "start"
-    ACCEPT = "accept"
-    FINISH = "finish"
-    """Every choice has ended by itself."""
-    FAIL = "fail"
-    STOP = "stop"
-    """Somebody has ended it; see Stop."""
-
-
 class Stop(StrEnum):
     """Why a request is ended before its answer is."""
 
@@ -58,28 +37,6 @@ class Stop(StrEnum):
     """Its last reader has left."""
     READER_TIMEOUT = Outcome.READER_TIMEOUT.value
     """Its last reader was behind for as long as it may be."""
-
-
-_NEXT: Mapping[tuple[Stage, Event], Stage] = {
-    (Stage.NEW, Event.START): Stage.STARTED,
-    (Stage.STARTED, Event.ACCEPT): Stage.OPEN,
-    (Stage.STARTED, Event.FAIL): Stage.REFUSED,
-    (Stage.STARTED, Event.STOP): Stage.ENDED,
-    (Stage.OPEN, Event.FINISH): Stage.ENDED,
-    (Stage.OPEN, Event.FAIL): Stage.ENDED,
-    (Stage.OPEN, Event.STOP): Stage.ENDED,
-    (Stage.REFUSED, Event.FAIL): Stage.REFUSED,
-    (Stage.REFUSED, Event.STOP): Stage.REFUSED,
-    (Stage.ENDED, Event.FAIL): Stage.ENDED,
-    (Stage.ENDED, Event.STOP): Stage.ENDED,
-}
-
-
-def stage_after(stage: Stage, event: Event) -> Stage:
-    """The next stage of a record."""
-    after = _NEXT.get((stage, event))
-    assert after is not None, f"a record that is {stage.value} cannot {event.value}"
-    return after
 
 
 def consequence(lags: Iterable[int], *, goes_on: bool, stuck: bool) -> Hold | Stop:

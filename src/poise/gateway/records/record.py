@@ -14,7 +14,7 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
 
 from poise.gateway.records.changes import RequestState
-from poise.gateway.records.following import Event, Stage, Stop, consequence, stage_after
+from poise.gateway.records.following import Stage, Stop, consequence
 from poise.gateway.records.moments import PREFILL, ChoiceRecord, End, Gathered, Moment, bytes_of, end_bytes, weight_of
 from poise.gateway.records.values import Answer, Heading, Logprob, Notes, Usage
 from poise.gateway.records.wakeup import Wakeup
@@ -88,7 +88,6 @@ class Record:
     """It goes on when nobody reads it."""
     notes: Notes | None = None
     """What the answer is to say about how it was made."""
-    stage: Stage = Stage.NEW
     choices: list[ChoiceRecord] = field(init=False)
     n_prompt: int = 0
     owners: array[int] = field(default_factory=lambda: array("B"))
@@ -147,6 +146,13 @@ class Record:
     def tokens_at(self, n_entries: int) -> int:
         """Output tokens up to a place."""
         return self.counts[n_entries - 1] if n_entries else 0
+
+    @property
+    def stage(self) -> Stage:
+        """How far it has come."""
+        if self.ended_s is None:
+            return Stage.OPEN if self.is_open else Stage.NEW if self.work is None else Stage.STARTED
+        return Stage.REFUSED if self.failure is not None and not self.is_open else Stage.ENDED
 
     @property
     def is_ended(self) -> bool:
@@ -254,19 +260,18 @@ class Record:
 
     def start(self, work: Work) -> None:
         """`work` is being done for it from now on."""
-        self.stage = stage_after(self.stage, Event.START)
+        assert self.stage is Stage.NEW, "it has started"
         self.work = work
 
     def open(self) -> None:
         """Every choice of it was taken."""
-        self.stage = stage_after(self.stage, Event.ACCEPT)
+        assert self.stage is Stage.STARTED, "it is not there to be taken"
         self.is_open = True
 
     def end(self, failure: ApiError | None = None) -> None:
         """Nothing more will come: it has failed, or was stopped (`stopped_by`), or every choice has ended. Once."""
         assert self.ended_s is None, "it has ended"
-        ended_by = Event.FAIL if failure is not None else Event.FINISH if self.stopped_by is None else Event.STOP
-        self.stage = stage_after(self.stage, ended_by)
+        assert self.is_open or failure is not None or self.stopped_by is not None, "it was not taken"
         self.ended_s = time.perf_counter()
         self.failure, self.place, self.work = failure and failure.afresh(), None, None
         if failure is not None:
