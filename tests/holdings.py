@@ -248,6 +248,11 @@ GROWING = (
         "keyed digests of grammars, and why some were refused",
         "64 of each of 128 tenants, 100 bytes to a few kB each",
     ),
+    Growing(
+        "gateway.models.egress.door:Egress",
+        "connections to other servers, and those that are being opened",
+        "`slots` of each backend, and one more",
+    ),
     Growing("gateway.models.names:ModelNames", "names of models", "the configuration's"),
     Growing("gateway.text.reading.templates:_Marks", "control tokens that are marks of answers", "the vocabulary's"),
     Growing("gateway.tenancy.keys:KeyRing", "hashes of keys", "the keys file's"),

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_MAX = 10_000
 BYTES_MAX = 1 << 30
-ORDINARY = ("request", "unknown_callers", "lost")
+ORDINARY = ("request", "egress", "egress_end", "unknown_callers", "lost")
 """Events that anybody can cause. All others, as what operators do, have room of their own on a full disk and in a full queue."""
 QUEUE_KEPT = 1_000
 """Places of the queue beyond the ones that ordinary entries may take."""
@@ -57,6 +57,8 @@ class _Entry(NamedTuple):
     time: datetime
     fields: Mapping[str, Any]
     content: Mapping[str, Any] | None
+    done: Future[None] | None = None
+    """Who waits for it to be with the system."""
 
 
 class _Erasure(NamedTuple):
@@ -118,9 +120,11 @@ class AuditLog:
         writer = self._writer
         return writer.n_bytes, self._bytes_max, writer.n_early, writer.jumped
 
-    def put(self, event: str, fields: Mapping[str, Any], content: Mapping[str, Any] | None = None) -> None:
+    def put(
+        self, event: str, fields: Mapping[str, Any], content: Mapping[str, Any] | None = None, done: Future[None] | None = None
+    ) -> None:
         """One entry. Never waits: with a full queue, or content for which there is no room in it, it is counted as lost."""
-        entry = _Entry(self._now(), {"event": event, **fields}, content)
+        entry = _Entry(self._now(), {"event": event, **fields}, content, done)
         n_bytes = _n_characters(content)
         with self._wake:
             room = self._queue_max + (0 if event in ORDINARY else QUEUE_KEPT)
@@ -129,10 +133,17 @@ class AuditLog:
                 self._n_lost += 1
                 if self.watch is not None:
                     self.watch.lost(1)
+                _tell(entry, is_written=False)
                 return
             self._queue.append(entry)
             self._content_bytes += n_bytes
             self._wake.notify()
+
+    def written(self, event: str, fields: Mapping[str, Any]) -> Future[None]:
+        """One entry, for somebody who goes on when it is with the system and not before. AuditError: it is not, and is lost."""
+        done: Future[None] = Future()
+        self.put(event, fields, done=done)
+        return done
 
     def erase_content(self, tenant: str) -> Future[int]:
         """Erase what the log holds of a tenant's prompts and answers; the result is the number of entries that lost theirs."""
@@ -209,7 +220,9 @@ class AuditLog:
 
     def _write(self, entry: _Entry) -> bool:
         is_kept = entry.fields["event"] not in ORDINARY
-        return self._guarded(lambda: self._writer.write(entry.time, entry.fields, entry.content, is_kept=is_kept))
+        is_written = self._guarded(lambda: self._writer.write(entry.time, entry.fields, entry.content, is_kept=is_kept))
+        _tell(entry, is_written=is_written)
+        return is_written
 
     def _erase(self, erasure: _Erasure) -> None:
         try:
@@ -229,6 +242,16 @@ class AuditLog:
             return False
         self._broken = False
         return True
+
+
+def _tell(entry: _Entry, *, is_written: bool) -> None:
+    """Whoever waits for an entry, unless they gave up."""
+    if entry.done is None or not entry.done.set_running_or_notify_cancel():
+        return
+    if is_written:
+        entry.done.set_result(None)
+    else:
+        entry.done.set_exception(AuditError("the audit log cannot be written"))
 
 
 def _why(error: Exception) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from poise.audit.chain import audit_key
-from poise.audit.log import AuditLog
+from poise.audit.log import AuditError, AuditLog
 from poise.config import Settings
 from poise.config.paths import audit_dir, keys_file
 from poise.gateway.records.record import CANCELLED, Record
@@ -30,6 +30,8 @@ _COUNTS = ("prompt_tokens", "output_tokens", "cached_tokens", "tool_calls", "ser
 NOTHING: Mapping[str, Any] = {"response": "", "queue_ms": None, "ttft_ms": None, **dict.fromkeys(_COUNTS, 0)}
 """The figures of a request that never began."""
 
+WRITTEN_S = 5.0
+"""How long an entry is waited for that has to be there first."""
 _WRITER = "audit-writer"
 
 
@@ -60,6 +62,16 @@ class Audit:
         """Write an entry about the server: start, stop, another level, other keys. No text of requests."""
         if self._log is not None:
             self._log.put(event, fields)
+
+    async def written(self, event: str, **fields: Any) -> None:
+        """The same, for what must not happen without its entry: returns when that is with the system. Raises AuditError."""
+        if self._log is None:
+            raise AuditError("there is no audit log; set audit.enabled = true")
+        try:
+            async with asyncio.timeout(WRITTEN_S):
+                await asyncio.wrap_future(self._log.written(event, fields))
+        except TimeoutError:
+            raise AuditError(f"the disk has not taken an entry of the audit log within {WRITTEN_S:g} s") from None
 
     def begin(self, request_id: str, endpoint: str) -> "RequestEntry":
         """The entry of an API request, which is written at its end. `endpoint` is its path."""
