@@ -70,7 +70,7 @@ WITH_A_REQUEST = {
     "gateway.text.context:Turns",
     "gateway.supervision.engine:RequestHandle",
     "gateway.models.local.generation:Generation",
-    "gateway.api.ignored:Ignored",
+    "gateway.api.fields:Ignored",
     "gateway.api.openai.writer:ChatWriter",
     "gateway.api.openai.writer:OpenAIWriter",
     "gateway.models.remote.openai:Events",

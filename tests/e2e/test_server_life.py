@@ -225,12 +225,12 @@ def test_no_process_of_a_server_leaves_core_dumps(poise_server: PoiseServer) -> 
 BROKEN_SERVER = """
 from poise.cli import main
 from poise.gateway.supervision.supervisor import Supervisor
-from poise.gateway.tasks import account
+from poise.gateway.tasks import tasks
 
 async def broken(self):
     raise KeyError("a bug in the supervisor")
 
-account.DELAY_FIRST_S = account.DELAY_MAX_S = 0.0
+tasks.DELAY_FIRST_S = tasks.DELAY_MAX_S = 0.0
 Supervisor._run_one = broken
 main()
 """

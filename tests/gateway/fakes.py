@@ -22,9 +22,8 @@ from poise.config import Settings
 from poise.gateway.app import Gateway, create_app
 from poise.gateway.records.following import Stop
 from poise.gateway.records.record import Record, Work
-from poise.gateway.supervision.blame import Death
+from poise.gateway.supervision.blame import Death, QuarantineReport
 from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUnavailable, RequestHandle, WholeEngine
-from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text.tokens import TextFigures, TextModel, TextSlot, TextWorkerRow, WorkerState
 from poise.metrics.text import TextMetrics

@@ -9,10 +9,9 @@ from itertools import count
 
 from msgspec import structs
 
-from poise.gateway.supervision.blame import Cause, Death
+from poise.gateway.supervision.blame import Cause, Death, QuarantineReport
 from poise.gateway.supervision.engine import EnginePhase, RequestHandle
 from poise.gateway.supervision.handover import Handover
-from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire

@@ -25,21 +25,18 @@ from starlette.types import Receive, Scope, Send
 from poise.config import Settings
 from poise.gateway.api.generation import Generation
 from poise.gateway.api.native.admin import Admin
-from poise.gateway.api.native.history import HistoryAnswer
 from poise.gateway.api.native.journal import JournalRoom
-from poise.gateway.api.native.requests import Requests
-from poise.gateway.api.native.status import Health
-from poise.gateway.api.native.templates import TemplatesAnswer
+from poise.gateway.api.native.requests import Requests, TemplatesAnswer
+from poise.gateway.api.native.status import Health, HistoryAnswer
 from poise.gateway.api.openai.dialects import spoken
 from poise.gateway.api.openai.models import Models
 from poise.gateway.api.openapi import document
 from poise.gateway.api.operation import Operation
 from poise.gateway.api.tokenizer import Tokenizer
 from poise.gateway.condition.degradation import Degradation
-from poise.gateway.condition.heap import TRIM_EVERY_S, give_back
 from poise.gateway.condition.history import History
-from poise.gateway.condition.host import free_bytes
 from poise.gateway.condition.lookout import Lookout
+from poise.gateway.condition.memory import TRIM_EVERY_S, free_bytes, give_back
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.addresses import AddressMiddleware
 from poise.gateway.http.failures import Failures

@@ -10,8 +10,8 @@ import pytest
 from poise.config import Settings
 from poise.gateway.api.native.admin import ControlResult, LiveRequestList, RequestView
 from poise.gateway.app import Gateway
+from poise.gateway.supervision.blame import QuarantineReport, utc
 from poise.gateway.supervision.engine import EnginePhase
-from poise.gateway.supervision.quarantine import QuarantineReport, utc
 from tests.gateway.fakes import OPERATOR, Exchange, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT = "/v1/chat/completions"

@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema_rs
 import pytest
 
+from poise.gateway.supervision.blame import QuarantineReport
 from poise.gateway.supervision.engine import EnginePhase
-from poise.gateway.supervision.quarantine import QuarantineReport
 from tests.gateway import described
 from tests.gateway.fakes import MODEL, OPERATOR, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body
 

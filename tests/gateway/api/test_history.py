@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from starlette.types import Message
 
-from poise.gateway.api.native.history import HistoryBody
+from poise.gateway.api.native.status import HistoryBody
 from poise.gateway.app import Gateway
 from poise.gateway.condition.history import SAMPLES_MAX, History
 from poise.gateway.supervision.engine import EnginePhase

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.config import Settings
-from poise.gateway.api.openai import reasoning
+from poise.gateway.api.openai import rendering
 from poise.gateway.api.openai.parser import RequestParser
 from poise.gateway.http.body import parse_object
 from poise.gateway.request.generate import Conversation, Generate
@@ -264,5 +264,5 @@ def test_every_ambiguous_name_is_known_to_one_list_only() -> None:
     fields = [field for _, field in itertools.chain(*[[(p, f) for f in p] for p in (PARSER._chat, PARSER._completion)])]
     effective = {name for field in fields for name in field.names}
     effective -= {"user", "service_tier", "stream_options", "model", "parallel_tool_calls"}
-    effective -= {name for field in reasoning.FIELDS for name in field.names}  # models that do not reason ignore these
+    effective -= {name for field in rendering.THINKING_FIELDS for name in field.names}  # models that do not reason ignore these
     assert not effective & set(FIELDS)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from poise.config import Settings
 from poise.gateway.http.addresses import normal
 from poise.gateway.http.connections.exchange import EXCHANGE
-from poise.gateway.http.connections.shares import STRANGERS
+from poise.gateway.http.connections.places import STRANGERS
 from poise.gateway.http.middleware import RequestMiddleware
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.gateway.http.connections.framing import CHUNKS_MAX, Chunked, Framing, Sized
-from poise.gateway.http.connections.heads import Head, parse
+from poise.gateway.http.connections.heads import CHUNKS_MAX, Chunked, Framing, Head, Sized, parse
 from poise.gateway.request.refusals import ApiError
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.gateway.http.connections.places import ADDRESS_FULL, FULL, Place, Places, is_always_answered
-from poise.gateway.http.connections.shares import STRANGERS, Shares
+from poise.gateway.http.connections.places import ADDRESS_FULL, FULL, STRANGERS, Place, Places, Shares, is_always_answered
 
 HOLDERS = ("", "a", "b", "c")
 

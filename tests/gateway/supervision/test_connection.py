@@ -7,7 +7,7 @@ import socket
 
 import uvloop
 
-from poise.gateway.supervision.connection import FrameConnection
+from poise.gateway.supervision.launch import FrameConnection
 from poise.wire import messages as wire
 
 

@@ -16,11 +16,10 @@ import pytest
 
 from poise.config import Settings
 from poise.config.settings import EngineSettings
-from poise.gateway.supervision.connection import FrameConnection
 from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineUnavailable
-from poise.gateway.supervision.launch import LaunchedEngine
+from poise.gateway.supervision.launch import FrameConnection, LaunchedEngine
+from poise.gateway.supervision.life import Watchdog
 from poise.gateway.supervision.supervisor import Supervisor
-from poise.gateway.supervision.watchdog import Watchdog
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poise.engine.blackbox import BoxReading, Phase
-from poise.gateway.supervision.watchdog import Watchdog, look_every_s
+from poise.gateway.supervision.life import Watchdog, look_every_s
 
 S = 1_000_000_000
 

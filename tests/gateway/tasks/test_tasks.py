@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 
 from poise.gateway.tasks import Tasks
-from poise.gateway.tasks.account import DELAY_MAX_S, FAILURES_MAX, TaskRow
+from poise.gateway.tasks.tasks import DELAY_MAX_S, FAILURES_MAX, TaskRow
 
 SOURCE = Path(__file__).parents[3] / "src" / "poise"
 
@@ -176,7 +176,7 @@ ALLOWED = {
     "engine/desk.py": "the thread that formats the journal, which survives each page and dies with its engine",
     "gateway/models/local/job.py": "the summary of one request, which ends with it and answers for its failure",
     "gateway/http/stream.py": "the work and the watch of one answer, both awaited by it",
-    "gateway/http/connections/acceptor.py": "the opening of one connection, within the time of a handshake",
+    "gateway/http/connections/server.py": "the opening of one connection, within the time of a handshake",
     "gateway/http/connections/hub.py": "the answer to one request, which uvicorn waits for when it stops",
 }
 

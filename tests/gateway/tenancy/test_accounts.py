@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poise.gateway.tenancy.accounts import ALIVE_MAX, LATELY_S, SHARED, Accounts
+from poise.gateway.tenancy.tenants import ALIVE_MAX, LATELY_S, SHARED, Accounts
 
 
 class Clock:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from poise.audit.log import AuditLog
 from poise.config import Settings
+from poise.gateway.supervision.blame import ERASED
 from poise.gateway.supervision.engine import EnginePhase, EngineUnavailable
-from poise.gateway.supervision.quarantine import ERASED
 from poise.gateway.tenancy.auditing import Audit
 from poise.wire import messages as wire
 from poise.wire import to_engine

@@ -16,9 +16,8 @@ from poise.gateway.request.tools import Tool, ToolMode, ToolUse
 from poise.gateway.text.answers import EntryKind
 from poise.gateway.text.call_grammar import grammar_of, needs_grammar, schema_of
 from poise.gateway.text.pieces import Detokeniser
-from poise.gateway.text.reading.choosing import choose
 from poise.gateway.text.reading.machine import ResponseParser
-from poise.gateway.text.reading.templates import Template
+from poise.gateway.text.reading.templates import Template, choose
 from tests.gateway.text.answers_by_family import FAMILIES
 
 SCHEMA: dict[str, Any] = {

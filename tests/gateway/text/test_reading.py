@@ -12,9 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poise.gateway.text.answers import EntryKind
-from poise.gateway.text.reading.choosing import choose
 from poise.gateway.text.reading.machine import ResponseParser
-from poise.gateway.text.reading.templates import Template, read_template
+from poise.gateway.text.reading.templates import Template, choose, read_template
 from tests.gateway.text.answers_by_family import FAMILIES, TOOLS
 
 WORDS = {EntryKind.TEXT: "say", EntryKind.REASONING: "think", EntryKind.CALL_NAME: "call", EntryKind.CALL_ARGUMENTS: "with"}

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from poise.gateway.text.reading.choosing import choose
 from poise.gateway.text.reading.machine import ResponseParser
+from poise.gateway.text.reading.templates import choose
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.differences import fields_of
 from tests.gateway.text.test_reading import read

@@ -1,17 +1,57 @@
 """Typed request parameters: one object each that reads a value, refuses a wrong one, and publishes its JSON schema.
 
 The same objects check requests and write the OpenAPI document, so the two cannot disagree. Types are JSON's own and strict:
-true is not a number and "5" is not 5. null is the same as leaving the parameter out, as OpenAI has it."""
+true is not a number and "5" is not 5. null is the same as leaving the parameter out, as OpenAI has it.
 
+Clients send many fields that change no answer: labels, hints for caches, marks of their own in messages. A server that refuses
+them is of no use to these clients; one that says nothing leaves the others in the dark. So they are taken, counted within bounds,
+and named to the caller."""
+
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from poise.gateway.api.ignored import STRICT, Ignored
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request import refusals
-from poise.gateway.request.refusals import invalid_type, invalid_value, shown, unsupported_parameter
+from poise.gateway.request.refusals import ApiError, invalid_type, invalid_value, shown, unsupported_parameter
+
+NAMES_MAX, TAKEN_MAX = 256, 32_768
+"""Different names, and fields in all, of one request: each one is looked at while every stream waits."""
+_CHARS_MAX = 100
+_INDEX = re.compile(r"\[[0-9]+\]")
+
+
+class Ignored:
+    """The fields of one request that have no effect. `strict`: there are to be none but those that ask for nothing."""
+
+    def __init__(self, *, strict: bool) -> None:
+        self.strict = strict
+        self._names: dict[str, None] = {}
+        self._n_taken = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths, each once: those of all entries of a list are one, as in `messages[].id`."""
+        return tuple(self._names)
+
+    def take(self, param: str) -> None:
+        """A field was found. Raises ApiError when there are too many."""
+        if self.strict:
+            return
+        self._names[_INDEX.sub("[]", param[:_CHARS_MAX])] = None
+        self._n_taken += 1
+        if len(self._names) > NAMES_MAX or self._n_taken > TAKEN_MAX:
+            message = (
+                f"The request has more fields without effect than are taken ({NAMES_MAX} names, {TAKEN_MAX} fields in all). "
+                "Send only what /openapi.json lists."
+            )
+            raise ApiError(400, "too_many_unknown", message)
+
+
+STRICT = Ignored(strict=True)
+
 
 T = TypeVar("T")
 D = TypeVar("D")

@@ -17,9 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from poise.config import Settings
-from poise.gateway.api.fields import Custom, Field, Flag, Text, Unsupported, check_names, object_schema, read_list
+from poise.gateway.api.fields import Custom, Field, Flag, Ignored, Text, Unsupported, check_names, object_schema, read_list
 from poise.gateway.api.generation import HttpSender
-from poise.gateway.api.ignored import Ignored
 from poise.gateway.api.openai import parameters as p
 from poise.gateway.api.openai import rendering, unsupported
 from poise.gateway.api.openai.writer import token_text

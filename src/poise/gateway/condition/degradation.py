@@ -11,8 +11,8 @@ from typing import Any
 from poise.config import Settings
 from poise.config.sources import merge
 from poise.gateway.condition import levels
-from poise.gateway.condition.host import free_bytes
 from poise.gateway.condition.levels import BACKGROUND, INTERACTIVE, Level, LevelInputs, Levels
+from poise.gateway.condition.memory import free_bytes
 from poise.gateway.request.refusals import draining, shed_background
 from poise.gateway.supervision.blame import Death
 from poise.gateway.supervision.engine import EnginePhase, EngineProcess

@@ -11,7 +11,7 @@ from itertools import islice
 import msgspec
 
 from poise.gateway.condition.degradation import Degradation
-from poise.gateway.condition.host import own_rss_bytes
+from poise.gateway.condition.memory import own_rss_bytes
 from poise.gateway.supervision.engine import EnginePhase, EngineView
 from poise.gateway.tasks.pulse import PERIOD_S
 from poise.metrics.gateway import GatewayMetrics

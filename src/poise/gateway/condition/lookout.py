@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from poise.gateway.condition.findings import NOTED_S, Finding, FindingRow, Findings, LiveFigures, Observation
-from poise.gateway.condition.host import own_rss_bytes
+from poise.gateway.condition.memory import own_rss_bytes
 from poise.gateway.records.kept import Records
 from poise.gateway.records.record import Record
 from poise.gateway.supervision.blame import Death

@@ -14,9 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.config import ServerSettings
 from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
-from poise.gateway.http.connections.places import is_always_answered, share_of
+from poise.gateway.http.connections.places import STRANGERS, Shares, is_always_answered, share_of
 from poise.gateway.http.connections.refusals import account_requests_full, requests_full
-from poise.gateway.http.connections.shares import STRANGERS, Shares
 from poise.gateway.http.credentials import REQUEST_ID, credentials_of
 from poise.gateway.http.replies import error_reply
 from poise.gateway.request.bugs import log_bug

@@ -6,18 +6,18 @@ held while all its readers are behind, and ends when the last one leaves (unless
 
 from __future__ import annotations
 
+import asyncio
 import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.following import Stage, Stop, consequence
 from poise.gateway.records.moments import PREFILL, ChoiceRecord, End, Gathered, Moment, bytes_of, end_bytes, weight_of
 from poise.gateway.records.values import Answer, Heading, Logprob, Notes, Usage
-from poise.gateway.records.wakeup import Wakeup
 from poise.gateway.records.writer import MakeWriter, Writer
 from poise.gateway.request.generate import PLAIN, AnswerOptions
 from poise.gateway.request.refusals import ApiError
@@ -26,6 +26,16 @@ from poise.gateway.text.answers import EntryKind
 from poise.metrics.story import Outcome
 from poise.scheduler.request import Hold, RequestClass
 from poise.wire.messages import Accepted, Prefill
+
+
+class Wakeup(asyncio.Event):
+    """Lets one waiter sleep until somebody has something for it. Who is woken looks for itself what it is."""
+
+    async def wait(self) -> Literal[True]:
+        """Returns at the next `set`. What was set before does not count."""
+        self.clear()
+        return await super().wait()
+
 
 _REASONING = EntryKind.REASONING
 QUEUED, RUNNING, ENDED = RequestState.QUEUED, RequestState.RUNNING, RequestState.ENDED

@@ -5,13 +5,24 @@
    died with that one alone.
 2. Whoever was in such a pass is a suspect: it is computed in passes of its own from then on, so that the next death names one.
 3. A suspect is acquitted by PROBATION_TOKENS new tokens, and everything that was held against it is forgotten.
-4. Who is found alone in a pass that killed an engine, and was in such a pass before, is quarantined.
+4. Who is found alone in a pass that killed an engine, and was in such a pass before, is quarantined: it is ended, and a report is
+   kept, which names whose request it was and how large, how the engines ended and when. Neither text nor token ids are in it.
 5. SIGKILL may be the kernel short of memory, or an operator: as soon as one of the deaths was by SIGKILL it takes three."""
 
+import logging
 import signal
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
+
+import msgspec
+from msgspec import structs
+
+log = logging.getLogger(__name__)
+
 
 PROBATION_TOKENS = 8
 DEATHS = 2
@@ -104,3 +115,53 @@ class Blame:
     def acquit(self, request_id: int) -> None:
         """Hold nothing against the request any more: it has proved harmless, or has ended."""
         self._held.pop(request_id, None)
+
+
+REPORTS_KEPT = 100
+ERASED = "(erased)"
+"""Stands where the name of an erased tenant was."""
+
+
+class QuarantineReport(msgspec.Struct, frozen=True, kw_only=True, rename={"request_class": "class"}):
+    """`request_id` is the X-Request-Id, `ended_by` how the last of the `deaths` came about. Times are UTC."""
+
+    request_id: str
+    request_class: str
+    engine_request: int
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    deaths: int
+    ended_by: str
+    accepted_at: str
+    quarantined_at: str
+
+
+class Quarantine:
+    """The newest reports."""
+
+    def __init__(self) -> None:
+        self._reports: deque[QuarantineReport] = deque(maxlen=REPORTS_KEPT)
+
+    def add(self, report: QuarantineReport) -> None:
+        self._reports.append(report)
+        log.error("quarantined: %s", msgspec.json.encode(report).decode())
+
+    def erase(self, tenant: str) -> int:
+        """Take a tenant's name out of every report; returns how many had it."""
+        n_named = 0
+        for i, report in enumerate(self._reports):
+            if report.tenant == tenant:
+                self._reports[i] = structs.replace(report, tenant=ERASED)
+                n_named += 1
+        return n_named
+
+    def all(self) -> list[QuarantineReport]:
+        """Oldest first."""
+        return list(self._reports)
+
+
+def utc(seconds: float | None = None) -> str:
+    """A moment of the wall clock (default: now), to the millisecond."""
+    moment = datetime.fromtimestamp(time.time() if seconds is None else seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

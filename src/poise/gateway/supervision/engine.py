@@ -10,8 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from poise.config import Settings
-from poise.gateway.supervision.blame import Death
-from poise.gateway.supervision.quarantine import QuarantineReport
+from poise.gateway.supervision.blame import Death, QuarantineReport
 from poise.metrics.engine import EngineReading
 from poise.metrics.story import Outcome
 from poise.scheduler.request import Control, RequestClass

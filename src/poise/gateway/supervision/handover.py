@@ -20,9 +20,8 @@ from dataclasses import replace as replaced
 
 from msgspec.structs import replace
 
-from poise.gateway.supervision.blame import PROBATION_TOKENS, Blame, Death
+from poise.gateway.supervision.blame import ERASED, PROBATION_TOKENS, Blame, Death, Quarantine, QuarantineReport, utc
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, RequestHandle
-from poise.gateway.supervision.quarantine import ERASED, Quarantine, QuarantineReport, utc
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control, FinishReason, Hold, RequestClass
 from poise.wire import messages as wire

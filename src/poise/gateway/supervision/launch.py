@@ -2,7 +2,8 @@
 
 Whatever can be lacking at a moment (files, memory, processes) is an OSError of `launch`, and not the end of anything. A black box
 is made once and serves all engines, one after the other. Spare descriptors are kept for the next start: an engine is to be
-started again also while clients hold every file that the process may have."""
+started again also while clients hold every file that the process may have. Messages of the socket are handed on as they come,
+with no stream or task between."""
 
 import asyncio
 import contextlib
@@ -11,11 +12,53 @@ import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
 from poise.engine.blackbox import BlackBox
 from poise.engine.leash import child_environment
-from poise.gateway.supervision.connection import FrameConnection
 from poise.wire import messages as wire
+from poise.wire.framing import FrameDecoder
+
+T = TypeVar("T")
+
+
+class FrameConnection(asyncio.Protocol, Generic[T]):
+    """Takes frames of `kind`, each of which `receive` is called with."""
+
+    def __init__(self, kind: Any, receive: Callable[[T], None], lost: asyncio.Future[None]) -> None:
+        self.lost = lost
+        """Done at the end of the connection, with what broke it."""
+        self._receive = receive
+        self._frames: FrameDecoder[T] = FrameDecoder(kind)
+        self._transport: asyncio.Transport | None = None
+
+    def write(self, data: bytes) -> None:
+        """Send a message. Does nothing once the connection is lost: the next engine is sent every live request anyway."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._frames.feed(data):
+                self._receive(message)
+        except Exception as error:
+            self.connection_lost(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.lost.done():
+            return
+        if exc is None:
+            self.lost.set_result(None)
+        else:
+            self.lost.set_exception(exc)
+
 
 N_SPARE = 8
 """A start takes five: two ends of a socket, two of the pipe that tells whether the program was found, one to be safe."""

@@ -1,6 +1,6 @@
 """Owns the engine process: starts it, speaks to it, notices its death at once, and starts it again with back-off.
 
-A dead engine is seen as the end of its socket, one that hangs by its black box (`poise.gateway.supervision.watchdog`). Its
+A dead engine is seen as the end of its socket, one that hangs by its black box (`poise.gateway.supervision.life`). Its
 live requests wait for the next engine (`poise.gateway.supervision.handover`); requests that come while there is none are
 answered with EngineUnavailable."""
 
@@ -20,10 +20,9 @@ from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineState, RequestHandle
 from poise.gateway.supervision.handover import Handover
 from poise.gateway.supervision.launch import LaunchedEngine, Launcher
-from poise.gateway.supervision.life import Backoff, Life, restart_after
+from poise.gateway.supervision.life import Backoff, Life, Watchdog, look_every_s, restart_after
 from poise.gateway.supervision.model_file import LOOK_EVERY_S, ModelFile, pause
 from poise.gateway.supervision.questions import Questions, unavailable
-from poise.gateway.supervision.watchdog import Watchdog, look_every_s
 from poise.gateway.tasks import Tasks
 from poise.metrics.recovery import RecoveryMetrics
 from poise.scheduler.request import Control

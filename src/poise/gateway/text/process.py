@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 import psutil
 
 from poise.engine.leash import child_environment
-from poise.gateway.supervision.connection import FrameConnection
-from poise.gateway.supervision.launch import ended
+from poise.gateway.supervision.launch import FrameConnection, ended
 from poise.wire import text as wire
 from poise.wire.framing import encode_frame
 

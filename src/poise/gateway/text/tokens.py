@@ -18,9 +18,8 @@ import msgspec
 from poise.gateway.request.refusals import ApiError, internal_error, new_error_id
 from poise.gateway.text.answers import AnswerParser, PlainAnswer
 from poise.gateway.text.pieces import Pieces
-from poise.gateway.text.reading.choosing import choose
 from poise.gateway.text.reading.machine import ResponseParser
-from poise.gateway.text.reading.templates import read_template
+from poise.gateway.text.reading.templates import choose, read_template
 from poise.metrics.text import TextMetrics
 from poise.wire import text as wire
 from poise.wire.to_engine import Thinking

@@ -11,9 +11,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from poise.gateway.api.native.explanations import Explanation, explanation_of
 from poise.gateway.api.native.journal import JournalRoom
-from poise.gateway.api.native.views import RequestMoment, choice_view_of, timeline_of, view_of
+from poise.gateway.api.native.views import Explanation, RequestMoment, choice_view_of, explanation_of, timeline_of, view_of
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.body import read_json
@@ -27,8 +26,8 @@ from poise.gateway.records.moments import ChoiceState
 from poise.gateway.records.record import ENDED, QUEUED, Record
 from poise.gateway.records.values import one_of
 from poise.gateway.request.refusals import ApiError, invalid_value, kept_request_not_found, not_possible, request_not_found
+from poise.gateway.supervision.blame import QuarantineReport
 from poise.gateway.supervision.engine import EngineProcess, EngineUnavailable
-from poise.gateway.supervision.quarantine import QuarantineReport
 from poise.gateway.tenancy.auditing import Audit
 from poise.gateway.tenancy.erasure import Erasure
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators

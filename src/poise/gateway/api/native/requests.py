@@ -1,4 +1,5 @@
-"""What a caller does with requests of its own after sending them: look, cancel, take up their stream again, erase."""
+"""What a caller does with requests of its own after sending them: look, cancel, take up their stream again, erase. And which
+templates it may use for the next one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,14 +12,14 @@ from starlette.responses import Response
 
 from poise.config import Settings
 from poise.config.classes import class_settings
-from poise.gateway.api.native.explanations import Explanation, explanation_of
-from poise.gateway.api.native.views import RequestMoment, choice_view_of, timeline_of, view_of
+from poise.gateway.api.native.views import Explanation, RequestMoment, choice_view_of, explanation_of, timeline_of, view_of
 from poise.gateway.api.openai.completion_types import EVENTS, FinishReason
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.credentials import credentials_of
 from poise.gateway.http.stream import EventStream
+from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.following import Stop
 from poise.gateway.records.kept import Records
 from poise.gateway.records.moments import ChoiceState
@@ -180,3 +181,32 @@ async def _report(record: Record, *, text_shown: bool) -> RequestReport:
         for choice, text in zip(record.choices, texts, strict=True)
     ]
     return RequestReport(**_summary(record), timeline=timeline_of(record), choices=choices)
+
+
+class TemplateCard(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    object: Literal["template"] = "template"
+    tokens: int | None
+    kept: bool
+
+
+class TemplateList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[TemplateCard]
+
+
+class TemplatesAnswer:
+    """Answers /v1/templates."""
+
+    def __init__(self, templates: Templates, tenants: Tenants) -> None:
+        self._templates = templates
+        self._tenants = tenants
+
+    def operations(self) -> list[Operation]:
+        summary = "List the templates that the caller may use"
+        return [Operation("GET", "/v1/templates", self.templates, summary, [401, 503], headers={})]
+
+    async def templates(self, request: Request) -> TemplateList:
+        """Those that the caller may use."""
+        known = self._templates.of_tenant(self._tenants.identify(credentials_of(request)).tenant).items()
+        return TemplateList(data=[TemplateCard(name=name, tokens=n, kept=kept) for name, (n, kept) in known])

@@ -1,13 +1,15 @@
-"""What every view of a request has, an operator's and its own caller's: who and what it is, its class, its state, its age, and
-what happened to it."""
+"""What every view of a request has, an operator's and its own caller's: who and what it is, its class, its state, its age, what
+happened to it, and why it took as long as it did."""
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from poise.gateway.api.openai.completion_types import finish_reason
+from poise.gateway.explain.facts import ExplanationFigures, Facts
+from poise.gateway.explain.words import sentences_of, verdict_of
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.moments import ChoiceRecord
 from poise.gateway.records.record import Record
@@ -73,3 +75,23 @@ def timeline_of(record: Record) -> list[RequestMoment]:
         )
         for moment in record.timeline
     ]
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    object: Literal["explanation"] = "explanation"
+    verdict: str | None
+    sentences: list[str]
+    figures: ExplanationFigures
+    timeline: list[RequestMoment]
+
+
+def explanation_of(facts: Facts) -> Explanation:
+    """The answer."""
+    return Explanation(
+        id=facts.record.response_id,
+        verdict=verdict_of(facts),
+        sentences=sentences_of(facts),
+        figures=facts.figures,
+        timeline=timeline_of(facts.record),
+    )

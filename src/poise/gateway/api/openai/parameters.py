@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poise.gateway.api import fields
-from poise.gateway.api.fields import INT64_MIN, Custom, Field, Flag, Integer, Real, Schema, Text
-from poise.gateway.api.ignored import STRICT, Ignored
+from poise.gateway.api.fields import INT64_MIN, STRICT, Custom, Field, Flag, Ignored, Integer, Real, Schema, Text
 from poise.gateway.api.openai import unsupported
 from poise.gateway.api.openai.rendering import PREFIX
 from poise.gateway.api.openai.tools import CALLED, CALLS, read_calls

@@ -11,10 +11,9 @@ import msgspec
 
 from poise.config import Settings
 from poise.config.classes import class_settings, default_output
-from poise.gateway.api.fields import Field, Integer, Schema, check_names, object_schema
-from poise.gateway.api.ignored import Ignored
+from poise.gateway.api.fields import Field, Ignored, Integer, Schema, check_names, object_schema
 from poise.gateway.api.openai import parameters as p
-from poise.gateway.api.openai import reasoning, rendering, structured, tools, unsupported
+from poise.gateway.api.openai import rendering, structured, tools, unsupported
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request.generate import PLAIN, AnswerOptions, Conversation, Generate, Prompt
 from poise.gateway.request.refusals import invalid_value, missing_parameter
@@ -31,7 +30,7 @@ class RequestParser:
         self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
         shared = (p.MODEL, *p.SHARED, self._n, *structured.FIELDS)
         chat = (p.MESSAGES, p.LOGPROBS, p.TOP_LOGPROBS, p.CONTEXT_POLICY, p.TEMPLATE)
-        self._chat: tuple[Field[Any], ...] = (*shared, *chat, *rendering.FIELDS, *reasoning.FIELDS, *tools.FIELDS)
+        self._chat: tuple[Field[Any], ...] = (*shared, *chat, *rendering.FIELDS, *rendering.THINKING_FIELDS, *tools.FIELDS)
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF, p.ECHO, p.SUFFIX)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
         self._elsewhere_text = {"top_logprobs": "Use 'logprobs' with a count here."} | {
@@ -59,7 +58,7 @@ class RequestParser:
             context_policy=p.CONTEXT_POLICY.get(values, "reject"),
             template=p.TEMPLATE.get(values, ""),
             rendering=msgspec.structs.replace(rendering.read_rendering(values, messages), tools=shown_tools),
-            thinking=reasoning.read_thinking(values),
+            thinking=rendering.read_thinking(values),
         )
         request = self._request(values, conversation, n_logprobs, ignored)
         return replace(request, tools=use, answer=replace(request.answer, legacy_calls=is_older))

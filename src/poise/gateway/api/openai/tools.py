@@ -10,8 +10,7 @@ from typing import Any
 
 import msgspec
 
-from poise.gateway.api.fields import Custom, Field, Flag, Schema, Text, read_list, read_object
-from poise.gateway.api.ignored import STRICT, Ignored
+from poise.gateway.api.fields import STRICT, Custom, Field, Flag, Ignored, Schema, Text, read_list, read_object
 from poise.gateway.api.openai.rendering import is_flat
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request.refusals import ApiError, invalid_value, missing_parameter, shown, unsupported_parameter

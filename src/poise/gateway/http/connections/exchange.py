@@ -10,9 +10,8 @@ from typing import Protocol
 from starlette.types import ASGIApp, Message, Scope
 
 from poise.gateway.http.connections.heads import Head, Headers
-from poise.gateway.http.connections.places import Place, Places
+from poise.gateway.http.connections.places import STRANGERS, Place, Places
 from poise.gateway.http.connections.refusals import account_full, bodies_full
-from poise.gateway.http.connections.shares import STRANGERS
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.refusals import ApiError, internal_error, new_error_id
 

@@ -17,7 +17,7 @@ from starlette.types import Scope
 from poise.gateway.http.backpressure import TRANSPORT
 from poise.gateway.http.connections import heads
 from poise.gateway.http.connections.exchange import BODY_AHEAD_BYTES, EXCHANGE, Exchange
-from poise.gateway.http.connections.framing import Framing, framing_of
+from poise.gateway.http.connections.heads import Framing, framing_of
 from poise.gateway.http.connections.hub import Hub
 from poise.gateway.http.connections.outgoing import Outgoing
 from poise.gateway.http.connections.peers import PEER, Peer

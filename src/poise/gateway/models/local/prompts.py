@@ -14,8 +14,7 @@ import msgspec
 from poise.config import ClassSettings, Settings
 from poise.config.classes import class_settings, default_output
 from poise.gateway.models.local import summary as summaries
-from poise.gateway.models.local.calls import structure_of
-from poise.gateway.models.local.grammars import Grammars
+from poise.gateway.models.local.grammars import Grammars, structure_of
 from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.record import Origin
 from poise.gateway.records.values import ContextNote, Notes, Usage

@@ -1,4 +1,4 @@
-"""Response templates: how a model writes reasoning and calls of functions, as data.
+"""Response templates: how a model writes reasoning and calls of functions, as data; and which one a model's answers are read by.
 
 Version 1 of the form that Hugging Face's `response_template` has, as far as it can be followed in linear time: a field has `open`
 and `close` (texts; several are alternatives) or `open_pattern` and `close_pattern`, and says what its `content` is. Of regular
@@ -7,12 +7,16 @@ characters. Further keys are ours: `bare` (a call may stand where the answer beg
 `parameter` (what is before a key, behind it, before its value and behind that) or `quote`.
 
 A mark that is a control token of the model has no text. It is given to a parser as one character that no text has, a lone
-surrogate, so that a text that spells it is none."""
+surrogate, so that a text that spells it is none.
+
+A model's own is chosen by marks in its chat template, by what that renders, or it is the generic one."""
 
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 NAME, ANYTHING, SPACE = "\ue000name\ue001", "\ue000anything\ue001", "\ue000space\ue001"
@@ -187,3 +191,27 @@ def _listed(source: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"'{name}' is {value!r}, but it has to be a text or a list of texts")
     return texts
+
+
+_FAMILIES = tomllib.loads(Path(__file__).with_name("families.toml").read_text("utf-8"))
+GENERIC = {"content": "generic", "bare": True}
+"""For models whose template knows no functions: `{"tool_calls": [...]}` or `{"content": "..."}`."""
+
+
+def choose(chat_template: str, rendered: Mapping[str, Any], control: Mapping[str, int], *, knows_tools: bool = True) -> Template:
+    """`rendered`: fields that the chat template's renderings show, where no family is known. `control`: see `read_template`.
+    `knows_tools`: the chat template tells the model of functions; else it is told of them in words of our own."""
+    fields: dict[str, Any] = {}
+    for name, families in _FAMILIES.items():
+        known = (family for family in families if all(text in chat_template for text in family["seen"]))
+        found = next(known, None) or rendered.get(name)
+        if found and (knows_tools or name != "tool_calls"):
+            fields[name] = found
+    fields.setdefault("tool_calls", GENERIC)
+    fields["content"] = {"open": fields["tool_calls"].get("around", [])}
+    try:
+        return read_template({"fields": fields}, control)
+    except ValueError:
+        if not rendered:
+            raise
+        return choose(chat_template, {}, control, knows_tools=knows_tools)  # what was rendered has marks that cannot be read by

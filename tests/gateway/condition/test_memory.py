@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from poise.gateway.condition import heap
-from poise.gateway.condition.heap import TRIM_EVERY_S, give_back
+from poise.gateway.condition import memory
+from poise.gateway.condition.memory import TRIM_EVERY_S, give_back
 from poise.gateway.tasks import Tasks
 from tests.gateway.fakes import WAIT_S, FakeEngine, make_app
 
@@ -54,7 +54,7 @@ async def test_the_gateway_does_it_every_few_seconds(monkeypatch: pytest.MonkeyP
             await asyncio.Event().wait()  # another task, whose time does not come here; or the end
         passed_s += seconds
 
-    monkeypatch.setattr(heap, "_malloc_trim", trim)
+    monkeypatch.setattr(memory, "_malloc_trim", trim)
     tasks = Tasks(clock=lambda: passed_s, sleep=sleep)
     app = make_app(FakeEngine(), tasks=tasks)
     async with app.running():
@@ -65,5 +65,5 @@ async def test_the_gateway_does_it_every_few_seconds(monkeypatch: pytest.MonkeyP
 
 def test_another_c_library_has_nothing_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is done, and nothing fails."""
-    monkeypatch.setattr(heap, "_malloc_trim", None)
+    monkeypatch.setattr(memory, "_malloc_trim", None)
     give_back()
