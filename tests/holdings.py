@@ -253,6 +253,7 @@ GROWING = (
         "connections to other servers, and those that are being opened",
         "`slots` of each backend, and one more",
     ),
+    Growing("gateway.models.remote.breaker:Breaker", "how requests to another server ended", "the last 20"),
     Growing("gateway.models.names:ModelNames", "names of models", "the configuration's"),
     Growing("gateway.text.reading.templates:_Marks", "control tokens that are marks of answers", "the vocabulary's"),
     Growing("gateway.tenancy.keys:KeyRing", "hashes of keys", "the keys file's"),

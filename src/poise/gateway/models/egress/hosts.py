@@ -123,6 +123,7 @@ def _tls(ca_file: str, where: str) -> ssl.SSLContext:
     """Always verified. With a file of its own, no other authority is trusted."""
     try:
         return ssl.create_default_context(cafile=str(Path(ca_file).expanduser()) if ca_file else None)
-    except (OSError, ssl.SSLError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it has no certificates (PEM)"
-        raise EgressSetupError(f"{where}: {ca_file} cannot be used: {why}") from None
+    except ssl.SSLError:
+        raise EgressSetupError(f"{where}: {ca_file} cannot be used: it has no certificates (PEM)") from None
+    except OSError as error:
+        raise EgressSetupError(f"{where}: {ca_file} cannot be used: {error.strerror}") from None
