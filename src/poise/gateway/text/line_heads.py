@@ -1,20 +1,25 @@
 """What kind of line begins here, decided as early as it is certain: the block level of the Markdown that models write.
 
-Each reader is a generator that is sent the characters of a line one by one, `""` where the text ends, and returns the `Line` as
-soon as no further character could change it. A head is mostly a character or two. A fence is certain at the end of its line,
-because "```a``` b" is a line of text; a table with the row of dashes below its first row."""
+A head is mostly a character or two. A fence is certain at the end of its line, because "```a``` b" is a line of text; a table
+with the row of dashes below its first row. While more has to come, there is no `Line`; what is decided no further character
+changes."""
 
-from collections.abc import Generator
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 LANGUAGE_MAX = 64
-_NUMBER_DIGITS_MAX = 9
+HEAD_MAX = 2048
+"""What is not certain by then is text: a line that stays undecided is read again with each of its pieces."""
 _TAB_COLUMNS = 4
 _INDENT_MAX = 3
 """A line of hashes that is indented further is no heading."""
-_BLANKS = (" ", "\t", "\r")
-_ENDS = ("\n", "")
+_BLANKS, _ENDS = (" ", "\t", "\r"), ("\n", "")
+_SPACE, _HASHES = re.compile(r"[^\S\n]*"), re.compile(r"#+")
+_FENCE = re.compile(r"(`{3,})([^`\n]*)|(~{3,})([^\n]*)|`+|~+")
+_TABLE = re.compile(r"[^\n]*(?:\n([|:\- \t\r]*))?")
+_BULLETS = re.compile(r"\+[ \t\r]*|[- \t\r]+|[* \t\r]+|[_ \t\r]+")
+_NUMBER, _NUMBER_BEGUN = re.compile(r"([0-9]{1,9})[.)][ \t\r]"), re.compile(r"[0-9]{1,9}[.)]?")
 
 
 class LineKind(Enum):
@@ -47,127 +52,70 @@ class Line:
     language: str = ""
 
 
-Reader = Generator[None, str, Line]
-
-
-def read_head(*, in_table: bool) -> Reader:
-    """The head of a line outside of code."""
-    indent, start, char = yield from _indentation()
-    text = Line(LineKind.TEXT, indent, start)
+def read_head(text: str, *, in_table: bool, is_all: bool) -> Line | None:
+    """The head of the line that a text begins with, outside of code; None: more of it has to come. `is_all`: nothing will.
+    `text`: at most HEAD_MAX characters."""
+    plain, unsure, is_all = _begun(text, is_all)
+    begin = plain.start
+    char = text[begin : begin + 1]
+    if not (char or is_all):
+        return unsure
+    if char in _ENDS:
+        return replace(plain, kind=LineKind.BLANK, n_head=begin + len(char))
+    if char == ">" or (char == "|" and in_table):
+        return replace(plain, kind=LineKind.QUOTE if char == ">" else LineKind.ROW, n_head=begin + 1)
+    if "0" <= char <= "9":
+        if (found := _NUMBER.match(text, begin)) is not None:
+            return replace(plain, kind=LineKind.ITEM, n_head=found.end(), ordered=True, number=int(found[1]))
+        return unsure if _NUMBER_BEGUN.fullmatch(text, begin) and not is_all else plain
+    patterns = {"#": _HASHES, "`": _FENCE, "~": _FENCE, "|": _TABLE, "-": _BULLETS, "*": _BULLETS, "+": _BULLETS, "_": _BULLETS}
+    if char not in patterns or (char == "#" and plain.indent > _INDENT_MAX):
+        return plain
+    found = patterns[char].match(text, begin)
+    assert found is not None, "each pattern matches its first character"
+    if found.end() == len(text) and not is_all:
+        return unsure
+    behind = text[found.end() : found.end() + 1]
+    marked = replace(plain, n_head=found.end() + len(behind))
     match char:
-        case "\n" | "":
-            return Line(LineKind.BLANK, indent, start, start + len(char))
-        case "#" if indent <= _INDENT_MAX:
-            return (yield from _heading(text))
+        case "#":
+            level = len(found[0])
+            is_heading = level <= 6 and behind in _BLANKS
+            return replace(plain, kind=LineKind.HEADING, n_head=found.end(), level=level) if is_heading else plain
         case "`" | "~":
-            return (yield from _fence(text, char))
-        case ">":
-            return Line(LineKind.QUOTE, indent, start, start + 1)
-        case "|" if in_table:
-            return Line(LineKind.ROW, indent, start, start + 1)
+            fence, info = found[1] or found[3], found[2] or found[4] or ""
+            language = info.strip().partition(" ")[0][:LANGUAGE_MAX]
+            is_fence = fence and behind in _ENDS
+            return replace(marked, kind=LineKind.FENCE, fence=fence, language=language) if is_fence else plain
         case "|":
-            return (yield from _table(text))
-        case "-" | "*" | "+" | "_":
-            return (yield from _bullet(text, char))
-        case _ if "0" <= char <= "9":
-            return (yield from _number(text, char))
-    return text
+            is_table = behind in _ENDS and {"|", "-"} <= set(found[1] or "")
+            return replace(marked, kind=LineKind.TABLE) if is_table else plain
+    # A bullet, or a rule: three marks and nothing else, so "- - " may still become one.
+    if behind in _ENDS and char != "+" and found[0].count(char) >= 3:
+        return replace(marked, kind=LineKind.RULE)
+    is_item = char != "_" and text[begin + 1 : begin + 2] in _BLANKS
+    return replace(plain, kind=LineKind.ITEM, n_head=begin + 2) if is_item else plain
 
 
-def read_code_head(fence: str) -> Reader:
-    """The head of a line in a code block: the fence that closes it, or text, which is code."""
-    indent, start, char = yield from _indentation()
-    count = 0
-    while char == fence[0]:
-        count += 1
-        char = yield
-    n = start + count
-    while char in _BLANKS:
-        n += 1
-        char = yield
-    if char in _ENDS and count >= len(fence):
-        return Line(LineKind.FENCE, indent, start, n + len(char))
-    return Line(LineKind.TEXT, indent, start)
+def read_code_head(text: str, fence: str, *, is_all: bool) -> Line | None:
+    """The same in a code block: the fence that closes it, or text, which is code."""
+    plain, unsure, is_all = _begun(text, is_all)
+    marks = re.compile(rf"(\{fence[0]}*)[ \t\r]*").match(text, plain.start)
+    assert marks is not None, "it matches nothing as well"
+    if marks.end() == len(text) and not is_all:
+        return unsure
+    behind = text[marks.end() : marks.end() + 1]
+    if behind in _ENDS and len(marks[1]) >= len(fence):
+        return replace(plain, kind=LineKind.FENCE, n_head=marks.end() + len(behind))
+    return plain
 
 
-def _indentation() -> Generator[None, str, tuple[int, int, str]]:
-    """Columns and characters of white space, and the character behind them."""
-    indent = start = 0
-    while (char := (yield)).isspace() and char != "\n":
-        start += 1
-        indent += _TAB_COLUMNS - indent % _TAB_COLUMNS if char == "\t" else 1
-    return indent, start, char
-
-
-def _heading(text: Line) -> Reader:
-    level = 1
-    while (char := (yield)) == "#":
-        level += 1
-    if level > 6 or char not in _BLANKS:
-        return text
-    return Line(LineKind.HEADING, text.indent, text.start, text.start + level, level=level)
-
-
-def _fence(text: Line, mark: str) -> Reader:
-    count = 1
-    while (char := (yield)) == mark:
-        count += 1
-    if count < 3:
-        return text
-    info = []
-    while char not in _ENDS:
-        if char == mark == "`":
-            return text
-        info.append(char)
-        char = yield
-    n_head = text.start + count + len(info) + len(char)
-    language = "".join(info).strip().partition(" ")[0][:LANGUAGE_MAX]
-    return Line(LineKind.FENCE, text.indent, text.start, n_head, fence=mark * count, language=language)
-
-
-def _table(text: Line) -> Reader:
-    n_head = text.start + 1
-    while (char := (yield)) != "\n":
-        if char == "":
-            return text
-        n_head += 1
-    n_head += 1
-    seen = set()
-    while (char := (yield)) not in _ENDS:
-        if char not in "|:- \t\r":
-            return text
-        seen.add(char)
-        n_head += 1
-    if not {"|", "-"} <= seen:
-        return text
-    return Line(LineKind.TABLE, text.indent, text.start, n_head + len(char))
-
-
-def _bullet(text: Line, mark: str) -> Reader:
-    """An item, or a rule: three marks and nothing else, so "- - " may still become one."""
-    count = n = 1
-    char = yield
-    is_item = mark != "_" and char in _BLANKS
-    other = Line(LineKind.ITEM, text.indent, text.start, text.start + 2) if is_item else text
-    while char not in _ENDS:
-        if char == mark != "+":
-            count += 1
-        elif char not in _BLANKS:
-            return other
-        n += 1
-        char = yield
-    if count < 3:
-        return other
-    return Line(LineKind.RULE, text.indent, text.start, text.start + n + len(char))
-
-
-def _number(text: Line, first: str) -> Reader:
-    digits = first
-    while "0" <= (char := (yield)) <= "9":
-        digits += char
-        if len(digits) > _NUMBER_DIGITS_MAX:
-            return text
-    if char not in (".", ")") or (yield) not in _BLANKS:
-        return text
-    n_head = text.start + len(digits) + 2
-    return Line(LineKind.ITEM, text.indent, text.start, n_head, ordered=True, number=int(digits))
+def _begun(text: str, is_all: bool) -> tuple[Line, Line | None, bool]:
+    """The line as it is unless its head says something else, what is known of it while that is not certain, and whether the
+    text is all there is of it."""
+    space = _SPACE.match(text)
+    assert space is not None, "it matches nothing as well"
+    indent = len(space[0].replace("\r", " ").expandtabs(_TAB_COLUMNS))
+    plain = Line(LineKind.TEXT, indent, space.end())
+    is_long = len(text) == HEAD_MAX
+    return plain, plain if is_long else None, is_all and not is_long

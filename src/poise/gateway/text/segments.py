@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from poise.gateway.text.line_heads import Line, LineKind, Reader, read_code_head, read_head
+from poise.gateway.text.line_heads import HEAD_MAX, Line, LineKind, read_code_head, read_head
 from poise.gateway.text.sentences import Sentences
 
 HEADING, PARAGRAPH, SENTENCE = "heading", "paragraph", "sentence"
@@ -87,28 +87,24 @@ class Segmenter:
         """What has come and is not taken yet, from the offset `_base`."""
         self._base = 0
         self._at = 0
-        """How much of `_text` has been taken, and of the undecided head of a line, how much was read."""
-        self._read = 0
+        """How much of `_text` has been taken."""
         self._ink = 0
         """Offset behind the last character taken that is not white space."""
         self._open: list[_Block] = []
         self._sentences = Sentences()
         self._marks: list[Mark] = []
-        self._begin_head()
+        self._mode = _Mode.HEAD
 
     def push(self, text: str) -> list[Mark]:
         """The marks that have become certain with this text."""
         self._text += text
         self._run()
-        self._text, self._base = self._text[self._at :], self._base + self._at
-        self._read, self._at = self._read - self._at, 0
+        self._text, self._base, self._at = self._text[self._at :], self._base + self._at, 0
         return self._taken()
 
     def flush(self) -> list[Mark]:
         """The remaining marks: the text has ended, and with it everything that is open."""
-        while self._at < len(self._text):
-            self._send("")
-            self._run()
+        self._run(is_all=True)
         self._close_to(0)
         return self._taken()
 
@@ -116,13 +112,13 @@ class Segmenter:
         marks, self._marks = self._marks, []
         return marks
 
-    def _run(self) -> None:
+    def _run(self, *, is_all: bool = False) -> None:
         """Take as much as is certain."""
-        while self._read < len(self._text):
+        while self._at < len(self._text):
             match self._mode:
                 case _Mode.HEAD:
-                    self._read += 1
-                    self._send(self._text[self._read - 1])
+                    if not self._take_head(is_all=is_all):
+                        return
                 case _Mode.SENTENCES:
                     self._take_sentences()
                 case _Mode.QUOTE:
@@ -133,34 +129,30 @@ class Segmenter:
 
     # Taking text
 
-    def _begin_head(self) -> None:
-        top = self._open[-1] if self._open else None
-        is_code = top is not None and top.kind == CODE
-        self._head: Reader = read_code_head(top.fence) if top and is_code else read_head(in_table=self._is_in(TABLE))
-        next(self._head)
-        self._mode = _Mode.HEAD
-
-    def _send(self, char: str) -> None:
-        try:
-            self._head.send(char)
-        except StopIteration as decided:
-            line: Line = decided.value
-            at = self._base + self._at + line.start
-            if not self._is_in(CODE):
-                self._line(line, at)
-            elif line.kind is LineKind.FENCE:
-                self._take(line.n_head)
-                self._close_to(len(self._open) - 1)
-                self._begin_head()
-            else:
-                self._mode, self._read = _Mode.REST, self._at
+    def _take_head(self, *, is_all: bool) -> bool:
+        """Take the head of a line, if it is certain what it is."""
+        code, text = self._open[-1] if self._is_in(CODE) else None, self._text[self._at : self._at + HEAD_MAX]
+        if code is None:
+            line = read_head(text, in_table=self._is_in(TABLE), is_all=is_all)
+        else:
+            line = read_code_head(text, code.fence, is_all=is_all)
+        if line is None:
+            return False
+        if code is None:
+            self._line(line, self._base + self._at + line.start)
+        elif line.kind is LineKind.FENCE:
+            self._take(line.n_head)
+            self._close_to(len(self._open) - 1)
+        else:
+            self._mode = _Mode.REST
+        return True
 
     def _take(self, n: int) -> str:
         taken = self._text[self._at : self._at + n]
         n_inked = len(taken.rstrip())
         if n_inked:
             self._ink = self._base + self._at + n_inked
-        self._at = self._read = self._at + n
+        self._at += n
         return taken
 
     def _take_line(self) -> str:
@@ -190,7 +182,7 @@ class Segmenter:
     def _end_line(self) -> None:
         if self._is_in(HEADING):
             self._close_to(len(self._open) - 1)
-        self._begin_head()
+        self._mode = _Mode.HEAD
 
     # Lines
 
@@ -201,7 +193,7 @@ class Segmenter:
         if kind is LineKind.TEXT or is_text:
             # "... in\n1986. Then ..." is no list: only 1 begins one in the middle of a paragraph.
             self._text_line(line, at)
-            self._mode, self._read = _Mode.SENTENCES, self._at
+            self._mode = _Mode.SENTENCES
             return
         match kind:
             case LineKind.BLANK:  # ends what is a run of lines; items may go on behind it
@@ -231,7 +223,7 @@ class Segmenter:
             case LineKind.HEADING | LineKind.ROW:
                 self._mode = _Mode.REST
             case _:  # its end is part of the head
-                self._begin_head()
+                self._mode = _Mode.HEAD
 
     def _text_line(self, line: Line, at: int) -> None:
         if self._is_in(PARAGRAPH):
