@@ -89,6 +89,14 @@ FILES = (
         ("audit/writer.py", "audit/files.py"),
     ),
     File(
+        "state/spend.sqlite*",
+        "what was spent at other servers, by tenant: counts and amounts; `egress.ledger` moves it elsewhere",
+        "no",
+        "48 hours, 400 days and 24 months in which something was spent, the newest ones",
+        _OWNER,
+        ("gateway/models/money/books.py",),
+    ),
+    File(
         "state/engine-journal-*.jsonl",
         "the flight recorder of an engine that failed: tenants, counts and decisions",
         "no",
@@ -271,6 +279,16 @@ GROWING = (
         "metrics.lately:Lately",
         "what happened within a second, and times to first tokens of a minute",
         "65,536 gaps and 4,096 times to first tokens of each class, 110 bytes each",
+    ),
+    Growing(
+        "gateway.models.money.ledger:Ledger",
+        "what was spent in a window, by tenant and backend; reservations",
+        "24 windows of a kind, twice that for a while; one for each request at a backend",
+    ),
+    Growing(
+        "gateway.models.money.books:Books",
+        "what is to be written",
+        "one for each request at a backend that costs something; of others one for each tenant and backend",
     ),
     Growing("metrics.egress:EgressMetrics", "counts by backend", "the configuration's, by label and outcome"),
     Growing("metrics.tenants:TenantMetrics", "counts by tenant", "`metrics.tenants_max`, by class, outcome and error code"),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import platformdirs
 
+from poise.config.hybrid import EgressSettings
 from poise.config.serving import AuditSettings, AuthSettings
 
 
@@ -21,8 +22,13 @@ def audit_dir(audit: AuditSettings) -> Path:
     return Path(audit.path) if audit.path else state_dir() / "audit"
 
 
+def ledger_file(egress: EgressSettings) -> Path:
+    """What was spent at other servers."""
+    return Path(egress.ledger) if egress.ledger else state_dir() / "spend.sqlite"
+
+
 def state_dir() -> Path:
-    """Journals of engines that died, and the audit log. Not created here."""
+    """Journals of engines that died, the audit log, and what was spent. Not created here."""
     return Path(platformdirs.user_state_dir("poise", appauthor=False))
 
 
