@@ -16,11 +16,11 @@ from pathlib import Path
 from prometheus_client.core import Metric
 
 from poise.config import Settings
+from poise.metrics.early import TaskMetrics
 from poise.metrics.egress import BackendFigures, BudgetLeft
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.story import ChoiceStory, RequestStory
-from poise.metrics.tasks import TaskMetrics
 from poise.scenarios.parser import load_scenario
 from poise.sim.simulate import Options, simulate
 from poise.wire import messages as wire

@@ -23,7 +23,7 @@ from poise.gateway.dialect import Dialect
 from poise.gateway.records.reader import Reader, read_place
 from poise.gateway.records.record import Record
 from poise.gateway.request.refusals import ApiError
-from poise.metrics.streams import StreamMetrics
+from poise.metrics.clients import StreamMetrics
 from tests.contract.dialect_rows import BESIDE_THE_SCHEMA, REFUSALS, REQUESTS, SCRIPTS, Script
 from tests.gateway.fakes import FakeEngine, ask, make_app
 

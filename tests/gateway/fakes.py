@@ -26,7 +26,7 @@ from poise.gateway.supervision.blame import Death, QuarantineReport
 from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUnavailable, RequestHandle, WholeEngine
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.text.tokens import TextFigures, TextModel, TextSlot, TextWorkerRow, WorkerState
-from poise.metrics.text import TextMetrics
+from poise.metrics.early import TextMetrics
 from poise.scheduler.request import Control, Hold, RequestClass
 from poise.wire import text as text_wire
 from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals

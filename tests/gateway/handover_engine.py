@@ -12,7 +12,7 @@ from msgspec import structs
 from poise.gateway.supervision.blame import Cause, Death, QuarantineReport
 from poise.gateway.supervision.engine import EnginePhase, RequestHandle
 from poise.gateway.supervision.handover import Handover
-from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
 from poise.wire import to_engine

@@ -59,8 +59,8 @@ from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenancy.strangers import Strangers
 from poise.gateway.tenancy.tenants import Tenants
 from poise.gateway.text.tokens import TextModel, TextSlot
+from poise.metrics.early import RecoveryMetrics
 from poise.metrics.gateway import GatewayMetrics
-from poise.metrics.recovery import RecoveryMetrics
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from poise.wire.figures import Bottleneck, Distribution, StructureFigures
+from poise.metrics.shapes import fill
+from poise.wire.figures import Bottleneck, StructureFigures
 from poise.wire.status import Status
 
 _GAUGE, _COUNTER, _HISTOGRAM = GaugeMetricFamily, CounterMetricFamily, HistogramMetricFamily
@@ -113,7 +113,7 @@ class EngineCollector:
             family = kind(f"poise_{name}", text, labels=labels)
             for values, figure in _series(status, path):
                 if isinstance(family, HistogramMetricFamily):
-                    family.add_metric(values, _buckets(figure), figure.total)
+                    fill(family, values, figure)
                 else:
                     family.add_metric(values, self._least(name, values, figure) if kind is _COUNTER else figure)
             yield family
@@ -159,11 +159,6 @@ def _series(value: Any, path: str) -> Iterator[tuple[list[str], Any]]:
         yield from ((keys, figure / 1e6) for keys, figure in found) if name.endswith("_us") else found
     elif value is not None:
         yield [], value
-
-
-def _buckets(distribution: Distribution) -> list[tuple[str, float]]:
-    names = [*map(str, distribution.bounds), "+Inf"]
-    return list(zip(names, accumulate(distribution.counts), strict=True))
 
 
 def _structure(figures: StructureFigures) -> Iterator[Metric]:

@@ -11,19 +11,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 
 from poise.metrics.audit import AuditMetrics
-from poise.metrics.connections import ConnectionMetrics
+from poise.metrics.clients import GAPS_S, ConnectionMetrics, IgnoredFields, StreamMetrics
+from poise.metrics.early import RecoveryMetrics, TaskMetrics, TextMetrics
 from poise.metrics.egress import EgressMetrics
 from poise.metrics.engine import EngineCollector, EngineReading
-from poise.metrics.ignored import IgnoredFields
 from poise.metrics.lately import Lately
-from poise.metrics.recovery import RecoveryMetrics
-from poise.metrics.shapes import counted, read
+from poise.metrics.shapes import ClassCounter, ClassHistogram, counted, read
 from poise.metrics.story import WHOLE, Outcome, RequestStory
-from poise.metrics.streams import GAPS_S, StreamMetrics
-from poise.metrics.tally import ClassCounter, ClassHistogram
-from poise.metrics.tasks import TaskMetrics
 from poise.metrics.tenants import TenantMetrics
-from poise.metrics.text import TextMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire.changes import ChangeKind
 

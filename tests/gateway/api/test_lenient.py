@@ -17,7 +17,7 @@ from poise.gateway.http.body import parse_object
 from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.request.headers import list_ignored
 from poise.gateway.request.refusals import ApiError
-from poise.metrics.ignored import FIELDS
+from poise.metrics.clients import FIELDS
 from tests.gateway.fakes import FakeEngine, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"

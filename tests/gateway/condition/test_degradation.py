@@ -13,7 +13,7 @@ from poise.config.settings import EngineSettings
 from poise.gateway.condition.degradation import Degradation, fallback
 from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import EnginePhase
-from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.request import RequestClass
 from tests.gateway.fakes import FakeEngine, ask, chat_body, make_app, says
 

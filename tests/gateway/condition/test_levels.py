@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from poise.config import LevelsSettings
 from poise.gateway.condition.levels import MIB, Level, LevelInputs, Levels, background_limit, crowding
-from poise.metrics.recovery import LEVELS
+from poise.metrics.early import LEVELS
 
 QUEUES = {"interactive": 64, "background": 100}
 SETTINGS = LevelsSettings(memory_low_mb=200, rss_max_mb=1000, calm_s=10.0, crashes_max=3, crash_window_s=60, recover_s=100)

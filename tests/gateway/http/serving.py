@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from poise.config import Settings
 from poise.gateway.http.connections.server import HttpServer
-from poise.metrics.connections import ConnectionMetrics
+from poise.metrics.clients import ConnectionMetrics
 from tests.gateway.fakes import WAIT_S
 
 

@@ -17,7 +17,7 @@ from poise.config.serving import ReaderSettings
 from poise.gateway.app import Gateway
 from poise.gateway.http import backpressure
 from poise.gateway.http.backpressure import Outlet, ReaderStuck, until_room
-from poise.metrics.streams import StreamMetrics
+from poise.metrics.clients import StreamMetrics
 from tests.gateway.fakes import WAIT_S, FakeEngine, Submission, ask, chat_body, frames, make_app
 from tests.gateway.http.serving import served
 

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from poise.config import Settings
-from poise.metrics.connections import ConnectionMetrics
+from poise.metrics.clients import ConnectionMetrics
 from tests.gateway.fakes import WAIT_S
 from tests.gateway.http.apps import BIG_BYTES, App
 from tests.gateway.http.serving import served

@@ -19,9 +19,9 @@ from poise.gateway.records.reader import Place, Reader, read_place
 from poise.gateway.records.record import Origin, Record
 from poise.gateway.records.values import ContextNote, Heading, Notes
 from poise.gateway.request.refusals import ApiError
+from poise.metrics.clients import StreamMetrics
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
-from poise.metrics.streams import StreamMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire.to_engine import SamplingParams
 from tests.gateway.fakes import FakeEngine, frames, text_model

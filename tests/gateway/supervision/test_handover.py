@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED
 from poise.gateway.supervision.handover import Handover
-from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status

@@ -29,7 +29,7 @@ from poise.gateway.request.refusals import invalid_value
 from poise.gateway.tasks.slices import in_turns
 from poise.gateway.tenancy.auditing import Audit
 from poise.gateway.tenancy.caller import Credentials
-from poise.metrics.streams import StreamMetrics
+from poise.metrics.clients import StreamMetrics
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from poise.gateway.request.refusals import draining, shed_background
 from poise.gateway.supervision.blame import Death
 from poise.gateway.supervision.engine import EnginePhase, EngineProcess
 from poise.llama.files.cgroups import usable_threads
-from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.admission import shared_places
 from poise.scheduler.request import RequestClass
 

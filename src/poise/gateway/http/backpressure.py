@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from poise.config.serving import ReaderSettings, StreamsSettings
 from poise.gateway.records.record import Follower
-from poise.metrics.streams import StreamMetrics
+from poise.metrics.clients import StreamMetrics
 from poise.scheduler.request import RequestClass
 
 TRANSPORT = "poise.transport"

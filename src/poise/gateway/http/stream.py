@@ -17,7 +17,7 @@ from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
 from poise.gateway.records.reader import CHUNK_BYTES, Reader
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.refusals import ClientGone, internal_error
-from poise.metrics.streams import StreamMetrics
+from poise.metrics.clients import StreamMetrics
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from poise.gateway.records.values import Logprob
 from poise.gateway.records.writer import KEEP_ALIVE, QUEUED, Writer, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.answers import EntryKind
-from poise.metrics.streams import StreamMetrics
+from poise.metrics.clients import StreamMetrics
 from poise.wire.changes import ChangeKind
 
 

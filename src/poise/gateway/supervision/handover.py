@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from poise.gateway.supervision.blame import ERASED, PROBATION_TOKENS, Blame, Death, Quarantine, QuarantineReport, utc
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, RequestHandle
-from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.request import Control, FinishReason, Hold, RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status

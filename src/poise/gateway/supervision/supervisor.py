@@ -24,7 +24,7 @@ from poise.gateway.supervision.life import Backoff, Life, Watchdog, look_every_s
 from poise.gateway.supervision.model_file import LOOK_EVERY_S, ModelFile, pause
 from poise.gateway.supervision.questions import Questions, unavailable
 from poise.gateway.tasks import Tasks
-from poise.metrics.recovery import RecoveryMetrics
+from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from poise.wire import status as wire_status

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from poise.gateway.request.bugs import described
-from poise.metrics.tasks import TaskMetrics
+from poise.metrics.early import TaskMetrics
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from poise.gateway.text.answers import AnswerParser, PlainAnswer
 from poise.gateway.text.pieces import Pieces
 from poise.gateway.text.reading.machine import ResponseParser
 from poise.gateway.text.reading.templates import choose, read_template
-from poise.metrics.text import TextMetrics
+from poise.metrics.early import TextMetrics
 from poise.wire import text as wire
 from poise.wire.to_engine import Thinking
 

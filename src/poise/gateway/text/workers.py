@@ -21,7 +21,7 @@ from poise.gateway.tasks import Tasks
 from poise.gateway.text.process import WORKER_COMMAND, WorkerProcess
 from poise.gateway.text.queue import Entry, TextQueue
 from poise.gateway.text.tokens import TextFigures, TextWorkerRow, WorkerState
-from poise.metrics.text import TextMetrics
+from poise.metrics.early import TextMetrics
 from poise.wire import text as wire
 from poise.wire.framing import FrameError
 

@@ -29,7 +29,7 @@ from poise.gateway.records.values import TokenUsage
 from poise.gateway.request.refusals import ApiError, ErrorDetail, not_possible, response_not_found
 from poise.gateway.tasks.slices import in_turns
 from poise.gateway.tenancy.tenants import Tenants
-from poise.metrics.streams import StreamMetrics
+from poise.metrics.clients import StreamMetrics
 from poise.scheduler.request import RequestClass
 
 LISTED_MAX = 100

@@ -4,7 +4,7 @@ What changes no answer is taken, and named to the caller: harmless fields, and v
 name: a client that relies on it learns it at once instead of from odd results."""
 
 from poise.gateway.api.fields import Unsupported
-from poise.metrics.ignored import FIELDS
+from poise.metrics.clients import FIELDS
 
 _NO_AUDIO = "only text is produced; leave it out"
 _NO_EQUIVALENT = "it has no equivalent here; leave it out"

@@ -18,7 +18,7 @@ from poise.gateway.http.connections.files import connections_max, connections_wa
 from poise.gateway.http.connections.peers import TrustedProxies
 from poise.gateway.http.connections.places import Places
 from poise.gateway.tenancy.exposure import address_of, is_loopback
-from poise.metrics.connections import ConnectionMetrics
+from poise.metrics.clients import ConnectionMetrics
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from poise.config import Settings
 from poise.gateway.http.connections.hub import Hub, places_of
 from poise.gateway.http.connections.protocol import Connection
-from poise.metrics.connections import ConnectionMetrics
+from poise.metrics.clients import ConnectionMetrics
 
 log = logging.getLogger(__name__)
 
