@@ -138,11 +138,10 @@ class _Scorer(AbstractContextManager["_Scorer"]):
 
 
 class _Sums:
-    """Sums over positions, chunk by chunk: the logits of a whole text would take too much memory."""
+    """Figures of each position, chunk by chunk: the logits of a whole text would take too much memory."""
 
     def __init__(self) -> None:
-        self._n = self._same = 0
-        self._source = self._candidate = self._squares = self._kl = 0.0
+        self._parts: list[npt.NDArray[np.float64]] = []
 
     def add(self, source: Floats, candidate: Floats, known: Sequence[int], skip: int) -> None:
         """Count the positions from `skip` on for which the next token is known."""
@@ -151,24 +150,21 @@ class _Sums:
             return
         p, q = log_softmax(source[skip:n]), log_softmax(candidate[skip:n])
         at = (np.arange(n - skip), np.asarray(known[skip:]))
-        self._n += n - skip
-        self._source -= float(p[at].sum())
-        self._candidate -= float(q[at].sum())
-        self._squares += float(((p[at] - q[at]) ** 2).sum())
-        self._kl += float(kl_divergence(p, q).sum())
-        self._same += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
+        is_same = p.argmax(axis=1) == q.argmax(axis=1)
+        self._parts.append(np.array([p[at], q[at], kl_divergence(p, q), is_same], np.float64))
 
     @property
     def quality(self) -> Quality:
-        n = max(1, self._n)
-        mean = (self._candidate - self._source) / n
+        if not self._parts:
+            return Quality(0, 1.0, 1.0, 0.0, 0.0)
+        source, candidate, kl, is_same = np.concatenate(self._parts, axis=1)
         return Quality(
-            n_positions=self._n,
-            source_perplexity=float(np.exp(self._source / n)),
-            perplexity=float(np.exp(self._candidate / n)),
-            kl=self._kl / n,
-            same_top=self._same / n,
-            error=float(np.sqrt(max(0.0, self._squares / n - mean**2) / n)),
+            n_positions=len(kl),
+            source_perplexity=float(np.exp(-source.mean())),
+            perplexity=float(np.exp(-candidate.mean())),
+            kl=float(kl.mean()),
+            same_top=float(is_same.mean()),
+            error=float((source - candidate).std() / np.sqrt(len(kl))),
         )
 
 

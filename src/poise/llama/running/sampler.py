@@ -49,9 +49,8 @@ _UNIT = 2.0**-53
 TEMPERATURE_MIN = 1e-4
 """A lower temperature makes no difference any more, except that it overflows."""
 
-NUCLEUS_CUTS = (1e-2, 1e-3, 1e-4, 1e-6)
-"""Weights, relative to the likeliest token's, above which a nucleus is looked for before the whole row is sorted."""
-
+FEW = 64
+"""Likeliest tokens among which a nucleus is looked for at first."""
 BLOCK = 256
 
 
@@ -205,10 +204,12 @@ class Sampler:
             weights = np.exp(logits[ids] - np.float32(best))
             goal = top_p * float(weights.sum())
         else:
-            ids, weights, goal = _likely(logits, best, top_p, min_p)
-            if len(ids) > most:
-                likeliest = np.sort(largest(weights, most))  # in the order of their ids, as without the bound
-                ids, weights = ids[likeliest], weights[likeliest]
+            goal = top_p * float(np.exp(logits - np.float32(best)).sum())
+            for n in (min(FEW, most), most):  # mostly the model is so sure that few are enough
+                ids = np.sort(largest(logits, n))
+                weights = np.exp(logits[ids] - np.float32(best))
+                if float(weights.sum() - weights.min()) >= goal:
+                    break
         threshold = _nucleus_threshold(weights, goal) if top_p < 1.0 else 0.0
         kept: Ids = ids[weights >= max(threshold, min_p)]
         return kept
@@ -291,21 +292,6 @@ def largest(row: Floats, k: int) -> Ids:
 
 def _kth_largest(row: Floats, k: int) -> float:
     return float(np.partition(row, len(row) - k)[len(row) - k])
-
-
-def _likely(logits: Floats, best: float, top_p: float, min_p: float) -> tuple[Ids, Floats, float]:
-    """Tokens that include all which top_p and min_p keep, their weights, and the weight that a nucleus must reach.
-
-    Weights are relative to the likeliest token's. A model is usually sure enough that a small part of the vocabulary holds
-    the nucleus, so thresholds are tried before everything has to be sorted."""
-    weights = np.exp(logits - np.float32(best))
-    goal = top_p * float(weights.sum())
-    for cut in NUCLEUS_CUTS:
-        ids = np.flatnonzero(weights >= max(cut, min_p))
-        likely = weights[ids]
-        if min_p >= cut or float(likely.sum()) >= goal:
-            return ids, likely, goal
-    return np.arange(len(logits)), weights, goal
 
 
 def _nucleus_threshold(weights: Floats, goal: float) -> float:
