@@ -27,8 +27,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
     monkeypatch.delenv("POISE_API_KEY", raising=False)
 
     def serve(app: Gateway, token: str = TOKEN) -> None:
-        for module in ("explain", "local", "top"):
-            monkeypatch.setattr(f"poise.console.{module}.Client", lambda url, key="": AppClient(app, key, token=token))
+        monkeypatch.setattr("poise.console.commands.Client", lambda url, key="": AppClient(app, key, token=token))
 
     return serve
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from poise.console.client import Client
 from poise.console.frame import frame_of
-from poise.console.picture import LIMITS, SAMPLES_MAX, RequestRow, Samples, Watch, age, bar, ordered, pair, size, spark
+from poise.console.picture import LIMITS, SAMPLES_MAX, RequestRow, Watch, age, bar, ordered, pair, size, spark
 from poise.gateway.explain import words
 from poise.gateway.http.pages import PAGE_DIR
 from poise.scheduler.bottleneck import Limit
@@ -81,11 +82,11 @@ async def test_a_server_that_is_loading_has_a_picture() -> None:
 
 def test_samples_of_another_server_begin_anew() -> None:
     """It was started again: its numbers are lower."""
-    samples = Samples()
-    samples.add({"next": 700, "samples": [{"seq": i} for i in range(700)]})
-    assert (len(samples.kept), samples.since) == (SAMPLES_MAX, 700)
-    samples.add({"next": 2, "samples": [{"seq": 0}, {"seq": 1}]})
-    assert [sample["seq"] for sample in samples.kept] == [0, 1]
+    watch = Watch(Client("http://127.0.0.1:1"))
+    watch.add({"next": 700, "samples": [{"seq": i} for i in range(700)]})
+    assert (len(watch.samples), watch.since) == (SAMPLES_MAX, 700)
+    watch.add({"next": 2, "samples": [{"seq": 0}, {"seq": 1}]})
+    assert [sample["seq"] for sample in watch.samples] == [0, 1]
 
 
 def test_long_times_are_told_in_seconds() -> None:

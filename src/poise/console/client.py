@@ -4,7 +4,7 @@ It knows the HTTP API only, as any other client does. Without a key, what is for
 where that runs on this machine as this user."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -34,7 +34,7 @@ class Unreachable(ConsoleError):
 
 
 class Refused(ConsoleError):
-    """The server answered with an error."""
+    """The server answered with an error, or (with status 0) has nothing of what was asked for."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -115,7 +115,7 @@ class Client:
             except Refused:
                 raise error from None
         if not rows:
-            raise ConsoleError(f"{self.url} keeps no request of yours: send one first, or give an id")
+            raise Refused(0, f"{self.url} keeps no request of yours: send one first, or give an id")
         return str(min(rows, key=lambda row: row["age_ms"])["id"])
 
     async def _own(self) -> list[dict[str, Any]]:
@@ -151,12 +151,14 @@ def failure(message: str, exit_code: int) -> typer.Exit:
 
 
 @contextmanager
-def ending(refused: int) -> Iterator[None]:
-    """A command that cannot go on ends with one line; `refused` is the exit code when the server answered with an error."""
+def ending(refused: int, words: Callable[["Refused"], str] = str) -> Iterator[None]:
+    """A command that cannot go on ends with one line; when the server refuses it, with these words and this exit code."""
     try:
         yield
+    except Refused as error:
+        raise failure(words(error), refused) from error
     except ConsoleError as error:
-        raise failure(str(error), refused if isinstance(error, Refused) else USAGE_ERROR) from error
+        raise failure(str(error), USAGE_ERROR) from error
 
 
 def base_url(text: str) -> str:

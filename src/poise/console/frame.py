@@ -1,6 +1,7 @@
 """A picture as text for a terminal or a pipe: what `poise top --once` prints, and the upper half of the live screen."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,6 +18,13 @@ def frame_of(picture: Picture) -> RenderableType:
     """Everything, one below the other, in 80 columns."""
     parts = (header(picture), classes(picture), curves(picture), bars(picture))
     return Group(*(x for part in parts for x in (part, Text())), *map(Text, picture.memory), Text(), requests(picture))
+
+
+def as_text(explanation: dict[str, Any]) -> Text:
+    """Why a request took as long as it did: the verdict, a blank line, and a sentence a line, indented where it wraps."""
+    verdict, style = (explanation["verdict"], "bold") if explanation["verdict"] else ("Nothing about it stands out.", "")
+    sentences = "\n".join(explanation["sentences"])
+    return Text.assemble((f"{explanation['id']}\n", "dim"), (f"{verdict}\n\n", style), sentences)
 
 
 def header(picture: Picture) -> Text:

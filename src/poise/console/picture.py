@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -90,23 +90,9 @@ class Picture:
     is_operator: bool
 
 
-@dataclass(slots=True)
-class Samples:
-    """The last minutes of the history, as far as they have been asked for."""
-
-    since: int = 0
-    kept: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
-
-    def add(self, answer: dict[str, Any]) -> None:
-        """An answer of /status/history. One that begins anew is of another server."""
-        if answer["next"] < self.since:
-            self.kept.clear()
-        self.kept.extend(answer["samples"])
-        self.since = answer["next"]
-
-
-def picture_of(status: dict[str, Any], samples: Samples, requests: Sequence[dict[str, Any]], *, is_operator: bool) -> Picture:
-    kept = samples.kept
+def picture_of(
+    status: dict[str, Any], kept: Sequence[dict[str, Any]], requests: Sequence[dict[str, Any]], *, is_operator: bool
+) -> Picture:
     return Picture(
         title=f"{status['model']}, {_phase(status)}, up {age(int(status['uptime_s'] * 1000))}",
         level=status["level"],
@@ -236,11 +222,20 @@ class Watch:
 
     def __init__(self, client: Client) -> None:
         self.client = client
-        self._samples = Samples()
+        self.since = 0
+        self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES_MAX)
+        """The last minutes of the history, as far as they have been asked for."""
 
     async def look(self) -> Picture:
         """How it stands now. Raises ConsoleError."""
         status = await self.client.get("/status")
-        self._samples.add(await self.client.get(f"/status/history?since={self._samples.since}"))
+        self.add(await self.client.get(f"/status/history?since={self.since}"))
         rows, is_operator = await self.client.requests()
-        return picture_of(status, self._samples, rows, is_operator=is_operator)
+        return picture_of(status, self.samples, rows, is_operator=is_operator)
+
+    def add(self, answer: dict[str, Any]) -> None:
+        """An answer of /status/history. One that begins anew is of another server."""
+        if answer["next"] < self.since:
+            self.samples.clear()
+        self.samples.extend(answer["samples"])
+        self.since = answer["next"]

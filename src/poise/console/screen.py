@@ -12,8 +12,7 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import DataTable, Footer, Label, Sparkline, Static
 
 from poise.console.client import ConsoleError
-from poise.console.explain import as_text
-from poise.console.frame import bars, cells, classes, header
+from poise.console.frame import as_text, bars, cells, classes, header
 from poise.console.picture import SORTS, Picture, RequestRow, Watch, ordered
 
 PERIOD_S = 1.0
