@@ -78,7 +78,7 @@ FILES = (
         "no",
         "you delete it",
         _OWNER,
-        ("audit/reserve.py",),
+        ("audit/files.py",),
     ),
     File(
         "state/audit/head.json",

@@ -12,10 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.audit.files import LogFile, log_files
+from poise.audit.files import (
+    CONFIRM_DAYS,
+    RESERVE_BYTES,
+    RETRY_S,
+    LogFile,
+    Reserve,
+    log_files,
+    out_of_date,
+    too_many,
+    trusted_day,
+)
 from poise.audit.log import AuditLog
-from poise.audit.reserve import RESERVE_BYTES, RETRY_S, Reserve
-from poise.audit.retention import CONFIRM_DAYS, out_of_date, too_many, trusted_day
 from poise.audit.verify import verify
 from tests.audit.test_chain import DAY, KEY, lines_of, writing
 
@@ -143,8 +151,8 @@ class FullDisk:
         self.left = left
         self._write, self._unlink = os.write, Path.unlink
         monkeypatch.setattr("poise.audit.writer.os.write", self.write)
-        monkeypatch.setattr("poise.audit.reserve.os.posix_fallocate", self.allocate)
-        monkeypatch.setattr("poise.audit.reserve.Path.unlink", lambda path, missing_ok=False: self.unlink(path, missing_ok))
+        monkeypatch.setattr("poise.audit.files.os.posix_fallocate", self.allocate)
+        monkeypatch.setattr("poise.audit.files.Path.unlink", lambda path, missing_ok=False: self.unlink(path, missing_ok))
 
     def write(self, descriptor: int, data: bytes) -> int:
         self._take(len(data))
@@ -208,7 +216,7 @@ def test_the_reserve_is_tried_once_a_second(tmp_path: Path, monkeypatch: pytest.
         tries += 1
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("poise.audit.reserve.os.posix_fallocate", full)
+    monkeypatch.setattr("poise.audit.files.os.posix_fallocate", full)
     reserve = Reserve(tmp_path, lambda: now_s)
     assert not any(reserve.hold() for _ in range(100))
     assert tries == 1

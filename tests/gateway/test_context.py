@@ -14,9 +14,8 @@ from poise.config.serving import TemplateSettings, TenantSettings
 from poise.gateway.models.local import summary
 from poise.scheduler.request import RequestClass
 from poise.wire.messages import PoolInfo
-from poise.worker.text.chat_template import ChatTemplate
+from poise.worker.text.chat_template import MERGED, ChatTemplate
 from poise.worker.text.hidden import Piece
-from poise.worker.text.systems import MERGED
 from tests.gateway.fakes import (
     SLOT_CELLS,
     FakeEngine,

@@ -14,7 +14,7 @@ import pytest
 
 from poise.llama.choosing import requantise
 from poise.llama.choosing.requantise import CannotMake, WeightsFolder
-from poise.llama.files.digest import file_digest
+from poise.llama.files.cachefile import file_digest
 from poise.llama.files.formats import FORMATS
 from poise.llama.files.gguf import read_header
 from tests.llama.gguf_files import gguf_bytes, write_gguf

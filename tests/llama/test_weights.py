@@ -19,7 +19,7 @@ from poise.llama.choosing.pace import Pace
 from poise.llama.choosing.quality import Quality, TooSlow
 from poise.llama.choosing.requantise import WeightsFolder
 from poise.llama.choosing.weights import AS_IS, SLOW_STARTS, Chooser, to_json, to_text
-from poise.llama.files.digest import file_digest
+from poise.llama.files.cachefile import file_digest
 from poise.llama.files.formats import FORMATS, WeightFormat, candidates
 from poise.llama.files.gguf import GgufHeader, read_header
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf

@@ -7,7 +7,7 @@ the server is killed is lost; the queue is empty unless the disk is slower than 
 
 **When it is too much.** Entries that find the queue full, or that cannot be written, are counted, and the count is an entry
 (`lost`) as soon as one can be written again. Requests go on: a full disk is no reason to stop serving. What operators do has
-places in the queue and room on the disk of its own (`audit.reserve`). All files together have a bound of bytes: the oldest go."""
+places in the queue and room on the disk of its own (`audit.files`). All files together have a bound of bytes: the oldest go."""
 
 import logging
 import threading

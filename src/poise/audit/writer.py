@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from poise.audit.chain import START, ChainError, Head, Link, encode_line, parse, without_content
-from poise.audit.files import HEAD_NAME, LogFile, file_path, log_files, replace_file
-from poise.audit.reserve import Reserve
-from poise.audit.retention import has_jumped, out_of_date, too_many
+from poise.audit.files import HEAD_NAME, LogFile, Reserve, file_path, has_jumped, log_files, out_of_date, replace_file, too_many
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 from poise.bench import provenance
 from poise.config import Settings
 from poise.llama.binding import library
-from poise.llama.files.digest import file_digest
+from poise.llama.files.cachefile import file_digest
 from poise.llama.files.gguf import ModelError
 from poise.llama.fitting.fit import model_path
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poise.worker.text.systems import FOLDED, MERGED
+from poise.worker.text.chat_template import FOLDED, MERGED
 from tests.gateway.fakes import FakeEngine, ToyVocab, ask, chat_body, make_app, prompt_body, readable, says, text_here
 
 CHAT = "/v1/chat/completions"

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from poise.config import Settings
 from poise.gateway.models.local.templates import SHIPPED, Templates, TemplateUnusable
 from poise.wire.text import Message
-from poise.worker.text.opening import common_tokens
+from poise.worker.text.tokeniser import common_tokens
 from tests.gateway.fakes import (
     FakeEngine,
     ask,

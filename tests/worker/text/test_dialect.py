@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from poise.wire.text import Message, Rendering
-from poise.worker.text.chat_template import ChatTemplate, TextRefused
+from poise.worker.text.chat_template import FOLDED, MERGED, ChatTemplate, TextRefused
 from poise.worker.text.hidden import Piece
-from poise.worker.text.systems import FOLDED, MERGED
 
 USER = Message("user", "Hi")
 LINES = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"

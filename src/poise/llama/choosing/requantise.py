@@ -21,8 +21,7 @@ from pathlib import Path
 from poise.config.paths import cache_dir
 from poise.llama.binding import library
 from poise.llama.choosing.measure import library_versions
-from poise.llama.files.cachefile import write_text
-from poise.llama.files.digest import file_digest
+from poise.llama.files.cachefile import file_digest, write_text
 from poise.llama.files.formats import WeightFormat
 from poise.llama.files.gguf import GgufHeader, ModelError, read_header
 

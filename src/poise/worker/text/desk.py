@@ -9,8 +9,7 @@ from poise.wire import text as wire
 from poise.worker.text import fitting
 from poise.worker.text.chat_template import ChatTemplate, TextRefused, trace_of
 from poise.worker.text.differences import fields_of
-from poise.worker.text.opening import common_tokens
-from poise.worker.text.tokeniser import Tokeniser
+from poise.worker.text.tokeniser import Tokeniser, common_tokens
 
 if TYPE_CHECKING:
     from poise.worker.text.grammar import GrammarReader

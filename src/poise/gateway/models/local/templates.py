@@ -1,8 +1,8 @@
 """Templates: system prompts by name. Those that the operator has declared are computed once by the engine and kept.
 
 A template's tokens are those with which every conversation begins that has its text as system message; a text worker finds them
-(`poise.worker.text.opening`). A request names its template only if its prompt really begins with these tokens, because a model's
-chat template can do what it likes: write today's date before the system message, for instance.
+(`common_tokens`). A request names its template only if its prompt really begins with these tokens, because a model's chat
+template can do what it likes: write today's date before the system message, for instance.
 
 A few templates are shipped. They are short and perhaps never used, so nothing of them is kept: a request with one computes it as
 it would any system message, and finds it among its tenant's own prefixes the next time. An operator who declares a template of
