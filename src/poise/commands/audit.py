@@ -8,7 +8,7 @@ import typer
 from poise.audit.chain import audit_key
 from poise.audit.verify import last_entries
 from poise.audit.verify import verify as verify_log
-from poise.commands.files import GROUP, OneConfigFile, refused, settings_of
+from poise.commands.options import GROUP, OneConfigFile, refused, settings_of
 from poise.config.paths import audit_dir, keys_file
 from poise.gateway.tenancy.keys import KeysError, KeysFile
 

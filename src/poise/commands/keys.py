@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from poise.commands.files import GROUP, OneConfigFile, refused, settings_of
-from poise.commands.options import JsonForTable
+from poise.commands.options import GROUP, JsonForTable, OneConfigFile, refused, settings_of
 from poise.config import Settings
 from poise.config.kinds import ClassName, DeclaredTenantName
 from poise.config.paths import keys_file

@@ -1,13 +1,18 @@
 """Options that commands share, and how settings are loaded from them. Imports nothing heavy: `poise --help` answers at once."""
 
+from __future__ import annotations
+
 import inspect
 import os
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from poise.config import Settings
 
 USAGE_ERROR = 2
 # Texts, so that a wrong value is reported by the loader: with its range, and together with all other problems.
@@ -22,6 +27,12 @@ SHARED: Mapping[str, tuple[str, str, str]] = {
 """The setting that each is for, how its value is called, and what it is."""
 JsonForTable = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 JsonForText = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+OneConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML file. Else ./poise.toml, else the one of your user directory."),
+]
+GROUP = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False, "no_args_is_help": True}
+"""What groups of commands have in common."""
 _FILES_HELP = "TOML file. Can be repeated, the later ones win. Else ./poise.toml, else the one of your user directory."
 _FILES = typer.Option("--config", metavar="FILE", help=_FILES_HELP)
 _SET = typer.Option("--set", metavar="KEY=VALUE", help="Any setting, as in engine.batch_tokens=256. Can be repeated.")
@@ -59,6 +70,21 @@ def takes_settings(*shared: str) -> Callable[[Callable[..., None]], Callable[...
         return command
 
     return command_of
+
+
+def settings_of(config: Path | None) -> Settings:
+    """The settings of a command that has no more to do with them than where files are."""
+    from poise.config import ConfigError, load
+
+    try:
+        return load(config, os.environ, {}).settings
+    except ConfigError as error:
+        raise refused(*error.problems) from error
+
+
+def refused(*problems: str) -> typer.Exit:
+    """As `refusal`, by the program's name."""
+    return refusal(*(f"poise: {problem}" for problem in problems))
 
 
 def refusal(*problems: str) -> typer.Exit:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -124,17 +125,10 @@ def read_record(settings: Settings, model: Path) -> CapacityRecord | None:
 
 def limits(loaded: LoadedSettings, record: CapacityRecord | None) -> list[SetLimit]:
     """Every limit that a record can speak of, in the order of the settings."""
-    settings = loaded.settings
-    found = dict(_measured(record))
-    values = {f"pools.{name}.slots": pool.slots for name, pool in settings.pools}
-    values["pools.long.slot_tokens"] = settings.pools.long.slot_tokens
-    for name in CLASSES:
-        of_class = getattr(settings.classes, name)
-        keys = ("queue_max", "slots_max", "heavy_max", "max_context_tokens")
-        values |= {f"classes.{name}.{key}": getattr(of_class, key) for key in keys}
+    values = ((key, attrgetter(key)(loaded.settings), *found) for key, *found in _measured(record))
     return [
-        SetLimit(key, value, loaded.origins[key], *found[key])
-        for key, value in values.items()
+        SetLimit(key, value, loaded.origins[key], measured, what)
+        for key, value, measured, what in values
         if value or not key.endswith("max_context_tokens")  # 0: what a slot holds
     ]
 
@@ -150,22 +144,23 @@ def problems(loaded: LoadedSettings, model: Path) -> list[str]:
     return [limit.text for limit in limits(loaded, record) if limit.is_set and limit.is_above]
 
 
-def _measured(record: CapacityRecord | None) -> Iterator[tuple[str, tuple[int | None, str]]]:
-    """By key: the figure, and what it is."""
+def _measured(record: CapacityRecord | None) -> Iterator[tuple[str, int | None, str]]:
+    """The key of each limit, the figure, and what it is."""
     loads: Mapping[str, Load | None] = {name: getattr(record, name, None) for name in (*CLASSES, "long")}
     slots = {name: min(load.at_once, load.slots) if load is not None else None for name, load in loads.items()}
     short = [n for name in CLASSES if (n := slots[name]) is not None]
-    yield "pools.short.slots", (max(short) if short else None, "the slots at which the targets of a class are kept")
-    yield "pools.long.slots", (slots["long"], "the long prompts at once beside which the targets are kept")
     longest = record.context_tokens if record is not None else None
-    yield "pools.long.slot_tokens", (longest, "the longest context that was answered beside a chat")
+    of_long = (slots["long"], "the long prompts at once beside which the targets are kept")
+    of_context = (longest, "the longest context that was answered beside a chat")
+    yield "pools.short.slots", max(short) if short else None, "the slots at which the targets of a class are kept"
+    yield "pools.long.slots", *of_long
+    yield "pools.long.slot_tokens", *of_context
     for name in CLASSES:
         load, waiting = loads[name], None
         if load is not None and record is not None:
             waiting = int(load.per_s * record.ttft_ms.get(name, 0.0) / 1000)
         key = f"classes.{name}"
-        can_wait = f"the {name} requests that can wait until the last one's TTFT target is over"
-        yield f"{key}.queue_max", (waiting, can_wait)
-        yield f"{key}.slots_max", (slots[name], f"the {name} requests at once that keep the targets")
-        yield f"{key}.heavy_max", (slots["long"], "the long prompts at once beside which the targets are kept")
-        yield f"{key}.max_context_tokens", (longest, "the longest context that was answered beside a chat")
+        yield f"{key}.queue_max", waiting, f"the {name} requests that can wait until the last one's TTFT target is over"
+        yield f"{key}.slots_max", slots[name], f"the {name} requests at once that keep the targets"
+        yield f"{key}.heavy_max", *of_long
+        yield f"{key}.max_context_tokens", *of_context
