@@ -37,8 +37,8 @@ class StepTallies:
 
     def __init__(self) -> None:
         self._parts_ns = [0] * len(PARTS)
-        self._seconds, self._cost_ratio = Tally(STEP_S), Tally(RATIO)
-        self._decode_tokens, self._prompt_tokens, self._sequences, self._chunk_tokens = (Tally(TOKENS) for _ in range(4))
+        bounds = {"seconds": STEP_S, "cost_ratio": RATIO}
+        self._held = {name: Tally(bounds.get(name, TOKENS)) for name in StepFigures.__struct_fields__[1:]}
 
     def add(self, plan: StepPlan, result: StepResult, parts_ns: tuple[int, ...]) -> None:
         """A step was carried out. `parts_ns`: what each of PARTS took."""
@@ -46,7 +46,7 @@ class StepTallies:
         for i, part_ns in enumerate(parts_ns):
             self._parts_ns[i] += part_ns
             whole_ns += part_ns
-        self._seconds.add(whole_ns / 1e9)
+        self._held["seconds"].add(whole_ns / 1e9)
         n_decode = n_prompt = n_sequences = 0
         for batch, done in zip(plan.batches, result.batches, strict=True):
             if done.failed:
@@ -54,17 +54,16 @@ class StepTallies:
             for chunk in batch.chunks:
                 if chunk.is_prompt:
                     n_prompt += chunk.n_tokens
-                    self._chunk_tokens.add(chunk.n_tokens)
+                    self._held["chunk_tokens"].add(chunk.n_tokens)
                 else:
                     n_decode += chunk.n_tokens
             n_sequences += len(batch.chunks)
             if batch.predicted_us > 0 and done.cost_us:
-                self._cost_ratio.add(done.cost_us / batch.predicted_us)
-        self._decode_tokens.add(n_decode)
-        self._prompt_tokens.add(n_prompt)
-        self._sequences.add(n_sequences)
+                self._held["cost_ratio"].add(done.cost_us / batch.predicted_us)
+        self._held["decode_tokens"].add(n_decode)
+        self._held["prompt_tokens"].add(n_prompt)
+        self._held["sequences"].add(n_sequences)
 
     def figures(self) -> StepFigures:
         parts_us = {name: ns // 1000 for name, ns in zip(PARTS, self._parts_ns, strict=True)}
-        held = (self._decode_tokens, self._prompt_tokens, self._sequences, self._chunk_tokens, self._cost_ratio)
-        return StepFigures(parts_us, *(tally.distribution() for tally in (self._seconds, *held)))
+        return StepFigures(parts_us, **{name: tally.distribution() for name, tally in self._held.items()})

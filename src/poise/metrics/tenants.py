@@ -21,7 +21,7 @@ COUNTS = {
     "tokens": (("class", "kind"), _TOKENS),
     "rejected": (("reason",), _REJECTED),
 }
-"""By field of a tenant's books, whose keys have the labels besides."""
+"""The labels besides the tenant, and what it is."""
 TIMES = {
     "queue_wait": "Time in the scheduler's queue, by tenant.",
     "time_to_first_token": "From the arrival of a request to its first token, by tenant.",
@@ -32,26 +32,20 @@ TIMES = {
 
 @dataclass(slots=True)
 class _Books:
-    """Counts of one tenant."""
+    """Counts of one tenant, by metric and labels. Of times, `counts` has how many there are, `seconds` what they add up to."""
 
-    requests: Counter[tuple[str, str]] = field(default_factory=Counter)
-    tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
-    rejected: Counter[tuple[str]] = field(default_factory=Counter)
-    times: dict[tuple[str, str], tuple[int, float]] = field(default_factory=dict)
+    counts: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    seconds: Counter[tuple[str, ...]] = field(default_factory=Counter)
 
     def time(self, name: str, request_class: str, seconds: float | None) -> None:
         if seconds is not None:
-            n, total = self.times.get((name, request_class), (0, 0.0))
-            self.times[name, request_class] = n + 1, total + seconds
+            self.counts[name, request_class] += 1
+            self.seconds[name, request_class] += seconds  # type: ignore[assignment] # a Counter adds up floats as well
 
     def swallow(self, other: "_Books") -> None:
         """Add what another one has."""
-        self.requests.update(other.requests)
-        self.tokens.update(other.tokens)
-        self.rejected.update(other.rejected)
-        for key, (n, total) in other.times.items():
-            had = self.times.get(key, (0, 0.0))
-            self.times[key] = had[0] + n, had[1] + total
+        self.counts.update(other.counts)
+        self.seconds.update(other.seconds)
 
 
 class TenantMetrics:
@@ -67,11 +61,11 @@ class TenantMetrics:
         """A request has ended."""
         books, request_class = self._of(story.tenant), story.request_class
         arrived_s = story.arrived_s
-        books.tokens[request_class, "prompt"] += story.n_prompt
+        books.counts["tokens", request_class, "prompt"] += story.n_prompt
         for choice in story.choices:
-            books.requests[request_class, choice.outcome] += 1
-            books.tokens[request_class, "cached"] += choice.n_cached
-            books.tokens[request_class, "output"] += choice.n_output
+            books.counts["requests", request_class, choice.outcome] += 1
+            books.counts["tokens", request_class, "cached"] += choice.n_cached
+            books.counts["tokens", request_class, "output"] += choice.n_output
             books.time("queue_wait", request_class, choice.wait_s)
             ttft_s = None if choice.first_s is None else choice.first_s - arrived_s
             books.time("time_to_first_token", request_class, ttft_s)
@@ -80,7 +74,7 @@ class TenantMetrics:
                 books.time("complete_answer", request_class, choice.ended_s - arrived_s)
 
     def rejected(self, tenant: str, reason: str) -> None:
-        self._of(tenant).rejected[reason,] += 1
+        self._of(tenant).counts["rejected", reason] += 1
 
     def forget(self, tenant: str) -> int:
         """Count what is the tenant's among the others'; returns how many choices that were."""
@@ -88,22 +82,23 @@ class TenantMetrics:
         if books is None:
             return 0
         self._other.swallow(books)
-        return sum(books.requests.values())
+        return sum(n for key, n in books.counts.items() if key[0] == "requests")
 
     def collect(self) -> Iterator[Metric]:
         everybody = {**self._tenants, OTHER: self._other}
         for name, (labels, text) in COUNTS.items():
             counter = CounterMetricFamily(f"poise_tenant_{name}", text, labels=["tenant", *labels])
             for tenant, books in everybody.items():
-                for key, n in getattr(books, name).items():
-                    counter.add_metric([tenant, *key], n)
+                for (counted, *key), n in books.counts.items():
+                    if counted == name:
+                        counter.add_metric([tenant, *key], n)
             yield counter
         for name, text in TIMES.items():
             family = SummaryMetricFamily(f"poise_tenant_{name}_seconds", text, labels=["tenant", "class"])
             for tenant, books in everybody.items():
-                for (timed, request_class), (n, total) in books.times.items():
+                for (timed, request_class), seconds in books.seconds.items():
                     if timed == name:
-                        family.add_metric([tenant, request_class], n, total)
+                        family.add_metric([tenant, request_class], books.counts[name, request_class], seconds)
             yield family
 
     def _of(self, tenant: str) -> _Books:
