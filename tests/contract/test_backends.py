@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from poise.config import Settings
 from poise.gateway import intake
-from poise.gateway.api.openai.dialects import spoken
+from poise.gateway.api.openai.parser import spoken
 from poise.gateway.models.backend import Backend, BackendState, Job
 from poise.gateway.models.local.model import LocalModel
 from poise.gateway.models.local.prompts import Prompts

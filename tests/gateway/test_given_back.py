@@ -27,7 +27,6 @@ from poise.gateway.models.local.choice import Choice
 from poise.gateway.models.local.generation import ChoiceRequest, Generation
 from poise.gateway.models.local.job import LocalJob, SummaryFirst
 from poise.gateway.models.local.prompts import Plan
-from poise.gateway.models.local.summary import Summarizer
 from poise.gateway.records.reader import Reader
 from poise.gateway.records.record import Follower
 from poise.gateway.request.generate import Conversation, Generate
@@ -54,7 +53,7 @@ class Scope(dict[str, Any]):
 
 KINDS = (
     Generate, Conversation, Message, Plan, ChoiceRequest, Call, Generation, Choice, RequestHandle, RequestEntry,
-    Request, EventStream, Reader, Follower, LocalJob, SummaryFirst, Summarizer, Submit, Scope, handover._Live,
+    Request, EventStream, Reader, Follower, LocalJob, SummaryFirst, Submit, Scope, handover._Live,
 )  # fmt: skip
 
 

@@ -26,10 +26,10 @@ from poise.config import Settings
 from poise.gateway.api.generation import Generation
 from poise.gateway.api.native.admin import Admin
 from poise.gateway.api.native.journal import JournalRoom
-from poise.gateway.api.native.requests import Requests, TemplatesAnswer
+from poise.gateway.api.native.requests import Requests
 from poise.gateway.api.native.status import Health, HistoryAnswer
-from poise.gateway.api.openai.dialects import spoken
 from poise.gateway.api.openai.models import Models
+from poise.gateway.api.openai.parser import spoken
 from poise.gateway.api.openapi import document
 from poise.gateway.api.operation import Operation
 from poise.gateway.api.tokenizer import Tokenizer
@@ -39,9 +39,8 @@ from poise.gateway.condition.lookout import Lookout
 from poise.gateway.condition.memory import TRIM_EVERY_S, free_bytes, give_back
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.addresses import AddressMiddleware
-from poise.gateway.http.failures import Failures
 from poise.gateway.http.guard import GuardMiddleware
-from poise.gateway.http.middleware import RequestMiddleware
+from poise.gateway.http.middleware import Failures, RequestMiddleware
 from poise.gateway.http.pages import PAGE_DIR, page_routes
 from poise.gateway.intake import Intake
 from poise.gateway.models.backend import Backend
@@ -53,7 +52,7 @@ from poise.gateway.supervision.engine import WholeEngine
 from poise.gateway.tasks import Tasks
 from poise.gateway.tasks.pulse import Pulse
 from poise.gateway.tenancy.auditing import Audit
-from poise.gateway.tenancy.erasure import EngineEraser, Erasure
+from poise.gateway.tenancy.erasure import EngineEraser, Eraser
 from poise.gateway.tenancy.keys import KeyRing
 from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenancy.strangers import Strangers
@@ -131,18 +130,17 @@ def create_app(
     health = Health(engine, model, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(names, tenants, metrics, records, degradation.check)
-    erasure = Erasure([EngineEraser(engine), records, model.grammars, metrics, audit])
+    erasers: list[Eraser] = [EngineEraser(engine), records, model.grammars, metrics, audit]
     pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
     explainer = Explainer(settings, engine, records, history)
     operations = [
         *Generation(settings, intake, metrics.streams, audit, spoken(settings)).operations(),
-        *Requests(settings, tenants, records, metrics.streams, explainer).operations(),
+        *Requests(settings, tenants, records, metrics.streams, explainer, model.templates).operations(),
         *Models(names, tenants).operations(),
         *Tokenizer(settings, names, model, tenants, degradation.check).operations(),
-        *TemplatesAnswer(model.templates, tenants).operations(),
         *health.operations(),
         *HistoryAnswer(history, tenants).operations(),
-        *Admin(engine, JournalRoom(engine), tenants, records, audit, erasure, explainer, operators).operations(),
+        *Admin(engine, JournalRoom(engine), tenants, records, audit, erasers, explainer, operators).operations(),
     ]
     routes = [
         *(operation.route() for operation in operations),

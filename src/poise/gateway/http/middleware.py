@@ -1,4 +1,4 @@
-"""Around every request: its id, the bound on open requests, and the last resort for errors.
+"""Around every request: its id, the bound on open requests, and errors, in the format of the dialect that is spoken at the path.
 
 Plain ASGI rather than Starlette's BaseHTTPMiddleware, which puts a queue of its own between the client and the answer and
 hides the client's disconnect."""
@@ -6,24 +6,29 @@ hides the client's disconnect."""
 import logging
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.config import ServerSettings
 from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
+from poise.gateway.http.connections.peers import peer_of
 from poise.gateway.http.connections.places import STRANGERS, Shares, is_always_answered, share_of
 from poise.gateway.http.connections.refusals import account_requests_full, requests_full
-from poise.gateway.http.credentials import REQUEST_ID, credentials_of
+from poise.gateway.http.credentials import REQUEST_ID, credentials_of, request_id_of
 from poise.gateway.http.replies import error_reply
 from poise.gateway.request.bugs import log_bug
-from poise.gateway.request.refusals import ApiError, ClientGone, internal_error
+from poise.gateway.request.refusals import ApiError, ClientGone, internal_error, method_not_allowed, not_found
 from poise.gateway.tenancy.caller import Credentials
+from poise.gateway.tenancy.strangers import Strangers
 from poise.metrics.gateway import GatewayMetrics
 
 log = logging.getLogger(__name__)
+
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FILES = ("/", "/dashboard", "/openapi.json")
@@ -108,3 +113,37 @@ def _request_id(scope: Scope) -> str:
             if _CLIENT_ID.fullmatch(given):
                 return str(given)
     return "req-" + secrets.token_hex(8)
+
+
+class Failures:
+    """Answers exceptions. `refusals`: what writes the body of an error, by path; elsewhere it is in OpenAI's format.
+    `paths`: those that clients may mean."""
+
+    def __init__(
+        self, strangers: Strangers, refusals: Mapping[str, Callable[[ApiError], bytes]], paths: Sequence[str] = ()
+    ) -> None:
+        self._strangers = strangers
+        self._paths = paths
+        self._refusals = refusals
+
+    async def api_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        if error.status == 401:
+            error = self._strangers.refused(peer_of(request.scope).address, error)
+        # Neither message nor parameter: they quote the request.
+        log.info("[%s] answered with %d %s", request_id_of(request.scope), error.status, error.code)
+        return self._reply(request, error)
+
+    async def http_error(self, request: Request, error: Exception) -> Response:
+        """Errors of the router and of the static files."""
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        headers = dict(error.headers or {})
+        if error.status_code == 404:
+            return self._reply(request, not_found(path, self._paths))
+        if error.status_code == 405:
+            return self._reply(request, method_not_allowed(request.method, path, headers))
+        return self._reply(request, ApiError(error.status_code, "http_error", str(error.detail), headers=headers))
+
+    def _reply(self, request: Request, error: ApiError) -> Response:
+        return error_reply(error, self._refusals.get(request.url.path, ApiError.body))

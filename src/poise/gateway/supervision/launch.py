@@ -1,6 +1,6 @@
-"""Starts an engine process with its socket and its black box: either all of it is there, or nothing is left of it.
+"""Starts a process with its socket, and an engine with its black box too: either all of it is there, or nothing is left of it.
 
-Whatever can be lacking at a moment (files, memory, processes) is an OSError of `launch`, and not the end of anything. A black box
+Whatever can be lacking at a moment (files, memory, processes) is an OSError, and not the end of anything. A black box
 is made once and serves all engines, one after the other. Spare descriptors are kept for the next start: an engine is to be
 started again also while clients hold every file that the process may have. Messages of the socket are handed on as they come,
 with no stream or task between."""
@@ -10,7 +10,7 @@ import contextlib
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -20,6 +20,10 @@ from poise.wire import messages as wire
 from poise.wire.framing import FrameDecoder
 
 T = TypeVar("T")
+
+N_SPARE = 8
+"""A start takes five: two ends of a socket, two of the pipe that tells whether the program was found, one to be safe."""
+POLL_S = 0.01
 
 
 class FrameConnection(asyncio.Protocol, Generic[T]):
@@ -60,9 +64,71 @@ class FrameConnection(asyncio.Protocol, Generic[T]):
             self.lost.set_exception(exc)
 
 
-N_SPARE = 8
-"""A start takes five: two ends of a socket, two of the pipe that tells whether the program was found, one to be safe."""
-POLL_S = 0.01
+@contextlib.contextmanager
+def _or_os_error() -> Iterator[None]:
+    """Raises OSError where a thread, a child or memory cannot be had."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+async def spawn(
+    command: Sequence[str], connection: FrameConnection[T], environment: Mapping[str, str], fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a program that is given the number of its end of a socket last, and `fds` to use. Raises OSError."""
+    with _or_os_error(), contextlib.ExitStack() as undo:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        undo.callback(ours.close)
+        with theirs:
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program, and it is only started
+                [*command, str(theirs.fileno())], pass_fds=[*fds, theirs.fileno()], env=environment
+            )
+        undo.callback(process.wait)
+        undo.callback(process.kill)
+        loop = asyncio.get_running_loop()
+        # Whether the loop can watch it is asked here: where it cannot, a transport would log that, and never read.
+        loop.add_reader(ours.fileno(), lambda: None)
+        loop.remove_reader(ours.fileno())
+        await loop.create_unix_connection(lambda: connection, sock=ours)
+        undo.pop_all()
+    return process
+
+
+@dataclass(frozen=True)
+class Child(Generic[T]):
+    """A process, and the way to it."""
+
+    process: subprocess.Popen[bytes]
+    connection: FrameConnection[T]
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    async def end(self, grace_s: float = 0.0) -> int:
+        """Close the way to it and make sure that it has ended, by signal when it has not within the time. Returns its exit code;
+        of a signal its negative number."""
+        self.connection.close()
+        try:
+            async with asyncio.timeout(grace_s):
+                return await self._ended()
+        except (TimeoutError, asyncio.CancelledError):
+            self.kill()
+            return await self._ended()
+
+    async def _ended(self) -> int:
+        # Polled: a watcher would need a thread or a file for each process, which may be lacking.
+        while (code := self.process.poll()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+        return code
+
+
+@dataclass(frozen=True)
+class LaunchedEngine(Child[wire.ToGateway]):
+    """One engine, and what it notes."""
+
+    box: BlackBox
 
 
 class Launcher:
@@ -74,24 +140,19 @@ class Launcher:
         self._box: BlackBox | None = None
         self._spare: list[int] = []
 
-    async def launch(self, dispatch: Callable[[wire.ToGateway], None]) -> "LaunchedEngine":
+    async def launch(self, dispatch: Callable[[wire.ToGateway], None]) -> LaunchedEngine:
         """A new engine, which calls `dispatch` with what it says. Raises OSError, with everything closed."""
         self._give_spare()
         try:
-            with contextlib.ExitStack() as undo:
-                process, box, ours = self._start(undo)
-                loop = asyncio.get_running_loop()
-                # Whether the loop can watch it is asked here: where it cannot, a transport would log that, and never read.
-                loop.add_reader(ours.fileno(), lambda: None)
-                loop.remove_reader(ours.fileno())
-                connection = FrameConnection(wire.ToGateway, dispatch, loop.create_future())
-                await loop.create_unix_connection(lambda: connection, sock=ours)
-                undo.pop_all()
-        except (MemoryError, RuntimeError) as error:  # RuntimeError: no thread, no child can be made
-            raise OSError(f"{type(error).__name__}: {error}") from error
+            with _or_os_error():
+                box = self._box = self._box or BlackBox.create()
+            box.clear()
+            lost = asyncio.get_running_loop().create_future()
+            connection: FrameConnection[wire.ToGateway] = FrameConnection(wire.ToGateway, dispatch, lost)
+            process = await spawn([*self._command, "--box", str(box.fd)], connection, child_environment(), [box.fd])
         finally:
             self._take_spare()
-        return LaunchedEngine(process, box, connection)
+        return LaunchedEngine(process, connection, box)
 
     def close(self) -> None:
         """No engine is started any more."""
@@ -99,23 +160,6 @@ class Launcher:
         if self._box is not None:
             self._box.close()
             self._box = None
-
-    def _start(self, undo: contextlib.ExitStack) -> tuple[subprocess.Popen[bytes], BlackBox, socket.socket]:
-        """The process and our end of its socket, which `undo` ends and closes."""
-        if self._box is None:
-            self._box = BlackBox.create()
-        self._box.clear()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        undo.callback(ours.close)
-        with theirs:
-            process = subprocess.Popen(  # noqa: S603 - our own program
-                [*self._command, "--box", str(self._box.fd), str(theirs.fileno())],
-                pass_fds=[self._box.fd, theirs.fileno()],
-                env=child_environment(),
-            )
-        undo.callback(process.wait)
-        undo.callback(process.kill)
-        return process, self._box, ours
 
     def _give_spare(self) -> None:
         while self._spare:
@@ -126,34 +170,3 @@ class Launcher:
             with contextlib.suppress(OSError):
                 while len(self._spare) < N_SPARE:
                     self._spare.append(os.dup(self._box.fd))
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchedEngine:
-    """One engine: its process, what it notes, and the way to it."""
-
-    process: subprocess.Popen[bytes]
-    box: BlackBox
-    connection: FrameConnection[wire.ToGateway]
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-
-    async def end(self, grace_s: float) -> int:
-        """Close the way to it and make sure that it has ended, by signal when it has not within the time. Returns its code."""
-        self.connection.close()
-        try:
-            async with asyncio.timeout(grace_s):
-                return await ended(self.process)
-        except (TimeoutError, asyncio.CancelledError):
-            self.kill()
-            return await ended(self.process)
-
-
-async def ended(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process, when it has ended; of a signal its negative number."""
-    # Polled: a watcher would need a thread or a file for each process, which may be lacking.
-    while (code := process.poll()) is None:  # noqa: ASYNC110
-        await asyncio.sleep(POLL_S)
-    return code

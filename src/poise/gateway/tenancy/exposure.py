@@ -2,10 +2,14 @@
 
 import ipaddress
 import ssl
+from functools import lru_cache
 
 from poise.config import ServerSettings, Settings
 from poise.config.serving import AuthSettings
 from poise.gateway.tenancy.keys import KeyRing
+
+IPV6_SITE_BITS = 64
+"""What one site is given of IPv6, whose every address it can use."""
 
 
 class Exposed(Exception):
@@ -72,3 +76,14 @@ def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+@lru_cache(maxsize=1024)
+def site_of(address: str) -> str:
+    """What an address counts as: of IPv6 its network, because whoever has one address has that many."""
+    parsed = address_of(address)
+    if parsed is None:
+        return address[:64]
+    if parsed.version == 4 or parsed.is_loopback:
+        return str(parsed)
+    return str(ipaddress.ip_network((parsed, IPV6_SITE_BITS), strict=False))

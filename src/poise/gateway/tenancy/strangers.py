@@ -3,12 +3,12 @@
 A line for each would let whoever reaches the port write to the disk. An address that goes on is answered with 429 instead of 401
 once its allowance is used up; that is after its key was looked at, so that a known key is never refused for its neighbours'."""
 
-import ipaddress
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 from poise.gateway.request.refusals import SHOULD_RETRY, ApiError, retry_after
+from poise.gateway.tenancy.exposure import site_of
 
 TELL_EVERY_S = 60.0
 BURST = 20.0
@@ -17,7 +17,6 @@ PER_S = 1.0
 """And how many a second after those."""
 ADDRESSES_MAX = 4096
 """Addresses with an allowance of their own; who was refused longest ago gives way."""
-_IPV6_PREFIX = 64
 
 
 class Strangers:
@@ -37,7 +36,7 @@ class Strangers:
 
     def refused(self, address: str, error: ApiError) -> ApiError:
         """The error for a caller who is not known: `error`, or 429 once there were too many."""
-        now_s, place = self._clock(), _place(address)
+        now_s, place = self._clock(), site_of(address)
         self.on_refusal()
         if self._began_s is None:
             self._began_s = now_s
@@ -74,14 +73,3 @@ class Strangers:
         if len(self._allowances) > ADDRESSES_MAX:
             self._allowances.popitem(last=False)
         return may
-
-
-def _place(address: str) -> str:
-    """What an address counts as: of IPv6 its /64 network, because whoever has one address has that many."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address[:64]
-    if found.version == 4 or found.is_loopback:
-        return str(found)
-    return str(ipaddress.ip_network((found, _IPV6_PREFIX), strict=False))

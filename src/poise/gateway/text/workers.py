@@ -167,9 +167,10 @@ class TextWorkers:
 
     def status(self) -> TextFigures:
         """For /status."""
-        workers = [
-            TextWorkerRow(p.process.pid if p.process is not None else None, p.state, max(0, p.starts - 1)) for p in self._places
-        ]
+        workers = []
+        for place in self._places:
+            pid = place.process.process.pid if place.process is not None else None
+            workers.append(TextWorkerRow(pid, place.state, max(0, place.starts - 1)))
         return TextFigures(workers, self._queue.n_waiting, self._queue.n_bytes)
 
     async def run(self, job: wire.Job, account: str, n_bytes: int) -> wire.Answer:
@@ -324,7 +325,9 @@ class TextWorkers:
             known = self._vocabulary is not None and bool(self._fingerprint)
             limits = self._settings.memory_mb
             process.send(wire.Open(self._model_path, limits, self._fingerprint, known, self._chat_template))
-            await process.lost
+            await process.connection.lost
+        except ConnectionError:
+            pass  # it is gone
         except FrameError as error:
             place.last_words = f"a text worker said what is no message: {error}"
         finally:

@@ -3,7 +3,7 @@
 And how the browser of an operator on this machine becomes one: `login_code` and `login`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -29,7 +29,7 @@ from poise.gateway.request.refusals import ApiError, invalid_value, kept_request
 from poise.gateway.supervision.blame import QuarantineReport
 from poise.gateway.supervision.engine import EngineProcess, EngineUnavailable
 from poise.gateway.tenancy.auditing import Audit
-from poise.gateway.tenancy.erasure import Erasure
+from poise.gateway.tenancy.erasure import Eraser, erase_everywhere
 from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
 from poise.gateway.tenancy.tenants import OPERATOR, Tenants
 from poise.scheduler.request import Control
@@ -143,7 +143,7 @@ class Admin:
     _tenants: Tenants
     _records: Records
     _audit: Audit
-    _erasure: Erasure
+    _erasers: Sequence[Eraser]
     _explainer: Explainer
     _operators: LocalOperators
 
@@ -263,7 +263,7 @@ class Admin:
         for work in [record.work for record in records if record.work is not None]:
             if live == "1":
                 work.stop(Stop.CANCELLED)
-        erased = await _asked(self._erasure.erase(tenant))
+        erased = await _asked(erase_everywhere(self._erasers, tenant))
         self._audit.operator(caller, "erase", tenant=tenant, live=live == "1", **erased)
         ended, kept = (len(records), 0) if live == "1" else (0, len(records))
         return TenantEraseResult(tenant, ended, kept, erased)

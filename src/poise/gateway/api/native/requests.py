@@ -82,15 +82,28 @@ class EraseResult(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class TemplateCard(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    object: Literal["template"] = "template"
+    tokens: int | None
+    kept: bool
+
+
+class TemplateList(msgspec.Struct, frozen=True, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[TemplateCard]
+
+
 @dataclass(eq=False, repr=False)
 class Requests:
-    """Answers /v1/requests. Another tenant's request looks like one that never was."""
+    """Answers /v1/requests and /v1/templates. Another tenant's request looks like one that never was."""
 
     _settings: Settings
     _tenants: Tenants
     _records: Records
     _metrics: StreamMetrics
     _explainer: Explainer
+    _templates: Templates
 
     def operations(self) -> Sequence[Operation]:
         path = "/v1/requests/{request_id}"
@@ -99,6 +112,7 @@ class Requests:
         cancel = "End a request; what there is of its result is kept"
         why = "Why a request took as long as it did, without its text"
         again = "The events of a request, running or ended, from a place on"
+        named = "List the templates that the caller may use"
         events, errors = {200: Described(None, "The events.", EVENTS)}, [400, 401, 403, 404]
         return [
             Operation("GET", "/v1/requests", self.list, listed, [401]),
@@ -107,6 +121,7 @@ class Requests:
             Operation("POST", f"{path}/cancel", self.cancel, cancel, [401, 404]),
             Operation("GET", f"{path}/explanation", self.explanation, why, [401, 404]),
             Operation("GET", f"{path}/stream", self.stream, again, errors, _PLACES, answers=events),
+            Operation("GET", "/v1/templates", self.templates, named, [401, 503], headers={}),
         ]
 
     async def list(self, request: Request) -> RequestList:
@@ -152,6 +167,11 @@ class Requests:
         self._records.drop(record)
         return EraseResult(record.response_id, record.n_tokens, record.n_bytes)
 
+    async def templates(self, request: Request) -> TemplateList:
+        """Those that the caller may use."""
+        known = self._templates.of_tenant(self._tenants.identify(credentials_of(request)).tenant).items()
+        return TemplateList(data=[TemplateCard(name=name, tokens=n, kept=kept) for name, (n, kept) in known])
+
     def _found(self, request: Request) -> tuple[Record, str | None]:
         """What the caller named, and its tenant; None for an operator, who finds everybody's and reads nobody's text."""
         wanted = request.path_params["request_id"]
@@ -181,32 +201,3 @@ async def _report(record: Record, *, text_shown: bool) -> RequestReport:
         for choice, text in zip(record.choices, texts, strict=True)
     ]
     return RequestReport(**_summary(record), timeline=timeline_of(record), choices=choices)
-
-
-class TemplateCard(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    object: Literal["template"] = "template"
-    tokens: int | None
-    kept: bool
-
-
-class TemplateList(msgspec.Struct, frozen=True, kw_only=True):
-    object: Literal["list"] = "list"
-    data: list[TemplateCard]
-
-
-class TemplatesAnswer:
-    """Answers /v1/templates."""
-
-    def __init__(self, templates: Templates, tenants: Tenants) -> None:
-        self._templates = templates
-        self._tenants = tenants
-
-    def operations(self) -> list[Operation]:
-        summary = "List the templates that the caller may use"
-        return [Operation("GET", "/v1/templates", self.templates, summary, [401, 503], headers={})]
-
-    async def templates(self, request: Request) -> TemplateList:
-        """Those that the caller may use."""
-        known = self._templates.of_tenant(self._tenants.identify(credentials_of(request)).tenant).items()
-        return TemplateList(data=[TemplateCard(name=name, tokens=n, kept=kept) for name, (n, kept) in known])

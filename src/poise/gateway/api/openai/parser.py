@@ -14,6 +14,10 @@ from poise.config.classes import class_settings, default_output
 from poise.gateway.api.fields import Field, Ignored, Integer, Schema, check_names, object_schema
 from poise.gateway.api.openai import parameters as p
 from poise.gateway.api.openai import rendering, structured, tools, unsupported
+from poise.gateway.api.openai.completion_types import ChatCompletion, Completion, generated
+from poise.gateway.api.openai.writer import ChatWriter, CompletionWriter
+from poise.gateway.api.operation import Spoken
+from poise.gateway.dialect import Dialect
 from poise.gateway.http.body import JsonObject
 from poise.gateway.request.generate import PLAIN, AnswerOptions, Conversation, Generate, Prompt
 from poise.gateway.request.refusals import invalid_value, missing_parameter
@@ -157,3 +161,14 @@ class RequestParser:
             n_logprobs=n_logprobs,
             min_output=min_tokens,
         )
+
+
+def spoken(settings: Settings) -> list[Spoken]:
+    """OpenAI's endpoints that generate."""
+    parser = RequestParser(settings)
+    chat = Dialect("chat", "messages", "chatcmpl-", parser.chat_schema, parser.chat, ChatWriter)
+    text = Dialect("text_completion", "prompt", "cmpl-", parser.completion_schema, parser.completion, CompletionWriter)
+    return [
+        Spoken("/v1/chat/completions", chat, "chat", "Continue a conversation", answers=generated(ChatCompletion)),
+        Spoken("/v1/completions", text, "complete", "Continue a text", answers=generated(Completion)),
+    ]

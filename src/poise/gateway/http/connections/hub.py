@@ -2,10 +2,8 @@
 
 import asyncio
 import contextvars
-import ipaddress
 import logging
 from collections import Counter
-from functools import lru_cache
 from typing import Any
 
 from starlette.types import ASGIApp, Scope
@@ -17,14 +15,12 @@ from poise.gateway.http.connections.exchange import Exchange
 from poise.gateway.http.connections.files import connections_max, connections_wanted
 from poise.gateway.http.connections.peers import TrustedProxies
 from poise.gateway.http.connections.places import Places
-from poise.gateway.tenancy.exposure import address_of, is_loopback
+from poise.gateway.tenancy.exposure import is_loopback, site_of
 from poise.metrics.clients import ConnectionMetrics
 
 log = logging.getLogger(__name__)
 
 SUMMARY_S = 60.0
-IPV6_SITE_BITS = 64
-"""What one site is given of IPv6, whose every address it can use."""
 
 
 def places_of(settings: Settings, files: int) -> Places:
@@ -52,20 +48,9 @@ class Hub:
         if metrics is not None:
             metrics.watch(lambda: places.n_open, lambda: places.bodies.used)
 
-    @staticmethod
-    @lru_cache(maxsize=1024)
-    def _site(address: str) -> str:
-        if not address or is_loopback(address):
-            return ""
-        if (parsed := address_of(address)) is None:
-            return address
-        if parsed.version == 4:
-            return str(parsed)
-        return str(ipaddress.ip_network((parsed, IPV6_SITE_BITS), strict=False))
-
     def bounded(self, address: str) -> str:
         """Under what name the connections of an address are counted; empty: it has no bound of its own."""
-        return "" if address in self.proxies else self._site(address)
+        return "" if not address or address in self.proxies or is_loopback(address) else site_of(address)
 
     def start(self, exchange: Exchange, scope: Scope) -> None:
         """Have the application answer a request."""

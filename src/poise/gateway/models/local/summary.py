@@ -4,23 +4,13 @@ A summary is background work of the same tenant through the same engine: it wait
 who asked for it. Its prompts are made before anything is sent to a client, so that what cannot be summarized is
 refused at once; after that only the engine can fail, and then the request fails with its error."""
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
 from math import ceil
 
-from poise.gateway.models.local.generation import ChoiceRequest, Generation
-from poise.gateway.models.local.refusals import summary_failed
-from poise.gateway.records.following import Stop
-from poise.gateway.records.record import Follower, Record
-from poise.gateway.records.values import Usage
 from poise.gateway.request.refusals import context_length_exceeded
 from poise.gateway.text.context import ContextLimits
-from poise.gateway.text.tokens import TextModel, Tokens
-from poise.scheduler.request import RequestClass
+from poise.gateway.text.tokens import Tokens
 from poise.wire.text import Message, said
-from poise.wire.to_engine import SamplingParams
 
 TOKENS_MAX = 256
 CONTEXT_SHARE = 8
@@ -88,50 +78,3 @@ async def piece_prompts(text: Tokens, messages: Sequence[Message], limits: Conte
         "Shorten the conversation or use 'context_policy': 'trim'.",
         "messages",
     )
-
-
-class Summarizer:
-    """Asks the engine for the summary of one conversation, for the request that `record` is of."""
-
-    def __init__(self, record: Record, generation_of: Callable[[Record], Generation], text: TextModel) -> None:
-        self._text = text
-        self._record = record
-        self._generation_of = generation_of
-        self.running: Generation | None = None
-
-    async def summarize(self, prompts: Sequence[list[int]], n_output: int) -> tuple[str, Usage]:
-        """The answers to all prompts, made one after the other, and what they took. Raises ApiError when one fails; cancelled, it
-        leaves nothing."""
-        usage = Usage(0, 0)
-        share = n_output // len(prompts)
-        texts = [await self._answer(prompt, share, usage) for prompt in prompts]
-        joined = "\n".join(text for text in texts if text)
-        if not joined:
-            raise summary_failed("the model wrote nothing")
-        return joined, usage
-
-    async def _answer(self, prompt: list[int], n_output: int, usage: Usage) -> str:
-        origin = replace(
-            self._record.origin,
-            request_id=self._record.origin.request_id + "-summary",
-            request_class=RequestClass.BACKGROUND,
-            arrived_s=time.perf_counter(),
-        )
-        record = Record(origin, self._record.heading, 1)
-        record.n_prompt, record.erased = len(prompt), self._record.erased
-        follower = Follower(record)
-        self.running = generation = self._generation_of(record)
-        record.start(generation)
-        try:
-            asked = ChoiceRequest(prompt, n_output, SamplingParams(temperature=0.0))
-            generation.submit([asked], parser=partial(self._text.parser, prompt, {}))
-            await follower.ended()
-        finally:
-            generation.stop(Stop.CANCELLED)
-            follower.leave()
-            self._record.served_us += record.served_us
-        used = record.usage()
-        usage.prompt_tokens += used.prompt_tokens
-        usage.completion_tokens += used.completion_tokens
-        usage.cached_tokens += used.cached_tokens
-        return record.answers()[0].text.strip()
