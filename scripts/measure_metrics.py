@@ -22,6 +22,7 @@ from poise.scheduler.bottleneck import Limit
 from poise.scheduler.fairness import fairness
 from poise.scheduler.fairness.equity import RecentService
 from poise.scheduler.scheduler import Scheduler
+from poise.sim.costs import Costs
 from poise.sim.runner import SimRunner, VirtualClock
 from poise.sim.simulate import sim_policy
 from poise.wire import messages as wire
@@ -85,7 +86,7 @@ def step_us(without: frozenset[str]) -> float:
     try:
         engine = Engine(
             Scheduler(policy),
-            SimRunner(pools, clock=clock),
+            SimRunner(pools, clock, Costs(), Costs().pace(0)),
             clock,
             ports,
             ports,

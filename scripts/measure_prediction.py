@@ -141,7 +141,7 @@ def main() -> None:
                 options = prediction.learn(scenario, arguments.seed)
                 prediction.breaking(scenario, options, targets, arguments.break_rounds, arguments.seed + 100)
         finally:
-            server.end()
+            server.close()
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "tune/command.py",
         "tune/capacity.py",
         "tune/capacity_command.py",
-        "tune/provenance.py",
+        "tune/evidence.py",
         "tune/tunedfile.py",
     }  # preflight: in a child; serve: free memory; degradation: usable cores; commands: `poise fit` reads a header; tune: its
     # child times passes; the record of capacity, digests, atomic files

@@ -12,9 +12,10 @@ from poise.llama.binding.model import Model
 from poise.llama.files.default_model import default_model
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.runner import LlamaRunner
-from poise.sim.runner import CELL_BYTES, SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
 from tests.contract.runner_contract import Subject
+from tests.sim.exact_runner import CELL_BYTES, ExactRunner
 
 SHORT_SLOTS, LONG_SLOTS, CELLS = 4, 2, 256
 
@@ -73,5 +74,5 @@ def sim_subject() -> Subject:
         PoolInfo("short", SHORT_SLOTS, CELLS, flash_attention=True, kv_bytes=0),
         PoolInfo("long", LONG_SLOTS, CELLS, flash_attention=False, kv_bytes=0),
     ]
-    runner = SimRunner(pools, n_vocab=49_152, clock=VirtualClock(), fault=lambda what, detail: failing)
+    runner = ExactRunner(pools, n_vocab=49_152, clock=VirtualClock(), fault=lambda what, detail: failing)
     return Subject(runner, 12, lambda entry: runner._entries[entry].cells, CELL_BYTES, broken, json.dumps)

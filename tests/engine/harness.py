@@ -14,11 +14,12 @@ from poise.config.settings import PoolSettings, PoolsSettings
 from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.runner import CELL_BYTES, SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
+from tests.sim.exact_runner import CELL_BYTES, ExactRunner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
@@ -57,14 +58,14 @@ class Mailboxes:
 
 
 class Bench:
-    """An engine with the default policy (smaller slots) over a SimRunner. `changes` are to the policy."""
+    """An engine with the default policy (smaller slots) over a ExactRunner. `changes` are to the policy."""
 
     def __init__(
         self,
         *,
         slots: int = 10,
         end_rate: int = 0,
-        runner: SimRunner | None = None,
+        runner: ExactRunner | None = None,
         clock: VirtualClock | None = None,
         secret: bytes = b"poise",
         rss_bytes: Callable[[], int] = lambda: 0,
@@ -74,7 +75,7 @@ class Bench:
         self.clock = clock or VirtualClock()
         self.mail = Mailboxes()
         pools = [PoolInfo("short", slots, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
-        self.runner = runner or SimRunner(pools, clock=self.clock, cost=CostPrior(), end_rate=end_rate)
+        self.runner = runner or ExactRunner(pools, clock=self.clock, cost=CostPrior(), end_rate=end_rate)
         short = PoolSettings(slots=slots, slot_tokens=512)
         settings = Settings(pools=PoolsSettings(short=short))
         policy = to_policy(

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from poise.engine.ports import Row, Sampled
-from poise.sim.runner import SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
+from tests.sim.exact_runner import ExactRunner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
 
 
 def answer(prompt: Sequence[int], n_output: int, sampling: SamplingParams = GREEDY) -> list[int]:
     """The tokens that must come, whatever happens to the request meanwhile."""
-    runner = SimRunner([PoolInfo("only", 1, len(prompt) + n_output, False, 0)], clock=VirtualClock())
+    runner = ExactRunner([PoolInfo("only", 1, len(prompt) + n_output, False, 0)], clock=VirtualClock())
     runner.open(1, prompt, sampling)
     (drawn,) = runner.execute("only", [Row(1, 0, 0, prompt, True)])
     output = [drawn.token.token]
@@ -27,7 +28,7 @@ def answer(prompt: Sequence[int], n_output: int, sampling: SamplingParams = GREE
     return output
 
 
-class CountingRunner(SimRunner):
+class CountingRunner(ExactRunner):
     """Counts the tokens that are really computed for each request."""
 
     def __init__(self, *args: Any, **more: Any) -> None:

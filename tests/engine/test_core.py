@@ -14,7 +14,7 @@ from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
 from poise.scheduler.policy import CostPrior
-from poise.sim.runner import SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
@@ -22,6 +22,7 @@ from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
 from tests.engine.harness import Bench
 from tests.engine.reference import answer
+from tests.sim.exact_runner import ExactRunner
 
 
 def prompt(seed: int, n: int) -> list[int]:
@@ -113,7 +114,7 @@ def test_end_of_generation_is_not_sent_as_a_token() -> None:
     assert 50 <= len(bench.tokens(3)) < 400
 
 
-class _Breaking(SimRunner):
+class _Breaking(ExactRunner):
     """Fails every batch of the long pool."""
 
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
@@ -241,7 +242,7 @@ def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
     """A move costs time, too, but says nothing of its cells; nor does what failed. Either would bend the cost of a cell."""
     pools = [PoolInfo("short", 4, 512, True, 0)]
     clock = VirtualClock()
-    runner = SimRunner(
+    runner = ExactRunner(
         pools,
         clock=clock,
         carry_us_per_cell=3.0,

@@ -7,15 +7,16 @@ from poise.engine.blocks import BlockChain
 from poise.engine.execution import Execution, Live
 from poise.scheduler.planning.plan import Batch, Chunk, MoveSlot, ReleaseSlot, StepPlan, StoreSlot
 from poise.scheduler.request import Request, RequestClass
-from poise.sim.runner import SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import GREEDY
+from tests.sim.exact_runner import ExactRunner
 
 
 def test_cells_that_were_lost_on_the_way_are_not_stored() -> None:
     """A sequence was moved into a hole and preempted in one plan: when its move fails, there is nothing to store."""
     pools = [PoolInfo("short", 4, 512, True, 0)]
-    failing = SimRunner(pools, fault=lambda _, detail: isinstance(detail, MoveSlot))
+    failing = ExactRunner(pools, fault=lambda _, detail: isinstance(detail, MoveSlot))
     live = {7: Live(Request(7, "a", RequestClass.BACKGROUND, 3, 5), [1, 2, 3], GREEDY, BlockChain(b"poise", "a"))}
     execution = Execution(failing, VirtualClock(), live, BoxWriter())
     chunk = Chunk(7, 3, 0, 3, True, True)

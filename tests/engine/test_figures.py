@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from poise.engine.figures import PARTS
-from poise.sim.runner import SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire import status as wire_status
 from poise.wire.figures import Distribution
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench
+from tests.sim.exact_runner import ExactRunner
 
 
 def told(bench: Bench) -> wire_status.Status:
@@ -63,7 +64,7 @@ def test_a_slower_machine_shows_in_the_cost_ratio() -> None:
     """Another program takes the cores: passes take three times as long as the model had learnt, until it learns that."""
     clock, slowness = VirtualClock(), [1]
     pools = [PoolInfo("short", 10, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
-    runner = SimRunner(pools, clock=clock, pace=lambda _, predicted_us: int(predicted_us * 1000) * slowness[0])
+    runner = ExactRunner(pools, clock=clock, pace=lambda _, predicted_us: int(predicted_us * 1000) * slowness[0])
     bench = Bench(runner=runner, clock=clock)
     bench.submit(1, list(range(1, 100)), 200)
     bench.step(30)

@@ -16,11 +16,12 @@ from poise.scheduler.memory.store import Purpose
 from poise.scheduler.planning.plan import CopySlot, LoadSlot, StoreSlot
 from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import PreemptionKind
-from poise.sim.runner import CELL_BYTES, Fault, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench
 from tests.engine.reference import CountingRunner, answer
+from tests.sim.exact_runner import CELL_BYTES, Fault
 
 SLOTS = 8
 POOLS = [PoolInfo("short", SLOTS, 512, True, 0, CELL_BYTES), PoolInfo("long", 2, 2048, False, 0, CELL_BYTES)]

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from poise.engine.blackbox import BoxReading, Phase, read_words
 from poise.engine.ports import Row, RunnerError, Sampled
-from poise.sim.runner import SimRunner
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
 from tests.engine.harness import GREEDY, Bench
 from tests.engine.reference import answer
+from tests.sim.exact_runner import ExactRunner
 
 PROMPT = [3 + k for k in range(30)]
 SEEDED = SamplingParams(temperature=0.9, seed=11, ignore_eos=True)
@@ -89,7 +89,7 @@ def test_a_prefix_is_found_behind_the_prompt_too() -> None:
     assert b.tokens(2) == whole[40:]
 
 
-class _Watched(SimRunner):
+class _Watched(ExactRunner):
     """Notes what the box says whenever something is computed, and fails for one request if that is wanted."""
 
     def __init__(self, bench: Bench, poison: int = 0) -> None:

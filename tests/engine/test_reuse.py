@@ -13,12 +13,13 @@ from poise.scheduler.planning.plan import CopySlot, DropEntry, KvOperation, Load
 from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import BLOCK_TOKENS
 from poise.sim.replay import replay
-from poise.sim.runner import CELL_BYTES, Fault, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from tests.engine.harness import Bench
 from tests.engine.reference import CountingRunner, answer
+from tests.sim.exact_runner import CELL_BYTES, Fault
 
 HOUSE = [300 + k for k in range(50)]
 GARDEN = [500 + k for k in range(61)]

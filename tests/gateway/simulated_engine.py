@@ -20,11 +20,11 @@ from poise.llama.fitting.fit import DoesNotFit
 from poise.llama.running.load import LoadedRunner, Progress
 from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.runner import SimRunner
 from poise.wire.messages import PoolInfo, Ready
 from poise.wire.to_engine import SamplingParams
 from poise.worker.engine import process
 from poise.worker.engine.process import main
+from tests.sim.exact_runner import ExactRunner
 
 KILL_TOKEN = 666
 """A prompt that begins with this token kills the process in the middle of a step."""
@@ -54,7 +54,7 @@ class _Scheduler(Scheduler):
         return plan
 
 
-class _Runner(SimRunner):
+class _Runner(ExactRunner):
     def open(self, request_id: int, prompt: Sequence[int], sampling: SamplingParams, output: Sequence[int] = ()) -> None:
         if prompt[0] == OPEN_TOKEN:
             os._exit(1)

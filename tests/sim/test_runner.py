@@ -8,8 +8,9 @@ import pytest
 
 from poise.engine.ports import Row, RunnerError
 from poise.scheduler.planning.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
-from poise.sim.runner import Fault, SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
+from tests.sim.exact_runner import ExactRunner, Fault
 
 POOLS = [PoolInfo("short", 4, 256, True, 0), PoolInfo("long", 2, 1024, True, 0, cell_bytes=500)]
 
@@ -19,7 +20,7 @@ class Rig:
 
     def __init__(self, carry_us_per_cell: float = 3.0, fault: Fault | None = None) -> None:
         self.clock = VirtualClock()
-        self.runner = SimRunner(POOLS, clock=self.clock, carry_us_per_cell=carry_us_per_cell, fault=fault)
+        self.runner = ExactRunner(POOLS, clock=self.clock, carry_us_per_cell=carry_us_per_cell, fault=fault)
         self.runner.execute("short", [Row(1, 0, 0, list(range(100)), False)])
         self.runner.apply(StoreSlot("short", 0, 1, 100))
 

@@ -48,7 +48,7 @@ class World:
                 self.url = repr(changes)
                 world.alive.append(self.url)
 
-            def end(self) -> None:
+            def close(self) -> None:
                 world.alive.remove(self.url)
 
         def live_round(source: object, urls: Mapping[str, str], seed: int, pause_s: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from poise.bench.document import as_document
 from poise.bench.page import plotly_script, to_html
 from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
 from poise.bench.stats import by_class
-from poise.bench.tables import count_table, figure_table, to_markdown
+from poise.bench.tables import FIGURES_CAPTION, count_rows, figure_rows, terminal_table, to_markdown
 from poise.bench.target import TargetError, base_url
 from poise.scenarios.files import InputError
 from poise.scenarios.parser import find_scenario, load_scenario, parse_target
@@ -157,7 +157,8 @@ def print_run(run: dict[str, Any], benchmark: Benchmark, options: RunOptions) ->
     """A scenario of the document: its tables, then its notes on stderr."""
     servers = " · ".join(f"{side}: {target.url} ({target.model})" for side, target in benchmark.targets.items())
     title = f"{run['name']} · {len(run['rounds'])} round(s) from seed {options.seed} · {servers}"
-    output().print(figure_table(run, title), count_table(run), soft_wrap=False)
+    figures = terminal_table(*figure_rows(run), title, FIGURES_CAPTION)
+    output().print(figures, terminal_table(*count_rows(run), "requests, all rounds"), soft_wrap=False)
     for note in run["notes"]:
         Console(stderr=True, soft_wrap=True).print(f"note: {note}", markup=False, highlight=False)
 

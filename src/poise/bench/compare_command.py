@@ -19,9 +19,8 @@ from rich.table import Table
 from poise.bench.command import check_writable, checked, failure_line, output, read_sources, run_rounds
 from poise.bench.comparison import METHOD, Estimate, Guard, State, compare, find, parse_guard
 from poise.bench.document import as_document
-from poise.bench.report import SIGNS, number, title_of
 from poise.bench.rounds import OURS, THEIRS, RunOptions
-from poise.bench.tables import distinct_groups
+from poise.bench.tables import SIGNS, distinct_groups, number, terminal_table, title_of
 from poise.bench.target import TargetError
 from poise.scenarios.files import InputError, explained
 
@@ -160,21 +159,16 @@ def _notes(before: Result, after: Result, run: Mapping[str, Any], other: Mapping
 
 def _table(run: Mapping[str, Any], estimates: Sequence[Estimate], n_pairs: int) -> Table:
     """The figures most looked at, for each set of clients once; the JSON file has all."""
-    title = f"{run['name']}: B/A over {n_pairs} paired round(s)"
-    table = Table(title=title, title_justify="left", caption=METHOD)
-    for header in ("clients", "figure", "A", "B", "B/A", "95 % interval", ""):
-        table.add_column(header, justify="left" if header in ("clients", "figure", "") else "right")
+    rows = []
     for label, groups in distinct_groups(run):
         first = next(iter(groups.values()))
-        own = [e for e in estimates if (e.kind, e.group) == (first["kind"], first["name"]) and e.figure in SHOWN]
-        for row, e in enumerate(own):
+        for e in (e for e in estimates if (e.kind, e.group) == (first["kind"], first["name"]) and e.figure in SHOWN):
             interval = "" if e.low is None or e.high is None else f"{e.low:.3g} – {e.high:.3g}"
             measure, _, quantile = e.figure.rpartition("_")
             figure = f"{title_of(measure)} {quantile}" if quantile in ("p50", "p95") else title_of(e.figure)
-            ratio = f"{SIGNS[e.bound]}{e.ratio:.3g}"
-            table.add_row("" if row else label, figure, number(e.a), number(e.b), ratio, interval, e.verdict)
-        table.add_section()
-    return table
+            rows.append([label, figure, number(e.a), number(e.b), f"{SIGNS[e.bound]}{e.ratio:.3g}", interval, e.verdict])
+    header = ("clients", "figure", "A", "B", "B/A", "95 % interval", "")
+    return terminal_table(header, rows, f"{run['name']}: B/A over {n_pairs} paired round(s)", METHOD)
 
 
 def _measure(options: RunOptions, results: Path | None) -> tuple[Result, Result]:

@@ -8,12 +8,14 @@ from typing import Any
 
 from rich.table import Table
 
-from poise.bench.report import SIGNS, label_of, number, title_of
 from poise.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, failures
 
 Rows = list[list[str]]
-_CAPTION = "Medians over the rounds; ratios are ours/theirs (min–max). Rates stand under p50, the maximum under p99."
+SIGNS: dict[str, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
+FIGURES_CAPTION = "Medians over the rounds; ratios are ours/theirs (min–max). Rates stand under p50, the maximum under p99."
 _COUNTS = ("sent", "ok", "cancelled", "unfinished", "without a token", "refused", "failed", "short", "prompt", "output")
+_WORDS = ("clients", "server", "figure", "failures", "targets met", "")
+"""Columns that are no numbers."""
 
 
 def to_markdown(document: Mapping[str, Any]) -> str:
@@ -55,10 +57,8 @@ def run_line(run: Mapping[str, Any]) -> str:
     return "; ".join([f"{len(run['rounds'])} round(s) of {run['path']}", *targets, *traces])
 
 
-def figure_rows(run: Mapping[str, Any], *, all_rows: bool = False) -> tuple[list[str], Rows]:
-    """Medians over the rounds for each set of clients, and in a comparison the ratios with their spread.
-
-    `all_rows`: also those of usual figures that nobody has here."""
+def figure_rows(run: Mapping[str, Any]) -> tuple[list[str], Rows]:
+    """Medians over the rounds for each set of clients, and in a comparison the ratios with their spread."""
     sides = list(run["medians"])
     labels = ("p50", "p95", "p99")
     blocks = [*sides, "ratio"] if len(sides) > 1 else [""]
@@ -68,8 +68,6 @@ def figure_rows(run: Mapping[str, Any], *, all_rows: bool = False) -> tuple[list
     for label, groups in distinct_groups(run):
         any_side = next(iter(groups.values()))
         known = {name for group in groups.values() for name in group["figures"]}
-        if all_rows:
-            known.update(RATES, (f"{measure}_p50" for measure in MEASURES))
         for name, figures in _lines(known, is_all=label == "all"):
             cells = [show(groups.get(side, {}).get("figures", {}).get(f)) for side in sides for f in figures]
             if len(sides) > 1:
@@ -80,17 +78,17 @@ def figure_rows(run: Mapping[str, Any], *, all_rows: bool = False) -> tuple[list
 
 
 def count_rows(run: Mapping[str, Any]) -> tuple[list[str], Rows]:
-    """How the requests ended, and how many kept their targets."""
-    header = ["clients", "server", "requests", "how they ended", "without a token", "short", "targets met"]
+    """How the requests ended in all rounds together, how long the complete ones were, and how many kept their targets."""
     rows: Rows = []
     for label, groups in distinct_groups(run):
         for side, group in groups.items():
-            ends = ", ".join(f"{n} {status}" for status, n in group["statuses"].items())
-            rows.append(
-                [label, side, str(sum(group["statuses"].values())), ends, str(group["censored"]), str(group["short"]),
-                 _goodput(group["goodput"])]
-            )  # fmt: skip
-    return header, rows
+            statuses, failed = Counter(group["statuses"]), failures(group["statuses"])
+            counts = [statuses.total(), *(statuses[status] for status in ("ok", "cancelled", "unfinished"))]
+            counts += [group["censored"], statuses["refused"], sum(failed.values()), group["short"]]
+            lengths = [show(group["figures"].get(f"{kind}_tokens_p50")) for kind in ("prompt", "output")]
+            words = ", ".join(f"{n} {status}" for status, n in failed.items())
+            rows.append([label, side, *map(str, counts), *lengths, words, _goodput(group["goodput"])])
+    return ["clients", "server", *_COUNTS, "failures", "targets met"], rows
 
 
 def distinct_groups(run: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
@@ -104,12 +102,11 @@ def distinct_groups(run: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping
     return [(label_of(kinds), by_side) for kinds, by_side in found.values()]
 
 
-def figure_table(run: Mapping[str, Any], title: str) -> Table:
-    """The times and rates of every group: medians over the rounds, and in a comparison the ratios with their spread."""
-    table = Table(title=title, title_justify="left", title_style="bold", caption=_CAPTION, caption_justify="left")
-    header, rows = figure_rows(run, all_rows=True)
-    for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place < 2 else "right", no_wrap=True)
+def terminal_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str, caption: str = "") -> Table:
+    """Rows for the terminal; each set of clients is named once."""
+    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    for name in header:
+        table.add_column(name, justify="left" if name in _WORDS else "right", no_wrap=name != "failures")
     for label, group in groupby(rows, key=itemgetter(0)):
         for row, cells in enumerate(group):
             table.add_row("" if row else label, *cells[1:])
@@ -117,20 +114,36 @@ def figure_table(run: Mapping[str, Any], title: str) -> Table:
     return table
 
 
-def count_table(run: Mapping[str, Any]) -> Table:
-    """How the requests ended, in all rounds together, and how long the complete ones were."""
-    table = Table(title="requests, all rounds", title_justify="left")
-    for header in ("clients", "server", *_COUNTS, "failures"):
-        table.add_column(header, justify="right" if header in _COUNTS else "left")
-    for label, groups in distinct_groups(run):
-        for side, group in groups.items():
-            statuses, failed = Counter(group["statuses"]), failures(group["statuses"])
-            counts = [statuses.total(), *(statuses[status] for status in ("ok", "cancelled", "unfinished"))]
-            counts += [group["censored"], statuses["refused"], sum(failed.values()), group["short"]]
-            lengths = [show(group["figures"].get(f"{kind}_tokens_p50")) for kind in ("prompt", "output")]
-            words = ", ".join(f"{n} {status}" for status, n in failed.items())
-            table.add_row(label, side, *map(str, counts), *lengths, words)
-    return table
+def label_of(kinds: Mapping[str, str]) -> str:
+    """What to call a set of clients that is one or more groups: their names by kind."""
+    if "client" in kinds:
+        return f"{kinds['client']} ({kinds['class']})" if "class" in kinds else kinds["client"]
+    if "class" in kinds:
+        return f"class {kinds['class']}"
+    return f"tenant {kinds['tenant']}" if "tenant" in kinds else "all"
+
+
+def title_of(name: str) -> str:
+    """A measure or figure as the tables call it."""
+    return {
+        "ttft_ms": "TTFT ms",
+        "gap_ms": "gap ms",
+        "max_gap_ms": "longest gap ms, max",
+        "e2e_ms": "end to end ms",
+        "output_tokens_per_s": "output tokens/s",
+        "prompt_tokens_per_s": "prompt tokens/s",
+        "stream_tokens_per_s_p50": "tokens/s per stream",
+        "ttft_corrected_ms": "TTFT from due ms",
+        "e2e_corrected_ms": "end to end from due ms",
+        "goodput_share": "goodput, share",
+        "goodput_per_s": "goodput, requests/s",
+    }[name]
+
+
+def number(value: float) -> str:
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

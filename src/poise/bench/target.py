@@ -103,16 +103,15 @@ async def wait_ready(session: aiohttp.ClientSession, url: str, timeout_s: float)
     path = "/health"
     while True:
         try:
-            async with session.get(url + path, timeout=_PROBE_TIMEOUT) as response:
-                status = response.status
-            problem = f"{path} answers {status}"
-            if status == 200:
+            response, _ = await _get(session, url, path)
+            if response.status == 200:
                 return
-            if path == "/health" and status in (404, 405, 501):
+            if path == "/health" and response.status in (404, 405, 501):
                 path = "/v1/models"
                 continue
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            problem = _reason(error)
+            problem = f"{path} answers {response.status}"
+        except TargetError as error:
+            problem = str(error)
         if time.monotonic() >= until:
             raise TargetError(f"{url} was not ready within {timeout_s:g} s: {problem}")
         await asyncio.sleep(_PROBE_PAUSE_S)

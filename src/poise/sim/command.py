@@ -5,6 +5,7 @@ Exit codes: 0; 1 when the engine broke off or a replay differs; 2 for an argumen
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from poise.sim.costs import Costs, load_costs
 from poise.sim.pressure import Pressure
 from poise.sim.replay import replay
 from poise.sim.report import Totals, figures, table
-from poise.sim.simulate import Options, Simulation, SimulationFailure, sim_policy, simulate
+from poise.sim.simulate import Options, SimulationFailure, sim_policy, simulate
 from poise.sim.world import ignored
 
 TABLES_MAX = 3
@@ -144,11 +145,7 @@ def _calibrate(path: Path, out: Path | None) -> None:
 def _compare(scenarios: list[Scenario], path: Path, options: Options) -> None:
     for scenario in scenarios:
         live = load_live(path, scenario)
-        run_options = replace(options, template=live.template)
-
-        def run(seed: int, scenario: Scenario = scenario, run_options: Options = run_options) -> Simulation:
-            return simulate(scenario, Settings(), seed, run_options)
-
+        run = partial(simulate, scenario, Settings(), options=replace(options, template=live.template))
         Console().print(comparison_table(predict(scenario, live, run), live))
 
 

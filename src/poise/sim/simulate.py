@@ -9,6 +9,7 @@ import msgspec
 from poise.config import Settings, to_policy
 from poise.engine.core import Engine
 from poise.engine.journal import ENTRIES_MAX, Journal
+from poise.engine.ports import Runner
 from poise.scenarios.model import Scenario
 from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
@@ -110,9 +111,7 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     options = options or Options()
     policy, clock, costs = sim_policy(settings, options.priors), VirtualClock(), options.costs
     world = World(scenario, seed, clock, options.template, costs.way_us)
-    runner = SimRunner(
-        pool_infos(policy), clock=clock, cost=costs.pools, pace=costs.pace(seed), carry_us_per_cell=costs.carry_us_per_cell
-    )
+    runner = SimRunner(pool_infos(policy), clock, costs, costs.pace(seed))
     digest = blake2b(digest_size=16)
     life = Life(policy, world, clock, runner, options, digest)
     try:
@@ -132,7 +131,7 @@ class Life:
     """A new engine, nothing in its slots, nothing known, in a world."""
 
     def __init__(
-        self, policy: SchedulerPolicy, world: World, clock: VirtualClock, runner: SimRunner, options: Options, digest: blake2b
+        self, policy: SchedulerPolicy, world: World, clock: VirtualClock, runner: Runner, options: Options, digest: blake2b
     ) -> None:
         self._world, self._clock, self._costs = world, clock, options.costs
         self._n_rows = 0

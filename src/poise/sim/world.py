@@ -11,7 +11,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from poise.scenarios.model import Client, PlannedRequest, Scenario, Segment
+from poise.scenarios.model import PlannedRequest, RequestStream, Scenario, Segment
 from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
@@ -89,20 +89,11 @@ class RequestResult:
         return bisect_right(self.times_ns, window_ns)
 
 
-@dataclass(slots=True)
-class Stream:
-    """A client instance: its requests, and the answers of its conversation so far by the seed of their segment."""
-
-    client: Client
-    requests: Iterator[PlannedRequest]
-    answers: dict[int, list[int]] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class NextRequest:
     """The next request of a stream."""
 
-    stream: Stream
+    stream: RequestStream
     planned: PlannedRequest
 
 
@@ -112,7 +103,7 @@ Moment = to_engine.ToEngine | NextRequest | int
 
 @dataclass(slots=True)
 class _Sent:
-    stream: Stream
+    stream: RequestStream
     planned: PlannedRequest
     record: RequestResult
 
@@ -135,9 +126,11 @@ class World:
         self._n_moments = 0
         self._n_requests = 0
         self._in_flight: dict[int, _Sent] = {}
+        self._answers: dict[int, list[int]] = {}
+        """What conversations go on from, by the seed of the segment that repeats it."""
         self._at(0, Accounts(0, []))
         for stream in scenario.requests(seed):
-            self._schedule_next(Stream(stream.client, stream.requests), 0)
+            self._schedule_next(stream, 0)
 
     def stop(self) -> None:
         """No new request from now on; what is in flight may end, and all else that was to happen happens."""
@@ -203,7 +196,7 @@ class World:
         self._n_moments += 1
         heapq.heappush(self._moments, (when_ns, self._n_moments, what))
 
-    def _schedule_next(self, stream: Stream, when_ns: int) -> None:
+    def _schedule_next(self, stream: RequestStream, when_ns: int) -> None:
         """A closed-loop client sends at `when_ns` or when its next request is due after that, an open-loop one when it has
         planned to. A malformed request never reaches an engine: it is passed over."""
         if self.is_stopped or when_ns >= self._ends_ns:
@@ -224,7 +217,7 @@ class World:
         self._n_requests += 1
         stream, planned, request_id = request.stream, request.planned, self._n_requests
         client = stream.client
-        prompt = self._prompt(stream, planned)
+        prompt = self._prompt(planned)
         tenant = f"{client.tenant}-{request_id}" if client.fresh_tenants else client.tenant
         record = RequestResult(client.name, client.request_class, tenant, when_ns, len(prompt))
         self.records.append(record)
@@ -241,12 +234,10 @@ class World:
             template=TEMPLATE if client.shared_prefix_tokens else "",
         )  # fmt: skip
 
-    def _prompt(self, stream: Stream, planned: PlannedRequest) -> list[int]:
-        if not any(segment.is_answer for segment in planned.before):
-            stream.answers.clear()
+    def _prompt(self, planned: PlannedRequest) -> list[int]:
         tokens = segment_tokens(Segment(997, self._added.prompt))
         for segment in planned.segments:
-            tokens += stream.answers.get(segment.seed) or segment_tokens(segment)
+            tokens += self._answers.get(segment.seed) or segment_tokens(segment)
             if segment.is_answer:
                 tokens += segment_tokens(Segment(996, self._added.turn))
         return tokens
@@ -266,7 +257,7 @@ class World:
         record.outcome, record.finished_ns = outcome, now_ns
         client = sent.stream.client
         if client.turns > 1 and len(record.tokens) == sent.planned.n_output_tokens:
-            sent.stream.answers[sent.planned.answer_seed] = record.tokens
+            self._answers[sent.planned.answer_seed] = record.tokens
         if client.arrival.kind == "closed":
             failed = outcome not in ("length", "stop", "aborted")
             pause_ns = max(int(client.arrival.think_s * 1e9), RETRY_PAUSE_NS if failed else 0)

@@ -6,7 +6,7 @@ not measured."""
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +30,9 @@ from poise.sim.simulate import Options, SimulationFailure
 from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
 from poise.tune.children import CannotMeasure, Server, terminable
 from poise.tune.command import INTERRUPTED, Assignments, ModelFile, Profile, refusing
+from poise.tune.evidence import describe
 from poise.tune.judge import calibrated_round, live_round
 from poise.tune.measures import sim_options
-from poise.tune.provenance import describe
 
 COMMAND = "poise capacity"
 MINUTES, ROUND_S = 20.0, 15.0
@@ -183,12 +183,8 @@ def _server(url: str | None, loaded: LoadedSettings) -> Iterator[str]:
     if url is not None:
         yield base_url(url)
         return
-    with TemporaryDirectory(prefix="poise-capacity-") as folder:
-        server = Server(loaded, {}, Path(folder))
-        try:
-            yield server.url
-        finally:
-            server.end()
+    with TemporaryDirectory(prefix="poise-capacity-") as folder, closing(Server(loaded, {}, Path(folder))) as server:
+        yield server.url
 
 
 def _print(record: CapacityRecord, loaded: LoadedSettings) -> None:

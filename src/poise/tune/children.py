@@ -50,10 +50,10 @@ class Server:
         try:
             self.url = self._wait()
         except BaseException:
-            self.end()
+            self.close()
             raise
 
-    def end(self) -> None:
+    def close(self) -> None:
         end_process(self._process)
 
     def _wait(self) -> str:

@@ -23,12 +23,11 @@ from poise.llama.files.gguf import ModelError
 from poise.scenarios.files import InputError
 from poise.tune import tunedfile
 from poise.tune.children import CannotMeasure, terminable
-from poise.tune.evidence import FORMAT, Evidence, read_evidence
+from poise.tune.evidence import FORMAT, Evidence, describe, differences, read_evidence
 from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
 from poise.tune.knobs import STAGES, Knob, knobs, selected
 from poise.tune.loop import HOLDS, NO_LONGER, Tuner, check_values, unknown_keys
 from poise.tune.measures import HostMeasures, host_measures, plan_text, shortened
-from poise.tune.provenance import describe, differences
 from poise.tune.tunedfile import DEFAULT_FILE, evidence_path
 
 COMMAND = "poise tune"
@@ -162,7 +161,7 @@ class _Run:
         except KeyboardInterrupt:
             typer.echo(f"{COMMAND}: interrupted", err=True)
             return INTERRUPTED
-        n_lost = sum(not one.verdict.kept for one in done)
+        n_lost = sum(trial.result != "kept" for trial in done)
         typer.echo(f"{len(done) - n_lost} of {len(done)} values of {self.file} hold")
         return NO_LONGER if n_lost else HOLDS
 

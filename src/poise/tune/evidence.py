@@ -1,11 +1,19 @@
-"""What was tried and what came of it, as one JSON document: every trial with its figures, also the refused ones."""
+"""What was tried and what came of it, as one JSON document: every trial with its figures, also the refused ones, and where the
+figures come from: the host, the versions, and the model that is really served."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from poise.bench import provenance
 from poise.bench.comparison import Estimate
+from poise.config import Settings
+from poise.llama.binding import library
+from poise.llama.files.cachefile import file_digest
+from poise.llama.files.gguf import ModelError
+from poise.llama.fitting.fit import model_path
 from poise.scenarios.files import InputError, explained
 from poise.tune.knobs import Value
 
@@ -13,6 +21,13 @@ Method = Literal["passes", "simulator", "live"]
 Result = Literal["kept", "refused", "promising", "failed", "skipped", "interrupted"]
 Ended = Literal["complete", "time", "interrupted"]
 FORMAT = 1
+_COMPARED = {
+    "cpu": ("host", "cpu"),
+    "cores": ("host", "n_cpus_usable"),
+    "model": ("model", "sha256"),
+    "version of poise": ("versions", "poise"),
+    "version of llama.cpp": ("versions", "llama.cpp"),
+}
 
 
 class Trial(msgspec.Struct, frozen=True):
@@ -72,3 +87,29 @@ def read_evidence(path: Path) -> Evidence:
         return msgspec.json.decode(data, type=Evidence)
     except msgspec.MsgspecError as error:
         raise InputError(f"{path}: not the evidence of a poise tune: {error}") from error
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Raises ModelError when there is no such model, and EngineLibraryError."""
+    path = model_path(settings)
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise ModelError(path, f"cannot be read: {error.strerror}") from error
+    return {
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": provenance.host(),
+        "versions": provenance.versions() | {"llama.cpp": library.load().version().decode()},
+        "commit": provenance.commit(),
+        "model": {"path": str(path), "sha256": digest},
+    }
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is not as it was when figures were measured, in words."""
+    found = []
+    for what, (part, name) in _COMPARED.items():
+        old, new = (document.get(part, {}).get(name) for document in (before, now))
+        if old != new:
+            found.append(f"{what}: measured with {old}, now {new}")
+    return found

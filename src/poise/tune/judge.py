@@ -93,14 +93,14 @@ class LiveJudge:
 
     def close(self) -> None:
         for server in self._servers.values():
-            server.end()
+            server.close()
         self._servers.clear()
 
     def _server(self, changes: Changes, keep: Changes) -> Server:
         """The server with these settings; those that are needed no more are ended first, to have their memory."""
         wanted, kept = _key(changes), _key(keep)
         for key in [key for key in self._servers if key not in (wanted, kept)]:
-            self._servers.pop(key).end()
+            self._servers.pop(key).close()
         if wanted not in self._servers:
             self._servers[wanted] = Server(self.loaded, changes, self.folder)
         return self._servers[wanted]

@@ -27,7 +27,6 @@ Changes = dict[str, Value]
 STAGES: tuple[Stage, ...] = ("engine", "policy")
 DOUBLED = (0.5, 2.0)
 GENTLE = (2 / 3, 4 / 3)
-SHARES = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ class Knob:
 _FACTORS: dict[str, tuple[float, ...]] = {
     "classes.interactive.itl_target_ms": (0.7, 1.5),
     "scheduler.fill_share": GENTLE,
-    "classes.background.min_share": SHARES,
+    "classes.background.min_share": DOUBLED,
     "classes.background.slots_max": DOUBLED,
     "pools.short.slots": GENTLE,
     "scheduler.quantum_tokens": DOUBLED,

@@ -122,14 +122,14 @@ class Tuner:
         if not self.kept:
             return
         measure = partial(self.measures.live, {}, dict(self.kept), self._new_seed(), lambda _: False, float("inf"))
-        self.verification = self._carry_out("", ("", ""), "live", measure, self.goal.judge)
+        self.verification = carry_out(self._number, "", ("", ""), "live", measure, self.goal.judge, self.clock)
         self.say(self.verification.line())
 
     def _compare(self, knob: Knob, value: Value, method: Method, measure: Measure, judge: Judge) -> Trial:
         """One trial, noted and printed. What passes it is in force from then on, unless it is only a prediction."""
         began, values = self.clock(), (self._current(knob), value)
         try:
-            trial = self._carry_out(knob.key, values, method, measure, judge)
+            trial = carry_out(self._number, knob.key, values, method, measure, judge, self.clock)
         except KeyboardInterrupt:
             took_s = round(self.clock() - began, 1)
             self._note(Trial(self._number, knob.key, *values, method, "interrupted", "Ctrl-C", took_s=took_s))
@@ -139,18 +139,6 @@ class Tuner:
             self.kept[knob.key] = value
             self.accepted[knob.key] = trial.number
         return trial
-
-    def _carry_out(self, key: str, values: tuple[Value, Value], method: Method, measure: Measure, judge: Judge) -> Trial:
-        began, measured = self.clock(), Measured(())
-        try:
-            measured = measure()
-            verdict = judge(measured)
-            result: Result = "refused" if not verdict.kept else "promising" if method == "simulator" else "kept"
-        except CannotMeasure as error:
-            verdict, result = Verdict(False, str(error), None), "skipped" if key else "failed"
-        judged = (self._number, key, *values, method, result, verdict.reason, verdict.target, verdict.guards)
-        took_s = round(self.clock() - began, 1)
-        return Trial(*judged, measured.seeds, measured.failed, took_s, tuple(measured.estimates))
 
     def _note(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -177,6 +165,21 @@ class Tuner:
         return self.seed + SEEDS_APART * self._n_comparisons
 
 
+def carry_out(
+    number: int, key: str, values: tuple[Value, Value], method: Method, measure: Measure, judge: Judge, clock: Callable[[], float]
+) -> Trial:
+    """What is measured and what is said of it. A KeyboardInterrupt ends it."""
+    began, measured = clock(), Measured(())
+    try:
+        measured = measure()
+        verdict = judge(measured)
+        result: Result = "refused" if not verdict.kept else "promising" if method == "simulator" else "kept"
+    except CannotMeasure as error:
+        verdict, result = Verdict(False, str(error), None), "skipped" if key else "failed"
+    judged = (number, key, *values, method, result, verdict.reason, verdict.target, verdict.guards)
+    return Trial(*judged, measured.seeds, measured.failed, round(clock() - began, 1), tuple(measured.estimates))
+
+
 def judge_passes(measured: Measured) -> Verdict:
     """The first of the figures is the mean of all passes, the others are the passes."""
     return pass_goal([estimate.figure for estimate in measured.estimates[1:]]).judge(measured)
@@ -191,20 +194,6 @@ def in_order(found: Sequence[Knob]) -> Iterator[tuple[Knob, Value]]:
 HOLDS, NO_LONGER = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What became of one value."""
-
-    key: str
-    value: Value
-    verdict: Verdict
-    took_s: float
-
-    def line(self) -> str:
-        word = "holds" if self.verdict.kept else "no longer"
-        return f"{self.key} = {self.value}: {word}: {self.verdict.reason}  ({self.took_s:.0f} s)"
-
-
 def unknown_keys(values: Changes) -> list[str]:
     """Settings of a file that tuning knows nothing of."""
     return [key for key in values if stage_of(key) is None]
@@ -212,21 +201,20 @@ def unknown_keys(values: Changes) -> list[str]:
 
 def check_values(
     values: Changes, measures: Measures, goal: Goal, seed: int, clock: Callable[[], float], say: Callable[[str], None]
-) -> list[Check]:
-    """In the order of the file. A KeyboardInterrupt ends it; what was reported until then stands."""
+) -> list[Trial]:
+    """Each value against the file without it, in the file's order. A KeyboardInterrupt ends it; what was reported stands."""
     found = []
     for number, (key, value) in enumerate(values.items()):
         without = {other: known for other, known in values.items() if other != key}
-        began = clock()
-        try:
-            if stage_of(key) == "engine":
-                knob = Knob(key, "engine", value, (value,), pools_of(key))
-                verdict = judge_passes(measures.passes(without, values, knob, float("inf")))
-            else:
-                own_seed = seed + SEEDS_APART * number
-                verdict = goal.judge(measures.live(without, values, own_seed, goal.is_hopeless, float("inf")))
-        except CannotMeasure as error:
-            verdict = Verdict(False, str(error), None)
-        found.append(Check(key, value, verdict, clock() - began))
-        say(found[-1].line())
+        if stage_of(key) == "engine":
+            knob = Knob(key, "engine", value, (value,), pools_of(key))
+            passes = partial(measures.passes, without, values, knob, float("inf"))
+            trial = carry_out(number, key, (value, value), "passes", passes, judge_passes, clock)
+        else:
+            own_seed = seed + SEEDS_APART * number
+            live = partial(measures.live, without, values, own_seed, goal.is_hopeless, float("inf"))
+            trial = carry_out(number, key, (value, value), "live", live, goal.judge, clock)
+        word = "holds" if trial.result == "kept" else "no longer"
+        say(f"{key} = {value}: {word}: {trial.reason}  ({trial.took_s:.0f} s)")
+        found.append(trial)
     return found

@@ -8,7 +8,7 @@ that the same goal judges both. A prediction never accepts anything: it says wha
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -195,12 +195,8 @@ def host_measures(
     loaded: LoadedSettings, source: ScenarioSource, rounds: int, seed: int, say: Callable[[str], None]
 ) -> Iterator[HostMeasures]:
     """Everything that was started is ended when this is left, however."""
-    with TemporaryDirectory(prefix="poise-tune-") as folder:
-        live = LiveJudge(loaded, source, Path(folder), rounds)
-        try:
-            yield HostMeasures(loaded, source, PassJudge(loaded, rounds), live, seed, say)
-        finally:
-            live.close()
+    with TemporaryDirectory(prefix="poise-tune-") as folder, closing(LiveJudge(loaded, source, Path(folder), rounds)) as live:
+        yield HostMeasures(loaded, source, PassJudge(loaded, rounds), live, seed, say)
 
 
 def shortened(scenario: Scenario, round_s: float) -> Scenario:
@@ -215,9 +211,8 @@ def plan_text(found: Sequence[Knob], measures: HostMeasures, budget_s: float, he
     total_s, policy = 0.0, [knob for knob in found if knob.stage == "policy"]
     for number, (knob, value) in enumerate(in_order(found), 1):
         method: Method = "passes" if knob.stage == "engine" else "simulator"
-        cost_s = measures.cost_s(method, knob)
-        if method == "simulator":
-            cost_s = SEEDS * measures.source.scenario.duration_s / SIM_SPEED
+        simulated_s = SEEDS * measures.source.scenario.duration_s / SIM_SPEED
+        cost_s = measures.cost_s(method, knob) if method == "passes" else simulated_s
         total_s += cost_s
         lines.append(f"{number:>3}  {method:<9}  {knob.key} {knob.current} -> {value}  (about {cost_s:.0f} s)")
     live_s = measures.cost_s("live", None)

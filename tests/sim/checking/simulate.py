@@ -9,13 +9,14 @@ from poise.engine.blackbox import read_words
 from poise.scenarios.model import Scenario
 from poise.scheduler.admission import cells_max
 from poise.scheduler.policy import SchedulerPolicy
-from poise.sim.runner import SimRunner, VirtualClock
+from poise.sim.runner import VirtualClock
 from poise.sim.simulate import Life, Options, Simulation, SimulationFailure, pool_infos, sim_policy
 from poise.wire import messages as wire
 from tests.sim.checking.checkers import Checkers
 from tests.sim.checking.faults import EngineCrash, Fault, Faults
 from tests.sim.checking.witness import Witness
 from tests.sim.checking.world import CheckedWorld
+from tests.sim.exact_runner import ExactRunner
 
 BOOKS_STEPS = 8
 """The scheduler's books are compared with what is really there in every so many steps, and whenever nothing is live."""
@@ -46,7 +47,7 @@ def simulate(
     pace = options.costs.pace(seed)
     n_steps, n_crashes = 0, 0
     while True:
-        runner = SimRunner(
+        runner = ExactRunner(
             pool_infos(policy),
             n_vocab=N_VOCAB,
             clock=clock,
@@ -78,7 +79,7 @@ class CheckedLife(Life):
     """An engine, and those who watch it. Its `run` raises EngineCrash."""
 
     def __init__(
-        self, policy: SchedulerPolicy, world: CheckedWorld, clock: VirtualClock, runner: SimRunner, options: Options,
+        self, policy: SchedulerPolicy, world: CheckedWorld, clock: VirtualClock, runner: ExactRunner, options: Options,
         digest: blake2b,
     ) -> None:  # fmt: skip
         observers, listeners = (self._recorded, *options.observers), (self._heard, *options.listeners)

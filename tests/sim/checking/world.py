@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from poise.scenarios.model import Scenario
+from poise.scenarios.model import RequestStream, Scenario
 from poise.scheduler.request import Control, Hold
 from poise.sim.runner import VirtualClock
 from poise.sim.simulate import Options
-from poise.sim.world import NextRequest, Stream, World
+from poise.sim.world import NextRequest, World
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.accounts import Accounts
@@ -111,7 +111,7 @@ class CheckedWorld(World):
         live = [Live(i, sent.record.tenant, len(sent.record.tokens)) for i, sent in self._in_flight.items()]
         for delay_ns, what in self._faults.strikes(now_ns, live):
             if isinstance(what, Arriving):
-                self._at(now_ns + delay_ns, NextRequest(Stream(what.client, iter(())), what.planned))
+                self._at(now_ns + delay_ns, NextRequest(RequestStream(what.client, 0, iter(())), what.planned))
             else:
                 self._at(now_ns + delay_ns, what)
 
