@@ -34,6 +34,7 @@ from poise.worker.engine.process import MonotonicClock
 from tests.contract.runner_contract import GREEDY, STORY, TEA
 from tests.e2e.server import PoiseServer
 from tests.engine.harness import Mailboxes
+from tests.scheduler.books import check_scheduler
 
 pytestmark = pytest.mark.slow
 
@@ -157,7 +158,7 @@ class LiveEngine:
         before = self.mail.blocked
         while self.mail.blocked == before:
             self.engine.step()
-            self.scheduler.check()
+            check_scheduler(self.scheduler)
 
     def run_until(self, request_id: int, n_tokens: int) -> None:
         while len(self.tokens(request_id)) < n_tokens:

@@ -19,6 +19,7 @@ from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
+from tests.scheduler.books import check_scheduler
 from tests.sim.exact_runner import CELL_BYTES, ExactRunner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -141,7 +142,7 @@ class Bench:
         before = self.mail.blocked
         for _ in range(steps_max):
             self.engine.step()
-            self.scheduler.check()
+            check_scheduler(self.scheduler)
             if self.mail.blocked > before:
                 return
         raise AssertionError(f"still busy after {steps_max} steps")
@@ -149,7 +150,7 @@ class Bench:
     def step(self, n: int = 1) -> None:
         for _ in range(n):
             self.engine.step()
-            self.scheduler.check()
+            check_scheduler(self.scheduler)
 
     def control(self, request_id: int, action: str) -> wire.Controlled:
         """An operator's word, and the engine's answer."""

@@ -36,6 +36,7 @@ from poise.scheduler.request import BLOCK_TOKENS, Control, Event, Finished, Hold
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.sequence import Sequence as SequenceState
 from poise.scheduler.sequence import State
+from tests.scheduler.books import check_scheduler
 
 INTERACTIVE, BACKGROUND = RequestClass.INTERACTIVE, RequestClass.BACKGROUND
 
@@ -218,7 +219,7 @@ class Driver:
     def _changed(self, *, stepped: bool = False) -> None:
         self._n_changes += 1
         if self._n_changes % self.check_every == 0:
-            self.scheduler.check()
+            check_scheduler(self.scheduler)
             if stepped:
                 self._assert_mirrored()
 

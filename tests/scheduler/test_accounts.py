@@ -12,6 +12,7 @@ from poise.scheduler.fairness.tenants import MINUTE_NS
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import Rejected, RejectReason
 from poise.scheduler.scheduler import Scheduler
+from tests.scheduler.books import check_scheduler
 from tests.scheduler.driver import BACKGROUND, INTERACTIVE, Driver, policy
 
 LIMITED = {"a": TenantPolicy(tokens_per_minute=600)}
@@ -109,7 +110,7 @@ def test_the_list_is_bounded_and_who_owes_most_stays_on_it() -> None:
     assert len(names) == ACCOUNTS_MAX
     assert names[:3] == ["a", "b", "t0899"]
     assert "small" not in names
-    d.scheduler.check()
+    check_scheduler(d.scheduler)
 
 
 def test_accounts_that_are_not_known_here_do_no_harm() -> None:
@@ -151,4 +152,4 @@ def test_nothing_is_told_of_an_erased_tenant() -> None:
     assert d.scheduler.accounts(d.now_ns) == []
     d.run()
     assert d.scheduler.accounts(d.now_ns) == []
-    d.scheduler.check()
+    check_scheduler(d.scheduler)

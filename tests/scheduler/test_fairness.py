@@ -17,6 +17,7 @@ from poise.scheduler.planning.preemption import COMPUTE_GRAINS
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import Preempted, PreemptionReason, RequestClass
 from poise.scheduler.scheduler import Scheduler
+from tests.scheduler.books import check_scheduler
 from tests.scheduler.driver import BACKGROUND, INTERACTIVE, Driver, policy
 
 MINUTE_NS = 60_000_000_000
@@ -118,7 +119,7 @@ class Competition:
         while self.driver.now_ns < until_ns and self.backlogged:
             self.step()
             assert self.worst_us <= self.bound_us(self.step_us)
-        self.driver.scheduler.check()
+        check_scheduler(self.driver.scheduler)
 
 
 def jain(shares: list[int]) -> float:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from poise.scheduler.fairness.fairness import DEPARTED_MAX, ServedCost
 from poise.scheduler.request import RequestClass
+from tests.scheduler.books import check_scheduler, check_served
 from tests.scheduler.driver import INTERACTIVE
 from tests.scheduler.test_fairness import GRAIN_US, LOADS, MINUTE_NS, Competition
 
@@ -128,7 +129,7 @@ def test_names_by_the_thousand_wipe_no_memory_of_who_was_served_more() -> None:
         wait(served, f"n{i}")
         served.charge(f"n{i}", 1000)
         go(served, f"n{i}")
-        served.check()
+        check_served(served)
     for i in (0, 3 * DEPARTED_MAX - 1):
         wait(served, f"n{i}")
         assert served[f"n{i}"] >= served.floor_us - GRAIN_US
@@ -179,7 +180,7 @@ class Server:
             assert self.served.floor_us >= floor_us, "the floor fell"
             self.before_us = 0 if first == "there" else self.before_us + self.piece_us
             self.most_before_us = max(self.most_before_us, self.before_us)
-        self.served.check()
+        check_served(self.served)
 
 
 @settings(max_examples=30)
@@ -253,7 +254,7 @@ class Crowd:
             bound_us = competition.bound_us(competition.step_us) + 4 * GRAIN_US + self.most_us
             assert competition.worst_us <= bound_us
             assert self.worst_us <= bound_us
-        competition.driver.scheduler.check()
+        check_scheduler(competition.driver.scheduler)
 
     def share(self, tenant: str) -> float:
         """What the tenant was served, in fair shares of those alive at a time."""

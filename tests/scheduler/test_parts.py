@@ -16,6 +16,7 @@ from poise.scheduler.policy import CostPrior, PoolPolicy
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.sequence import TRANSITIONS, Sequence, State
+from tests.scheduler.books import check_pool, check_queue
 from tests.scheduler.driver import COST
 
 TRUTH = CostPrior(fixed_us=4000, decode_us=3500, prompt_us=2600, attended_us=0.9)
@@ -176,7 +177,7 @@ def test_a_storm_of_cancels_leaves_no_entries_behind() -> None:
         queue.push(late)
         queue.remove(late)
         late.to(State.FINISHED)
-        queue.check()
+        check_queue(queue)
     assert queue.n_queued == 1
     assert queue._n_entries <= 70
 
@@ -193,7 +194,7 @@ def test_slots_are_given_lowest_first_and_books_balance() -> None:
     assert pool.release(sequences[0]) == 0
     assert pool.close_hole(1) is None
     assert pool.close_hole(1) == (sequences[2], 2, 0)
-    pool.check()
+    check_pool(pool)
     assert pool.books().slots_held == 2
     sequences[1].to(State.PAUSED)
     pool.warm[3] = Prefix("t", "short", (1,), 42, slot=3)

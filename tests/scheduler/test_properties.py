@@ -1,4 +1,4 @@
-"""Random loads against the scheduler's invariants, checked after every step by the driver and by Scheduler.check."""
+"""Random loads against the scheduler's invariants, checked after every step by the driver and by `tests.scheduler.books`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy, TenantPolicy
 from poise.scheduler.request import Control, Hold, Queued, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
+from tests.scheduler.books import check_scheduler
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, COST, INTERACTIVE, Driver, blocks, policy
 
 
@@ -134,7 +135,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(queue_share=st.sampled_from([0.01, 0.5, 1.0]), slots_share=st.sampled_from([0.01, 0.5, 1.0]))
     def adjust(self, queue_share: float, slots_share: float) -> None:
         self.driver.scheduler.adjust(queue_share, slots_share)
-        self.driver.scheduler.check()
+        check_scheduler(self.driver.scheduler)
 
     @rule(pool=st.sampled_from([SHORT_POOL, LONG_POOL]))
     def declare(self, pool: str) -> None:
@@ -143,7 +144,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(tenant=st.sampled_from("abc"))
     def erase(self, tenant: str) -> None:
         self.driver.scheduler.erase(tenant)
-        self.driver.scheduler.check()
+        check_scheduler(self.driver.scheduler)
 
     @rule(seconds=st.integers(1, 100))
     def time_passes(self, seconds: int) -> None:

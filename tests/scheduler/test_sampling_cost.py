@@ -7,6 +7,7 @@ import pytest
 from poise.scheduler.planning.plan import BatchResult, StepPlan, StepResult
 from poise.scheduler.request import Finished, FinishReason, Request, RequestClass
 from poise.scheduler.scheduler import Scheduler
+from tests.scheduler.books import check_scheduler
 from tests.scheduler.driver import INTERACTIVE, policy
 
 PASS_US, CHEAP_US, DEAR_US, ITL_US = 10_000, 30, 6_000, 400_000
@@ -31,7 +32,7 @@ class Pair:
             results.append(BatchResult(cost_us, sampled_us=drawn, row_errors=errors))
             self.now_ns += cost_us * 1000
         events = self.scheduler.complete(plan, StepResult(tuple(results)), self.now_ns)
-        self.scheduler.check()
+        check_scheduler(self.scheduler)
         return plan, [event for event in events if isinstance(event, Finished)]
 
     @property

@@ -18,7 +18,7 @@ One test for each failure that a scheduler like this one can have. What is shown
     vLLM 52693 (an empty turn kills the engine)      tests/gateway/test_malformed: the gateway refuses it
     llama.cpp 15232, Ollama 11889 (disconnects)      tests/gateway/test_disconnect; here: what an abort then does
     ik_llama.cpp 1210 (health is dead meanwhile)     tests/gateway/test_health: another process answers
-    llama.cpp 4185 and 29090 (n_batch is halved)     there is no such ladder: a plan fits (Scheduler.check, the driver's mirror)
+    llama.cpp 4185 and 29090 (n_batch is halved)     there is no such ladder: a plan fits (scheduler.books, the driver's mirror)
     vLLM 50265, 28281 (engine faults)                tests/gateway/test_supervisor
 """
 

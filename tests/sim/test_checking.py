@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from poise.engine.journal import read_journal
 from poise.scheduler.scheduler import Scheduler
+from tests.sim.checking import simulate as checking
 from tests.sim.checking.__main__ import app
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
@@ -25,7 +26,7 @@ def test_a_broken_invariant_names_the_run_that_repeats_it(monkeypatch: pytest.Mo
     def broken(self: Scheduler) -> None:
         raise AssertionError("books do not balance")
 
-    monkeypatch.setattr(Scheduler, "check", broken)
+    monkeypatch.setattr(checking, "check_scheduler", broken)
     path = str(SCENARIOS / "single.toml")
     code, output = run(path, "--seed", "7")
     assert code == 1
@@ -42,7 +43,7 @@ def test_a_failure_is_repeated_by_the_command_it_names(monkeypatch: pytest.Monke
         n_checks += 1
         assert n_checks < 40, "books do not balance"
 
-    monkeypatch.setattr(Scheduler, "check", breaks_late)
+    monkeypatch.setattr(checking, "check_scheduler", breaks_late)
     path = str(SCENARIOS / "storm.toml")
     arguments = [path, "--seed", "3", "--steps", "300", "--faults", "slow,burst"]
     complaints = []
@@ -70,7 +71,7 @@ def test_the_last_steps_before_a_failure_are_kept(tmp_path: Path, monkeypatch: p
     def broken(self: Scheduler) -> None:
         raise AssertionError("books do not balance")
 
-    monkeypatch.setattr(Scheduler, "check", broken)
+    monkeypatch.setattr(checking, "check_scheduler", broken)
     journal = tmp_path / "journal.jsonl"
     assert run(str(SCENARIOS / "single.toml"), "--journal", str(journal))[0] == 1
     assert read_journal(journal.read_text().splitlines()).entries

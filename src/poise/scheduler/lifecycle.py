@@ -269,43 +269,6 @@ class Lifecycle:
         counts = (sequence.n_cached, sequence.n_preempted, sequence.n_recomputed)
         return Finished(request.request_id, reason, request.n_prompt, n_output, served_us, detail, *counts)
 
-    def check(self) -> None:
-        """Assert that every sequence is where its state says, once."""
-        books = self._books
-        running = [s for c in RequestClass for s in books.running[c].values()]
-        queued = [s for queue in books.queues.values() for s in queue.queued()]
-        paused = list(self.paused.values())
-        everywhere = sorted(s.request.request_id for s in running + queued + paused)
-        assert everywhere == sorted(self.sequences), "a request is nowhere, or in two places"
-        assert self.counters.accepted == self.counters.finished + len(self.sequences), "a request was lost"
-        held = sorted(s.request.request_id for pool in books.pools.values() for s in pool.holders.values())
-        with_slot = [s for s in running + paused if s.slot >= 0]
-        assert held == sorted(s.request.request_id for s in with_slot), "slots and sequences disagree"
-        for sequence in self.sequences.values():
-            assert 0 <= sequence.n_computed < sequence.n_tokens, f"{sequence} has nothing to compute"
-            assert sequence.slot < 0 or sequence.entry < 0, f"{sequence} is in two places"
-            has_cells = sequence.slot >= 0 or sequence.entry >= 0
-            assert has_cells or sequence.n_computed == 0, f"{sequence} has cells that are nowhere"
-            assert sequence.n_preempted <= books.policy.preemptions_max, f"{sequence} was preempted too often"
-        assert all(s.state is State.RUNNING and s.slot >= 0 for s in running), "a running sequence without a slot"
-        assert all(s.state is State.PAUSED for s in paused), "a paused sequence is not paused"
-        assert all((s.state is State.PAUSED) != s.may_run for s in self.sequences.values()), "a sequence stands in vain"
-        for request_class in RequestClass:
-            wanting = [s for s in running + queued if s.request_class is request_class]
-            active = {s.request.account for s in wanting}
-            assert active == books.served[request_class].tenants.keys(), f"{request_class}'s active tenants are others"
-        counts = books.tenants.counts()
-        assert {s.request.account for s in self.sequences.values()} <= counts.keys(), "a live tenant is forgotten"
-        own: dict[str, list[Sequence]] = {}
-        for sequence in self.sequences.values():
-            own.setdefault(sequence.request.account, []).append(sequence)
-        for tenant, counted in counts.items():
-            theirs = own.get(tenant, [])
-            n_new = sum(not s.started for s in theirs)
-            n_held = sum(s.started and s.hold is not Hold.RUN for s in theirs)
-            really = (len(theirs), n_new, sum(s.state is State.RUNNING for s in theirs), n_held)
-            assert counted == really, f"tenant {tenant}'s live, queued, running and held requests are miscounted"
-
     def _queue(self, sequence: Sequence) -> WaitingQueue:
         return self._books.queues[sequence.request_class, sequence.pool]
 

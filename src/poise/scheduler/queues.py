@@ -83,21 +83,6 @@ class WaitingQueue:
                 if _is_live(entry):
                     yield entry[3]
 
-    def check(self) -> None:
-        queued = list(self.queued())
-        assert len(queued) == self.n_queued, "queued sequences miscounted"
-        assert sum(not s.started for s in queued) == self.n_new, "new requests miscounted"
-        new = [s.request.account for s in queued if not s.started]
-        assert {account: new.count(account) for account in new} == self._new_by_account, "new by account miscounted"
-        assert sum(s.request.n_known for s in queued) == self.prompt_tokens, "queued prompt tokens miscounted"
-        output_tokens = sum(s.n_likely - s.request.n_output for s in queued)
-        assert output_tokens == self.output_tokens, "queued output tokens miscounted"
-        assert sum(len(heap) for heap in self._heaps.values()) == self._n_entries, "entries miscounted"
-        for tenant, heap in self._heaps.items():
-            assert heap, f"tenant {tenant} has an empty heap"
-            assert _is_live(heap[0]), f"tenant {tenant} has a stale head"
-            assert heap[0][3].is_queued, f"tenant {tenant}'s head is {heap[0][3].state}"
-
     def _drop_stale_head(self, tenant: str) -> None:
         heap = self._heaps[tenant]
         while heap and not _is_live(heap[0]):

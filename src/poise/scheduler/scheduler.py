@@ -279,15 +279,6 @@ class Scheduler:
             limited_ns=dict(self._bottleneck.limited_ns),
         )
 
-    def check(self) -> None:
-        """Assert every invariant that can be seen from inside. Linear; for tests, the simulator and idle moments."""
-        self._placement.check()
-        for queue in self._books.queues.values():
-            queue.check()
-        for served in self._books.served.values():
-            served.check()
-        self._life.check()
-
     def _found(self, request_id: int, now_ns: int) -> Sequence | None:
         """A live request, about which something comes in now."""
         assert self._planned is None, "a message between plan and complete"

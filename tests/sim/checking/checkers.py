@@ -1,4 +1,4 @@
-"""Invariants that need history, checked after every simulated step. `Scheduler.check` sees one moment; this sees the run.
+"""Invariants that need history, checked after every simulated step. `tests.scheduler.books` sees one moment; this sees the run.
 
 2   an ended request is in no plan any more (that it ends once is the witness's to see)
 3   the scheduler's books, the runner's real cells and a third account (`mirror`) agree

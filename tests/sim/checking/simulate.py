@@ -12,6 +12,7 @@ from poise.scheduler.policy import SchedulerPolicy
 from poise.sim.runner import VirtualClock
 from poise.sim.simulate import Life, Options, Simulation, SimulationFailure, pool_infos, sim_policy
 from poise.wire import messages as wire
+from tests.scheduler.books import check_scheduler
 from tests.sim.checking.checkers import Checkers
 from tests.sim.checking.faults import EngineCrash, Fault, Faults
 from tests.sim.checking.witness import Witness
@@ -87,7 +88,7 @@ class CheckedLife(Life):
         self._checkers = Checkers(policy, runner, self.scheduler.served)
 
     def after_turn(self) -> None:
-        self.scheduler.check()
+        check_scheduler(self.scheduler)
         super().after_turn()
         self._checkers.after_step()
         if self._checkers.is_idle or self.engine.n_steps % BOOKS_STEPS == 0:

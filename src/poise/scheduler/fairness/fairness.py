@@ -132,10 +132,6 @@ class ServedCost:
         served = [self._served[tenant] for tenant in tenants]
         return max(served) - min(served) if served else 0
 
-    def behind_us(self) -> dict[str, int]:
-        """How far below the floor each account is that waits; below 0 where it has had more than a fair share."""
-        return {tenant: self._floor_us - self._served[tenant] for tenant in self._n_queued}
-
     def above_us(self) -> dict[str, int]:
         """How far above the floor each account is that is alive (below 0: it is owed so much), or that left above it.
 
@@ -153,14 +149,6 @@ class ServedCost:
     def forget(self, tenant: str) -> None:
         """Do not remember an account that has left."""
         self._departed.pop(tenant, None)
-
-    def check(self) -> None:
-        assert self._served.keys() == self._n_active.keys(), "served cost and activity disagree"
-        assert all(n > 0 for n in self._n_active.values()), "an account is alive with no requests"
-        assert self._n_queued.keys() <= self._n_active.keys(), "an account waits that is not alive"
-        assert all(n <= self._n_active[t] for t, n in self._n_queued.items()), "more wait than there are"
-        assert self._weights == sum(self._units(tenant) for tenant in self._served), "the weights of the living are off"
-        assert len(self._departed) <= DEPARTED_MAX, "too many are remembered"
 
     def _lift_floor(self) -> None:
         """Rules 2 and 3 of the module's text, before somebody starts there."""

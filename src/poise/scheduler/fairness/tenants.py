@@ -102,10 +102,6 @@ class TenantBooks:
             if books.balance >= books.policy.tokens_per_minute:
                 del self._tenants[tenant]
 
-    def counts(self) -> dict[str, tuple[int, int, int, int]]:
-        """Tenant to (live requests, new ones that have not started, running ones, held ones that have started)."""
-        return {t: (books.n_live, books.n_queued, books.n_running, books.n_held) for t, books in self._tenants.items()}
-
     def balances(self, now_ns: int) -> dict[str, float]:
         """Tokens in the accounts that are not full. Modifies nothing, so that how often somebody asks changes no decision."""
         limited = {t: books for t, books in self._tenants.items() if books.policy.tokens_per_minute}

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from poise.scheduler.memory.prefix import Prefix
 from poise.scheduler.policy import PoolPolicy
 from poise.scheduler.request import RequestClass
-from poise.scheduler.sequence import Sequence, State
+from poise.scheduler.sequence import Sequence
 
 WARM = "warm"
 
@@ -151,24 +151,6 @@ class KvPool:
             holes=max(self.holders, default=-1) + 1 - len(self.holders),
             occupied=self._occupied(),
         )
-
-    def check(self) -> None:
-        """Assert that the books balance (invariant 3)."""
-        assert sorted([*self._free, *self.holders]) == list(range(self.policy.n_slots)), f"{self.name}: slots lost"
-        for slot, sequence in self.holders.items():
-            assert sequence.slot == slot, f"{self.name}: slot {slot} is out of step with its sequence"
-            assert sequence.pool == self.name, f"{self.name}: slot {slot} is held by a sequence of {sequence.pool}"
-            has_slot = sequence.state in (State.RUNNING, State.PAUSED)
-            assert has_slot, f"{self.name}: slot {slot} is held by a {sequence.state} sequence"
-            assert sequence.n_computed <= self.policy.slot_cells, f"{self.name}: slot {slot} overflows"
-        for slot, prefix in self.warm.items():
-            assert slot not in self.holders, f"{self.name}: slot {slot} is warm and held"
-            where = (prefix.pool, prefix.slot)
-            assert where == (self.name, slot), f"{self.name}: the prefix in slot {slot} is elsewhere"
-        by_class = {c: sum(s.request_class is c for s in self.holders.values()) for c in RequestClass}
-        assert by_class == self._held_by_class, f"{self.name}: class books are wrong"
-        assert sum(self._held_by_tenant.values()) == len(self.holders), f"{self.name}: tenant books are wrong"
-        assert all(n > 0 for n in self._held_by_tenant.values()), f"{self.name}: a tenant holds nothing"
 
     def _occupied(self) -> tuple[SlotBooks, ...]:
         held = [SlotBooks(slot, s.state, s.request_class, s.n_computed) for slot, s in self.holders.items()]

@@ -135,19 +135,6 @@ class HostStore:
             loaded_bytes=self.loaded_bytes,
         )
 
-    def check(self) -> None:
-        """Assert that the books balance."""
-        for purpose in Purpose:
-            held = sum(e.n_bytes for e in self if e.purpose is purpose)
-            assert held == self._bytes[purpose], f"the store's {purpose} bytes are miscounted"
-        by_tenant: dict[Purpose, dict[str, int]] = {purpose: {} for purpose in Purpose}
-        for entry in self:
-            assert not entry.in_use, f"entry {entry.number} is still marked as in use"
-            held_bytes = by_tenant[entry.purpose]
-            held_bytes[entry.tenant] = held_bytes.get(entry.tenant, 0) + entry.n_bytes
-        assert by_tenant[Purpose.PREFIX] == self._prefix_bytes, "prefix bytes by tenant are miscounted"
-        assert by_tenant[Purpose.SWAP] == self._swap_bytes, "swap bytes by account are miscounted"
-
     def _may_swap(self, account: str, n_bytes: int) -> bool:
         """Alone an account's swaps may take its share of the store; beside others, that share of what is free without its own. So
         streams that nobody reads, which are swapped out and stay, leave room for the next one's."""

@@ -191,31 +191,6 @@ class Placement:
             self.carry_us = CARRY_MEMORY * self.carry_us + (1 - CARRY_MEMORY) * measured
         return lost
 
-    def check(self) -> None:
-        """Assert that slots, store and index agree (invariants 3, 11 and 12)."""
-        for pool in self.pools.values():
-            pool.check()
-        self.store.check()
-        kept = list(self.index)
-        warm = sorted((name, slot) for name, pool in self.pools.items() for slot in pool.warm)
-        indexed = [prefix for prefix in kept if prefix.slot >= 0]
-        assert sorted((p.pool, p.slot) for p in indexed) == warm, "index and warm slots disagree"
-        assert all(self.pools[p.pool].warm[p.slot] is p for p in indexed), "a warm slot holds another prefix"
-        stored = {e.number: e for e in self.store}
-        prefixes = sorted(p.entry for p in kept if p.entry >= 0)
-        assert prefixes == sorted(n for n, e in stored.items() if e.purpose is Purpose.PREFIX), "index and store differ"
-        for prefix in kept:
-            if prefix.entry >= 0:
-                entry = stored[prefix.entry]
-                assert (entry.tenant, entry.pool) == (prefix.tenant, prefix.pool), "a prefix has another's name"
-        swaps = sorted(n for n, e in stored.items() if e.purpose is Purpose.SWAP)
-        assert swaps == sorted(self._swapped), "swapped sequences and store disagree"
-        for number, sequence in self._swapped.items():
-            where = (sequence.entry, sequence.slot)
-            assert where == (number, -1), f"entry {number} and its sequence disagree"
-        pinned = sorted(entry.number for entry in self.templates.values())
-        assert pinned == sorted(n for n, e in stored.items() if e.purpose is Purpose.TEMPLATE), "templates are lost"
-
     def _find(self, request: Request, pool: str, blocks: SequenceOf[int], n_tokens: int) -> tuple[Prefix | Entry, int] | None:
         """Where the longest known beginning of `n_tokens` tokens is, and its cells. The last token is always computed."""
         if request.scores:
