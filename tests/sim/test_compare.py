@@ -14,7 +14,7 @@ from poise.bench.rounds import Round, ScenarioRun, ScenarioSource
 from poise.config import Settings
 from poise.scenarios.files import InputError
 from poise.scenarios.parser import load_scenario
-from poise.sim.compare import comparison_table, load_live, predict
+from poise.sim.report import comparison_table, load_live, predict
 from poise.sim.simulate import Options, simulate
 from poise.sim.world import TemplateTokens, template_tokens
 

@@ -19,11 +19,10 @@ from poise.scenarios.parser import find_scenario, load_scenario
 from poise.scheduler.request import RequestClass
 from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
 from poise.sim.calibrate import calibrate
-from poise.sim.compare import comparison_table, load_live, predict
 from poise.sim.costs import Costs, load_costs
 from poise.sim.pressure import Pressure
 from poise.sim.replay import replay
-from poise.sim.report import Totals, figures, table
+from poise.sim.report import Totals, comparison_table, figures, load_live, predict, table
 from poise.sim.simulate import Options, SimulationFailure, sim_policy, simulate
 from poise.sim.world import ignored
 
