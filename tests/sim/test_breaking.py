@@ -42,11 +42,7 @@ def crowd(arrival: str, prompt: int, output: int, duration_s: int = 20, count: i
 def run(scenario: Scenario, settings: Settings, costs: Costs | None = None) -> tuple[Simulation, dict[RequestClass, Pressure]]:
     policy = sim_policy(settings)
     watched = {c: Pressure(c, policy) for c in RequestClass}
-    options = Options(
-        costs=costs or Costs(),
-        observers=tuple(p.recorded for p in watched.values()),
-        listeners=tuple(p.heard for p in watched.values()),
-    )
+    options = Options(costs=costs or Costs(), observers=tuple(p.recorded for p in watched.values()))
     return simulate(scenario, settings, 1, options), watched
 
 

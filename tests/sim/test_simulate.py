@@ -353,7 +353,7 @@ def test_the_next_engine_is_told_what_accounts_owe() -> None:
         if isinstance(message, Accounts):
             told.append((message.at_ns, [account.name for account in message.accounts]))
 
-    def observe(now_ns: int, kind: str, values: tuple[object, ...]) -> None:
+    def observe(_: Scheduler, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
         match kind, values:
             case "restore", (list() as accounts, int(at_ns)):
                 restored.append((at_ns, [account.name for account in accounts]))

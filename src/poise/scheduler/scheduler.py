@@ -13,7 +13,7 @@ What a step does is in `planner`; who goes first in `queues` and `fairness`; wha
 docs/scheduler.md tells the whole."""
 
 import heapq
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from poise.scheduler import admission
 from poise.scheduler.bottleneck import Bottleneck, limit_of
@@ -71,6 +71,11 @@ class Scheduler:
     def declared(self) -> Collection[str]:
         """Tenants that have a section of their own in the policy."""
         return self._policy.tenants.keys()
+
+    @property
+    def sequences(self) -> Mapping[int, Sequence]:
+        """Live requests, to be looked at."""
+        return self._life.sequences
 
     def add(self, request: Request, now_ns: int) -> Queued | Rejected:
         """Take a request into its queue, or refuse it with the reason."""

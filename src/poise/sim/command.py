@@ -155,8 +155,7 @@ def _find_break(scenario: Scenario, targets: list[Target], seeds: range, options
     def once(load: Scenario, seed: int) -> Run:
         watched = {c: Pressure(c, policy) for c in RequestClass}
         observers = tuple(p.recorded for p in watched.values())
-        listeners = tuple(p.heard for p in watched.values())
-        return simulate(load, settings, seed, replace(options, observers=observers, listeners=listeners)), watched
+        return simulate(load, settings, seed, replace(options, observers=observers)), watched
 
     def run(load: Scenario) -> list[Run]:
         return [once(load, seed) for seed in seeds]

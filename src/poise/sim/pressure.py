@@ -14,15 +14,15 @@ out at the first moment when, over the last WINDOW_S seconds, requests waited fo
 second."""
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
 
 from poise.scheduler.bottleneck import is_full
-from poise.scheduler.planning.plan import StepPlan, StepResult
+from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import SchedulerPolicy
-from poise.scheduler.request import Queued, Rejected, RejectReason, Request, RequestClass
-from poise.wire import messages as wire
-from poise.wire.changes import ChangeKind
+from poise.scheduler.request import Rejected, RejectReason, Request, RequestClass
+from poise.scheduler.scheduler import Scheduler
+from poise.scheduler.sequence import Sequence, State
 
 REFUSAL_S = 1.0
 WINDOW_S = 5.0
@@ -36,21 +36,8 @@ class Resource(StrEnum):
     QUEUE = "queue"
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """One live request of the class, as far as the plans and messages tell."""
-
-    n_prompt: int
-    has_slot: bool = False
-    paused: bool = False
-    dropped: bool = False
-    n_computed: int = 0
-    n_before: int = 0
-    """Cells that it had when they were dropped."""
-
-
 class Pressure:
-    """Watches one class. Is called with what the journal records (`recorded`) and what the engine sends (`heard`)."""
+    """Watches one class: `recorded` is an observer of a simulation."""
 
     def __init__(self, request_class: RequestClass, policy: SchedulerPolicy) -> None:
         self.waited_s: dict[Resource, float] = dict.fromkeys(Resource, 0.0)
@@ -58,39 +45,21 @@ class Pressure:
         """When each resource gave out first, in virtual seconds."""
         self._class = request_class
         self._policy = policy
-        self._live: dict[int, _Waiting] = {}
-        self._classes: dict[int, RequestClass] = {}
-        self._plan: StepPlan | None = None
-        self._full = False
-        self._last_ns = 0
+        self._plan = StepPlan(0, (), ())
+        self._began_ns = 0
         self._recent: dict[Resource, deque[tuple[float, float]]] = {r: deque() for r in Resource}
         self._recent_sum: dict[Resource, float] = dict.fromkeys(Resource, 0.0)
 
-    def recorded(self, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
+    def recorded(self, scheduler: Scheduler, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
         """An entry of the journal, as it is made."""
         match kind, values:
-            case "add", (Request() as request, Queued()):
-                self._classes[request.request_id] = request.request_class
-                if request.request_class is self._class:
-                    self._live[request.request_id] = _Waiting(request.n_prompt)
             case "add", (Request() as request, Rejected() as answer):
                 if request.request_class is self._class and answer.reason is not RejectReason.TOO_LONG:
                     self._add(Resource.QUEUE, REFUSAL_S, now_ns)
             case "plan", (StepPlan() as plan,):
-                self._plan, self._full = plan, self._is_full(plan)
-                self._last_ns = now_ns
-            case "result", (StepResult() as result,):
-                self._step(result, now_ns)
-
-    def heard(self, message: wire.ToGateway) -> None:
-        if not isinstance(message, wire.Step):
-            return
-        for change in message.changes:
-            if (one := self._live.get(change.request_id)) is not None:
-                self._changed(one, change.what)
-        for finish in message.finishes:
-            self._live.pop(finish.request_id, None)
-            self._classes.pop(finish.request_id, None)
+                self._plan, self._began_ns = plan, now_ns
+            case "result", _:
+                self._step(scheduler.sequences, now_ns)
 
     @property
     def first(self) -> Resource | None:
@@ -100,39 +69,22 @@ class Pressure:
         most = max(Resource, key=lambda r: self.waited_s[r])
         return most if self.waited_s[most] > 0 else None
 
-    def _changed(self, one: _Waiting, what: str) -> None:
-        match what:
-            case ChangeKind.PAUSE | ChangeKind.STALL:
-                one.paused = True
-            case ChangeKind.RESUME:
-                one.paused, one.has_slot = False, True
-            case ChangeKind.SWAP:
-                one.has_slot = False
-            case ChangeKind.DROP:
-                one.has_slot, one.dropped, one.n_before, one.n_computed = False, True, one.n_computed, 0
-
-    def _step(self, result: StepResult, now_ns: int) -> None:
+    def _step(self, sequences: Mapping[int, Sequence], now_ns: int) -> None:
         """A step has taken its time: whoever waited meanwhile has waited for something."""
-        assert self._plan is not None, "a result without its plan"
-        for batch in self._plan.batches:
-            for chunk in batch.chunks:
-                if (one := self._live.get(chunk.request_id)) is not None:
-                    one.has_slot, one.n_computed = True, chunk.start + chunk.n_tokens
-                    one.dropped = one.dropped and one.n_computed < one.n_before
-        seconds = (now_ns - self._last_ns) / 1e9
+        chunks = [chunk for batch in self._plan.batches for chunk in batch.chunks]
+        computed = {chunk.request_id: chunk.start + chunk.n_tokens for chunk in chunks}
+        decoding = {sequences[chunk.request_id].request.request_class for chunk in chunks if not chunk.is_prompt}
+        # The time budget is the ITL target of the first class that decodes.
+        budget_us = next((p.itl_target_us for c, p in self._policy.classes.items() if c in decoding), self._policy.step_max_us)
+        is_step_full = is_full(self._plan.batches, budget_us)
         waited = dict.fromkeys(Resource, 0.0)
-        for one in self._live.values():
-            if not one.paused and (resource := self._waits_for(one)) is not None:
-                waited[resource] += seconds
+        for request_id, one in sequences.items():
+            if one.request.request_class is self._class and one.state is not State.PAUSED:
+                resource = _waits_for(one, computed.get(request_id, one.n_computed), is_step_full=is_step_full)
+                if resource is not None:
+                    waited[resource] += (now_ns - self._began_ns) / 1e9
         for resource, total_s in waited.items():
             self._add(resource, total_s, now_ns)
-
-    def _waits_for(self, one: _Waiting) -> Resource | None:
-        if one.dropped:
-            return Resource.HOST_MEMORY
-        if one.has_slot:
-            return Resource.COMPUTE if one.n_computed < one.n_prompt else None
-        return Resource.COMPUTE if self._full else Resource.KV_CELLS
 
     def _add(self, resource: Resource, seconds: float, now_ns: int) -> None:
         now_s = now_ns / 1e9
@@ -145,8 +97,11 @@ class Pressure:
         if resource not in self.gave_out_s and self._recent_sum[resource] >= GIVEN_OUT_S * WINDOW_S:
             self.gave_out_s[resource] = now_s
 
-    def _is_full(self, plan: StepPlan) -> bool:
-        """Whether the plan spends most of its time budget: the ITL target of the first class that decodes."""
-        decoding = {self._classes.get(c.request_id) for batch in plan.batches for c in batch.chunks if not c.is_prompt}
-        budget_us = next((p.itl_target_us for c, p in self._policy.classes.items() if c in decoding), self._policy.step_max_us)
-        return is_full(plan.batches, budget_us)
+
+def _waits_for(one: Sequence, n_computed: int, *, is_step_full: bool) -> Resource | None:
+    """What a request that may run waits for, if it does, in a step after which `n_computed` of its tokens are computed."""
+    if n_computed < one.refill:
+        return Resource.HOST_MEMORY
+    if one.slot < 0:
+        return Resource.COMPUTE if is_step_full else Resource.KV_CELLS
+    return Resource.COMPUTE if n_computed < one.request.n_prompt else None

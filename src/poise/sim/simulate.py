@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 
 import msgspec
@@ -24,8 +25,8 @@ from poise.wire.messages import PoolInfo
 CELL_BYTES = 23_040
 """What a cell takes in the host store: SmolLM2-135M's keys and values in f16."""
 
-Observer = Callable[[int, str, tuple[object, ...]], None]
-"""Called with every entry of the journal, as it is made."""
+Observer = Callable[[Scheduler, int, str, tuple[object, ...]], None]
+"""Called with every entry of the journal, as it is made, and with whom it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,9 @@ class SimulationFailure(Exception):
 class _Recorder(Journal):
     """A journal that hashes each entry into `digest` and shows it to observers."""
 
-    def __init__(self, entries_max: int | None, observers: Iterable[Observer], digest: blake2b) -> None:
+    def __init__(
+        self, entries_max: int | None, observers: Iterable[Callable[[int, str, tuple[object, ...]], None]], digest: blake2b
+    ) -> None:
         super().__init__(entries_max)
         self.digest = digest
         self._observers = tuple(observers)
@@ -137,7 +140,8 @@ class Life:
         self._n_rows = 0
         """Of the batches of the present turn."""
         self.scheduler = Scheduler(policy)
-        self.journal = _Recorder(None if options.keep_journal else ENTRIES_MAX, (self._planned, *options.observers), digest)
+        observers = [partial(observer, self.scheduler) for observer in (self._planned, *options.observers)]
+        self.journal = _Recorder(None if options.keep_journal else ENTRIES_MAX, observers, digest)
         self.journal.record_policy(policy)
         outbox = _Ears(*options.listeners, world.send)
         self.engine = Engine(self.scheduler, runner, clock, inbox=world, outbox=outbox, journal=self.journal)
@@ -158,7 +162,7 @@ class Life:
         """A turn also takes the loop's own time; else time passes in the runner alone."""
         self._clock.advance(self._costs.loop_ns(self._n_rows))
 
-    def _planned(self, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
+    def _planned(self, _: Scheduler, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
         match kind, values:
             case "plan", (StepPlan() as plan,):
                 self._n_rows = sum(len(batch.chunks) for batch in plan.batches)

@@ -9,6 +9,7 @@ from poise.engine.blackbox import read_words
 from poise.scenarios.model import Scenario
 from poise.scheduler.admission import cells_max
 from poise.scheduler.policy import SchedulerPolicy
+from poise.scheduler.scheduler import Scheduler
 from poise.sim.runner import VirtualClock
 from poise.sim.simulate import Life, Options, Simulation, SimulationFailure, pool_infos, sim_policy
 from poise.wire import messages as wire
@@ -94,7 +95,7 @@ class CheckedLife(Life):
         if self._checkers.is_idle or self.engine.n_steps % BOOKS_STEPS == 0:
             self._checkers.compare_books(self.scheduler.snapshot())
 
-    def _recorded(self, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
+    def _recorded(self, _: Scheduler, now_ns: int, kind: str, values: tuple[object, ...]) -> None:
         self._checkers.recorded(now_ns, kind, values)
 
     def _heard(self, message: wire.ToGateway) -> None:
