@@ -82,6 +82,54 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
             assert not any(m.split(".")[0] == "llama_cpp" for m in imports(path)), f"{name} imports llama_cpp"
 
 
+OPENING = {"create_connection", "open_connection", "urlopen", "connect", "connect_ex", "sock_connect", "sendto", "getaddrinfo"}
+"""Calls by which a program reaches another host, or asks for its address."""
+CLIENTS = {"aiohttp", "ftplib", "http.client", "httpx", "httpx2", "requests", "smtplib", "urllib.request", "urllib3"}
+"""Modules that do so. What sends traces is OpenTelemetry's, in `metrics.traces`, and off by default."""
+DOOR = "gateway/models/egress/"
+LISTENS = "gateway/serve.py"
+"""It asks for the addresses that it is to listen on."""
+
+
+def opens(text: str) -> list[str]:
+    """Ways to another host, in a module."""
+    nodes = list(ast.walk(ast.parse(text)))
+    calls = [node.func for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) != "sqlite3.connect"]
+    names = [call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls]
+    found = [name for name in names if name in OPENING]
+    for node in nodes:
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        found += [module for module in modules if module in CLIENTS]
+    return found
+
+
+def test_only_the_door_opens_connections() -> None:
+    """Of what runs in the gateway's process, and in those beside it."""
+    rooms = ("gateway", "audit", "config", "engine", "llama", "metrics", "scheduler", "wire", "worker")
+    found = {path.relative_to(SOURCE).as_posix(): opens(path.read_text()) for room in rooms for path in modules_of(room)}
+    outside = {name: ways for name, ways in found.items() if ways and not name.startswith(DOOR)}
+    assert outside == {LISTENS: ["getaddrinfo"]}
+    assert any(ways for name, ways in found.items() if name.startswith(DOOR)), "the door is not where it is looked for"
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import aiohttp", "from http import client", "from urllib.request import x", "s.connect(a)", "loop.create_connection(f)"],
+)
+def test_ways_to_other_hosts_are_seen(code: str) -> None:
+    """The test above would find these."""
+    assert opens(code)
+    assert not opens("from http import HTTPStatus; from urllib.parse import urlsplit; socket.create_server(a)")
+
+
+def test_only_the_policy_makes_permits() -> None:
+    """Nobody else names what a permit is sealed with."""
+    named = {path.relative_to(SOURCE).as_posix() for path in MODULES if re.search(r"\bSEAL\b", path.read_text())}
+    assert named == {"gateway/models/egress/permit.py", "gateway/models/routing/policy.py"}
+
+
 def test_the_benchmark_is_an_outside_client() -> None:
     """It knows scenarios and HTTP only."""
     for path in modules_of("bench"):

@@ -327,3 +327,39 @@ def test_one_folder_has_one_writer(tmp_path: Path) -> None:
     with writing(tmp_path), pytest.raises(AuditError, match="another server writes it"):
         AuditLog(tmp_path, KEY, rotate_bytes=1, keep_days=1)
     written(tmp_path)
+
+
+def test_who_has_to_know_is_told_when_an_entry_is_with_the_system(tmp_path: Path) -> None:
+    """In that moment the line is in the file, before the log is forced to the disk or closed."""
+    with writing(tmp_path) as log:
+        log.written("egress", {"request": "r"}).result(10)
+        assert b'"egress"' in b"".join(lines_of(tmp_path))
+
+
+def test_an_entry_that_is_not_written_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, in a full queue, after the end: an error each time, and the entry is counted as lost."""
+    with writing(tmp_path) as log:
+        log.written("egress", {}).result(10)
+        write = os.write
+
+        def full(descriptor: int, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(AuditError):
+            log.written("egress", {}).result(10)
+        monkeypatch.setattr(os, "write", write)
+    with pytest.raises(AuditError):
+        log.written("egress", {}).result(10)
+    with writing(tmp_path, queue_max=0) as log, pytest.raises(AuditError):
+        log.written("egress", {}).result(10)
+    assert verify(tmp_path, KEY).events == {"egress": 1, "lost": 2}
+
+
+def test_who_gave_up_waiting_does_no_harm(tmp_path: Path) -> None:
+    """The entry is there all the same, and those after it."""
+    with writing(tmp_path) as log:
+        for _ in range(50):
+            log.written("egress", {}).cancel()
+        log.written("egress", {}).result(10)
+    assert verify(tmp_path, KEY).events == {"egress": 51}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import pytest
 
 from poise.audit.chain import audit_key
+from poise.audit.log import AuditError
 from poise.audit.verify import last_entries, verify
 from poise.config import Settings
 from poise.gateway.app import Gateway
+from poise.gateway.tenancy import auditing
 from poise.gateway.tenancy.auditing import Audit, open_audit
 from poise.gateway.tenancy.keys import KeyRing, KeysFile
 from tests.gateway.fakes import OPERATOR, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
@@ -217,3 +221,23 @@ async def test_without_a_log_nothing_is_written(tmp_path: Path) -> None:
     await ask(make_app(FakeEngine(says("x")), settings, audit=audit), "POST", CHAT, chat_body())
     audit.close()
     assert not names(tmp_path)
+
+
+async def test_what_must_not_happen_without_its_entry(recorded: Recorded) -> None:
+    """It goes on when the entry is there; without a log, or with one that is closed, not at all."""
+    await recorded.audit.written("egress", request="r", label="public")
+    with pytest.raises(AuditError, match=r"audit\.enabled"):
+        await Audit(Settings()).written("egress")
+    assert [(entry["event"], entry["label"]) for entry in recorded.entries()] == [("egress", "public")]
+    with pytest.raises(AuditError):
+        await recorded.audit.written("egress")
+
+
+async def test_a_disk_that_hangs_is_not_waited_for(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auditing, "WRITTEN_S", 0.01)
+    hanging, write = threading.Event(), os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data) if hanging.wait(10) else 0)
+    with pytest.raises(AuditError, match="within"):
+        await recorded.audit.written("egress", request="r")
+    hanging.set()
+    assert [entry["event"] for entry in recorded.entries()] == ["egress"]

@@ -30,7 +30,7 @@ from tests.egress.cloud import Cloud, Exchange, Script
 SECRET = "sk-canary-of-a-key"
 TEXT = b'{"messages": "canary of a prompt"}'
 CALL = Call("/chat/completions", TEXT, model="big")
-QUICK = {"connect_s": 5.0, "first_s": 0.15, "gap_s": 0.1}
+QUICK = {"connect_s": 1.0, "first_s": 0.15, "gap_s": 0.1}
 
 
 class Book:

@@ -68,7 +68,7 @@ def body(
     if thinking is not None:
         sent["thinking"] = thinking
     elif REASONING not in can:
-        without += [*chat.thinking.variables, *filter(None, (chat.thinking.budget_param,))]
+        without += _named(chat.thinking)
     if config:
         sent["output_config"] = config
     _sampling(request, sent, can, defaults, without)
@@ -167,10 +167,15 @@ def _thinking(
         return {"type": "disabled"}
     is_forced = bool(tools) and tools.mode is ToolMode.REQUIRED
     if is_forced or chat.messages[-1].role == "tool" or chat.rendering.continues or max_tokens <= THINKING_MIN:
-        without += [name for name in wish.variables if name != "reasoning_effort"] + [wish.budget_param] * bool(wish.budget_param)
+        without += [name for name in _named(wish) if name != "reasoning_effort"]
         return None
     wanted = wish.budget if wish.budget and wish.budget > 0 else max_tokens // 2
     return {"type": "enabled", "budget_tokens": min(max(THINKING_MIN, wanted), max_tokens - 1)}
+
+
+def _named(wish: ThinkingWish) -> list[str]:
+    """The fields that it came in."""
+    return [*wish.variables, *([wish.budget_param] if wish.budget is not None else [])]
 
 
 def _wish(wish: ThinkingWish) -> tuple[str, bool | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from poise.gateway.models.remote.sse import LINE_BYTES_MAX, EventLines, TooLong
+from poise.gateway.models.remote.sse import LINE_BYTES_MAX, EventLines, ServerEvent, TooLong
 from poise.gateway.records.values import Logprob
 from poise.gateway.text.answers import EntryKind
 
@@ -111,14 +111,14 @@ class AnswerReader(ABC):
             self._has_begun = True
             self._whole = bytearray() if head[:1] == b"{" else None
         if self._whole is None:
-            return self._gather(event for name, text in self._lines.feed(data) for event in self._read(name, text))
+            return self._gather(self._read_all(self._lines.feed(data)))
         return self._gather(self._keep(data))
 
     def end(self) -> list[Event]:
         """The bytes are over: what is left of them, or that something is missing."""
         if self._whole is not None:
             return self._gather(self._read_whole(bytes(self._whole))) + self._missing()
-        return self._gather(event for name, text in self._lines.flush() for event in self._read(name, text)) + self._missing()
+        return self._gather(self._read_all(self._lines.flush())) + self._missing()
 
     @abstractmethod
     def _read(self, name: str, data: bytes) -> Iterable[Event]:
@@ -134,6 +134,11 @@ class AnswerReader(ABC):
             self._open.discard(choice)
             yield Ended(choice, reason)
 
+    def _read_all(self, events: Iterable[ServerEvent]) -> Iterator[Event]:
+        for name, data in events:
+            if not self.is_over:
+                yield from self._read(name, data)
+
     def _keep(self, data: bytes) -> Iterator[Event]:
         assert self._whole is not None
         self._whole += data
@@ -148,17 +153,20 @@ class AnswerReader(ABC):
         return [Failed(INCOMPLETE, "the server's answer broke off")]
 
     def _gather(self, events: Iterable[Event]) -> list[Event]:
-        found: list[Event] = []
-        if self.is_over:
+        found, was_over = list[Event](), self.is_over
+        if was_over:
             return found
         try:
             for event in events:
                 found.append(event)
                 if isinstance(event, Failed):
                     break
-        except TooLong:
-            found.append(Failed(TOO_LARGE, f"the server sent an event of more than {LINE_BYTES_MAX} bytes"))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            found.append(Failed(NO_ANSWER, "the server sent something that is no part of an answer"))
+        except (TooLong, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            if self.is_over:
+                return found
+            if isinstance(error, TooLong):
+                found.append(Failed(TOO_LARGE, f"the server sent an event of more than {LINE_BYTES_MAX} bytes"))
+            else:
+                found.append(Failed(NO_ANSWER, "the server sent something that is no part of an answer"))
         self.is_over = self.is_over or (bool(found) and isinstance(found[-1], Failed))
         return found
