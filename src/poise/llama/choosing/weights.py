@@ -111,8 +111,8 @@ class Chooser:
             return self._as_is(hindrance)
         try:
             digest = known_digest(self.source)
-            decision = self._known(digest) if digest else None
-            if digest is None or decision is None:
+            decision = self._remembered(digest) if digest else None
+            if digest is None or decision is None or not decision.is_settled:
                 return self._as_is("not decided yet: the next start does it")
             return self._decided(digest, decision) or self._as_is("its file is to be made again by the next start")
         except (OSError, EngineLibraryError) as error:
@@ -123,30 +123,28 @@ class Chooser:
         planned = self.planned()
         if planned.decision is not None or self._hindrance(read_header(self.source)):
             return planned
-        try:
-            digest = file_digest(self.source)
-            with self.folder.locked(waiting=lambda: self.progress(0.0)):
-                return self._choose(digest)
-        except (CannotMake, ModelError, RunnerError, OSError, EngineLibraryError) as error:
-            log.warning("%s is served as it is: %s", self.source, _one_line(error))
-            return self._as_is(_one_line(error))
+        return self._locked(self._choose)
 
     def as_before(self, name: str) -> Weights:
         """The weights that an engine of this server had, for the one in its place: the answers that wait go on with the same."""
         wanted = _FORMATS.get(name)
-        if wanted is None:
-            return self._as_is("as before")
+        return self._locked(lambda digest: self._again(digest, wanted)) if wanted is not None else self._as_is("as before")
+
+    def _locked(self, work: Callable[[str], Weights]) -> Weights:
+        """What is done with the source's digest while nobody else makes files; the source, where that fails."""
         try:
             digest = file_digest(self.source)
             with self.folder.locked(waiting=lambda: self.progress(0.0)):
-                path = self._made(digest, wanted)
-            decision = self._remembered(digest)
-            if self.fits(path):
-                return Weights(path, name, decision.reason if decision is not None else "as before", decision)
-            return self._as_is(f"{name} does not fit into memory now")
-        except (CannotMake, RunnerError, OSError, EngineLibraryError) as error:
+                return work(digest)
+        except (CannotMake, ModelError, RunnerError, OSError, EngineLibraryError) as error:
             log.warning("%s is served as it is: %s", self.source, _one_line(error))
             return self._as_is(_one_line(error))
+
+    def _again(self, digest: str, wanted: WeightFormat) -> Weights:
+        path, decision = self._made(digest, wanted), self._remembered(digest)
+        if not self.fits(path):
+            return self._as_is(f"{wanted.name} does not fit into memory now")
+        return Weights(path, wanted.name, decision.reason if decision is not None else "as before", decision)
 
     def forget(self) -> None:
         """Drop the decision, so that the next start makes it again."""
@@ -155,10 +153,9 @@ class Chooser:
 
     def _choose(self, digest: str) -> Weights:
         """With the lock held: somebody else may have decided meanwhile."""
-        decision = self._known(digest)
-        if decision is None:
-            before = self._remembered(digest)
-            decision = self._decide(digest, before.n_slow if before is not None else 0)
+        decision = self._remembered(digest)
+        if decision is None or not decision.is_settled:
+            decision = self._decide(digest, decision.n_slow if decision is not None else 0)
             write_entry(self.decisions, self._key(digest), msgspec.to_builtins(decision))
         path = self._made(digest, decision.wanted) if decision.wanted is not None else None
         weights = self._decided(digest, decision)
@@ -261,11 +258,6 @@ class Chooser:
         if not self.fits(path):
             return Weights(self.source, AS_IS, f"{wanted.name} does not fit into memory now", decision)
         return Weights(path, wanted.name, decision.reason, decision)
-
-    def _known(self, digest: str) -> Decision | None:
-        """The decision that stands."""
-        decision = self._remembered(digest)
-        return decision if decision is not None and decision.is_settled else None
 
     def _remembered(self, digest: str) -> Decision | None:
         try:
