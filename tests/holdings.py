@@ -248,7 +248,7 @@ GROWING = (
     ),
     Growing("gateway.supervision.launch:Launcher", "descriptors kept for a start", "a few"),
     Growing("gateway.tasks.tasks:TaskAccount", "failures of a task", "a few times"),
-    Growing("gateway.tasks.pulse:Pulse", "looks, and how long one that failed is left out", "one for each that the code starts"),
+    Growing("gateway.tasks.tasks:Pulse", "looks, and how long one that failed is left out", "one for each that the code starts"),
     Growing("gateway.tasks.tasks:Tasks", "long-lived tasks", "one for each that the code starts"),
     Growing("gateway.models.local.templates:Templates", "tokens of declared templates", "the configuration's"),
     Growing(
@@ -265,7 +265,7 @@ GROWING = (
     Growing("gateway.models.names:ModelNames", "names of models", "the configuration's"),
     Growing("gateway.text.reading.templates:_Marks", "control tokens that are marks of answers", "the vocabulary's"),
     Growing("gateway.tenancy.keys:KeyRing", "hashes of keys", "the keys file's"),
-    Growing("gateway.tenancy.operators:LocalOperators", "codes for the dashboard", "a few, each for a minute or so"),
+    Growing("gateway.tenancy.tenants:LocalOperators", "codes for the dashboard", "a few, each for a minute or so"),
     Growing("gateway.tenancy.tenants:Accounts", "undeclared keys that are alive", "8"),
     Growing("gateway.tenancy.strangers:Strangers", "addresses that were refused", "4,096"),
     Growing("gateway.http.connections.server:Acceptor", "connections that are being opened", "those that have a place"),

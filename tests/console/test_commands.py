@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from poise.cli import app as cli
 from poise.config import Settings
 from poise.gateway.app import Gateway
-from poise.gateway.tenancy.operators import LocalOperators
+from poise.gateway.tenancy.tenants import LocalOperators
 from tests.console.app_client import AppClient
 from tests.gateway.fakes import TOKEN, FakeEngine, ask, chat_body, make_app, says
 

@@ -9,8 +9,7 @@ from functools import cache
 
 import jsonschema_rs
 
-from poise.gateway.api.openapi import document, schemas_of
-from poise.gateway.api.operation import Operation
+from poise.gateway.api.operation import Operation, document, schemas_of
 from poise.gateway.request.refusals import ErrorBody
 
 SERVER_ERRORS = {403, 404, 405, 421, 429, 500, 503}

@@ -24,7 +24,7 @@ from poise.gateway.records.following import Stop
 from poise.gateway.records.record import Record, Work
 from poise.gateway.supervision.blame import Death, QuarantineReport
 from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUnavailable, RequestHandle, WholeEngine
-from poise.gateway.tenancy.operators import LocalOperators
+from poise.gateway.tenancy.tenants import LocalOperators
 from poise.gateway.text.tokens import TextFigures, TextModel, TextSlot, TextWorkerRow, WorkerState
 from poise.metrics.early import TextMetrics
 from poise.scheduler.request import Control, Hold, RequestClass

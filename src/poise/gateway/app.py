@@ -30,8 +30,7 @@ from poise.gateway.api.native.requests import Requests
 from poise.gateway.api.native.status import Health, HistoryAnswer
 from poise.gateway.api.openai.models import Models
 from poise.gateway.api.openai.parser import spoken
-from poise.gateway.api.openapi import document
-from poise.gateway.api.operation import Operation
+from poise.gateway.api.operation import Operation, document
 from poise.gateway.api.tokenizer import Tokenizer
 from poise.gateway.condition.degradation import Degradation
 from poise.gateway.condition.history import History
@@ -50,13 +49,12 @@ from poise.gateway.records.kept import Records
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.supervision.engine import WholeEngine
 from poise.gateway.tasks import Tasks
-from poise.gateway.tasks.pulse import Pulse
+from poise.gateway.tasks.tasks import Pulse
 from poise.gateway.tenancy.auditing import Audit
 from poise.gateway.tenancy.erasure import EngineEraser, Eraser
 from poise.gateway.tenancy.keys import KeyRing
-from poise.gateway.tenancy.operators import LocalOperators
 from poise.gateway.tenancy.strangers import Strangers
-from poise.gateway.tenancy.tenants import Tenants
+from poise.gateway.tenancy.tenants import LocalOperators, Tenants
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.early import RecoveryMetrics
 from poise.metrics.gateway import GatewayMetrics

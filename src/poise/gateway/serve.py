@@ -36,7 +36,7 @@ from poise.gateway.tasks import Tasks
 from poise.gateway.tenancy.auditing import Audit, open_audit
 from poise.gateway.tenancy.exposure import Exposed, check, count_keys, tls_context
 from poise.gateway.tenancy.keys import KeyRing, KeysError
-from poise.gateway.tenancy.operators import LocalOperators
+from poise.gateway.tenancy.tenants import LocalOperators
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextUnusable, TextWorkers
 from poise.llama.files.memory import available_bytes

@@ -286,9 +286,9 @@ async def test_a_stream_that_left_is_woken_no_more() -> None:
     reader = silent(record, 3600.0)
     waiting = asyncio.ensure_future(reader.wait())
     await asyncio.sleep(0)
-    assert reader._silence.alarm is not None
+    assert reader._alarm is not None
     reader.leave()
-    assert reader._silence.alarm.cancelled()
+    assert reader._alarm.cancelled()
     waiting.cancel()
 
 
@@ -297,7 +297,7 @@ async def test_nothing_is_said_where_no_comments_are_wanted() -> None:
     reader = silent(record, 0.0)
     waiting = asyncio.ensure_future(reader.wait())
     await asyncio.sleep(0.01)
-    assert reader._silence.alarm is None
+    assert reader._alarm is None
     assert reader.take() == b""
     waiting.cancel()
 

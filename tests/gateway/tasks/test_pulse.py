@@ -8,7 +8,7 @@ import logging
 import pytest
 from prometheus_client.exposition import generate_latest
 
-from poise.gateway.tasks.pulse import Pulse
+from poise.gateway.tasks.tasks import Pulse
 from tests.gateway.fakes import FakeEngine, ask, make_app, status
 from tests.gateway.tasks.test_tasks import Clockwork
 

@@ -11,8 +11,7 @@ from poise.config import Settings
 from poise.config.serving import TenantSettings
 from poise.gateway.supervision.engine import EnginePhase
 from poise.gateway.tenancy.caller import Caller, Credentials
-from poise.gateway.tenancy.operators import CODES_MAX, LocalOperators
-from poise.gateway.tenancy.tenants import Tenants
+from poise.gateway.tenancy.tenants import CODES_MAX, LocalOperators, Tenants
 from tests.gateway.fakes import OPERATOR, TOKEN, FakeEngine, ask, chat_body, make_app, says
 
 CHAT = "/v1/chat/completions"

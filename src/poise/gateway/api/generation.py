@@ -18,7 +18,7 @@ from poise.gateway.api.operation import Operation, Spoken
 from poise.gateway.dialect import Dialect
 from poise.gateway.http.backpressure import patience
 from poise.gateway.http.body import JsonObject, read_json
-from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.http.replies import json_of
 from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.intake import Call, Intake

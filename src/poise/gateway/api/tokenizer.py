@@ -24,7 +24,7 @@ from poise.gateway.api.openai import rendering, unsupported
 from poise.gateway.api.openai.writer import token_text
 from poise.gateway.api.operation import Described, Operation
 from poise.gateway.http.body import JsonObject
-from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.http.replies import FRESH, json_reply
 from poise.gateway.models.local.model import LocalModel, check_ids
 from poise.gateway.models.names import ModelNames

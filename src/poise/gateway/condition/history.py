@@ -13,7 +13,7 @@ import msgspec
 from poise.gateway.condition.degradation import Degradation
 from poise.gateway.condition.memory import own_rss_bytes
 from poise.gateway.supervision.engine import EnginePhase, EngineView
-from poise.gateway.tasks.pulse import PERIOD_S
+from poise.gateway.tasks.tasks import PERIOD_S
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.sample import HistorySampler, Sample, Scene, TokensPerSecond
 

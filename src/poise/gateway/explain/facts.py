@@ -13,8 +13,7 @@ from poise.gateway.explain.neighbours import Beside, Company, Neighbours, SlotLi
 from poise.gateway.records.changes import GOES_ON, STOPS, KeptBy
 from poise.gateway.records.moments import PREFILL, ChoiceState, Moment
 from poise.gateway.records.record import Record
-from poise.gateway.records.spans import DECODE, QUEUED, computed_of, overlap_s, percentile, spans_of
-from poise.gateway.records.story import calls_of
+from poise.gateway.records.spans import DECODE, QUEUED, calls_of, computed_of, overlap_s, percentile, spans_of
 from poise.gateway.records.values import one_of
 from poise.scheduler.request import PreemptionReason
 from poise.wire.changes import ChangeKind

@@ -16,10 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.config import ServerSettings
 from poise.gateway.http.connections.exchange import DIRECT_SEND, EXCHANGE
-from poise.gateway.http.connections.peers import peer_of
+from poise.gateway.http.connections.peers import REQUEST_ID, credentials_of, peer_of, request_id_of
 from poise.gateway.http.connections.places import STRANGERS, Shares, is_always_answered, share_of
 from poise.gateway.http.connections.refusals import account_requests_full, requests_full
-from poise.gateway.http.credentials import REQUEST_ID, credentials_of, request_id_of
 from poise.gateway.http.replies import error_reply
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.refusals import ApiError, ClientGone, internal_error, method_not_allowed, not_found

@@ -10,48 +10,13 @@ from dataclasses import dataclass
 
 from poise.gateway.records.moments import End, Moment
 from poise.gateway.records.pacing import Playout, Wake
-from poise.gateway.records.record import Follower, Record, Wakeup
+from poise.gateway.records.record import Follower, Record
 from poise.gateway.records.values import Logprob
 from poise.gateway.records.writer import KEEP_ALIVE, QUEUED, Writer, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.answers import EntryKind
 from poise.metrics.clients import StreamMetrics
 from poise.wire.changes import ChangeKind
-
-
-class Silence:
-    """Of one stream, which sleeps on `wakeup`. `limit_s`: the longest; 0: it may last for ever."""
-
-    def __init__(self, limit_s: float, wakeup: Wakeup, writer: Writer) -> None:
-        self._limit_s = limit_s
-        self._wakeup = wakeup
-        self._writer = writer
-        self._since_s = time.perf_counter()
-        self.alarm: asyncio.TimerHandle | None = None
-
-    async def wait(self) -> None:
-        """Sleep until something has changed, or the silence may have lasted too long: the alarm is set late rather than often."""
-        if self.alarm is None and self._limit_s > 0:
-            left_s = self._since_s + self._limit_s - time.perf_counter()
-            self.alarm = asyncio.get_running_loop().call_later(left_s, self._ring)
-        await self._wakeup.wait()
-
-    def told(self, data: bytes, now_s: float) -> bytes:
-        """What is said now: `data`, or if that is nothing and has been for too long, that the stream lives."""
-        if data or 0 < self._limit_s <= now_s - self._since_s:
-            self._since_s = now_s
-            return data or self._writer.note(KEEP_ALIVE, None, {})
-        return data
-
-    def end(self) -> None:
-        """Nobody listens any more."""
-        if self.alarm is not None:
-            self.alarm.cancel()
-
-    def _ring(self) -> None:
-        self.alarm = None
-        self._wakeup.set()
-
 
 CHUNK_BYTES = 8192
 """A stream is given about that much at once."""
@@ -124,7 +89,11 @@ class Reader(Follower):
         self._playout = Playout(record.owners, record.arrivals, delay_s, len(record.choices), n_free)
         self._timer: asyncio.TimerHandle | None = None
         self._is_opened = start != Place()
-        self._silence = Silence(comment_s, self._wakeup, self._writer)
+        self._comment_s = comment_s
+        self._said_s = time.perf_counter()
+        """When it was sent something last."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Rings when the silence has lasted too long: set late rather than often."""
 
     def notify(self) -> None:
         """Wake the stream, or see to it that it wakes when the next token is due."""
@@ -140,7 +109,10 @@ class Reader(Follower):
         if wake is _SET_TIMER:
             self._set_timer()
         if wake is not _NOW:
-            await self._silence.wait()
+            if self._alarm is None and self._comment_s > 0:
+                left_s = self._said_s + self._comment_s - time.perf_counter()
+                self._alarm = asyncio.get_running_loop().call_later(left_s, self._ring_alarm)
+            await self._wakeup.wait()
 
     def take(self) -> bytes:
         """The next events in the record's order, about as much as may be sent at once; nothing if there is nothing now."""
@@ -170,7 +142,12 @@ class Reader(Follower):
             size += len(piece)
         else:
             playout.has_news = True
-        return self._silence.told(out[0] if len(out) == 1 else b"".join(out), now_s)
+        if not any(out) and 0 < self._comment_s <= now_s - self._said_s:
+            out.append(self._writer.note(KEEP_ALIVE, None, {}))
+        data = out[0] if len(out) == 1 else b"".join(out)
+        if data:
+            self._said_s = now_s
+        return data
 
     def error_event(self, error: ApiError) -> bytes:
         """What a stream that cannot go on ends with."""
@@ -178,7 +155,8 @@ class Reader(Follower):
         return self._writer.failed(self._cursor, self._n_ends, error)
 
     def leave(self, *, stuck: bool = False) -> None:
-        self._silence.end()
+        if self._alarm is not None:
+            self._alarm.cancel()
         if self._timer is not None:
             self._timer.cancel()
             self._timer, self._playout.is_timer_set = None, False
@@ -191,6 +169,10 @@ class Reader(Follower):
 
     def _ring(self) -> None:
         self._timer, self._playout.is_timer_set = None, False
+        self._wakeup.set()
+
+    def _ring_alarm(self) -> None:
+        self._alarm = None
         self._wakeup.set()
 
     def _run(self, stop: int, now_s: float) -> bytes:

@@ -1,4 +1,5 @@
-"""What a request was doing, and when: spans of states, slots held and prompt chunks computed, from the timeline of its record.
+"""What a request was doing, and when: spans of states, slots held and prompt chunks computed, from the timeline of its record;
+and of one that has ended its story, times and counts for metrics and traces.
 
 Times are of the gateway's clock `time.perf_counter`; an event is known when the step that brought it has been heard of."""
 
@@ -7,8 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from poise.gateway.records.changes import MEANINGS
-from poise.gateway.records.moments import PREFILL, Moment
-from poise.gateway.records.record import Record
+from poise.gateway.records.moments import PREFILL, ChoiceRecord, Moment
+from poise.gateway.records.record import CANCELLED, Record
+from poise.gateway.text.answers import EntryKind
+from poise.metrics.story import ChoiceStory, Happened, RequestStory
+from poise.metrics.tenants import OTHER
 from poise.scheduler.request import RequestClass
 from poise.wire.changes import ChangeKind
 
@@ -149,3 +153,45 @@ def covered_s(spans: Iterable[tuple[float, float]], at_least: int, begin_s: floa
 def percentile(ordered: Sequence[float], share: float) -> float:
     """Of ascending values, the one that this share of them does not exceed."""
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def story_of(record: Record) -> RequestStory:
+    """The story of a record to which nothing is added any more."""
+    origin = record.origin
+    return RequestStory(
+        request_id=origin.request_id,
+        response_id=record.response_id,
+        tenant=OTHER if record.erased else origin.tenant,
+        request_class=origin.request_class.value,
+        operation=origin.operation,
+        traceparent=origin.traceparent,
+        arrived_s=origin.arrived_s,
+        n_prompt=record.n_prompt,
+        choices=[_choice(record, choice) for choice in record.choices],
+        # A span holds a limited number of events, the last ones: a long prompt's chunks would push the others out.
+        timeline=[Happened(m.what, m.at_s, m.choice, m.detail) for m in record.timeline if m.what != PREFILL],
+    )
+
+
+def calls_of(record: Record, choice: int | None = None) -> int:
+    """Calls of functions so far, in all choices or in one."""
+    n = record.kinds.count(EntryKind.CALL_NAME)
+    if not n or choice is None:
+        return n
+    return sum(kind == EntryKind.CALL_NAME for owner, kind in zip(record.owners, record.kinds, strict=True) if owner == choice)
+
+
+def _choice(record: Record, choice: ChoiceRecord) -> ChoiceStory:
+    own = [moment for moment in record.timeline if moment.choice == choice.index]
+    started = next((moment for moment in own if moment.what == "started"), None)
+    ended_s = next((moment.at_s for moment in own if moment.what == "finished"), record.timeline[-1].at_s)
+    return ChoiceStory(
+        outcome=choice.outcome or CANCELLED,
+        n_output=choice.n_output,
+        n_cached=choice.n_cached,
+        wait_s=started.detail["wait_ms"] / 1000 if started is not None else None,
+        first_s=choice.first_s,
+        last_s=choice.last_s,
+        ended_s=ended_s,
+        n_calls=calls_of(record, choice.index),
+    )

@@ -5,15 +5,20 @@
 
 One that failed waits a little longer each time before it goes on. Where an essential one cannot go on, `on_give_up` is called, so
 that the process ends with a code and a service manager acts: nothing dies in silence. Work for a single request is not started
-here: it ends with its request, which answers for its failure."""
+here: it ends with its request, which answers for its failure.
+
+What looks at the server once a second is done by one task, the pulse, one look after the other: so each sees what those before it
+have made of this second. Each has an account of its own among the tasks: one that raises is logged, counted and shown under its
+name, waits a little longer each time before it is tried again, and stops none of the others."""
 
 import asyncio
 import errno
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from enum import StrEnum
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -233,3 +238,38 @@ class Tasks:
                 return
             del failure  # it holds the frames that it came through
             await self._sleep(delay_s)
+
+
+PERIOD_S = 1.0
+_TASK = "pulse"
+
+
+class Pulse:
+    """`looks` by name. The tasks must not know these names yet."""
+
+    def __init__(self, tasks: Tasks, looks: Mapping[str, Callable[[], None]]) -> None:
+        self._tasks = tasks
+        self._looks = dict(looks)
+        self._left_out: dict[str, int] = {}
+        """Beats for which a look that failed is still left out."""
+
+    def start(self) -> None:
+        """Run the looks once a second until the tasks are stopped; the first time in a second."""
+        for name in self._looks:
+            self._tasks.watch(name)
+        self._tasks.every(_TASK, PERIOD_S, self.beat)
+
+    def beat(self) -> None:
+        """Run every look once."""
+        for name, look in self._looks.items():
+            if n_left := self._left_out.pop(name, 0):
+                self._left_out[name] = n_left - 1
+                continue
+            try:
+                look()
+            except (Exception, asyncio.CancelledError) as error:  # the latter is of something that the look came upon
+                delay_s = self._tasks.failed(name, error)
+                assert delay_s is not None, "only an essential task cannot go on"
+                self._left_out[name] = ceil(delay_s / PERIOD_S) - 1
+            else:
+                self._tasks.worked(name)

@@ -15,7 +15,7 @@ from poise.audit.log import AuditError, AuditLog
 from poise.config import Settings
 from poise.config.paths import audit_dir, keys_file
 from poise.gateway.records.record import CANCELLED, Record
-from poise.gateway.records.story import calls_of
+from poise.gateway.records.spans import calls_of
 from poise.gateway.request.refusals import ApiError, ClientGone
 from poise.gateway.tasks import Tasks
 from poise.gateway.tenancy.caller import Caller

@@ -4,8 +4,12 @@ Three kinds of tenant: those that have keys, in the configuration or in the keys
 are no keys at all; and `local`, everyone without a key. No key can be made for a name of the other two kinds, so none can be
 forged. Keys are compared as hashes in constant time, and are neither stored nor logged.
 
-An operator is who presents an admin key, or the token of this server (`tenancy.operators`) on this machine. An address makes
+An operator is who presents an admin key, or the token of this server (LocalOperators) on this machine. An address makes
 nobody an operator: other users have it, too, and so has everybody behind a proxy on this machine.
+
+Commands read the token from its file (`poise.operator_token`). A browser cannot: `poise dashboard` asks for a code with the token
+and prints an address that ends in it, and the page gives the code back for the token. A code works once and for a minute, so that
+what stays in the history of a browser, or is read over somebody's shoulder, opens nothing.
 
 Admission and fair shares are counted by account. A tenant that the operator declared is its own account, and so are all callers
 without a key. Where no keys are declared anybody can make as many tenants as they like, a key for each request; what is kept for
@@ -19,18 +23,55 @@ them stays apart, but not what they may take:
 So a thousand keys that are new with every request are nine accounts, beside whom everybody else has a part of a tenth."""
 
 import hmac
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 
 from poise.config import Settings
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.tenancy.caller import Caller, Credentials
 from poise.gateway.tenancy.exposure import key_required
 from poise.gateway.tenancy.keys import Key, KeyRing
-from poise.gateway.tenancy.operators import LocalOperators, digest
 from poise.scheduler.request import RequestClass
+
+CODE_LIFE_S = 60.0
+CODES_MAX = 8
+"""Codes at once; the oldest gives way."""
+
+
+class LocalOperators:
+    """Checks the token of this server and gives out login codes. An empty token is held by nobody."""
+
+    def __init__(self, token: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._token = token
+        self._clock = clock
+        self._codes: dict[bytes, float] = {}
+        """When each code ends, by its hash, the oldest first."""
+
+    def holds_token(self, presented: str) -> bool:
+        """Whether this is the token; compared in constant time."""
+        same = hmac.compare_digest(digest(presented), digest(self._token))
+        return bool(self._token) and same
+
+    def new_code(self) -> str:
+        code = secrets.token_urlsafe(32)
+        while len(self._codes) >= CODES_MAX:
+            del self._codes[next(iter(self._codes))]
+        self._codes[digest(code)] = self._clock() + CODE_LIFE_S
+        return code
+
+    def redeem(self, code: str) -> str | None:
+        """The token for a code that was given out, is young and was not used; it is used up by this."""
+        ends_s = self._codes.pop(digest(code), None)
+        return self._token if ends_s is not None and self._clock() < ends_s else None
+
+
+def digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "surrogateescape")).digest()
+
 
 ALIVE_MAX = 8
 LATELY_S = 10.0

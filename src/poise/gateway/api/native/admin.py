@@ -16,8 +16,7 @@ from poise.gateway.api.native.views import Explanation, RequestMoment, choice_vi
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.body import read_json
-from poise.gateway.http.connections.peers import is_direct
-from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.connections.peers import credentials_of, is_direct
 from poise.gateway.models.local.refusals import engine_unavailable
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.following import Stop
@@ -30,8 +29,7 @@ from poise.gateway.supervision.blame import QuarantineReport
 from poise.gateway.supervision.engine import EngineProcess, EngineUnavailable
 from poise.gateway.tenancy.auditing import Audit
 from poise.gateway.tenancy.erasure import Eraser, erase_everywhere
-from poise.gateway.tenancy.operators import CODE_LIFE_S, LocalOperators
-from poise.gateway.tenancy.tenants import OPERATOR, Tenants
+from poise.gateway.tenancy.tenants import CODE_LIFE_S, OPERATOR, LocalOperators, Tenants
 from poise.scheduler.request import Control
 from poise.scheduler.sequence import State
 

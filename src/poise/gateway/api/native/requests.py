@@ -17,7 +17,7 @@ from poise.gateway.api.openai.completion_types import EVENTS, FinishReason
 from poise.gateway.api.operation import Described, Operation, parameter
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.backpressure import patience
-from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.http.stream import EventStream
 from poise.gateway.models.local.templates import Templates
 from poise.gateway.records.following import Stop

@@ -19,15 +19,14 @@ from poise.gateway.condition.findings import FindingRow
 from poise.gateway.condition.history import History
 from poise.gateway.condition.levels import Level
 from poise.gateway.condition.lookout import Lookout
-from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.http.replies import FRESH, JSON, json_reply, sent_in_pieces
 from poise.gateway.models.backend import Backend
 from poise.gateway.records.values import one_of
 from poise.gateway.request.refusals import invalid_value, retry_after
 from poise.gateway.supervision.engine import EnginePhase, EngineView
 from poise.gateway.tasks import Tasks
-from poise.gateway.tasks.pulse import PERIOD_S
-from poise.gateway.tasks.tasks import TaskRow
+from poise.gateway.tasks.tasks import PERIOD_S, TaskRow
 from poise.gateway.tenancy.tenants import Tenants
 from poise.gateway.text.tokens import TextFigures, TextJobs
 from poise.metrics.gateway import GatewayMetrics

@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 
 from poise.gateway.api.operation import Operation
-from poise.gateway.http.credentials import credentials_of
+from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.models.backend import Backend
 from poise.gateway.models.names import ModelNames
 from poise.gateway.tenancy.tenants import Tenants

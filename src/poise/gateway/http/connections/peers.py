@@ -1,4 +1,5 @@
-"""Who is at the other end: the address of a connection, or the one that a trusted proxy tells.
+"""Who is at the other end: the address of a connection, or the one that a trusted proxy tells; what a request shows of who
+sends it, and under which id it is known.
 
 Any client can send `X-Forwarded-For`. It is believed from the proxies in `server.trusted_proxies` alone, and read from its right
 end, where those proxies write: the first address that is not one of theirs is the client's. That a request was forwarded at all
@@ -8,8 +9,10 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from poise.gateway.tenancy.caller import Credentials
 from poise.gateway.tenancy.exposure import address_of, is_loopback
 
 PEER = "poise.peer"
@@ -89,3 +92,22 @@ def _without_port(text: str) -> str:
     if text.startswith("["):
         return text[1:].partition("]")[0]
     return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+REQUEST_ID = b"x-request-id"
+"""The header that a request has when it comes to the application: RequestMiddleware sees to that."""
+
+
+def credentials_of(connection: HTTPConnection) -> Credentials:
+    """What a request shows of who sends it."""
+    return Credentials(
+        connection.headers.get("authorization", "").strip(),
+        connection.headers.get("x-api-key", "").strip(),
+        is_direct(connection.scope),
+        request_id_of(connection.scope),
+    )
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id of the request that a scope belongs to."""
+    return next((value.decode("latin-1") for name, value in scope["headers"] if name == REQUEST_ID), "-")

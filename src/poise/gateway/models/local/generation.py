@@ -17,7 +17,7 @@ from poise.gateway.models.local.refusals import bad_end, engine_unavailable, ref
 from poise.gateway.records.following import Stop
 from poise.gateway.records.moments import End
 from poise.gateway.records.record import CANCELLED, RUNNING, Record
-from poise.gateway.records.story import story_of
+from poise.gateway.records.spans import story_of
 from poise.gateway.records.values import Logprob
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.headers import LONG_WAIT_US
