@@ -3,14 +3,14 @@
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
 from poise.commands.options import GROUP, JsonForTable, OneConfigFile, refused, settings_of
 from poise.config import Settings
-from poise.config.kinds import ClassName, DeclaredTenantName
+from poise.config.kinds import ClassName, DataClass, DeclaredTenantName
 from poise.config.paths import keys_file
 from poise.gateway.tenancy.keys import Key, KeysError, KeysFile
 
@@ -27,6 +27,9 @@ def add_key(
     classes: Annotated[
         str, typer.Option(metavar="NAMES", help="interactive, background. Else whatever the tenant may use.")
     ] = "",
+    data_class: Annotated[
+        str, typer.Option(metavar="LABEL", help="Least label of its requests: public, internal, confidential, restricted.")
+    ] = "",
     admin: Annotated[
         bool, typer.Option("--admin", help="A key for /admin: it acts on every request, and reads no text.")
     ] = False,
@@ -36,11 +39,15 @@ def add_key(
     names = [name.strip() for name in classes.split(",") if name.strip()]
     _checked("NAME", DeclaredTenantName, tenant)
     _checked("--classes", list[ClassName], names)
+    if data_class:
+        _checked("--data-class", DataClass, data_class)
     until = _moment(expires) if expires else None
     settings = settings_of(config)
     file = _file(settings)
     try:
-        text, key = file.add(tenant, comment=comment, expires=until, classes=names, admin=admin)
+        text, key = file.add(
+            tenant, comment=comment, expires=until, classes=names, admin=admin, data_class=cast(DataClass, data_class)
+        )
     except KeysError as error:
         raise refused(str(error)) from error
     typer.echo(text)
@@ -61,7 +68,7 @@ def list_keys(as_json: JsonForTable = False, config: OneConfigFile = None) -> No
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    heads = ("id", "tenant", "state", "admin", "classes", "created", "expires", "comment")
+    heads = ("id", "tenant", "state", "admin", "classes", "data_class", "created", "expires", "comment")
     table = [heads, *(tuple(str(row[head] or "-") for head in heads) for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
     for line in table:
@@ -121,6 +128,7 @@ def _row(key: Key, now: datetime) -> dict[str, object]:
         "state": key.state(now),
         "admin": "yes" if key.admin else "",
         "classes": ", ".join(key.classes),
+        "data_class": key.data_class,
         "created": f"{key.created:%Y-%m-%d}",
         "expires": f"{key.expires:%Y-%m-%d %H:%M}" if key.expires else "",
         "comment": key.comment,

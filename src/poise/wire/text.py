@@ -61,7 +61,8 @@ class Open(msgspec.Struct, tag=True):
 
     `fingerprint` of the file that the server was started with: another one is not read. Empty: any will do.
     `known`: the vocabulary of that file was read before; making it again would take half of a worker's start. `chat_template`:
-    a file with one in the place of the model's own."""
+    a file with one in the place of the model's own. Without a path there is no model: texts are scanned and grammars are
+    read, and that is all."""
 
     model_path: str
     memory_mb: int
@@ -154,7 +155,15 @@ class CheckGrammar(msgspec.Struct, tag=True):
     text: str
 
 
-Job = CheckGrammar | Chat | Prompt | Write | Length | Opening | Blanks | Fit | Cut
+class Scan(msgspec.Struct, tag=True):
+    """Which rules find something in the texts; `words` are the operator's. Answered with Scanned."""
+
+    texts: list[str]
+    rules: list[str]
+    words: list[str] = []
+
+
+Job = Scan | CheckGrammar | Chat | Prompt | Write | Length | Opening | Blanks | Fit | Cut
 ToWorker = Open | Job
 
 
@@ -180,7 +189,7 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
 
 
 class Opened(msgspec.Struct, tag=True):
-    """The answer to Open where the vocabulary is known."""
+    """The answer to Open where the vocabulary is known, or there is none."""
 
 
 class Unusable(msgspec.Struct, tag=True):
@@ -234,6 +243,12 @@ class Checked(msgspec.Struct, tag=True):
     text: str = ""
 
 
+class Scanned(msgspec.Struct, tag=True):
+    """Names of rules, and never what they have found."""
+
+    rules: list[str]
+
+
 class Refused(msgspec.Struct, tag=True):
     """An error for the caller. `trace`: kinds and places for the log, never with text of a request."""
 
@@ -250,5 +265,5 @@ class Broken(msgspec.Struct, tag=True):
     trace: str
 
 
-Answer = Checked | Ids | Written | Fitted | CutDown | Refused | Broken
+Answer = Scanned | Checked | Ids | Written | Fitted | CutDown | Refused | Broken
 FromWorker = Vocabulary | Opened | Unusable | Rendered | Answer

@@ -5,6 +5,8 @@ from collections.abc import MutableMapping, Sequence
 
 DETACH = "X-Poise-Detach"
 """Sent by clients."""
+DATA_CLASS = "X-Poise-Data-Class"
+"""Sent by clients: the least label that a request is to have."""
 RESPONSE_ID = "X-Poise-Response-Id"
 QUEUE_POSITION, QUEUE_ETA = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 CONTEXT = "X-Poise-Context"

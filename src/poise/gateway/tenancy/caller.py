@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from poise.gateway.request.labels import Label
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
@@ -27,6 +29,8 @@ class Caller:
     """Under what name admission and fair shares are counted: the tenant, unless a key alone made it (`tenancy.accounts`)."""
     is_declared: bool = False
     """The operator made it: by a key or by a section of its own."""
+    label: Label = Label.PUBLIC
+    """The least that requests with this key have."""
     request_id: str = "-"
     """Of the request that it was identified by."""
 

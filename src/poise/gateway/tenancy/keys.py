@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from poise.audit.files import replace_file
+from poise.config.kinds import DataClass
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: datetime | None = None
     classes: list[str] = []
     admin: bool = False
+    data_class: DataClass | Literal[""] = ""
+    """The least label that requests with it have."""
     revoked: datetime | None = None
 
     def state(self, now: datetime) -> str:
@@ -78,7 +82,14 @@ class KeysFile:
         return keys
 
     def add(
-        self, tenant: str, *, comment: str = "", expires: datetime | None = None, classes: Sequence[str] = (), admin: bool = False
+        self,
+        tenant: str,
+        *,
+        comment: str = "",
+        expires: datetime | None = None,
+        classes: Sequence[str] = (),
+        admin: bool = False,
+        data_class: DataClass | Literal[""] = "",
     ) -> tuple[str, Key]:
         """A new key, and its record. The key itself is nowhere else."""
         text = PREFIX + secrets.token_urlsafe(32)
@@ -86,7 +97,7 @@ class KeysFile:
             keys = self.read()
             key_id = next(i for i in iter(lambda: "k-" + secrets.token_hex(4), "") if all(i != key.id for key in keys))
             now = datetime.now(UTC).replace(microsecond=0)
-            key = Key(key_id, tenant, digest(pepper, text), now, comment, expires, list(classes), admin)
+            key = Key(key_id, tenant, digest(pepper, text), now, comment, expires, list(classes), admin, data_class)
             self._replace([*keys, key])
         return text, key
 

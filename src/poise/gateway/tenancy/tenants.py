@@ -31,6 +31,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 from poise.config import Settings
+from poise.gateway.request.labels import Label, label_of
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.tenancy.caller import Caller, Credentials
 from poise.gateway.tenancy.exposure import key_required
@@ -226,7 +227,8 @@ class Tenants:
             return Caller(matching[-1], f"auth.keys.{matching[-1]}", is_declared=True)
         found = self._keys.find(key) if self._keys is not None else None
         if found is not None and not found.admin:
-            return Caller(found.tenant, found.id, tuple(found.classes), is_declared=True)
+            label = label_of(found.data_class) if found.data_class else Label.PUBLIC
+            return Caller(found.tenant, found.id, tuple(found.classes), is_declared=True, label=label)
         if self._operator(key) is not None:
             message = "This is an admin key. It opens /admin, and no tenant's work can be done with it."
             raise _unauthorized("invalid_api_key", message)

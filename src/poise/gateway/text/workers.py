@@ -119,8 +119,8 @@ class TextWorkers:
         fingerprint: str = "",
         chat_template: str = "",
     ) -> None:
-        """`command` starts a worker; the number of its end of a socket pair is added to it. `fingerprint`: of the model file;
-        `chat_template`: a file with one in the place of its own."""
+        """`command` starts a worker; the number of its end of a socket pair is added to it. `model_path` empty: there is no
+        model. `fingerprint`: of the model file; `chat_template`: a file with one in the place of its own."""
         self._tasks = tasks or Tasks()
         self.metrics = TextMetrics()
         self.deaths: deque[tuple[float, str]] = deque(maxlen=DEATHS_KEPT)
@@ -162,7 +162,7 @@ class TextWorkers:
         """The model's vocabulary, once a worker has read it. Raises TextUnusable."""
         await self._known.wait()
         if self._vocabulary is None:
-            raise TextUnusable(self._problem)
+            raise TextUnusable(self._problem or "there is no model on this host")
         return self._vocabulary
 
     def status(self) -> TextFigures:
@@ -257,10 +257,10 @@ class TextWorkers:
             self._dispatch()
 
     def _opened(self, place: _Place, answer: wire.Vocabulary | wire.Opened) -> None:
-        if self._vocabulary is None and isinstance(answer, wire.Vocabulary):
-            self._vocabulary = answer
+        if isinstance(answer, wire.Opened) or self._vocabulary is None:
+            self._vocabulary = answer if isinstance(answer, wire.Vocabulary) else self._vocabulary
             self._known.set()
-        elif isinstance(answer, wire.Vocabulary) and answer != self._vocabulary:
+        elif answer != self._vocabulary:
             # Its ids would mean something else to the engine, and to the table that answers are read by.
             place.last_words = "the model file has another vocabulary than before; restart the server to serve it"
             place.kill("exit")
@@ -369,7 +369,7 @@ class TextWorkers:
         self.metrics.died("exit")
         self.deaths.append((time.monotonic(), "exit"))
         delay_s = place.backoff.after(stable=stable)
-        if self._vocabulary is None and (place.last_words or place.starts >= FIRST_STARTS_MAX):
+        if not self._known.is_set() and (place.last_words or place.starts >= FIRST_STARTS_MAX):
             self._problem = self._problem or how
             self._known.set()
         else:

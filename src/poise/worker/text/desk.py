@@ -13,6 +13,7 @@ from poise.worker.text.tokeniser import Tokeniser, common_tokens
 
 if TYPE_CHECKING:
     from poise.worker.text.grammar import GrammarReader
+    from poise.worker.text.rules import Rules
 
 LOOK_CPU_S = 1.0
 """For what is rendered once, to see what a chat template knows: a worker whose template loops for ever answers raw prompts."""
@@ -21,10 +22,13 @@ LOOK_CPU_S = 1.0
 class Desk:
     """Answers jobs for one model. `on_rendered` is called when a job's chat template is done."""
 
-    def __init__(self, tokeniser: Tokeniser, on_rendered: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, tokeniser: Tokeniser | None, on_rendered: Callable[[], None] = lambda: None) -> None:
+        """Without a tokeniser: where there is no model."""
         self._tokeniser = tokeniser
         self._on_rendered = on_rendered
         self._grammars: GrammarReader | None = None
+        self._rules: tuple[tuple[list[str], list[str]], Rules] | None = None
+        """The last ones, and what they were made of."""
 
     def answer(self, job: wire.Job) -> wire.Answer:
         """Whatever goes wrong is an answer, too."""
@@ -39,18 +43,25 @@ class Desk:
             return wire.Broken(trace_of(bug))
 
     def _answer(self, job: wire.Job) -> wire.Answer:
+        if isinstance(job, wire.Scan):
+            if self._rules is None or self._rules[0] != (job.rules, job.words):
+                from poise.worker.text.rules import Rules
+
+                self._rules = (job.rules, job.words), Rules(job.rules, job.words)
+            return wire.Scanned(self._rules[1].scan(job.texts))
         tokeniser = self._tokeniser
+        if isinstance(job, wire.CheckGrammar):
+            if self._grammars is None:
+                from poise.worker.text.grammar import GrammarReader
+
+                self._grammars = GrammarReader(tokeniser.vocab if tokeniser is not None else None)
+            self._on_rendered()
+            return self._grammars.check(job)
+        assert tokeniser is not None, "without a model there are no tokens"
         match job:
             case wire.Chat():
                 ids, note = tokeniser.chat(job.messages, job.n_added, job.rendering, on_rendered=self._on_rendered)
                 return _ids(ids, job.ids_max, note)
-            case wire.CheckGrammar():
-                if self._grammars is None:
-                    from poise.worker.text.grammar import GrammarReader
-
-                    self._grammars = GrammarReader(tokeniser.vocab)
-                self._on_rendered()
-                return self._grammars.check(job)
             case wire.Prompt():
                 if job.suffix:
                     return _ids(tokeniser.infill_ids(job.text, job.suffix), job.ids_max)

@@ -4,7 +4,7 @@ import msgspec
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from poise.llama.binding.vocab import Vocab
-from poise.llama.running.grammar import make_matcher, make_tokenizer, token_names
+from poise.llama.running.grammar import llguidance, make_matcher, make_tokenizer, token_names
 from poise.wire import text as wire
 from poise.worker.text.tokeniser import VocabularyPort
 
@@ -13,11 +13,11 @@ WORDS_MAX = 400
 
 
 class GrammarReader:
-    """For one model. Making it takes a second for large vocabularies."""
+    """For one model; without any, each byte is a token. Making it takes a second for large vocabularies."""
 
-    def __init__(self, vocab: VocabularyPort) -> None:
-        assert isinstance(vocab, Vocab), "llguidance reads the vocabulary where it is"
-        self._tokenizer = make_tokenizer(vocab, token_names(vocab))
+    def __init__(self, vocab: VocabularyPort | None) -> None:
+        assert vocab is None or isinstance(vocab, Vocab), "llguidance reads the vocabulary where it is"
+        self._tokenizer = make_tokenizer(vocab, token_names(vocab)) if vocab is not None else llguidance().LLTokenizer("byte")
 
     def check(self, job: wire.CheckGrammar) -> wire.Checked | wire.Refused:
         """Make it as the engine will, to the mask of its first token."""

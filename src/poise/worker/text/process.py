@@ -64,7 +64,7 @@ def serve(connection: socket.socket) -> int:
                     except (ModelError, EngineLibraryError, MemoryError, OSError) as error:
                         send(wire.Unusable(str(error) or "reading the model file takes more memory than there is"))
                         return 1
-                    send(wire.Opened() if message.known else vocabulary(tokeniser))
+                    send(wire.Opened() if message.known or tokeniser is None else vocabulary(tokeniser))
                     desk = Desk(tokeniser, lambda: send(wire.Rendered()))
                     stack_bytes = (message.memory_mb << 20) // STACK_PART
                 else:
@@ -76,7 +76,10 @@ def serve(connection: socket.socket) -> int:
     return 0
 
 
-def _open(message: wire.Open, stack: contextlib.ExitStack) -> Tokeniser:
+def _open(message: wire.Open, stack: contextlib.ExitStack) -> Tokeniser | None:
+    if not message.model_path:
+        _limit(int(psutil.Process().memory_info().data) + (message.memory_mb << 20))
+        return None
     path = Path(message.model_path)
     if is_other(path, message.fingerprint):
         raise ModelError(path, MODEL_CHANGED)
