@@ -182,7 +182,7 @@ MEMORY = (
     Memory("gateway.supervision.engine:RequestHandle", "tokens that were not yet taken", "it ends", "its own client"),
     Memory(
         "gateway.text.workers:TextWorkers",
-        "texts of requests that are being tokenised",
+        "texts of requests that are being tokenised or searched",
         "it is done, or their client leaves; at most `text.queue_mb`",
         "nobody",
     ),
@@ -262,6 +262,11 @@ GROWING = (
         "`slots` of each backend, and one more",
     ),
     Growing("gateway.models.remote.breaker:Breaker", "how requests to another server ended", "the last 20"),
+    Growing(
+        "gateway.models.routing.conversations:Conversations",
+        "keyed digests of conversations that were labelled, and floors of tenants",
+        "65,536 in all and 4,096 of each tenant, some 150 bytes each",
+    ),
     Growing("gateway.models.names:ModelNames", "names of models", "the configuration's"),
     Growing("gateway.text.reading.templates:_Marks", "control tokens that are marks of answers", "the vocabulary's"),
     Growing("gateway.tenancy.keys:KeyRing", "hashes of keys", "the keys file's"),

@@ -16,6 +16,8 @@ from poise.cli import app
 from poise.gateway.tenancy.keys import KeyRing, KeysFile
 from tests.test_config_problems import RULE_TENANT
 
+DATA_CLASSES = "'public', 'internal', 'confidential' or 'restricted'"
+
 
 @pytest.fixture(autouse=True)
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -36,17 +38,31 @@ def run(*arguments: str, exit_code: int = 0, stderr: str | None = None) -> Resul
 
 def test_the_life_of_a_key(config: Path) -> None:
     """Made, listed, used, revoked. Standard output is the key and nothing else, so that it can be piped."""
-    made = run("keys", "add", "alice", "--comment", "her laptop", "--expires", "30d", "--classes", "background, interactive")
+    made = run(
+        "keys",
+        "add",
+        "alice",
+        "--comment",
+        "her laptop",
+        "--expires",
+        "30d",
+        "--classes",
+        "background, interactive",
+        "--data-class",
+        "internal",
+    )
     text = made.stdout.strip()
     assert text.startswith("pk-")
     assert "not shown again" in made.stderr
     found = KeyRing(config / "keys.jsonl").find(text)
     assert found is not None
     assert found.classes == ["background", "interactive"]
+    assert found.data_class == "internal"
     assert found.expires is not None
     assert (found.expires - datetime.now(UTC)).days in (29, 30)
     listed = run("keys", "list").stdout
     assert "her laptop" in listed
+    assert " internal " in listed
     assert text not in listed
     assert [row["state"] for row in json.loads(run("keys", "list", "--json").stdout)] == ["valid"]
     assert run("keys", "revoke", found.id).stdout == f"{found.id} of alice is revoked\n"
@@ -82,6 +98,7 @@ def test_a_key_can_be_made_where_keys_are_required(config: Path, tmp_path: Path)
     ("arguments", "problem"),
     [
         (["add", "local"], f"NAME local: {RULE_TENANT}"),
+        (["add", "a", "--data-class", "secret"], "--data-class secret: Input should be " + DATA_CLASSES),
         (["add", "a", "--classes", "batch"], """--classes ['batch']: must be among "interactive" and "background\""""),
         (["add", "a", "--expires", "soon"], "--expires soon: must be as 30d, 12h or 2027-01-31"),
         (["add", "a", "--expires", "2020-01-01"], "--expires 2020-01-01: is over already"),
