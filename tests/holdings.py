@@ -257,10 +257,9 @@ GROWING = (
         "64 of each of 128 tenants, 100 bytes to a few kB each",
     ),
     Growing(
-        "gateway.models.egress.door:Egress",
-        "connections to other servers, and those that are being opened",
-        "`slots` of each backend, and one more",
+        "gateway.models.egress.connection:Connections", "connections to other servers", "`slots` of each backend, and one more"
     ),
+    Growing("gateway.models.egress.door:Egress", "requests to other servers that have no answer yet", "`slots` of each backend"),
     Growing("gateway.models.remote.breaker:Breaker", "how requests to another server ended", "the last 20"),
     Growing(
         "gateway.models.routing.conversations:Conversations",

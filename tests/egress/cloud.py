@@ -238,6 +238,15 @@ def dies_after(*values: Any) -> Script:
     return answer
 
 
+def dies_after_bytes(data: bytes) -> Script:
+    async def answer(exchange: Exchange) -> None:
+        await exchange.begin()
+        await exchange.chunk(data)
+        exchange.die()
+
+    return answer
+
+
 def refuses(status: str, body: bytes = b'{"error": {"message": "no"}}', **headers: str) -> Script:
     """An error, as in `refuses("429 Too Many Requests", Retry_After="2")`."""
 

@@ -10,31 +10,31 @@ what comes byte by byte is no sign of life, whole lines are one for a while (`fi
 
 A backend that does not leave this host needs neither an open door nor an audit log; where there is one, it has the entries."""
 
+from __future__ import annotations
+
 import asyncio
-import socket
-import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
-
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from poise.audit.log import AuditError
 from poise.config import Settings
-from poise.gateway.models.egress.hosts import Host, host_of, is_loopback
+from poise.gateway.models.egress.hosts import Host, host_of
 from poise.gateway.models.egress.permit import Permit, Purpose
-from poise.gateway.models.egress.reply import EgressError, Reply, error_of, retry_after_s
+from poise.gateway.models.egress.reply import UNSENT, EgressError, Failure, Reply, error_of, retry_after_s
 from poise.gateway.request.labels import label_of
 from poise.metrics.egress import EgressMetrics
 
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractResolver
+
+    from poise.gateway.models.egress.connection import Connections
+
 __all__ = ["Call", "Egress", "EgressError", "Recorder", "Reply"]
 
-HEADERS_MAX, HEADER_BYTES_MAX = 64, 4096
-"""Of an answer: how many, and of each."""
 NO_CLOUD = "POISE_NO_CLOUD"
 CANCELLED = "cancelled"
 
@@ -79,8 +79,11 @@ class Egress:
         self._record, self._metrics, self._now = record, metrics, now
         self._hosts = {name: host_of(name, backend, environ) for name, backend in settings.backends.items()}
         self._ceilings = {name: label_of(backend.ceiling) for name, backend in settings.backends.items()}
-        self._resolver = resolver
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._connections: Connections | None = None
+        if settings.backends:
+            from poise.gateway.models.egress.connection import Connections
+
+            self._connections = Connections(resolver)
         self._connecting: set[asyncio.Timeout] = set()
         self._forbidden = ""
         if environ.get(NO_CLOUD, "0") not in ("", "0"):
@@ -135,9 +138,8 @@ class Egress:
 
     async def close(self) -> None:
         """Connections that are kept are closed."""
-        sessions, self._sessions = self._sessions, {}
-        for session in sessions.values():
-            await session.close()
+        if self._connections is not None:
+            await self._connections.close()
 
     def _admit(self, permit: Permit, call: Call) -> None:
         """What the policy has seen to, seen to once more."""
@@ -172,36 +174,26 @@ class Egress:
 
     async def _connect(self, host: Host, call: Call, reply: Reply) -> None:
         """Send it, and wait for the head of an answer that is one."""
+        assert self._connections is not None
         try:
             async with asyncio.timeout(host.connect_s + host.first_s) as limit:
                 self._connecting.add(limit)
                 try:
-                    response = await self._request(host, call)
+                    answer = await self._connections.ask(host, call.path, call.body, call.accept)
                 finally:
                     self._connecting.discard(limit)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ssl.SSLError) as error:
-            is_tls = isinstance(error, aiohttp.ClientConnectorSSLError | aiohttp.ClientConnectorCertificateError | ssl.SSLError)
-            raise error_of(host, "tls" if is_tls else "connect", f"cannot be connected to ({_reason(error)})") from None
         except TimeoutError:
             reply.n_sent = len(call.body)
             self._check_open(host)
             raise error_of(host, "timeout", f"did not begin an answer within {host.first_s:g} s") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            reply.n_sent = len(call.body)
-            raise error_of(host, "broken", f"broke off before an answer ({type(error).__name__})") from None
+        except Failure as failure:
+            is_sent = failure.kind not in UNSENT
+            reply.n_sent = len(call.body) if is_sent else 0
+            what = "broke off before an answer" if is_sent else "cannot be connected to"
+            raise error_of(host, failure.kind, f"{what} ({failure.why})") from None
         reply.n_sent = len(call.body)
-        reply.begin(response)
+        reply.begin(answer)
         await self._check_head(host, reply)
-
-    async def _request(self, host: Host, call: Call) -> aiohttp.ClientResponse:
-        return await self._session(host).request(
-            "POST" if call.body else "GET",
-            host.url + call.path,
-            data=call.body or None,
-            headers={**host.headers, "Accept": call.accept},
-            ssl=host.tls or True,
-            allow_redirects=False,
-        )
 
     async def _check_head(self, host: Host, reply: Reply) -> None:
         status, encoding = reply.status, reply.headers.get("Content-Encoding", "").strip().lower()
@@ -215,26 +207,6 @@ class Egress:
             raise error_of(host, "status", f"answered with status {status}", status=status, retry_after_s=wait_s, body=body)
         if not is_plain:
             raise error_of(host, "encoding", "answered with a compressed body though it was asked for none", has_begun=True)
-
-    def _session(self, host: Host) -> aiohttp.ClientSession:
-        session = self._sessions.get(host.backend)
-        if session is None:
-            # One more than there are places: to see how a server is must not wait for its answers.
-            resolver = _Resolver(self._resolver, host.only_loopback)
-            connector = aiohttp.TCPConnector(limit=host.slots + 1, resolver=resolver, ssl=host.tls or True)
-            session = self._sessions[host.backend] = aiohttp.ClientSession(
-                connector=connector,
-                trust_env=False,
-                auto_decompress=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, connect=host.connect_s),
-                max_line_size=HEADER_BYTES_MAX,
-                max_field_size=HEADER_BYTES_MAX,
-                max_headers=HEADERS_MAX,
-            )
-            # It would send a GET again by itself, without a permit and an entry in the log.
-            session._retry_connection = False
-        return session
 
     def _tell_end(self, permit: Permit, reply: Reply, outcome: str, is_told: bool) -> None:
         tokens = reply.tokens
@@ -256,33 +228,6 @@ class Egress:
                 output_tokens=tokens.output if tokens is not None else None,
                 cost_nano=reply.cost_nano if tokens is not None else None,
             )
-
-
-class _Resolver(AbstractResolver):
-    """Names to addresses. Where all has to stay on this host, other addresses than its own are none."""
-
-    def __init__(self, resolver: AbstractResolver | None, only_loopback: bool) -> None:
-        self._resolver = resolver or aiohttp.ThreadedResolver()
-        self._only_loopback = only_loopback
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC) -> list[ResolveResult]:
-        found = await self._resolver.resolve(host, port, family)
-        if self._only_loopback:
-            found = [result for result in found if is_loopback(result["host"])]
-        if not found:
-            raise OSError(f"{host} has no address that may be used")
-        return found
-
-    async def close(self) -> None:
-        await self._resolver.close()
-
-
-def _reason(error: Exception) -> str:
-    """Why, in the words of the system: those of a library might quote an address with more in it."""
-    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    certificate = getattr(error, "certificate_error", inner)
-    told = getattr(certificate, "verify_message", "") or getattr(certificate, "reason", "") or getattr(inner, "strerror", "")
-    return str(told) or type(error).__name__
 
 
 def _host_in(location: str) -> str:

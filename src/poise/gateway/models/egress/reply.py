@@ -8,8 +8,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-import aiohttp
-
 from poise.gateway.models.egress.hosts import Host
 
 Kind = Literal["closed", "no_audit", "connect", "tls", "redirect", "timeout", "too_large", "encoding", "broken", "status"]
@@ -50,6 +48,29 @@ class EgressError(Exception):
         """Another server, or this one later, may answer; no byte of an answer has come."""
 
 
+class Failure(Exception):
+    """A connection's: of which kind, and why in a few words."""
+
+    def __init__(self, kind: Kind, why: str) -> None:
+        super().__init__(why)
+        self.kind, self.why = kind, why
+
+
+class Answer(Protocol):
+    """What a connection gives of an answer."""
+
+    @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    async def read(self) -> bytes:
+        """What has come, at least a byte; empty: it is over. Raises Failure."""
+
+    def close(self) -> None: ...
+
+
 class Tokens(Protocol):
     @property
     def prompt(self) -> int: ...
@@ -66,7 +87,7 @@ class Reply:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._response: aiohttp.ClientResponse | None = None
+        self._answer: Answer | None = None
         self.n_sent = self.n_received = 0
         self.outcome = DONE
         """What the log and the metrics call it, unless it ends by an exception; whoever reads it may know better."""
@@ -77,11 +98,11 @@ class Reply:
 
     @property
     def status(self) -> int:
-        return self._response.status if self._response is not None else 0
+        return self._answer.status if self._answer is not None else 0
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._response.headers if self._response is not None else {}
+        return self._answer.headers if self._answer is not None else {}
 
     def settle(self, tokens: Tokens, cost_nano: int) -> None:
         """What it took, for the log and the metrics."""
@@ -105,8 +126,8 @@ class Reply:
                 raise self._error("too_large", f"answered with more than {bytes_max} bytes")
         return bytes(found)
 
-    def begin(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
+    def begin(self, answer: Answer) -> None:
+        self._answer = answer
 
     async def error_body(self) -> bytes:
         """The beginning of it, whatever happens then."""
@@ -125,20 +146,19 @@ class Reply:
                 await self._read()
 
     def close(self) -> None:
-        """A connection with more to come is closed, another one is kept."""
-        if self._response is not None:
-            self._response.close() if not self._response.content.at_eof() else self._response.release()
+        if self._answer is not None:
+            self._answer.close()
 
     async def _read(self) -> bytes:
-        assert self._response is not None
+        assert self._answer is not None
         began_s = time.monotonic()
         try:
             async with asyncio.timeout(max(0.0, min(self._line_left_s, self._progress_left_s))):
-                data = await self._response.content.readany()
+                data = await self._answer.read()
         except TimeoutError:
             raise self._error("timeout", "sent nothing more of an answer in time") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise self._error("broken", f"broke the answer off ({type(error).__name__})") from None
+        except Failure as failure:
+            raise self._error(failure.kind, f"broke the answer off ({failure.why})") from None
         took_s = time.monotonic() - began_s
         is_whole = not self.n_received or b"\n" in data
         self._line_left_s = self._host.gap_s if is_whole else self._line_left_s - took_s
