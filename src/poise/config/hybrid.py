@@ -37,7 +37,7 @@ class EgressSettings(Section):
 
 class BackendSettings(Section):
     url: kinds.ServerUrl
-    """Its API: what comes before /chat/completions or /messages, as in https://api.example.com/v1."""
+    """Its API: what comes before /chat/completions, as in https://api.example.com/v1; http:// only if nothing leaves the host."""
     format: Literal["openai", "anthropic"] = "openai"
     """What it speaks."""
     model: str = ""
