@@ -365,3 +365,70 @@ def test_anything_loads_or_is_refused_in_lines(overrides: dict[str, Any], variab
         return
     assert problems
     assert not any("\n" in problem for problem in problems)
+
+
+CLOUD = '[backends.cloud]\nurl = "https://api.example.com/v1"\n'
+NEAR = '[backends.near]\nurl = "http://127.0.0.1:9000/v1"\n'
+
+
+@pytest.mark.parametrize(
+    ("toml", "problem"),
+    [
+        (
+            CLOUD + "[egress]\nenabled = true",
+            "egress.enabled = true: needs audit.enabled = true, what is sent to backends.cloud is written down before",
+        ),
+        (
+            NEAR + "leaves_host = true\n[egress]\nenabled = true",
+            "egress.enabled = true: needs audit.enabled = true, what is sent to backends.near is written down before",
+        ),
+        ("engine.enabled = false", "engine.enabled = false: needs a section of backends, or nobody answers"),
+        (
+            '[backends.local]\nurl = "http://127.0.0.1:9000"',
+            'backends.local.url = "http://127.0.0.1:9000": the section needs another name than local, auto, default',
+        ),
+        (
+            CLOUD + 'format = "anthropic"\ncapabilities = ["tools", "logprobs"]',
+            'backends.cloud.capabilities = ["tools", "logprobs"]: must be without logprobs, choices, completions with '
+            'backends.cloud.format = "anthropic" (poise.toml)',
+        ),
+        (
+            CLOUD + 'budget_day = "5"\nprice_output = "0.000"',
+            'backends.cloud.budget_day = "5": needs a price above 0, as backends.cloud.price_output; nothing is spent there '
+            "otherwise",
+        ),
+        (
+            CLOUD + '[tenants.alice]\nbackends = ["clod"]',
+            'tenants.alice.backends = ["clod"]: there is no [backends.clod]; did you mean cloud?',
+        ),
+        (CLOUD + '[tenant_defaults]\nbackends = ["x"]', 'tenant_defaults.backends = ["x"]: there is no [backends.x]'),
+    ],
+)
+def test_what_other_servers_need(toml: str, problem: str) -> None:
+    """Each alone."""
+    check(f"poise.toml: {problem}", toml=toml)
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        NEAR + "[egress]\nenabled = true",
+        CLOUD + "leaves_host = false\n[egress]\nenabled = true",
+        CLOUD + "[egress]\nenabled = true\n[audit]\nenabled = true",
+        NEAR + "[engine]\nenabled = false",
+        CLOUD + 'budget_day = "5"\nprice_cached = "0.001"',
+        CLOUD + '[tenant_defaults]\nbackends = ["cloud"]\n[tenants.alice]\nweight = 2.0',
+    ],
+)
+def test_other_servers_that_are_whole(toml: str) -> None:
+    """There is no problem with these."""
+    Path("poise.toml").write_text(toml)
+    load(None, {}, {})
+
+
+def test_what_a_format_has_nothing_for_is_no_default() -> None:
+    """And `poise config` says why."""
+    Path("poise.toml").write_text(CLOUD + 'format = "anthropic"')
+    loaded = load(None, {}, {})
+    assert loaded.settings.backends["cloud"].capabilities == ["tools", "structured"]
+    assert "limited by backends.cloud.format" in loaded.origins["backends.cloud.capabilities"]

@@ -10,18 +10,25 @@ Rules:
   of it above it is a problem. The one exception is the long pool, which is at least as long as the short one by definition."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from poise.config.catalogue import NAME, catalogue, meant, split, tables
+from poise.config.hybrid import leaves_host
 from poise.config.paths import keys_file
 from poise.config.serving import AuthSettings
 from poise.config.sources import DEFAULT, Source, shown
 
 POOLS = ("short", "long")
 CLASSES = ("interactive", "background")
+TAKEN_NAMES = ("local", "auto", "default")
+"""Names that stand for this host, or for whoever the policy chooses."""
+NAMED = re.compile(r"tenants\..*\.backends")
+NOT_ANTHROPIC = ("logprobs", "choices", "completions")
+"""Capabilities that its API has nothing for."""
 
 
 @dataclass(slots=True)
@@ -118,6 +125,8 @@ def reconcile(draft: Draft) -> list[str]:
         *_check_tenant_names(draft),
         *_check_tls(draft),
         *_check_content_log(draft),
+        *_check_backends(draft),
+        *_check_egress(draft),
     ]
 
 
@@ -247,3 +256,48 @@ def _check_content_log(draft: Draft) -> Iterator[str]:
     for key in [key for key, value in draft.values.items() if key.endswith(".content_log") and value]:
         if draft.is_set(key):
             yield f"{draft.blame(key)}: needs {draft.show('audit.enabled').replace('false', 'true')}"
+
+
+def _check_backends(draft: Draft) -> Iterator[str]:
+    names = _backends(draft)
+    for name in names:
+        section = f"backends.{name}"
+        if name in TAKEN_NAMES:
+            yield f"{draft.blame(f'{section}.url')}: the section needs another name than {', '.join(TAKEN_NAMES)}"
+        format_, capabilities = f"{section}.format", f"{section}.capabilities"
+        if draft.values[format_] == "anthropic" and not draft.is_suspect(capabilities, format_):
+            left = [one for one in draft.values[capabilities] if one not in NOT_ANTHROPIC]
+            if not draft.is_set(capabilities):
+                draft.give_way(capabilities, left, f"limited by {format_}")
+            elif left != draft.values[capabilities]:
+                yield f"{draft.blame(capabilities)}: must be without {', '.join(NOT_ANTHROPIC)} with {draft.cite(format_)}"
+        prices = [f"{section}.price_{kind}" for kind in ("input", "cached", "output")]
+        if draft.is_suspect(*prices) or any(draft.values[price].strip("0.") for price in prices):
+            continue
+        for key in [f"{section}.budget_{period}" for period in ("hour", "day", "month")]:
+            if draft.values[key] and not draft.is_suspect(key):
+                yield f"{draft.blame(key)}: needs a price above 0, as {section}.price_output; nothing is spent there otherwise"
+    if draft.is_suspect("backends"):
+        return
+    for key in [key for key in draft.values if key == "tenant_defaults.backends" or NAMED.fullmatch(key)]:
+        for name in draft.values[key] if draft.is_set(key) else ():
+            if name not in names:
+                yield f"{draft.blame(key)}: there is no [backends.{name}]{meant(get_close_matches(name, names, n=1))}"
+
+
+def _check_egress(draft: Draft) -> Iterator[str]:
+    engine, egress, audit = "engine.enabled", "egress.enabled", "audit.enabled"
+    if any(suspect.startswith("backends") for suspect in draft.suspect) or draft.is_suspect(engine, egress, audit):
+        return
+    names = _backends(draft)
+    if not draft.values[engine] and not names:
+        yield f"{draft.blame(engine)}: needs a section of backends, or nobody answers"
+    leaving = [n for n in names if leaves_host(draft.values[f"backends.{n}.url"], draft.values[f"backends.{n}.leaves_host"])]
+    if draft.values[egress] and not draft.values[audit] and leaving:
+        yield f"{draft.blame(egress)}: needs {audit} = true, what is sent to backends.{leaving[0]} is written down before"
+
+
+def _backends(draft: Draft) -> list[str]:
+    """Names of sections that are whole."""
+    keys = (key for key in draft.values if key.startswith("backends.") and key.endswith(".url"))
+    return [split(key)[1] for key in keys if not draft.is_suspect(key)]

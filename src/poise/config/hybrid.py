@@ -1,6 +1,8 @@
 """The settings of work that may leave this host: other servers, what may go there, what it may cost."""
 
+import ipaddress
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
@@ -82,3 +84,19 @@ class BackendSettings(Section):
     """The same within a day."""
     budget_month: Money = ""
     """The same within a month."""
+
+
+def is_loopback(server: str) -> bool:
+    """By the address itself, or the one name that stands for it: no other name is asked for what it is."""
+    try:
+        return ipaddress.ip_address(server).is_loopback
+    except ValueError:
+        return server.lower().rstrip(".") == "localhost"
+
+
+def leaves_host(url: str, says: Literal["auto", True, False]) -> bool:
+    """Whether what is sent to a backend leaves this host."""
+    try:
+        return not is_loopback(urlsplit(url).hostname or "") if says == "auto" else says
+    except ValueError:  # it is no URL, and goes nowhere
+        return True

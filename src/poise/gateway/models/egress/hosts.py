@@ -1,6 +1,5 @@
 """The other servers as the door sees them: where each one is, what it is told of who asks, and whether that leaves this host."""
 
-import ipaddress
 import os
 import ssl
 import stat
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from poise.config.hybrid import BackendSettings
+from poise.config.hybrid import BackendSettings, is_loopback, leaves_host
 
 CREDENTIAL = "credential:"
 _SECRET_BYTES_MAX = 8192
@@ -48,7 +47,7 @@ def host_of(name: str, settings: BackendSettings, environ: Mapping[str, str]) ->
     except ValueError as error:
         raise EgressSetupError(f"{where}.url: is no URL: {error}; write it as in https://api.example.com/v1") from None
     loopback = is_loopback(server)
-    leaves = not loopback if settings.leaves_host == "auto" else settings.leaves_host
+    leaves = leaves_host(settings.url, settings.leaves_host)
     if parts.scheme != "https" and leaves and not loopback:
         says = "http:// would send requests and the key in the clear"
         raise EgressSetupError(f"{where}.url: {says}; use https://, or set {where}.leaves_host = false if the way there is yours")
@@ -72,14 +71,6 @@ def host_of(name: str, settings: BackendSettings, environ: Mapping[str, str]) ->
         gap_s=settings.gap_s,
         slots=settings.slots,
     )
-
-
-def is_loopback(server: str) -> bool:
-    """By the address itself, or the one name that stands for it: no other name is asked for what it is."""
-    try:
-        return ipaddress.ip_address(server).is_loopback
-    except ValueError:
-        return server.lower().rstrip(".") == "localhost"
 
 
 def read_secret(given: str, where: str, environ: Mapping[str, str]) -> str:
