@@ -62,6 +62,7 @@ LATER: Mapping[str, tuple[str, str]] = {
     "capacity show": ("poise.tune.capacity_command", "Show what was measured, beside the limits that are set."),
     "keys": ("poise.commands.keys", "Make, list and revoke API keys."),
     "audit": ("poise.commands.audit", "Check and read the audit log."),
+    "spend": ("poise.commands.spend", "Show what other servers have cost, and budgets."),
 }
 """Commands of other packages: name -> module with a function (or a group of commands) of that name (with _ for a space), and the
 line in `poise --help`. A name of two words is a command below another one, which has its own arguments."""

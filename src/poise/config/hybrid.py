@@ -9,6 +9,8 @@ from pydantic import Field
 from poise.config import kinds
 from poise.config.kinds import DataClass, Money, Section
 
+NANO = 1_000_000_000
+"""Parts of a unit of the operator's currency in which money is reckoned."""
 Capability = Literal["tools", "structured", "reasoning", "logprobs", "choices", "completions", "sampling"]
 
 
@@ -100,3 +102,16 @@ def leaves_host(url: str, says: Literal["auto", True, False]) -> bool:
         return not is_loopback(urlsplit(url).hostname or "") if says == "auto" else says
     except ValueError:  # it is no URL, and goes nowhere
         return True
+
+
+def nano_of(amount: str) -> int:
+    """Of an amount as settings have it; "": 0."""
+    units, _, decimals = amount.partition(".")
+    return int(units or 0) * NANO + int(decimals.ljust(9, "0"))
+
+
+def amount_of(nano: int) -> str:
+    """As people write it: without zeros at its end, but with at least two decimals."""
+    units, rest = divmod(abs(nano), NANO)
+    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if nano < 0 else ''}{units}.{decimals}"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-NANO = 1_000_000_000
-"""Parts of a unit of the operator's currency in which money is reckoned."""
+from poise.config.hybrid import NANO
+
 OUTCOMES = (
     "done", "cancelled", "closed", "no_audit", "connect", "tls", "redirect", "timeout", "too_large", "encoding", "broken",
     "status",

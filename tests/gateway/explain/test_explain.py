@@ -13,6 +13,7 @@ from poise.gateway.explain.words import sentences_of, verdict_of
 from poise.gateway.models.local.refusals import queue_timeout
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.following import Stop
+from poise.gateway.records.values import Bill
 from tests.gateway.lives import SECRET, Life, facts, holder
 
 
@@ -308,3 +309,17 @@ def test_several_choices() -> None:
     assert known.figures.queue is not None
     assert known.figures.queue.waited_ms == 1000
     assert any(said.startswith("Choice 1 was swapped to host memory 5.0 s") for said in sentences_of(known))
+
+
+def test_an_answer_of_another_server_is_told_with_its_cost() -> None:
+    """In figures as well; that the engine here has not had it goes without saying."""
+    life = Life().tokens(1.0, 2.0).ended(3.0)
+    tokens = {"prompt_tokens": 1200, "cached_tokens": 200, "output_tokens": 2}
+    life.record.bill = Bill(backend="cloud", label="public", reason="a reason", cost_nano=2_020_000, **tokens)
+    known = facts(life)
+    assert sentences_of(known)[1:3] == [
+        "It was answered by the backend cloud, because a reason; its label is public.",
+        "It cost 0.00202: 1,200 prompt tokens (200 cached) and 2 output tokens.",
+    ]
+    assert "The engine has not had it." not in all_told(known)
+    assert known.figures.bill == life.record.bill

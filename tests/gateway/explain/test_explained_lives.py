@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -18,11 +19,12 @@ import pytest
 from poise.gateway.explain import words
 from poise.gateway.explain.facts import Facts, Weather
 from poise.gateway.explain.neighbours import NEIGHBOURS_MAX, SlotLimits
-from poise.gateway.explain.words import sentences_of, verdict_of
+from poise.gateway.explain.words import ROUTES, sentences_of, verdict_of
 from poise.gateway.models.local.refusals import queue_timeout
 from poise.gateway.records.changes import STOPS, RequestState
 from poise.gateway.records.following import Stop
 from poise.gateway.records.record import MOMENTS_MAX
+from poise.gateway.records.values import Bill
 from tests.gateway.lives import SECRET, Life, facts, holder
 
 GOLDEN = Path(__file__).with_name("explained_lives.txt")
@@ -371,6 +373,26 @@ def not_everything_is_known() -> Facts:
         asked.at(0.1, "prefill", computed_tokens=1, chunks=1, pass_us=1, beside_tokens=0, until_ms=100)
     asked.tokens(0.2, 0.3).ended(9)
     return facts(asked, others(NEIGHBOURS_MAX + 3, 1.0, 1.2), forgotten_s=5.0)
+
+
+def answered_elsewhere(reason: str) -> Facts:
+    asked = Life().tokens(1.0, 2.0).ended(3.0)
+    is_known = reason != "asked"
+    asked.record.bill = Bill(
+        backend="cloud",
+        label="public",
+        reason=reason,
+        prompt_tokens=1200,
+        cached_tokens=200,
+        output_tokens=2,
+        cost_nano=2_020_000,
+        is_known=is_known,
+        price_version="2026-11" if is_known else "",
+    )
+    return facts(asked)
+
+
+LIVES |= {f"another_server_answered_{reason}": partial(answered_elsewhere, reason) for reason in ROUTES}
 
 
 # --- the tests -----------------------------------------------------------------------------------------------------------------

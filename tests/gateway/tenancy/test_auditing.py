@@ -16,9 +16,13 @@ from poise.audit.log import AuditError
 from poise.audit.verify import last_entries, verify
 from poise.config import Settings
 from poise.gateway.app import Gateway
+from poise.gateway.records.record import Origin, Record
+from poise.gateway.records.values import Bill, Heading
 from poise.gateway.tenancy import auditing
 from poise.gateway.tenancy.auditing import Audit, open_audit
+from poise.gateway.tenancy.caller import Caller
 from poise.gateway.tenancy.keys import KeyRing, KeysFile
+from poise.scheduler.request import RequestClass
 from tests.gateway.fakes import OPERATOR, FakeEngine, Submission, ask, chat_body, exchange, make_app, prompt_body, says
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -241,3 +245,25 @@ async def test_a_disk_that_hangs_is_not_waited_for(recorded: Recorded, monkeypat
         await recorded.audit.written("egress", request="r")
     hanging.set()
     assert [entry["event"] for entry in recorded.entries()] == ["egress"]
+
+
+async def test_an_answer_of_another_server_is_on_record_with_its_cost(recorded: Recorded) -> None:
+    """Others have no such fields."""
+    bill = Bill(backend="cloud", label="public", reason="wait", prompt_tokens=1, cached_tokens=0, output_tokens=1, cost_nano=7)
+    for had in (bill, None):
+        record = Record(Origin("req", "local", RequestClass.INTERACTIVE, "messages", 0.0), Heading("r", 0, "toy", "fp"), 1)
+        record.bill = had
+        with recorded.audit.begin("req", CHAT) as entry:
+            entry.caller = Caller("local")
+            entry.ended(record)
+    billed, plain = recorded.entries()
+    told = {
+        "backend": "cloud",
+        "label": "public",
+        "route_reason": "wait",
+        "cost_nano": 7,
+        "cost_known": True,
+        "price_version": "",
+    }
+    assert billed.items() >= told.items()
+    assert not plain.keys() & {*told, "price_version"}

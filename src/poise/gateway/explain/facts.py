@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from poise.gateway.explain.neighbours import Beside, Company, Neighbours, SlotLimits
 from poise.gateway.records.changes import GOES_ON, STOPS, KeptBy
 from poise.gateway.records.moments import PREFILL, ChoiceState, Moment
 from poise.gateway.records.record import Record
 from poise.gateway.records.spans import DECODE, QUEUED, calls_of, computed_of, overlap_s, percentile, spans_of
-from poise.gateway.records.values import one_of
+from poise.gateway.records.values import Bill, one_of
 from poise.scheduler.request import PreemptionReason
 from poise.wire.changes import ChangeKind
 
@@ -140,6 +141,8 @@ class ExplanationFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"cla
     engine_share: float | None
     others_missing: bool
     others_left_out: int
+    bill: Bill | UnsetType = UNSET
+    """Where another server answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,7 @@ def facts_of(record: Record, around: Surroundings, now_s: float) -> Facts:
         engine_share=round(served_s / lived_s, 4) if is_charged and lived_s > 0 else None,
         others_missing=around.forgotten_s is not None and around.forgotten_s > record.origin.arrived_s,
         others_left_out=around.neighbours.n_left_out,
+        bill=record.bill or UNSET,
     )
     return Facts(
         record,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from poise.config.hybrid import amount_of
 from poise.gateway.explain.facts import Around, DecodeFigures, Facts, GapFigures, PrefillFigures, QueueFigures, Stop, Weather
 from poise.gateway.explain.neighbours import Beside, Company, Group
 from poise.gateway.records.changes import STOPS, KeptBy
@@ -44,6 +45,17 @@ DOWNGRADES: Mapping[str, str] = {
     DowngradeReason.OUTPUT: "its class's allowance of output was used up",
     DowngradeReason.TIME: "its class's allowance of compute was used up",
 }
+ROUTES: Mapping[str, str] = {
+    "asked": "it asked for that one",
+    "wait": "its wait for a slot here would have been too long",
+    "heavy": "it is heavy work, and its wait for a slot here would have been too long",
+    "too_long": "it is too long for a slot here",
+    "incapable": "it asked for something that the model here cannot do",
+    "engine_down": "there was no engine here",
+    "only_upstream": "nothing is computed here",
+    "fallback": "the one that was to answer it could not",
+}
+"""By the reasons of the policy."""
 ENDS: Mapping[str, str] = {
     Outcome.STOP: "the model ended its answer, or a stop string was found",
     Outcome.LENGTH: "its allowance of output was used up",
@@ -91,7 +103,7 @@ def sentences_of(facts: Facts) -> list[str]:
     figures = facts.figures
     return [
         *_who(facts),
-        *(_waiting(facts.queue, figures.queue) if facts.queue and figures.queue else ["The engine has not had it."]),
+        *(_waiting(facts.queue, figures.queue) if facts.queue and figures.queue else _elsewhere(facts)),
         *(_prefill(facts, facts.prefill, figures.prefill) if facts.prefill and figures.prefill else []),
         *(_decoding(facts, facts.gap, figures.decode) if facts.gap and figures.decode else []),
         *_stops(facts),
@@ -120,6 +132,20 @@ def _who(facts: Facts) -> Iterator[str]:
         yield f"A summary of its {count(facts.summary_turns, 'older turn')} was made first; with it, {passed}."
     elif facts.before_ms >= 100:
         yield f"{passed}: its body was read, checked, made into tokens and handed to the engine."
+
+
+def _elsewhere(facts: Facts) -> Iterator[str]:
+    """The engine of this host has not had it."""
+    if (bill := facts.record.bill) is None:
+        yield "The engine has not had it."
+        return
+    why = ROUTES.get(bill.reason, bill.reason)
+    yield f"It was answered by the backend {bill.backend}, because {why}; its label is {bill.label}."
+    prompt, output = count(bill.prompt_tokens, "prompt token"), count(bill.output_tokens, "output token")
+    took = f"{prompt} ({bill.cached_tokens:,} cached) and {output}"
+    by = f", by prices of {bill.price_version}" if bill.price_version else ""
+    unknown = "what it took was not told, so all that was reserved is charged"
+    yield f"It cost {amount_of(bill.cost_nano)}{by}: {took if bill.is_known else unknown}."
 
 
 def _waiting(around: Around, wait: QueueFigures) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from msgspec import UNSET
 
 from poise.gateway.records.changes import RequestState
-from poise.gateway.records.values import Answer, Logprob, Notes, ToolCall, one_of
+from poise.gateway.records.values import Answer, Bill, Logprob, Notes, ToolCall, one_of
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
 from poise.wire.status import Waiting
@@ -16,9 +16,9 @@ from poise.wire.status import Waiting
 ChoiceState = Annotated[str, one_of(*RequestState)]
 PREFILL = "prefill"
 """A moment for chunks of a prompt that were computed."""
-_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, _FAILURE_BYTES = 1950, 180, 130, 24, 450
+_RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, _FAILURE_BYTES = 1958, 180, 130, 24, 450
 _MOMENT_BYTES, _DETAIL_BYTES = 88, 24
-_LOGPROB_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES = 280, 88, 8, 600
+_LOGPROB_BYTES, _TOP_BYTES, _ROUNDING_BYTES, _NOTES_BYTES, _BILL_BYTES = 280, 88, 8, 600, 300
 """About what the objects take besides their texts, as measured (tests compare them with what the process takes)."""
 
 
@@ -106,9 +106,10 @@ def weight_of(texts: Sequence[str], logprobs: Iterable[Sequence[Logprob]], momen
     return n_bytes + sum(_MOMENT_BYTES + sys.getsizeof(m.detail) + _DETAIL_BYTES * len(m.detail) for m in moments)
 
 
-def end_bytes(failure: ApiError | None, notes: Notes | None) -> int:
+def end_bytes(failure: ApiError | None, notes: Notes | None, bill: Bill | None = None) -> int:
     """What comes to a record with its end."""
     n_bytes = _FAILURE_BYTES + sys.getsizeof(failure.message) if failure is not None else 0
+    n_bytes += _BILL_BYTES if bill is not None else 0
     if notes is None:
         return n_bytes
     summary = UNSET if notes.context is UNSET else notes.context.summary

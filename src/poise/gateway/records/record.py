@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.following import Stage, Stop, consequence
 from poise.gateway.records.moments import PREFILL, ChoiceRecord, End, Gathered, Moment, bytes_of, end_bytes, weight_of
-from poise.gateway.records.values import Answer, Heading, Logprob, Notes, Usage
+from poise.gateway.records.values import Answer, Bill, Heading, Logprob, Notes, Usage
 from poise.gateway.records.writer import MakeWriter, Writer
 from poise.gateway.request.generate import PLAIN, AnswerOptions
 from poise.gateway.request.refusals import ApiError
@@ -123,6 +123,8 @@ class Record:
     downgraded: bool = False
     served_us: int = 0
     """Compute, a summary's included, as far as the engine has told."""
+    bill: Bill | None = None
+    """What another server took for it, if one answered."""
     is_open: bool = False
     """The engine has taken every choice."""
     ended_s: float | None = None
@@ -286,7 +288,7 @@ class Record:
         self.failure, self.place, self.work = failure and failure.afresh(), None, None
         if failure is not None:
             self.note("finished", reason=failure.code, outcome=self.outcome)
-        self._content_bytes += end_bytes(failure, self.notes)
+        self._content_bytes += end_bytes(failure, self.notes, self.bill)
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end(self)

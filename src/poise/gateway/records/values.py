@@ -120,3 +120,18 @@ class Heading:
     created: int
     model: str
     fingerprint: str
+
+
+class Bill(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer of another server took and cost, in nano-units of money. `reason`: why it was sent there."""
+
+    backend: str
+    label: str
+    reason: str
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_nano: int
+    is_known: bool = True
+    """Its server has told what it took; else all that was reserved is charged."""
+    price_version: str = ""

@@ -16,6 +16,7 @@ from poise.config import Settings
 from poise.config.paths import audit_dir, keys_file
 from poise.gateway.records.record import CANCELLED, Record
 from poise.gateway.records.spans import calls_of
+from poise.gateway.records.values import Bill
 from poise.gateway.request.refusals import ApiError, ClientGone
 from poise.gateway.tasks import Tasks
 from poise.gateway.tenancy.caller import Caller
@@ -130,6 +131,12 @@ def open_audit(settings: Settings) -> Audit:
     return Audit(settings, log)
 
 
+def _billed(bill: Bill) -> Mapping[str, Any]:
+    """What an entry has of an answer of another server."""
+    told = {"backend": bill.backend, "label": bill.label, "route_reason": bill.reason, "cost_nano": bill.cost_nano}
+    return told | {"cost_known": bill.is_known, "price_version": bill.price_version}
+
+
 class RequestEntry:
     """What is known of one API request, written at the end of its record, or of the `with` that it never got out of."""
 
@@ -181,6 +188,7 @@ class RequestEntry:
                 "ttft_ms": round((record.arrivals[0] - record.origin.arrived_s) * 1000, 1) if record.arrivals else None,
                 "served_us": record.served_us,
                 "preemptions": sum(moments[what] for what in PREEMPTIONS),
+                **(_billed(record.bill) if record.bill is not None else {}),
             },
             [answer.whole for answer in record.answers()] if self._prompt is not None else [],
             200 if was_answered else None,

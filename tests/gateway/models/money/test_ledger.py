@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
 from poise.config import Settings
-from poise.config.hybrid import BackendSettings
+from poise.config.hybrid import NANO, BackendSettings
 from poise.config.serving import TenantSettings
 from poise.gateway.models.money import books as files
 from poise.gateway.models.money.books import LedgerError, read
 from poise.gateway.models.money.ledger import BudgetExhausted, Ledger, Reservation
-from poise.gateway.models.money.prices import NANO, Tokens
+from poise.gateway.models.money.prices import Tokens
 from poise.gateway.models.money.windows import PERIODS, start_of
 from poise.gateway.request.refusals import ApiError
 

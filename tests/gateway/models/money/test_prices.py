@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.config.hybrid import BackendSettings
-from poise.gateway.models.money.prices import NANO_MAX, Prices, Tokens, nano_of, shown
+from poise.config.hybrid import BackendSettings, amount_of, nano_of
+from poise.gateway.models.money.prices import NANO_MAX, Prices, Tokens
 
 TOKENS = st.integers(0, 10**7)
 PRICES = st.decimals(0, 999_999_999, places=3).map(str)
@@ -44,6 +44,6 @@ def test_a_price_for_cached_tokens_is_that_of_others_unless_it_is_said() -> None
 )
 def test_an_amount_is_shown_as_it_is_written(amount: str, text: str) -> None:
     """With two decimals at least."""
-    assert shown(nano_of(amount)) == text
-    assert shown(-nano_of("1.5")) == "-1.50"
-    assert shown(1) == "0.000000001"
+    assert amount_of(nano_of(amount)) == text
+    assert amount_of(-nano_of("1.5")) == "-1.50"
+    assert amount_of(1) == "0.000000001"

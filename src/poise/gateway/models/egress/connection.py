@@ -9,7 +9,8 @@ import ssl
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from poise.gateway.models.egress.hosts import Host, is_loopback
+from poise.config.hybrid import is_loopback
+from poise.gateway.models.egress.hosts import Host
 from poise.gateway.models.egress.reply import Failure, Kind
 
 HEADERS_MAX, HEADER_BYTES_MAX = 64, 4096

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from poise.config import Settings
-from poise.config.hybrid import BackendSettings
+from poise.config.hybrid import BackendSettings, amount_of, nano_of
 from poise.config.serving import TenantSettings
 from poise.gateway.models.money.books import ERASED, Books, Reserved, Spent
-from poise.gateway.models.money.prices import NANO_MAX, Prices, Tokens, nano_of, shown
+from poise.gateway.models.money.prices import NANO_MAX, Prices, Tokens
 from poise.gateway.models.money.windows import PERIODS, end_of, start_of
 from poise.gateway.request.refusals import ApiError, later, retry_after
 from poise.gateway.tenancy.tenants import SHARED
@@ -220,8 +220,8 @@ class Ledger:
             hint = "Try again when other requests have ended" if is_soon else "Ask for less output, or send less"
         message = (
             f"{'Your budget' if scope == 'tenant' else f'The budget of backend {name!r}'} for this {period} has no room: "
-            f"{shown(charged)} of {shown(limit)} are spent and {shown(reserved)} reserved, and this request could cost "
-            f"{shown(nano)}. It begins anew at {datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M} UTC. {hint}."
+            f"{amount_of(charged)} of {amount_of(limit)} are spent and {amount_of(reserved)} reserved, and this request could "
+            f"cost {amount_of(nano)}. It begins anew at {datetime.fromtimestamp(begins, UTC):%Y-%m-%d %H:%M} UTC. {hint}."
         )
         return BudgetExhausted(scope, period, limit, _RETRY_RESERVED_S if is_soon else begins - at, message)
 

@@ -4,8 +4,7 @@ A price is that of a million tokens with at most three decimals, and so a whole 
 
 from typing import NamedTuple
 
-from poise.config.hybrid import BackendSettings
-from poise.metrics.egress import NANO
+from poise.config.hybrid import BackendSettings, nano_of
 
 NANO_MAX = (1 << 62) - 1
 """An amount is cut to it: two of them fit into what a file of SQLite holds."""
@@ -42,16 +41,3 @@ class Prices(NamedTuple):
     def most(self, n_prompt: int, n_output: int) -> int:
         """What a request can cost at most, by bounds of its tokens."""
         return min(n_prompt * max(self.prompt, self.cached) + n_output * self.output, NANO_MAX)
-
-
-def nano_of(amount: str) -> int:
-    """Of an amount as settings have it; "": 0."""
-    units, _, decimals = amount.partition(".")
-    return int(units or 0) * NANO + int(decimals.ljust(9, "0"))
-
-
-def shown(nano: int) -> str:
-    """As people write it: without zeros at its end, but with at least two decimals."""
-    units, rest = divmod(abs(nano), NANO)
-    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
-    return f"{'-' if nano < 0 else ''}{units}.{decimals}"
