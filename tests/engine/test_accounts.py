@@ -10,7 +10,7 @@ from poise.sim.replay import replay
 from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
+from poise.wire.to_engine import Accounts
 from tests.engine.harness import Bench
 
 LIMITED = {"a": TenantPolicy(tokens_per_minute=600)}

@@ -24,7 +24,7 @@ from poise.sim.costs import Costs
 from poise.sim.simulate import Options, Simulation, SimulationFailure
 from poise.sim.world import TemplateTokens, ignored
 from poise.wire import messages as wire
-from poise.wire.accounts import Accounts
+from poise.wire.to_engine import Accounts
 from tests.sim.checking.faults import Fault
 from tests.sim.checking.simulate import simulate
 from tests.sim.exact_runner import ExactRunner

@@ -22,7 +22,7 @@ from poise.scheduler.request import Control, Event, Finished, Hold, Rejected, Re
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
+from poise.wire.to_engine import Accounts
 
 OPERATOR = ""
 """The tenant of what nobody asked for: the computing of declared templates."""

@@ -12,9 +12,9 @@ from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Snapshot
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
-from poise.wire.accounts import Accounts
 from poise.wire.changes import ChangeKind
 from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
+from poise.wire.to_engine import Accounts
 
 STATUS_PERIOD_NS = 200_000_000
 """A busy engine reports its gauges at most this often."""

@@ -15,7 +15,7 @@ from poise.scenarios.model import PlannedRequest, RequestStream, Scenario, Segme
 from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
+from poise.wire.to_engine import Accounts
 
 TEMPLATE = "shared"
 """The template that requests name whose prompts have a shared prefix."""

@@ -4,8 +4,8 @@ Encoded as tagged msgpack arrays (msgspec). The two sides always come from one i
 
 import msgspec
 
-from poise.wire.accounts import Accounts
 from poise.wire.status import Status
+from poise.wire.to_engine import Accounts
 
 STRUCTURE_FAILED = "structured output failed"
 """How the detail of a Finish begins that failed over its grammar."""

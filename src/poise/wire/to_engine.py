@@ -3,7 +3,7 @@ but for the grammar of an answer, which is in no log, journal or black box."""
 
 import msgspec
 
-from poise.wire.accounts import Accounts
+from poise.scheduler.fairness.accounts import Account
 
 
 class Thinking(msgspec.Struct, frozen=True, array_like=True):
@@ -64,6 +64,20 @@ class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
     model_path: str
     fingerprint: str = ""
     weights: str = ""
+
+
+class Accounts(msgspec.Struct, frozen=True, array_like=True, tag="accounts"):
+    """What is owed and left on accounts: the gateway keeps it and does not look into it.
+
+    Gateway to engine, before any Submit, as the one before it left them; then engine to gateway, with each Status.
+
+    `at_ns`: when it was so, by the monotonic clock that all processes of a host share."""
+
+    at_ns: int
+    accounts: list[Account]
+
+    def without(self, name: str) -> "Accounts":
+        return Accounts(self.at_ns, [account for account in self.accounts if account.name != name])
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):

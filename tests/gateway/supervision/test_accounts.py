@@ -15,7 +15,7 @@ from poise.scheduler.fairness.accounts import Account
 from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
+from poise.wire.to_engine import Accounts
 from tests.gateway.mailbox import Mailbox
 
 

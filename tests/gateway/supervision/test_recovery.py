@@ -17,7 +17,7 @@ from poise.gateway.supervision.life import Backoff
 from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
+from poise.wire.to_engine import Accounts
 from tests.engine.reference import answer
 from tests.gateway.mailbox import Mailbox
 from tests.gateway.simulated_engine import BUG_TOKEN, HANG_TOKEN, KILL_TOKEN, OPEN_TOKEN, PLAN_LENGTH

@@ -24,7 +24,7 @@ from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
+from poise.wire.to_engine import Accounts
 from tests.gateway.mailbox import Mailbox
 from tests.gateway.simulated_engine import BUG_TOKEN
 

@@ -12,8 +12,8 @@ from poise.sim.simulate import Options
 from poise.sim.world import NextRequest, World
 from poise.wire import messages as wire
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
 from poise.wire.changes import ChangeKind
+from poise.wire.to_engine import Accounts
 from tests.sim.checking.faults import Arriving, Faults, Live
 from tests.sim.checking.witness import Witness
 

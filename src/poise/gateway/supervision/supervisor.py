@@ -29,9 +29,9 @@ from poise.scheduler.request import Control
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
-from poise.wire.accounts import Accounts
 from poise.wire.fingerprint import MODEL_CHANGED
 from poise.wire.framing import FrameError, encode_frame
+from poise.wire.to_engine import Accounts
 
 log = logging.getLogger(__name__)
 

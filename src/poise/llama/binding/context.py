@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,8 @@ DECODE_PROBLEMS = {
 }  # fmt: skip
 
 
-class PoolContext:
-    """A pool on a loaded model; free it with `close` before the model.
+class PoolContext(AbstractContextManager["PoolContext"]):
+    """A pool on a loaded model; free it with `close` before the model. A context manager.
 
     threads 0: one for each core that this process may use. `unified` builds one stream that all slots share.
     `every_position` makes room for `compute_every` with a whole batch."""
@@ -276,6 +277,9 @@ class PoolContext:
         self._rows_by_address.clear()
         if pointer is not None:
             self._library.free(pointer)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _bytes_at(array: Bytes) -> ctypes._Pointer[ctypes.c_uint8]:

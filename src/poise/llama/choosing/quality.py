@@ -11,7 +11,6 @@ same model that only add up in another order are 0.003 apart here: so much is no
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from importlib.resources import files
 from math import inf
 
@@ -87,16 +86,13 @@ def compare(
     sums = _Sums()
     deadline = time.perf_counter() + limit_s
     quickest_s = inf
-    with _Scorer(source, threads) as one, _Scorer(candidate, threads, kv_type) as other:
+    with _reader(source, threads) as one, _reader(candidate, threads, kv_type) as other:
         for done, (w, start) in enumerate(chunks):
             began = time.perf_counter()
             tokens = windows[w][start : start + CHUNK]
-            if start == 0:
-                one.rewind()
-                other.rewind()
             known = windows[w][start + 1 : start + CHUNK + 1]
             skip = max(0, UNCOUNTED - start)
-            sums.add(one.read(start, tokens), other.read(start, tokens), known, skip)
+            sums.add(_read(one, start, tokens), _read(other, start, tokens), known, skip)
             now = time.perf_counter()
             quickest_s = min(quickest_s, now - began)
             left_s = (len(chunks) - done - 1) * quickest_s
@@ -118,23 +114,17 @@ def _windows(model: Model) -> list[list[int]]:
     return [begin + tokens[w * stride : w * stride + length + 1 - len(begin)] for w in range(WINDOWS)]
 
 
-class _Scorer(AbstractContextManager["_Scorer"]):
-    """A small context in which a model reads. A context manager."""
+def _reader(model: Model, threads: int, kv_type: str = "f16") -> PoolContext:
+    """A small context in which a model reads. Quantised cells need flash attention."""
+    spec = PoolSpec("quality", 1, WINDOW + CHUNK, flash_attention=kv_type != "f16")
+    return PoolContext(model, spec, batch_tokens=CHUNK, threads=threads, kv_type=kv_type, every_position=True)
 
-    def __init__(self, model: Model, threads: int, kv_type: str = "f16") -> None:
-        # Quantised cells need flash attention.
-        spec = PoolSpec("quality", 1, WINDOW + CHUNK, flash_attention=kv_type != "f16")
-        self._context = PoolContext(model, spec, batch_tokens=CHUNK, threads=threads, kv_type=kv_type, every_position=True)
 
-    def __exit__(self, *_: object) -> None:
-        self._context.close()
-
-    def rewind(self) -> None:
-        self._context.release(0)
-
-    def read(self, start: int, tokens: Sequence[int]) -> Floats:
-        """Logits of the position after each token."""
-        return np.stack(self._context.compute_every(Row(0, 0, start, tokens, sample=True)))
+def _read(context: PoolContext, start: int, tokens: Sequence[int]) -> Floats:
+    """Logits of the position after each token; at position 0 it begins anew."""
+    if start == 0:
+        context.release(0)
+    return np.stack(context.compute_every(Row(0, 0, start, tokens, sample=True)))
 
 
 class _Sums:
