@@ -45,6 +45,7 @@ def _is_key(key: str) -> bool:
 
 _NAME = 'name must be 1 to 64 of a-z, 0-9, "_" and "-"'
 _NO_DECLARED = f'a tenant {_NAME}, not "local" and not begin with "key-"'
+_NO_BACKEND = f'a backend {_NAME}, not "local" or "auto"'
 _NO_URL = 'must be a URL that begins with "http://" or "https://", or empty'
 _NO_ALIAS = "an alias must be 1 to 256 printable characters, without blanks at its ends"
 _NO_HOST = "must be names or addresses, without scheme, port and path"
@@ -56,6 +57,7 @@ _NO_SERVER = "must be a URL as in https://api.example.com/v1, without user, quer
 _NO_KEY = f"must be printable ASCII without spaces, at least {KEY_CHARS_MIN} characters"
 
 TenantName = Annotated[str, _text(NAME.pattern, f"a tenant {_NAME}")]
+BackendName = Annotated[str, _text(rf"(?!(?:local|auto)\Z){NAME.pattern}", _NO_BACKEND)]
 # "local" and "key-..." are the tenants of callers without a declared key; a declared one must never be taken for them.
 DeclaredTenantName = Annotated[str, _text(rf"(?!key-|local\Z){NAME.pattern}", _NO_DECLARED)]
 AliasName = Annotated[str, _text(lambda name: 0 < len(name) <= 256 and name.isprintable() and name == name.strip(), _NO_ALIAS)]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from poise.config import hybrid, serving
+from poise.config import hybrid, kinds, serving
 from poise.config.kinds import AliasName, DataClass, KvType, NonBlankText, Profile, Section, TemplateName, TenantName, Toggle
 from poise.config.serving import AuthSettings, TenantSettings
 
@@ -211,7 +211,7 @@ class Settings(Section):
     aliases: dict[AliasName, NonBlankText] = {}
     """The model that answers where a request names NAME, which may have `*` in it: "default", or a model's own name."""
     tenants: dict[TenantName, TenantSettings] = {}
-    backends: dict[TenantName, hybrid.BackendSettings] = {}
+    backends: dict[kinds.BackendName, hybrid.BackendSettings] = {}
     data_classes: dict[AliasName, DataClass] = {}
     """Label of requests that name the model NAME, which may have `*` in it."""
     templates: dict[TemplateName, serving.TemplateSettings] = {}

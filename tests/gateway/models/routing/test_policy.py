@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import poise
+from poise.config import Settings
 from poise.config.hybrid import EgressSettings
 from poise.config.serving import TenantSettings
 from poise.gateway.models.egress.permit import Purpose
@@ -386,3 +387,10 @@ def test_naming_is_seen(code: str) -> None:
     """The test above would find these."""
     assert naming(code, "SEAL")
     assert not naming("x = permit(y)", "SEAL")
+
+
+@pytest.mark.parametrize("name", [LOCAL, AUTO])
+def test_no_backend_is_called_what_the_policy_calls_something_else(name: str) -> None:
+    """The settings keep these names."""
+    with pytest.raises(ValueError, match='not "local" or "auto"'):
+        Settings(backends={name: {"url": "https://api.example.com/v1"}})  # type: ignore[dict-item]
