@@ -266,6 +266,13 @@ GROWING = (
         "keyed digests of conversations that were labelled, and floors of tenants",
         "65,536 in all and 4,096 of each tenant, some 150 bytes each",
     ),
+    Growing(
+        "gateway.models.remote.queue:SlotQueue",
+        "requests before another server, and what their accounts were served",
+        "`queue_max` of each class and `slots`; accounts as in an engine's scheduler",
+    ),
+    Growing("gateway.models.remote.turns:Turns", "who waits for a turn at another server", "as many"),
+    Growing("gateway.models.remote.model:RemoteModel", "names of models that another server has", "1,000 of 200 characters"),
     Growing("gateway.models.names:ModelNames", "names of models", "the configuration's"),
     Growing("gateway.text.reading.templates:_Marks", "control tokens that are marks of answers", "the vocabulary's"),
     Growing("gateway.tenancy.keys:KeyRing", "hashes of keys", "the keys file's"),

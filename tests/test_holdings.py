@@ -73,6 +73,7 @@ WITH_A_REQUEST = {
     "gateway.api.fields:Ignored",
     "gateway.api.openai.writer:ChatWriter",
     "gateway.api.openai.writer:OpenAIWriter",
+    "gateway.models.remote.written:_Part",
     "gateway.models.remote.openai:Events",
     "gateway.records.moments:Gathered",
     "gateway.models.local.echo:Echo",

@@ -63,7 +63,7 @@ class BackendSettings(Section):
     slots: Annotated[int, Field(ge=1, le=1024)] = 8
     """Requests that are there at once; further ones wait here, as before a pool."""
     queue_max: Annotated[int, Field(ge=0, le=1_000_000)] = 64
-    """Requests that may wait here; one more is answered with 429."""
+    """Requests of a class that may wait here; one more is answered with 429."""
     tier: Annotated[int, Field(ge=0, le=100)] = 0
     """Of several, those of the lowest tier are asked first, and among these the cheapest."""
     connect_s: Annotated[float, Field(gt=0.0, le=600)] = 5.0

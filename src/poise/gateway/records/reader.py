@@ -26,7 +26,7 @@ RUN_ENTRIES = 256
 """Most entries of one event."""
 RUN_LOGPROBS = 16
 """The same, with log probabilities."""
-_UNSENT = frozenset(("arrived", "held_to", "queued", "started", "prefill", "first_token", "finished"))
+_UNSENT = frozenset(("arrived", "held_to", "queued", "routed", "not_answered", "started", "prefill", "first_token", "finished"))
 _NOW, _SET_TIMER = Wake.NOW, Wake.SET_TIMER
 _TEXT, _NAME = EntryKind.TEXT, EntryKind.CALL_NAME
 _PLACE = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")

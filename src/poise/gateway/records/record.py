@@ -125,6 +125,8 @@ class Record:
     """Compute, a summary's included, as far as the engine has told."""
     bill: Bill | None = None
     """What another server took for it, if one answered."""
+    told: Usage | None = None
+    """What another server, which has answered, says that it took."""
     is_open: bool = False
     """The engine has taken every choice."""
     ended_s: float | None = None
@@ -204,6 +206,8 @@ class Record:
 
     def usage(self, n_entries: int | None = None) -> Usage:
         """Tokens so far, or up to a place."""
+        if self.told is not None and (n_entries is None or n_entries == self.n_entries):
+            return self.told
         n_output = self.n_tokens if n_entries is None else self.tokens_at(n_entries)
         n_reasoned = len(self.reasoned) if n_entries is None else bisect_left(self.reasoned, n_entries)
         return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices), n_reasoned)
