@@ -1,4 +1,5 @@
-"""What every backend promises, for a scripted one, and for a local model over a simulated engine and over the real one (slow).
+"""What every backend promises, for a scripted one, for another server behind the door, and for a local model over a simulated
+engine and over the real one (slow).
 
 Nothing waits for time to pass: whatever was sent to a backend before another request has had its effect when that one ends.
 """
@@ -20,10 +21,11 @@ import pytest_asyncio
 from poise.config import Settings
 from poise.gateway import intake
 from poise.gateway.api.openai.parser import spoken
-from poise.gateway.models.backend import Backend, BackendState, Job
+from poise.gateway.models.backend import Backend, BackendState, Card, Job
 from poise.gateway.models.local.model import LocalModel
 from poise.gateway.models.local.prompts import Prompts
 from poise.gateway.models.local.templates import Templates
+from poise.gateway.models.remote.answer import NotAnswered
 from poise.gateway.records.following import Stage, Stop
 from poise.gateway.records.record import Follower, Origin, Record
 from poise.gateway.records.values import Heading
@@ -39,7 +41,9 @@ from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import Hold, RequestClass
 from poise.wire.text import Message
 from poise.wire.to_engine import SamplingParams
+from tests.egress.cloud import Exchange
 from tests.gateway.fakes import FakeEngine, Reply, ToyVocab, ask, chat_body, make_app, text_here, text_model
+from tests.gateway.models.remote.upstream import Upstream, upstream
 from tests.gateway.scripted_backend import ScriptedBackend
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -68,12 +72,14 @@ class Subject:
     n_live        requests that something is computed for
     unavailable   while it lasts, none are taken
     n_comparable  letters that must agree when a request is answered again: neighbours change the order of floating-point sums
+    is_here       prompts are made here, and an engine of this host has a number for what it computes
     """
 
     backend: Backend
     n_live: Callable[[], int]
     unavailable: Callable[[], AbstractContextManager[None]]
     n_comparable: int = 10_000
+    is_here: bool = True
 
     def says_the_same(self, texts: list[str]) -> bool:
         """As far as that can be compared."""
@@ -117,6 +123,77 @@ async def local(*, real: bool) -> AsyncIterator[Subject]:
         await engine.stop()
 
 
+class RemoteAlone:
+    """Another server without anybody who chooses between it and others: what it does not answer has failed."""
+
+    is_late, headers, ignored, fingerprint = False, {}, (), ""  # type: ignore[var-annotated]
+
+    def __init__(self, up: Upstream, request: Generate) -> None:
+        self._up, self._request, self.n_choices = up, request, request.n
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, record: Record) -> None:
+        answer = self._up.model.answer(self._request, record, self._up.permit)
+        record.start(answer)
+
+        async def run() -> None:
+            try:
+                await answer.run()
+            except NotAnswered as error:
+                record.end(error.error)
+
+        self._task = asyncio.create_task(run())
+
+
+class RemoteBackend:
+    """A server whose door can be shut."""
+
+    def __init__(self, up: Upstream) -> None:
+        self._up = up
+
+    @property
+    def card(self) -> Card:
+        return self._up.model.card
+
+    @property
+    def state(self) -> BackendState:
+        return BackendState(not self._up.egress.why_closed, self._up.model.retry_after_s)
+
+    async def prepare(self, request: Generate, origin: Origin) -> Job:
+        if self._up.egress.why_closed:
+            raise ApiError(503, "egress_closed", "It is closed.", headers={"Retry-After": "5"})
+        return RemoteAlone(self._up, request)
+
+
+@asynccontextmanager
+async def remote() -> AsyncIterator[Subject]:
+    """A server that says `0 1 2 ...` in every choice, as many numbers as may be."""
+
+    async def counts(exchange: Exchange) -> None:
+        await exchange.begin()
+        n_choices, n_tokens = exchange.json.get("n", 1), exchange.json["max_tokens"]
+        for i in range(n_tokens):
+            for choice in range(n_choices):
+                await exchange.event({"choices": [{"index": choice, "delta": {"content": f"{i} "}}]})
+            await asyncio.sleep(0.001)
+        for choice in range(n_choices):
+            await exchange.event({"choices": [{"index": choice, "delta": {}, "finish_reason": "length"}]})
+        await exchange.event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": n_tokens * n_choices}})
+        await exchange.event("[DONE]")
+        await exchange.end()
+
+    async with upstream() as up:
+        up.cloud.answers(counts)
+
+        @contextlib.contextmanager
+        def shut() -> Iterator[None]:
+            up.egress.shut("for a test")
+            yield
+            up.egress.open()
+
+        yield Subject(RemoteBackend(up), lambda: up.model.turns.queue.n_busy, shut, is_here=False)
+
+
 @contextlib.contextmanager
 def restarting(engine: Supervisor) -> Iterator[None]:
     engine.state.phase = EnginePhase.RESTARTING
@@ -125,11 +202,14 @@ def restarting(engine: Supervisor) -> Iterator[None]:
 
 
 @pytest_asyncio.fixture(
-    loop_scope="module", scope="module", params=["scripted", "simulated", pytest.param("real", marks=pytest.mark.slow)]
+    loop_scope="module", scope="module", params=["scripted", "remote", "simulated", pytest.param("real", marks=pytest.mark.slow)]
 )
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     if request.param == "scripted":
         yield scripted()
+    elif request.param == "remote":
+        async with remote() as made:
+            yield made
     else:
         async with local(real=request.param == "real") as made:
             yield made
@@ -201,6 +281,11 @@ async def begin(subject: Subject, request: Generate) -> Life:
     return Life(await subject.backend.prepare(request, origin()))
 
 
+def only_here(subject: Subject) -> None:
+    if not subject.is_here:
+        pytest.skip("another server makes its prompts itself, and numbers its work itself")
+
+
 async def until_done(subject: Subject) -> None:
     """What was sent before has had its effect, because another request was answered behind it."""
     await (await begin(subject, asks(max_tokens=2))).over()
@@ -208,6 +293,7 @@ async def until_done(subject: Subject) -> None:
 
 async def test_what_cannot_be_served_is_refused_before_anything_begins(subject: Subject) -> None:
     """As the client's mistake, with the field that it made it in."""
+    only_here(subject)
     with pytest.raises(ApiError) as caught:
         await subject.backend.prepare(TOO_LONG, origin())
     assert (caught.value.status, caught.value.code) == (400, "context_length_exceeded")
@@ -250,6 +336,7 @@ async def test_every_choice_has_an_answer(subject: Subject) -> None:
 
 async def test_requests_are_those_that_are_computed(subject: Subject) -> None:
     """One for each choice that has not ended, with an id that no other has."""
+    only_here(subject)
     one, two = await begin(subject, asks(LONG, n=2)), await begin(subject, asks(LONG))
     assert one.record.work is not None
     assert two.record.work is not None
@@ -308,6 +395,7 @@ async def test_a_request_that_is_held_waits_and_goes_on(subject: Subject, level:
 
 async def test_a_summary_comes_first(subject: Subject) -> None:
     """Its job says so before it starts; then it is a request like any other."""
+    only_here(subject)
     job = await subject.backend.prepare(SUMMARIZED, origin())
     assert job.is_late
     assert job.headers["X-Poise-Context"].startswith("summarize")
@@ -319,6 +407,7 @@ async def test_a_summary_comes_first(subject: Subject) -> None:
 
 async def test_a_summary_is_stopped_like_anything_else(subject: Subject) -> None:
     """Before the request itself is begun."""
+    only_here(subject)
     life = await begin(subject, SUMMARIZED)
     life.leave()
     assert (life.record.is_ended, life.record.is_open, life.n_ends) == (True, False, 1)
