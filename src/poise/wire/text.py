@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 SYSTEM_ROLES = ("system", "developer")
+BLANK_ROLES = ("system", "user", "assistant")
+"""Who has to be asked whether a chat template keeps white space."""
 INFILL = ("fim_prefix", "fim_suffix", "fim_middle")
 """Names of the tokens by which a model is asked to fill in."""
 LARGE_BYTES = 16_384
@@ -114,10 +116,6 @@ class Opening(msgspec.Struct, tag=True):
     system: str
 
 
-class Blanks(msgspec.Struct, tag=True):
-    """Whether the chat template leaves the white space around what is said where it is. Answered with Ids: n is 1, or else 0."""
-
-
 class Fit(msgspec.Struct, tag=True):
     """The conversation without the fewest turns, so that it has at most `rooms[0]` tokens, or else `rooms[1]`, and so on.
 
@@ -163,7 +161,7 @@ class Scan(msgspec.Struct, tag=True):
     words: list[str] = []
 
 
-Job = Scan | CheckGrammar | Chat | Prompt | Write | Length | Opening | Blanks | Fit | Cut
+Job = Scan | CheckGrammar | Chat | Prompt | Write | Length | Opening | Fit | Cut
 ToWorker = Open | Job
 
 
@@ -184,6 +182,8 @@ class Vocabulary(msgspec.Struct, tag=True, frozen=True):
     chat_template: str = ""
     knows_tools: bool = True
     """The chat template tells the model which functions there are."""
+    keeps_blanks: bool = False
+    """The chat template leaves the white space around what is said where it is."""
     ways: dict[str, Any] = {}
     """Fields of a response template, as far as renderings of the chat template show them."""
 

@@ -6,6 +6,7 @@ for a large one where workers are kept free for small ones."""
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from poise.scheduler.fairness.fairness import ServedCost
@@ -36,11 +37,10 @@ class Entry:
 
 @dataclass(slots=True)
 class _Account:
-    """What one account has here. `held`: bytes, waiting or being worked on."""
+    """What one account has here. `held`: bytes, waiting or being worked on. `lanes`: of small texts, of large ones."""
 
     held: int = 0
-    small: deque[Entry] = field(default_factory=deque)
-    large: deque[Entry] = field(default_factory=deque)
+    lanes: tuple[deque[Entry], deque[Entry]] = field(default_factory=lambda: (deque(), deque()))
 
 
 class TextQueue:
@@ -48,51 +48,37 @@ class TextQueue:
 
     def __init__(self, total_bytes: int) -> None:
         self._total = total_bytes
-        self._used = 0
-        self._orders = 0
+        self._orders = count()
         self._accounts: dict[str, _Account] = {}
         self._served = ServedCost()
         self.n_waiting = 0
-
-    @property
-    def n_bytes(self) -> int:
+        self.n_bytes = 0
         """Bytes of what waits and of what is being worked on."""
-        return self._used
 
     def add(self, entry: Entry, now_ns: int) -> bool:
         """Add an entry if there is room; returns whether there was. Each one that was added has to be ended."""
         self._served.roll(now_ns)
         account = self._accounts.get(entry.account)
         held = account.held if account is not None else 0
-        if not may_take(entry.takes_bytes, held=held, used=self._used, total=self._total):
+        if not may_take(entry.takes_bytes, held=held, used=self.n_bytes, total=self._total):
             return False
         account = self._accounts.setdefault(entry.account, _Account())
         account.held += entry.takes_bytes
-        self._used += entry.takes_bytes
+        self.n_bytes += entry.takes_bytes
         self._served.enter(entry.account)
-        self._orders += 1
-        entry.order = self._orders
+        entry.order = next(self._orders)
         self._lane(entry).append(entry)
         self.n_waiting += 1
         return True
 
     def take(self, *, only_small: bool = False) -> Entry | None:
         """Take the next entry to work on."""
-        best: Entry | None = None
-        best_rank = (0, 0)
-        for name, account in self._accounts.items():
-            lanes = (account.small,) if only_small else (account.small, account.large)
-            heads = [lane[0] for lane in lanes if lane]
-            if not heads:
-                continue
-            head = min(heads, key=lambda entry: entry.order)
-            rank = (self._served.rank(name), head.order)
-            if best is None or rank < best_rank:
-                best, best_rank = head, rank
-        if best is not None:
-            self._lane(best).popleft()
-            self.n_waiting -= 1
-        return best
+        lanes = [lane for account in self._accounts.values() for lane in account.lanes[: 1 if only_small else 2] if lane]
+        if not lanes:
+            return None
+        best = min(lanes, key=lambda lane: (self._served.rank(lane[0].account), lane[0].order))
+        self.n_waiting -= 1
+        return best.popleft()
 
     def put_back(self, entry: Entry) -> None:
         """Put an entry back that was taken: it is worked on again, as the first of its account."""
@@ -116,11 +102,10 @@ class TextQueue:
         """The entry has ended: its bytes count no more."""
         account = self._accounts[entry.account]
         account.held -= entry.takes_bytes
-        self._used -= entry.takes_bytes
+        self.n_bytes -= entry.takes_bytes
         self._served.leave(entry.account)
         if not account.held:
             del self._accounts[entry.account]
 
     def _lane(self, entry: Entry) -> deque[Entry]:
-        account = self._accounts[entry.account]
-        return account.large if entry.is_large else account.small
+        return self._accounts[entry.account].lanes[entry.is_large]

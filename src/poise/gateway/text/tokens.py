@@ -28,7 +28,6 @@ log = logging.getLogger(__name__)
 
 A = TypeVar("A", wire.Checked, wire.Ids, wire.Written, wire.Fitted, wire.CutDown)
 
-_BLANK_ROLES = ("system", "user", "assistant")
 TAIL = 32
 """Tokens at the end of a prompt among which reasoning may be opened."""
 ALL = 1 << 31
@@ -95,7 +94,8 @@ class TextModel:
         """Tokens of the marks around reasoning; none for a model that does not reason."""
         self.reasoning_closes = ""
         """The text of the mark that ends it."""
-        self._keeps_blanks = False
+        self._blank_roles = wire.BLANK_ROLES if vocabulary.keeps_blanks else ()
+        """Those whose contents are in a prompt with the white space around them."""
         self.token_bytes, self.token_name = pieces.shown, pieces.name
 
     def read_by(self, source: Mapping[str, Any]) -> None:
@@ -131,18 +131,9 @@ class TextModel:
             return PlainAnswer()
         return ResponseParser(self.reading, tools, inside=self.begins_inside(prompt))
 
-    async def learn_blanks(self) -> None:
-        """Find out what `least_bytes` may count. A chat template that fails at it fails at the conversations as well."""
-        try:
-            self._keeps_blanks = await self.of("").keeps_blanks()
-        except ApiError as error:
-            if error.status == 503:
-                raise
-
     def least_bytes(self, messages: Sequence[wire.Message]) -> int:
         """Bytes of a conversation's contents that are in its prompt for certain: white space at the edges may be left out."""
-        keeps = _BLANK_ROLES if self._keeps_blanks else ()
-        return sum(text_bytes(m.content if m.role in keeps else m.content.strip()) for m in messages)
+        return sum(text_bytes(m.content if m.role in self._blank_roles else m.content.strip()) for m in messages)
 
     def of(self, account: str) -> "Tokens":
         """Tokens for this account."""
@@ -184,10 +175,6 @@ class Tokens:
     async def opening(self, system: str) -> list[int]:
         """The tokens with which every conversation begins that has this system message."""
         return (await self._run(wire.Ids, wire.Opening(system), text_bytes(system))).ids
-
-    async def keeps_blanks(self) -> bool:
-        """Whether the chat template leaves the white space around what is said where it is."""
-        return bool((await self._run(wire.Ids, wire.Blanks(), 0)).n)
 
     async def grammar(self, kind: str, text: str) -> str:
         """The engine's form of a grammar, or nothing where this is it. Raises ApiError when it cannot be used."""

@@ -378,7 +378,7 @@ class TextWorkers:
 
 
 def _took_too_long(job: _Job, timeout_s: float) -> ApiError:
-    is_template = isinstance(job.message, wire.Chat | wire.Write | wire.Fit | wire.Cut | wire.Opening | wire.Blanks)
+    is_template = isinstance(job.message, wire.Chat | wire.Write | wire.Fit | wire.Cut | wire.Opening)
     if is_template and not job.rendered:
         what = f"The model's chat template failed: it was not done after {timeout_s:g} s."
         hint = "/v1/completions takes a prompt that is written out."

@@ -19,7 +19,7 @@ from typing import Any
 import jinja2
 import msgspec
 
-from poise.wire.text import AS_USUAL, SYSTEM_ROLES, Message, Rendering
+from poise.wire.text import AS_USUAL, BLANK_ROLES, SYSTEM_ROLES, Message, Rendering
 from poise.worker.text import tools
 from poise.worker.text.dialect import Dialect, TemplateRefusal
 from poise.worker.text.hidden import HIDDEN, CutError, Hidden, Piece
@@ -85,6 +85,15 @@ class ChatTemplate:
         except TextRefused:
             return False
         return any(tools.PROBE["function"]["name"] in piece.text for piece in pieces)
+
+    def keeps_blanks(self) -> bool:
+        """Whether it leaves the white space around what is said where it is, whoever says it."""
+        said = [Message(role, f" \n {role}s \n ") for role in (*BLANK_ROLES, "user")]
+        try:
+            rendered = "".join(piece.text for piece in self.write(said)[0])
+        except TextRefused:
+            return False  # it takes no such conversation, so nothing is known
+        return all(rendered.count(message.content) == 1 + (message.role == "user") for message in said)
 
     def write(self, messages: Sequence[Message], n_added: int = 0, rendering: Rendering = AS_USUAL) -> tuple[list[Piece], str]:
         """As `render`, with what the template refuses given in another way; and what is to be said of that."""

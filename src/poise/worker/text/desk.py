@@ -3,6 +3,7 @@
 import signal
 from array import array
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from poise.wire import text as wire
@@ -76,8 +77,6 @@ class Desk:
             case wire.Opening():
                 tokens = common_tokens(tokeniser, job.system)
                 return wire.Ids(len(tokens), tokens)
-            case wire.Blanks():
-                return wire.Ids(int(tokeniser.keeps_blanks()), [])
             case wire.Fit():
                 return fitting.fit(tokeniser, job, self._on_rendered)
             case wire.Cut():
@@ -89,17 +88,14 @@ def vocabulary(tokeniser: Tokeniser) -> wire.Vocabulary:
     vocab = tokeniser.vocab
     names = [vocab.piece(token, special=True) for token in range(vocab.n_tokens)]
     hidden = bytes(bool(name) and not vocab.piece(token, special=False) for token, name in enumerate(names))
-    ends, end = array("I"), 0
-    for name in names:
-        end += len(name)
-        ends.append(end)
-    marks, template = tokeniser.turn_marks(), tokeniser.template.source
-    special, knows, ways = dict(vocab.special), *looked_at(tokeniser.template)
-    return wire.Vocabulary(len(names), b"".join(names), ends.tobytes(), hidden, marks, special, template, knows, ways)
+    ends = array("I", accumulate(map(len, names))).tobytes()
+    marks, template, special = tokeniser.turn_marks(), tokeniser.template, dict(vocab.special)
+    return wire.Vocabulary(len(names), b"".join(names), ends, hidden, marks, special, template.source, *looked_at(template))
 
 
-def looked_at(template: ChatTemplate) -> tuple[bool, dict[str, Any]]:
-    """Whether it knows tools, and how it writes answers; that it does not, where finding out takes too long: see LOOK_CPU_S."""
+def looked_at(template: ChatTemplate) -> tuple[bool, bool, dict[str, Any]]:
+    """Whether it knows tools, whether it keeps white space, and how it writes answers; that it does none of that, where finding
+    out takes too long: see LOOK_CPU_S."""
 
     def stop(*_: object) -> None:
         raise TimeoutError("the chat template takes too long to look at")
@@ -107,9 +103,9 @@ def looked_at(template: ChatTemplate) -> tuple[bool, dict[str, Any]]:
     before = signal.signal(signal.SIGVTALRM, stop)
     signal.setitimer(signal.ITIMER_VIRTUAL, LOOK_CPU_S, LOOK_CPU_S / 20)  # again and again: what is rendered next is stopped, too
     try:
-        return template.knows_tools, fields_of(template)
+        return template.knows_tools, template.keeps_blanks(), fields_of(template)
     except TimeoutError:
-        return False, {}
+        return False, False, {}
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)

@@ -45,23 +45,21 @@ class _Fitter:
         self._on_rendered = on_rendered
         self._droppable = max(job.turns, default=0)
         self._runs: Runs = {}
-        self._known: dict[tuple[int, bool], list[int]] = {}
-        self._notes: dict[tuple[int, bool], str] = {}
+        self._known: dict[tuple[int, bool], tuple[list[int], str]] = {}
 
     def fit(self) -> wire.Fitted:
-        job, n = self._job, self._fewest()
+        n = self._fewest()
         left_out = self._droppable if n is None else n
-        prompt, plain = self._prompt(left_out), self._ids(left_out)
+        (prompt, note), (plain, _), (whole, _) = self._prompt(left_out), self._chat(left_out), self._chat(0)
         # A prompt that still waits for its summary is tokenised again with it.
-        is_whole = n is not None and (job.summary is None or n == 0)
-        note = self._notes[(left_out, left_out > 0 and job.summary is not None)]
-        return wire.Fitted(n, len(self._ids(0)), len(prompt), len(plain), prompt if is_whole else [], note)
+        is_whole = n is not None and (self._job.summary is None or n == 0)
+        return wire.Fitted(n, len(whole), len(prompt), len(plain), prompt if is_whole else [], note)
 
     def _fewest(self) -> int | None:
         for room in self._job.rooms:
 
             def fits(n: int, room: int = room) -> bool:
-                return len(self._prompt(n)) + (self._job.reserve if n else 0) <= room
+                return len(self._prompt(n)[0]) + (self._job.reserve if n else 0) <= room
 
             if fits(0):
                 return 0
@@ -69,16 +67,17 @@ class _Fitter:
                 return n
         return None
 
-    def _prompt(self, n_dropped: int) -> list[int]:
+    def _prompt(self, n_dropped: int) -> tuple[list[int], str]:
         """As it is to be measured: with the message that stands for the turns, where one does."""
-        return self._ids(n_dropped, summary=n_dropped > 0 and self._job.summary is not None)
+        return self._chat(n_dropped, summary=n_dropped > 0 and self._job.summary is not None)
 
-    def _ids(self, n_dropped: int, *, summary: bool = False) -> list[int]:
+    def _chat(self, n_dropped: int, *, summary: bool = False) -> tuple[list[int], str]:
+        """See `Tokeniser.chat`."""
         key = (n_dropped, summary)
         if key not in self._known:
             messages = kept(self._job.messages, self._job.turns, n_dropped, self._job.summary if summary else None)
             try:
-                self._known[key], self._notes[key] = self._tokeniser.chat(
+                self._known[key] = self._tokeniser.chat(
                     messages, self._job.n_added, self._job.rendering, runs=self._runs, on_rendered=self._on_rendered
                 )
             except TextRefused as error:

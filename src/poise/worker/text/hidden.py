@@ -42,9 +42,10 @@ class Hidden:
 
     def __init__(self, marks: Iterable[str] = ()) -> None:
         self._marks = marks
-        self._texts: list[str] = []
-        self._owners: list[int | None] = []
-        self._used: set[int] = set()
+        self._places: list[tuple[str, int | None]] = []
+        """Texts and owners, by the numbers of their placeholders."""
+        self._used: set[int | None] = set()
+        """Owners of what is in the result."""
         self.marked: set[int | None] = set()
         """Messages with a mark."""
 
@@ -68,15 +69,14 @@ class Hidden:
 
     def left_out(self) -> list[int]:
         """Messages of which no text is in the result."""
-        used = {self._owners[index] for index in self._used}
-        return sorted({owner for owner in self._owners if owner is not None} - used)
+        return sorted({owner for _, owner in self._places if owner is not None} - self._used)
 
     def in_json(self, text: str, *, ensure_ascii: bool) -> str:
         """A JSON text with the contents in its strings escaped, as the whole would be."""
 
         def escape(found: re.Match[str]) -> str:
-            content = json.dumps(self._texts[int(found[1])], ensure_ascii=ensure_ascii)[1:-1]
-            return self._numbered(content, self._owners[int(found[1])])
+            content, owner = self._places[int(found[1])]
+            return self._numbered(json.dumps(content, ensure_ascii=ensure_ascii)[1:-1], owner)
 
         if ensure_ascii:
             text = _FOREIGN.sub(lambda found: json.dumps(found[0])[1:-1], text)
@@ -92,8 +92,8 @@ class Hidden:
             if found[1] is None:
                 text = "".join(chr(ord(char) - _TWINS) for char in found[2])
             else:
-                text = self._texts[int(found[1])]
-                self._used.add(int(found[1]))
+                text, owner = self._places[int(found[1])]
+                self._used.add(owner)
             pieces.append(Piece(text, is_content=True))
         self._literal(pieces, rendered[end:])
         return pieces
@@ -112,9 +112,8 @@ class Hidden:
         return f"{text[:start]}{self._numbered(core, owner)}{text[start + len(core) :]}"
 
     def _numbered(self, text: str, owner: int | None) -> str:
-        self._texts.append(text)
-        self._owners.append(owner)
-        return f"{_OPEN}{len(self._texts) - 1}{_CLOSE}"
+        self._places.append((text, owner))
+        return f"{_OPEN}{len(self._places) - 1}{_CLOSE}"
 
 
 def twins(text: str) -> str:

@@ -8,6 +8,7 @@ without a width, escapes of JSON. Patterns must not be able to look far beyond w
 checks would be read again for each of them."""
 
 import re
+import string
 import sys
 import unicodedata
 from base64 import urlsafe_b64decode
@@ -31,7 +32,8 @@ DECODED_MAX = 3
 SET_BYTES, PATTERN_BYTES = 16 << 20, 4 << 20
 """Memory of what reads all patterns, and of each alone."""
 
-_JOINED = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_")
+_LATIN = string.ascii_letters.encode()
+_JOINED = frozenset(_LATIN + b"0123456789_")
 """Neighbours that are part of the same word. Other scripts are not: they have no space before a number."""
 _DIGITS = re.compile(rb"\d+")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
@@ -45,30 +47,15 @@ _IBAN_LENGTHS = dict(
         "SC31 SD18 SE24 SI19 SK24 SM27 SO23 ST25 SV28 TL23 TN24 TR26 UA29 VA22 VG24 XK20 YE30",
     )
 )
-_LONG, _DINERS = range(16, 20), (14, *range(16, 20))
-_ISSUERS: tuple[tuple[int, int, Collection[int]], ...] = (
-    (2200, 2204, _LONG),
-    (2221, 2720, (16,)),
-    (3000, 3059, _DINERS),
-    (3095, 3095, _DINERS),
-    (3400, 3499, (15,)),
-    (3528, 3589, _LONG),
-    (3600, 3699, _DINERS),
-    (3700, 3799, (15,)),
-    (3800, 3999, _DINERS),
-    (4000, 4999, (13, 16, 19)),
-    (5100, 5599, (16,)),
-    (6000, 6099, _LONG),
-    (6200, 6299, _LONG),
-    (6440, 6599, _LONG),
-    (6759, 6763, range(12, 20)),
-    (8100, 8299, _LONG),
+_CARDS = re.compile(
+    rb"(?:4\d{12}|4\d{15}|4\d{18}|5[1-5]\d{14}|3[47]\d{13}|(?:222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}"
+    rb"|(?:30[0-5]\d|3095|3[689]\d\d)(?:\d{10}|\d{12,15})|(?:6759|676[0-3])\d{8,15}"
+    rb"|(?:220[0-4]|352[89]|35[3-8]\d|60\d\d|62\d\d|64[4-9]\d|65\d\d|8[12]\d\d)\d{12,15})"
 )
-"""First four digits of cards, and how many there are in all."""
+"""How the numbers of cards begin, and how long they are then."""
 _GROUP_MIN = 3
 """Digits of a part of a card's number, but for the last one: smaller ones are a table, or a date."""
 _GROUPS_MAX = 7
-_DOUBLED = bytes(sum(divmod(2 * (c - 48), 10)) if 48 <= c <= 57 else 0 for c in range(256))
 _LOOKS_LIKE_DATE = re.compile(rb"[+(]{0,2}(?:\d{4}-\d\d-\d\d|\d\d([./-])\d\d\1\d{4})")
 _LOOKS_LIKE_AMOUNT = re.compile(rb"\+(?:\d+[.]\d+|\d{1,3}(?:[.]\d{3})+)")
 _FILE_NAMES = frozenset(b"png jpg jpeg gif svg webp js ts css py md json".split())
@@ -78,7 +65,7 @@ _LETTERS = r"\p{L}\p{N}\p{M}_"
 _IN_NUMBERS = b"+.,:-/"
 """Between digits they make one number, or a date or a time, of them."""
 _BETWEEN = b" -\t"
-_NAME_OF_PHONE = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.: =\"'"
+_NAME_OF_PHONE = _LATIN + b".: =\"'"
 
 
 class Pattern(NamedTuple):
@@ -141,14 +128,13 @@ def plain(text: str) -> str:
 @cache
 def _plain_characters() -> dict[int, str]:
     kinds = {"Cf": "", "Pd": "-", "Zs": " "}
-    table = {}
-    for code in range(128, sys.maxunicode + 1):
-        kind = unicodedata.category(char := chr(code))
-        if kind == "Nd":
-            table[code] = str(unicodedata.decimal(char))
-        elif kind in kinds:
-            table[code] = kinds[kind]
-    return table | dict.fromkeys([0x34F, *range(0xFE00, 0xFE10)], "") | {0x2212: "-"}
+    table = dict.fromkeys([0x34F, *range(0xFE00, 0xFE10)], "") | {0x2212: "-"}
+    for char in map(chr, range(128, sys.maxunicode + 1)):
+        if char.isdecimal():
+            table[ord(char)] = str(int(char))
+        elif (kind := unicodedata.category(char)) in kinds:
+            table[ord(char)] = kinds[kind]
+    return table
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -177,14 +163,16 @@ def _words_pattern(words: Sequence[str]) -> str:
 
 def _begins(text: bytes, start: int, not_after: bytes = b"") -> bool:
     """Whether it is no part of a longer word, nor of a number with one of these characters in it."""
-    left = text[max(0, start - 1) : start]
-    return not left or (left[0] not in _JOINED and not (left in not_after and text[max(0, start - 2) : start - 1].isalnum()))
+    return _is_edge(text[max(0, start - 2) : start][::-1], not_after)
 
 
 def _ends(text: bytes, end: int, not_before: bytes = b"") -> bool:
     """The same for what comes after it."""
-    right = text[end : end + 1]
-    return not right or (right[0] not in _JOINED and not (right in not_before and text[end + 1 : end + 2].isalnum()))
+    return _is_edge(text[end : end + 2], not_before)
+
+
+def _is_edge(beside: bytes, not_beside: bytes) -> bool:
+    return not beside or (beside[0] not in _JOINED and not (beside[:1] in not_beside and beside[1:].isalnum()))
 
 
 def _card(text: bytes, start: int, end: int) -> bool:
@@ -204,13 +192,11 @@ def _card(text: bytes, start: int, end: int) -> bool:
 
 
 def _is_card_number(digits: bytes) -> bool:
-    n, first = len(digits), int(digits[:4])
-    if n < 12 or not any(low <= first <= high and n in lengths for low, high, lengths in _ISSUERS):
+    if _CARDS.fullmatch(digits) is None:
         return False
-    odd, even = digits[::-2], digits[-2::-2]
-    if (sum(odd) - 48 * len(odd) + sum(even.translate(_DOUBLED))) % 10:
-        return False
-    return n != 13 or (sum(odd) + 3 * sum(even) - 48 * (7 + 3 * 6)) % 10 != 0  # else it is the number of an article
+    odd, even = [list(map(int, digits[start::-2].decode())) for start in (-1, -2)]
+    is_article = len(digits) == 13 and (sum(odd) + 3 * sum(even)) % 10 == 0
+    return not is_article and (sum(odd) + sum(sum(divmod(2 * digit, 10)) for digit in even)) % 10 == 0
 
 
 def _iban(text: bytes, start: int, end: int) -> bool:
@@ -267,8 +253,8 @@ def _is_key(text: bytes, start: int, end: int) -> bool:
 
 def _is_random_key(text: bytes, start: int, end: int) -> bool:
     value = text[start + 3 : end]
-    is_mixed = all(re.search(kind, value) for kind in (rb"[a-z]", rb"[A-Z]", rb"\d")) or len(re.findall(rb"\d", value)) > 2
-    return _begins(text, start) and is_mixed and _is_random(value)
+    is_mixed = re.search(rb"[a-z]", value) and re.search(rb"[A-Z]", value)
+    return _begins(text, start) and (is_mixed is not None or len(re.findall(rb"\d", value)) > 2) and _is_random(value)
 
 
 def _is_jwt(text: bytes, start: int, end: int) -> bool:
@@ -310,7 +296,7 @@ def _is_private_address(text: bytes, start: int, end: int) -> bool:
     except ValueError:
         return False
     before = text[max(0, start - 2) : start]
-    is_part = b":" in (before[-1:], text[end : end + 1]) if address.version == 6 else False
+    is_part = address.version == 6 and b":" in (before[-1:], text[end : end + 1])
     is_slice = before.endswith(b"[") and (before[0] in _JOINED or before[0] in b"])")
     return address.is_private and not is_part and not is_slice
 

@@ -24,9 +24,6 @@ LITERAL_CHARS_MAX = 4096
 LITERALS_CHARS_MAX = 1 << 20
 """All that are remembered together, at most 4 bytes each. When there are more, remembering begins anew."""
 
-BLANK_ROLES = ("system", "user", "assistant")
-"""Who has to be asked whether a chat template keeps white space."""
-
 _USER_TEXTS = ("a", "Zebra", "7", "(", "é", " a", "\na")
 """Beginnings of a user's message that tokenisers join with what stands before them in different ways."""
 _OTHER_TURNS = (
@@ -105,15 +102,6 @@ class Tokeniser:
         vocab = self.vocab
         whole = [len(vocab.tokenize(mark, add_special=False, parse_special=True)) == 1 for mark in CHATML_MARKS]
         return list(CHATML_MARKS) if self.template.is_fallback and not all(whole) else []
-
-    def keeps_blanks(self) -> bool:
-        """Whether the chat template leaves the white space around what is said where it is, whoever says it."""
-        said = [Message(role, f" \n {role}s \n ") for role in (*BLANK_ROLES, "user")]
-        try:
-            rendered = "".join(piece.text for piece in self.template.write(said)[0])
-        except TextRefused:
-            return False  # it takes no such conversation, so nothing is known
-        return all(rendered.count(message.content) == 1 + (message.role == "user") for message in said)
 
     def prompt_ids(self, prompt: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """A raw prompt. It is the caller's whole prompt, so control tokens in it are meant, unless the caller says otherwise."""

@@ -50,7 +50,6 @@ class LocalModel:
 
     async def set_text(self, text: TextModel) -> None:
         """Give it its vocabulary. Raises TemplateUnusable."""
-        await text.learn_blanks()
         if path := self._settings.model.response_template:
             try:
                 text.read_by(json.loads(Path(path).read_text("utf-8")))  # noqa: ASYNC240 - at the start, and small

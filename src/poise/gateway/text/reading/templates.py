@@ -41,8 +41,6 @@ class Calls:
     opens: tuple[tuple[str, ...], ...] = ()
     closes: tuple[str, ...] = ()
     bare: bool = False
-    id_chars: int = 0
-    """Letters and digits of a call's id, where the model's template wants so many; 0: whatever there are."""
     parameter: tuple[str, str, str, str] = ("<parameter=", ">", "", "</parameter>")
     quote: str = '<|"|>'
 
@@ -128,7 +126,7 @@ def _read_calls(source: Mapping[str, Any], marks: "_Marks") -> Calls:
     if len(parameter) != 4:
         raise ValueError("tool_calls: 'parameter' is four texts: before a key, behind it, before its value, behind that")
     closes, quote = marks.texts(source, "close"), marks.marked(str(source.get("quote", Calls.quote)))
-    return Calls(content, opens, closes, bool(source.get("bare")), int(source.get("id_chars", 0)), parameter, quote)
+    return Calls(content, opens, closes, bool(source.get("bare")), parameter, quote)
 
 
 class _Marks:
