@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.gateway.text.pieces import Detokeniser
-from poise.gateway.text.stops import StopScanner
+from poise.gateway.text.answers import Detokeniser, StopScanner
 
 # Few characters, so that stop strings occur in the texts, overlap themselves and each other.
 SMALL = st.text("abé", max_size=30)

@@ -13,9 +13,8 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from poise.gateway.request.tools import Tool, ToolMode, ToolUse
-from poise.gateway.text.answers import EntryKind
+from poise.gateway.text.answers import Detokeniser, EntryKind
 from poise.gateway.text.call_grammar import grammar_of, needs_grammar, schema_of
-from poise.gateway.text.pieces import Detokeniser
 from poise.gateway.text.reading.machine import ResponseParser
 from poise.gateway.text.reading.templates import Template, choose
 from tests.gateway.text.answers_by_family import FAMILIES

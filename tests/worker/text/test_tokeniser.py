@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from poise.wire.text import Message
 from poise.worker.text.chat_template import ChatTemplate
-from poise.worker.text.tokeniser import LITERAL_CHARS_MAX, LITERALS_CHARS_MAX, Tokeniser
+from poise.worker.text.tokeniser import LITERAL_CHARS_MAX, LITERALS_MAX, Tokeniser
 from tests.gateway.fakes import BOS, IM_END, IM_START, ToyVocab, readable, tokeniser
 
 
@@ -83,18 +83,17 @@ def test_what_callers_send_is_not_remembered() -> None:
     model = tokeniser()
     for n_blanks in (100_000, *range(LITERAL_CHARS_MAX, LITERAL_CHARS_MAX + 50)):
         model.chat([Message("user", " " * n_blanks), Message("user", " " * n_blanks + "x")])[0]
-    assert model.literals_chars < 10 * LITERAL_CHARS_MAX
+    assert model.remembered.cache_info().currsize < 10
 
 
 def test_what_is_remembered_has_a_size() -> None:
     """Also when every literal is short enough to be remembered; those of the template come back."""
-    model, most, n_remembered = tokeniser(), 0, 0
-    for n_blanks in range(LITERAL_CHARS_MAX - 100, LITERAL_CHARS_MAX - 500, -1):
+    model = tokeniser()
+    for n_blanks in range(2 * LITERALS_MAX):
         model.chat([Message("user", " " * n_blanks)])[0]
-        assert model.literals_chars <= LITERALS_CHARS_MAX
-        n_remembered += n_blanks
-        most = max(most, model.literals_chars)
-    assert n_remembered > LITERALS_CHARS_MAX > most > LITERALS_CHARS_MAX - 2 * LITERAL_CHARS_MAX
+    remembered = model.remembered.cache_info()
+    assert remembered.currsize == LITERALS_MAX
+    assert remembered.hits > 0
 
 
 def test_a_run_that_is_known_is_not_tokenised_again() -> None:

@@ -123,15 +123,10 @@ class Turns:
         self.numbers: list[int] = []
         """For each message, the number of its turn, from 0; -1 for what always stays."""
         self.n = 0
-        has_begun = False
         for message in messages:
-            if message.role in SYSTEM_ROLES:
-                self.numbers.append(-1)
-                continue
-            if message.role == "user" or not has_begun:
-                self.n += 1
-            has_begun = True
-            self.numbers.append(self.n - 1)
+            is_any = message.role not in SYSTEM_ROLES
+            self.n += is_any and (message.role == "user" or not self.n)
+            self.numbers.append(self.n - 1 if is_any else -1)
 
     @property
     def droppable(self) -> int:

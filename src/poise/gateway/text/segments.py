@@ -9,9 +9,8 @@ They nest: a list holds items; an item holds sentences, lists, code, quotes and 
 is CommonMark as far as models use it, with two liberties: a line that is not indented ends a list (there are no "lazy"
 continuations), and headings underlined with `===` or `---` are not known."""
 
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -59,14 +58,11 @@ MARKS_SCHEMA: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """A block that is open. `indent` and `ordered` are of lists, `fence` of code."""
+class _Block(NamedTuple):
+    """A block that is open, and the line that has begun it."""
 
     kind: str
-    indent: int = 0
-    ordered: bool = False
-    fence: str = ""
+    line: Line
 
 
 class _Mode(Enum):
@@ -77,6 +73,17 @@ class _Mode(Enum):
     """Behind the mark of a quote's line."""
     REST = auto()
     """In a line in which nothing is looked for: of code, a heading, a table."""
+
+
+_BLOCKS = {LineKind.HEADING: HEADING, LineKind.FENCE: CODE, LineKind.QUOTE: QUOTE, LineKind.TABLE: TABLE}
+_MODES = {
+    LineKind.TEXT: _Mode.SENTENCES,
+    LineKind.ITEM: _Mode.SENTENCES,
+    LineKind.QUOTE: _Mode.QUOTE,
+    LineKind.HEADING: _Mode.REST,
+    LineKind.ROW: _Mode.REST,
+}
+"""How the line goes on behind its head; that of others has its end."""
 
 
 class Segmenter:
@@ -135,7 +142,7 @@ class Segmenter:
         if code is None:
             line = read_head(text, in_table=self._is_in(TABLE), is_all=is_all)
         else:
-            line = read_code_head(text, code.fence, is_all=is_all)
+            line = read_code_head(text, code.line.fence, is_all=is_all)
         if line is None:
             return False
         if code is None:
@@ -188,42 +195,23 @@ class Segmenter:
 
     def _line(self, line: Line, at: int) -> None:
         """A line has begun whose kind is certain: close what it ends, open what it begins, take its head."""
-        kind = line.kind
-        is_text = kind is LineKind.ITEM and self._is_in(PARAGRAPH) and line.ordered and line.number != 1
-        if kind is LineKind.TEXT or is_text:
-            # "... in\n1986. Then ..." is no list: only 1 begins one in the middle of a paragraph.
+        kind, block = line.kind, _BLOCKS.get(line.kind)
+        if kind is LineKind.ITEM and self._is_in(PARAGRAPH) and line.ordered and line.number != 1:
+            kind = LineKind.TEXT  # "... in\n1986. Then ..." is no list: only 1 begins one in the middle of a paragraph
+        if kind is LineKind.TEXT:
             self._text_line(line, at)
-            self._mode = _Mode.SENTENCES
-            return
-        match kind:
-            case LineKind.BLANK:  # ends what is a run of lines; items may go on behind it
-                self._close_to(len(self._open) - any(map(self._is_in, (PARAGRAPH, QUOTE, TABLE))))
-            case LineKind.HEADING:
-                self._close_to(0)
-                self._begin(_Block(HEADING), Mark(HEADING, BEGIN, at, level=line.level))
-            case LineKind.RULE:
-                self._close_to(0)
-            case LineKind.ITEM:
-                self._item(line, at)
-            case LineKind.FENCE:
-                self._close_to(self._depth_at(line.indent))
-                self._begin(_Block(CODE, fence=line.fence), Mark(CODE, BEGIN, at, language=line.language or None))
-            case LineKind.QUOTE if not self._is_in(QUOTE):
-                self._close_to(self._depth_at(line.indent))
-                self._begin(_Block(QUOTE), Mark(QUOTE, BEGIN, at))
-            case LineKind.TABLE:
-                self._close_to(self._depth_at(line.indent))
-                self._begin(_Block(TABLE), Mark(TABLE, BEGIN, at))
-        self._take(line.n_head)
-        match kind:
-            case LineKind.ITEM:
-                self._mode = _Mode.SENTENCES
-            case LineKind.QUOTE:
-                self._mode = _Mode.QUOTE
-            case LineKind.HEADING | LineKind.ROW:
-                self._mode = _Mode.REST
-            case _:  # its end is part of the head
-                self._mode = _Mode.HEAD
+        elif kind is LineKind.ITEM:
+            self._item(line, at)
+        elif kind is LineKind.BLANK:  # ends what is a run of lines; items may go on behind it
+            self._close_to(len(self._open) - any(map(self._is_in, (PARAGRAPH, QUOTE, TABLE))))
+        elif kind is LineKind.RULE:
+            self._close_to(0)
+        elif block and not (block == QUOTE and self._is_in(QUOTE)):
+            self._close_to(0 if block == HEADING else self._depth_at(line.indent))
+            self._begin(block, line, Mark(block, BEGIN, at, level=line.level or None, language=line.language or None))
+        if kind is not LineKind.TEXT:
+            self._take(line.n_head)
+        self._mode = _MODES.get(kind, _Mode.HEAD)
 
     def _text_line(self, line: Line, at: int) -> None:
         if self._is_in(PARAGRAPH):
@@ -233,24 +221,23 @@ class Segmenter:
             return
         self._close_to(depth)
         if not self._open:
-            self._begin(_Block(PARAGRAPH), Mark(PARAGRAPH, BEGIN, at))
+            self._begin(PARAGRAPH, line, Mark(PARAGRAPH, BEGIN, at))
 
     def _item(self, line: Line, at: int) -> None:
         depth = 0
         for i, block in enumerate(self._open):
             if block.kind != LIST:
                 continue
-            if line.indent > block.indent + 1:
+            if line.indent > block.line.indent + 1:
                 depth = i + 2  # within that list's item
-            elif line.indent >= block.indent or i == 0:
-                depth = i + (block.ordered == line.ordered)
+            elif line.indent >= block.line.indent or i == 0:
+                depth = i + (block.line.ordered == line.ordered)
                 break
         self._close_to(depth)
         if not self._is_in(LIST):
             level = 1 + sum(block.kind == LIST for block in self._open)
-            block = _Block(LIST, line.indent, line.ordered)
-            self._begin(block, Mark(LIST, BEGIN, at, level=level, ordered=line.ordered))
-        self._begin(_Block(ITEM), Mark(ITEM, BEGIN, at, ordered=line.ordered))
+            self._begin(LIST, line, Mark(LIST, BEGIN, at, level=level, ordered=line.ordered))
+        self._begin(ITEM, line, Mark(ITEM, BEGIN, at, ordered=line.ordered))
 
     # What is open
 
@@ -262,12 +249,12 @@ class Segmenter:
         """How many of the open blocks hold one that is indented this far: the lists it is deeper than, with their items."""
         depth = 0
         for i, block in enumerate(self._open):
-            if block.kind == LIST and indent > block.indent:
+            if block.kind == LIST and indent > block.line.indent:
                 depth = i + 2
         return depth
 
-    def _begin(self, block: _Block, mark: Mark) -> None:
-        self._open.append(block)
+    def _begin(self, kind: str, line: Line, mark: Mark) -> None:
+        self._open.append(_Block(kind, line))
         self._marks.append(mark)
 
     def _close_to(self, depth: int) -> None:

@@ -8,16 +8,17 @@ chat template refuses, for what cannot be tokenised, and when no worker is to be
 
 import logging
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import sub
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from poise.gateway.request.refusals import ApiError, internal_error, new_error_id
-from poise.gateway.text.answers import AnswerParser, PlainAnswer
-from poise.gateway.text.pieces import Pieces
+from poise.gateway.text.answers import AnswerParser
 from poise.gateway.text.reading.machine import ResponseParser
 from poise.gateway.text.reading.templates import choose, read_template
 from poise.metrics.early import TextMetrics
@@ -75,17 +76,21 @@ class TextModel:
     """One model: what its tokens stand for, and the way to its tokeniser."""
 
     def __init__(self, vocabulary: wire.Vocabulary, jobs: TextJobs) -> None:
-        pieces = Pieces(vocabulary)
         self._jobs = jobs
-        self.n_tokens = pieces.n_tokens
-        self.longest = pieces.longest
+        self.n_tokens = vocabulary.n_tokens
+        self._names, self._hidden = vocabulary.names, vocabulary.hidden
+        self._ends = array("I", [0])
+        """Token t's name is names[ends[t] : ends[t + 1]]: no object for each token."""
+        self._ends.frombytes(vocabulary.ends)
+        self.longest = max(map(sub, self._ends[1:], self._ends), default=0)
         """Bytes of text that one token can stand for, at most."""
         self.turn_marks = tuple(vocabulary.turn_marks)
         """Texts that end an answer in a chat."""
         self.special = vocabulary.special
         """Tokens with a task, by its name."""
         self.chat_template = vocabulary.chat_template
-        self._control = pieces.control()
+        control = (token for token, hidden in enumerate(self._hidden) if hidden)
+        self._control = {self.token_name(token).decode("utf-8", "replace"): token for token in control}
         knows_tools = vocabulary.knows_tools
         self.reading = choose(vocabulary.chat_template, vocabulary.ways, self._control, knows_tools=knows_tools)
         """How answers are read."""
@@ -96,7 +101,14 @@ class TextModel:
         """The text of the mark that ends it."""
         self._blank_roles = wire.BLANK_ROLES if vocabulary.keeps_blanks else ()
         """Those whose contents are in a prompt with the white space around them."""
-        self.token_bytes, self.token_name = pieces.shown, pieces.name
+
+    def token_name(self, token: int) -> bytes:
+        """A token as log probabilities show it: control tokens have their names."""
+        return self._names[self._ends[token] : self._ends[token + 1]]
+
+    def token_bytes(self, token: int) -> bytes:
+        """A token as an answer shows it: control tokens are empty."""
+        return b"" if self._hidden[token] else self._names[self._ends[token] : self._ends[token + 1]]
 
     def read_by(self, source: Mapping[str, Any]) -> None:
         """Answers are read by a template of the operator's. Raises ValueError."""
@@ -128,7 +140,7 @@ class TextModel:
     def parser(self, prompt: Sequence[int], tools: Mapping[str, Mapping[str, Any]]) -> AnswerParser:
         """For the answer to a conversation. `tools`: schemas of arguments by name, as far as anything may be called."""
         if not (tools or self.reading.reasoning_opens):
-            return PlainAnswer()
+            return AnswerParser()
         return ResponseParser(self.reading, tools, inside=self.begins_inside(prompt))
 
     def least_bytes(self, messages: Sequence[wire.Message]) -> int:

@@ -64,17 +64,6 @@ class _Job:
     rendered: bool = False
     timer: asyncio.TimerHandle | None = None
 
-    def end(self, result: wire.Answer | ApiError | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-        if self.future.done() or result is None:
-            return
-        if isinstance(result, ApiError):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result(result)
-
 
 @dataclass(eq=False, slots=True)
 class _Place:
@@ -210,18 +199,16 @@ class TextWorkers:
 
     def _begin(self, place: _Place, job: _Job) -> None:
         assert place.process is not None
-        assert job.timer is not None
-        job.timer.cancel()
         place.job, job.rendered, job.began_s = job, False, time.perf_counter()
         self.metrics.began(job.began_s - job.asked_s)
         job.began_cpu_s = place.process.cpu_s()
-        self._watch(place, job)
+        self._watch(place, job, self._limit_s(job))
         place.process.send(job.message)
 
-    def _watch(self, place: _Place, job: _Job) -> None:
-        if job.timer is not None:
-            job.timer.cancel()
-        job.timer = asyncio.get_running_loop().call_later(self._limit_s(job), self._look_at_time, place, job)
+    def _watch(self, place: _Place, job: _Job, after_s: float) -> None:
+        assert job.timer is not None
+        job.timer.cancel()
+        job.timer = asyncio.get_running_loop().call_later(after_s, self._look_at_time, place, job)
 
     def _limit_s(self, job: _Job) -> float:
         is_grammar = isinstance(job.message, wire.CheckGrammar) and job.rendered
@@ -235,9 +222,8 @@ class TextWorkers:
         longest_s = limit_s * SLOWDOWN_MAX - (time.perf_counter() - job.began_s)
         if min(left_s, longest_s) <= 0.0:
             place.kill("timeout")
-            return
-        again_s = min(max(left_s, MEASURED_S), longest_s)
-        job.timer = asyncio.get_running_loop().call_later(again_s, self._look_at_time, place, job)
+        else:
+            self._watch(place, job, min(max(left_s, MEASURED_S), longest_s))
 
     def _receive(self, place: _Place, message: wire.FromWorker) -> None:
         if isinstance(message, wire.Vocabulary | wire.Opened):
@@ -250,7 +236,7 @@ class TextWorkers:
                 place.job.rendered = True
                 if isinstance(place.job.message, wire.CheckGrammar):  # its time begins when the vocabulary is there
                     place.job.began_cpu_s, place.job.began_s = place.process.cpu_s(), time.perf_counter()
-                    self._watch(place, place.job)
+                    self._watch(place, place.job, self._limit_s(place.job))
         elif place.job is not None:
             job = self._took(place)
             self._end(job, message, "gone" if job.future.done() else "done")
@@ -288,7 +274,14 @@ class TextWorkers:
         self._queue.end(job.entry)
         job.entry.what = None  # they would hold each other, and the text, until the collector comes
         self.metrics.ended(outcome)
-        job.end(result)
+        if job.timer is not None:
+            job.timer.cancel()
+        if job.future.done():
+            return
+        if isinstance(result, ApiError):
+            job.future.set_exception(result)
+        elif result is not None:
+            job.future.set_result(result)
 
     def _gone(self, job: _Job) -> None:
         """Its client has left."""

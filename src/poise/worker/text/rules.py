@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cache
 from ipaddress import ip_address
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from math import log2
 from typing import NamedTuple
 
@@ -91,20 +91,15 @@ class Rules:
     def scan(self, texts: Sequence[str]) -> list[str]:
         """Names of the rules that find something in any of the texts."""
         found: set[str] = set()
-        for text in texts:
-            for form in forms(text):
-                found |= self._found(form, found)
+        for form in chain.from_iterable(map(forms, texts)):
+            data = form.encode("utf-8", "replace")
+            for i in self._set.Match(data) or ():
+                rule, _, is_one = self._patterns[i]
+                if rule not in found and any(is_one(data, *match.span()) for match in self._alone[i].finditer(data)):
+                    found.add(rule)
+            if self._words is not None and WORD not in found and self._words.search(_folded(form).encode("utf-8", "replace")):
+                found.add(WORD)
         return sorted(found)
-
-    def _found(self, text: str, before: Collection[str]) -> set[str]:
-        data, found = text.encode("utf-8", "replace"), set(before)
-        for i in self._set.Match(data) or ():
-            rule, _, is_one = self._patterns[i]
-            if rule not in found and any(is_one(data, *match.span()) for match in self._alone[i].finditer(data)):
-                found.add(rule)
-        if self._words is not None and WORD not in found and self._words.search(_folded(text).encode("utf-8", "replace")):
-            found.add(WORD)
-        return found
 
 
 def forms(text: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ string would give. Limits: vocabularies that strip white space around a control 
 tokens that the vocabulary declares as ordinary (user-defined) ones are recognised in contents too, by the tokeniser itself."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from poise.wire.text import AS_USUAL, INFILL, Message, Rendering
@@ -21,8 +22,8 @@ from poise.worker.text.hidden import Piece
 
 LITERAL_CHARS_MAX = 4096
 """A longer literal is split again each time: white space at the edge of a message is part of one, and can be of any length."""
-LITERALS_CHARS_MAX = 1 << 20
-"""All that are remembered together, at most 4 bytes each. When there are more, remembering begins anew."""
+LITERALS_MAX = 256
+"""So many are remembered."""
 
 _USER_TEXTS = ("a", "Zebra", "7", "(", "é", " a", "\na")
 """Beginnings of a user's message that tokenisers join with what stands before them in different ways."""
@@ -65,9 +66,8 @@ class Tokeniser:
     def __init__(self, vocab: VocabularyPort, template: ChatTemplate) -> None:
         self.vocab = vocab
         self.template = template
-        self._literals: dict[str, list[int | str]] = {}
-        self.literals_chars = 0
-        """Characters of all literals that are remembered."""
+        self.remembered = lru_cache(LITERALS_MAX)(self._split)
+        """Templates repeat their literals."""
 
     def chat(
         self,
@@ -128,18 +128,10 @@ class Tokeniser:
         return runs[text]
 
     def _split_literal(self, literal: Piece) -> list[int | str]:
-        """A template's own text as control token ids and the plain text between them. Templates repeat theirs: remembered."""
-        text = literal.text
-        parts = self._literals.get(text)
-        if parts is None:
-            parts = [text] if text.isspace() else self._split(text)
-            if len(text) <= LITERAL_CHARS_MAX:
-                if self.literals_chars + len(text) > LITERALS_CHARS_MAX:
-                    self._literals.clear()
-                    self.literals_chars = 0
-                self._literals[text] = parts
-                self.literals_chars += len(text)
-        return parts
+        """A template's own text as control token ids and the plain text between them."""
+        if literal.text.isspace():
+            return [literal.text]
+        return (self.remembered if len(literal.text) <= LITERAL_CHARS_MAX else self._split)(literal.text)
 
     def _split(self, text: str) -> list[int | str]:
         parts: list[int | str] = []

@@ -9,6 +9,7 @@ In words of our own, called generic, a JSON object is the whole answer: `{"tool_
 import json
 import re
 from collections.abc import Sequence
+from functools import reduce
 from hashlib import sha256
 from itertools import product
 from typing import Any, NamedTuple, TypeVar
@@ -132,45 +133,33 @@ def generic(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> lis
 
 def _signature(function: dict[str, Any]) -> str:
     """A function in a few words, which are half of the tokens of its schema: `f(city: string, unit?: "C"|"F"): what it does`."""
-    words = _Words(function["parameters"])
-    about = "\n  ".join(filter(None, [function.get("description", ""), *words.described()]))
-    return f"{function['name']}({words.fields(words.root)}){': ' if about else ''}{about}"
+    schema = function["parameters"]
+    described = ((name, _of(one, "description", str)) for name, one in _of(schema, "properties", dict).items())
+    about = "\n  ".join(filter(None, [function.get("description", ""), *(f"{name}: {text}" for name, text in described if text)]))
+    return f"{function['name']}({_fields(schema, schema, DEPTH_MAX)}){': ' if about else ''}{about}"
 
 
-class _Words:
-    """A schema in the words of TypeScript; what has none there as it is."""
+def _fields(schema: Any, root: Any, depth: int) -> str:
+    required, properties = _of(schema, "required", list), _of(schema, "properties", dict)
+    marked = ((name if name in required else f"{name}?", one) for name, one in properties.items())
+    return ", ".join(f"{name}: {_type(one, root, depth - 1)}" for name, one in marked)
 
-    def __init__(self, root: dict[str, Any]) -> None:
-        self.root = root
 
-    def described(self) -> list[str]:
-        properties = _of(self.root, "properties", dict)
-        return [f"{name}: {text}" for name, one in properties.items() if (text := _of(one, "description", str))]
-
-    def fields(self, schema: Any, depth: int = DEPTH_MAX) -> str:
-        required, properties = _of(schema, "required", list), _of(schema, "properties", dict)
-        return ", ".join(
-            f"{name}{'' if name in required else '?'}: {self._type(one, depth - 1)}" for name, one in properties.items()
-        )
-
-    def _type(self, schema: Any, depth: int) -> str:
-        if not depth or schema in ({}, True):
-            return "any"
-        kind = _of(schema, "type", str)
-        if ref := _of(schema, "$ref", str):
-            found: Any = self.root
-            for part in filter(None, ref.removeprefix("#").split("/")):
-                found = _of(found, part, dict)
-            return self._type(found, depth - 1)
-        if options := _of(schema, "enum", list):
-            return "|".join(map(_dumped, options))
-        if choices := _of(schema, "anyOf", list) or _of(schema, "oneOf", list):
-            return "|".join(self._type(choice, depth - 1) for choice in choices)
-        if kind == "array":
-            return f"{self._type(schema.get('items', True), depth - 1)}[]"
-        if _of(schema, "properties", dict):
-            return f"{{{self.fields(schema, depth)}}}"
-        return kind or _dumped(schema)
+def _type(schema: Any, root: Any, depth: int) -> str:
+    """A part of the schema `root` in the words of TypeScript; what has none there as it is."""
+    if not depth or schema in ({}, True):
+        return "any"
+    if ref := _of(schema, "$ref", str):
+        parts = filter(None, ref.removeprefix("#").split("/"))
+        return _type(reduce(lambda found, part: _of(found, part, dict), parts, root), root, depth - 1)
+    if options := _of(schema, "enum", list):
+        return "|".join(map(_dumped, options))
+    if choices := _of(schema, "anyOf", list) or _of(schema, "oneOf", list):
+        return "|".join(_type(choice, root, depth - 1) for choice in choices)
+    kind = _of(schema, "type", str)
+    if kind == "array":
+        return f"{_type(schema.get('items', True), root, depth - 1)}[]"
+    return f"{{{_fields(schema, root, depth)}}}" if _of(schema, "properties", dict) else kind or _dumped(schema)
 
 
 def _of(schema: Any, name: str, kind: type[T]) -> T:

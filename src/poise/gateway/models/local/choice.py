@@ -24,9 +24,7 @@ from poise.gateway.records.changes import MEANINGS, RequestState
 from poise.gateway.records.moments import ChoiceRecord
 from poise.gateway.records.values import Logprob
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent, RequestHandle
-from poise.gateway.text.answers import NO_TEXT, AnswerParser, Pieces, PlainAnswer
-from poise.gateway.text.pieces import Detokeniser
-from poise.gateway.text.stops import StopScanner
+from poise.gateway.text.answers import NO_TEXT, AnswerParser, Detokeniser, Pieces, StopScanner
 from poise.gateway.text.tokens import TextModel
 from poise.scheduler.request import RequestClass
 from poise.wire.changes import ChangeKind
@@ -110,7 +108,7 @@ class Choice:
         self._detokeniser = Detokeniser()
         self._scanner = StopScanner(stop)
         self._has_stops = bool(stop)
-        self._parser: AnswerParser = parser or PlainAnswer()
+        self._parser = parser or AnswerParser()
         self._marks = self._parser.marks
         self.echo = echo
         self._n_decoded = self._n_shown = len(echo.text)

@@ -9,7 +9,7 @@ from math import nan
 
 from poise.gateway.records.record import Record
 from poise.gateway.records.values import Logprob
-from poise.gateway.text.pieces import Detokeniser
+from poise.gateway.text.answers import Detokeniser
 from poise.gateway.text.tokens import TextModel
 from poise.wire.messages import PromptLogprobs
 

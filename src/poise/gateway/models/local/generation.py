@@ -31,7 +31,7 @@ from poise.gateway.supervision.engine import (
     RequestEvent,
     RequestHandle,
 )
-from poise.gateway.text.answers import AnswerParser, EntryKind, PlainAnswer
+from poise.gateway.text.answers import AnswerParser, EntryKind
 from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, Hold
@@ -71,7 +71,7 @@ class Generation:
         self._metrics = metrics
         self._choices: list[Choice] = []
 
-    def submit(self, asked: Sequence[ChoiceRequest], stop: Sequence[str] = (), parser: NewParser = PlainAnswer) -> None:
+    def submit(self, asked: Sequence[ChoiceRequest], stop: Sequence[str] = (), parser: NewParser = AnswerParser) -> None:
         """Hand every choice to the engine. A refusal is the end of the record. `parser`: makes one for a choice's answer."""
         record = self._record
         try:

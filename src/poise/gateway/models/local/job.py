@@ -19,7 +19,7 @@ from poise.gateway.records.values import Usage
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.request.refusals import ApiError, internal_error
-from poise.gateway.text.answers import PlainAnswer
+from poise.gateway.text.answers import AnswerParser
 from poise.gateway.text.tokens import TextModel
 from poise.scheduler.request import Hold, RequestClass
 from poise.wire.to_engine import SamplingParams
@@ -156,7 +156,7 @@ def _submit(generation: Generation, record: Record, request: Generate, plan: Pla
     if request.structure is not None:
         record.note("held_to", kind=request.structure.kind)
     tools = {tool.name: tool.parameters or {} for tool in request.tools.offered}
-    parser = partial(text.parser, plan.ids[0], tools) if isinstance(request.prompt, Conversation) else PlainAnswer
+    parser = partial(text.parser, plan.ids[0], tools) if isinstance(request.prompt, Conversation) else AnswerParser
     generation.submit(_choices(plan, request, text), request.stop + plan.turn_marks, parser)
 
 

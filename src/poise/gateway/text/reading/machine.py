@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from poise.gateway.text.answers import EntryKind, Pieces
+from poise.gateway.text.answers import AnswerParser, EntryKind, Pieces
 from poise.gateway.text.reading.calls import CallReader
 from poise.gateway.text.reading.source import Ended, Malformed, Source, Steps
 from poise.gateway.text.reading.templates import Finder, Template
@@ -21,8 +21,8 @@ SPACE_MAX = 64
 BARE = "{"
 
 
-class ResponseParser:
-    """An AnswerParser for one answer."""
+class ResponseParser(AnswerParser):
+    """For one answer."""
 
     def __init__(self, template: Template, tools: Mapping[str, Mapping[str, Any]] | None = None, *, inside: bool = False) -> None:
         """`tools`: the schemas of their arguments, by name; without any, nothing is a call. `inside`: the prompt has opened the
