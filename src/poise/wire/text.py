@@ -104,12 +104,6 @@ class Write(msgspec.Struct, tag=True):
     rendering: Rendering = AS_USUAL
 
 
-class Length(msgspec.Struct, tag=True):
-    """How many tokens a text is that stands for itself. Answered with Ids, without any."""
-
-    text: str
-
-
 class Opening(msgspec.Struct, tag=True):
     """The tokens with which every conversation begins that has this system message. Answered with Ids."""
 
@@ -161,7 +155,7 @@ class Scan(msgspec.Struct, tag=True):
     words: list[str] = []
 
 
-Job = Scan | CheckGrammar | Chat | Prompt | Write | Length | Opening | Fit | Cut
+Job = Scan | CheckGrammar | Chat | Prompt | Write | Opening | Fit | Cut
 ToWorker = Open | Job
 
 

@@ -1,6 +1,6 @@
 """A text worker that does what its texts say, for tests of who looks after workers: `python -m tests.gateway.text.fake_worker`.
 
-    length of a text            its number of characters
+    a prompt's length           its number of characters
     "die", "die unless FILE"    ends by SIGSEGV; the second one only while there is no FILE, which it makes
     "hang"                      computes for ever
     "stuck"                     waits for ever
@@ -40,7 +40,7 @@ def main() -> None:
                 do(message.messages[0].content)
                 answer = wire.Ids(1, [1])
             else:
-                assert isinstance(message, wire.Length)
+                assert isinstance(message, wire.Prompt)
                 do(message.text)
                 answer = wire.Ids(len(message.text), [])
             connection.sendall(encode_frame(answer))

@@ -44,7 +44,7 @@ async def workers(tmp_path: Path, model: str = "", fingerprint: str = "", **sett
 
 
 async def length(pool: TextWorkers, text: str, account: str = "a", n_bytes: int = 0) -> int:
-    answer = await pool.run(wire.Length(text), account, n_bytes or len(text))
+    answer = await pool.run(wire.Prompt(text, 0), account, n_bytes or len(text))
     assert isinstance(answer, wire.Ids)
     return answer.n
 
@@ -87,7 +87,7 @@ async def test_nothing_of_a_text_waits_for_the_collector(tmp_path: Path) -> None
         gc.disable()
         try:
             assert await length(pool, "well") == 4
-            assert (await refusal(pool, wire.Length("die"))).code == "text_rejected"
+            assert (await refusal(pool, wire.Prompt("die", 0))).code == "text_rejected"
             with pytest.raises(ApiError, match="Too much of your text"):
                 await length(pool, "x", n_bytes=2 << 20)
             leaving = asyncio.ensure_future(length(pool, "hang"))
@@ -104,7 +104,7 @@ async def test_nothing_of_a_text_waits_for_the_collector(tmp_path: Path) -> None
 async def test_a_text_that_ends_two_workers_is_refused(tmp_path: Path) -> None:
     """By name, and the next text finds another worker."""
     async with workers(tmp_path) as pool:
-        error = await refusal(pool, wire.Length("die"))
+        error = await refusal(pool, wire.Prompt("die", 0))
         assert (error.status, error.code) == (400, "text_rejected")
         assert await length(pool, "well") == 4
         assert [how for _, how in pool.deaths] == ["crash", "crash"]
@@ -118,7 +118,7 @@ async def test_a_vocabulary_is_read_once(tmp_path: Path, fingerprint: str) -> No
         first = await pool.vocabulary()
         (tmp_path / "model").unlink()  # whoever reads the vocabulary now, ends
         (tmp_path / "model").write_text("" if fingerprint else "3")
-        assert (await refusal(pool, wire.Length("die"))).code == "text_rejected"
+        assert (await refusal(pool, wire.Prompt("die", 0))).code == "text_rejected"
         assert await length(pool, "well") == 4
         assert await pool.vocabulary() is first
 
@@ -159,7 +159,7 @@ async def test_a_worker_that_is_killed_with_a_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("job", "status", "code"),
     [
-        (wire.Length("hang"), 400, "text_rejected"),
+        (wire.Prompt("hang", 0), 400, "text_rejected"),
         (wire.Chat([wire.Message("user", "hang")], 0, 1), 400, "text_rejected"),
         (wire.Chat([wire.Message("user", "loop")], 0, 1), 400, "chat_template_failed"),
     ],
@@ -186,7 +186,7 @@ async def test_time_is_what_a_text_computes(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         assert await asked > 0
         assert not pool.deaths
-        error = await refusal(pool, wire.Length("stuck"))
+        error = await refusal(pool, wire.Prompt("stuck", 0))
         assert (error.status, error.code) == (400, "text_rejected")
         assert [how for _, how in pool.deaths] == ["timeout"]
 
@@ -253,7 +253,7 @@ async def test_an_account_that_fills_the_queue_is_refused_and_others_are_not(tmp
 async def test_while_no_worker_is_up_texts_wait_for_a_while(tmp_path: Path) -> None:
     """Then they are told to come back. One that is silent never becomes ready."""
     async with workers(tmp_path, model="silent", wait_s=0.05) as pool:
-        error = await refusal(pool, wire.Length("x"))
+        error = await refusal(pool, wire.Prompt("x", 0))
         assert (error.status, error.code) == (503, "text_unavailable")
         assert "Retry-After" in error.headers
         assert pool.status().queued == 0

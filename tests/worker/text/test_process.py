@@ -64,7 +64,7 @@ def test_it_answers_as_the_tokeniser_does(worker: Worker) -> None:
         assert worker.ask(wire.Chat(HI, 0, len(ids) - 1)) == wire.Ids(len(ids), [])
         ids = here.prompt_ids("<|im_start|>user")
         assert worker.ask(wire.Prompt("<|im_start|>user", 1000)) == wire.Ids(len(ids), ids)
-        assert worker.ask(wire.Length("one two")) == wire.Ids(2, [])
+        assert worker.ask(wire.Prompt("one two", 0)) == wire.Ids(2, [])
         again = Worker(default_model(), known=True)
         assert again.opened == wire.Opened()
         assert again.ask(wire.Chat(HI, 0, len(ids))) == worker.ask(wire.Chat(HI, 0, len(ids)))
@@ -97,7 +97,7 @@ def test_long_runs_of_letters_are_tokenised(regex_model: Path) -> None:
     """26,000 would end an ordinary stack."""
     worker = Worker(regex_model)
     for n in (4_000, 26_000, 400_000):
-        answer = worker.ask(wire.Length("a" * n))
+        answer = worker.ask(wire.Prompt("a" * n, 0))
         assert isinstance(answer, wire.Ids), f"{n} letters: {answer}"
         assert n / 64 < answer.n <= n
     assert worker.end() == 0
@@ -118,9 +118,9 @@ def test_a_large_text_leaves_the_processors_to_streams(regex_model: Path) -> Non
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    assert isinstance(worker.ask(wire.Length("a" * (LARGE_BYTES // 2))), wire.Ids)
+    assert isinstance(worker.ask(wire.Prompt("a" * (LARGE_BYTES // 2), 0)), wire.Ids)
     assert seen == {0}
-    assert isinstance(worker.ask(wire.Length("a" * 400_000)), wire.Ids)
+    assert isinstance(worker.ask(wire.Prompt("a" * 400_000, 0)), wire.Ids)
     watching.set()
     watcher.join()
     assert seen == {0, LARGE_NICE}
@@ -161,5 +161,5 @@ def test_a_template_that_takes_all_memory(tmp_path: Path, text: str) -> None:
     answer = worker.ask(wire.Chat(HI, 0, 1000))
     assert isinstance(answer, wire.Refused)
     assert (answer.status, answer.code) == (400, "chat_template_failed")
-    assert worker.ask(wire.Length("one two")) == wire.Ids(2, [])
+    assert worker.ask(wire.Prompt("one two", 0)) == wire.Ids(2, [])
     assert worker.end() == 0

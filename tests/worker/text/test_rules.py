@@ -274,7 +274,7 @@ def test_a_desk_without_a_model() -> None:
     grammar = json.dumps({"grammars": [{"lark_grammar": "start: /a+/"}]})
     assert desk.answer(wire.CheckGrammar("lark", grammar)) == wire.Checked()
     assert isinstance(desk.answer(wire.CheckGrammar("lark", '{"grammars": [{"lark_grammar": "start: x"}]}')), wire.Refused)
-    assert isinstance(desk.answer(wire.Length("x")), wire.Broken)
+    assert isinstance(desk.answer(wire.Prompt("x", 0)), wire.Broken)
 
 
 def test_every_rule_of_the_settings_has_a_pattern() -> None:

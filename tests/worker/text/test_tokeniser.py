@@ -90,7 +90,9 @@ def test_what_is_remembered_has_a_size() -> None:
     """Also when every literal is short enough to be remembered; those of the template come back."""
     model = tokeniser()
     for n_blanks in range(2 * LITERALS_MAX):
-        model.chat([Message("user", " " * n_blanks)])[0]
+        model.chat([Message("user", " " * n_blanks)])
+    for said in ("x", "y"):
+        model.chat([Message("user", said)])
     remembered = model.remembered.cache_info()
     assert remembered.currsize == LITERALS_MAX
     assert remembered.hits > 0

@@ -182,7 +182,7 @@ class Tokens:
 
     async def length(self, text: str) -> int:
         """Tokens of a text that stands for itself."""
-        return (await self._run(wire.Ids, wire.Length(text), text_bytes(text))).n
+        return (await self.prompt(text, 0, add_special=False, parse_special=False)).n
 
     async def opening(self, system: str) -> list[int]:
         """The tokens with which every conversation begins that has this system message."""

@@ -72,8 +72,6 @@ class Desk:
                 pieces, note = tokeniser.template.write(job.messages, 0, job.rendering)
                 self._on_rendered()
                 return wire.Written("".join(piece.text for piece in pieces), note)
-            case wire.Length():
-                return wire.Ids(len(tokeniser.plain_ids(job.text)), [])
             case wire.Opening():
                 tokens = common_tokens(tokeniser, job.system)
                 return wire.Ids(len(tokens), tokens)

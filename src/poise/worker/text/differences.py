@@ -61,16 +61,12 @@ def _calls(template: ChatTemplate) -> dict[str, Any]:
 def _native(text: str) -> dict[str, Any]:
     """Arguments are JSON: inside of an object with the name, or behind it."""
     at = text.index(_NAMES[0])
-    start, end = text.rfind("{", 0, at), 0
-    while start >= 0 and not end:
-        value, end = _json_at(text, start)
-        if not value or _NAMES[0] not in json.dumps(value):
-            start, end = text.rfind("{", 0, start), 0
-    if start >= 0:
-        before = text[:start].strip()
-        close = [text[end:].strip().removeprefix("]").strip()]
-        opening = before.removesuffix("[").strip()
-        return {"open": opening, "close": close} if opening else {"close": close, "bare": True}
+    for brace in reversed([*re.finditer("{", text[:at])]):
+        value, end = _json_at(text, brace.start())
+        if _NAMES[0] in json.dumps(value):
+            close = [text[end:].strip().removeprefix("]").strip()]
+            opening = text[: brace.start()].strip().removesuffix("[").strip()
+            return {"open": opening, "close": close} if opening else {"close": close, "bare": True}
     start = text.find("{", at)
     value, end = _json_at(text, start)
     if not value or _KEY not in value or not text[:at].strip():

@@ -5,6 +5,7 @@ of their number of times. What is tokenised is mostly the same each time, and is
 
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import cache, partial
 
 import msgspec
 
@@ -15,7 +16,34 @@ from poise.worker.text.tokeniser import Runs, Tokeniser
 
 def fit(tokeniser: Tokeniser, job: wire.Fit, on_rendered: Callable[[], None]) -> wire.Fitted:
     """Leave out the fewest turns. Raises TextRefused, also when there is no place for the message that stands for them."""
-    return _Fitter(tokeniser, job, on_rendered).fit()
+    droppable = max(job.turns, default=0)
+    runs: Runs = {}
+
+    @cache
+    def chat(n_dropped: int, *, with_summary: bool = False) -> tuple[list[int], str]:
+        messages = kept(job.messages, job.turns, n_dropped, job.summary if with_summary else None)
+        try:
+            return tokeniser.chat(messages, job.n_added, job.rendering, runs=runs, on_rendered=on_rendered)
+        except TextRefused as error:
+            if not with_summary or error.status != 400:
+                raise
+            reason = f"The model's chat template has no place for a summary: {error.message} Use 'trim'."
+            raise TextRefused(400, "invalid_messages", reason, param="context_policy") from None
+
+    def measured(n_dropped: int) -> tuple[list[int], str]:
+        """With the message that stands for the turns, where one does."""
+        return chat(n_dropped, with_summary=True) if n_dropped and job.summary is not None else chat(n_dropped)
+
+    def fits(room: int, n_dropped: int) -> bool:
+        return len(measured(n_dropped)[0]) + (job.reserve if n_dropped else 0) <= room
+
+    each = (0 if fits(room, 0) else fewest(droppable, partial(fits, room)) for room in job.rooms)
+    n = next((n for n in each if n is not None), None)
+    left_out = droppable if n is None else n
+    (prompt, note), (plain, _), (whole, _) = measured(left_out), chat(left_out), chat(0)
+    # A prompt that still waits for its summary is tokenised again with it.
+    is_whole = n is not None and (job.summary is None or n == 0)
+    return wire.Fitted(n, len(whole), len(prompt), len(plain), prompt if is_whole else [], note)
 
 
 def cut(tokeniser: Tokeniser, job: wire.Cut, on_rendered: Callable[[], None]) -> wire.CutDown:
@@ -34,58 +62,6 @@ def cut(tokeniser: Tokeniser, job: wire.Cut, on_rendered: Callable[[], None]) ->
     most = len(whole) - job.head_chars
     n_cut = 0 if fits(0) else fewest(most, fits) or most
     return wire.CutDown(n_cut, ids(n_cut))
-
-
-class _Fitter:
-    """One conversation, tokenised with more or fewer turns; what was found once is remembered."""
-
-    def __init__(self, tokeniser: Tokeniser, job: wire.Fit, on_rendered: Callable[[], None]) -> None:
-        self._tokeniser = tokeniser
-        self._job = job
-        self._on_rendered = on_rendered
-        self._droppable = max(job.turns, default=0)
-        self._runs: Runs = {}
-        self._known: dict[tuple[int, bool], tuple[list[int], str]] = {}
-
-    def fit(self) -> wire.Fitted:
-        n = self._fewest()
-        left_out = self._droppable if n is None else n
-        (prompt, note), (plain, _), (whole, _) = self._prompt(left_out), self._chat(left_out), self._chat(0)
-        # A prompt that still waits for its summary is tokenised again with it.
-        is_whole = n is not None and (self._job.summary is None or n == 0)
-        return wire.Fitted(n, len(whole), len(prompt), len(plain), prompt if is_whole else [], note)
-
-    def _fewest(self) -> int | None:
-        for room in self._job.rooms:
-
-            def fits(n: int, room: int = room) -> bool:
-                return len(self._prompt(n)[0]) + (self._job.reserve if n else 0) <= room
-
-            if fits(0):
-                return 0
-            if (n := fewest(self._droppable, fits)) is not None:
-                return n
-        return None
-
-    def _prompt(self, n_dropped: int) -> tuple[list[int], str]:
-        """As it is to be measured: with the message that stands for the turns, where one does."""
-        return self._chat(n_dropped, summary=n_dropped > 0 and self._job.summary is not None)
-
-    def _chat(self, n_dropped: int, *, summary: bool = False) -> tuple[list[int], str]:
-        """See `Tokeniser.chat`."""
-        key = (n_dropped, summary)
-        if key not in self._known:
-            messages = kept(self._job.messages, self._job.turns, n_dropped, self._job.summary if summary else None)
-            try:
-                self._known[key] = self._tokeniser.chat(
-                    messages, self._job.n_added, self._job.rendering, runs=self._runs, on_rendered=self._on_rendered
-                )
-            except TextRefused as error:
-                if not summary or error.status != 400:
-                    raise
-                reason = f"The model's chat template has no place for a summary: {error.message} Use 'trim'."
-                raise TextRefused(400, "invalid_messages", reason, param="context_policy") from None
-        return self._known[key]
 
 
 def kept(
