@@ -14,8 +14,7 @@ from poise.gateway.records.spans import story_of
 from poise.gateway.records.values import Logprob, Usage
 from poise.gateway.request.headers import LONG_WAIT_US
 from poise.gateway.request.refusals import ApiError
-from poise.gateway.text.answers import EntryKind
-from poise.gateway.text.stops import StopScanner
+from poise.gateway.text.answers import EntryKind, StopScanner
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.story import Outcome
 from poise.wire.changes import ChangeKind
