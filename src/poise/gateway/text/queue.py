@@ -7,7 +7,7 @@ for a large one where workers are kept free for small ones."""
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.fairness.thresholds import may_take
@@ -19,12 +19,11 @@ JOB_BYTES = 512
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """A job in the queue or with a worker. `what` is the owner's."""
+    """A job in the queue or with a worker."""
 
     account: str
     n_bytes: int
-    what: Any = None
-    order: int = 0
+    order: int = field(default=0, init=False)
 
     @property
     def is_large(self) -> bool:
@@ -35,15 +34,18 @@ class Entry:
         return self.n_bytes + JOB_BYTES
 
 
+E = TypeVar("E", bound=Entry)
+
+
 @dataclass(slots=True)
 class _Account:
     """What one account has here. `held`: bytes, waiting or being worked on. `lanes`: of small texts, of large ones."""
 
     held: int = 0
-    lanes: tuple[deque[Entry], deque[Entry]] = field(default_factory=lambda: (deque(), deque()))
+    lanes: tuple[deque[Any], deque[Any]] = field(default_factory=lambda: (deque(), deque()))
 
 
-class TextQueue:
+class TextQueue(Generic[E]):
     """Entries that wait, by account."""
 
     def __init__(self, total_bytes: int) -> None:
@@ -55,7 +57,7 @@ class TextQueue:
         self.n_bytes = 0
         """Bytes of what waits and of what is being worked on."""
 
-    def add(self, entry: Entry, now_ns: int) -> bool:
+    def add(self, entry: E, now_ns: int) -> bool:
         """Add an entry if there is room; returns whether there was. Each one that was added has to be ended."""
         self._served.roll(now_ns)
         account = self._accounts.get(entry.account)
@@ -71,21 +73,21 @@ class TextQueue:
         self.n_waiting += 1
         return True
 
-    def take(self, *, only_small: bool = False) -> Entry | None:
+    def take(self, *, only_small: bool = False) -> E | None:
         """Take the next entry to work on."""
         lanes = [lane for account in self._accounts.values() for lane in account.lanes[: 1 if only_small else 2] if lane]
         if not lanes:
             return None
-        best = min(lanes, key=lambda lane: (self._served.rank(lane[0].account), lane[0].order))
+        best: deque[E] = min(lanes, key=lambda lane: (self._served.rank(lane[0].account), lane[0].order))
         self.n_waiting -= 1
         return best.popleft()
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: E) -> None:
         """Put an entry back that was taken: it is worked on again, as the first of its account."""
         self._lane(entry).appendleft(entry)
         self.n_waiting += 1
 
-    def drop(self, entry: Entry) -> bool:
+    def drop(self, entry: E) -> bool:
         """Remove an entry from those that wait, if it is there."""
         try:
             self._lane(entry).remove(entry)
@@ -107,5 +109,5 @@ class TextQueue:
         if not account.held:
             del self._accounts[entry.account]
 
-    def _lane(self, entry: Entry) -> deque[Entry]:
+    def _lane(self, entry: E) -> deque[E]:
         return self._accounts[entry.account].lanes[entry.is_large]

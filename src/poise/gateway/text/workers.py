@@ -50,12 +50,11 @@ class TextUnusable(Exception):
 
 
 @dataclass(eq=False, slots=True)
-class _Job:
+class _Job(Entry):
     """One job of a request. It is in the queue, or with a worker, or its future is done."""
 
     message: wire.Job
     future: asyncio.Future[wire.Answer]
-    entry: Entry
     asked_s: float
     n_deaths: int = 0
     began_s: float = 0.0
@@ -119,7 +118,7 @@ class TextWorkers:
         self._fingerprint = fingerprint
         self._chat_template = chat_template
         self._command = command
-        self._queue = TextQueue(settings.queue_mb << 20)
+        self._queue: TextQueue[_Job] = TextQueue(settings.queue_mb << 20)
         self._places = [_Place() for _ in range(settings.workers)]
         self._keeping: list[asyncio.Task[None]] = []
         self._vocabulary: wire.Vocabulary | None = None
@@ -144,8 +143,8 @@ class TextWorkers:
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
-        while (entry := self._queue.take()) is not None:
-            self._end(entry.what, server_stopping(), "unavailable")
+        while (job := self._queue.take()) is not None:
+            self._end(job, server_stopping(), "unavailable")
 
     async def vocabulary(self) -> wire.Vocabulary:
         """The model's vocabulary, once a worker has read it. Raises TextUnusable."""
@@ -167,11 +166,10 @@ class TextWorkers:
         loop = asyncio.get_running_loop()
         if self._is_stopping:
             raise server_stopping()
-        ours = _Job(job, loop.create_future(), Entry(account, n_bytes), time.perf_counter())
-        if not self._queue.add(ours.entry, time.monotonic_ns()):
+        ours = _Job(account, n_bytes, job, loop.create_future(), time.perf_counter())
+        if not self._queue.add(ours, time.monotonic_ns()):
             self.metrics.ended("unavailable")
             raise text_queue_full(RETRY_S)
-        ours.entry.what = ours
         ours.timer = loop.call_later(self._settings.wait_s, self._waited_too_long, ours)
         self._dispatch()
         try:
@@ -186,11 +184,9 @@ class TextWorkers:
         """Give free workers something to do; what nobody wants any more makes room."""
         for place in self._places:
             if place.ready_s and place.job is None and not place.killed_for:
-                n_large = sum(other.job is not None and other.job.entry.is_large for other in self._places)
-                entry = self._queue.take(only_small=n_large >= max(1, len(self._places) - 1))
-                if entry is None:
-                    continue
-                self._begin(place, entry.what)
+                n_large = sum(other.job is not None and other.job.is_large for other in self._places)
+                if (job := self._queue.take(only_small=n_large >= max(1, len(self._places) - 1))) is not None:
+                    self._begin(place, job)
         if self._queue.n_waiting:
             now_s = time.perf_counter()
             for place in self._places:
@@ -266,13 +262,12 @@ class TextWorkers:
         place.job = None
         worked_s = time.perf_counter() - job.began_s
         self.metrics.worked(worked_s)
-        self._queue.charge(job.entry, int(worked_s * 1e6))
+        self._queue.charge(job, int(worked_s * 1e6))
         return job
 
     def _end(self, job: _Job, result: wire.Answer | ApiError | None, outcome: str) -> None:
         """`result`: None for a job that nobody waits for any more."""
-        self._queue.end(job.entry)
-        job.entry.what = None  # they would hold each other, and the text, until the collector comes
+        self._queue.end(job)
         self.metrics.ended(outcome)
         if job.timer is not None:
             job.timer.cancel()
@@ -285,14 +280,14 @@ class TextWorkers:
 
     def _gone(self, job: _Job) -> None:
         """Its client has left."""
-        if self._queue.drop(job.entry):
+        if self._queue.drop(job):
             self._end(job, None, "gone")
         elif any(place.job is job for place in self._places):
             left_s = max(0.0, job.began_s + GONE_S - time.perf_counter())
             asyncio.get_running_loop().call_later(left_s + 0.001, self._dispatch)
 
     def _waited_too_long(self, job: _Job) -> None:
-        if self._queue.drop(job.entry):
+        if self._queue.drop(job):
             is_any_ready = any(place.ready_s for place in self._places)
             why = "all of them are busy" if is_any_ready else "it is being started again"
             self._end(job, text_unavailable(why, RETRY_S), "unavailable")
@@ -339,7 +334,7 @@ class TextWorkers:
         job = self._took(place)
         cause = place.killed_for or "crash"
         self.metrics.died(cause)
-        self._queue.charge(job.entry, int(self._load_s * 1e6))  # what everybody waits for the next one
+        self._queue.charge(job, int(self._load_s * 1e6))  # what everybody waits for the next one
         if job.future.done():
             self._end(job, None, "gone")
             return 0.0
@@ -352,7 +347,7 @@ class TextWorkers:
         log.error("%s with a text; another one is started", how)
         if job.n_deaths < DEATHS_MAX:
             job.timer = asyncio.get_running_loop().call_later(self._settings.wait_s, self._waited_too_long, job)
-            self._queue.put_back(job.entry)
+            self._queue.put_back(job)
         else:
             self._end(job, text_rejected(f"{job.n_deaths} text workers ended over it"), "rejected")
         return 0.0  # its job's fault

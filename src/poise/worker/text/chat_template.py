@@ -103,21 +103,20 @@ class ChatTemplate:
             return self._placed(written, n_added + n_more, msgspec.structs.replace(rendering, tools=[]), tools.Manner())
         if not any(message.calls or message.role == "tool" for message in messages):
             return self._placed(messages, n_added, rendering, tools.Manner())
-        first: TextRefused | None = None
+        refusals = []
         named = tools.with_names(messages)
         for manner in sorted(tools.manners(messages), key=lambda manner: manner != self._manner):
             try:
                 done = self._placed(named, n_added, rendering, manner)
             except TextRefused as refused:
-                first = first or refused
+                refusals.append(refused)
             else:
                 self._manner = manner
                 return done
         try:
             return self._placed(tools.generic(named, []), n_added, rendering, tools.Manner())
         except TextRefused:
-            assert first is not None, "there is a manner"
-            raise first from None
+            raise refusals[0] from None
 
     def _placed(
         self, messages: Sequence[Message], n_added: int, rendering: Rendering, manner: tools.Manner
