@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 USAGE_ERROR = 2
 # Texts, so that a wrong value is reported by the loader: with its range, and together with all other problems.
 SHARED: Mapping[str, tuple[str, str, str]] = {
-    "--profile": ("profile", "NAME", "workstation, team or edge: where values start (profile)."),
+    "--profile": ("profile", "NAME", "workstation, team, edge or hybrid: where values start (profile)."),
     "--model": ("model.path", "FILE", "GGUF file (model.path)."),
     "--host": ("server.host", "ADDRESS", "Address to listen on (server.host)."),
     "--port": ("server.port", "NUMBER", "Port to listen on (server.port); 0: any."),
     "--threads": ("engine.threads", "NUMBER", "Compute threads (engine.threads)."),
+    "--upstream": ("backends.upstream.url", "URL", "Server that answers in the place of a model here (backends.upstream.url)."),
     "--gpu-layers": ("engine.gpu_layers", "NUMBER", "Layers kept on a GPU (engine.gpu_layers)."),
 }
 """The setting that each is for, how its value is called, and what it is."""
@@ -47,6 +48,8 @@ def takes_settings(*shared: str) -> Callable[[Callable[..., None]], Callable[...
             from poise.config import ConfigError, load
 
             values = {SHARED[option][0]: given.pop(option.strip("-").replace("-", "_")) for option in shared}
+            if values.get("backends.upstream.url") is not None:
+                values["engine.enabled"] = "false"
             try:
                 loaded = load(config, os.environ, values, assignments)
             except ConfigError as error:

@@ -116,6 +116,7 @@ def reconcile(draft: Draft) -> list[str]:
     """Let defaults give way, in place, and return what does not fit."""
     return [
         *_complete_entries(draft),
+        *_let_front_through(draft),
         *(problem for ceiling in ceilings() for problem in _check_ceiling(draft, ceiling)),
         *_check_shares(draft),
         *_check_flash_attention(draft),
@@ -152,6 +153,25 @@ def _complete_entries(draft: Draft) -> Iterator[str]:
                 draft.give_way(key, draft.values[shared], f"as {shared}")
             else:
                 draft.values[key] = setting.default
+
+
+def _let_front_through(draft: Draft) -> Iterator[str]:
+    """Where nothing is computed here, other servers are the place for every request, as far as nobody has said otherwise."""
+    if draft.values["engine.enabled"] or draft.is_suspect("engine.enabled", "backends"):
+        return
+    yields: dict[str, Any] = {}
+    for key in draft.values:
+        table, _, name = key.partition(".")[0], *key.rpartition(".")[1:]
+        if table == "backends" and name == "ceiling":
+            yields[key] = "restricted"
+        elif table in ("tenants", "tenant_defaults") and name == "egress":
+            yields[key] = "allowed"
+    if _leaving(draft):
+        yields |= {"egress.enabled": True, "audit.enabled": True}
+    for key, value in yields.items():
+        if not draft.is_set(key):
+            draft.give_way(key, value, "as engine.enabled = false")
+    yield from ()
 
 
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
@@ -292,9 +312,15 @@ def _check_egress(draft: Draft) -> Iterator[str]:
     names = _backends(draft)
     if not draft.values[engine] and not names:
         yield f"{draft.blame(engine)}: needs a section of backends, or nobody answers"
-    leaving = [n for n in names if leaves_host(draft.values[f"backends.{n}.url"], draft.values[f"backends.{n}.leaves_host"])]
+    leaving = _leaving(draft)
     if draft.values[egress] and not draft.values[audit] and leaving:
         yield f"{draft.blame(egress)}: needs {audit} = true, what is sent to backends.{leaving[0]} is written down before"
+
+
+def _leaving(draft: Draft) -> list[str]:
+    """Those that requests leave this host for."""
+    found = {n: (f"backends.{n}.url", f"backends.{n}.leaves_host") for n in _backends(draft)}
+    return [n for n, keys in found.items() if leaves_host(*(draft.values.get(key, "auto") for key in keys))]
 
 
 def _backends(draft: Draft) -> list[str]:

@@ -60,9 +60,9 @@ class Client:
         assert self._session is not None
         await self._session.close()
 
-    async def get(self, path: str, method: str = "GET") -> Any:
+    async def get(self, path: str, method: str = "GET", asked: object = None) -> Any:
         """The answer's JSON. Raises Unreachable and Refused."""
-        status, body = await self.send(method, path)
+        status, body = await self.send(method, path, asked)
         try:
             answer = msgspec.json.decode(body)
         except msgspec.DecodeError as error:
@@ -134,11 +134,12 @@ class Client:
         key = self._key or (self.token() if path.startswith(OPERATORS_PATHS) else "")
         return {"Authorization": f"Bearer {key}"} if key else {}
 
-    async def send(self, method: str, path: str) -> tuple[int, bytes]:
+    async def send(self, method: str, path: str, asked: object = None) -> tuple[int, bytes]:
         """Status and body of the answer. Raises Unreachable."""
         assert self._session is not None, "use it as an async context manager"
         try:
-            async with self._session.request(method, self.url + path, headers=self.credentials(path)) as response:
+            headers = self.credentials(path)
+            async with self._session.request(method, self.url + path, headers=headers, json=asked) as response:
                 return response.status, await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise Unreachable(f"{self.url} cannot be reached: {_reason(error)}") from error

@@ -22,7 +22,8 @@ Url = Annotated[str, typer.Option(help="The server.")]
 Key = Annotated[str | None, typer.Option(help="API key, or admin key. Else POISE_API_KEY.", show_default=False)]
 
 
-def _client(url: str, key: str | None) -> Client:
+def client_of(url: str, key: str | None) -> Client:
+    """With the key that was given, or that of the environment. Raises ConsoleError."""
     return Client(url, key if key is not None else os.environ.get("POISE_API_KEY", ""))
 
 
@@ -36,7 +37,7 @@ def top(
     Classes, queues, pools, memory and requests; keys pause, resume, downgrade and cancel, and tell why a request is slow.
     Press ? for help. Whose requests are shown depends on the key: an operator's shows all, another one its tenant's."""
     with ending(NOT_THERE):
-        client = _client(url, key)
+        client = client_of(url, key)
         if once:
             console = Console(highlight=False)
             console.width = console.width if console.is_terminal else PLAIN_WIDTH
@@ -74,7 +75,7 @@ def explain(
     Where it waited and for what, who ran instead, how its prompt and its tokens came, what stopped it, how it ended.
     The server knows its live requests, and those that ended within results.retention_s. Nothing of a text is told."""
     with ending(NOT_THERE, lambda error: _refusal(error, wanted)):
-        explanation = asyncio.run(_explanation(_client(url, key), wanted))
+        explanation = asyncio.run(_explanation(client_of(url, key), wanted))
     if as_json:
         typer.echo(msgspec.json.format(msgspec.json.encode(explanation)).decode())
         return

@@ -27,6 +27,7 @@ from poise.gateway.api.generation import Generation
 from poise.gateway.api.native.admin import Admin
 from poise.gateway.api.native.journal import JournalRoom
 from poise.gateway.api.native.requests import Requests
+from poise.gateway.api.native.routing import RoutingAnswers
 from poise.gateway.api.native.status import Health, HistoryAnswer
 from poise.gateway.api.openai.models import Models
 from poise.gateway.api.openai.parser import spoken
@@ -42,9 +43,13 @@ from poise.gateway.http.guard import GuardMiddleware
 from poise.gateway.http.middleware import Failures, RequestMiddleware
 from poise.gateway.http.pages import PAGE_DIR, page_routes
 from poise.gateway.intake import Intake
+from poise.gateway.models.assembly import assemble
 from poise.gateway.models.backend import Backend
 from poise.gateway.models.local.model import LocalModel
+from poise.gateway.models.local.templates import Templates
+from poise.gateway.models.money.ledger import Ledger
 from poise.gateway.models.names import ModelNames
+from poise.gateway.models.routed import Routing
 from poise.gateway.records.kept import Records
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.supervision.engine import WholeEngine
@@ -68,7 +73,7 @@ class Gateway:
 
     _app: Starlette
     operations: Sequence[Operation]
-    _model: LocalModel
+    _local: LocalModel | None
     metrics: GatewayMetrics
     history: History
     degradation: Degradation
@@ -82,7 +87,8 @@ class Gateway:
 
     async def set_text(self, text: TextModel) -> None:
         """Give it its vocabulary. Raises TemplateUnusable."""
-        await self._model.set_text(text)
+        if self._local is not None:
+            await self._local.set_text(text)
 
 
 def create_app(
@@ -100,8 +106,10 @@ def create_app(
     tasks: Tasks | None = None,
     free: Callable[[], int] = free_bytes,
     backends: Mapping[str, Backend] | None = None,
+    ledger: Ledger | None = None,
 ) -> Gateway:
-    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises UnknownTarget.
+    """An application that serves `engine`. `lifespan` is entered at its start and left at its end. Raises UnknownTarget, and
+    EgressError where the key of another server cannot be read.
 
     text       who makes tokens of texts; `Gateway.set_text` brings the vocabulary
     keys       of the keys file, where there is one
@@ -110,7 +118,8 @@ def create_app(
     recovery   what is counted of lost engines, by who restarts them
     tasks      who keeps what works beside the requests
     free       memory that this process may still use
-    backends   who answers for other models, by the names that requests may have"""
+    backends   who answers for other models, by the names that requests may have, beside those of the settings
+    ledger     of what other servers cost; without it that is not kept"""
     tasks = tasks or Tasks()
     metrics = GatewayMetrics(
         lambda: engine.state.reading, recovery, settings.metrics.tenants_max, tasks.metrics, text.jobs.metrics
@@ -122,23 +131,30 @@ def create_app(
     _put_on_record(audit, metrics, tasks, degradation, keys)
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
-    model = LocalModel(settings, model_name, engine, text, metrics)
-    models: dict[str, Backend] = {model_name: model, **(backends or {})}
-    names = ModelNames(models, settings.aliases, any_name=settings.model.any_name)
-    health = Health(engine, model, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
+    local = LocalModel(settings, model_name, engine, text, metrics) if settings.engine.enabled else None
+    ledger = ledger or Ledger(settings, None)
+    models = assemble(settings, model_name, local, audit, ledger, text.jobs, metrics)
+    every = {**models.backends, **(backends or {})}
+    first, any_name = local or next(iter(every.values())), settings.model.any_name or local is None
+    names = ModelNames(every, settings.aliases, any_name=any_name, patterns=models.patterns)
+    health = Health(engine, first, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(names, tenants, metrics, records, degradation.check)
-    erasers: list[Eraser] = [EngineEraser(engine), records, model.grammars, metrics, audit]
+    erasers: list[Eraser] = [EngineEraser(engine), records, *([local.grammars] if local is not None else ())]
+    erasers += [models.routing.labelling, ledger] if models.routing is not None else []
+    erasers += [metrics, audit]
+    templates = local.templates if local is not None else Templates(settings.templates)
     pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
     explainer = Explainer(settings, engine, records, history)
     operations = [
-        *Generation(settings, intake, metrics.streams, audit, spoken(settings)).operations(),
-        *Requests(settings, tenants, records, metrics.streams, explainer, model.templates).operations(),
+        *Generation(settings, intake, metrics.streams, audit, dialects := spoken(settings)).operations(),
+        *Requests(settings, tenants, records, metrics.streams, explainer, templates).operations(),
         *Models(names, tenants).operations(),
-        *Tokenizer(settings, names, model, tenants, degradation.check).operations(),
+        *(Tokenizer(settings, names, local, tenants, degradation.check).operations() if local is not None else ()),
         *health.operations(),
         *HistoryAnswer(history, tenants).operations(),
         *Admin(engine, JournalRoom(engine), tenants, records, audit, erasers, explainer, operators).operations(),
+        *(RoutingAnswers(models.routing, names, dialects, tenants, audit).operations() if models.routing is not None else ()),
     ]
     routes = [
         *(operation.route() for operation in operations),
@@ -146,8 +162,8 @@ def create_app(
         *page_routes(page_dir),
     ]
     guards = _guards(settings, tenants, metrics, routes)
-    app = _application(operations, routes, guards, audit.strangers, _beside(tasks, pulse, lifespan))
-    return Gateway(app, operations, model, metrics, history, degradation)
+    app = _application(operations, routes, guards, audit.strangers, _beside(tasks, pulse, models.routing, lifespan))
+    return Gateway(app, operations, local, metrics, history, degradation)
 
 
 def _put_on_record(audit: Audit, metrics: GatewayMetrics, tasks: Tasks, degradation: Degradation, keys: KeyRing | None) -> None:
@@ -171,14 +187,18 @@ def _looks(
     }
 
 
-def _beside(tasks: Tasks, pulse: Pulse, inner: Lifespan | None) -> Lifespan:
+def _beside(tasks: Tasks, pulse: Pulse, routing: Routing | None, inner: Lifespan | None) -> Lifespan:
     """What lives as long as there is an application: the caller's own, which is entered first and left first, and beside the
     requests the pulse and the look at the heap, until all tasks are stopped."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
+            if routing is not None:
+                stack.push_async_callback(routing.egress.close)
             stack.push_async_callback(tasks.stop)
+            for remote in routing.remotes.values() if routing is not None else ():
+                tasks.start(f"backend-{remote.name}", remote.watch)
             if inner is not None:
                 await stack.enter_async_context(inner(app))
             pulse.start()

@@ -19,6 +19,7 @@ from poise.gateway.records.kept import Records
 from poise.gateway.records.record import Origin, Record
 from poise.gateway.records.values import Heading
 from poise.gateway.request.generate import Generate
+from poise.gateway.request.labels import Label
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.tenancy.auditing import RequestEntry
 from poise.gateway.tenancy.caller import Credentials
@@ -38,6 +39,14 @@ class Sender(Protocol):
     @property
     def traceparent(self) -> str:
         """The sender's span; empty where there is none."""
+
+    @property
+    def claim(self) -> Label | None:
+        """The label that it gives the request. Raises ApiError where that is none."""
+
+    @property
+    def may_fall_back(self) -> bool:
+        """Somebody else than the first choice may answer. Raises ApiError where it cannot be told."""
 
     @property
     def is_detached(self) -> bool:
@@ -113,7 +122,8 @@ class Intake:
             self._check_level(request.request_class)
             waits_ms, span, operation = request.queue_timeout_ms, sender.traceparent, dialect.name
             about = (dialect.prompt_param, arrived_s, waits_ms, span, caller.account, caller.is_declared, operation)
-            origin = Origin(caller.request_id, tenant, request.request_class, *about)
+            routing = (caller.label, sender.claim, sender.may_fall_back and request.fallback)
+            origin = Origin(caller.request_id, tenant, request.request_class, *about, *routing)
             entry.note_prompt(body.get(dialect.prompt_param))
             detached = sender.is_detached or request.background
             preparing = self._prepare(backend, origin, dialect, request, detached=detached)

@@ -21,13 +21,19 @@ from starlette.applications import Starlette
 from poise import __version__
 from poise.audit.log import AuditError
 from poise.config import LoadedSettings, Settings
-from poise.config.paths import keys_file
+from poise.config.paths import keys_file, ledger_file
 from poise.engine.leash import no_core_dumps
 from poise.gateway.app import create_app
 from poise.gateway.http.connections.files import raise_limit
 from poise.gateway.http.connections.server import HttpServer
+from poise.gateway.models.egress.hosts import EgressSetupError
 from poise.gateway.models.local.templates import TemplateUnusable
+from poise.gateway.models.money.books import LedgerError
+from poise.gateway.models.money.ledger import Ledger
+from poise.gateway.models.money.prices import Prices
 from poise.gateway.models.names import UnknownTarget
+from poise.gateway.models.routing.policy import AUTO
+from poise.gateway.supervision.absent import NoEngine
 from poise.gateway.supervision.engine import SERVER_STOPPING, EnginePhase, EngineState
 from poise.gateway.supervision.preflight import CannotStart, Checked
 from poise.gateway.supervision.preflight import check as check_model
@@ -65,21 +71,23 @@ def serve(loaded: LoadedSettings) -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing has been started that would have to be ended in order
     try:
-        checked = check_model(loaded)
+        checked = check_model(loaded) if settings.engine.enabled else Checked("")
         _warn(checked)
         keys = KeyRing(keys_file(settings.auth))
         tls = tls_context(settings.server)
         listeners = _listen(settings, keys)
         audit = open_audit(settings)
-    except (CannotStart, KeysError, Exposed, AuditError, _CannotListen) as error:
+        costs = any(Prices.of(backend).most(1, 1) for backend in settings.backends.values())
+        ledger = Ledger(settings, ledger_file(settings.egress) if costs else None)
+    except (CannotStart, KeysError, Exposed, AuditError, LedgerError, _CannotListen) as error:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
     with contextlib.ExitStack() as stack:
         for listener in listeners:
             stack.enter_context(listener)
         try:
-            service = _Service(settings, Path(checked.path), listeners, keys, audit, tls)
-        except (TracesUnavailable, UnknownTarget) as error:
+            service = _Service(settings, Path(checked.path), listeners, keys, audit, ledger, tls)
+        except (TracesUnavailable, UnknownTarget, EgressSetupError) as error:
             print(f"poise: {error}", file=sys.stderr)  # noqa: T201
             return CANNOT_START
         return service.run()
@@ -99,24 +107,27 @@ class _Service:
         listeners: list[socket.socket],
         keys: KeyRing,
         audit: Audit,
+        ledger: Ledger,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._settings = settings
         self._token = _open_token(listeners[0])
-        self._audit = audit
+        self._audit, self._ledger = audit, ledger
         self._tls = tls
         self._path = path
         self._listeners = listeners
         self._exit_code = 0
         self._is_cut_off = False
         self._tasks = Tasks(on_give_up=self._give_up)
-        self._supervisor = Supervisor(settings, str(path), tasks=self._tasks)
-        self._model_name = settings.model.name or path.stem
+        is_front, file = not settings.engine.enabled, "" if path == Path() else str(path)
+        supervisor = None if is_front else Supervisor(settings, file, tasks=self._tasks)
+        self._supervisor: Supervisor | NoEngine = supervisor or NoEngine()
+        self._model_name = settings.model.name or (AUTO if is_front else path.stem)
         self._workers = TextWorkers(
             settings.text,
-            str(path),
+            file,
             tasks=self._tasks,
-            fingerprint=self._supervisor.model.fingerprint,
+            fingerprint="" if supervisor is None else supervisor.model.fingerprint,
             chat_template=settings.model.chat_template,
         )
         self._text_known = asyncio.Event()
@@ -132,6 +143,7 @@ class _Service:
             recovery=self._supervisor.metrics,
             tasks=self._tasks,
             free=available_bytes,
+            ledger=ledger,
         )
         self._traces: Traces | None = None
         if endpoint := settings.telemetry.otlp_endpoint:
@@ -150,6 +162,7 @@ class _Service:
             if self._token is not None:
                 self._token.close()
             self._audit.strangers.tell()
+            self._ledger.close()
             self._audit.put("stop", exit_code=self._exit_code)
             self._audit.close()
         return self._exit_code
@@ -202,7 +215,10 @@ class _Service:
             if not state.is_settled:
                 shown = state.stage
                 print(f"{shown} ({self._path.name}) ...", flush=True)  # noqa: T201
-        if state.phase is EnginePhase.READY and state.ready is not None:
+        if not self._settings.engine.enabled:
+            await self._text_known.wait()
+            print(front_banner(self._settings, self._url()), flush=True)  # noqa: T201
+        elif state.phase is EnginePhase.READY and state.ready is not None:
             await self._text_known.wait()
             print(banner(self._settings, self._model_name, state.ready, self._url()), flush=True)  # noqa: T201
         elif state.phase is EnginePhase.FAILED:
@@ -213,6 +229,10 @@ class _Service:
         begins = EngineState().stage
         await self._supervisor.until(lambda state: state.stage != begins or state.is_settled or state.restarts > 0)
         self._workers.start()
+        if not self._settings.engine.enabled:
+            self._text_known.set()
+            freeze_heap()
+            return
         try:
             vocabulary = await self._workers.vocabulary()
             await self._app.set_text(TextModel(vocabulary, self._workers))
@@ -279,6 +299,15 @@ def banner(settings: Settings, model_name: str, ready: Ready, url: str) -> str:
             '              -d \'{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}\'',
         ]
     )
+
+
+def front_banner(settings: Settings, url: str) -> str:
+    """Who answers in the place of a model on this host, and what may go there."""
+    lines = [f"serving other servers' models on {url}: nothing is computed on this host"]
+    for name, backend in settings.backends.items():
+        model = f", model {backend.model}" if backend.model else ""
+        lines.append(f"  {name:<12} {backend.url}{model}: {backend.slots} slots, up to {backend.ceiling} requests")
+    return "\n".join([*lines, "", f"chat page:  {url}/", f"dashboard:  poise dashboard --url {url}"])
 
 
 def _warn(checked: Checked) -> None:

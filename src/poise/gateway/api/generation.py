@@ -22,9 +22,11 @@ from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.http.replies import json_of
 from poise.gateway.http.stream import EventStream, while_connected
 from poise.gateway.intake import Call, Intake
+from poise.gateway.models.routing.labels import claimed
 from poise.gateway.records.reader import Reader
 from poise.gateway.records.record import Follower
 from poise.gateway.request import headers as names
+from poise.gateway.request.labels import Label
 from poise.gateway.request.refusals import invalid_value
 from poise.gateway.tasks.slices import in_turns
 from poise.gateway.tenancy.auditing import Audit
@@ -59,6 +61,17 @@ class HttpSender:
             raise invalid_value(names.DETACH, 'be "1", or be left out', value)
         return value == "1"
 
+    @property
+    def claim(self) -> Label | None:
+        return claimed(self._request.headers.get(names.DATA_CLASS, ""))
+
+    @property
+    def may_fall_back(self) -> bool:
+        value = self._request.headers.get(names.NO_FALLBACK, "0")
+        if value not in ("0", "1", "true", "false"):
+            raise invalid_value(names.NO_FALLBACK, 'be "1", or be left out', value)
+        return value in ("0", "false")
+
     async def body(self) -> JsonObject:
         return await read_json(self._request, self._server.max_body_bytes, self._server.body_timeout_s)
 
@@ -91,7 +104,7 @@ class Generation:
             spoken.path,
             answer,
             spoken.summary,
-            errors=[400, 401, 403, 404, 408, 413, 429, 500, 503],
+            errors=[400, 401, 403, 404, 408, 413, 429, 500, 502, 503],
             request=self._described(dialect.schema()),
             answers=spoken.answers,
             dialect=dialect,

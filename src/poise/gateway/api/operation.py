@@ -115,6 +115,7 @@ _ERRORS = {
     415: "The body is packed in a way that is not known here.",
     429: "A queue is full, tokens per minute are used up, or too many requests came with keys that are not known.",
     500: "Something failed in the server; its log has the details.",
+    502: "The server that was to answer it did not, or not as it should.",
     503: "The engine cannot take requests now, too many requests are open, or the request waited too long.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}

@@ -17,10 +17,11 @@ from poise.gateway.request.generate import Generate
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What is said of a model. `context_length` None: not known yet."""
+    """What is said of a model. `context_length` None: not known yet. `others`: further models that it may be asked for."""
 
     name: str
     context_length: int | None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

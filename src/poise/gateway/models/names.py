@@ -20,15 +20,22 @@ class UnknownTarget(Exception):
 class ModelNames:
     """The models of this server by all names that requests may have."""
 
-    def __init__(self, models: Mapping[str, Backend], aliases: Mapping[str, str], *, any_name: bool = False) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Backend],
+        aliases: Mapping[str, str],
+        *,
+        any_name: bool = False,
+        patterns: Mapping[str, Backend] | None = None,
+    ) -> None:
         """`models`: by their own names, the first one answers where no name is given. Raises UnknownTarget.
 
-        `aliases` lead from a name, or a pattern with `*`, `?` or `[...]`, to a model's name or DEFAULT. With `any_name` the
-        first model answers to every other name as well."""
+        `patterns` lead from names of models elsewhere to who has them. `aliases` lead from a name, or a pattern with `*`, `?`
+        or `[...]`, to a model's name or DEFAULT. With `any_name` the first model answers to every other name as well."""
         first = next(iter(models.values()))
         self._models = dict(models)
         own = {DEFAULT: first, **models}
-        self._patterns: list[tuple[str, Backend]] = []
+        self._patterns = list((patterns or {}).items())
         self.aliases: dict[str, Backend] = {}
         """The exact ones, in the order written."""
         for alias, target in aliases.items():

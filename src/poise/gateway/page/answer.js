@@ -65,6 +65,11 @@ export class Answer {
     this.#timer ||= setTimeout(() => this.#draw(), this.#drawnAt + DRAW_EVERY_MS - performance.now());
   }
 
+  /** Who answers: "local", or another server; "cloud:" stands before one that is not on this host. */
+  from(backend) {
+    this.#figures.backend = backend;
+  }
+
   usage(usage) {
     this.#figures.usage = usage;
   }
@@ -136,6 +141,7 @@ export class Answer {
 /** What this browser measured, network included; token counts are the server's where it sent them. */
 class Figures {
   usage = null;
+  backend = "";
   #sentAt = performance.now();
   #firstAt = null;
   #lastAt = null;
@@ -151,7 +157,8 @@ class Figures {
     if (this.#firstAt === null) return [];
     const tokens = this.usage?.completion_tokens ?? this.#pieces;
     const seconds = (this.#lastAt - this.#firstAt) / 1000;
-    const figures = [`first token ${duration(this.#firstAt - this.#sentAt)}`];
+    const figures = this.backend ? [`from ${this.backend.replace("cloud:", "the cloud: ")}`] : [];
+    figures.push(`first token ${duration(this.#firstAt - this.#sentAt)}`);
     // The first token ends the wait; the rate is that of the others.
     if (tokens > 1 && seconds > 0) figures.push(`${rate((tokens - 1) / seconds)} tokens/s`);
     if (this.usage?.prompt_tokens !== undefined) {

@@ -99,6 +99,7 @@ export class Conversation {
     let reason = "unknown";
     for await (const event of chat(request, signal)) {
       if (event.id) this.#responseId = event.id;
+      else if (event.by) answer.from(event.by);
       else if (event.waiting) announce(answer.wait(event.waiting));
       else if (event.thought) answer.think(event.thought);
       else if (event.marks) this.#grow(answer, event);

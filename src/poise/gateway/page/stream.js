@@ -46,6 +46,7 @@ export class EventStreamParser {
 /**
  * Sends a chat request and yields, as they arrive:
  *   {id}                          the response's id, first of all
+ *   {by}                          who answers, where it may be another server than this one
  *   {waiting: {position, etaMs}}  while it is queued
  *   {thought}                     a piece of the reasoning that comes before the answer
  *   {text, marks}                 a piece of the answer, and what it made certain of its segments; either may be empty
@@ -58,6 +59,8 @@ export async function* chat(request, signal) {
   if (!response.ok) throw await errorFrom(response);
   const id = response.headers.get("X-Poise-Response-Id");
   if (id) yield { id };
+  const by = response.headers.get("X-Poise-Backend");
+  if (by) yield { by };
   let ended = false;
   for await (const item of readItems(response.body)) {
     if (item.data === "[DONE]") return;

@@ -20,6 +20,7 @@ from poise.gateway.records.moments import PREFILL, ChoiceRecord, End, Gathered, 
 from poise.gateway.records.values import Answer, Bill, Heading, Logprob, Notes, Usage
 from poise.gateway.records.writer import MakeWriter, Writer
 from poise.gateway.request.generate import PLAIN, AnswerOptions
+from poise.gateway.request.labels import Label
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.tasks.slices import at_once
 from poise.gateway.text.answers import EntryKind
@@ -70,6 +71,12 @@ class Origin:
     """The operator made that account."""
     operation: str = ""
     """What metrics and traces call it: the name of its dialect."""
+    key_label: Label = Label.PUBLIC
+    """The label that its key gives it."""
+    claim: Label | None = None
+    """The label that its sender has named."""
+    may_fall_back: bool = True
+    """Whoever is the first choice answers it, or nobody."""
 
 
 class Work(Protocol):
@@ -275,8 +282,8 @@ class Record:
         self.note("finished", end.choice, reason=end.reason, outcome=outcome)
 
     def start(self, work: Work) -> None:
-        """`work` is being done for it from now on."""
-        assert self.stage is Stage.NEW, "it has started"
+        """`work` is being done for it from now on, perhaps in the place of another that gave it up."""
+        assert self.stage in (Stage.NEW, Stage.STARTED), "something of it is there"
         self.work = work
 
     def open(self) -> None:

@@ -81,6 +81,8 @@ class Generate:
     """What the answer must be."""
     echo: bool = False
     """The answer begins with the prompt, and its log probabilities with those of the prompt."""
+    fallback: bool = True
+    """Where the first choice of who answers does not, another one may."""
     suffix: str = ""
     """What is to come after the answer: text between the prompt and this is to be filled in."""
 

@@ -3,10 +3,11 @@
 import re
 from collections.abc import MutableMapping, Sequence
 
-DETACH = "X-Poise-Detach"
+DETACH, DATA_CLASS, NO_FALLBACK = "X-Poise-Detach", "X-Poise-Data-Class", "X-Poise-No-Fallback"
 """Sent by clients."""
-DATA_CLASS = "X-Poise-Data-Class"
-"""Sent by clients: the least label that a request is to have."""
+BACKEND, ROUTE_REASON, FALLBACK_FROM = "X-Poise-Backend", "X-Poise-Route-Reason", "X-Poise-Fallback-From"
+"""Who answers: `local`, or a section of `backends`, with `cloud:` before it where the request leaves this host; why; and who was
+asked before, without an answer."""
 RESPONSE_ID = "X-Poise-Response-Id"
 QUEUE_POSITION, QUEUE_ETA = "X-Poise-Queue-Position", "X-Poise-Queue-Eta-Ms"
 CONTEXT = "X-Poise-Context"

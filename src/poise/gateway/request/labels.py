@@ -19,4 +19,4 @@ class Label(IntEnum):
 
 def label_of(name: str) -> Label:
     """By a name of settings and headers. Raises KeyError."""
-    return Label[name.upper()] if name.islower() else Label[""]
+    return Label[name.upper()]

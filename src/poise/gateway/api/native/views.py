@@ -26,6 +26,7 @@ class RequestMoment(msgspec.Struct, frozen=True, kw_only=True):
     turns: int | UnsetType = UNSET
     position: int | UnsetType = UNSET
     eta_ms: int | UnsetType = UNSET
+    backend: str | UnsetType = UNSET
     pool: str | UnsetType = UNSET
     cached_tokens: int | UnsetType = UNSET
     wait_ms: int | UnsetType = UNSET

@@ -50,6 +50,7 @@ class Models:
         """Each model under its own name, then the aliases."""
         self._tenants.identify(credentials_of(request))
         cards = [self._described(backend) for backend in self._names.models]
+        cards += [self._described(backend, name) for backend in self._names.models for name in backend.card.others]
         aliases = [self._described(backend, name) for name, backend in self._names.aliases.items()]
         return ModelList(data=cards + aliases)
 

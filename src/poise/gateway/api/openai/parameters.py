@@ -253,6 +253,7 @@ QUEUE_TIMEOUT = Real(
     above_minimum=True,
 )
 BACKGROUND = Flag("background", "The request goes on when its client leaves; its result can be fetched for a while.")
+FALLBACK = Flag("fallback", "Where who is asked first does not answer, another server may; true by default.")
 USER = Text("user", "The caller's own label; it has no effect.", max_chars=512)
 IGNORE_EOS = Flag("ignore_eos", "Go on after end-of-generation tokens, up to the output allowance.")
 
@@ -260,5 +261,5 @@ _PENALTIES = (PRESENCE_PENALTY, FREQUENCY_PENALTY)
 _DRAWN_BY: tuple[Field[Any], ...] = (TEMPERATURE, TOP_P, TOP_K, MIN_P, *_PENALTIES, LOGIT_BIAS, IGNORE_EOS)
 SAMPLING: Mapping[str, Field[Any]] = {field.name: field for field in _DRAWN_BY}
 """By field of `SamplingParams`, what sets it as it is. A new parameter of sampling is a row here, a field there, and its use."""
-_SERVED_BY = (STREAM, STREAM_OPTIONS, SERVICE_TIER, QUEUE_TIMEOUT, BACKGROUND, USER)
+_SERVED_BY = (STREAM, STREAM_OPTIONS, SERVICE_TIER, QUEUE_TIMEOUT, BACKGROUND, FALLBACK, USER)
 SHARED: tuple[Field[Any], ...] = (MAX_TOKENS, MIN_TOKENS, *_DRAWN_BY, REPETITION_PENALTY, STOP, SEED, *_SERVED_BY)

@@ -121,6 +121,7 @@ class RequestParser:
             background=p.BACKGROUND.get(values, False),
             answer=replace(self._written(values, stream, ignored), service_tier="default" if tier == "auto" else tier),
             ignored=self._labelled(values, ignored),
+            fallback=p.FALLBACK.get(values, True),
             structure=structured.read_structure(values),
         )
 

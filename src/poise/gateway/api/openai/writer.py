@@ -9,6 +9,7 @@ request; only the text goes through an encoder. That is some twenty times cheape
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from hashlib import sha256
 from math import isnan
 from typing import Any, ClassVar
@@ -65,7 +66,6 @@ class OpenAIWriter(Writer):
         """The reader has been sent how the answer was made."""
         self._segmenters: dict[int, Segmenter] | None = defaultdict(Segmenter) if options.segments else None
         self._tail = b'],"usage":null' if options.include_usage or options.continuous_usage else b"]"
-        self._prefix = self._begin()
 
     def passed(self, choice: int, text: str, kind: EntryKind = _TEXT) -> None:
         self._opened.add(choice)
@@ -74,7 +74,7 @@ class OpenAIWriter(Writer):
 
     def downgrade(self) -> None:
         self._tier = DOWNGRADED_TIER
-        self._prefix = self._begin()
+        self.__dict__.pop("_prefix", None)
 
     def text(
         self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None, kind: EntryKind = _TEXT
@@ -140,7 +140,9 @@ class OpenAIWriter(Writer):
     def _choice(self, answer: Answer) -> Iterator[bytes]:
         """One choice of the whole response."""
 
-    def _begin(self) -> bytes:
+    @cached_property
+    def _prefix(self) -> bytes:
+        """Made for the first event: before that it may not be known who answers."""
         return b"data: " + self._heading(self.chunk_kind) + b',"choices":['
 
     def _heading(self, kind: str) -> bytes:

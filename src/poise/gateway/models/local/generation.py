@@ -46,6 +46,7 @@ _GOOD_ENDS = (FinishReason.STOP, FinishReason.LENGTH)
 _NAMED_ENDS = (FinishReason.FAILED, FinishReason.EXPIRED, QUARANTINED, SERVER_STOPPING)
 _LIVE = Stage.LIVE
 NewParser = Callable[[], AnswerParser]
+Leaves = Callable[[Accepted | Refused], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,9 @@ class Generation:
         self._text = text
         self._metrics = metrics
         self._choices: list[Choice] = []
+        self.leaves: Leaves | None = None
+        """Is asked when the engine has said how long the wait is, or that it refuses: does another server answer instead? If so,
+        nothing more is written here."""
 
     def submit(self, asked: Sequence[ChoiceRequest], stop: Sequence[str] = (), parser: NewParser = AnswerParser) -> None:
         """Hand every choice to the engine. A refusal is the end of the record. `parser`: makes one for a choice's answer."""
@@ -163,15 +167,23 @@ class Generation:
     def _act(self, choice: Choice, event: RequestEvent) -> None:
         """What to do with an event of a choice that is not live; see the table in `poise.gateway.models.local.choice`."""
         match act_on(choice.stage, event):
-            case Act.REFUSE:
+            case Act.REFUSE if not self._left(event):
                 self.fail(self._refusal(event))
-            case Act.KEEP:
+            case Act.KEEP if not self._left(event):
                 choice.stage = Stage.TAKEN
                 choice.early.append(event)
                 if not any(other.stage is Stage.ASKED for other in self._choices):
                     self._open()
             case Act.SETTLE:
                 self._settle(choice, event)
+
+    def _left(self, event: RequestEvent) -> bool:
+        """Whether another server gets the request: the engine is to forget it."""
+        if self.leaves is None or not isinstance(event, Accepted | Refused) or not self.leaves(event):
+            return False
+        for choice in self._choices:
+            self._take_back(choice)
+        return True
 
     def _open(self) -> None:
         """The engine has taken every choice: what it has said of them goes into the record."""

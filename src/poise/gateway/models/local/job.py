@@ -10,7 +10,7 @@ from functools import partial
 
 import msgspec
 
-from poise.gateway.models.local.generation import ChoiceRequest, Generation
+from poise.gateway.models.local.generation import ChoiceRequest, Generation, Leaves
 from poise.gateway.models.local.prompts import Plan, Prompts
 from poise.gateway.models.local.refusals import summary_failed
 from poise.gateway.records.following import Stop
@@ -52,12 +52,15 @@ class LocalJob:
         self._prompts = prompts
         self._text = text
         self._generation_of = generation_of
+        self.leaves: Leaves | None = None
+        """See `Generation`."""
 
     def start(self, record: Record) -> None:
         """Hand it to the engine."""
         assert self._asked is not None, "it has started"
         (request, plan), self._asked = self._asked, None
         generation = self._generation_of(record)
+        generation.leaves = self.leaves
         if plan.summary is None:
             record.start(generation)
             _submit(generation, record, request, plan, self._text)

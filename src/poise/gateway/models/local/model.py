@@ -48,6 +48,12 @@ class LocalModel:
         state = self._engine.state
         return BackendState(state.phase is EnginePhase.READY and self._text.current is not None, state.retry_after_s)
 
+    def wait_s(self, request_class: RequestClass) -> float:
+        """The wait of a new request of the class, as the engine has estimated it last."""
+        status = self._engine.state.status
+        figures = status.classes.get(request_class.value) if status is not None else None
+        return figures.wait_estimate_us / 1e6 if figures is not None else 0.0
+
     async def set_text(self, text: TextModel) -> None:
         """Give it its vocabulary. Raises TemplateUnusable."""
         if path := self._settings.model.response_template:

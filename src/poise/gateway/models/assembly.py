@@ -1,0 +1,48 @@
+"""Which models there are by which names: this host's, those of other servers, and the one that may be answered by either."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from poise.config import Settings
+from poise.gateway.models.backend import Backend
+from poise.gateway.models.egress.door import Egress, Recorder
+from poise.gateway.models.local.model import LocalModel
+from poise.gateway.models.money.ledger import Ledger
+from poise.gateway.models.remote.model import RemoteModel
+from poise.gateway.models.routed import RoutedModel, Routing
+from poise.gateway.models.routing.labelling import Labelling
+from poise.gateway.models.routing.policy import AUTO
+from poise.gateway.text.tokens import TextJobs
+from poise.metrics.gateway import GatewayMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """`backends` by their own names: the first one answers where no name is given. `patterns` lead to models of other servers."""
+
+    backends: Mapping[str, Backend]
+    patterns: Mapping[str, Backend] = field(default_factory=dict)
+    routing: Routing | None = None
+    """Where there are other servers."""
+
+
+def assemble(
+    settings: Settings,
+    name: str,
+    local: LocalModel | None,
+    recorder: Recorder,
+    ledger: Ledger,
+    jobs: TextJobs,
+    metrics: GatewayMetrics,
+    environ: Mapping[str, str] = os.environ,
+) -> Models:
+    """`name`: of the model of this host. Raises EgressError where a server's key or certificates cannot be read."""
+    own: dict[str, Backend] = {} if local is None else {name: local}
+    if not settings.backends:
+        return Models(own)
+    egress = Egress(settings, recorder, metrics.egress, environ=environ)
+    remotes = {backend: RemoteModel(backend, settings, egress, ledger, metrics) for backend in settings.backends}
+    routing = Routing(settings, local, remotes, Labelling(settings, jobs), egress)
+    asked = {backend: RoutedModel(backend, routing, backend) for backend in remotes}
+    return Models({AUTO: RoutedModel(AUTO, routing), **own, **asked}, {f"{b}/*": model for b, model in asked.items()}, routing)
