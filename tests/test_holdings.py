@@ -74,6 +74,7 @@ WITH_A_REQUEST = {
     "gateway.api.openai.writer:ChatWriter",
     "gateway.api.openai.writer:OpenAIWriter",
     "gateway.models.remote.written:_Part",
+    "gateway.models.routed:RoutedJob",
     "gateway.models.remote.openai:Events",
     "gateway.records.moments:Gathered",
     "gateway.models.local.echo:Echo",

@@ -140,9 +140,7 @@ def create_app(
     health = Health(engine, first, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(names, tenants, metrics, records, degradation.check)
-    erasers: list[Eraser] = [EngineEraser(engine), records, *([local.grammars] if local is not None else ())]
-    erasers += [models.routing.labelling, ledger] if models.routing is not None else []
-    erasers += [metrics, audit]
+    erasers: list[Eraser] = [EngineEraser(engine), records, *models.erasers(ledger), metrics, audit]
     templates = local.templates if local is not None else Templates(settings.templates)
     pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
     explainer = Explainer(settings, engine, records, history)

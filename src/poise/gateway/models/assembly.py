@@ -13,6 +13,7 @@ from poise.gateway.models.remote.model import RemoteModel
 from poise.gateway.models.routed import RoutedModel, Routing
 from poise.gateway.models.routing.labelling import Labelling
 from poise.gateway.models.routing.policy import AUTO
+from poise.gateway.tenancy.erasure import Eraser
 from poise.gateway.text.tokens import TextJobs
 from poise.metrics.gateway import GatewayMetrics
 
@@ -25,6 +26,12 @@ class Models:
     patterns: Mapping[str, Backend] = field(default_factory=dict)
     routing: Routing | None = None
     """Where there are other servers."""
+    local: LocalModel | None = None
+
+    def erasers(self, ledger: Ledger) -> list[Eraser]:
+        """Who holds something of a tenant."""
+        of_routing: list[Eraser] = [self.routing.labelling, ledger] if self.routing is not None else []
+        return ([self.local.grammars] if self.local is not None else []) + of_routing
 
 
 def assemble(
@@ -40,9 +47,11 @@ def assemble(
     """`name`: of the model of this host. Raises EgressError where a server's key or certificates cannot be read."""
     own: dict[str, Backend] = {} if local is None else {name: local}
     if not settings.backends:
-        return Models(own)
+        return Models(own, local=local)
     egress = Egress(settings, recorder, metrics.egress, environ=environ)
     remotes = {backend: RemoteModel(backend, settings, egress, ledger, metrics) for backend in settings.backends}
     routing = Routing(settings, local, remotes, Labelling(settings, jobs), egress)
     asked = {backend: RoutedModel(backend, routing, backend) for backend in remotes}
-    return Models({AUTO: RoutedModel(AUTO, routing), **own, **asked}, {f"{b}/*": model for b, model in asked.items()}, routing)
+    return Models(
+        {AUTO: RoutedModel(AUTO, routing), **own, **asked}, {f"{b}/*": model for b, model in asked.items()}, routing, local
+    )
