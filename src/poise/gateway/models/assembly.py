@@ -48,6 +48,7 @@ def assemble(
     own: dict[str, Backend] = {} if local is None else {name: local}
     if not settings.backends:
         return Models(own, local=local)
+    metrics.egress.watch_budgets(ledger.budgets_left)
     egress = Egress(settings, recorder, metrics.egress, environ=environ)
     remotes = {backend: RemoteModel(backend, settings, egress, ledger, metrics) for backend in settings.backends}
     routing = Routing(settings, local, remotes, Labelling(settings, jobs), egress)

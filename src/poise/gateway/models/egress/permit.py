@@ -1,7 +1,7 @@
 """The permit without which nothing is sent to another server. Only `poise.gateway.models.routing.policy` makes them: a contract
 and a test see to it that nobody else names `SEAL`."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass
 from enum import StrEnum
 
 from poise.gateway.request.labels import Label
@@ -30,8 +30,9 @@ class Permit:
     """Why it is sent there, as X-Poise-Route-Reason has it."""
     tenant: str
     request_id: str
-    seal: object = field(repr=False)
+    seal: InitVar[object]
+    """Not kept: a permit cannot be made of another one either."""
     is_used: bool = False
 
-    def __post_init__(self) -> None:
-        assert self.seal is SEAL, "only the policy makes permits"
+    def __post_init__(self, seal: object) -> None:
+        assert seal is SEAL, "only the policy makes permits"
