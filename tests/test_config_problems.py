@@ -384,8 +384,8 @@ NEAR = '[backends.near]\nurl = "http://127.0.0.1:9000/v1"\n'
         ),
         ("engine.enabled = false", "engine.enabled = false: needs a section of backends, or nobody answers"),
         (
-            '[backends.local]\nurl = "http://127.0.0.1:9000"',
-            'backends.local.url = "http://127.0.0.1:9000": the section needs another name than local, auto, default',
+            '[backends.default]\nurl = "http://127.0.0.1:9000"',
+            'backends.default.url = "http://127.0.0.1:9000": the section needs another name than local, auto, default',
         ),
         (
             CLOUD + 'format = "anthropic"\ncapabilities = ["tools", "logprobs"]',
