@@ -27,10 +27,10 @@ class AppClient(Client):
     def token(self) -> str:
         return "" if self._key else self._found
 
-    async def send(self, method: str, path: str) -> tuple[int, bytes]:
+    async def send(self, method: str, path: str, asked: object = None) -> tuple[int, bytes]:
         self.sent.append(f"{method} {path}")
         self.asked.put_nowait(self.sent[-1])
         if self.is_away:
             raise Unreachable(f"{self.url} cannot be reached: Connection refused")
-        reply = await ask(self.app, method, path, headers=self.credentials(path), client=self._address)
+        reply = await ask(self.app, method, path, asked, headers=self.credentials(path), client=self._address)
         return reply.status, reply.body

@@ -39,7 +39,8 @@ class Server(World):
     def second(self) -> None:
         """What has happened lately is taken for the history, and what was a minute ago is forgotten."""
         self._metrics.lately.take()
-        cast(TextHere, self.app._model._text.jobs).asked.clear()  # the stand-in's own
+        assert self.app._local is not None
+        cast(TextHere, self.app._local._text.jobs).asked.clear()  # the stand-in's own
         for name in RequestClass:
             self._metrics.lately.ttft_ms(name.value, time.perf_counter() + 2 * RECENT_S)
         self.engine.n_prompt.clear()

@@ -314,7 +314,7 @@ def test_several_choices() -> None:
 def test_an_answer_of_another_server_is_told_with_its_cost() -> None:
     """In figures as well; that the engine here has not had it goes without saying."""
     life = Life().tokens(1.0, 2.0).ended(3.0)
-    tokens = {"prompt_tokens": 1200, "cached_tokens": 200, "output_tokens": 2}
+    tokens: dict[str, Any] = {"prompt_tokens": 1200, "cached_tokens": 200, "output_tokens": 2}
     life.record.bill = Bill(backend="cloud", label="public", reason="a reason", cost_nano=2_020_000, **tokens)
     known = facts(life)
     assert sentences_of(known)[1:3] == [

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,11 +41,15 @@ class Clock:
         return self.now
 
 
-def settings(*, tenant: dict[str, str] | None = None, backend: dict[str, str] | None = None, **prices: str) -> Settings:
+def budgets(amounts: Mapping[str, str]) -> dict[str, Any]:
+    return {f"budget_{period}": amount for period, amount in amounts.items()}
+
+
+def settings(*, tenant: dict[str, str] | None = None, backend: dict[str, str] | None = None, **prices: Any) -> Settings:
     """A backend at a unit for each 1,000 tokens of prompt and of output, unless it says otherwise; and a free one."""
     prices = prices or {"price_input": "1000", "price_output": "1000"}
-    paid = BackendSettings(url=URL, **prices, **{f"budget_{period}": amount for period, amount in (backend or {}).items()})
-    limits = TenantSettings(**{f"budget_{period}": amount for period, amount in (tenant or {}).items()})
+    paid = BackendSettings(url=URL, **prices, **budgets(backend or {}))
+    limits = TenantSettings(**budgets(tenant or {}))
     return Settings(backends={"cloud": paid, "free": BackendSettings(url=URL)}, tenant_defaults=limits)
 
 
@@ -97,7 +101,8 @@ async def test_what_is_not_known_is_charged_whole_and_marked(path: Path) -> None
 async def test_a_budget_that_is_gone_says_which_and_until_when(scope: Any, period: str, resets_s: int, at: str) -> None:
     """Scope, period, limit, what is spent, when it begins anew; and then it does."""
     clock = Clock()
-    ledger = Ledger(settings(**{scope: {period: "1.5"}}), None, clock)
+    limits: dict[str, Any] = {scope: {period: "1.5"}}
+    ledger = Ledger(settings(**limits), None, clock)
     await ledger.settle(await reserve(ledger), None)
     assert ledger.has_room("alice", "cloud")
     with pytest.raises(BudgetExhausted) as refused:
@@ -139,7 +144,8 @@ async def test_what_is_only_reserved_may_come_free_soon() -> None:
 @pytest.mark.parametrize("scope", ["tenant", "backend"])
 async def test_of_a_hundred_at_once_none_goes_beyond_the_budget(path: Path, scope: Any) -> None:
     """Also when the server dies in between, at every tenth of them, and another one goes on."""
-    wanted = settings(**{scope: {"day": "7"}})
+    limits: dict[str, Any] = {scope: {"day": "7"}}
+    wanted = settings(**limits)
     n_taken = 0
     for n_before in range(10):
         ledger = Ledger(wanted, path, Clock())
@@ -342,10 +348,8 @@ class Money(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
         self.loop = asyncio.new_event_loop()
         self.clock = Clock()
-        backend = BackendSettings(
-            url=URL, price_input="1000", price_output="3000", **{f"budget_{p}": a for p, a in self.LIMITS.items()}
-        )
-        tenant = TenantSettings(**{f"budget_{period}": amount for period, amount in self.LIMITS.items()})
+        backend = BackendSettings(url=URL, price_input="1000", price_output="3000", **budgets(self.LIMITS))
+        tenant = TenantSettings(**budgets(self.LIMITS))
         self.settings = Settings(backends={"one": backend, "two": backend}, tenant_defaults=tenant)
         self.life = 0
         self.path = self.folder / "0" / "spend.sqlite"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ TOKENS = st.integers(0, 10**7)
 PRICES = st.decimals(0, 999_999_999, places=3).map(str)
 
 
-def prices(**given: str) -> Prices:
+def prices(**given: Any) -> Prices:
     return Prices.of(BackendSettings(url="https://api.example.com/v1", **given))
 
 

@@ -386,7 +386,7 @@ def test_only_the_policy_makes_permits() -> None:
 def test_no_permit_is_made_of_another() -> None:
     """What was used could be used again."""
     with pytest.raises(ValueError, match="seal"):
-        dataclasses.replace(health_permit("cloud"), is_used=False)
+        dataclasses.replace(health_permit("cloud"), is_used=False)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("code", ["from a import SEAL", "a.SEAL", "getattr(a, 'SEAL')", "SEAL"])
