@@ -76,7 +76,12 @@ class Death:
             return "hang"
         if self.code is None:
             return "not started"
-        return signal.Signals(-self.code).name if self.code < 0 else f"exit code {self.code}"
+        return ending(self.code)
+
+
+def ending(code: int) -> str:
+    """How a process ended: a signal's name, or its exit code."""
+    return signal.Signals(-code).name if -code in list(signal.Signals) else f"exit code {code}"
 
 
 def obituary(code: int) -> str:

@@ -5,12 +5,12 @@ kills its reader kills the child, and what the child says is one line for the pe
 settings are there already and nothing runs beside it yet."""
 
 import os
-import signal
 from collections.abc import Callable
 
 import msgspec
 
 from poise.config import LoadedSettings
+from poise.gateway.supervision.blame import ending
 
 
 class CannotStart(Exception):
@@ -68,8 +68,7 @@ def in_child(work: Callable[[], Checked]) -> Checked:
     finally:
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code != 0:
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise CannotStart(f"the model's file could not be looked at ({how}); use another file, and run `poise doctor`")
+        raise CannotStart(f"the model's file could not be looked at ({ending(code)}); use another file, and run `poise doctor`")
     answer = msgspec.json.decode(data, type=Checked | str)
     if isinstance(answer, str):
         raise CannotStart(answer)

@@ -83,13 +83,14 @@ class StopScanner:
             return text
         seen = self._held + text
         for i, char in enumerate(text, start=len(self._held) + 1):
-            pairs = zip(self._stops, self._matched, strict=True)
-            self._matched = [_step(stop, borders, n, char) for (stop, borders), n in pairs]
-            complete = [n for (stop, _), n in zip(self._stops, self._matched, strict=True) if n == len(stop)]
+            complete = 0
+            for k, (stop, borders) in enumerate(self._stops):
+                self._matched[k] = n = _step(stop, borders, self._matched[k], char)
+                if n == len(stop):
+                    complete = max(complete, n)
             if complete:
-                self.stopped = True
-                self._held = ""
-                return seen[: i - max(complete)]
+                self.stopped, self._held = True, ""
+                return seen[: i - complete]
         n_shown = len(seen) - max(self._matched)
         self._held = seen[n_shown:]
         return seen[:n_shown]

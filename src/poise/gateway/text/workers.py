@@ -5,9 +5,7 @@ whose client has left is dropped, or cut off soon if it runs and others wait; on
 are several workers, one is kept for small texts. Streams never notice any of this: what they need is in the gateway."""
 
 import asyncio
-import contextlib
 import logging
-import signal
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +14,7 @@ from functools import partial
 
 from poise.config.serving import TextSettings
 from poise.gateway.request.refusals import ApiError, server_stopping, text_queue_full, text_rejected, text_unavailable
+from poise.gateway.supervision.blame import ending
 from poise.gateway.supervision.life import Backoff
 from poise.gateway.tasks import Tasks
 from poise.gateway.text.process import WORKER_COMMAND, WorkerProcess
@@ -328,7 +327,7 @@ class TextWorkers:
 
     def _died(self, place: _Place, code: int, ready_s: float) -> float:
         """What is to become of its job, and when the next worker is started. `ready_s`: since when it was ready, 0: not."""
-        how = place.last_words or f"a text worker ended ({_named(code)})"
+        how = place.last_words or f"a text worker ended ({ending(code)})"
         if place.job is None:
             return self._note_death(place, how, stable=bool(ready_s) and time.monotonic() - ready_s > STABLE_AFTER_S)
         job = self._took(place)
@@ -372,10 +371,3 @@ def _took_too_long(job: _Job, timeout_s: float) -> ApiError:
         hint = "/v1/completions takes a prompt that is written out."
         return ApiError(400, "chat_template_failed", f"{what} {hint}", param="messages")
     return text_rejected(f"it was not done after {timeout_s:g} s")
-
-
-def _named(code: int) -> str:
-    if code < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-code).name
-    return f"exit code {code}"
