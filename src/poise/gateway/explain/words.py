@@ -103,7 +103,8 @@ def sentences_of(facts: Facts) -> list[str]:
     figures = facts.figures
     return [
         *_who(facts),
-        *(_waiting(facts.queue, figures.queue) if facts.queue and figures.queue else _elsewhere(facts)),
+        *_elsewhere(facts),
+        *(_waiting(facts.queue, figures.queue) if facts.queue and figures.queue else []),
         *(_prefill(facts, facts.prefill, figures.prefill) if facts.prefill and figures.prefill else []),
         *(_decoding(facts, facts.gap, figures.decode) if facts.gap and figures.decode else []),
         *_stops(facts),
@@ -135,9 +136,10 @@ def _who(facts: Facts) -> Iterator[str]:
 
 
 def _elsewhere(facts: Facts) -> Iterator[str]:
-    """The engine of this host has not had it."""
+    """Where it was answered, if not by the engine of this host."""
     if (bill := facts.record.bill) is None:
-        yield "The engine has not had it."
+        if not (facts.queue and facts.figures.queue):
+            yield "The engine has not had it."
         return
     why = ROUTES.get(bill.reason, bill.reason)
     yield f"It was answered by the backend {bill.backend}, because {why}; its label is {bill.label}."
