@@ -174,7 +174,6 @@ ALLOWED = {
     "gateway/tasks/tasks.py": "starts them all",
     "audit/log.py": "the writer's thread, which survives each of its rounds and tells the supervisor of what failed",
     "engine/desk.py": "the thread that formats the journal, which survives each page and dies with its engine",
-    "gateway/condition/power/sampling.py": "the thread that reads sensors: one that blocks is left, what fails is absent",
     "gateway/models/local/job.py": "the summary of one request, which ends with it and answers for its failure",
     "gateway/http/stream.py": "the work and the watch of one answer, both awaited by it",
     "gateway/http/connections/server.py": "the opening of one connection, within the time of a handshake",

@@ -19,7 +19,6 @@ from poise.gateway.condition.findings import FindingRow
 from poise.gateway.condition.history import History
 from poise.gateway.condition.levels import Level
 from poise.gateway.condition.lookout import Lookout
-from poise.gateway.condition.power.watch import PowerBody, PowerWatch
 from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.http.replies import FRESH, JSON, json_reply, sent_in_pieces
 from poise.gateway.models.backend import Backend
@@ -137,7 +136,6 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[FindingRow]
     text: TextFigures
     tasks: list[TaskRow]
-    power: PowerBody
 
 
 @dataclass(eq=False, repr=False)
@@ -153,7 +151,6 @@ class Health:
     _lookout: Lookout
     _history: History
     _tasks: Tasks
-    _power: PowerWatch
     _started_s: float = field(default_factory=time.monotonic)
 
     def operations(self) -> list[Operation]:
@@ -204,7 +201,6 @@ class Health:
             findings=self._lookout.rows(named=is_admin),
             text=text,
             tasks=self._tasks.rows(),
-            power=self._power.body(),
         )
 
     async def metrics(self, request: Request) -> Response:
