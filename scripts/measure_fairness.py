@@ -73,7 +73,7 @@ class Books:
         self.times_ns: list[int] = []
 
     def watch(self, now_ns: int, scheduler: Scheduler) -> None:
-        served = scheduler.snapshot().classes[self._class].served_us
+        served = scheduler.served[self._class].tenants
         queues = scheduler._books.queues
         waiting = [s.request.tenant for (c, _), q in queues.items() if c is self._class for s in q.queued()]
         if all(tenant in waiting for tenant in self._tenants):

@@ -34,6 +34,8 @@ from poise.gateway.supervision.supervisor import Supervisor
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.gateway.text.workers import TextWorkers
 from poise.llama.files.default_model import default_model
+from poise.scheduler.memory.kv import PoolStatus
+from poise.scheduler.snapshot import ClassStatus
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
@@ -50,7 +52,7 @@ def engine(step_s: float, busy: bool) -> None:
     for _ in range(2 if busy else 0):
         threading.Thread(target=sweep, daemon=True).start()
     step, next_s, status_s = 0, time.monotonic(), 0.0
-    classes = {name: wire_status.ClassStatus(0, 1, 0) for name in ("interactive", "background")}
+    classes = {name: ClassStatus(0, 1, 0) for name in ("interactive", "background")}
     while True:
         wait_s = max(0.0, next_s - time.monotonic()) if left else None
         if select.select([connection], [], [], wait_s)[0]:
@@ -78,7 +80,7 @@ def engine(step_s: float, busy: bool) -> None:
         connection.sendall(encode_frame(wire.Step(step, [], tokens, finishes)))
         if time.monotonic() - status_s > STATUS_EVERY_S:
             status_s = time.monotonic()
-            pools_now = [wire_status.PoolStatus("short", len(left), 12, 10, 49152)]
+            pools_now = [PoolStatus("short", len(left), 12, 10, 49152)]
             figures = {"prompt_tokens": 1, "output_tokens": step, "moves": 0, "rss_bytes": 1 << 20}
             connection.sendall(encode_frame(wire_status.Status(step=step, classes=classes, pools=pools_now, **figures)))
 

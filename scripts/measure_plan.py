@@ -53,7 +53,7 @@ class Load:
 
     @property
     def n_swapped(self) -> int:
-        return sum(c.n_swapped for c in self.scheduler.snapshot().classes.values())
+        return sum(c.swapped for c in self.scheduler.snapshot().classes.values())
 
     def step(self) -> float:
         """One step; returns what plan() took, in microseconds."""
@@ -70,12 +70,12 @@ class Load:
         return statistics.median(times), statistics.quantiles(times, n=100)[98]
 
     def report(self) -> str:
-        waiting = sum(c.n_waiting for c in self.scheduler.snapshot().classes.values())
+        waiting = sum(c.queued for c in self.scheduler.snapshot().classes.values())
         median, p99 = self.measure()
         return f"{waiting:7}  {self._running():7}  {self.n_swapped:7}  {median:9.0f}  {p99:6.0f}"
 
     def _running(self) -> int:
-        return sum(c.n_running for c in self.scheduler.snapshot().classes.values())
+        return sum(c.running for c in self.scheduler.snapshot().classes.values())
 
     def _add(self, n: int, request_class: Callable[[int], RequestClass]) -> None:
         for i in range(n):

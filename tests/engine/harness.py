@@ -13,6 +13,7 @@ from poise.config import Settings, to_policy
 from poise.config.settings import PoolSettings, PoolsSettings
 from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
+from poise.scheduler.request import Started
 from poise.scheduler.scheduler import Scheduler
 from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
@@ -165,7 +166,7 @@ class Bench:
     def tokens(self, request_id: int) -> list[int]:
         return [t.token for s in self.steps for t in s.tokens if t.request_id == request_id]
 
-    def start(self, request_id: int) -> wire.Start:
+    def start(self, request_id: int) -> Started:
         """Its one start."""
         (start,) = [m for s in self.steps for m in s.starts if m.request_id == request_id]
         return start

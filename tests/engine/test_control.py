@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from poise.scheduler.request import RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
@@ -31,7 +32,8 @@ def test_a_running_request_is_paused_and_resumed() -> None:
     assert b.control(1, "pause") == wire.Controlled(1, "pause", "paused")
     b.run()
     assert len(b.tokens(1)) == given
-    assert last_status(b).classes["interactive"] == wire_status.ClassStatus(0, 0, 0, paused=1)
+    stands = last_status(b).classes[RequestClass.INTERACTIVE]
+    assert (stands.queued, stands.running, stands.paused, stands.swapped) == (0, 0, 1, 0)
     assert b.control(1, "resume") == wire.Controlled(1, "resume", "running")
     b.run()
     assert b.tokens(1) == answer(PROMPT, 40)
@@ -116,7 +118,7 @@ def test_preempted_background_is_told_and_counted() -> None:
         n_preempted += b.finish(i).n_preempted
         assert b.tokens(i) == answer([*PROMPT, i], 60)
     totals = last_status(b).totals
-    assert (totals.preemptions["swap"], totals.resumes) == (n_preempted, n_preempted)
+    assert (totals.preemptions[PreemptionKind.SWAP], totals.resumes) == (n_preempted, n_preempted)
     assert n_preempted > 0
 
 
@@ -141,11 +143,11 @@ def test_an_idle_engine_waits_until_the_next_timeout() -> None:
     b.send(to_engine.Control(1, "pause"))
     b.run()
     assert b.mail.waits[-1] == 500 * MS
-    assert last_status(b).classes["interactive"].paused == 1
+    assert last_status(b).classes[RequestClass.INTERACTIVE].paused == 1
     b.clock.advance(500 * MS)
     b.step()
     assert b.finish(1).reason == "expired"
-    assert last_status(b).classes["interactive"].paused == 0, "the last word of an idle engine must be true"
+    assert last_status(b).classes[RequestClass.INTERACTIVE].paused == 0, "the last word of an idle engine must be true"
     b.run()
     assert b.mail.waits[-1] is None
 
@@ -158,4 +160,4 @@ def test_an_idle_engine_reports_what_an_abort_changed() -> None:
     b.run()
     b.send(to_engine.Abort(1))
     b.step()
-    assert last_status(b).classes["interactive"].paused == 0
+    assert last_status(b).classes[RequestClass.INTERACTIVE].paused == 0

@@ -14,6 +14,7 @@ from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
 from poise.scheduler.policy import CostPrior
+from poise.scheduler.request import RequestClass
 from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
@@ -194,7 +195,8 @@ def test_an_idle_engine_reports_and_then_waits() -> None:
     bench.submit(1, prompt(1, 40), 3)
     bench.run()
     last = [m for m in bench.mail.sent if isinstance(m, wire_status.Status)][-1]
-    assert last.classes["interactive"] == wire_status.ClassStatus(0, 0, 0)
+    stands = last.classes[RequestClass.INTERACTIVE]
+    assert (stands.queued, stands.running, stands.wait_estimate_us, stands.paused, stands.swapped) == (0, 0, 0, 0, 0)
     assert all(p.slots_held == p.cells_used == 0 for p in last.pools)
     assert (last.prompt_tokens, last.output_tokens) == (40, 3)
     sent = len(bench.mail.sent)

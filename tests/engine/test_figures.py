@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from poise.engine.figures import PARTS
+from poise.scheduler.request import RequestClass
 from poise.sim.runner import VirtualClock
 from poise.wire import status as wire_status
 from poise.wire.figures import Distribution
@@ -37,7 +38,7 @@ def test_a_run_adds_up() -> None:
     assert steps.seconds.total == pytest.approx(bench.clock.now_ns() / 1e9)
     assert sum(steps.parts_us.values()) == pytest.approx(bench.clock.now_ns() / 1000, abs=len(PARTS))
     assert n(steps.cost_ratio) == n_steps
-    assert status.equity["interactive"].served_us == pytest.approx(steps.parts_us["forward"], abs=n_steps)
+    assert status.classes[RequestClass.INTERACTIVE].served_us == pytest.approx(steps.parts_us["forward"], abs=n_steps)
 
 
 def test_a_model_that_is_right_is_told_so() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from poise.engine.journal import JournalError, read_journal
 from poise.scheduler.planning.plan import ReleaseSlot, ScrubPool
+from poise.scheduler.request import PreemptionKind, RequestClass
 from poise.sim.replay import replay
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
@@ -53,8 +54,9 @@ def test_an_engine_with_only_held_requests_rests() -> None:
     b.run()
     assert b.mail.waits[-1] is None
     status = [m for m in b.mail.sent if isinstance(m, wire_status.Status)][-1]
-    assert status.classes["interactive"] == wire_status.ClassStatus(0, 0, 0, paused=1)
-    assert status.totals.preemptions["stall"] == 1
+    stands = status.classes[RequestClass.INTERACTIVE]
+    assert (stands.queued, stands.running, stands.paused, stands.swapped) == (0, 0, 1, 0)
+    assert status.totals.preemptions[PreemptionKind.STALL] == 1
 
 
 def test_an_operator_and_a_reader_at_once() -> None:

@@ -118,7 +118,7 @@ class Crowd:
             assert finish.n_preempted <= sum(c.what in ("swap", "drop") for c in changes)
         snapshot = self.bench.scheduler.snapshot()
         again = sum(self.bench.finish(request_id).n_recomputed for request_id in self.asked)
-        assert snapshot.counters.recomputed_tokens == again, "the total is what the requests were told"
+        assert snapshot.totals.recomputed_tokens == again, "the total is what the requests were told"
         kept = snapshot.store.bytes_by_purpose
         assert kept[Purpose.SWAP] == 0
         assert runner.stored_bytes == sum(kept.values())
@@ -131,11 +131,11 @@ def test_greedy_output_is_the_same_with_and_without_everything(seed: int, store_
     crowd = Crowd(bench(store_cells=store_cells), seed)
     crowd.run()
     crowd.check()
-    counters = crowd.bench.scheduler.snapshot().counters
-    assert counters.preempted[PreemptionKind.PAUSE] > 0
+    counters = crowd.bench.scheduler.snapshot().totals
+    assert counters.preemptions[PreemptionKind.PAUSE] > 0
     assert counters.prefix_hits > 0 or not store_cells, "without a store, what is warm seldom survives"
     away = PreemptionKind.SWAP if store_cells else PreemptionKind.DROP
-    assert counters.preempted[away] > 0
+    assert counters.preemptions[away] > 0
 
 
 @pytest.mark.parametrize("seed", [10, 11])
@@ -144,7 +144,7 @@ def test_greedy_output_is_the_same_without_reuse_and_without_meddling(seed: int)
     crowd = Crowd(bench(store=StorePolicy(prefix_reuse=False)), seed, meddle=False)
     crowd.run()
     crowd.check()
-    assert crowd.bench.scheduler.snapshot().counters.preempted[PreemptionKind.SWAP] > 0
+    assert crowd.bench.scheduler.snapshot().totals.preemptions[PreemptionKind.SWAP] > 0
 
 
 @pytest.mark.parametrize("seed", range(20, 24))

@@ -21,7 +21,7 @@ from poise.scheduler.request import (
 PAUSED = Preempted(1, PreemptionKind.PAUSE)
 SWAPPED = Preempted(1, PreemptionKind.SWAP, PreemptionReason.TURN)
 DROPPED = Preempted(1, PreemptionKind.DROP, PreemptionReason.CLASS)
-RESUMED, DOWNGRADED, STARTED = Resumed(1, 5, 0), Downgraded(1, DowngradeReason.OUTPUT), Started(1, "short", 7, 3)
+RESUMED, DOWNGRADED, STARTED = Resumed(1, 5, 0), Downgraded(1, DowngradeReason.OUTPUT), Started(1, 7, "short", 3)
 FINISHED = Finished(1, FinishReason.STOP, 10, 2, 99, n_cached=3)
 
 
@@ -59,7 +59,7 @@ def said(events: list[Event]) -> str:
         # A start concerns nobody else.
         ([Preempted(2, PreemptionKind.PAUSE), PAUSED, STARTED, Resumed(3, 1, 1)], "1 start, 2 pause, 3 resume"),
         # The engine's own requests stay with it.
-        ([Started(-1, "short", 1), Preempted(-1, PreemptionKind.PAUSE), Finished(-1, FinishReason.LENGTH, 9, 0, 1)], ""),
+        ([Started(-1, 1, "short"), Preempted(-1, PreemptionKind.PAUSE), Finished(-1, FinishReason.LENGTH, 9, 0, 1)], ""),
     ],
 )
 def test_what_is_said_of_the_events_of_a_step(events: list[Event], expected: str) -> None:

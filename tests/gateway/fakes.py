@@ -27,9 +27,13 @@ from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUna
 from poise.gateway.tenancy.tenants import LocalOperators
 from poise.gateway.text.tokens import TextFigures, TextModel, TextSlot, TextWorkerRow, WorkerState
 from poise.metrics.early import TextMetrics
-from poise.scheduler.request import Control, Hold, RequestClass
+from poise.scheduler.memory.kv import PoolStatus, SlotStatus
+from poise.scheduler.memory.store import Purpose, StoreStatus
+from poise.scheduler.request import Control, Hold, PreemptionKind, Queued, RequestClass, Started
+from poise.scheduler.snapshot import ClassStatus
+from poise.scheduler.totals import Totals
 from poise.wire import text as text_wire
-from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures, Totals
+from poise.wire.figures import Bottleneck, Distribution, StepFigures
 from poise.wire.messages import (
     Accepted,
     Change,
@@ -42,11 +46,10 @@ from poise.wire.messages import (
     PromptLogprobs,
     Ready,
     Refused,
-    Start,
     Token,
     TokenLogprob,
 )
-from poise.wire.status import ClassStatus, PoolStatus, SlotStatus, Status, StoreStatus, Waiting
+from poise.wire.status import Status
 from poise.wire.to_engine import SamplingParams, Submit
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.desk import Desk, vocabulary
@@ -118,10 +121,10 @@ class Submission:
         self.handle.put(Accepted(self.handle.request_id, position, eta_us))
 
     def wait(self, position: int, eta_us: int) -> None:
-        self.handle.put(Waiting(self.handle.request_id, position, eta_us))
+        self.handle.put(Queued(self.handle.request_id, position, eta_us))
 
     def start(self, wait_us: int = 1000, n_cached: int = 0) -> None:
-        self.handle.put(Start(self.handle.request_id, wait_us, "short", n_cached))
+        self.handle.put(Started(self.handle.request_id, wait_us, "short", n_cached))
 
     def prefill(self, n_tokens: int, pass_us: int = 5000, n_beside: int = 0) -> None:
         self.handle.put(Prefill(self.handle.request_id, n_tokens, pass_us, n_beside))
@@ -323,13 +326,18 @@ def ready() -> Ready:
 
 
 def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
-    classes = {"interactive": ClassStatus(2, 3, 250_000, 1, 0, 0.25), "background": ClassStatus(0, 1, 0, 0, 4)}
-    by_class, by_tenant = {"interactive": 200, "background": 10}, {"local": 190, "": 20}
-    occupied = [SlotStatus(0, "running", "interactive", 200), SlotStatus(3, "warm", "", 40)]
+    interactive = ClassStatus(2, 3, 250_000, 1, 0, 0.25, 4_000_000, 0.9, 250_000)
+    classes = {RequestClass.INTERACTIVE: interactive, RequestClass.BACKGROUND: ClassStatus(0, 1, 0, 0, 4)}
+    by_class, by_tenant = {RequestClass.INTERACTIVE: 200, RequestClass.BACKGROUND: 10}, {"local": 190, "": 20}
+    occupied = (SlotStatus(0, "running", "interactive", 200), SlotStatus(3, "warm", "", 40))
     short = PoolStatus("short", 3, 4, 210, 1200, 1, 40, 4, 900, by_class, by_tenant, holes=1, occupied=occupied)
     pools = [short, PoolStatus("long", 0, 1, 0, 600)]
-    store = StoreStatus(1 << 20, {"swap": 500, "prefix": 70, "template": 0}, {"swap": 1, "prefix": 2, "template": 0}, 600)
-    totals = Totals({"pause": 5, "swap": 4, "drop": 1}, 9, 2, 3, 11, 700, 60, 8, 5000, 4000)
+    n_bytes = {Purpose.SWAP: 500, Purpose.PREFIX: 70, Purpose.TEMPLATE: 0}
+    n_entries = {Purpose.SWAP: 1, Purpose.PREFIX: 2, Purpose.TEMPLATE: 0}
+    store = StoreStatus(1 << 20, n_bytes, n_entries, 600)
+    totals = Totals(
+        {PreemptionKind.PAUSE: 5, PreemptionKind.SWAP: 4, PreemptionKind.DROP: 1}, 9, 2, 3, 11, 700, 60, 8, 5000, 4000
+    )
     return Status(
         step=7,
         classes=classes,
@@ -344,7 +352,6 @@ def status(prompt_tokens: int = 100, output_tokens: int = 50) -> Status:
         unaccounted_bytes=23_456,
         steps=StepFigures({"plan": 1_000, "forward": 5_000_000}, *[Distribution((1.0, 2.0), (1, 3, 2), 7.0)] * 6),
         bottleneck=Bottleneck({"compute": 3_000_000, "idle": 0}, "compute", 0),
-        equity={"interactive": Equity(4_000_000, 0.9, 250_000), "background": Equity()},
     )
 
 

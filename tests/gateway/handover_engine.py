@@ -13,7 +13,7 @@ from poise.gateway.supervision.blame import Cause, Death, QuarantineReport
 from poise.gateway.supervision.engine import EnginePhase, RequestHandle
 from poise.gateway.supervision.handover import Handover
 from poise.metrics.early import RecoveryMetrics
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import RequestClass, Started
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from tests.gateway.fakes import FakeEngine
@@ -74,7 +74,7 @@ class HandoverEngine(FakeEngine):
 
     def start(self, request_id: int) -> None:
         self.accept(request_id)
-        self._step(starts=[wire.Start(request_id, 5, "long", 0)])
+        self._step(starts=[Started(request_id, 5, "long", 0)])
 
     def say(self, request_id: int, text: str | Sequence[int]) -> None:
         ids = text.encode() if isinstance(text, str) else text
@@ -93,7 +93,7 @@ class HandoverEngine(FakeEngine):
         self.state = replace(self.state, phase=EnginePhase.RESTARTING)
 
     def _step(
-        self, starts: Sequence[wire.Start] = (), tokens: Sequence[wire.Token] = (), finishes: Sequence[wire.Finish] = ()
+        self, starts: Sequence[Started] = (), tokens: Sequence[wire.Token] = (), finishes: Sequence[wire.Finish] = ()
     ) -> None:
         self.handover.step(wire.Step(1, list(starts), list(tokens), list(finishes)))
 

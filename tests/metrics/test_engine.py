@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from poise.metrics.engine import EngineCollector, EngineReading
-from poise.wire.figures import Bottleneck, Totals
+from poise.scheduler.totals import Totals
+from poise.wire.figures import Bottleneck
 from poise.wire.status import Status
 from tests.gateway.fakes import status
 

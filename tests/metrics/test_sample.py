@@ -18,7 +18,9 @@ from poise.metrics.sample import (
     TtftFigures,
     quantile,
 )
-from poise.wire.figures import Bottleneck, Distribution, StepFigures, Totals
+from poise.scheduler.request import PreemptionKind
+from poise.scheduler.totals import Totals
+from poise.wire.figures import Bottleneck, Distribution, StepFigures
 from poise.wire.status import Status
 from tests.gateway.fakes import status
 
@@ -71,7 +73,7 @@ def test_counters_become_what_one_second_brought() -> None:
     sampler = HistorySampler()
     sampler.sample(scene(told(steps=StepFigures(), totals=Totals())), 1.0, S)
     sample = sampler.sample(
-        scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({"swap": 2}, stored_bytes=50))), 2.0, 3 * S
+        scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({PreemptionKind.SWAP: 2}, stored_bytes=50))), 2.0, 3 * S
     )
     assert sample.prompt_tokens_per_s == 100.0
     assert sample.steps == StepSample(
@@ -87,7 +89,7 @@ def test_counters_become_what_one_second_brought() -> None:
     )
     assert (sample.preemptions, sample.stored_bytes, sample.loaded_bytes) == ({"swap": 2}, 50, 0)
     again = sampler.sample(
-        scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({"swap": 2}, stored_bytes=50))), 1.0, 4 * S
+        scene(told(step=11, prompt_tokens=300, steps=STEPS, totals=Totals({PreemptionKind.SWAP: 2}, stored_bytes=50))), 1.0, 4 * S
     )
     assert (again.steps, again.preemptions, again.stored_bytes) == (None, {"swap": 0}, 0)
     assert again.prompt_tokens_per_s == 0.0

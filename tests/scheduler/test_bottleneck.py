@@ -98,7 +98,7 @@ def test_computing_again_what_the_store_had_no_room_for_is_short_of_host_memory(
         while d.live:
             found[budget] |= limits(d, 1)
         snapshot = d.scheduler.snapshot()
-        assert snapshot.n_unstored == (budget == 0)
+        assert snapshot.totals.unstored == (budget == 0)
     assert Limit.HOST_MEMORY in found[0]
     assert Limit.HOST_MEMORY not in found[1 << 20]
 

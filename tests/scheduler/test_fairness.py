@@ -82,7 +82,7 @@ class Competition:
     @property
     def served(self) -> dict[str, int]:
         """By tenant: served cost / weight."""
-        return self.driver.scheduler.snapshot().classes[self.request_class].served_us
+        return dict(self.driver.scheduler.served[self.request_class].tenants)
 
     def bound_us(self, slowest_us: int) -> float:
         """docs/scheduler.md, "How far apart two tenants can be", for steps of at most `slowest_us`."""

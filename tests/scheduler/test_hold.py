@@ -275,7 +275,7 @@ def test_a_downgrade_while_held_counts_when_it_goes_on() -> None:
     d.hold(chat, Hold.PAUSE)
     d.control(chat, Control.DOWNGRADE)
     d.hold(chat, Hold.RUN)
-    assert d.scheduler.snapshot().classes[BACKGROUND].n_running == 1
+    assert d.scheduler.snapshot().classes[BACKGROUND].running == 1
     d.run()
     assert d.finished(chat).n_output == 50
     assert next(type(e) for e in d.events if e.request_id == chat) is Started

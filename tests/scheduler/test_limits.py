@@ -59,7 +59,7 @@ def test_estimates_of_the_wait_come_close(request_class: RequestClass) -> None:
     tenants = cycle("abc")
     n_started = 0
     while n_started < 300:
-        while d.scheduler.snapshot().classes[request_class].n_waiting < 20:
+        while d.scheduler.snapshot().classes[request_class].queued < 20:
             d.add(60, 40, next(tenants), request_class)
         d.step()
         n_started += sum(isinstance(e, Started) for e in d.events)

@@ -198,7 +198,7 @@ def test_slots_are_given_lowest_first_and_books_balance() -> None:
     assert pool.books().slots_held == 2
     sequences[1].to(State.PAUSED)
     pool.warm[3] = Prefix("t", "short", (1,), 42, slot=3)
-    occupied = [(slot.slot, slot.state, slot.request_class, slot.n_cells) for slot in pool.books().occupied]
+    occupied = [(slot.slot, slot.state, slot.request_class, slot.cells) for slot in pool.books().occupied]
     assert occupied == [
         (0, "running", RequestClass.INTERACTIVE, 0),
         (1, "paused", RequestClass.INTERACTIVE, 0),

@@ -167,7 +167,7 @@ def test_an_operator_pauses_in_place_and_resumes() -> None:
     assert d.control(chat, Control.PAUSE) == ""
     assert d.control(chat, Control.PAUSE) == "it is paused already"
     assert d.step().is_empty
-    assert d.scheduler.snapshot().classes[INTERACTIVE].n_paused == 1
+    assert d.scheduler.snapshot().classes[INTERACTIVE].paused == 1
     assert d.control(chat, Control.RESUME) == ""
     assert d.control(chat, Control.RESUME) == "it is not paused"
     d.run()
@@ -233,7 +233,7 @@ def test_a_downgrade_moves_a_running_hog_to_background() -> None:
         d.step()
     d.control(running, Control.DOWNGRADE)
     assert d.control(running, Control.DOWNGRADE) == "it is background work already"
-    assert d.scheduler.snapshot().classes[INTERACTIVE].n_running == 0
+    assert d.scheduler.snapshot().classes[INTERACTIVE].running == 0
     d.run()
     d.assert_all_ended()
 

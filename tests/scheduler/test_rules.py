@@ -148,7 +148,7 @@ def test_r4_background_prompts_and_decodes_share_by_served_cost() -> None:
     reader = d.add(n_prompt=1500, max_output=5, tenant="reader", request_class=BACKGROUND)
     for _ in range(300):
         d.step()
-    served = d.scheduler.snapshot().classes[BACKGROUND].served_us
+    served = d.scheduler.served[BACKGROUND].tenants
     assert reader in d.started_order()
     assert "reader" not in served or served["reader"] > 0.7 * served["writer"]
 

@@ -91,4 +91,4 @@ def test_a_row_that_fails_ends_alone_and_leaves_no_cells() -> None:
     plan, ended = pair.step()
     assert [c.request_id for b in plan.batches for c in b.chunks] == [1]
     assert not ended
-    assert books.classes[RequestClass.INTERACTIVE].n_running == 1
+    assert books.classes[RequestClass.INTERACTIVE].running == 1

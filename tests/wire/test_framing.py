@@ -6,6 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poise.scheduler.memory.kv import PoolStatus
+from poise.scheduler.request import RequestClass, Started
+from poise.scheduler.snapshot import ClassStatus
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
@@ -17,15 +20,13 @@ MESSAGES: list[wire.ToGateway] = [
     wire.Refused(1, "too_long", 10, 5, 0),
     wire.Step(
         7,
-        [wire.Start(1, 20, "short")],
+        [Started(1, 20, "short")],
         [wire.Token(1, 5), wire.Token(2, 6, -0.5, [wire.TokenLogprob(6, -0.5)])],
         [wire.Finish(1, "stop", 3, 4, 500)],
         [wire.Change(2, "swap")],
         [wire.Prefill(3, 64, 12_000, 7)],
     ),
-    wire_status.Status(
-        1, {"interactive": wire_status.ClassStatus(1, 2, 3)}, [wire_status.PoolStatus("short", 1, 2, 3, 4)], 1, 2, 3, 4
-    ),
+    wire_status.Status(1, {RequestClass.INTERACTIVE: ClassStatus(1, 2, 3)}, [PoolStatus("short", 1, 2, 3, 4)], 1, 2, 3, 4),
     wire.Fatal("gone", True),
 ]
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 import msgspec
 
 from poise.engine.ports import Runner
-from poise.scheduler.memory.kv import PoolBooks
+from poise.scheduler.memory.kv import PoolStatus
 from poise.scheduler.request import Downgraded, Event, Finished, Preempted, Queued, Resumed, Started
 from poise.scheduler.scheduler import Scheduler
-from poise.scheduler.snapshot import Snapshot
 from poise.wire import messages as wire
-from poise.wire import status as wire_status
 from poise.wire.changes import ChangeKind
-from poise.wire.figures import Bottleneck, Equity, StepFigures, Totals
+from poise.wire.figures import Bottleneck, StepFigures
+from poise.wire.status import Status
 from poise.wire.to_engine import Accounts
 
 STATUS_PERIOD_NS = 200_000_000
@@ -23,7 +22,7 @@ POSITIONS_PERIOD_NS = 1_000_000_000
 TENANTS_MAX = 20
 """Tenants whose cells are counted by name."""
 
-News = tuple[list[wire.Start], list[wire.Change], list[wire.Finish]]
+News = tuple[list[Started], list[wire.Change], list[wire.Finish]]
 
 
 def news_of(events: Iterable[Event]) -> News:
@@ -33,7 +32,7 @@ def news_of(events: Iterable[Event]) -> News:
     true then: what came after the start, and a downgrade. What kept it from starting until now is over.
 
     What the engine asked of itself (a negative id) is nobody else's business."""
-    starts: list[wire.Start] = []
+    starts: list[Started] = []
     changes: list[wire.Change] = []
     finishes: list[wire.Finish] = []
     for event in events:
@@ -41,7 +40,7 @@ def news_of(events: Iterable[Event]) -> News:
             continue
         match event:
             case Started():
-                starts.append(msgspec.convert(event, wire.Start, from_attributes=True))
+                starts.append(event)
                 changes = [c for c in changes if c.request_id != event.request_id or c.what == ChangeKind.DOWNGRADE]
             case Preempted():
                 changes.append(wire.Change(event.request_id, event.kind.value, event.why.value if event.why else ""))
@@ -65,28 +64,23 @@ class Reporter:
         self._positions_ns = 0
         self.due_ns = 0
 
-    def status(self, now_ns: int, steps: StepFigures, prompt_tokens: int, output_tokens: int) -> wire_status.Status:
+    def status(self, now_ns: int, steps: StepFigures, prompt_tokens: int, output_tokens: int) -> Status:
         """How everything stands."""
         self.due_ns = now_ns + STATUS_PERIOD_NS
         snapshot, rss_bytes = self._scheduler.snapshot(), self._rss_bytes()
         stored_bytes = sum(snapshot.store.bytes_by_purpose.values())
         accounted = self._weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + stored_bytes
-        return wire_status.Status(
+        return Status(
             step=snapshot.step,
-            classes={
-                c.value: wire_status.ClassStatus(
-                    s.n_waiting, s.n_running, s.wait_estimate_us, s.n_paused, s.n_swapped, round(s.wait_error, 4)
-                )
-                for c, s in snapshot.classes.items()
-            },
-            pools=[_pool_status(books) for books in snapshot.pools.values()],
+            classes=snapshot.classes,
+            pools=[_told(pool) for pool in snapshot.pools.values()],
             prompt_tokens=prompt_tokens,
             output_tokens=output_tokens,
             moves=snapshot.n_moves,
             rss_bytes=rss_bytes,
-            store=msgspec.convert(snapshot.store, wire_status.StoreStatus, from_attributes=True),
-            totals=_totals(snapshot),
-            waiting=msgspec.convert(self._positions(now_ns), list[wire_status.Waiting], from_attributes=True),
+            store=snapshot.store,
+            totals=snapshot.totals,
+            waiting=self._positions(now_ns),
             threads=self._runner.threads,
             unaccounted_bytes=rss_bytes - accounted if rss_bytes else 0,
             steps=steps,
@@ -95,7 +89,6 @@ class Reporter:
                 snapshot.limit.value,
                 snapshot.limit_since_ns,
             ),
-            equity={c.value: Equity(s.total_us, round(s.jain, 4), s.gap_us) for c, s in snapshot.classes.items()},
             structure=self._runner.structure,
         )
 
@@ -110,26 +103,10 @@ class Reporter:
         return self._scheduler.positions()
 
 
-def _pool_status(books: PoolBooks) -> wire_status.PoolStatus:
-    most = sorted(books.cells_by_tenant.items(), key=lambda item: (-item[1], item[0]))
+def _told(pool: PoolStatus) -> PoolStatus:
+    """Without the names of tenants that hold little."""
+    most = sorted(pool.cells_by_tenant.items(), key=lambda item: (-item[1], item[0]))
     by_tenant = dict(most[:TENANTS_MAX])
     if len(most) > TENANTS_MAX:
         by_tenant[""] = sum(n for _, n in most[TENANTS_MAX:])
-    return msgspec.convert(replace(books, cells_by_tenant=by_tenant), wire_status.PoolStatus, from_attributes=True)
-
-
-def _totals(snapshot: Snapshot) -> Totals:
-    counters, store = snapshot.counters, snapshot.store
-    return Totals(
-        preemptions={kind.value: n for kind, n in counters.preempted.items()},
-        resumes=counters.resumed,
-        downgrades=counters.downgraded,
-        expired=counters.expired,
-        prefix_hits=counters.prefix_hits,
-        cached_tokens=counters.cached_tokens,
-        recomputed_tokens=counters.recomputed_tokens,
-        evicted_entries=store.n_evicted,
-        stored_bytes=store.stored_bytes,
-        loaded_bytes=store.loaded_bytes,
-        unstored=snapshot.n_unstored,
-    )
+    return replace(pool, cells_by_tenant=by_tenant)

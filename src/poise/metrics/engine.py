@@ -70,9 +70,9 @@ _FIGURES = (
     (_HISTOGRAM, "engine_step_sequences", (), "steps.sequences", "Sequences in a step."),
     (_HISTOGRAM, "engine_chunk_tokens", (), "steps.chunk_tokens", "Tokens of a chunk of a prompt."),
     (_HISTOGRAM, "engine_cost_ratio", (), "steps.cost_ratio", _COST_RATIO),
-    (_COUNTER, "engine_served_seconds", ("class",), "equity.served_us", "Compute that a class was served, as measured."),
-    (_GAUGE, "fairness_jain", ("class",), "equity.jain", _JAIN),
-    (_GAUGE, "fairness_gap_seconds", ("class",), "equity.gap_us", _GAP),
+    (_COUNTER, "engine_served_seconds", ("class",), "classes.served_us", "Compute that a class was served, as measured."),
+    (_GAUGE, "fairness_jain", ("class",), "classes.jain", _JAIN),
+    (_GAUGE, "fairness_gap_seconds", ("class",), "classes.gap_us", _GAP),
 )
 """Kind, name, labels, where a Status has it, and what it is. What ends in `_us` there is told in seconds. Counters are since the
 engine started: a restart sets them back to 0, as Prometheus expects of counters."""

@@ -10,15 +10,16 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from poise.metrics.lately import ClassEvents, ranks_ms
-from poise.wire.figures import Bottleneck, Distribution, Equity, StepFigures
-from poise.wire.status import ClassStatus, Status
+from poise.scheduler.request import RequestClass
+from poise.scheduler.snapshot import ClassStatus
+from poise.wire.figures import Bottleneck, Distribution, StepFigures
+from poise.wire.status import Status
 
 RATE_SAMPLES = 5
 """Samples whose mean is the present rate of tokens."""
 _PHASES = msgspec.Meta(extra_json_schema={"enum": ["loading", "ready", "restarting", "failed", "stopped"]})
 _LEVELS = msgspec.Meta(extra_json_schema={"enum": ["normal", "busy", "constrained", "degraded", "draining"]})
 _NO_CLASS = ClassStatus(0, 0, 0)
-_NO_EQUITY = Equity()
 _NOTHING = Status(0, {}, [], 0, 0, 0, 0)
 
 
@@ -223,7 +224,7 @@ class HistorySampler:
 
 
 def _class(events: ClassEvents, status: Status, name: str, elapsed_s: float) -> ClassSample:
-    stands, equity = status.classes.get(name, _NO_CLASS), status.equity.get(name, _NO_EQUITY)
+    stands = status.classes.get(RequestClass(name), _NO_CLASS)
     ttft_s, itl_s = events.ttft_s, events.itl_s
     return ClassSample(
         queued=stands.queued,
@@ -237,8 +238,8 @@ def _class(events: ClassEvents, status: Status, name: str, elapsed_s: float) -> 
         output_tokens_per_s=round(events.n_tokens / elapsed_s, 1),
         finished=events.finished,
         refused=events.refused,
-        jain=equity.jain,
-        gap_ms=equity.gap_us // 1000,
+        jain=stands.jain,
+        gap_ms=stands.gap_us // 1000,
     )
 
 

@@ -8,7 +8,6 @@ work: not for its tenant's served cost, not as decoding, not for the wait of oth
 keeps its place in the order, because a place is what it would cost and when it arrived."""
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import replace
 
 from poise.scheduler.admission import shortest_for
 from poise.scheduler.fairness.accounts import forget_account
@@ -32,7 +31,7 @@ from poise.scheduler.request import (
     Started,
 )
 from poise.scheduler.sequence import Sequence, State
-from poise.scheduler.snapshot import Counters
+from poise.scheduler.totals import Totals
 from poise.scheduler.waits import WaitEstimator
 
 TIDY_EVERY = 256
@@ -42,13 +41,14 @@ TIDY_EVERY = 256
 class Lifecycle:
     """All live sequences. `now_ns` is set by the scheduler before anything else is called."""
 
-    def __init__(self, books: Books, placement: Placement, waits: WaitEstimator) -> None:
+    def __init__(self, books: Books, placement: Placement, waits: WaitEstimator, totals: Totals) -> None:
         self._books = books
         self._placement = placement
         self._waits = waits
         self.sequences: dict[int, Sequence] = {}
         self.paused: dict[int, Sequence] = {}
-        self.counters = Counters()
+        self.totals = totals
+        self._n_finished = 0
         self.now_ns = 0
         self._events: list[Event] = []
         self._outgrown: list[Sequence] = []
@@ -58,9 +58,6 @@ class Lifecycle:
         """What happened since the last call that the plan's `complete` is to report."""
         events, self._events = self._events, []
         return events
-
-    def counters_copy(self) -> Counters:
-        return replace(self.counters, preempted=dict(self.counters.preempted))
 
     def enter(self, sequence: Sequence, now_ns: int) -> None:
         """A new request is queued."""
@@ -72,11 +69,10 @@ class Lifecycle:
         if not request.readmitted:  # else its prompt was charged when it was accepted
             self._books.tenants.charge(request.account, request.n_prompt, now_ns)
         self._queue(sequence).push(sequence)
-        self.counters.accepted += 1
 
     def place(self, sequence: Sequence) -> None:
         """A queued sequence gets a slot."""
-        request, counters = sequence.request, self.counters
+        request, totals = sequence.request, self.totals
         self._queue(sequence).remove(sequence)
         n_before = sequence.n_computed
         self._placement.place(sequence)
@@ -87,16 +83,16 @@ class Lifecycle:
         sequence.placed_ns, sequence.n_chunks = self.now_ns, 0
         if sequence.started:
             sequence.n_recomputed -= n_found
-            counters.recomputed_tokens -= n_found
+            totals.recomputed_tokens -= n_found
             self._resumed(sequence, self._events)
             return
         sequence.started = True
         sequence.n_cached = n_found
-        counters.cached_tokens += n_found
+        totals.cached_tokens += n_found
         self._books.tenants.leave_queue(request.account)
         wait_us = max(0, self.now_ns - sequence.arrived_ns) // 1000
         self._waits.learn_wait(request.request_class, sequence.eta_us, wait_us)
-        self._events.append(Started(request.request_id, sequence.pool, wait_us, n_found))
+        self._events.append(Started(request.request_id, wait_us, sequence.pool, n_found))
 
     def preempt(self, sequence: Sequence, arrival: Sequence, why: PreemptionReason) -> None:
         """The sequence gives up its slot to `arrival`, which is queued. It goes on later, after that one has started."""
@@ -202,8 +198,8 @@ class Lifecycle:
             if sequence.state is State.FINISHED:
                 continue
             self._set_aside(sequence)
-            self.counters.preempted[PreemptionKind.DROP] += 1
-            self.counters.recomputed_tokens += sequence.n_computed
+            self.totals.preemptions[PreemptionKind.DROP] += 1
+            self.totals.recomputed_tokens += sequence.n_computed
             self._placement.discard(sequence)
             request_id = sequence.request.request_id
             self._events.append(Preempted(request_id, PreemptionKind.DROP, PreemptionReason.OUTGROWN))
@@ -217,7 +213,7 @@ class Lifecycle:
         """The cells of `swapped` are gone from the host store, those of `placed` from their slots: they compute them again."""
         for sequence, n_cells in swapped:
             sequence.n_recomputed += n_cells
-            self.counters.recomputed_tokens += n_cells
+            self.totals.recomputed_tokens += n_cells
             if sequence.state is State.SWAPPED:
                 self._queue(sequence).remove(sequence)
                 sequence.to(State.WAITING)
@@ -226,8 +222,8 @@ class Lifecycle:
             sequence = self.sequences[request_id]
             again = sequence.n_computed - sequence.n_cached  # what it had found, it had not computed
             sequence.n_recomputed += again
-            self.counters.recomputed_tokens += again
-            self.counters.cached_tokens -= sequence.n_cached
+            self.totals.recomputed_tokens += again
+            self.totals.cached_tokens -= sequence.n_cached
             sequence.n_computed = sequence.n_cached = 0
 
     def finish(self, sequence: Sequence, reason: FinishReason, detail: str = "") -> Finished:
@@ -261,10 +257,10 @@ class Lifecycle:
         del self.sequences[request.request_id]
         if sequence.erased and not any(s.erased and s.pool == sequence.pool for s in self.sequences.values()):
             self._placement.scrub(sequence.pool)  # once for all of them: it copies what everybody else holds
-        self.counters.finished += 1
-        if self.counters.finished % TIDY_EVERY == 0:
+        self._n_finished += 1
+        if self._n_finished % TIDY_EVERY == 0:
             tenants.tidy(self.now_ns)
-        self.counters.expired += reason is FinishReason.EXPIRED
+        self.totals.expired += reason is FinishReason.EXPIRED
         n_output, served_us = sequence.n_output, sequence.served_us
         counts = (sequence.n_cached, sequence.n_preempted, sequence.n_recomputed)
         return Finished(request.request_id, reason, request.n_prompt, n_output, served_us, detail, *counts)
@@ -275,7 +271,7 @@ class Lifecycle:
     def _stand_still(self, sequence: Sequence, kind: PreemptionKind) -> Preempted:
         """From now on nothing is computed for it. Its cells stay where they are."""
         self._set_aside(sequence)
-        self.counters.preempted[kind] += 1
+        self.totals.preemptions[kind] += 1
         return Preempted(sequence.request.request_id, kind)
 
     def _set_aside(self, sequence: Sequence) -> None:
@@ -315,12 +311,12 @@ class Lifecycle:
         """Take its slot. Its cells go to the host store, or are dropped."""
         n_before = sequence.n_computed
         kind = self._placement.swap_out(sequence)
-        self.counters.preempted[kind] += 1
-        self.counters.recomputed_tokens += n_before - sequence.n_computed
+        self.totals.preemptions[kind] += 1
+        self.totals.recomputed_tokens += n_before - sequence.n_computed
         return Preempted(sequence.request.request_id, kind, why)
 
     def _resumed(self, sequence: Sequence, events: list[Event]) -> None:
-        self.counters.resumed += 1
+        self.totals.resumes += 1
         away_us = max(0, self.now_ns - sequence.away_ns) // 1000
         events.append(Resumed(sequence.request.request_id, away_us, sequence.n_recomputed))
 
@@ -342,5 +338,5 @@ class Lifecycle:
         sequence.request_class = new
         if queued:
             self._queue(sequence).push(sequence)
-        self.counters.downgraded += 1
+        self.totals.downgrades += 1
         return Downgraded(request.request_id, why)

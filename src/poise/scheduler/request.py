@@ -197,8 +197,8 @@ class Started:
     """The request got its first slot; `wait_us` is the time it spent queued, `n_cached` the tokens it need not compute."""
 
     request_id: int
-    pool: str
     wait_us: int
+    pool: str
     n_cached: int = 0
 
 

@@ -14,6 +14,7 @@ docs/scheduler.md tells the whole."""
 
 import heapq
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 
 from poise.scheduler import admission
 from poise.scheduler.bottleneck import Bottleneck, limit_of
@@ -32,7 +33,8 @@ from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Control, Event, FinishReason, Hold, Queued, Rejected, RejectReason, Request, RequestClass
 from poise.scheduler.sequence import Sequence
-from poise.scheduler.snapshot import ClassSnapshot, Snapshot
+from poise.scheduler.snapshot import ClassStatus, Snapshot
+from poise.scheduler.totals import Totals
 from poise.scheduler.waits import WaitEstimator
 
 DEADLINES_SPARE = 64
@@ -48,7 +50,8 @@ class Scheduler:
         self.served = served = {c: ServedCost(policy.grain_us, tenants.weight) for c in RequestClass}
         """The virtual counters by class, for whoever watches. Not to be modified."""
         self._policy = policy
-        self._placement = Placement(policy, models)
+        totals = Totals()
+        self._placement = Placement(policy, models, totals)
         self._books = Books(
             policy=policy,
             pools=self._placement.pools,
@@ -60,7 +63,7 @@ class Scheduler:
             limits=dict(policy.classes),
         )
         self._waits = WaitEstimator(models, OutputLengths(policy.lengths))
-        self._life = Lifecycle(self._books, self._placement, self._waits)
+        self._life = Lifecycle(self._books, self._placement, self._waits, totals)
         self._preemption = Preemption(policy, served)
         self._bottleneck = Bottleneck()
         self._deadlines: list[tuple[int, int]] = []
@@ -267,18 +270,14 @@ class Scheduler:
         return positions
 
     def snapshot(self) -> Snapshot:
-        books, life = self._books, self._life
-        counters = life.counters
-        counters.prefix_hits = self._placement.n_hits
+        totals = self._life.totals
         return Snapshot(
             step=self._step,
             n_moves=self._placement.n_moves,
-            counters=life.counters_copy(),
+            totals=replace(totals, preemptions=dict(totals.preemptions)),
             classes={c: self._class_snapshot(c) for c in RequestClass},
-            pools={name: pool.books() for name, pool in books.pools.items()},
+            pools={name: pool.books() for name, pool in self._books.pools.items()},
             store=self._placement.store.books(),
-            carry_us=self._placement.carry_us,
-            n_unstored=self._placement.n_unstored,
             limit=self._bottleneck.limit,
             limit_since_ns=self._bottleneck.since_ns or 0,
             limited_ns=dict(self._bottleneck.limited_ns),
@@ -319,20 +318,19 @@ class Scheduler:
     def _n_new(self, request_class: RequestClass) -> int:
         return sum(queue.n_new for (owner, _), queue in self._books.queues.items() if owner is request_class)
 
-    def _class_snapshot(self, request_class: RequestClass) -> ClassSnapshot:
+    def _class_snapshot(self, request_class: RequestClass) -> ClassStatus:
         queues = [queue for (owner, _), queue in self._books.queues.items() if owner is request_class]
         n_new = sum(queue.n_new for queue in queues)
         served = self._books.served[request_class]
-        return ClassSnapshot(
-            n_waiting=n_new,
-            n_running=len(self._books.running[request_class]),
-            n_paused=sum(s.request_class is request_class for s in self._life.paused.values()),
-            n_swapped=sum(queue.n_queued for queue in queues) - n_new,
+        return ClassStatus(
+            queued=n_new,
+            running=len(self._books.running[request_class]),
             wait_estimate_us=self.wait_estimate_us(request_class),
-            wait_error=self._waits.error(request_class),
-            served_us=dict(served.tenants),
-            total_us=served.total_us,
-            jain=served.recent.jain(),
+            paused=sum(s.request_class is request_class for s in self._life.paused.values()),
+            swapped=sum(queue.n_queued for queue in queues) - n_new,
+            wait_error=round(self._waits.error[request_class], 4),
+            served_us=served.total_us,
+            jain=round(served.recent.jain(), 4),
             gap_us=served.gap_us(self._backlogged(request_class, queues)),
         )
 

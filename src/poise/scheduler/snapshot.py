@@ -1,45 +1,32 @@
 """The scheduler's gauges and counters at one moment, as values that never change afterwards."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from poise.scheduler.bottleneck import Limit
-from poise.scheduler.memory.kv import PoolBooks
-from poise.scheduler.memory.store import StoreBooks
-from poise.scheduler.request import PreemptionKind, RequestClass
+from poise.scheduler.memory.kv import PoolStatus
+from poise.scheduler.memory.store import StoreStatus
+from poise.scheduler.request import RequestClass
+from poise.scheduler.totals import Totals
 
 
 @dataclass(frozen=True, slots=True)
-class ClassSnapshot:
-    """One class. `n_waiting`: new requests without a slot; `served_us`: virtual counters of its active tenants."""
+class ClassStatus:
+    """How a class stands: requests by state, and the estimated wait of a new arrival. `queued` never had a slot; `paused` stand
+    still: an operator has paused them, their reader is behind, or they are not prepared."""
 
-    n_waiting: int
-    n_running: int
-    n_paused: int
-    n_swapped: int
+    queued: int
+    running: int
     wait_estimate_us: int
-    wait_error: float
-    served_us: dict[str, int]
-    total_us: int
+    paused: int = 0
+    swapped: int = 0
+    wait_error: float = 0.0
+    """Estimates of the wait against what then happened: mean of |log(estimated / waited)| over recent starts that waited."""
+    served_us: int = 0
     """Compute that the class was served since the start."""
-    jain: float
+    jain: float = 1.0
     """Jain's index over the tenants of the last minute; see `equity`."""
-    gap_us: int
+    gap_us: int = 0
     """How far apart the served costs of tenants are that both have something waiting now."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """Totals since the scheduler was made."""
-
-    accepted: int = 0
-    finished: int = 0
-    expired: int = 0
-    resumed: int = 0
-    downgraded: int = 0
-    prefix_hits: int = 0
-    cached_tokens: int = 0
-    recomputed_tokens: int = 0
-    preempted: dict[PreemptionKind, int] = field(default_factory=lambda: dict.fromkeys(PreemptionKind, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +35,10 @@ class Snapshot:
 
     step: int
     n_moves: int
-    counters: Counters
-    classes: dict[RequestClass, ClassSnapshot]
-    pools: dict[str, PoolBooks]
-    store: StoreBooks
-    carry_us: float
-    """Measured cost of carrying one cell between a slot and the host store."""
-    n_unstored: int
-    """Sequences whose cells were dropped because the host store was full."""
+    totals: Totals
+    classes: dict[RequestClass, ClassStatus]
+    pools: dict[str, PoolStatus]
+    store: StoreStatus
     limit: Limit
     """What limits progress now, since `limit_since_ns`; and for how long each resource did before."""
     limit_since_ns: int

@@ -27,7 +27,8 @@ class WaitEstimator:
         self._models = models
         self.lengths = lengths
         self._correction = dict.fromkeys(RequestClass, 0.0)
-        self._error = dict.fromkeys(RequestClass, 0.0)
+        self.error = dict.fromkeys(RequestClass, 0.0)
+        """By class, the mean of |log(waited / estimated)| over recent starts that waited: 0.7 is a factor of two."""
 
     def learn_wait(self, request_class: RequestClass, estimated_us: int, waited_us: int) -> None:
         """A request whose estimate was `estimated_us` got its slot after `waited_us`."""
@@ -35,11 +36,7 @@ class WaitEstimator:
             return  # it did not wait, as estimated
         off = log((waited_us + GRACE_US) / (estimated_us + GRACE_US))
         self._correction[request_class] += (1 - MEMORY) * off
-        self._error[request_class] = MEMORY * self._error[request_class] + (1 - MEMORY) * abs(off)
-
-    def error(self, request_class: RequestClass) -> float:
-        """Mean of |log(waited / estimated)| over recent starts that waited: 0.7 is a factor of two."""
-        return self._error[request_class]
+        self.error[request_class] = MEMORY * self.error[request_class] + (1 - MEMORY) * abs(off)
 
     def estimate_us(
         self,

@@ -43,29 +43,3 @@ class Bottleneck(msgspec.Struct, frozen=True, array_like=True):
     limited_us: dict[str, int] = {}
     limit: str = ""
     since_ns: int = 0
-
-
-class Equity(msgspec.Struct, frozen=True, array_like=True):
-    """How a class was served: in all, and how evenly its tenants were."""
-
-    served_us: int = 0
-    jain: float = 1.0
-    gap_us: int = 0
-
-
-class Totals(msgspec.Struct, frozen=True, array_like=True):
-    """Counters since the engine's start."""
-
-    preemptions: dict[str, int] = {}
-    """By PreemptionKind."""
-    resumes: int = 0
-    downgrades: int = 0
-    expired: int = 0
-    prefix_hits: int = 0
-    cached_tokens: int = 0
-    recomputed_tokens: int = 0
-    evicted_entries: int = 0
-    stored_bytes: int = 0
-    loaded_bytes: int = 0
-    unstored: int = 0
-    """Choices whose cells were dropped because the host store was full."""

@@ -4,6 +4,7 @@ Encoded as tagged msgpack arrays (msgspec). The two sides always come from one i
 
 import msgspec
 
+from poise.scheduler.request import Started
 from poise.wire.status import Status
 from poise.wire.to_engine import Accounts
 
@@ -96,15 +97,6 @@ class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[list[TokenLogprob]]
 
 
-class Start(msgspec.Struct, frozen=True, array_like=True):
-    """A request left the queue after `wait_us`; `n_cached` of the tokens that it came with need not be computed."""
-
-    request_id: int
-    wait_us: int
-    pool: str
-    n_cached: int = 0
-
-
 class Prefill(msgspec.Struct, frozen=True, array_like=True):
     """`n_tokens` tokens of a request's prompt were computed (or computed again, after its cells were given up), in a forward
     pass that took `pass_us` and computed `n_beside` tokens of other requests as well."""
@@ -143,7 +135,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     """Engine to gateway: everything one step brought, in order: starts, changes, prefills, scores, tokens, finishes."""
 
     step: int
-    starts: list[Start]
+    starts: list[Started]
     tokens: list[Token]
     finishes: list[Finish]
     changes: list[Change] = []

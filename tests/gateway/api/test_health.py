@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from poise.gateway.api.native.status import HealthBody, StatusBody
 from poise.gateway.supervision.engine import EnginePhase
 from poise.metrics.lately import RecentTtft
+from poise.scheduler.request import PreemptionKind
 from tests.gateway.fakes import MODEL, OPERATOR, FakeEngine, ask, chat_body, make_app, says, status, text_model
 
 
@@ -71,7 +72,7 @@ async def test_status_is_complete() -> None:
     assert body.store is not None
     assert body.store.bytes_by_purpose == {"swap": 500, "prefix": 70, "template": 0}
     assert body.totals is not None
-    assert (body.totals.preemptions["swap"], body.totals.prefix_hits, body.totals.loaded_bytes) == (4, 11, 4000)
+    assert (body.totals.preemptions[PreemptionKind.SWAP], body.totals.prefix_hits, body.totals.loaded_bytes) == (4, 11, 4000)
     assert (body.engine_rss_bytes, body.engine_unaccounted_bytes, body.bottleneck) == (123_456, 23_456, "compute")
     assert body.phase == "ready"
 

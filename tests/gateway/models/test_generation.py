@@ -15,8 +15,8 @@ from poise.gateway.request.refusals import internal_error
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, SERVER_STOPPING, RequestEvent
 from poise.metrics.engine import EngineReading
 from poise.metrics.gateway import GatewayMetrics
-from poise.scheduler.request import RequestClass
-from poise.wire.messages import Accepted, Finish, Refused, Start, Token
+from poise.scheduler.request import RequestClass, Started
+from poise.wire.messages import Accepted, Finish, Refused, Token
 from poise.wire.to_engine import SamplingParams
 from tests.gateway.fakes import FakeEngine, text_model
 
@@ -83,7 +83,7 @@ def finish(reason: str) -> Callable[[int], RequestEvent]:
 EVENTS: dict[str, Callable[[int], RequestEvent]] = {
     "accepted": lambda request_id: Accepted(request_id, 1, 0),
     "refused": lambda request_id: Refused(request_id, "queue_full", 9, 9, 1000),
-    "start": lambda request_id: Start(request_id, 1, "short", 0),
+    "start": lambda request_id: Started(request_id, 1, "short", 0),
     "token": lambda request_id: Token(request_id, ord("x")),
     "stop_string": lambda request_id: Token(request_id, ord("!")),
     "nonsense": lambda request_id: Token(request_id, 10**9),

@@ -15,9 +15,8 @@ from poise.gateway.supervision.blame import Cause, Death
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED
 from poise.gateway.supervision.handover import Handover
 from poise.metrics.early import RecoveryMetrics
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Queued, RequestClass, Started
 from poise.wire import messages as wire
-from poise.wire import status as wire_status
 from poise.wire import to_engine
 from tests.gateway.mailbox import Mailbox
 
@@ -53,7 +52,7 @@ class Desk:
         return handle
 
     def start(self, request_id: int, n_cached: int = 0) -> None:
-        self.handover.step(wire.Step(1, [wire.Start(request_id, 5, "short", n_cached)], [], []))
+        self.handover.step(wire.Step(1, [Started(request_id, 5, "short", n_cached)], [], []))
 
     def tokens(self, request_id: int, *tokens: int) -> None:
         for token in tokens:
@@ -374,7 +373,7 @@ def test_unknown_ids_are_nobody_s() -> None:
     """What an engine says of requests that have ended changes nothing."""
     desk = Desk()
     desk.handover.answered(wire.Accepted(9, 1, 0))
-    desk.handover.waiting(wire_status.Waiting(9, 1, 0))
+    desk.handover.waiting(Queued(9, 1, 0))
     desk.handover.controlled(wire.Controlled(9, "pause", "paused"))
     desk.start(9)
     desk.tokens(9, 1)

@@ -20,9 +20,8 @@ from poise.gateway.supervision.engine import ENGINE_LOST, EnginePhase, EngineUna
 from poise.gateway.supervision.launch import FrameConnection, LaunchedEngine
 from poise.gateway.supervision.life import Watchdog
 from poise.gateway.supervision.supervisor import Supervisor
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import Control, Queued, RequestClass
 from poise.wire import messages as wire
-from poise.wire import status as wire_status
 from poise.wire import to_engine
 from poise.wire.to_engine import Accounts
 from tests.gateway.mailbox import Mailbox
@@ -253,7 +252,7 @@ async def test_a_waiting_request_hears_of_its_place() -> None:
         await s.until(lambda state: state.is_settled)
         handles = [submit(s, [1, 2, 3], FOREVER) for _ in range(20)]
         received: list[object] = []
-        while not any(isinstance(event, wire_status.Waiting) for event in received):
+        while not any(isinstance(event, Queued) for event in received):
             received += await handles[-1].receive()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from poise.config import Settings
 from poise.config.sources import merge
 from poise.gateway.condition import levels
-from poise.gateway.condition.levels import BACKGROUND, INTERACTIVE, Level, LevelInputs, Levels
+from poise.gateway.condition.levels import INTERACTIVE, Level, LevelInputs, Levels
 from poise.gateway.condition.memory import free_bytes
 from poise.gateway.request.refusals import draining, shed_background
 from poise.gateway.supervision.blame import Death
@@ -67,7 +67,7 @@ class Degradation:
         n_queued = sum(self._engine.queued_by_account(RequestClass.BACKGROUND).values())
         if n_queued >= most:
             status = self._engine.state.status
-            figures = status.classes.get(BACKGROUND) if status is not None else None
+            figures = status.classes.get(RequestClass.BACKGROUND) if status is not None else None
             wait_s = figures.wait_estimate_us / 1e6 if figures is not None else 0.0
             why = f"{n_queued} wait, {most} may" if most else "; ".join(self._levels.reasons)
             raise shed_background(load.value, why, max(wait_s, self._settings.levels.calm_s))
@@ -85,7 +85,7 @@ class Degradation:
         state, engine = self._engine.state, self._engine
         status = state.status
         ready = state.phase is EnginePhase.READY
-        interactive = status.classes.get(INTERACTIVE) if status is not None else None
+        interactive = status.classes.get(RequestClass.INTERACTIVE) if status is not None else None
         queued = {name.value: engine.queued_by_account(name) for name in RequestClass}
         several = len(queued[INTERACTIVE]) > 1  # who waits for its own requests alone is held up by nobody
         inputs = LevelInputs(

@@ -11,7 +11,7 @@ from poise.gateway.records.changes import RequestState
 from poise.gateway.records.values import Answer, Bill, Logprob, Notes, ToolCall, one_of
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
-from poise.wire.status import Waiting
+from poise.scheduler.request import Queued
 
 ChoiceState = Annotated[str, one_of(*RequestState)]
 PREFILL = "prefill"
@@ -31,7 +31,7 @@ class ChoiceRecord:
     """The class whose figures it goes into: a downgraded one would spoil those of the class that it came in."""
     state: RequestState = RequestState.QUEUED
     started: bool = False
-    place: Waiting | None = None
+    place: Queued | None = None
     """The last that was told of its place in the queue, while it is there."""
     n_output: int = 0
     n_cached: int = 0

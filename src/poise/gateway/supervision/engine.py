@@ -13,10 +13,10 @@ from poise.config import Settings
 from poise.gateway.supervision.blame import Death, QuarantineReport
 from poise.metrics.engine import EngineReading
 from poise.metrics.story import Outcome
-from poise.scheduler.request import Control, RequestClass
+from poise.scheduler.request import Control, Queued, RequestClass, Started
 from poise.wire import messages as wire
 from poise.wire.messages import Finish, Refused
-from poise.wire.status import Status, Waiting
+from poise.wire.status import Status
 from poise.wire.to_engine import Submit
 
 ENGINE_LOST = Outcome.ENGINE_LOST.value
@@ -26,9 +26,7 @@ QUARANTINED = Outcome.QUARANTINED.value
 SERVER_STOPPING = Outcome.SERVER_STOPPING.value
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
-RequestEvent = (
-    wire.Accepted | Refused | Waiting | wire.Start | wire.Change | wire.Prefill | wire.PromptLogprobs | wire.Token | Finish
-)
+RequestEvent = wire.Accepted | Refused | Queued | Started | wire.Change | wire.Prefill | wire.PromptLogprobs | wire.Token | Finish
 
 
 class EnginePhase(StrEnum):
@@ -76,7 +74,7 @@ class EngineUnavailable(Exception):
 
 
 class RequestHandle:
-    """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Waiting while it is
+    """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Queued while it is
     queued, then Starts, Changes, Prefills and Tokens, and exactly one Finish.
 
     A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in

@@ -23,9 +23,8 @@ from msgspec.structs import replace
 from poise.gateway.supervision.blame import ERASED, PROBATION_TOKENS, Blame, Death, Quarantine, QuarantineReport, utc
 from poise.gateway.supervision.engine import ENGINE_LOST, QUARANTINED, RequestHandle
 from poise.metrics.early import RecoveryMetrics
-from poise.scheduler.request import Control, FinishReason, Hold, RequestClass
+from poise.scheduler.request import Control, FinishReason, Hold, Queued, RequestClass, Started
 from poise.wire import messages as wire
-from poise.wire import status as wire_status
 from poise.wire import to_engine
 from poise.wire.changes import ChangeKind
 
@@ -213,9 +212,9 @@ class Handover:
             # It keeps its place among those that wait, and has lost nothing.
             live.lost_ns = 0
             self._recovered(live, 0)
-            live.handle.put(wire_status.Waiting(answer.request_id, answer.position, answer.eta_us))
+            live.handle.put(Queued(answer.request_id, answer.position, answer.eta_us))
 
-    def waiting(self, waiting: wire_status.Waiting) -> None:
+    def waiting(self, waiting: Queued) -> None:
         if (live := self._lives.get(waiting.request_id)) is not None:
             live.handle.put(waiting)
 
@@ -261,7 +260,7 @@ class Handover:
             if request_id in self._lives:
                 yield request_id, live
 
-    def _started(self, live: _Live, start: wire.Start) -> None:
+    def _started(self, live: _Live, start: Started) -> None:
         if not live.started:
             live.started, live.n_cached = True, start.n_cached
             live.handle.put(start)

@@ -8,7 +8,7 @@ A slot is held by a sequence, or free. A free slot can be warm: it still has the
 that begin alike, until a sequence takes it."""
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from poise.scheduler.memory.prefix import Prefix
@@ -19,7 +19,7 @@ from poise.scheduler.sequence import Sequence
 WARM = "warm"
 
 
-class SlotBooks(NamedTuple):
+class SlotStatus(NamedTuple):
     """A slot that is not empty: held by a running or a paused sequence, or warm."""
 
     slot: int
@@ -27,29 +27,32 @@ class SlotBooks(NamedTuple):
     """A State, or "warm"."""
     request_class: str
     """A RequestClass, of who holds it; "" for a warm one, which nobody holds."""
-    n_cells: int
+    cells: int
 
 
 @dataclass(frozen=True, slots=True)
-class PoolBooks:
-    """A pool's figures at one moment, in slots and cells. `cells_used` leaves out the warm ones."""
+class PoolStatus:
+    """How a pool stands, in slots and cells. Warm slots hold a finished sequence's cells and are free to be taken; `cells_used`
+    leaves theirs out."""
 
     name: str
     slots_held: int
     slots: int
-    cells_held: int
     cells_used: int
     cells: int
-    slots_peak: int
-    cells_peak: int
-    slots_warm: int
-    cells_warm: int
-    cells_by_class: dict[RequestClass, int]
-    cells_by_tenant: dict[str, int]
-    holes: int
+    slots_warm: int = 0
+    cells_warm: int = 0
+    slots_peak: int = 0
+    cells_peak: int = 0
+    cells_by_class: dict[RequestClass, int] = field(default_factory=dict)
+    cells_by_tenant: dict[str, int] = field(default_factory=dict)
+    """Used cells; the engine reports those of the tenants that hold most, and the rest under ""."""
+    cells_held: int = 0
+    """All cells of the slots that are held, whether they hold a token or not."""
+    holes: int = 0
     """Free slots below the highest one that is held: batches that are split cost more (rule R8)."""
-    occupied: tuple[SlotBooks, ...]
-    """In the order of their numbers."""
+    occupied: tuple[SlotStatus, ...] = ()
+    """The slots that are not empty, in the order of their numbers."""
 
 
 class KvPool:
@@ -126,7 +129,7 @@ class KvPool:
         self._held_by_class[sequence.request_class] -= 1
         self._held_by_class[request_class] += 1
 
-    def books(self) -> PoolBooks:
+    def books(self) -> PoolStatus:
         used = sum(s.n_computed for s in self.holders.values())
         by_class = dict.fromkeys(RequestClass, 0)
         by_tenant: dict[str, int] = {}
@@ -135,7 +138,7 @@ class KvPool:
             by_class[sequence.request_class] += sequence.n_computed
             by_tenant[tenant] = by_tenant.get(tenant, 0) + sequence.n_computed
         self._cells_peak = max(self._cells_peak, used)
-        return PoolBooks(
+        return PoolStatus(
             name=self.name,
             slots_held=len(self.holders),
             slots=self.policy.n_slots,
@@ -152,9 +155,9 @@ class KvPool:
             occupied=self._occupied(),
         )
 
-    def _occupied(self) -> tuple[SlotBooks, ...]:
-        held = [SlotBooks(slot, s.state, s.request_class, s.n_computed) for slot, s in self.holders.items()]
-        warm = [SlotBooks(slot, WARM, "", prefix.n_cells) for slot, prefix in self.warm.items()]
+    def _occupied(self) -> tuple[SlotStatus, ...]:
+        held = [SlotStatus(slot, s.state, s.request_class, s.n_computed) for slot, s in self.holders.items()]
+        warm = [SlotStatus(slot, WARM, "", prefix.n_cells) for slot, prefix in self.warm.items()]
         return tuple(sorted(held + warm))
 
     def _count(self, sequence: Sequence, change: int) -> None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from poise.scheduler.fairness.thresholds import may_take
 from poise.scheduler.policy import StorePolicy
+from poise.scheduler.totals import Totals
 
 
 class Purpose(StrEnum):
@@ -34,23 +35,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class StoreBooks:
-    """The store's figures at one moment."""
+class StoreStatus:
+    """How the store stands."""
 
     budget_bytes: int
     bytes_by_purpose: dict[Purpose, int]
     entries_by_purpose: dict[Purpose, int]
     peak_bytes: int
-    n_evicted: int
-    stored_bytes: int
-    loaded_bytes: int
 
 
 class HostStore:
     """Entries by number, oldest use first."""
 
-    def __init__(self, policy: StorePolicy) -> None:
+    def __init__(self, policy: StorePolicy, totals: Totals) -> None:
         self._policy = policy
+        self._totals = totals
         self._entries: dict[int, Entry] = {}
         self._bytes: dict[Purpose, int] = dict.fromkeys(Purpose, 0)
         self._prefix_bytes: dict[str, int] = {}
@@ -58,9 +57,6 @@ class HostStore:
         """By account."""
         self._next = 1
         self._peak_bytes = 0
-        self.n_evicted = 0
-        self.stored_bytes = 0
-        self.loaded_bytes = 0
 
     def __getitem__(self, number: int) -> Entry:
         return self._entries[number]
@@ -107,7 +103,7 @@ class HostStore:
     def remove(self, number: int, *, evicted: bool = False) -> Entry:
         entry = self._entries.pop(number)
         self._count(entry, -entry.n_bytes)
-        self.n_evicted += evicted
+        self._totals.evicted_entries += evicted
         return entry
 
     def touch(self, number: int) -> None:
@@ -119,21 +115,13 @@ class HostStore:
         entry = self._entries[number]
         change, entry.n_bytes = n_bytes - entry.n_bytes, n_bytes
         self._count(entry, change)
-        self.stored_bytes += n_bytes
+        self._totals.stored_bytes += n_bytes
 
-    def books(self) -> StoreBooks:
+    def books(self) -> StoreStatus:
         entries = dict.fromkeys(Purpose, 0)
         for entry in self:
             entries[entry.purpose] += 1
-        return StoreBooks(
-            budget_bytes=self._policy.budget_bytes,
-            bytes_by_purpose=dict(self._bytes),
-            entries_by_purpose=entries,
-            peak_bytes=self._peak_bytes,
-            n_evicted=self.n_evicted,
-            stored_bytes=self.stored_bytes,
-            loaded_bytes=self.loaded_bytes,
-        )
+        return StoreStatus(self._policy.budget_bytes, dict(self._bytes), entries, self._peak_bytes)
 
     def _may_swap(self, account: str, n_bytes: int) -> bool:
         """Alone an account's swaps may take its share of the store; beside others, that share of what is free without its own. So

@@ -15,6 +15,7 @@ from poise.scheduler.planning.plan import KvOperation, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.request import BLOCK_TOKENS, PreemptionKind, Request
 from poise.scheduler.sequence import Sequence
+from poise.scheduler.totals import Totals
 
 CARRY_FIRST_US = 3.0
 """First guess of what carrying one cell between a slot and the host store costs."""
@@ -25,19 +26,17 @@ ENTRY_OVERHEAD_BYTES = 64
 class Placement:
     """The slots of all pools, the host store, and the prefixes kept in both."""
 
-    def __init__(self, policy: SchedulerPolicy, models: dict[str, CostModel]) -> None:
+    def __init__(self, policy: SchedulerPolicy, models: dict[str, CostModel], totals: Totals) -> None:
         self._policy = policy
         self._models = models
+        self._totals = totals
         self.pools = {name: KvPool(name, pool) for name, pool in policy.pools.items()}
-        self.store = HostStore(policy.store)
+        self.store = HostStore(policy.store, totals)
         self.index = PrefixIndex()
         self.templates: dict[tuple[str, str], Entry] = {}
         """(pool, template name) to its entry, once it has been computed."""
         self.carry_us = CARRY_FIRST_US
         self.n_moves = 0
-        self.n_hits = 0
-        self.n_unstored = 0
-        """Sequences whose cells were dropped because the host store had no room for them."""
         self._operations: list[KvOperation] = []
         self._unclean: dict[str, None] = {}
         """Pools with cells that are to be overwritten."""
@@ -77,7 +76,7 @@ class Placement:
             self._empty(pool, sequence.slot, warm)
         else:
             self._reuse(sequence, pool, warm, *found)
-            self.n_hits += 1
+            self._totals.prefix_hits += 1
 
     def swap_out(self, sequence: Sequence) -> PreemptionKind:
         """Take the sequence's slot and keep its cells in the host store, or drop them where that is cheaper or all there is."""
@@ -213,7 +212,7 @@ class Placement:
         entry = sequence.entry
         request_id, n_cells = sequence.request.request_id, sequence.n_computed
         self._operations.append(kv.LoadSlot(sequence.pool, sequence.slot, entry, n_cells, request_id))
-        self.store.loaded_bytes += self.store[entry].n_bytes
+        self._totals.loaded_bytes += self.store[entry].n_bytes
         self._drop(entry)
         sequence.entry = -1
 
@@ -234,7 +233,7 @@ class Placement:
             self._empty(pool, slot, warm)
             entry.in_use = False
             self.store.touch(entry.number)
-            self.store.loaded_bytes += entry.n_bytes
+            self._totals.loaded_bytes += entry.n_bytes
             self._operations.append(kv.LoadSlot(pool.name, slot, entry.number, n_cells, request_id))
         sequence.n_computed = n_cells
 
@@ -287,7 +286,7 @@ class Placement:
             return None
         entry = self._admit(Purpose.SWAP, sequence.request.account, sequence.pool, n_cells)
         if entry is None:
-            self.n_unstored += 1
+            self._totals.unstored += 1
             sequence.refill = n_cells
         return entry
 

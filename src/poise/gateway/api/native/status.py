@@ -4,7 +4,7 @@ Everything is answered from snapshots that are in the gateway already: looking c
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -32,12 +32,13 @@ from poise.gateway.text.tokens import TextFigures, TextJobs
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.lately import RecentTtft
 from poise.metrics.sample import Sample
-from poise.scheduler.memory.kv import WARM
+from poise.scheduler.memory.kv import WARM, PoolStatus
+from poise.scheduler.memory.store import StoreStatus
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import State
-from poise.wire.figures import Totals
+from poise.scheduler.totals import Totals
 from poise.wire.messages import PoolInfo
-from poise.wire.status import PoolStatus, Status, StoreStatus
+from poise.wire.status import Status
 
 TOLD_STRANGERS = {
     EnginePhase.FAILED: "the engine has failed; its operator can see why",
@@ -100,14 +101,6 @@ class PoolFigures(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int
 
 
-class StoreFigures(StoreStatus, frozen=True, array_like=False):
-    pass
-
-
-class TotalFigures(Totals, frozen=True, array_like=False):
-    pass
-
-
 class Rates(msgspec.Struct, frozen=True):
     prompt: float
     output: float
@@ -127,8 +120,8 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True):
     live_choices: int
     classes: dict[str, ClassFigures]
     pools: list[PoolFigures]
-    store: StoreFigures | None
-    totals: TotalFigures | None
+    store: StoreStatus | None
+    totals: Totals | None
     tokens_per_s: Rates
     engine_rss_bytes: int | None
     engine_unaccounted_bytes: int | None
@@ -192,8 +185,8 @@ class Health:
             live_choices=self._engine.n_live,
             classes={name.value: self._class(name, figures) for name in RequestClass},
             pools=_pools(state.ready.pools if state.ready else [], figures, tenants_shown=is_admin),
-            store=StoreFigures(*structs.astuple(figures.store)) if figures and figures.store else None,
-            totals=TotalFigures(*structs.astuple(figures.totals)) if figures else None,
+            store=figures.store if figures else None,
+            totals=figures.totals if figures else None,
             tokens_per_s=Rates(*self._history.tokens_per_s),
             engine_rss_bytes=figures.rss_bytes if figures else None,
             engine_unaccounted_bytes=figures.unaccounted_bytes if figures else None,
@@ -233,11 +226,11 @@ class Health:
 
     def _class(self, name: RequestClass, status: Status | None) -> ClassFigures:
         ttft_ms = self._metrics.lately.ttft_ms(name.value, time.perf_counter())
-        figures = status.classes.get(name.value) if status is not None else None
+        figures = status.classes.get(name) if status is not None else None
         if figures is None:
             return ClassFigures(ttft_ms=ttft_ms)
         wait_ms = figures.wait_estimate_us // 1000
-        return convert(structs.asdict(figures) | {"wait_estimate_ms": wait_ms, "ttft_ms": ttft_ms}, ClassFigures)
+        return convert(asdict(figures) | {"wait_estimate_ms": wait_ms, "ttft_ms": ttft_ms}, ClassFigures)
 
 
 def _pools(built: list[PoolInfo], status: Status | None, *, tenants_shown: bool) -> list[PoolFigures]:
@@ -254,7 +247,7 @@ def _pool(built: PoolInfo, held: PoolStatus, *, tenants_shown: bool) -> PoolFigu
     ]
     by_tenant = held.cells_by_tenant if tenants_shown else None
     own = {"slots": built.n_slots, "cells_by_tenant": by_tenant, "occupied": slots}
-    return convert(structs.asdict(held) | structs.asdict(built) | own, PoolFigures)
+    return convert(asdict(held) | structs.asdict(built) | own, PoolFigures)
 
 
 WHOLE_SAMPLES, PIECE_SAMPLES = 60, 16

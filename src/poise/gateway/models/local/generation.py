@@ -34,10 +34,9 @@ from poise.gateway.supervision.engine import (
 from poise.gateway.text.answers import AnswerParser, EntryKind
 from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
-from poise.scheduler.request import FinishReason, Hold
+from poise.scheduler.request import FinishReason, Hold, Queued, Started
 from poise.wire.changes import ChangeKind
-from poise.wire.messages import Accepted, Change, Finish, Prefill, PromptLogprobs, Refused, Start, Token
-from poise.wire.status import Waiting
+from poise.wire.messages import Accepted, Change, Finish, Prefill, PromptLogprobs, Refused, Token
 from poise.wire.to_engine import Grammar, SamplingParams, Submit
 
 log = logging.getLogger(__name__)
@@ -218,9 +217,9 @@ class Generation:
             self._finish(choice, event)
         elif type(event) is Change:
             self._change(choice, event)
-        elif type(event) is Start:
+        elif type(event) is Started:
             self._start(choice, event)
-        elif type(event) is Waiting:
+        elif type(event) is Queued:
             self._waiting(choice, event)
         elif type(event) is Accepted:
             self._accepted(choice, event)
@@ -263,7 +262,7 @@ class Generation:
             if accepted.eta_us >= LONG_WAIT_US:
                 record.place = accepted.position, eta_ms
 
-    def _waiting(self, choice: Choice, waiting: Waiting) -> None:
+    def _waiting(self, choice: Choice, waiting: Queued) -> None:
         record = self._record
         if choice.record.started:
             return
@@ -273,7 +272,7 @@ class Generation:
             first = min((other.place for other in record.choices if other.place), key=lambda place: place.position)
             record.place = first.position, first.eta_us // 1000
 
-    def _start(self, choice: Choice, start: Start) -> None:
+    def _start(self, choice: Choice, start: Started) -> None:
         own = choice.record
         if not own.started:
             self._metrics.started(own.counts_as, start.wait_us / 1e6, start.n_cached)
