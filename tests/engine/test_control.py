@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import PreemptionKind, RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine

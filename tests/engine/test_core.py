@@ -258,4 +258,4 @@ def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
     result, _ = execution.carry_out(StepPlan(0, operations, ()))
     assert (result.carried_us, result.carried_cells) == (300, 100)
     assert (result.stored, result.unstored) == (((7, 6400),), (8,))
-    assert execution.last_ns == (clock.now_ns() - before_ns, 0, 0) == (900_000, 0, 0)
+    assert (execution.kv_ns, execution.forward_ns, execution.sample_ns) == (clock.now_ns() - before_ns, 0, 0) == (900_000, 0, 0)

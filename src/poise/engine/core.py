@@ -126,10 +126,10 @@ class Engine:
         self.n_steps += 1
         if now_ns >= self._reporter.due_ns:
             self._report(now_ns)
-        kv_ns, forward_ns, sample_ns = self.execution.last_ns
-        own_ns = now_ns - planned_ns - kv_ns - forward_ns - sample_ns
+        runner_ns = (self.execution.kv_ns, self.execution.forward_ns, self.execution.sample_ns)
+        own_ns = now_ns - planned_ns - sum(runner_ns)
         ended_ns = self.clock.now_ns()
-        parts_ns = (handled_ns - drain_ns, planned_ns - handled_ns, kv_ns, forward_ns, sample_ns)
+        parts_ns = (handled_ns - drain_ns, planned_ns - handled_ns, *runner_ns)
         self.tallies.add(plan, result, (*parts_ns, own_ns + accounted_ns - now_ns, ended_ns - accounted_ns))
 
     def _rest(self, plan: StepPlan, now_ns: int, *, changed: bool) -> None:

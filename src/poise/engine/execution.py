@@ -37,7 +37,8 @@ class Execution:
         self._clock = clock
         self._live = live
         self._box = box
-        self._kv_ns = self._forward_ns = self._sample_ns = 0
+        self.kv_ns = self.forward_ns = self.sample_ns = 0
+        """Time that the last plan took in the runner: carrying cells, in the model, drawing tokens."""
         self.prompt_tokens = 0
         self.prefills: list[Prefill] = []
         """The prompt chunks that the last plan computed."""
@@ -46,18 +47,13 @@ class Execution:
         self._unfilled: set[tuple[str, int]] = set()
         """Slots that an operation of the present plan should have filled, and did not."""
 
-    @property
-    def last_ns(self) -> tuple[int, int, int]:
-        """Time that the last plan took in the runner: carrying cells, in the model, drawing tokens."""
-        return self._kv_ns, self._forward_ns, self._sample_ns
-
     def carry_out(self, plan: StepPlan) -> tuple[StepResult, list[Sampled]]:
         """Everything a plan says, and what came of it. Sampled tokens that do not end their sequence are added to its tokens."""
         stored: list[tuple[int, int]] = []
         unstored: list[int] = []
         lost: list[int] = []
         carried_ns, carried_cells = 0, 0
-        self._kv_ns = self._forward_ns = self._sample_ns = 0
+        self.kv_ns = self.forward_ns = self.sample_ns = 0
         self._unfilled.clear()
         self.prefills.clear()
         self.scores.clear()
@@ -68,7 +64,7 @@ class Execution:
             began_ns = self._clock.now_ns()
             done = self._apply(operation, stored, unstored, lost)
             spent_ns = self._clock.now_ns() - began_ns
-            self._kv_ns += spent_ns
+            self.kv_ns += spent_ns
             if done and isinstance(operation, kv.StoreSlot | kv.LoadSlot | kv.CopySlot):
                 carried_ns += spent_ns
                 carried_cells += operation.n_cells
@@ -145,8 +141,8 @@ class Execution:
             n_beside = n_tokens - chunk.n_tokens
             self.prefills.append(Prefill(chunk.request_id, chunk.n_tokens, cost_ns // 1000, n_beside))
         sampling_ns = sum([draw.cost_ns for draw in drawn])
-        self._sample_ns += sampling_ns
-        self._forward_ns += cost_ns - sampling_ns
+        self.sample_ns += sampling_ns
+        self.forward_ns += cost_ns - sampling_ns
         drawn = [self._within_allowance(s) if s.forced else s for s in drawn]
         ended = tuple(s.token.request_id for s in drawn if s.ends)
         given = tuple([(s.token.request_id, 1 + len(s.forced), s.closes, s.cut) for s in drawn if s.forced or s.closes])

@@ -79,7 +79,7 @@ class Lifecycle:
         n_found = sequence.n_computed - n_before
         sequence.to(State.RUNNING)
         self._books.running[sequence.request_class][request.request_id] = sequence
-        self._books.tenants.start(request.account)
+        self._books.tenants[request.account].n_running += 1
         sequence.placed_ns, sequence.n_chunks = self.now_ns, 0
         if sequence.started:
             sequence.n_recomputed -= n_found
@@ -89,7 +89,7 @@ class Lifecycle:
         sequence.started = True
         sequence.n_cached = n_found
         totals.cached_tokens += n_found
-        self._books.tenants.leave_queue(request.account)
+        self._books.tenants[request.account].n_queued -= 1
         wait_us = max(0, self.now_ns - sequence.arrived_ns) // 1000
         self._waits.learn_wait(request.request_class, sequence.eta_us, wait_us)
         self._events.append(Started(request.request_id, wait_us, sequence.pool, n_found))
@@ -101,7 +101,7 @@ class Lifecycle:
         if sequence.state is State.PAUSED:
             return  # it stands still as before, only elsewhere
         del self._books.running[sequence.request_class][request.request_id]
-        self._books.tenants.stop(request.account)
+        self._books.tenants[request.account].n_running -= 1
         sequence.n_preempted += 1
         sequence.away_ns = self.now_ns
         sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
@@ -142,12 +142,12 @@ class Lifecycle:
             if sequence.deadline_ns:
                 sequence.deadline_ns += self.now_ns - sequence.held_ns
             if sequence.started:
-                self._books.tenants.let_go(sequence.request.account)
+                self._books.tenants[sequence.request.account].n_held -= 1
             return self._go_on(sequence) if sequence.may_run else []
         if before is Hold.RUN:
             sequence.held_ns = self.now_ns
             if sequence.started:
-                self._books.tenants.hold(sequence.request.account)
+                self._books.tenants[sequence.request.account].n_held += 1
             events.append(self._stand_still(sequence, PreemptionKind.STALL))
         if hold is Hold.SWAP and sequence.slot >= 0:
             events.append(self._swap_out(sequence, PreemptionReason.IDLE))
@@ -233,13 +233,13 @@ class Lifecycle:
             self._queue(sequence).remove(sequence)
         elif sequence.state is State.RUNNING:
             del self._books.running[sequence.request_class][request.request_id]
-            tenants.stop(request.account)
+            tenants[request.account].n_running -= 1
         else:
             del self.paused[request.request_id]
         if not sequence.started:
-            tenants.leave_queue(request.account)
+            tenants[request.account].n_queued -= 1
         elif sequence.hold is not Hold.RUN:
-            tenants.let_go(request.account)
+            tenants[request.account].n_held -= 1
         ended_well = reason in (FinishReason.STOP, FinishReason.LENGTH)
         if ended_well and request.pins:
             self._placement.pin(sequence, request.pins)
@@ -250,7 +250,7 @@ class Lifecycle:
         sequence.to(State.FINISHED)
         if ended_well and not request.pins:
             self._waits.lengths.learn(sequence, is_whole=reason is FinishReason.STOP)
-        tenants.leave(request.account)
+        tenants[request.account].n_live -= 1
         if sequence.erased and request.account == request.tenant:
             forget_account(self._books.served, tenants, request.account)
             self._waits.lengths.forget(request.account)
@@ -281,7 +281,7 @@ class Lifecycle:
                 self._queue(sequence).remove(sequence)
             else:
                 del self._books.running[sequence.request_class][request.request_id]
-                self._books.tenants.stop(request.account)
+                self._books.tenants[request.account].n_running -= 1
             self._books.served[sequence.request_class].leave(request.account)
             sequence.to(State.PAUSED)
             sequence.away_ns = self.now_ns
@@ -298,7 +298,7 @@ class Lifecycle:
         if sequence.slot >= 0:
             sequence.to(State.RUNNING)
             self._books.running[sequence.request_class][request.request_id] = sequence
-            tenants.start(request.account)
+            tenants[request.account].n_running += 1
             self._resumed(sequence, events)
             return events
         sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)

@@ -356,5 +356,5 @@ class Scheduler:
                     continue
                 victim = self._preemption.victim(pool, arrival, now_ns, admission.slots_max(name, limits))
                 if victim is not None:
-                    self._life.preempt(victim.sequence, arrival, victim.why)
+                    self._life.preempt(victim[0], arrival, victim[1])
                     break

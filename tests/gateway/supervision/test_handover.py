@@ -98,7 +98,7 @@ def test_a_running_request_goes_on_where_it_was() -> None:
     desk.finish(1, n_cached=99)
     events = handle.take()
     assert [e.what if isinstance(e, wire.Change) else type(e).__name__ for e in events] == [
-        *("Accepted", "Start", "Token", "Token", "lost", "recover", "Token", "Finish")
+        *("Accepted", "Started", "Token", "Token", "lost", "recover", "Token", "Finish")
     ]
     changes = [event for event in events if isinstance(event, wire.Change)]
     assert changes[1].why == "3", "five tokens are known, two of them need no computing"
@@ -119,10 +119,10 @@ def test_order_is_kept_and_the_queue_is_readmitted() -> None:
     assert [(m.request_id, m.readmitted) for m in again if isinstance(m, to_engine.Submit)] == [(1, True), (2, True), (3, False)]
     desk.handover.answered(wire.Accepted(2, 4, 7000))
     desk.handover.answered(wire.Refused(3, "queue_full", 1, 1, 1))
-    assert kinds(handles[1]) == ["Accepted", "lost", "recover", "Waiting"]
+    assert kinds(handles[1]) == ["Accepted", "lost", "recover", "Queued"]
     assert kinds(handles[2]) == ["Refused"]
     desk.start(2)
-    assert kinds(handles[1]) == ["Start"], "its first start is told"
+    assert kinds(handles[1]) == ["Started"], "its first start is told"
     assert desk.value("poise_recovered_tokens_total", **{"class": "interactive"}) == 0
 
 
@@ -133,7 +133,7 @@ def test_an_engine_lost_while_loading_is_told_once() -> None:
     for _ in range(3):
         desk.handover.lose(died())
     desk.recover(1)
-    assert kinds(handle) == ["Accepted", "Start", "lost", "recover"]
+    assert kinds(handle) == ["Accepted", "Started", "lost", "recover"]
 
 
 def test_recoveries_are_bounded() -> None:

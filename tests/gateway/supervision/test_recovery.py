@@ -31,7 +31,7 @@ WATCHDOG_S = 2.0
 def told(received: list[object]) -> list[str]:
     """Everything but the tokens, the waiting and what the scheduler did."""
     names = [event.what if isinstance(event, wire.Change) else type(event).__name__ for event in received]
-    return [name for name in names if name in ("Accepted", "Start", "lost", "recover", "Finish")]
+    return [name for name in names if name in ("Accepted", "Started", "lost", "recover", "Finish")]
 
 
 def tokens(received: list[object]) -> list[int]:
@@ -70,7 +70,7 @@ async def test_streams_go_on_with_their_next_token(how: signal.Signals) -> None:
         assert value("poise_engine_down_seconds_count") == 1
     assert n_lost, "the kill came too late"
     for each in received:
-        assert told(each) in (["Accepted", "Start", "lost", "recover", "Finish"], ["Accepted", "Start", "Finish"])
+        assert told(each) in (["Accepted", "Started", "lost", "recover", "Finish"], ["Accepted", "Started", "Finish"])
     assert [tokens(each) for each in received] == undisturbed(prompts)
 
 
@@ -92,7 +92,7 @@ async def test_a_stopped_engine_without_work_is_noticed_by_the_next_message() ->
         await s.until(lambda state: state.is_settled)
         os.kill(pid_of(s), signal.SIGSTOP)
         received = await events(submit(s, [1, 2, 3]))
-        assert told(received) == ["Accepted", "Start", "Finish"], "it had no answer yet, so nothing was lost"
+        assert told(received) == ["Accepted", "Started", "Finish"], "it had no answer yet, so nothing was lost"
         assert s.state.restarts == 1
 
 

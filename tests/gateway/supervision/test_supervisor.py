@@ -76,7 +76,7 @@ async def test_a_request_goes_through() -> None:
         await s.until(lambda state: state.is_settled)
         received = await events(submit(s, [1, 2, 3]))
         kinds = [type(e).__name__ for e in received]
-        assert kinds == ["Accepted", "Start", "Prefill", "Token", "Token", "Token", "Token", "Token", "Finish"]
+        assert kinds == ["Accepted", "Started", "Prefill", "Token", "Token", "Token", "Token", "Token", "Finish"]
         assert s.state.ready is not None
 
 

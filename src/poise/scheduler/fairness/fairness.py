@@ -37,7 +37,8 @@ class ServedCost:
         self._n_active: dict[str, int] = {}
         self._n_queued: dict[str, int] = {}
         self._departed: dict[str, int] = {}
-        self._floor_us = 0
+        self.floor_us = 0
+        """The virtual time: who has been served so much has had a fair share. It never falls."""
         self._weights = 0
         """Of all that are alive, in _WEIGHT_UNITs."""
         self._rest = 0
@@ -53,11 +54,6 @@ class ServedCost:
     def tenants(self) -> dict[str, int]:
         """Counters of the accounts that are alive. Not to be modified."""
         return self._served
-
-    @property
-    def floor_us(self) -> int:
-        """The virtual time: who has been served so much has had a fair share. It never falls."""
-        return self._floor_us
 
     def rank(self, tenant: str) -> int:
         """Lower goes first. Served cost in whole grains.
@@ -79,7 +75,7 @@ class ServedCost:
                 self._served[tenant] = self._departed.pop(tenant)
             else:
                 self._lift_floor()
-                self._served[tenant] = max(self._departed.pop(tenant, 0), self._floor_us - self._grain_us)
+                self._served[tenant] = max(self._departed.pop(tenant, 0), self.floor_us - self._grain_us)
             self._weights += self._units(tenant)
         self._n_active[tenant] = self._n_active.get(tenant, 0) + 1
         self.recent.charge(tenant, 0)
@@ -102,7 +98,7 @@ class ServedCost:
         Where none did before, it has wanted no more than it got; that saves nothing up, either. `returns`: as for `enter`."""
         if tenant not in self._n_queued and not returns:
             self._lift_floor()
-            self._served[tenant] = max(self._served[tenant], self._floor_us - self._grain_us)
+            self._served[tenant] = max(self._served[tenant], self.floor_us - self._grain_us)
         self._n_queued[tenant] = self._n_queued.get(tenant, 0) + 1
 
     def unqueue(self, tenant: str) -> None:
@@ -119,7 +115,7 @@ class ServedCost:
         self.recent.charge(tenant, weighted_us)
         self.total_us += cost_us
         grown_us, self._rest = divmod(self._rest + cost_us * _WEIGHT_UNIT, self._weights)
-        self._floor_us += grown_us
+        self.floor_us += grown_us
 
     def roll(self, now_ns: int) -> None:
         """Time has passed. Whoever is still here counts in the new window, served or not."""
@@ -136,13 +132,13 @@ class ServedCost:
         """How far above the floor each account is that is alive (below 0: it is owed so much), or that left above it.
 
         With `restore`, it is what an engine after this one has to know: floors of different engines are not to be compared."""
-        start_us = self._floor_us - self._grain_us
-        above = {tenant: served - self._floor_us for tenant, served in self._departed.items() if served > start_us}
-        return above | {tenant: served - self._floor_us for tenant, served in self._served.items()}
+        start_us = self.floor_us - self._grain_us
+        above = {tenant: served - self.floor_us for tenant, served in self._departed.items() if served > start_us}
+        return above | {tenant: served - self.floor_us for tenant, served in self._served.items()}
 
     def restore(self, above_us: Mapping[str, int]) -> None:
         """Accounts were so far above the floor in an engine before this one. Who is alive here stays as it is."""
-        self._departed |= {t: self._floor_us + above for t, above in above_us.items() if t not in self._served}
+        self._departed |= {t: self.floor_us + above for t, above in above_us.items() if t not in self._served}
         if len(self._departed) > DEPARTED_MAX:
             self._forget()
 
@@ -156,7 +152,7 @@ class ServedCost:
             least = min(self._served[tenant] for tenant in self._n_queued)
         else:
             least = max(self._served.values(), default=0)
-        self._floor_us = max(self._floor_us, least)
+        self.floor_us = max(self.floor_us, least)
 
     def _units(self, tenant: str) -> int:
         return max(1, int(self._weight(tenant) * _WEIGHT_UNIT + 0.5))
@@ -166,7 +162,7 @@ class ServedCost:
 
         A quarter goes at once, so that forgetting is rare: an account that is forgotten starts a grain below the floor, like
         anybody."""
-        floor_us = self._floor_us - self._grain_us
+        floor_us = self.floor_us - self._grain_us
         kept = sorted(self._departed.items(), key=lambda item: item[1])[-(DEPARTED_MAX * 3 // 4) :]
         self._departed = {tenant: served for tenant, served in kept if served > floor_us}
 

@@ -13,7 +13,10 @@ MINUTE_NS = 60_000_000_000
 
 
 @dataclass(slots=True)
-class _Tenant:
+class TenantCounts:
+    """Its requests that are here, that never had a slot, and that run. `n_held`: those that have had a slot and whose readers
+    are behind; they count as if they ran: not to read is no way to have more requests than the tenant may."""
+
     policy: TenantPolicy
     n_live: int = 0
     n_queued: int = 0
@@ -28,7 +31,11 @@ class TenantBooks:
 
     def __init__(self, policy: SchedulerPolicy) -> None:
         self._policy = policy
-        self._tenants: dict[str, _Tenant] = {}
+        self._tenants: dict[str, TenantCounts] = {}
+
+    def __getitem__(self, tenant: str) -> TenantCounts:
+        """The counts of a tenant that has requests here; whoever moves one of them counts it."""
+        return self._tenants[tenant]
 
     def weight(self, tenant: str) -> float:
         return self._policy.tenant(tenant).weight
@@ -65,33 +72,9 @@ class TenantBooks:
         books = self._tenants.get(tenant)
         if books is None:
             policy = self._policy.tenant(tenant)
-            books = self._tenants[tenant] = _Tenant(policy, balance=float(policy.tokens_per_minute), filled_ns=now_ns)
+            books = self._tenants[tenant] = TenantCounts(policy, balance=float(policy.tokens_per_minute), filled_ns=now_ns)
         books.n_live += 1
         books.n_queued += 1
-
-    def leave(self, tenant: str) -> None:
-        """One of its requests has ended."""
-        self._tenants[tenant].n_live -= 1
-
-    def leave_queue(self, tenant: str) -> None:
-        self._tenants[tenant].n_queued -= 1
-
-    def start(self, tenant: str) -> None:
-        """One of its sequences runs."""
-        self._tenants[tenant].n_running += 1
-
-    def stop(self, tenant: str) -> None:
-        """One of its sequences lost its slot, or stands still in it."""
-        self._tenants[tenant].n_running -= 1
-
-    def hold(self, tenant: str) -> None:
-        """The reader of one of its requests, which has had a slot, is behind. It counts as if it ran: not to read is no way to
-        have more requests than the tenant may."""
-        self._tenants[tenant].n_held += 1
-
-    def let_go(self, tenant: str) -> None:
-        """That reader has caught up, or its request has ended."""
-        self._tenants[tenant].n_held -= 1
 
     def tidy(self, now_ns: int) -> None:
         """Forget tenants that are as if they had never been here."""
@@ -113,19 +96,19 @@ class TenantBooks:
         for tenant, balance in balances.items():
             policy = self._policy.tenant(tenant)
             if policy.tokens_per_minute and tenant not in self._tenants:
-                self._tenants[tenant] = _Tenant(policy, balance=balance, filled_ns=at_ns)
+                self._tenants[tenant] = TenantCounts(policy, balance=balance, filled_ns=at_ns)
 
     def forget(self, tenant: str) -> None:
         """Do not remember the account of a tenant with nothing here."""
         if tenant in self._tenants and not self._tenants[tenant].n_live:
             del self._tenants[tenant]
 
-    def _fill(self, books: _Tenant, now_ns: int) -> None:
+    def _fill(self, books: TenantCounts, now_ns: int) -> None:
         books.balance = _filled(books, now_ns)
         books.filled_ns = now_ns
 
 
-def _filled(books: _Tenant, now_ns: int) -> float:
+def _filled(books: TenantCounts, now_ns: int) -> float:
     per_minute = books.policy.tokens_per_minute
     earned = max(0, now_ns - books.filled_ns) * per_minute / MINUTE_NS
     return min(float(per_minute), books.balance + earned)

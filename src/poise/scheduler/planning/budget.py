@@ -148,15 +148,11 @@ class StepBudget:
 
     def __init__(self, models: dict[str, CostModel], target_us: int, batch_tokens: int) -> None:
         self._models = models
-        self._left_us = float(target_us)
-        self._tokens_left = dict.fromkeys(models, batch_tokens)
+        self.left_us = float(target_us)
+        self.tokens_left = dict.fromkeys(models, batch_tokens)
         self.shapes = {pool: BatchShape() for pool in models}
         self.sampling_us = dict.fromkeys(models, 0.0)
         """What drawing the step's tokens will take: no part of the pass, whose cost the models predict."""
-
-    @property
-    def left_us(self) -> float:
-        return self._left_us
 
     @property
     def marginal_us(self) -> float:
@@ -166,10 +162,7 @@ class StepBudget:
 
     def cap(self, left_us: float) -> None:
         """Leave at most that much of the budget."""
-        self._left_us = min(self._left_us, left_us)
-
-    def tokens_left(self, pool: str) -> int:
-        return self._tokens_left[pool]
+        self.left_us = min(self.left_us, left_us)
 
     def entry_us(self, pool: str) -> float:
         """What the pool's first chunk pays besides its own cost: the call's fixed part."""
@@ -178,15 +171,15 @@ class StepBudget:
     def spend_decodes(self, pool: str, n_tokens: int, attended: int, sampling_us: float) -> None:
         """Put decodes of `n_tokens` sequences into the step, whether or not the budget still covers them."""
         model, shape = self._models[pool], self.shapes[pool]
-        self._left_us -= self.entry_us(pool) + n_tokens * model.decode_us + attended * model.attended_us + sampling_us
+        self.left_us -= self.entry_us(pool) + n_tokens * model.decode_us + attended * model.attended_us + sampling_us
         self.sampling_us[pool] += sampling_us
-        self._tokens_left[pool] -= n_tokens
+        self.tokens_left[pool] -= n_tokens
         shape.decode_tokens += n_tokens
         shape.attended_cells += attended
 
     def spend_prompt(self, pool: str, start: int, n_tokens: int) -> None:
         """Put a chunk of a prompt into the step, whether or not the budget still covers it."""
         cost = self._models[pool].chunk_us(is_prompt=True, start=start, n_tokens=n_tokens)
-        self._left_us -= self.entry_us(pool) + cost
-        self._tokens_left[pool] -= n_tokens
+        self.left_us -= self.entry_us(pool) + cost
+        self.tokens_left[pool] -= n_tokens
         self.shapes[pool].add(is_prompt=True, start=start, n_tokens=n_tokens)

@@ -253,7 +253,7 @@ class PlanningPass:
         """Tokens from `start` on that go into this step; 0 when the budget is spent."""
         pool, pending = sequence.pool, sequence.n_tokens - start
         least = min(self.books.policy.quantum_tokens, pending)
-        room = min(pending, self.budget.tokens_left(pool))
+        room = min(pending, self.budget.tokens_left[pool])
         if room < least:
             return 0
         left_us = self.budget.left_us - self.budget.entry_us(pool)

@@ -15,7 +15,6 @@ computes at least one chunk between two preemptions; it is preempted at most `pr
 and nobody is preempted for a prompt while another prompt of that class still waits for compute in a slot it has."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.memory.kv import KvPool
@@ -27,12 +26,8 @@ COMPUTE_GRAINS = 5
 """How many grains a tenant must be behind before another's stream is stopped for the compute it takes, not for its slot."""
 
 
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """Who loses its slot, and why."""
-
-    sequence: Sequence
-    why: PreemptionReason
+Victim = tuple[Sequence, PreemptionReason]
+"""Who loses its slot, and why."""
 
 
 class Preemption:
@@ -131,7 +126,7 @@ class Preemption:
     def _worst(self, candidates: Iterable[Sequence], why: PreemptionReason) -> Victim | None:
         """The victim among them: lowest class, then most-served tenant, then least lost work."""
         worst = max(candidates, key=self._badness, default=None)
-        return None if worst is None else Victim(worst, why)
+        return None if worst is None else (worst, why)
 
     def _badness(self, sequence: Sequence) -> tuple[bool, int, int, int]:
         lowest = sequence.request_class is RequestClass.BACKGROUND
