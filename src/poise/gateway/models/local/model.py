@@ -51,7 +51,7 @@ class LocalModel:
     def wait_s(self, request_class: RequestClass) -> float:
         """The wait of a new request of the class, as the engine has estimated it last."""
         status = self._engine.state.status
-        figures = status.classes.get(request_class.value) if status is not None else None
+        figures = status.classes.get(request_class) if status is not None else None
         return figures.wait_estimate_us / 1e6 if figures is not None else 0.0
 
     async def set_text(self, text: TextModel) -> None:

@@ -138,7 +138,7 @@ class SlotQueue:
             ticket.began_ns = now_ns
             line.holds[ticket.account] += 1
             line.n_held += 1
-            self._books.start(ticket.account)
+            self._books[ticket.account].n_running += 1
             self._learn_wait(line, ticket)
             begun.append(ticket)
         return begun
@@ -157,12 +157,12 @@ class SlotQueue:
             if not line.holds[ticket.account]:
                 del line.holds[ticket.account]
             line.n_held -= 1
-            self._books.stop(ticket.account)
+            self._books[ticket.account].n_running -= 1
             line.mean_us = MEMORY * line.mean_us + (1 - MEMORY) * ((now_ns - ticket.began_ns) // 1000)
         ticket.is_over = True
         self._books.charge(ticket.account, n_tokens, now_ns)
         line.served.leave(ticket.account)
-        self._books.leave(ticket.account)
+        self._books[ticket.account].n_live -= 1
         self._books.tidy(now_ns)
 
     def expire(self, now_ns: int) -> list[Ticket]:
@@ -253,7 +253,7 @@ class SlotQueue:
             del line.waiting[ticket.account]
         line.n_waiting -= 1
         line.served.unqueue(ticket.account)
-        self._books.leave_queue(ticket.account)
+        self._books[ticket.account].n_queued -= 1
 
     def _advance(self, now_ns: int) -> None:
         """Charge the time since the last call: every account for its slots, background work's for its own."""

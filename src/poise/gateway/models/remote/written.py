@@ -17,9 +17,9 @@ from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind, StopScanner
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.story import Outcome
+from poise.scheduler.request import Queued
 from poise.wire.changes import ChangeKind
 from poise.wire.messages import Accepted
-from poise.wire.status import Waiting
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Written:
             for part in self._parts:
                 record.note("queued", part.record.index, position=place.position, eta_ms=eta_ms)
         for part in self._parts:
-            part.record.place = Waiting(0, place.position, place.eta_us)
+            part.record.place = Queued(0, place.position, place.eta_us)
         if record.accepted is None:
             record.accepted = Accepted(0, place.position, place.eta_us)
         if place.eta_us >= LONG_WAIT_US or record.place is not None:
