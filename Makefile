@@ -21,7 +21,7 @@ TESTS := $(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(FAST) && $(SLOW))
 # pytest rewrites the tests' modules, and more than a hundred processes that they start import the sources: compiled once is enough.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test check lint format types contracts fast bench sim siege structured clients engine engine-rebuild model clean
+.PHONY: help serve test check lint format types contracts fast bench sim siege egress structured clients engine engine-rebuild model clean
 
 help:
 	@echo "make serve    set up, then serve the default model on 127.0.0.1:8000   (ARGS=\"--port 9000 --model any.gguf\")"
@@ -30,6 +30,7 @@ help:
 	@echo "make bench    load a running server                                    (ARGS=\"mixed --against URL --rounds 5\")"
 	@echo "make sim      the scheduler under every fault, in virtual time           (SIM_RUNS=20 for a short one)"
 	@echo "make siege    every attack at once on a server of its own, beside four polite tenants   (ARGS=\"--minutes 3 --seed 7\")"
+	@echo "make egress   does anything sensitive leave: every place of a request, every trigger, 10,000 drawn cases"
 	@echo "make structured   are structured answers of a running server valid, and what do they cost   (ARGS=\"URL --rounds 8\")"
 	@echo "make clients  others' clients against a real server, each in an environment of its own   (ARGS=\"openai llm\")"
 	@echo "make format   format and fix what can be fixed"
@@ -69,6 +70,9 @@ sim: $(VENV)/.base
 
 siege: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
 	@$(BIN)/python scripts/siege.py $(ARGS)
+
+egress: $(VENV)/.dev
+	EGRESS_CASES=10000 $(BIN)/python -m pytest -q tests/egress $(ARGS)
 
 structured: $(VENV)/.dev
 	@$(BIN)/python scripts/measure_structured.py $(ARGS)
