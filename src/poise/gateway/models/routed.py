@@ -22,6 +22,7 @@ from poise.gateway.models.backend import Backend, BackendState, Card, Job
 from poise.gateway.models.egress.door import Egress
 from poise.gateway.models.local.job import LocalJob
 from poise.gateway.models.local.model import LocalModel
+from poise.gateway.models.money.ledger import BudgetExhausted
 from poise.gateway.models.remote.answer import NotAnswered, RemoteAnswer, about_tokens
 from poise.gateway.models.remote.asked import needs
 from poise.gateway.models.remote.model import RemoteModel
@@ -274,6 +275,8 @@ class _Route:
             for choice in decision.order:
                 if self._record.is_ended:
                     return
+                if error is not None and error.code == BudgetExhausted.code and choice.backend != LOCAL:
+                    continue  # a budget sends nothing to another cloud
                 try:
                     await self._ask(choice, decision)
                 except NotAnswered as refusal:

@@ -99,7 +99,7 @@ def sent(case: Case) -> list[BackendView]:
     return [b for name in asked(case.decide()) for b in case.backends if b.name == name]
 
 
-def may_get(case: Case, b: BackendView) -> bool:
+def may_get_for_free(case: Case, b: BackendView) -> bool:
     """The second formulation: everything that must be true of a backend that gets a request, as a table of conditions."""
     w, t = case.wish, case.tenant
     border = (
@@ -107,7 +107,14 @@ def may_get(case: Case, b: BackendView) -> bool:
     )
     listed = len(t.backends) == 0 or b.name in t.backends
     able = w.needs <= b.capabilities and (b.context_tokens == 0 or w.n_tokens <= b.context_tokens)
-    return border and listed and able and int(w.label) <= int(b.ceiling) and b.is_healthy and b.has_budget
+    return border and listed and able and int(w.label) <= int(b.ceiling) and b.is_healthy
+
+
+def may_get(case: Case, b: BackendView) -> bool:
+    """With money: its own, and no cloud gets what another one before it has no budget for."""
+    broke = [o for o in case.backends if not o.has_budget and may_get_for_free(case, o) and case.wish.wanted == AUTO]
+    stands_in = b.leaves_host and any((o.tier, sum(o.price), o.name) < (b.tier, sum(b.price), b.name) for o in broke)
+    return may_get_for_free(case, b) and b.has_budget and not stands_in
 
 
 def has_reason(case: Case, b: BackendView) -> bool:

@@ -141,6 +141,7 @@ _REFUSALS = (
     (503, "backend_unavailable"),
 )
 """By the rank of a barrier."""
+_NO_BUDGET = 4
 
 
 def decide(
@@ -153,12 +154,17 @@ def decide(
     is_open: bool,
 ) -> Decision:
     """`local` None: nothing is computed on this host. `is_open`: whether anything may leave it at all."""
-    remotes = sorted(backends, key=lambda b: (b.tier, sum(b.price), b.name))
+    remotes = sorted(backends, key=_order)
     barriers = {b.name: _barrier(b, wish, tenant, is_open=is_open) for b in remotes}
     rejected = [Rejected(name, barrier.why) for name, barrier in barriers.items() if barrier]
     allowed = [b for b in remotes if barriers[b.name] is None]
     if wish.wanted != AUTO:
         return _named(wish, local, allowed, {name: barrier for name, barrier in barriers.items() if barrier})
+    spent = next((b for b in remotes if (barrier := barriers[b.name]) and barrier.rank == _NO_BUDGET), None)
+    if spent is not None:  # a budget sends nothing to another cloud
+        others = [b for b in allowed if b.leaves_host and _order(b) > _order(spent)]
+        rejected += [Rejected(b.name, f"would stand in for {spent.name}, whose budget is used up") for b in others]
+        allowed = [b for b in allowed if b not in others]
     reason = _reason_to_leave(wish, local, switches)
     if reason is None:
         stays = "is not asked: there is no reason to leave this host that a setting of [egress] names"
@@ -190,6 +196,10 @@ def permit(decision: Decision, choice: Choice, wish: Wish, tenant: str, request_
 def health_permit(backend: str) -> Permit:
     """To ask a backend how it is. Nothing of any request is sent."""
     return Permit(backend, Purpose.HEALTH, Label.PUBLIC, (), "health", "", "", SEAL)
+
+
+def _order(b: BackendView) -> tuple[int, int, str]:
+    return b.tier, sum(b.price), b.name
 
 
 def _named(wish: Wish, local: LocalView | None, allowed: Sequence[BackendView], barriers: dict[str, _Barrier]) -> Decision:
@@ -238,7 +248,7 @@ def _barrier(b: BackendView, wish: Wish, tenant: TenantPolicy, *, is_open: bool)
         return _Barrier(2, f"holds {b.context_tokens} tokens, and this request has about {wish.n_tokens}")
     if not b.is_healthy:
         return _Barrier(3, "does not answer at the moment")
-    return None if b.has_budget else _Barrier(4, "has no budget left")
+    return None if b.has_budget else _Barrier(_NO_BUDGET, "has no budget left")
 
 
 def _reason_to_leave(wish: Wish, local: LocalView | None, switches: Switches) -> Reason | None:
