@@ -85,7 +85,7 @@ class FairShares:
         self._totals_us = totals_us
         self._charge(plan)
         for request_class, served in self._served.items():
-            behind = {a: served._floor_us - served._served[a] for a in served._n_queued if a not in self._long}
+            behind = {a: served.floor_us - served._served[a] for a in served._n_queued if a not in self._long}
             if not behind:
                 continue
             account = max(behind, key=behind.__getitem__)
