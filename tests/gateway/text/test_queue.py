@@ -11,13 +11,13 @@ from poise.wire.text import LARGE_BYTES
 MIB = 1 << 20
 
 
-def add(queue: TextQueue, account: str, n_bytes: int = 10) -> Entry:
+def add(queue: TextQueue[Entry], account: str, n_bytes: int = 10) -> Entry:
     entry = Entry(account, n_bytes)
     assert queue.add(entry, 0)
     return entry
 
 
-def work(queue: TextQueue, worked_us: int = 100) -> Entry | None:
+def work(queue: TextQueue[Entry], worked_us: int = 100) -> Entry | None:
     """Take the next one and be done with it."""
     entry = queue.take()
     if entry is not None:
@@ -28,7 +28,7 @@ def work(queue: TextQueue, worked_us: int = 100) -> Entry | None:
 
 def test_many_texts_of_one_account_delay_another_s_by_one() -> None:
     """Six large ones wait, the first is being worked on: the newcomer is next."""
-    queue = TextQueue(100 * MIB)
+    queue = TextQueue[Entry](100 * MIB)
     large = [add(queue, "many", 4 * MIB) for _ in range(6)]
     first = queue.take()
     small = add(queue, "one")
@@ -41,7 +41,7 @@ def test_many_texts_of_one_account_delay_another_s_by_one() -> None:
 
 def test_accounts_take_turns_by_what_they_were_served() -> None:
     """Not by how many texts they have: one that is dear waits for as many cheap ones as it cost."""
-    queue = TextQueue(MIB)
+    queue = TextQueue[Entry](MIB)
     for _ in range(9):
         add(queue, "dear")
         add(queue, "cheap")
@@ -55,7 +55,7 @@ def test_accounts_take_turns_by_what_they_were_served() -> None:
 
 def test_a_lone_account_leaves_room_for_the_next_one() -> None:
     """However much it sends; and the next one's first text is taken."""
-    queue = TextQueue(MIB)
+    queue = TextQueue[Entry](MIB)
     n = 0
     while queue.add(Entry("flood", 10_000), 0):
         n += 1
@@ -66,7 +66,7 @@ def test_a_lone_account_leaves_room_for_the_next_one() -> None:
 
 def test_a_worker_that_is_kept_for_small_ones_takes_no_large_one() -> None:
     """A small text may pass a large one, of its own account, too."""
-    queue = TextQueue(MIB)
+    queue = TextQueue[Entry](MIB)
     large = add(queue, "a", LARGE_BYTES + 1)
     small = add(queue, "a")
     assert queue.take(only_small=True) is small
@@ -75,7 +75,7 @@ def test_a_worker_that_is_kept_for_small_ones_takes_no_large_one() -> None:
 
 
 def test_what_is_put_back_is_the_first_of_its_account() -> None:
-    queue = TextQueue(MIB)
+    queue = TextQueue[Entry](MIB)
     entries = [add(queue, "a") for _ in range(3)]
     taken = queue.take()
     assert taken is entries[0]
