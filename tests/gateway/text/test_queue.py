@@ -86,7 +86,7 @@ def test_what_is_put_back_is_the_first_of_its_account() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 60_000), st.sampled_from(["work", "drop", "wait"]))))
 def test_the_books_balance(texts: list[tuple[str, int, str]]) -> None:
     """Whatever comes and goes: bytes and numbers are those of what is there, and none when all is done."""
-    queue, there = TextQueue(MIB), list[Entry]()
+    queue, there = TextQueue[Entry](MIB), list[Entry]()
     for account, n_bytes, then in texts:
         entry = Entry(account, n_bytes)
         if queue.add(entry, 0):
