@@ -56,7 +56,7 @@ LATER: Mapping[str, tuple[str, str]] = {
     "top": ("poise.console.commands", "Show a running server in the terminal, live."),
     "dashboard": ("poise.console.commands", "Print an address that opens the dashboard as an operator."),
     "explain": ("poise.console.commands", "Tell why a request took as long as it did."),
-    "route": ("poise.console.route", "Tell where a request would be answered, and why, without sending it."),
+    "route": ("poise.console.route", "Tell who would answer a request, and why; nothing is sent."),
     "token": ("poise.console.commands", "Print the token of a server of yours, for scripts."),
     "tune": ("poise.tune.command", "Find better settings for this host by measuring."),
     "capacity": ("poise.tune.capacity_command", "Measure how much load this host can take, and record it."),

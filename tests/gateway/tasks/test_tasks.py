@@ -175,6 +175,8 @@ ALLOWED = {
     "audit/log.py": "the writer's thread, which survives each of its rounds and tells the supervisor of what failed",
     "engine/desk.py": "the thread that formats the journal, which survives each page and dies with its engine",
     "gateway/models/local/job.py": "the summary of one request, which ends with it and answers for its failure",
+    "gateway/models/routed.py": "the way of one request over other servers, which ends with it and answers for its failure",
+    "gateway/models/money/books.py": "the thread that owns the ledger; what it cannot write is refused to who asked",
     "gateway/http/stream.py": "the work and the watch of one answer, both awaited by it",
     "gateway/http/connections/server.py": "the opening of one connection, within the time of a handshake",
     "gateway/http/connections/hub.py": "the answer to one request, which uvicorn waits for when it stops",

@@ -112,7 +112,8 @@ def may_get_for_free(case: Case, b: BackendView) -> bool:
 
 def may_get(case: Case, b: BackendView) -> bool:
     """With money: its own, and no cloud gets what another one before it has no budget for."""
-    broke = [o for o in case.backends if not o.has_budget and may_get_for_free(case, o) and case.wish.wanted == AUTO]
+    public = replace(case, wish=replace(case.wish, label=Label.PUBLIC))
+    broke = [o for o in case.backends if not o.has_budget and may_get_for_free(public, o) and case.wish.wanted == AUTO]
     stands_in = b.leaves_host and any((o.tier, sum(o.price), o.name) < (b.tier, sum(b.price), b.name) for o in broke)
     return may_get_for_free(case, b) and b.has_budget and not stands_in
 

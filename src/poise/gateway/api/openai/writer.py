@@ -9,7 +9,6 @@ request; only the text goes through an encoder. That is some twenty times cheape
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from hashlib import sha256
 from math import isnan
 from typing import Any, ClassVar
@@ -66,6 +65,7 @@ class OpenAIWriter(Writer):
         """The reader has been sent how the answer was made."""
         self._segmenters: dict[int, Segmenter] | None = defaultdict(Segmenter) if options.segments else None
         self._tail = b'],"usage":null' if options.include_usage or options.continuous_usage else b"]"
+        self._prefix = b""
 
     def passed(self, choice: int, text: str, kind: EntryKind = _TEXT) -> None:
         self._opened.add(choice)
@@ -74,7 +74,7 @@ class OpenAIWriter(Writer):
 
     def downgrade(self) -> None:
         self._tier = DOWNGRADED_TIER
-        self.__dict__.pop("_prefix", None)
+        self._prefix = b""
 
     def text(
         self, n_entries: int, n_ends: int, choice: int, text: str, logprobs: Sequence[Logprob] | None, kind: EntryKind = _TEXT
@@ -99,7 +99,7 @@ class OpenAIWriter(Writer):
     def close(self, n_entries: int, n_ends: int) -> bytes:
         at, usage = self.at(n_entries, n_ends), b""
         if self._options.include_usage:
-            usage = b'%b%b],"usage":%b}\n\n' % (at, self._prefix, self._usage(n_entries))
+            usage = b'%b%b],"usage":%b}\n\n' % (at, self._begin(), self._usage(n_entries))
         return usage + event(at, b"[DONE]")
 
     def failed(self, n_entries: int, n_ends: int, error: ApiError) -> bytes:
@@ -140,10 +140,10 @@ class OpenAIWriter(Writer):
     def _choice(self, answer: Answer) -> Iterator[bytes]:
         """One choice of the whole response."""
 
-    @cached_property
-    def _prefix(self) -> bytes:
-        """Made for the first event: before that it may not be known who answers."""
-        return b"data: " + self._heading(self.chunk_kind) + b',"choices":['
+    def _begin(self) -> bytes:
+        """Of each event; made for the first one: before that it may not be known who answers."""
+        self._prefix = self._prefix or b"data: " + self._heading(self.chunk_kind) + b',"choices":['
+        return self._prefix
 
     def _heading(self, kind: str) -> bytes:
         """An open object, with what every body and event repeats."""
@@ -171,7 +171,7 @@ class OpenAIWriter(Writer):
         elif not self._has_notes:
             tail += self._notes()
         at = self.at(n_entries, n_ends)
-        return _EVENT % (at, self._prefix, choice, delta, logprobs, shown, marks, tail)
+        return _EVENT % (at, self._begin(), choice, delta, logprobs, shown, marks, tail)
 
     def _usage(self, n_entries: int | None) -> bytes:
         return encode(self._answered.usage(n_entries).as_sent())

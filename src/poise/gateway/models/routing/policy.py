@@ -9,7 +9,7 @@ engine is gone, is decided again by this function: no backend gets a request bec
 Nothing else makes permits, and none is made but for a choice of a decision."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from poise.config.hybrid import EgressSettings
@@ -160,7 +160,9 @@ def decide(
     allowed = [b for b in remotes if barriers[b.name] is None]
     if wish.wanted != AUTO:
         return _named(wish, local, allowed, {name: barrier for name, barrier in barriers.items() if barrier})
-    spent = next((b for b in remotes if (barrier := barriers[b.name]) and barrier.rank == _NO_BUDGET), None)
+    unlabelled = replace(wish, label=Label.PUBLIC)  # a higher label is no way around a budget
+    alone = ((b, _barrier(b, unlabelled, tenant, is_open=is_open)) for b in remotes)
+    spent = next((b for b, barrier in alone if barrier and barrier.rank == _NO_BUDGET), None)
     if spent is not None:  # a budget sends nothing to another cloud
         others = [b for b in allowed if b.leaves_host and _order(b) > _order(spent)]
         rejected += [Rejected(b.name, f"would stand in for {spent.name}, whose budget is used up") for b in others]
