@@ -193,3 +193,13 @@ async def test_generated_cases(tmp_path: Path) -> None:
                 assert not (kind and left), f"{name}, {kind}: {json.dumps(body)} left"
                 n_public, n_left = n_public + (not kind), n_left + left
     assert n_left > n_public * 0.3, "next to nothing leaves: this shows nothing"
+
+
+async def test_explaining_a_route_changes_no_label(tmp_path: Path) -> None:
+    """A conversation that was only asked about is not sensitive from then on."""
+    async with Cloud() as cloud, serving(tmp_path, cloud, TRIGGERS["asked by name"]) as (app, _):
+        body = {"model": "cloud", "max_tokens": 5, "messages": [{"role": "user", "content": "Once upon a time"}]}
+        asked = await ask(app, "POST", "/admin/route", {"body": body, "data_class": "restricted"}, headers=OPERATOR)
+        assert (asked.json()["label"], asked.json()["order"]) == ("restricted", [])
+        await send(app, CHAT, body)
+        assert b"Once upon a time" in cloud.received

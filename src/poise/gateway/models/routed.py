@@ -114,7 +114,7 @@ class Routing:
     async def explain(self, request: Generate, origin: Origin, backend: Backend) -> Explained:
         """What would happen to it now. Nothing is begun, and nothing sent. Raises ApiError for what could be asked nowhere."""
         wanted = backend.wanted if isinstance(backend, RoutedModel) else LOCAL
-        wish = await self.wish(request, origin, wanted)
+        wish = await self.wish(request, origin, wanted, is_sent=False)
         view = self.here(origin.request_class)
         decision = self.decide(wish, origin.tenant, origin.request_class, view)
         if view is not None and self.local is not None and decision.order and decision.order[0].backend == LOCAL:
@@ -139,18 +139,18 @@ class Routing:
             message=None if refusal is None else refusal.message,
         )
 
-    async def wish(self, request: Generate, origin: Origin, wanted: str) -> Wish:
+    async def wish(self, request: Generate, origin: Origin, wanted: str, *, is_sent: bool = True) -> Wish:
         """What a request asks for, with the label that all of its text gives it. Raises ApiError."""
         n_tokens = about_tokens(request)
         limits = class_settings(self.settings, request.request_class)
         is_heavy = request.request_class is RequestClass.BACKGROUND or n_tokens > limits.heavy_tokens
         n_tokens += request.max_tokens or 0
-        known = self.labelling.known(request, origin)
+        known = self.labelling.known(request, origin, is_sent=is_sent)
         about = (is_heavy, needs(request), n_tokens)
         wish = Wish(wanted, origin.may_fall_back, known.label, known.is_named, known.sources, *about)
         if not self.depends_on_text(wish, origin.tenant, request.request_class):
             return wish
-        read = await self.labelling.read(request, origin)
+        read = await self.labelling.read(request, origin, is_sent=is_sent)
         return replace(wish, label=read.label, sources=read.sources)
 
 

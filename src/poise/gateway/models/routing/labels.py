@@ -59,9 +59,11 @@ def label_of_request(
     settings: EgressSettings,
     patterns: Mapping[str, DataClass],
     names: Iterable[str] = (),
+    *,
+    is_sent: bool = True,
 ) -> Labelled:
     """`hits`: names of the rules that found something; `names`: of the model, beside the one that the request has for it. The
-    conversation is remembered with the label where that is above what its tenant's requests have anyway."""
+    conversation is remembered with the label where that is above what its tenant's requests have anyway, and it `is_sent`."""
     digests = conversations.digests(request.prompt.messages) if isinstance(request.prompt, Conversation) else []
     given = [
         ("tenant", claims.floor),
@@ -72,6 +74,6 @@ def label_of_request(
         *((f"rule:{rule}", label_of(settings.hit_label)) for rule in hits),
     ]
     label = max(label for _, label in given)
-    if label > claims.floor:
+    if is_sent and label > claims.floor:
         conversations.remember(claims.tenant, digests, label)
     return Labelled(label, tuple(source for source, one in given if one == label), claims.header is not None)
