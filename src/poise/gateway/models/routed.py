@@ -227,6 +227,8 @@ class RoutedJob:
             route.follow(self._decision)
             return
         route.say(self._decision.order[0])
+        assert self._routing.local is not None
+        record.heading = replace(record.heading, model=self._routing.local.card.name)
         if not self.is_late:  # else its headers are sent, and they say who answers
             local.leaves = route.leaves
         local.start(record)

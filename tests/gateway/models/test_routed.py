@@ -1,0 +1,112 @@
+"""A request on its way between this host and others: what is given back, who is told, and who answers once nobody else does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poise.scheduler.request import RejectReason
+from tests.egress.cloud import Cloud, Exchange, delta, dies_after, refuses, says
+from tests.egress.matrix import TRIGGERS, Trigger, answers
+from tests.egress.test_matrix import serving
+from tests.gateway.fakes import MODEL, ask, chat_body, exchange
+
+
+async def down(exchange: Exchange) -> None:
+    """It says which models it has, and answers nothing."""
+    await (says("x") if exchange.method == "GET" else refuses("500 No"))(exchange)
+
+
+async def goes_on(exchange: Exchange) -> None:
+    """It says one word, and then nothing until its client leaves."""
+    if exchange.method == "GET":
+        await says("x")(exchange)
+        return
+    await exchange.begin()
+    await exchange.event(delta("word"))
+    await exchange.gone.wait()
+
+
+AUTO: dict[str, Any] = {"model": "auto", "max_tokens": 5}
+
+
+async def test_who_leaves_for_a_long_wait_is_taken_back_from_the_engine(tmp_path: Path) -> None:
+    """Nothing of it is computed here, and the answer is the other server's, under its model's name."""
+    trigger = Trigger(settings={"wait_s": 1.0}, script=lambda s: s.accept(40, 60_000_000))
+    async with Cloud() as cloud, serving(tmp_path, cloud, trigger) as (app, engine):
+        reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi", **AUTO | {"n": 1}))
+        assert reply.json()["choices"][0]["message"]["content"] == "hello"
+        assert (reply.json()["model"], reply.headers["x-poise-backend"]) == ("big", "cloud:cloud")
+        assert (reply.headers["x-poise-route-reason"], reply.headers["x-poise-fallback-from"]) == ("wait", "local")
+        assert engine.aborted == [1]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_this_host_answers_where_the_cloud_does_not(tmp_path: Path, stream: bool) -> None:
+    """Before its first content: the wait here is then no reason any more."""
+    trigger = Trigger(settings={"wait_s": 1.0}, script=TRIGGERS["long queue"].script)
+    async with Cloud() as cloud, serving(tmp_path, cloud, trigger) as (app, engine):
+        cloud.answers(down)
+        reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi", **AUTO, stream=stream))
+        text = reply.text if stream else reply.json()["choices"][0]["message"]["content"]
+        model = reply.chunks[0]["model"] if stream else reply.json()["model"]
+        assert (reply.status, text, model) == (200, "here", MODEL)
+        assert (reply.headers["x-poise-backend"], reply.headers["x-poise-fallback-from"]) == ("local", "second")
+        assert len(engine.submissions) == 2
+
+
+async def test_without_fallbacks_the_first_choice_answers_or_nobody(tmp_path: Path) -> None:
+    """By header, and by the field of the body."""
+    async with Cloud() as cloud, serving(tmp_path, cloud, TRIGGERS["long queue"]) as (app, engine):
+        cloud.answers(down)
+        for body, headers in (({}, {"x-poise-no-fallback": "1"}), ({"fallback": False}, {})):
+            reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi", **AUTO, **body), headers=headers)
+            assert (reply.status, reply.error["code"]) == (502, "backend_failed")
+        assert len(engine.submissions) == 2
+        assert sum(one.method == "POST" for one in cloud.exchanges) == 2
+
+
+async def test_after_the_first_content_nobody_else_answers(tmp_path: Path) -> None:
+    """The stream ends with an error, and without [DONE]."""
+    async with Cloud() as cloud, serving(tmp_path, cloud, TRIGGERS["dead engine"]) as (app, engine):
+        cloud.answers(dies_after(delta("one")))
+        reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi", **AUTO, stream=True))
+        assert "one" in reply.body.decode()
+        assert b'"error"' in reply.body
+        assert b"[DONE]" not in reply.body
+        assert not engine.submissions
+        assert sum(one.method == "POST" for one in cloud.exchanges) == 1
+
+
+async def test_a_limit_of_the_tenant_holds_everywhere(tmp_path: Path) -> None:
+    """Who has used up its tokens is not sent elsewhere for that."""
+    trigger = Trigger(settings={"wait_s": 1.0}, script=lambda s: s.refuse(RejectReason.TENANT_RATE.value, 10, 5, 1_000_000))
+    async with Cloud() as cloud, serving(tmp_path, cloud, trigger) as (app, _):
+        reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi", **AUTO))
+        assert (reply.status, reply.error["code"]) == (429, "rate_limit_exceeded")
+        assert not any(one.method == "POST" for one in cloud.exchanges)
+
+
+async def test_who_leaves_ends_the_work_elsewhere(tmp_path: Path) -> None:
+    """The connection there is closed at once."""
+    async with Cloud() as cloud, serving(tmp_path, cloud, TRIGGERS["dead engine"]) as (app, _):
+        cloud.answers(goes_on)
+        sent = exchange(app, "POST", "/v1/chat/completions", chat_body("Hi", **AUTO | {"max_tokens": 4000}, stream=True)).open()
+        assert await sent.start() == 200
+        await sent.event()
+        sent.disconnect()
+        await sent.ended()
+        posted = next(one for one in cloud.exchanges if one.method == "POST")
+        await posted.gone.wait()
+
+
+async def test_the_model_here_by_its_own_name_is_this_host_s(tmp_path: Path) -> None:
+    """However long the wait is."""
+    trigger = Trigger(settings={"wait_s": 1.0}, script=answers)
+    async with Cloud() as cloud, serving(tmp_path, cloud, trigger) as (app, _):
+        reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi", max_tokens=5))
+        assert (reply.status, reply.json()["model"]) == (200, MODEL)
+        assert "x-poise-backend" not in reply.headers
+        assert not any(one.method == "POST" for one in cloud.exchanges)
