@@ -5,6 +5,7 @@ It is large, so it is imported only where there are backends."""
 import errno
 import socket
 import ssl
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -13,6 +14,8 @@ from poise.config.hybrid import is_loopback
 from poise.gateway.models.egress.hosts import Host
 from poise.gateway.models.egress.reply import Failure, Kind
 
+KEEP_S = 3.0
+"""For so long a connection waits for the next request. Servers in front of clouds wait for a minute."""
 HEADERS_MAX, HEADER_BYTES_MAX = 64, 4096
 """Of an answer: how many, and of each."""
 
@@ -76,9 +79,12 @@ class Connections:
         session = self._sessions.get(host.backend)
         if session is None:
             resolver = _Resolver(self._resolver, host.only_loopback)
+            # A connection that its server closes just then loses the request, and nothing is sent twice (of llama-server it has 5 s,
+            # or a hundred requests). So only what TLS makes dear is used again, and soon.
+            keep: dict[str, Any] = {"force_close": True} if host.tls is None else {"keepalive_timeout": KEEP_S}
             session = self._sessions[host.backend] = aiohttp.ClientSession(
                 # One more than there are places: to see how a server is must not wait for its answers.
-                connector=aiohttp.TCPConnector(limit=host.slots + 1, resolver=resolver, ssl=host.tls or True),
+                connector=aiohttp.TCPConnector(limit=host.slots + 1, resolver=resolver, ssl=host.tls or True, **keep),
                 trust_env=False,
                 auto_decompress=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
