@@ -164,6 +164,8 @@ def _let_front_through(draft: Draft) -> Iterator[str]:
         table, _, name = key.partition(".")[0], *key.rpartition(".")[1:]
         if table == "backends" and name == "ceiling":
             yields[key] = "restricted"
+        elif table == "backends" and name == "capabilities" and draft.values[key.replace(name, "format")] == "openai":
+            yields[key] = [*draft.values[key], "sampling"]
         elif table in ("tenants", "tenant_defaults") and name == "egress":
             yields[key] = "allowed"
     if _leaving(draft):

@@ -79,8 +79,8 @@ class Connections:
         session = self._sessions.get(host.backend)
         if session is None:
             resolver = _Resolver(self._resolver, host.only_loopback)
-            # A connection that its server closes just then loses the request, and nothing is sent twice (of llama-server it has 5 s,
-            # or a hundred requests). So only what TLS makes dear is used again, and soon.
+            # A connection that its server closes just then loses the request, and nothing is sent twice. llama-server's live for
+            # 5 s, or a hundred requests. So only what TLS makes dear is used again, and soon.
             keep: dict[str, Any] = {"force_close": True} if host.tls is None else {"keepalive_timeout": KEEP_S}
             session = self._sessions[host.backend] = aiohttp.ClientSession(
                 # One more than there are places: to see how a server is must not wait for its answers.
