@@ -18,8 +18,8 @@ from poise.config import Settings
 from poise.gateway.app import Gateway
 from poise.gateway.tenancy.auditing import Audit
 from tests.egress.cloud import Cloud
-from tests.egress.matrix import CHAT, CLAIMS, PLACES, TEXTS, TRIGGERS, WORDS, Trigger, engine_of, word
-from tests.gateway.fakes import OPERATOR, FakeEngine, Reply, ask, make_app, unpaced
+from tests.egress.matrix import CHAT, CLAIMS, PLACES, TEXTS, TRIGGERS, WORDS, Trigger, engine_of, waits, word
+from tests.gateway.fakes import OPERATOR, FakeEngine, Reply, ask, exchange, make_app, unpaced
 
 N_CASES = int(os.environ.get("EGRESS_CASES", "700"))
 """Generated cases; `make egress` has 10,000."""
@@ -202,4 +202,19 @@ async def test_explaining_a_route_changes_no_label(tmp_path: Path) -> None:
         asked = await ask(app, "POST", "/admin/route", {"body": body, "data_class": "restricted"}, headers=OPERATOR)
         assert (asked.json()["label"], asked.json()["order"]) == ("restricted", [])
         await send(app, CHAT, body)
+        assert b"Once upon a time" in cloud.received
+
+
+async def test_a_door_that_opens_later_lets_nothing_unread_through(tmp_path: Path) -> None:
+    """The door opens while the engine thinks: what is sensitive has its label all the same, and stays; what is not leaves."""
+    trigger = Trigger(settings={"wait_s": 1.0})
+    async with Cloud() as cloud, serving(tmp_path, cloud, trigger) as (app, engine):
+        for n, text in ((1, "My card is 4111 1111 1111 1111"), (2, "Once upon a time")):
+            await ask(app, "POST", "/admin/egress/close", headers=OPERATOR)
+            sent = exchange(app, "POST", CHAT, {"model": "auto", "messages": [{"role": "user", "content": text}]}).open()
+            submission = await engine.submitted(n)
+            await ask(app, "POST", "/admin/egress/open", headers=OPERATOR)
+            waits(submission)
+            await sent.reply()
+        assert b"4111" not in cloud.received
         assert b"Once upon a time" in cloud.received

@@ -34,7 +34,7 @@ from poise.gateway.records.record import CANCELLED, Origin, Record
 from poise.gateway.request import headers as names
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.generate import Conversation, Generate
-from poise.gateway.request.labels import Label
+from poise.gateway.request.labels import label_of
 from poise.gateway.request.refusals import ApiError, internal_error, retry_after
 from poise.scheduler.request import Hold, RejectReason, RequestClass
 from poise.wire.messages import Accepted, Refused
@@ -86,23 +86,12 @@ class Routing:
         self._switches = policy.Switches.of(self.settings.egress)
 
     def decide(self, wish: Wish, tenant: str, request_class: RequestClass, local: LocalView | None) -> Decision:
-        of_tenant = policy.TenantPolicy.of(self.settings.tenant(tenant))
-        views = [remote.view(request_class, tenant) for remote in self.remotes.values()]
+        of_tenant, views = self._seen(tenant, request_class)
         return policy.decide(wish, of_tenant, local, views, self._switches, is_open=not self.egress.why_closed)
 
-    def depends_on_text(self, wish: Wish, tenant: str, request_class: RequestClass) -> bool:
-        """Whether it matters for anything that may happen to a request what is found in its text: else nobody has to look."""
-        troubles: list[LocalView | None] = [None]
-        if self.local is not None:
-            troubles = [
-                LocalView(wait_s=NOWHERE),
-                LocalView(is_ready=False),
-                LocalView(is_too_long=True),
-                LocalView(lacks=("it",)),
-            ]
-        highest = replace(wish, label=Label.RESTRICTED)
-        decided = [[self.decide(w, tenant, request_class, view).order for view in troubles] for w in (wish, highest)]
-        return decided[0] != decided[1]
+    def _seen(self, tenant: str, request_class: RequestClass) -> tuple[policy.TenantPolicy, list[policy.BackendView]]:
+        views = [remote.view(request_class, tenant) for remote in self.remotes.values()]
+        return policy.TenantPolicy.of(self.settings.tenant(tenant)), views
 
     def here(self, request_class: RequestClass | None = None) -> LocalView | None:
         """The engine of this host, before it was asked: with a class, and the wait that it has told of last."""
@@ -148,8 +137,9 @@ class Routing:
         known = self.labelling.known(request, origin, is_sent=is_sent)
         about = (is_heavy, needs(request), n_tokens)
         wish = Wish(wanted, origin.may_fall_back, known.label, known.is_named, known.sources, *about)
-        if not self.depends_on_text(wish, origin.tenant, request.request_class):
-            return wish
+        hit = label_of(self.settings.egress.hit_label)
+        if not policy.depends_on_text(wish, *self._seen(origin.tenant, request.request_class), hit):
+            return replace(wish, could_be=hit)
         read = await self.labelling.read(request, origin, is_sent=is_sent)
         return replace(wish, label=read.label, sources=read.sources)
 
@@ -239,7 +229,6 @@ class _Route:
 
     def __init__(self, routing: Routing, record: Record, request: Generate, wish: Wish, headers: dict[str, str]) -> None:
         self._routing, self._record, self._request, self._wish, self._headers = routing, record, request, wish, headers
-        self._decision: Decision | None = None
         self._answer: RemoteAnswer | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -260,7 +249,6 @@ class _Route:
 
     def follow(self, decision: Decision) -> None:
         """Ask the backends of the decision, one after the other."""
-        self._decision = decision
         self._record.start(self)
         self._task = asyncio.create_task(self._run(decision), name="route")
 

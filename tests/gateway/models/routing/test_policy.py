@@ -29,6 +29,7 @@ from poise.gateway.models.routing.policy import (
     TenantPolicy,
     Wish,
     decide,
+    depends_on_text,
     health_permit,
     permit,
 )
@@ -77,7 +78,17 @@ def case_of(data: bytes, wanted: Sequence[str]) -> Case:
     needs = one(frozenset[str](), frozenset[str](), *(frozenset({need}) for need in NEEDS))
     label, is_named = one(*Label, Label.PUBLIC, Label.PUBLIC), one(True, False)
     return Case(
-        Wish(one(*wanted), often(), label, is_named, ("key",), one(True, False), needs, one(10, 10, 500, 5000)),
+        Wish(
+            one(*wanted),
+            often(),
+            label,
+            is_named,
+            ("key",),
+            one(True, False),
+            needs,
+            one(10, 10, 500, 5000),
+            one(Label.PUBLIC, *Label),
+        ),
         TenantPolicy(one("never", "labelled", "allowed", "allowed"), one(frozenset(), frozenset(), frozenset(NAMES[:1]))),
         one(local, local, None),
         tuple(backend(name) for name in NAMES if often()),
@@ -107,12 +118,12 @@ def may_get_for_free(case: Case, b: BackendView) -> bool:
     )
     listed = len(t.backends) == 0 or b.name in t.backends
     able = w.needs <= b.capabilities and (b.context_tokens == 0 or w.n_tokens <= b.context_tokens)
-    return border and listed and able and int(w.label) <= int(b.ceiling) and b.is_healthy
+    return border and listed and able and int(max(w.label, w.could_be)) <= int(b.ceiling) and b.is_healthy
 
 
 def may_get(case: Case, b: BackendView) -> bool:
     """With money: its own, and no cloud gets what another one before it has no budget for."""
-    public = replace(case, wish=replace(case.wish, label=Label.PUBLIC))
+    public = replace(case, wish=replace(case.wish, label=Label.PUBLIC, could_be=Label.PUBLIC))
     broke = [o for o in case.backends if not o.has_budget and may_get_for_free(public, o) and case.wish.wanted == AUTO]
     stands_in = b.leaves_host and any((o.tier, sum(o.price), o.name) < (b.tier, sum(b.price), b.name) for o in broke)
     return may_get_for_free(case, b) and b.has_budget and not stands_in
@@ -389,6 +400,19 @@ def test_only_the_policy_makes_permits() -> None:
         assert "Permit" not in made, name
         if "routing.policy" in text or "routing import policy" in text or "import Permit" in text:
             assert not made & {"Decision", "Choice", "Rejected", "copy", "deepcopy"}, name
+
+
+@EXAMPLES
+@given(cases(), st.sampled_from(Label), st.booleans(), st.sampled_from([0, 10**6]))
+def test_what_nobody_has_to_read_goes_nowhere_that_reading_would_forbid(case: Case, hit: Label, opens: bool, room: int) -> None:
+    """Whatever changes until it is answered: health, budgets, waits, the switch."""
+    wish = replace(case.wish, could_be=Label.PUBLIC)
+    if depends_on_text(wish, case.tenant, case.backends, hit):
+        return
+    later = tuple(replace(b, is_healthy=opens, has_budget=opens, wait_s=0.0, context_tokens=room) for b in case.backends)
+    read, unread = replace(wish, label=max(wish.label, hit)), replace(wish, could_be=hit)
+    orders = [asked(replace(case, wish=w, backends=later, is_open=opens).decide()) for w in (read, unread, wish)]
+    assert orders[0] == orders[1] == orders[2]
 
 
 def test_no_permit_is_made_of_another() -> None:

@@ -55,8 +55,8 @@ class LocalView:
 class Wish:
     """What a request asks for. `wanted`: AUTO, LOCAL, or the name of a backend.
 
-    `is_named_label`: a header said how sensitive it is. `is_heavy`: a heavy prompt, or background work. `n_tokens`: about as many
-    has it with its output."""
+    `is_named_label`: a header said how sensitive it is. `could_be`: what its text could make it, as long as nobody has read that.
+    `is_heavy`: a heavy prompt, or background work. `n_tokens`: about as many has it with its output."""
 
     wanted: str = AUTO
     may_fall_back: bool = True
@@ -66,6 +66,7 @@ class Wish:
     is_heavy: bool = False
     needs: frozenset[str] = frozenset()
     n_tokens: int = 0
+    could_be: Label = Label.PUBLIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def decide(
     allowed = [b for b in remotes if barriers[b.name] is None]
     if wish.wanted != AUTO:
         return _named(wish, local, allowed, {name: barrier for name, barrier in barriers.items() if barrier})
-    unlabelled = replace(wish, label=Label.PUBLIC)  # a higher label is no way around a budget
+    unlabelled = replace(wish, label=Label.PUBLIC, could_be=Label.PUBLIC)  # a higher label is no way around a budget
     alone = ((b, _barrier(b, unlabelled, tenant, is_open=is_open)) for b in remotes)
     spent = next((b for b, barrier in alone if barrier and barrier.rank == _NO_BUDGET), None)
     if spent is not None:  # a budget sends nothing to another cloud
@@ -186,6 +187,14 @@ def decide(
         return Decision((), _refusal([b for b in barriers.values() if b]), tuple(rejected))
     first: Reason = "local" if names[0] == LOCAL else reason
     return _cut(wish, (Choice(names[0], first), *(Choice(name, "fallback") for name in names[1:])), rejected)
+
+
+def depends_on_text(wish: Wish, tenant: TenantPolicy, backends: Iterable[BackendView], hit: Label) -> bool:
+    """Whether it can matter, now or before it is answered, that a rule gives the request the label `hit`: else nobody reads it.
+
+    Health, waits, budgets and the operator's switch are left out, because they change while it waits."""
+    ideal = (replace(b, is_healthy=True, has_budget=True, context_tokens=0) for b in backends if b.ceiling < hit)
+    return any(wish.wanted in (AUTO, b.name) and _barrier(b, wish, tenant, is_open=True) is None for b in ideal)
 
 
 def permit(decision: Decision, choice: Choice, wish: Wish, tenant: str, request_id: str) -> Permit:
@@ -250,7 +259,10 @@ def _barrier(b: BackendView, wish: Wish, tenant: TenantPolicy, *, is_open: bool)
         return _Barrier(2, f"holds {b.context_tokens} tokens, and this request has about {wish.n_tokens}")
     if not b.is_healthy:
         return _Barrier(3, "does not answer at the moment")
-    return None if b.has_budget else _Barrier(_NO_BUDGET, "has no budget left")
+    if not b.has_budget:
+        return _Barrier(_NO_BUDGET, "has no budget left")
+    unread = f"takes requests up to '{b.ceiling.shown}', and nobody has read the text of this one"
+    return _Barrier(0, unread) if wish.could_be > b.ceiling else None
 
 
 def _reason_to_leave(wish: Wish, local: LocalView | None, switches: Switches) -> Reason | None:
