@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import poise
 from poise.config import ConfigError, LoadedSettings, Settings, engine_settings, load, to_policy
 from poise.config.catalogue import NAME, Setting, catalogue, find, quoted, section_keys
 from poise.config.document import to_toml
@@ -412,6 +413,14 @@ def test_nothing_else_is_documented() -> None:
     assert re.findall(r"^### `\[([A-Za-z_.]+)\]`", reference, re.MULTILINE) == list(parents)
     assert set(parents) <= set(section_keys())
     assert all(f"`{name}`" in text for name in OTHER_VARIABLES)
+
+
+def test_every_variable_that_is_read_may_be_set() -> None:
+    """One that the loader does not know would keep the server from starting: a switch that nobody can use."""
+    source = Path(poise.__file__).parent
+    read = {name for path in source.rglob("*.py") for name in re.findall(r"\"(POISE_[A-Z_]+)\"", path.read_text())}
+    assert {"POISE_NO_CLOUD", "POISE_LOG"} <= read - {"POISE_PORT"} <= set(OTHER_VARIABLES)
+    load(None, dict.fromkeys(OTHER_VARIABLES, "1"), {})
 
 
 def test_tenants_of_a_keys_file_are_not_known_to_the_configuration(nowhere: Path) -> None:

@@ -16,13 +16,14 @@ from poise.config import catalogue as settings
 from poise.config.catalogue import NAME, VARIABLE_PREFIX, find, meant, printable, quoted, split, variable
 
 FILE_NAME = "poise.toml"
-OTHER_VARIABLES = ("POISE_API_KEY", "POISE_LOG", "POISE_BROWSER", "POISE_PROMETHEUS")
+OTHER_VARIABLES = ("POISE_API_KEY", "POISE_LOG", "POISE_NO_CLOUD", "POISE_BROWSER", "POISE_PROMETHEUS")
 """Variables of the prefix that are not settings, described in docs/configuration.md."""
 SHOWN_OF_AUTH = ("auth.keys_file", "auth.required", "auth.status")
 """The rest of the section may be keys, and is never shown."""
 OPTIONS = {
     "profile": "--profile",
     "model.path": "--model",
+    "backends.upstream.url": "--upstream",
     "server.host": "--host",
     "server.port": "--port",
     "engine.threads": "--threads",
