@@ -1,13 +1,12 @@
 """The settings of work that may leave this host: other servers, what may go there, what it may cost."""
 
-import ipaddress
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from poise.config import kinds
-from poise.config.kinds import DataClass, Money, Section
+from poise.config.kinds import DataClass, Money, Section, is_loopback
 
 NANO = 1_000_000_000
 """Parts of a unit of the operator's currency in which money is reckoned."""
@@ -86,14 +85,6 @@ class BackendSettings(Section):
     """The same within a day."""
     budget_month: Money = ""
     """The same within a month."""
-
-
-def is_loopback(server: str) -> bool:
-    """By the address itself, or the one name that stands for it: no other name is asked for what it is."""
-    try:
-        return ipaddress.ip_address(server).is_loopback
-    except ValueError:
-        return server.lower().rstrip(".") == "localhost"
 
 
 def leaves_host(url: str, says: Literal["auto", True, False]) -> bool:

@@ -33,6 +33,21 @@ def _is_network(text: str) -> bool:
     return True
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine by definition."""
+    address = address_of(host)
+    return host.lower().rstrip(".") == "localhost" or (address is not None and address.is_loopback)
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """In its usual form: an IPv4 address that came in on an IPv6 socket is an IPv4 address."""
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
 def _is_origin(origin: str) -> bool:
     parts = urlsplit(origin)
     return parts.scheme in ("http", "https") and bool(parts.netloc) and origin == f"{parts.scheme}://{parts.netloc}"

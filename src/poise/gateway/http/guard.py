@@ -18,9 +18,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poise.config import ServerSettings
+from poise.config.kinds import address_of, is_loopback
 from poise.gateway.http.replies import error_reply
 from poise.gateway.request.refusals import ApiError, shown
-from poise.gateway.tenancy.exposure import address_of, is_loopback
 
 _READS = ("GET", "HEAD")
 _CONTAINER_HOSTS = ("host.docker.internal", "gateway.docker.internal", "host.containers.internal", "host.lima.internal")

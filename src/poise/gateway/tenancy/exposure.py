@@ -5,6 +5,7 @@ import ssl
 from functools import lru_cache
 
 from poise.config import ServerSettings, Settings
+from poise.config.kinds import address_of, is_loopback
 from poise.config.serving import AuthSettings
 from poise.gateway.tenancy.keys import KeyRing
 
@@ -61,21 +62,6 @@ def tls_context(server: ServerSettings) -> ssl.SSLContext | None:
         files = f"server.tls_cert = {server.tls_cert}, server.tls_key = {server.tls_key}"
         raise Exposed(f"{files}: {reason}") from error
     return context
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is this machine by definition."""
-    address = address_of(host)
-    return host.lower().rstrip(".") == "localhost" or (address is not None and address.is_loopback)
-
-
-def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """In its usual form: an IPv4 address that came in on an IPv6 socket is an IPv4 address."""
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 @lru_cache(maxsize=1024)

@@ -10,12 +10,13 @@ from starlette.types import ASGIApp, Scope
 from uvicorn.server import ServerState
 
 from poise.config import Settings
+from poise.config.kinds import is_loopback
 from poise.gateway.http.backpressure import high_water
 from poise.gateway.http.connections.exchange import Exchange
 from poise.gateway.http.connections.files import connections_max, connections_wanted
 from poise.gateway.http.connections.peers import TrustedProxies
 from poise.gateway.http.connections.places import Places
-from poise.gateway.tenancy.exposure import is_loopback, site_of
+from poise.gateway.tenancy.exposure import site_of
 from poise.metrics.clients import ConnectionMetrics
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from poise.config.kinds import address_of, is_loopback
 from poise.gateway.tenancy.caller import Credentials
-from poise.gateway.tenancy.exposure import address_of, is_loopback
 
 PEER = "poise.peer"
 """Where the Peer of a request is in its scope."""

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from poise.config.hybrid import is_loopback
+from poise.config.kinds import is_loopback
 from poise.gateway.models.egress.hosts import Host
 from poise.gateway.models.egress.reply import Failure, Kind
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from poise.config.hybrid import BackendSettings, is_loopback, leaves_host
+from poise.config.hybrid import BackendSettings, leaves_host
+from poise.config.kinds import is_loopback
 
 CREDENTIAL = "credential:"
 _SECRET_BYTES_MAX = 8192
