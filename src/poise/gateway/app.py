@@ -132,7 +132,6 @@ def create_app(
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
     local = LocalModel(settings, model_name, engine, text, metrics) if settings.engine.enabled else None
-    ledger = ledger or Ledger(settings, None)
     models = assemble(settings, model_name, local, audit, ledger, text.jobs, metrics)
     every = {**models.backends, **(backends or {})}
     first, any_name = local or next(iter(every.values())), settings.model.any_name or local is None
@@ -140,7 +139,7 @@ def create_app(
     health = Health(engine, first, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
     intake = Intake(names, tenants, metrics, records, degradation.check)
-    erasers: list[Eraser] = [EngineEraser(engine), records, *models.erasers(ledger), metrics, audit]
+    erasers: list[Eraser] = [EngineEraser(engine), records, *models.erasers, metrics, audit]
     templates = local.templates if local is not None else Templates(settings.templates)
     pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
     explainer = Explainer(settings, engine, records, history)

@@ -78,7 +78,7 @@ def serve(loaded: LoadedSettings) -> int:
         listeners = _listen(settings, keys)
         audit = open_audit(settings)
         costs = any(Prices.of(backend).most(1, 1) for backend in settings.backends.values())
-        ledger = Ledger(settings, ledger_file(settings.egress) if costs else None)
+        ledger = Ledger(settings, ledger_file(settings.egress)) if costs else None
     except (CannotStart, KeysError, Exposed, AuditError, LedgerError, _CannotListen) as error:
         print(f"poise: {error}", file=sys.stderr)  # noqa: T201 - the terminal is where the person is
         return CANNOT_START
@@ -107,7 +107,7 @@ class _Service:
         listeners: list[socket.socket],
         keys: KeyRing,
         audit: Audit,
-        ledger: Ledger,
+        ledger: Ledger | None,
         tls: ssl.SSLContext | None,
     ) -> None:
         self._settings = settings
@@ -162,7 +162,8 @@ class _Service:
             if self._token is not None:
                 self._token.close()
             self._audit.strangers.tell()
-            self._ledger.close()
+            if self._ledger is not None:
+                self._ledger.close()
             self._audit.put("stop", exit_code=self._exit_code)
             self._audit.close()
         return self._exit_code

@@ -1,7 +1,7 @@
 """Which models there are by which names: this host's, those of other servers, and the one that may be answered by either."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poise.config import Settings
@@ -26,12 +26,8 @@ class Models:
     patterns: Mapping[str, Backend] = field(default_factory=dict)
     routing: Routing | None = None
     """Where there are other servers."""
-    local: LocalModel | None = None
-
-    def erasers(self, ledger: Ledger) -> list[Eraser]:
-        """Who holds something of a tenant."""
-        of_routing: list[Eraser] = [self.routing.labelling, ledger] if self.routing is not None else []
-        return ([self.local.grammars] if self.local is not None else []) + of_routing
+    erasers: Sequence[Eraser] = ()
+    """Who of them holds something of a tenant."""
 
 
 def assemble(
@@ -39,20 +35,22 @@ def assemble(
     name: str,
     local: LocalModel | None,
     recorder: Recorder,
-    ledger: Ledger,
+    ledger: Ledger | None,
     jobs: TextJobs,
     metrics: GatewayMetrics,
     environ: Mapping[str, str] = os.environ,
 ) -> Models:
     """`name`: of the model of this host. Raises EgressError where a server's key or certificates cannot be read."""
     own: dict[str, Backend] = {} if local is None else {name: local}
+    erasers: list[Eraser] = [] if local is None else [local.grammars]
     if not settings.backends:
-        return Models(own, local=local)
+        return Models(own, erasers=erasers)
+    ledger = ledger or Ledger(settings, None)
     metrics.egress.watch_budgets(ledger.budgets_left)
     egress = Egress(settings, recorder, metrics.egress, environ=environ)
     remotes = {backend: RemoteModel(backend, settings, egress, ledger, metrics) for backend in settings.backends}
-    routing = Routing(settings, local, remotes, Labelling(settings, jobs), egress)
+    labelling = Labelling(settings, jobs)
+    routing = Routing(settings, local, remotes, labelling, egress, metrics)
     asked = {backend: RoutedModel(backend, routing, backend) for backend in remotes}
-    return Models(
-        {AUTO: RoutedModel(AUTO, routing), **own, **asked}, {f"{b}/*": model for b, model in asked.items()}, routing, local
-    )
+    every, patterns = {AUTO: RoutedModel(AUTO, routing), **own, **asked}, {f"{b}/*": model for b, model in asked.items()}
+    return Models(every, patterns, routing, [*erasers, labelling, ledger])
