@@ -7,12 +7,19 @@
 Until `start` nothing is begun: who gives the job up leaves nothing behind. From then on the record ends exactly once, whatever
 happens: with every choice at its end, with an error, or because its work was stopped."""
 
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from poise.gateway.records.record import Origin, Record
+from poise.gateway.records.spans import story_of
 from poise.gateway.request.generate import Generate
+from poise.gateway.request.refusals import ApiError
+from poise.metrics.gateway import GatewayMetrics
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +77,17 @@ class Backend(Protocol):
 
     async def prepare(self, request: Generate, origin: Origin) -> Job:
         """Everything that can be known before anything is computed. Raises ApiError when the request cannot be served."""
+
+
+def close(record: Record, metrics: GatewayMetrics, failure: ApiError | None, by: str = "") -> None:
+    """End a record, write the books and a line in the log. What nobody has taken is counted among the rejected, by who asked.
+    `by`: the server that has answered, if not this one."""
+    origin = record.origin
+    elapsed_s = time.perf_counter() - origin.arrived_s
+    record.end(failure)
+    if record.is_open or failure is None:
+        metrics.ended(story_of(record))
+    usage, outcome = record.usage(), record.outcome if failure is None or record.is_open else failure.code
+    who = f"[{origin.request_id}] {origin.tenant} {origin.request_class}{by and ', ' + by}"
+    what = f"{usage.prompt_tokens} prompt and {usage.completion_tokens} output tokens"
+    log.info("%s: %s, %s, %.0f ms", who, what, outcome, elapsed_s * 1000)

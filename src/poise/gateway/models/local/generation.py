@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
 
+from poise.gateway.models.backend import close
 from poise.gateway.models.local.choice import NOTHING, Act, Choice, Stage, act_on
 from poise.gateway.models.local.echo import Echo
 from poise.gateway.models.local.refusals import bad_end, engine_unavailable, refused
 from poise.gateway.records.following import Stop
 from poise.gateway.records.moments import End
 from poise.gateway.records.record import CANCELLED, RUNNING, Record
-from poise.gateway.records.spans import story_of
 from poise.gateway.records.values import Logprob
 from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.headers import LONG_WAIT_US
@@ -331,16 +331,7 @@ class Generation:
             self._close(None)
 
     def _close(self, failure: ApiError | None) -> None:
-        """Write the books and end the record. What the engine never took is counted among the rejected, by who asked for it."""
-        record, origin = self._record, self._record.origin
-        elapsed_s = time.perf_counter() - origin.arrived_s
-        record.end(failure)
-        if record.is_open or failure is None:
-            self._metrics.ended(story_of(record))
-        who = f"[{origin.request_id}] {origin.tenant} {origin.request_class}"
-        what = f"{record.n_prompt} prompt and {record.n_tokens} output tokens"
-        outcome = record.outcome if failure is None or record.is_open else failure.code
-        log.info("%s: %s, %s, %.0f ms", who, what, outcome, elapsed_s * 1000)
+        close(self._record, self._metrics, failure)
 
     def _refusal(self, event: RequestEvent) -> ApiError:
         """An event that `is_refusal`, as the client sees it."""

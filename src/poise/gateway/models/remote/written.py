@@ -5,12 +5,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from poise.gateway.models.backend import close
 from poise.gateway.models.remote.events import Called, Delta, Ended, Used
 from poise.gateway.models.remote.queue import Place
 from poise.gateway.records.changes import RequestState
 from poise.gateway.records.moments import ChoiceRecord, End
 from poise.gateway.records.record import RUNNING, Record
-from poise.gateway.records.spans import story_of
 from poise.gateway.records.values import Logprob, Usage
 from poise.gateway.request.headers import LONG_WAIT_US
 from poise.gateway.request.refusals import ApiError
@@ -137,17 +137,10 @@ class Written:
 
     def close(self, failure: ApiError | None) -> None:
         """Write the books and end the record."""
-        record, origin = self._record, self._record.origin
-        elapsed_s = time.perf_counter() - origin.arrived_s
-        record.end(failure)
+        record = self._record
+        close(record, self._metrics, failure, self._backend)
         if record.is_open:
-            self._metrics.accepted(origin.request_class, record.n_prompt)
-        if record.is_open or failure is None:
-            self._metrics.ended(story_of(record))
-        who = f"[{origin.request_id}] {origin.tenant} {origin.request_class}, {self._backend}"
-        usage, outcome = record.usage(), record.outcome if failure is None or record.is_open else failure.code
-        what = f"{usage.prompt_tokens} prompt and {usage.completion_tokens} output tokens"
-        log.info("%s: %s, %s, %.0f ms", who, what, outcome, elapsed_s * 1000)
+            self._metrics.accepted(record.origin.request_class, record.n_prompt)
 
     def _append(self, part: "_Part", kind: EntryKind, text: str, logprobs: Sequence[Logprob]) -> None:
         record, own, now_s = self._record, part.record, time.perf_counter()
