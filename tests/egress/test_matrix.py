@@ -25,22 +25,27 @@ N_CASES = int(os.environ.get("EGRESS_CASES", "700"))
 """Generated cases; `make egress` has 10,000."""
 
 
-def settings_of(cloud: Cloud, trigger: Trigger, **tenant: Any) -> Settings:
+def settings_of(cloud: Cloud, trigger: Trigger, backend: dict[str, Any] | None = None, **tenant: Any) -> Settings:
     texts = {
         "egress": {"enabled": True, "words": WORDS, **trigger.settings},
         "audit": {"enabled": True},
-        "backends": {"cloud": cloud.backend(ceiling="internal"), "second": cloud.backend(ceiling="internal", tier=1)},
+        "backends": {
+            "cloud": cloud.backend(ceiling="internal", **backend or {}),
+            "second": cloud.backend(ceiling="internal", tier=1),
+        },
         "tenants": {"local": {"egress": "allowed", "data_class": "internal", **tenant}},
-        "data_classes": {"held-*": "confidential"},
-        "aliases": {"held-auto": "auto", "held-cloud": "cloud"},
+        "data_classes": {"held-*": "confidential", "second": "confidential"},
+        "aliases": {"held-auto": "auto", "held-cloud": "cloud", "other": "second"},
         "server": {"max_choices": 4},
     }
     return Settings.model_validate(unpaced().model_dump() | texts)
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, cloud: Cloud, trigger: Trigger, **tenant: Any) -> AsyncIterator[tuple[Gateway, FakeEngine]]:
-    settings, engine = settings_of(cloud, trigger, **tenant), engine_of(trigger)
+async def serving(
+    tmp_path: Path, cloud: Cloud, trigger: Trigger, backend: dict[str, Any] | None = None, **tenant: Any
+) -> AsyncIterator[tuple[Gateway, FakeEngine]]:
+    settings, engine = settings_of(cloud, trigger, backend, **tenant), engine_of(trigger)
     audit = Audit(settings, AuditLog(tmp_path / "audit", b"k" * 32, rotate_bytes=1 << 26, keep_days=9))
     app = make_app(engine, settings, audit=audit)
     try:

@@ -110,3 +110,32 @@ async def test_the_model_here_by_its_own_name_is_this_host_s(tmp_path: Path) -> 
         assert (reply.status, reply.json()["model"]) == (200, MODEL)
         assert "x-poise-backend" not in reply.headers
         assert not any(one.method == "POST" for one in cloud.exchanges)
+
+
+async def test_a_budget_that_is_gone_is_told_with_its_figures(tmp_path: Path) -> None:
+    """Which, how much, until when; and no other cloud answers instead."""
+    money = {"price_input": "1000", "price_output": "1000", "budget_day": "5", "output_tokens": 10}
+    async with Cloud() as cloud, serving(tmp_path, cloud, TRIGGERS["asked by name"], money) as (app, _):
+        cloud.answers(says("x", usage={"prompt_tokens": 5000, "completion_tokens": 1}))
+        body = chat_body("Hi", max_tokens=5) | {"model": "cloud"}
+        replies = [await ask(app, "POST", "/v1/chat/completions", body) for _ in range(2)]
+        assert [reply.status for reply in replies] == [200, 429]
+        assert replies[1].error["code"] == "budget_exhausted"
+        assert "5.00 are spent" in replies[1].error["message"]
+        assert int(replies[1].headers["retry-after"]) > 0
+        assert sum(one.method == "POST" for one in cloud.exchanges) == 1
+
+
+async def test_what_has_no_effect_there_is_named(tmp_path: Path) -> None:
+    """Where the backend has no words for it."""
+    async with Cloud() as cloud, serving(tmp_path, cloud, TRIGGERS["asked by name"]) as (app, _):
+        reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi") | {"model": "cloud", "top_k": 7})
+        assert "top_k" in reply.headers["x-poise-warning"]
+
+
+async def test_a_label_of_a_model_holds_under_all_of_its_names(tmp_path: Path) -> None:
+    """Its own, an alias, and with the name of a model there behind it."""
+    async with Cloud() as cloud, serving(tmp_path, cloud, TRIGGERS["asked by name"]) as (app, _):
+        for name in ("second", "other", "second/big"):
+            reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi") | {"model": name})
+            assert (reply.status, "by model" in reply.error["message"]) == (403, True), name

@@ -95,12 +95,12 @@ def test_a_record_is_refused_or_fails_and_ends_once() -> None:
 def test_a_record_is_started_and_opened_once_and_in_that_order() -> None:
     """Anything else is a bug in who writes it."""
     made = record()
-    assert str(made.stage) == str(Stage.NEW)
+    assert made.stage.value == "new"
     for too_early in (made.open, made.end):
         with pytest.raises(AssertionError):
             too_early()
     made.start(NoWork())
-    assert str(made.stage) == str(Stage.STARTED)
+    assert made.stage.value == "started"
     made.start(NoWork())  # somebody else is asked in the place of the first
     made.open()
     assert made.stage is Stage.OPEN

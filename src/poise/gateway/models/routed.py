@@ -18,8 +18,9 @@ import msgspec
 
 from poise.config import Settings
 from poise.config.classes import class_settings
-from poise.gateway.models.backend import Backend, BackendState, Card, Job
+from poise.gateway.models.backend import Backend, BackendState, Card, Job, close
 from poise.gateway.models.egress.door import Egress
+from poise.gateway.models.egress.permit import Permit
 from poise.gateway.models.local.job import LocalJob
 from poise.gateway.models.local.model import LocalModel
 from poise.gateway.models.money.ledger import BudgetExhausted
@@ -36,6 +37,7 @@ from poise.gateway.request.bugs import log_bug
 from poise.gateway.request.generate import Conversation, Generate
 from poise.gateway.request.labels import label_of
 from poise.gateway.request.refusals import ApiError, internal_error, retry_after
+from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import Hold, RejectReason, RequestClass
 from poise.wire.messages import Accepted, Refused
 
@@ -80,6 +82,7 @@ class Routing:
     remotes: Mapping[str, RemoteModel]
     labelling: Labelling
     egress: Egress
+    metrics: GatewayMetrics
     _switches: policy.Switches = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,13 +137,13 @@ class Routing:
         limits = class_settings(self.settings, request.request_class)
         is_heavy = request.request_class is RequestClass.BACKGROUND or n_tokens > limits.heavy_tokens
         n_tokens += request.max_tokens or 0
-        known = self.labelling.known(request, origin, is_sent=is_sent)
+        known = self.labelling.known(request, origin, (wanted,), is_sent=is_sent)
         about = (is_heavy, needs(request), n_tokens)
         wish = Wish(wanted, origin.may_fall_back, known.label, known.is_named, known.sources, *about)
         hit = label_of(self.settings.egress.hit_label)
         if not policy.depends_on_text(wish, *self._seen(origin.tenant, request.request_class), hit):
             return replace(wish, could_be=hit)
-        read = await self.labelling.read(request, origin, is_sent=is_sent)
+        read = await self.labelling.read(request, origin, (wanted,), is_sent=is_sent)
         return replace(wish, label=read.label, sources=read.sources)
 
 
@@ -175,8 +178,9 @@ class RoutedModel:
 
     async def prepare(self, request: Generate, origin: Origin) -> Job:
         """Decided by everything that is known before anything is computed. Raises ApiError."""
-        routing, request = self._routing, replace(request, model=request.model.removeprefix(f"{self.wanted}/"))
+        routing = self._routing
         wish = await routing.wish(request, origin, self.wanted)
+        request = replace(request, model=request.model.removeprefix(f"{self.wanted}/"))
         view = routing.here()
         decision = routing.decide(wish, origin.tenant, request.request_class, view)
         if routing.local is not None and view is not None and decision.order and decision.order[0].backend == LOCAL:
@@ -192,6 +196,8 @@ class RoutedModel:
                     raise
         if decision.refusal is not None:
             refusal = decision.refusal
+            if refusal.code == BudgetExhausted.code:
+                raise next(gone for remote in self._remotes if (gone := remote.exhausted(origin.tenant)) is not None)
             retry = retry_after(self.state.retry_after_s) if refusal.status in (429, 503) else {}
             raise ApiError(refusal.status, refusal.code, refusal.message, headers=retry)
         return RoutedJob(routing, request, wish, decision, None)
@@ -300,16 +306,22 @@ class _Route:
         model = remote.model_for(self._request.model)
         self.say(choice)
         record.heading = replace(record.heading, model=model, fingerprint=fingerprint(remote.name, model))
-        permit_of = partial(policy.permit, decision, choice, self._wish, origin.tenant, origin.request_id)
-        self._answer = remote.answer(self._request, record, permit_of)
-        await self._answer.run()
+        made = partial(policy.permit, decision, choice, self._wish, origin.tenant, origin.request_id)
+
+        def permit_of() -> Permit:  # asked for when the request is written, before anything is shown of its answer
+            if answer.ignored:
+                names.warn(self._headers, f"without effect there: {names.list_ignored(answer.ignored)}")
+            return made()
+
+        self._answer = answer = remote.answer(self._request, record, permit_of)
+        await answer.run()
 
     def _end(self, error: ApiError | None) -> None:
         """Nobody has answered, and nobody is asked any more."""
         if not self._record.is_ended:
             for choice in self._record.choices:
                 choice.outcome = CANCELLED
-            self._record.end(error)
+            close(self._record, self._routing.metrics, error)
 
     def stop(self, why: Stop) -> None:
         """See `Work.stop`."""

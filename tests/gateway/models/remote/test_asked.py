@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poise.config.hybrid import BackendSettings
-from poise.gateway.models.remote.asked import answered_calls, capabilities_of, is_strict, lacking, needs, schema_of
+from poise.gateway.models.remote.asked import answered_calls, capabilities_of, is_strict, needs, schema_of
 from poise.gateway.request import structure as s
 from poise.gateway.request.generate import Conversation, Generate
 from tests.gateway.models.remote.asking import ALL, CALLED, CLOCK, WEATHER, chat, completion
@@ -59,10 +59,10 @@ def test_what_servers_can_do() -> None:
     assert backend() == ALL | {"json_object", "any_turns"}
     assert backend("openai", []) == {"any_turns"}
     assert backend("anthropic") == {"tools", "structured", "reasoning", "sampling", "continued"}
-    assert lacking(chat(logprobs=True, n=2, tools=[CLOCK]), backend("anthropic")) == ("choices", "logprobs")
-    assert lacking(chat(logprobs=True, n=2, tools=[CLOCK]), backend()) == ()
+    assert needs(chat(logprobs=True, n=2, tools=[CLOCK])) - backend("anthropic") == {"choices", "logprobs"}
+    assert needs(chat(logprobs=True, n=2, tools=[CLOCK])) <= backend()
     never = [chat(guided_regex="a"), completion([1]), completion("a", echo=True), chat(template="faq"), chat(max_tokens=0)]
-    assert all(lacking(request, backend(style)) for request in never for style in ("openai", "anthropic"))
+    assert all(needs(request) - backend(style) for request in never for style in ("openai", "anthropic"))
 
 
 @pytest.mark.parametrize("schema", [{"type": "object", "properties": {"a": {"const": 1}}}, {}, {"x-guidance": {"a": 1}}])

@@ -38,11 +38,6 @@ def capabilities_of(backend: BackendSettings) -> frozenset[str]:
     return can | (implied if STRUCTURED in can else implied - {JSON_OBJECT})
 
 
-def lacking(request: Generate, capabilities: frozenset[str]) -> tuple[str, ...]:
-    """What the request cannot be answered without, and is not there."""
-    return tuple(sorted(needs(request) - capabilities))
-
-
 def needs(request: Generate) -> frozenset[str]:
     """What a server must be able to do. What it may leave undone, as a wish for reasoning, is said by each format's `body`."""
     wanted = {

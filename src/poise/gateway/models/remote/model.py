@@ -25,6 +25,7 @@ from poise.gateway.models.routing.policy import BackendView, health_permit
 from poise.gateway.records.record import Record
 from poise.gateway.request.generate import Generate
 from poise.gateway.request.labels import label_of
+from poise.gateway.request.refusals import ApiError
 from poise.metrics.egress import BackendFigures
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import RequestClass
@@ -102,6 +103,10 @@ class RemoteModel:
             price=(self._price.prompt, self._price.output),
             has_budget=tenant is None or self._ledger.has_room(tenant, self.name),
         )
+
+    def exhausted(self, tenant: str) -> ApiError | None:
+        """What a tenant is told that has no budget left here: which, how much, until when."""
+        return self._ledger.exhausted(tenant, self.name)
 
     def answer(self, request: Generate, record: Record, permit_of: Callable[[], Permit]) -> RemoteAnswer:
         """Ready to run."""

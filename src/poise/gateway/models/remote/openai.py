@@ -58,7 +58,7 @@ def body(
     defaults: SamplingSettings = _DEFAULTS,
 ) -> tuple[str, bytes, list[str]]:
     """Path, JSON, and the fields of the request that have no effect there, though its answer can be had: what it cannot do
-    without is said by `asked.lacking`. `can`: of the server. `defaults`: what nobody has asked for, where it is left out."""
+    without is said by `asked.needs`. `can`: of the server. `defaults`: what nobody has asked for, where it is left out."""
     sampling, without = request.sampling, list[str]()
     sent: dict[str, Any] = {"model": model, "stream": stream}
     if stream:
