@@ -18,14 +18,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from poise.bench.document import as_document
-from poise.bench.page import plotly_script, to_html
-from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
-from poise.bench.stats import by_class
-from poise.bench.tables import FIGURES_CAPTION, count_rows, figure_rows, terminal_table, to_markdown
-from poise.bench.target import TargetError, base_url
-from poise.scenarios.files import InputError
-from poise.scenarios.parser import find_scenario, load_scenario, parse_target
+from poise_lab.bench.document import as_document
+from poise_lab.bench.page import plotly_script, to_html
+from poise_lab.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
+from poise_lab.bench.stats import by_class
+from poise_lab.bench.tables import FIGURES_CAPTION, count_rows, figure_rows, terminal_table, to_markdown
+from poise_lab.bench.target import TargetError, base_url
+from poise_lab.scenarios.files import InputError
+from poise_lab.scenarios.parser import find_scenario, load_scenario, parse_target
 
 PLAIN_WIDTH = 200  # Of the tables when stdout is a file or a pipe, which has no width of its own.
 

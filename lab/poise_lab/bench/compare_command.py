@@ -16,13 +16,13 @@ import msgspec
 import typer
 from rich.table import Table
 
-from poise.bench.command import check_writable, checked, failure_line, output, read_sources, run_rounds
-from poise.bench.comparison import METHOD, Estimate, Guard, State, compare, find, parse_guard
-from poise.bench.document import as_document
-from poise.bench.rounds import OURS, THEIRS, RunOptions
-from poise.bench.tables import SIGNS, distinct_groups, number, terminal_table, title_of
-from poise.bench.target import TargetError
-from poise.scenarios.files import InputError, explained
+from poise_lab.bench.command import check_writable, checked, failure_line, output, read_sources, run_rounds
+from poise_lab.bench.comparison import METHOD, Estimate, Guard, State, compare, find, parse_guard
+from poise_lab.bench.document import as_document
+from poise_lab.bench.rounds import OURS, THEIRS, RunOptions
+from poise_lab.bench.tables import SIGNS, distinct_groups, number, terminal_table, title_of
+from poise_lab.bench.target import TargetError
+from poise_lab.scenarios.files import InputError, explained
 
 VIOLATED, UNDECIDED = 1, 3
 SHOWN = (

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from statistics import fmean, median, stdev
 from typing import Any, Literal
 
-from poise.bench.record import Bound, Figure
-from poise.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, ratio_bound
-from poise.scenarios.files import InputError
+from poise_lab.bench.record import Bound, Figure
+from poise_lab.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, ratio_bound
+from poise_lab.scenarios.files import InputError
 
 State = Literal["kept", "violated", "undecided"]
 METHOD = "geometric mean of B/A over paired rounds, 95 % interval by Student's t on the logarithms"

@@ -7,12 +7,12 @@ from typing import Any
 
 import msgspec
 
-from poise.bench import provenance
-from poise.bench.load import RoundResult
-from poise.bench.record import NS_PER_S, OK
-from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun
-from poise.bench.stats import Group, Ratio, Summary, by_class, groups_of, over_rounds, ratios, summarize
-from poise.scenarios.model import Client
+from poise_lab.bench import provenance
+from poise_lab.bench.load import RoundResult
+from poise_lab.bench.record import NS_PER_S, OK
+from poise_lab.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioRun
+from poise_lab.bench.stats import Group, Ratio, Summary, by_class, groups_of, over_rounds, ratios, summarize
+from poise_lab.scenarios.model import Client
 
 FORMAT = 2
 _CPU_SHARE_NOTED = 0.1

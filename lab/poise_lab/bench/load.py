@@ -25,11 +25,11 @@ import aiohttp
 import msgspec
 from aiohttp import ClientResponse
 
-from poise.bench.prompts import malformed_body, messages
-from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
-from poise.bench.sse import EventDecoder, error_type
-from poise.bench.target import EngineKiller, Target
-from poise.scenarios.model import Client, PlannedRequest, Reading, RequestStream, Scenario
+from poise_lab.bench.prompts import malformed_body, messages
+from poise_lab.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
+from poise_lab.bench.sse import EventDecoder, error_type
+from poise_lab.bench.target import EngineKiller, Target
+from poise_lab.scenarios.model import Client, PlannedRequest, Reading, RequestStream, Scenario
 
 RETRY_PAUSE_S = 0.5
 RECEIVE_BYTES = 4096

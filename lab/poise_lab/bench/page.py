@@ -12,8 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from poise.bench.tables import count_rows, figure_rows, provenance, run_line
-from poise.scenarios.files import InputError
+from poise_lab.bench.tables import count_rows, figure_rows, provenance, run_line
+from poise_lab.scenarios.files import InputError
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --text: light-dark(#222, #ddd); --page: light-dark(#fff, #181a1d); }

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from itertools import groupby
 from operator import attrgetter
 
-from poise.scenarios.model import Segment
+from poise_lab.scenarios.model import Segment
 
 # Each word is one token in the usual English vocabularies when a space precedes it. No digits: they split differently.
 _TEXT = """

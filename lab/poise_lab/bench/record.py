@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from poise.scenarios.model import RequestClass
+from poise_lab.scenarios.model import RequestClass
 
 OK = "ok"
 CANCELLED = "cancelled"

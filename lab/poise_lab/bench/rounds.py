@@ -12,9 +12,9 @@ from functools import partial
 
 import aiohttp
 
-from poise.bench.load import RoundLoad, RoundResult
-from poise.bench.target import EngineKiller, Target, discover, new_session, probe, wait_ready
-from poise.scenarios.model import Scenario
+from poise_lab.bench.load import RoundLoad, RoundResult
+from poise_lab.bench.target import EngineKiller, Target, discover, new_session, probe, wait_ready
+from poise_lab.scenarios.model import Scenario
 
 OURS = "ours"
 THEIRS = "theirs"

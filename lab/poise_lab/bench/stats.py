@@ -20,8 +20,8 @@ from dataclasses import asdict, astuple, dataclass, replace
 
 import msgspec
 
-from poise.bench.record import CANCELLED, NS_PER_MS, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, Bound, Figure, RequestRecord
-from poise.scenarios.model import Client, Targets
+from poise_lab.bench.record import CANCELLED, NS_PER_MS, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, Bound, Figure, RequestRecord
+from poise_lab.scenarios.model import Client, Targets
 
 TargetsByClass = Mapping[str, Targets]
 

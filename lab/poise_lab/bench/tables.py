@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from poise.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, failures
+from poise_lab.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, failures
 
 Rows = list[list[str]]
 SIGNS: dict[str, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}

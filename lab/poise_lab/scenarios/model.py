@@ -11,7 +11,7 @@ from itertools import count
 from statistics import NormalDist
 from typing import Literal, get_args
 
-from poise.scenarios.trace import Trace, TraceRow
+from poise_lab.scenarios.trace import Trace, TraceRow
 
 RequestClass = Literal["interactive", "background"]
 ArrivalKind = Literal["poisson", "closed", "trace"]

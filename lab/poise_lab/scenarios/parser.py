@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from poise.scenarios.files import InputError, explained
-from poise.scenarios.model import ARRIVAL_KINDS, Arrival, Client, Event, Length, Reading, RequestClass, Scenario, Targets
-from poise.scenarios.trace import TOKENS_MAX, Trace, load_trace
+from poise_lab.scenarios.files import InputError, explained
+from poise_lab.scenarios.model import ARRIVAL_KINDS, Arrival, Client, Event, Length, Reading, RequestClass, Scenario, Targets
+from poise_lab.scenarios.trace import TOKENS_MAX, Trace, load_trace
 
 CLASSES = get_args(RequestClass)
 TARGET_NAMES = tuple(field.name for field in fields(Targets) if field.name != "request_class")

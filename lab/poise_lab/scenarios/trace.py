@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
 
-from poise.scenarios.files import InputError, explained
+from poise_lab.scenarios.files import InputError, explained
 
 ROWS_MAX = 5_000_000
 TOKENS_MAX = 1 << 20

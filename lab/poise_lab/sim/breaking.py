@@ -11,11 +11,11 @@ from statistics import median
 
 import numpy as np
 
-from poise.scenarios.model import Client, Scenario
 from poise.scheduler.request import RequestClass
-from poise.sim.pressure import Pressure
-from poise.sim.simulate import Simulation
-from poise.sim.world import RequestResult
+from poise_lab.scenarios.model import Client, Scenario
+from poise_lab.sim.pressure import Pressure
+from poise_lab.sim.simulate import Simulation
+from poise_lab.sim.world import RequestResult
 
 FACTOR_MAX = 64.0
 PRECISION = 1.05

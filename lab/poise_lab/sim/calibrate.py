@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from poise.engine.journal import Entry, JournalError, read_journal
 from poise.scheduler.planning.budget import BatchShape
-from poise.sim.costs import WAY_US
+from poise_lab.sim.costs import WAY_US
 
 Array = npt.NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class Calibration:
     carry_us_per_cell: float
 
     def toml(self) -> str:
-        """The cost file; `poise.sim.costs` says what is in it."""
+        """The cost file; `poise_lab.sim.costs` says what is in it."""
         lines = ["# Fitted by poise sim --calibrate. All costs in microseconds."]
         for name, fit in self.pools.items():
             lines += ["", f"[pools.{name}]", f"# {fit.n_batches} batches; off by {fit.error_p50:.1%} in the median, "

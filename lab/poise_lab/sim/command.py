@@ -14,17 +14,17 @@ from rich.console import Console
 
 from poise.config import Settings
 from poise.engine.journal import Journal, JournalError
-from poise.scenarios.model import Scenario
-from poise.scenarios.parser import find_scenario, load_scenario
 from poise.scheduler.request import RequestClass
-from poise.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
-from poise.sim.calibrate import calibrate
-from poise.sim.costs import Costs, load_costs
-from poise.sim.pressure import Pressure
-from poise.sim.replay import replay
-from poise.sim.report import Totals, comparison_table, figures, load_live, predict, table
-from poise.sim.simulate import Options, SimulationFailure, sim_policy, simulate
-from poise.sim.world import ignored
+from poise_lab.scenarios.model import Scenario
+from poise_lab.scenarios.parser import find_scenario, load_scenario
+from poise_lab.sim.breaking import DEFAULT_TARGETS, Run, Target, Trial, explain, find_break, parse_target
+from poise_lab.sim.calibrate import calibrate
+from poise_lab.sim.costs import Costs, load_costs
+from poise_lab.sim.pressure import Pressure
+from poise_lab.sim.replay import replay
+from poise_lab.sim.report import Totals, comparison_table, figures, load_live, predict, table
+from poise_lab.sim.simulate import Options, SimulationFailure, sim_policy, simulate
+from poise_lab.sim.world import ignored
 
 TABLES_MAX = 3
 """More runs than this are summed up in a line."""

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poise.scenarios.files import InputError, explained
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, CostPrior
+from poise_lab.scenarios.files import InputError, explained
 
 Pace = Callable[[str, float], int]
 """From a pool and a batch's predicted cost in microseconds to the nanoseconds that it takes."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from poise.scenarios.files import InputError, explained
-from poise.scenarios.model import Scenario
-from poise.sim.simulate import Simulation
-from poise.sim.world import RequestResult, TemplateTokens, template_tokens
+from poise_lab.scenarios.files import InputError, explained
+from poise_lab.scenarios.model import Scenario
+from poise_lab.sim.simulate import Simulation
+from poise_lab.sim.world import RequestResult, TemplateTokens, template_tokens
 
 FIGURES = ("ttft_ms_p50", "ttft_ms_p95", "output_tokens_per_s")
 """Those that are predicted."""

@@ -11,10 +11,10 @@ from poise.engine.ports import Row, Sampled, Wake
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.planning.plan import KvOperation
-from poise.sim.costs import Costs, Pace
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import PoolInfo, PromptLogprobs, Token
 from poise.wire.to_engine import Grammar, SamplingParams
+from poise_lab.sim.costs import Costs, Pace
 
 N_VOCAB = 1000
 

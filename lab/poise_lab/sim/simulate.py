@@ -11,16 +11,16 @@ from poise.config import Settings, to_policy
 from poise.engine.core import Engine
 from poise.engine.journal import ENTRIES_MAX, Journal
 from poise.engine.ports import Runner
-from poise.scenarios.model import Scenario
 from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Snapshot
-from poise.sim.costs import Costs
-from poise.sim.runner import SimRunner, VirtualClock
-from poise.sim.world import RequestResult, TemplateTokens, World
 from poise.wire import messages as wire
 from poise.wire.messages import PoolInfo
+from poise_lab.scenarios.model import Scenario
+from poise_lab.sim.costs import Costs
+from poise_lab.sim.runner import SimRunner, VirtualClock
+from poise_lab.sim.world import RequestResult, TemplateTokens, World
 
 CELL_BYTES = 23_040
 """What a cell takes in the host store: SmolLM2-135M's keys and values in f16."""

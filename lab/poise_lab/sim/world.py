@@ -11,11 +11,11 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from poise.scenarios.model import PlannedRequest, RequestStream, Scenario, Segment
-from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.to_engine import Accounts
+from poise_lab.scenarios.model import PlannedRequest, RequestStream, Scenario, Segment
+from poise_lab.sim.runner import VirtualClock
 
 TEMPLATE = "shared"
 """The template that requests name whose prompts have a shared prefix."""

@@ -12,13 +12,13 @@ from typing import Any
 
 from poise.config import Settings
 from poise.llama.fitting.capacity import Load
-from poise.scenarios import model
-from poise.scenarios.model import Arrival, Client, Length, Scenario
 from poise.scheduler.request import RequestClass
-from poise.sim.breaking import Run, Target, find_break
-from poise.sim.pressure import Pressure
-from poise.sim.simulate import Options, sim_policy, simulate
-from poise.tune.goal import count_failed
+from poise_lab.scenarios import model
+from poise_lab.scenarios.model import Arrival, Client, Length, Scenario
+from poise_lab.sim.breaking import Run, Target, find_break
+from poise_lab.sim.pressure import Pressure
+from poise_lab.sim.simulate import Options, sim_policy, simulate
+from poise_lab.tune.goal import count_failed
 
 KINDS = ("interactive", "background", "long")
 TRIES = 4

@@ -16,23 +16,23 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from poise.bench.command import check_range, output
-from poise.bench.rounds import OURS, ScenarioSource
-from poise.bench.target import base_url
 from poise.config import LoadedSettings, load
 from poise.llama.files.gguf import read_header
 from poise.llama.fitting import capacity as records
 from poise.llama.fitting.capacity import CapacityRecord, Load
 from poise.llama.fitting.fit import model_path
-from poise.scenarios.model import Scenario
-from poise.sim.breaking import DEFAULT_TARGETS, Target, parse_target
-from poise.sim.simulate import Options, SimulationFailure
-from poise.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
-from poise.tune.children import CannotMeasure, Server, terminable
-from poise.tune.command import INTERRUPTED, Assignments, ModelFile, Profile, refusing
-from poise.tune.evidence import describe
-from poise.tune.judge import calibrated_round, live_round
-from poise.tune.measures import sim_options
+from poise_lab.bench.command import check_range, output
+from poise_lab.bench.rounds import OURS, ScenarioSource
+from poise_lab.bench.target import base_url
+from poise_lab.scenarios.model import Scenario
+from poise_lab.sim.breaking import DEFAULT_TARGETS, Target, parse_target
+from poise_lab.sim.simulate import Options, SimulationFailure
+from poise_lab.tune.capacity import KINDS, Result, context_load, guess, judge, load_of, longest_context, search, slots_for
+from poise_lab.tune.children import CannotMeasure, Server, terminable
+from poise_lab.tune.command import INTERRUPTED, Assignments, ModelFile, Profile, refusing
+from poise_lab.tune.evidence import describe
+from poise_lab.tune.judge import calibrated_round, live_round
+from poise_lab.tune.measures import sim_options
 
 COMMAND = "poise capacity"
 MINUTES, ROUND_S = 20.0, 15.0

@@ -21,7 +21,7 @@ from poise.config import LoadedSettings, ServerSettings
 from poise.config.document import to_toml
 from poise.config.serving import AuditSettings, AuthSettings, TelemetrySettings
 from poise.engine.leash import child_environment
-from poise.tune.knobs import Changes
+from poise_lab.tune.knobs import Changes
 
 READY_S = 300.0
 """The first start with a model chooses its weights."""
@@ -102,7 +102,7 @@ def terminable() -> Iterator[None]:
 
 def start_passes() -> subprocess.Popen[bytes]:
     """The child that times passes, with pipes for its order and its answer."""
-    return _start("poise.tune.passes", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return _start("poise_lab.tune.passes", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def end_process(process: subprocess.Popen[bytes]) -> None:

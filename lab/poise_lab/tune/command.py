@@ -13,22 +13,22 @@ from typing import Annotated, Any
 
 import typer
 
-from poise.bench.command import check_range, check_writable, failure_line, read_sources
-from poise.bench.rounds import ScenarioSource
-from poise.bench.target import TargetError
 from poise.config import ConfigError, LoadedSettings, load
 from poise.llama.binding.library import EngineLibraryError
 from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.gguf import ModelError
-from poise.scenarios.files import InputError
-from poise.tune import tunedfile
-from poise.tune.children import CannotMeasure, terminable
-from poise.tune.evidence import FORMAT, Evidence, describe, differences, read_evidence
-from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
-from poise.tune.knobs import STAGES, Knob, knobs, selected
-from poise.tune.loop import HOLDS, NO_LONGER, Tuner, check_values, unknown_keys
-from poise.tune.measures import HostMeasures, host_measures, plan_text, shortened
-from poise.tune.tunedfile import DEFAULT_FILE, evidence_path
+from poise_lab.bench.command import check_range, check_writable, failure_line, read_sources
+from poise_lab.bench.rounds import ScenarioSource
+from poise_lab.bench.target import TargetError
+from poise_lab.scenarios.files import InputError
+from poise_lab.tune import tunedfile
+from poise_lab.tune.children import CannotMeasure, terminable
+from poise_lab.tune.evidence import FORMAT, Evidence, describe, differences, read_evidence
+from poise_lab.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Goal, parse_goal
+from poise_lab.tune.knobs import STAGES, Knob, knobs, selected
+from poise_lab.tune.loop import HOLDS, NO_LONGER, Tuner, check_values, unknown_keys
+from poise_lab.tune.measures import HostMeasures, host_measures, plan_text, shortened
+from poise_lab.tune.tunedfile import DEFAULT_FILE, evidence_path
 
 COMMAND = "poise tune"
 INTERRUPTED = 130

@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 import msgspec
 
-from poise.bench import provenance
-from poise.bench.comparison import Estimate
 from poise.config import Settings
 from poise.llama.binding import library
 from poise.llama.files.cachefile import file_digest
 from poise.llama.files.gguf import ModelError
 from poise.llama.fitting.fit import model_path
-from poise.scenarios.files import InputError, explained
-from poise.tune.knobs import Value
+from poise_lab.bench import provenance
+from poise_lab.bench.comparison import Estimate
+from poise_lab.scenarios.files import InputError, explained
+from poise_lab.tune.knobs import Value
 
 Method = Literal["passes", "simulator", "live"]
 Result = Literal["kept", "refused", "promising", "failed", "skipped", "interrupted"]

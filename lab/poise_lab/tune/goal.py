@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from poise.bench.comparison import HIGHER_IS_BETTER, Estimate, Guard, find, parse_guard
-from poise.bench.stats import failures
-from poise.scenarios.files import InputError
+from poise_lab.bench.comparison import HIGHER_IS_BETTER, Estimate, Guard, find, parse_guard
+from poise_lab.bench.stats import failures
+from poise_lab.scenarios.files import InputError
 
 DEFAULT_TARGET = "interactive.ttft_p95"
 DEFAULT_GUARDS = (

@@ -13,18 +13,18 @@ from typing import Any
 
 import msgspec
 
-from poise.bench.comparison import compare
-from poise.bench.document import run_as_json
-from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
-from poise.bench.target import TargetError, new_session
 from poise.config import LoadedSettings
 from poise.engine.journal import JournalError, read_journal
 from poise.operator_token import find_token
-from poise.sim.calibrate import Calibration, calibrate
-from poise.sim.world import TemplateTokens, template_tokens
-from poise.tune.children import CannotMeasure, Server
-from poise.tune.goal import Hopeless, Measured, count_failed
-from poise.tune.knobs import Changes
+from poise_lab.bench.comparison import compare
+from poise_lab.bench.document import run_as_json
+from poise_lab.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
+from poise_lab.bench.target import TargetError, new_session
+from poise_lab.sim.calibrate import Calibration, calibrate
+from poise_lab.sim.world import TemplateTokens, template_tokens
+from poise_lab.tune.children import CannotMeasure, Server
+from poise_lab.tune.goal import Hopeless, Measured, count_failed
+from poise_lab.tune.knobs import Changes
 
 PAUSE_S = 2.0
 PAUSE_SHARE = 0.1

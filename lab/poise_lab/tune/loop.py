@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
-from poise.tune.children import CannotMeasure
-from poise.tune.evidence import Ended, Method, Result, Trial
-from poise.tune.goal import Goal, Hopeless, Measured, Verdict, gain, pass_goal
-from poise.tune.knobs import STAGES, Changes, Knob, Value, pools_of, stage_of
+from poise_lab.tune.children import CannotMeasure
+from poise_lab.tune.evidence import Ended, Method, Result, Trial
+from poise_lab.tune.goal import Goal, Hopeless, Measured, Verdict, gain, pass_goal
+from poise_lab.tune.knobs import STAGES, Changes, Knob, Value, pools_of, stage_of
 
 SEEDS_APART = 1000
 """Between the first seeds of two comparisons; more than a comparison has rounds."""

@@ -1,10 +1,10 @@
-"""The real measures of the tuning loop: the child that times passes, the simulator, and two live servers (`poise.tune.judge`).
+"""The real measures of the tuning loop: the child that times passes, the simulator, and two live servers (`tune.judge`).
 
 Engine knobs: the rounds of the child are read, and the figures of a comparison made of them.
 
 The filter: the simulator runs a candidate beside the settings in force, over several seeds. Costs come from the flight recorder
-of a live server under the chosen scenario (`poise.sim.calibrate`). The figures have the names and the cut of the benchmark's, so
-that the same goal judges both. A prediction never accepts anything: it says what is worth trying."""
+of a live server under the chosen scenario (`poise_lab.sim.calibrate`). The figures have the names and the cut of the benchmark's,
+so that the same goal judges both. A prediction never accepts anything: it says what is worth trying."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,24 +17,24 @@ from typing import Any
 
 import msgspec
 
-from poise.bench.comparison import Estimate, compare, estimate
-from poise.bench.record import Figure
-from poise.bench.rounds import OURS, THEIRS, ScenarioSource
 from poise.config import LoadedSettings, engine_settings
-from poise.scenarios.model import Scenario
 from poise.scheduler.policy import CostPrior
-from poise.sim.calibrate import Calibration
-from poise.sim.costs import WAY_US, Costs
-from poise.sim.report import group_figures
-from poise.sim.simulate import Options, SimulationFailure, simulate
-from poise.sim.world import TemplateTokens
-from poise.tune.children import CannotMeasure, end_process, start_passes
-from poise.tune.evidence import Method
-from poise.tune.goal import STEP, Hopeless, Measured
-from poise.tune.judge import LiveJudge
-from poise.tune.knobs import KV_KNOB, Changes, Knob
-from poise.tune.loop import in_order
-from poise.tune.passes import Line, Order
+from poise_lab.bench.comparison import Estimate, compare, estimate
+from poise_lab.bench.record import Figure
+from poise_lab.bench.rounds import OURS, THEIRS, ScenarioSource
+from poise_lab.scenarios.model import Scenario
+from poise_lab.sim.calibrate import Calibration
+from poise_lab.sim.costs import WAY_US, Costs
+from poise_lab.sim.report import group_figures
+from poise_lab.sim.simulate import Options, SimulationFailure, simulate
+from poise_lab.sim.world import TemplateTokens
+from poise_lab.tune.children import CannotMeasure, end_process, start_passes
+from poise_lab.tune.evidence import Method
+from poise_lab.tune.goal import STEP, Hopeless, Measured
+from poise_lab.tune.judge import LiveJudge
+from poise_lab.tune.knobs import KV_KNOB, Changes, Knob
+from poise_lab.tune.loop import in_order
+from poise_lab.tune.passes import Line, Order
 
 START_S = 8.0
 ROUND_S = 1.5
@@ -156,7 +156,7 @@ DRAIN_SHARE = 0.5
 
 @dataclass(slots=True)
 class HostMeasures:
-    """See `poise.tune.loop.Measures`."""
+    """See `poise_lab.tune.loop.Measures`."""
 
     loaded: LoadedSettings
     source: ScenarioSource

@@ -1,7 +1,7 @@
 """The child that times forward passes with the settings in force and with a candidate's, the two taking turns.
 
-Started as `python -m poise.tune.passes` with an Order on its standard input. It answers with a line of JSON for each round, as
-soon as the round is over; so whoever reads it may end it at any time. A process of its own: its memory is free again when it
+Started as `python -m poise_lab.tune.passes` with an Order on its standard input. It answers with a line of JSON for each round,
+as soon as the round is over; so whoever reads it may end it at any time. A process of its own: its memory is free again when it
 ends.
 
 The passes are those of a busy server: a prompt's chunk, eight decodes and one in a short context; a decode and chunks in a long

@@ -1,7 +1,7 @@
 """The tuned file: settings that `poise serve --config FILE` takes as they are, each under the evidence for it.
 
 Only what the verification confirmed is set. What was kept by a trial but not confirmed stands there as a comment, with its
-evidence. Beside the file lies a JSON file of the same name with every trial (`poise.tune.evidence`). A file that was there
+evidence. Beside the file lies a JSON file of the same name with every trial (`poise_lab.tune.evidence`). A file that was there
 before is kept as FILE.bak."""
 
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 from poise.config.catalogue import quoted
 from poise.config.loader import flatten
 from poise.llama.files.cachefile import write_text
-from poise.scenarios.files import explained
-from poise.tune.evidence import Evidence, Trial
-from poise.tune.knobs import Changes
+from poise_lab.scenarios.files import explained
+from poise_lab.tune.evidence import Evidence, Trial
+from poise_lab.tune.knobs import Changes
 
 WIDTH = 120
 DEFAULT_FILE = Path("poise.tuned.toml")
