@@ -180,7 +180,7 @@ def test_hash_seed_changes_nothing() -> None:
         "import sys; from itertools import islice; from poise_lab.scenarios.parser import parse_scenario\n"
         "for s in parse_scenario(sys.stdin.read(), 'x').requests(7): print(list(islice(s.requests, 5)))"
     )
-    source = str(Path(sys.modules["poise_lab.scenarios"].__file__ or "").parents[1])
+    source = str(Path(sys.modules["poise_lab.scenarios"].__file__ or "").parents[2])
 
     def run(hash_seed: str) -> str:
         env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": source}
