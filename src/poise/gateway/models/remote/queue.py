@@ -8,6 +8,8 @@ class    interactive work first. Background work has an account of slot time: it
          goes first, in one slot more than its share at most, so that an old debt does not take them all
 account  the least served of the class, by slot time that is charged as it passes: who fills all slots falls behind at once
 request  the shortest prompt first, with ageing, as in `poise.scheduler.queues`
+spacing  where others have been here lately, who holds slots begins one more at a time, spread over the time that an answer takes:
+         answers that begin together end together, and who comes just after that would wait for a whole one
 
 A request that finds a free slot starts; one that does not needs a place in the queue, by the same rules as an engine's."""
 
@@ -31,6 +33,9 @@ FIRST_US = 5_000_000
 MEMORY = 0.9
 """How much of what was learnt of times in slots, and of estimates, survives one more."""
 GRACE_US = 100_000
+SPREAD = 0.9
+"""Of the time between two ends when all slots are busy, the least between two beginnings of one account: a little less than all,
+so that a slot which was late is caught up with."""
 DEBT_US = 60_000_000
 """Background work that held more than its share is owed something again after this time, at the latest."""
 RETRY_MIN_US = 1_000_000
@@ -74,6 +79,14 @@ class Place:
 
 
 @dataclass(eq=False, slots=True)
+class _Spacing:
+    """Of one account: the mean time in a slot of its requests, and until when it begins no more of them."""
+
+    mean_us: float
+    until_us: int = 0
+
+
+@dataclass(eq=False, slots=True)
 class _Line:
     """One class: who waits, by account in order, and how many slots each account holds."""
 
@@ -86,6 +99,10 @@ class _Line:
     """Time in a slot."""
     off: float = 0.0
     """By how much estimates of the wait were wrong, in the mean of the logarithm."""
+    n_accounts: int = 0
+    """Those that were here in the last minute."""
+    spacing: dict[str, "_Spacing"] = field(default_factory=dict)
+    """Of accounts of which something has ended, and that hold slots or wait."""
 
 
 class SlotQueue:
@@ -131,11 +148,15 @@ class SlotQueue:
     def begin(self, now_ns: int) -> list[Ticket]:
         """Those that have a slot from now on."""
         self._advance(now_ns)
+        for line in self._lines.values():
+            line.n_accounts = len(line.served.recent.by_tenant())
         begun = []
         while self.n_busy < self.n_slots and (ticket := self._next()) is not None:
             self._unqueue(ticket)
             line = self._lines[ticket.request_class]
             ticket.began_ns = now_ns
+            if (spacing := line.spacing.get(ticket.account)) is not None:
+                spacing.until_us = now_ns // 1000 + int(SPREAD * spacing.mean_us / self.n_slots)
             line.holds[ticket.account] += 1
             line.n_held += 1
             self._books[ticket.account].n_running += 1
@@ -158,7 +179,12 @@ class SlotQueue:
                 del line.holds[ticket.account]
             line.n_held -= 1
             self._books[ticket.account].n_running -= 1
-            line.mean_us = MEMORY * line.mean_us + (1 - MEMORY) * ((now_ns - ticket.began_ns) // 1000)
+            took_us = (now_ns - ticket.began_ns) // 1000
+            line.mean_us += (1 - MEMORY) * (took_us - line.mean_us)
+            spacing = line.spacing.setdefault(ticket.account, _Spacing(took_us))
+            spacing.mean_us += (1 - MEMORY) * (took_us - spacing.mean_us)
+        if ticket.account not in line.holds and ticket.account not in line.waiting:
+            line.spacing.pop(ticket.account, None)
         ticket.is_over = True
         self._books.charge(ticket.account, n_tokens, now_ns)
         line.served.leave(ticket.account)
@@ -172,9 +198,13 @@ class SlotQueue:
             self.leave(ticket, now_ns)
         return expired
 
-    def next_expiry_ns(self) -> int | None:
-        """When the next one has waited as long as it may."""
-        return min((t.entered_ns + t.timeout_us * 1000 for t in self._waiting() if t.timeout_us), default=None)
+    def next_look_ns(self, now_ns: int) -> int | None:
+        """When the next one has waited as long as it may, or may begin in a slot that is free already."""
+        due = [t.entered_ns + t.timeout_us * 1000 for t in self._waiting() if t.timeout_us]
+        if self.n_busy < self.n_slots:
+            until_ns = (s.until_us * 1000 for line in self._lines.values() for a, s in line.spacing.items() if a in line.waiting)
+            due += [ns for ns in until_ns if ns > now_ns]
+        return min(due, default=None)
 
     def places(self) -> list[Place]:
         """Of all that wait: their order as it would be if all of a class stayed as it is, and nobody came."""
@@ -213,7 +243,7 @@ class SlotQueue:
         if (overdrawn_us := self._books.overdrawn_us(account, now_ns)) > 0:
             limit = self._policy.tenant(account).tokens_per_minute
             return Rejected(0, RejectReason.TENANT_RATE, ticket.n_prompt, limit, retry_after_us=overdrawn_us)
-        if self.n_busy < self.n_slots and self._may_run(account):
+        if self.n_busy < self.n_slots and self._may_run(account) and not self._is_spaced(line, account):
             return None
         if (full := self._books.may_queue(account)) is not None:
             return Rejected(0, RejectReason.TENANT_QUEUE_FULL, *full, retry_after_us=retry_us)
@@ -229,6 +259,11 @@ class SlotQueue:
         most = self._policy.tenant(account).running_max
         return not most or sum(line.holds[account] for line in self._lines.values()) < most
 
+    def _is_spaced(self, line: _Line, account: str) -> bool:
+        """Whether it has its share of the slots, beside others, and has begun one just now."""
+        has_share = line.n_accounts > 1 and line.holds[account] * line.n_accounts >= self.n_slots
+        return has_share and account in line.spacing and (self._at_us or 0) < line.spacing[account].until_us
+
     def _next(self) -> Ticket | None:
         background = self._lines[BACKGROUND]
         most = int(self._share * self.n_slots) + 1
@@ -237,13 +272,15 @@ class SlotQueue:
         return next((found for c in order if (found := self._first(self._lines[c])) is not None), None)
 
     def _first(self, line: _Line) -> Ticket | None:
-        """The next one of the least-served account that may run; of accounts that rank alike, the one with fewer slots."""
+        """The next one of the least-served account that may run; of those that rank alike, the one with fewer slots. While that
+        one keeps its spacing, nobody overtakes it."""
         firsts = [
             (line.served.rank(account), line.holds[account] / self._books.weight(account), *waiting[0])
             for account, waiting in line.waiting.items()
             if self._may_run(account)
         ]
-        return min(firsts)[-1] if firsts else None
+        first = min(firsts)[-1] if firsts else None
+        return None if first is None or self._is_spaced(line, first.account) else first
 
     def _unqueue(self, ticket: Ticket) -> None:
         line = self._lines[ticket.request_class]
