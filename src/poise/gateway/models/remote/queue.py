@@ -84,6 +84,12 @@ class _Spacing:
 
     mean_us: float
     until_us: int = 0
+    n_ended: int = 0
+
+    def learn(self, took_us: int) -> None:
+        """The first ones count alike: what was taken for granted before them is no measurement."""
+        self.n_ended += 1
+        self.mean_us += max(1 - MEMORY, 1 / self.n_ended) * (took_us - self.mean_us)
 
 
 @dataclass(eq=False, slots=True)
@@ -99,10 +105,8 @@ class _Line:
     """Time in a slot."""
     off: float = 0.0
     """By how much estimates of the wait were wrong, in the mean of the logarithm."""
-    n_accounts: int = 0
-    """Those that were here in the last minute."""
-    spacing: dict[str, "_Spacing"] = field(default_factory=dict)
-    """Of accounts of which something has ended, and that hold slots or wait."""
+    spacing: dict[str, _Spacing] = field(default_factory=dict)
+    """Of accounts that were here in the last minute."""
 
 
 class SlotQueue:
@@ -149,14 +153,15 @@ class SlotQueue:
         """Those that have a slot from now on."""
         self._advance(now_ns)
         for line in self._lines.values():
-            line.n_accounts = len(line.served.recent.by_tenant())
+            lately = line.served.recent.by_tenant()
+            line.spacing = {account: line.spacing.get(account) or _Spacing(line.mean_us) for account in lately}
         begun = []
         while self.n_busy < self.n_slots and (ticket := self._next()) is not None:
             self._unqueue(ticket)
             line = self._lines[ticket.request_class]
             ticket.began_ns = now_ns
-            if (spacing := line.spacing.get(ticket.account)) is not None:
-                spacing.until_us = now_ns // 1000 + int(SPREAD * spacing.mean_us / self.n_slots)
+            spacing = line.spacing[ticket.account]
+            spacing.until_us = now_ns // 1000 + int(SPREAD * spacing.mean_us / self.n_slots)
             line.holds[ticket.account] += 1
             line.n_held += 1
             self._books[ticket.account].n_running += 1
@@ -181,10 +186,8 @@ class SlotQueue:
             self._books[ticket.account].n_running -= 1
             took_us = (now_ns - ticket.began_ns) // 1000
             line.mean_us += (1 - MEMORY) * (took_us - line.mean_us)
-            spacing = line.spacing.setdefault(ticket.account, _Spacing(took_us))
-            spacing.mean_us += (1 - MEMORY) * (took_us - spacing.mean_us)
-        if ticket.account not in line.holds and ticket.account not in line.waiting:
-            line.spacing.pop(ticket.account, None)
+            if (spacing := line.spacing.get(ticket.account)) is not None:
+                spacing.learn(took_us)
         ticket.is_over = True
         self._books.charge(ticket.account, n_tokens, now_ns)
         line.served.leave(ticket.account)
@@ -261,7 +264,8 @@ class SlotQueue:
 
     def _is_spaced(self, line: _Line, account: str) -> bool:
         """Whether it has its share of the slots, beside others, and has begun one just now."""
-        has_share = line.n_accounts > 1 and line.holds[account] * line.n_accounts >= self.n_slots
+        n_accounts = len(line.spacing)
+        has_share = n_accounts > 1 and line.holds[account] * n_accounts >= self.n_slots
         return has_share and account in line.spacing and (self._at_us or 0) < line.spacing[account].until_us
 
     def _next(self) -> Ticket | None:
