@@ -8,8 +8,8 @@ class    interactive work first. Background work has an account of slot time: it
          goes first, in one slot more than its share at most, so that an old debt does not take them all
 account  the least served of the class, by slot time that is charged as it passes: who fills all slots falls behind at once
 request  the shortest prompt first, with ageing, as in `poise.scheduler.queues`
-spacing  where others have been here lately, who holds slots begins one more at a time, spread over the time that an answer takes:
-         answers that begin together end together, and who comes just after that would wait for a whole one
+the last slot is kept for interactive work of accounts that hold less than their share, where such were here in the last minute:
+who comes again beside a flood of long answers would else wait for the end of one
 
 A request that finds a free slot starts; one that does not needs a place in the queue, by the same rules as an engine's."""
 
@@ -33,9 +33,8 @@ FIRST_US = 5_000_000
 MEMORY = 0.9
 """How much of what was learnt of times in slots, and of estimates, survives one more."""
 GRACE_US = 100_000
-SPREAD = 0.9
-"""Of the time between two ends when all slots are busy, the least between two beginnings of one account: a little less than all,
-so that a slot which was late is caught up with."""
+KEPT_FROM = 4
+"""With fewer slots, one that is kept free would cost more than it gives."""
 DEBT_US = 60_000_000
 """Background work that held more than its share is owed something again after this time, at the latest."""
 RETRY_MIN_US = 1_000_000
@@ -79,20 +78,6 @@ class Place:
 
 
 @dataclass(eq=False, slots=True)
-class _Spacing:
-    """Of one account: the mean time in a slot of its requests, and until when it begins no more of them."""
-
-    mean_us: float
-    until_us: int = 0
-    n_ended: int = 0
-
-    def learn(self, took_us: int) -> None:
-        """The first ones count alike: what was taken for granted before them is no measurement."""
-        self.n_ended += 1
-        self.mean_us += max(1 - MEMORY, 1 / self.n_ended) * (took_us - self.mean_us)
-
-
-@dataclass(eq=False, slots=True)
 class _Line:
     """One class: who waits, by account in order, and how many slots each account holds."""
 
@@ -105,8 +90,6 @@ class _Line:
     """Time in a slot."""
     off: float = 0.0
     """By how much estimates of the wait were wrong, in the mean of the logarithm."""
-    spacing: dict[str, _Spacing] = field(default_factory=dict)
-    """Of accounts that were here in the last minute."""
 
 
 class SlotQueue:
@@ -122,6 +105,8 @@ class SlotQueue:
         self._at_us: int | None = None
         self._share = policy.classes[BACKGROUND].min_share
         self._owed_us = 0.0
+        self._weights = 0.0
+        """Of all accounts that had interactive work here in the last minute."""
 
     @property
     def n_busy(self) -> int:
@@ -152,16 +137,12 @@ class SlotQueue:
     def begin(self, now_ns: int) -> list[Ticket]:
         """Those that have a slot from now on."""
         self._advance(now_ns)
-        for line in self._lines.values():
-            lately = line.served.recent.by_tenant()
-            line.spacing = {account: line.spacing.get(account) or _Spacing(line.mean_us) for account in lately}
+        self._weights = sum(map(self._books.weight, self._lines[INTERACTIVE].served.recent.by_tenant()))
         begun = []
         while self.n_busy < self.n_slots and (ticket := self._next()) is not None:
             self._unqueue(ticket)
             line = self._lines[ticket.request_class]
             ticket.began_ns = now_ns
-            spacing = line.spacing[ticket.account]
-            spacing.until_us = now_ns // 1000 + int(SPREAD * spacing.mean_us / self.n_slots)
             line.holds[ticket.account] += 1
             line.n_held += 1
             self._books[ticket.account].n_running += 1
@@ -184,10 +165,7 @@ class SlotQueue:
                 del line.holds[ticket.account]
             line.n_held -= 1
             self._books[ticket.account].n_running -= 1
-            took_us = (now_ns - ticket.began_ns) // 1000
-            line.mean_us += (1 - MEMORY) * (took_us - line.mean_us)
-            if (spacing := line.spacing.get(ticket.account)) is not None:
-                spacing.learn(took_us)
+            line.mean_us = MEMORY * line.mean_us + (1 - MEMORY) * ((now_ns - ticket.began_ns) // 1000)
         ticket.is_over = True
         self._books.charge(ticket.account, n_tokens, now_ns)
         line.served.leave(ticket.account)
@@ -201,13 +179,9 @@ class SlotQueue:
             self.leave(ticket, now_ns)
         return expired
 
-    def next_look_ns(self, now_ns: int) -> int | None:
-        """When the next one has waited as long as it may, or may begin in a slot that is free already."""
-        due = [t.entered_ns + t.timeout_us * 1000 for t in self._waiting() if t.timeout_us]
-        if self.n_busy < self.n_slots:
-            until_ns = (s.until_us * 1000 for line in self._lines.values() for a, s in line.spacing.items() if a in line.waiting)
-            due += [ns for ns in until_ns if ns > now_ns]
-        return min(due, default=None)
+    def next_expiry_ns(self) -> int | None:
+        """When the next one has waited as long as it may."""
+        return min((t.entered_ns + t.timeout_us * 1000 for t in self._waiting() if t.timeout_us), default=None)
 
     def places(self) -> list[Place]:
         """Of all that wait: their order as it would be if all of a class stayed as it is, and nobody came."""
@@ -246,7 +220,7 @@ class SlotQueue:
         if (overdrawn_us := self._books.overdrawn_us(account, now_ns)) > 0:
             limit = self._policy.tenant(account).tokens_per_minute
             return Rejected(0, RejectReason.TENANT_RATE, ticket.n_prompt, limit, retry_after_us=overdrawn_us)
-        if self.n_busy < self.n_slots and self._may_run(account) and not self._is_spaced(line, account):
+        if self.n_busy < self.n_slots and self._may_begin(line, account):
             return None
         if (full := self._books.may_queue(account)) is not None:
             return Rejected(0, RejectReason.TENANT_QUEUE_FULL, *full, retry_after_us=retry_us)
@@ -262,11 +236,15 @@ class SlotQueue:
         most = self._policy.tenant(account).running_max
         return not most or sum(line.holds[account] for line in self._lines.values()) < most
 
-    def _is_spaced(self, line: _Line, account: str) -> bool:
-        """Whether it has its share of the slots, beside others, and has begun one just now."""
-        n_accounts = len(line.spacing)
-        has_share = n_accounts > 1 and line.holds[account] * n_accounts >= self.n_slots
-        return has_share and account in line.spacing and (self._at_us or 0) < line.spacing[account].until_us
+    def _may_begin(self, line: _Line, account: str) -> bool:
+        is_last = self.n_busy + 1 == self.n_slots >= KEPT_FROM
+        return self._may_run(account) and not (is_last and self._leaves_one(line, account))
+
+    def _leaves_one(self, line: _Line, account: str) -> bool:
+        if line is self._lines[BACKGROUND]:
+            return self._weights > 0 and self._owed_us <= 0
+        weight = self._books.weight(account)
+        return self._weights > weight and line.holds[account] * self._weights >= self.n_slots * weight
 
     def _next(self) -> Ticket | None:
         background = self._lines[BACKGROUND]
@@ -276,15 +254,13 @@ class SlotQueue:
         return next((found for c in order if (found := self._first(self._lines[c])) is not None), None)
 
     def _first(self, line: _Line) -> Ticket | None:
-        """The next one of the least-served account that may run; of those that rank alike, the one with fewer slots. While that
-        one keeps its spacing, nobody overtakes it."""
+        """The next one of the least-served account that may begin; of accounts that rank alike, the one with fewer slots."""
         firsts = [
             (line.served.rank(account), line.holds[account] / self._books.weight(account), *waiting[0])
             for account, waiting in line.waiting.items()
-            if self._may_run(account)
+            if self._may_begin(line, account)
         ]
-        first = min(firsts)[-1] if firsts else None
-        return None if first is None or self._is_spaced(line, first.account) else first
+        return min(firsts)[-1] if firsts else None
 
     def _unqueue(self, ticket: Ticket) -> None:
         line = self._lines[ticket.request_class]

@@ -52,7 +52,6 @@ class Turns:
     def _begin(self) -> None:
         for ticket in self.queue.begin(self._clock()):
             self._answer(ticket, begins=True)
-        self._set_timer()
 
     def _answer(self, ticket: Ticket, *, begins: bool) -> None:
         if ticket in self._waiting:
@@ -61,17 +60,12 @@ class Turns:
                 turn.set_result(begins)
 
     def _set_timer(self) -> None:
-        if not self._waiting:
+        if self._timer is not None or not self._waiting:
             return
-        now_ns, delay_s = self._clock(), TELL_S
-        if (due_ns := self.queue.next_look_ns(now_ns)) is not None:
-            delay_s = min(TELL_S, max(0.0, (due_ns - now_ns) / 1e9))
-        loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            if self._timer.when() <= loop.time() + delay_s:
-                return
-            self._timer.cancel()
-        self._timer = loop.call_later(delay_s, self._look)
+        expires_ns, delay_s = self.queue.next_expiry_ns(), TELL_S
+        if expires_ns is not None:
+            delay_s = min(TELL_S, max(0.0, (expires_ns - self._clock()) / 1e9))
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._look)
 
     def _look(self) -> None:
         self._timer = None
