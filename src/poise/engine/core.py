@@ -4,7 +4,7 @@ It owns what the scheduler must not know: token ids, the runner, the ports. It r
 a step and never interrupt one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import msgspec
@@ -18,6 +18,7 @@ from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter, news_of
 from poise.scheduler.planning.plan import StepPlan
+from poise.scheduler.power import Background, PowerLimits
 from poise.scheduler.request import Control, Event, Finished, Hold, Rejected, Request, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
@@ -52,6 +53,8 @@ class Engine:
     rss_bytes: Callable[[], int] = lambda: 0
     """Resident memory of the process, asked for when gauges are reported."""
     weights_bytes: int = 0
+    cpu_ns: Callable[[], int] = lambda: 0
+    """Processor time of the process so far; 0: it is not known, or not what limits it."""
     secret: bytes = b"poise"
     """Key of the block hashes; a live engine draws one at random."""
     execution: Execution = field(init=False)
@@ -67,6 +70,8 @@ class Engine:
     _n_declared: int = 0
     _n_internal: int = 0
     _idle: bool = False
+    _untold: bool = False
+    """How things stand in this rest was not said yet."""
     _wake_at_ns: int | None = None
     _stopping: bool = False
     _knows_accounts: bool = False
@@ -113,7 +118,10 @@ class Engine:
         self._idle = False
         self.journal.record(began_ns, "plan", plan)
         planned_ns = self.clock.now_ns()
+        cpu_ns = self.cpu_ns()
         result, sampled = self.execution.carry_out(plan)
+        if cpu_ns:
+            result = replace(result, busy_ns=(self.cpu_ns() - cpu_ns) // max(1, self.runner.threads))
         now_ns = self.clock.now_ns()
         self.box.planning(plan.step, now_ns)
         self.journal.record(now_ns, "result", result)
@@ -135,8 +143,13 @@ class Engine:
     def _rest(self, plan: StepPlan, now_ns: int, *, changed: bool) -> None:
         """Nothing can run: say how things stand, once or when they have `changed`, then wait for a message or the plan's time."""
         self.journal.record(now_ns, "rest", plan)  # each one: a call that finds nothing changes the scheduler, too
-        if changed or not self._idle:
+        if not self._idle:
+            self._untold = True
+        # A pause between two steps is no news: their own reports are enough.
+        pauses = plan.wake_at_ns is not None and plan.wake_at_ns < self._reporter.due_ns
+        if changed or (self._untold and not pauses):
             self._report(self.clock.now_ns())
+            self._untold = False
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns
 
@@ -166,6 +179,16 @@ class Engine:
             case to_engine.Adjust():
                 self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
                 self.scheduler.adjust(message.queue_share, message.slots_share)
+            case to_engine.Power():
+                limits = PowerLimits(
+                    message.duty_ppm, message.row_limit, Background(message.background), message.step_us, message.store_ppm
+                )
+                self.journal.record(now_ns, "limit", limits)
+                self.scheduler.limit(limits)
+                self.runner.limit_threads(message.threads)
+            case to_engine.Release():
+                if not self._live:
+                    self.runner.release()
             case to_engine.Erase():
                 self._desk.erase(message.tenant)
                 n_entries = self.journal.erase(message.tenant)

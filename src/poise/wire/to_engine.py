@@ -124,6 +124,22 @@ class Adjust(msgspec.Struct, frozen=True, array_like=True, tag="adjust"):
     slots_share: float
 
 
+class Power(msgspec.Struct, frozen=True, array_like=True, tag="power"):
+    """Gateway to engine: what may be used from now on, as the scheduler's PowerLimits; and at most so many compute threads, 0: as
+    many as there are."""
+
+    duty_ppm: int
+    row_limit: int
+    background: str
+    step_us: int
+    store_ppm: int
+    threads: int = 0
+
+
+class Release(msgspec.Struct, frozen=True, array_like=True, tag="release"):
+    """Gateway to engine: nothing was asked for in a long time. The model's pages go back to the system, if nothing runs."""
+
+
 class Erase(msgspec.Struct, frozen=True, array_like=True, tag="erase"):
     """Gateway to engine: as Forget, and the tenant's entries in the journal go as well, and what its live requests hold is kept
     no longer than they live. Answered by Erased."""
@@ -174,4 +190,19 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
     """Gateway to engine: stop after this step."""
 
 
-ToEngine = Configure | Accounts | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown
+ToEngine = (
+    Configure
+    | Accounts
+    | Submit
+    | Abort
+    | Hold
+    | Adjust
+    | Power
+    | Release
+    | Template
+    | Control
+    | Forget
+    | Erase
+    | ReadJournal
+    | Shutdown
+)

@@ -144,6 +144,8 @@ class Checkers:
                 track.running = False
                 if what == ChangeKind.DROP:
                     track.n_computed = track.furthest = 0  # It computes again; rule 8 bounds how often.
+                if why == PreemptionReason.POWER:  # Nor is this anybody's turn.
+                    return
                 if why == PreemptionReason.OUTGROWN:  # Nobody took its slot.
                     track.n_outgrown += 1
                     assert track.n_outgrown < len(self._policy.pools), f"request {request_id} outgrew every slot"

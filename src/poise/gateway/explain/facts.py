@@ -139,6 +139,7 @@ class ExplanationFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"cla
     stops: list[Stop]
     engine_ms: int | None
     engine_share: float | None
+    joules_estimate: float | None = None
     others_missing: bool
     others_left_out: int
     bill: Bill | UnsetType = UNSET

@@ -19,6 +19,7 @@ from poise.scheduler.memory.kv import KvPool
 from poise.scheduler.planning.budget import BatchShape, CostModel, StepBudget, attended_cells
 from poise.scheduler.planning.plan import Batch, Chunk
 from poise.scheduler.policy import LONG_POOL, ClassPolicy, SchedulerPolicy
+from poise.scheduler.power import NO_LIMITS, Background, PowerLimits
 from poise.scheduler.queues import WaitingQueue
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
@@ -41,12 +42,23 @@ class Books:
     """Per class, running sequences by request id, in order of their start."""
     limits: dict[RequestClass, ClassPolicy]
     """The classes' policies with as many queue places and slots as they may have now."""
+    power: PowerLimits = NO_LIMITS
     background_credit_us: float = 0.0
     """Compute owed to background work (positive) or had in advance (negative)."""
     heavy_saved_us: float = 0.0
     """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
     quantum_saved_us: float = 0.0
     """Budget that background's first prompt has saved up for a quantum."""
+
+    def runs(self, request_class: RequestClass) -> bool:
+        """Whether anything of the class is computed at all now."""
+        return request_class is not RequestClass.BACKGROUND or self.power.background is Background.RUN
+
+    def has_rows(self, request_class: RequestClass) -> bool:
+        """Whether one more request of the class may run: interactive ones are counted without the background's."""
+        first, limit = self.running[RequestClass.INTERACTIVE], self.power.row_limit
+        n_rows = len(first) if request_class is RequestClass.INTERACTIVE else sum(map(len, self.running.values()))
+        return not limit or n_rows < limit
 
     def first_waiting(self, request_class: RequestClass, pool: str) -> Sequence | None:
         """The queued sequence that gets the next slot of the pool that the class may have."""
@@ -79,28 +91,32 @@ class PlanningPass:
 
     def __post_init__(self) -> None:
         policy = self.books.policy
-        self.target_us = self._target_us()
+        self.target_us = self.books.power.target_us(self._target_us())
         self.budget = StepBudget(self.books.models, self.target_us, policy.batch_tokens)
         self._chunks = {name: {} for name in policy.pools}
-        for running in self.books.running.values():
+        for request_class, running in self.books.running.items():
             for sequence in running.values():
-                if sequence.is_suspect:
+                if sequence.is_suspect and self.books.runs(request_class):
                     self._set_apart(sequence)
 
     def _target_us(self) -> int:
         """The ITL target of the first class that decodes. With nobody's tokens to pace, only an arrival could be waiting."""
-        for request_class, policy in self.books.policy.classes.items():
-            if any(sequence.is_decoding for sequence in self.books.running[request_class].values()):
+        books = self.books
+        for request_class, policy in books.policy.classes.items():
+            if books.runs(request_class) and any(sequence.is_decoding for sequence in books.running[request_class].values()):
                 return policy.itl_target_us
-        return self.books.policy.step_max_us
+        return books.policy.step_max_us
 
     def fill(self) -> tuple[Batch, ...]:
         """Apply the rules and return at most one batch for each pool, and one for each suspect."""
         books = self.books
         self._decode(books.running[RequestClass.INTERACTIVE].values())
-        if books.background_credit_us > 0 and books.background_credit_us > self._patience_us():
+        has_background = books.runs(RequestClass.BACKGROUND)
+        if has_background and books.background_credit_us > 0 and books.background_credit_us > self._patience_us():
             self._background_share()
         self._prompts(RequestClass.INTERACTIVE, quantum=True)
+        if not has_background:
+            return self._batches()
         self._keep_free_of_background()
         if self.budget.left_us > 0 or not self._chosen:
             self._background_decodes()
@@ -241,6 +257,8 @@ class PlanningPass:
 
     def _first_waiting(self, request_class: RequestClass) -> Sequence | None:
         rank, limits = self.books.served[request_class].rank, self.books.limits[request_class]
+        if not self.books.has_rows(request_class):
+            return None
         heads = [
             self.books.first_waiting(request_class, name)
             for name, pool in self.books.pools.items()
