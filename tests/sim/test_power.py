@@ -8,7 +8,7 @@ import pytest
 
 from poise.config import Settings
 from poise.scenarios.parser import load_scenario, parse_scenario
-from poise.scheduler.power import FULL_PPM, Background
+from poise.scheduler.power import FULL_PPM, PowerLimits
 from poise.scheduler.scheduler import Scheduler
 from poise.sim.simulate import Options, Simulation, simulate
 from poise.wire.to_engine import Power
@@ -53,7 +53,7 @@ def run(power: Power) -> tuple[Simulation, float]:
 @pytest.mark.parametrize("duty_ppm", [300_000, 500_000, 800_000])
 def test_a_duty_over_a_minute(duty_ppm: int) -> None:
     """Computed time is within a twentieth of it, tokens are fairly shared, and chats keep their pace, the pauses included."""
-    done, share = run(Power(duty_ppm, 0, Background.RUN, 0, FULL_PPM))
+    done, share = run(Power(PowerLimits(duty_ppm)))
     assert share == pytest.approx(duty_ppm / FULL_PPM, rel=0.05)
     tokens = {name: sum(r.tokens_within(60 * 10**9) for r in done.records if r.client == name) for name in ("one", "two", "job")}
     assert tokens["one"] == pytest.approx(tokens["two"], rel=0.15)
@@ -68,7 +68,7 @@ def test_a_duty_over_a_minute(duty_ppm: int) -> None:
 
 def test_half_the_duty_gives_half_the_tokens() -> None:
     """Nothing is lost beside the pauses."""
-    whole, half = (sum(len(r.tokens) for r in run(Power(ppm, 0, Background.RUN, 0, FULL_PPM))[0].records
+    whole, half = (sum(len(r.tokens) for r in run(Power(PowerLimits(ppm)))[0].records
                        if r.client != "job" and r.finished_ns and r.finished_ns <= 60 * 10**9)
                    for ppm in (FULL_PPM, FULL_PPM // 2))  # fmt: skip
     assert 0.35 * whole < half < 0.65 * whole

@@ -18,7 +18,6 @@ from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter, news_of
 from poise.scheduler.planning.plan import StepPlan
-from poise.scheduler.power import Background, PowerLimits
 from poise.scheduler.request import Control, Event, Finished, Hold, Rejected, Request, RequestClass
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
@@ -66,6 +65,8 @@ class Engine:
     _erased: list[wire.Erased] = field(default_factory=list)
     _preparing: dict[int, str] = field(default_factory=dict)
     """Requests whose grammars are being made, with the digests that the journal has instead of them."""
+    _cpu_ns: int = 0
+    """As it stood when a step was last accounted for: what is done between two steps counts as well."""
     _n_output: int = 0
     _n_declared: int = 0
     _n_internal: int = 0
@@ -93,6 +94,8 @@ class Engine:
             self.box.resting(self.n_steps, drain_ns)
         messages = self.inbox.drain(self._wake_at_ns, block=self._idle)
         began_ns = self.clock.now_ns()
+        if not self._live:
+            self._cpu_ns = self.cpu_ns()  # what rest took is nobody's
         self.box.planning(self.n_steps, began_ns, drained=True)
         if self._idle:
             drain_ns = began_ns  # waiting is no part of the step
@@ -118,10 +121,10 @@ class Engine:
         self._idle = False
         self.journal.record(began_ns, "plan", plan)
         planned_ns = self.clock.now_ns()
-        cpu_ns = self.cpu_ns()
         result, sampled = self.execution.carry_out(plan)
-        if cpu_ns:
-            result = replace(result, busy_ns=(self.cpu_ns() - cpu_ns) // max(1, self.runner.threads))
+        if cpu_ns := self.cpu_ns():
+            result = replace(result, busy_ns=max(1, (cpu_ns - self._cpu_ns) // max(1, self.runner.threads)))
+            self._cpu_ns = cpu_ns
         now_ns = self.clock.now_ns()
         self.box.planning(plan.step, now_ns)
         self.journal.record(now_ns, "result", result)
@@ -180,11 +183,8 @@ class Engine:
                 self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
                 self.scheduler.adjust(message.queue_share, message.slots_share)
             case to_engine.Power():
-                limits = PowerLimits(
-                    message.duty_ppm, message.row_limit, Background(message.background), message.step_us, message.store_ppm
-                )
-                self.journal.record(now_ns, "limit", limits)
-                self.scheduler.limit(limits)
+                self.journal.record(now_ns, "limit", message.limits)
+                self.scheduler.limit(message.limits)
                 self.runner.limit_threads(message.threads)
             case to_engine.Release():
                 if not self._live:

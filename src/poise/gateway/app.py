@@ -133,8 +133,7 @@ def create_app(
     _put_on_record(audit, metrics, tasks, degradation, keys)
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
-    power = PowerWatch(settings, engine, metrics.power)
-    check = _checks(degradation, power)
+    check = _checks(degradation, power := PowerWatch(settings, engine, metrics.power))
     local = LocalModel(settings, model_name, engine, text, metrics) if settings.engine.enabled else None
     models = assemble(settings, model_name, local, audit, ledger, text.jobs, metrics)
     every = {**models.backends, **(backends or {})}

@@ -4,6 +4,7 @@ but for the grammar of an answer, which is in no log, journal or black box."""
 import msgspec
 
 from poise.scheduler.fairness.accounts import Account
+from poise.scheduler.power import PowerLimits
 
 
 class Thinking(msgspec.Struct, frozen=True, array_like=True):
@@ -125,14 +126,9 @@ class Adjust(msgspec.Struct, frozen=True, array_like=True, tag="adjust"):
 
 
 class Power(msgspec.Struct, frozen=True, array_like=True, tag="power"):
-    """Gateway to engine: what may be used from now on, as the scheduler's PowerLimits; and at most so many compute threads, 0: as
-    many as there are."""
+    """Gateway to engine: what may be used from now on, and at most so many compute threads, 0: as many as there are."""
 
-    duty_ppm: int
-    row_limit: int
-    background: str
-    step_us: int
-    store_ppm: int
+    limits: PowerLimits
     threads: int = 0
 
 
@@ -190,19 +186,5 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
     """Gateway to engine: stop after this step."""
 
 
-ToEngine = (
-    Configure
-    | Accounts
-    | Submit
-    | Abort
-    | Hold
-    | Adjust
-    | Power
-    | Release
-    | Template
-    | Control
-    | Forget
-    | Erase
-    | ReadJournal
-    | Shutdown
-)
+_Limiting = Adjust | Power | Release
+ToEngine = Configure | Accounts | Submit | Abort | Hold | _Limiting | Template | Control | Forget | Erase | ReadJournal | Shutdown

@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from poise.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment, rng_of
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
-from poise.scheduler.power import FULL_PPM, Background
+from poise.scheduler.power import NO_LIMITS, Background, PowerLimits
 from poise.scheduler.request import Control, Hold, RequestClass
 from poise.sim.world import TEMPLATE, segment_tokens
 from poise.wire import to_engine
@@ -81,7 +81,7 @@ TIMEOUT_SHARE = 0.3
 CELLS_NOBODY_HAS = 10_000
 UNKNOWN_ID = 1 << 40
 
-UNLIMITED = to_engine.Power(FULL_PPM, 0, Background.RUN, 0, FULL_PPM)
+UNLIMITED = to_engine.Power(NO_LIMITS)
 _PROMPT, _OUTPUT = Length("lognormal", 1, 3000, 60.0, 1.2), Length("lognormal", 1, 400, 20.0, 1.0)
 BURST_CLIENT = Client("burst", "burst", "interactive", 1, Arrival("poisson"), _PROMPT, _OUTPUT)
 
@@ -288,7 +288,7 @@ def _power(rng: random.Random) -> list[Disturbance]:
     duty_ppm, rows = rng.choice((1_000_000, 700_000, 500_000, 123_457)), rng.choice((0, 0, 1, 2))
     step_us = rng.choice((0, 30_000))
     background, store_ppm = rng.choice(list(Background)), rng.choice((1_000_000, 500_000, 0))
-    message = to_engine.Power(duty_ppm, rows, background, step_us, store_ppm)
+    message = to_engine.Power(PowerLimits(duty_ppm, rows, background, step_us, store_ppm))
     return [(0, message), (int(rng.uniform(0.5, 20.0) * NS_PER_S), UNLIMITED)]
 
 

@@ -2,11 +2,8 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
-
-from msgspec import structs
 
 from poise.config import Settings
 from poise.config.classes import class_settings
@@ -23,14 +20,8 @@ class Explainer:
     """Explains records that are kept."""
 
     def __init__(
-        self,
-        settings: Settings,
-        engine: EngineView,
-        records: Records,
-        history: History,
-        watts: Callable[[], float | None] = lambda: None,
+        self, settings: Settings, engine: EngineView, records: Records, history: History, watts: Callable[[], float | None]
     ) -> None:
-        """`watts`: mean power while something is computed."""
         self._settings, self._engine, self._records, self._history = settings, engine, records, history
         self._watts = watts
 
@@ -41,12 +32,8 @@ class Explainer:
         others = self._records.newest()
         neighbours = Neighbours(record, others, lambda other: tenant in (None, other.origin.tenant), now_s)
         limits, weather = partial(self._slot_limits, record), partial(self._weather, now_s)
-        facts = facts_of(record, Surroundings(neighbours, limits, weather, self._records.forgotten_s), now_s)
-        watts, figures = self._watts(), facts.figures
-        if watts is None or figures.engine_ms is None:
-            return facts
-        joules = round(watts * figures.engine_ms / 1000, 3)
-        return replace(facts, figures=structs.replace(figures, joules_estimate=joules))
+        around = Surroundings(neighbours, limits, weather, self._records.forgotten_s, self._watts())
+        return facts_of(record, around, now_s)
 
     def _slot_limits(self, record: Record, pool: str) -> SlotLimits:
         """`pool` is empty before it is known."""

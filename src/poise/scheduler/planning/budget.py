@@ -143,12 +143,10 @@ class CostModel:
 
     def _notice(self, ratio: float) -> None:
         """Follow a clock that has changed at once: with what is forgotten as time goes by, it would take a hundred steps."""
-        is_slow = ratio > CHANGE_FACTOR
-        if self.n_observed <= 8 or not (is_slow or ratio * CHANGE_FACTOR < 1):
+        turns = self._strange and (self._strange[0] > 1) != (ratio > 1)
+        if self.n_observed <= 8 or turns or 1 / CHANGE_FACTOR < ratio < CHANGE_FACTOR:
             self._strange.clear()
             return
-        if self._strange and (self._strange[0] > 1) != is_slow:
-            self._strange.clear()
         self._strange.append(ratio)
         if len(self._strange) < CHANGE_STEPS:
             return

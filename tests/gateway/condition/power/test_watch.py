@@ -80,10 +80,10 @@ def test_limits_are_sent_when_they_change() -> None:
     assert watched.engine.limited == []
     watched.pass_time(20, mains=0)
     (sent,) = watched.engine.limited
-    assert (sent.duty_ppm, sent.row_limit, sent.background) == (500_000, 2, "pause")
+    assert (sent.limits.duty_ppm, sent.limits.row_limit, sent.limits.background) == (500_000, 2, "pause")
     assert watched.refused(RequestClass.BACKGROUND) is None
     watched.pass_time(10, battery=20)
-    assert watched.engine.limited[-1].background == "park"
+    assert watched.engine.limited[-1].limits.background == "park"
     error = watched.refused(RequestClass.BACKGROUND)
     assert error is not None
     assert (error.status, error.code, error.headers["Retry-After"]) == (503, "power_saving", "600")
@@ -92,7 +92,7 @@ def test_limits_are_sent_when_they_change() -> None:
     watched.pass_time(10, battery=9)
     assert watched.refused(RequestClass.INTERACTIVE) is not None
     body = watched.watch.body()
-    assert (body.state, body.takes, body.duty) == ("critical", "none", 0.5)
+    assert (body.state, body.takes, body.limits.duty_ppm) == ("critical", "none", 500_000)
     assert {row.kind: row.quality for row in body.readings}["temperature"] == "absent"
 
 

@@ -15,7 +15,7 @@ from poise.gateway.condition.power.sources import Kind, Reading, Sources
 from poise.gateway.request.refusals import later
 from poise.gateway.supervision.engine import EnginePhase, EngineProcess
 from poise.metrics.power import PowerMetrics
-from poise.scheduler.power import FULL_PPM
+from poise.scheduler.power import FULL_PPM, PowerLimits
 from poise.scheduler.request import RequestClass
 from poise.wire.to_engine import Power
 
@@ -40,11 +40,8 @@ class PowerBody(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool
     state: str
     reasons: list[str]
-    duty: float
-    row_limit: int
+    limits: PowerLimits
     threads: int
-    background: str
-    store_share: float
     takes: str
     joules: dict[str, float]
     watts_busy: float | None
@@ -111,16 +108,15 @@ class PowerWatch:
 
     def body(self) -> PowerBody:
         """As /status shows it."""
-        now, engine = self.limits, self.limits.engine
+        now = self.limits
         joules = {f"{source}, {quality}": round(spent, 1) for (source, quality), spent in self._metrics.figures.joules.items()}
         rows = [
             ReadingRow(r.kind.value, None if r.value is None else round(r.value, 3), r.unit, r.quality.value, round(r.age_s, 1))
             for r in self._readings.values()
         ]
         return PowerBody(
-            enabled=self._settings.enabled, state=now.state.value, reasons=list(now.reasons), duty=engine.duty_ppm / FULL_PPM,
-            row_limit=engine.row_limit, threads=now.threads, background=engine.background.value,
-            store_share=engine.store_ppm / FULL_PPM, takes=now.takes.value, joules=joules, watts_busy=self.watts_busy,
+            enabled=self._settings.enabled, state=now.state.value, reasons=list(now.reasons), limits=now.engine,
+            threads=now.threads, takes=now.takes.value, joules=joules, watts_busy=self.watts_busy,
             released=self._engine.state.is_released, readings=rows,
         )  # fmt: skip
 
@@ -137,8 +133,7 @@ class PowerWatch:
         before, self.limits = self.limits, self._governor.look(seen)
         engine = self.limits.engine
         if (engine, self.limits.threads) != (before.engine, before.threads):
-            numbers = (engine.duty_ppm, engine.row_limit, engine.background.value, engine.step_us, engine.store_ppm)
-            self._engine.limit(Power(*numbers, self.limits.threads))
+            self._engine.limit(Power(engine, self.limits.threads))
         if self.limits.state is not before.state:
             known = log.info if self.limits.state is PowerState.FULL else log.warning
             known("power state %s, was %s: %s", self.limits.state, before.state, "; ".join(self.limits.reasons) or "it is over")
