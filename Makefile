@@ -47,8 +47,8 @@ test: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
 check: lint types contracts fast
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests scripts
-	$(BIN)/ruff format --check src tests scripts
+	$(BIN)/ruff check src lab tests scripts
+	$(BIN)/ruff format --check src lab tests scripts
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -60,8 +60,8 @@ fast: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
 	$(FAST)
 
 format: $(VENV)/.dev
-	$(BIN)/ruff format src tests scripts
-	$(BIN)/ruff check --fix src tests scripts
+	$(BIN)/ruff format src lab tests scripts
+	$(BIN)/ruff check --fix src lab tests scripts
 
 bench: $(VENV)/.base
 	@$(BIN)/poise bench $(ARGS)
@@ -99,14 +99,14 @@ $(BIN)/python:
 	  { echo "poise needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
 
-$(VENV)/.base: pyproject.toml | $(BIN)/python
+$(VENV)/.base: pyproject.toml lab/pyproject.toml | $(BIN)/python
 	@echo "Installing poise and its libraries into $(VENV) ..."
-	@$(PIP) --editable '.[dashboard,top]'
+	@$(PIP) --editable '.[dashboard,top]' --editable lab
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml | $(BIN)/python
+$(VENV)/.dev: pyproject.toml lab/pyproject.toml | $(BIN)/python
 	@echo "Installing poise and its development tools into $(VENV) ..."
-	@$(PIP) --editable '.[dev]'
+	@$(PIP) --editable '.[dev]' --editable lab
 	@touch $(VENV)/.base $@
 
 # Only llama.cpp itself is compiled (see scripts/engine-only.cmake), and --no-deps leaves out what poise does not use.

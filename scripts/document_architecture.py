@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "poise"
+LAB = ROOT / "lab" / "poise_lab"
 DOCUMENT = ROOT / "docs" / "architecture.md"
 
 
@@ -38,19 +39,24 @@ def main() -> int:
 
 
 def the_map() -> Iterator[str]:
-    """The lines of it: every folder with modules in it, each one before those below it."""
-    for folder in [SOURCE, *sorted(path for path in SOURCE.rglob("*") if path.is_dir())]:
+    """The lines of it: every folder with modules in it, each one before those below it; the laboratory last."""
+    for root, base in ((SOURCE, SOURCE), (LAB, LAB.parent)):
+        yield from _below(root, base)
+
+
+def _below(root: Path, base: Path) -> Iterator[str]:
+    for folder in [root, *sorted(path for path in root.rglob("*") if path.is_dir())]:
         modules = sorted(path for path in folder.glob("*.py") if not path.stem.startswith("__"))
         package = folder / "__init__.py"
         if not package.exists():
             continue
-        name = folder.relative_to(SOURCE).as_posix()
-        if folder != SOURCE:
+        name = folder.relative_to(base).as_posix()
+        if folder != base:
             yield f"\n**`{name}/`** {first_sentence(package)}\n"
         if modules:
             yield "| module | what it is |\n|---|---|"
         for path in modules:
-            yield f"| `{path.relative_to(SOURCE).as_posix()}` | {first_sentence(path)} |"
+            yield f"| `{path.relative_to(base).as_posix()}` | {first_sentence(path)} |"
 
 
 def first_sentence(path: Path) -> str:

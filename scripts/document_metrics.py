@@ -21,10 +21,10 @@ from poise.metrics.egress import BackendFigures, BudgetLeft
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.gateway import GatewayMetrics
 from poise.metrics.story import ChoiceStory, RequestStory
-from poise.scenarios.parser import load_scenario
-from poise.sim.simulate import Options, simulate
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
+from poise_lab.scenarios.parser import load_scenario
+from poise_lab.sim.simulate import Options, simulate
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs" / "metrics.md"

@@ -22,7 +22,7 @@ from hashlib import sha256
 from poise.operator_token import find_token
 from poise.scheduler.request import RequestClass
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.replay import replay
+from poise_lab.sim.replay import replay
 
 CLIENTS = {"polite": 6, "flood": 48}
 OUTPUT_TOKENS = 8

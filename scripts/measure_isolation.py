@@ -23,7 +23,7 @@ import urllib.request
 from dataclasses import dataclass, field
 from typing import Any
 
-from poise.bench.prompts import prompt
+from poise_lab.bench.prompts import prompt
 
 SIGNIFICANT = 0.01
 TOLD, NOT_TOLD, BLIND = "LEAK", "cannot tell", "the probe is blind"

@@ -22,14 +22,14 @@ from poise.scheduler.bottleneck import Limit
 from poise.scheduler.fairness import fairness
 from poise.scheduler.fairness.equity import RecentService
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.costs import Costs
-from poise.sim.runner import SimRunner, VirtualClock
-from poise.sim.simulate import sim_policy
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.framing import encode_frame
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
+from poise_lab.sim.costs import Costs
+from poise_lab.sim.runner import SimRunner, VirtualClock
+from poise_lab.sim.simulate import sim_policy
 
 N_STREAMS = 16
 STEPS = 500

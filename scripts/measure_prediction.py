@@ -19,18 +19,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from poise.bench.rounds import OURS, ScenarioSource
 from poise.config import LoadedSettings, load
-from poise.scenarios.model import Scenario
-from poise.scenarios.parser import load_scenario
 from poise.scheduler.request import RequestClass
-from poise.sim.breaking import Run, Target, find_break, parse_target, scaled
-from poise.sim.pressure import Pressure
-from poise.sim.report import group_figures
-from poise.sim.simulate import Options, Simulation, sim_policy, simulate
-from poise.tune.children import Server
-from poise.tune.judge import calibrated_round, live_round
-from poise.tune.measures import sim_options
+from poise_lab.bench.rounds import OURS, ScenarioSource
+from poise_lab.scenarios.model import Scenario
+from poise_lab.scenarios.parser import load_scenario
+from poise_lab.sim.breaking import Run, Target, find_break, parse_target, scaled
+from poise_lab.sim.pressure import Pressure
+from poise_lab.sim.report import group_figures
+from poise_lab.sim.simulate import Options, Simulation, sim_policy, simulate
+from poise_lab.tune.children import Server
+from poise_lab.tune.judge import calibrated_round, live_round
+from poise_lab.tune.measures import sim_options
 
 FIGURES = (("all", "output_tokens_per_s"), ("interactive", "ttft_ms_p50"), ("interactive", "ttft_ms_p95"))
 TARGETS = ("interactive.ttft_p95_ms=2000", "interactive.gap_p95_ms=250")

@@ -72,8 +72,8 @@ from tests.attacks.besiege import Order  # noqa: E402
 from tests.attacks.kinds import KINDS  # noqa: E402
 from tests.attacks.peer import Site  # noqa: E402
 
-from poise.bench.provenance import commit, host  # noqa: E402
 from poise.llama.files.default_model import default_model  # noqa: E402
+from poise_lab.bench.provenance import commit, host  # noqa: E402
 
 SIMULATED = "tests.attacks.simulated"
 POLITE, HOSTILE = 4, 3

@@ -48,13 +48,13 @@ sys.path.insert(0, str(ROOT))
 
 from tests.attacks.besiege import Order  # noqa: E402
 
-from poise.bench.load import RoundLoad, RoundResult  # noqa: E402
-from poise.bench.provenance import commit, host  # noqa: E402
-from poise.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
-from poise.bench.target import EngineKiller, discover, new_session, wait_ready  # noqa: E402
-from poise.scenarios.files import InputError  # noqa: E402
-from poise.scenarios.model import Event, Scenario  # noqa: E402
-from poise.scenarios.parser import load_scenario  # noqa: E402
+from poise_lab.bench.load import RoundLoad, RoundResult  # noqa: E402
+from poise_lab.bench.provenance import commit, host  # noqa: E402
+from poise_lab.bench.record import CANCELLED, OK, PENDING, REFUSED, UNFINISHED  # noqa: E402
+from poise_lab.bench.target import EngineKiller, discover, new_session, wait_ready  # noqa: E402
+from poise_lab.scenarios.files import InputError  # noqa: E402
+from poise_lab.scenarios.model import Event, Scenario  # noqa: E402
+from poise_lab.scenarios.parser import load_scenario  # noqa: E402
 
 SIEGE_INTENSITY = 0.1
 START_S_MAX = 300.0

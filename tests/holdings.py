@@ -134,7 +134,7 @@ FILES = (
         "no",
         "you delete it",
         _YOURS,
-        ("bench/command.py", "bench/compare_command.py", "sim/command.py"),
+        ("poise_lab/bench/command.py", "poise_lab/bench/compare_command.py", "poise_lab/sim/command.py"),
     ),
     File(
         "a file that you name, else poise.tuned.toml",
@@ -142,7 +142,7 @@ FILES = (
         "no",
         "you delete it",
         _YOURS,
-        ("tune/tunedfile.py", "llama/files/cachefile.py"),
+        ("poise_lab/tune/tunedfile.py", "llama/files/cachefile.py"),
     ),
     File(
         "a temporary folder",
@@ -150,7 +150,7 @@ FILES = (
         "no",
         "the command ends",
         "the user that poise runs as",
-        ("tune/children.py",),
+        ("poise_lab/tune/children.py",),
     ),
 )
 

@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "poise"
-MODULES = sorted(SOURCE.rglob("*.py"))
+LAB = ROOT / "lab" / "poise_lab"
+MODULES = sorted([*SOURCE.rglob("*.py"), *LAB.rglob("*.py")])
 PACKAGES = sorted({path.parent for path in MODULES})
 
 LINES_MAX = 420
@@ -24,9 +25,14 @@ IMPURE = {
 }  # fmt: skip
 
 
-def modules_of(package: str) -> list[Path]:
+def named(path: Path) -> str:
+    """A module's or package's place in poise, or in the laboratory beside it."""
+    return path.relative_to(SOURCE if path.is_relative_to(SOURCE) else LAB.parent).as_posix()
+
+
+def modules_of(package: str, root: Path = SOURCE) -> list[Path]:
     """All modules of a package, however deep. A package that is not there, or has none, is an error and no pass."""
-    found = sorted((SOURCE / package).rglob("*.py"))
+    found = sorted((root / package).rglob("*.py"))
     assert found, f"there is no package {package}"
     return found
 
@@ -39,7 +45,7 @@ def imports(path: Path) -> Iterator[str]:
             yield node.module
 
 
-@pytest.mark.parametrize("path", modules_of("scheduler"), ids=lambda p: p.relative_to(SOURCE).as_posix())
+@pytest.mark.parametrize("path", modules_of("scheduler"), ids=named)
 def test_the_scheduler_is_pure(path: Path) -> None:
     """Invariant 1: no clock, I/O, logging, randomness or model handle, and no sets to iterate by accident."""
     for module in imports(path):
@@ -66,17 +72,17 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "commands/doctor.py",
         "commands/model_files.py",
         "commands/settings.py",
-        "tune/passes.py",
-        "tune/command.py",
-        "tune/capacity.py",
-        "tune/capacity_command.py",
-        "tune/evidence.py",
-        "tune/tunedfile.py",
+        "poise_lab/tune/passes.py",
+        "poise_lab/tune/command.py",
+        "poise_lab/tune/capacity.py",
+        "poise_lab/tune/capacity_command.py",
+        "poise_lab/tune/evidence.py",
+        "poise_lab/tune/tunedfile.py",
     }  # preflight: in a child; serve: free memory; degradation, power: usable cores, quotas; commands: `poise fit` reads a
     # header; tune: its child times passes; the record of capacity, digests, atomic files
-    assert all((SOURCE / name).is_file() for name in allowed), "an exception for a module that is not there"
+    assert allowed <= {named(path) for path in MODULES}, "an exception for a module that is not there"
     for path in MODULES:
-        name = path.relative_to(SOURCE).as_posix()
+        name = named(path)
         if not name.startswith("llama/") and name not in allowed:
             assert not any(m.startswith("poise.llama") for m in imports(path)), f"{name} imports poise.llama"
         if name != "llama/binding/library.py":
@@ -109,7 +115,7 @@ def opens(text: str) -> list[str]:
 def test_only_the_door_opens_connections() -> None:
     """Of what runs in the gateway's process, and in those beside it."""
     rooms = ("gateway", "audit", "config", "engine", "llama", "metrics", "scheduler", "wire", "worker")
-    found = {path.relative_to(SOURCE).as_posix(): opens(path.read_text()) for room in rooms for path in modules_of(room)}
+    found = {named(path): opens(path.read_text()) for room in rooms for path in modules_of(room)}
     outside = {name: ways for name, ways in found.items() if ways and not name.startswith(DOOR)}
     assert outside == {LISTENS: ["getaddrinfo"]}
     assert any(ways for name, ways in found.items() if name.startswith(DOOR)), "the door is not where it is looked for"
@@ -127,16 +133,16 @@ def test_ways_to_other_hosts_are_seen(code: str) -> None:
 
 def test_only_the_policy_makes_permits() -> None:
     """Nobody else names what a permit is sealed with."""
-    named = {path.relative_to(SOURCE).as_posix() for path in MODULES if re.search(r"\bSEAL\b", path.read_text())}
-    assert named == {"gateway/models/egress/permit.py", "gateway/models/routing/policy.py"}
+    found = {named(path) for path in MODULES if re.search(r"\bSEAL\b", path.read_text())}
+    assert found == {"gateway/models/egress/permit.py", "gateway/models/routing/policy.py"}
 
 
 def test_the_benchmark_is_an_outside_client() -> None:
     """It knows scenarios and HTTP only."""
-    for path in modules_of("bench"):
+    for path in modules_of("bench", LAB):
         for module in imports(path):
             if module.startswith("poise"):
-                assert module.startswith(("poise.bench", "poise.scenarios")) or module == "poise", path
+                assert module.startswith(("poise_lab.bench", "poise_lab.scenarios")) or module == "poise", path
 
 
 def test_the_console_is_an_outside_client() -> None:
@@ -146,7 +152,7 @@ def test_the_console_is_an_outside_client() -> None:
             assert not module.startswith("poise") or module.startswith(("poise.console", "poise.operator_token")), path
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+@pytest.mark.parametrize("path", MODULES, ids=named)
 def test_files_and_functions_fit_a_reader(path: Path) -> None:
     """Files of 100 to 400 lines, functions on a screen, every module says what it is for."""
     text = path.read_text()
@@ -167,7 +173,7 @@ def test_the_map_is_up_to_date() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("package", PACKAGES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+@pytest.mark.parametrize("package", PACKAGES, ids=named)
 def test_packages_say_what_they_are_for(package: Path) -> None:
     """And whatever has Python in it is a package, so that nothing is left out of a build or of the map."""
     assert ast.get_docstring(ast.parse((package / "__init__.py").read_text())), package
@@ -196,6 +202,6 @@ def test_nothing_is_left_for_nobody() -> None:
 @pytest.mark.parametrize("seed", ["0", "1"])
 def test_importing_the_core_needs_no_engine(seed: str) -> None:
     """The scheduler and the loop import without llama.cpp, so that the simulator runs anywhere."""
-    code = "import sys, poise.engine.core, poise.sim.simulate; sys.exit(any('llama_cpp' in m for m in sys.modules))"
+    code = "import sys, poise.engine.core, poise_lab.sim.simulate; sys.exit(any('llama_cpp' in m for m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, check=False)
     assert done.returncode == 0

@@ -246,7 +246,17 @@ def test_commands_of_other_packages(name: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_command_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing library is a line, not a traceback."""
-    monkeypatch.setitem(sys.modules, "poise.sim.command", None)
+    monkeypatch.setitem(sys.modules, "poise_lab.sim.command", None)
     result = run("sim", exit_code=2, stderr=None)
     assert result.stderr.startswith("poise sim: cannot be loaded: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["bench", "bench compare", "sim", "tune", "capacity", "capacity show"])
+def test_a_server_without_its_laboratory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is installed apart says so."""
+    for module in [module for module in sys.modules if module.split(".")[0] == "poise_lab"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "poise_lab").exists()])
+    result = run(*name.split(), exit_code=2, stderr=None)
+    assert result.stderr == f"poise {name} is part of poise-lab, which is not installed; in a checkout: pip install -e lab\n"

@@ -12,7 +12,7 @@ import pytest
 from tests.holdings import FILES, GROWING, MEMORY
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "src" / "poise"
+SOURCE, LAB = ROOT / "src" / "poise", ROOT / "lab"
 DOCUMENT = (ROOT / "docs" / "data.md").read_text()
 WRITING_METHODS = {"write_text", "write_bytes", "dump", "tofile", "save"}
 WRITING_FUNCTIONS = {"NamedTemporaryFile", "TemporaryFile", "mkstemp", "mkdtemp", "replace_file"}
@@ -37,7 +37,8 @@ def writes(tree: ast.AST) -> Iterator[int]:
 
 def test_every_module_that_writes_files_is_listed() -> None:
     """And none that does not."""
-    found = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py") if any(writes(ast.parse(path.read_text())))}
+    modules = [(path, root) for root in (SOURCE, LAB) for path in root.rglob("*.py")]
+    found = {path.relative_to(root).as_posix() for path, root in modules if any(writes(ast.parse(path.read_text())))}
     assert found == {writer for file in FILES for writer in file.writers}
 
 

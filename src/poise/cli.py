@@ -49,18 +49,21 @@ Ask it something:
     -d '{"model": "default", "messages": [{"role": "user", "content": "Hello!"}]}'
 """
 
+LAB = "poise_lab"
+"""What measures a server, and is installed apart from it."""
+
 LATER: Mapping[str, tuple[str, str]] = {
-    "bench": ("poise.bench.command", "Measure a running server under the load of a scenario."),
-    "bench compare": ("poise.bench.compare_command", "Compare two results or servers, with confidence intervals."),
-    "sim": ("poise.sim.command", "Run a scenario through the scheduler in virtual time."),
+    "bench": ("poise_lab.bench.command", "Measure a running server under the load of a scenario."),
+    "bench compare": ("poise_lab.bench.compare_command", "Compare two results or servers, with confidence intervals."),
+    "sim": ("poise_lab.sim.command", "Run a scenario through the scheduler in virtual time."),
     "top": ("poise.console.commands", "Show a running server in the terminal, live."),
     "dashboard": ("poise.console.commands", "Print an address that opens the dashboard as an operator."),
     "explain": ("poise.console.commands", "Tell why a request took as long as it did."),
     "route": ("poise.console.route", "Tell who would answer a request, and why; nothing is sent."),
     "token": ("poise.console.commands", "Print the token of a server of yours, for scripts."),
-    "tune": ("poise.tune.command", "Find better settings for this host by measuring."),
-    "capacity": ("poise.tune.capacity_command", "Measure how much load this host can take, and record it."),
-    "capacity show": ("poise.tune.capacity_command", "Show what was measured, beside the limits that are set."),
+    "tune": ("poise_lab.tune.command", "Find better settings for this host by measuring."),
+    "capacity": ("poise_lab.tune.capacity_command", "Measure how much load this host can take, and record it."),
+    "capacity show": ("poise_lab.tune.capacity_command", "Show what was measured, beside the limits that are set."),
     "keys": ("poise.commands.keys", "Make, list and revoke API keys."),
     "audit": ("poise.commands.audit", "Check and read the audit log."),
     "spend": ("poise.commands.spend", "Show what other servers have cost, and budgets."),
@@ -166,6 +169,10 @@ def _imported(name: str) -> Any:
     try:
         function: Callable[..., object] | typer.Typer = getattr(import_module(module), name.replace(" ", "_"))
     except ImportError as error:
+        if error.name == LAB:
+            raise refusal(
+                f"poise {name} is part of poise-lab, which is not installed; in a checkout: pip install -e lab"
+            ) from error
         raise refusal(f"poise {name}: cannot be loaded: {error}") from error
     if isinstance(function, typer.Typer):
         return typer.main.get_command(function)

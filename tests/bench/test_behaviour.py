@@ -11,12 +11,12 @@ import psutil
 import pytest
 from aiohttp import web
 
-from poise.bench.load import slow_session
-from poise.bench.prompts import MALFORMED, malformed_body
-from poise.bench.target import EngineKiller, new_session
-from poise.scenarios.files import InputError
-from poise.scenarios.model import Event, PlannedRequest, Reading, Targets
-from poise.scenarios.parser import parse_scenario, parse_target
+from poise_lab.bench.load import slow_session
+from poise_lab.bench.prompts import MALFORMED, malformed_body
+from poise_lab.bench.target import EngineKiller, new_session
+from poise_lab.scenarios.files import InputError
+from poise_lab.scenarios.model import Event, PlannedRequest, Reading, Targets
+from poise_lab.scenarios.parser import parse_scenario, parse_target
 from tests.bench.test_load import COMPLETE, DONE, ROLE, TOKEN, Server, answering, check, load, run, scenario, stream
 
 HEAD = """

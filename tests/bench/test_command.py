@@ -14,10 +14,10 @@ import typer
 from aiohttp import web
 from typer.testing import CliRunner, Result
 
-from poise.bench.command import bench
-from poise.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
-from poise.bench.target import TargetError
-from poise.scenarios.parser import find_scenario, parse_scenario
+from poise_lab.bench.command import bench
+from poise_lab.bench.rounds import OURS, THEIRS, Benchmark, RunOptions, ScenarioSource
+from poise_lab.bench.target import TargetError
+from poise_lab.scenarios.parser import find_scenario, parse_scenario
 
 TEXT = """
 name = "tiny"

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from poise.bench.compare_command import bench_compare
-from poise.bench.comparison import Estimate, compare, parse_guard, t95
-from poise.bench.record import Bound
-from poise.scenarios.files import InputError
+from poise_lab.bench.compare_command import bench_compare
+from poise_lab.bench.comparison import Estimate, compare, parse_guard, t95
+from poise_lab.bench.record import Bound
+from poise_lab.scenarios.files import InputError
 from tests.bench.test_command import TEXT, Servers
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from poise.bench.record import CANCELLED, DISCONNECTED, OK, REFUSED, UNFINISHED, Figure, RequestRecord
-from poise.bench.stats import Goodput, Group, by_class, failures, goodput, judge, over_rounds, summarize
-from poise.scenarios.model import Targets
+from poise_lab.bench.record import CANCELLED, DISCONNECTED, OK, REFUSED, UNFINISHED, Figure, RequestRecord
+from poise_lab.bench.stats import Goodput, Group, by_class, failures, goodput, judge, over_rounds, summarize
+from poise_lab.scenarios.model import Targets
 from tests.bench.test_stats import record
 
 TARGETS = Targets("interactive", ttft_ms=100, itl_p99_ms=50, e2e_ms=300)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poise.bench.target import same_command
+from poise_lab.bench.target import same_command
 
 
 def test_an_engine_with_other_file_descriptors_is_known_again() -> None:

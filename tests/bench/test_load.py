@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from poise.bench.load import RoundLoad, RoundResult
-from poise.bench.prompts import WORDS, prompt
-from poise.bench.sse import LINE_BYTES_MAX, EventDecoder, error_type
-from poise.bench.target import Target, TargetError, base_url, discover, new_session, wait_ready
-from poise.scenarios.model import Scenario
-from poise.scenarios.parser import parse_scenario
+from poise_lab.bench.load import RoundLoad, RoundResult
+from poise_lab.bench.prompts import WORDS, prompt
+from poise_lab.bench.sse import LINE_BYTES_MAX, EventDecoder, error_type
+from poise_lab.bench.target import Target, TargetError, base_url, discover, new_session, wait_ready
+from poise_lab.scenarios.model import Scenario
+from poise_lab.scenarios.parser import parse_scenario
 
 ROLE = b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n'
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}\n\n'

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from poise.bench import provenance
-from poise.bench.page import POINTS_MAX, plotly_script, plots, to_html
-from poise.bench.tables import to_markdown
-from poise.scenarios.files import InputError
+from poise_lab.bench import provenance
+from poise_lab.bench.page import POINTS_MAX, plotly_script, plots, to_html
+from poise_lab.bench.tables import to_markdown
+from poise_lab.scenarios.files import InputError
 from tests.bench.test_command import TEXT, Servers, check_refused, invoke
 
 TARGETS = "[targets.interactive]\nttft_ms = 60000\n"

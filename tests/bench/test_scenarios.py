@@ -11,10 +11,10 @@ from statistics import median
 
 import pytest
 
-from poise.bench.prompts import messages
-from poise.scenarios.files import InputError
-from poise.scenarios.model import Length, PlannedRequest, RequestStream, Scenario
-from poise.scenarios.parser import load_scenario, parse_scenario
+from poise_lab.bench.prompts import messages
+from poise_lab.scenarios.files import InputError
+from poise_lab.scenarios.model import Length, PlannedRequest, RequestStream, Scenario
+from poise_lab.scenarios.parser import load_scenario, parse_scenario
 
 SHIPPED = sorted((Path(__file__).parents[2] / "scenarios").glob("*.toml"))
 
@@ -177,10 +177,10 @@ def test_streams_are_independent() -> None:
 def test_hash_seed_changes_nothing() -> None:
     """The requests are the same in a process with another PYTHONHASHSEED."""
     code = (
-        "import sys; from itertools import islice; from poise.scenarios.parser import parse_scenario\n"
+        "import sys; from itertools import islice; from poise_lab.scenarios.parser import parse_scenario\n"
         "for s in parse_scenario(sys.stdin.read(), 'x').requests(7): print(list(islice(s.requests, 5)))"
     )
-    source = str(Path(sys.modules["poise.scenarios"].__file__ or "").parents[1])
+    source = str(Path(sys.modules["poise_lab.scenarios"].__file__ or "").parents[2])
 
     def run(hash_seed: str) -> str:
         env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": source}

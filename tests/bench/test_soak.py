@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from poise.bench.load import RoundResult
-from poise.scenarios.parser import load_scenario
+from poise_lab.bench.load import RoundResult
+from poise_lab.scenarios.parser import load_scenario
 from tests.bench.test_stats import record
 from tests.e2e.server import QUICK, assignments
 

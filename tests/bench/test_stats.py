@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poise.bench.record import CANCELLED, DISCONNECTED, NS_PER_MS, NS_PER_S, OK, UNFINISHED, Bound, Figure, RequestRecord
-from poise.bench.stats import Group, Summary, failures, groups_of, median, over_rounds, quantile, ratios, summarize
-from poise.scenarios.model import Arrival, Client, Length, RequestClass
+from poise_lab.bench.record import CANCELLED, DISCONNECTED, NS_PER_MS, NS_PER_S, OK, UNFINISHED, Bound, Figure, RequestRecord
+from poise_lab.bench.stats import Group, Summary, failures, groups_of, median, over_rounds, quantile, ratios, summarize
+from poise_lab.scenarios.model import Arrival, Client, Length, RequestClass
 
 EVERYBODY = Group("all", "", ("chat", "writer"))
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from poise.scenarios.files import InputError
-from poise.scenarios.model import PlannedRequest, Scenario
-from poise.scenarios.parser import load_scenario, parse_scenario
-from poise.scenarios.trace import TraceRow, load_trace
+from poise_lab.scenarios.files import InputError
+from poise_lab.scenarios.model import PlannedRequest, Scenario
+from poise_lab.scenarios.parser import load_scenario, parse_scenario
+from poise_lab.scenarios.trace import TraceRow, load_trace
 
 AZURE = """TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:15:46.6805900,374,44

@@ -12,8 +12,8 @@ from poise.llama.binding.model import Model
 from poise.llama.files.default_model import default_model
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.runner import LlamaRunner
-from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
+from poise_lab.sim.runner import VirtualClock
 from tests.contract.runner_contract import Subject
 from tests.sim.exact_runner import CELL_BYTES, ExactRunner
 

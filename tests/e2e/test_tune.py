@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from poise.config import load
-from poise.tune.capacity import KINDS
+from poise_lab.tune.capacity import KINDS
 from tests.e2e.server import QUICK, assignments, run_poise
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]

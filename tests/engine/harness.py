@@ -15,11 +15,11 @@ from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import Started
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
+from poise_lab.sim.runner import VirtualClock
 from tests.scheduler.books import check_scheduler
 from tests.sim.exact_runner import CELL_BYTES, ExactRunner
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from poise.engine.ports import Row, Sampled
-from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
+from poise_lab.sim.runner import VirtualClock
 from tests.sim.exact_runner import ExactRunner
 
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)

@@ -6,11 +6,11 @@ from poise.engine.report import STATUS_PERIOD_NS
 from poise.scheduler.fairness.accounts import Account
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import RequestClass
-from poise.sim.replay import replay
-from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.to_engine import Accounts
+from poise_lab.sim.replay import replay
+from poise_lab.sim.runner import VirtualClock
 from tests.engine.harness import Bench
 
 LIMITED = {"a": TenantPolicy(tokens_per_minute=600)}

@@ -15,12 +15,12 @@ from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import RequestClass
-from poise.sim.runner import VirtualClock
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from poise.wire.to_engine import SamplingParams
+from poise_lab.sim.runner import VirtualClock
 from tests.engine.harness import Bench
 from tests.engine.reference import answer
 from tests.sim.exact_runner import ExactRunner

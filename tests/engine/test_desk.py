@@ -11,9 +11,9 @@ from poise.config import Settings, to_policy
 from poise.engine import desk, journal
 from poise.engine.journal import Journal, JournalError, read_journal
 from poise.scheduler.request import Request, RequestClass
-from poise.sim.replay import replay
 from poise.wire import messages as wire
 from poise.wire import to_engine
+from poise_lab.sim.replay import replay
 from tests.engine.harness import Bench
 
 

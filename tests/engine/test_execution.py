@@ -7,8 +7,8 @@ from poise.engine.blocks import BlockChain
 from poise.engine.execution import Execution, Live
 from poise.scheduler.planning.plan import Batch, Chunk, MoveSlot, ReleaseSlot, StepPlan, StoreSlot
 from poise.scheduler.request import Request, RequestClass
-from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
+from poise_lab.sim.runner import VirtualClock
 from tests.engine.harness import GREEDY
 from tests.sim.exact_runner import ExactRunner
 

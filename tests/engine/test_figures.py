@@ -6,10 +6,10 @@ import pytest
 
 from poise.engine.figures import PARTS
 from poise.scheduler.request import RequestClass
-from poise.sim.runner import VirtualClock
 from poise.wire import status as wire_status
 from poise.wire.figures import Distribution
 from poise.wire.messages import PoolInfo
+from poise_lab.sim.runner import VirtualClock
 from tests.engine.harness import Bench
 from tests.sim.exact_runner import ExactRunner
 

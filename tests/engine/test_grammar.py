@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from poise.engine.ports import Row, Sampled
-from poise.sim.replay import replay
 from poise.wire import to_engine
 from poise.wire.messages import STRUCTURE_FAILED
+from poise_lab.sim.replay import replay
 from tests.engine.harness import GREEDY, Bench
 from tests.engine.reference import answer
 

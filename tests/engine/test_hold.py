@@ -9,10 +9,10 @@ import pytest
 from poise.engine.journal import JournalError, read_journal
 from poise.scheduler.planning.plan import ReleaseSlot, ScrubPool
 from poise.scheduler.request import PreemptionKind, RequestClass
-from poise.sim.replay import replay
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
+from poise_lab.sim.replay import replay
 from tests.engine.harness import Bench
 from tests.engine.reference import answer
 from tests.engine.test_preemption import Crowd, bench

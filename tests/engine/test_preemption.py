@@ -16,9 +16,9 @@ from poise.scheduler.memory.store import Purpose
 from poise.scheduler.planning.plan import CopySlot, LoadSlot, StoreSlot
 from poise.scheduler.policy import CostPrior, StorePolicy
 from poise.scheduler.request import PreemptionKind
-from poise.sim.runner import VirtualClock
 from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
+from poise_lab.sim.runner import VirtualClock
 from tests.engine.harness import Bench
 from tests.engine.reference import CountingRunner, answer
 from tests.sim.exact_runner import CELL_BYTES, Fault

@@ -23,7 +23,7 @@ from tests.gateway.fakes import TextHere, ask, chat_body, unpaced
 from tests.gateway.test_given_back import CHAT, World
 
 COLLECTIONS = 10
-"""msgspec keeps up to 512 names of fields that it has read, and forgets them at each tenth full collection: some 30 KiB."""
+"""msgspec keeps up to 512 names of fields that it has read, and forgets them at each tenth full collection: 30 KiB, or none."""
 WORDS = ("some ", "words", " of ", "a", "nswer, ", "\N{EN DASH}", "ünf", ".\n")
 
 

@@ -1,4 +1,4 @@
-"""A runner without a model, exact enough to catch a scheduler that cheats; `poise.sim.runner` only counts.
+"""A runner without a model, exact enough to catch a scheduler that cheats; `poise_lab.sim.runner` only counts.
 
 Its "model" is a hash chain: the state after a token depends on every token before it, and the next greedy token is a
 function of that state. So a sequence whose KV cells were lost, mixed up or computed twice gives other tokens, and greedy
@@ -17,11 +17,11 @@ from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.planning.plan import KvOperation
 from poise.scheduler.policy import CostPrior
-from poise.sim.costs import Pace
-from poise.sim.runner import VirtualClock
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import STRUCTURE_FAILED, PoolInfo, PromptLogprobs, Token, TokenLogprob
 from poise.wire.to_engine import Grammar, SamplingParams
+from poise_lab.sim.costs import Pace
+from poise_lab.sim.runner import VirtualClock
 
 END_TOKEN = 0
 """The simulated vocabulary's end-of-generation token."""

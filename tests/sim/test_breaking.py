@@ -9,14 +9,14 @@ import pytest
 
 from poise.config import Settings
 from poise.config.settings import ClassesSettings, PoolSettings, PoolsSettings
-from poise.scenarios.model import Scenario
-from poise.scenarios.parser import parse_scenario
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import RequestClass
-from poise.sim.breaking import DEFAULT_TARGETS, Trial, explain, find_break, parse_target, scaled
-from poise.sim.costs import Costs
-from poise.sim.pressure import Pressure, Resource
-from poise.sim.simulate import Options, Simulation, sim_policy, simulate
+from poise_lab.scenarios.model import Scenario
+from poise_lab.scenarios.parser import parse_scenario
+from poise_lab.sim.breaking import DEFAULT_TARGETS, Trial, explain, find_break, parse_target, scaled
+from poise_lab.sim.costs import Costs
+from poise_lab.sim.pressure import Pressure, Resource
+from poise_lab.sim.simulate import Options, Simulation, sim_policy, simulate
 
 
 def crowd(arrival: str, prompt: int, output: int, duration_s: int = 20, count: int = 1) -> Scenario:

@@ -10,13 +10,13 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.journal import JournalError
-from poise.scenarios.files import InputError
-from poise.scenarios.parser import load_scenario
 from poise.scheduler.planning.budget import BatchShape
 from poise.scheduler.policy import CostPrior
-from poise.sim.calibrate import PARTS, _fit_pool, calibrate, robust_fit
-from poise.sim.costs import Costs, load_costs
-from poise.sim.simulate import Options, simulate
+from poise_lab.scenarios.files import InputError
+from poise_lab.scenarios.parser import load_scenario
+from poise_lab.sim.calibrate import PARTS, _fit_pool, calibrate, robust_fit
+from poise_lab.sim.costs import Costs, load_costs
+from poise_lab.sim.simulate import Options, simulate
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 SHORT = CostPrior(fixed_us=2500, decode_us=6100, prompt_us=2900, attended_us=1.4)

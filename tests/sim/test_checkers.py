@@ -7,8 +7,8 @@ import pytest
 from poise.config import Settings
 from poise.scheduler.planning.plan import Batch, BatchResult, Chunk, KvOperation, StepPlan, StepResult, StoreSlot
 from poise.scheduler.request import Queued, Request, RequestClass
-from poise.sim.simulate import sim_policy
 from poise.wire import messages as wire
+from poise_lab.sim.simulate import sim_policy
 from tests.sim.checking.checkers import PROGRESS_STEPS, Checkers
 
 

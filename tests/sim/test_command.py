@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.command import sim
+from poise_lab.sim.command import sim
 
 SCENARIOS = Path(__file__).parents[2] / "scenarios"
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from poise.bench.document import run_as_json
-from poise.bench.load import RoundResult
-from poise.bench.record import RequestRecord
-from poise.bench.rounds import Round, ScenarioRun, ScenarioSource
 from poise.config import Settings
-from poise.scenarios.files import InputError
-from poise.scenarios.parser import load_scenario
-from poise.sim.report import comparison_table, load_live, predict
-from poise.sim.simulate import Options, simulate
-from poise.sim.world import TemplateTokens, template_tokens
+from poise_lab.bench.document import run_as_json
+from poise_lab.bench.load import RoundResult
+from poise_lab.bench.record import RequestRecord
+from poise_lab.bench.rounds import Round, ScenarioRun, ScenarioSource
+from poise_lab.scenarios.files import InputError
+from poise_lab.scenarios.parser import load_scenario
+from poise_lab.sim.report import comparison_table, load_live, predict
+from poise_lab.sim.simulate import Options, simulate
+from poise_lab.sim.world import TemplateTokens, template_tokens
 
 SINGLE = Path(__file__).parents[2] / "scenarios" / "single.toml"
 TEMPLATE_TOKENS = 9

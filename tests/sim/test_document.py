@@ -6,9 +6,9 @@ from pathlib import Path
 
 import typer
 
-from poise.sim.breaking import DEFAULT_TARGETS
-from poise.sim.command import sim
-from poise.sim.pressure import Resource
+from poise_lab.sim.breaking import DEFAULT_TARGETS
+from poise_lab.sim.command import sim
+from poise_lab.sim.pressure import Resource
 from tests.sim.checking.__main__ import app as checking
 from tests.sim.checking.faults import Fault
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from poise.config import Settings
-from poise.scenarios.parser import load_scenario, parse_scenario
 from poise.scheduler.power import FULL_PPM, PowerLimits
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.simulate import Options, Simulation, simulate
 from poise.wire.to_engine import Power
+from poise_lab.scenarios.parser import load_scenario, parse_scenario
+from poise_lab.sim.simulate import Options, Simulation, simulate
 from tests.sim.checking.faults import Fault
 from tests.sim.checking.simulate import simulate as checked
 

@@ -11,10 +11,10 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.journal import Journal, JournalError, read_journal
-from poise.scenarios.parser import load_scenario
 from poise.scheduler.planning.budget import CostModel
-from poise.sim.replay import replay
-from poise.sim.simulate import Options
+from poise_lab.scenarios.parser import load_scenario
+from poise_lab.sim.replay import replay
+from poise_lab.sim.simulate import Options
 from tests.sim.checking.faults import Fault
 from tests.sim.checking.simulate import simulate
 

@@ -8,8 +8,8 @@ import pytest
 
 from poise.engine.ports import Row, RunnerError
 from poise.scheduler.planning.plan import CopySlot, DropEntry, KvOperation, LoadSlot, MoveSlot, ReleaseSlot, StoreSlot, TrimSlot
-from poise.sim.runner import VirtualClock
 from poise.wire.messages import PoolInfo
+from poise_lab.sim.runner import VirtualClock
 from tests.sim.exact_runner import ExactRunner, Fault
 
 POOLS = [PoolInfo("short", 4, 256, True, 0), PoolInfo("long", 2, 1024, True, 0, cell_bytes=500)]

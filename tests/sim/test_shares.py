@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from poise.config import Settings
-from poise.scenarios.model import Scenario
-from poise.scenarios.parser import load_scenario
 from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import TenantPolicy
 from poise.scheduler.request import RequestClass
-from poise.sim.report import figures
-from poise.sim.simulate import SimulationFailure, sim_policy
+from poise_lab.scenarios.model import Scenario
+from poise_lab.scenarios.parser import load_scenario
+from poise_lab.sim.report import figures
+from poise_lab.sim.simulate import SimulationFailure, sim_policy
 from tests.sim.checking.shares import FairShares
 from tests.sim.checking.simulate import simulate
 

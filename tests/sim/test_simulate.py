@@ -14,17 +14,17 @@ import pytest
 
 from poise.config import Settings
 from poise.engine.ports import Row, Sampled
-from poise.scenarios.parser import load_scenario, parse_scenario
 from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import Event, Finished
 from poise.scheduler.scheduler import Scheduler
-from poise.sim import simulate as product
-from poise.sim.costs import Costs
-from poise.sim.simulate import Options, Simulation, SimulationFailure
-from poise.sim.world import TemplateTokens, ignored
 from poise.wire import messages as wire
 from poise.wire.to_engine import Accounts
+from poise_lab.scenarios.parser import load_scenario, parse_scenario
+from poise_lab.sim import simulate as product
+from poise_lab.sim.costs import Costs
+from poise_lab.sim.simulate import Options, Simulation, SimulationFailure
+from poise_lab.sim.world import TemplateTokens, ignored
 from tests.sim.checking.faults import Fault
 from tests.sim.checking.simulate import simulate
 from tests.sim.exact_runner import ExactRunner
@@ -58,8 +58,8 @@ def test_what_is_checked_is_what_poise_sim_runs(path: Path) -> None:
 def test_the_same_seed_gives_the_same_journal_under_any_hash_seed(name: str, options: str) -> None:
     """Invariant 9: equal inputs, equal event log, also in another process with another PYTHONHASHSEED."""
     code = (
-        "from pathlib import Path; from poise.config import Settings; from poise.scenarios.parser import load_scenario;"
-        "from poise.sim.simulate import Options; from tests.sim.checking.faults import Fault;"
+        "from pathlib import Path; from poise.config import Settings; from poise_lab.scenarios.parser import load_scenario;"
+        "from poise_lab.sim.simulate import Options; from tests.sim.checking.faults import Fault;"
         "from tests.sim.checking.simulate import simulate;"
         f"print(simulate(load_scenario(Path({str(FOLDER / (name + '.toml'))!r})), Settings(), 3, {options}).digest)"
     )

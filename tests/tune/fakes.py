@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from poise.bench.comparison import Estimate, estimate
-from poise.bench.record import Bound, Figure
-from poise.tune.children import CannotMeasure
-from poise.tune.evidence import Method
-from poise.tune.goal import STEP, Measured
-from poise.tune.knobs import Changes, Knob, Value
+from poise_lab.bench.comparison import Estimate, estimate
+from poise_lab.bench.record import Bound, Figure
+from poise_lab.tune.children import CannotMeasure
+from poise_lab.tune.evidence import Method
+from poise_lab.tune.goal import STEP, Measured
+from poise_lab.tune.knobs import Changes, Knob, Value
 
 NOISE = (0.99, 1.01, 1.0, 0.985, 1.015)
 """Of five rounds: an interval of about two percent around the middle."""

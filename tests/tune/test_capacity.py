@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from poise.bench.rounds import OURS
 from poise.config import Settings, load
-from poise.sim.breaking import DEFAULT_TARGETS, parse_target
-from poise.sim.simulate import Options
-from poise.tune import capacity_command
-from poise.tune.capacity import (
+from poise_lab.bench.rounds import OURS
+from poise_lab.sim.breaking import DEFAULT_TARGETS, parse_target
+from poise_lab.sim.simulate import Options
+from poise_lab.tune import capacity_command
+from poise_lab.tune.capacity import (
     AT_ONCE_MAX,
     KINDS,
     Result,
@@ -25,8 +25,8 @@ from poise.tune.capacity import (
     search,
     slots_for,
 )
-from poise.tune.capacity_command import Measuring
-from poise.tune.children import CannotMeasure
+from poise_lab.tune.capacity_command import Measuring
+from poise_lab.tune.children import CannotMeasure
 
 TARGETS = [parse_target(text) for text in DEFAULT_TARGETS]
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from poise.cli import app
-from poise.tune import capacity_command, command, tunedfile
-from poise.tune.evidence import Evidence, read_evidence
+from poise_lab.tune import capacity_command, command, tunedfile
+from poise_lab.tune.evidence import Evidence, read_evidence
 from tests.bench.test_command import TEXT
 from tests.tune.fakes import Clock, FakeMeasures, live, passes
 from tests.tune.test_tunedfile import ORIGIN, evidence

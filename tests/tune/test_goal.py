@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from poise.scenarios.files import InputError
-from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Measured, count_failed, parse_goal
-from poise.tune.loop import judge_passes
+from poise_lab.scenarios.files import InputError
+from poise_lab.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, Measured, count_failed, parse_goal
+from poise_lab.tune.loop import judge_passes
 from tests.tune.fakes import figure, live, passes
 
 GOAL = parse_goal(DEFAULT_TARGET, DEFAULT_GUARDS)

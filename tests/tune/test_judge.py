@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from poise.bench.comparison import Estimate
-from poise.bench.rounds import OURS, THEIRS, ScenarioSource
 from poise.config import LoadedSettings, load
-from poise.scenarios.parser import parse_scenario
-from poise.tune import children, judge, measures
-from poise.tune.children import CannotMeasure, server_toml
-from poise.tune.judge import LiveJudge
-from poise.tune.knobs import Changes
-from poise.tune.loop import judge_passes
-from poise.tune.measures import PassJudge
-from poise.tune.passes import Line
+from poise_lab.bench.comparison import Estimate
+from poise_lab.bench.rounds import OURS, THEIRS, ScenarioSource
+from poise_lab.scenarios.parser import parse_scenario
+from poise_lab.tune import children, judge, measures
+from poise_lab.tune.children import CannotMeasure, server_toml
+from poise_lab.tune.judge import LiveJudge
+from poise_lab.tune.knobs import Changes
+from poise_lab.tune.loop import judge_passes
+from poise_lab.tune.measures import PassJudge
+from poise_lab.tune.passes import Line
 from tests.bench.test_command import TEXT
 
 SOURCE = ScenarioSource(parse_scenario(TEXT, "mixed.toml"), "mixed.toml", TEXT)

@@ -8,7 +8,7 @@ import pytest
 
 from poise.config import LoadedSettings, load
 from poise.config.catalogue import catalogue
-from poise.tune.knobs import knobs, pools_of, selected, stage_of
+from poise_lab.tune.knobs import knobs, pools_of, selected, stage_of
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs" / "tuning.md").read_text()
 

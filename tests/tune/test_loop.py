@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from poise.tune.children import CannotMeasure
-from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, parse_goal
-from poise.tune.knobs import Knob
-from poise.tune.loop import Tuner
+from poise_lab.tune.children import CannotMeasure
+from poise_lab.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, parse_goal
+from poise_lab.tune.knobs import Knob
+from poise_lab.tune.loop import Tuner
 from tests.tune.fakes import Clock, FakeMeasures, live, passes
 
 THREADS = Knob("engine.threads", "engine", 0, (1, 2), ("short",))

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from poise.config import load
-from poise.scenarios.files import InputError
-from poise.tune import tunedfile
-from poise.tune.evidence import Evidence, read_evidence
-from poise.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, parse_goal
-from poise.tune.knobs import Knob
-from poise.tune.loop import Tuner
+from poise_lab.scenarios.files import InputError
+from poise_lab.tune import tunedfile
+from poise_lab.tune.evidence import Evidence, read_evidence
+from poise_lab.tune.goal import DEFAULT_GUARDS, DEFAULT_TARGET, parse_goal
+from poise_lab.tune.knobs import Knob
+from poise_lab.tune.loop import Tuner
 from tests.tune.fakes import Clock, FakeMeasures, live, passes
 
 ORIGIN: dict[str, Any] = {

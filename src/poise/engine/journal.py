@@ -1,7 +1,7 @@
 """The flight recorder: the last steps' inputs, plans and results, without prompts or tokens.
 
 It holds what `Scheduler` was called with and what it answered, in order, and the policy it was built from. So a dump shows what
-the scheduler knew and decided; and one that has lost nothing can be run again (`poise.sim.replay`), as a scheduler depends
+the scheduler knew and decided; and one that has lost nothing can be run again (`poise_lab.sim.replay`), as a scheduler depends
 on nothing else.
 
 The keys of blocks are what is large in it: one for each eight tokens of a prompt. So many are kept as a budget allows; of a

@@ -1,7 +1,7 @@
 """The engine's ports: what the loop needs from the world.
 
 Live adapters: `poise.llama.running.runner.LlamaRunner`, `poise.worker.engine.process` (socket, monotonic clock).
-Simulated adapters: `poise.sim`. Both runners pass one contract suite (tests/contract)."""
+Simulated adapters: `poise_lab.sim`. Both runners pass one contract suite (tests/contract)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from poise.bench.prompts import malformed_body
+from poise_lab.bench.prompts import malformed_body
 from tests.attacks.kinds.kind import kind
 from tests.attacks.peer import Peer, Site, ask
 

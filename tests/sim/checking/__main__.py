@@ -12,12 +12,12 @@ from typing import Annotated
 import typer
 
 from poise.config import Settings
-from poise.scenarios.model import Scenario
-from poise.scenarios.parser import find_scenario, load_scenario
-from poise.sim.command import USAGE_ERROR, write_journal
-from poise.sim.costs import Costs, load_costs
-from poise.sim.report import Totals
-from poise.sim.simulate import Options, SimulationFailure
+from poise_lab.scenarios.model import Scenario
+from poise_lab.scenarios.parser import find_scenario, load_scenario
+from poise_lab.sim.command import USAGE_ERROR, write_journal
+from poise_lab.sim.costs import Costs, load_costs
+from poise_lab.sim.report import Totals
+from poise_lab.sim.simulate import Options, SimulationFailure
 from tests.sim.checking.faults import Fault, parse_faults
 from tests.sim.checking.simulate import simulate
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from poise.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment, rng_of
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
 from poise.scheduler.power import NO_LIMITS, Background, PowerLimits
 from poise.scheduler.request import Control, Hold, RequestClass
-from poise.sim.world import TEMPLATE, segment_tokens
 from poise.wire import to_engine
+from poise_lab.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment, rng_of
+from poise_lab.sim.world import TEMPLATE, segment_tokens
 
 NS_PER_S = 1_000_000_000
 

@@ -1,4 +1,4 @@
-"""Run a scenario as `poise.sim.simulate` does, with faults, and with every invariant asked after every step."""
+"""Run a scenario as `poise_lab.sim.simulate` does, with faults, and with every invariant asked after every step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,13 +6,13 @@ from hashlib import blake2b
 
 from poise.config import Settings
 from poise.engine.blackbox import read_words
-from poise.scenarios.model import Scenario
 from poise.scheduler.admission import cells_max
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.scheduler import Scheduler
-from poise.sim.runner import VirtualClock
-from poise.sim.simulate import Life, Options, Simulation, SimulationFailure, pool_infos, sim_policy
 from poise.wire import messages as wire
+from poise_lab.scenarios.model import Scenario
+from poise_lab.sim.runner import VirtualClock
+from poise_lab.sim.simulate import Life, Options, Simulation, SimulationFailure, pool_infos, sim_policy
 from tests.scheduler.books import check_scheduler
 from tests.sim.checking.checkers import Checkers
 from tests.sim.checking.faults import EngineCrash, Fault, Faults

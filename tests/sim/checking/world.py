@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
-from poise.scenarios.model import RequestStream, Scenario
 from poise.scheduler.power import FULL_PPM, Background
 from poise.scheduler.request import Control, Hold
-from poise.sim.runner import VirtualClock
-from poise.sim.simulate import Options
-from poise.sim.world import NextRequest, World
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.changes import ChangeKind
 from poise.wire.to_engine import Accounts
+from poise_lab.scenarios.model import RequestStream, Scenario
+from poise_lab.sim.runner import VirtualClock
+from poise_lab.sim.simulate import Options
+from poise_lab.sim.world import NextRequest, World
 from tests.sim.checking.faults import UNLIMITED, Arriving, Faults, Live
 from tests.sim.checking.witness import Witness
 
