@@ -11,9 +11,9 @@ from poise.scheduler.planning.budget import CHANGE_STEPS, BatchShape, CostModel
 from poise.scheduler.planning.plan import StepPlan
 from poise.scheduler.policy import StorePolicy
 from poise.scheduler.power import FULL_PPM, NO_LIMITS, SAVED_NS, Background, Duty, PowerLimits
-from poise.scheduler.request import Preempted, PreemptionReason
+from poise.scheduler.request import Preempted, PreemptionReason, RequestClass
 from poise.scheduler.scheduler import Scheduler
-from tests.scheduler.driver import BACKGROUND, COST, Driver, policy
+from tests.scheduler.driver import BACKGROUND, COST, INTERACTIVE, Driver, policy
 
 HALF = PowerLimits(duty_ppm=FULL_PPM // 2)
 
@@ -112,6 +112,26 @@ def test_steps_shrink_with_the_duty() -> None:
     assert lengths[0] > 250_000
     assert 100_000 < lengths[1] <= 150_000
     assert lengths[2] <= 80_000  # a quantum is the least
+
+
+@pytest.mark.parametrize("request_class", [INTERACTIVE, BACKGROUND])
+def test_short_steps_are_taken_in_turns(request_class: RequestClass) -> None:
+    """Rows that do not fit into one go in several, evenly, and a prompt beside them has its part; no step is longer."""
+    d = Driver(Scheduler(policy(slots=16, background_slots=16)))
+    ids = [d.add(10, 100, f"t{n}", request_class) for n in range(12)]
+    while not all(n_output(d, i) for i in ids):
+        d.step()
+    step_us = int(COST.fixed_us + 5.5 * COST.decode_us)
+    d.scheduler.limit(PowerLimits(step_us=step_us))
+    before, late, n_steps = [n_output(d, i) for i in ids], d.add(400, 5, "late", request_class), 0
+    while not n_output(d, late):
+        (batch,) = step(d).batches
+        assert batch.predicted_us <= 1.2 * step_us
+        n_steps += 1
+    got = [n_output(d, i) - n for i, n in zip(ids, before, strict=True)]
+    assert max(got) - min(got) <= 1
+    assert 4 * n_steps <= 2 * sum(got) <= 6 * n_steps
+    finish(d)
 
 
 def test_few_rows_at_once() -> None:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def create_app(
     _put_on_record(audit, metrics, tasks, degradation, keys)
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
-    check = _checks(degradation, power := PowerWatch(settings, engine, metrics.power))
+    check = partial(_check, (degradation, power := PowerWatch(settings, engine, metrics.power)))
     local = LocalModel(settings, model_name, engine, text, metrics) if settings.engine.enabled else None
     models = assemble(settings, model_name, local, audit, ledger, text.jobs, metrics)
     every = {**models.backends, **(backends or {})}
@@ -174,14 +174,10 @@ def _put_on_record(audit: Audit, metrics: GatewayMetrics, tasks: Tasks, degradat
         keys.on_change = audit.keys_changed
 
 
-def _checks(degradation: Degradation, power: PowerWatch) -> Callable[[RequestClass], None]:
-    """Whether there is a place for a new request of a class."""
-
-    def check(request_class: RequestClass) -> None:
-        degradation.check(request_class)
-        power.check(request_class)
-
-    return check
+def _check(asked: Sequence[Degradation | PowerWatch], request_class: RequestClass) -> None:
+    """Raises ApiError where one of them has no place for a new request of the class."""
+    for one in asked:
+        one.check(request_class)
 
 
 def _looks(

@@ -202,7 +202,6 @@ def test_a_file_that_blocks_holds_nobody_up(tmp_path: Path) -> None:
     now_s[0] += STUCK_S
     sampling.ask()
     assert done.wait(10)
-    sampling.stop()
     sampling.read()
     assert sampling.readings()[K.QUOTA].value == 1.0
     assert sampling.readings()[K.CLOCK].quality is Quality.ABSENT

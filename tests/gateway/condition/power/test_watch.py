@@ -42,10 +42,10 @@ class Watched:
     def __init__(self, **power: Any) -> None:
         self.now_s = 1000.0
         self.source, self.engine = Source(), FakeEngine()
-        self.metrics = PowerMetrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
         settings = Settings(power=PowerSettings(**power))
         sampling = Inline([Probe(tuple(Kind), self.source.read)], clock=self.clock)
-        self.watch = PowerWatch(settings, self.engine, self.metrics, sampling, self.clock, lambda: 0)
+        self.watch = PowerWatch(settings, self.engine, PowerMetrics(self.registry), sampling, self.clock, lambda: 0)
 
     def clock(self) -> float:
         return self.now_s
@@ -55,6 +55,9 @@ class Watched:
         for _ in range(seconds):
             self.now_s += 1.0
             self.watch.look()
+
+    def sample(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
 
     def refused(self, request_class: RequestClass) -> ApiError | None:
         try:
@@ -105,28 +108,30 @@ def test_energy_is_counted_with_its_quality() -> None:
     for n in range(10):
         watched.engine.state.status = changed(busy, steps=StepFigures(parts_us={"forward": (n + 1) * 500_000}))
         watched.pass_time(1)
-    assert watched.metrics.figures.joules == {("package_power", "estimated"): pytest.approx(40.0)}
+    assert watched.watch.joules == {("package_power", "estimated"): pytest.approx(40.0)}
     assert watched.watch.watts_busy == pytest.approx(4.0)
     watched.pass_time(6, package_power=10.0)
-    assert watched.metrics.figures.joules["package_power", "measured"] == pytest.approx(10.0, abs=60)
-    assert watched.metrics.figures.watts["package_power"] == (10.0, "measured")
+    assert watched.watch.joules["package_power", "measured"] == pytest.approx(50.0)  # it is known a second later
+    assert watched.sample("poise_power_watts", source="package_power", quality="measured") == 10.0
+    assert watched.sample("poise_power_watts", source="package_power", quality="estimated") is None
+    assert watched.sample("poise_energy_joules_total", source="package_power", quality="measured") == pytest.approx(50.0)
     watched.now_s += 3600
-    before = dict(watched.metrics.figures.joules)
+    before = dict(watched.watch.joules)
     watched.watch.look()
-    assert watched.metrics.figures.joules == before
+    assert watched.watch.joules == before
 
 
 def test_an_idle_models_pages_are_given_back_once() -> None:
     """After the time, and again after the next request; never while something is live, or there is no engine."""
     watched = Watched(idle_release_s=30.0)
     watched.pass_time(29)
-    assert watched.metrics.figures.n_releases == 0
+    assert watched.sample("poise_idle_releases_total") == 0
     watched.pass_time(10)
     assert watched.engine.state.is_released
-    assert watched.metrics.figures.n_releases == 1
+    assert watched.sample("poise_idle_releases_total") == 1
     watched.engine.state.is_released = False
     watched.pass_time(60)
-    assert watched.metrics.figures.n_releases == 2
+    assert watched.sample("poise_idle_releases_total") == 2
 
 
 def test_readings_are_values() -> None:

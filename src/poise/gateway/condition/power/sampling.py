@@ -56,10 +56,6 @@ class Sampling:
         absent = {kind: Reading(kind, None, 0.0, Quality.ABSENT) for kind in Kind}
         return absent | {k: Reading(k, value, ages[k]) for k, (value, _) in found.items() if ages[k] <= AGE_MAX_S}
 
-    def stop(self) -> None:
-        wanted, self._wanted, self._thread = self._wanted, threading.Event(), None
-        wanted.set()
-
     def read(self, wanted: threading.Event | None = None) -> None:
         """Read what is due, one after the other."""
         for source in self._sources:

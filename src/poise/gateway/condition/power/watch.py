@@ -76,6 +76,8 @@ class PowerWatch:
         self._attributed = (0.0, 0.0)
         """Joules of busy time, and the seconds of it."""
         self._last_live_s = clock()
+        self.joules: dict[tuple[str, str], float] = {}
+        """By source and quality, of the times in which it was known."""
         self.limits = Limits()
 
     @property
@@ -109,7 +111,7 @@ class PowerWatch:
     def body(self) -> PowerBody:
         """As /status shows it."""
         now = self.limits
-        joules = {f"{source}, {quality}": round(spent, 1) for (source, quality), spent in self._metrics.figures.joules.items()}
+        joules = {f"{source}, {quality}": round(spent, 1) for (source, quality), spent in self.joules.items()}
         rows = [
             ReadingRow(r.kind.value, None if r.value is None else round(r.value, 3), r.unit, r.quality.value, round(r.age_s, 1))
             for r in self._readings.values()
@@ -141,16 +143,16 @@ class PowerWatch:
 
     def _count(self, elapsed_s: float, busy_ppm: int) -> None:
         """Energy is added up while power is known; a request's part of it by how long it was computed for."""
-        figures = self._metrics.figures
-        figures.state, figures.duty = self.limits.state.value, self.limits.engine.duty_ppm / FULL_PPM
-        figures.watts = {kind.value: (self._readings[kind].value, self._readings[kind].quality.value) for kind in _WATTS}
+        watts_by = {kind.value: (self._readings[kind].value, self._readings[kind].quality.value) for kind in _WATTS}
+        self._metrics.stands(self.limits.state.value, self.limits.engine.duty_ppm / FULL_PPM, watts_by)
         if not 0 < elapsed_s <= GAP_S:
             return
         whole = 0.0
         for kind in _WATTS:
             if (watts := self._readings[kind].value) is not None:
                 key = (kind.value, self._readings[kind].quality.value)
-                figures.joules[key] = figures.joules.get(key, 0.0) + watts * elapsed_s
+                self.joules[key] = self.joules.get(key, 0.0) + watts * elapsed_s
+                self._metrics.spent(*key, watts * elapsed_s)
                 whole += watts if kind is not Kind.BATTERY_POWER else 0.0
         if whole and busy_ppm:
             joules, seconds = self._attributed
@@ -169,4 +171,4 @@ class PowerWatch:
         after_s, state = self._settings.idle_release_s, self._engine.state
         if after_s and state.phase is EnginePhase.READY and not state.is_released and now_s - self._last_live_s >= after_s:
             self._engine.release()
-            self._metrics.figures.n_releases += 1
+            self._metrics.released()
