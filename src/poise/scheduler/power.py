@@ -42,6 +42,15 @@ class PowerLimits:
         target_us = max(1, target_us * self.duty_ppm // FULL_PPM)
         return min(target_us, self.step_us) if self.step_us else target_us
 
+    def rows(self, itl_us: int, fixed_us: float, decode_us: float) -> int:
+        """Interactive requests that may run at once; 0: no limit. Where rows take turns, so many that each has its token in time,
+        with a step for a prompt in between; at least one."""
+        if not self.step_us:
+            return self.row_limit
+        row_us = decode_us + fixed_us / max(1, (self.step_us - fixed_us) // max(1.0, decode_us))
+        most = max(1, int((itl_us * self.duty_ppm / FULL_PPM - self.step_us) / max(1.0, row_us)))
+        return min(most, self.row_limit or most)
+
     def stretched(self, duration_us: int) -> int:
         """How long it takes to compute for so long."""
         return duration_us * FULL_PPM // self.duty_ppm

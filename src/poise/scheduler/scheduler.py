@@ -179,8 +179,11 @@ class Scheduler:
         self._lower()
 
     def _lower(self) -> None:
-        books, rows = self._books, self._books.power.row_limit
-        books.limits = admission.lowered(self._policy.classes, *self._shares, rows)
+        """The limits of classes as they are now; costs that were learnt are part of them."""
+        books, itl_us = self._books, self._policy.classes[RequestClass.INTERACTIVE].itl_target_us
+        rows = [books.power.rows(itl_us, model.fixed_us, model.decode_us) for model in books.models.values()]
+        books.row_limit = min(rows)
+        books.limits = admission.lowered(self._policy.classes, *self._shares, books.row_limit)
 
     def accounts(self, now_ns: int) -> list[Account]:
         """What a scheduler after this one has to know of accounts; without those of erased tenants. Modifies nothing."""
@@ -228,6 +231,8 @@ class Scheduler:
             self._bottleneck.note(Limit.POWER, now_ns)
             return StepPlan(self._step, (), (), min([resumes_ns, *(at_ns for at_ns, _ in self._deadlines[:1])]))
         self._life.move_outgrown()
+        if self._books.power.step_us:
+            self._lower()
         if self._books.power.background is Background.PARK:
             self._park()
         self._placement.close_holes()
@@ -265,11 +270,12 @@ class Scheduler:
     def wait_estimate_us(self, request_class: RequestClass) -> int:
         """Estimated wait, until it gets a slot, of a request of the class that arrived now."""
         books = self._books
-        if self._n_new(request_class) == 0 and any(pool.n_free for pool in books.pools.values()):
+        has_rows = books.has_rows(request_class)
+        if self._n_new(request_class) == 0 and has_rows and any(pool.n_free for pool in books.pools.values()):
             return 0
         limits = books.limits[request_class]
         left = {
-            name: min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
+            name: has_rows * min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
             for name, pool in books.pools.items()
         }
         return books.power.stretched(self._waits.estimate_us(request_class, books.queues, books.running[request_class], left))

@@ -99,7 +99,8 @@ class CheckedWorld(World):
 
     def _next_ns(self, wait_until_ns: int | None) -> int | None:
         """Also the next strike, while there is something that it can strike."""
-        pauses = self._power.background != Background.RUN or (self._power.duty_ppm < FULL_PPM and wait_until_ns is not None)
+        limits = self._power.limits
+        pauses = limits.background is not Background.RUN or (limits.duty_ppm < FULL_PPM and wait_until_ns is not None)
         if self._in_flight and not (self._held or self._stalled or pauses):  # else all of it may stand behind something paused
             raise AssertionError(f"the engine rests while requests {list(self._in_flight)[:10]} could run")
         next_ns, strikes_ns = super()._next_ns(wait_until_ns), self._faults.next_ns

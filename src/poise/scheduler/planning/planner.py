@@ -45,13 +45,15 @@ class Books:
     limits: dict[RequestClass, ClassPolicy]
     """The classes' policies with as many queue places and slots as they may have now."""
     power: PowerLimits = NO_LIMITS
+    row_limit: int = 0
+    """Interactive requests that may run at once; 0: no limit."""
     background_credit_us: float = 0.0
     """Compute owed to background work (positive) or had in advance (negative)."""
     heavy_saved_us: float = 0.0
     """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
     quantum_saved_us: float = 0.0
-    prompt_first: dict[RequestClass, bool] = field(default_factory=lambda: dict.fromkeys(RequestClass, False))
-    """With `power.step_us`: a prompt of the class found no room in the last step."""
+    turns: dict[RequestClass, int] = field(default_factory=lambda: dict.fromkeys(RequestClass, 0))
+    """With `power.step_us`: decodes since prompts of the class came first."""
     """Budget that background's first prompt has saved up for a quantum."""
 
     def runs(self, request_class: RequestClass) -> bool:
@@ -60,7 +62,7 @@ class Books:
 
     def has_rows(self, request_class: RequestClass) -> bool:
         """Whether one more request of the class may run: interactive ones are counted without the background's."""
-        first, limit = self.running[RequestClass.INTERACTIVE], self.power.row_limit
+        first, limit = self.running[RequestClass.INTERACTIVE], self.row_limit
         n_rows = len(first) if request_class is RequestClass.INTERACTIVE else sum(map(len, self.running.values()))
         return not limit or n_rows < limit
 
@@ -139,20 +141,22 @@ class PlanningPass:
 
     def _take_turns(self, request_class: RequestClass) -> None:
         """Where a longer step would be cut into pieces: as many decodes as fit, who waits longest first; a prompt that has no
-        room beside them has every other step."""
-        running, models, budget = self.books.running[request_class], self.books.models, self.budget
-        prompt_first = self.books.prompt_first[request_class]
-        if prompt_first:
+        room beside them comes when each of them has had a turn."""
+        books, budget, running = self.books, self.budget, self.books.running[request_class]
+        decoding = [s for s in running.values() if s.is_decoding]
+        prompts_first = books.turns[request_class] >= len(decoding)
+        if prompts_first:
             self._prompts(request_class, quantum=request_class is RequestClass.INTERACTIVE or not self._chosen)
-        for request_id, sequence in list(running.items()):
-            if self._chosen and budget.left_us < budget.entry_us(sequence.pool) + models[sequence.pool].decode_us:
+            books.turns[request_class] = 0
+        for sequence in decoding:
+            if self._chosen and budget.left_us < budget.entry_us(sequence.pool) + books.models[sequence.pool].decode_us:
                 break
             self._decode([sequence])
-            if request_id in self._chosen:
-                running[request_id] = running.pop(request_id)
-        if not prompt_first:
+            request_id = sequence.request.request_id
+            running[request_id] = running.pop(request_id)
+            books.turns[request_class] += 1
+        if not prompts_first:
             self._prompts(request_class, quantum=not self._chosen)
-        self.books.prompt_first[request_class] = not prompt_first and self._next_prompt(request_class) is not None
 
     def _set_apart(self, sequence: Sequence) -> None:
         """A suspect costs a call of its own."""
@@ -313,7 +317,7 @@ class PlanningPass:
             return min(saved, room)
         n_tokens = min(room, self.books.models[pool].prompt_tokens_within(left_us, start))
         if n_tokens < least:
-            return least if quantum or self._saved_quantum(sequence, start, least, left_us) else 0
+            return least if quantum or (not limited and self._saved_quantum(sequence, start, least, left_us)) else 0
         if not limited and pending - n_tokens < least and pending <= room:  # a crumb left over would cost the first token a step
             return pending
         return n_tokens

@@ -158,7 +158,8 @@ def test_a_quota_of_less_than_a_core() -> None:
     host = Host(battery_threads=8)
     limits = host.look(quota=0.5)
     assert (limits.engine.duty_ppm, limits.engine.step_us, limits.threads) == (400_000, 40_000, 1)
-    assert host.look(quota_throttled=0.3).engine.duty_ppm == 350_000
+    assert host.look(quota_throttled=0.1).engine.duty_ppm == 400_000
+    assert host.look(quota_throttled=0.3).engine.duty_ppm == 380_000
     assert host.look(20).engine.duty_ppm == 200_000
     assert host.look(quota_throttled=0.0).engine.duty_ppm == 210_000
     assert host.look(30).engine.duty_ppm == 400_000

@@ -111,10 +111,10 @@ def test_energy_is_counted_with_its_quality() -> None:
     assert watched.watch.joules == {("package_power", "estimated"): pytest.approx(40.0)}
     assert watched.watch.watts_busy == pytest.approx(4.0)
     watched.pass_time(6, package_power=10.0)
-    assert watched.watch.joules["package_power", "measured"] == pytest.approx(50.0)  # it is known a second later
+    assert watched.watch.joules["package_power", "measured"] == pytest.approx(10.0)  # idle, it is read every five seconds
     assert watched.sample("poise_power_watts", source="package_power", quality="measured") == 10.0
     assert watched.sample("poise_power_watts", source="package_power", quality="estimated") is None
-    assert watched.sample("poise_energy_joules_total", source="package_power", quality="measured") == pytest.approx(50.0)
+    assert watched.sample("poise_energy_joules_total", source="package_power", quality="measured") == pytest.approx(10.0)
     watched.now_s += 3600
     before = dict(watched.watch.joules)
     watched.watch.look()

@@ -33,7 +33,8 @@ QUOTA_PART_PPM = 800_000
 """Of a quota of less than a core: the rest is for the gateway and the text workers, which are in the same group."""
 PERIOD_US = 100_000
 """Of quotas, unless somebody has changed it: a step that is longer than its part of one is cut into pieces by the system."""
-THROTTLED_MOST_PPM, QUOTA_DOWN_PPM, QUOTA_UP_PPM = 100_000, 50_000, 10_000
+USED_UP_PPM = 100_000
+"""Part of the periods that may be used up: two steps in one do so by a hair, and without any the quota would not be used."""
 PRESSURE_HIGH, PRESSURE_LOW = 10.0, 1.0
 PRESSURE_STEP_S, PRESSURE_CALM_S = 5.0, 60.0
 RETRY_BATTERY_S, RETRY_HEAT_S, RETRY_DEGREE_S = 600.0, 30.0, 5.0
@@ -198,8 +199,7 @@ class Governor:
             return FULL_PPM
         most = min(FULL_PPM, int(quota * QUOTA_PART_PPM)) if quota < 1 else FULL_PPM
         if throttled is not None:
-            over = int(throttled * FULL_PPM) > THROTTLED_MOST_PPM
-            self._quota_ppm += -QUOTA_DOWN_PPM if over else QUOTA_UP_PPM
+            self._quota_ppm += (USED_UP_PPM - int(throttled * FULL_PPM)) // 10
         self._quota_ppm = max(most // 2, DUTY_MIN_PPM, min(most, self._quota_ppm))
         return self._quota_ppm
 
