@@ -117,7 +117,7 @@ def test_steps_shrink_with_the_duty() -> None:
 @pytest.mark.parametrize("request_class", [INTERACTIVE, BACKGROUND])
 def test_short_steps_are_taken_in_turns(request_class: RequestClass) -> None:
     """Rows that do not fit into one go in several, evenly, and a prompt beside them has its part; no step is longer."""
-    d = Driver(Scheduler(policy(slots=16, background_slots=16)))
+    d = Driver(Scheduler(policy(slots=16, background_slots=16, itl_us=1_000_000)))
     ids = [d.add(10, 100, f"t{n}", request_class) for n in range(12)]
     while not all(n_output(d, i) for i in ids):
         d.step()
