@@ -21,7 +21,7 @@ TESTS := $(if $(ARGS),$(BIN)/python -m pytest $(ARGS),$(FAST) && $(SLOW))
 # pytest rewrites the tests' modules, and more than a hundred processes that they start import the sources: compiled once is enough.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test check lint format types contracts fast bench sim siege egress structured clients engine engine-rebuild model clean
+.PHONY: help serve test check lint format types contracts fast bench sim siege egress edge structured clients engine engine-rebuild model clean
 
 help:
 	@echo "make serve    set up, then serve the default model on 127.0.0.1:8000   (ARGS=\"--port 9000 --model any.gguf\")"
@@ -31,6 +31,7 @@ help:
 	@echo "make sim      the scheduler under every fault, in virtual time           (SIM_RUNS=20 for a short one)"
 	@echo "make siege    every attack at once on a server of its own, beside four polite tenants   (ARGS=\"--minutes 3 --seed 7\")"
 	@echo "make egress   does anything sensitive leave: every place of a request, every trigger, 10,000 drawn cases"
+	@echo "make edge     are memory, half a core, a duty and rest kept to; root and control groups  (ARGS=\"--seconds 60\")"
 	@echo "make structured   are structured answers of a running server valid, and what do they cost   (ARGS=\"URL --rounds 8\")"
 	@echo "make clients  others' clients against a real server, each in an environment of its own   (ARGS=\"openai llm\")"
 	@echo "make format   format and fix what can be fixed"
@@ -73,6 +74,9 @@ siege: $(VENV)/.base $(VENV)/.engine $(VENV)/.model
 
 egress: $(VENV)/.dev
 	EGRESS_CASES=10000 $(BIN)/python -m pytest -q tests/egress $(ARGS)
+
+edge: $(VENV)/.dev $(VENV)/.engine $(VENV)/.model
+	@$(BIN)/python scripts/measure_edge.py $(ARGS)
 
 structured: $(VENV)/.dev
 	@$(BIN)/python scripts/measure_structured.py $(ARGS)

@@ -237,6 +237,9 @@ GROWING = (
     ),
     Growing("gateway.supervision.blame:Quarantine", "reports of requests that engines died of", "100, some 600 bytes each"),
     Growing("gateway.condition.history:History", "ten minutes of samples", "600, some 2 kB each"),
+    Growing("gateway.condition.power.sources:Sources", "counters of sensors and control groups", "one for each that there is"),
+    Growing("gateway.condition.power.sampling:Sampling", "the last reading of each kind", "one for each kind"),
+    Growing("gateway.condition.power.watch:PowerWatch", "the same, as it was judged", "one for each kind"),
     Growing("gateway.condition.levels:Levels", "crashes", "those within `levels.crash_window_s`"),
     Growing(
         "gateway.supervision.supervisor:Supervisor",

@@ -68,6 +68,7 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "gateway/supervision/preflight.py",
         "gateway/serve.py",
         "gateway/condition/degradation.py",
+        "gateway/condition/power/sources.py",
         "commands/doctor.py",
         "commands/model_files.py",
         "commands/settings.py",
@@ -77,8 +78,8 @@ def test_only_the_engine_process_binds_the_loop_to_llama_cpp() -> None:
         "poise_lab/tune/capacity_command.py",
         "poise_lab/tune/evidence.py",
         "poise_lab/tune/tunedfile.py",
-    }  # preflight: in a child; serve: free memory; degradation: usable cores; commands: `poise fit` reads a header; tune: its
-    # child times passes; the record of capacity, digests, atomic files
+    }  # preflight: in a child; serve: free memory; degradation, power: usable cores, quotas; commands: `poise fit` reads a
+    # header; tune: its child times passes; the record of capacity, digests, atomic files
     assert allowed <= {named(path) for path in MODULES}, "an exception for a module that is not there"
     for path in MODULES:
         name = named(path)

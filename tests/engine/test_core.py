@@ -12,9 +12,9 @@ from poise.engine.blackbox import BoxWriter
 from poise.engine.execution import Execution
 from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
-from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StoreSlot
+from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StepResult, StoreSlot
 from poise.scheduler.policy import CostPrior
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Event, RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
 from poise.wire import to_engine
@@ -259,3 +259,31 @@ def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
     assert (result.carried_us, result.carried_cells) == (300, 100)
     assert (result.stored, result.unstored) == (((7, 6400),), (8,))
     assert (execution.kv_ns, execution.forward_ns, execution.sample_ns) == (clock.now_ns() - before_ns, 0, 0) == (900_000, 0, 0)
+
+
+def test_a_step_takes_what_the_process_computed_since_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done between two steps is paused for as well; what a rest has taken is nobody's."""
+    bench, cpu_ns, told = Bench(), [7_000_000_000], list[int]()
+    bench.engine.cpu_ns = lambda: cpu_ns[0]
+    complete, execute, send = bench.scheduler.complete, bench.runner.execute, bench.mail.send
+
+    def executed(pool: str, rows: Sequence[Row]) -> list[Sampled]:
+        cpu_ns[0] += 5_000
+        return execute(pool, rows)
+
+    def sent(message: wire.ToGateway) -> None:
+        cpu_ns[0] += 300 if isinstance(message, wire.Step) else 0
+        send(message)
+
+    def completed(plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
+        told.extend([result.busy_ns] if plan.batches else [])
+        return complete(plan, result, now_ns)
+
+    monkeypatch.setattr(bench.runner, "execute", executed)
+    monkeypatch.setattr(bench.mail, "send", sent)
+    monkeypatch.setattr(bench.scheduler, "complete", completed)
+    for request_id in (1, 2):
+        bench.submit(request_id, prompt(1, 10), 3)
+        bench.run()
+        cpu_ns[0] += 10**9
+    assert told == [5_000, 5_300, 5_300] * 2

@@ -50,7 +50,7 @@ from poise.wire.messages import (
     TokenLogprob,
 )
 from poise.wire.status import Status
-from poise.wire.to_engine import SamplingParams, Submit
+from poise.wire.to_engine import Power, SamplingParams, Submit
 from poise.worker.text.chat_template import ChatTemplate
 from poise.worker.text.desk import Desk, vocabulary
 from poise.worker.text.tokeniser import Tokeniser
@@ -175,6 +175,7 @@ class FakeEngine:
         """Requests of each class that have not begun."""
         self.held: list[tuple[int, str]] = []
         self.adjusted: list[tuple[float, float]] = []
+        self.limited: list[Power] = []
         self.settings: Settings | None = None
         """What the next engine is to be started with."""
         self.replaced: list[str] = []
@@ -256,6 +257,12 @@ class FakeEngine:
 
     def adjust(self, queue_share: float, slots_share: float) -> None:
         self.adjusted.append((queue_share, slots_share))
+
+    def limit(self, power: Power) -> None:
+        self.limited.append(power)
+
+    def release(self) -> None:
+        self.state.is_released = True
 
     def use(self, settings: Settings) -> None:
         self.settings = settings

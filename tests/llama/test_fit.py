@@ -15,7 +15,20 @@ from poise.config import ConfigError, LoadedSettings, Settings, load
 from poise.config.settings import EngineSettings, PoolSettings, PoolsSettings
 from poise.llama.files.gguf import ModelError, read_header
 from poise.llama.files.memory import PoolSpec
-from poise.llama.fitting.fit import SLACK_BYTES, Fit, check_fit, judge, pool_specs, settings_need, to_json, to_text
+from poise.llama.fitting.fit import (
+    GATEWAY_BYTES,
+    SLACK_BYTES,
+    TEXT_WORKER_BYTES,
+    Fit,
+    bytes_of,
+    check_fit,
+    judge,
+    largest,
+    pool_specs,
+    settings_need,
+    to_json,
+    to_text,
+)
 from tests.llama.gguf_files import TINY_KEYS, gguf_bytes, write_gguf
 
 MIB = 1 << 20
@@ -240,3 +253,32 @@ def test_what_helps_at_all_is_found(values: dict[str, object], model: Path) -> N
     available = settings_need(header, smallest.settings).total
     fit = judge(before, model, available=available)
     assert fit.fits or fit.advice is not None
+
+
+def test_the_largest_model_that_fits_an_amount_of_memory(tmp_path: Path) -> None:
+    """Of the files beside the one that is set, all processes counted; where none fits, what would have to be given up."""
+    big = write_gguf(tmp_path / "big.gguf", gguf_bytes(BIG_KEYS))
+    small = write_gguf(tmp_path / "small.gguf", gguf_bytes(TINY_KEYS))
+    (tmp_path / "torn.gguf").write_bytes(big.read_bytes()[:100])
+    settings = loaded({"model.path": str(small)})
+    others = GATEWAY_BYTES + settings.settings.text.workers * TEXT_WORKER_BYTES
+    enough = judge(settings, big, available=1 << 40).need.total + others
+    found = largest(settings, enough)
+    assert (found.path, found.fits, found.host) == (big, True, enough)
+    assert "big.gguf, 12 x 4096 tokens and 2 x 8192 tokens" in to_text(found)
+    assert largest(settings, enough - 1).path == small
+    none = largest(settings, others + judge(settings, small, available=1 << 40).need.total - 60 * MIB)
+    assert not none.fits
+    assert none.advice is not None
+    with pytest.raises(ModelError):
+        largest(loaded({"model.path": str(tmp_path / "elsewhere" / "none.gguf")}), enough)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("2G", 2 << 30), ("1536m", 1536 << 20), (" 1.5 GiB", 3 << 29), ("100MB", 100 << 20)]
+)
+def test_amounts_of_memory(text: str, n_bytes: int) -> None:
+    """As people write them; other words are refused with the value."""
+    assert bytes_of(text) == n_bytes
+    with pytest.raises(ValueError, match="no amount of memory"):
+        bytes_of(text + "x")

@@ -56,10 +56,11 @@ class Lab:
         self.too_large = ""
         self.system_info = ""
         self.duel: Pace | None = None
+        self.quotas: list[float] = []
 
     def chooser(self, *, progress: Callable[[float], None] = lambda _: None, **model: Any) -> Chooser:
         settings = Settings(model=ModelSettings(**model))
-        return Chooser(self.source, settings, self.does_fit, progress, room=lambda: self.memory)
+        return Chooser(self.source, settings, self.does_fit, progress, room=lambda: self.memory, quotas=lambda: self.quotas)
 
     def does_fit(self, path: Path) -> bool:
         return self.fits and not (self.too_large and f"-{self.too_large}-" in path.name)
@@ -278,6 +279,14 @@ def test_a_host_that_is_too_slow_to_check_serves_the_source(lab: Lab) -> None:
     assert "would take 300 s more" in lab.chooser().planned().reason
     lab.chooser().choose()
     assert len(lab.compared) == SLOW_STARTS
+
+
+def test_what_is_too_slow_under_a_quota_is_not_tried_again(lab: Lab) -> None:
+    """Its next start would take as long, and find the same."""
+    lab.quotas, lab.found = [0.5], {Q8: (TooSlow(300.0), FAST)}
+    chosen = lab.chooser().choose()
+    assert lab.chooser().choose() == chosen
+    assert (chosen.name, lab.compared) == (AS_IS, [Q8])
 
 
 def test_a_host_that_was_busy_at_its_first_start_decides_at_the_next(lab: Lab) -> None:

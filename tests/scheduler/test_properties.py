@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy, TenantPolicy
+from poise.scheduler.power import FULL_PPM, NO_LIMITS, Background, PowerLimits
 from poise.scheduler.request import Control, Hold, Queued, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.books import check_scheduler
@@ -137,6 +138,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver.scheduler.adjust(queue_share, slots_share)
         check_scheduler(self.driver.scheduler)
 
+    @rule(
+        rows=st.sampled_from([0, 1, 3]),
+        background=st.sampled_from(list(Background)),
+        store_ppm=st.sampled_from([0, FULL_PPM]),
+        step_us=st.sampled_from([0, 1, 30_000]),
+    )
+    def limit(self, rows: int, background: Background, store_ppm: int, step_us: int) -> None:
+        """No duty: the driver's clock knows no pauses."""
+        limits = PowerLimits(row_limit=rows, background=background, store_ppm=store_ppm, step_us=step_us)
+        self.driver.scheduler.limit(limits)
+        check_scheduler(self.driver.scheduler)
+
     @rule(pool=st.sampled_from([SHORT_POOL, LONG_POOL]))
     def declare(self, pool: str) -> None:
         self.driver.offer(40, 1, "", BACKGROUND, pins="greeting", pool=pool)
@@ -154,6 +167,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Whatever happened, the rest finishes, everything ends once and nothing is left behind."""
         driver = getattr(self, "driver", None)
         if driver is not None:
+            driver.scheduler.limit(NO_LIMITS)
             for request_id in driver.live:
                 driver.control(request_id, Control.RESUME)
                 driver.hold(request_id, Hold.RUN)

@@ -101,6 +101,12 @@ class ExactRunner:
     def threads(self) -> int:
         return 0
 
+    def limit_threads(self, most: int) -> None:
+        """It has one, whatever is said."""
+
+    def release(self) -> None:
+        """It has nothing to give."""
+
     @property
     def stored_bytes(self) -> int:
         """Bytes of all entries of the host store: their cells times `cell_bytes`."""

@@ -66,6 +66,7 @@ def run_as_json(run: ScenarioRun) -> dict[str, Any]:
                         "window_s": result.window_ns / NS_PER_S,
                         "elapsed_s": result.elapsed_ns / NS_PER_S,
                         "client_cpu_s": result.cpu_s,
+                        "joules": result.joules,
                         "late_ms_max": result.late_ns_max / 1e6,
                         "warmup": result.warmup_statuses,
                         "events": result.events,
@@ -107,6 +108,7 @@ def _notes(run: ScenarioRun, reports: Sequence[GroupReport]) -> list[str]:
         late_ms = max(result.late_ns_max for result in results) / 1e6
         if late_ms > _LATE_MS_NOTED:
             found.append(f"{side}: the client sent requests up to {late_ms:.0f} ms late; the waiting counts.")
+        found += _energy_notes(side, results)
         if summary.n_short:
             found.append(f"{side}: {summary.n_short} answers were shorter than asked for, so there was less to do.")
         if any(status != "ok" for result in results for status in result.warmup_statuses):
@@ -134,6 +136,14 @@ def _event_notes(results: Sequence[RoundResult]) -> list[str]:
     n_done = sum(1 for result in results for event in result.events if event.done)
     not_done = [f"{e.kind} at {e.at_s:g} s was not done: {e.detail}" for r in results for e in r.events if not e.done]
     return [*([f"the engine was killed {n_done} time(s)."] if n_done else []), *not_done]
+
+
+def _energy_notes(side: str, results: Sequence[RoundResult]) -> list[str]:
+    """Joules for each token of output, where the server knows its power."""
+    n_tokens = sum(record.n_output_tokens for result in results for record in result.records)
+    names = dict.fromkeys(name for result in results for name in result.joules)
+    sums = {name: sum(result.joules.get(name, 0.0) for result in results) for name in names}
+    return [f"{side}: {spent / n_tokens:.3g} J a token of output ({name})." for name, spent in sums.items() if n_tokens]
 
 
 def _client_notes(clients: Sequence[Client]) -> list[str]:

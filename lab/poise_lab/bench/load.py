@@ -28,7 +28,7 @@ from aiohttp import ClientResponse
 from poise_lab.bench.prompts import malformed_body, messages
 from poise_lab.bench.record import CANCELLED, DISCONNECTED, NS_PER_S, OK, PENDING, REFUSED, UNFINISHED, RequestRecord
 from poise_lab.bench.sse import EventDecoder, error_type
-from poise_lab.bench.target import EngineKiller, Target
+from poise_lab.bench.target import EngineKiller, Target, told_at
 from poise_lab.scenarios.model import Client, PlannedRequest, Reading, RequestStream, Scenario
 
 RETRY_PAUSE_S = 0.5
@@ -44,6 +44,7 @@ class RoundResult:
 
     window_ns  how long load was generated: `duration_s`, or less when every client ran out of requests before
     cpu_s      processor time that this client used meanwhile: it is taken from the server on a shared machine
+    joules     energy that the server says it used meanwhile, by source and quality; empty where it knows none
     events     what was done to the server: when, what, and whether it was done"""
 
     url: str
@@ -54,6 +55,7 @@ class RoundResult:
     elapsed_ns: int
     cpu_s: float
     events: "list[EventRecord]" = field(default_factory=list)
+    joules: dict[str, float] = field(default_factory=dict)
 
     @property
     def late_ns_max(self) -> int:
@@ -103,6 +105,7 @@ class RoundLoad:
     async def run(self) -> RoundResult:
         warmup = await self._warm_up()
         streams = self.scenario.requests(self.seed)
+        joules = await self._joules()
         cpu_s = time.process_time()
         self._began_ns = time.perf_counter_ns()
         async with AsyncExitStack() as stack:
@@ -122,8 +125,16 @@ class RoundLoad:
             elapsed_ns = self._now_ns()
         window_ns = min(elapsed_ns, round(self.scenario.duration_s * NS_PER_S))
         cpu_s = time.process_time() - cpu_s
+        spent = {name: value - joules.get(name, 0.0) for name, value in (await self._joules()).items()}
         url, events = self.target.url, self.events
-        return RoundResult(url, self.seed, self.records, warmup, window_ns, elapsed_ns, cpu_s, events)
+        return RoundResult(url, self.seed, self.records, warmup, window_ns, elapsed_ns, cpu_s, events, spent)
+
+    async def _joules(self) -> dict[str, float]:
+        """What the server has used so far. Servers that do not know it are asked no more than that."""
+        if "power" not in self.target.told.get("/status", {}):
+            return {}
+        power = (await told_at(self.session, self.target.url, "/status")).get("power", {})
+        return {str(name): float(value) for name, value in power.get("joules", {}).items()}
 
     async def _let_happen(self) -> None:
         """The scenario's events, in order."""

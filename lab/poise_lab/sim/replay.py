@@ -13,6 +13,7 @@ from poise.engine.journal import Entry, JournalError, plain, read_journal
 from poise.scheduler.fairness.accounts import Account
 from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
+from poise.scheduler.power import PowerLimits
 from poise.scheduler.request import Control, Hold, Request
 from poise.scheduler.scheduler import Scheduler
 
@@ -84,6 +85,8 @@ class _Replay:
                 scheduler.hold(request_id, Hold(hold), now_ns)
             case "adjust", [int() | float() as queue_share, int() | float() as slots_share]:
                 scheduler.adjust(queue_share, slots_share)
+            case "limit", [dict() as limits]:
+                scheduler.limit(_convert(limits, PowerLimits, entry.line))
             case "restore", [list() as accounts, int(at_ns)]:
                 scheduler.restore([_convert(account, Account, entry.line) for account in accounts], at_ns)
             case "forget" | "retract" | "erase", [str(name)]:

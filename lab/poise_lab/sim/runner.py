@@ -63,6 +63,12 @@ class SimRunner:
         """The pool that an entry comes from, and its cells."""
         self._open: dict[int, _Drawing] = {}
 
+    def limit_threads(self, most: int) -> None:
+        """It has one, whatever is said."""
+
+    def release(self) -> None:
+        """It has nothing to give."""
+
     @property
     def stored_bytes(self) -> int:
         return sum(n_cells * self._cell_bytes[pool] for pool, n_cells in self._entries.values())

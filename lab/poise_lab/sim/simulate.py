@@ -16,6 +16,7 @@ from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.scheduler import Scheduler
 from poise.scheduler.snapshot import Snapshot
 from poise.wire import messages as wire
+from poise.wire import to_engine
 from poise.wire.messages import PoolInfo
 from poise_lab.scenarios.model import Scenario
 from poise_lab.sim.costs import Costs
@@ -38,6 +39,7 @@ class Options:
     n_steps         after so many steps nothing new arrives, and the rest drains; 0: when the scenario ends
     keep_journal    keep every entry of the journal instead of the last ones
     template        what a chat template adds to the prompts
+    power           what may be used from the start on
     observers       are called with every entry of the journal, as it is made
     listeners       are called with every message of the engine"""
 
@@ -46,6 +48,7 @@ class Options:
     n_steps: int = 0
     keep_journal: bool = False
     template: TemplateTokens | None = None
+    power: to_engine.Power | None = None
     observers: Sequence[Observer] = ()
     listeners: Sequence[Callable[[wire.ToGateway], None]] = ()
 
@@ -113,7 +116,7 @@ def simulate(scenario: Scenario, settings: Settings, seed: int, options: Options
     """Run until every request has ended. Raises SimulationFailure when the engine breaks off."""
     options = options or Options()
     policy, clock, costs = sim_policy(settings, options.priors), VirtualClock(), options.costs
-    world = World(scenario, seed, clock, options.template, costs.way_us)
+    world = World(scenario, seed, clock, options.template, costs.way_us, options.power)
     runner = SimRunner(pool_infos(policy), clock, costs, costs.pace(seed))
     digest = blake2b(digest_size=16)
     life = Life(policy, world, clock, runner, options, digest)

@@ -111,10 +111,17 @@ class _Sent:
 class World:
     """Inbox and Outbox of a simulated engine. `drain` raises EOFError when the scenario is over and nothing is in flight.
 
-    `template`: what a server's chat template adds to prompts. `way_us`: from a client to the engine, and as long back."""
+    `template`: what a server's chat template adds to prompts. `way_us`: from a client to the engine, and as long back. `power`:
+    what may be used from the start on."""
 
     def __init__(
-        self, scenario: Scenario, seed: int, clock: VirtualClock, template: TemplateTokens | None = None, way_us: float = 0.0
+        self,
+        scenario: Scenario,
+        seed: int,
+        clock: VirtualClock,
+        template: TemplateTokens | None = None,
+        way_us: float = 0.0,
+        power: to_engine.Power | None = None,
     ) -> None:
         self.records: list[RequestResult] = []
         self.is_stopped = False
@@ -129,6 +136,8 @@ class World:
         self._answers: dict[int, list[int]] = {}
         """What conversations go on from, by the seed of the segment that repeats it."""
         self._at(0, Accounts(0, []))
+        if power is not None:
+            self._at(0, power)
         for stream in scenario.requests(seed):
             self._schedule_next(stream, 0)
 

@@ -15,15 +15,23 @@ DOES_NOT_FIT = 2
 
 
 @takes_settings("--profile", "--model")
-def fit(loaded: LoadedSettings, *, as_json: JsonForTable = False) -> None:
+def fit(
+    loaded: LoadedSettings,
+    *,
+    memory: Annotated[str, typer.Option("--memory", help="Judge for a host or group with so much in all, as in 2G.")] = "",
+    as_json: JsonForTable = False,
+) -> None:
     """Tell whether model and settings fit this host's memory.
 
-    Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed."""
+    Nothing is loaded. The status is 0 if it fits and 2 if not; then the smallest change that makes it fit is printed. With
+    --memory, all processes count, and of the models beside this one the largest is named that fits with its context and slots."""
     from poise.llama.files.gguf import ModelError
-    from poise.llama.fitting.fit import judge, to_json, to_text
+    from poise.llama.fitting.fit import bytes_of, judge, largest, to_json, to_text
 
     try:
-        result = judge(loaded)
+        result = judge(loaded) if not memory else largest(loaded, bytes_of(memory))
+    except ValueError as error:
+        raise refusal(f"poise: {error}") from error
     except ModelError as error:
         raise refusal(f"poise: {error}") from error
     typer.echo(to_json(result) if as_json else to_text(result))

@@ -136,6 +136,33 @@ class AuthSettings(Section):
     """The API key of the tenant NAME."""
 
 
+class PowerSettings(Section):
+    """Power, heat and CPU quota as budgets. What the host does not tell is not governed."""
+
+    enabled: bool = False
+    """Read the host's sensors once a second, and hold back for batteries, heat, quotas and the budget below."""
+    max_watts: Annotated[float, Field(ge=0.0, le=10_000)] = 0.0
+    """Most power of the processor's packages, by pauses between steps; 0: no budget."""
+    watts_per_thread: Annotated[float, Field(ge=0.0, le=1000)] = 0.0
+    """Power of a busy compute thread, an estimate for hosts whose power cannot be read; 0: none is made."""
+    max_celsius: Annotated[float, Field(ge=0.0, le=120)] = 0.0
+    """Temperature from which on compute is held back; 0: 5 below the system's first trip point."""
+    battery_duty: Annotated[float, Field(ge=0.1, le=1.0)] = 1.0
+    """Share of the time in which steps are computed while on battery, and in saving hours."""
+    battery_threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Most compute threads then; 0: as on mains."""
+    battery_streams: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Most requests that are computed at once then; 0: as on mains."""
+    battery_background: Literal["run", "pause", "park"] = "pause"
+    """Background work then: it runs, stands still in its slots, or is put away so that they are free."""
+    reserve_percent: Annotated[int, Field(ge=0, le=90)] = 0
+    """Charge at or below which only interactive work is taken, and none below half of it; 0: no reserve."""
+    hours: list[kinds.Hours] = []
+    """Times of the day (local) in which the server saves as on battery, as in 22:00-06:30."""
+    idle_release_s: Annotated[float, Field(ge=0.0, le=604_800)] = 0.0
+    """Time without requests after which the model's pages are given back to the system, to be read again; 0: never."""
+
+
 class AuditSettings(Section):
     enabled: bool = False
     """Write the audit log: who asked for what, when, and what came of it, as a chain that shows changes."""

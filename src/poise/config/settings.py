@@ -201,6 +201,7 @@ class Settings(Section):
     results: serving.ResultsSettings = serving.ResultsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
     levels: LevelsSettings = LevelsSettings()
+    power: serving.PowerSettings = serving.PowerSettings()
     sampling: SamplingSettings = SamplingSettings()
     metrics: serving.MetricsSettings = serving.MetricsSettings()
     telemetry: serving.TelemetrySettings = serving.TelemetrySettings()

@@ -19,6 +19,7 @@ LIMITS = {
     "compute": "compute: every step is full",
     "kv_cells": "slots and KV cells: somebody waits for one",
     "tenant_limits": "tenants' own limits",
+    "power": "power, heat or quota of the host",
     "readers": "readers that are behind",
     "none": "nothing: nobody waits",
     "idle": "idle",

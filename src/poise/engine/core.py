@@ -4,7 +4,7 @@ It owns what the scheduler must not know: token ids, the runner, the ports. It r
 a step and never interrupt one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import msgspec
@@ -52,6 +52,8 @@ class Engine:
     rss_bytes: Callable[[], int] = lambda: 0
     """Resident memory of the process, asked for when gauges are reported."""
     weights_bytes: int = 0
+    cpu_ns: Callable[[], int] = lambda: 0
+    """Processor time of the process so far; 0: it is not known, or not what limits it."""
     secret: bytes = b"poise"
     """Key of the block hashes; a live engine draws one at random."""
     execution: Execution = field(init=False)
@@ -63,10 +65,14 @@ class Engine:
     _erased: list[wire.Erased] = field(default_factory=list)
     _preparing: dict[int, str] = field(default_factory=dict)
     """Requests whose grammars are being made, with the digests that the journal has instead of them."""
+    _cpu_ns: int = 0
+    """As it stood when a step was last accounted for: what is done between two steps counts as well."""
     _n_output: int = 0
     _n_declared: int = 0
     _n_internal: int = 0
     _idle: bool = False
+    _untold: bool = False
+    """How things stand in this rest was not said yet."""
     _wake_at_ns: int | None = None
     _stopping: bool = False
     _knows_accounts: bool = False
@@ -88,6 +94,8 @@ class Engine:
             self.box.resting(self.n_steps, drain_ns)
         messages = self.inbox.drain(self._wake_at_ns, block=self._idle)
         began_ns = self.clock.now_ns()
+        if not self._live:
+            self._cpu_ns = self.cpu_ns()  # what rest took is nobody's
         self.box.planning(self.n_steps, began_ns, drained=True)
         if self._idle:
             drain_ns = began_ns  # waiting is no part of the step
@@ -114,6 +122,9 @@ class Engine:
         self.journal.record(began_ns, "plan", plan)
         planned_ns = self.clock.now_ns()
         result, sampled = self.execution.carry_out(plan)
+        if cpu_ns := self.cpu_ns():
+            result = replace(result, busy_ns=max(1, (cpu_ns - self._cpu_ns) // max(1, self.runner.threads)))
+            self._cpu_ns = cpu_ns
         now_ns = self.clock.now_ns()
         self.box.planning(plan.step, now_ns)
         self.journal.record(now_ns, "result", result)
@@ -135,8 +146,13 @@ class Engine:
     def _rest(self, plan: StepPlan, now_ns: int, *, changed: bool) -> None:
         """Nothing can run: say how things stand, once or when they have `changed`, then wait for a message or the plan's time."""
         self.journal.record(now_ns, "rest", plan)  # each one: a call that finds nothing changes the scheduler, too
-        if changed or not self._idle:
+        if not self._idle:
+            self._untold = True
+        # A pause between two steps is no news: their own reports are enough.
+        pauses = plan.wake_at_ns is not None and plan.wake_at_ns < self._reporter.due_ns
+        if changed or (self._untold and not pauses):
             self._report(self.clock.now_ns())
+            self._untold = False
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns
 
@@ -166,6 +182,13 @@ class Engine:
             case to_engine.Adjust():
                 self.journal.record(now_ns, "adjust", message.queue_share, message.slots_share)
                 self.scheduler.adjust(message.queue_share, message.slots_share)
+            case to_engine.Power():
+                self.journal.record(now_ns, "limit", message.limits)
+                self.scheduler.limit(message.limits)
+                self.runner.limit_threads(message.threads)
+            case to_engine.Release():
+                if not self._live:
+                    self.runner.release()
             case to_engine.Erase():
                 self._desk.erase(message.tenant)
                 n_entries = self.journal.erase(message.tenant)

@@ -16,6 +16,7 @@ An entry is (time, kind, values). The kinds, and the call of the scheduler that 
     control   request id, action            control
     hold      request id, hold              hold
     adjust    queue share, slots share      adjust
+    limit     PowerLimits                   limit
     restore   Accounts, their time          restore
     forget    tenant                        forget
     erase     ERASED                        erase

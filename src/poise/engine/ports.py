@@ -76,6 +76,12 @@ class Runner(Protocol):
     def threads(self) -> int:
         """Threads that compute the next pass; 0 where nothing is computed."""
 
+    def limit_threads(self, most: int) -> None:
+        """Compute with no more threads than these from now on; 0: with as many as there are."""
+
+    def release(self) -> None:
+        """Give memory back to the system that can be had again: the next pass takes longer."""
+
     @property
     def stored_bytes(self) -> int:
         """Bytes that all entries of the host store take."""

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from poise.gateway.condition.degradation import Degradation
 from poise.gateway.condition.history import History
 from poise.gateway.condition.lookout import Lookout
 from poise.gateway.condition.memory import TRIM_EVERY_S, free_bytes, give_back
+from poise.gateway.condition.power.watch import PowerWatch
 from poise.gateway.explain.explainer import Explainer
 from poise.gateway.http.addresses import AddressMiddleware
 from poise.gateway.http.guard import GuardMiddleware
@@ -63,6 +64,7 @@ from poise.gateway.tenancy.tenants import LocalOperators, Tenants
 from poise.gateway.text.tokens import TextModel, TextSlot
 from poise.metrics.early import RecoveryMetrics
 from poise.metrics.gateway import GatewayMetrics
+from poise.scheduler.request import RequestClass
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -131,23 +133,24 @@ def create_app(
     _put_on_record(audit, metrics, tasks, degradation, keys)
     lookout = Lookout(engine, records, metrics.audit, tasks, text.jobs)
     history = History(engine, metrics, degradation)
+    check = partial(_check, (degradation, power := PowerWatch(settings, engine, metrics.power)))
     local = LocalModel(settings, model_name, engine, text, metrics) if settings.engine.enabled else None
     models = assemble(settings, model_name, local, audit, ledger, text.jobs, metrics)
     every = {**models.backends, **(backends or {})}
     first, any_name = local or next(iter(every.values())), settings.model.any_name or local is None
     names = ModelNames(every, settings.aliases, any_name=any_name, patterns=models.patterns)
-    health = Health(engine, first, text.jobs, tenants, metrics, degradation, lookout, history, tasks)
+    health = Health(engine, first, text.jobs, tenants, metrics, degradation, lookout, history, tasks, power)
     metrics.streams.watch_records(records.count, lambda: records.n_bytes)
-    intake = Intake(names, tenants, metrics, records, degradation.check)
+    intake = Intake(names, tenants, metrics, records, check)
     erasers: list[Eraser] = [EngineEraser(engine), records, *models.erasers, metrics, audit]
     templates = local.templates if local is not None else Templates(settings.templates)
-    pulse = Pulse(tasks, _looks(degradation, lookout, history, records, audit))
-    explainer = Explainer(settings, engine, records, history)
+    pulse = Pulse(tasks, _looks(degradation, power, lookout, history, records, audit))
+    explainer = Explainer(settings, engine, records, history, lambda: power.watts_busy)
     operations = [
         *Generation(settings, intake, metrics.streams, audit, dialects := spoken(settings)).operations(),
         *Requests(settings, tenants, records, metrics.streams, explainer, templates).operations(),
         *Models(names, tenants).operations(),
-        *(Tokenizer(settings, names, local, tenants, degradation.check).operations() if local is not None else ()),
+        *(Tokenizer(settings, names, local, tenants, check).operations() if local is not None else ()),
         *health.operations(),
         *HistoryAnswer(history, tenants).operations(),
         *Admin(engine, JournalRoom(engine), tenants, records, audit, erasers, explainer, operators).operations(),
@@ -171,12 +174,19 @@ def _put_on_record(audit: Audit, metrics: GatewayMetrics, tasks: Tasks, degradat
         keys.on_change = audit.keys_changed
 
 
+def _check(asked: Sequence[Degradation | PowerWatch], request_class: RequestClass) -> None:
+    """Raises ApiError where one of them has no place for a new request of the class."""
+    for one in asked:
+        one.check(request_class)
+
+
 def _looks(
-    degradation: Degradation, lookout: Lookout, history: History, records: Records, audit: Audit
+    degradation: Degradation, power: PowerWatch, lookout: Lookout, history: History, records: Records, audit: Audit
 ) -> dict[str, Callable[[], None]]:
     """What looks once a second, in this order: each sample says at which level the server is."""
     return {
         "levels": degradation.look,
+        "power": power.look,
         "findings": lookout.look,
         "history": history.sample,
         "records": records.purge,

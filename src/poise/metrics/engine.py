@@ -132,8 +132,8 @@ class EngineCollector:
         An engine that rests tells nothing, and what limits it goes on doing so. One that is busy may have gone on to something
         else just before a scrape."""
         text = (
-            "Time in which progress was limited by the resource: compute, kv_cells, host_memory, tenant_limits, readers, "
-            "none (it computed and nobody waited), idle. They add up to the engine's life."
+            "Time in which progress was limited by the resource: compute, kv_cells, host_memory, tenant_limits, power, "
+            "readers, none (it computed and nobody waited), idle. They add up to the engine's life."
         )
         counter = CounterMetricFamily("poise_bottleneck_seconds", text, labels=["resource"])
         text = "1 for the resource that limits progress now, else 0."

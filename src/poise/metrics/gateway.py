@@ -16,6 +16,7 @@ from poise.metrics.early import RecoveryMetrics, TaskMetrics, TextMetrics
 from poise.metrics.egress import EgressMetrics
 from poise.metrics.engine import EngineCollector, EngineReading
 from poise.metrics.lately import Lately
+from poise.metrics.power import PowerMetrics
 from poise.metrics.shapes import ClassCounter, ClassHistogram, counted, read
 from poise.metrics.story import WHOLE, Outcome, RequestStory
 from poise.metrics.tenants import TenantMetrics
@@ -56,6 +57,7 @@ class GatewayMetrics:
         self.streams = StreamMetrics(registry)
         self.ignored = IgnoredFields(registry).add
         self.audit = AuditMetrics(registry)
+        self.power = PowerMetrics(registry)
         self.connections = ConnectionMetrics(registry)
         self.egress = EgressMetrics(registry, self.tenant_registry)
         registry.register(EngineCollector(read_engine))

@@ -74,13 +74,16 @@ def queue_places(held: int, waiting: int, limit: int, *, declared: bool) -> int:
 
 
 def lowered(
-    classes: Mapping[RequestClass, ClassPolicy], queue_share: float, slots_share: float
+    classes: Mapping[RequestClass, ClassPolicy], queue_share: float, slots_share: float, row_limit: int = 0
 ) -> dict[RequestClass, ClassPolicy]:
-    """The classes with these shares of their `queue_max` and `slots_max`, at least 1 of each."""
-    return {
-        c: replace(limits, queue_max=_part(limits.queue_max, queue_share), slots_max=_part(limits.slots_max, slots_share))
-        for c, limits in classes.items()
-    }
+    """The classes with these shares of their `queue_max` and `slots_max`, at least 1 of each, and no more than `row_limit` slots
+    of a pool; 0: no limit."""
+    lower = {}
+    for c, limits in classes.items():
+        slots, heavy = _part(limits.slots_max, slots_share), limits.heavy_max
+        slots, heavy = (min(slots, row_limit), min(heavy, row_limit)) if row_limit else (slots, heavy)
+        lower[c] = replace(limits, queue_max=_part(limits.queue_max, queue_share), slots_max=slots, heavy_max=heavy)
+    return lower
 
 
 def _part(limit: int, share: float) -> int:

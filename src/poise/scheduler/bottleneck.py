@@ -5,6 +5,7 @@
                    same, so that a slot would not have helped
     kv_cells       somebody waits for a slot, and the step had time to spare
     tenant_limits  all who wait do so because their tenants run as many requests as they may
+    power          the host's power, heat or quota: it pauses between steps, or background has to wait
     readers        nobody waits, but requests are held because whoever reads them is behind
     none           it computes, and nobody waits for anything
     idle           there is nothing to compute
@@ -19,6 +20,7 @@ from enum import StrEnum
 from poise.scheduler import admission
 from poise.scheduler.planning.plan import Batch
 from poise.scheduler.planning.planner import Books
+from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
 
 FULL_SHARE = 0.8
@@ -30,6 +32,7 @@ class Limit(StrEnum):
     COMPUTE = "compute"
     KV_CELLS = "kv_cells"
     TENANT_LIMITS = "tenant_limits"
+    POWER = "power"
     READERS = "readers"
     NONE = "none"
     IDLE = "idle"
@@ -67,11 +70,13 @@ def limit_of(books: Books, batches: tuple[Batch, ...], sequences: Mapping[int, S
                 refills = True
     if refills:
         return Limit.HOST_MEMORY
-    n_running = sum(map(len, books.running.values()))
+    n_running = sum(len(running) for owner, running in books.running.items() if books.runs(owner))
     if n_sampled < n_running:
         return Limit.COMPUTE
-    if any(queue.n_queued for queue in books.queues.values()):
+    if any(queue.n_queued and books.runs(owner) for (owner, _), queue in books.queues.items()):
         return Limit.COMPUTE if is_full(batches, budget_us) else _queues_wait_for(books)
+    if not books.runs(RequestClass.BACKGROUND) and books.is_live(RequestClass.BACKGROUND):
+        return Limit.POWER
     if n_held:
         return Limit.READERS
     return Limit.NONE if n_running else Limit.IDLE
@@ -80,7 +85,10 @@ def limit_of(books: Books, batches: tuple[Batch, ...], sequences: Mapping[int, S
 def _queues_wait_for(books: Books) -> Limit:
     """What the first of the queues that may run lacks, in a step that is not full."""
     for (request_class, pool), queue in books.queues.items():
-        if queue.n_queued and books.first_waiting(request_class, pool) is not None:
+        if not (books.runs(request_class) and books.has_rows(request_class)):
+            if queue.n_queued:
+                return Limit.POWER
+        elif queue.n_queued and books.first_waiting(request_class, pool) is not None:
             slots_max = admission.slots_max(pool, books.limits[request_class])
             # With a slot to be had, it was the rest of the step that was too small for it.
             return Limit.COMPUTE if books.pools[pool].may_take(request_class, slots_max) else Limit.KV_CELLS

@@ -53,7 +53,8 @@ def _charge_batch(
 
 def _settle_background(books: Books, total_us: int, background_us: int) -> None:
     """Rule R4's account: while both classes have work, background is owed its share of every step."""
-    if not (books.is_live(RequestClass.INTERACTIVE) and books.is_live(RequestClass.BACKGROUND)):
+    both_live = books.is_live(RequestClass.INTERACTIVE) and books.is_live(RequestClass.BACKGROUND)
+    if not (both_live and books.runs(RequestClass.BACKGROUND)):
         books.background_credit_us = 0.0
         return
     background = books.policy.classes[RequestClass.BACKGROUND]

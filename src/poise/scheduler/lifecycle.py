@@ -114,6 +114,17 @@ class Lifecycle:
             sequence.order_key = max(turn, arrival.order_key + 1.0)
         self._queue(sequence).push(sequence)
 
+    def park(self, sequence: Sequence) -> None:
+        """It gives up its slot to nobody, and keeps its place in the order: that is no turn of its own."""
+        self._events.append(self._swap_out(sequence, PreemptionReason.POWER))
+        if sequence.state is State.PAUSED:
+            return
+        del self._books.running[sequence.request_class][sequence.request.request_id]
+        self._books.tenants[sequence.request.account].n_running -= 1
+        sequence.away_ns = self.now_ns
+        sequence.to(State.SWAPPED if sequence.entry >= 0 else State.WAITING)
+        self._queue(sequence).push(sequence)
+
     def control(self, sequence: Sequence, action: Control) -> tuple[str, list[Event]]:
         """Returns why nothing changed, if so, and events."""
         match action:

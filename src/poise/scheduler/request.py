@@ -73,6 +73,8 @@ class PreemptionReason(StrEnum):
     """It was to go on, and its tenant ran as many as it may."""
     OUTGROWN = "outgrown"
     """Its answer has filled its slot; it goes on in a longer one."""
+    POWER = "power"
+    """Background work is put away: the host is short of power, or too warm."""
 
 
 class DowngradeReason(StrEnum):

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from poise.scheduler import admission
-from poise.scheduler.bottleneck import Bottleneck, limit_of
+from poise.scheduler.bottleneck import Bottleneck, Limit, limit_of
 from poise.scheduler.charging import charge_step
 from poise.scheduler.fairness.accounts import Account, forget_account, remembered_accounts, restore_accounts
 from poise.scheduler.fairness.fairness import ServedCost
@@ -30,6 +30,7 @@ from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.planning.planner import Books, PlanningPass
 from poise.scheduler.planning.preemption import Preemption
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
+from poise.scheduler.power import FULL_PPM, Background, Duty, PowerLimits
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Control, Event, FinishReason, Hold, Queued, Rejected, RejectReason, Request, RequestClass
 from poise.scheduler.sequence import Sequence
@@ -67,6 +68,8 @@ class Scheduler:
         self._preemption = Preemption(policy, served)
         self._bottleneck = Bottleneck()
         self._deadlines: list[tuple[int, int]] = []
+        self._duty = Duty()
+        self._shares = (1.0, 1.0)
         self._step = 0
         self._planned: StepPlan | None = None
 
@@ -164,7 +167,23 @@ class Scheduler:
         assert self._planned is None, "adjust between plan and complete"
         assert 0 < queue_share <= 1, f"a share of {queue_share}"
         assert 0 < slots_share <= 1, f"a share of {slots_share}"
-        self._books.limits = admission.lowered(self._policy.classes, queue_share, slots_share)
+        self._shares = (queue_share, slots_share)
+        self._lower()
+
+    def limit(self, power: PowerLimits) -> None:
+        """From now on no more than this may be used. Requests that run beyond it go on; background is put away if it says so."""
+        assert self._planned is None, "limit between plan and complete"
+        if power.store_ppm != self._books.power.store_ppm:
+            self._placement.shrink(self._policy.store.budget_bytes * power.store_ppm // FULL_PPM)
+        self._books.power = power
+        self._lower()
+
+    def _lower(self) -> None:
+        """The limits of classes as they are now; costs that were learnt are part of them."""
+        books, itl_us = self._books, self._policy.classes[RequestClass.INTERACTIVE].itl_target_us
+        rows = [books.power.rows(itl_us, model.fixed_us, model.decode_us) for model in books.models.values()]
+        books.row_limit = min(rows)
+        books.limits = admission.lowered(self._policy.classes, *self._shares, books.row_limit)
 
     def accounts(self, now_ns: int) -> list[Account]:
         """What a scheduler after this one has to know of accounts; without those of erased tenants. Modifies nothing."""
@@ -207,7 +226,15 @@ class Scheduler:
         """Decide the next step. An empty plan means that nothing can run before `wake_at_ns` or the next message."""
         assert self._planned is None, "two plans without a complete"
         self._life.now_ns = now_ns
+        resumes_ns = self._duty.resumes_at(self._books.power.duty_ppm, now_ns)
+        if resumes_ns is not None and self._life.sequences:
+            self._bottleneck.note(Limit.POWER, now_ns)
+            return StepPlan(self._step, (), (), min([resumes_ns, *(at_ns for at_ns, _ in self._deadlines[:1])]))
         self._life.move_outgrown()
+        if self._books.power.step_us:
+            self._lower()
+        if self._books.power.background is Background.PARK:
+            self._park()
         self._placement.close_holes()
         self._make_room(now_ns)
         planning = PlanningPass(self._books, self._life.place, self._placement.cached_cells)
@@ -230,6 +257,7 @@ class Scheduler:
         self._planned = None
         life = self._life
         life.now_ns = now_ns
+        self._duty.worked(now_ns, result.busy_ns)
         life.lose(self._placement.settle(result), result.lost)
         events = life.take_events()
         for request_id, key in result.blocks:
@@ -242,14 +270,15 @@ class Scheduler:
     def wait_estimate_us(self, request_class: RequestClass) -> int:
         """Estimated wait, until it gets a slot, of a request of the class that arrived now."""
         books = self._books
-        if self._n_new(request_class) == 0 and any(pool.n_free for pool in books.pools.values()):
+        has_rows = books.has_rows(request_class)
+        if self._n_new(request_class) == 0 and has_rows and any(pool.n_free for pool in books.pools.values()):
             return 0
         limits = books.limits[request_class]
         left = {
-            name: min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
+            name: has_rows * min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
             for name, pool in books.pools.items()
         }
-        return self._waits.estimate_us(request_class, books.queues, books.running[request_class], left)
+        return books.power.stretched(self._waits.estimate_us(request_class, books.queues, books.running[request_class], left))
 
     def positions(self) -> list[Queued]:
         """Where each new request stands in its class's queue, the classes one after the other. Sorts what is queued."""
@@ -343,6 +372,12 @@ class Scheduler:
             waiting |= dict.fromkeys(queue.tenants)
         return list(waiting)
 
+    def _park(self) -> None:
+        """Background work leaves its slots; what becomes background later, too."""
+        for pool in self._books.pools.values():
+            for sequence in [s for s in pool.holders.values() if s.request_class is RequestClass.BACKGROUND]:
+                self._life.park(sequence)
+
     def _make_room(self, now_ns: int) -> None:
         """Rules R6 and R7: where the first of a queue finds no slot, or no compute, somebody may have to give up their slot.
 
@@ -350,7 +385,9 @@ class Scheduler:
         books = self._books
         for name, pool in books.pools.items():
             for request_class, limits in books.limits.items():
-                if not books.queues[request_class, name].n_queued:
+                if not (books.queues[request_class, name].n_queued and books.runs(request_class)):
+                    continue
+                if not books.has_rows(request_class) and pool.may_take(request_class, admission.slots_max(name, limits)):
                     continue
                 arrival = books.first_waiting(request_class, name)
                 if arrival is None:

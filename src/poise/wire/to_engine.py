@@ -4,6 +4,7 @@ but for the grammar of an answer, which is in no log, journal or black box."""
 import msgspec
 
 from poise.scheduler.fairness.accounts import Account
+from poise.scheduler.power import PowerLimits
 
 
 class Thinking(msgspec.Struct, frozen=True, array_like=True):
@@ -124,6 +125,17 @@ class Adjust(msgspec.Struct, frozen=True, array_like=True, tag="adjust"):
     slots_share: float
 
 
+class Power(msgspec.Struct, frozen=True, array_like=True, tag="power"):
+    """Gateway to engine: what may be used from now on, and at most so many compute threads, 0: as many as there are."""
+
+    limits: PowerLimits
+    threads: int = 0
+
+
+class Release(msgspec.Struct, frozen=True, array_like=True, tag="release"):
+    """Gateway to engine: nothing was asked for in a long time. The model's pages go back to the system, if nothing runs."""
+
+
 class Erase(msgspec.Struct, frozen=True, array_like=True, tag="erase"):
     """Gateway to engine: as Forget, and the tenant's entries in the journal go as well, and what its live requests hold is kept
     no longer than they live. Answered by Erased."""
@@ -174,4 +186,5 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
     """Gateway to engine: stop after this step."""
 
 
-ToEngine = Configure | Accounts | Submit | Abort | Hold | Adjust | Template | Control | Forget | Erase | ReadJournal | Shutdown
+_Limiting = Adjust | Power | Release
+ToEngine = Configure | Accounts | Submit | Abort | Hold | _Limiting | Template | Control | Forget | Erase | ReadJournal | Shutdown

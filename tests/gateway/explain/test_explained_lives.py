@@ -10,11 +10,13 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from msgspec import structs
 
 from poise.gateway.explain import words
 from poise.gateway.explain.facts import Facts, Weather
@@ -125,7 +127,15 @@ def compute_was_short_and_one_slot_was_held() -> Facts:
 
 @life
 def every_limit_in_turn() -> Facts:
-    limited = {"host_memory": 0.4, "kv_cells": 0.2, "tenant_limits": 0.15, "readers": 0.1, "idle": 0.06, "none": 0.05}
+    limited = {
+        "host_memory": 0.4,
+        "kv_cells": 0.2,
+        "tenant_limits": 0.15,
+        "power": 0.12,
+        "readers": 0.1,
+        "idle": 0.06,
+        "none": 0.05,
+    }
     return facts(waited(), weather=Weather(limited | {"compute": 0.004, "new_limit": 0.05}, ("overloaded",), 3.14))
 
 
@@ -283,7 +293,7 @@ def _stopped_for(why: str) -> Callable[[], Facts]:
     return lambda: facts(decoding().at(1, "swap", why=why).at(2, "drop", why=why).at(3, "resume").tokens(3.1).ended(4))
 
 
-for _why in ("class", "tenant", "compute", "turn", "limit", "outgrown"):
+for _why in ("class", "tenant", "compute", "turn", "limit", "power", "outgrown"):
     LIVES[f"its slot was taken for the reason {_why}"] = _stopped_for(_why)
 
 
@@ -357,6 +367,14 @@ def both_choices_ended_well() -> Facts:
     asked = Life(n=2).queued(0).queued(0, choice=1).started(0.01).tokens(0.2).ended(0.3)
     asked.record.choices[1].outcome = "length"
     return facts(asked)
+
+
+@life
+def its_energy_is_estimated() -> Facts:
+    asked = Life().queued(0).started(0.02).prefill(0.02, 40, 0.02).tokens(0.2).ended(2)
+    asked.record.served_us = 400_000
+    known = facts(asked)
+    return replace(known, figures=structs.replace(known.figures, joules_estimate=6.0))
 
 
 @life

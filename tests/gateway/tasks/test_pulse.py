@@ -67,7 +67,7 @@ async def test_what_the_gateway_looks_at_once_a_second() -> None:
     app = make_app(engine)
     async with app.running():
         names = [row["name"] for row in (await ask(app, "GET", "/status")).json()["tasks"]]
-        assert names == ["levels", "findings", "history", "records", "strangers", "pulse", "heap"]
+        assert names == ["levels", "power", "findings", "history", "records", "strangers", "pulse", "heap"]
     app.history.sample()
     body = (await ask(app, "GET", "/status")).json()
     rates = app.history.tokens_per_s

@@ -174,6 +174,7 @@ ALLOWED = {
     "gateway/tasks/tasks.py": "starts them all",
     "audit/log.py": "the writer's thread, which survives each of its rounds and tells the supervisor of what failed",
     "engine/desk.py": "the thread that formats the journal, which survives each page and dies with its engine",
+    "gateway/condition/power/sampling.py": "the thread that reads sensors: one that blocks is left, what fails is absent",
     "gateway/models/local/job.py": "the summary of one request, which ends with it and answers for its failure",
     "gateway/models/routed.py": "the way of one request over other servers, which ends with it and answers for its failure",
     "gateway/models/money/books.py": "the thread that owns the ledger; what it cannot write is refused to who asked",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, SchedulerPolicy, TenantPolicy
+from poise.scheduler.power import NO_LIMITS, Background, PowerLimits
 from poise.scheduler.request import Control, Hold, RequestClass
 from poise.wire import to_engine
 from poise_lab.scenarios.model import SHARED_PREFIX_SEED, Arrival, Client, Length, PlannedRequest, Segment, rng_of
@@ -50,6 +51,8 @@ class Fault(StrEnum):
     """Some requests give up if they wait too long in the queue."""
     TEMPLATE = "template"
     """A template that prompts begin with is declared, and again with another text."""
+    POWER = "power"
+    """Power, heat and quotas change: duty, rows, length of steps, the store's budget, and background pauses or is put away."""
     SHAPE = "shape"
     """The run has pools, queues, a store and tenants' limits of other sizes, mostly too small ones."""
 
@@ -67,6 +70,7 @@ PERIOD_S = {
     Fault.NEWCOMERS: 20.0,
     Fault.MISFIT: 10.0,
     Fault.TEMPLATE: 45.0,
+    Fault.POWER: 15.0,
 }
 """Mean virtual seconds between two strikes of the faults that come by time."""
 
@@ -77,6 +81,7 @@ TIMEOUT_SHARE = 0.3
 CELLS_NOBODY_HAS = 10_000
 UNKNOWN_ID = 1 << 40
 
+UNLIMITED = to_engine.Power(NO_LIMITS)
 _PROMPT, _OUTPUT = Length("lognormal", 1, 3000, 60.0, 1.2), Length("lognormal", 1, 400, 20.0, 1.0)
 BURST_CLIENT = Client("burst", "burst", "interactive", 1, Arrival("poisson"), _PROMPT, _OUTPUT)
 
@@ -217,6 +222,8 @@ class Faults:
             case Fault.TEMPLATE:
                 seed = SHARED_PREFIX_SEED if rng.random() < 0.7 else rng.getrandbits(31)
                 return [(0, to_engine.Template(TEMPLATE, segment_tokens(Segment(seed, rng.choice((20, 60, 90))))))]
+            case Fault.POWER:
+                return _power(rng)
         raise AssertionError(f"{fault} does not come by time")
 
     def _is_due(self, fault: Fault, now_ns: int) -> bool:
@@ -274,6 +281,15 @@ def _operator(rng: random.Random, live: Sequence[Live]) -> list[Disturbance]:
     if action is Control.PAUSE:
         found.append((int(rng.uniform(0.0, 30.0) * NS_PER_S), to_engine.Control(request_id, Control.RESUME)))
     return found
+
+
+def _power(rng: random.Random) -> list[Disturbance]:
+    """Limits for up to twenty seconds."""
+    duty_ppm, rows = rng.choice((1_000_000, 700_000, 500_000, 123_457)), rng.choice((0, 0, 1, 2))
+    step_us = rng.choice((0, 30_000))
+    background, store_ppm = rng.choice(list(Background)), rng.choice((1_000_000, 500_000, 0))
+    message = to_engine.Power(PowerLimits(duty_ppm, rows, background, step_us, store_ppm))
+    return [(0, message), (int(rng.uniform(0.5, 20.0) * NS_PER_S), UNLIMITED)]
 
 
 def _arriving(rng: random.Random, n_more: int = 0) -> Arriving:

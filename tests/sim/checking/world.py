@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from msgspec.structs import replace
 
+from poise.scheduler.power import FULL_PPM, Background
 from poise.scheduler.request import Control, Hold
 from poise.wire import messages as wire
 from poise.wire import to_engine
@@ -14,7 +15,7 @@ from poise_lab.scenarios.model import RequestStream, Scenario
 from poise_lab.sim.runner import VirtualClock
 from poise_lab.sim.simulate import Options
 from poise_lab.sim.world import NextRequest, World
-from tests.sim.checking.faults import Arriving, Faults, Live
+from tests.sim.checking.faults import UNLIMITED, Arriving, Faults, Live
 from tests.sim.checking.witness import Witness
 
 
@@ -33,7 +34,8 @@ class CheckedWorld(World):
     def __init__(
         self, scenario: Scenario, seed: int, clock: VirtualClock, options: Options, faults: Faults, witness: Witness
     ) -> None:
-        super().__init__(scenario, seed, clock, options.template, options.costs.way_us)
+        self._power = UNLIMITED
+        super().__init__(scenario, seed, clock, options.template, options.costs.way_us, options.power)
         self._faults = faults
         self._witness = witness
         self._told: dict[int, _Told] = {}
@@ -50,6 +52,7 @@ class CheckedWorld(World):
         self._clock.advance(self._faults.restart_ns())
         now_ns, ended = self._clock.now_ns(), list[wire.Finish]()
         self._at(0, self._accounts)
+        self._at(0, self._power)
         if self._template is not None:
             self._at(0, self._template)
         for request_id, sent in list(self._in_flight.items()):
@@ -96,7 +99,9 @@ class CheckedWorld(World):
 
     def _next_ns(self, wait_until_ns: int | None) -> int | None:
         """Also the next strike, while there is something that it can strike."""
-        if self._in_flight and not (self._held or self._stalled):  # else all of it may stand behind something paused
+        limits = self._power.limits
+        pauses = limits.background is not Background.RUN or (limits.duty_ppm < FULL_PPM and wait_until_ns is not None)
+        if self._in_flight and not (self._held or self._stalled or pauses):  # else all of it may stand behind something paused
             raise AssertionError(f"the engine rests while requests {list(self._in_flight)[:10]} could run")
         next_ns, strikes_ns = super()._next_ns(wait_until_ns), self._faults.next_ns
         first = list(self._in_flight)[:10]
@@ -138,6 +143,8 @@ class CheckedWorld(World):
                 self._told[request_id].aborted = True
             case to_engine.Template():
                 self._template = message
+            case to_engine.Power():
+                self._power = message
             case to_engine.Erase():
                 self._accounts = self._accounts.without(message.tenant)
 

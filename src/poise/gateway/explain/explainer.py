@@ -1,6 +1,7 @@
 """Answers the question why a request was slow: gathers what is known around its record."""
 
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import groupby
 
@@ -18,8 +19,11 @@ from poise.scheduler.policy import LONG_POOL
 class Explainer:
     """Explains records that are kept."""
 
-    def __init__(self, settings: Settings, engine: EngineView, records: Records, history: History) -> None:
+    def __init__(
+        self, settings: Settings, engine: EngineView, records: Records, history: History, watts: Callable[[], float | None]
+    ) -> None:
         self._settings, self._engine, self._records, self._history = settings, engine, records, history
+        self._watts = watts
 
     def explain(self, record: Record, tenant: str | None) -> Facts:
         """For a caller of `tenant`, or for an operator (None). Only an operator is shown ids of other tenants' requests."""
@@ -28,7 +32,8 @@ class Explainer:
         others = self._records.newest()
         neighbours = Neighbours(record, others, lambda other: tenant in (None, other.origin.tenant), now_s)
         limits, weather = partial(self._slot_limits, record), partial(self._weather, now_s)
-        return facts_of(record, Surroundings(neighbours, limits, weather, self._records.forgotten_s), now_s)
+        around = Surroundings(neighbours, limits, weather, self._records.forgotten_s, self._watts())
+        return facts_of(record, around, now_s)
 
     def _slot_limits(self, record: Record, pool: str) -> SlotLimits:
         """`pool` is empty before it is known."""

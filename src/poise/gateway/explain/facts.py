@@ -48,6 +48,8 @@ class Surroundings:
     weather: Callable[[float, float], Weather]
     forgotten_s: float | None
     """The last end of a record that is no longer kept."""
+    watts: float | None = None
+    """Mean power while something is computed."""
 
 
 class OtherRequests(msgspec.Struct, frozen=True, rename={"class_": "class"}):
@@ -139,6 +141,7 @@ class ExplanationFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"cla
     stops: list[Stop]
     engine_ms: int | None
     engine_share: float | None
+    joules_estimate: float | None = None
     others_missing: bool
     others_left_out: int
     bill: Bill | UnsetType = UNSET
@@ -211,6 +214,7 @@ def facts_of(record: Record, around: Surroundings, now_s: float) -> Facts:
         stops=[stop for stop, _ in stops],
         engine_ms=_ms(served_s) if is_charged else None,
         engine_share=round(served_s / lived_s, 4) if is_charged and lived_s > 0 else None,
+        joules_estimate=round(around.watts * served_s, 3) if is_charged and around.watts is not None else None,
         others_missing=around.forgotten_s is not None and around.forgotten_s > record.origin.arrived_s,
         others_left_out=around.neighbours.n_left_out,
         bill=record.bill or UNSET,

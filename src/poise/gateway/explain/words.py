@@ -25,6 +25,7 @@ LIMITS: Mapping[str, str] = {
     Limit.COMPUTE: "compute",
     Limit.KV_CELLS: "slots and KV cells",
     Limit.TENANT_LIMITS: "tenants' own limits",
+    Limit.POWER: "the host's power, heat or quota",
     Limit.READERS: "readers that are behind",
     Limit.NONE: "nothing",
     Limit.IDLE: "nothing to do",
@@ -37,6 +38,7 @@ LOST_TO: Mapping[str, str] = {
     PreemptionReason.COMPUTE: "because its tenant had been served far more than one that waited for compute",
     PreemptionReason.TURN: "because its turn was over and other background work waited",
     PreemptionReason.LIMIT: "because its tenant ran as many requests as it may",
+    PreemptionReason.POWER: "because the host was short of power or too warm",
     PreemptionReason.OUTGROWN: "because its answer had filled its slot and goes on in a longer one",
 }
 LOST_TO_ANOTHER = "so that another request could have its slot"
@@ -294,6 +296,8 @@ def _cost(facts: Facts) -> Iterator[str]:
     if figures.engine_ms is not None and figures.engine_share is not None:
         spent = f"{duration(figures.engine_ms)} of the engine's computing were charged to it"
         yield f"{spent}, {share(figures.engine_share)} of the {duration(figures.lived_ms)} that it lived."
+        if figures.joules_estimate is not None:
+            yield f"That took about {figures.joules_estimate:.3g} J of energy, an estimate: its share of the busy time."
     elif facts.record.is_ended and any(stop.kept_by == KeptBy.ENGINE for stop in figures.stops):
         yield "What it cost is not known: the engine that was lost did not tell."
 

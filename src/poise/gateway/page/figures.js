@@ -16,6 +16,7 @@ const LIMITS = {
   kv_cells: "KV cells: requests wait for a slot",
   host_memory: "Host memory: dropped KV cells are computed again",
   tenant_limits: "Tenant limits: who waits already runs as much as it may",
+  power: "Power: the host's power, heat or quota leaves no more",
   readers: "Readers: clients are behind with reading",
   none: "Nothing: all that is asked for is being computed",
   idle: "Nothing: there is nothing to do",

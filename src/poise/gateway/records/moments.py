@@ -14,6 +14,8 @@ from poise.gateway.text.answers import EntryKind
 from poise.scheduler.request import Queued
 
 ChoiceState = Annotated[str, one_of(*RequestState)]
+WOKEN = "woken"
+"""The moment of a request for which the model's pages, given back while nothing was asked for, have to be read again."""
 PREFILL = "prefill"
 """A moment for chunks of a prompt that were computed."""
 _RECORD_BYTES, _CHOICE_BYTES, _END_BYTES, _ENTRY_BYTES, _FAILURE_BYTES = 1958, 180, 130, 24, 450

@@ -8,7 +8,7 @@ from poise.gateway.supervision.engine import EnginePhase, EngineState, EngineUna
 from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.request import Control, RequestClass
 from poise.wire import messages as wire
-from poise.wire.to_engine import Submit
+from poise.wire.to_engine import Power, Submit
 
 NONE_HERE = "there is no engine on this host (engine.enabled = false)"
 
@@ -56,6 +56,10 @@ class NoEngine:
         raise _none()
 
     def adjust(self, queue_share: float, slots_share: float) -> None: ...
+
+    def limit(self, power: Power) -> None: ...
+
+    def release(self) -> None: ...
 
     def use(self, settings: Settings) -> None: ...
 

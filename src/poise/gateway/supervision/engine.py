@@ -17,7 +17,7 @@ from poise.scheduler.request import Control, Queued, RequestClass, Started
 from poise.wire import messages as wire
 from poise.wire.messages import Finish, Refused
 from poise.wire.status import Status
-from poise.wire.to_engine import Submit
+from poise.wire.to_engine import Power, Submit
 
 ENGINE_LOST = Outcome.ENGINE_LOST.value
 """Finish.reason given by the gateway to requests that no engine could go on with."""
@@ -50,6 +50,8 @@ class EngineState:
     retry_after_s: float = 1.0
     model_changed: bool = False
     """Another model file is there now than the one that the server was started with."""
+    is_released: bool = False
+    """Its model's pages were given back, and nothing has been asked for since."""
     ready: wire.Ready | None = None
     status: Status | None = None
 
@@ -164,6 +166,12 @@ class EngineProcess(EngineView, Protocol):
 
     def adjust(self, queue_share: float, slots_share: float) -> None:
         """Allow only these shares of each class's queue and slots, this engine and later ones."""
+
+    def limit(self, power: Power) -> None:
+        """Allow no more than this, this engine and later ones."""
+
+    def release(self) -> None:
+        """Have the model's pages given back to the system, if nothing is live."""
 
     def use(self, settings: Settings) -> None:
         """The settings that engines are started with from now on. The present one keeps its own."""

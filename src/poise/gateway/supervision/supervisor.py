@@ -64,6 +64,7 @@ class Supervisor:
         """As the last engine left them that sent them."""
         self._templates: dict[str, list[int]] = {}
         self._shares = (1.0, 1.0)
+        self._power: to_engine.Power | None = None
         self._listeners: list[Callable[[Death], None]] = []
         self.on_death = self._listeners.append
         self._engine: LaunchedEngine | None = None
@@ -129,6 +130,16 @@ class Supervisor:
         self._shares = (queue_share, slots_share)
         if self.state.phase is EnginePhase.READY:
             self._send(to_engine.Adjust(*self._shares))
+
+    def limit(self, power: to_engine.Power) -> None:
+        self._power = power
+        if self.state.phase is EnginePhase.READY:
+            self._send(power)
+
+    def release(self) -> None:
+        if self.state.phase is EnginePhase.READY and not self.n_live:
+            self._send(to_engine.Release())
+            self.state.is_released = True
 
     def restart(self, why: str) -> None:
         assert not self.n_live, "requests are live"
@@ -255,7 +266,7 @@ class Supervisor:
     async def _watch_model(self) -> None:
         """Notice that the model file is another one now; end an engine under which it changes, before it says anything wrong."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(LOOK_EVERY_S - time.monotonic() % LOOK_EVERY_S)  # when everything else looks, too
             await self.model.look()
             if self.model.is_changed and not self.state.model_changed:
                 log.error("%s", MODEL_CHANGED)
@@ -296,6 +307,7 @@ class Supervisor:
         self.state.ready, self.state.progress, self.state.stage = ready, 1.0, "ready"
         if self.state.phase is EnginePhase.STOPPED:
             return
+        self.state.is_released = False
         now_s = self._life.ready_s = time.monotonic()
         self._was_ready, self._weights = True, ready.weights
         self._tasks.worked(TASK)
@@ -311,6 +323,8 @@ class Supervisor:
         self._send_templates()
         if self._shares != (1.0, 1.0):
             self._send(to_engine.Adjust(*self._shares))
+        if self._power is not None:
+            self._send(self._power)
         self._requests.hand_over()
 
     def _enter(self, phase: EnginePhase, detail: str = "") -> None:

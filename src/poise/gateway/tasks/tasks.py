@@ -167,7 +167,7 @@ class Tasks:
         """Call `look` every `interval_s`, and not a little later each time. One that raises is a failure of this task alone."""
 
         async def rounds() -> None:
-            due_s = self._clock()
+            due_s = self._clock() // interval_s * interval_s  # those of one interval look together: the process wakes once
             while True:
                 due_s = max(due_s + interval_s, self._clock())
                 await self._sleep(due_s - self._clock())

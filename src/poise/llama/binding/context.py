@@ -159,17 +159,19 @@ class PoolContext(AbstractContextManager["PoolContext"]):
             self._tainted.discard(slot)
             self.scrub()
 
-    def scrub(self) -> None:
+    def scrub(self, *, if_room: bool = False) -> None:
         """Overwrite every cell that no slot holds, and what reading states has left behind.
 
         llama.cpp can forget single cells, but overwrite only all of them at once. So what slots hold is copied, everything is
         cleared, and the copies are put back. For that moment they take as much memory again, which is not in the books: where it
         is not there to be had nothing is begun, so that an erasure never brings the OOM killer. Raises RunnerError; then the
-        pool is as it was, or, if a copy could not be put back, unusable."""
+        pool is as it was, or, if a copy could not be put back, unusable. `if_room`: without room for copies it does nothing."""
         held = {slot: n_cells for slot, n_cells in enumerate(self._filled) if n_cells}
         needed = sum(self._library.state_seq_get_size(self.pointer, slot) for slot in held)
         left = available_bytes() - SCRUB_SPARE_BYTES
         if needed > left:
+            if if_room:
+                return
             raise RunnerError(
                 f"to overwrite the free cells of pool {self.info.name} takes {needed >> 20} MiB for copies of what its slots "
                 f"hold; {max(0, left) >> 20} MiB are left for that"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from poise.llama.choosing.pace import GAIN_MIN, Pace, compare_pace
 from poise.llama.choosing.quality import Quality, TooSlow, compare, quality_text
 from poise.llama.choosing.requantise import CannotMake, WeightsFolder, remove
 from poise.llama.files.cachefile import file_digest, known_digest, read_entries, write_entry
-from poise.llama.files.cgroups import usable_threads
+from poise.llama.files.cgroups import cpu_quotas, usable_threads
 from poise.llama.files.formats import FORMATS, WeightFormat, candidates, not_applicable
 from poise.llama.files.gguf import GgufHeader, ModelError, read_header
 from poise.llama.files.memory import available_bytes
@@ -101,6 +101,7 @@ class Chooser:
     fits: Callable[[Path], bool]
     progress: Progress = lambda _: None
     room: Callable[[], int] = available_bytes
+    quotas: Callable[[], Iterable[object]] = cpu_quotas
     folder: WeightsFolder = field(default_factory=WeightsFolder)
     decisions: Path = field(default_factory=lambda: cache_dir() / "weights.json")
 
@@ -195,7 +196,8 @@ class Chooser:
             raise hindrances[0]
         if best is None:
             problems = "; ".join(f"{trial.name}: {trial.problem}" for trial in trials)
-            is_open = bool(hindrances) or any(trial.slow for trial in trials)
+            was_busy = any(trial.slow for trial in trials) and not any(self.quotas())  # a quota is no larger at the next start
+            is_open = bool(hindrances) or was_busy
             return Decision(AS_IS, problems, trials, n_slow + 1 if is_open else 0)
         assert best.quality is not None, best
         reason = f"KL divergence {best.quality.kl:.4f} from the file's, and faster here: {best.pace}"

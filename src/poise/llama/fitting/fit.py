@@ -4,8 +4,9 @@ The header says what the weights and the KV cells take; the buffers for computin
 counts in full: it fills up in the end. Sizes are in MiB, like the settings that end in _mb."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,8 @@ from poise.llama.files.gguf import GgufHeader, ModelError, read_header
 from poise.llama.files.memory import MemoryNeed, PoolSpec, available_bytes, memory_needed
 from poise.llama.fitting.advice import Changes, advise
 
+GATEWAY_BYTES, TEXT_WORKER_BYTES = 160 << 20, 80 << 20
+"""What the other processes take, where all of them have to do with one amount of memory."""
 SLACK_BYTES = 64 << 20
 """What advice leaves free beyond the reserve, if it can: free memory is not the same a minute later."""
 
@@ -33,6 +36,8 @@ class Fit:
     host: int
     advice: Changes | None = None
     weights: Path | None = None
+    is_asked: bool = False
+    """For an amount of memory that was named, and not for this host's."""
 
     @property
     def fits(self) -> bool:
@@ -74,6 +79,34 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
     if need.total > available:
         advice = _advice(loaded, header, available - SLACK_BYTES) or _advice(loaded, header, available)
     return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights)
+
+
+def bytes_of(text: str) -> int:
+    """An amount of memory, as in 2G, 1536M or 1.5GiB. Raises ValueError with one line."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(?:i?B)?", text.strip(), re.I)
+    if found is None:
+        raise ValueError(f'--memory: {text!r} is no amount of memory; it must be as in "2G" or "1536M"')
+    return int(float(found[1]) * (1 << (30 if found[2] in "gG" else 20)))
+
+
+def largest(loaded: LoadedSettings, memory: int) -> Fit:
+    """Of the model and the other files in its folder, the largest that fits into `memory` with the settings as they are, beside
+    the other processes; where none does, what makes the largest possible one fit. Raises ModelError."""
+    path, most = model_path(loaded.settings), memory - GATEWAY_BYTES - loaded.settings.text.workers * TEXT_WORKER_BYTES
+    there = [file for file in {path, *path.parent.glob("*.gguf")} if file.exists()]
+    files = sorted(there, key=lambda file: (-file.stat().st_size, file)) or [path]
+    found, problem = list[Fit](), None
+    for file in files:
+        try:
+            found.append(replace(judge(loaded, file, available=max(0, most)), host=memory, is_asked=True))
+        except ModelError as error:
+            problem = error
+        else:
+            if found[-1].fits:
+                return found[-1]
+    if not found:
+        raise problem or ModelError(path, "cannot be read")
+    return next((fit for fit in found if fit.advice is not None), found[-1])
 
 
 def chooser(
@@ -124,7 +157,11 @@ def to_text(fit: Fit) -> str:
     lines = [f"  {name:<{width}}  {size:>{sizes}}  {remark}".rstrip() for name, size, remark in rows]
     rule = "  " + "-" * (width + sizes + 2)
     lines = [f"{fit.path}, profile {fit.profile}", "", *lines[:-1], rule, lines[-1], ""]
-    lines.append(f"This host has {_mib(fit.host)}; {_mib(fit.available)} is available to poise.")
+    if fit.is_asked:
+        pools = " and ".join(f"{p.n_slots} x {p.slot_cells} tokens" for p in fit.need.pools)
+        lines.append(f"Within {_mib(fit.host)}: {fit.path.name}, {pools}; {_mib(fit.available)} is left to the engine.")
+    else:
+        lines.append(f"This host has {_mib(fit.host)}; {_mib(fit.available)} is available to poise.")
     if fit.fits:
         lines.append(f"It fits, with {_mib(fit.available - fit.need.total)} to spare.")
     else:

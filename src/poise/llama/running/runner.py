@@ -14,6 +14,7 @@ import numpy as np
 from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
 from poise.engine.thinking import Budget
 from poise.llama.binding.context import PoolContext
+from poise.llama.binding.mapping import give_back
 from poise.llama.binding.model import Model
 from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.memory import PoolSpec
@@ -59,6 +60,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         self._candidates_max = candidates_max
         self._costs = {spec.name: CostModel((costs or {}).get(spec.name, CostPrior())) for spec in pools}
         self._threads = threads or usable_threads()
+        self._threads_most = 0
         self._governor = ThreadGovernor(self._threads) if adapt_threads else None
         try:
             for spec in pools:
@@ -79,7 +81,17 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
 
     @property
     def threads(self) -> int:
-        return self._governor.threads if self._governor else self._threads
+        threads = self._governor.threads if self._governor else self._threads
+        return min(threads, self._threads_most) if self._threads_most else threads
+
+    def limit_threads(self, most: int) -> None:
+        self._threads_most = most
+
+    def release(self) -> None:
+        """A model file's pages are dropped, and those of KV cells that hold nothing: they are zeros then."""
+        for context in self._contexts.values():
+            context.scrub(if_room=True)
+        give_back(self.model.path, [context.info.kv_bytes for context in self._contexts.values()])
 
     @property
     def stored_bytes(self) -> int:
@@ -170,16 +182,17 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
     def _compute(self, pool: str, rows: Sequence[Row]) -> list[Floats]:
         """A forward pass, with as many threads as the governor thinks right."""
         context, governor = self._contexts[pool], self._governor
+        context.use_threads(self.threads)
         if governor is None:
             return context.compute(rows)
-        context.use_threads(governor.threads)
         shape = BatchShape()
         for row in rows:
             shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
         began_ns = time.perf_counter_ns()
         logits = context.compute(rows)
         now_ns = time.perf_counter_ns()
-        governor.observe((now_ns - began_ns) / 1000 / max(1.0, self._costs[pool].predict_us(shape)), now_ns)
+        if self.threads == governor.threads:  # else this says nothing of what it chose
+            governor.observe((now_ns - began_ns) / 1000 / max(1.0, self._costs[pool].predict_us(shape)), now_ns)
         return logits
 
     def shutdown(self) -> None:

@@ -50,6 +50,8 @@ class HostStore:
     def __init__(self, policy: StorePolicy, totals: Totals) -> None:
         self._policy = policy
         self._totals = totals
+        self.budget_bytes = policy.budget_bytes
+        """What it may have now, of the policy's budget."""
         self._entries: dict[int, Entry] = {}
         self._bytes: dict[Purpose, int] = dict.fromkeys(Purpose, 0)
         self._prefix_bytes: dict[str, int] = {}
@@ -75,18 +77,24 @@ class HostStore:
         """The prefixes that must go so that `n_bytes` fit, or None when they cannot. Modifies nothing.
 
         A tenant's prefixes displace its own first where its quota says so, then anybody's by age."""
-        if n_bytes > self._policy.budget_bytes:
+        if n_bytes > self.budget_bytes:
             return None
         chosen: list[Entry] = []
         if purpose is Purpose.SWAP and not self._may_swap(tenant, n_bytes):
             return None
         if purpose is Purpose.PREFIX:
-            quota = int(self._policy.tenant_shares.get(tenant, self._policy.tenant_share) * self._policy.budget_bytes)
+            quota = int(self._policy.tenant_shares.get(tenant, self._policy.tenant_share) * self.budget_bytes)
             over = self._prefix_bytes.get(tenant, 0) + n_bytes - quota
             if n_bytes > quota or not self._choose(chosen, over, tenant):
                 return None
-        over = self.n_bytes + n_bytes - self._policy.budget_bytes - sum(e.n_bytes for e in chosen)
+        over = self.n_bytes + n_bytes - self.budget_bytes - sum(e.n_bytes for e in chosen)
         return chosen if self._choose(chosen, over, None) else None
+
+    def surplus(self) -> list[Entry]:
+        """The prefixes that must go because the budget has shrunk, the longest unused first."""
+        chosen: list[Entry] = []
+        self._choose(chosen, self.n_bytes - self.budget_bytes, None)
+        return chosen
 
     def add(self, purpose: Purpose, tenant: str, pool: str, n_cells: int, n_bytes: int) -> Entry:
         """A new entry, for which there must be room."""
@@ -121,14 +129,14 @@ class HostStore:
         entries = dict.fromkeys(Purpose, 0)
         for entry in self:
             entries[entry.purpose] += 1
-        return StoreStatus(self._policy.budget_bytes, dict(self._bytes), entries, self._peak_bytes)
+        return StoreStatus(self.budget_bytes, dict(self._bytes), entries, self._peak_bytes)
 
     def _may_swap(self, account: str, n_bytes: int) -> bool:
         """Alone an account's swaps may take its share of the store; beside others, that share of what is free without its own. So
         streams that nobody reads, which are swapped out and stay, leave room for the next one's."""
         share = self._policy.tenant_shares.get(account, self._policy.tenant_share)
         fixed = self._bytes[Purpose.SWAP] + self._bytes[Purpose.TEMPLATE]
-        held, total = self._swap_bytes.get(account, 0), self._policy.budget_bytes
+        held, total = self._swap_bytes.get(account, 0), self.budget_bytes
         return share >= 1 or may_take(n_bytes, held=held, used=fixed, total=total, share=share / (1 - share))
 
     def _choose(self, chosen: list[Entry], over: int, tenant: str | None) -> bool:

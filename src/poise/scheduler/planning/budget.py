@@ -29,6 +29,11 @@ have the next step swallow a whole prompt."""
 OUTLIER_FACTOR = 3.0
 """A step that took more than this many times its prediction counts as this many times: the host was busy elsewhere."""
 
+CHANGE_FACTOR, CHANGE_STEPS = 1.3, 6
+"""So many steps in a row that all took this many times as long as predicted, or as many times as short: the machine's clock is
+another one, because it is throttled or no longer is. What was learned holds in proportion, and counts for less."""
+CHANGE_FORGETTING = 0.3
+
 TYPICAL = (1.0, 8.0, 64.0, 16_000.0)
 """Feature values of a typical busy step; they scale the features so that the fit is well conditioned."""
 
@@ -68,6 +73,8 @@ class CostModel:
         self._gram = [[PRIOR_STRENGTH if i == j else 0.0 for j in range(4)] for i in range(4)]
         self._moment = [PRIOR_STRENGTH * w for w in self._prior]
         self._slowness = 1.0
+        self._strange: list[float] = []
+        """Measured over predicted cost of the last steps, while all of them are off in one direction."""
         self.n_observed = 0
 
     @property
@@ -115,6 +122,7 @@ class CostModel:
 
     def observe(self, shape: BatchShape, cost_us: int) -> None:
         """Learn from one measured batch."""
+        self._notice(cost_us / max(1.0, self.predict_us(shape)))
         cost = min(float(cost_us), OUTLIER_FACTOR * self.predict_us(shape)) if self.n_observed > 8 else float(cost_us)
         features = (1.0, shape.decode_tokens / TYPICAL[1], shape.prompt_tokens / TYPICAL[2],
                     shape.attended_cells / TYPICAL[3])  # fmt: skip
@@ -132,6 +140,22 @@ class CostModel:
             self._moment[i] += pull * self._prior[i] * self._slowness
         self.n_observed += 1
         self._solve()
+
+    def _notice(self, ratio: float) -> None:
+        """Follow a clock that has changed at once: with what is forgotten as time goes by, it would take a hundred steps."""
+        turns = self._strange and (self._strange[0] > 1) != (ratio > 1)
+        if self.n_observed <= 8 or turns or 1 / CHANGE_FACTOR < ratio < CHANGE_FACTOR:
+            self._strange.clear()
+            return
+        self._strange.append(ratio)
+        if len(self._strange) < CHANGE_STEPS:
+            return
+        change = sorted(self._strange)[CHANGE_STEPS // 2]
+        self._strange.clear()
+        self._slowness *= change
+        self._weights = [weight * change for weight in self._weights]
+        self._gram = [[CHANGE_FORGETTING * one for one in row] for row in self._gram]
+        self._moment = [CHANGE_FORGETTING * change * one for one in self._moment]
 
     def _solve(self) -> None:
         """Two sweeps of non-negative coordinate descent from the last solution; steps follow each other closely."""

@@ -300,6 +300,12 @@ class Placement:
             self._discard(victim.number, evicted=True)
         return self.store.add(purpose, tenant, pool, n_cells, n_bytes)
 
+    def shrink(self, budget_bytes: int) -> None:
+        """Give the store another budget. Prefixes that are too much go; what is swapped and declared stays."""
+        self.store.budget_bytes = budget_bytes
+        for victim in self.store.surplus():
+            self._discard(victim.number, evicted=True)
+
     def _discard(self, number: int, *, evicted: bool = False) -> None:
         """Drop a stored prefix."""
         self.index.remove(self.index.of_entry(number))

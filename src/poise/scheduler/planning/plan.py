@@ -165,7 +165,8 @@ class StepResult:
     lost         requests whose LoadSlot or CopySlot failed: their slot is empty and their chunk was not computed
     blocks       (request id, key) of each block that a sampled token completed; see `Request.blocks`
     carried_us   measured cost of the plan's store, load and copy operations together, of those that succeeded
-    carried_cells  the cells that they carried"""
+    carried_cells  the cells that they carried
+    busy_ns      processor time of the step, by thread, where it is known; 0: all the time that it took counts as such"""
 
     batches: tuple[BatchResult, ...]
     stored: tuple[tuple[int, int], ...] = ()
@@ -174,3 +175,4 @@ class StepResult:
     blocks: tuple[tuple[int, int], ...] = ()
     carried_us: int = 0
     carried_cells: int = 0
+    busy_ns: int = 0

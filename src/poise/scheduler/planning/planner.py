@@ -7,6 +7,8 @@ R4 leftovers         background decodes and its first prompt by served cost, the
 R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
 R5 heavy             long prompts have their own pool and a bounded number of slots in it
 
+Where a quota allows no longer steps (`power.step_us`), rows and prompts take turns instead of R1 and the quantum.
+
 What a suspect computes is a batch of its own: if it breaks the engine, it is alone in that, and nobody else is blamed."""
 
 from collections.abc import Callable, Iterable
@@ -19,6 +21,7 @@ from poise.scheduler.memory.kv import KvPool
 from poise.scheduler.planning.budget import BatchShape, CostModel, StepBudget, attended_cells
 from poise.scheduler.planning.plan import Batch, Chunk
 from poise.scheduler.policy import LONG_POOL, ClassPolicy, SchedulerPolicy
+from poise.scheduler.power import NO_LIMITS, Background, PowerLimits
 from poise.scheduler.queues import WaitingQueue
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
@@ -38,15 +41,30 @@ class Books:
     models: dict[str, CostModel]
     tenants: TenantBooks
     running: dict[RequestClass, dict[int, Sequence]]
-    """Per class, running sequences by request id, in order of their start."""
+    """Per class, running sequences by request id, in order of their start, or of their turns."""
     limits: dict[RequestClass, ClassPolicy]
     """The classes' policies with as many queue places and slots as they may have now."""
+    power: PowerLimits = NO_LIMITS
+    row_limit: int = 0
+    """Interactive requests that may run at once; 0: no limit."""
     background_credit_us: float = 0.0
     """Compute owed to background work (positive) or had in advance (negative)."""
     heavy_saved_us: float = 0.0
     """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
     quantum_saved_us: float = 0.0
+    turns: dict[RequestClass, int] = field(default_factory=lambda: dict.fromkeys(RequestClass, 0))
+    """With `power.step_us`: decodes since prompts of the class came first."""
     """Budget that background's first prompt has saved up for a quantum."""
+
+    def runs(self, request_class: RequestClass) -> bool:
+        """Whether anything of the class is computed at all now."""
+        return request_class is not RequestClass.BACKGROUND or self.power.background is Background.RUN
+
+    def has_rows(self, request_class: RequestClass) -> bool:
+        """Whether one more request of the class may run: interactive ones are counted without the background's."""
+        first, limit = self.running[RequestClass.INTERACTIVE], self.row_limit
+        n_rows = len(first) if request_class is RequestClass.INTERACTIVE else sum(map(len, self.running.values()))
+        return not limit or n_rows < limit
 
     def first_waiting(self, request_class: RequestClass, pool: str) -> Sequence | None:
         """The queued sequence that gets the next slot of the pool that the class may have."""
@@ -79,35 +97,66 @@ class PlanningPass:
 
     def __post_init__(self) -> None:
         policy = self.books.policy
-        self.target_us = self._target_us()
+        self.target_us = self.books.power.target_us(self._target_us())
         self.budget = StepBudget(self.books.models, self.target_us, policy.batch_tokens)
         self._chunks = {name: {} for name in policy.pools}
-        for running in self.books.running.values():
+        for request_class, running in self.books.running.items():
             for sequence in running.values():
-                if sequence.is_suspect:
+                if sequence.is_suspect and self.books.runs(request_class):
                     self._set_apart(sequence)
 
     def _target_us(self) -> int:
         """The ITL target of the first class that decodes. With nobody's tokens to pace, only an arrival could be waiting."""
-        for request_class, policy in self.books.policy.classes.items():
-            if any(sequence.is_decoding for sequence in self.books.running[request_class].values()):
+        books = self.books
+        for request_class, policy in books.policy.classes.items():
+            if books.runs(request_class) and any(sequence.is_decoding for sequence in books.running[request_class].values()):
                 return policy.itl_target_us
-        return self.books.policy.step_max_us
+        return books.policy.step_max_us
 
     def fill(self) -> tuple[Batch, ...]:
         """Apply the rules and return at most one batch for each pool, and one for each suspect."""
         books = self.books
-        self._decode(books.running[RequestClass.INTERACTIVE].values())
-        if books.background_credit_us > 0 and books.background_credit_us > self._patience_us():
+        if not books.power.step_us:
+            self._decode(books.running[RequestClass.INTERACTIVE].values())
+        has_background = books.runs(RequestClass.BACKGROUND)
+        if has_background and books.background_credit_us > 0 and books.background_credit_us > self._patience_us():
             self._background_share()
-        self._prompts(RequestClass.INTERACTIVE, quantum=True)
+        if books.power.step_us:
+            self._take_turns(RequestClass.INTERACTIVE)
+        else:
+            self._prompts(RequestClass.INTERACTIVE, quantum=True)
+        if not has_background:
+            return self._batches()
         self._keep_free_of_background()
+        if books.power.step_us:
+            if self.budget.left_us > 0 or not self._chosen:
+                self._take_turns(RequestClass.BACKGROUND)
+            return self._batches()
         if self.budget.left_us > 0 or not self._chosen:
             self._background_decodes()
         nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
         if self.budget.left_us > 0 or nothing_else:
             self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
         return self._batches()
+
+    def _take_turns(self, request_class: RequestClass) -> None:
+        """Where a longer step would be cut into pieces: as many decodes as fit, who waits longest first; a prompt that has no
+        room beside them comes when each of them has had a turn."""
+        books, budget, running = self.books, self.budget, self.books.running[request_class]
+        decoding = [s for s in running.values() if s.is_decoding]
+        prompts_first = books.turns[request_class] >= len(decoding)
+        if prompts_first:
+            self._prompts(request_class, quantum=request_class is RequestClass.INTERACTIVE or not self._chosen)
+            books.turns[request_class] = 0
+        for sequence in decoding:
+            if self._chosen and budget.left_us < budget.entry_us(sequence.pool) + books.models[sequence.pool].decode_us:
+                break
+            self._decode([sequence])
+            request_id = sequence.request.request_id
+            running[request_id] = running.pop(request_id)
+            books.turns[request_class] += 1
+        if not prompts_first:
+            self._prompts(request_class, quantum=not self._chosen)
 
     def _set_apart(self, sequence: Sequence) -> None:
         """A suspect costs a call of its own."""
@@ -176,7 +225,7 @@ class PlanningPass:
         then the run takes one a step, as a stream without a grammar does, and is only spared the draws."""
         if self._n_run_rows == 0:
             decoding = [s for running in self.books.running.values() for s in running.values() if s.is_decoding]
-            alone = all(s.n_pending > 1 for s in decoding)
+            alone = not self.books.power.step_us and all(s.n_pending > 1 for s in decoding)
             room = self.books.policy.batch_tokens // max(1, len(decoding))
             self._n_run_rows = max(1, room) if alone else 1
         return min(n_pending, self._n_run_rows)
@@ -241,6 +290,8 @@ class PlanningPass:
 
     def _first_waiting(self, request_class: RequestClass) -> Sequence | None:
         rank, limits = self.books.served[request_class].rank, self.books.limits[request_class]
+        if not self.books.has_rows(request_class):
+            return None
         heads = [
             self.books.first_waiting(request_class, name)
             for name, pool in self.books.pools.items()
@@ -252,19 +303,22 @@ class PlanningPass:
     def _chunk_tokens(self, sequence: Sequence, start: int, quantum: bool) -> int:
         """Tokens from `start` on that go into this step; 0 when the budget is spent."""
         pool, pending = sequence.pool, sequence.n_tokens - start
-        least = min(self.books.policy.quantum_tokens, pending)
+        least, limited = min(self.books.policy.quantum_tokens, pending), self.books.power.step_us > 0
+        if limited:
+            model = self.books.models[pool]
+            least = min(least, max(1, model.prompt_tokens_within(self.target_us - model.fixed_us, start)))
         room = min(pending, self.budget.tokens_left[pool])
         if room < least:
             return 0
         left_us = self.budget.left_us - self.budget.entry_us(pool)
         if sequence.request.scores:
             left_us /= 2  # the logits of each token, and what is made of them, cost up to as much again
-        if pool == LONG_POOL and (saved := self._heavy_chunk(start, pending, left_us)) is not None:
+        if not limited and pool == LONG_POOL and (saved := self._heavy_chunk(start, pending, left_us)) is not None:
             return min(saved, room)
         n_tokens = min(room, self.books.models[pool].prompt_tokens_within(left_us, start))
         if n_tokens < least:
-            return least if quantum or self._saved_quantum(sequence, start, least, left_us) else 0
-        if pending - n_tokens < least and pending <= room:  # a crumb left over would cost the first token a step
+            return least if quantum or (not limited and self._saved_quantum(sequence, start, least, left_us)) else 0
+        if not limited and pending - n_tokens < least and pending <= room:  # a crumb left over would cost the first token a step
             return pending
         return n_tokens
 

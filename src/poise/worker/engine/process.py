@@ -161,6 +161,7 @@ def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
             journal=journal,
             box=box,
             rss_bytes=lambda: int(process.memory_info().rss),
+            cpu_ns=time.process_time_ns if settings.engine.gpu_layers == 0 else lambda: 0,
             weights_bytes=loaded.ready.model_bytes,
             secret=os.urandom(32),
         )

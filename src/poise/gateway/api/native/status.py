@@ -19,6 +19,7 @@ from poise.gateway.condition.findings import FindingRow
 from poise.gateway.condition.history import History
 from poise.gateway.condition.levels import Level
 from poise.gateway.condition.lookout import Lookout
+from poise.gateway.condition.power.watch import PowerBody, PowerWatch
 from poise.gateway.http.connections.peers import credentials_of
 from poise.gateway.http.replies import FRESH, JSON, json_reply, sent_in_pieces
 from poise.gateway.models.backend import Backend
@@ -129,6 +130,7 @@ class StatusBody(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[FindingRow]
     text: TextFigures
     tasks: list[TaskRow]
+    power: PowerBody
 
 
 @dataclass(eq=False, repr=False)
@@ -144,6 +146,7 @@ class Health:
     _lookout: Lookout
     _history: History
     _tasks: Tasks
+    _power: PowerWatch
     _started_s: float = field(default_factory=time.monotonic)
 
     def operations(self) -> list[Operation]:
@@ -194,6 +197,7 @@ class Health:
             findings=self._lookout.rows(named=is_admin),
             text=text,
             tasks=self._tasks.rows(),
+            power=self._power.body(),
         )
 
     async def metrics(self, request: Request) -> Response:

@@ -10,7 +10,10 @@ How long something may take: a head `server.body_timeout_s`, whatever trickles i
 
 import asyncio
 import math
+import time
+from email.utils import formatdate
 from enum import Enum
+from functools import lru_cache
 
 from starlette.types import Scope
 
@@ -36,6 +39,12 @@ LINGER_S = 2.0
 LINGER_BYTES_MAX = 1 << 24
 REFUSED_HEAD_S = 5.0
 """Where there is no room, a request is waited for no longer than that."""
+
+
+@lru_cache(maxsize=1)
+def _dated(second: int) -> heads.Headers:
+    """What every answer of that second says."""
+    return [(b"date", formatdate(second, usegmt=True).encode())]
 
 
 class Phase(Enum):
@@ -254,7 +263,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def default_headers(self) -> heads.Headers:
-        return self._hub.state.default_headers
+        return _dated(int(time.time()))
 
     def will_close(self) -> bool:
         if self._framing is not None and self._exchange is not None:

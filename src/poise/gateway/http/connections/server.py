@@ -155,6 +155,8 @@ class HttpServer(uvicorn.Server):
         lifespan: Literal["auto", "on", "off"] = "auto",
     ) -> None:
         """`grace_s`: time that answers have when it is stopped; None: as long as they take."""
+        self._leaves, self._left = False, asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
                 app,
@@ -171,6 +173,23 @@ class HttpServer(uvicorn.Server):
         self._tls = tls
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._hub = Hub(settings, places_of(settings, files), metrics, app=app, is_tls=tls is not None)
+
+    @property
+    def should_exit(self) -> bool:
+        return self._leaves
+
+    @should_exit.setter
+    def should_exit(self, leaves: bool) -> None:
+        """From any thread."""
+        self._leaves = leaves
+        if leaves and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._left.set)
+
+    async def main_loop(self) -> None:
+        """Sleeps until it is told to stop, where uvicorn's own wakes ten times a second to look."""
+        self._loop = asyncio.get_running_loop()
+        if not self._leaves:
+            await self._left.wait()
 
     def cut_off(self) -> None:
         """Stop now, whatever is being answered: everybody's client is gone."""

@@ -16,7 +16,7 @@ from poise.gateway.models.local.choice import NOTHING, Act, Choice, Stage, act_o
 from poise.gateway.models.local.echo import Echo
 from poise.gateway.models.local.refusals import bad_end, engine_unavailable, refused
 from poise.gateway.records.following import Stop
-from poise.gateway.records.moments import End
+from poise.gateway.records.moments import WOKEN, End
 from poise.gateway.records.record import CANCELLED, RUNNING, Record
 from poise.gateway.records.values import Logprob
 from poise.gateway.request.bugs import log_bug
@@ -73,10 +73,15 @@ class Generation:
         self.leaves: Leaves | None = None
         """Is asked when the engine has said how long the wait is, or that it refuses: does another server answer instead? If so,
         nothing more is written here."""
+        self._is_woken = False
+        """The model's pages had been given back when it came."""
 
     def submit(self, asked: Sequence[ChoiceRequest], stop: Sequence[str] = (), parser: NewParser = AnswerParser) -> None:
         """Hand every choice to the engine. A refusal is the end of the record. `parser`: makes one for a choice's answer."""
-        record = self._record
+        record, state = self._record, self._engine.state
+        if state.is_released:
+            state.is_released, self._is_woken = False, True
+            record.note(WOKEN)
         try:
             for choice, request in zip(record.choices, asked, strict=True):
                 wants_logprobs = request.sampling.n_logprobs >= 0
@@ -231,6 +236,9 @@ class Generation:
         if choice.tokens_at_s is None:
             self._metrics.first_tokens(choice.record.counts_as, 1, now_s - record.origin.arrived_s, now_s)
             record.note("first_token", choice.record.index)
+            if self._is_woken:
+                self._is_woken = False
+                self._metrics.power.woken(now_s - record.origin.arrived_s)
         else:
             self._metrics.more_tokens(choice.record.counts_as, 1, now_s - choice.tokens_at_s)
         choice.tokens_at_s = now_s
