@@ -101,6 +101,15 @@ def waits(submission: Submission) -> None:
         submission.finish()
 
 
+def computes_long(submission: Submission) -> None:
+    """The engine is free, and would compute its prompt for a minute."""
+    submission.accept(1, 0, 60_000_000)
+    if not submission.handle.done:
+        submission.start()
+        submission.say("here")
+        submission.finish()
+
+
 def first_refuses(status: str) -> Script:
     """The first request, and answers the others; who asks for its models is told."""
     left = [refuses(status)]
@@ -119,6 +128,9 @@ TRIGGERS: Mapping[str, Trigger] = {
     "long queue": Trigger(settings={"wait_s": 1.0}, script=waits),
     "long queue, streamed": Trigger(settings={"wait_s": 1.0}, script=waits, body={"stream": True}),
     "full queue": Trigger(settings={"wait_s": 1.0}, script=lambda s: s.refuse(RejectReason.QUEUE_FULL.value, 64, 64)),
+    "heavy work that would wait for nobody": Trigger(
+        settings={"heavy_wait_s": 1.0}, script=computes_long, body={"service_tier": "flex"}
+    ),
     "heavy work": Trigger(settings={"heavy_wait_s": 1.0}, script=waits, body={"service_tier": "flex"}),
     "dead engine": Trigger(phase=EnginePhase.RESTARTING),
     "failed engine": Trigger(phase=EnginePhase.FAILED),

@@ -117,8 +117,8 @@ class Submission:
     label: str = ""
     erased: bool = False
 
-    def accept(self, position: int = 1, eta_us: int = 0) -> None:
-        self.handle.put(Accepted(self.handle.request_id, position, eta_us))
+    def accept(self, position: int = 1, eta_us: int = 0, prompt_us: int = 0) -> None:
+        self.handle.put(Accepted(self.handle.request_id, position, eta_us, prompt_us))
 
     def wait(self, position: int, eta_us: int) -> None:
         self.handle.put(Queued(self.handle.request_id, position, eta_us))

@@ -9,7 +9,7 @@ import pytest
 from poise.scheduler.memory.store import Purpose
 from poise.scheduler.planning.plan import CopySlot, LoadSlot, StoreSlot, TrimSlot
 from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy
-from poise.scheduler.request import Hold, Started
+from poise.scheduler.request import Hold, Queued, Started
 from poise.scheduler.scheduler import Scheduler
 from tests.scheduler.driver import BACKGROUND, CELL_BYTES, Driver, blocks, policy
 
@@ -246,3 +246,13 @@ def test_taking_a_warm_slot_over_trims_what_does_not_belong() -> None:
     operations = [o for p in d.plans for o in p.operations]
     assert [o.n_cells for o in operations if isinstance(o, TrimSlot)] == [200]
     assert [o.n_cells for o in operations if isinstance(o, StoreSlot)] == [407]
+
+
+def test_what_is_told_of_a_prompt_leaves_out_what_is_cached() -> None:
+    """A router that weighs the prompt's compute must not send a warm conversation away for it."""
+    d = driver()
+    said(d, "one", 200)
+    warm, cold = d.offer(240, 8, blocks=blocks("one", 240)), d.offer(240, 8, blocks=blocks("two", 240))
+    assert isinstance(warm, Queued)
+    assert isinstance(cold, Queued)
+    assert 0 < warm.prompt_us < cold.prompt_us / 2

@@ -21,7 +21,7 @@ class EgressSettings(Section):
     wait_s: Annotated[float, Field(ge=0.0, le=86_400)] = 0.0
     """A request may leave when its estimated wait for a slot here is longer; 0: none leaves for that."""
     heavy_wait_s: Annotated[float, Field(ge=0.0, le=86_400)] = 0.0
-    """The same for heavy prompts and background work, which go first; 0: none leaves for that."""
+    """The same for heavy prompts and background work, of the wait and the prompt's compute together; 0: none leaves for that."""
     when_too_long: bool = True
     """A request may leave when its prompt fits into no slot here."""
     when_incapable: bool = True

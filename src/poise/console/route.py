@@ -48,7 +48,9 @@ def as_text(answer: dict[str, Any]) -> str:
     lines.append(f"label     {answer['label']}, by {', '.join(answer['sources']) or 'nothing that raises it'}")
     heavy, needs = " (heavy)" if answer["is_heavy"] else "", ", ".join(answer["needs"]) or "nothing beyond chat"
     lines.append(f"request   for the model {answer['model']}, about {answer['tokens']} tokens{heavy}; needs {needs}")
-    lines.append("here      no engine" if answer["wait_ms"] is None else f"here      a wait of {answer['wait_ms'] / 1000:.1f} s")
+    wait_ms, prompt_ms = answer["wait_ms"], answer["prompt_ms"]
+    here = "no engine" if wait_ms is None else f"a wait of {wait_ms / 1000:.1f} s, then {prompt_ms / 1000:.1f} s for its prompt"
+    lines.append(f"here      {here}")
     return "\n".join([*lines, *(f"not by    {step['backend']}: it {step['why']}" for step in rejected)])
 
 

@@ -235,7 +235,7 @@ class Engine:
             self.outbox.send(msgspec.convert(answer, wire.Refused, from_attributes=True))
             return
         self._live[request.request_id] = Live(request, tokens, message.sampling, chain)
-        self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us))
+        self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us, answer.prompt_us))
         if (grammar := message.grammar) is not None:
             digest = blake2b(grammar.text.encode(), key=self.secret, digest_size=8)
             self._preparing[request.request_id] = digest.hexdigest()

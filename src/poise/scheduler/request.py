@@ -174,11 +174,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request was accepted and waits. `position` in its queue counts from 1; `eta_us`: the further wait, estimated."""
+    """The request was accepted and waits. `position` in its queue counts from 1; `eta_us`: the further wait, estimated;
+    `prompt_us`: the compute of what is not cached of its prompt, where that is known."""
 
     request_id: int
     position: int
     eta_us: int
+    prompt_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ class Scheduler:
         if request.queue_timeout_us and not request.readmitted:
             sequence.deadline_ns = now_ns + request.queue_timeout_us * 1000
             self._watch_deadline(sequence)
-        queued = Queued(request.request_id, self._n_new(request.request_class), eta_us)
+        queued = Queued(request.request_id, self._n_new(request.request_class), eta_us, int(predicted))
         if request.prepares:
             self._life.prepare(sequence)
         return queued
@@ -361,6 +361,7 @@ class Scheduler:
             served_us=served.total_us,
             jain=round(served.recent.jain(), 4),
             gap_us=served.gap_us(self._backlogged(request_class, queues)),
+            prompt_us=round(max(model.prompt_us for model in self._books.models.values()), 1),
         )
 
     def _backlogged(self, request_class: RequestClass, queues: list[WaitingQueue]) -> list[str]:

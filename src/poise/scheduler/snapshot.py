@@ -27,6 +27,8 @@ class ClassStatus:
     """Jain's index over the tenants of the last minute; see `equity`."""
     gap_us: int = 0
     """How far apart the served costs of tenants are that both have something waiting now."""
+    prompt_us: float = 0.0
+    """Compute of a prompt token in the slowest pool, its attention apart."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,11 +54,12 @@ class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
 
 
 class Accepted(msgspec.Struct, frozen=True, array_like=True, tag="accepted"):
-    """Engine to gateway: the request waits at `position` (from 1) for about `eta_us`."""
+    """Engine to gateway: the request waits at `position` (from 1) for about `eta_us`; its prompt then takes about `prompt_us`."""
 
     request_id: int
     position: int
     eta_us: int
+    prompt_us: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag="refused"):

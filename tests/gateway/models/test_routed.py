@@ -9,7 +9,7 @@ import pytest
 
 from poise.scheduler.request import RejectReason
 from tests.egress.cloud import Cloud, Exchange, delta, dies_after, refuses, says
-from tests.egress.matrix import TRIGGERS, Trigger, answers
+from tests.egress.matrix import TRIGGERS, Trigger, answers, computes_long
 from tests.egress.test_matrix import serving
 from tests.gateway.fakes import MODEL, ask, chat_body, exchange
 
@@ -41,6 +41,15 @@ async def test_who_leaves_for_a_long_wait_is_taken_back_from_the_engine(tmp_path
         assert (reply.json()["model"], reply.headers["x-poise-backend"]) == ("big", "cloud:cloud")
         assert (reply.headers["x-poise-route-reason"], reply.headers["x-poise-fallback-from"]) == ("wait", "local")
         assert engine.aborted == [1]
+
+
+@pytest.mark.parametrize(("tier", "backend"), [("flex", "cloud:cloud"), ("default", "local")])
+async def test_heavy_work_leaves_for_the_time_of_its_own_prompt(tmp_path: Path, tier: str, backend: str) -> None:
+    """A slot is free, but everybody else would wait while it computes; of a chat only the queue counts."""
+    trigger = Trigger(settings={"wait_s": 1.0, "heavy_wait_s": 1.0}, script=computes_long, body={"service_tier": tier})
+    async with Cloud() as cloud, serving(tmp_path, cloud, trigger) as (app, _):
+        reply = await ask(app, "POST", "/v1/chat/completions", chat_body("Hi", **AUTO | trigger.body | {"n": 1}))
+        assert (reply.status, reply.headers["x-poise-backend"]) == (200, backend)
 
 
 @pytest.mark.parametrize("stream", [True, False])

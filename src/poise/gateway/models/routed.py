@@ -58,7 +58,8 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
-    """What would happen to a request. `wait_ms`: the estimate here, None without an engine. `order` is empty: it is refused."""
+    """What would happen to a request. `wait_ms`, `prompt_ms`: for a slot here, and for its prompt's
+    compute then; None without an engine. `order` is empty: it is refused."""
 
     model: str
     label: str
@@ -67,6 +68,7 @@ class Explained(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     needs: list[str]
     wait_ms: int | None
+    prompt_ms: int | None
     order: list[Step]
     rejected: list[Step]
     error: str | None
@@ -96,18 +98,18 @@ class Routing:
         views = [remote.view(request_class, tenant) for remote in self.remotes.values()]
         return policy.TenantPolicy.of(self.settings.tenant(tenant)), views
 
-    def here(self, request_class: RequestClass | None = None) -> LocalView | None:
-        """The engine of this host, before it was asked: with a class, and the wait that it has told of last."""
+    def here(self, request: Generate | None = None) -> LocalView | None:
+        """The engine of this host, before it was asked: for a request, with what it has told of last."""
         if self.local is None:
             return None
-        wait_s = self.local.wait_s(request_class) if request_class is not None else 0.0
-        return LocalView(self.local.state.is_ready, wait_s, self.local.card.context_length or 0)
+        wait_s = self.local.wait_s(request.request_class, about_tokens(request)) if request is not None else (0.0, 0.0)
+        return LocalView(self.local.state.is_ready, *wait_s, self.local.card.context_length or 0)
 
     async def explain(self, request: Generate, origin: Origin, backend: Backend) -> Explained:
         """What would happen to it now. Nothing is begun, and nothing sent. Raises ApiError for what could be asked nowhere."""
         wanted = backend.wanted if isinstance(backend, RoutedModel) else LOCAL
         wish = await self.wish(request, origin, wanted, is_sent=False)
-        view = self.here(origin.request_class)
+        view = self.here(request)
         decision = self.decide(wish, origin.tenant, origin.request_class, view)
         if view is not None and self.local is not None and decision.order and decision.order[0].backend == LOCAL:
             try:
@@ -125,6 +127,7 @@ class Routing:
             tokens=wish.n_tokens,
             needs=sorted(wish.needs),
             wait_ms=None if view is None else int(view.wait_s * 1000),
+            prompt_ms=None if view is None else int(view.prompt_s * 1000),
             order=[Step(choice.backend, choice.reason) for choice in decision.order],
             rejected=[Step(*rejected) for rejected in decision.rejected],
             error=None if refusal is None else refusal.code,
@@ -245,8 +248,9 @@ class _Route:
             return False
         if isinstance(event, Refused) and event.reason not in _CROWDED:
             return False  # a limit of the tenant's holds everywhere
-        wait_s = event.eta_us / 1e6 if isinstance(event, Accepted) else NOWHERE
-        decision = routing.decide(self._wish, origin.tenant, origin.request_class, replace(view, wait_s=wait_s))
+        wait_s, prompt_s = (event.eta_us / 1e6, event.prompt_us / 1e6) if isinstance(event, Accepted) else (NOWHERE, 0.0)
+        view = replace(view, wait_s=wait_s, prompt_s=prompt_s)
+        decision = routing.decide(self._wish, origin.tenant, origin.request_class, view)
         if not decision.order or decision.order[0].backend == LOCAL:
             return False
         self._headers[names.FALLBACK_FROM] = LOCAL

@@ -114,6 +114,13 @@ def server(n_slots: int = 2, queue_max: int = 100, policy: SchedulerPolicy = POL
     return Server(SlotQueue(policy, n_slots, queue_max))
 
 
+def is_last_kept(shop: Server) -> bool:
+    """Whether one slot is free, and all that wait are background work, or of accounts that have their share of the others."""
+    queue, line = shop.queue, shop.queue._lines[INTERACTIVE]
+    share = queue.n_slots / max(1, len(line.served.recent.by_tenant()))
+    return queue.n_busy == queue.n_slots - 1 >= 3 and all(line.holds[account] >= share for account in line.waiting)
+
+
 ARRIVALS = st.tuples(
     st.integers(0, 3 * SECOND),  # after the one before
     st.sampled_from("abc"),
@@ -130,7 +137,7 @@ ARRIVALS = st.tuples(
 def test_everybody_ends_once_and_slots_are_never_exceeded(
     arrivals: list[tuple[int, str, object, int, int, int | None, int]], n_slots: int, queue_max: int, running_max: int
 ) -> None:
-    """Whoever was let in, however it goes: begun at most once, ended once; a slot is left free only by limits of tenants."""
+    """Whoever was let in, however it goes: begun at most once, ended once; free slots are by limits of tenants, else one."""
     shop = server(n_slots, queue_max, replace(POLICY, tenants={"a": TenantPolicy(running_max=running_max, queue_max=3)}))
     cancels: list[tuple[int, int, Ticket]] = []
     at_ns, let_in = 0, []
@@ -148,7 +155,7 @@ def test_everybody_ends_once_and_slots_are_never_exceeded(
                 heapq.heappush(cancels, (at_ns + cancel_ns, i, ticket))
         counts = [sum(t.waits and t.request_class is c for t in let_in) for c in (INTERACTIVE, BACKGROUND)]
         assert max(counts) <= queue_max
-        if shop.queue.n_busy < n_slots:
+        if shop.queue.n_busy < n_slots and not is_last_kept(shop):
             assert {t.account for t in let_in if t.waits} <= {"a"}
             assert running_max or not any(t.waits for t in let_in)
     shop.drain()
@@ -240,6 +247,44 @@ def test_who_comes_beside_a_flood_has_the_next_slot(n_slots: int) -> None:
     assert place.position == 1
     shop.to(5 * SECOND)
     assert shop.begun[n_slots] is polite
+
+
+@pytest.mark.parametrize("n_slots", [4, 8])
+def test_who_comes_beside_a_flood_again_begins_at_once(n_slots: int) -> None:
+    """It is known to come, so a slot is kept for it; hardly any slot time is lost."""
+    shop = server(n_slots)
+    shop.always.append(("flood", INTERACTIVE, [8 * SECOND]))
+    guests = [Ticket("polite", INTERACTIVE) for _ in range(60)]
+    shop.to(0)
+    for i, guest in enumerate(guests):
+        shop.to((i * 3 + 1) * SECOND)
+        shop.enter(guest)
+    assert guests[0].wait_us > 6_000_000, "nobody knew of it"
+    assert max(guest.wait_us for guest in guests[5:]) == 0
+
+
+def test_who_is_alone_has_all_slots_and_again_when_the_other_is_forgotten() -> None:
+    """Nothing is kept for nobody."""
+    shop = server(4)
+    shop.enter(Ticket("other", INTERACTIVE))
+    shop.to(10 * SECOND)
+    for _ in range(20):
+        shop.enter(Ticket("only", INTERACTIVE), 30 * SECOND)
+    assert len(shop.begun) == 4
+    shop.to(100 * SECOND)
+    assert shop.queue.n_busy == 4
+
+
+def test_background_work_leaves_a_slot_for_chats_of_its_own_account() -> None:
+    """Where there have been some."""
+    shop = server(4)
+    shop.enter(Ticket("one", INTERACTIVE))
+    shop.to(2 * SECOND)
+    for _ in range(9):
+        shop.enter(Ticket("one", BACKGROUND), 30 * SECOND)
+    assert shop.queue.n_busy == 3
+    shop.enter(chat := Ticket("one", INTERACTIVE))
+    assert chat.began_ns == shop.now_ns
 
 
 def test_arrivals_without_an_end_do_not_starve_who_waits() -> None:

@@ -74,7 +74,7 @@ def case_of(data: bytes, wanted: Sequence[str]) -> Case:
         figures = (seconds(), one(0, 0, 100, 1000), able, one(0, 1), (one(0, 1, 2), one(0, 1, 2)))
         return BackendView(name, ceiling, one(True, False), often(), *figures, often())
 
-    local = LocalView(often(), seconds(), 500, not often(), one((), (), ("tools",)))
+    local = LocalView(often(), seconds(), seconds(), 500, not often(), one((), (), ("tools",)))
     needs = one(frozenset[str](), frozenset[str](), *(frozenset({need}) for need in NEEDS))
     label, is_named = one(*Label, Label.PUBLIC, Label.PUBLIC), one(True, False)
     return Case(
@@ -98,7 +98,7 @@ def case_of(data: bytes, wanted: Sequence[str]) -> Case:
 
 
 def cases(*wanted: str) -> st.SearchStrategy[Case]:
-    return st.binary(min_size=64, max_size=64).map(lambda data: case_of(data, wanted or ANYBODY))
+    return st.binary(min_size=65, max_size=65).map(lambda data: case_of(data, wanted or ANYBODY))
 
 
 def asked(decision: Decision) -> list[str]:
@@ -137,7 +137,8 @@ def has_reason(case: Case, b: BackendView) -> bool:
     if here is None:
         return True
     bound = s.heavy_wait_s if w.is_heavy else s.wait_s
-    waits = 0 < bound < here.wait_s and b.wait_s < here.wait_s
+    wait = here.wait_s + here.prompt_s if w.is_heavy else here.wait_s
+    waits = 0 < bound < wait and b.wait_s < wait
     needs = [not here.is_ready and s.when_down, here.is_too_long and s.when_too_long, bool(here.lacks) and s.when_incapable]
     return any(needs) or waits
 
@@ -283,6 +284,9 @@ SOON = Switches(wait_s=5.0, heavy_wait_s=1.0)
         (LocalView(), False, [(LOCAL, "local")]),
         (LocalView(wait_s=3.0), False, [(LOCAL, "local")]),
         (LocalView(wait_s=3.0), True, [("cloud", "heavy"), (LOCAL, "fallback")]),
+        (LocalView(prompt_s=9.0), False, [(LOCAL, "local")]),
+        (LocalView(prompt_s=0.6), True, [(LOCAL, "local")]),
+        (LocalView(wait_s=0.6, prompt_s=0.6), True, [("cloud", "heavy"), (LOCAL, "fallback")]),
         (LocalView(wait_s=6.0), False, [("cloud", "wait"), (LOCAL, "fallback")]),
         (LocalView(is_too_long=True), False, [("cloud", "too_long")]),
         (LocalView(lacks=("tools",)), False, [("cloud", "incapable")]),

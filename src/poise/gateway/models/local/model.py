@@ -48,11 +48,11 @@ class LocalModel:
         state = self._engine.state
         return BackendState(state.phase is EnginePhase.READY and self._text.current is not None, state.retry_after_s)
 
-    def wait_s(self, request_class: RequestClass) -> float:
-        """The wait of a new request of the class, as the engine has estimated it last."""
+    def wait_s(self, request_class: RequestClass, n_prompt: int) -> tuple[float, float]:
+        """Of a new request of the class: the wait, and the compute of so many prompt tokens, as estimated last."""
         status = self._engine.state.status
         figures = status.classes.get(request_class) if status is not None else None
-        return figures.wait_estimate_us / 1e6 if figures is not None else 0.0
+        return (figures.wait_estimate_us / 1e6, n_prompt * figures.prompt_us / 1e6) if figures is not None else (0.0, 0.0)
 
     async def set_text(self, text: TextModel) -> None:
         """Give it its vocabulary. Raises TemplateUnusable."""

@@ -8,6 +8,8 @@ class    interactive work first. Background work has an account of slot time: it
          goes first, in one slot more than its share at most, so that an old debt does not take them all
 account  the least served of the class, by slot time that is charged as it passes: who fills all slots falls behind at once
 request  the shortest prompt first, with ageing, as in `poise.scheduler.queues`
+the last slot is kept for interactive work of accounts that hold less than their share, where such were here in the last minute:
+who comes again beside a flood of long answers would else wait for the end of one
 
 A request that finds a free slot starts; one that does not needs a place in the queue, by the same rules as an engine's."""
 
@@ -31,6 +33,8 @@ FIRST_US = 5_000_000
 MEMORY = 0.9
 """How much of what was learnt of times in slots, and of estimates, survives one more."""
 GRACE_US = 100_000
+KEPT_FROM = 4
+"""With fewer slots, one that is kept free would cost more than it gives."""
 DEBT_US = 60_000_000
 """Background work that held more than its share is owed something again after this time, at the latest."""
 RETRY_MIN_US = 1_000_000
@@ -101,6 +105,8 @@ class SlotQueue:
         self._at_us: int | None = None
         self._share = policy.classes[BACKGROUND].min_share
         self._owed_us = 0.0
+        self._weights = 0.0
+        """Of all accounts that had interactive work here in the last minute."""
 
     @property
     def n_busy(self) -> int:
@@ -131,6 +137,7 @@ class SlotQueue:
     def begin(self, now_ns: int) -> list[Ticket]:
         """Those that have a slot from now on."""
         self._advance(now_ns)
+        self._weights = sum(map(self._books.weight, self._lines[INTERACTIVE].served.recent.by_tenant()))
         begun = []
         while self.n_busy < self.n_slots and (ticket := self._next()) is not None:
             self._unqueue(ticket)
@@ -213,7 +220,7 @@ class SlotQueue:
         if (overdrawn_us := self._books.overdrawn_us(account, now_ns)) > 0:
             limit = self._policy.tenant(account).tokens_per_minute
             return Rejected(0, RejectReason.TENANT_RATE, ticket.n_prompt, limit, retry_after_us=overdrawn_us)
-        if self.n_busy < self.n_slots and self._may_run(account):
+        if self.n_busy < self.n_slots and self._may_begin(line, account):
             return None
         if (full := self._books.may_queue(account)) is not None:
             return Rejected(0, RejectReason.TENANT_QUEUE_FULL, *full, retry_after_us=retry_us)
@@ -229,6 +236,16 @@ class SlotQueue:
         most = self._policy.tenant(account).running_max
         return not most or sum(line.holds[account] for line in self._lines.values()) < most
 
+    def _may_begin(self, line: _Line, account: str) -> bool:
+        is_last = self.n_busy + 1 == self.n_slots >= KEPT_FROM
+        return self._may_run(account) and not (is_last and self._leaves_one(line, account))
+
+    def _leaves_one(self, line: _Line, account: str) -> bool:
+        if line is self._lines[BACKGROUND]:
+            return self._weights > 0 and self._owed_us <= 0
+        weight = self._books.weight(account)
+        return self._weights > weight and line.holds[account] * self._weights >= self.n_slots * weight
+
     def _next(self) -> Ticket | None:
         background = self._lines[BACKGROUND]
         most = int(self._share * self.n_slots) + 1
@@ -237,11 +254,11 @@ class SlotQueue:
         return next((found for c in order if (found := self._first(self._lines[c])) is not None), None)
 
     def _first(self, line: _Line) -> Ticket | None:
-        """The next one of the least-served account that may run; of accounts that rank alike, the one with fewer slots."""
+        """The next one of the least-served account that may begin; of accounts that rank alike, the one with fewer slots."""
         firsts = [
             (line.served.rank(account), line.holds[account] / self._books.weight(account), *waiting[0])
             for account, waiting in line.waiting.items()
-            if self._may_run(account)
+            if self._may_begin(line, account)
         ]
         return min(firsts)[-1] if firsts else None
 

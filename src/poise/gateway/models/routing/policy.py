@@ -42,10 +42,12 @@ class BackendView:
 
 @dataclass(frozen=True, slots=True)
 class LocalView:
-    """The engine of this host. `wait_s`: for a slot, in the request's class; `lacks`: what it needs and this model cannot do."""
+    """The engine of this host. `wait_s`: for a slot, in the request's class; `prompt_s`: its prompt's compute then; `lacks`: what
+    it needs and this model cannot do."""
 
     is_ready: bool = True
     wait_s: float = 0.0
+    prompt_s: float = 0.0
     context_tokens: int = 0
     is_too_long: bool = False
     lacks: tuple[str, ...] = ()
@@ -173,8 +175,9 @@ def decide(
         stays = "is not asked: there is no reason to leave this host that a setting of [egress] names"
         return Decision((Choice(LOCAL, "local"),), None, (*rejected, *(Rejected(b.name, stays) for b in allowed)))
     if local is not None and reason in ("wait", "heavy"):
-        busy = [b for b in allowed if b.wait_s >= local.wait_s]
-        rejected += [Rejected(b.name, f"has a wait of {b.wait_s:.1f} s, here it is {local.wait_s:.1f} s") for b in busy]
+        wait_s = _wait_s(wish, local)
+        busy = [b for b in allowed if b.wait_s >= wait_s]
+        rejected += [Rejected(b.name, f"has a wait of {b.wait_s:.1f} s, here it is {wait_s:.1f} s") for b in busy]
         allowed = [b for b in allowed if b not in busy]
     names = [b.name for b in allowed]
     if local is not None:
@@ -275,9 +278,15 @@ def _reason_to_leave(wish: Wish, local: LocalView | None, switches: Switches) ->
     if local.lacks and switches.when_incapable:
         return "incapable"
     bound_s = switches.heavy_wait_s if wish.is_heavy else switches.wait_s
-    if bound_s > 0.0 and local.wait_s > bound_s:
+    if bound_s > 0.0 and _wait_s(wish, local) > bound_s:
         return "heavy" if wish.is_heavy else "wait"
     return None
+
+
+def _wait_s(wish: Wish, local: LocalView) -> float:
+    """What is held against a bound. A heavy prompt has all this host's compute as soon as it has a slot, and everybody else then
+    waits for it: its own compute counts as a wait."""
+    return local.wait_s + (local.prompt_s if wish.is_heavy else 0.0)
 
 
 def _flaw(local: LocalView) -> str:
