@@ -96,6 +96,24 @@ def test_a_pause_is_an_empty_plan() -> None:
     assert d.scheduler.plan(d.now_ns).wake_at_ns is None
 
 
+def test_what_is_freed_in_a_pause_is_freed_at_once() -> None:
+    """Nothing is computed, but cells and memory do not wait for that: erasing is one of what frees them."""
+    d = Driver(Scheduler(policy()))
+    d.scheduler.limit(HALF)
+    gone, stays = d.add(60, 50), d.add(60, 50)
+    for _ in range(3):
+        step(d)
+    while not d.step().is_empty:
+        pass
+    assert d.scheduler.snapshot().limit is Limit.POWER, "it does not pause"
+    d.abort(gone)
+    plan = d.step()
+    assert plan.operations
+    assert not plan.batches
+    assert d.live == {stays}
+    finish(d)
+
+
 def test_steps_shrink_with_the_duty() -> None:
     """So that a chat has its token in time, the pause included; and a quota's part is not exceeded."""
     lengths = []

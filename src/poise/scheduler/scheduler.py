@@ -26,7 +26,7 @@ from poise.scheduler.lengths import OutputLengths
 from poise.scheduler.lifecycle import Lifecycle
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.planning.placement import Placement
-from poise.scheduler.planning.plan import StepPlan, StepResult
+from poise.scheduler.planning.plan import Batch, StepPlan, StepResult
 from poise.scheduler.planning.planner import Books, PlanningPass
 from poise.scheduler.planning.preemption import Preemption
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
@@ -229,7 +229,8 @@ class Scheduler:
         resumes_ns = self._duty.resumes_at(self._books.power.duty_ppm, now_ns)
         if resumes_ns is not None and self._life.sequences:
             self._bottleneck.note(Limit.POWER, now_ns)
-            return StepPlan(self._step, (), (), min([resumes_ns, *(at_ns for at_ns, _ in self._deadlines[:1])]))
+            # A pause of computing: what was freed, erased or made smaller is so at once.
+            return self._step_of((), min([resumes_ns, *(at_ns for at_ns, _ in self._deadlines[:1])]))
         self._life.move_outgrown()
         if self._books.power.step_us:
             self._lower()
@@ -242,9 +243,10 @@ class Scheduler:
         n_held = sum(not sequence.paused for sequence in self._life.paused.values())
         limit = limit_of(self._books, batches, self._life.sequences, planning.target_us, n_held)
         self._bottleneck.note(limit, now_ns)
-        operations = self._placement.take_operations()
-        wake_at_ns = self._deadlines[0][0] if self._deadlines else None
-        plan = StepPlan(self._step, operations, batches, wake_at_ns)
+        return self._step_of(batches, self._deadlines[0][0] if self._deadlines else None)
+
+    def _step_of(self, batches: tuple[Batch, ...], wake_at_ns: int | None) -> StepPlan:
+        plan = StepPlan(self._step, self._placement.take_operations(), batches, wake_at_ns)
         if not plan.is_empty:
             self._step += 1
             self._planned = plan
