@@ -80,8 +80,8 @@ def limit_of(books: Books, batches: tuple[Batch, ...], sequences: Mapping[int, S
 def _queues_wait_for(books: Books) -> Limit:
     """What the first of the queues that may run lacks, in a step that is not full."""
     for (request_class, pool), queue in books.queues.items():
-        if queue.n_queued and books.first_waiting(request_class, pool) is not None:
-            slots_max = admission.slots_max(pool, books.limits[request_class])
-            # With a slot to be had, it was the rest of the step that was too small for it.
+        if queue.n_queued and any(books.first_waiting(request_class, pool, heavy=heavy) for heavy in (False, True)):
+            slots_max = admission.slots_max(books.policy.pools, pool, books.limits[request_class])
+            # With a slot to be had, it was the rest of the step that was too small for it, or heavy prompts have no place.
             return Limit.COMPUTE if books.pools[pool].may_take(request_class, slots_max) else Limit.KV_CELLS
     return Limit.TENANT_LIMITS

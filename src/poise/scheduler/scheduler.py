@@ -24,6 +24,7 @@ from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.fairness.tenants import TenantBooks
 from poise.scheduler.lengths import OutputLengths
 from poise.scheduler.lifecycle import Lifecycle
+from poise.scheduler.memory.kv import KvPool
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import StepPlan, StepResult
@@ -51,11 +52,11 @@ class Scheduler:
         """The virtual counters by class, for whoever watches. Not to be modified."""
         self._policy = policy
         totals = Totals()
-        self._placement = Placement(policy, models, totals)
+        self._placement = Placement(policy, models, totals, self._turned)
         self._books = Books(
             policy=policy,
             pools=self._placement.pools,
-            queues={(c, name): WaitingQueue(served[c]) for c in RequestClass for name in policy.pools},
+            queues={(c, name): self._queue_of(c) for c in RequestClass for name in policy.pools},
             served=served,
             models=models,
             tenants=tenants,
@@ -95,11 +96,7 @@ class Scheduler:
             if refusal is not None:
                 return refusal
         sequence = Sequence(request, pool, now_ns, 0.0, eta_us, n_likely)
-        n_cached = cached[pool]
-        model = self._books.models[pool]
-        predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_known - n_cached)
-        # Who was here before comes before its tenant's new prompts, as who was preempted does.
-        sequence.order_key = order_key(0.0 if request.readmitted else predicted, now_ns, self._policy.ageing)
+        sequence.order_key = self._order(sequence)
         self._life.enter(sequence, now_ns)
         if request.queue_timeout_us and not request.readmitted:
             sequence.deadline_ns = now_ns + request.queue_timeout_us * 1000
@@ -246,7 +243,7 @@ class Scheduler:
             return 0
         limits = books.limits[request_class]
         left = {
-            name: min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
+            name: min(pool.n_free, admission.slots_max(self._policy.pools, name, limits) - pool.held_by(request_class))
             for name, pool in books.pools.items()
         }
         return self._waits.estimate_us(request_class, books.queues, books.running[request_class], left)
@@ -282,6 +279,24 @@ class Scheduler:
             limit_since_ns=self._bottleneck.since_ns or 0,
             limited_ns=dict(self._bottleneck.limited_ns),
         )
+
+    def _queue_of(self, request_class: RequestClass) -> WaitingQueue:
+        heavy_tokens, reused_min = self._policy.classes[request_class].heavy_tokens, self._policy.store.prefix_min_cells
+        return WaitingQueue(self.served[request_class], heavy_tokens, self._placement.cached_cells, self._order, reused_min)
+
+    def _order(self, sequence: Sequence) -> float:
+        """The place in the queue of one that has had no slot here."""
+        predicted_us = 0.0  # who was here before comes before its tenant's new prompts, as who was preempted does
+        if not sequence.request.readmitted:
+            n_cached = self._placement.cached_cells(sequence)
+            n_tokens = sequence.n_tokens - n_cached
+            predicted_us = self._books.models[sequence.pool].chunk_us(is_prompt=True, start=n_cached, n_tokens=n_tokens)
+        return order_key(predicted_us, sequence.arrived_ns, self._policy.ageing)
+
+    def _turned(self, pool: str, keys: Iterable[int | str]) -> None:
+        """What was kept of these blocks, or templates, came or went: prompts that wait may be heavy no more, or again."""
+        for request_class in RequestClass:
+            self._books.queues[request_class, pool].sort_again(keys)
 
     def _found(self, request_id: int, now_ns: int) -> Sequence | None:
         """A live request, about which something comes in now."""
@@ -349,12 +364,18 @@ class Scheduler:
         books = self._books
         for name, pool in books.pools.items():
             for request_class, limits in books.limits.items():
-                if not books.queues[request_class, name].n_queued:
-                    continue
-                arrival = books.first_waiting(request_class, name)
-                if arrival is None:
-                    continue
-                victim = self._preemption.victim(pool, arrival, now_ns, admission.slots_max(name, limits))
+                slots_max = admission.slots_max(self._policy.pools, name, limits)
+                if books.queues[request_class, name].n_queued and self._make_way(request_class, pool, slots_max, now_ns):
+                    break
+
+    def _make_way(self, request_class: RequestClass, pool: KvPool, slots_max: int, now_ns: int) -> bool:
+        """Whether somebody lost their slot in the pool to one of the class."""
+        for heavy in (False, True):
+            arrival = self._books.first_waiting(request_class, pool.name, heavy=heavy)
+            if arrival is not None:
+                rivals = self._books.rivals(request_class) if heavy else []
+                victim = self._preemption.victim(pool, arrival, now_ns, slots_max, rivals)
                 if victim is not None:
                     self._life.preempt(victim[0], arrival, victim[1])
-                    break
+                    return True
+        return False

@@ -5,7 +5,7 @@ R4 guaranteed share  background work that is owed compute goes next
 R3 prompts           by class, then least-served tenant, then shortest remaining with ageing
 R4 leftovers         background decodes and its first prompt by served cost, then its prompts, with whatever is left
 R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
-R5 heavy             long prompts have their own pool and a bounded number of slots in it
+R5 heavy             long prompts have their own pool, and only so many of them are computed at once
 
 What a suspect computes is a batch of its own: if it breaks the engine, it is alone in that, and nobody else is blamed."""
 
@@ -48,10 +48,20 @@ class Books:
     quantum_saved_us: float = 0.0
     """Budget that background's first prompt has saved up for a quantum."""
 
-    def first_waiting(self, request_class: RequestClass, pool: str) -> Sequence | None:
-        """The queued sequence that gets the next slot of the pool that the class may have."""
+    def first_waiting(self, request_class: RequestClass, pool: str, *, heavy: bool) -> Sequence | None:
+        """The queued sequence, heavy or not, that gets the next slot of the pool that the class may have."""
         held, tenants = self.pools[pool].held_by_tenant, self.tenants
-        return self.queues[request_class, pool].first(tenants.may_run, lambda t: held(t) / tenants.weight(t))
+        return self.queues[request_class, pool].first(tenants.may_run, lambda t: held(t) / tenants.weight(t), heavy=heavy)
+
+    def is_heavy(self, sequence: Sequence) -> bool:
+        """Rule R5: whether so much of its prompt must still be computed. Output that it came with counts nowhere."""
+        left = sequence.request.n_prompt - sequence.n_computed
+        return left > self.policy.classes[sequence.request_class].heavy_tokens
+
+    def rivals(self, request_class: RequestClass) -> list[Sequence]:
+        """The class's heavy prompts that are computed, if there is no place for another one beside them."""
+        heavy = [sequence for sequence in self.running[request_class].values() if self.is_heavy(sequence)]
+        return heavy if len(heavy) >= self.policy.classes[request_class].heavy_max else []
 
     def is_live(self, request_class: RequestClass) -> bool:
         return bool(self.running[request_class]) or any(
@@ -242,9 +252,10 @@ class PlanningPass:
     def _first_waiting(self, request_class: RequestClass) -> Sequence | None:
         rank, limits = self.books.served[request_class].rank, self.books.limits[request_class]
         heads = [
-            self.books.first_waiting(request_class, name)
+            self.books.first_waiting(request_class, name, heavy=heavy)
+            for heavy in ((False,) if self.books.rivals(request_class) else (False, True))
             for name, pool in self.books.pools.items()
-            if pool.may_take(request_class, admission.slots_max(name, limits))
+            if pool.may_take(request_class, admission.slots_max(self.books.policy.pools, name, limits))
         ]
         found = (head for head in heads if head is not None)
         return min(found, key=lambda head: (rank(head.request.account), head.order_key), default=None)
