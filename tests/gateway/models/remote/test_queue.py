@@ -263,6 +263,19 @@ def test_who_comes_beside_a_flood_again_begins_at_once(n_slots: int) -> None:
     assert max(guest.wait_us for guest in guests[5:]) == 0
 
 
+def test_for_whom_the_last_slot_is_not_the_estimate_is_a_wait() -> None:
+    """Which it is told, and by which a router goes."""
+    shop = server(4)
+    shop.enter(Ticket("other", INTERACTIVE))
+    shop.to(2 * SECOND)
+    for _ in range(3):
+        shop.enter(Ticket("only", INTERACTIVE), 30 * SECOND)
+    shop.enter(waits := Ticket("only", INTERACTIVE))
+    assert (waits.waits, waits.eta_us > 0) == (True, True)
+    shop.end(waits)
+    assert shop.queue.wait_us(INTERACTIVE, "other") == 0
+
+
 def test_who_is_alone_has_all_slots_and_again_when_the_other_is_forgotten() -> None:
     """Nothing is kept for nobody."""
     shop = server(4)

@@ -125,7 +125,7 @@ class SlotQueue:
         self._n_tickets += 1
         ticket.number, ticket.entered_ns = self._n_tickets, now_ns
         ticket.key = order_key(ticket.n_prompt * PROMPT_TOKEN_US, now_ns, self._policy.ageing)
-        ticket.eta_us = self.wait_us(ticket.request_class)
+        ticket.eta_us = self.wait_us(ticket.request_class, ticket.account)
         line = self._lines[ticket.request_class]
         self._books.enter(ticket.account, now_ns)
         line.served.enter(ticket.account)
@@ -202,10 +202,10 @@ class SlotQueue:
             ahead_us += len(ordered) * line.mean_us
         return places
 
-    def wait_us(self, request_class: RequestClass) -> int:
-        """Estimated wait of a request of the class that came now."""
+    def wait_us(self, request_class: RequestClass, account: str = "") -> int:
+        """Estimated wait of a request of the class that came now; without an account, of one that holds nothing."""
         line = self._lines[request_class]
-        if self.n_busy < self.n_slots and not line.n_waiting:
+        if self.n_busy < self.n_slots and not line.n_waiting and self._may_begin(line, account):
             return 0
         before = [line] if request_class is INTERACTIVE else list(self._lines.values())
         return int(self._wait_us(line, sum(one.n_waiting * one.mean_us for one in before) + line.mean_us))
