@@ -169,7 +169,7 @@ def sequence(request_id: int, tenant: str = "a", n_prompt: int = 10, pool: str =
 def test_a_storm_of_cancels_leaves_no_entries_behind() -> None:
     """Removed requests behind a head that stays do not pile up in the heap."""
     served = ServedCost()
-    queue = WaitingQueue(served)
+    queue = WaitingQueue(served, heavy_tokens=1024, cached=lambda s: 0, order=lambda s: s.order_key, reused_min=16)
     served.enter("a")
     queue.push(sequence(0, n_prompt=1))
     for i in range(1, 5000):

@@ -96,7 +96,7 @@ def ceilings() -> Iterator[Ceiling]:
     for name in CLASSES:
         first = name == CLASSES[0]  # nothing outranks it, so it may use all there is
         yield Ceiling(f"classes.{name}.slots_max", "pools.short.slots", follows=first)
-        yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots", follows=first)
+        yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots")
         yield Ceiling(f"classes.{name}.heavy_tokens", "pools.short.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.default_output_tokens", f"classes.{name}.max_output_tokens")
         context = f"classes.{name}.max_context_tokens"

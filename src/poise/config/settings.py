@@ -96,11 +96,11 @@ class ClassSettings(Section):
     min_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
     """Share of compute that the class is guaranteed while others compete."""
     slots_max: Annotated[int, Field(ge=1, le=256)]
-    """Slots of the short pool that the class may hold."""
+    """Slots of the short pool that the class may hold, and the same part of the long one."""
     heavy_tokens: Annotated[int, Field(ge=16, le=1 << 20)] = 1024
-    """A longer prompt is a heavy job and runs in the long pool."""
+    """A prompt of which more must be computed is heavy and runs in the long pool."""
     heavy_max: Annotated[int, Field(ge=1, le=256)]
-    """Heavy jobs of the class that run at once."""
+    """Heavy prompts of the class that are computed at once."""
     default_output_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     """Output allowance of a request that names none; 0: what its slot has left beside the prompt."""
     max_output_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 4096

@@ -11,9 +11,9 @@ from collections.abc import Sequence as SequenceOf
 
 from poise.scheduler.admission import shortest_for
 from poise.scheduler.fairness.accounts import forget_account
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Chunk, Given
-from poise.scheduler.planning.planner import Books
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import (
     Control,
@@ -302,7 +302,8 @@ class Lifecycle:
         """Nothing keeps it any more: it goes on in its slot, if it still has one and its tenant may run one more, or queues."""
         request, tenants = sequence.request, self._books.tenants
         events: list[Event] = []
-        if sequence.slot >= 0 and not tenants.may_run(request.account):
+        has_place = not (self._books.is_heavy(sequence) and self._books.rivals(sequence.request_class))
+        if sequence.slot >= 0 and not (has_place and tenants.may_run(request.account)):
             events.append(self._swap_out(sequence, PreemptionReason.LIMIT))
         del self.paused[request.request_id]
         self._books.served[sequence.request_class].enter(request.account)

@@ -24,10 +24,11 @@ from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.fairness.tenants import TenantBooks
 from poise.scheduler.lengths import OutputLengths
 from poise.scheduler.lifecycle import Lifecycle
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Batch, StepPlan, StepResult
-from poise.scheduler.planning.planner import Books, PlanningPass
+from poise.scheduler.planning.planner import PlanningPass
 from poise.scheduler.planning.preemption import Preemption
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
 from poise.scheduler.power import FULL_PPM, Background, Duty, PowerLimits
@@ -52,11 +53,11 @@ class Scheduler:
         """The virtual counters by class, for whoever watches. Not to be modified."""
         self._policy = policy
         totals = Totals()
-        self._placement = Placement(policy, models, totals)
+        self._placement = Placement(policy, models, totals, self._turned)
         self._books = Books(
             policy=policy,
             pools=self._placement.pools,
-            queues={(c, name): WaitingQueue(served[c]) for c in RequestClass for name in policy.pools},
+            queues={(c, name): self._queue_of(c) for c in RequestClass for name in policy.pools},
             served=served,
             models=models,
             tenants=tenants,
@@ -98,16 +99,12 @@ class Scheduler:
             if refusal is not None:
                 return refusal
         sequence = Sequence(request, pool, now_ns, 0.0, eta_us, n_likely)
-        n_cached = cached[pool]
-        model = self._books.models[pool]
-        predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_known - n_cached)
-        # Who was here before comes before its tenant's new prompts, as who was preempted does.
-        sequence.order_key = order_key(0.0 if request.readmitted else predicted, now_ns, self._policy.ageing)
+        sequence.order_key = self._order(sequence)
         self._life.enter(sequence, now_ns)
         if request.queue_timeout_us and not request.readmitted:
             sequence.deadline_ns = now_ns + request.queue_timeout_us * 1000
             self._watch_deadline(sequence)
-        queued = Queued(request.request_id, self._n_new(request.request_class), eta_us, int(predicted))
+        queued = Queued(request.request_id, self._n_new(request.request_class), eta_us, int(self._prompt_us(sequence)))
         if request.prepares:
             self._life.prepare(sequence)
         return queued
@@ -237,7 +234,8 @@ class Scheduler:
         if self._books.power.background is Background.PARK:
             self._park()
         self._placement.close_holes()
-        self._make_room(now_ns)
+        for victim, reason, arrival in self._preemption.claims(self._books, now_ns):
+            self._life.preempt(victim, arrival, reason)
         planning = PlanningPass(self._books, self._life.place, self._placement.cached_cells)
         batches = planning.fill()
         n_held = sum(not sequence.paused for sequence in self._life.paused.values())
@@ -277,7 +275,7 @@ class Scheduler:
             return 0
         limits = books.limits[request_class]
         left = {
-            name: has_rows * min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
+            name: has_rows * min(pool.n_free, admission.slots_max(self._policy.pools, name, limits) - pool.held_by(request_class))
             for name, pool in books.pools.items()
         }
         return books.power.stretched(self._waits.estimate_us(request_class, books.queues, books.running[request_class], left))
@@ -313,6 +311,26 @@ class Scheduler:
             limit_since_ns=self._bottleneck.since_ns or 0,
             limited_ns=dict(self._bottleneck.limited_ns),
         )
+
+    def _queue_of(self, request_class: RequestClass) -> WaitingQueue:
+        heavy_tokens, reused_min = self._policy.classes[request_class].heavy_tokens, self._policy.store.prefix_min_cells
+        return WaitingQueue(self.served[request_class], heavy_tokens, self._placement.cached_cells, self._order, reused_min)
+
+    def _order(self, sequence: Sequence) -> float:
+        """The place in the queue of one that has had no slot here. Who was here before comes before its tenant's new prompts."""
+        predicted_us = 0.0 if sequence.request.readmitted else self._prompt_us(sequence)
+        return order_key(predicted_us, sequence.arrived_ns, self._policy.ageing)
+
+    def _prompt_us(self, sequence: Sequence) -> float:
+        """What computing all of it takes that is not kept."""
+        n_cached = self._placement.cached_cells(sequence)
+        model = self._books.models[sequence.pool]
+        return model.chunk_us(is_prompt=True, start=n_cached, n_tokens=sequence.n_tokens - n_cached)
+
+    def _turned(self, pool: str, keys: Iterable[int | str]) -> None:
+        """What was kept of these blocks, or templates, came or went: prompts that wait may be heavy no more, or again."""
+        for request_class in RequestClass:
+            self._books.queues[request_class, pool].sort_again(keys)
 
     def _found(self, request_id: int, now_ns: int) -> Sequence | None:
         """A live request, about which something comes in now."""
@@ -379,22 +397,3 @@ class Scheduler:
         for pool in self._books.pools.values():
             for sequence in [s for s in pool.holders.values() if s.request_class is RequestClass.BACKGROUND]:
                 self._life.park(sequence)
-
-    def _make_room(self, now_ns: int) -> None:
-        """Rules R6 and R7: where the first of a queue finds no slot, or no compute, somebody may have to give up their slot.
-
-        One a step and pool."""
-        books = self._books
-        for name, pool in books.pools.items():
-            for request_class, limits in books.limits.items():
-                if not (books.queues[request_class, name].n_queued and books.runs(request_class)):
-                    continue
-                if not books.has_rows(request_class) and pool.may_take(request_class, admission.slots_max(name, limits)):
-                    continue
-                arrival = books.first_waiting(request_class, name)
-                if arrival is None:
-                    continue
-                victim = self._preemption.victim(pool, arrival, now_ns, admission.slots_max(name, limits))
-                if victim is not None:
-                    self._life.preempt(victim[0], arrival, victim[1])
-                    break

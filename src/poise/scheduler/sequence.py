@@ -84,6 +84,8 @@ class Sequence:
     """When it was preempted last."""
     n_pushes: int = 0
     """Times it was queued: tells its present place in a queue from older ones."""
+    heavy: bool = False
+    """Where it is queued, it is among the heavy ones."""
     paused: bool = False
     """An operator has paused it."""
     preparing: bool = False

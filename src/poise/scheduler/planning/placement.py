@@ -4,6 +4,7 @@ Every change of a slot or of the host store goes through here: the books change 
 for the next plan, in an order in which each finds what those before it have left. What is decided here is only where cells
 go; who gets a slot and who loses one is decided in `planner` and `preemption`."""
 
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 
 from poise.scheduler.memory.kv import KvPool
@@ -24,15 +25,23 @@ ENTRY_OVERHEAD_BYTES = 64
 
 
 class Placement:
-    """The slots of all pools, the host store, and the prefixes kept in both."""
+    """The slots of all pools, the host store, and the prefixes kept in both. `turned` is told of a pool's blocks or templates
+    that can be found from now on, or not any more."""
 
-    def __init__(self, policy: SchedulerPolicy, models: dict[str, CostModel], totals: Totals) -> None:
+    def __init__(
+        self,
+        policy: SchedulerPolicy,
+        models: dict[str, CostModel],
+        totals: Totals,
+        turned: Callable[[str, Iterable[int | str]], None],
+    ) -> None:
         self._policy = policy
         self._models = models
         self._totals = totals
         self.pools = {name: KvPool(name, pool) for name, pool in policy.pools.items()}
         self.store = HostStore(policy.store, totals)
-        self.index = PrefixIndex()
+        self._turned = turned
+        self.index = PrefixIndex(turned)
         self.templates: dict[tuple[str, str], Entry] = {}
         """(pool, template name) to its entry, once it has been computed."""
         self.carry_us = CARRY_FIRST_US
@@ -129,11 +138,13 @@ class Placement:
         if entry is not None:
             self._operations.append(kv.StoreSlot(sequence.pool, sequence.slot, entry.number, sequence.n_computed))
             self.templates[sequence.pool, name] = entry
+            self._turned(sequence.pool, [name])
 
     def unpin(self, pool: str, name: str) -> None:
         entry = self.templates.pop((pool, name), None)
         if entry is not None:
             self._drop(entry.number)
+            self._turned(pool, [name])
 
     def forget(self, tenant: str) -> tuple[int, int]:
         """Drop every kept prefix of a tenant; returns how many there were, and their cells."""
@@ -184,7 +195,9 @@ class Placement:
             elif entry.purpose is Purpose.PREFIX:
                 self.index.remove(self.index.of_entry(number))
             else:
-                self.templates = {key: kept for key, kept in self.templates.items() if kept is not entry}
+                (gone,) = (key for key, kept in self.templates.items() if kept is entry)
+                del self.templates[gone]
+                self._turned(gone[0], [gone[1]])
         if result.carried_cells:
             measured = result.carried_us / result.carried_cells
             self.carry_us = CARRY_MEMORY * self.carry_us + (1 - CARRY_MEMORY) * measured
