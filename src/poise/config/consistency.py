@@ -178,6 +178,8 @@ def _let_front_through(draft: Draft) -> Iterator[str]:
 
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
     key, by = ceiling.key, ceiling.by
+    if "auto" in (draft.values[key], draft.values[by]):
+        return  # memory decides, and leaves no less than is asked for
     most = max(1, draft.values[by] - 1) if ceiling.strict else draft.values[by]
     if draft.is_suspect(key, by) or (ceiling.unless_0 and draft.values[by] == 0):
         return

@@ -25,7 +25,9 @@ def to_policy(
     priors         per pool: first guess of the cost model, measured
     What is not given comes from the settings or from the scheduler's own defaults."""
     pools = {
-        name: policy.PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
+        name: policy.PoolPolicy(
+            settings.n_slots(name), (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0)
+        )
         for name, pool in settings.pools
     }
     return policy.SchedulerPolicy(

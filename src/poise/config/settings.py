@@ -4,12 +4,24 @@ Those of model, engine and scheduler are here, those of the gateway in `serving`
 operators and a test compares the two. What one value may be is said here and in `kinds`; what values may be together is in
 `poise.config.consistency`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from poise.config import hybrid, kinds, serving
-from poise.config.kinds import AliasName, DataClass, KvType, NonBlankText, Profile, Section, TemplateName, TenantName, Toggle
+from poise.config.kinds import (
+    AliasName,
+    DataClass,
+    KvType,
+    NonBlankText,
+    Profile,
+    Section,
+    Slots,
+    TemplateName,
+    TenantName,
+    Toggle,
+)
 from poise.config.serving import AuthSettings, TenantSettings
 
 
@@ -59,11 +71,13 @@ class EngineSettings(Section):
     """An engine that is busy with one step, or leaves its messages alone, for longer is taken to hang and replaced."""
     memory_reserve_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
     """Memory that must stay free after loading; a model that would leave less is refused."""
+    kv_memory_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share that the pools may take of the memory beside weights, host store and reserve, where `pools.*.slots` is auto."""
 
 
 class PoolSettings(Section):
-    slots: Annotated[int, Field(ge=1, le=256)]
-    """Sequences that the pool can hold at once."""
+    slots: Slots
+    """Sequences that the pool can hold at once; auto: as many as memory pays for, the short pool as many as classes may hold."""
     slot_tokens: Annotated[int, Field(ge=64, le=1 << 20)]
     """KV cells of each slot, prompt and output together. Cut to the model's trained context."""
     flash_attention: Toggle = "auto"
@@ -72,7 +86,7 @@ class PoolSettings(Section):
 
 class PoolsSettings(Section):
     short: PoolSettings = PoolSettings(slots=12, slot_tokens=4096)
-    long: PoolSettings = PoolSettings(slots=2, slot_tokens=8192)
+    long: PoolSettings = PoolSettings(slots="auto", slot_tokens=8192)
 
 
 class StoreSettings(Section):
@@ -220,6 +234,19 @@ class Settings(Section):
     def tenant(self, name: str) -> TenantSettings:
         """A tenant's own section, or what holds for all that have none."""
         return self.tenants.get(name, self.tenant_defaults)
+
+    def n_slots(self, pool: str) -> int:
+        """The slots of a pool. Where memory decides, the least: what its classes may hold, or may compute, at once."""
+        slots: int | str = getattr(self.pools, pool).slots
+        if isinstance(slots, int):
+            return slots
+        classes = (self.classes.interactive, self.classes.background)
+        return max(limits.heavy_max if pool == "long" else limits.slots_max for limits in classes)
+
+    def with_slots(self, slots: Mapping[str, int]) -> "Settings":
+        """The same with as many slots in these pools."""
+        pools = {name: getattr(self.pools, name).model_copy(update={"slots": n}) for name, n in slots.items()}
+        return self.model_copy(update={"pools": self.pools.model_copy(update=pools)})
 
 
 def engine_settings(settings: Settings) -> str:

@@ -124,8 +124,8 @@ def loss(old: Settings, new: Settings, context_train: int = 0) -> float:
     lost = LOSS_STORE * _share(old.store.budget_mb, new.store.budget_mb)
     lost += LOSS_BATCH * log2(old.engine.batch_tokens / new.engine.batch_tokens)
     lost += LOSS_KV_TYPE * (old.engine.kv_type != new.engine.kv_type)
-    for before, after in ((old.pools.short, new.pools.short), (old.pools.long, new.pools.long)):
-        lost += LOSS_SLOTS * _share(before.slots, after.slots)
+    for (name, before), (_, after) in zip(old.pools, new.pools, strict=True):
+        lost += LOSS_SLOTS * _share(old.n_slots(name), new.n_slots(name))
         lost += LOSS_SLOT_TOKENS * _share(min(before.slot_tokens, longest), min(after.slot_tokens, longest))
     return lost
 
@@ -146,7 +146,7 @@ def _knobs(settings: Settings, header: GgufHeader, *, gentle: bool) -> list[Knob
         values["engine.kv_type"] = [QUANTISED]
     for name, pool in settings.pools:
         tokens = min(pool.slot_tokens, context_train) if context_train else pool.slot_tokens
-        values[f"pools.{name}.slots"] = _below(pool.slots, 1, 1, divisor)
+        values[f"pools.{name}.slots"] = _below(settings.n_slots(name), 1, 1, divisor)
         values[f"pools.{name}.slot_tokens"] = _below(tokens, CELLS_STEP, CELLS_STEP, divisor)
     return [Knob(key, lower) for key, lower in values.items() if lower]
 
