@@ -10,18 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from poise.config import hybrid, kinds, serving
-from poise.config.kinds import (
-    AliasName,
-    DataClass,
-    KvType,
-    NonBlankText,
-    Profile,
-    Section,
-    Slots,
-    TemplateName,
-    TenantName,
-    Toggle,
-)
+from poise.config.kinds import AliasName, DataClass, KvType, NonBlankText, Profile, Section, TemplateName, TenantName, Toggle
 from poise.config.serving import AuthSettings, TenantSettings
 
 
@@ -76,7 +65,7 @@ class EngineSettings(Section):
 
 
 class PoolSettings(Section):
-    slots: Slots
+    slots: kinds.Slots
     """Sequences that the pool can hold at once; auto: as many as memory pays for, the short pool as many as classes may hold."""
     slot_tokens: Annotated[int, Field(ge=64, le=1 << 20)]
     """KV cells of each slot, prompt and output together. Cut to the model's trained context."""

@@ -83,7 +83,7 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
     advice = None
     if need.total > available:
         advice = _advice(loaded, header, available - SLACK_BYTES) or _advice(loaded, header, available)
-    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights, slots)
+    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights, slots=slots)
 
 
 def bytes_of(text: str) -> int:
