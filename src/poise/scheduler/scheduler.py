@@ -87,7 +87,7 @@ class Scheduler:
     def add(self, request: Request, now_ns: int) -> Queued | Rejected:
         """Take a request into its queue, or refuse it with the reason."""
         assert self._planned is None, "add between plan and complete"
-        cached = {name: self._placement.cached_prompt(request, name) for name in self._policy.pools}
+        cached = {name: self._placement.reusable.cached_prompt(request, name) for name in self._policy.pools}
         n_likely = self._waits.lengths.likely(request)
         pool = admission.route(request, self._policy, cached, n_likely)
         if pool is None:
@@ -229,6 +229,8 @@ class Scheduler:
             # A pause of computing: what was freed, erased or made smaller is so at once.
             return self._step_of((), min([resumes_ns, *(at_ns for at_ns, _ in self._deadlines[:1])]))
         self._life.move_outgrown()
+        for queue in self._books.queues.values():
+            queue.bring_back()
         if self._books.power.step_us:
             self._lower()
         if self._books.power.background is Background.PARK:
@@ -236,7 +238,7 @@ class Scheduler:
         self._placement.close_holes()
         for victim, reason, arrival in self._preemption.claims(self._books, now_ns):
             self._life.preempt(victim, arrival, reason)
-        planning = PlanningPass(self._books, self._life.place, self._placement.cached_cells)
+        planning = PlanningPass(self._books, self._life.place, self._placement.reusable.cached)
         batches = planning.fill()
         n_held = sum(not sequence.paused for sequence in self._life.paused.values())
         limit = limit_of(self._books, batches, self._life.sequences, planning.target_us, n_held)
@@ -246,8 +248,7 @@ class Scheduler:
     def _step_of(self, batches: tuple[Batch, ...], wake_at_ns: int | None) -> StepPlan:
         plan = StepPlan(self._step, self._placement.take_operations(), batches, wake_at_ns)
         if not plan.is_empty:
-            self._step += 1
-            self._planned = plan
+            self._step, self._planned = self._step + 1, plan
         return plan
 
     def complete(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
@@ -313,8 +314,8 @@ class Scheduler:
         )
 
     def _queue_of(self, request_class: RequestClass) -> WaitingQueue:
-        heavy_tokens, reused_min = self._policy.classes[request_class].heavy_tokens, self._policy.store.prefix_min_cells
-        return WaitingQueue(self.served[request_class], heavy_tokens, self._placement.cached_cells, self._order, reused_min)
+        heavy_tokens = self._policy.classes[request_class].heavy_tokens
+        return WaitingQueue(self.served[request_class], heavy_tokens, self._placement.reusable, self._order)
 
     def _order(self, sequence: Sequence) -> float:
         """The place in the queue of one that has had no slot here. Who was here before comes before its tenant's new prompts."""
@@ -323,7 +324,7 @@ class Scheduler:
 
     def _prompt_us(self, sequence: Sequence) -> float:
         """What computing all of it takes that is not kept."""
-        n_cached = self._placement.cached_cells(sequence)
+        n_cached = self._placement.reusable.cached(sequence)
         model = self._books.models[sequence.pool]
         return model.chunk_us(is_prompt=True, start=n_cached, n_tokens=sequence.n_tokens - n_cached)
 

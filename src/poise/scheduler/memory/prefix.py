@@ -7,8 +7,9 @@ another is not looked at, whatever its keys are. (Hash-chained blocks are vLLM's
 tenant is our own rule.)"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from poise.scheduler.memory.retention import Use
 from poise.scheduler.request import BLOCK_TOKENS
 
 
@@ -22,6 +23,7 @@ class Prefix:
     n_cells: int
     slot: int = -1
     entry: int = -1
+    use: Use = field(default_factory=Use)
 
 
 class PrefixIndex:

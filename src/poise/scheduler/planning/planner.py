@@ -30,11 +30,11 @@ HEAVY_STRETCH = 2.0
 class PlanningPass:
     """Builds the batches of one step.
 
-    `start` is called for each queued sequence that is given a slot; `cached` says how many of a queued sequence's cells it
-    would not have to compute."""
+    `start` is called for each queued sequence that is given a slot, and returns what carrying its cells takes; `cached` says how
+    many of a queued sequence's cells it would not have to compute."""
 
     books: Books
-    start: Callable[[Sequence], None]
+    start: Callable[[Sequence], float]
     cached: Callable[[Sequence], int]
     budget: StepBudget = field(init=False)
     target_us: int = field(init=False)
@@ -218,7 +218,7 @@ class PlanningPass:
             if sequence.slot < 0:
                 if sequence.is_suspect:
                     self._set_apart(sequence)
-                self.start(sequence)
+                self.budget.cap(self.budget.left_us - self.start(sequence))
                 assert sequence.n_computed == start, f"{sequence} got other cells than foreseen"
             self._add_prompt(sequence, n_tokens)
             quantum = False
