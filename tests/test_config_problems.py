@@ -91,7 +91,7 @@ def check(
         ("auth.keys.'a.b' = 'sk-of-twelve'", f'auth.keys."a.b": {RULE_TENANT}'),
         ("auth.keys.'' = 'sk-of-twelve'", f'auth.keys."": {RULE_TENANT}'),
         (f"auth.keys.{'a' * 65} = 'sk-of-twelve'", f"auth.keys.{'a' * 65}: {RULE_TENANT}"),
-        ("store.budget_mb = -1", "store.budget_mb = -1: must be between 0 and 1048576"),
+        ("store.budget_mb = -1", 'store.budget_mb = -1: must be "auto" or a whole number between 0 and 1048576'),
         ("store.tenant_share = 1.5", "store.tenant_share = 1.5: must be between 0 and 1"),
         ("store.prefix_reuse = 1", "store.prefix_reuse = 1: must be true or false"),
         ("store.prefix_min_tokens = 4", "store.prefix_min_tokens = 4: must be between 8 and 1048576"),

@@ -53,8 +53,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(values: Mapping[str, object] | None = None) -> LoadedSettings:
-    """With two long slots, unless it says otherwise."""
-    return load(Path("/dev/null"), {}, {"pools.long.slots": 2, **(values or {})})
+    """With two long slots and half a GiB of store, unless it says otherwise."""
+    return load(Path("/dev/null"), {}, {"pools.long.slots": 2, "store.budget_mb": 512, **(values or {})})
 
 
 def applied(fit: Fit, values: Mapping[str, object]) -> LoadedSettings:
@@ -99,25 +99,38 @@ def test_long_slots_are_as_many_as_memory_pays_for(
     values = {"pools.short.slots": short, "pools.long.slot_tokens": slot_tokens, "classes.interactive.heavy_max": heavy_max}
     settings = loaded({**values, "pools.long.slots": "auto", "engine.kv_memory_share": share}).settings
     header, available = read_header(model), free_mib * MIB
-    slots = lay_out(header, settings, available)
-    assert slots.keys() == ({"short", "long"} if short == "auto" else {"long"})
-    assert slots.get("short", 12) == 12
-    assert heavy_max <= slots["long"] <= max(heavy_max, LONG_SLOTS_MAX)
+    layout = lay_out(header, settings, available)
+    n_long = layout["pools.long.slots"]
+    assert layout.keys() == ({"pools.short.slots", "pools.long.slots"} if short == "auto" else {"pools.long.slots"})
+    assert layout.get("pools.short.slots", 12) == 12
+    assert heavy_max <= n_long <= max(heavy_max, LONG_SLOTS_MAX)
 
-    def is_paid(n_long: int) -> bool:
-        need = settings_need(header, settings.with_slots(slots | {"long": n_long}))
+    def is_paid(n: int) -> bool:
+        need = settings_need(header, settings.with_layout(layout | {"pools.long.slots": n}))
         beside = available - need.weights - need.store - need.reserve
         return need.kv <= share * beside and need.total + SLACK_BYTES <= available
 
-    assert slots["long"] == heavy_max or is_paid(slots["long"])
-    assert slots["long"] >= LONG_SLOTS_MAX or not is_paid(slots["long"] + 1)
+    assert n_long == heavy_max or is_paid(n_long)
+    assert n_long >= LONG_SLOTS_MAX or not is_paid(n_long + 1)
+
+
+@pytest.mark.parametrize(("free_mib", "store_mb"), [(1 << 20, 6144), (8192, 1808), (4000, 512), (1, 512)])
+def test_the_host_store_has_twice_what_slots_hold_or_half_of_what_is_left(model: Path, free_mib: int, store_mb: int) -> None:
+    settings = loaded({"store.budget_mb": "auto"}).settings
+    header, available = read_header(model), free_mib * MIB
+    layout = lay_out(header, settings, available)
+    assert layout == {"store.budget_mb": store_mb}
+    need = settings_need(header, settings.with_layout(layout))
+    assert need.store == store_mb * MIB
+    assert store_mb == 512 or need.store <= 2 * need.kv
+    assert store_mb == 512 or need.total + SLACK_BYTES <= available
 
 
 def test_given_slots_are_as_they_are(model: Path) -> None:
     """Whatever there is. And what was found is what is counted."""
     assert lay_out(read_header(model), loaded({"pools.long.slots": 3}).settings, 1 << 40) == {}
     fit = judge(loaded({"pools.long.slots": "auto"}), model, available=1 << 40)
-    assert fit.slots == {"long": LONG_SLOTS_MAX}
+    assert fit.layout == {"pools.long.slots": LONG_SLOTS_MAX}
     assert [pool.n_slots for pool in fit.need.pools] == [12, LONG_SLOTS_MAX]
     assert "8 slots of 8192 tokens" in to_text(fit)
 

@@ -54,7 +54,7 @@ def _store(settings: Settings) -> policy.StorePolicy:
     store = settings.store
     shares = {name: tenant.cache_share for name, tenant in settings.tenants.items() if tenant.cache_share}
     return policy.StorePolicy(
-        budget_bytes=store.budget_mb << 20,
+        budget_bytes=settings.store_mb << 20,
         tenant_share=settings.tenant_defaults.cache_share or store.tenant_share,
         prefix_reuse=store.prefix_reuse,
         prefix_min_cells=store.prefix_min_tokens,

@@ -78,11 +78,15 @@ class PoolsSettings(Section):
     long: PoolSettings = PoolSettings(slots="auto", slot_tokens=8192)
 
 
+STORE_LEAST_MB = 512
+"""What the host store has where memory pays for no more."""
+
+
 class StoreSettings(Section):
     """The host store: memory for sequences that lost their slot, reusable prefixes and pinned templates."""
 
-    budget_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
-    """All of it; 0 stores nothing, and a sequence that loses its slot is computed again."""
+    budget_mb: kinds.StoreMb = "auto"
+    """All of it; auto: twice what slots hold, if memory pays for it; 0: nothing, and what loses its slot is computed again."""
     tenant_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Most of the budget that the reusable prefixes of one tenant may take."""
     prefix_reuse: bool = True
@@ -232,10 +236,18 @@ class Settings(Section):
         classes = (self.classes.interactive, self.classes.background)
         return max(limits.heavy_max if pool == "long" else limits.slots_max for limits in classes)
 
-    def with_slots(self, slots: Mapping[str, int]) -> "Settings":
-        """The same with as many slots in these pools."""
+    @property
+    def store_mb(self) -> int:
+        """The host store's budget. Where memory decides, the least."""
+        return self.store.budget_mb if isinstance(self.store.budget_mb, int) else STORE_LEAST_MB
+
+    def with_layout(self, layout: Mapping[str, int]) -> "Settings":
+        """The same with these numbers of `pools.NAME.slots` and `store.budget_mb`."""
+        slots = {key.split(".")[1]: n for key, n in layout.items() if key.startswith("pools.")}
         pools = {name: getattr(self.pools, name).model_copy(update={"slots": n}) for name, n in slots.items()}
-        return self.model_copy(update={"pools": self.pools.model_copy(update=pools)})
+        store = {"budget_mb": layout["store.budget_mb"]} if "store.budget_mb" in layout else {}
+        changed = {"pools": self.pools.model_copy(update=pools), "store": self.store.model_copy(update=store)}
+        return self.model_copy(update=changed)
 
 
 def engine_settings(settings: Settings) -> str:

@@ -121,7 +121,7 @@ class _Search:
 def loss(old: Settings, new: Settings, context_train: int = 0) -> float:
     """What is lost from one to the other. What slots are longer than the trained context (0: unknown) is no loss."""
     longest = context_train or inf
-    lost = LOSS_STORE * _share(old.store.budget_mb, new.store.budget_mb)
+    lost = LOSS_STORE * _share(old.store_mb, new.store_mb)
     lost += LOSS_BATCH * log2(old.engine.batch_tokens / new.engine.batch_tokens)
     lost += LOSS_KV_TYPE * (old.engine.kv_type != new.engine.kv_type)
     for (name, before), (_, after) in zip(old.pools, new.pools, strict=True):
@@ -139,7 +139,7 @@ def _knobs(settings: Settings, header: GgufHeader, *, gentle: bool) -> list[Knob
     divisor, context_train = 2 if gentle else 1 << 20, header.number("context_length")
     halves = [settings.engine.batch_tokens >> n for n in range(1, 9)]
     values: dict[str, Sequence[int | str]] = {
-        "store.budget_mb": _below(settings.store.budget_mb, STORE_STEP_MB, 0, divisor),
+        "store.budget_mb": _below(settings.store_mb, STORE_STEP_MB, 0, divisor),
         "engine.batch_tokens": [n for n in halves if n >= max(32, settings.engine.batch_tokens // divisor)],
     }
     if settings.engine.kv_type == "f16" and can_quantise_kv(header):

@@ -40,8 +40,8 @@ class Fit:
     weights: Path | None = None
     is_asked: bool = False
     """For an amount of memory that was named, and not for this host's."""
-    slots: Mapping[str, int] = field(default_factory=dict)
-    """Of each pool, where the settings leave them to what memory pays for."""
+    layout: Mapping[str, int] = field(default_factory=dict)
+    """By setting, where the settings leave it to what memory pays for."""
 
     @property
     def fits(self) -> bool:
@@ -78,12 +78,12 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
     available = available_bytes() if available is None else available
     weights = chooser(path, settings, available=available).planned().path
     header = read_header(weights)
-    slots = lay_out(header, settings, available)
-    need = settings_need(header, settings.with_slots(slots))
+    layout = lay_out(header, settings, available)
+    need = settings_need(header, settings.with_layout(layout))
     advice = None
     if need.total > available:
         advice = _advice(loaded, header, available - SLACK_BYTES) or _advice(loaded, header, available)
-    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights, slots=slots)
+    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights, layout=layout)
 
 
 def bytes_of(text: str) -> int:
@@ -135,7 +135,7 @@ def settings_need(header: GgufHeader, settings: Settings) -> MemoryNeed:
         pool_specs(settings),
         kv_type=engine.kv_type,
         batch_tokens=engine.batch_tokens,
-        store_bytes=settings.store.budget_mb << 20,
+        store_bytes=settings.store_mb << 20,
         reserve_bytes=engine.memory_reserve_mb << 20,
     )
 
@@ -151,16 +151,23 @@ def pool_specs(settings: Settings) -> list[PoolSpec]:
 
 
 def lay_out(header: GgufHeader, settings: Settings, available: int) -> dict[str, int]:
-    """The slots of each pool that leaves them to memory: of the long one as many as its share of what is free pays for, up to
-    LONG_SLOTS_MAX. Contexts that stay in their slots are the first use of memory that nothing else needs."""
-    slots = {name: settings.n_slots(name) for name, pool in settings.pools if pool.slots == "auto"}
-    for n in range(min(LONG_SLOTS_MAX, settings.engine.batch_tokens), slots.get("long", LONG_SLOTS_MAX), -1):
-        more = slots | {"long": n}
-        need = settings_need(header, settings.with_slots(more))
+    """What the settings leave to memory, by setting. Contexts that stay in their slots are the first use of memory that nothing
+    else needs: the long pool has as many slots as its share of that pays for, up to LONG_SLOTS_MAX. The second are copies of them:
+    the host store has twice what all slots hold, so that one tenant may have all of it stored, or half of what is left then."""
+    layout = {f"pools.{name}.slots": settings.n_slots(name) for name, pool in settings.pools if pool.slots == "auto"}
+    least = layout.get("pools.long.slots", LONG_SLOTS_MAX)
+    for n in range(min(LONG_SLOTS_MAX, settings.engine.batch_tokens), least, -1):
+        more = layout | {"pools.long.slots": n}
+        need = settings_need(header, settings.with_layout(more))
         free = available - need.weights - need.store - need.reserve
         if need.kv + need.state <= settings.engine.kv_memory_share * free and need.total <= available - SLACK_BYTES:
-            return more
-    return slots
+            layout = more
+            break
+    if settings.store.budget_mb == "auto":
+        need = settings_need(header, settings.with_layout(layout))
+        left = available - SLACK_BYTES - (need.total - need.store)
+        layout["store.budget_mb"] = max(settings.store_mb, min(2 * (need.kv + need.state), left // 2) >> 20)
+    return layout
 
 
 def _advice(loaded: LoadedSettings, header: GgufHeader, available: int) -> Changes | None:
