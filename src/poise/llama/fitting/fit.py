@@ -152,7 +152,7 @@ def pool_specs(settings: Settings) -> list[PoolSpec]:
 
 def lay_out(header: GgufHeader, settings: Settings, available: int) -> dict[str, int]:
     """What the settings leave to memory, by setting. Contexts that stay in their slots are the first use of memory that nothing
-    else needs: the long pool has as many slots as its share of that pays for, up to LONG_SLOTS_MAX. The second are copies of them:
+    else needs: the long pool has as many slots as its share of that pays for, up to LONG_SLOTS_MAX. The second are copies:
     the host store has twice what all slots hold, so that one tenant may have all of it stored, or half of what is left then."""
     layout = {f"pools.{name}.slots": settings.n_slots(name) for name, pool in settings.pools if pool.slots == "auto"}
     least = layout.get("pools.long.slots", LONG_SLOTS_MAX)
