@@ -107,7 +107,7 @@ class Sequence:
     def took(self, row: Row, sampled: Sampled | None) -> None:
         self.n_computed += len(row.tokens)
         if sampled is not None and not sampled.ends:
-            self.output += [sampled.token.token, *(token.token for token in sampled.forced)]
+            self.output += [sampled.token.token, *(token.token for token in sampled.further)]
 
     def prepare(self, grammar: str) -> None:
         """Until its constraint is made."""

@@ -29,7 +29,7 @@ from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Batch, StepPlan, StepResult
 from poise.scheduler.planning.planner import Books, PlanningPass
 from poise.scheduler.planning.preemption import Preemption
-from poise.scheduler.policy import CostPrior, SchedulerPolicy
+from poise.scheduler.policy import CostPrior, DraftPolicy, SchedulerPolicy
 from poise.scheduler.power import FULL_PPM, Background, Duty, PowerLimits
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Control, Event, FinishReason, Hold, Queued, Rejected, RejectReason, Request, RequestClass
@@ -77,6 +77,11 @@ class Scheduler:
     def declared(self) -> Collection[str]:
         """Tenants that have a section of their own in the policy."""
         return self._policy.tenants.keys()
+
+    @property
+    def drafts(self) -> DraftPolicy:
+        """Whether anybody drafts, and how much."""
+        return self._policy.drafts
 
     @property
     def sequences(self) -> Mapping[int, Sequence]:
@@ -265,6 +270,9 @@ class Scheduler:
         for request_id, key in result.blocks:
             life.sequences[request_id].blocks.append(key)
         charge_step(self._books, life, plan, result, events)
+        for request_id, n_guesses, n_matched in result.guesses:
+            if (sequence := life.sequences.get(request_id)) is not None:
+                sequence.n_guesses, sequence.n_matched = n_guesses, n_matched
         for served in self._books.served.values():
             served.roll(now_ns)
         return events
@@ -305,7 +313,7 @@ class Scheduler:
         return Snapshot(
             step=self._step,
             n_moves=self._placement.n_moves,
-            totals=replace(totals, preemptions=dict(totals.preemptions)),
+            totals=replace(totals, preemptions=dict(totals.preemptions), draft_tokens=dict(totals.draft_tokens)),
             classes={c: self._class_snapshot(c) for c in RequestClass},
             pools={name: pool.books() for name, pool in self._books.pools.items()},
             store=self._placement.store.books(),
