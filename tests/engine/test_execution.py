@@ -6,9 +6,9 @@ from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.execution import Execution, Live
 from poise.scheduler.planning.plan import Batch, Chunk, MoveSlot, ReleaseSlot, StepPlan, StoreSlot
+from poise.scheduler.policy import DraftPolicy
 from poise.scheduler.request import Request, RequestClass
 from poise.wire.messages import PoolInfo
-from poise.scheduler.policy import DraftPolicy
 from poise_lab.sim.runner import VirtualClock
 from tests.engine.harness import GREEDY
 from tests.sim.exact_runner import ExactRunner

@@ -217,7 +217,10 @@ class ExactRunner:
 
     def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
         self.execute(pool, [row])
-        states, n_top = [cell & _STATE for cell in self._cells[pool][row.slot][row.start :]], self._open[row.request_id].sampling.n_prompt_logprobs
+        states, n_top = (
+            [cell & _STATE for cell in self._cells[pool][row.slot][row.start :]],
+            self._open[row.request_id].sampling.n_prompt_logprobs,
+        )
         logprobs = [-(_mix(state, target) % 1000) / 100 for state, target in zip(states, targets, strict=True)]
         top = [[TokenLogprob((t + k) % self._n_vocab, -1.0 - k) for k in range(max(0, n_top))] for t in targets]
         return PromptLogprobs(row.request_id, row.start + 1, logprobs, top)

@@ -16,6 +16,7 @@ def to_policy(
     cell_bytes: Mapping[str, int] | None = None,
     chunk_tokens: Mapping[str, int] | None = None,
     priors: Mapping[str, policy.CostPrior] | None = None,
+    drafts: bool = True,
 ) -> policy.SchedulerPolicy:
     """The scheduler's parameters.
 
@@ -23,6 +24,7 @@ def to_policy(
     cell_bytes     per pool: what one cell takes in the host store
     chunk_tokens   per pool: the chunk at which prompt tokens get cheap, measured
     priors         per pool: first guess of the cost model, measured
+    drafts         whether the model can forget what it was fed: a recurrent one cannot, and does not draft
     What is not given comes from the settings or from the scheduler's own defaults."""
     pools = {
         name: policy.PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
@@ -45,6 +47,7 @@ def to_policy(
         tenants=msgspec.convert(settings.tenants, dict[str, policy.TenantPolicy], from_attributes=True),
         tenant_default=msgspec.convert(settings.tenant_defaults, policy.TenantPolicy, from_attributes=True),
         priors=dict(priors or {}),
+        drafts=policy.DraftPolicy(settings.speculation.max_streams if drafts else 0, settings.speculation.max_tokens),
     )
 
 

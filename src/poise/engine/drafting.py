@@ -49,7 +49,7 @@ class NgramIndex:
         self._index(begin)
 
     def guess(self, most: int) -> tuple[list[int], int]:
-        """At most that many tokens that may come next, and how many of the last ones were found before them (MATCH_MAX at most)."""
+        """At most that many tokens that may come next, and of how many like the last ones they come after: MATCH_MAX at most."""
         text, end = self._text, len(self._text)
         if end == self._output_at:
             return text[: min(most, text.index(_GAP))], MATCH_MAX
@@ -110,4 +110,7 @@ def draw_along(guesses: Sequence[int], draw: Callable[[int], Sampled]) -> Sample
 
 def _n_true(tokens: Sequence[Token], guesses: Sequence[int]) -> int:
     """How many of the guesses came true."""
-    return next((i for i, (t, g) in enumerate(zip(tokens, guesses, strict=False)) if t.token != g), min(len(tokens), len(guesses)))
+    n = 0
+    while n < min(len(tokens), len(guesses)) and tokens[n].token == guesses[n]:
+        n += 1
+    return n

@@ -134,8 +134,8 @@ class Runner(Protocol):
         """Compute rows (ascending slots) in one forward pass and sample.
 
         Returns one Sampled per row with `sample`, in row order. One whose drawing failed says so and harms no other; its cells
-        are computed, and may hold what is not a number. Of guesses that did not come true no cell is left. Raises RunnerError when the pass failed; then no slot of `rows` is
-        usable until it was released."""
+        are computed, and may hold what is not a number. Of guesses that did not come true no cell is left. Raises RunnerError
+        when the pass failed; then no slot of `rows` is usable until it was released."""
 
 
 class Clock(Protocol):

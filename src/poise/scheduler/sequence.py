@@ -18,7 +18,7 @@ Rule 3: the state says what may happen to a sequence, `slot` and `entry` say whe
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from poise.scheduler.planning.drafting import Acceptance
+from poise.scheduler.acceptance import Acceptance
 from poise.scheduler.request import SUSPECT_TOKENS, Hold, Request, RequestClass
 
 

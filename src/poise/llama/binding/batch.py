@@ -39,7 +39,7 @@ class BatchBuffer:
     def fill(self, rows: Sequence[Row]) -> list[int]:
         """Write the rows. Returns where the tokens stand that are drawn after: of each row with `sample` the last one, and those
         before its guesses. These are the indices of logits."""
-        outputs = []
+        outputs: list[int] = []
         end = 0
         for row in rows:
             start, end = end, end + len(row.tokens)

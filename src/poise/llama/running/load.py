@@ -26,12 +26,15 @@ CHOOSING_DONE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class LoadedRunner:
-    """A runner, what the gateway is sent about it, and what was measured for the scheduler (by pool)."""
+    """A runner, what the gateway is sent about it, and what was measured for the scheduler (by pool).
+
+    `drafts`: guesses can be taken back, so there may be some."""
 
     runner: LlamaRunner
     ready: Ready
     chunk_tokens: dict[str, int]
     priors: dict[str, CostPrior]
+    drafts: bool = True
 
 
 def load_runner(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
@@ -97,4 +100,4 @@ def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: 
         weights_reason=weights.reason,
     )
     chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
-    return LoadedRunner(runner, ready, chunk_tokens, priors)
+    return LoadedRunner(runner, ready, chunk_tokens, priors, drafts=not model.is_recurrent)

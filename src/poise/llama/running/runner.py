@@ -170,12 +170,15 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
                 sampled.append(self._draw(pool, row, next(computed)))
                 continue
             logits = list(islice(computed, 1 + row.n_guessed))
-            drawn = draw_along(row.tokens[-row.n_guessed :], lambda i, of=row, logits=logits: self._draw(pool, of, logits[i]))
+            drawn = draw_along(row.tokens[-row.n_guessed :], partial(self._draw_from, pool, row, logits))
             if drawn.n_accepted < row.n_guessed:
                 n_cells = row.start + len(row.tokens) - row.n_guessed + drawn.n_accepted
                 self._contexts[pool].truncate(row.slot, n_cells)
             sampled.append(drawn)
         return sampled
+
+    def _draw_from(self, pool: str, row: Row, logits: Sequence[Floats], i: int) -> Sampled:
+        return self._draw(pool, row, logits[i])
 
     def _draw(self, pool: str, row: Row, logits: Floats) -> Sampled:
         began_ns = time.perf_counter_ns()

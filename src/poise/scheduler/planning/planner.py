@@ -147,7 +147,7 @@ class PlanningPass:
             self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
 
     def _draft(self, policy: DraftPolicy) -> None:
-        """Rule R10: where few run, all of them decode and nobody waits, what is left of the step is for guesses of their tokens."""
+        """Rule R10: where few run, all decode and nobody waits, what is left of the step is for guesses of their tokens."""
         books = self.books
         running = [s for sequences in books.running.values() for s in sequences.values()]
         is_wanted = any(queue.n_queued for queue in books.queues.values()) or not all(s.is_decoding for s in running)
