@@ -99,9 +99,7 @@ SETS: dict[str, list[Prompt]] = {
         Prompt("Why is the sky blue, and why is it red in the evening?"),
     ],
     "extract": [
-        Prompt(
-            f"{_CONTACTS}\n\nExtract every person with e-mail address and phone number, one on each line, exactly as written."
-        ),
+        Prompt(f"{_CONTACTS}\n\nExtract every person with e-mail address and phone number, one on each line, as written."),
         Prompt(f"{_LOG}\n\nCopy all lines of this log that contain ERROR or WARN, exactly as they are."),
         Prompt(f"{_REPORT}\n\nList every sentence of the text that contains a number, word for word."),
         Prompt(f"{_INTERVIEW}\n\nList every sentence of the text that names a person or a year, word for word."),

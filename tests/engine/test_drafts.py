@@ -51,13 +51,18 @@ class Noting(ExactRunner):
         return sampled
 
 
-def bench(drafts: DraftPolicy = DRAFTS, end_rate: int = 0, echo: int = 9, n_vocab: int = 6, **more: int) -> tuple[Bench, Noting]:
+def bench(
+    drafts: DraftPolicy = DRAFTS, end_rate: int = 0, echo: int = 9, n_vocab: int = 6, slots: int = 10
+) -> tuple[Bench, Noting]:
     clock = VirtualClock()
     runner = Noting(clock, end_rate, echo, n_vocab)
-    return Bench(runner=runner, clock=clock, drafts=drafts, priors={"short": CHEAP, "long": CHEAP}, **more), runner
+    return Bench(runner=runner, clock=clock, drafts=drafts, priors={"short": CHEAP, "long": CHEAP}, slots=slots), runner
 
 
-def answers(drafts: DraftPolicy, end_rate: int, *asked: tuple[list[int], int, SamplingParams, Grammar | None]) -> list[object]:
+Asked = tuple[list[int], int, SamplingParams, Grammar | None]
+
+
+def answers(drafts: DraftPolicy, end_rate: int, *asked: Asked) -> list[object]:
     """What comes of each request: its tokens, what is told of them, and its end."""
     b, _ = bench(drafts, end_rate)
     for i, (prompt, most, sampling, grammar) in enumerate(asked, start=1):
@@ -85,7 +90,7 @@ def test_drafts_change_nothing_but_when_tokens_come(sampling: SamplingParams, en
 def test_nor_under_grammars_and_beside_another_stream(sizes: list[int], most: int, name: str, beside: bool) -> None:
     """Forced runs are what was guessed, or are not; an output may end within a draft."""
     places = [[3 + (i + k) % 4 for k in range(n)] for i, n in enumerate(sizes)]
-    asked = [(PROMPT, most, SAMPLINGS[name], Grammar(json.dumps(places)))]
+    asked: list[Asked] = [(PROMPT, most, SAMPLINGS[name], Grammar(json.dumps(places)))]
     if beside:
         asked.append((PROMPT[:17], most, SAMPLINGS[name], None))
     assert answers(DRAFTS, 40, *asked) == answers(DraftPolicy(), 40, *asked)
