@@ -30,7 +30,7 @@ END_TOKEN = 0
 CELL_BYTES = 64
 """What a stored cell takes where the pool's description does not say."""
 
-ECHO_TOKENS = 3
+ECHO_TOKENS, ECHO_VOCAB = 3, 7
 _STATE = 0xFFFFFFFF
 """The bits of a cell that are its state; above them is its token."""
 
@@ -65,8 +65,8 @@ class ExactRunner:
     cost               what the machine costs: one for all pools, or one for each
     pace               what time a batch of a predicted cost takes (default: just that)
     end_rate           one in so many tokens ends a sequence, 0 for none
-    echo               0, or: but for one token in so many, what follows is decided by the last ECHO_TOKENS tokens alone. With a
-                       small vocabulary texts then repeat themselves, as answers that quote do
+    echo               0, or: but for one token in so many, what follows is decided by the last ECHO_TOKENS tokens alone, and is
+                       one of ECHO_VOCAB. Texts then repeat themselves, as answers that quote do
     carry_us_per_cell  virtual time of storing, loading, copying and moving one cell; a state is always carried whole
     fault              makes operations fail; a failure is noticed at the end, so it takes as long as success"""
 
@@ -84,7 +84,7 @@ class ExactRunner:
         fault: Fault | None = None,
     ) -> None:
         self._pools = list(pools)
-        self._n_vocab = n_vocab
+        self._n_vocab = min(n_vocab, ECHO_VOCAB) if echo else n_vocab
         self._clock = clock or VirtualClock()
         costs = cost if isinstance(cost, Mapping) else {p.name: cost or CostPrior() for p in pools}
         self._costs = {name: CostModel(prior) for name, prior in costs.items()}

@@ -16,7 +16,8 @@ LATER_PPM = 800_000
 FAILURES_MAX = 3
 """After so many drafts of which nothing came true there are none for a while."""
 PASSED_MAX = 16
-"""So many guesses that were passed over are a while: then it is tried again as if nothing were known."""
+"""So many guesses that were passed over are a while: then it is tried again as if nothing were known, with one guess at least,
+whatever that costs by what is known: what rows cost beside a lone stream's own is learnt from nothing else."""
 
 
 @dataclass(slots=True)
@@ -27,10 +28,11 @@ class Acceptance:
     later: int = LATER_PPM
     n_failed: int = 0
     n_passed: int = 0
+    probes: bool = False
 
     def learn(self, n_matched: int, n_drafted: int, n_accepted: int) -> None:
         """A draft was computed, after so many equal tokens, and so many of its guesses came true."""
-        kind = _kind(n_matched)
+        kind, self.n_passed, self.probes = _kind(n_matched), 0, False
         self.first[kind] += ((n_accepted > 0) * PPM - self.first[kind]) // 4
         for i in range(1, min(n_accepted + 1, n_drafted)):
             self.later += ((i < n_accepted) * PPM - self.later) // 8
@@ -42,6 +44,7 @@ class Acceptance:
         if self.n_passed >= PASSED_MAX:
             self.first, self.later = list(FIRST_PPM), LATER_PPM
             self.n_failed = self.n_passed = 0
+            self.probes = True
 
     def expected(self, n_matched: int, most: int) -> list[int]:
         """How many of k guesses come true, in millionths, for k from 0 to `most`."""

@@ -23,6 +23,8 @@ from tests.sim.exact_runner import ExactRunner
 BOOKS_STEPS = 8
 """The scheduler's books are compared with what is really there in every so many steps, and whenever nothing is live."""
 N_VOCAB = 1000
+ECHO = 7
+"""In every second run texts repeat themselves, so that lone streams draft; see `ExactRunner`."""
 END_RATE = 150
 """With faults, one token in so many ends a request that does not ignore ends."""
 
@@ -44,7 +46,8 @@ def simulate(
     policy = going_wrong.policy(policy, sorted({c.tenant for c in scenario.clients}))
     end_rate = END_RATE if faults else 0
     most = cells_max(policy.pools)
-    witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in faults, slot_cells=most)
+    echo = ECHO if seed % 2 else 0
+    witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in faults, slot_cells=most, echo=echo)
     world = CheckedWorld(scenario, seed, clock, options, going_wrong, witness)
     pace = options.costs.pace(seed)
     n_steps, n_crashes = 0, 0
@@ -56,6 +59,7 @@ def simulate(
             cost=options.costs.pools,
             pace=lambda pool, predicted_us: pace(pool, predicted_us * going_wrong.pace()),
             end_rate=end_rate,
+            echo=echo,
             carry_us_per_cell=options.costs.carry_us_per_cell,
             fault=going_wrong.fails,
         )

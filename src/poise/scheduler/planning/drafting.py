@@ -43,20 +43,19 @@ class Drafts:
             acceptance.passed()
             return 0
         expected = acceptance.expected(n_matched, most)
+        chunks_us = [int(model.chunk_us(is_prompt=False, start=end, n_tokens=k)) for k in range(most + 1)]
+        prices_us = [chunk_us + draw_us * true // PPM for chunk_us, true in zip(chunks_us, expected, strict=True)]
         n, best, best_us = 0, self._brought * (100 + MARGIN_PERCENT) // 100, self.step_us
         for k in range(1, most + 1):
-            more_us = self._price_us(model, end, k) + draw_us * expected[k] // PPM
-            brought, took_us = self._brought + expected[k], self.step_us + more_us
-            if more_us <= self._room_us and brought * best_us > best * took_us:
+            brought, took_us = self._brought + expected[k], self.step_us + prices_us[k]
+            if prices_us[k] <= self._room_us and brought * best_us > best * took_us:
                 n, best, best_us = k, brought, took_us
+        if n == 0 and acceptance.probes and prices_us[1] <= self._room_us:
+            n = 1
         if n == 0:
             acceptance.passed()
             return 0
-        acceptance.n_passed = 0
-        self._room_us -= best_us - self.step_us
-        self.step_us, self._brought, self.n_left = best_us, best, self.n_left - n
+        self._room_us -= prices_us[n]
+        self.step_us, self._brought, self.n_left = self.step_us + prices_us[n], self._brought + expected[n], self.n_left - n
         self.budget.spend_decodes(pool, n, attended_cells(end, n), draw_us * expected[n] / PPM)
         return n
-
-    def _price_us(self, model: CostModel, end: int, k: int) -> int:
-        return int(model.chunk_us(is_prompt=False, start=end, n_tokens=k))
