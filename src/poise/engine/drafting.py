@@ -80,8 +80,9 @@ class NgramIndex:
         text, end = self._text, len(self._text)
         for n in (LONG, SHORT):
             first = max(begin, n)
-            runs = zip(*(text[first - n + i : end - n + i] for i in range(n)), strict=True)
-            self._places.update(zip(map(hash, runs), range(first, end), strict=False))
+            if first < end:
+                runs = zip(*(text[first - n + i : end - n + i] for i in range(n)), strict=True)
+                self._places.update(zip(map(hash, runs), range(first, end), strict=True))
 
 
 def draw_along(guesses: Sequence[int], draw: Callable[[int], Sampled]) -> Sampled:
