@@ -71,7 +71,7 @@ async def test_where_nobody_drafts_a_prediction_has_no_effect(strict: bool) -> N
 @pytest.mark.parametrize("stream", [False, True])
 async def test_usage_tells_what_became_of_guesses(stream: bool) -> None:
     """All that were computed, whole or streamed; without any there is nothing to tell."""
-    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     reply = await ask(make_app(FakeEngine(drafting)), "POST", CHAT, chat_body(**options))
     body = json.loads(frames(reply.body)[-2][1]) if stream else reply.json()
     details = {"reasoning_tokens": 0, "accepted_prediction_tokens": 5, "rejected_prediction_tokens": 2}

@@ -213,9 +213,9 @@ class Checkers:
             return
         policy, tracks = self._policy, [track for track in self._tracks.values() if not track.held]
         assert len(tracks) <= policy.drafts.max_streams, f"{len(tracks)} are there, and some draft (invariant 13)"
-        assert all(t.is_decoding for t in tracks), (
-            f"somebody drafts beside one that waits or has a prompt: {tracks} (invariant 13)"
-        )
+        decoding = {chunk.request_id for batch in plan.batches for chunk in batch.chunks if not chunk.is_prompt}
+        late = [t.request.request_id for t in tracks if not (t.is_decoding or t.request.request_id in decoding)]
+        assert not late, f"drafts while requests {late} wait or have a prompt (invariant 13)"
         assert sum(chunk.n_drafted for _, chunk in drafting) <= policy.drafts.max_tokens, f"{drafting} (invariant 13)"
         first = RequestClass.INTERACTIVE if any(track.interactive for track in tracks) else RequestClass.BACKGROUND
         predicted_us = sum(batch.predicted_us for batch in plan.batches)

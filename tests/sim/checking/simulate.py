@@ -23,8 +23,6 @@ from tests.sim.exact_runner import ExactRunner
 BOOKS_STEPS = 8
 """The scheduler's books are compared with what is really there in every so many steps, and whenever nothing is live."""
 N_VOCAB = 1000
-ECHO = 7
-"""In every second run texts repeat themselves, so that lone streams draft; see `ExactRunner`."""
 END_RATE = 150
 """With faults, one token in so many ends a request that does not ignore ends."""
 
@@ -37,16 +35,17 @@ class Checked(Simulation):
 
 
 def simulate(
-    scenario: Scenario, settings: Settings, seed: int, options: Options | None = None, faults: Sequence[Fault] = ()
+    scenario: Scenario, settings: Settings, seed: int, options: Options | None = None, faults: Sequence[Fault] = (), echo: int = 0
 ) -> Checked:
-    """Run until every request has ended. Raises SimulationFailure when an invariant is broken."""
+    """Run until every request has ended. Raises SimulationFailure when an invariant is broken.
+
+    `echo`: texts repeat themselves, so that lone streams draft; see `ExactRunner`."""
     options = options or Options()
     going_wrong, clock, digest = Faults(faults, seed), VirtualClock(), blake2b(digest_size=16)
     policy = sim_policy(settings, options.priors)
     policy = going_wrong.policy(policy, sorted({c.tenant for c in scenario.clients}))
     end_rate = END_RATE if faults else 0
     most = cells_max(policy.pools)
-    echo = ECHO if seed % 2 else 0
     witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in faults, slot_cells=most, echo=echo)
     world = CheckedWorld(scenario, seed, clock, options, going_wrong, witness)
     pace = options.costs.pace(seed)

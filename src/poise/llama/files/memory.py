@@ -24,8 +24,6 @@ STATE_ELEMENT_BYTES = 4
 """llama.cpp keeps recurrent states as float32."""
 SCORED_TOKENS, SCORED_BYTES = 32, 8 << 20
 """Tokens of a prompt that is scored for which all logits are held at once, and the most that these may take."""
-DRAFT_TOKENS_MAX = 16
-"""Guesses of tokens that one pass may have: the most that `speculation.max_tokens` may be."""
 
 KV_ELEMENT_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 
@@ -149,9 +147,9 @@ def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int
 
 
 def outputs_max(n_slots: int, batch_tokens: int, n_vocab: int) -> int:
-    """Tokens of a pass that may give logits: one of each slot and all guesses, or a few of a prompt that is scored, within
-    SCORED_BYTES."""
-    return min(batch_tokens, max(n_slots + DRAFT_TOKENS_MAX, min(SCORED_TOKENS, SCORED_BYTES // (4 * n_vocab))))
+    """Tokens of a pass that may give logits: one of each slot, or of few rows and their guesses, or of a prompt that is scored,
+    within SCORED_BYTES."""
+    return min(batch_tokens, max(n_slots, min(SCORED_TOKENS, SCORED_BYTES // (4 * n_vocab))))
 
 
 def available_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:

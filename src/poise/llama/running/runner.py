@@ -96,6 +96,11 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         give_back(self.model.path, [context.info.kv_bytes for context in self._contexts.values()])
 
     @property
+    def outputs_max(self) -> int:
+        """Tokens of one pass that can be drawn after, at most, in every pool."""
+        return min(context.outputs_max for context in self._contexts.values())
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all entries of the host store."""
         return self._store.n_bytes
