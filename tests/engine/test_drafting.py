@@ -37,11 +37,13 @@ def test_a_run_that_reaches_the_end_repeats_itself() -> None:
 
 
 def test_a_prediction_is_guessed_from_its_beginning_and_found_again() -> None:
-    """At the first token of the output; later where the output is back in it, and never beyond its end."""
-    index, prompt = NgramIndex([10, 11, 12, 13, 14, 15]), [1, 2, 3]
-    index.extend(prompt)
-    assert index.guess(3) == ([10, 11, 12], MATCH_MAX)
+    """As long as the output has been that; later where the output is back in it, and never beyond its end."""
+    index, prompt = NgramIndex([10, 11, 12, 13, 14, 15], 3), [1, 2, 3]
     index.extend([*prompt, 10])
+    assert index.guess(3) == ([11, 12, 13], MATCH_MAX)
+    assert index.guess(9) == ([11, 12, 13, 14, 15], MATCH_MAX)
+    index.extend([*prompt, 10, 77])
+    assert index.guess(3) == ([], 0)
     index.extend([*prompt, 10, 77, 11, 12, 13])
     assert index.guess(8) == ([14, 15], 3)
 
@@ -54,7 +56,7 @@ def test_a_prediction_is_guessed_from_its_beginning_and_found_again() -> None:
 )
 def test_it_does_not_matter_how_the_text_came(tokens: list[int], prediction: list[int], cuts: list[int], most: int) -> None:
     """Token by token or at once; what is guessed stood somewhere in the text after equal tokens, as far as that goes."""
-    whole, pieces = NgramIndex(prediction), NgramIndex(prediction)
+    whole, pieces = NgramIndex(prediction, 1 << 20), NgramIndex(prediction, 1 << 20)
     first = min(len(tokens), cuts[0] if cuts else 1)
     whole.extend(tokens[:first])
     pieces.extend(tokens[:first])
@@ -78,8 +80,9 @@ def test_of_a_long_text_only_the_end_is_kept(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(drafting, "TOKENS_MAX", 20)
     numbers = count()
     text = [next(numbers) for _ in range(100)]
-    index = NgramIndex(list(range(1000, 1100)))
+    index = NgramIndex(list(range(1000, 1100)), 100)
     index.extend(text)
+    assert index.guess(4) == ([1000, 1001, 1002, 1003], MATCH_MAX)
     index.extend([*text, 5, 6, 7])
     assert index.guess(4) == ([], 0)
     index.extend([*text, 5, 6, 7, 90, 91, 92])

@@ -29,20 +29,22 @@ class NgramIndex:
 
     Runs are known by their hashes. Two with one hash make a bad guess, which costs a little time."""
 
-    def __init__(self, prediction: Sequence[int] = ()) -> None:
-        """`prediction`: what the output will probably be, or be like."""
+    def __init__(self, prediction: Sequence[int] = (), n_prompt: int = 0) -> None:
+        """`prediction`: what the output will probably be, or be like, which begins after `n_prompt` tokens."""
         self._text: list[int] = [*prediction[:TOKENS_MAX], _GAP] if prediction else []
+        self._n_predicted = max(0, len(self._text) - 1)
         self._places: dict[int, int] = {}
+        self._n_prompt = n_prompt
         self._n_known = 0
-        self._output_at = -1
-        """Where the output begins, in a text that has a prediction."""
+        self._output_at = 0
+        """Where the output begins."""
         self._index(0)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """`tokens` is the whole text again, which has grown. Its end is not looked for in itself."""
         if self._n_known == 0:
             self._n_known = max(0, len(tokens) - TOKENS_MAX)
-            self._output_at = len(self._text) + len(tokens) - self._n_known if self._text else -1
+            self._output_at = len(self._text) + self._n_prompt - self._n_known
         begin = len(self._text)
         self._text += tokens[self._n_known :]
         self._n_known = len(tokens)
@@ -51,8 +53,9 @@ class NgramIndex:
     def guess(self, most: int) -> tuple[list[int], int]:
         """At most that many tokens that may come next, and of how many like the last ones they come after: MATCH_MAX at most."""
         text, end = self._text, len(self._text)
-        if end == self._output_at:
-            return text[: min(most, text.index(_GAP))], MATCH_MAX
+        n_output = end - self._output_at
+        if 0 <= n_output < LONG and text[:n_output] == text[self._output_at :] and self._n_predicted > n_output:
+            return text[n_output : min(n_output + most, self._n_predicted)], MATCH_MAX
         for n in (LONG, SHORT):
             place = self._places.get(hash(tuple(text[-n:])), end)
             if place < end and text[place - n : place] == text[-n:]:

@@ -234,7 +234,7 @@ class Execution:
                 continue
             live = self._live[draw.token.request_id]
             if live.index is None:
-                live.index = NgramIndex(live.prediction)
+                live.index = NgramIndex(live.prediction, live.request.n_prompt)
             live.index.extend(live.tokens)
             guesses, n_matched = live.index.guess(self._drafts.max_tokens)
             if guesses:
