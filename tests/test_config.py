@@ -313,6 +313,15 @@ def test_to_policy_of_the_store_the_tenants_and_the_downgrade() -> None:
     assert (policy.pools["short"].cell_bytes, policy.pools["long"].cell_bytes) == (46080, 0)
 
 
+def test_to_policy_has_as_many_drafts_as_can_be_drawn_and_forgotten() -> None:
+    """A pass draws after each stream and each guess; a recurrent model forgets nothing."""
+    values = {"speculation.max_streams": 3, "speculation.max_tokens": 12}
+    settings = load(None, {}, values).settings
+    found = [to_policy(settings, n_drawn=n).drafts for n in (32, 8, 3, 0)]
+    assert [(drafts.max_streams, drafts.max_tokens) for drafts in found][:2] == [(3, 12), (3, 5)]
+    assert [drafts.max_streams for drafts in found[2:]] == [0, 0]
+
+
 def test_to_policy_takes_what_was_measured() -> None:
     """Slots cut to a short model's context are what counts, also for which prompts are heavy."""
     prior = CostPrior(prompt_us=100.0)

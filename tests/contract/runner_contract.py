@@ -107,7 +107,7 @@ class Sequence:
     def took(self, row: Row, sampled: Sampled | None) -> None:
         self.n_computed += len(row.tokens)
         if sampled is not None and not sampled.ends:
-            self.output += [sampled.token.token, *(token.token for token in sampled.forced)]
+            self.output += [sampled.token.token, *(token.token for token in sampled.further)]
 
     def prepare(self, grammar: str) -> None:
         """Until its constraint is made."""
@@ -200,6 +200,41 @@ class RunnerContract:
             scored.release()
             found.append(logprobs)
         assert found[0] == pytest.approx(found[1], abs=0.05)
+
+    @pytest.mark.parametrize("n_true", [0, 1, 2])
+    def test_guesses_are_kept_as_far_as_they_come_true(self, subject: Subject, n_true: int) -> None:
+        """With the token that was drawn after them; of the others no cell is left, and the text goes on as without guesses."""
+        plain = alone(subject, STORY, 4)
+        sequence = Sequence(subject, 0, STORY)
+        sequence.compute(len(STORY))
+        guesses = [*plain[1 : 1 + n_true], *[7] * (2 - n_true)]
+        assert plain[1 + n_true : 2 + n_true] != [7]
+        known = len(STORY) + 1
+        row = Row(sequence.request_id, 0, len(STORY), [plain[0], *guesses], True, len(guesses))
+        (drawn,) = subject.runner.execute("short", [row])
+        assert [drawn.token.token, *(token.token for token in drawn.further)] == plain[1 : 2 + n_true]
+        assert drawn.n_accepted == n_true
+        assert subject.runner.slot_positions("short", 0) == known + n_true - 1
+        sequence.n_computed, sequence.output = known + n_true, plain[: 2 + n_true]
+        assert sequence.greedy(2)[:4] == plain
+
+    def test_guesses_of_one_are_no_business_of_the_others(self, subject: Subject) -> None:
+        """Rows with and without them in one pass, some of which draw nothing."""
+        expected = [alone(subject, prompt, 3) for prompt in (CAPITALS, STORY)]
+        drafting, plain, prompt = Sequence(subject, 0, CAPITALS), Sequence(subject, 1, STORY), Sequence(subject, 3, TEA)
+        drafting.greedy(1)
+        plain.greedy(1)
+        guesses = [expected[0][1], 7]
+        rows = [
+            Row(drafting.request_id, 0, len(CAPITALS), [expected[0][0], *guesses], True, 2),
+            plain.row(1),
+            prompt.row(9, sample=False),
+        ]
+        first, second = subject.runner.execute("short", rows)
+        assert [first.token.token, *(token.token for token in first.further)] == expected[0][1:3]
+        assert (first.n_accepted, second.n_accepted) == (1, 0)
+        assert second.token.token == expected[1][1]
+        assert [subject.runner.slot_positions("short", slot) for slot in (0, 1, 3)] == [len(CAPITALS) + 1, len(STORY), 8]
 
     def test_greedy_continuation_is_deterministic(self, subject: Subject) -> None:
         """The same prompt gives the same tokens, whichever slot it is in."""

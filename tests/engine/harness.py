@@ -67,6 +67,8 @@ class Bench:
         *,
         slots: int = 10,
         end_rate: int = 0,
+        echo: int = 0,
+        n_vocab: int = 1000,
         runner: ExactRunner | None = None,
         clock: VirtualClock | None = None,
         secret: bytes = b"poise",
@@ -77,7 +79,9 @@ class Bench:
         self.clock = clock or VirtualClock()
         self.mail = Mailboxes()
         pools = [PoolInfo("short", slots, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
-        self.runner = runner or ExactRunner(pools, clock=self.clock, cost=CostPrior(), end_rate=end_rate)
+        self.runner = runner or ExactRunner(
+            pools, n_vocab=n_vocab, clock=self.clock, cost=CostPrior(), end_rate=end_rate, echo=echo
+        )
         short = PoolSettings(slots=slots, slot_tokens=512)
         settings = Settings(pools=PoolsSettings(short=short))
         policy = to_policy(
@@ -116,10 +120,11 @@ class Bench:
         output: Sequence[int] = (),
         suspect: bool = False,
         grammar: to_engine.Grammar | None = None,
+        prediction: Sequence[int] = (),
     ) -> None:
         """With `output` or as a suspect it comes from an engine before this one."""
         message = to_engine.Submit(request_id, tenant, request_class, prompt, max_output, sampling, template, queue_timeout_ms)
-        message = msgspec.structs.replace(message, grammar=grammar)
+        message = msgspec.structs.replace(message, grammar=grammar, prediction=list(prediction))
         if output or suspect:
             message = msgspec.structs.replace(message, output=list(output), readmitted=True, suspect=suspect)
         self.mail.incoming.append(message)

@@ -13,7 +13,7 @@ from poise.engine.execution import Execution
 from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StepResult, StoreSlot
-from poise.scheduler.policy import CostPrior
+from poise.scheduler.policy import CostPrior, DraftPolicy
 from poise.scheduler.request import Event, RequestClass
 from poise.wire import messages as wire
 from poise.wire import status as wire_status
@@ -250,7 +250,7 @@ def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
         carry_us_per_cell=3.0,
         fault=lambda what, subject: isinstance(subject, StoreSlot) and subject.slot == 1,
     )
-    execution = Execution(runner, clock, {}, BoxWriter())
+    execution = Execution(runner, clock, {}, BoxWriter(), DraftPolicy())
     for slot in (0, 1, 2):
         runner.execute("short", [Row(1 + slot, slot, 0, prompt(1, 100), False)])
     before_ns = clock.now_ns()

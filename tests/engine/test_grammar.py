@@ -67,7 +67,7 @@ def test_what_was_closed_at_the_end_of_its_allowance_ended_by_length(monkeypatch
     execute = b.runner.execute
 
     def closing(pool: str, rows: Sequence[Row]) -> list[Sampled]:
-        return [replace(s, closes=True, cut=True) if s.forced else s for s in execute(pool, rows)]
+        return [replace(s, closes=True, cut=True) if s.further else s for s in execute(pool, rows)]
 
     monkeypatch.setattr(b.runner, "execute", closing)
     b.submit(1, PROMPT, 40, grammar=grammar())

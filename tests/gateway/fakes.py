@@ -38,6 +38,7 @@ from poise.wire.messages import (
     Accepted,
     Change,
     Controlled,
+    Drafted,
     Erased,
     Finish,
     Forgotten,
@@ -116,6 +117,7 @@ class Submission:
     n_output: int = 0
     label: str = ""
     erased: bool = False
+    prediction: Sequence[int] = ()
 
     def accept(self, position: int = 1, eta_us: int = 0, prompt_us: int = 0) -> None:
         self.handle.put(Accepted(self.handle.request_id, position, eta_us, prompt_us))
@@ -134,6 +136,9 @@ class Submission:
         top = [[TokenLogprob(self.prompt[start + i], one)] for i, one in enumerate(logprobs)]
         k = self.sampling.n_prompt_logprobs
         self.handle.put(PromptLogprobs(self.handle.request_id, start, list(logprobs), top if k > 0 else [[]] * len(top)))
+
+    def draft(self, n_drafted: int, n_accepted: int) -> None:
+        self.handle.put(Drafted(self.handle.request_id, n_drafted, n_accepted))
 
     def change(self, what: str, why: str = "") -> None:
         self.handle.put(Change(self.handle.request_id, what, why))
@@ -203,6 +208,7 @@ class FakeEngine:
             submit.queue_timeout_ms,
             label=label,
             erased=submit.erased,
+            prediction=submit.prediction,
         )
         self.submissions.append(submission)
         self._note()

@@ -12,6 +12,7 @@ from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.planning.plan import (
     Batch,
     BatchResult,
+    Chunk,
     CopySlot,
     DropEntry,
     KvOperation,
@@ -28,6 +29,7 @@ from poise.scheduler.policy import (
     SHORT_POOL,
     ClassPolicy,
     CostPrior,
+    DraftPolicy,
     PoolPolicy,
     SchedulerPolicy,
     StorePolicy,
@@ -64,6 +66,7 @@ def policy(
     grain_us: int = 500_000,
     downgrade_output_tokens: int = 0,
     downgrade_served_us: int = 0,
+    drafts: DraftPolicy | None = None,
 ) -> SchedulerPolicy:
     """The default policy, with what a test wants otherwise."""
     return SchedulerPolicy(
@@ -93,6 +96,7 @@ def policy(
         store=store or StorePolicy(),
         tenants=tenants or {},
         grain_us=grain_us,
+        drafts=drafts or DraftPolicy(),
     )
 
 
@@ -117,6 +121,9 @@ class Driver:
     """Requests whose cells the present step could not carry."""
     check_every: int = 1
     """After so many changes every invariant is looked at, which takes longer than a change. Books that are wrong stay wrong."""
+    guess: Callable[[int, int], tuple[int, int, int]] | None = None
+    """Of a request at a position: how many tokens can be guessed, after how many equal ones, and how many come true."""
+    drafted: list[Chunk] = field(default_factory=list)
     _n_changes: int = 0
     _next_id: int = 1
     _cost: CostModel = field(default_factory=lambda: CostModel(COST))
@@ -194,6 +201,7 @@ class Driver:
             tuple(unstored),
             tuple(self.lost),
             self._blocks(plan, results),
+            guesses=self._guesses(plan, results),
         )
         self.events += self.scheduler.complete(plan, result, self.now_ns)
         self._changed(stepped=True)
@@ -278,6 +286,8 @@ class Driver:
         for batch, result in zip(plan.batches, results, strict=True):
             for chunk in batch.chunks:
                 if chunk.sample and not result.failed and chunk.request_id not in (*result.ended, *self.lost):
+                    if chunk.n_drafted:
+                        continue  # not worth the trouble here: who drafts has fewer blocks to be found again
                     n_tokens = chunk.start + chunk.n_tokens + 1
                     said = self.scheduler._life.sequences[chunk.request_id].blocks
                     if said and n_tokens % BLOCK_TOKENS == 0:
@@ -348,9 +358,32 @@ class Driver:
             assert chunk.start == computed, f"request {chunk.request_id} skips from {computed} to {chunk.start}"
             if not failed:
                 self.cells[batch.pool, chunk.slot] = (chunk.request_id, computed + chunk.n_tokens)
-            shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
+            shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_computed)
         ends = tuple(c.request_id for c in batch.chunks if c.sample and c.request_id in ended and c.request_id not in self.lost)
-        return BatchResult(int(self._cost.predict_us(shape) * factor), ends, failed)
+        drafted = tuple(self._draft(batch.pool, c, ends) for c in batch.chunks if c.n_drafted and not failed)
+        given = tuple((i, 1 + n, False, False) for i, _, n in drafted if n)
+        return BatchResult(int(self._cost.predict_us(shape) * factor), ends, failed, given=given, drafted=drafted)
+
+    def _draft(self, pool: str, chunk: Chunk, ended: Sequence[int]) -> tuple[int, int, int]:
+        """Its guesses, as many of which come true as is said, and none where the first draw is the end."""
+        assert self.guess is not None
+        self.drafted.append(chunk)
+        end = chunk.start + chunk.n_tokens
+        n_true = 0 if chunk.request_id in ended else min(chunk.n_drafted, self.guess(chunk.request_id, end)[2])
+        assert end + chunk.n_drafted <= self.scheduler._policy.pools[pool].slot_cells, f"{chunk}: beyond its slot"
+        self.cells[pool, chunk.slot] = (chunk.request_id, end + n_true)
+        return chunk.request_id, chunk.n_drafted, n_true
+
+    def _guesses(self, plan: StepPlan, results: list[BatchResult]) -> tuple[tuple[int, int, int], ...]:
+        if self.guess is None:
+            return ()
+        true = {i: n for result in results for i, _, n in result.drafted}
+        found = []
+        for chunk in [chunk for batch in plan.batches for chunk in batch.chunks if chunk.sample]:
+            n_guesses, n_matched, _ = self.guess(chunk.request_id, chunk.start + chunk.n_tokens + true.get(chunk.request_id, 0))
+            if n_guesses:
+                found.append((chunk.request_id, n_guesses, n_matched))
+        return tuple(found)
 
 
 def key(text: str, depth: int) -> int:

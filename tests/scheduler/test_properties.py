@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from poise.scheduler.policy import LONG_POOL, SHORT_POOL, StorePolicy, TenantPolicy
+from poise.scheduler.policy import LONG_POOL, SHORT_POOL, DraftPolicy, StorePolicy, TenantPolicy
 from poise.scheduler.power import FULL_PPM, NO_LIMITS, Background, PowerLimits
 from poise.scheduler.request import Control, Hold, Queued, RequestClass, Started
 from poise.scheduler.scheduler import Scheduler
@@ -30,6 +30,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         preemptions_max=st.integers(0, 3),
         store_cells=st.sampled_from([0, 150, 1000, 100_000]),
         grain_us=st.sampled_from([1, 500_000]),
+        streams=st.sampled_from([0, 1, 2, 5]),
+        guesses=st.integers(0, 9),
     )
     def build(
         self,
@@ -45,6 +47,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         preemptions_max: int,
         store_cells: int,
         grain_us: int,
+        streams: int,
+        guesses: int,
     ) -> None:
         self.driver = Driver(
             Scheduler(
@@ -67,8 +71,10 @@ class SchedulerMachine(RuleBasedStateMachine):
                     grain_us=grain_us,
                     tenants={"b": TenantPolicy(weight=2.0, running_max=2), "c": TenantPolicy(tokens_per_minute=2000)},
                     downgrade_output_tokens=30,
+                    drafts=DraftPolicy(streams),
                 )
-            )
+            ),
+            guess=lambda request_id, end: (guesses, end % 17, (request_id + end) % 10),
         )
 
     @rule(

@@ -11,6 +11,7 @@ from zlib import crc32
 
 import msgspec
 
+from poise.engine.drafting import draw_along
 from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known
 from poise.engine.thinking import Budget
 from poise.scheduler.planning import plan as kv
@@ -28,6 +29,10 @@ END_TOKEN = 0
 
 CELL_BYTES = 64
 """What a stored cell takes where the pool's description does not say."""
+
+ECHO_TOKENS, ECHO_VOCAB = 3, 7
+_STATE = 0xFFFFFFFF
+"""The bits of a cell that are its state; above them is its token."""
 
 TOKENS = 1 << 30
 """Ids that may be in a prompt. Only the first `n_vocab` of them are drawn."""
@@ -60,6 +65,8 @@ class ExactRunner:
     cost               what the machine costs: one for all pools, or one for each
     pace               what time a batch of a predicted cost takes (default: just that)
     end_rate           one in so many tokens ends a sequence, 0 for none
+    echo               0, or: but for one token in so many, what follows is decided by the last ECHO_TOKENS tokens alone, and is
+                       one of ECHO_VOCAB. Texts then repeat themselves, as answers that quote do
     carry_us_per_cell  virtual time of storing, loading, copying and moving one cell; a state is always carried whole
     fault              makes operations fail; a failure is noticed at the end, so it takes as long as success"""
 
@@ -72,16 +79,18 @@ class ExactRunner:
         cost: CostPrior | Mapping[str, CostPrior] | None = None,
         pace: Pace | None = None,
         end_rate: int = 0,
+        echo: int = 0,
         carry_us_per_cell: float = 3.0,
         fault: Fault | None = None,
     ) -> None:
         self._pools = list(pools)
-        self._n_vocab = n_vocab
+        self._n_vocab = min(n_vocab, ECHO_VOCAB) if echo else n_vocab
         self._clock = clock or VirtualClock()
         costs = cost if isinstance(cost, Mapping) else {p.name: cost or CostPrior() for p in pools}
         self._costs = {name: CostModel(prior) for name, prior in costs.items()}
         self._pace = pace or (lambda _, predicted_us: int(predicted_us * 1000))
         self._end_rate = end_rate
+        self._echo = echo
         self._carry_us_per_cell = carry_us_per_cell
         self._fault = fault or (lambda what, detail: False)
         # One hash state after each computed token, per pool and slot; its length is the number of cells used.
@@ -208,7 +217,10 @@ class ExactRunner:
 
     def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
         self.execute(pool, [row])
-        states, n_top = self._cells[pool][row.slot][row.start :], self._open[row.request_id].sampling.n_prompt_logprobs
+        states, n_top = (
+            [cell & _STATE for cell in self._cells[pool][row.slot][row.start :]],
+            self._open[row.request_id].sampling.n_prompt_logprobs,
+        )
         logprobs = [-(_mix(state, target) % 1000) / 100 for state, target in zip(states, targets, strict=True)]
         top = [[TokenLogprob((t + k) % self._n_vocab, -1.0 - k) for k in range(max(0, n_top))] for t in targets]
         return PromptLogprobs(row.request_id, row.start + 1, logprobs, top)
@@ -223,7 +235,7 @@ class ExactRunner:
                 raise RunnerError(f"slot {row.slot} of pool {pool} holds {len(cells)} cells, row starts at {row.start}")
             if row.start + len(row.tokens) > self._capacity[pool]:
                 raise RunnerError(f"slot {row.slot} of pool {pool} has no room for {len(row.tokens)} more tokens")
-            shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
+            shape.add(is_prompt=len(row.tokens) > 1 + row.n_guessed, start=row.start, n_tokens=len(row.tokens))
         fails = self._fault("execute", pool)
         self._clock.advance(self._pace(pool, self._costs[pool].predict_us(shape)))
         if fails:
@@ -234,10 +246,27 @@ class ExactRunner:
         for row in rows:
             cells = self._cells[pool][row.slot]
             for token in row.tokens:
-                cells.append(_mix(cells[-1] if cells else 0, token))
+                cells.append(token << 32 | _mix(cells[-1] & _STATE if cells else 0, token))
             if row.sample:
-                sampled.append(self._sample(row.request_id, cells[-1]))
+                sampled.append(self._draw(row, cells))
         return sampled
+
+    def _draw(self, row: Row, cells: list[int]) -> Sampled:
+        guesses = row.tokens[len(row.tokens) - row.n_guessed :]
+        end = len(cells) - row.n_guessed
+        drawn = draw_along(guesses, lambda i: self._sample(row.request_id, self._state(cells, end + i)))
+        del cells[end + drawn.n_accepted :]
+        return drawn
+
+    def _state(self, cells: list[int], end: int) -> int:
+        """What the next token after `end` cells follows from: all of them, or, with `echo`, mostly the last tokens only."""
+        state = cells[end - 1] & _STATE
+        if not self._echo or state % self._echo == 0:
+            return state
+        last = 0
+        for cell in cells[max(0, end - ECHO_TOKENS) : end]:
+            last = _mix(last, cell >> 32)
+        return last
 
     def _sample(self, request_id: int, state: int) -> Sampled:
         opened = self._open[request_id]
@@ -247,7 +276,7 @@ class ExactRunner:
         if opened.places is not None:
             return _by_grammar(request_id, opened, opened.places, state)
         forced = opened.budget.forced if opened.budget is not None else None
-        draw = state if sampling.temperature == 0 else _mix(_mix(state, sampling.seed), opened.n_output)
+        draw = state if sampling.temperature == 0 else _mix(_mix(state, sampling.seed), 0 if self._echo else opened.n_output)
         may_end = not sampling.ignore_eos and opened.n_output >= sampling.min_output
         if forced is None and may_end and self._end_rate and draw % self._end_rate == 0:
             token = END_TOKEN
@@ -267,10 +296,10 @@ def _by_grammar(request_id: int, opened: _Open, places: list[list[int]], state: 
         return Sampled(Token(request_id, END_TOKEN), ends=True)
     choices = places[opened.n_output]
     end = next((i for i in range(opened.n_output + 1, len(places)) if len(places[i]) > 1), len(places))
-    forced = tuple([Token(request_id, places[i][0]) for i in range(opened.n_output + 1, end)])
+    further = tuple([Token(request_id, places[i][0]) for i in range(opened.n_output + 1, end)])
     opened.n_output = end
     token = Token(request_id, choices[state % len(choices)])
-    return Sampled(token, ends=False, forced=forced, closes=end == len(places))
+    return Sampled(token, ends=False, further=further, closes=end == len(places))
 
 
 def _mix(state: int, token: int) -> int:

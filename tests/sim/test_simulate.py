@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from poise.scheduler.request import Event, Finished
 from poise.scheduler.scheduler import Scheduler
 from poise.wire import messages as wire
 from poise.wire.to_engine import Accounts
+from poise_lab.scenarios.model import Scenario
 from poise_lab.scenarios.parser import load_scenario, parse_scenario
 from poise_lab.sim import simulate as product
 from poise_lab.sim.costs import Costs
@@ -170,7 +172,7 @@ def test_newcomers_by_the_dozen_delay_one_that_plays_fair_by_its_turn() -> None:
 @pytest.mark.parametrize("seed", range(1, 5))
 def test_storms_break_no_invariant(seed: int) -> None:
     """Every fault at once over every kind of traffic; `make sim` does the same with more seeds and steps."""
-    done = simulate(load_scenario(STORM), Settings(), seed, Options(n_steps=400), tuple(Fault))
+    done = simulate(load_scenario(STORM), Settings(), seed, Options(n_steps=400), tuple(Fault), echo=7 * (seed % 2))
     assert done.steps >= 400
     assert all(r.outcome != "unfinished" for r in done.records)
 
@@ -180,6 +182,32 @@ def test_each_fault_alone_breaks_no_invariant(fault: Fault) -> None:
     """What fails under one fault alone is easier to understand than what fails under all."""
     done = simulate(load_scenario(STORM), Settings(), 1, Options(n_steps=250), (fault,))
     assert all(r.outcome != "unfinished" for r in done.records)
+
+
+@pytest.mark.parametrize(
+    ("name", "faults"), [("single", ()), ("chat", (Fault.ENGINE_CRASH,)), ("chat", (Fault.STALL, Fault.SLOW))]
+)
+def test_lone_streams_draft_and_break_no_invariant(name: str, faults: tuple[Fault, ...]) -> None:
+    """Each text is what it would have been, on a machine where further rows cost little."""
+    cheap = dict.fromkeys(("short", "long"), CostPrior(fixed_us=8000, decode_us=1500, prompt_us=1000, attended_us=0.1))
+    options = Options(costs=Costs(cheap), priors=cheap, n_steps=1500)
+    accepted = [
+        sum(n for message in heard for n in (d.n_accepted for d in message.drafts))
+        for heard in (_heard(load_scenario(FOLDER / f"{name}.toml"), seed, options, faults) for seed in (1, 2))
+    ]
+    assert min(accepted) > 20
+
+
+def _heard(scenario: Scenario, seed: int, options: Options, faults: tuple[Fault, ...]) -> list[wire.Step]:
+    """The steps that the world was told of."""
+    heard: list[wire.Step] = []
+
+    def listen(message: wire.ToGateway) -> None:
+        if isinstance(message, wire.Step):
+            heard.append(message)
+
+    simulate(scenario, Settings(), seed, replace(options, listeners=(listen,)), faults, echo=9)
+    return heard
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -117,7 +117,7 @@ def _collect(entries: Iterable[Entry]) -> _Samples:
 def _shape(batch: dict[str, Any]) -> BatchShape:
     shape = BatchShape()
     for chunk in batch["chunks"]:
-        shape.add(is_prompt=chunk["is_prompt"], start=chunk["start"], n_tokens=chunk["n_tokens"])
+        shape.add(is_prompt=chunk["is_prompt"], start=chunk["start"], n_tokens=chunk["n_tokens"] + chunk.get("n_drafted", 0))
     return shape
 
 

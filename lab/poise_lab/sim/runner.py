@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
+from poise.engine.drafting import draw_along
 from poise.engine.ports import Row, Sampled, Wake
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
@@ -117,10 +118,16 @@ class SimRunner:
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         shape = BatchShape()
         for row in rows:
-            shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
+            shape.add(is_prompt=len(row.tokens) > 1 + row.n_guessed, start=row.start, n_tokens=len(row.tokens))
             self._cells[pool, row.slot] = row.start + len(row.tokens)
         self._clock.advance(self._pace(pool, self._models[pool].predict_us(shape)))
-        return [self._sample(row.request_id) for row in rows if row.sample]
+        return [self._draw(pool, row) for row in rows if row.sample]
+
+    def _draw(self, pool: str, row: Row) -> Sampled:
+        guesses = row.tokens[len(row.tokens) - row.n_guessed :]
+        drawn = draw_along(guesses, lambda _: self._sample(row.request_id))
+        self._cells[pool, row.slot] -= row.n_guessed - drawn.n_accepted
+        return drawn
 
     def _sample(self, request_id: int) -> Sampled:
         drawing = self._open[request_id]

@@ -16,6 +16,7 @@ def to_policy(
     cell_bytes: Mapping[str, int] | None = None,
     chunk_tokens: Mapping[str, int] | None = None,
     priors: Mapping[str, policy.CostPrior] | None = None,
+    n_drawn: int = 32,
 ) -> policy.SchedulerPolicy:
     """The scheduler's parameters.
 
@@ -23,6 +24,7 @@ def to_policy(
     cell_bytes     per pool: what one cell takes in the host store
     chunk_tokens   per pool: the chunk at which prompt tokens get cheap, measured
     priors         per pool: first guess of the cost model, measured
+    n_drawn        tokens of a pass that can be drawn after; 0: the model cannot forget what it was fed, so nobody drafts
     What is not given comes from the settings or from the scheduler's own defaults."""
     pools = {
         name: policy.PoolPolicy(
@@ -47,7 +49,15 @@ def to_policy(
         tenants=msgspec.convert(settings.tenants, dict[str, policy.TenantPolicy], from_attributes=True),
         tenant_default=msgspec.convert(settings.tenant_defaults, policy.TenantPolicy, from_attributes=True),
         priors=dict(priors or {}),
+        drafts=_drafts(settings, n_drawn),
     )
+
+
+def _drafts(settings: Settings, n_drawn: int) -> policy.DraftPolicy:
+    """Every stream is drawn after once, and after each of its guesses."""
+    streams = settings.speculation.max_streams
+    most = min(settings.speculation.max_tokens, n_drawn - streams)
+    return policy.DraftPolicy(streams, most) if most > 0 else policy.DraftPolicy()
 
 
 def _store(settings: Settings) -> policy.StorePolicy:

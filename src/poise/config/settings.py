@@ -152,6 +152,15 @@ class SchedulerSettings(Section):
     """Times a request may lose its slot; after that it is protected."""
 
 
+class SpeculationSettings(Section):
+    """Drafts: guesses of an answer's next tokens, computed along with the one that is due. They change no answer."""
+
+    max_streams: Annotated[int, Field(ge=0, le=64)] = 1
+    """Requests that run at once up to which they draft; with more, passes are full enough. 0: none ever does."""
+    max_tokens: Annotated[int, Field(ge=1, le=16)] = 8
+    """Most tokens that are guessed in one step."""
+
+
 class LevelsSettings(Section):
     """When the server is busy, constrained or degraded, and what it then holds back."""
 
@@ -207,6 +216,7 @@ class Settings(Section):
     text: serving.TextSettings = serving.TextSettings()
     results: serving.ResultsSettings = serving.ResultsSettings()
     scheduler: SchedulerSettings = SchedulerSettings()
+    speculation: SpeculationSettings = SpeculationSettings()
     levels: LevelsSettings = LevelsSettings()
     power: serving.PowerSettings = serving.PowerSettings()
     sampling: SamplingSettings = SamplingSettings()

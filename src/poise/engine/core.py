@@ -79,7 +79,7 @@ class Engine:
     """It was sent those of an engine before it: what it says of them from now on is the whole."""
 
     def __post_init__(self) -> None:
-        self.execution = Execution(self.runner, self.clock, self._live, self.box)
+        self.execution = Execution(self.runner, self.clock, self._live, self.box, self.scheduler.drafts)
         self._reporter = Reporter(self.scheduler, self.runner, self.rss_bytes, self.weights_bytes)
         self._desk = JournalDesk(self.outbox.send)
 
@@ -234,7 +234,7 @@ class Engine:
         if isinstance(answer, Rejected):
             self.outbox.send(msgspec.convert(answer, wire.Refused, from_attributes=True))
             return
-        self._live[request.request_id] = Live(request, tokens, message.sampling, chain)
+        self._live[request.request_id] = Live(request, tokens, message.sampling, chain, prediction=message.prediction)
         self.outbox.send(wire.Accepted(answer.request_id, answer.position, answer.eta_us, answer.prompt_us))
         if (grammar := message.grammar) is not None:
             digest = blake2b(grammar.text.encode(), key=self.secret, digest_size=8)
@@ -279,10 +279,11 @@ class Engine:
     def _emit(self, plan: StepPlan, sampled: list[Sampled], events: list[Event]) -> None:
         """Send everything that the step brought in one message; what the engine asked of itself stays here."""
         drawn = (draw for draw in sampled if not draw.ends and draw.token.request_id > 0)
-        tokens = [token for draw in drawn for token in (draw.token, *draw.forced)]
+        tokens = [token for draw in drawn for token in (draw.token, *draw.further)]
         computed = self.execution.prefills if plan.batches else []
         prefills = [prefill for prefill in computed if prefill.request_id > 0]
         scores = list(self.execution.scores) if plan.batches else []
+        drafts = [drafted for drafted in self.execution.drafted if drafted.request_id > 0] if plan.batches else []
         self._n_output += len(tokens)
         for event in events:
             if isinstance(event, Finished):
@@ -291,7 +292,7 @@ class Engine:
                 del self._live[event.request_id]
         starts, changes, finishes = news_of(events)
         if starts or changes or prefills or tokens or finishes:
-            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes, prefills, scores))
+            self.outbox.send(wire.Step(plan.step, starts, tokens, finishes, changes, prefills, scores, drafts))
 
     def _report(self, now_ns: int) -> None:
         if self._knows_accounts:

@@ -3,15 +3,18 @@
 An operation that fails does not stop the step. Whoever needed it is left out of the batches, and the result says so; the
 scheduler has those tokens computed again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
+from poise.engine.drafting import NgramIndex
 from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled, words_of
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.plan import Batch, BatchResult, Chunk, KvOperation, StepPlan, StepResult
+from poise.scheduler.policy import DraftPolicy
 from poise.scheduler.request import BLOCK_TOKENS, Request
-from poise.wire.messages import Prefill, PromptLogprobs
+from poise.wire.messages import Drafted, Prefill, PromptLogprobs
 from poise.wire.to_engine import SamplingParams
 
 
@@ -25,6 +28,10 @@ class Live:
     sampling: SamplingParams
     chain: BlockChain
     opened: bool = False
+    prediction: Sequence[int] = ()
+    """What its output will probably be like, as its caller says."""
+    index: NgramIndex | None = None
+    """Made when it is first looked for guesses."""
 
 
 class Execution:
@@ -32,8 +39,9 @@ class Execution:
 
     Whatever can take the process down is noted in `box` before it is done, with the requests that it is done for."""
 
-    def __init__(self, runner: Runner, clock: Clock, live: dict[int, Live], box: BoxWriter) -> None:
+    def __init__(self, runner: Runner, clock: Clock, live: dict[int, Live], box: BoxWriter, drafts: DraftPolicy) -> None:
         self._runner = runner
+        self._drafts = drafts
         self._clock = clock
         self._live = live
         self._box = box
@@ -44,6 +52,7 @@ class Execution:
         """The prompt chunks that the last plan computed."""
         self.scores: list[PromptLogprobs] = []
         """And the log probabilities of their tokens, of those that are scored."""
+        self.drafted: list[Drafted] = []
         self._unfilled: set[tuple[str, int]] = set()
         """Slots that an operation of the present plan should have filled, and did not."""
 
@@ -57,6 +66,7 @@ class Execution:
         self._unfilled.clear()
         self.prefills.clear()
         self.scores.clear()
+        self.drafted.clear()
         if plan.operations:
             served = [o.request_id for o in plan.operations if isinstance(o, kv.LoadSlot | kv.CopySlot | kv.MoveSlot)]
             self._box.computing(plan.step, self._clock.now_ns(), served)
@@ -74,9 +84,10 @@ class Execution:
             result, drawn = self._run(plan.step, batch, lost)
             results.append(result)
             sampled += drawn
-        blocks = self._extend(sampled)
+        blocks, guesses = self._extend(sampled), self._look_for_guesses(sampled)
         carried = (carried_ns // 1000, carried_cells)
-        return StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, *carried), sampled
+        found = StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, *carried, guesses=guesses)
+        return found, sampled
 
     def _apply(self, operation: KvOperation, stored: list[tuple[int, int]], unstored: list[int], lost: list[int]) -> bool:
         """Whether it was carried out. One that builds on an operation which failed in this plan fails as well."""
@@ -120,7 +131,10 @@ class Execution:
                 row = Row(chunk.request_id, chunk.slot, start, tokens[:n], sample=False)
                 scored.append((row, live.tokens[start + 1 : start + 1 + n]))
                 start, tokens = start + n, tokens[n:]
-            if tokens:
+            if chunk.n_drafted and live.index is not None:
+                guesses, _ = live.index.guess(chunk.n_drafted)
+                rows.append(Row(chunk.request_id, chunk.slot, start, [*tokens, *guesses], chunk.sample, len(guesses)))
+            elif tokens:
                 rows.append(Row(chunk.request_id, chunk.slot, start, tokens, chunk.sample))
             if chunk.is_prompt:
                 prompts.append(chunk)
@@ -145,20 +159,30 @@ class Execution:
         sampling_ns = sum([draw.cost_ns for draw in drawn])
         self.sample_ns += sampling_ns
         self.forward_ns += cost_ns - sampling_ns
-        drawn = [self._within_allowance(s) if s.forced else s for s in drawn]
+        drawn = [self._within_allowance(s) if s.further else s for s in drawn]
         ended = tuple(s.token.request_id for s in drawn if s.ends)
-        given = tuple([(s.token.request_id, 1 + len(s.forced), s.closes, s.cut) for s in drawn if s.forced or s.closes])
+        given = tuple([(s.token.request_id, 1 + len(s.further), s.closes, s.cut) for s in drawn if s.further or s.closes])
+        drafted = self._drafted(rows, drawn)
         sampled_us = tuple([(s.token.request_id, s.cost_ns // 1000) for s in drawn])
         if any(s.failed for s in drawn):
             errors += [(s.token.request_id, s.failed) for s in drawn if s.failed]
             drawn = [s for s in drawn if not s.failed]
-        return BatchResult(cost_ns // 1000, ended, failed, sampled_us, tuple(errors), given, scored_us), drawn
+        return BatchResult(cost_ns // 1000, ended, failed, sampled_us, tuple(errors), given, scored_us, drafted), drawn
+
+    def _drafted(self, rows: list[Row], drawn: list[Sampled]) -> tuple[tuple[int, int, int], ...]:
+        """Of each row with guesses: how many there were, and how many came true. None of a pass that failed."""
+        if not drawn or not any(row.n_guessed for row in rows):
+            return ()
+        accepted = {draw.token.request_id: draw.n_accepted for draw in drawn}
+        found = [(row.request_id, row.n_guessed, accepted[row.request_id]) for row in rows if row.n_guessed]
+        self.drafted += [Drafted(*one) for one in found]
+        return tuple(found)
 
     def _within_allowance(self, draw: Sampled) -> Sampled:
         """A forced run ends where the output must."""
         live = self._live[draw.token.request_id]
         room = live.request.n_prompt + live.request.max_output - len(live.tokens) - 1
-        return replace(draw, forced=draw.forced[:room], closes=False, cut=False) if len(draw.forced) > room else draw
+        return replace(draw, further=draw.further[:room], closes=False, cut=False) if len(draw.further) > room else draw
 
     def _score(
         self, pool: str, scored: list[tuple[Row, list[int]]], errors: list[tuple[int, str]]
@@ -196,8 +220,25 @@ class Execution:
             live = self._live[request_id]
             n_blocks = len(live.tokens) // BLOCK_TOKENS
             live.tokens.append(draw.token.token)
-            if draw.forced:
-                live.tokens += [token.token for token in draw.forced]
+            if draw.further:
+                live.tokens += [token.token for token in draw.further]
             if len(live.tokens) // BLOCK_TOKENS > n_blocks:
                 keys += [(request_id, key) for key in live.chain.extend(live.tokens)]
         return tuple(keys)
+
+    def _look_for_guesses(self, sampled: list[Sampled]) -> tuple[tuple[int, int, int], ...]:
+        """What the next step could draft, where few enough draw that it may."""
+        found: list[tuple[int, int, int]] = []
+        if len(sampled) > self._drafts.max_streams:
+            return ()
+        for draw in sampled:
+            if draw.ends or draw.closes:
+                continue
+            live = self._live[draw.token.request_id]
+            if live.index is None:
+                live.index = NgramIndex(live.prediction, live.request.n_prompt)
+            live.index.extend(live.tokens)
+            guesses, n_matched = live.index.guess(self._drafts.max_tokens)
+            if guesses:
+                found.append((draw.token.request_id, len(guesses), n_matched))
+        return tuple(found)

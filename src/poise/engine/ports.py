@@ -17,13 +17,15 @@ from poise.wire.to_engine import Grammar, SamplingParams, ToEngine
 class Row:
     """Tokens of one sequence to compute: `tokens` stand at positions [start, start + len(tokens)) of `slot`.
 
-    With `sample`, one token is drawn from the last position's logits."""
+    With `sample`, a token is drawn from the last position's logits. The last `n_guessed` of `tokens` are guesses of what will
+    be drawn: draws begin before them, and go on as long as they come true (`poise.engine.drafting.draw_along`)."""
 
     request_id: int
     slot: int
     start: int
     tokens: Sequence[int]
     sample: bool
+    n_guessed: int = 0
 
 
 NO_TOKEN = -1
@@ -34,19 +36,21 @@ Wake = Callable[[], None]
 class Sampled:
     """A drawn token; `ends` is true when it is an end-of-generation token (and not ignored).
 
-    forced    tokens that a grammar makes follow it: they need no draw, and are to be computed with it
-    closes    nothing can come after these tokens, by the grammar
-    cut       they close what was open, because the output's allowance ends
-    cost_ns   what drawing it took
-    failed    why none could be drawn for this row, while those of the other rows could: `token.token` is then NO_TOKEN"""
+    further     tokens that follow it: a grammar makes them, or they were drawn after guesses that came true
+    closes      nothing can come after these tokens, by the grammar, or because the end was drawn
+    cut         they close what was open, because the output's allowance ends
+    cost_ns     what drawing took
+    failed      why none could be drawn for this row, while those of the other rows could: `token.token` is then NO_TOKEN
+    n_accepted  the row's guesses that came true: so many of these tokens are computed already"""
 
     token: Token
     ends: bool
     cost_ns: int = 0
     failed: str = ""
-    forced: tuple[Token, ...] = ()
+    further: tuple[Token, ...] = ()
     closes: bool = False
     cut: bool = False
+    n_accepted: int = 0
 
 
 class RunnerError(Exception):
@@ -130,8 +134,8 @@ class Runner(Protocol):
         """Compute rows (ascending slots) in one forward pass and sample.
 
         Returns one Sampled per row with `sample`, in row order. One whose drawing failed says so and harms no other; its cells
-        are computed, and may hold what is not a number. Raises RunnerError when the pass failed; then no slot of `rows` is
-        usable until it was released."""
+        are computed, and may hold what is not a number. Of guesses that did not come true no cell is left. Raises RunnerError
+        when the pass failed; then no slot of `rows` is usable until it was released."""
 
 
 class Clock(Protocol):

@@ -73,7 +73,7 @@ class ConnectionMetrics:
 FIELDS = (
     # labels and hints of OpenAI's API
     "metadata", "store", "user", "safety_identifier", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention",
-    "service_tier", "parallel_tool_calls", "prediction", "reasoning_effort", "reasoning", "verbosity", "modalities",
+    "service_tier", "parallel_tool_calls", "reasoning_effort", "reasoning", "verbosity", "modalities",
     "thinking_token_budget", "reasoning_budget_tokens", "reasoning_budget",
     "stream_options", "include_obfuscation", "annotations",
     # of other servers: where and when it is computed, and settings of what is off

@@ -29,6 +29,11 @@ def _charge_batch(
     sampled_us, errors, scored_us = dict(result.sampled_us), dict(result.row_errors), dict(result.scored_us)
     given = dict.fromkeys(result.ended, ENDED)
     given.update((request_id, Given(n_tokens, ends, cut)) for request_id, n_tokens, ends, cut in result.given)
+    if any(chunk.n_drafted for chunk in chunks):  # what was drafted may be less than was planned
+        drafted = {request_id: n_drafted for request_id, n_drafted, _ in result.drafted}
+        chunks = tuple(c._replace(n_drafted=drafted.get(c.request_id, 0)) for c in chunks)
+        for request_id, _, n_accepted in result.drafted:
+            given[request_id] = given.get(request_id, DRAWN)._replace(n_accepted=n_accepted)
     pass_us = max(0, result.cost_us - sum(sampled_us.values()) - sum(scored_us.values()))
     costs = split_cost(pass_us, batch_shares(chunks, model))
     if chunks and not (result.failed or errors or scored_us):

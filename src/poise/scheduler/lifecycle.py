@@ -31,7 +31,7 @@ from poise.scheduler.request import (
     Started,
 )
 from poise.scheduler.sequence import Sequence, State
-from poise.scheduler.totals import Totals
+from poise.scheduler.totals import DraftOutcome, Totals
 from poise.scheduler.waits import WaitEstimator
 
 TIDY_EVERY = 256
@@ -185,11 +185,16 @@ class Lifecycle:
     def advance(self, sequence: Sequence, chunk: Chunk, given: Given, events: list[Event]) -> None:
         """A chunk of the sequence was computed, and `given` is what its draw brought, if there was one."""
         request = sequence.request
-        sequence.n_computed += chunk.n_tokens
+        sequence.n_computed += chunk.n_tokens + given.n_accepted
         sequence.n_chunks += 1
+        if chunk.n_drafted:
+            sequence.acceptance.learn(sequence.n_matched, chunk.n_drafted, given.n_accepted)
+            self.totals.draft_tokens[DraftOutcome.ACCEPTED] += given.n_accepted
+            self.totals.draft_tokens[DraftOutcome.REJECTED] += chunk.n_drafted - given.n_accepted
+        sequence.n_guesses = 0
         if chunk.sample:
             sequence.n_tokens += given.n_tokens
-            sequence.n_forced = given.n_tokens - 1
+            sequence.n_forced = given.n_tokens - given.n_accepted - 1
             self._books.tenants.charge(request.account, given.n_tokens, self.now_ns)
             if given.ends:
                 events.append(self.finish(sequence, FinishReason.LENGTH if given.cut else FinishReason.STOP))

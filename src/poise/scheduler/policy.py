@@ -88,6 +88,17 @@ class LengthPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftPolicy:
+    """Drafts for lone streams (rule R10).
+
+    max_streams  sequences that run, of all classes and pools, up to which they draft; 0: none ever does
+    max_tokens   most tokens that are drafted in one step"""
+
+    max_streams: int = 0
+    max_tokens: int = 8
+
+
+@dataclass(frozen=True, slots=True)
 class CostPrior:
     """First guess of a pool's cost model, until steps have been measured (microseconds)."""
 
@@ -126,6 +137,7 @@ class SchedulerPolicy:
     preemptions_max: int = 8
     store: StorePolicy = field(default_factory=StorePolicy)
     lengths: LengthPolicy = field(default_factory=LengthPolicy)
+    drafts: DraftPolicy = field(default_factory=DraftPolicy)
     tenants: Mapping[str, TenantPolicy] = field(default_factory=dict)
     tenant_default: TenantPolicy = field(default_factory=TenantPolicy)
     priors: Mapping[str, CostPrior] = field(default_factory=dict)

@@ -30,14 +30,14 @@ from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Batch, StepPlan, StepResult
 from poise.scheduler.planning.planner import PlanningPass
 from poise.scheduler.planning.preemption import Preemption
-from poise.scheduler.policy import CostPrior, SchedulerPolicy
+from poise.scheduler.policy import CostPrior, DraftPolicy, SchedulerPolicy
 from poise.scheduler.power import FULL_PPM, Background, Duty, PowerLimits
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Control, Event, FinishReason, Hold, Queued, Rejected, RejectReason, Request, RequestClass
 from poise.scheduler.sequence import Sequence
 from poise.scheduler.snapshot import ClassStatus, Snapshot
 from poise.scheduler.totals import Totals
-from poise.scheduler.waits import WaitEstimator
+from poise.scheduler.waits import WaitEstimator, positions
 
 DEADLINES_SPARE = 64
 """So many deadlines may be there, beyond two for each live request, before those that nobody waits for any more go."""
@@ -78,6 +78,11 @@ class Scheduler:
     def declared(self) -> Collection[str]:
         """Tenants that have a section of their own in the policy."""
         return self._policy.tenants.keys()
+
+    @property
+    def drafts(self) -> DraftPolicy:
+        """Whether anybody drafts, and how much."""
+        return self._policy.drafts
 
     @property
     def sequences(self) -> Mapping[int, Sequence]:
@@ -264,6 +269,9 @@ class Scheduler:
         for request_id, key in result.blocks:
             life.sequences[request_id].blocks.append(key)
         charge_step(self._books, life, plan, result, events)
+        for request_id, n_guesses, n_matched in result.guesses:
+            if (sequence := life.sequences.get(request_id)) is not None:
+                sequence.n_guesses, sequence.n_matched = n_guesses, n_matched
         for served in self._books.served.values():
             served.roll(now_ns)
         return events
@@ -283,28 +291,14 @@ class Scheduler:
 
     def positions(self) -> list[Queued]:
         """Where each new request stands in its class's queue, the classes one after the other. Sorts what is queued."""
-        positions = []
-        for request_class in RequestClass:
-            rank = self._books.served[request_class].rank
-            new = [
-                (rank(s.request.account), s.order_key, s.request.request_id)
-                for (owner, _), queue in self._books.queues.items()
-                if owner is request_class and queue.n_new
-                for s in queue.queued()
-                if not s.started
-            ]
-            if new:
-                whole_us = self.wait_estimate_us(request_class)
-                for i, (_, _, request_id) in enumerate(sorted(new), start=1):
-                    positions.append(Queued(request_id, i, whole_us * i // len(new)))
-        return positions
+        return positions(self._books, self.wait_estimate_us)
 
     def snapshot(self) -> Snapshot:
         totals = self._life.totals
         return Snapshot(
             step=self._step,
             n_moves=self._placement.n_moves,
-            totals=replace(totals, preemptions=dict(totals.preemptions)),
+            totals=replace(totals, preemptions=dict(totals.preemptions), draft_tokens=dict(totals.draft_tokens)),
             classes={c: self._class_snapshot(c) for c in RequestClass},
             pools={name: pool.books() for name, pool in self._books.pools.items()},
             store=self._placement.store.books(),

@@ -18,6 +18,7 @@ Rule 3: the state says what may happen to a sequence, `slot` and `entry` say whe
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from poise.scheduler.acceptance import Acceptance
 from poise.scheduler.request import SUSPECT_TOKENS, Hold, Request, RequestClass
 
 
@@ -64,6 +65,10 @@ class Sequence:
     n_tokens: int = field(init=False)
     n_forced: int = 0
     """Tokens that its grammar added to the one that was drawn last, without a draw."""
+    n_guesses: int = 0
+    """Of its next tokens, how many can be guessed, after `n_matched` tokens that were equal elsewhere in its text."""
+    n_matched: int = 0
+    acceptance: Acceptance = field(default_factory=Acceptance)
     blocks: list[int] = field(init=False)
     """Keys of the whole blocks of the known tokens; see `Request.blocks`."""
     served_us: int = 0

@@ -1,8 +1,16 @@
 """What is counted since the scheduler was made, by whoever does it."""
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from poise.scheduler.request import PreemptionKind
+
+
+class DraftOutcome(StrEnum):
+    """What became of a guess of a token: it came true, or was computed for nothing."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
 
 
 @dataclass(slots=True)
@@ -21,3 +29,4 @@ class Totals:
     loaded_bytes: int = 0
     unstored: int = 0
     """Sequences whose cells were dropped because the host store was full."""
+    draft_tokens: dict[DraftOutcome, int] = field(default_factory=lambda: dict.fromkeys(DraftOutcome, 0))

@@ -4,13 +4,14 @@ The estimate adds up what is ahead: prompts at their predicted cost, and of the 
 of the class have really used. That is a serial sum, while a batch shares its cost among many; what the estimates were off by, in
 the mean of its logarithm, corrects the next ones. The error that is left is a metric."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import exp, log
 
 from poise.scheduler.lengths import OutputLengths
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.queues import WaitingQueue
-from poise.scheduler.request import RequestClass
+from poise.scheduler.request import Queued, RequestClass
 from poise.scheduler.sequence import Sequence
 
 MEMORY = 0.95
@@ -67,3 +68,22 @@ class WaitEstimator:
         """Predicted compute of that many prompt and output tokens, attention apart."""
         model = self._models[pool]
         return prompt_tokens * model.prompt_us + output_tokens * self.lengths.used[request_class] * model.decode_us
+
+
+def positions(books: Books, estimate_us: Callable[[RequestClass], int]) -> list[Queued]:
+    """Where each new request stands in its class's queue, and its share of what one more would wait."""
+    found = []
+    for request_class in RequestClass:
+        rank = books.served[request_class].rank
+        new = [
+            (rank(s.request.account), s.order_key, s.request.request_id)
+            for (owner, _), queue in books.queues.items()
+            if owner is request_class and queue.n_new
+            for s in queue.queued()
+            if not s.started
+        ]
+        if new:
+            whole_us = estimate_us(request_class)
+            for i, (_, _, request_id) in enumerate(sorted(new), start=1):
+                found.append(Queued(request_id, i, whole_us * i // len(new)))
+    return found

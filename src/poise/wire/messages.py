@@ -108,6 +108,14 @@ class Prefill(msgspec.Struct, frozen=True, array_like=True):
     n_beside: int
 
 
+class Drafted(msgspec.Struct, frozen=True, array_like=True):
+    """Guesses of a request's next tokens were computed, and so many of them came true."""
+
+    request_id: int
+    n_drafted: int
+    n_accepted: int
+
+
 class Change(msgspec.Struct, frozen=True, array_like=True):
     """Something became of a running request: `what` is a ChangeKind. LOST and RECOVER are the gateway's own.
 
@@ -133,7 +141,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
-    """Engine to gateway: everything one step brought, in order: starts, changes, prefills, scores, tokens, finishes."""
+    """Engine to gateway: everything one step brought, in order: starts, changes, prefills, scores, drafts, tokens, finishes."""
 
     step: int
     starts: list[Started]
@@ -142,6 +150,7 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="step"):
     changes: list[Change] = []
     prefills: list[Prefill] = []
     scores: list[PromptLogprobs] = []
+    drafts: list[Drafted] = []
 
 
 class Controlled(msgspec.Struct, frozen=True, array_like=True, tag="controlled"):

@@ -107,6 +107,8 @@ class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
     declared: bool = False
     """The operator made that account: the queue has a place for its first request, always."""
     grammar: Grammar | None = None
+    prediction: list[int] = []
+    """What its output will probably be, or be like, as its caller says: guesses are looked for there too."""
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, tag="hold"):

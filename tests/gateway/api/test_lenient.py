@@ -31,7 +31,6 @@ HINTS: dict[str, Any] = {
     "parallel_tool_calls": True,
     "reasoning_effort": "none",
     "verbosity": "low",
-    "prediction": {"type": "content", "content": "x"},
     "modalities": ["text"],
     "keep_alive": "5m",
     "num_ctx": 4096,

@@ -71,6 +71,13 @@ def one_token_and_a_share_of_nothing() -> Facts:
     return facts(asked, now_s=300.0)
 
 
+@life
+def much_of_it_was_guessed() -> Facts:
+    asked = Life().queued(0).started(0.02).prefill(0.02, 1, 0.02).tokens(0.02, 0.0204, 0.1)
+    asked.record.choices[0].n_drafted, asked.record.choices[0].n_accepted = 1400, 1190
+    return facts(asked.ended(0.11))
+
+
 # --- before the queue ----------------------------------------------------------------------------------------------------------
 
 

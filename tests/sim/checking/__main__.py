@@ -21,6 +21,8 @@ from poise_lab.sim.simulate import Options, SimulationFailure
 from tests.sim.checking.faults import Fault, parse_faults
 from tests.sim.checking.simulate import simulate
 
+ECHO = 7
+"""Every second run, texts repeat themselves."""
 COMMAND = "python -m tests.sim.checking"
 
 
@@ -59,7 +61,7 @@ def _check(scenario: Scenario, seeds: range, options: Options, faults: Sequence[
     """Every seed in turn, up to the first failure."""
     totals, n_crashes, began_s = Totals(scenario.name), 0, time.monotonic()
     for seed in seeds:
-        done = simulate(scenario, Settings(), seed, options, faults)
+        done = simulate(scenario, Settings(), seed, options, faults, ECHO if seed % 2 else 0)
         totals.add(done)
         n_crashes += done.n_crashes
         if journal is not None:

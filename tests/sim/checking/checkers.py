@@ -8,7 +8,9 @@
 8   a sequence loses its slot at most `preemptions_max` times, and computes something between two times; it outgrows its slot
     less often than there are pools
 11  when no request is live, no slot is held and no cell in use
-12  cells of one tenant never reach another (in `mirror`; declared templates excepted)"""
+12  cells of one tenant never reach another (in `mirror`; declared templates excepted)
+13  guesses are computed only where few run, all of these decode, nobody waits and the step has time for them; and none beyond a
+    slot's cells or what a request may have of output"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.power import PowerLimits
-from poise.scheduler.request import PreemptionReason, Queued, Request, RequestClass
+from poise.scheduler.request import SUSPECT_TOKENS, PreemptionReason, Queued, Request, RequestClass
 from poise.scheduler.snapshot import Snapshot
 from poise.wire import messages as wire
 from poise.wire.changes import ChangeKind
@@ -87,6 +89,7 @@ class Checkers:
                     self._ended(request_id)
             case "plan", (StepPlan() as plan,):
                 self._resting, self._plan = False, plan
+                self._check_drafts(plan)
                 for batch in plan.batches:
                     for chunk in batch.chunks:
                         assert chunk.request_id in self._tracks, f"{chunk}: it has ended (invariant 2)"
@@ -176,6 +179,7 @@ class Checkers:
         internal: list[int] = []
         got_further = False
         for batch, batch_result in zip(plan.batches, result.batches, strict=True):
+            accepted = {request_id: n_accepted for request_id, _, n_accepted in batch_result.drafted}
             for chunk in batch.chunks:
                 planned[chunk.request_id] = None
                 is_lost = chunk.request_id in result.lost
@@ -187,9 +191,9 @@ class Checkers:
                     continue
                 track.running = track.computed_since = True
                 track.held = False
-                track.n_computed = chunk.start + chunk.n_tokens
+                track.n_computed = chunk.start + chunk.n_tokens + accepted.get(chunk.request_id, 0)
                 if chunk.sample:
-                    track.n_tokens += 1
+                    track.n_tokens += 1 + accepted.get(chunk.request_id, 0)
                 if track.n_tokens + track.n_computed > track.furthest:
                     track.furthest = track.n_tokens + track.n_computed
                     got_further = True
@@ -202,6 +206,26 @@ class Checkers:
             self._check_decodes(planned)
         self._n_in_place = 0 if got_further else self._n_in_place + 1
         assert self._n_in_place < PROGRESS_STEPS, f"{self._n_in_place} steps and nobody got any further (invariant 5)"
+
+    def _check_drafts(self, plan: StepPlan) -> None:
+        drafting = [(batch.pool, chunk) for batch in plan.batches for chunk in batch.chunks if chunk.n_drafted]
+        if not drafting:
+            return
+        policy, tracks = self._policy, [track for track in self._tracks.values() if not track.held]
+        assert len(tracks) <= policy.drafts.max_streams, f"{len(tracks)} are there, and some draft (invariant 13)"
+        decoding = {chunk.request_id for batch in plan.batches for chunk in batch.chunks if not chunk.is_prompt}
+        late = [t.request.request_id for t in tracks if not (t.is_decoding or t.request.request_id in decoding)]
+        assert not late, f"drafts while requests {late} wait or have a prompt (invariant 13)"
+        assert sum(chunk.n_drafted for _, chunk in drafting) <= policy.drafts.max_tokens, f"{drafting} (invariant 13)"
+        first = RequestClass.INTERACTIVE if any(track.interactive for track in tracks) else RequestClass.BACKGROUND
+        predicted_us = sum(batch.predicted_us for batch in plan.batches)
+        assert predicted_us <= policy.classes[first].itl_target_us, f"drafts make a step of {predicted_us} us (invariant 13)"
+        for pool, chunk in drafting:
+            request = self._tracks[chunk.request_id].request
+            assert chunk.start + chunk.n_computed <= policy.pools[pool].slot_cells, f"{chunk}: beyond its slot (invariant 13)"
+            n_output = chunk.start + chunk.n_computed + 1 - request.n_prompt
+            assert n_output <= request.max_output, f"{chunk}: beyond its output (invariant 13)"
+            assert not request.suspect or chunk.start >= request.n_known + SUSPECT_TOKENS - 1, f"{chunk}: a suspect drafts"
 
     def _check_decodes(self, planned: dict[int, None]) -> None:
         for request_id, track in self._tracks.items():

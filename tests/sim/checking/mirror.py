@@ -57,9 +57,12 @@ class Mirror:
             self._apply(operation, unstored, lost)
         for batch, batch_result in zip(plan.batches, result.batches, strict=True):
             failed = {request_id for request_id, _ in batch_result.row_errors}
+            accepted = {request_id: n_accepted for request_id, _, n_accepted in batch_result.drafted}
             for chunk in batch.chunks:
                 if chunk.request_id not in lost:
-                    self._compute(batch.pool, chunk, failed=bool(batch_result.failed) or chunk.request_id in failed)
+                    n_cells = chunk.start + chunk.n_tokens + accepted.get(chunk.request_id, 0)
+                    is_lost = bool(batch_result.failed) or chunk.request_id in failed
+                    self._compute(batch.pool, chunk, None if is_lost else n_cells)
 
     def used_by(self, pool: str, live: Container[int]) -> int:
         """Cells of a pool that belong to live requests."""
@@ -138,13 +141,12 @@ class Mirror:
         if n_cells:
             self.slots[pool, slot] = Cells(tenant, request_id, n_cells)
 
-    def _compute(self, pool: str, chunk: Chunk, *, failed: bool) -> None:
+    def _compute(self, pool: str, chunk: Chunk, n_cells: int | None) -> None:
         tenant = self._tenants[chunk.request_id]
         cells = self.slots.get((pool, chunk.slot), Cells(tenant, chunk.request_id, 0))
         assert cells.n == chunk.start, f"{chunk} in {pool}: the slot holds {cells.n} cells"
         goes_on = f"{chunk} in {pool}: tenant {tenant} goes on from cells of {cells.tenant} (invariant 12)"
         assert cells.tenant == tenant or not cells.n, goes_on
-        n_cells = None if failed else chunk.start + chunk.n_tokens
         self.slots[pool, chunk.slot] = Cells(tenant, chunk.request_id, n_cells)
 
     def _known(self, pool: str, slot: int, n_cells: int, what: str) -> Cells:

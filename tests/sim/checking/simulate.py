@@ -35,16 +35,18 @@ class Checked(Simulation):
 
 
 def simulate(
-    scenario: Scenario, settings: Settings, seed: int, options: Options | None = None, faults: Sequence[Fault] = ()
+    scenario: Scenario, settings: Settings, seed: int, options: Options | None = None, faults: Sequence[Fault] = (), echo: int = 0
 ) -> Checked:
-    """Run until every request has ended. Raises SimulationFailure when an invariant is broken."""
+    """Run until every request has ended. Raises SimulationFailure when an invariant is broken.
+
+    `echo`: texts repeat themselves, so that lone streams draft; see `ExactRunner`."""
     options = options or Options()
     going_wrong, clock, digest = Faults(faults, seed), VirtualClock(), blake2b(digest_size=16)
     policy = sim_policy(settings, options.priors)
     policy = going_wrong.policy(policy, sorted({c.tenant for c in scenario.clients}))
     end_rate = END_RATE if faults else 0
     most = cells_max(policy.pools)
-    witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in faults, slot_cells=most)
+    witness = Witness(n_vocab=N_VOCAB, end_rate=end_rate, may_fail=Fault.RUNNER in faults, slot_cells=most, echo=echo)
     world = CheckedWorld(scenario, seed, clock, options, going_wrong, witness)
     pace = options.costs.pace(seed)
     n_steps, n_crashes = 0, 0
@@ -56,6 +58,7 @@ def simulate(
             cost=options.costs.pools,
             pace=lambda pool, predicted_us: pace(pool, predicted_us * going_wrong.pace()),
             end_rate=end_rate,
+            echo=echo,
             carry_us_per_cell=options.costs.carry_us_per_cell,
             fault=going_wrong.fails,
         )

@@ -24,6 +24,7 @@ from poise.scheduler.request import Hold
 from poise.wire import messages as wire
 from poise.wire import to_engine
 from poise.wire.changes import ChangeKind
+from tests.sim.exact_runner import ECHO_TOKENS, ECHO_VOCAB
 
 
 @dataclass(slots=True)
@@ -31,22 +32,27 @@ class Reference:
     """The simulated model, computed without batches, slots or steps. `state` has seen the prompt and `n_output` tokens."""
 
     state: int
+    last: list[int]
+    """The last tokens, which decide alone where the text echoes (`ExactRunner`)."""
     n_output: int = 0
 
     @classmethod
     def of_prompt(cls, prompt: list[int]) -> "Reference":
-        return cls(crc32(np.asarray(prompt, "<i8").tobytes()))
+        return cls(crc32(np.asarray(prompt, "<i8").tobytes()), prompt[-ECHO_TOKENS:])
 
-    def next(self, sampling: to_engine.SamplingParams, n_vocab: int, end_rate: int) -> int | None:
+    def next(self, sampling: to_engine.SamplingParams, n_vocab: int, end_rate: int, echo: int = 0) -> int | None:
         """The next token, None where the answer ends. Modifies the state."""
         draw = self.state
+        if echo and self.state % echo:
+            draw = crc32(np.asarray(self.last, "<i8").tobytes())
         if sampling.temperature != 0:
-            for part in (sampling.seed, self.n_output):
+            for part in (sampling.seed, 0 if echo else self.n_output):
                 draw = crc32(part.to_bytes(8, "little", signed=True), draw)
         may_end = end_rate and not sampling.ignore_eos and self.n_output >= sampling.min_output
         if may_end and draw % end_rate == 0:
             return None
-        token = 1 + draw % (n_vocab - 1)
+        token = 1 + draw % ((ECHO_VOCAB if echo else n_vocab) - 1)
+        self.last = [*self.last, token][-ECHO_TOKENS:]
         self.state = crc32(token.to_bytes(8, "little", signed=True), self.state)
         self.n_output += 1
         return token
@@ -77,13 +83,13 @@ class _Case:
 class Witness:
     """Sees every message in both directions and asserts the rules in the module's text."""
 
-    def __init__(self, *, n_vocab: int, end_rate: int, may_fail: bool, slot_cells: int = 1 << 30) -> None:
+    def __init__(self, *, n_vocab: int, end_rate: int, may_fail: bool, slot_cells: int = 1 << 30, echo: int = 0) -> None:
         """`slot_cells`: of the longest slot."""
         self.n_accepted = 0
         self.n_ended = 0
         self.n_tokens = 0
         self._n_vocab = n_vocab
-        self._end_rate = end_rate
+        self._end_rate, self._echo = end_rate, echo
         self._may_fail = may_fail
         self._slot_cells = slot_cells
         self._open: dict[int, _Case] = {}
@@ -178,7 +184,7 @@ class Witness:
             # Whose cells were given up may find more of its prompt kept by then than at its start.
             is_right = case.lost_cells or (least <= done and (done <= due or self._may_fail))
             assert is_right, f"{what}: {done} tokens were computed before its first one, {due} were due"
-        expected = case.reference.next(case.submit.sampling, self._n_vocab, self._end_rate)
+        expected = case.reference.next(case.submit.sampling, self._n_vocab, self._end_rate, self._echo)
         assert token.token == expected, f"{what}: token {n_output} is {token.token}; undisturbed it is {expected}"
         self.n_tokens += 1
 
@@ -196,7 +202,7 @@ class Witness:
                 most = min(submit.max_output, self._slot_cells + 1 - finish.n_prompt)
                 assert finish.n_output == most, f"{what} ended after {finish.n_output} tokens, not {most}"
             case "stop":
-                token = case.reference.next(submit.sampling, self._n_vocab, self._end_rate)
+                token = case.reference.next(submit.sampling, self._n_vocab, self._end_rate, self._echo)
                 assert token is None, f"{what} ended where the model goes on with {token}"
             case "aborted":
                 assert case.aborted, f"{what} was aborted by nobody"

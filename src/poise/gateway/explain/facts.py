@@ -133,6 +133,8 @@ class ExplanationFigures(msgspec.Struct, frozen=True, kw_only=True, rename={"cla
     output_tokens: int
     tool_calls: int
     recomputed_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     lived_ms: int
     ttft_ms: int | None
     queue: QueueFigures | None
@@ -206,6 +208,8 @@ def facts_of(record: Record, around: Surroundings, now_s: float) -> Facts:
         output_tokens=usage.completion_tokens,
         tool_calls=calls_of(record),
         recomputed_tokens=sum(recomputed) + sum(choice.n_recomputed for choice in record.choices),
+        drafted_tokens=usage.accepted_tokens + usage.rejected_tokens,
+        accepted_tokens=usage.accepted_tokens,
         lived_ms=_ms(lived_s),
         ttft_ms=life.since_arrival_ms(first.at_s) if first is not None else None,
         queue=queue,

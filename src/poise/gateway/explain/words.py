@@ -246,6 +246,9 @@ def _decoding(facts: Facts, around: Around, decode: DecodeFigures) -> Iterator[s
         f"{tokens} came, half of them within {half} of the one before, 99 % within {most}; "
         f"the longest gap was {duration(gap.took_ms)}, after token {gap.after_tokens}."
     )
+    if n_drafted := facts.figures.drafted_tokens:
+        guesses, n_true = count(n_drafted, "guess", "guesses"), facts.figures.accepted_tokens
+        yield f"{guesses} of its next tokens were computed along; {n_true:,} came true, and needed no pass of their own."
     if gap.took_ms > max(100, 3 * decode.itl_p50_ms):
         yield f"In that gap, {_causes(around, gap)}."
 
@@ -353,8 +356,8 @@ def share(part: float) -> str:
     return f"{part:.0%}".replace("%", " %") if part >= 0.01 or part == 0 else "under 1 %"
 
 
-def count(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
+def count(n: int, what: str, several: str = "") -> str:
+    return f"{n:,} {what if n == 1 else several or what + 's'}"
 
 
 def joined(parts: Sequence[str]) -> str:

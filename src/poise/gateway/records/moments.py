@@ -41,6 +41,9 @@ class ChoiceRecord:
     """Tokens of its prompt that were not computed for it."""
     n_recomputed: int = 0
     """Tokens that were computed again, as the engine said at its end."""
+    n_drafted: int = 0
+    """Guesses of its tokens that were computed, and of these those that came true."""
+    n_accepted: int = 0
     n_chunks: int = 0
     """Chunks of its prompt that were computed."""
     n_prefilled: int = 0

@@ -219,7 +219,11 @@ class Record:
             return self.told
         n_output = self.n_tokens if n_entries is None else self.tokens_at(n_entries)
         n_reasoned = len(self.reasoned) if n_entries is None else bisect_left(self.reasoned, n_entries)
-        return Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices), n_reasoned)
+        usage = Usage(self.n_prompt, n_output, sum(choice.n_cached for choice in self.choices), n_reasoned)
+        if n_entries is None or n_entries == self.n_entries:
+            usage.accepted_tokens = sum(choice.n_accepted for choice in self.choices)
+            usage.rejected_tokens = sum(choice.n_drafted for choice in self.choices) - usage.accepted_tokens
+        return usage
 
     def note(self, what: str, choice: int | None = None, **detail: Any) -> None:
         """Put something on the timeline, as of now."""

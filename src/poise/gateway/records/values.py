@@ -18,6 +18,9 @@ class PromptTokensDetails(msgspec.Struct, frozen=True):
 
 class CompletionTokensDetails(msgspec.Struct, frozen=True):
     reasoning_tokens: int
+    accepted_prediction_tokens: int | UnsetType = UNSET
+    """Guesses of tokens that came true, whether they were of a prediction or of what was said before; and those that did not."""
+    rejected_prediction_tokens: int | UnsetType = UNSET
 
 
 class TokenUsage(msgspec.Struct, frozen=True):
@@ -26,7 +29,7 @@ class TokenUsage(msgspec.Struct, frozen=True):
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
-    """Where the model reasoned."""
+    """Where the model reasoned, or tokens were guessed."""
 
 
 class ContextNote(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,13 +67,18 @@ class Usage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     """Of the output, those of reasoning."""
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
+    """Guesses that came true, and others that were computed."""
 
     def as_sent(self) -> TokenUsage:
         """As an answer has it."""
         n_total = self.prompt_tokens + self.completion_tokens
         cached = PromptTokensDetails(self.cached_tokens)
-        reasoned = CompletionTokensDetails(self.reasoning_tokens) if self.reasoning_tokens else UNSET
-        return TokenUsage(self.prompt_tokens, self.completion_tokens, n_total, cached, reasoned)
+        details = CompletionTokensDetails(self.reasoning_tokens) if self.reasoning_tokens else UNSET
+        if self.accepted_tokens or self.rejected_tokens:
+            details = CompletionTokensDetails(self.reasoning_tokens, self.accepted_tokens, self.rejected_tokens)
+        return TokenUsage(self.prompt_tokens, self.completion_tokens, n_total, cached, details)
 
 
 class Logprob(msgspec.Struct, frozen=True, gc=False):

@@ -30,6 +30,8 @@ class Conversation:
     template: str = ""
     rendering: Rendering = AS_USUAL
     thinking: ThinkingWish = ThinkingWish()
+    prediction: str = ""
+    """What the answer will probably be, or be like: it comes sooner where that is right."""
 
 
 Prompt = Conversation | list[str] | list[list[int]]

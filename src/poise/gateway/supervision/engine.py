@@ -26,7 +26,8 @@ QUARANTINED = Outcome.QUARANTINED.value
 SERVER_STOPPING = Outcome.SERVER_STOPPING.value
 """Finish.reason given by the gateway to requests that were live when the time for draining was over."""
 
-RequestEvent = wire.Accepted | Refused | Queued | Started | wire.Change | wire.Prefill | wire.PromptLogprobs | wire.Token | Finish
+_Computed = wire.Prefill | wire.PromptLogprobs | wire.Drafted | wire.Token
+RequestEvent = wire.Accepted | Refused | Queued | Started | wire.Change | _Computed | Finish
 
 
 class EnginePhase(StrEnum):
@@ -77,7 +78,7 @@ class EngineUnavailable(Exception):
 
 class RequestHandle:
     """One live request. Its events are handed to who listens, as they arrive: Accepted or Refused first, Queued while it is
-    queued, then Starts, Changes, Prefills and Tokens, and exactly one Finish.
+    queued, then Starts, Changes, Prefills, Drafteds and Tokens, and exactly one Finish.
 
     A Refused or a Finish is the last event. What comes before anybody listens is kept. An engine that is lost and replaced in
     between shows as a Change, LOST and then RECOVER, and as nothing else."""

@@ -242,6 +242,9 @@ class Handover:
         for scored in step.scores:
             if (live := lives.get(scored.request_id)) is not None:
                 live.handle.put(scored)
+        for drafted in step.drafts:
+            if (live := lives.get(drafted.request_id)) is not None:
+                live.handle.put(drafted)
         for token in step.tokens:
             if (live := lives.get(token.request_id)) is not None:
                 live.output.append(token.token)

@@ -37,8 +37,9 @@ class BatchBuffer:
         return struct
 
     def fill(self, rows: Sequence[Row]) -> list[int]:
-        """Write the rows. Returns where the last token of each row with `sample` stands: the index of its logits."""
-        outputs = []
+        """Write the rows. Returns where the tokens stand that are drawn after: of each row with `sample` the last one, and those
+        before its guesses. These are the indices of logits."""
+        outputs: list[int] = []
         end = 0
         for row in rows:
             start, end = end, end + len(row.tokens)
@@ -53,8 +54,10 @@ class BatchBuffer:
                 self._slot[start:end] = row.slot
                 self._output[start:end] = 0
             self._output[end - 1] = row.sample
+            if row.n_guessed:
+                self._output[end - 1 - row.n_guessed : end] = 1
             if row.sample:
-                outputs.append(end - 1)
+                outputs += range(end - 1 - row.n_guessed, end)
         self.struct.n_tokens = end
         return outputs
 

@@ -98,7 +98,7 @@ class PoolContext(AbstractContextManager["PoolContext"]):
         self._library.set_n_threads(self.pointer, threads, threads)
 
     def compute(self, rows: Sequence[Row]) -> list[npt.NDArray[np.float32]]:
-        """One forward pass. Returns a row of logits for each row with `sample`, valid until the next pass.
+        """One forward pass. Returns the logits of each row with `sample`, and of its guesses, valid until the next pass.
 
         Raises RunnerError. If the rows did not fit their slots, nothing changed; if the pass failed, their slots are empty."""
         for row in rows:

@@ -114,6 +114,8 @@ class Library:
     model_has_encoder: Callable[[ModelPointer], bool]
     model_has_decoder: Callable[[ModelPointer], bool]
     model_is_diffusion: Callable[[ModelPointer], bool]
+    model_is_recurrent: Callable[[ModelPointer], bool]
+    model_is_hybrid: Callable[[ModelPointer], bool]
     model_quantize_default_params: Callable[[], QuantizeParams]
     model_quantize: Callable[[bytes, bytes, object], int]
     vocab_n_tokens: Callable[[VocabPointer], int]

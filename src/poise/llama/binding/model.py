@@ -88,6 +88,11 @@ class Model(AbstractContextManager["Model"]):
         return self.vocab.n_tokens
 
     @property
+    def is_recurrent(self) -> bool:
+        """Some of its layers remember a state instead of cells: what was computed cannot be taken back."""
+        return self.library.model_is_recurrent(self.pointer) or self.library.model_is_hybrid(self.pointer)
+
+    @property
     def context_train(self) -> int:
         """Positions the model was trained on."""
         return self.header.number("context_length") or self.library.model_n_ctx_train(self.pointer)

@@ -147,7 +147,8 @@ def _compute_bytes(header: GgufHeader, pool: PoolSpec, batch_tokens: int) -> int
 
 
 def outputs_max(n_slots: int, batch_tokens: int, n_vocab: int) -> int:
-    """Tokens of a pass that may give logits: one of each slot, or a few of a prompt that is scored, within SCORED_BYTES."""
+    """Tokens of a pass that may give logits: one of each slot, or of few rows and their guesses, or of a prompt that is scored,
+    within SCORED_BYTES."""
     return min(batch_tokens, max(n_slots, min(SCORED_TOKENS, SCORED_BYTES // (4 * n_vocab))))
 
 

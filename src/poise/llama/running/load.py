@@ -26,12 +26,16 @@ CHOOSING_DONE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class LoadedRunner:
-    """A runner, what the gateway is sent about it, and what was measured for the scheduler (by pool)."""
+    """A runner, what the gateway is sent about it, and what was measured for the scheduler (by pool).
+
+    n_drawn: tokens of one pass that can be drawn after, at most, in every pool; 0: of a model that cannot forget what it was
+    fed, so that no guesses can be taken back."""
 
     runner: LlamaRunner
     ready: Ready
     chunk_tokens: dict[str, int]
     priors: dict[str, CostPrior]
+    n_drawn: int = 32
 
 
 def load_runner(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
@@ -97,4 +101,4 @@ def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: 
         weights_reason=weights.reason,
     )
     chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
-    return LoadedRunner(runner, ready, chunk_tokens, priors)
+    return LoadedRunner(runner, ready, chunk_tokens, priors, 0 if model.is_recurrent else runner.outputs_max)

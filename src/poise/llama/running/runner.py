@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
+from poise.engine.drafting import draw_along
 from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
 from poise.engine.thinking import Budget
 from poise.llama.binding.context import PoolContext
@@ -94,6 +96,11 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         give_back(self.model.path, [context.info.kv_bytes for context in self._contexts.values()])
 
     @property
+    def outputs_max(self) -> int:
+        """Tokens of one pass that can be drawn after, at most, in every pool."""
+        return min(context.outputs_max for context in self._contexts.values())
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of all entries of the host store."""
         return self._store.n_bytes
@@ -159,25 +166,39 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
     def execute(self, pool: str, rows: Sequence[Row]) -> list[Sampled]:
         slots = [row.slot for row in rows]
         assert slots == sorted(set(slots)), f"rows are not in ascending slot order: {slots}"
-        computed = self._compute(pool, rows)
+        computed = iter(self._compute(pool, rows))
         sampled = []
-        began_ns = time.perf_counter_ns()
-        for row, logits in zip([row for row in rows if row.sample], computed, strict=True):
-            request_id = row.request_id
-            token, ends, failed = Token(request_id, NO_TOKEN), False, ""
-            forced, closes, cut = tuple[Token, ...](), False, False
-            try:
-                drawn = self._samplers[request_id].draw(logits)
-                token, ends = Token(request_id, drawn.token, drawn.logprob, drawn.top), drawn.token in self._eog
-                forced, closes, cut = _forced(request_id, drawn), drawn.closes, drawn.cut
-            except Exception as error:  # whatever it is, it is this row's: the others are drawn as if nothing was
-                failed = words_of(error)
-                if not np.isfinite(logits.max()):
-                    self._contexts[pool].taint(row.slot)
-            now_ns = time.perf_counter_ns()
-            sampled.append(Sampled(token, ends, now_ns - began_ns, failed, forced, closes, cut))
-            began_ns = now_ns
+        for row in rows:
+            if not row.sample:
+                continue
+            if not row.n_guessed:
+                sampled.append(self._draw(pool, row, next(computed)))
+                continue
+            logits = list(islice(computed, 1 + row.n_guessed))
+            drawn = draw_along(row.tokens[-row.n_guessed :], partial(self._draw_from, pool, row, logits))
+            if drawn.n_accepted < row.n_guessed:
+                n_cells = row.start + len(row.tokens) - row.n_guessed + drawn.n_accepted
+                self._contexts[pool].truncate(row.slot, n_cells)
+            sampled.append(drawn)
         return sampled
+
+    def _draw_from(self, pool: str, row: Row, logits: Sequence[Floats], i: int) -> Sampled:
+        return self._draw(pool, row, logits[i])
+
+    def _draw(self, pool: str, row: Row, logits: Floats) -> Sampled:
+        began_ns = time.perf_counter_ns()
+        request_id = row.request_id
+        token, ends, failed = Token(request_id, NO_TOKEN), False, ""
+        forced, closes, cut = tuple[Token, ...](), False, False
+        try:
+            drawn = self._samplers[request_id].draw(logits)
+            token, ends = Token(request_id, drawn.token, drawn.logprob, drawn.top), drawn.token in self._eog
+            forced, closes, cut = _forced(request_id, drawn), drawn.closes, drawn.cut
+        except Exception as error:  # whatever it is, it is this row's: the others are drawn as if nothing was
+            failed = words_of(error)
+            if not np.isfinite(logits.max()):
+                self._contexts[pool].taint(row.slot)
+        return Sampled(token, ends, time.perf_counter_ns() - began_ns, failed, forced, closes, cut)
 
     def _compute(self, pool: str, rows: Sequence[Row]) -> list[Floats]:
         """A forward pass, with as many threads as the governor thinks right."""
@@ -187,7 +208,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
             return context.compute(rows)
         shape = BatchShape()
         for row in rows:
-            shape.add(is_prompt=len(row.tokens) > 1, start=row.start, n_tokens=len(row.tokens))
+            shape.add(is_prompt=len(row.tokens) > 1 + row.n_guessed, start=row.start, n_tokens=len(row.tokens))
         began_ns = time.perf_counter_ns()
         logits = context.compute(rows)
         now_ns = time.perf_counter_ns()

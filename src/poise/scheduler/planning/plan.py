@@ -10,6 +10,7 @@ class Chunk(NamedTuple):
     """`n_tokens` tokens of one sequence, at positions [start, start + n_tokens).
 
     `sample` is true when the chunk reaches the sequence's last known token, so that one new token is sampled from it.
+    `n_drafted` tokens more may be computed with it, after its end: guesses, of which only those stay that come true.
     A named tuple, because there is one for every sequence in every step."""
 
     request_id: int
@@ -18,6 +19,12 @@ class Chunk(NamedTuple):
     n_tokens: int
     sample: bool
     is_prompt: bool
+    n_drafted: int = 0
+
+    @property
+    def n_computed(self) -> int:
+        """Tokens that are computed, guesses included."""
+        return self.n_tokens + self.n_drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,8 @@ class StepPlan:
 
 
 class Given(NamedTuple):
-    """What the draw of one sequence brought: so many tokens, of which all but the first were forced by its grammar.
+    """What the draw of one sequence brought: so many tokens. `n_accepted` of them were guessed, and are computed; of the others
+    all but the first were forced by its grammar.
 
     `ends`: it has ended. Where an end-of-generation token was drawn, that is no token of the output, so there may be none.
     `cut`: it ends because its allowance does, and was closed for that."""
@@ -129,6 +137,7 @@ class Given(NamedTuple):
     n_tokens: int = 1
     ends: bool = False
     cut: bool = False
+    n_accepted: int = 0
 
 
 ENDED = Given(0, ends=True)
@@ -145,7 +154,8 @@ class BatchResult:
     given        (request id, tokens, whether it has ended, whether it was cut) of each whose draw brought other than one token
     row_errors   (request id, why) of each sequence that failed by itself: it was not computed, or no token could be drawn for
                  it. The others are not touched by that
-    scored_us    (request id, cost) of each row of a prompt whose log probabilities were computed"""
+    scored_us    (request id, cost) of each row of a prompt whose log probabilities were computed
+    drafted      (request id, guesses computed, guesses that came true) of each sequence that drafted"""
 
     cost_us: int
     ended: tuple[int, ...] = ()
@@ -154,6 +164,7 @@ class BatchResult:
     row_errors: tuple[tuple[int, str], ...] = ()
     given: tuple[tuple[int, int, bool, bool], ...] = ()
     scored_us: tuple[tuple[int, int], ...] = ()
+    drafted: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +177,8 @@ class StepResult:
     blocks       (request id, key) of each block that a sampled token completed; see `Request.blocks`
     carried_us   measured cost of the plan's store, load and copy operations together, of those that succeeded
     carried_cells  the cells that they carried
-    busy_ns      processor time of the step, by thread, where it is known; 0: all the time that it took counts as such"""
+    busy_ns      processor time of the step, by thread, where it is known; 0: all the time that it took counts as such
+    guesses      (request id, tokens, of how many equal ones before them) of each sequence whose next tokens can be guessed"""
 
     batches: tuple[BatchResult, ...]
     stored: tuple[tuple[int, int], ...] = ()
@@ -176,3 +188,4 @@ class StepResult:
     carried_us: int = 0
     carried_cells: int = 0
     busy_ns: int = 0
+    guesses: tuple[tuple[int, int, int], ...] = ()

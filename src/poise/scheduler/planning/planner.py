@@ -6,6 +6,7 @@ R3 prompts           by class, then least-served tenant, then shortest remaining
 R4 leftovers         background decodes and its first prompt by served cost, then its prompts, with whatever is left
 R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
 R5 heavy             long prompts have their own pool, and only so many of them are computed at once
+R10 drafts           lone streams compute guesses of their next tokens along, where nobody else has use for the step
 
 Where a quota allows no longer steps (`power.step_us`), rows and prompts take turns instead of R1 and the quantum.
 
@@ -17,8 +18,9 @@ from dataclasses import dataclass, field
 from poise.scheduler import admission
 from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.budget import BatchShape, CostModel, StepBudget, attended_cells
+from poise.scheduler.planning.drafting import Drafts
 from poise.scheduler.planning.plan import Batch, Chunk
-from poise.scheduler.policy import LONG_POOL
+from poise.scheduler.policy import LONG_POOL, DraftPolicy
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
 
@@ -64,6 +66,12 @@ class PlanningPass:
 
     def fill(self) -> tuple[Batch, ...]:
         """Apply the rules and return at most one batch for each pool, and one for each suspect."""
+        self._choose()
+        if self.books.policy.drafts.max_streams:
+            self._draft(self.books.policy.drafts)
+        return self._batches()
+
+    def _choose(self) -> None:
         books = self.books
         if not books.power.step_us:
             self._decode(books.running[RequestClass.INTERACTIVE].values())
@@ -75,18 +83,36 @@ class PlanningPass:
         else:
             self._prompts(RequestClass.INTERACTIVE, quantum=True)
         if not has_background:
-            return self._batches()
+            return
         self._keep_free_of_background()
         if books.power.step_us:
             if self.budget.left_us > 0 or not self._chosen:
                 self._take_turns(RequestClass.BACKGROUND)
-            return self._batches()
+            return
         if self.budget.left_us > 0 or not self._chosen:
             self._background_decodes()
         nothing_else = not self._chosen  # then a quantum delays nobody, and without one nothing would ever advance
         if self.budget.left_us > 0 or nothing_else:
             self._prompts(RequestClass.BACKGROUND, quantum=nothing_else)
-        return self._batches()
+
+    def _draft(self, policy: DraftPolicy) -> None:
+        """Rule R10: where few run, all decode and nobody waits, what is left of the step is for guesses of their tokens."""
+        books = self.books
+        running = [s for sequences in books.running.values() for s in sequences.values()]
+        is_wanted = any(queue.n_queued for queue in books.queues.values()) or not all(s.is_decoding for s in running)
+        if len(running) > policy.max_streams or is_wanted or self._suspects or books.power.step_us:
+            return
+        step_us = sum(books.models[pool].predict_us(shape) for pool, shape in self.budget.shapes.items())
+        drafts = Drafts(self.budget, int(step_us + sum(self.budget.sampling_us.values())), len(self._chosen), policy.max_tokens)
+        for sequence in running:
+            chunk = self._chunks[sequence.pool].get(sequence.slot)
+            if chunk is None or not chunk.sample or not sequence.n_guesses:
+                continue
+            request, pool, end = sequence.request, sequence.pool, chunk.start + chunk.n_tokens
+            room = min(request.max_output - sequence.n_output - 1, books.policy.pools[pool].slot_cells - end)
+            most, draw_us = min(sequence.n_guesses, room), int(sequence.sample_us)
+            n = drafts.add(sequence.acceptance, sequence.n_matched, most, pool, end, books.models[pool], draw_us)
+            self._chunks[pool][sequence.slot] = chunk._replace(n_drafted=n)
 
     def _take_turns(self, request_class: RequestClass) -> None:
         """Where a longer step would be cut into pieces: as many decodes as fit, who waits longest first; a prompt that has no
@@ -335,10 +361,10 @@ class PlanningPass:
 def shape_of(chunks: Iterable[Chunk]) -> BatchShape:
     shape = BatchShape()
     for chunk in chunks:
-        shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_tokens)
+        shape.add(is_prompt=chunk.is_prompt, start=chunk.start, n_tokens=chunk.n_computed)
     return shape
 
 
 def batch_shares(chunks: tuple[Chunk, ...], model: CostModel) -> list[float]:
     """Each chunk's part in its batch's cost, by the cost model; at least a trace, so that no work is free."""
-    return [max(1.0, model.chunk_us(is_prompt=c.is_prompt, start=c.start, n_tokens=c.n_tokens)) for c in chunks]
+    return [max(1.0, model.chunk_us(is_prompt=c.is_prompt, start=c.start, n_tokens=c.n_computed)) for c in chunks]

@@ -149,6 +149,7 @@ def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
             cell_bytes={pool.name: pool.cell_bytes for pool in runner.pools},
             chunk_tokens=loaded.chunk_tokens,
             priors=loaded.priors,
+            n_drawn=loaded.n_drawn,
         )
         journal.record_policy(policy)
         process = psutil.Process()

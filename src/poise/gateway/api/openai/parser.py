@@ -33,7 +33,7 @@ class RequestParser:
         self._sampling_defaults = settings.sampling.model_dump(include=set(p.SAMPLING))
         self._n = Integer("n", "Choices to generate for each prompt.", 1, settings.server.max_choices)
         shared = (p.MODEL, *p.SHARED, self._n, *structured.FIELDS)
-        chat = (p.MESSAGES, p.LOGPROBS, p.TOP_LOGPROBS, p.CONTEXT_POLICY, p.TEMPLATE)
+        chat = (p.MESSAGES, p.LOGPROBS, p.TOP_LOGPROBS, p.CONTEXT_POLICY, p.TEMPLATE, p.PREDICTION)
         self._chat: tuple[Field[Any], ...] = (*shared, *chat, *rendering.FIELDS, *rendering.THINKING_FIELDS, *tools.FIELDS)
         self._completion: tuple[Field[Any], ...] = (*shared, p.PROMPT, p.LOGPROBS_COUNT, p.BEST_OF, p.ECHO, p.SUFFIX)
         self._elsewhere_chat = {"prompt": "It belongs to /v1/completions."}
@@ -63,6 +63,7 @@ class RequestParser:
             template=p.TEMPLATE.get(values, ""),
             rendering=msgspec.structs.replace(rendering.read_rendering(values, messages), tools=shown_tools),
             thinking=rendering.read_thinking(values),
+            prediction=p.PREDICTION.get(values, ""),
         )
         request = self._request(values, conversation, n_logprobs, ignored)
         return replace(request, tools=use, answer=replace(request.answer, legacy_calls=is_older))

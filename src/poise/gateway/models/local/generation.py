@@ -36,7 +36,7 @@ from poise.gateway.text.tokens import TextModel
 from poise.metrics.gateway import GatewayMetrics
 from poise.scheduler.request import FinishReason, Hold, Queued, Started
 from poise.wire.changes import ChangeKind
-from poise.wire.messages import Accepted, Change, Finish, Prefill, PromptLogprobs, Refused, Token
+from poise.wire.messages import Accepted, Change, Drafted, Finish, Prefill, PromptLogprobs, Refused, Token
 from poise.wire.to_engine import Grammar, SamplingParams, Submit
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class ChoiceRequest:
     grammar: Grammar | None = None
     echo: str | None = None
     """The text that the answer begins with; empty: that of the prompt's tokens."""
+    prediction: Sequence[int] = ()
 
 
 class Generation:
@@ -152,6 +153,7 @@ class Generation:
             account=origin.account,
             declared=origin.is_declared,
             grammar=request.grammar,
+            prediction=list(request.prediction),
         )
         return self._engine.submit(submit, origin.request_id)
 
@@ -216,6 +218,9 @@ class Generation:
             self._token(choice, event)
         elif type(event) is Prefill:
             self._record.note_prefill(choice.record.index, event)
+        elif type(event) is Drafted:
+            choice.record.n_drafted += event.n_drafted
+            choice.record.n_accepted += event.n_accepted
         elif type(event) is PromptLogprobs:
             choice.echo.add(event)
         elif type(event) is Finish:

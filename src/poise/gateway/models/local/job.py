@@ -177,5 +177,5 @@ def _choices(plan: Plan, request: Generate, text: TextModel) -> list[ChoiceReque
             grammar = msgspec.structs.replace(grammar, until=max_output)
         for i in range(request.n):
             sampling = msgspec.structs.replace(request.sampling, seed=(seed + i) % _SEEDS, thinking=thinking)
-            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, grammar, echo))
+            requests.append(ChoiceRequest(ids, max_output, sampling, plan.template, grammar, echo, plan.prediction))
     return requests

@@ -76,6 +76,8 @@ class Plan:
     """Text that ends the reasoning, and the token that begins one, where the prompt has not begun it."""
     budget: int | None = None
     """Tokens of reasoning after which its end is forced."""
+    prediction: list[int] = field(default_factory=list)
+    """Of the output, as far as it can be of use."""
     ignored: list[str] = field(default_factory=list)
     """Fields of the request that have no effect on this model."""
     turn_marks: tuple[str, ...] = ()
@@ -115,6 +117,7 @@ class Prompts:
         plan = Plan(origin.account, limits, self._allowance(request), origin.prompt_param)
         if isinstance(request.prompt, Conversation):
             await self._chat(plan, origin.tenant, self._steered(plan, request.prompt, text), ready, text)
+            await self._predict(plan, request.prompt.prediction, text)
             if plan.ids and text.begins_inside(plan.ids[0]):
                 plan.reasoning = text.reasoning_closes, None
             elif len(text.reasoning_start) == 1:  # else it is a mark that the model may have never seen
@@ -144,9 +147,21 @@ class Prompts:
             self._ignore(plan, wish.budget_param, wish.budget)
         return replace(asked, rendering=msgspec.structs.replace(asked.rendering, variables=variables))
 
-    def _ignore(self, plan: Plan, param: str, value: object) -> None:
+    async def _predict(self, plan: Plan, prediction: str, text: TextModel) -> None:
+        """Of a prediction no more than an output can have."""
+        if prediction and not self._settings.speculation.max_streams:
+            self._ignore(plan, "prediction", None, "speculation.max_streams is 0, so nothing is made of it; leave it out")
+        elif prediction:
+            most = plan.limits.context
+            tokens = text.of(plan.account)
+            found = await tokens.prompt(prediction[: most * text.longest], add_special=False, parse_special=False)
+            plan.prediction = found.ids[:most]
+
+    def _ignore(
+        self, plan: Plan, param: str, value: object, why: str = "this model cannot be told how much to reason; leave it out"
+    ) -> None:
         if self._settings.server.strict:
-            raise unsupported_parameter(param, value, "this model cannot be told how much to reason; leave it out")
+            raise unsupported_parameter(param, value, why)
         plan.ignored.append(param)
 
     async def _continued(self, plan: Plan, prompt: str | list[int], suffix: str, text: TextModel) -> list[int]:
