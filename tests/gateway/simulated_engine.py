@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise.config import Settings
+from poise.engine.arena import Arena
 from poise.engine.ports import Row, Sampled
 from poise.llama.binding.model import ModelError
 from poise.llama.fitting.fit import DoesNotFit
@@ -87,7 +88,7 @@ def complain(path: Path, wrong: str, settings: Settings) -> None:
         raise ModelError(path, wrong)
 
 
-def load(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
+def load(path: Path, settings: Settings, progress: Progress, weights_again: str = "", arena: Arena | None = None) -> LoadedRunner:
     if sys.argv[1] == "bad-model":
         raise ModelError(path, "is not a model")
     if sys.argv[1].startswith("file:"):
@@ -98,7 +99,7 @@ def load(path: Path, settings: Settings, progress: Progress, weights_again: str 
     if sys.argv[1] == "loads-for-ever":
         select.select([int(sys.argv[-1])], [], [])  # to the end of the gateway's side, which says nothing meanwhile
     pools = [PoolInfo("short", settings.pools.short.slots, 4096, True, 0), PoolInfo("long", 2, 8192, True, 0)]
-    runner = _Runner(pools)
+    runner = _Runner(pools, arena=arena)
     ready = Ready("simulated", 0, 1000, 8192, pools, os.getpid(), "works", f"again: {weights_again}")
     return LoadedRunner(runner, ready, {}, {})  # type: ignore[arg-type]
 

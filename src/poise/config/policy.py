@@ -16,6 +16,7 @@ def to_policy(
     cell_bytes: Mapping[str, int] | None = None,
     chunk_tokens: Mapping[str, int] | None = None,
     priors: Mapping[str, policy.CostPrior] | None = None,
+    lasts: bool = True,
 ) -> policy.SchedulerPolicy:
     """The scheduler's parameters.
 
@@ -23,6 +24,7 @@ def to_policy(
     cell_bytes     per pool: what one cell takes in the host store
     chunk_tokens   per pool: the chunk at which prompt tokens get cheap, measured
     priors         per pool: first guess of the cost model, measured
+    lasts          the host store outlives the engine
     What is not given comes from the settings or from the scheduler's own defaults."""
     pools = {
         name: policy.PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
@@ -41,14 +43,14 @@ def to_policy(
         hole_steps=settings.scheduler.hole_steps,
         turn_us=settings.scheduler.turn_ms * 1000,
         preemptions_max=settings.scheduler.preemptions_max,
-        store=_store(settings),
+        store=_store(settings, lasts),
         tenants=msgspec.convert(settings.tenants, dict[str, policy.TenantPolicy], from_attributes=True),
         tenant_default=msgspec.convert(settings.tenant_defaults, policy.TenantPolicy, from_attributes=True),
         priors=dict(priors or {}),
     )
 
 
-def _store(settings: Settings) -> policy.StorePolicy:
+def _store(settings: Settings, lasts: bool) -> policy.StorePolicy:
     store = settings.store
     shares = {name: tenant.cache_share for name, tenant in settings.tenants.items() if tenant.cache_share}
     return policy.StorePolicy(
@@ -57,6 +59,7 @@ def _store(settings: Settings) -> policy.StorePolicy:
         prefix_reuse=store.prefix_reuse,
         prefix_min_cells=store.prefix_min_tokens,
         tenant_shares=shares,
+        write_through=store.write_through and lasts,
     )
 
 

@@ -19,5 +19,6 @@ class Totals:
     evicted_entries: int = 0
     stored_bytes: int = 0
     loaded_bytes: int = 0
+    inherited_entries: int = 0
     unstored: int = 0
     """Sequences whose cells were dropped because the host store was full."""

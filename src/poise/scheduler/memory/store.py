@@ -30,6 +30,8 @@ class Entry:
     pool: str
     n_cells: int
     n_bytes: int
+    is_spare: bool = False
+    """Its cells are in their slot as well: it goes before any other prefix."""
     in_use: bool = False
     """True while the plan that is being made reads it; it may not be evicted then."""
 
@@ -83,12 +85,17 @@ class HostStore:
         if purpose is Purpose.SWAP and not self._may_swap(tenant, n_bytes):
             return None
         if purpose is Purpose.PREFIX:
-            quota = int(self._policy.tenant_shares.get(tenant, self._policy.tenant_share) * self.budget_bytes)
+            quota = self._quota(tenant)
             over = self._prefix_bytes.get(tenant, 0) + n_bytes - quota
             if n_bytes > quota or not self._choose(chosen, over, tenant):
                 return None
         over = self.n_bytes + n_bytes - self.budget_bytes - sum(e.n_bytes for e in chosen)
         return chosen if self._choose(chosen, over, None) else None
+
+    def has_room(self, tenant: str, n_bytes: int, freed: int = 0) -> bool:
+        """Whether a prefix of the tenant fits in what nobody uses, once `freed` bytes of the tenant's own have gone."""
+        own = self._prefix_bytes.get(tenant, 0) - freed + n_bytes
+        return own <= self._quota(tenant) and self.n_bytes - freed + n_bytes <= self.budget_bytes
 
     def surplus(self) -> list[Entry]:
         """The prefixes that must go because the budget has shrunk, the longest unused first."""
@@ -102,6 +109,11 @@ class HostStore:
         self._next += 1
         self.put(entry)
         return entry
+
+    def take_over(self, entry: Entry) -> None:
+        """An entry that is there already. Later ones have higher numbers."""
+        self._next = max(self._next, entry.number + 1)
+        self.put(entry)
 
     def put(self, entry: Entry) -> None:
         """An entry that was removed to change its purpose, or is new."""
@@ -131,6 +143,9 @@ class HostStore:
             entries[entry.purpose] += 1
         return StoreStatus(self.budget_bytes, dict(self._bytes), entries, self._peak_bytes)
 
+    def _quota(self, tenant: str) -> int:
+        return int(self._policy.tenant_shares.get(tenant, self._policy.tenant_share) * self.budget_bytes)
+
     def _may_swap(self, account: str, n_bytes: int) -> bool:
         """Alone an account's swaps may take its share of the store; beside others, that share of what is free without its own. So
         streams that nobody reads, which are swapped out and stay, leave room for the next one's."""
@@ -140,8 +155,9 @@ class HostStore:
         return share >= 1 or may_take(n_bytes, held=held, used=fixed, total=total, share=share / (1 - share))
 
     def _choose(self, chosen: list[Entry], over: int, tenant: str | None) -> bool:
-        """Add the oldest prefixes (of the tenant) to `chosen` until `over` bytes are free; whether that is possible."""
-        for entry in self:
+        """Add spare prefixes and then the oldest ones (of the tenant) to `chosen` until `over` bytes are free; whether that is
+        possible."""
+        for entry in sorted(self, key=lambda entry: not entry.is_spare) if over > 0 else ():
             if over <= 0:
                 break
             if entry.purpose is not Purpose.PREFIX or entry.in_use or entry in chosen:
