@@ -60,6 +60,12 @@ class LastingPlacement(Placement):
         if warm is not None and warm.copy in self.store:
             self.store[warm.copy].is_spare = False
 
+    def forget(self, tenant: str) -> tuple[int, int]:
+        """As ever; a slot and its copy are one prefix."""
+        copies = [p for p in self.index.of_tenant(tenant) if p.entry >= 0 and self.store[p.entry].is_spare]
+        n_prefixes, n_cells = super().forget(tenant)
+        return n_prefixes - len(copies), n_cells - sum(prefix.n_cells for prefix in copies)
+
     def describe(self, number: int) -> StoredPrefix | None:
         """An entry, if the next engine may have it: a prefix, or the cells of a swapped request, which are one there. Templates
         are computed again, and of an erased tenant nothing is kept."""
