@@ -19,7 +19,7 @@ from poise.engine.ports import Row, Sampled
 from poise.llama.binding.model import ModelError
 from poise.llama.fitting.fit import DoesNotFit
 from poise.llama.running.load import LoadedRunner, Progress
-from poise.scheduler.planning.plan import StepPlan
+from poise.scheduler.planning.plan import KvOperation, StepPlan, StoreSlot
 from poise.scheduler.scheduler import Scheduler
 from poise.wire.messages import PoolInfo, Ready
 from poise.wire.to_engine import SamplingParams
@@ -38,6 +38,8 @@ OPEN_TOKEN = 669
 PLAN_LENGTH = 2
 """A prompt of exactly so many tokens breaks the loop as soon as it is planned, where nothing says that it was this one. Prompts
 that are readmitted with their output are longer."""
+TORN = b"torn"
+"""What a half-written entry is full of."""
 SLOW_STEP_S = 0.01
 """What a step takes in the mode "slow": long outputs take longer than any period of the engine's reports."""
 
@@ -71,6 +73,16 @@ class _Runner(ExactRunner):
         if sys.argv[1] == "slow":
             time.sleep(SLOW_STEP_S)
         return super().execute(pool, rows)
+
+    def apply(self, operation: KvOperation) -> int:
+        """In the mode "torn:FILE" the process is killed in the middle of writing an entry, if the file is there; once."""
+        if isinstance(operation, StoreSlot) and sys.argv[1].startswith("torn:") and (sign := Path(sys.argv[1][5:])).exists():
+            sign.unlink()
+            assert self._arena is not None
+            memory = self._arena.reserve(operation.entry, 8 * operation.n_cells, operation.n_cells)
+            memory[: 4 * operation.n_cells] = TORN * operation.n_cells
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().apply(operation)
 
     def __enter__(self) -> _Runner:
         return self
