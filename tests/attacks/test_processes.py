@@ -73,7 +73,7 @@ def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_only_the_engine_has_the_store(anybodys: Besieged) -> None:
-    """Copies of everybody's cells, in memory of the gateway's: a text worker, in which strangers' templates run, cannot reach it."""
+    """Copies of everybody's cells, in the gateway's memory: a text worker, in which strangers' templates run, cannot reach it."""
     gateway = psutil.Process(anybodys.server.process.pid)
     engine = engine_of(gateway)
     assert engine is not None
