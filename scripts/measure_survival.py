@@ -3,8 +3,9 @@
     .venv/bin/python scripts/measure_survival.py [--agents N] [--words N] [--repetitions N]
 
 Two servers one after the other, with `store.write_through` and without. On each some agents have a turn at once, so that the
-context of each is warm in a slot. When the server rests, its engine is killed (`kill -9`), and all agents have their next turn at
-once. Of each: the share of its context that was not computed again, and the time to its first token.
+context of each is warm in a slot and nowhere else. When the server rests, its engine is killed (`kill -9`), and all agents have
+their next turn at once. Of each: the share of its context that was not computed again, and the time to its first token. Beside
+them as many others have the same two turns without a kill in between.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import openai
@@ -92,8 +94,7 @@ def figure(url: str, name: str) -> float:
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + " ")), 0.0)
 
 
-def until(condition: object, what: str) -> None:
-    assert callable(condition)
+def until(condition: Callable[[], bool], what: str) -> None:
     until_s = time.monotonic() + TIMEOUT_S
     while not condition():
         time.sleep(POLL_S)
@@ -113,13 +114,15 @@ def measure(arguments: argparse.Namespace, *options: str) -> None:
     with serving(*options) as (url, server):
         until(lambda: figure(url, "poise_engine_up") == 1.0, "an engine")
         for repetition in range(arguments.repetitions):
-            agents = [Agent(f"agent-{repetition}-{i}") for i in range(arguments.agents)]
-            for agent in agents:
-                agent.messages = [{"role": "system", "content": brief(agent.name, arguments.words)}]
-            asyncio.run(have_turns(url, agents, "What is this about?", 16))
-            asyncio.run(have_turns(url, agents, "And what else?", 16))
-            warm_s += [agent.first_s for agent in agents]
-            time.sleep(2)  # no request: copies are made, and reports come
+            for kills in (False, True):
+                agents = [Agent(f"agent-{repetition}-{kills}-{i}") for i in range(arguments.agents)]
+                for agent in agents:
+                    agent.messages = [{"role": "system", "content": brief(agent.name, arguments.words)}]
+                asyncio.run(have_turns(url, agents, "What is this about?", 16))
+                if not kills:
+                    asyncio.run(have_turns(url, agents, "Go on.", 16))
+                    warm_s += [agent.first_s for agent in agents]
+                time.sleep(2)  # no request: copies are made, and reports come
             kv_s = figure(url, 'poise_engine_step_part_seconds_total{part="kv"}')
             copied.append(f"{figure(url, 'poise_engine_stored_bytes_total') / 1e6:.0f} MB in {kv_s * 1e3:.0f} ms")
             kill_engine(server, url)
