@@ -19,6 +19,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import openai
 import psutil
@@ -36,7 +37,7 @@ class Agent:
     """A conversation. Of its last turn: tokens of the prompt, those that were cached, the time to the first token, the answer."""
 
     name: str
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[Any] = field(default_factory=list)
     n_prompt: int = 0
     n_cached: int = 0
     n_context: int = 0
@@ -61,14 +62,14 @@ async def _have_turn(url: str, agent: Agent, said: str, n_tokens: int) -> None:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=agent.name, timeout=TIMEOUT_S, max_retries=0) as client:
         chunks = await client.chat.completions.create(
             model="default",
-            messages=agent.messages,  # type: ignore[arg-type]
+            messages=agent.messages,
             max_tokens=n_tokens,
             temperature=0,
             stream=True,
             stream_options={"include_usage": True},
             extra_body={"ignore_eos": True},
         )
-        async for chunk in chunks:  # type: ignore[union-attr]
+        async for chunk in chunks:
             for choice in chunk.choices:
                 agent.first_s = agent.first_s or time.monotonic() - began_s
                 agent.answer += choice.delta.content or ""

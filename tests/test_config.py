@@ -238,7 +238,7 @@ def test_variables_of_others_are_left_alone() -> None:
             },
         ),
         ("pools.short.slots", 32, {"classes.interactive.slots_max": (32, "raised to pools.short.slots")}),
-        ("pools.long.slots", 3, {"classes.interactive.heavy_max": (3, "raised to pools.long.slots")}),
+        ("pools.long.slots", 3, {}),
         ("pools.long.slots", 1, {"classes.interactive.heavy_max": (1, "limited by pools.long.slots")}),
         ("pools.short.slot_tokens", 16384, {"pools.long.slot_tokens": (16384, "raised to pools.short.slot_tokens")}),
         (

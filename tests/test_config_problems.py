@@ -91,7 +91,7 @@ def check(
         ("auth.keys.'a.b' = 'sk-of-twelve'", f'auth.keys."a.b": {RULE_TENANT}'),
         ("auth.keys.'' = 'sk-of-twelve'", f'auth.keys."": {RULE_TENANT}'),
         (f"auth.keys.{'a' * 65} = 'sk-of-twelve'", f"auth.keys.{'a' * 65}: {RULE_TENANT}"),
-        ("store.budget_mb = -1", "store.budget_mb = -1: must be between 0 and 1048576"),
+        ("store.budget_mb = -1", 'store.budget_mb = -1: must be "auto" or a whole number between 0 and 1048576'),
         ("store.tenant_share = 1.5", "store.tenant_share = 1.5: must be between 0 and 1"),
         ("store.prefix_reuse = 1", "store.prefix_reuse = 1: must be true or false"),
         ("store.prefix_min_tokens = 4", "store.prefix_min_tokens = 4: must be between 8 and 1048576"),
@@ -138,7 +138,10 @@ def test_one_bad_value(toml: str, problem: str) -> None:
             "classes.interactive.slots_max = 9\npools.short.slots = 8",
             "classes.interactive.slots_max = 9: must be at most pools.short.slots = 8 (poise.toml)",
         ),
-        ("classes.background.heavy_max = 3", "classes.background.heavy_max = 3: must be at most pools.long.slots = 2 (default)"),
+        (
+            "classes.background.heavy_max = 3\npools.long.slots = 2",
+            "classes.background.heavy_max = 3: must be at most pools.long.slots = 2 (poise.toml)",
+        ),
         (
             "classes.interactive.heavy_tokens = 2048\npools.short.slot_tokens = 2048",
             "classes.interactive.heavy_tokens = 2048: must be below pools.short.slot_tokens = 2048 (poise.toml)",
@@ -326,8 +329,8 @@ def test_all_problems_at_once() -> None:
         "POISE_SERVER_HOST: unknown variable; did you mean POISE_SERVER__HOST?",
         "POISE_ENGINE__THREADS: engine.threads = -1: must be between 0 and 1024",
         '--port: server.port = "x": must be a whole number between 0 and 65535',
-        "poise.toml: classes.interactive.heavy_max = 5: must be at most pools.long.slots = 2 (default)",
-        toml="server = {port = -1, prot = 1}\nclasses.interactive.heavy_max = 5",
+        "poise.toml: classes.interactive.slots_max = 13: must be at most pools.short.slots = 12 (default)",
+        toml="server = {port = -1, prot = 1}\nclasses.interactive.slots_max = 13",
         environment={"POISE_SERVER_HOST": "a", "POISE_ENGINE__THREADS": "-1"},
         options={"server.port": "x"},
     )
@@ -336,7 +339,7 @@ def test_all_problems_at_once() -> None:
 @pytest.mark.parametrize(
     ("toml", "problem"),
     [
-        ("pools.short.slots = '20'", 'pools.short.slots = "20": must be a whole number between 1 and 256'),
+        ("pools.short.slots = '20'", 'pools.short.slots = "20": must be "auto" or a whole number between 1 and 256'),
         ("pools.short = 20", "pools.short = 20: must be a section, [pools.short]"),
         ("pools.short.slots =", "line 1, at the end: invalid value"),
     ],

@@ -13,6 +13,7 @@ from poise.cli import EXAMPLES
 from poise.config import ConfigError, Settings, load
 from poise.config.catalogue import catalogue
 from poise.config.loader import flatten
+from poise.llama.fitting.fit import LONG_SLOTS_MAX
 
 PROFILES = [str(choice) for choice in catalogue()["profile"].choices]
 COMPLETE = ("pools.", "store.", "classes.", "tenant_defaults.")
@@ -77,7 +78,8 @@ def test_a_full_queue_answers_and_not_the_connection_limit(profile: str) -> None
     """Everything that may wait and run can be connected."""
     given = values(profile)
     waiting = sum(given[f"classes.{name}.queue_max"] for name in ("interactive", "background"))
-    running = sum(given[f"pools.{name}.slots"] for name in ("short", "long"))
+    slots = [given[f"pools.{name}.slots"] for name in ("short", "long")]
+    running = sum(LONG_SLOTS_MAX if n == "auto" else n for n in slots)
     assert waiting + running < given["server.max_connections"]
 
 

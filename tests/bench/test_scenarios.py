@@ -86,7 +86,8 @@ def test_shipped_scenarios_load(path: Path, tmp_path: Path) -> None:
 
 def test_shipped_scenarios_are_complete() -> None:
     """The scenarios that the documentation names exist."""
-    names = ["cancel", "chat", "flood", "mixed", "newcomers", "single", "slow-readers", "soak", "storm", "sustained", "trace"]
+    names = ["agents", "cancel", "chat", "flood", "mixed", "newcomers", "single"]
+    names += ["slow-readers", "soak", "storm", "sustained", "trace"]
     assert [path.stem for path in SHIPPED] == names
 
 
@@ -143,6 +144,24 @@ def test_an_answer_is_repeated_as_it_was_given() -> None:
     assert two[: len(one)] == one
     assert one[2]["content"] == " Hm.\nYes, "
     assert len(two[4]["content"].split()) == second.n_output_tokens
+
+
+def test_a_conversation_has_a_context_of_its_own_and_time_to_think() -> None:
+    """Each begins with another one, which all of its turns repeat; requests are drawn as without."""
+    closed = 'arrival = { kind = "closed", think_s = 0.5'
+    agents = CONVERSATION.replace('arrival = { kind = "closed"', f"context_tokens = 500\n{closed}, think_max_s = 5.0")
+    (turns,) = generated(parse_scenario(agents, "a")).values()
+    (drawn,) = generated(parse_scenario(CONVERSATION.replace('arrival = { kind = "closed"', closed), "a")).values()
+    contexts = [turn.before[1] for turn in turns]
+    assert contexts[0] == contexts[1] == contexts[2] != contexts[3] == contexts[4]
+    assert [turn.n_prompt_tokens - 500 for turn in turns] == [turn.n_prompt_tokens for turn in drawn]
+    assert [turn.seed for turn in turns] == [turn.seed for turn in drawn]
+    assert all(0.5 <= turn.think_s <= 5.0 for turn in turns)
+    assert len({turn.think_s for turn in turns}) == 5
+    assert {turn.think_s for turn in drawn} == {0.5}
+    texts = [words_of(messages(turn.segments, 7, {})) for turn in turns]
+    assert texts[0] == texts[1][: 30 + 500 + 20]
+    check_error(agents.replace("5.0", "0.4"), "think_max_s = 0.4", "at least think_s")
 
 
 def words_of(conversation: list[dict[str, str]]) -> list[str]:

@@ -58,7 +58,7 @@ def test_output_survives_moves_between_slots() -> None:
         crowd.engine.step()
     crowd.mail.incoming += [to_engine.Abort(2), to_engine.Abort(3)]
     crowd.run()
-    assert crowd.scheduler.snapshot().n_moves >= 2
+    assert crowd.scheduler.snapshot().n_moves >= 1
     for i in (1, 4, 8):
         alone = Bench()
         alone.submit(i, prompt(i, 20), 60)

@@ -26,7 +26,7 @@ def test_a_run_adds_up() -> None:
     """Each step once, each prompt token and each output token once; time is what the clock says."""
     bench = Bench(end_rate=0)
     for i in range(1, 4):
-        bench.submit(i, list(range(1, 101)), 20)
+        bench.submit(i, list(range(i, 100 + i)), 20)
     bench.run()
     status = told(bench)
     steps = status.steps

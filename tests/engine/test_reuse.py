@@ -62,7 +62,7 @@ def ask(b: Bench, request_id: int, prompt: list[int], n: int = 12, **more: Any) 
 
 def test_turns_of_a_conversation_reuse_all_whole_blocks() -> None:
     """Also where the answer is part of the prefix, and wherever the cells are by then: warm, or in the store."""
-    b, runner = bench()
+    b, runner = bench(slots=1)
     prompt = words(1, 101)
     assert ask(b, 1, prompt) == 0
     for turn in range(2, 7):
@@ -233,12 +233,13 @@ def test_each_kind_of_failing_operation_costs_no_token(kind: type) -> None:
     for i in range(1, 9):
         b.submit(i, prompts[i], 30, tenant=f"t{i % 2}", request_class="background")
     b.run()
-    # Slots 0 to 2 are taken; the last of them ends first, is warm, and its prefix is wanted in a slot below it.
+    # Of slots 0 to 2 the middle one is free first, so that the last one moves; its prompt is copied from where it runs.
     prompts |= {11: words(11, 20), 12: words(12, 20), 13: words(13, 100)}
-    for i, n_output in ((11, 10), (12, 40), (13, 5)):
+    for i, n_output in ((11, 60), (12, 5), (13, 60)):
         b.submit(i, prompts[i], n_output, tenant="copy")
-    while not b.finishes(11) or not b.finishes(13):
+    while not b.finishes(12):
         b.step()
+    b.step(6)
     prompts[14] = words(13, 120)
     b.submit(14, prompts[14], 20, tenant="copy")
     b.step(3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from poise.config import Settings
@@ -46,6 +48,39 @@ async def test_a_stream_that_waits_longer_than_it_was_told() -> None:
     assert "x-poise-queue-position" not in {name.decode() for name, _ in (await asked.message())["headers"]}
     request.wait(1, 100_000)
     assert await asked.frame() == ": queued position=1 eta_ms=100"
+    request.finish()
+    await asked.ended()
+
+
+async def test_a_long_prompt_tells_how_far_it_is() -> None:
+    """What was found counts as done. Said at most once a second, and not where the rest takes less than half of one."""
+    engine = FakeEngine()
+    asked = exchange(make_app(engine), "POST", "/v1/completions", prompt_body([5] * 590, stream=True)).open()
+    await engine.submitted(1)
+    (request,) = engine.submissions
+    request.accept()
+    await asked.start()
+    request.start(n_cached=100)
+    request.prefill(200, pass_us=1_000_000)
+    shown = re.fullmatch(r": prefill 300 of 590 eta_ms=(\d+)", await asked.frame())
+    assert shown is not None
+    assert int(shown[1]) >= 1_000 * 290 // 200
+    for n_tokens in (200, 89, 1):
+        request.prefill(n_tokens, pass_us=1)
+    request.say("x")
+    assert (await asked.event())["choices"][0]["text"] == "x"
+    request.finish()
+    await asked.ended()
+
+
+async def test_a_prompt_that_is_soon_done_is_not_talked_about() -> None:
+    asked, (request,) = await open_stream(FakeEngine())
+    request.accept()
+    await asked.start()
+    request.start()
+    request.prefill(len(request.prompt) - 1, pass_us=200_000)
+    request.say("x")
+    assert (await asked.event())["choices"][0]["delta"]["content"] == "x"
     request.finish()
     await asked.ended()
 

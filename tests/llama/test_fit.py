@@ -17,6 +17,7 @@ from poise.llama.files.gguf import ModelError, read_header
 from poise.llama.files.memory import PoolSpec
 from poise.llama.fitting.fit import (
     GATEWAY_BYTES,
+    LONG_SLOTS_MAX,
     SLACK_BYTES,
     TEXT_WORKER_BYTES,
     Fit,
@@ -24,6 +25,7 @@ from poise.llama.fitting.fit import (
     check_fit,
     judge,
     largest,
+    lay_out,
     pool_specs,
     settings_need,
     to_json,
@@ -51,7 +53,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(values: Mapping[str, object] | None = None) -> LoadedSettings:
-    return load(Path("/dev/null"), {}, values or {})
+    """With two long slots and half a GiB of store, unless it says otherwise."""
+    return load(Path("/dev/null"), {}, {"pools.long.slots": 2, "store.budget_mb": 512, **(values or {})})
 
 
 def applied(fit: Fit, values: Mapping[str, object]) -> LoadedSettings:
@@ -80,6 +83,56 @@ def test_pools_follow_the_settings() -> None:
     assert [spec.flash_attention for spec in pool_specs(Settings())] == [None, None]
     quantised = Settings(engine=EngineSettings(kv_type="q8_0"))
     assert [spec.flash_attention for spec in pool_specs(quantised)] == [True, True]
+
+
+@given(
+    free_mib=st.integers(0, 40_000),
+    share=st.floats(0, 1),
+    slot_tokens=st.integers(4096, 32_768),
+    heavy_max=st.integers(1, 10),
+    short=st.sampled_from(["auto", 12]),
+)
+def test_long_slots_are_as_many_as_memory_pays_for(
+    model: Path, free_mib: int, share: float, slot_tokens: int, heavy_max: int, short: str | int
+) -> None:
+    """Never fewer than may be computed at once, else within the share and all of the memory, and one more would not be."""
+    values = {"pools.short.slots": short, "pools.long.slot_tokens": slot_tokens, "classes.interactive.heavy_max": heavy_max}
+    settings = loaded({**values, "pools.long.slots": "auto", "engine.kv_memory_share": share}).settings
+    header, available = read_header(model), free_mib * MIB
+    layout = lay_out(header, settings, available)
+    n_long = layout["pools.long.slots"]
+    assert layout.keys() == ({"pools.short.slots", "pools.long.slots"} if short == "auto" else {"pools.long.slots"})
+    assert layout.get("pools.short.slots", 12) == 12
+    assert heavy_max <= n_long <= max(heavy_max, LONG_SLOTS_MAX)
+
+    def is_paid(n: int) -> bool:
+        need = settings_need(header, settings.with_layout(layout | {"pools.long.slots": n}))
+        beside = available - need.weights - need.store - need.reserve
+        return need.kv <= share * beside and need.total + SLACK_BYTES <= available
+
+    assert n_long == heavy_max or is_paid(n_long)
+    assert n_long >= LONG_SLOTS_MAX or not is_paid(n_long + 1)
+
+
+@pytest.mark.parametrize(("free_mib", "store_mb"), [(1 << 20, 6144), (8192, 1808), (4000, 512), (1, 512)])
+def test_the_host_store_has_twice_what_slots_hold_or_half_of_what_is_left(model: Path, free_mib: int, store_mb: int) -> None:
+    settings = loaded({"store.budget_mb": "auto"}).settings
+    header, available = read_header(model), free_mib * MIB
+    layout = lay_out(header, settings, available)
+    assert layout == {"store.budget_mb": store_mb}
+    need = settings_need(header, settings.with_layout(layout))
+    assert need.store == store_mb * MIB
+    assert store_mb == 512 or need.store <= 2 * need.kv
+    assert store_mb == 512 or need.total + SLACK_BYTES <= available
+
+
+def test_given_slots_are_as_they_are(model: Path) -> None:
+    """Whatever there is. And what was found is what is counted."""
+    assert lay_out(read_header(model), loaded({"pools.long.slots": 3}).settings, 1 << 40) == {}
+    fit = judge(loaded({"pools.long.slots": "auto"}), model, available=1 << 40)
+    assert fit.layout == {"pools.long.slots": LONG_SLOTS_MAX}
+    assert [pool.n_slots for pool in fit.need.pools] == [12, LONG_SLOTS_MAX]
+    assert "8 slots of 8192 tokens" in to_text(fit)
 
 
 def test_everything_is_counted(model: Path) -> None:

@@ -68,11 +68,16 @@ def check_queue(queue: WaitingQueue) -> None:
     assert sum(s.request.n_known for s in queued) == queue.prompt_tokens, "queued prompt tokens miscounted"
     output_tokens = sum(s.n_likely - s.request.n_output for s in queued)
     assert output_tokens == queue.output_tokens, "queued output tokens miscounted"
-    assert sum(len(heap) for heap in queue._heaps.values()) == queue._n_entries, "entries miscounted"
-    for tenant, heap in queue._heaps.items():
+    heaps = [(heavy, tenant, heap) for heavy, of in queue._heaps.items() for tenant, heap in of.items()]
+    assert sum(len(heap) for _, _, heap in heaps) == queue._n_entries, "entries miscounted"
+    for heavy, tenant, heap in heaps:
         assert heap, f"tenant {tenant} has an empty heap"
         assert _is_live(heap[0]), f"tenant {tenant} has a stale head"
         assert heap[0][3].is_queued, f"tenant {tenant}'s head is {heap[0][3].state}"
+        for sequence in (entry[3] for entry in heap if _is_live(entry)):
+            assert queue.is_heavy(sequence) is sequence.heavy is heavy, f"{sequence} waits among the wrong ones (rule R5)"
+    watching = sorted(i for sequences in queue._watched.values() for i in sequences)
+    assert watching == sorted(s.request.request_id for s in queued for _ in queue._deciding(s)), "who watches is another"
 
 
 def check_placement(placement: Placement) -> None:

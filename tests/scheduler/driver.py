@@ -51,6 +51,7 @@ def policy(
     min_share: float = 0.15,
     background_slots: int = 6,
     heavy_max: int = 1,
+    interactive_heavy_max: int = 0,
     heavy_tokens: int = 1024,
     chunk_tokens: int = 0,
     hole_steps: int = 2,
@@ -72,7 +73,14 @@ def policy(
         },
         classes={
             INTERACTIVE: ClassPolicy(
-                queue_max, itl_us, 0.0, slots, heavy_tokens, long_slots, downgrade_output_tokens, downgrade_served_us
+                queue_max,
+                itl_us,
+                0.0,
+                slots,
+                heavy_tokens,
+                interactive_heavy_max or long_slots,
+                downgrade_output_tokens,
+                downgrade_served_us,
             ),
             BACKGROUND: ClassPolicy(queue_max, itl_us * 3 // 2, min_share, background_slots, heavy_tokens, heavy_max),
         },
@@ -169,9 +177,11 @@ class Driver:
         """
         self.events += self.scheduler.expire(self.now_ns)
         decoding = [s for s in self.scheduler._books.running[INTERACTIVE].values() if s.is_decoding]
+        heavy = self._heavy()
         plan = self.scheduler.plan(self.now_ns)
         self.plans.append(plan)
         self._assert_decoded(decoding, plan)
+        self._assert_few_are_heavy(heavy)
         if plan.is_empty:
             return plan
         self.lost, unstored = [], list[int]()
@@ -250,6 +260,17 @@ class Driver:
         for sequence in decoding:
             if sequence.state is State.RUNNING:
                 assert sequence.request.request_id in planned, f"{sequence} was left out"
+
+    def _heavy(self) -> dict[RequestClass, set[int]]:
+        """By class, the requests whose slots heavy prompts take."""
+        books = self.scheduler._books
+        return {c: {i for i, s in running.items() if books.is_heavy(s)} for c, running in books.running.items()}
+
+    def _assert_few_are_heavy(self, before: dict[RequestClass, set[int]]) -> None:
+        """R5: nobody gets a slot for a heavy prompt beside `heavy_max` others of its class. (A lost state can make more so.)"""
+        for request_class, heavy in self._heavy().items():
+            most = self.scheduler._policy.classes[request_class].heavy_max
+            assert len(heavy) <= most or heavy <= before[request_class], f"{len(heavy)} heavy prompts of {request_class}"
 
     def _blocks(self, plan: StepPlan, results: list[BatchResult]) -> tuple[tuple[int, int], ...]:
         """Keys of the blocks that sampled tokens completed: after equal prompts come equal answers."""

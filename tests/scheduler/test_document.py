@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "scheduler.md").read_text()
 NAMED = re.compile(
-    r"\b(accounts|fairness|hold|limits|newcomers|places|power|preemption|prefix|recovery|rules|sampling_cost|survival): "
+    r"\b(accounts|fairness|following|heavy|hold|limits|newcomers|places|power|preemption|prefix|recovery|retention|rules|"
+    r"sampling_cost|slots|survival): "
     r"((?:`[a-z0-9_]+`(?:, )?\s*)+)"
 )
 

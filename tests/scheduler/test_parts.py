@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from poise.scheduler.fairness.fairness import ServedCost, split_cost
 from poise.scheduler.memory.kv import KvPool
 from poise.scheduler.memory.prefix import Prefix
+from poise.scheduler.memory.reuse import Reusable
 from poise.scheduler.planning.budget import BatchShape, CostModel, attended_cells
-from poise.scheduler.policy import CostPrior, PoolPolicy
+from poise.scheduler.policy import CostPrior, PoolPolicy, StorePolicy
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import Request, RequestClass
 from poise.scheduler.sequence import TRANSITIONS, Sequence, State
@@ -169,7 +170,7 @@ def sequence(request_id: int, tenant: str = "a", n_prompt: int = 10, pool: str =
 def test_a_storm_of_cancels_leaves_no_entries_behind() -> None:
     """Removed requests behind a head that stays do not pile up in the heap."""
     served = ServedCost()
-    queue = WaitingQueue(served)
+    queue = WaitingQueue(served, 1024, Reusable(StorePolicy(), lambda pool, keys: None), lambda s: s.order_key)
     served.enter("a")
     queue.push(sequence(0, n_prompt=1))
     for i in range(1, 5000):
@@ -182,18 +183,20 @@ def test_a_storm_of_cancels_leaves_no_entries_behind() -> None:
     assert queue._n_entries <= 70
 
 
-def test_slots_are_given_lowest_first_and_books_balance() -> None:
+def test_books_of_slots_balance() -> None:
     """Taking, releasing in the middle and closing the hole keep the pool's books exact."""
     pool = KvPool("short", PoolPolicy(4, 100))
     sequences = [sequence(i) for i in range(3)]
-    for s in sequences:
+    for slot, s in enumerate(sequences):
         s.to(State.RUNNING)
-        pool.take(s)
+        pool.take(s, slot)
     assert [s.slot for s in sequences] == [0, 1, 2]
     sequences[0].to(State.FINISHED)
     assert pool.release(sequences[0]) == 0
-    assert pool.close_hole(1) is None
-    assert pool.close_hole(1) == (sequences[2], 2, 0)
+    assert [pool.has_held_holes(1) for _ in range(3)] == [False, True, True]
+    assert pool.move(2, 0) is sequences[2]
+    assert list(pool.free) == [2, 3]
+    assert not pool.has_held_holes(1)
     check_pool(pool)
     assert pool.books().slots_held == 2
     sequences[1].to(State.PAUSED)

@@ -66,8 +66,8 @@ def test_the_last_prompt_token_is_always_computed() -> None:
 
 
 def test_a_warm_slot_that_is_needed_is_carried_to_the_store_and_used_from_there() -> None:
-    """Slots are given lowest first, so the next request takes the warm one; its cells move to the host store."""
-    d = driver()
+    """There is no other; its cells move to the host store."""
+    d = driver(slots=1)
     said(d, "one", 200)
     said(d, "two", 200)
     assert d.scheduler.snapshot().store.bytes_by_purpose[Purpose.PREFIX] == 207 * CELL_BYTES
@@ -236,8 +236,8 @@ def test_a_continued_chat_is_no_heavy_job() -> None:
 
 
 def test_taking_a_warm_slot_over_trims_what_does_not_belong() -> None:
-    """A request that shares the first half of what is warm: the rest goes to the store first."""
-    d = driver()
+    """A request that shares the first half of what is warm, and there is no other slot: the rest goes to the store first."""
+    d = driver(slots=1)
     said(d, "a", 400)
     half = blocks("a", 200)
     other = d.add(300, 5, blocks=half + blocks("b", 300)[25:])
@@ -246,6 +246,17 @@ def test_taking_a_warm_slot_over_trims_what_does_not_belong() -> None:
     operations = [o for p in d.plans for o in p.operations]
     assert [o.n_cells for o in operations if isinstance(o, TrimSlot)] == [200]
     assert [o.n_cells for o in operations if isinstance(o, StoreSlot)] == [407]
+
+
+def test_a_beginning_is_copied_where_what_is_warm_would_lose_more() -> None:
+    """The conversation that it shares its beginning with stays where it is."""
+    d = driver()
+    said(d, "a", 400)
+    d.add(300, 5, blocks=blocks("a", 200) + blocks("b", 300)[25:])
+    d.run()
+    operations = [o for p in d.plans for o in p.operations if not isinstance(o, TrimSlot | StoreSlot)]
+    assert [(o.source, o.target, o.n_cells) for o in operations if isinstance(o, CopySlot)] == [(0, 1, 200)]
+    assert cached(d, said(d, "a", 440)) == 400
 
 
 def test_what_is_told_of_a_prompt_leaves_out_what_is_cached() -> None:

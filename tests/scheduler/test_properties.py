@@ -19,7 +19,9 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         slots=st.integers(1, 6),
-        long_slots=st.integers(1, 2),
+        long_slots=st.integers(1, 4),
+        heavy_max=st.integers(1, 3),
+        interactive_heavy_max=st.integers(1, 3),
         min_share=st.sampled_from([0.0, 0.15, 0.5]),
         itl_us=st.sampled_from([5_000, 100_000]),
         chunk_tokens=st.sampled_from([0, 64]),
@@ -33,6 +35,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self,
         slots: int,
         long_slots: int,
+        heavy_max: int,
+        interactive_heavy_max: int,
         min_share: float,
         itl_us: int,
         chunk_tokens: int,
@@ -48,6 +52,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                     slots=slots,
                     slot_cells=256,
                     long_slots=long_slots,
+                    heavy_max=heavy_max,
+                    interactive_heavy_max=interactive_heavy_max,
                     queue_max=8,
                     min_share=min_share,
                     background_slots=max(1, slots - 1),

@@ -15,7 +15,7 @@ from statistics import fmean, median, stdev
 from typing import Any, Literal
 
 from poise_lab.bench.record import Bound, Figure
-from poise_lab.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, ratio_bound
+from poise_lab.bench.stats import CORRECTED, GOODPUT, LATER, MEASURES, RATES, ratio_bound
 from poise_lab.scenarios.files import InputError
 
 State = Literal["kept", "violated", "undecided"]
@@ -26,7 +26,7 @@ _T95 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-FIGURES = (*(f"{m}_{q}" for m, quantiles in (MEASURES | CORRECTED).items() for q in quantiles), *RATES, *GOODPUT)
+FIGURES = (*(f"{m}_{q}" for m, quantiles in (MEASURES | CORRECTED | LATER).items() for q in quantiles), *RATES, *GOODPUT)
 HIGHER_IS_BETTER = frozenset((*RATES, *GOODPUT))
 _GUARD = re.compile(r"\s*(?:([a-z0-9_-]+):)?([a-z0-9_-]+)\.([a-z0-9_]+)\s*(<=|>=)\s*([0-9]+(?:\.[0-9]+)?)\s*")
 

@@ -3,9 +3,9 @@
 1. Load starts at 0 and is generated until `duration_s`. What is then in flight has `drain_s` to finish and is cut after
    that: `unfinished`, with everything measured so far. No request that was sent is left out of the records.
 2. An open-loop client sends on schedule, however slow the answers are; how late the sending was is recorded.
-3. A closed-loop client sends its next request `think_s` after the end of the one before, and with a rate not before it is due.
-   After a failure or a refusal it pauses for `retry_pause_s` at least, or a server that fails fast would be asked thousands of
-   times.
+3. A closed-loop client sends its next request after the end of the one before and its time to think, and with a rate not before
+   it is due. After a failure or a refusal it pauses for `retry_pause_s` at least, or a server that fails fast would be asked
+   thousands of times.
 4. A slow reader has to be slow where the server can feel it: its connection takes little in advance (`RECEIVE_BYTES` in the
    kernel, a small buffer here), so that what it does not read waits at the server. It reads at full speed until the first text,
    and its pace counts from there: the TTFT is the server's, the rest is the reader's own.
@@ -176,7 +176,7 @@ class RoundLoad:
                     return
                 await asyncio.sleep(max(0.0, plan.due_s - self._now_ns() / NS_PER_S))
             record = await self._send(stream, index, plan, body)
-            pause_s = stream.client.arrival.think_s
+            pause_s = plan.think_s
             if record.failed or record.status == REFUSED:
                 pause_s = max(pause_s, self.retry_pause_s)
             await asyncio.sleep(min(pause_s, max(0.0, self._remaining_s())))
@@ -289,6 +289,7 @@ def _new_record(client: Client, instance: int, index: int, plan: PlannedRequest,
         request_class=client.request_class,
         instance=instance,
         index=index,
+        turn=index % client.turns,
         n_prompt_planned=plan.n_prompt_tokens,
         n_output_planned=plan.n_output_tokens,
         start_ns=start_ns,

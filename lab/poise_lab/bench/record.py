@@ -57,6 +57,8 @@ class RequestRecord:
     n_prompt_reported: int | None = None
     n_output_reported: int | None = None
     message: str = ""
+    turn: int = 0
+    """Of a conversation; 0: its first, or the only one."""
     is_open_loop: bool = False
     is_paced: bool = False
     is_slow_reader: bool = False
@@ -89,6 +91,14 @@ class RequestRecord:
     def ttft_corrected_ms(self) -> Figure | None:
         """The same from the moment at which a paced closed-loop client should have sent it."""
         return self._first_text(self.late_ns) if self.is_paced else None
+
+    def ttft_later_ms(self) -> Figure | None:
+        """The same of a conversation's second and later turns: what was computed before is wanted again."""
+        return self.ttft_ms() if self.turn else None
+
+    def e2e_later_ms(self) -> Figure | None:
+        """End to end of those."""
+        return self.e2e_ms() if self.turn else None
 
     def gaps_ms(self) -> list[float]:
         """The times between chunks with text, as they were. Those of a slow reader are its own doing."""
@@ -145,6 +155,7 @@ class RequestRecord:
             "client": self.client,
             "instance": self.instance,
             "index": self.index,
+            "turn": self.turn,
             "status": self.status,
             "slow_reader": self.is_slow_reader,
             "malformed": self.is_malformed,

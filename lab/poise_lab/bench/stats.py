@@ -95,6 +95,8 @@ _USUAL = ("p50", "p95", "p99")
 MEASURES = {"ttft_ms": _USUAL, "gap_ms": _USUAL, "max_gap_ms": ("p50", "p95", "max"), "e2e_ms": _USUAL}
 CORRECTED = {"ttft_corrected_ms": _USUAL, "e2e_corrected_ms": _USUAL}
 """Only of closed-loop clients with a rate."""
+LATER = {"ttft_later_ms": _USUAL, "e2e_later_ms": _USUAL}
+"""Only of conversations of several turns."""
 GOODPUT = ("goodput_share", "goodput_per_s")
 """Only where there are targets."""
 RATES = ("output_tokens_per_s", "prompt_tokens_per_s", "stream_tokens_per_s_p50")
@@ -156,7 +158,7 @@ def summarize(group: Group, records: Iterable[RequestRecord], window_ns: int, ta
     """The figures of one round for the records that belong to `group`; `window_ns` is the time of load generation."""
     own = [record for record in records if record.client in group.clients]
     figures: dict[str, Figure] = {}
-    for measure, labels in (MEASURES | CORRECTED).items():
+    for measure, labels in (MEASURES | CORRECTED | LATER).items():
         samples = [gap for r in own for gap in r.gaps_ms()] if measure == "gap_ms" else [getattr(r, measure)() for r in own]
         _put_quantiles(figures, measure, labels, samples)
     _put_quantiles(figures, "stream_tokens_per_s", ("p50",), [record.decode_tokens_per_s() for record in own])

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from poise_lab.bench.stats import CORRECTED, GOODPUT, MEASURES, RATES, failures
+from poise_lab.bench.stats import CORRECTED, GOODPUT, LATER, MEASURES, RATES, failures
 
 Rows = list[list[str]]
 SIGNS: dict[str, str] = {"": "", ">=": "≥", "<=": "≤", "~": "~"}
@@ -133,6 +133,8 @@ def title_of(name: str) -> str:
         "output_tokens_per_s": "output tokens/s",
         "prompt_tokens_per_s": "prompt tokens/s",
         "stream_tokens_per_s_p50": "tokens/s per stream",
+        "ttft_later_ms": "TTFT of later turns ms",
+        "e2e_later_ms": "end to end of later turns ms",
         "ttft_corrected_ms": "TTFT from due ms",
         "e2e_corrected_ms": "end to end from due ms",
         "goodput_share": "goodput, share",
@@ -158,7 +160,7 @@ def show(figure: Mapping[str, Any] | None) -> str:
 
 def _lines(known: Container[str], *, is_all: bool) -> list[tuple[str, tuple[str, ...]]]:
     """The rows' titles, each with the names of its three figures."""
-    quantiles = {} if is_all else MEASURES | CORRECTED
+    quantiles = {} if is_all else MEASURES | CORRECTED | LATER
     lines = [(title_of(m), tuple(f"{m}_{q}" for q in own)) for m, own in quantiles.items() if f"{m}_p50" in known]
     return lines + [(title_of(name), (name, "", "")) for name in (*RATES, *GOODPUT) if name in known]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import count
 from statistics import NormalDist
@@ -73,6 +73,8 @@ class Client:
     """Tokens that every prompt begins with, the same ones for whichever client asks for them; `prompt_tokens` come after."""
     turns: int = 1
     """Requests of one conversation: each prompt repeats the conversation so far, then come `prompt_tokens` new ones."""
+    context_tokens: Length | None = None
+    """What each conversation begins with, tokens of its own; the first `prompt_tokens` come after them."""
     cancel_after_ms: Length | None = None
     """Milliseconds after sending at which the client leaves."""
     cancel_before_first_token: bool = False
@@ -98,16 +100,22 @@ class Arrival:
 
     poisson  open loop: `rate_per_s` on average, however slow the answers are
     trace    open loop: at the times of `trace` from `start_s` of it on, times `time_scale`, `limit` requests at most
-    closed   the next request follows `think_s` after the end of the one before; with a `rate_per_s`, not before its turn: one
-             every 1/`rate_per_s` is due, and a request that is sent after it was due has waited since"""
+    closed   the next request follows `think_s` after the end of the one before, or with a `think_max_s` any time up to that; with
+             a `rate_per_s`, not before its turn: one every 1/`rate_per_s` is due, and a request that is sent after it was due has
+             waited since"""
 
     kind: ArrivalKind
     rate_per_s: float = 0.0
     think_s: float = 0.0
+    think_max_s: float | None = None
     trace: Trace | None = None
     time_scale: float = 1.0
     start_s: float = 0.0
     limit: int | None = None
+
+    def draw_think_s(self, rng: random.Random) -> float:
+        """Between one answer and the next request."""
+        return self.think_s if self.think_max_s is None else rng.uniform(self.think_s, self.think_max_s)
 
     def rows(self, instance: int, n_instances: int) -> Iterator[tuple[float, TraceRow]]:
         """The part of the trace that one of several instances sends, which share it turn by turn, with its times here."""
@@ -202,6 +210,7 @@ class PlannedRequest:
     seed                 31 random bits of the request's own: for the prompt's words and the server's sampling
     cancel_after_ms      the client leaves so long after sending; None: it does not look at the clock
     malformed            no valid request; its lengths mean nothing
+    think_s              in a closed loop: how long after its end its client sends the next one
     before               what the prompt repeats: the shared prefix and the conversation so far; part of `n_prompt_tokens`"""
 
     arrival_s: float | None
@@ -213,6 +222,7 @@ class PlannedRequest:
     due_s: float | None = None
     cancel_after_ms: int | None = None
     malformed: bool = False
+    think_s: float = 0.0
 
     @property
     def segments(self) -> tuple[Segment, ...]:
@@ -231,15 +241,19 @@ def _generate(client: Client, seed: int, instance: int, duration_s: float) -> It
     prefix: tuple[Segment, ...] = ()
     if client.shared_prefix_tokens:
         prefix = (Segment(SHARED_PREFIX_SEED, client.shared_prefix_tokens),)
+    begins, thinks = (rng_of(seed, f"{client.name} {does}", instance) for does in ("begins", "thinks"))
     before = prefix
     for number, (at_s, row) in enumerate(_arrivals(client, rng, instance, duration_s)):
         if client.n_requests_max is not None and number >= client.n_requests_max:
             return
-        planned = _draw_request(client, rng, at_s, before, row=row, behaviour=behaviour)
-        yield planned
-        if (number + 1) % client.turns == 0:
+        if number % client.turns == 0:
             before = prefix
-        else:
+            if client.context_tokens is not None:
+                before = (*prefix, Segment(begins.getrandbits(31), client.context_tokens.draw(begins)))
+        planned = _draw_request(client, rng, at_s, before, row=row, behaviour=behaviour)
+        planned = replace(planned, think_s=client.arrival.draw_think_s(thinks))
+        yield planned
+        if (number + 1) % client.turns:
             before = (*planned.segments, Segment(planned.answer_seed, planned.n_output_tokens, is_answer=True))
 
 

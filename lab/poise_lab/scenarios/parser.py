@@ -79,6 +79,7 @@ CLIENT = {
     "temperature": number(0.0, 2.0, 0.8),
     "shared_prefix_tokens": integer(0, TOKENS_MAX, 0),
     "turns": integer(1, 1_000, 1),
+    "context_tokens": OPTIONAL_LENGTH,
     "cancel_after_ms": OPTIONAL_LENGTH,
     "cancel_before_first_token": FLAG,
     "cancel_share": number(0.0, 1.0, 1.0),
@@ -88,7 +89,7 @@ CLIENT = {
 }
 ARRIVALS = {
     "poisson": {"rate_per_s": number(*RATE)},
-    "closed": {"think_s": number(0.0, 3_600.0, 0.0), "rate_per_s": number(*RATE, 0.0)},
+    "closed": {"think_s": number(0.0, 3_600.0, 0.0), "think_max_s": number(0.0, 3_600.0, None), "rate_per_s": number(*RATE, 0.0)},
     "trace": {
         "file": Rule("a string", lambda value: isinstance(value, str), None),
         "time_scale": number(1e-6, 1e6, 1.0),
@@ -209,8 +210,8 @@ def parse_target(text: str) -> Targets:
 def _client(table: Table, find_trace: Callable[[str | None], Trace]) -> Client:
     values = table.read(CLIENT)
     arrival = _arrival(table.table("arrival"), find_trace)
-    for key in ("prompt_tokens", "output_tokens", "cancel_after_tokens", "cancel_after_ms"):
-        is_traced = arrival.kind == "trace" and not key.startswith("cancel")
+    for key in ("prompt_tokens", "output_tokens", "context_tokens", "cancel_after_tokens", "cancel_after_ms"):
+        is_traced = arrival.kind == "trace" and key in ("prompt_tokens", "output_tokens")
         if isinstance(values[key], dict):
             values[key] = _length(table.table(key), is_traced)
         elif values[key] is not None:
@@ -227,6 +228,8 @@ def _client(table: Table, find_trace: Callable[[str | None], Trace]) -> Client:
 def _arrival(table: Table, find_trace: Callable[[str | None], Trace]) -> Arrival:
     kind = table.get("kind", choice(*ARRIVAL_KINDS))
     values = table.read(ARRIVALS[kind])
+    if (most_s := values.get("think_max_s")) is not None and most_s < values["think_s"]:
+        raise table.error("think_max_s", "expected at least think_s")
     return Arrival(kind, **values if kind != "trace" else values | {"trace": find_trace(values.pop("file"))})
 
 

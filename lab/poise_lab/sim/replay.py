@@ -89,7 +89,7 @@ class _Replay:
             case "limit", [dict() as limits]:
                 scheduler.limit(_convert(limits, PowerLimits, entry.line))
             case "inherit", [list() as entries]:
-                scheduler.placement.inherit([_convert(entry, StoredPrefix, line) for entry in entries])
+                scheduler.placement.inherit([_convert(entry, StoredPrefix, line) for entry in entries], now_ns)
             case "restore", [list() as accounts, int(at_ns)]:
                 scheduler.restore([_convert(account, Account, entry.line) for account in accounts], at_ns)
             case "forget" | "retract" | "erase", [str(name)]:

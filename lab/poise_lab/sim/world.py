@@ -219,7 +219,7 @@ class World:
             if not planned.malformed:
                 self._at(at_ns + self._way_ns, NextRequest(stream, planned))
                 return
-            when_ns = at_ns + max(int(stream.client.arrival.think_s * 1e9), RETRY_PAUSE_NS)
+            when_ns = at_ns + max(int(planned.think_s * 1e9), RETRY_PAUSE_NS)
 
     def _submit(self, request: NextRequest, when_ns: int) -> to_engine.Submit:
         """The request, sent at `when_ns`, as the gateway would hand it on; an open-loop stream's next one is planned at once."""
@@ -269,7 +269,7 @@ class World:
             self._answers[sent.planned.answer_seed] = record.tokens
         if client.arrival.kind == "closed":
             failed = outcome not in ("length", "stop", "aborted")
-            pause_ns = max(int(client.arrival.think_s * 1e9), RETRY_PAUSE_NS if failed else 0)
+            pause_ns = max(int(sent.planned.think_s * 1e9), RETRY_PAUSE_NS if failed else 0)
             self._schedule_next(sent.stream, now_ns + pause_ns)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache, lru_cache
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -24,6 +24,7 @@ NAME = "NAME"
 """Stands for the name of an entry of a table. In capitals, so that it is no entry's name."""
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _KINDS: dict[Any, Kind] = {int: "integer", float: "number", bool: "switch", Literal: "choice", str: "text", list: "names"}
+_KINDS[Union] = "integer"  # or a word in its place
 """By a setting's type, or what that is of."""
 _WHAT = {"integer": "a whole number", "number": "a number", "switch": "true or false", "names": "a list of names"}
 _SWITCH_WORDS = dict.fromkeys(("true", "on", "yes", "1"), True) | dict.fromkeys(("false", "off", "no", "0"), False)
@@ -49,7 +50,9 @@ class Setting:
     @property
     def allowed(self) -> str:
         """What it may be, to follow "must be"."""
-        what = f"one of {', '.join(map(json.dumps, self.choices))}" if self.choices else _WHAT.get(self.kind, "text")
+        what, choices = _WHAT.get(self.kind, "text"), ", ".join(map(json.dumps, self.choices))
+        if choices:
+            what = f"{choices} or {what}" if self.kind == "integer" else f"one of {choices}"
         return f"{what} {self.limits}".rstrip()
 
     def parse(self, text: str) -> object:
@@ -190,6 +193,8 @@ def _walk(model: type[Section], section: Section | None, path: tuple[str, ...]) 
 def _setting(key: str, field: FieldInfo, default: object) -> Setting:
     kind = _KINDS[get_origin(field.annotation) or field.annotation]
     choices = get_args(field.annotation) if kind == "choice" else ()
+    if get_origin(field.annotation) is Union:
+        choices = tuple(word for part in get_args(field.annotation) for word in get_args(part))
     assert field.description, f"{key} has no description"
     required = default is PydanticUndefined
     default = None if required else default

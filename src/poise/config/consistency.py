@@ -96,7 +96,7 @@ def ceilings() -> Iterator[Ceiling]:
     for name in CLASSES:
         first = name == CLASSES[0]  # nothing outranks it, so it may use all there is
         yield Ceiling(f"classes.{name}.slots_max", "pools.short.slots", follows=first)
-        yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots", follows=first)
+        yield Ceiling(f"classes.{name}.heavy_max", "pools.long.slots")
         yield Ceiling(f"classes.{name}.heavy_tokens", "pools.short.slot_tokens", strict=True)
         yield Ceiling(f"classes.{name}.default_output_tokens", f"classes.{name}.max_output_tokens")
         context = f"classes.{name}.max_context_tokens"
@@ -178,6 +178,8 @@ def _let_front_through(draft: Draft) -> Iterator[str]:
 
 def _check_ceiling(draft: Draft, ceiling: Ceiling) -> Iterator[str]:
     key, by = ceiling.key, ceiling.by
+    if "auto" in (draft.values[key], draft.values[by]):
+        return  # memory decides, and leaves no less than is asked for
     most = max(1, draft.values[by] - 1) if ceiling.strict else draft.values[by]
     if draft.is_suspect(key, by) or (ceiling.unless_0 and draft.values[by] == 0):
         return

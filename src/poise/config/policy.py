@@ -27,7 +27,9 @@ def to_policy(
     lasts          the host store outlives the engine
     What is not given comes from the settings or from the scheduler's own defaults."""
     pools = {
-        name: policy.PoolPolicy(pool.slots, (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0))
+        name: policy.PoolPolicy(
+            settings.n_slots(name), (slot_cells or {}).get(name, pool.slot_tokens), (cell_bytes or {}).get(name, 0)
+        )
         for name, pool in settings.pools
     }
     return policy.SchedulerPolicy(
@@ -54,7 +56,7 @@ def _store(settings: Settings, lasts: bool) -> policy.StorePolicy:
     store = settings.store
     shares = {name: tenant.cache_share for name, tenant in settings.tenants.items() if tenant.cache_share}
     return policy.StorePolicy(
-        budget_bytes=store.budget_mb << 20,
+        budget_bytes=settings.store_mb << 20,
         tenant_share=settings.tenant_defaults.cache_share or store.tenant_share,
         prefix_reuse=store.prefix_reuse,
         prefix_min_cells=store.prefix_min_tokens,

@@ -4,6 +4,7 @@ Those of model, engine and scheduler are here, those of the gateway in `serving`
 operators and a test compares the two. What one value may be is said here and in `kinds`; what values may be together is in
 `poise.config.consistency`."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -59,11 +60,13 @@ class EngineSettings(Section):
     """An engine that is busy with one step, or leaves its messages alone, for longer is taken to hang and replaced."""
     memory_reserve_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
     """Memory that must stay free after loading; a model that would leave less is refused."""
+    kv_memory_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share that the pools may take of the memory beside weights, host store and reserve, where `pools.*.slots` is auto."""
 
 
 class PoolSettings(Section):
-    slots: Annotated[int, Field(ge=1, le=256)]
-    """Sequences that the pool can hold at once."""
+    slots: kinds.Slots
+    """Sequences that the pool can hold at once; auto: as many as memory pays for, the short pool as many as classes may hold."""
     slot_tokens: Annotated[int, Field(ge=64, le=1 << 20)]
     """KV cells of each slot, prompt and output together. Cut to the model's trained context."""
     flash_attention: Toggle = "auto"
@@ -72,14 +75,18 @@ class PoolSettings(Section):
 
 class PoolsSettings(Section):
     short: PoolSettings = PoolSettings(slots=12, slot_tokens=4096)
-    long: PoolSettings = PoolSettings(slots=2, slot_tokens=8192)
+    long: PoolSettings = PoolSettings(slots="auto", slot_tokens=8192)
+
+
+STORE_LEAST_MB = 512
+"""What the host store has where memory pays for no more."""
 
 
 class StoreSettings(Section):
     """The host store: memory for sequences that lost their slot, reusable prefixes and pinned templates."""
 
-    budget_mb: Annotated[int, Field(ge=0, le=1 << 20)] = 512
-    """All of it; 0 stores nothing, and a sequence that loses its slot is computed again."""
+    budget_mb: kinds.StoreMb = "auto"
+    """All of it; auto: twice what slots hold, if memory pays for it; 0: nothing, and what loses its slot is computed again."""
     tenant_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Most of the budget that the reusable prefixes of one tenant may take."""
     prefix_reuse: bool = True
@@ -98,11 +105,11 @@ class ClassSettings(Section):
     min_share: Annotated[float, Field(ge=0.0, le=0.9)] = 0.0
     """Share of compute that the class is guaranteed while others compete."""
     slots_max: Annotated[int, Field(ge=1, le=256)]
-    """Slots of the short pool that the class may hold."""
+    """Slots of the short pool that the class may hold, and the same part of the long one."""
     heavy_tokens: Annotated[int, Field(ge=16, le=1 << 20)] = 1024
-    """A longer prompt is a heavy job and runs in the long pool."""
+    """A prompt of which more must be computed is heavy and runs in the long pool."""
     heavy_max: Annotated[int, Field(ge=1, le=256)]
-    """Heavy jobs of the class that run at once."""
+    """Heavy prompts of the class that are computed at once."""
     default_output_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     """Output allowance of a request that names none; 0: what its slot has left beside the prompt."""
     max_output_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 4096
@@ -222,6 +229,27 @@ class Settings(Section):
     def tenant(self, name: str) -> TenantSettings:
         """A tenant's own section, or what holds for all that have none."""
         return self.tenants.get(name, self.tenant_defaults)
+
+    def n_slots(self, pool: str) -> int:
+        """The slots of a pool. Where memory decides, the least: what its classes may hold, or may compute, at once."""
+        slots: int | str = getattr(self.pools, pool).slots
+        if isinstance(slots, int):
+            return slots
+        classes = (self.classes.interactive, self.classes.background)
+        return max(limits.heavy_max if pool == "long" else limits.slots_max for limits in classes)
+
+    @property
+    def store_mb(self) -> int:
+        """The host store's budget. Where memory decides, the least."""
+        return self.store.budget_mb if isinstance(self.store.budget_mb, int) else STORE_LEAST_MB
+
+    def with_layout(self, layout: Mapping[str, int]) -> "Settings":
+        """The same with these numbers of `pools.NAME.slots` and `store.budget_mb`."""
+        slots = {key.split(".")[1]: n for key, n in layout.items() if key.startswith("pools.")}
+        pools = {name: getattr(self.pools, name).model_copy(update={"slots": n}) for name, n in slots.items()}
+        store = {"budget_mb": layout["store.budget_mb"]} if "store.budget_mb" in layout else {}
+        changed = {"pools": self.pools.model_copy(update=pools), "store": self.store.model_copy(update=store)}
+        return self.model_copy(update=changed)
 
 
 def engine_settings(settings: Settings) -> str:

@@ -197,7 +197,7 @@ class Engine:
                 entries = self._inheritance.take(keep=message.keep)
                 self.runner.inherit(entries)
                 self.journal.record(now_ns, "inherit", entries)
-                self.scheduler.placement.inherit(entries)
+                self.scheduler.placement.inherit(entries, now_ns)
             case Accounts():
                 self.journal.record(now_ns, "restore", message.accounts, message.at_ns)
                 self.scheduler.restore(message.accounts, message.at_ns)

@@ -90,8 +90,10 @@ class Execution:
                 return False  # it was to be dropped in the step in which storing it failed
             if missing:
                 raise RunnerError("the entry could not be stored")
-            if isinstance(operation, kv.StoreSlot) and (operation.pool, operation.slot) in self._unfilled:
-                raise RunnerError("the slot could not be filled")
+            if isinstance(operation, kv.StoreSlot | kv.CopySlot):
+                read = operation.slot if isinstance(operation, kv.StoreSlot) else operation.source
+                if (operation.pool, read) in self._unfilled:
+                    raise RunnerError("the slot could not be filled")
             n_bytes = self._runner.apply(operation)
         except RunnerError:
             if isinstance(operation, kv.StoreSlot):

@@ -73,6 +73,7 @@ def serve(loaded: LoadedSettings) -> int:
     try:
         checked = check_model(loaded) if settings.engine.enabled else Checked("")
         _warn(checked)
+        settings = settings.with_layout(checked.layout)
         keys = KeyRing(keys_file(settings.auth))
         tls = tls_context(settings.server)
         listeners = _listen(settings, keys)

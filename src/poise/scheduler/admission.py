@@ -52,9 +52,10 @@ def shortest_for(pools: Mapping[str, PoolPolicy], n_tokens: int) -> str | None:
     return min(holding)[1] if holding else None
 
 
-def slots_max(pool: str, policy: ClassPolicy) -> int:
-    """Slots of a pool that a class may hold."""
-    return policy.heavy_max if pool == LONG_POOL else policy.slots_max
+def slots_max(pools: Mapping[str, PoolPolicy], pool: str, policy: ClassPolicy) -> int:
+    """Slots of a pool that a class may hold: the part of it that its `slots_max` is of the short one, at least one."""
+    n_slots = pools[pool].n_slots
+    return max(1, policy.slots_max * n_slots // pools[SHORT_POOL].n_slots) if SHORT_POOL in pools else n_slots
 
 
 def shared_places(limit: int) -> int:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from poise.scheduler import admission
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.plan import Batch
-from poise.scheduler.planning.planner import Books
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
 
@@ -88,8 +88,8 @@ def _queues_wait_for(books: Books) -> Limit:
         if not (books.runs(request_class) and books.has_rows(request_class)):
             if queue.n_queued:
                 return Limit.POWER
-        elif queue.n_queued and books.first_waiting(request_class, pool) is not None:
-            slots_max = admission.slots_max(pool, books.limits[request_class])
-            # With a slot to be had, it was the rest of the step that was too small for it.
+        elif queue.n_queued and any(books.first_waiting(request_class, pool, heavy=heavy) for heavy in (False, True)):
+            slots_max = admission.slots_max(books.policy.pools, pool, books.limits[request_class])
+            # With a slot to be had, it was the rest of the step that was too small for it, or heavy prompts have no place.
             return Limit.COMPUTE if books.pools[pool].may_take(request_class, slots_max) else Limit.KV_CELLS
     return Limit.TENANT_LIMITS

@@ -2,8 +2,9 @@
 
 from poise.scheduler.fairness.fairness import split_cost
 from poise.scheduler.lifecycle import Lifecycle
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.plan import DRAWN, ENDED, Batch, BatchResult, Given, StepPlan, StepResult
-from poise.scheduler.planning.planner import Books, batch_shares, shape_of
+from poise.scheduler.planning.planner import batch_shares, shape_of
 from poise.scheduler.request import Event, FinishReason, RequestClass
 
 

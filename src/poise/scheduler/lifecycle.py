@@ -11,9 +11,9 @@ from collections.abc import Sequence as SequenceOf
 
 from poise.scheduler.admission import shortest_for
 from poise.scheduler.fairness.accounts import forget_account
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Chunk, Given
-from poise.scheduler.planning.planner import Books
 from poise.scheduler.queues import WaitingQueue, order_key
 from poise.scheduler.request import (
     Control,
@@ -49,10 +49,17 @@ class Lifecycle:
         self.paused: dict[int, Sequence] = {}
         self.totals = totals
         self._n_finished = 0
-        self.now_ns = 0
         self._events: list[Event] = []
         self._outgrown: list[Sequence] = []
         """Those that have filled their slot since the last plan."""
+
+    @property
+    def now_ns(self) -> int:
+        return self._placement.now_ns
+
+    @now_ns.setter
+    def now_ns(self, now_ns: int) -> None:
+        self._placement.now_ns = now_ns
 
     def take_events(self) -> list[Event]:
         """What happened since the last call that the plan's `complete` is to report."""
@@ -70,12 +77,12 @@ class Lifecycle:
             self._books.tenants.charge(request.account, request.n_prompt, now_ns)
         self._queue(sequence).push(sequence)
 
-    def place(self, sequence: Sequence) -> None:
-        """A queued sequence gets a slot."""
+    def place(self, sequence: Sequence) -> float:
+        """A queued sequence gets a slot. Returns what carrying its cells there takes, in microseconds."""
         request, totals = sequence.request, self.totals
         self._queue(sequence).remove(sequence)
         n_before = sequence.n_computed
-        self._placement.place(sequence)
+        carry_us = self._placement.place(sequence)
         n_found = sequence.n_computed - n_before
         sequence.to(State.RUNNING)
         self._books.running[sequence.request_class][request.request_id] = sequence
@@ -85,7 +92,7 @@ class Lifecycle:
             sequence.n_recomputed -= n_found
             totals.recomputed_tokens -= n_found
             self._resumed(sequence, self._events)
-            return
+            return carry_us
         sequence.started = True
         sequence.n_cached = n_found
         totals.cached_tokens += n_found
@@ -93,6 +100,7 @@ class Lifecycle:
         wait_us = max(0, self.now_ns - sequence.arrived_ns) // 1000
         self._waits.learn_wait(request.request_class, sequence.eta_us, wait_us)
         self._events.append(Started(request.request_id, wait_us, sequence.pool, n_found))
+        return carry_us
 
     def preempt(self, sequence: Sequence, arrival: Sequence, why: PreemptionReason) -> None:
         """The sequence gives up its slot to `arrival`, which is queued. It goes on later, after that one has started."""
@@ -302,7 +310,8 @@ class Lifecycle:
         """Nothing keeps it any more: it goes on in its slot, if it still has one and its tenant may run one more, or queues."""
         request, tenants = sequence.request, self._books.tenants
         events: list[Event] = []
-        if sequence.slot >= 0 and not tenants.may_run(request.account):
+        has_place = not (self._books.is_heavy(sequence) and self._books.rivals(sequence.request_class))
+        if sequence.slot >= 0 and not (has_place and tenants.may_run(request.account)):
             events.append(self._swap_out(sequence, PreemptionReason.LIMIT))
         del self.paused[request.request_id]
         self._books.served[sequence.request_class].enter(request.account)

@@ -24,9 +24,9 @@ class ClassPolicy:
     queue_max        requests that may wait
     itl_target_us    inter-token latency that a step must keep while this class decodes
     min_share        share of compute guaranteed while other classes compete, 0 to 1 (interactive work needs none: it is first)
-    slots_max        slots of the short pool that the class may hold
-    heavy_tokens     prompts longer than this are heavy jobs and run in the long pool
-    heavy_max        heavy jobs of the class that may run at once
+    slots_max        slots of the short pool that the class may hold, and the same part of the long one
+    heavy_tokens     prompts of which more must be computed are heavy and run in the long pool
+    heavy_max        prompts of the class that may be heavy and have a slot at once
     downgrade_output_tokens  output after which a request of the class goes on as background work (0: never)
     downgrade_served_us      measured compute after which it does (0: never)"""
 

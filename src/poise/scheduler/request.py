@@ -70,7 +70,7 @@ class PreemptionReason(StrEnum):
     TURN = "turn"
     """Background work takes turns."""
     LIMIT = "limit"
-    """It was to go on, and its tenant ran as many as it may."""
+    """It was to go on, and its tenant ran as many as it may, or its class computed as many heavy prompts."""
     OUTGROWN = "outgrown"
     """Its answer has filled its slot; it goes on in a longer one."""
     POWER = "power"

@@ -24,9 +24,10 @@ from poise.scheduler.fairness.fairness import ServedCost
 from poise.scheduler.fairness.tenants import TenantBooks
 from poise.scheduler.lengths import OutputLengths
 from poise.scheduler.lifecycle import Lifecycle
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.planning.plan import Batch, StepPlan, StepResult
-from poise.scheduler.planning.planner import Books, PlanningPass
+from poise.scheduler.planning.planner import PlanningPass
 from poise.scheduler.planning.preemption import Preemption
 from poise.scheduler.planning.survival import LastingPlacement
 from poise.scheduler.policy import CostPrior, SchedulerPolicy
@@ -51,12 +52,12 @@ class Scheduler:
         self.served = served = {c: ServedCost(policy.grain_us, tenants.weight) for c in RequestClass}
         """The virtual counters by class, for whoever watches. Not to be modified."""
         self._policy = policy
-        self._placement = self.placement = LastingPlacement(policy, models, totals)
+        self._placement = self.placement = LastingPlacement(policy, models, totals, self._turned)
         """What of the host store outlives an engine is asked and told here, by whoever carries plans out."""
         self._books = Books(
             policy=policy,
             pools=self._placement.pools,
-            queues={(c, name): WaitingQueue(served[c]) for c in RequestClass for name in policy.pools},
+            queues={(c, name): self._queue_of(c) for c in RequestClass for name in policy.pools},
             served=served,
             models=models,
             tenants=tenants,
@@ -85,7 +86,7 @@ class Scheduler:
     def add(self, request: Request, now_ns: int) -> Queued | Rejected:
         """Take a request into its queue, or refuse it with the reason."""
         assert self._planned is None, "add between plan and complete"
-        cached = {name: self._placement.cached_prompt(request, name) for name in self._policy.pools}
+        cached = {name: self._placement.reusable.cached_prompt(request, name) for name in self._policy.pools}
         n_likely = self._waits.lengths.likely(request)
         pool = admission.route(request, self._policy, cached, n_likely)
         if pool is None:
@@ -97,16 +98,12 @@ class Scheduler:
             if refusal is not None:
                 return refusal
         sequence = Sequence(request, pool, now_ns, 0.0, eta_us, n_likely)
-        n_cached = cached[pool]
-        model = self._books.models[pool]
-        predicted = model.chunk_us(is_prompt=True, start=n_cached, n_tokens=request.n_known - n_cached)
-        # Who was here before comes before its tenant's new prompts, as who was preempted does.
-        sequence.order_key = order_key(0.0 if request.readmitted else predicted, now_ns, self._policy.ageing)
+        sequence.order_key = self._order(sequence)
         self._life.enter(sequence, now_ns)
         if request.queue_timeout_us and not request.readmitted:
             sequence.deadline_ns = now_ns + request.queue_timeout_us * 1000
             self._watch_deadline(sequence)
-        queued = Queued(request.request_id, self._n_new(request.request_class), eta_us, int(predicted))
+        queued = Queued(request.request_id, self._n_new(request.request_class), eta_us, int(self._prompt_us(sequence)))
         if request.prepares:
             self._life.prepare(sequence)
         return queued
@@ -231,13 +228,16 @@ class Scheduler:
             # A pause of computing: what was freed, erased or made smaller is so at once.
             return self._step_of((), min([resumes_ns, *(at_ns for at_ns, _ in self._deadlines[:1])]))
         self._life.move_outgrown()
+        for queue in self._books.queues.values():
+            queue.bring_back()
         if self._books.power.step_us:
             self._lower()
         if self._books.power.background is Background.PARK:
             self._park()
         self._placement.close_holes()
-        self._make_room(now_ns)
-        planning = PlanningPass(self._books, self._life.place, self._placement.cached_cells)
+        for victim, reason, arrival in self._preemption.claims(self._books, now_ns):
+            self._life.preempt(victim, arrival, reason)
+        planning = PlanningPass(self._books, self._life.place, self._placement.reusable.cached)
         batches = planning.fill()
         n_held = sum(not sequence.paused for sequence in self._life.paused.values())
         limit = limit_of(self._books, batches, self._life.sequences, planning.target_us, n_held)
@@ -248,8 +248,7 @@ class Scheduler:
     def _step_of(self, batches: tuple[Batch, ...], wake_at_ns: int | None) -> StepPlan:
         plan = StepPlan(self._step, self._placement.take_operations(), batches, wake_at_ns)
         if not plan.is_empty:
-            self._step += 1
-            self._planned = plan
+            self._step, self._planned = self._step + 1, plan
         return plan
 
     def complete(self, plan: StepPlan, result: StepResult, now_ns: int) -> list[Event]:
@@ -277,7 +276,7 @@ class Scheduler:
             return 0
         limits = books.limits[request_class]
         left = {
-            name: has_rows * min(pool.n_free, admission.slots_max(name, limits) - pool.held_by(request_class))
+            name: has_rows * min(pool.n_free, admission.slots_max(self._policy.pools, name, limits) - pool.held_by(request_class))
             for name, pool in books.pools.items()
         }
         return books.power.stretched(self._waits.estimate_us(request_class, books.queues, books.running[request_class], left))
@@ -313,6 +312,26 @@ class Scheduler:
             limit_since_ns=self._bottleneck.since_ns or 0,
             limited_ns=dict(self._bottleneck.limited_ns),
         )
+
+    def _queue_of(self, request_class: RequestClass) -> WaitingQueue:
+        heavy_tokens = self._policy.classes[request_class].heavy_tokens
+        return WaitingQueue(self.served[request_class], heavy_tokens, self._placement.reusable, self._order)
+
+    def _order(self, sequence: Sequence) -> float:
+        """The place in the queue of one that has had no slot here. Who was here before comes before its tenant's new prompts."""
+        predicted_us = 0.0 if sequence.request.readmitted else self._prompt_us(sequence)
+        return order_key(predicted_us, sequence.arrived_ns, self._policy.ageing)
+
+    def _prompt_us(self, sequence: Sequence) -> float:
+        """What computing all of it takes that is not kept."""
+        n_cached = self._placement.reusable.cached(sequence)
+        model = self._books.models[sequence.pool]
+        return model.chunk_us(is_prompt=True, start=n_cached, n_tokens=sequence.n_tokens - n_cached)
+
+    def _turned(self, pool: str, keys: Iterable[int | str]) -> None:
+        """What was kept of these blocks, or templates, came or went: prompts that wait may be heavy no more, or again."""
+        for request_class in RequestClass:
+            self._books.queues[request_class, pool].sort_again(keys)
 
     def _found(self, request_id: int, now_ns: int) -> Sequence | None:
         """A live request, about which something comes in now."""
@@ -379,22 +398,3 @@ class Scheduler:
         for pool in self._books.pools.values():
             for sequence in [s for s in pool.holders.values() if s.request_class is RequestClass.BACKGROUND]:
                 self._life.park(sequence)
-
-    def _make_room(self, now_ns: int) -> None:
-        """Rules R6 and R7: where the first of a queue finds no slot, or no compute, somebody may have to give up their slot.
-
-        One a step and pool."""
-        books = self._books
-        for name, pool in books.pools.items():
-            for request_class, limits in books.limits.items():
-                if not (books.queues[request_class, name].n_queued and books.runs(request_class)):
-                    continue
-                if not books.has_rows(request_class) and pool.may_take(request_class, admission.slots_max(name, limits)):
-                    continue
-                arrival = books.first_waiting(request_class, name)
-                if arrival is None:
-                    continue
-                victim = self._preemption.victim(pool, arrival, now_ns, admission.slots_max(name, limits))
-                if victim is not None:
-                    self._life.preempt(victim[0], arrival, victim[1])
-                    break

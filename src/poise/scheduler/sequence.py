@@ -84,6 +84,12 @@ class Sequence:
     """When it was preempted last."""
     n_pushes: int = 0
     """Times it was queued: tells its present place in a queue from older ones."""
+    heavy: bool = False
+    """Where it is queued, it is among the heavy ones."""
+    spared: bool = False
+    """Where it is queued: a running request has computed so much of its prompt that it is not heavy."""
+    gap_ns: int = 0
+    """The mean time between the turns of its conversation; 0: this is the first that was seen."""
     paused: bool = False
     """An operator has paused it."""
     preparing: bool = False

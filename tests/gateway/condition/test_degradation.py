@@ -122,10 +122,10 @@ def test_the_fallback_is_a_valid_configuration(profile: str) -> None:
     settings = load(None, {}, {"profile": profile}).settings
     lower = fallback(settings)
     assert Settings.model_validate(lower.model_dump()) == lower
-    assert lower.pools.short.slots == max(1, settings.pools.short.slots // 2)
-    assert lower.classes.interactive.slots_max <= lower.pools.short.slots
-    assert lower.classes.background.heavy_max <= lower.pools.long.slots
-    assert max(lower.pools.short.slots, lower.scheduler.quantum_tokens) <= lower.engine.batch_tokens <= 128
+    assert lower.pools.short.slots == max(1, settings.n_slots("short") // 2)
+    assert lower.classes.interactive.slots_max <= lower.n_slots("short")
+    assert lower.classes.background.heavy_max <= lower.n_slots("long")
+    assert max(lower.n_slots("short"), lower.scheduler.quantum_tokens) <= lower.engine.batch_tokens <= 128
     assert (lower.engine.adapt_threads, lower.store.prefix_reuse) == (False, False)
     assert lower.pools.short.flash_attention == ("on" if settings.engine.kv_type == "q8_0" else "off")
     assert lower.pools.long.slot_tokens == settings.pools.long.slot_tokens

@@ -197,7 +197,7 @@ def test_every_way_to_stop_has_its_words(first: str, told: str) -> None:
         ("tenant", "so that a tenant that had been served less could have its slot"),
         ("compute", "because its tenant had been served far more than one that waited for compute"),
         ("turn", "because its turn was over and other background work waited"),
-        ("limit", "because its tenant ran as many requests as it may"),
+        ("limit", "because as many ran as may: of its tenant, or of its class's heavy prompts"),
         ("outgrown", "because its answer had filled its slot and goes on in a longer one"),
     ],
 )

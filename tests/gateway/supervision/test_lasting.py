@@ -116,7 +116,7 @@ async def test_out_of_memory_then_too_little_of_it_goes_on_in_the_fallback(tmp_p
         place.wrong.write_text(FULL)
         place.kill()
         await until_ready(place.supervisor, restarts=2)
-        assert place.n_slots() == fallback(settings).pools.short.slots < normal
+        assert place.n_slots() == fallback(settings).n_slots("short") < normal
         assert place.degradation.level is Level.DEGRADED
         assert place.degradation.reasons == ["the normal configuration does not fit the memory that is free"]
         assert len([e for e in await events(waiting) if type(e).__name__ == "Token"]) == 50

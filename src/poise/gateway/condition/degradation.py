@@ -134,10 +134,10 @@ def fallback(settings: Settings) -> Settings:
     """The conservative configuration: half the slots, one thread fewer and not adapted, small batches, no reuse of prefixes, no
     flash attention unless the type of the KV cells needs it. Every limit of a request is as before: what was accepted still fits.
     """
-    engine, pools = settings.engine, settings.pools
+    engine = settings.engine
     threads = engine.threads or usable_threads()
     flash = "off" if engine.kv_type == "f16" else "on"
-    short, long = (max(1, pool.slots // 2) for pool in (pools.short, pools.long))
+    short, long = (max(1, settings.n_slots(name) // 2) for name in ("short", "long"))
     batch = max(min(engine.batch_tokens, FALLBACK_BATCH_TOKENS), short, long, settings.scheduler.quantum_tokens)
     changes: dict[str, Any] = {
         "engine": {"threads": max(1, threads - 1), "adapt_threads": False, "batch_tokens": batch},

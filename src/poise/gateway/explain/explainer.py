@@ -13,7 +13,7 @@ from poise.gateway.explain.neighbours import Neighbours, SlotLimits
 from poise.gateway.records.kept import Records
 from poise.gateway.records.record import Record
 from poise.gateway.supervision.engine import EngineView
-from poise.scheduler.policy import LONG_POOL
+from poise.scheduler.policy import SHORT_POOL
 
 
 class Explainer:
@@ -45,7 +45,7 @@ class Explainer:
         running_max = self._settings.tenant(origin.tenant).running_max or None
         if pool not in slots:
             return SlotLimits("", tenant_running=running_max)
-        class_slots = limits.heavy_max if pool == LONG_POOL else limits.slots_max
+        class_slots = max(1, limits.slots_max * slots[pool] // slots.get(SHORT_POOL, limits.slots_max))
         return SlotLimits(pool, slots[pool], min(class_slots, slots[pool]), running_max)
 
     def _weather(self, now_s: float, begin_s: float, end_s: float) -> Weather:

@@ -37,7 +37,7 @@ LOST_TO: Mapping[str, str] = {
     PreemptionReason.TENANT: "so that a tenant that had been served less could have its slot",
     PreemptionReason.COMPUTE: "because its tenant had been served far more than one that waited for compute",
     PreemptionReason.TURN: "because its turn was over and other background work waited",
-    PreemptionReason.LIMIT: "because its tenant ran as many requests as it may",
+    PreemptionReason.LIMIT: "because as many ran as may: of its tenant, or of its class's heavy prompts",
     PreemptionReason.POWER: "because the host was short of power or too warm",
     PreemptionReason.OUTGROWN: "because its answer had filled its slot and goes on in a longer one",
 }

@@ -12,6 +12,7 @@ from poise.gateway.records.values import Answer, Bill, Logprob, Notes, ToolCall,
 from poise.gateway.request.refusals import ApiError
 from poise.gateway.text.answers import EntryKind
 from poise.scheduler.request import Queued
+from poise.wire.messages import Prefill
 
 ChoiceState = Annotated[str, one_of(*RequestState)]
 WOKEN = "woken"
@@ -42,6 +43,9 @@ class ChoiceRecord:
     """Tokens that were computed again, as the engine said at its end."""
     n_chunks: int = 0
     """Chunks of its prompt that were computed."""
+    n_prefilled: int = 0
+    """Tokens of its prompt that are in its slot, and when it had the first of those that were computed for it."""
+    prefill_s: float | None = None
     chunks: "Moment | None" = None
     """The moment that its next chunk may be added to."""
     first_s: float | None = None
@@ -49,6 +53,16 @@ class ChoiceRecord:
     last_s: float | None = None
     finish_reason: str | None = None
     outcome: str | None = None
+
+    def foreseen(self, prefill: Prefill, n_prompt: int, now_s: float) -> tuple[int, int, int] | None:
+        """With this chunk: tokens of the prompt that are computed, of how many, and in how many ms the rest will be at the pace
+        so far. None: all are."""
+        if self.prefill_s is None:
+            self.prefill_s, self.n_prefilled = now_s - prefill.pass_us / 1e6, self.n_cached
+        self.n_prefilled += prefill.n_tokens
+        computed, left = self.n_prefilled - self.n_cached, n_prompt - self.n_prefilled
+        pace_ms = (now_s - self.prefill_s) * 1000 / max(1, computed)
+        return (self.n_prefilled, n_prompt, int(pace_ms * left)) if left > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from poise.gateway.records.moments import End, Moment
 from poise.gateway.records.pacing import Playout, Wake
 from poise.gateway.records.record import Follower, Record
 from poise.gateway.records.values import Logprob
-from poise.gateway.records.writer import KEEP_ALIVE, QUEUED, Writer, event_id
+from poise.gateway.records.writer import KEEP_ALIVE, PREFILLED, QUEUED, Writer, event_id
 from poise.gateway.request.refusals import ApiError, invalid_value
 from poise.gateway.text.answers import EntryKind
 from poise.metrics.clients import StreamMetrics
@@ -26,6 +26,8 @@ RUN_ENTRIES = 256
 """Most entries of one event."""
 RUN_LOGPROBS = 16
 """The same, with log probabilities."""
+PREFILL_SAID_S, PREFILL_LEFT_MS = 1.0, 500
+"""How far a long prompt is, is sent once in so long, if it will not be done within that."""
 _UNSENT = frozenset(("arrived", "held_to", "queued", "routed", "not_answered", "started", "prefill", "first_token", "finished"))
 _NOW, _SET_TIMER = Wake.NOW, Wake.SET_TIMER
 _TEXT, _NAME = EntryKind.TEXT, EntryKind.CALL_NAME
@@ -82,6 +84,8 @@ class Reader(Follower):
         self._n_moments = len(record.timeline) if place is not None else 0
         self._sent_place: tuple[int, int] | None = None
         """Place in the queue and estimate, in ms, that were sent last."""
+        self._prefill_said_s = 0.0
+        """When it was sent how far the prompt is."""
         self._sent_at_s: list[float | None] = [None] * len(record.choices)
         self._writer = record.writer() if place is None else writer_behind(record, place.n_entries, place.n_ends)
         self._writer.has_ids = has_ids
@@ -123,6 +127,10 @@ class Reader(Follower):
             self._sent_place = record.place
             position, eta_ms = record.place
             out.append(self._writer.note(QUEUED, None, {"position": position, "eta_ms": eta_ms}))
+        if record.prefill is not None and record.prefill[2] >= PREFILL_LEFT_MS and now_s - self._prefill_said_s >= PREFILL_SAID_S:
+            self._prefill_said_s = now_s
+            computed, whole, eta_ms = record.prefill
+            out.append(self._writer.note(PREFILLED, None, {"computed": computed, "of": whole, "eta_ms": eta_ms}))
         if not self._is_opened and record.is_open:
             self._is_opened = True
             out.append(self._writer.opening(len(record.choices)))

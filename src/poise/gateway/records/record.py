@@ -127,6 +127,8 @@ class Record:
     accepted: Accepted | None = None
     place: tuple[int, int] | None = None
     """Place in the queue and estimated wait in ms, as long as that is worth telling."""
+    prefill: tuple[int, int, int] | None = None
+    """Tokens of the prompt that are computed, of how many, and in how many ms all of them will be; as long as some are not."""
     downgraded: bool = False
     served_us: int = 0
     """Compute, a summary's included, as far as the engine has told."""
@@ -230,6 +232,7 @@ class Record:
         """A chunk of a prompt was computed. It goes to the moment of those before it when there are many."""
         told = self.choices[choice]
         told.n_chunks += 1
+        self.prefill = None if self.n_entries else told.foreseen(prefill, self.n_prompt, time.perf_counter())
         if told.chunks is None or told.chunks.detail["chunks"] >= told.n_chunks // PREFILL_ALONE:
             detail = {"computed_tokens": prefill.n_tokens, "chunks": 1, "pass_us": prefill.pass_us}
             n_moments = len(self.timeline)

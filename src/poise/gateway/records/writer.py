@@ -85,8 +85,9 @@ class Writer(ABC):
 MakeWriter = Callable[[Answered], Writer]
 """Makes the writer for one more reader."""
 
-QUEUED, SUMMARIZING, KEEP_ALIVE = "queued", "summarizing", "keep-alive"
-"""Notes with `position` and `eta_ms`, with the number of `turns`, and with nothing but that the stream lives."""
+QUEUED, SUMMARIZING, KEEP_ALIVE, PREFILLED = "queued", "summarizing", "keep-alive", "prefilled"
+"""Notes with `position` and `eta_ms`, with the number of `turns`, with nothing but that the stream lives, and with the tokens
+`computed`, `of` how many, and `eta_ms`."""
 
 _WORDS = {KEEP_ALIVE: KEEP_ALIVE.encode(), ChangeKind.DOWNGRADE: DOWNGRADED}
 
@@ -113,6 +114,8 @@ def comment(what: str, choice: int | None, detail: Mapping[str, Any], *, has_ids
 def _note(what: str, choice: int | None, detail: Mapping[str, Any]) -> bytes:
     if what == QUEUED:
         return b": queued position=%d eta_ms=%d\n" % (detail["position"], detail["eta_ms"])
+    if what == PREFILLED:
+        return f": prefill {detail['computed']:,} of {detail['of']:,} eta_ms={detail['eta_ms']}\n".encode()
     if what == SUMMARIZING:
         return b": summarizing turns=%d\n" % detail["turns"]
     word = _WORDS[what] if what in _WORDS else MEANINGS[what].comment

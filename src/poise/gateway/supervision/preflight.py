@@ -18,10 +18,11 @@ class CannotStart(Exception):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """The model's file, and limits above what `poise capacity` has measured, a line each."""
+    """The model's file, limits above what `poise capacity` has measured, a line each, and what memory pays for, by setting."""
 
     path: str
     warnings: list[str] = []
+    layout: dict[str, int] = {}
 
 
 def check(loaded: LoadedSettings) -> Checked:
@@ -44,7 +45,7 @@ def _check(loaded: LoadedSettings) -> Checked:
         raise CannotStart(str(error)) from None
     if found and loaded.settings.server.require_measured:
         raise CannotStart("\npoise: ".join(found))
-    return Checked(str(fit.path), list(found))
+    return Checked(str(fit.path), list(found), dict(fit.layout))
 
 
 def in_child(work: Callable[[], Checked]) -> Checked:

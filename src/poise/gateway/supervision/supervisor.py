@@ -51,7 +51,7 @@ class Supervisor:
         """`command` starts an engine; the numbers of files and of its end of the socket pair are added to it."""
         self.state = EngineState()
         self.metrics = RecoveryMetrics()
-        self._store = StoreKeeper(settings.store.budget_mb << 20)
+        self._store = StoreKeeper(settings.store_mb << 20)
         self._launcher = Launcher(command, self._store)
         self._tasks = tasks or Tasks()
         self._settings = settings

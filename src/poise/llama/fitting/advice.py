@@ -121,11 +121,11 @@ class _Search:
 def loss(old: Settings, new: Settings, context_train: int = 0) -> float:
     """What is lost from one to the other. What slots are longer than the trained context (0: unknown) is no loss."""
     longest = context_train or inf
-    lost = LOSS_STORE * _share(old.store.budget_mb, new.store.budget_mb)
+    lost = LOSS_STORE * _share(old.store_mb, new.store_mb)
     lost += LOSS_BATCH * log2(old.engine.batch_tokens / new.engine.batch_tokens)
     lost += LOSS_KV_TYPE * (old.engine.kv_type != new.engine.kv_type)
-    for before, after in ((old.pools.short, new.pools.short), (old.pools.long, new.pools.long)):
-        lost += LOSS_SLOTS * _share(before.slots, after.slots)
+    for (name, before), (_, after) in zip(old.pools, new.pools, strict=True):
+        lost += LOSS_SLOTS * _share(old.n_slots(name), new.n_slots(name))
         lost += LOSS_SLOT_TOKENS * _share(min(before.slot_tokens, longest), min(after.slot_tokens, longest))
     return lost
 
@@ -139,14 +139,14 @@ def _knobs(settings: Settings, header: GgufHeader, *, gentle: bool) -> list[Knob
     divisor, context_train = 2 if gentle else 1 << 20, header.number("context_length")
     halves = [settings.engine.batch_tokens >> n for n in range(1, 9)]
     values: dict[str, Sequence[int | str]] = {
-        "store.budget_mb": _below(settings.store.budget_mb, STORE_STEP_MB, 0, divisor),
+        "store.budget_mb": _below(settings.store_mb, STORE_STEP_MB, 0, divisor),
         "engine.batch_tokens": [n for n in halves if n >= max(32, settings.engine.batch_tokens // divisor)],
     }
     if settings.engine.kv_type == "f16" and can_quantise_kv(header):
         values["engine.kv_type"] = [QUANTISED]
     for name, pool in settings.pools:
         tokens = min(pool.slot_tokens, context_train) if context_train else pool.slot_tokens
-        values[f"pools.{name}.slots"] = _below(pool.slots, 1, 1, divisor)
+        values[f"pools.{name}.slots"] = _below(settings.n_slots(name), 1, 1, divisor)
         values[f"pools.{name}.slot_tokens"] = _below(tokens, CELLS_STEP, CELLS_STEP, divisor)
     return [Knob(key, lower) for key, lower in values.items() if lower]
 

@@ -5,8 +5,8 @@ counts in full: it fills up in the end. Sizes are in MiB, like the settings that
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -22,6 +22,8 @@ GATEWAY_BYTES, TEXT_WORKER_BYTES = 160 << 20, 80 << 20
 """What the other processes take, where all of them have to do with one amount of memory."""
 SLACK_BYTES = 64 << 20
 """What advice leaves free beyond the reserve, if it can: free memory is not the same a minute later."""
+LONG_SLOTS_MAX = 8
+"""The most slots of a long pool that memory decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Fit:
     weights: Path | None = None
     is_asked: bool = False
     """For an amount of memory that was named, and not for this host's."""
+    layout: Mapping[str, int] = field(default_factory=dict)
+    """By setting, where the settings leave it to what memory pays for."""
 
     @property
     def fits(self) -> bool:
@@ -74,11 +78,12 @@ def judge(loaded: LoadedSettings, path: Path | None = None, *, available: int | 
     available = available_bytes() if available is None else available
     weights = chooser(path, settings, available=available).planned().path
     header = read_header(weights)
-    need = settings_need(header, settings)
+    layout = lay_out(header, settings, available)
+    need = settings_need(header, settings.with_layout(layout))
     advice = None
     if need.total > available:
         advice = _advice(loaded, header, available - SLACK_BYTES) or _advice(loaded, header, available)
-    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights)
+    return Fit(path, settings.profile, need, available, int(psutil.virtual_memory().total), advice, weights, layout=layout)
 
 
 def bytes_of(text: str) -> int:
@@ -130,7 +135,7 @@ def settings_need(header: GgufHeader, settings: Settings) -> MemoryNeed:
         pool_specs(settings),
         kv_type=engine.kv_type,
         batch_tokens=engine.batch_tokens,
-        store_bytes=settings.store.budget_mb << 20,
+        store_bytes=settings.store_mb << 20,
         reserve_bytes=engine.memory_reserve_mb << 20,
     )
 
@@ -140,7 +145,29 @@ def pool_specs(settings: Settings) -> list[PoolSpec]:
     kv_type = settings.engine.kv_type
     # Quantised cells leave nothing to measure: they need flash attention.
     flash = {"on": True, "off": False, "auto": None if kv_type == "f16" else True}
-    return [PoolSpec(name, pool.slots, pool.slot_tokens, flash[pool.flash_attention]) for name, pool in settings.pools]
+    return [
+        PoolSpec(name, settings.n_slots(name), pool.slot_tokens, flash[pool.flash_attention]) for name, pool in settings.pools
+    ]
+
+
+def lay_out(header: GgufHeader, settings: Settings, available: int) -> dict[str, int]:
+    """What the settings leave to memory, by setting. Contexts that stay in their slots are the first use of memory that nothing
+    else needs: the long pool has as many slots as its share of that pays for, up to LONG_SLOTS_MAX. The second are copies:
+    the host store has twice what all slots hold, so that one tenant may have all of it stored, or half of what is left then."""
+    layout = {f"pools.{name}.slots": settings.n_slots(name) for name, pool in settings.pools if pool.slots == "auto"}
+    least = layout.get("pools.long.slots", LONG_SLOTS_MAX)
+    for n in range(min(LONG_SLOTS_MAX, settings.engine.batch_tokens), least, -1):
+        more = layout | {"pools.long.slots": n}
+        need = settings_need(header, settings.with_layout(more))
+        free = available - need.weights - need.store - need.reserve
+        if need.kv + need.state <= settings.engine.kv_memory_share * free and need.total <= available - SLACK_BYTES:
+            layout = more
+            break
+    if settings.store.budget_mb == "auto":
+        need = settings_need(header, settings.with_layout(layout))
+        left = available - SLACK_BYTES - (need.total - need.store)
+        layout["store.budget_mb"] = max(settings.store_mb, min(2 * (need.kv + need.state), left // 2) >> 20)
+    return layout
 
 
 def _advice(loaded: LoadedSettings, header: GgufHeader, available: int) -> Changes | None:

@@ -45,7 +45,7 @@ def load_runner(
 
     weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait
     arena           the host store's memory. What is in it already is no memory that is still needed"""
-    available = available_bytes() + min(arena.file_bytes if arena else 0, settings.store.budget_mb << 20)
+    available = available_bytes() + min(arena.file_bytes if arena else 0, settings.store_mb << 20)
     if weights_again:
         weights = chooser(path, settings, available=available).as_before(weights_again)
         check_fit(weights.path, settings, available=available)

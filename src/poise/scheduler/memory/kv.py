@@ -2,12 +2,13 @@
 
 A slot is a stream of its own, so cells cannot fragment across sequences; what matters is that the busy slots are dense
 (rule R8): llama.cpp batches only runs of consecutive slot ids, and a badly split batch costs up to 1.7 times as much.
-Hence a sequence takes the lowest free slot, and a hole that persists is closed by moving the highest sequence down.
+Which slot is taken, and which hole is closed, is decided in `planning/slots`.
 
 A slot is held by a sequence, or free. A free slot can be warm: it still has the cells of a finished sequence, for requests
 that begin alike, until a sequence takes it."""
 
-import heapq
+from bisect import insort
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class PoolStatus:
 
 
 class KvPool:
-    """The slots of one pool. Deterministic: the lowest free slot is taken first."""
+    """The slots of one pool."""
 
     def __init__(self, name: str, policy: PoolPolicy) -> None:
         self.name = name
@@ -86,10 +87,15 @@ class KvPool:
         """Whether a sequence of this class may have a slot now."""
         return bool(self._free) and self._held_by_class[request_class] < class_slots_max
 
-    def take(self, sequence: Sequence) -> None:
-        """Give the sequence the lowest free slot. There must be one. Whether it is warm is for the caller to see to."""
+    @property
+    def free(self) -> SequenceOf[int]:
+        """The slots that nobody holds, in the order of their numbers."""
+        return self._free
+
+    def take(self, sequence: Sequence, slot: int) -> None:
+        """Give the sequence a free slot. Whether it is warm is for the caller to see to."""
         assert sequence.n_tokens <= self.policy.slot_cells, f"request {sequence.request.request_id} cannot fit"
-        slot = heapq.heappop(self._free)
+        self._free.remove(slot)
         sequence.slot = slot
         self.holders[slot] = sequence
         self._count(sequence, +1)
@@ -100,29 +106,28 @@ class KvPool:
         slot = sequence.slot
         assert self.holders.get(slot) is sequence, f"slot {slot} is not held by request {sequence.request.request_id}"
         del self.holders[slot]
-        heapq.heappush(self._free, slot)
+        insort(self._free, slot)
         self._count(sequence, -1)
         sequence.slot = -1
         return slot
 
-    def close_hole(self, persist_steps: int) -> tuple[Sequence, int, int] | None:
-        """Move the highest sequence into the lowest hole once holes have persisted for `persist_steps` calls.
-
-        Modifies the books at once and returns (sequence, source slot, target slot); the caller must have the target emptied
-        and the state moved."""
+    def has_held_holes(self, persist_steps: int) -> bool:
+        """Whether there have been free slots below the highest held one for more than so many calls."""
         if not self.holders or not self._free or self._free[0] > max(self.holders):
             self._hole_age = 0
-            return None
-        self._hole_age += 1
-        if self._hole_age <= persist_steps:
-            return None
-        self._hole_age = 0
-        source = max(self.holders)
+        else:
+            self._hole_age += 1
+        return self._hole_age > persist_steps
+
+    def move(self, source: int, target: int) -> Sequence:
+        """The sequence of a slot goes to a free one, which the caller has emptied, and its state with it. Returns it."""
         sequence = self.holders.pop(source)
-        target = heapq.heapreplace(self._free, source)
+        self._free.remove(target)
+        insort(self._free, source)
         self.holders[target] = sequence
         sequence.slot = target
-        return sequence, source, target
+        self._hole_age = 0
+        return sequence
 
     def change_class(self, sequence: Sequence, request_class: RequestClass) -> None:
         """The sequence, which holds a slot, is of another class from now on."""

@@ -6,9 +6,10 @@ shared prefix is found by bisection. Every tenant has an index of its own in eve
 another is not looked at, whatever its keys are. (Hash-chained blocks are vLLM's automatic prefix caching; the index for each
 tenant is our own rule.)"""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
+from poise.scheduler.memory.retention import Use
 from poise.scheduler.request import BLOCK_TOKENS
 
 
@@ -22,14 +23,16 @@ class Prefix:
     n_cells: int
     slot: int = -1
     entry: int = -1
+    use: Use = field(default_factory=Use)
     copy: int = -1
     """The entry that it was written through to; -1: it was not."""
 
 
 class PrefixIndex:
-    """Kept prefixes by tenant and pool."""
+    """Kept prefixes by tenant and pool. `turned` is told of blocks of a pool that nobody had before, or nobody has any more."""
 
-    def __init__(self) -> None:
+    def __init__(self, turned: Callable[[str, Iterable[int]], None]) -> None:
+        self._turned = turned
         self._by_key: dict[tuple[str, str], dict[int, list[Prefix]]] = {}
         self._by_entry: dict[int, Prefix] = {}
         self._kept: dict[str, list[Prefix]] = {}
@@ -75,10 +78,12 @@ class PrefixIndex:
         assert prefix.blocks, "a prefix without a whole block cannot be found again"
         self._kept.setdefault(prefix.tenant, []).append(prefix)
         keys = self._by_key.setdefault((prefix.tenant, prefix.pool), {})
+        new = [key for key in prefix.blocks if key not in keys]
         for key in prefix.blocks:
             keys.setdefault(key, []).append(prefix)
         if prefix.entry >= 0:
             self._by_entry[prefix.entry] = prefix
+        self._turned(prefix.pool, new)
 
     def remove(self, prefix: Prefix) -> None:
         self._kept[prefix.tenant].remove(prefix)
@@ -90,9 +95,11 @@ class PrefixIndex:
             holders.remove(prefix)
             if not holders:
                 del keys[key]
+        gone = [key for key in prefix.blocks if key not in keys]
         if not keys:
             del self._by_key[prefix.tenant, prefix.pool]
         self._by_entry.pop(prefix.entry, None)
+        self._turned(prefix.pool, gone)
 
     def of_entry(self, entry: int) -> Prefix:
         return self._by_entry[entry]

@@ -2,13 +2,15 @@
 
 One store serves three purposes: cells of swapped-out sequences, prefixes that may be used again, and declared templates. The
 runner keeps the bytes; here is only what is decided about them. Swaps and templates are never evicted: a swap belongs to
-a live request, a template to the operator. Prefixes go, the longest unused first, when anything needs their room."""
+a live request, a template to the operator. Prefixes go, those first that will be wanted last (`retention`), when anything needs
+their room."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from poise.scheduler.fairness.thresholds import may_take
+from poise.scheduler.memory.retention import Use
 from poise.scheduler.policy import StorePolicy
 from poise.scheduler.totals import Totals
 
@@ -34,6 +36,8 @@ class Entry:
     """Its cells are in their slot as well: it goes before any other prefix."""
     in_use: bool = False
     """True while the plan that is being made reads it; it may not be evicted then."""
+    use: Use = field(default_factory=Use)
+    """Of a prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class StoreStatus:
 
 
 class HostStore:
-    """Entries by number, oldest use first."""
+    """Entries by number."""
 
     def __init__(self, policy: StorePolicy, totals: Totals) -> None:
         self._policy = policy
@@ -75,32 +79,36 @@ class HostStore:
     def n_bytes(self) -> int:
         return sum(self._bytes.values())
 
-    def victims(self, purpose: Purpose, tenant: str, n_bytes: int) -> list[Entry] | None:
+    def quota(self, tenant: str) -> int:
+        """Bytes that a tenant's prefixes may take."""
+        return int(self._policy.tenant_shares.get(tenant, self._policy.tenant_share) * self.budget_bytes)
+
+    def victims(self, purpose: Purpose, tenant: str, n_bytes: int, now_ns: int) -> list[Entry] | None:
         """The prefixes that must go so that `n_bytes` fit, or None when they cannot. Modifies nothing.
 
-        A tenant's prefixes displace its own first where its quota says so, then anybody's by age."""
+        A tenant's prefixes displace its own first where its quota says so, then anybody's."""
         if n_bytes > self.budget_bytes:
             return None
         chosen: list[Entry] = []
         if purpose is Purpose.SWAP and not self._may_swap(tenant, n_bytes):
             return None
         if purpose is Purpose.PREFIX:
-            quota = self._quota(tenant)
+            quota = self.quota(tenant)
             over = self._prefix_bytes.get(tenant, 0) + n_bytes - quota
-            if n_bytes > quota or not self._choose(chosen, over, tenant):
+            if n_bytes > quota or not self._choose(chosen, over, tenant, now_ns):
                 return None
         over = self.n_bytes + n_bytes - self.budget_bytes - sum(e.n_bytes for e in chosen)
-        return chosen if self._choose(chosen, over, None) else None
+        return chosen if self._choose(chosen, over, None, now_ns) else None
 
     def has_room(self, tenant: str, n_bytes: int, freed: int = 0) -> bool:
         """Whether a prefix of the tenant fits in what nobody uses, once `freed` bytes of the tenant's own have gone."""
         own = self._prefix_bytes.get(tenant, 0) - freed + n_bytes
-        return own <= self._quota(tenant) and self.n_bytes - freed + n_bytes <= self.budget_bytes
+        return own <= self.quota(tenant) and self.n_bytes - freed + n_bytes <= self.budget_bytes
 
-    def surplus(self) -> list[Entry]:
-        """The prefixes that must go because the budget has shrunk, the longest unused first."""
+    def surplus(self, now_ns: int) -> list[Entry]:
+        """The prefixes that must go because the budget has shrunk, those first that will be wanted last."""
         chosen: list[Entry] = []
-        self._choose(chosen, self.n_bytes - self.budget_bytes, None)
+        self._choose(chosen, self.n_bytes - self.budget_bytes, None, now_ns)
         return chosen
 
     def add(self, purpose: Purpose, tenant: str, pool: str, n_cells: int, n_bytes: int) -> Entry:
@@ -126,10 +134,6 @@ class HostStore:
         self._totals.evicted_entries += evicted
         return entry
 
-    def touch(self, number: int) -> None:
-        """It was used just now."""
-        self._entries[number] = self._entries.pop(number)
-
     def settle(self, number: int, n_bytes: int) -> None:
         """The runner has said what the entry really takes. Books that a prediction left over budget stay so until it goes."""
         entry = self._entries[number]
@@ -143,9 +147,6 @@ class HostStore:
             entries[entry.purpose] += 1
         return StoreStatus(self.budget_bytes, dict(self._bytes), entries, self._peak_bytes)
 
-    def _quota(self, tenant: str) -> int:
-        return int(self._policy.tenant_shares.get(tenant, self._policy.tenant_share) * self.budget_bytes)
-
     def _may_swap(self, account: str, n_bytes: int) -> bool:
         """Alone an account's swaps may take its share of the store; beside others, that share of what is free without its own. So
         streams that nobody reads, which are swapped out and stay, leave room for the next one's."""
@@ -154,17 +155,18 @@ class HostStore:
         held, total = self._swap_bytes.get(account, 0), self.budget_bytes
         return share >= 1 or may_take(n_bytes, held=held, used=fixed, total=total, share=share / (1 - share))
 
-    def _choose(self, chosen: list[Entry], over: int, tenant: str | None) -> bool:
-        """Add spare prefixes and then the oldest ones (of the tenant) to `chosen` until `over` bytes are free; whether that is
-        possible."""
-        for entry in sorted(self, key=lambda entry: not entry.is_spare) if over > 0 else ():
+    def _choose(self, chosen: list[Entry], over: int, tenant: str | None, now_ns: int) -> bool:
+        """Add prefixes (of the tenant) to `chosen`, spare ones first, until `over` bytes are free; whether that is possible."""
+        if over <= 0:
+            return True
+        owned = [
+            e for e in self if e.purpose is Purpose.PREFIX and not e.in_use and tenant in (None, e.tenant) and e not in chosen
+        ]
+        for entry in sorted(owned, key=lambda e: (not e.is_spare, -e.use.wanted_in_ns(now_ns), e.number)):
             if over <= 0:
                 break
-            if entry.purpose is not Purpose.PREFIX or entry.in_use or entry in chosen:
-                continue
-            if tenant is None or entry.tenant == tenant:
-                chosen.append(entry)
-                over -= entry.n_bytes
+            chosen.append(entry)
+            over -= entry.n_bytes
         return over <= 0
 
     def _count(self, entry: Entry, change: int) -> None:

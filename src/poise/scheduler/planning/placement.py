@@ -4,39 +4,56 @@ Every change of a slot or of the host store goes through here: the books change 
 for the next plan, in an order in which each finds what those before it have left. What is decided here is only where cells
 go; who gets a slot and who loses one is decided in `planner` and `preemption`."""
 
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from poise.scheduler.memory.kv import KvPool
-from poise.scheduler.memory.prefix import Prefix, PrefixIndex
+from poise.scheduler.memory.prefix import Prefix
+from poise.scheduler.memory.retention import Use
+from poise.scheduler.memory.reuse import Found, Reusable, Source
 from poise.scheduler.memory.store import Entry, HostStore, Purpose
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import CostModel
 from poise.scheduler.planning.plan import KvOperation, StepResult
+from poise.scheduler.planning.slots import cheapest_slot, closing_move
 from poise.scheduler.policy import SchedulerPolicy
-from poise.scheduler.request import BLOCK_TOKENS, PreemptionKind, Request
+from poise.scheduler.request import BLOCK_TOKENS, PreemptionKind
 from poise.scheduler.sequence import Sequence
 from poise.scheduler.totals import Totals
 
 CARRY_FIRST_US = 3.0
 """First guess of what carrying one cell between a slot and the host store costs."""
 CARRY_MEMORY = 0.9
+COPIED = 2
+"""Cells are carried as often where they go from slot to slot: out, and in."""
 ENTRY_OVERHEAD_BYTES = 64
 
 
 class Placement:
-    """The slots of all pools, the host store, and the prefixes kept in both."""
+    """The slots of all pools, the host store, and the prefixes kept in both. `turned` is told of a pool's blocks or templates
+    that can be found from now on, or not any more."""
 
-    def __init__(self, policy: SchedulerPolicy, models: dict[str, CostModel], totals: Totals) -> None:
+    def __init__(
+        self,
+        policy: SchedulerPolicy,
+        models: dict[str, CostModel],
+        totals: Totals,
+        turned: Callable[[str, Iterable[int | str]], None],
+    ) -> None:
         self._policy = policy
         self._models = models
         self._totals = totals
         self.pools = {name: KvPool(name, pool) for name, pool in policy.pools.items()}
         self.store = HostStore(policy.store, totals)
-        self.index = PrefixIndex()
-        self.templates: dict[tuple[str, str], Entry] = {}
-        """(pool, template name) to its entry, once it has been computed."""
+        self._turned = turned
+        self.reusable = Reusable(policy.store, turned)
+        self.index, self.live, self.templates = self.reusable.index, self.reusable.live, self.reusable.templates
+        self.now_ns = 0
+        """Set by the scheduler before anything else is called."""
         self.carry_us = CARRY_FIRST_US
         self.n_moves = 0
+        self._n_carried = 0
+        """Cells that were carried so far, by what is planned."""
         self._operations: list[KvOperation] = []
         self._unclean: dict[str, None] = {}
         """Pools with cells that are to be overwritten."""
@@ -49,25 +66,43 @@ class Placement:
         self._unclean.clear()
         return operations
 
-    def cached_cells(self, sequence: Sequence) -> int:
-        """Cells that the sequence would not have to compute if it got a slot now."""
-        if sequence.n_computed:
-            return sequence.n_computed
-        found = self._find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
-        return found[1] if found else 0
-
-    def cached_prompt(self, request: Request, pool: str) -> int:
-        """Tokens of a new request's prompt that it would not have to compute in that pool now."""
-        found = self._find(request, pool, request.blocks, request.n_prompt)
-        return found[1] if found else 0
-
-    def place(self, sequence: Sequence) -> None:
-        """Give the sequence the lowest free slot, with all of its cells that are known anywhere."""
+    def place(self, sequence: Sequence) -> float:
+        """Give the sequence the free slot that costs least, with all of its cells that are known anywhere. Returns what carrying
+        them takes, in microseconds."""
         pool = self.pools[sequence.pool]
         found = None
         if sequence.entry < 0:
-            found = self._find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
-        pool.take(sequence)
+            found = self.reusable.find(sequence.request, sequence.pool, sequence.blocks, sequence.n_tokens)
+        n_carried = self._n_carried
+        pool.take(sequence, self._cheapest_slot(sequence, pool, found))
+        self._fill(sequence, pool, found)
+        self.live.add(sequence)
+        return self.carry_us * (self._n_carried - n_carried)
+
+    def _cheapest_slot(self, sequence: Sequence, pool: KvPool, found: Found | None) -> int:
+        source, n_cells = found or (None, 0)
+
+        def carried_us(slot: int) -> float:
+            warm = pool.warm.get(slot)
+            if warm is not None and warm is source:
+                return self._loss_us(warm, warm.n_cells - n_cells)
+            copied = n_cells if isinstance(source, Sequence) or (isinstance(source, Prefix) and source.slot >= 0) else 0
+            return COPIED * self.carry_us * copied + (self._loss_us(warm, warm.n_cells) if warm is not None else 0.0)
+
+        return cheapest_slot(pool.free, pool.holders, self._models[pool.name].fixed_us, sequence.n_likely, carried_us)
+
+    def _loss_us(self, warm: Prefix, n_cells: int) -> float:
+        """What it costs that the last `n_cells` cells of a warm slot go: to carry them out, and in when they are wanted, or to
+        compute them again."""
+        if n_cells < 2 * BLOCK_TOKENS or self.index.covers(warm):
+            return 0.0
+        again_us = self._models[warm.pool].chunk_us(is_prompt=True, start=warm.n_cells - n_cells, n_tokens=n_cells)
+        fits = warm.n_cells * self._policy.pools[warm.pool].cell_bytes <= self.store.quota(warm.tenant)
+        lost_us = min(again_us, COPIED * self.carry_us * warm.n_cells) if fits else again_us
+        return lost_us * warm.use.worth(self.now_ns)
+
+    def _fill(self, sequence: Sequence, pool: KvPool, found: Found | None) -> None:
+        """Empty the sequence's new slot, and put what is known of it there."""
         warm = pool.warm.pop(sequence.slot, None)
         if sequence.entry >= 0:
             self._empty(pool, sequence.slot, warm)
@@ -75,12 +110,21 @@ class Placement:
         elif found is None:
             self._empty(pool, sequence.slot, warm)
         else:
+            self._note_use(sequence, found[0])
             self._reuse(sequence, pool, warm, *found)
             self._totals.prefix_hits += 1
+
+    def _note_use(self, sequence: Sequence, source: Source) -> None:
+        """Who goes on with a kept prefix goes on with its rhythm."""
+        if isinstance(source, Prefix):
+            use = source.use.again(sequence.arrived_ns)
+            source.use.used_ns, source.use.gap_ns = use.used_ns, use.gap_ns
+            sequence.gap_ns = use.gap_ns
 
     def swap_out(self, sequence: Sequence) -> PreemptionKind:
         """Take the sequence's slot and keep its cells in the host store, or drop them where that is cheaper or all there is."""
         pool = self.pools[sequence.pool]
+        self.live.remove(sequence)
         slot = pool.release(sequence)
         request_id, n_cells = sequence.request.request_id, sequence.n_computed
         entry = self._swap_entry(sequence) if n_cells else None
@@ -106,7 +150,8 @@ class Placement:
         store, entry = self._policy.store, sequence.entry
         blocks = tuple(sequence.blocks[: sequence.n_computed // BLOCK_TOKENS])
         keep = keep and store.prefix_reuse and bool(blocks) and sequence.n_computed >= store.prefix_min_cells
-        prefix = Prefix(sequence.request.tenant, sequence.pool, blocks, sequence.n_computed, entry=entry)
+        use = Use(self.now_ns, sequence.gap_ns)
+        prefix = Prefix(sequence.request.tenant, sequence.pool, blocks, sequence.n_computed, entry=entry, use=use)
         if entry >= 0:
             sequence.entry = -1
             if not (keep and self._keep_entry(prefix)):
@@ -114,6 +159,7 @@ class Placement:
         if sequence.slot < 0:
             return
         pool = self.pools[sequence.pool]
+        self.live.remove(sequence)
         slot, request_id = pool.release(sequence), sequence.request.request_id
         if keep:
             prefix.slot = slot
@@ -129,11 +175,13 @@ class Placement:
         if entry is not None:
             self._operations.append(kv.StoreSlot(sequence.pool, sequence.slot, entry.number, sequence.n_computed))
             self.templates[sequence.pool, name] = entry
+            self._turned(sequence.pool, [name])
 
     def unpin(self, pool: str, name: str) -> None:
         entry = self.templates.pop((pool, name), None)
         if entry is not None:
             self._drop(entry.number)
+            self._turned(pool, [name])
 
     def forget(self, tenant: str) -> tuple[int, int]:
         """Drop every kept prefix of a tenant; returns how many there were, and their cells."""
@@ -161,11 +209,20 @@ class Placement:
     def close_holes(self) -> None:
         """Rule R8."""
         for name, pool in self.pools.items():
-            if (move := pool.close_hole(self._policy.hole_steps)) is not None:
-                sequence, source, target = move
+            if not pool.has_held_holes(self._policy.hole_steps):
+                continue
+            pass_us, cell_us = self._models[name].fixed_us, COPIED * self.carry_us
+            move = closing_move(pool.free, pool.holders, pass_us, cell_us, partial(self._emptied_us, pool))
+            if move is not None:
+                source, target = move
                 self._empty(pool, target, pool.warm.pop(target, None))
+                sequence = pool.move(source, target)
                 self._operations.append(kv.MoveSlot(name, source, target, sequence.request.request_id))
                 self.n_moves += 1
+
+    def _emptied_us(self, pool: KvPool, slot: int) -> float:
+        warm = pool.warm.get(slot)
+        return self._loss_us(warm, warm.n_cells) if warm is not None else 0.0
 
     def settle(self, result: StepResult) -> list[tuple[Sequence, int]]:
         """Account for a plan's operations; returns the sequences whose cells were lost in the host store, and how many were."""
@@ -184,28 +241,13 @@ class Placement:
             elif entry.purpose is Purpose.PREFIX:
                 self.index.remove(self.index.of_entry(number))
             else:
-                self.templates = {key: kept for key, kept in self.templates.items() if kept is not entry}
+                (gone,) = (key for key, kept in self.templates.items() if kept is entry)
+                del self.templates[gone]
+                self._turned(gone[0], [gone[1]])
         if result.carried_cells:
             measured = result.carried_us / result.carried_cells
             self.carry_us = CARRY_MEMORY * self.carry_us + (1 - CARRY_MEMORY) * measured
         return lost
-
-    def _find(self, request: Request, pool: str, blocks: SequenceOf[int], n_tokens: int) -> tuple[Prefix | Entry, int] | None:
-        """Where the longest known beginning of `n_tokens` tokens is, and its cells. The last token is always computed."""
-        if request.scores:
-            return None
-        store, most = self._policy.store, n_tokens - 1
-        found: tuple[Prefix | Entry, int] | None = None
-        if store.prefix_reuse:
-            shared = self.index.longest(request.tenant, pool, blocks)
-            if shared is not None and min(shared[1], most) >= store.prefix_min_cells:
-                found = shared[0], min(shared[1], most)
-        template = self.templates.get((pool, request.template)) if request.template else None
-        if template is not None:
-            n_cells = min(request.template_cells, template.n_cells, most)
-            if n_cells > (found[1] if found else 0):
-                found = template, n_cells
-        return found
 
     def _restore(self, sequence: Sequence) -> None:
         """Load a swapped sequence into its new slot."""
@@ -213,10 +255,11 @@ class Placement:
         request_id, n_cells = sequence.request.request_id, sequence.n_computed
         self._operations.append(kv.LoadSlot(sequence.pool, sequence.slot, entry, n_cells, request_id))
         self._totals.loaded_bytes += self.store[entry].n_bytes
+        self._n_carried += n_cells
         self._drop(entry)
         sequence.entry = -1
 
-    def _reuse(self, sequence: Sequence, pool: KvPool, warm: Prefix | None, source: Prefix | Entry, n_cells: int) -> None:
+    def _reuse(self, sequence: Sequence, pool: KvPool, warm: Prefix | None, source: Source, n_cells: int) -> None:
         """Put the first `n_cells` cells of the source into the sequence's slot, in which `warm` may lie."""
         slot, request_id = sequence.slot, sequence.request.request_id
         if source is warm:
@@ -224,16 +267,17 @@ class Placement:
             self.index.remove(warm)
             if warm.n_cells > n_cells:
                 self._operations.append(kv.TrimSlot(pool.name, slot, n_cells))
-        elif isinstance(source, Prefix) and source.slot >= 0:
+        elif isinstance(source, Sequence) or (isinstance(source, Prefix) and source.slot >= 0):
             self._empty(pool, slot, warm)
             self._operations.append(kv.CopySlot(pool.name, source.slot, slot, n_cells, request_id))
+            self._n_carried += COPIED * n_cells
         else:
             entry = source if isinstance(source, Entry) else self.store[source.entry]
             entry.in_use = True
             self._empty(pool, slot, warm)
             entry.in_use = False
-            self.store.touch(entry.number)
             self._totals.loaded_bytes += entry.n_bytes
+            self._n_carried += n_cells
             self._operations.append(kv.LoadSlot(pool.name, slot, entry.number, n_cells, request_id))
         sequence.n_computed = n_cells
 
@@ -252,7 +296,9 @@ class Placement:
         entry = self._admit(Purpose.PREFIX, warm.tenant, warm.pool, warm.n_cells)
         if entry is None:
             return
-        stored = Prefix(warm.tenant, warm.pool, warm.blocks, warm.n_cells, entry=entry.number)
+        entry.use = warm.use
+        stored = Prefix(warm.tenant, warm.pool, warm.blocks, warm.n_cells, entry=entry.number, use=warm.use)
+        self._n_carried += warm.n_cells
         self._operations.append(kv.StoreSlot(pool.name, warm.slot, entry.number, warm.n_cells))
         self._index_stored(stored)
 
@@ -266,11 +312,11 @@ class Placement:
         """From a swapped sequence that has ended its entry becomes a prefix, if its tenant's quota has room for it."""
         entry = self.store.remove(prefix.entry)
         is_covered = self.index.covers(prefix)
-        victims = None if is_covered else self.store.victims(Purpose.PREFIX, prefix.tenant, entry.n_bytes)
+        victims = None if is_covered else self.store.victims(Purpose.PREFIX, prefix.tenant, entry.n_bytes, self.now_ns)
         if victims is not None:
             for victim in victims:
                 self._discard(victim.number, evicted=True)
-            entry.purpose, entry.tenant = Purpose.PREFIX, prefix.tenant
+            entry.purpose, entry.tenant, entry.use = Purpose.PREFIX, prefix.tenant, prefix.use
         self.store.put(entry)
         if victims is None:
             return False
@@ -293,7 +339,7 @@ class Placement:
     def _admit(self, purpose: Purpose, tenant: str, pool: str, n_cells: int) -> Entry | None:
         """A new entry; prefixes are evicted to make room. None when that is not enough."""
         n_bytes = n_cells * self._policy.pools[pool].cell_bytes + ENTRY_OVERHEAD_BYTES
-        victims = self.store.victims(purpose, tenant, n_bytes)
+        victims = self.store.victims(purpose, tenant, n_bytes, self.now_ns)
         if victims is None:
             return None
         for victim in victims:
@@ -303,7 +349,7 @@ class Placement:
     def shrink(self, budget_bytes: int) -> None:
         """Give the store another budget. Prefixes that are too much go; what is swapped and declared stays."""
         self.store.budget_bytes = budget_bytes
-        for victim in self.store.surplus():
+        for victim in self.store.surplus(self.now_ns):
             self._discard(victim.number, evicted=True)
 
     def _discard(self, number: int, *, evicted: bool = False) -> None:

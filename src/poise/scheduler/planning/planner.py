@@ -5,7 +5,7 @@ R4 guaranteed share  background work that is owed compute goes next
 R3 prompts           by class, then least-served tenant, then shortest remaining with ageing
 R4 leftovers         background decodes and its first prompt by served cost, then its prompts, with whatever is left
 R2 time budget       spent by all of the above; the first prompt of a class gets one quantum whatever is left
-R5 heavy             long prompts have their own pool and a bounded number of slots in it
+R5 heavy             long prompts have their own pool, and only so many of them are computed at once
 
 Where a quota allows no longer steps (`power.step_us`), rows and prompts take turns instead of R1 and the quantum.
 
@@ -15,14 +15,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from poise.scheduler import admission
-from poise.scheduler.fairness.fairness import ServedCost
-from poise.scheduler.fairness.tenants import TenantBooks
-from poise.scheduler.memory.kv import KvPool
+from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.budget import BatchShape, CostModel, StepBudget, attended_cells
 from poise.scheduler.planning.plan import Batch, Chunk
-from poise.scheduler.policy import LONG_POOL, ClassPolicy, SchedulerPolicy
-from poise.scheduler.power import NO_LIMITS, Background, PowerLimits
-from poise.scheduler.queues import WaitingQueue
+from poise.scheduler.policy import LONG_POOL
 from poise.scheduler.request import RequestClass
 from poise.scheduler.sequence import Sequence
 
@@ -31,61 +27,14 @@ HEAVY_STRETCH = 2.0
 
 
 @dataclass(slots=True)
-class Books:
-    """What the scheduler knows between steps; a planning pass reads it and gives out slots."""
-
-    policy: SchedulerPolicy
-    pools: dict[str, KvPool]
-    queues: dict[tuple[RequestClass, str], WaitingQueue]
-    served: dict[RequestClass, ServedCost]
-    models: dict[str, CostModel]
-    tenants: TenantBooks
-    running: dict[RequestClass, dict[int, Sequence]]
-    """Per class, running sequences by request id, in order of their start, or of their turns."""
-    limits: dict[RequestClass, ClassPolicy]
-    """The classes' policies with as many queue places and slots as they may have now."""
-    power: PowerLimits = NO_LIMITS
-    row_limit: int = 0
-    """Interactive requests that may run at once; 0: no limit."""
-    background_credit_us: float = 0.0
-    """Compute owed to background work (positive) or had in advance (negative)."""
-    heavy_saved_us: float = 0.0
-    """Budget that a heavy prompt has saved up for a chunk of the cheaper size."""
-    quantum_saved_us: float = 0.0
-    turns: dict[RequestClass, int] = field(default_factory=lambda: dict.fromkeys(RequestClass, 0))
-    """With `power.step_us`: decodes since prompts of the class came first."""
-    """Budget that background's first prompt has saved up for a quantum."""
-
-    def runs(self, request_class: RequestClass) -> bool:
-        """Whether anything of the class is computed at all now."""
-        return request_class is not RequestClass.BACKGROUND or self.power.background is Background.RUN
-
-    def has_rows(self, request_class: RequestClass) -> bool:
-        """Whether one more request of the class may run: interactive ones are counted without the background's."""
-        first, limit = self.running[RequestClass.INTERACTIVE], self.row_limit
-        n_rows = len(first) if request_class is RequestClass.INTERACTIVE else sum(map(len, self.running.values()))
-        return not limit or n_rows < limit
-
-    def first_waiting(self, request_class: RequestClass, pool: str) -> Sequence | None:
-        """The queued sequence that gets the next slot of the pool that the class may have."""
-        held, tenants = self.pools[pool].held_by_tenant, self.tenants
-        return self.queues[request_class, pool].first(tenants.may_run, lambda t: held(t) / tenants.weight(t))
-
-    def is_live(self, request_class: RequestClass) -> bool:
-        return bool(self.running[request_class]) or any(
-            queue.n_queued for (owner, _), queue in self.queues.items() if owner is request_class
-        )
-
-
-@dataclass(slots=True)
 class PlanningPass:
     """Builds the batches of one step.
 
-    `start` is called for each queued sequence that is given a slot; `cached` says how many of a queued sequence's cells it
-    would not have to compute."""
+    `start` is called for each queued sequence that is given a slot, and returns what carrying its cells takes; `cached` says how
+    many of a queued sequence's cells it would not have to compute."""
 
     books: Books
-    start: Callable[[Sequence], None]
+    start: Callable[[Sequence], float]
     cached: Callable[[Sequence], int]
     budget: StepBudget = field(init=False)
     target_us: int = field(init=False)
@@ -269,7 +218,7 @@ class PlanningPass:
             if sequence.slot < 0:
                 if sequence.is_suspect:
                     self._set_apart(sequence)
-                self.start(sequence)
+                self.budget.cap(self.budget.left_us - self.start(sequence))
                 assert sequence.n_computed == start, f"{sequence} got other cells than foreseen"
             self._add_prompt(sequence, n_tokens)
             quantum = False
@@ -293,9 +242,10 @@ class PlanningPass:
         if not self.books.has_rows(request_class):
             return None
         heads = [
-            self.books.first_waiting(request_class, name)
+            self.books.first_waiting(request_class, name, heavy=heavy)
+            for heavy in ((False,) if self.books.rivals(request_class) else (False, True))
             for name, pool in self.books.pools.items()
-            if pool.may_take(request_class, admission.slots_max(name, limits))
+            if pool.may_take(request_class, admission.slots_max(self.books.policy.pools, name, limits))
         ]
         found = (head for head in heads if head is not None)
         return min(found, key=lambda head: (rank(head.request.account), head.order_key), default=None)

@@ -6,10 +6,12 @@ room for it or there is nothing else to do. Such a copy takes only room that nob
 wants it, for as long as its cells are in their slot as well. A slot is written through once; when its cells go on in another
 request, the copy is a shorter prefix like any, until the longer one is stored and takes its place."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 
 from poise.scheduler.memory.kv import KvPool
 from poise.scheduler.memory.prefix import Prefix
+from poise.scheduler.memory.retention import Use
+from poise.scheduler.memory.reuse import Source
 from poise.scheduler.memory.store import Entry, Purpose
 from poise.scheduler.memory.stored import StoredPrefix
 from poise.scheduler.planning import plan as kv
@@ -42,16 +44,22 @@ class LastingPlacement(Placement):
             for shorter in nested:
                 self._discard(shorter.entry)
         entry = self.store.add(Purpose.PREFIX, warm.tenant, pool.name, warm.n_cells, n_bytes)
-        entry.is_spare, warm.copy = True, entry.number
+        entry.is_spare, entry.use, warm.copy = True, warm.use, entry.number
         self._operations.append(kv.StoreSlot(pool.name, warm.slot, entry.number, warm.n_cells))
-        self._index_stored(Prefix(warm.tenant, pool.name, warm.blocks, warm.n_cells, entry=entry.number))
+        self._index_stored(Prefix(warm.tenant, pool.name, warm.blocks, warm.n_cells, entry=entry.number, use=warm.use))
         return True
+
+    def _loss_us(self, warm: Prefix, n_cells: int) -> float:
+        """What has a copy is only carried in when it is wanted."""
+        if n_cells >= 2 * BLOCK_TOKENS and warm.copy in self.store:
+            return self.carry_us * warm.n_cells * warm.use.worth(self.now_ns)
+        return super()._loss_us(warm, n_cells)
 
     def _empty(self, pool: KvPool, slot: int, warm: Prefix | None) -> None:
         super()._empty(pool, slot, warm)
         self._has_gone(warm)
 
-    def _reuse(self, sequence: Sequence, pool: KvPool, warm: Prefix | None, source: Prefix | Entry, n_cells: int) -> None:
+    def _reuse(self, sequence: Sequence, pool: KvPool, warm: Prefix | None, source: Source, n_cells: int) -> None:
         super()._reuse(sequence, pool, warm, source, n_cells)
         self._has_gone(warm)
 
@@ -81,17 +89,19 @@ class LastingPlacement(Placement):
             return None
         return StoredPrefix(number, tenant, entry.pool, entry.n_cells, entry.n_bytes, blocks) if blocks else None
 
-    def inherit(self, entries: Iterable[StoredPrefix]) -> None:
+    def inherit(self, entries: SequenceOf[StoredPrefix], now_ns: int) -> None:
         """Take over what an engine before this one has left in the store, the longest unused first, as if it was stored in this
         order; what finds no room or is of no use is dropped."""
-        for stored in entries:
-            prefix = Prefix(stored.tenant, stored.pool, stored.blocks, stored.n_cells, entry=stored.number)
+        self.now_ns = now_ns
+        for i, stored in enumerate(entries, now_ns - len(entries)):  # times of use in this order, and just now
+            use = Use(i)
+            prefix = Prefix(stored.tenant, stored.pool, stored.blocks, stored.n_cells, entry=stored.number, use=use)
             victims = None
             if self._is_usable(prefix):
-                victims = self.store.victims(Purpose.PREFIX, stored.tenant, stored.n_bytes)
+                victims = self.store.victims(Purpose.PREFIX, stored.tenant, stored.n_bytes, now_ns)
             for victim in victims or ():
                 self._discard(victim.number, evicted=True)
-            entry = Entry(stored.number, Purpose.PREFIX, stored.tenant, stored.pool, stored.n_cells, stored.n_bytes)
+            entry = Entry(stored.number, Purpose.PREFIX, stored.tenant, stored.pool, stored.n_cells, stored.n_bytes, use=use)
             self.store.take_over(entry)
             if victims is None:
                 self._drop(stored.number)
