@@ -133,7 +133,7 @@ def measure(arguments: argparse.Namespace, *options: str) -> None:
             time.sleep(6)  # an engine that is lost soon after its start is started again after a pause
     name = " ".join(options) or "as it is"
     print(f"{name}: {arguments.repetitions} times {arguments.agents} agents of {agents[0].n_context} tokens")
-    print(f"  not computed again: {min(shares):.3f} to {max(shares):.3f} of the context")
+    print(f"  not computed again: mean {statistics.mean(shares):.3f}, least {min(shares):.3f} of the context")
     print(f"  first token after the kill: median {statistics.median(firsts_s):.2f} s, max {max(firsts_s):.2f} s")
     print(f"  undisturbed: median {statistics.median(warm_s):.2f} s, max {max(warm_s):.2f} s")
     print(f"  carried by each engine: {', '.join(copied)}", flush=True)
