@@ -217,6 +217,12 @@ MEMORY = (
         "they end, make room, or are erased",
         "the same tenant's requests",
     ),
+    Memory(
+        "engine.arena:Arena",
+        "the same copies, where they outlive the engine, with their tenants' names and keyed hashes of blocks",
+        "as above, or the server ends",
+        "the same tenant's requests",
+    ),
 )
 
 _LIVE = "one for each live request"
@@ -248,6 +254,11 @@ GROWING = (
     ),
     Growing(
         "gateway.supervision.questions:Questions", "questions to the engine", "those of open requests; they end with the engine"
+    ),
+    Growing(
+        "gateway.supervision.store:StoreKeeper",
+        "tenants that are being erased by an engine; the memory of its host store",
+        "those of questions to the engine; `store.budget_mb`",
     ),
     Growing("gateway.supervision.launch:Launcher", "descriptors kept for a start", "a few"),
     Growing("gateway.tasks.tasks:TaskAccount", "failures of a task", "a few times"),

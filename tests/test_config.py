@@ -281,7 +281,8 @@ def test_to_policy() -> None:
     assert (policy.quantum_tokens, policy.batch_tokens, policy.ageing, policy.hole_steps) == (16, 512, 0.5, 2)
     assert (policy.chunk_tokens, policy.priors) == ({}, {})
     assert (policy.turn_us, policy.preemptions_max) == (2_000_000, 8)
-    assert policy.store == StorePolicy(512 << 20, 0.5, True, 16)
+    assert policy.store == StorePolicy(512 << 20, 0.5, True, 16, write_through=True)
+    assert not to_policy(Settings(), lasts=False).store.write_through, "a copy that ends with its slot is of no use"
     assert (policy.tenants, policy.tenant_default) == ({}, TenantPolicy())
 
 
@@ -292,6 +293,7 @@ def test_to_policy_of_the_store_the_tenants_and_the_downgrade() -> None:
         "store.tenant_share": 0.25,
         "store.prefix_reuse": False,
         "store.prefix_min_tokens": 64,
+        "store.write_through": False,
         "scheduler.turn_ms": 500,
         "scheduler.preemptions_max": 2,
         "classes.interactive.downgrade_output_tokens": 700,

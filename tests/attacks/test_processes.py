@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 import signal
 import time
@@ -69,6 +70,16 @@ def test_children_end_with_a_gateway_that_is_killed(tmp_path: Path) -> None:
     server.process.stdout.close()
     _, alive = psutil.wait_procs(children, timeout=120)
     assert alive == []
+
+
+def test_only_the_engine_has_the_store(anybodys: Besieged) -> None:
+    """Copies of everybody's cells, in the gateway's memory: a text worker, in which strangers' templates run, cannot reach it."""
+    gateway = psutil.Process(anybodys.server.process.pid)
+    engine = engine_of(gateway)
+    assert engine is not None
+    held = {p.pid: [os.readlink(file) for file in Path(f"/proc/{p.pid}/fd").iterdir()] for p in gateway.children(recursive=True)}
+    assert len(held) > 1
+    assert [pid for pid, files in held.items() if any("poise-store" in file for file in files)] == [engine.pid]
 
 
 async def test_no_process_dumps_its_memory_or_hands_secrets_on(anybodys: Besieged) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from poise.engine.arena import Arena, make_memory
 from poise.llama.binding.model import Model
 from poise.llama.files.default_model import default_model
 from poise.llama.files.memory import PoolSpec
@@ -26,16 +27,39 @@ def llama_runner() -> Iterator[LlamaRunner]:
 
     One thread: several wait for each other at every node of the graph, which on a busy host takes ten times as long.
     """
-    pools = [PoolSpec("short", SHORT_SLOTS, CELLS, True), PoolSpec("long", LONG_SLOTS, CELLS, False)]
-    with LlamaRunner(Model.load(default_model()), pools, batch_tokens=128, threads=1) as runner:
+    with llama(None) as runner:
         yield runner
 
 
-@pytest.fixture(params=["sim", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session")
+def lasting_llama_runner() -> Iterator[LlamaRunner]:
+    """The same with its host store in shared memory."""
+    with llama(arena()) as runner:
+        yield runner
+
+
+def llama(arena: Arena | None) -> LlamaRunner:
+    pools = [PoolSpec("short", SHORT_SLOTS, CELLS, True), PoolSpec("long", LONG_SLOTS, CELLS, False)]
+    return LlamaRunner(Model.load(default_model()), pools, batch_tokens=128, threads=1, arena=arena)
+
+
+def arena() -> Arena:
+    made = Arena(make_memory(64 << 20))
+    made.inherit(b"")
+    return made
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(params=["sim", "lasting-sim", pytest.param("llama", marks=SLOW), pytest.param("lasting-llama", marks=SLOW)])
 def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    """A runner with empty slots and nothing stored."""
-    is_llama = request.param == "llama"
-    subject = llama_subject(request.getfixturevalue("llama_runner")) if is_llama else sim_subject()
+    """A runner with empty slots and nothing stored; the store in its own memory, or in memory that outlives it."""
+    lasts, _, kind = request.param.rpartition("-")
+    if kind == "llama":
+        subject = llama_subject(request.getfixturevalue("lasting_llama_runner" if lasts else "llama_runner"))
+    else:
+        subject = sim_subject(arena() if lasts else None)
     yield subject
     subject.clean_up()
 
@@ -58,7 +82,7 @@ def lark(places: list[list[int]]) -> str:
     return json.dumps({"grammars": [{"lark_grammar": f"start: {rule}"}]})
 
 
-def sim_subject() -> Subject:
+def sim_subject(arena: Arena | None = None) -> Subject:
     failing = False
 
     @contextmanager
@@ -74,5 +98,5 @@ def sim_subject() -> Subject:
         PoolInfo("short", SHORT_SLOTS, CELLS, flash_attention=True, kv_bytes=0),
         PoolInfo("long", LONG_SLOTS, CELLS, flash_attention=False, kv_bytes=0),
     ]
-    runner = ExactRunner(pools, n_vocab=49_152, clock=VirtualClock(), fault=lambda what, detail: failing)
+    runner = ExactRunner(pools, n_vocab=49_152, clock=VirtualClock(), fault=lambda what, detail: failing, arena=arena)
     return Subject(runner, 12, lambda entry: runner._entries[entry].cells, CELL_BYTES, broken, json.dumps)

@@ -11,6 +11,7 @@ import msgspec
 
 from poise.config import Settings, to_policy
 from poise.config.settings import PoolSettings, PoolsSettings
+from poise.engine.arena import Arena
 from poise.engine.core import Engine
 from poise.scheduler.policy import CostPrior
 from poise.scheduler.request import Started
@@ -74,13 +75,14 @@ class Bench:
         secret: bytes = b"poise",
         rss_bytes: Callable[[], int] = lambda: 0,
         weights_bytes: int = 0,
+        arena: Arena | None = None,
         **changes: Any,
     ) -> None:
         self.clock = clock or VirtualClock()
         self.mail = Mailboxes()
         pools = [PoolInfo("short", slots, 512, True, 0), PoolInfo("long", 2, 2048, False, 0)]
         self.runner = runner or ExactRunner(
-            pools, n_vocab=n_vocab, clock=self.clock, cost=CostPrior(), end_rate=end_rate, echo=echo
+            pools, n_vocab=n_vocab, clock=self.clock, cost=CostPrior(), end_rate=end_rate, echo=echo, arena=arena
         )
         short = PoolSettings(slots=slots, slot_tokens=512)
         settings = Settings(pools=PoolsSettings(short=short))
@@ -88,6 +90,7 @@ class Bench:
             settings,
             slot_cells={p.name: p.slot_cells for p in pools},
             cell_bytes=dict.fromkeys((p.name for p in pools), CELL_BYTES),
+            lasts=arena is not None,
         )
         policy = replace(policy, **changes)
         self.scheduler = Scheduler(policy)
@@ -100,6 +103,8 @@ class Bench:
             rss_bytes=rss_bytes,
             weights_bytes=weights_bytes,
             secret=secret,
+            arena=arena,
+            fingerprint=b"the same",
         )
         self.engine.journal.record_policy(policy)
 

@@ -10,6 +10,7 @@ import pytest
 from poise.config import Settings, to_policy
 from poise.engine.blackbox import BoxWriter
 from poise.engine.execution import Execution
+from poise.engine.inheritance import Inheritance
 from poise.engine.journal import Journal, read_journal
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.scheduler.planning.plan import DropEntry, MoveSlot, StepPlan, StepResult, StoreSlot
@@ -250,7 +251,8 @@ def test_the_cost_of_carrying_is_measured_where_cells_are_counted() -> None:
         carry_us_per_cell=3.0,
         fault=lambda what, subject: isinstance(subject, StoreSlot) and subject.slot == 1,
     )
-    execution = Execution(runner, clock, {}, BoxWriter(), DraftPolicy())
+    inheritance = Inheritance(None, Bench().scheduler.placement, b"")
+    execution = Execution(runner, clock, {}, BoxWriter(), DraftPolicy(), inheritance)
     for slot in (0, 1, 2):
         runner.execute("short", [Row(1 + slot, slot, 0, prompt(1, 100), False)])
     before_ns = clock.now_ns()

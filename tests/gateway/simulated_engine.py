@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from poise.config import Settings
+from poise.engine.arena import Arena
 from poise.engine.ports import Row, Sampled
 from poise.llama.binding.model import ModelError
 from poise.llama.fitting.fit import DoesNotFit
 from poise.llama.running.load import LoadedRunner, Progress
-from poise.scheduler.planning.plan import StepPlan
+from poise.scheduler.planning.plan import KvOperation, StepPlan, StoreSlot
 from poise.scheduler.scheduler import Scheduler
 from poise.wire.messages import PoolInfo, Ready
 from poise.wire.to_engine import SamplingParams
@@ -37,6 +38,8 @@ OPEN_TOKEN = 669
 PLAN_LENGTH = 2
 """A prompt of exactly so many tokens breaks the loop as soon as it is planned, where nothing says that it was this one. Prompts
 that are readmitted with their output are longer."""
+TORN = b"torn"
+"""What a half-written entry is full of."""
 SLOW_STEP_S = 0.01
 """What a step takes in the mode "slow": long outputs take longer than any period of the engine's reports."""
 
@@ -71,6 +74,16 @@ class _Runner(ExactRunner):
             time.sleep(SLOW_STEP_S)
         return super().execute(pool, rows)
 
+    def apply(self, operation: KvOperation) -> int:
+        """In the mode "torn:FILE" the process is killed in the middle of writing an entry, if the file is there; once."""
+        if isinstance(operation, StoreSlot) and sys.argv[1].startswith("torn:") and (sign := Path(sys.argv[1][5:])).exists():
+            sign.unlink()
+            assert self._arena is not None
+            memory = self._arena.reserve(operation.entry, 8 * operation.n_cells, operation.n_cells)
+            memory[: 4 * operation.n_cells] = TORN * operation.n_cells
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().apply(operation)
+
     def __enter__(self) -> _Runner:
         return self
 
@@ -87,7 +100,7 @@ def complain(path: Path, wrong: str, settings: Settings) -> None:
         raise ModelError(path, wrong)
 
 
-def load(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
+def load(path: Path, settings: Settings, progress: Progress, weights_again: str = "", arena: Arena | None = None) -> LoadedRunner:
     if sys.argv[1] == "bad-model":
         raise ModelError(path, "is not a model")
     if sys.argv[1].startswith("file:"):
@@ -98,7 +111,7 @@ def load(path: Path, settings: Settings, progress: Progress, weights_again: str 
     if sys.argv[1] == "loads-for-ever":
         select.select([int(sys.argv[-1])], [], [])  # to the end of the gateway's side, which says nothing meanwhile
     pools = [PoolInfo("short", settings.n_slots("short"), 4096, True, 0), PoolInfo("long", 2, 8192, True, 0)]
-    runner = _Runner(pools)
+    runner = _Runner(pools, arena=arena)
     ready = Ready("simulated", 0, 1000, 8192, pools, os.getpid(), "works", f"again: {weights_again}")
     return LoadedRunner(runner, ready, {}, {})  # type: ignore[arg-type]
 

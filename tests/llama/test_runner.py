@@ -10,6 +10,7 @@ import pytest
 
 from poise.engine.ports import Row, RunnerError, Sampled
 from poise.llama.binding.context import PoolContext
+from poise.llama.binding.mapping import allocate
 from poise.llama.binding.model import Model, ModelError
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.runner import LlamaRunner
@@ -76,7 +77,7 @@ def test_cells_that_are_not_numbers_die_with_their_request(runner: LlamaRunner, 
     runner.apply(ReleaseSlot(pool, 0, 1))
     drawn(2, STORY * 3)
     context, n_cells = runner._contexts[pool], 3 * len(STORY)
-    state = context.copy_state(0, n_cells)
+    state = context.read_into(allocate(context.state_size(0, n_cells)), 0)
     values_bytes = n_cells * context.info.cell_bytes // (2 * 30)  # of the last of 30 layers
     state[-values_bytes:-64] = 0xFF  # 0xFFFF is none of f16's numbers; at the very end is how much the other slots hold: nothing
     context.release(0)

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from poise.llama.running.store import StateStore, StoredState
+from poise.engine.arena import Arena, make_memory
+from poise.llama.binding.mapping import Bytes
+from poise.llama.running.store import StateStore
 
 
-def stored(n_bytes: int, n_cells: int = 10, pool: str = "short") -> StoredState:
-    return StoredState(pool, n_cells, np.full(n_bytes, 7, np.uint8))
+@pytest.fixture(params=["private", "shared"])
+def store(request: pytest.FixtureRequest) -> StateStore:
+    if request.param == "private":
+        return StateStore()
+    arena = Arena(make_memory(1 << 20))
+    arena.inherit(b"")
+    return StateStore(arena)
 
 
-def test_bytes_are_counted_by_what_the_arrays_hold() -> None:
+def put(store: StateStore, entry: int, n_bytes: int) -> Bytes:
+    state = store.reserve(entry, "short", 10, n_bytes)
+    state.fill(7)
+    return state
+
+
+def test_bytes_are_counted_by_what_the_arrays_hold(store: StateStore) -> None:
     """Not by cells: a state has a header and positions too."""
-    store = StateStore()
-    store.put(1, stored(300))
-    store.put(2, stored(50))
+    put(store, 1, 300)
+    put(store, 2, 50)
     assert store.n_bytes == 350
     store.drop(1)
     assert store.n_bytes == 50
 
 
-def test_an_entry_is_found_with_as_many_cells_as_it_holds_or_fewer() -> None:
+def test_an_entry_is_found_with_as_many_cells_as_it_holds_or_fewer(store: StateStore) -> None:
     """It comes back whole, as it was put."""
-    store, state = StateStore(), stored(300)
-    store.put(1, state)
-    assert store.get(1, "short", 10) is state
-    assert store.get(1, "short", 1) is state
+    state = put(store, 1, 300)
+    assert store.get(1, "short", 10).state is state
+    assert store.get(1, "short", 1).state is state
 
 
 @pytest.mark.parametrize(
@@ -39,34 +49,37 @@ def test_an_entry_is_found_with_as_many_cells_as_it_holds_or_fewer() -> None:
         (1, "short", 0, "holds 10"),
     ],
 )
-def test_what_is_not_there_is_a_mistake(entry: int, pool: str, n_cells: int, words: str) -> None:
+def test_what_is_not_there_is_a_mistake(store: StateStore, entry: int, pool: str, n_cells: int, words: str) -> None:
     """The scheduler's books say what there is."""
-    store = StateStore()
-    store.put(1, stored(300))
+    put(store, 1, 300)
     with pytest.raises(AssertionError, match=words):
         store.get(entry, pool, n_cells)
 
 
-def test_an_entry_is_put_once_and_dropped_once() -> None:
+def test_an_entry_is_put_once_and_dropped_once(store: StateStore) -> None:
     """Anything else would be a leak or a mix-up."""
-    store = StateStore()
-    store.put(1, stored(300))
+    put(store, 1, 300)
     with pytest.raises(AssertionError, match="already"):
-        store.put(1, stored(300))
+        put(store, 1, 300)
     store.drop(1)
     with pytest.raises(AssertionError, match="no entry 1"):
         store.drop(1)
 
 
-def test_memory_is_overwritten_before_it_is_freed() -> None:
-    """One entry, or all of them at the end."""
-    store = StateStore()
-    states = [stored(300), stored(50), stored(20)]
-    for entry, state in enumerate(states):
-        store.put(entry, state)
+def test_memory_is_overwritten_before_it_is_freed(store: StateStore) -> None:
+    """One entry, and the others stay as they are."""
+    states = [put(store, entry, n_bytes) for entry, n_bytes in enumerate((300, 50, 20))]
     store.drop(1)
-    assert [bool(state.state.any()) for state in states] == [True, False, True]
-    store.clear()
-    assert not any(state.state.any() for state in states)
-    assert store.n_bytes == 0
-    store.clear()
+    assert [bool(state.any()) for state in states] == [True, False, True]
+
+
+def test_at_the_end_only_what_another_engine_cannot_have_is_overwritten() -> None:
+    """An arena is the gateway's."""
+    arena = Arena(make_memory(1 << 20))
+    arena.inherit(b"")
+    for store, stays in ((StateStore(), False), (StateStore(arena), True)):
+        states = [put(store, entry, 300) for entry in range(3)]
+        store.clear()
+        assert [bool(state.any()) for state in states] == [stays] * 3
+        assert store.n_bytes == 0
+        store.clear()

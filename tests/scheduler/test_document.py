@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "scheduler.md").read_text()
 NAMED = re.compile(
     r"\b(accounts|drafts|fairness|following|heavy|hold|limits|newcomers|places|power|preemption|prefix|recovery|retention|rules|"
-    r"sampling_cost|slots): "
+    r"sampling_cost|slots|survival): "
     r"((?:`[a-z0-9_]+`(?:, )?\s*)+)"
 )
 

@@ -5,15 +5,18 @@ function of that state. So a sequence whose KV cells were lost, mixed up or comp
 output must be the same whatever chunks, slots, neighbours, swaps and copies the scheduler chose. A step costs what the given
 cost weights say, and cells that are carried cost their time too, on the virtual clock."""
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 import msgspec
 
+from poise.engine.arena import Arena
 from poise.engine.drafting import draw_along
 from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known
 from poise.engine.thinking import Budget
+from poise.scheduler.memory.stored import StoredPrefix
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.planning.plan import KvOperation
@@ -56,7 +59,8 @@ class _Open:
 @dataclass(slots=True)
 class _Entry:
     pool: str
-    cells: list[int]
+    cells: list[int] | memoryview
+    """States, or the shared memory in which they are."""
 
 
 class ExactRunner:
@@ -68,7 +72,8 @@ class ExactRunner:
     echo               0, or: but for one token in so many, what follows is decided by the last ECHO_TOKENS tokens alone, and is
                        one of ECHO_VOCAB. Texts then repeat themselves, as answers that quote do
     carry_us_per_cell  virtual time of storing, loading, copying and moving one cell; a state is always carried whole
-    fault              makes operations fail; a failure is noticed at the end, so it takes as long as success"""
+    fault              makes operations fail; a failure is noticed at the end, so it takes as long as success
+    arena              where entries lie, eight bytes for each cell; they outlive the runner then"""
 
     def __init__(
         self,
@@ -82,6 +87,7 @@ class ExactRunner:
         echo: int = 0,
         carry_us_per_cell: float = 3.0,
         fault: Fault | None = None,
+        arena: Arena | None = None,
     ) -> None:
         self._pools = list(pools)
         self._n_vocab = min(n_vocab, ECHO_VOCAB) if echo else n_vocab
@@ -96,6 +102,7 @@ class ExactRunner:
         # One hash state after each computed token, per pool and slot; its length is the number of cells used.
         self._cells: dict[str, list[list[int]]] = {p.name: [[] for _ in range(p.n_slots)] for p in pools}
         self._entries: dict[int, _Entry] = {}
+        self._arena = arena
         self._capacity = {p.name: p.slot_cells for p in pools}
         self._cell_bytes = {p.name: p.cell_bytes or CELL_BYTES for p in pools}
         self._open: dict[int, _Open] = {}
@@ -183,7 +190,11 @@ class ExactRunner:
                 self._load(operation)
             case kv.DropEntry(entry):
                 assert entry in self._entries, f"there is no entry {entry}"
-                self._entries.pop(entry).cells.clear()
+                kept = self._entries.pop(entry).cells
+                if isinstance(kept, list):
+                    kept.clear()
+                elif self._arena is not None:
+                    self._arena.drop(entry)
             case kv.ScrubPool():
                 pass  # A released slot has no cells here.
         return 0
@@ -193,8 +204,17 @@ class ExactRunner:
         assert 0 < operation.n_cells == len(cells), f"{operation}, and the slot holds {len(cells)} cells"
         assert operation.entry not in self._entries, f"entry {operation.entry} is stored already"
         self._carry(operation, len(cells))
-        self._entries[operation.entry] = _Entry(pool, cells.copy())
+        kept: list[int] | memoryview = cells.copy()
+        if self._arena is not None:
+            kept = self._arena.reserve(operation.entry, 8 * len(cells), len(cells)).cast("Q")
+            kept[:] = array("Q", cells)
+        self._entries[operation.entry] = _Entry(pool, kept)
         return len(cells) * self._cell_bytes[pool]
+
+    def inherit(self, entries: Sequence[StoredPrefix]) -> None:
+        for entry in entries:
+            assert self._arena is not None
+            self._entries[entry.number] = _Entry(entry.pool, self._arena.memory(entry.number).cast("Q"))
 
     def _load(self, operation: kv.LoadSlot) -> None:
         assert operation.entry in self._entries, f"there is no entry {operation.entry}"
@@ -203,7 +223,7 @@ class ExactRunner:
         assert 0 < operation.n_cells <= len(stored.cells), f"{operation}, and the entry holds {len(stored.cells)} cells"
         self._check_empty(operation.pool, operation.slot)
         self._carry(operation, len(stored.cells))
-        self._cells[operation.pool][operation.slot] = stored.cells[: operation.n_cells]
+        self._cells[operation.pool][operation.slot] = list(stored.cells[: operation.n_cells])
 
     def _check_empty(self, pool: str, slot: int) -> None:
         assert not self._cells[pool][slot], f"slot {slot} of pool {pool} is to be filled and is not empty"

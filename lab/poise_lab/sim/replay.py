@@ -11,6 +11,7 @@ import msgspec
 
 from poise.engine.journal import Entry, JournalError, plain, read_journal
 from poise.scheduler.fairness.accounts import Account
+from poise.scheduler.memory.stored import StoredPrefix
 from poise.scheduler.planning.plan import StepPlan, StepResult
 from poise.scheduler.policy import SchedulerPolicy
 from poise.scheduler.power import PowerLimits
@@ -71,7 +72,7 @@ class _Replay:
 
     def repeat(self, entry: Entry) -> str:
         """Repeat one call; returns what is different, or nothing."""
-        scheduler, now_ns = self.scheduler, entry.now_ns
+        scheduler, now_ns, line = self.scheduler, entry.now_ns, entry.line
         match entry.kind, entry.values:
             case "add", [request, answer]:
                 return _compare("answer", answer, scheduler.add(_convert(request, Request, entry.line), now_ns))
@@ -87,6 +88,8 @@ class _Replay:
                 scheduler.adjust(queue_share, slots_share)
             case "limit", [dict() as limits]:
                 scheduler.limit(_convert(limits, PowerLimits, entry.line))
+            case "inherit", [list() as entries]:
+                scheduler.placement.inherit([_convert(entry, StoredPrefix, line) for entry in entries], now_ns)
             case "restore", [list() as accounts, int(at_ns)]:
                 scheduler.restore([_convert(account, Account, entry.line) for account in accounts], at_ns)
             case "forget" | "retract" | "erase", [str(name)]:

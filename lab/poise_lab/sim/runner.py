@@ -9,6 +9,7 @@ from zlib import crc32
 
 from poise.engine.drafting import draw_along
 from poise.engine.ports import Row, Sampled, Wake
+from poise.scheduler.memory.stored import StoredPrefix
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.planning.plan import KvOperation
@@ -106,6 +107,9 @@ class SimRunner:
             case kv.DropEntry(entry):
                 del self._entries[entry]
         return 0
+
+    def inherit(self, entries: Sequence[StoredPrefix]) -> None:
+        raise NotImplementedError
 
     def _carry(self, n_cells: int) -> int:
         """Take the time of carrying so many cells."""

@@ -17,6 +17,7 @@ def to_policy(
     chunk_tokens: Mapping[str, int] | None = None,
     priors: Mapping[str, policy.CostPrior] | None = None,
     n_drawn: int = 32,
+    lasts: bool = True,
 ) -> policy.SchedulerPolicy:
     """The scheduler's parameters.
 
@@ -25,6 +26,7 @@ def to_policy(
     chunk_tokens   per pool: the chunk at which prompt tokens get cheap, measured
     priors         per pool: first guess of the cost model, measured
     n_drawn        tokens of a pass that can be drawn after; 0: the model cannot forget what it was fed, so nobody drafts
+    lasts          the host store outlives the engine
     What is not given comes from the settings or from the scheduler's own defaults."""
     pools = {
         name: policy.PoolPolicy(
@@ -45,7 +47,7 @@ def to_policy(
         hole_steps=settings.scheduler.hole_steps,
         turn_us=settings.scheduler.turn_ms * 1000,
         preemptions_max=settings.scheduler.preemptions_max,
-        store=_store(settings),
+        store=_store(settings, lasts),
         tenants=msgspec.convert(settings.tenants, dict[str, policy.TenantPolicy], from_attributes=True),
         tenant_default=msgspec.convert(settings.tenant_defaults, policy.TenantPolicy, from_attributes=True),
         priors=dict(priors or {}),
@@ -60,7 +62,7 @@ def _drafts(settings: Settings, n_drawn: int) -> policy.DraftPolicy:
     return policy.DraftPolicy(streams, most) if most > 0 else policy.DraftPolicy()
 
 
-def _store(settings: Settings) -> policy.StorePolicy:
+def _store(settings: Settings, lasts: bool) -> policy.StorePolicy:
     store = settings.store
     shares = {name: tenant.cache_share for name, tenant in settings.tenants.items() if tenant.cache_share}
     return policy.StorePolicy(
@@ -69,6 +71,7 @@ def _store(settings: Settings) -> policy.StorePolicy:
         prefix_reuse=store.prefix_reuse,
         prefix_min_cells=store.prefix_min_tokens,
         tenant_shares=shares,
+        write_through=store.write_through and lasts,
     )
 
 

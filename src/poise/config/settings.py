@@ -93,6 +93,8 @@ class StoreSettings(Section):
     """Keep what finished requests computed for later ones of the same tenant that begin alike."""
     prefix_min_tokens: Annotated[int, Field(ge=8, le=1 << 20)] = 16
     """A shorter common beginning is computed again."""
+    write_through: bool = True
+    """When there is nothing better to do, copy what is kept in free slots to the store, which outlives the engine."""
 
 
 class ClassSettings(Section):

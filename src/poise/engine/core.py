@@ -9,11 +9,13 @@ from hashlib import blake2b
 
 import msgspec
 
+from poise.engine.arena import Arena
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.desk import JournalDesk
 from poise.engine.execution import Execution, Live
 from poise.engine.figures import StepTallies
+from poise.engine.inheritance import Inheritance
 from poise.engine.journal import ERASED, Journal
 from poise.engine.ports import Clock, Inbox, Outbox, Runner, Sampled
 from poise.engine.report import Reporter, news_of
@@ -55,9 +57,14 @@ class Engine:
     cpu_ns: Callable[[], int] = lambda: 0
     """Processor time of the process so far; 0: it is not known, or not what limits it."""
     secret: bytes = b"poise"
-    """Key of the block hashes; a live engine draws one at random."""
+    """Key of the block hashes; a live engine is given the gateway's."""
+    arena: Arena | None = None
+    """The memory that the runner's host store has, if it outlives this engine."""
+    fingerprint: bytes = b""
+    """Of all that a stored state depends on."""
     execution: Execution = field(init=False)
     tallies: StepTallies = field(default_factory=StepTallies)
+    _inheritance: Inheritance = field(init=False)
     _reporter: Reporter = field(init=False)
     _desk: JournalDesk = field(init=False)
     _live: dict[int, Live] = field(default_factory=dict)
@@ -67,6 +74,8 @@ class Engine:
     """Requests whose grammars are being made, with the digests that the journal has instead of them."""
     _cpu_ns: int = 0
     """As it stood when a step was last accounted for: what is done between two steps counts as well."""
+    _gives_back: bool = False
+    """Memory that the store keeps for entries to come is to go back when the next plan is carried out."""
     _n_output: int = 0
     _n_declared: int = 0
     _n_internal: int = 0
@@ -79,8 +88,10 @@ class Engine:
     """It was sent those of an engine before it: what it says of them from now on is the whole."""
 
     def __post_init__(self) -> None:
-        self.execution = Execution(self.runner, self.clock, self._live, self.box, self.scheduler.drafts)
-        self._reporter = Reporter(self.scheduler, self.runner, self.rss_bytes, self.weights_bytes)
+        self._inheritance = Inheritance(self.arena, self.scheduler.placement, self.fingerprint)
+        self.execution = Execution(self.runner, self.clock, self._live, self.box, self.scheduler.drafts, self._inheritance)
+        stored_bytes = self._inheritance.resident_bytes
+        self._reporter = Reporter(self.scheduler, self.runner, self.rss_bytes, self.weights_bytes, stored_bytes)
         self._desk = JournalDesk(self.outbox.send)
 
     def run(self) -> None:
@@ -115,6 +126,7 @@ class Engine:
         handled_ns = self.clock.now_ns()
         plan = self.scheduler.plan(began_ns)
         if plan.is_empty:
+            self._give_back()
             self._emit(plan, [], events)
             self._rest(plan, began_ns, changed=bool(events))
             return
@@ -125,6 +137,7 @@ class Engine:
         if cpu_ns := self.cpu_ns():
             result = replace(result, busy_ns=max(1, (cpu_ns - self._cpu_ns) // max(1, self.runner.threads)))
             self._cpu_ns = cpu_ns
+        self._give_back()
         now_ns = self.clock.now_ns()
         self.box.planning(plan.step, now_ns)
         self.journal.record(now_ns, "result", result)
@@ -156,6 +169,11 @@ class Engine:
         self._idle = True
         self._wake_at_ns = plan.wake_at_ns
 
+    def _give_back(self) -> None:
+        if self._gives_back:
+            self._gives_back = False
+            self._inheritance.give_back()
+
     def _handle(self, message: to_engine.ToEngine, now_ns: int, events: list[Event]) -> None:
         match message:
             case to_engine.Submit():
@@ -175,6 +193,11 @@ class Engine:
             case to_engine.Hold():
                 self.journal.record(now_ns, "hold", message.request_id, message.hold)
                 events += self.scheduler.hold(message.request_id, Hold(message.hold), now_ns)
+            case to_engine.Inherit():
+                entries = self._inheritance.take(keep=message.keep)
+                self.runner.inherit(entries)
+                self.journal.record(now_ns, "inherit", entries)
+                self.scheduler.placement.inherit(entries, now_ns)
             case Accounts():
                 self.journal.record(now_ns, "restore", message.accounts, message.at_ns)
                 self.scheduler.restore(message.accounts, message.at_ns)
@@ -186,14 +209,18 @@ class Engine:
                 self.journal.record(now_ns, "limit", message.limits)
                 self.scheduler.limit(message.limits)
                 self.runner.limit_threads(message.threads)
+                self._gives_back = True
             case to_engine.Release():
                 if not self._live:
                     self.runner.release()
+                self._gives_back = True
             case to_engine.Erase():
                 self._desk.erase(message.tenant)
                 n_entries = self.journal.erase(message.tenant)
                 self.journal.record(now_ns, "erase", ERASED)
                 dropped = self.scheduler.erase(message.tenant)
+                self._inheritance.withhold()
+                self._gives_back = True
                 self._erased.append(wire.Erased(message.erase_id, *dropped, n_entries))
             case to_engine.Template():
                 self._declare(message, now_ns, events)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from poise.engine.blackbox import BoxWriter
 from poise.engine.blocks import BlockChain
 from poise.engine.drafting import NgramIndex
+from poise.engine.inheritance import Inheritance
 from poise.engine.ports import Clock, Row, Runner, RunnerError, Sampled, words_of
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.plan import Batch, BatchResult, Chunk, KvOperation, StepPlan, StepResult
@@ -39,12 +40,15 @@ class Execution:
 
     Whatever can take the process down is noted in `box` before it is done, with the requests that it is done for."""
 
-    def __init__(self, runner: Runner, clock: Clock, live: dict[int, Live], box: BoxWriter, drafts: DraftPolicy) -> None:
+    def __init__(
+        self, runner: Runner, clock: Clock, live: dict[int, Live], box: BoxWriter, drafts: DraftPolicy, inheritance: Inheritance
+    ) -> None:
         self._runner = runner
         self._drafts = drafts
         self._clock = clock
         self._live = live
         self._box = box
+        self._inheritance = inheritance
         self.kv_ns = self.forward_ns = self.sample_ns = 0
         """Time that the last plan took in the runner: carrying cells, in the model, drawing tokens."""
         self.prompt_tokens = 0
@@ -70,6 +74,7 @@ class Execution:
         if plan.operations:
             served = [o.request_id for o in plan.operations if isinstance(o, kv.LoadSlot | kv.CopySlot | kv.MoveSlot)]
             self._box.computing(plan.step, self._clock.now_ns(), served)
+            self._inheritance.reading(plan.operations)
         for operation in plan.operations:
             began_ns = self._clock.now_ns()
             done = self._apply(operation, stored, unstored, lost)
@@ -84,6 +89,7 @@ class Execution:
             result, drawn = self._run(plan.step, batch, lost)
             results.append(result)
             sampled += drawn
+        self._inheritance.read()
         blocks, guesses = self._extend(sampled), self._look_for_guesses(sampled)
         carried = (carried_ns // 1000, carried_cells)
         found = StepResult(tuple(results), tuple(stored), tuple(unstored), tuple(lost), blocks, *carried, guesses=guesses)
@@ -114,6 +120,7 @@ class Execution:
             return False
         if isinstance(operation, kv.StoreSlot):
             stored.append((operation.entry, n_bytes))
+            self._inheritance.stored(operation.entry)
         return True
 
     def _run(self, step: int, batch: Batch, lost: list[int]) -> tuple[BatchResult, list[Sampled]]:

@@ -17,6 +17,7 @@ An entry is (time, kind, values). The kinds, and the call of the scheduler that 
     hold      request id, hold              hold
     adjust    queue share, slots share      adjust
     limit     PowerLimits                   limit
+    inherit   StoredPrefixes                placement.inherit
     restore   Accounts, their time          restore
     forget    tenant                        forget
     erase     ERASED                        erase
@@ -113,6 +114,10 @@ class Journal:
                     n_named += 1
                     renamed = [replace(a, name=ERASED) if a.name == tenant else a for a in accounts]
                     self._entries[i] = (now_ns, kind, (renamed, at_ns))
+                case "inherit", (list() as entries,) if any(e.tenant == tenant for e in entries):
+                    n_named += 1
+                    left = [replace(e, tenant=ERASED, blocks=()) if e.tenant == tenant else e for e in entries]
+                    self._entries[i] = (now_ns, kind, (left,))
                 case "forget", (name,) if name == tenant:
                     n_named += 1
                     self._entries[i] = (now_ns, kind, (ERASED,))

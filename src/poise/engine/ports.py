@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from poise.scheduler.memory.stored import StoredPrefix
 from poise.scheduler.planning.plan import KvOperation
 from poise.wire.figures import StructureFigures
 from poise.wire.messages import PoolInfo, PromptLogprobs, ToGateway, Token
@@ -123,6 +124,9 @@ class Runner(Protocol):
         Raises RunnerError when a StoreSlot, LoadSlot, CopySlot or MoveSlot failed: then there is no such entry, or the target
         slot is empty (and a move's source too). A TrimSlot fails only with a model whose memory cannot be shortened (a
         recurrent one): then the slot is empty. A ScrubPool that fails leaves the pool unusable."""
+
+    def inherit(self, entries: Sequence[StoredPrefix]) -> None:
+        """These entries of the host store are there: another engine has left them. Before any operation."""
 
     def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
         """Compute a row of a prompt in passes of its own. Nothing is drawn: the logits of each of its tokens say how likely the

@@ -56,10 +56,18 @@ def news_of(events: Iterable[Event]) -> News:
 class Reporter:
     """Builds Status messages. `due_ns` is when the next one is worth sending."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, rss_bytes: Callable[[], int], weights_bytes: int) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        rss_bytes: Callable[[], int],
+        weights_bytes: int,
+        resident_bytes: Callable[[int], int],
+    ) -> None:
+        """`resident_bytes`: what entries of the host store that take so many bytes have of resident memory."""
         self._scheduler = scheduler
         self._runner = runner
-        self._rss_bytes = rss_bytes
+        self._rss_bytes, self._resident_bytes = rss_bytes, resident_bytes
         self._weights_bytes = weights_bytes
         self._positions_ns = 0
         self.due_ns = 0
@@ -68,7 +76,7 @@ class Reporter:
         """How everything stands."""
         self.due_ns = now_ns + STATUS_PERIOD_NS
         snapshot, rss_bytes = self._scheduler.snapshot(), self._rss_bytes()
-        stored_bytes = sum(snapshot.store.bytes_by_purpose.values())
+        stored_bytes = self._resident_bytes(sum(snapshot.store.bytes_by_purpose.values()))
         accounted = self._weights_bytes + sum(p.kv_bytes for p in self._runner.pools) + stored_bytes
         return Status(
             step=snapshot.step,

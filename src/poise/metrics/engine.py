@@ -22,6 +22,7 @@ _PREEMPTIONS = "Choices that were preempted, by kind; stall: the reader is behin
 _RECOMPUTED = "Tokens computed again after their KV cells were given up."
 _UNSTORED = "Choices whose KV cells were dropped because the host store was full."
 _DRAFTS = "Guesses of lone streams' next tokens that were computed: accepted came true, rejected were computed for nothing."
+_INHERITED = "Entries of the host store that an engine before had left."
 _COST_RATIO = "Measured over predicted time of a forward pass: the cost model's error."
 _JAIN = "Jain's index over what tenants of the last minute were served, by weight: 1 is even, 1/n one has all."
 _GAP = "How far apart the served costs, by weight, of tenants are that both have something waiting now."
@@ -63,6 +64,7 @@ _FIGURES = (
     (_COUNTER, "engine_evicted_entries", (), "totals.evicted_entries", "Entries that the host store gave up for others."),
     (_COUNTER, "engine_stored_bytes", (), "totals.stored_bytes", "Bytes carried into the host store."),
     (_COUNTER, "engine_loaded_bytes", (), "totals.loaded_bytes", "Bytes carried from the host store."),
+    (_COUNTER, "engine_inherited_entries", (), "totals.inherited_entries", _INHERITED),
     (_COUNTER, "engine_unstored", (), "totals.unstored", _UNSTORED),
     (_COUNTER, "draft_tokens", ("outcome",), "totals.draft_tokens", _DRAFTS),
     (_COUNTER, "engine_step_part_seconds", ("part",), "steps.parts_us", _PARTS),

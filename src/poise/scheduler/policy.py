@@ -63,13 +63,15 @@ class StorePolicy:
     tenant_share       most of the budget that one tenant's reusable prefixes may take
     prefix_reuse       whether finished sequences' cells are kept for requests that begin alike
     prefix_min_cells   a shorter common prefix is computed again
-    tenant_shares      tenants whose `tenant_share` is another one"""
+    tenant_shares      tenants whose `tenant_share` is another one
+    write_through      whether cells that stay in a free slot are copied to the store, which outlives the engine"""
 
     budget_bytes: int = 512 << 20
     tenant_share: float = 0.5
     prefix_reuse: bool = True
     prefix_min_cells: int = 16
     tenant_shares: Mapping[str, float] = field(default_factory=dict)
+    write_through: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,10 @@ from poise.scheduler.lengths import OutputLengths
 from poise.scheduler.lifecycle import Lifecycle
 from poise.scheduler.planning.books import Books
 from poise.scheduler.planning.budget import CostModel
-from poise.scheduler.planning.placement import Placement
 from poise.scheduler.planning.plan import Batch, StepPlan, StepResult
 from poise.scheduler.planning.planner import PlanningPass
 from poise.scheduler.planning.preemption import Preemption
+from poise.scheduler.planning.survival import LastingPlacement
 from poise.scheduler.policy import CostPrior, DraftPolicy, SchedulerPolicy
 from poise.scheduler.power import FULL_PPM, Background, Duty, PowerLimits
 from poise.scheduler.queues import WaitingQueue, order_key
@@ -48,12 +48,12 @@ class Scheduler:
 
     def __init__(self, policy: SchedulerPolicy) -> None:
         models = {name: CostModel(policy.priors.get(name, CostPrior())) for name in policy.pools}
-        tenants = TenantBooks(policy)
+        totals, tenants = Totals(), TenantBooks(policy)
         self.served = served = {c: ServedCost(policy.grain_us, tenants.weight) for c in RequestClass}
         """The virtual counters by class, for whoever watches. Not to be modified."""
         self._policy = policy
-        totals = Totals()
-        self._placement = Placement(policy, models, totals, self._turned)
+        self._placement = self.placement = LastingPlacement(policy, models, totals, self._turned)
+        """What of the host store outlives an engine is asked and told here, by whoever carries plans out."""
         self._books = Books(
             policy=policy,
             pools=self._placement.pools,
@@ -70,8 +70,7 @@ class Scheduler:
         self._bottleneck = Bottleneck()
         self._deadlines: list[tuple[int, int]] = []
         self._duty = Duty()
-        self._shares = (1.0, 1.0)
-        self._step = 0
+        self._shares, self._step = (1.0, 1.0), 0
         self._planned: StepPlan | None = None
 
     @property
@@ -248,6 +247,7 @@ class Scheduler:
         n_held = sum(not sequence.paused for sequence in self._life.paused.values())
         limit = limit_of(self._books, batches, self._life.sequences, planning.target_us, n_held)
         self._bottleneck.note(limit, now_ns)
+        self._placement.write_through(planning.budget.left_us if batches else None)
         return self._step_of(batches, self._deadlines[0][0] if self._deadlines else None)
 
     def _step_of(self, batches: tuple[Batch, ...], wake_at_ns: int | None) -> StepPlan:

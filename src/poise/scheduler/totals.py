@@ -27,6 +27,7 @@ class Totals:
     evicted_entries: int = 0
     stored_bytes: int = 0
     loaded_bytes: int = 0
+    inherited_entries: int = 0
     unstored: int = 0
     """Sequences whose cells were dropped because the host store was full."""
     draft_tokens: dict[DraftOutcome, int] = field(default_factory=lambda: dict.fromkeys(DraftOutcome, 0))

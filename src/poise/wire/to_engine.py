@@ -59,12 +59,13 @@ class Configure(msgspec.Struct, frozen=True, array_like=True, tag="configure"):
 
     `fingerprint` of the file whose vocabulary the gateway speaks: another one is not loaded. Empty: any will do.
     `weights` of the engine before this one, as its Ready named them: streams wait, so they are loaded again, without measuring.
-    """
+    `secret` of the keys of blocks: the same for all engines of a gateway, so that one finds what another has stored."""
 
     settings: str
     model_path: str
     fingerprint: str = ""
     weights: str = ""
+    secret: bytes = b""
 
 
 class Accounts(msgspec.Struct, frozen=True, array_like=True, tag="accounts"):
@@ -79,6 +80,14 @@ class Accounts(msgspec.Struct, frozen=True, array_like=True, tag="accounts"):
 
     def without(self, name: str) -> "Accounts":
         return Accounts(self.at_ns, [account for account in self.accounts if account.name != name])
+
+
+class Inherit(msgspec.Struct, frozen=True, array_like=True, tag="inherit"):
+    """Gateway to engine, before any Submit: the host store's memory is the engine's now, with what others have left in it.
+
+    Without `keep` all of that is to be dropped: perhaps engines die of it."""
+
+    keep: bool = True
 
 
 class Submit(msgspec.Struct, frozen=True, array_like=True, tag="submit"):
@@ -189,4 +198,5 @@ class Shutdown(msgspec.Struct, frozen=True, array_like=True, tag="shutdown"):
 
 
 _Limiting = Adjust | Power | Release
-ToEngine = Configure | Accounts | Submit | Abort | Hold | _Limiting | Template | Control | Forget | Erase | ReadJournal | Shutdown
+_First = Configure | Inherit | Accounts
+ToEngine = _First | Submit | Abort | Hold | _Limiting | Template | Control | Forget | Erase | ReadJournal | Shutdown

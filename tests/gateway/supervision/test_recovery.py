@@ -202,9 +202,10 @@ async def test_the_next_engine_has_what_is_in_force(monkeypatch: pytest.MonkeyPa
         assert s.state.detail == "for a test"
         await until_ready(s, restarts=1)
         assert sent[:2] == [to_engine.Adjust(0.5, 0.25), to_engine.Shutdown()]
-        assert sent[2] == to_engine.Configure(lower.model_dump_json(), "model.gguf", weights="works")
-        assert isinstance(sent[3], Accounts)
-        assert sent[4] == to_engine.Adjust(0.5, 0.25)
+        assert sent[2] == to_engine.Configure(lower.model_dump_json(), "model.gguf", weights="works", secret=s._store.secret)
+        assert sent[3] == to_engine.Inherit()
+        assert isinstance(sent[4], Accounts)
+        assert sent[5] == to_engine.Adjust(0.5, 0.25)
         assert not s.metrics.registry.get_sample_value("poise_engine_losses_total", {"cause": "exit"})
 
 

@@ -306,15 +306,17 @@ async def test_every_engine_is_told_of_the_templates(monkeypatch: pytest.MonkeyP
         s.declare({"a": [1, 2]})
         assert not sent
         await s.until(lambda state: state.is_settled)
-        assert isinstance(sent[1], Accounts)
-        assert sent[2:] == [to_engine.Template("a", [1, 2])]
+        assert isinstance(sent[1], to_engine.Inherit)
+        assert isinstance(sent[2], Accounts)
+        assert sent[3:] == [to_engine.Template("a", [1, 2])]
         await events(submit(s, [BUG_TOKEN]))
         sent.clear()
         await until_ready(s, restarts=1)
-        assert isinstance(sent[1], Accounts)
-        assert sent[2:] == [to_engine.Template("a", [1, 2])]
+        assert isinstance(sent[1], to_engine.Inherit)
+        assert isinstance(sent[2], Accounts)
+        assert sent[3:] == [to_engine.Template("a", [1, 2])]
         s.declare({"a": [1, 2], "b": [3]})
-        assert sent[3:] == [to_engine.Template("a", [1, 2]), to_engine.Template("b", [3])]
+        assert sent[4:] == [to_engine.Template("a", [1, 2]), to_engine.Template("b", [3])]
 
 
 async def test_a_message_that_is_taken_at_once_is_not_taken_to_be_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from poise.engine.blackbox import BlackBox
 from poise.engine.leash import child_environment
+from poise.gateway.supervision.store import StoreKeeper
 from poise.wire import messages as wire
 from poise.wire.framing import FrameDecoder
 
@@ -134,9 +135,11 @@ class LaunchedEngine(Child[wire.ToGateway]):
 class Launcher:
     """Starts one engine after the other."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        """`command` starts an engine; the numbers of its black box and of its end of the socket pair are added to it."""
+    def __init__(self, command: Sequence[str], store: StoreKeeper | None = None) -> None:
+        """`command` starts an engine; the numbers of its black box, of the `store`'s memory and of its end of the socket pair are
+        added to it."""
         self._command = command
+        self._store = store or StoreKeeper(0)
         self._box: BlackBox | None = None
         self._spare: list[int] = []
 
@@ -149,7 +152,10 @@ class Launcher:
             box.clear()
             lost = asyncio.get_running_loop().create_future()
             connection: FrameConnection[wire.ToGateway] = FrameConnection(wire.ToGateway, dispatch, lost)
-            process = await spawn([*self._command, "--box", str(box.fd)], connection, child_environment(), [box.fd])
+            command, fds, store = [*self._command, "--box", str(box.fd)], [box.fd], self._store.descriptor()
+            if store is not None:
+                command, fds = [*command, "--store", str(store)], [*fds, store]
+            process = await spawn(command, connection, child_environment(), fds)
         finally:
             self._take_spare()
         return LaunchedEngine(process, connection, box)
@@ -157,6 +163,7 @@ class Launcher:
     def close(self) -> None:
         """No engine is started any more."""
         self._give_spare()
+        self._store.close()
         if self._box is not None:
             self._box.close()
             self._box = None

@@ -37,6 +37,8 @@ class Life:
     """What the watchdog ended it for."""
     last_words: Fatal | None = None
     """What it said of its own end."""
+    has_worked: bool = False
+    """A token has come of it."""
     is_outdated: bool = False
     """It was ended because its model file was written over."""
 

@@ -23,6 +23,7 @@ from poise.gateway.supervision.launch import LaunchedEngine, Launcher
 from poise.gateway.supervision.life import Backoff, Life, Watchdog, look_every_s, restart_after
 from poise.gateway.supervision.model_file import LOOK_EVERY_S, ModelFile, pause
 from poise.gateway.supervision.questions import Questions, unavailable
+from poise.gateway.supervision.store import StoreKeeper
 from poise.gateway.tasks import Tasks
 from poise.metrics.early import RecoveryMetrics
 from poise.scheduler.request import Control
@@ -47,10 +48,11 @@ class Supervisor:
     def __init__(
         self, settings: Settings, model_path: str, command: Sequence[str] = ENGINE_COMMAND, tasks: Tasks | None = None
     ) -> None:
-        """`command` starts an engine; the numbers of its black box and of its end of the socket pair are added to it."""
+        """`command` starts an engine; the numbers of files and of its end of the socket pair are added to it."""
         self.state = EngineState()
         self.metrics = RecoveryMetrics()
-        self._launcher = Launcher(command)
+        self._store = StoreKeeper(settings.store_mb << 20)
+        self._launcher = Launcher(command, self._store)
         self._tasks = tasks or Tasks()
         self._settings = settings
         self.model = ModelFile(model_path)
@@ -166,13 +168,16 @@ class Supervisor:
         return await self._questions.ask(wire.Forgotten, message, message.forget_id)
 
     def disown(self, tenant: str) -> int:
+        self._store.erase(tenant)
         self._accounts = self._accounts.without(tenant)
         return self._requests.disown(tenant)
 
     async def erase(self, tenant: str) -> wire.Erased:
         message = to_engine.Erase(next(self._ids), tenant)
         try:
-            return await self._questions.ask(wire.Erased, message, message.erase_id)
+            erased = await self._questions.ask(wire.Erased, message, message.erase_id)
+            self._store.erased(tenant)
+            return erased
         finally:
             self._accounts = self._accounts.without(tenant)  # the engine may have sent them meanwhile
 
@@ -239,13 +244,16 @@ class Supervisor:
         finally:
             self._watchdog = self._engine = None
             code = await engine.end(SHUTDOWN_GRACE_S)
-        return self._life.death(code, _last_record(engine.box))
+        death, has_worked = self._life.death(code, _last_record(engine.box)), self._life.has_worked
+        self._store.take_back(fruitful=has_worked or self._life.is_stable(time.monotonic()), is_short=death.is_short)
+        return death
 
     async def _read(self, engine: LaunchedEngine) -> None:
         """Tell an engine what it is to be, and return when nothing more can be heard of it, for whatever reason."""
         try:
             settings, model = engine_settings(self._settings), self.model
-            self._send(to_engine.Configure(settings, model.path, model.fingerprint, self._weights))
+            secret = self._store.secret
+            self._send(to_engine.Configure(settings, model.path, model.fingerprint, self._weights, secret))
             await engine.connection.lost
         except (FrameError, ConnectionError) as error:
             log.error("the engine's socket broke: %s", error)
@@ -278,6 +286,7 @@ class Supervisor:
     def _dispatch(self, message: wire.ToGateway) -> None:
         match message:
             case wire.Step():
+                self._life.has_worked |= bool(message.tokens)
                 self._requests.step(message)
             case wire.Accepted() | wire.Refused():
                 self._requests.answered(message)
@@ -319,6 +328,7 @@ class Supervisor:
             self._lost_s = 0.0
         self._enter(EnginePhase.READY)
         # Before any request: what is sent in order arrives in order.
+        self._send(self._store.lend())
         self._send(self._accounts)
         self._send_templates()
         if self._shares != (1.0, 1.0):

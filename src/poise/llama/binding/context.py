@@ -179,7 +179,7 @@ class PoolContext(AbstractContextManager["PoolContext"]):
         copies: dict[int, Bytes] = {}
         try:
             for slot, n_cells in held.items():
-                copies[slot] = self.copy_state(slot, n_cells)
+                copies[slot] = self.read_into(allocate(self.state_size(slot, n_cells)), slot)
             self._library.memory_clear(self._memory, True)
             self._filled = [0] * len(self._filled)
             for slot, state in copies.items():
@@ -235,23 +235,23 @@ class PoolContext(AbstractContextManager["PoolContext"]):
     def _check_empty(self, slot: int) -> None:
         assert self._filled[slot] == 0, f"slot {slot} of pool {self.info.name} is to be filled and is not empty"
 
-    def copy_state(self, slot: int, n_cells: int) -> Bytes:
-        """A slot's state of `n_cells` cells in an array of its own, of exactly its size. Raises RunnerError."""
+    def state_size(self, slot: int, n_cells: int) -> int:
+        """Bytes of the state of a slot that holds `n_cells` cells."""
         filled = self._filled[slot]
         assert 0 < n_cells == filled, f"slot {slot} of pool {self.info.name} holds {filled} cells, not {n_cells}"
-        state = allocate(self._library.state_seq_get_size(self.pointer, slot))
-        return self._read_into(state, slot)
+        return self._library.state_seq_get_size(self.pointer, slot)
 
     def read_state(self, slot: int) -> Bytes:
         """A slot's state, valid until the next call. Raises RunnerError."""
         size = self._library.state_seq_get_size(self.pointer, slot)
         if size > STATE_KEPT_BYTES:
-            return self._read_into(allocate(size), slot)
+            return self.read_into(allocate(size), slot)
         if size > len(self._state):
             self._state = allocate(min(size + size // 4, STATE_KEPT_BYTES))
-        return self._read_into(self._state[:size], slot)
+        return self.read_into(self._state[:size], slot)
 
-    def _read_into(self, state: Bytes, slot: int) -> Bytes:
+    def read_into(self, state: Bytes, slot: int) -> Bytes:
+        """A slot's state into memory of exactly its size. Raises RunnerError."""
         self._library.log.clear()
         n = self._library.state_seq_get_data(self.pointer, _bytes_at(state), len(state), slot)
         if n != len(state):

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from poise.config import Settings
+from poise.engine.arena import Arena
 from poise.llama.binding.model import Model
 from poise.llama.choosing.measure import LIMIT_S, choose
 from poise.llama.choosing.weights import Weights
+from poise.llama.files.memory import available_bytes
 from poise.llama.fitting.fit import check_fit, chooser, pool_specs
 from poise.llama.running.runner import LlamaRunner
 from poise.scheduler.policy import CostPrior
@@ -36,16 +38,22 @@ class LoadedRunner:
     chunk_tokens: dict[str, int]
     priors: dict[str, CostPrior]
     n_drawn: int = 32
+    build: str = ""
+    """Of llama.cpp: another one may write states otherwise."""
 
 
-def load_runner(path: Path, settings: Settings, progress: Progress, weights_again: str = "") -> LoadedRunner:
+def load_runner(
+    path: Path, settings: Settings, progress: Progress, weights_again: str = "", arena: Arena | None = None
+) -> LoadedRunner:
     """Load the model and build the pools. Raises ModelError or EngineLibraryError with one line.
 
-    weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait"""
+    weights_again   those of an engine that was lost: they are loaded again, and nothing is measured, because streams wait
+    arena           the host store's memory. What is in it already is no memory that is still needed"""
+    available = available_bytes() + min(arena.file_bytes if arena else 0, settings.store_mb << 20)
     if weights_again:
-        weights = chooser(path, settings).as_before(weights_again)
-        check_fit(weights.path, settings)
-        return _load(weights, settings, progress, measure=False)
+        weights = chooser(path, settings, available=available).as_before(weights_again)
+        check_fit(weights.path, settings, available=available)
+        return _load(weights, settings, progress, arena, measure=False)
     chosen = 0.0
 
     def choosing(done: float) -> None:
@@ -53,12 +61,12 @@ def load_runner(path: Path, settings: Settings, progress: Progress, weights_agai
         chosen = CHOOSING_DONE * done
         progress(chosen, "choosing weights (first start with this model)")
 
-    weights = chooser(path, settings, choosing).choose()
-    check_fit(weights.path, settings)
-    return _load(weights, settings, lambda done, stage: progress(chosen + (1 - chosen) * done, stage))
+    weights = chooser(path, settings, choosing, available=available).choose()
+    check_fit(weights.path, settings, available=available)
+    return _load(weights, settings, lambda done, stage: progress(chosen + (1 - chosen) * done, stage), arena)
 
 
-def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: bool = True) -> LoadedRunner:
+def _load(weights: Weights, settings: Settings, progress: Progress, arena: Arena | None, *, measure: bool = True) -> LoadedRunner:
     engine = settings.engine
     model = Model.load(
         weights.path, gpu_layers=engine.gpu_layers, progress=lambda done: progress(WEIGHTS_DONE * done, "loading the model")
@@ -86,6 +94,7 @@ def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: 
             adapt_threads=engine.adapt_threads and engine.gpu_layers == 0,
             costs=priors,
             candidates_max=settings.sampling.candidates_max,
+            arena=arena,
         )
     except BaseException:
         model.close()
@@ -101,4 +110,5 @@ def _load(weights: Weights, settings: Settings, progress: Progress, *, measure: 
         weights_reason=weights.reason,
     )
     chunk_tokens = {name: choice.chunk_tokens for name, choice in choices.items()}
-    return LoadedRunner(runner, ready, chunk_tokens, priors, 0 if model.is_recurrent else runner.outputs_max)
+    n_drawn = 0 if model.is_recurrent else runner.outputs_max
+    return LoadedRunner(runner, ready, chunk_tokens, priors, n_drawn, model.library.version().decode())

@@ -12,8 +12,9 @@ from itertools import islice
 
 import numpy as np
 
+from poise.engine.arena import Arena
 from poise.engine.drafting import draw_along
-from poise.engine.ports import NO_TOKEN, Row, Sampled, check_known, words_of
+from poise.engine.ports import NO_TOKEN, Row, RunnerError, Sampled, check_known, words_of
 from poise.engine.thinking import Budget
 from poise.llama.binding.context import PoolContext
 from poise.llama.binding.mapping import give_back
@@ -22,8 +23,9 @@ from poise.llama.files.cgroups import usable_threads
 from poise.llama.files.memory import PoolSpec
 from poise.llama.running.grammar import Grammars
 from poise.llama.running.sampler import Drawn, Floats, Sampler
-from poise.llama.running.store import StateStore, StoredState
+from poise.llama.running.store import StateStore
 from poise.llama.running.threads import ThreadGovernor
+from poise.scheduler.memory.stored import StoredPrefix
 from poise.scheduler.planning import plan as kv
 from poise.scheduler.planning.budget import BatchShape, CostModel
 from poise.scheduler.policy import CostPrior
@@ -46,19 +48,21 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         adapt_threads: bool = False,
         costs: Mapping[str, CostPrior] | None = None,
         candidates_max: int = 1024,
+        arena: Arena | None = None,
     ) -> None:
         """Build the pools. Raises ModelError, with everything freed again.
 
         A slot has the cells its spec asks for, but never more than the context the model was trained on.
         threads 0: one for each core that this process may use. adapt_threads: fewer while passes take much longer than
-        `costs` say, as they do beside other busy programs. candidates_max: see `poise.llama.running.sampler`."""
+        `costs` say, as they do beside other busy programs. candidates_max: see `poise.llama.running.sampler`. arena: where the
+        host store lies; without one in memory that ends with this process."""
         self.model = model
         self._eog = frozenset(model.vocab.eog_tokens)
         self._samplers: dict[int, Sampler] = {}
         self._grammars = Grammars(model.vocab)  # first of all: it reads the vocabulary while the pools are built
         self.prepare, self.prepared = self._grammars.prepare, self._grammars.prepared
         self._contexts: dict[str, PoolContext] = {}
-        self._store = StateStore()
+        self._store = StateStore(arena)
         self._candidates_max = candidates_max
         self._costs = {spec.name: CostModel((costs or {}).get(spec.name, CostPrior())) for spec in pools}
         self._threads = threads or usable_threads()
@@ -139,9 +143,7 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
             case kv.CopySlot(pool, source, target, n_cells):
                 self._contexts[pool].copy(source, target, n_cells)
             case kv.StoreSlot(pool, slot, entry, n_cells):
-                state = self._contexts[pool].copy_state(slot, n_cells)
-                self._store.put(entry, StoredState(pool, n_cells, state))
-                return len(state)
+                return self._keep(pool, slot, entry, n_cells)
             case kv.LoadSlot(pool, slot, entry, n_cells):
                 stored = self._store.get(entry, pool, n_cells)
                 self._contexts[pool].load(slot, stored.state, stored.n_cells, n_cells)
@@ -150,6 +152,19 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
             case kv.ScrubPool(pool):
                 self._contexts[pool].scrub()
         return 0
+
+    def inherit(self, entries: Sequence[StoredPrefix]) -> None:
+        self._store.inherit(entries)
+
+    def _keep(self, pool: str, slot: int, entry: int, n_cells: int) -> int:
+        context = self._contexts[pool]
+        state = self._store.reserve(entry, pool, n_cells, context.state_size(slot, n_cells))
+        try:
+            context.read_into(state, slot)
+        except RunnerError:
+            self._store.drop(entry)
+            raise
+        return len(state)
 
     def score(self, pool: str, row: Row, targets: Sequence[int]) -> PromptLogprobs:
         context, sampler, found = self._contexts[pool], self._samplers[row.request_id], list[Drawn]()
@@ -217,7 +232,8 @@ class LlamaRunner(AbstractContextManager["LlamaRunner"]):
         return logits
 
     def shutdown(self) -> None:
-        """Free samplers, stored states (overwritten), pools and model, in this order. Later calls do nothing."""
+        """Free samplers, stored states (overwritten, but for those in an arena), pools and model, in this order. Later calls do
+        nothing."""
         self._grammars.close()
         self._samplers.clear()
         self._store.clear()

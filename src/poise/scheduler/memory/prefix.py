@@ -24,6 +24,8 @@ class Prefix:
     slot: int = -1
     entry: int = -1
     use: Use = field(default_factory=Use)
+    copy: int = -1
+    """The entry that it was written through to; -1: it was not."""
 
 
 class PrefixIndex:
@@ -49,13 +51,18 @@ class PrefixIndex:
             else:
                 high = middle - 1
         holders = keys[blocks[low - 1]]
-        # The shortest of those is carried with the least effort.
-        return min(holders, key=lambda prefix: prefix.n_cells), low * BLOCK_TOKENS
+        # The shortest of those is carried with the least effort, and what is in a slot perhaps with none.
+        return min(holders, key=lambda prefix: (prefix.n_cells, prefix.slot < 0)), low * BLOCK_TOKENS
 
     def covers(self, prefix: Prefix) -> bool:
         """Whether another kept prefix has all blocks of this one."""
         keys = self._by_key.get((prefix.tenant, prefix.pool), {})
         return any(other is not prefix for other in keys.get(prefix.blocks[-1], ()))
+
+    def is_stored(self, prefix: Prefix) -> bool:
+        """Whether an entry of the store has all blocks of this one."""
+        keys = self._by_key.get((prefix.tenant, prefix.pool), {})
+        return any(other.entry >= 0 for other in keys.get(prefix.blocks[-1], ()))
 
     def nested(self, prefix: Prefix) -> list[Prefix]:
         """Stored prefixes that this one has all blocks of: not needed beside it."""

@@ -32,6 +32,8 @@ class Entry:
     pool: str
     n_cells: int
     n_bytes: int
+    is_spare: bool = False
+    """Its cells are in their slot as well: it goes before any other prefix."""
     in_use: bool = False
     """True while the plan that is being made reads it; it may not be evicted then."""
     use: Use = field(default_factory=Use)
@@ -98,6 +100,11 @@ class HostStore:
         over = self.n_bytes + n_bytes - self.budget_bytes - sum(e.n_bytes for e in chosen)
         return chosen if self._choose(chosen, over, None, now_ns) else None
 
+    def has_room(self, tenant: str, n_bytes: int, freed: int = 0) -> bool:
+        """Whether a prefix of the tenant fits in what nobody uses, once `freed` bytes of the tenant's own have gone."""
+        own = self._prefix_bytes.get(tenant, 0) - freed + n_bytes
+        return own <= self.quota(tenant) and self.n_bytes - freed + n_bytes <= self.budget_bytes
+
     def surplus(self, now_ns: int) -> list[Entry]:
         """The prefixes that must go because the budget has shrunk, those first that will be wanted last."""
         chosen: list[Entry] = []
@@ -110,6 +117,11 @@ class HostStore:
         self._next += 1
         self.put(entry)
         return entry
+
+    def take_over(self, entry: Entry) -> None:
+        """An entry that is there already. Later ones have higher numbers."""
+        self._next = max(self._next, entry.number + 1)
+        self.put(entry)
 
     def put(self, entry: Entry) -> None:
         """An entry that was removed to change its purpose, or is new."""
@@ -144,13 +156,13 @@ class HostStore:
         return share >= 1 or may_take(n_bytes, held=held, used=fixed, total=total, share=share / (1 - share))
 
     def _choose(self, chosen: list[Entry], over: int, tenant: str | None, now_ns: int) -> bool:
-        """Add prefixes (of the tenant) to `chosen` until `over` bytes are free; whether that is possible."""
+        """Add prefixes (of the tenant) to `chosen`, spare ones first, until `over` bytes are free; whether that is possible."""
         if over <= 0:
             return True
         owned = [
             e for e in self if e.purpose is Purpose.PREFIX and not e.in_use and tenant in (None, e.tenant) and e not in chosen
         ]
-        for entry in sorted(owned, key=lambda e: (-e.use.wanted_in_ns(now_ns), e.number)):
+        for entry in sorted(owned, key=lambda e: (not e.is_spare, -e.use.wanted_in_ns(now_ns), e.number)):
             if over <= 0:
                 break
             chosen.append(entry)

@@ -1,8 +1,8 @@
 """The engine process: binds the loop to llama.cpp, a socket and the real clock. Nothing else in the project does.
 
-Started by the gateway as `python -m poise.worker.engine.process [--box N] FD`, FD being its end of a socket pair and N the
-memory of its black box (`engine/blackbox.py`), if there is one. The first message is Configure. It ends on Shutdown, or when
-the gateway's end closes: an engine never outlives its gateway."""
+Started by the gateway as `python -m poise.worker.engine.process [--box N] [--store M] FD`, FD being its end of a socket
+pair, N the memory of its black box (`engine/blackbox.py`) and M that of its host store (`engine/arena.py`), if there is one. The
+first message is Configure. It ends on Shutdown, or when the gateway's end closes: an engine never outlives its gateway."""
 
 import contextlib
 import os
@@ -14,12 +14,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from poise.config import Settings, to_policy
 from poise.config.paths import state_dir
+from poise.engine.arena import FINGERPRINT_BYTES, Arena
 from poise.engine.blackbox import BoxWriter
 from poise.engine.core import Engine
 from poise.engine.dumps import keep_journal
@@ -123,11 +126,12 @@ class SocketPort:
                 return messages
 
 
-Load = Callable[[Path, Settings, Progress, str], LoadedRunner]
-"""A model's path, the settings, what is called with how far it is, and the weights to load again, if any: to a runner."""
+Load = Callable[[Path, Settings, Progress, str, Arena | None], LoadedRunner]
+"""A model's path, the settings, what is called with how far it is, the weights to load again, if any, and where the host store
+lies: to a runner."""
 
 
-def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
+def serve(port: SocketPort, load: Load, box: BoxWriter, arena: Arena | None) -> int:
     """Load what Configure names and run the loop until the gateway wants no more. Returns the exit code."""
     configure = port.drain(None, block=True)[0]
     assert isinstance(configure, to_engine.Configure), f"expected Configure, got {type(configure).__name__}"
@@ -136,7 +140,7 @@ def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
     path = Path(configure.model_path)
     try:
         check_same(path, configure.fingerprint)
-        loaded = load(path, settings, lambda done, stage: port.send(wire.Loading(done, stage)), configure.weights)
+        loaded = load(path, settings, lambda done, stage: port.send(wire.Loading(done, stage)), configure.weights, arena)
         check_same(path, configure.fingerprint)  # it may have changed while it was read
     except (ModelError, EngineLibraryError) as error:
         port.send(wire.Fatal(str(error), permanent=True, short_of_memory=isinstance(error, DoesNotFit)))
@@ -150,6 +154,7 @@ def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
             chunk_tokens=loaded.chunk_tokens,
             priors=loaded.priors,
             n_drawn=loaded.n_drawn,
+            lasts=arena is not None,
         )
         journal.record_policy(policy)
         process = psutil.Process()
@@ -164,7 +169,9 @@ def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
             rss_bytes=lambda: int(process.memory_info().rss),
             cpu_ns=time.process_time_ns if settings.engine.gpu_layers == 0 else lambda: 0,
             weights_bytes=loaded.ready.model_bytes,
-            secret=os.urandom(32),
+            secret=configure.secret or os.urandom(32),
+            arena=arena,
+            fingerprint=fingerprint_of(configure, settings, loaded),
         )
         port.send(loaded.ready)
         try:
@@ -182,6 +189,14 @@ def serve(port: SocketPort, load: Load, box: BoxWriter) -> int:
     return 0
 
 
+def fingerprint_of(configure: to_engine.Configure, settings: Settings, loaded: LoadedRunner) -> bytes:
+    """Of all that a stored state depends on: the model file, the format of its weights, llama.cpp, and how pools are built."""
+    ready, engine = loaded.ready, settings.engine
+    model = (configure.model_path, configure.fingerprint, ready.weights, loaded.build)
+    what = (*model, ready.pools, engine.kv_type, engine.gpu_layers)
+    return blake2b(msgspec.msgpack.encode(what), digest_size=FINGERPRINT_BYTES).digest()
+
+
 def check_same(path: Path, expected: str) -> None:
     """Raises ModelError when the file is not the one with this fingerprint."""
     try:
@@ -193,14 +208,16 @@ def check_same(path: Path, expected: str) -> None:
 
 
 def main(load: Load = load_runner) -> int:
-    """Run an engine over the socket whose number is the last argument, with the black box whose number `--box` says."""
+    """Run an engine over the socket whose number is the last argument, with the black box and the host store whose numbers
+    `--box` and `--store` say."""
     tie_to_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the gateway's to handle
     arguments = sys.argv[1:]
     connection = socket.socket(fileno=int(arguments[-1]))
-    box = BoxWriter(int(arguments[arguments.index("--box") + 1])) if "--box" in arguments else BoxWriter()
+    files = {option: int(arguments[arguments.index(option) + 1]) for option in ("--box", "--store") if option in arguments}
+    arena = Arena(files["--store"]) if "--store" in files else None
     try:
-        return serve(SocketPort(connection), load, box)
+        return serve(SocketPort(connection), load, BoxWriter(files.get("--box")), arena)
     except EOFError:
         return 0
 
